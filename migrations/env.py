@@ -1,0 +1,35 @@
+"""Run the migrations: on the connection that was handed in, or on the database of the settings."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection
+
+from persyn.db import Base
+from persyn.db.connect import Database
+from persyn.settings import Settings
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the schema where the command says; SQLite's missing ALTERs become table copies."""
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_as_batch=True,
+        compare_type=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def main() -> None:
+    """Find the connection and migrate."""
+    given = context.config.attributes.get("connection")
+    if given is not None:
+        migrate(given)
+        return
+    with Database(Settings.from_environment().database_url).engine.begin() as connection:
+        migrate(connection)
+
+
+main()

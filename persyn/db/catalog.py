@@ -1,0 +1,148 @@
+"""What a run is given: prompts, teachers, students, scorers and the run itself."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from persyn.db.base import Base, Big, CreatedAt, Hash, Id, UtcTime, words
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Role(StrEnum):
+    """What a prompt is for in a run; the first two are answered by every teacher."""
+
+    CALIBRATION = "calibration"
+    HOLDOUT = "holdout"
+    TARGET = "target"
+
+
+class Prompt(Base):
+    """One instruction to be answered; the same conversation is the same prompt, whatever file it came in."""
+
+    __tablename__ = "prompts"
+
+    id: Mapped[Id]
+    content_hash: Mapped[Hash] = mapped_column(unique=True, comment="SHA-256 of the conversation's canonical JSON")
+    text: Mapped[str] = mapped_column(Text, comment="the user's last turn")
+    history: Mapped[list[Any] | None] = mapped_column(comment="the turns before it: [{role, content}, ...]")
+    answer: Mapped[str | None] = mapped_column(Text, comment="reference answer")
+    source: Mapped[str] = mapped_column(comment="name of the file it was first imported from")
+    source_id: Mapped[str | None] = mapped_column(comment="its id in that file")
+    meta: Mapped[dict[str, Any]] = mapped_column(comment="every other field of its row")
+    created_at: Mapped[CreatedAt]
+
+
+class Teacher(Base):
+    """A model that writes responses, as an immutable version: change anything and it is another teacher."""
+
+    __tablename__ = "teachers"
+
+    id: Mapped[Id]
+    name: Mapped[str] = mapped_column(index=True)
+    fingerprint: Mapped[Hash] = mapped_column(unique=True, comment="SHA-256 of what decides its responses")
+    engine: Mapped[str]
+    model: Mapped[str]
+    revision: Mapped[str | None] = mapped_column(comment="hub commit, or digest of a local folder")
+    options: Mapped[dict[str, Any]] = mapped_column(comment="engine arguments: dtype, max_model_len, ...")
+    sampling: Mapped[dict[str, Any]]
+    system: Mapped[str | None] = mapped_column(Text)
+    few_shot: Mapped[list[Any]] = mapped_column(comment="[{user, assistant}, ...]")
+    template_hash: Mapped[str | None] = mapped_column(comment="SHA-256 of the chat template; null without one")
+    gpus: Mapped[int]
+    family: Mapped[str | None]
+    license: Mapped[str | None]
+    params_b: Mapped[float | None] = mapped_column(comment="parameters, billions")
+    price_in: Mapped[float | None] = mapped_column(comment="US dollars per million prompt tokens")
+    price_out: Mapped[float | None] = mapped_column(comment="US dollars per million response tokens")
+    created_at: Mapped[CreatedAt]
+
+
+class Student(Base):
+    """The model a dataset is for, as an immutable version."""
+
+    __tablename__ = "students"
+
+    id: Mapped[Id]
+    name: Mapped[str] = mapped_column(index=True)
+    fingerprint: Mapped[Hash] = mapped_column(unique=True)
+    model: Mapped[str]
+    revision: Mapped[str | None] = mapped_column(comment="hub commit, or digest of a local folder")
+    template_hash: Mapped[str | None] = mapped_column(comment="SHA-256 of the chat template; null without one")
+    created_at: Mapped[CreatedAt]
+
+
+class Scorer(Base):
+    """One way of giving a response a raw score, as an immutable version."""
+
+    __tablename__ = "scorers"
+
+    id: Mapped[Id]
+    fingerprint: Mapped[Hash] = mapped_column(unique=True)
+    kind: Mapped[str] = mapped_column(comment="log_likelihood, reward_model, math, ...: an engine's name")
+    model: Mapped[str] = mapped_column(comment="empty for a scorer without a model")
+    revision: Mapped[str | None]
+    options: Mapped[dict[str, Any]]
+    gpus: Mapped[int]
+    student_id: Mapped[int | None] = mapped_column(
+        ForeignKey("students.id", ondelete="RESTRICT"), comment="set when the scorer is a student's log-likelihood"
+    )
+    created_at: Mapped[CreatedAt]
+
+
+class Run(Base):
+    """One student, one ordered set of teachers, one frozen configuration; one pass from prompts to dataset."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[Id]
+    name: Mapped[str] = mapped_column(unique=True)
+    state: Mapped[RunState] = mapped_column(words(RunState, "state"), default=RunState.RUNNING)
+    stage: Mapped[str] = mapped_column(comment="the stage whose jobs are being worked; the last one when done")
+    replans: Mapped[int] = mapped_column(default=0, comment="how often the present stage was planned again")
+    config: Mapped[dict[str, Any]] = mapped_column(comment="the run file, frozen")
+    config_hash: Mapped[Hash]
+    seed: Mapped[Big]
+    student_id: Mapped[int] = mapped_column(ForeignKey("students.id", ondelete="RESTRICT"))
+    quality_scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
+    learnability_scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
+    router_id: Mapped[int | None] = mapped_column(ForeignKey("routers.id", ondelete="RESTRICT"))
+    error: Mapped[str | None] = mapped_column(Text, comment="why it failed")
+    created_at: Mapped[CreatedAt]
+    finished_at: Mapped[UtcTime | None]
+
+
+class RunTeacher(Base):
+    """A teacher's place in a run: its position is its row in the router's head."""
+
+    __tablename__ = "run_teachers"
+    __table_args__ = (UniqueConstraint("run_id", "teacher_id"),)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
+
+
+class RunPrompt(Base):
+    """A prompt's place in a run."""
+
+    __tablename__ = "run_prompts"
+    __table_args__ = (
+        Index("ix_run_prompts_run_id_role_prompt_id", "run_id", "role", "prompt_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"), primary_key=True)
+    role: Mapped[Role] = mapped_column(words(Role, "role"))

@@ -1,0 +1,169 @@
+"""Connections to the store: a SQLite file or PostgreSQL, at the revision this code was written for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session
+
+from persyn.errors import UsageError
+
+_BUSY_SECONDS = 30
+
+
+class Database:
+    """One store. Its sessions are short: none is open while a model computes.
+
+    url: SQLAlchemy's: sqlite:///persyn.db or postgresql+psycopg://user@host/name.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _parse(url)
+        if self.url.get_backend_name() == "sqlite":
+            self.engine = _sqlite(self.url, begin="BEGIN IMMEDIATE", query_only=False)
+            self._reader = _sqlite(self.url, begin="BEGIN", query_only=True)
+        else:
+            self.engine = create_engine(self.url, pool_pre_ping=True)
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session that commits at the end, or not at all."""
+        with Session(self.engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session on one consistent snapshot, that can write nothing and blocks no writer."""
+        with Session(self._reader) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self.engine.dispose()
+        self._reader.dispose()
+
+    def upgrade(self) -> None:
+        """Bring the schema to this code's revision; a new file is made, nothing is lost."""
+        _in_transaction(self.engine, lambda config: command.upgrade(config, "head"))
+
+    def revision(self) -> str | None:
+        """The schema's revision; None for an empty database."""
+        with self._connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    def require_head(self) -> None:
+        """Raise `UsageError` unless the schema is at the revision this code was written for.
+
+        A SQLite file that does not exist yet is made.
+        """
+        head = ScriptDirectory.from_config(_alembic()).get_current_head()
+        file = self.url.database if self.url.get_backend_name() == "sqlite" else None
+        if file and not Path(file).exists():
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            self.upgrade()
+            return
+        found = self.revision()
+        if found == head:
+            return
+        place = self.url.render_as_string(hide_password=True)
+        if found is None or _knows(found):
+            raise UsageError(
+                f"the database {place} is at revision {found}, this PerSyn needs {head}; run 'persyn db upgrade'"
+            )
+        raise UsageError(
+            f"the database {place} is at revision {found}, which this PerSyn (at {head}) does not know; "
+            "it was made by a newer one: install that"
+        )
+
+    @contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        try:
+            with self._reader.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            place = self.url.render_as_string(hide_password=True)
+            reason = " ".join(str(error.orig).split())
+            raise UsageError(f"cannot open the database {place}: {reason}; check PERSYN_DATABASE_URL") from error
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration, for a given connection; the scripts lie in the installed package."""
+    config = _alembic()
+    config.attributes["connection"] = connection
+    return config
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _in_transaction(engine: Engine, act: Any) -> None:
+    # Batch migrations copy tables; SQLite would follow the foreign keys and delete their rows.
+    is_sqlite = engine.dialect.name == "sqlite"
+    with engine.connect() as connection:
+        if is_sqlite:
+            connection.connection.driver_connection.execute("PRAGMA foreign_keys=OFF")  # type: ignore[union-attr]
+        with connection.begin():
+            act(alembic_config(connection))
+            if is_sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
+                raise UsageError(f"the migration would leave a row without its parent: {tuple(broken)}; nothing done")
+        if is_sqlite:
+            connection.connection.driver_connection.execute("PRAGMA foreign_keys=ON")  # type: ignore[union-attr]
+
+
+def _knows(revision: str) -> bool:
+    return any(script.revision == revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions())
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UsageError(
+            "PERSYN_DATABASE_URL is not a database URL; "
+            "give sqlite:///persyn.db or postgresql+psycopg://user@host/name"
+        ) from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise UsageError(f"PERSYN_DATABASE_URL names {parsed.get_backend_name()}; PerSyn keeps to SQLite and PostgreSQL")
+    return parsed
+
+
+def _sqlite(url: URL, *, begin: str, query_only: bool) -> Engine:
+    """A SQLite engine whose transactions begin as said.
+
+    Writers begin IMMEDIATE: one that read first and wrote later would fail at once, however long it is ready to wait.
+    """
+    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            "foreign_keys=ON",
+            "cache_size=-65536",
+            f"query_only={'ON' if query_only else 'OFF'}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

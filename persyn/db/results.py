@@ -1,0 +1,113 @@
+"""What came out: responses, raw scores, routers, their scores, and assignments."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from persyn.db.base import Base, Big, CreatedAt, Hash, Id, words
+
+
+class Origin(StrEnum):
+    """Where a response comes from."""
+
+    GENERATED = "generated"
+    IMPORTED = "imported"
+
+
+class Response(Base):
+    """What one teacher wrote for one prompt, or why it wrote nothing. Shared by all runs."""
+
+    __tablename__ = "responses"
+    __table_args__ = (
+        UniqueConstraint("prompt_id", "teacher_id", "sample"),
+        Index("ix_responses_teacher_id", "teacher_id"),
+        CheckConstraint("(text IS NULL) <> (failure IS NULL)", name="text_or_failure"),
+    )
+
+    id: Mapped[Id]
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"))
+    teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
+    sample: Mapped[int] = mapped_column(default=0, comment="0 for the first response of a teacher to a prompt")
+    text: Mapped[str | None] = mapped_column(Text)
+    failure: Mapped[str | None] = mapped_column(Text, comment="why there is no text: too_long, empty, refused, ...")
+    finish_reason: Mapped[str | None] = mapped_column(comment="stop, or length when max_tokens cut it off")
+    prompt_tokens: Mapped[int | None]
+    response_tokens: Mapped[int | None]
+    seconds: Mapped[float | None] = mapped_column(comment="from admission to the engine to the last token")
+    seed: Mapped[Big | None]
+    engine: Mapped[str | None] = mapped_column(comment="name and version of what served the model")
+    origin: Mapped[Origin] = mapped_column(words(Origin, "origin"), default=Origin.GENERATED)
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    created_at: Mapped[CreatedAt]
+
+
+class Score(Base):
+    """One scorer's raw value of one response, never normalised; or why it has none."""
+
+    __tablename__ = "scores"
+    __table_args__ = (
+        CheckConstraint("(value IS NULL) <> (failure IS NULL)", name="value_or_failure"),
+        {"sqlite_with_rowid": False},
+    )
+
+    response_id: Mapped[int] = mapped_column(ForeignKey("responses.id", ondelete="CASCADE"), primary_key=True)
+    scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"), primary_key=True)
+    value: Mapped[float | None] = mapped_column(comment="sum of log-probabilities in nats, a logit, or a verdict")
+    n_tokens: Mapped[int | None] = mapped_column(comment="tokens summed over")
+    failure: Mapped[str | None] = mapped_column(Text)
+    detail: Mapped[dict[str, Any]] = mapped_column(comment="what retraces the value: parsed forms, dtype, version")
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    created_at: Mapped[CreatedAt]
+
+
+class Router(Base):
+    """A router fitted to one calibration grid."""
+
+    __tablename__ = "routers"
+
+    id: Mapped[Id]
+    fingerprint: Mapped[Hash] = mapped_column(unique=True, comment="SHA-256 of backbone, settings and training data")
+    backbone: Mapped[str]
+    revision: Mapped[str | None]
+    tune: Mapped[str]
+    options: Mapped[dict[str, Any]]
+    teacher_ids: Mapped[list[Any]] = mapped_column(comment="in head order")
+    metrics: Mapped[dict[str, Any]] = mapped_column(comment="Hit@k and rewards on the hold-out, beside the baselines")
+    path: Mapped[str] = mapped_column(comment="folder of the checkpoint")
+    sha256: Mapped[Hash] = mapped_column(comment="SHA-256 of the checkpoint's files")
+    created_at: Mapped[CreatedAt]
+
+
+class RouterScore(Base):
+    """A router's score of one teacher for one prompt; differences are log-odds of being rewarded more."""
+
+    __tablename__ = "router_scores"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    router_id: Mapped[int] = mapped_column(ForeignKey("routers.id", ondelete="CASCADE"), primary_key=True)
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"), primary_key=True)
+    teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"), primary_key=True)
+    score: Mapped[float]
+
+
+class Assignment(Base):
+    """The one teacher for a prompt in a run, by how much it won, and why it was chosen."""
+
+    __tablename__ = "assignments"
+    __table_args__ = (
+        Index("ix_assignments_run_id_teacher_id_prompt_id", "run_id", "teacher_id", "prompt_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"), primary_key=True)
+    teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
+    score: Mapped[float | None] = mapped_column(comment="the router's score, or the reward of a calibration response")
+    margin: Mapped[float | None] = mapped_column(comment="score minus the runner-up's; null when there is none")
+    reason: Mapped[str] = mapped_column(comment="router, or calibration: its best response was already there")
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    created_at: Mapped[CreatedAt]

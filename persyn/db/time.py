@@ -1,0 +1,56 @@
+"""Time as the database tells it: always its own clock, always UTC, so that workers' clocks do not matter."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import DateTime, Dialect, TypeDecorator
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time, also on SQLite, which stores none."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a naive time: it would be somebody's local one."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a stored time must be aware, got {value!r}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give every time its zone."""
+        if value is None or value.tzinfo is not None:
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+class now(FunctionElement[datetime]):  # noqa: N801 - reads as SQL's own now()
+    """The database's time at this statement, plus an offset."""
+
+    type = UtcDateTime()
+    inherit_cache = False
+
+    def __init__(self, offset: timedelta = timedelta()) -> None:
+        self.seconds = offset.total_seconds()
+        super().__init__()
+
+
+@compiles(now, "sqlite")
+def _sqlite(element: now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    shift = f", '{element.seconds:+.3f} seconds'" if element.seconds else ""
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now'{shift}))"
+
+
+@compiles(now, "postgresql")
+def _postgresql(element: now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    # now() stands still within a transaction; a lease must not begin in its past.
+    shift = f" + interval '{element.seconds:.3f} seconds'" if element.seconds else ""
+    return f"(clock_timestamp(){shift})"

@@ -1,0 +1,97 @@
+"""What has to be done: jobs under lease, and the audit of every transition."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from persyn.db.base import Base, Big, CreatedAt, Id, UtcTime, words
+
+
+class JobState(StrEnum):
+    """Where a job stands. Only a running job has an owner and a lease."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Job(Base):
+    """One leasable piece of one stage of one run: some prompts, for one model.
+
+    Its prompts are those of the run between two ids; what of them is still missing is a
+    query, so a job that was half done before its worker died is half as long for the next.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(
+            "state <> 'running' OR (owner IS NOT NULL AND lease_until IS NOT NULL)", name="running_under_lease"
+        ),
+        Index(
+            "ix_jobs_claim",
+            "queue",
+            "priority",
+            "id",
+            sqlite_where=text("state = 'queued'"),
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_lease",
+            "lease_until",
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+        Index("ix_jobs_run_id_stage_state", "run_id", "stage", "state"),
+        # Heartbeats touch no indexed column and find room on the same page.
+        {"postgresql_with": {"fillfactor": "70"}},
+    )
+
+    id: Mapped[Id]
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    stage: Mapped[str]
+    queue: Mapped[str] = mapped_column(comment="the model that works it; jobs of one queue share a loaded engine")
+    teacher_id: Mapped[int | None] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
+    scorer_id: Mapped[int | None] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
+    first_prompt_id: Mapped[Big] = mapped_column(comment="inclusive")
+    last_prompt_id: Mapped[Big] = mapped_column(comment="inclusive")
+    n_prompts: Mapped[int] = mapped_column(comment="how many items it held when it was planned")
+    gpus: Mapped[int] = mapped_column(default=0, comment="GPUs its model needs")
+    priority: Mapped[int] = mapped_column(default=0, comment="lower is sooner")
+    state: Mapped[JobState] = mapped_column(words(JobState, "state"), default=JobState.QUEUED)
+    attempts: Mapped[int] = mapped_column(default=0, comment="tries since one last saved something")
+    max_attempts: Mapped[int] = mapped_column(default=3)
+    fence: Mapped[Big] = mapped_column(default=0, comment="raised at each claim; every write of results checks it")
+    owner: Mapped[str | None] = mapped_column(comment="the worker process that holds or last held it")
+    lease_until: Mapped[UtcTime | None]
+    heartbeat_at: Mapped[UtcTime | None]
+    not_before: Mapped[UtcTime | None] = mapped_column(comment="a failed attempt waits until then")
+    dispatched_at: Mapped[UtcTime | None] = mapped_column(comment="when a message was last sent for it")
+    deadline_at: Mapped[UtcTime | None]
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    error: Mapped[str | None] = mapped_column(Text, comment="the last failure")
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[UtcTime | None] = mapped_column(comment="the first claim")
+    finished_at: Mapped[UtcTime | None]
+
+
+class Event(Base):
+    """One transition of a run, a job or an assignment. Rows are only ever added."""
+
+    __tablename__ = "events"
+
+    id: Mapped[Id]
+    at: Mapped[CreatedAt]
+    actor: Mapped[str] = mapped_column(comment="the worker or person that caused it")
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"))
+    fence: Mapped[Big | None]
+    from_state: Mapped[str | None]
+    to_state: Mapped[str]
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -1,0 +1,250 @@
+"""The engine host: a child process that loads one model and serves it over two pipes.
+
+A swap, a crash, an out-of-memory, a hang and a cancel are all the same to whoever holds a
+`Host`: close it, start another. The host dies with its parent, however that dies.
+Messages are MessagePack, each with its length in front; engines' own output goes to a log file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from persyn.errors import EngineError, PersynError
+from persyn.llm.protocols import Engine, ModelSpec, Request, Result
+
+_TICK_SECONDS = 1.0
+_LOG_LINES = 3
+
+
+class Loaded(Struct, frozen=True, tag="loaded"):
+    """The model is in memory."""
+
+    version: str
+    window: int
+    seconds: float
+
+
+class Finished(Struct, frozen=True, tag="finished"):
+    """Some requests are done; without any, the engine says that it is alive."""
+
+    results: list[Result]
+
+
+class Broken(Struct, frozen=True, tag="broken"):
+    """The engine can serve nothing any more."""
+
+    reason: str
+
+
+_Up: TypeAlias = Loaded | Finished | Broken
+_decode_up = msgspec.msgpack.Decoder(_Up).decode
+_decode_requests = msgspec.msgpack.Decoder(list[Request]).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class HostDied(Exception):
+    """The host ended, or said nothing for so long that it was ended; what was in flight is unknown."""
+
+
+class Host:
+    """A loaded model in a process of its own.
+
+    spec:          what it loads.
+    log:           the file that takes whatever the engine prints.
+    load_seconds:  how long loading may take.
+    stall_seconds: how long it may stay silent with work in hand before it counts as hung.
+    devices:       CUDA_VISIBLE_DEVICES for the child; None leaves it as it is.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        log: Path,
+        *,
+        load_seconds: float = 3600.0,
+        stall_seconds: float = 600.0,
+        devices: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self.log = log
+        self.loaded: Loaded | None = None
+        self._limits = (load_seconds, stall_seconds)
+        self._inbox: queue.SimpleQueue[_Up | None] = queue.SimpleQueue()
+        self._heard_at = time.monotonic()
+        self._child, self._down, up = _spawn(log, devices)
+        # A thread reads, so that the host can always write: two full pipes would be a deadlock.
+        threading.Thread(target=self._read, args=(up,), daemon=True, name="host-reader").start()
+        self._send(spec)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id, which is also its process group's."""
+        return self._child.pid
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hand requests over; returns at once. Silence counts from here."""
+        self._heard_at = time.monotonic()
+        self._send(list(requests))
+
+    def receive(self, timeout: float) -> list[Result]:
+        """Everything finished since the last call; waits up to `timeout` seconds for the first of it.
+
+        Raises `HostDied` when the host ended or hangs, `EngineError` when it says it is broken.
+        """
+        results: list[Result] = []
+        wait = timeout
+        while (message := self._next(wait)) is not None:
+            if isinstance(message, Loaded):
+                self.loaded = message
+            elif isinstance(message, Broken):
+                raise EngineError(message.reason)
+            else:
+                results += message.results
+            wait = 0.0
+        return results
+
+    def close(self) -> None:
+        """End the host and everything it started; returns when it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        self._down.close()
+
+    def _next(self, wait: float) -> _Up | None:
+        try:
+            message = self._inbox.get(timeout=wait) if wait > 0 else self._inbox.get_nowait()
+        except queue.Empty:
+            self._require_alive()
+            return None
+        if message is None:
+            self._inbox.put(None)  # whoever asks again is told again
+            raise HostDied(f"{self._ending()}; {self._last_words()}")
+        self._heard_at = time.monotonic()
+        return message
+
+    def _require_alive(self) -> None:
+        limit = self._limits[0 if self.loaded is None else 1]
+        silent = time.monotonic() - self._heard_at
+        if silent > limit:
+            doing = "while loading" if self.loaded is None else "with requests in hand"
+            raise HostDied(f"the engine said nothing for {silent:.0f} s {doing}; {self._last_words()}")
+
+    def _ending(self) -> str:
+        code = self._child.wait()
+        return f"the engine was ended by {signal.Signals(-code).name}" if code < 0 else f"the engine exited with {code}"
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()[-_LOG_LINES:] if self.log.exists() else []
+        return f"log {self.log}" + (f" ends: {' | '.join(lines)}" if lines else " is empty")
+
+    def _send(self, value: ModelSpec | list[Request]) -> None:
+        # A host that is gone is noticed by the reader, with the reason.
+        with contextlib.suppress(OSError):
+            self._down.send_bytes(_encode(value))
+
+    def _read(self, up: Connection) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._inbox.put(_decode_up(up.recv_bytes()))
+        up.close()
+        self._inbox.put(None)
+
+
+def _spawn(log: Path, devices: str | None) -> tuple[subprocess.Popen[bytes], Connection, Connection]:
+    """Start the child with one pipe to it and one from it, in its own session."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    down_read, down_write = os.pipe()
+    up_read, up_write = os.pipe()
+    environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
+    if devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = devices
+    try:
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "persyn.llm.host", str(down_read), str(up_write)],
+                pass_fds=(down_read, up_write),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=environment,
+            )
+    finally:
+        os.close(down_read)
+        os.close(up_write)
+    return child, Connection(down_write, readable=False), Connection(up_read, writable=False)
+
+
+class _Server:
+    """The child's side: one engine, fed and emptied until the parent is gone."""
+
+    def __init__(self, down: Connection, up: Connection) -> None:
+        self._down = down
+        self._up = up
+        self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._said_at = 0.0
+
+    def run(self) -> None:
+        """Load what the first message names, then serve."""
+        from persyn.llm import engines
+
+        spec = msgspec.msgpack.decode(self._down.recv_bytes(), type=ModelSpec)
+        threading.Thread(target=self._read, daemon=True, name="reader").start()
+        began = time.monotonic()
+        try:
+            engine = engines.load(spec, self.tick)
+            self._say(Loaded(engine.version, engine.window, time.monotonic() - began))
+            while True:
+                self._serve(engine)
+        except PersynError as error:
+            self._say(Broken(str(error)))
+
+    def tick(self) -> None:
+        """Tell the parent that a long step is alive."""
+        if time.monotonic() - self._said_at > _TICK_SECONDS:
+            self._say(Finished([]))
+
+    def _serve(self, engine: Engine) -> None:
+        wait = not engine.pending
+        while wait or not self._inbox.empty():
+            engine.submit(_decode_requests(self._inbox.get()))
+            wait = False
+        results = engine.step()
+        if results:
+            self._say(Finished(results))
+        else:
+            self.tick()
+
+    def _say(self, message: _Up) -> None:
+        self._said_at = time.monotonic()
+        self._up.send_bytes(_encode(message))
+
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._inbox.put(self._down.recv_bytes())
+        # The parent is gone or wants the end: take along whatever the engine has started.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _main() -> None:
+    down, up = (int(argument) for argument in sys.argv[1:3])
+    _Server(Connection(down, writable=False), Connection(up, readable=False)).run()
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,128 @@
+"""Learnability: how likely a student finds a response, as a sum of log-probabilities in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from persyn.errors import EngineError
+from persyn.llm import options, scoring
+from persyn.llm.batched import Batched
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.padding import Padded, Row, right_pad
+from persyn.llm.protocols import Engine, Judge, Judged, ModelSpec, Tick
+
+#: Positions that go through the LM head at once: in float32, 0.6 GB at a vocabulary of 152,000.
+_HEAD_ROWS = 1024
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Load a student that answers `Judge` with the log-likelihood of the response.
+
+    The value is the sum over the response's tokens, its end token included, given the conversation
+    in the student's own form; `n_tokens` is their number. A response longer than the model's context
+    together with its conversation fails as `too_long` and is never cut. Options: `scoring.Options`.
+    """
+    chosen = options.decode(spec, scoring.Options)
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    model = scoring.load_weights(AutoModelForCausalLM, spec, chosen)
+
+    def encode(request: Judge) -> Row:
+        return Row(request.id, *chat.response_ids(request.messages, request.response))
+
+    padded = Padded(
+        encode,
+        Student(model).judge,
+        max_tokens=scoring.max_tokens(model.config),
+        batch_tokens=scoring.batch_tokens(spec, chosen),
+        tick=tick,
+    )
+    return Batched(padded.compute, version=scoring.VERSION, chunk=scoring.CHUNK)
+
+
+class Student:
+    """A causal language model, split into decoder and head so that the head sees only what is scored.
+
+    `EngineError` when the model's logits are not what its head makes of its decoder's hidden states.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._decoder, self._head = _split(model)
+        self._device = model.device
+        self._detail = scoring.describe(model)
+        self._check(model)
+
+    @torch.inference_mode()
+    def judge(self, rows: Sequence[Row]) -> list[Judged]:
+        """The log-likelihood of each row's ids from `start` on."""
+        # The padding lies to the right of everything that is scored: no causal model looks at it, so any id
+        # will do, and without a mask the attention may use its fastest kernel. The last token predicts nothing.
+        ids = right_pad([Row(row.id, row.ids[:-1]) for row in rows], rows[0].ids[0], self._device)  # (B, L)
+        hidden = self._decoder(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
+
+        width = ids.shape[1]
+        places = [i * width + j for i, row in enumerate(rows) for j in range(row.start - 1, len(row.ids) - 1)]
+        targets = [token for row in rows for token in row.ids[row.start :]]
+        chosen = hidden.flatten(0, 1)[torch.tensor(places).to(hidden.device)]  # (N, H)
+        log_probabilities = self._log_probabilities(chosen, torch.tensor(targets))  # (N,)
+
+        counts = [len(row.ids) - row.start for row in rows]
+        sums = [part.sum().item() for part in log_probabilities.split(counts)]
+        return [
+            Judged(row.id, total, n_tokens=count, detail=self._detail)
+            for row, total, count in zip(rows, sums, counts, strict=True)
+        ]
+
+    def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(N,) float64 log-probability of each target after its (N, H) hidden state."""
+        parts = []
+        for states, tokens in zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
+            logits = self._logits(states).float()  # (n, V)
+            found = logits.gather(1, tokens[:, None].to(logits.device)).squeeze(1)
+            parts.append((found - logits.logsumexp(1)).double().cpu())
+        return torch.cat(parts)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def _check(self, model: PreTrainedModel) -> None:
+        ids = torch.arange(1, 9, device=self._device)[None]
+        whole = model(input_ids=ids, use_cache=False).logits[0]
+        parts = self._logits(self._decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
+        if not torch.equal(whole, parts):
+            raise EngineError(f"cannot score under a {type(model).__name__}: its head sees more than hidden states")
+
+
+class _Hidden(BaseModelOutputWithPast):
+    """A decoder's output of which only the hidden states are known: whatever else is asked for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _Given(nn.Module):
+    """Stands where the decoder stood and passes on the hidden states it is given."""
+
+    def forward(self, _input_ids: Tensor | None = None, *, inputs_embeds: Tensor, **_: Any) -> _Hidden:
+        return _Hidden(last_hidden_state=inputs_embeds)
+
+
+def _split(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+    """The decoder, and a view of the model that does all the rest, sharing its weights.
+
+    What follows the decoder differs between architectures (soft-capped, scaled or plain logits); the
+    model's own code knows it.
+    """
+    head = copy(model)
+    # With several GPUs, accelerate puts a `forward` on the instance that still calls the original.
+    head.__dict__.pop("forward", None)
+    head._modules = {**model._modules, model.base_model_prefix: _Given()}
+    return model.base_model, head

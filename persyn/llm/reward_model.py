@@ -1,0 +1,78 @@
+"""Quality: a reward model's raw logit for a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from persyn.errors import EngineError
+from persyn.llm import options, scoring
+from persyn.llm.batched import Batched
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.padding import Padded, Row, right_pad
+from persyn.llm.protocols import Engine, Judge, Judged, ModelSpec, Tick
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Load a sequence classifier with one label that answers `Judge` with its logit, no activation applied.
+
+    The conversation is read in the model's own chat template, the response as the assistant's turn.
+    What is longer than the model takes fails as `too_long`. Options: `scoring.Options`.
+    """
+    chosen = options.decode(spec, scoring.Options)
+    _check_labels(spec)
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    model = scoring.load_weights(AutoModelForSequenceClassification, spec, chosen)
+
+    def encode(request: Judge) -> Row:
+        return Row(request.id, chat.conversation_ids(request.messages, request.response))
+
+    padded = Padded(
+        encode,
+        RewardModel(model).judge,
+        max_tokens=scoring.max_tokens(model.config),
+        batch_tokens=scoring.batch_tokens(spec, chosen),
+        tick=tick,
+    )
+    return Batched(padded.compute, version=scoring.VERSION, chunk=scoring.CHUNK)
+
+
+class RewardModel:
+    """A sequence classifier whose head reads each row's last token, whatever that token is."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._detail = scoring.describe(model)
+
+    @torch.inference_mode()
+    def judge(self, rows: Sequence[Row]) -> list[Judged]:
+        """The logit of each row."""
+        pad_id = self._choose_pad({row.ids[-1] for row in rows})
+        ids = right_pad(rows, pad_id, self._model.device)  # (B, L)
+        lengths = torch.tensor([len(row.ids) for row in rows], device=ids.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        logits = self._model(input_ids=ids, attention_mask=mask.long()).logits  # (B, 1)
+        values = logits[:, 0].double().tolist()
+        return [Judged(row.id, value, detail=self._detail) for row, value in zip(rows, values, strict=True)]
+
+    def _choose_pad(self, last_ids: set[int]) -> int:
+        """A padding id that ends no row, known to the model as such.
+
+        The head looks for the rightmost token that is not padding. Where the padding is also the end
+        token, as in many models that name no other, it would miss the token it has to read.
+        """
+        config = self._model.config.get_text_config()
+        if config.pad_token_id is None or config.pad_token_id in last_ids:
+            config.pad_token_id = next(token for token in range(config.vocab_size) if token not in last_ids)
+        return int(config.pad_token_id)
+
+
+def _check_labels(spec: ModelSpec) -> None:
+    try:
+        config = AutoConfig.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"no configuration for {spec.model!r}: {error}") from error
+    if config.num_labels != 1:
+        raise EngineError(f"{spec.model!r} is no reward model: it has {config.num_labels} labels, one is wanted")

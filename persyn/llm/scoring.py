@@ -1,0 +1,78 @@
+"""What the scorers that are models have in common: their options, their weights, their limits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import transformers
+from msgspec import Struct
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from persyn.errors import EngineError
+from persyn.llm.protocols import ModelSpec
+
+#: Rows handed over at once and sorted by length: enough for batches of nearly equal rows.
+CHUNK = 256
+
+VERSION = f"transformers {transformers.__version__}"
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a scorer that is a model."""
+
+    #: None is float32 on the CPU and what the weights are stored in on a GPU.
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    #: Rows times longest row of a batch, padding included; None is 2,048 on the CPU and 16,384 on a GPU.
+    batch_tokens: int | None = None
+    #: Whether plain text begins with BOS; None decides by the token. A chat template brings its own.
+    add_bos: bool | None = None
+
+
+def batch_tokens(spec: ModelSpec, options: Options) -> int:
+    """Tokens a batch may hold: the option, or what suits the device."""
+    if options.batch_tokens is not None:
+        return options.batch_tokens
+    return 16_384 if spec.gpus else 2_048
+
+
+def max_tokens(config: PreTrainedConfig) -> int | None:
+    """How many tokens the model takes; None when its configuration sets no bound."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def load_weights(auto_class: Any, spec: ModelSpec, options: Options) -> PreTrainedModel:
+    """The model, ready to judge, with every weight from its checkpoint; `EngineError` when that fails.
+
+    auto_class: `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
+    """
+    try:
+        model, info = auto_class.from_pretrained(
+            spec.model,
+            revision=spec.revision,
+            dtype=options.dtype or ("auto" if spec.gpus else "float32"),
+            device_map=_device_map(spec.gpus),
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineError(f"cannot load {spec.model!r}: {error}") from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"]))
+        raise EngineError(f"{spec.model!r} has no weights for {missing}; as {type(model).__name__} it would be noise")
+    weights: PreTrainedModel = model.eval()
+    return weights
+
+
+def describe(model: PreTrainedModel) -> dict[str, str]:
+    """How the model computes, for the detail of its scores."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": str(model.config.get_text_config()._attn_implementation),
+    }
+
+
+def _device_map(gpus: int) -> str | torch.device:
+    if gpus > 1:
+        return "auto"
+    return torch.device("cuda", 0) if gpus else torch.device("cpu")

@@ -1,0 +1,273 @@
+"""Leases on the jobs table, nothing else: claim, extend, complete, fail, release, sweep.
+
+A job is held by its fence. Each claim raises it, and every later write names it, so a worker
+that lost its lease, by a long pause or a lost connection, can write nothing any more.
+Every transition leaves an event in the same transaction. Time is the database's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, CursorResult, Update, and_, case, false, func, null, or_, select, update
+from sqlalchemy.orm import Session
+
+from persyn.db import bulk
+from persyn.db.time import now
+from persyn.db.work import Event, Job, JobState
+
+#: How long a claim holds without a heartbeat, and how often a worker sends one.
+LEASE = timedelta(seconds=90)
+BEAT = timedelta(seconds=15)
+#: The wait before a failed job is tried again, doubled with each attempt.
+BACKOFF = timedelta(seconds=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job as its holder sees it."""
+
+    id: int
+    run_id: int
+    stage: str
+    queue: str
+    teacher_id: int | None
+    scorer_id: int | None
+    first_prompt_id: int
+    last_prompt_id: int
+    attempts: int
+    fence: int
+
+
+_CLAIM_COLUMNS = (
+    Job.id,
+    Job.run_id,
+    Job.stage,
+    Job.queue,
+    Job.teacher_id,
+    Job.scorer_id,
+    Job.first_prompt_id,
+    Job.last_prompt_id,
+    Job.attempts,
+    Job.fence,
+)
+
+
+def claim(session: Session, *, owner: str, queue: str | None = None, run_id: int | None = None) -> Claim | None:
+    """Take the next waiting job, of one queue or one run if asked; None when there is none.
+
+    One statement: two workers never get the same job, and neither waits for the other.
+    """
+    wanted = [Job.state == JobState.QUEUED, _is_due()]
+    if queue is not None:
+        wanted.append(Job.queue == queue)
+    if run_id is not None:
+        wanted.append(Job.run_id == run_id)
+    following = (
+        select(Job.id)
+        .where(*wanted)
+        .order_by(Job.priority, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return _claim(session, Job.id == following, owner)
+
+
+def claim_id(session: Session, job_id: int, *, owner: str) -> Claim | None:
+    """Take one named job if it still waits; a message that comes twice finds nothing."""
+    return _claim(session, and_(Job.id == job_id, Job.state == JobState.QUEUED), owner)
+
+
+def extend(session: Session, held: Mapping[int, int], *, lease: timedelta = LEASE) -> set[int]:
+    """Renew the leases of held jobs, given as {job id: fence}; return the ids that are held no more.
+
+    A job whose cancellation was asked for counts as lost: whoever holds it stops.
+    """
+    kept: set[int] = set()
+    for job_id, fence in held.items():
+        renewed = session.execute(
+            _held(job_id, fence)
+            .where(Job.cancel_requested == false())
+            .values(heartbeat_at=now(), lease_until=now(lease))
+        )
+        if _rows(renewed):
+            kept.add(job_id)
+    return set(held) - kept
+
+
+def hold(session: Session, job: Claim, *, lease: timedelta = LEASE) -> bool:
+    """Check the fence before results are written, in the same transaction; False: write nothing.
+
+    What follows is progress, so the job's attempts count from zero again: only tries that save
+    nothing use them up, and however often a worker dies, a job that advances is never given up.
+    """
+    renewed = session.execute(
+        _held(job.id, job.fence)
+        .where(Job.cancel_requested == false())
+        .values(heartbeat_at=now(), lease_until=now(lease), attempts=0)
+    )
+    return bool(_rows(renewed))
+
+
+def complete(session: Session, job: Claim, *, owner: str) -> bool:
+    """End a job whose results are all written; False when it is no longer held."""
+    return _end(session, job, JobState.DONE, owner, {"finished_at": now(), "error": None})
+
+
+def fail(session: Session, job: Claim, error: str, *, owner: str) -> JobState | None:
+    """Record a failed attempt: the job waits a while and is tried again, or has failed for good.
+
+    Returns its new state, or None when it is no longer held.
+    """
+    tried = session.execute(select(Job.attempts, Job.max_attempts).where(Job.id == job.id)).one()
+    if tried.attempts >= tried.max_attempts:
+        ended = _end(session, job, JobState.FAILED, owner, {"finished_at": now(), "error": error})
+        return JobState.FAILED if ended else None
+    wait = BACKOFF * 2**tried.attempts
+    given_back = _end(session, job, JobState.QUEUED, owner, {"not_before": now(wait), "error": error})
+    return JobState.QUEUED if given_back else None
+
+
+def release(session: Session, job: Claim, *, owner: str) -> bool:
+    """Give a job back unfinished, without counting an attempt: the worker stops, the job is not to blame."""
+    attempts = case((Job.attempts > 0, Job.attempts - 1), else_=0)
+    return _end(session, job, JobState.QUEUED, owner, {"attempts": attempts})
+
+
+def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) -> int:
+    """Take back jobs whose lease ran out or whose owner is known to be dead; return how many.
+
+    A job that has used up its attempts fails, with the reason.
+    """
+    gone = or_(Job.lease_until < now(), Job.owner.in_(dead_owners))
+    lost = session.execute(
+        select(Job.id, Job.owner, Job.fence, Job.attempts, Job.max_attempts, Job.run_id)
+        .where(Job.state == JobState.RUNNING, gone)
+        .with_for_update(skip_locked=True)
+    ).all()
+    events = []
+    for job in lost:
+        is_spent = job.attempts >= job.max_attempts
+        state = JobState.FAILED if is_spent else JobState.QUEUED
+        values: dict[str, Any] = {"state": state, "error": f"lost with its worker {job.owner}"}
+        if is_spent:
+            values["finished_at"] = now()
+        session.execute(_held(job.id, job.fence).values(lease_until=null(), **values))
+        events.append(_event(job, state, actor, {"owner": job.owner, "reason": "lease lost"}))
+    bulk.insert_new(session, Event, events)
+    return len(lost)
+
+
+def cancel(session: Session, run_id: int, *, actor: str) -> None:
+    """Cancel a run's jobs: waiting ones at once, running ones at their next heartbeat."""
+    waiting = select(Job.id, Job.run_id, Job.fence, Job.state.label("was")).where(
+        Job.run_id == run_id, Job.state == JobState.QUEUED
+    )
+    jobs = session.execute(waiting.with_for_update()).all()
+    bulk.insert_new(
+        session, Event, [_event(job, JobState.CANCELLED, actor, {}, was=JobState.QUEUED) for job in jobs]
+    )
+    mine = Job.run_id == run_id
+    session.execute(
+        update(Job).where(mine, Job.state == JobState.QUEUED).values(state=JobState.CANCELLED, finished_at=now())
+    )
+    session.execute(update(Job).where(mine, Job.state == JobState.RUNNING).values(cancel_requested=True))
+
+
+def retry(session: Session, run_id: int, *, actor: str) -> int:
+    """Queue a run's failed and cancelled jobs again, with all their attempts; return how many."""
+    over = Job.run_id == run_id, Job.state.in_((JobState.FAILED, JobState.CANCELLED))
+    jobs = session.execute(
+        select(Job.id, Job.run_id, Job.fence, Job.state).where(*over).with_for_update()
+    ).all()
+    bulk.insert_new(
+        session, Event, [_event(job, JobState.QUEUED, actor, {"reason": "retry"}, was=job.state) for job in jobs]
+    )
+    session.execute(
+        update(Job)
+        .where(*over)
+        .values(state=JobState.QUEUED, attempts=0, not_before=None, finished_at=None, cancel_requested=False)
+    )
+    return len(jobs)
+
+
+def waiting(session: Session, *, run_id: int | None = None) -> dict[str, int]:
+    """Prompts waiting in each queue, from the longest queue to the shortest; jobs not yet due included."""
+    total = func.sum(Job.n_prompts)
+    query = select(Job.queue, total).where(Job.state == JobState.QUEUED).group_by(Job.queue).order_by(total.desc())
+    if run_id is not None:
+        query = query.where(Job.run_id == run_id)
+    return {queue: int(count) for queue, count in session.execute(query)}
+
+
+def owners(session: Session) -> list[str]:
+    """Who holds running jobs."""
+    return list(session.scalars(select(Job.owner).where(Job.state == JobState.RUNNING).distinct()))
+
+
+def _is_due() -> ColumnElement[bool]:
+    return or_(Job.not_before.is_(None), Job.not_before <= now())
+
+
+def _claim(session: Session, which: ColumnElement[bool], owner: str) -> Claim | None:
+    row = session.execute(
+        update(Job)
+        .where(which)
+        .values(
+            state=JobState.RUNNING,
+            owner=owner,
+            fence=Job.fence + 1,
+            attempts=Job.attempts + 1,
+            lease_until=now(LEASE),
+            heartbeat_at=now(),
+            started_at=func.coalesce(Job.started_at, now()),
+        )
+        .returning(*_CLAIM_COLUMNS)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if row is None:
+        return None
+    job = Claim(*row)
+    bulk.insert_new(session, Event, [_event(job, JobState.RUNNING, owner, {}, was=JobState.QUEUED)])
+    return job
+
+
+def _end(session: Session, job: Claim, state: JobState, actor: str, values: Mapping[str, Any]) -> bool:
+    ended = session.execute(_held(job.id, job.fence).values(state=state, lease_until=null(), **values))
+    if not _rows(ended):
+        return False
+    detail = {"error": values["error"]} if isinstance(values.get("error"), str) else {}
+    bulk.insert_new(session, Event, [_event(job, state, actor, detail)])
+    return True
+
+
+def _held(job_id: int, fence: int) -> Update:
+    """An update of a job that takes effect only under this fence."""
+    return (
+        update(Job)
+        .where(Job.id == job_id, Job.fence == fence, Job.state == JobState.RUNNING)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _event(
+    job: Any, state: JobState, actor: str, detail: Mapping[str, Any], *, was: JobState = JobState.RUNNING
+) -> dict[str, Any]:
+    return {
+        "actor": actor,
+        "run_id": job.run_id,
+        "job_id": job.id,
+        "fence": job.fence,
+        "from_state": was.value,
+        "to_state": state.value,
+        "detail": dict(detail),
+    }
+
+
+def _rows(result: Any) -> int:
+    assert isinstance(result, CursorResult)
+    return result.rowcount

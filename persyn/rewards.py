@@ -1,0 +1,106 @@
+"""From raw scores to what the router learns: normalised, combined, and taken as preferences.
+
+Pure NumPy. A matrix holds one row per prompt and one column per teacher; NaN marks a missing cell.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix: TypeAlias = NDArray[np.float64]
+"""(P, T) numbers of P prompts and T teachers, NaN where there is none."""
+
+Indices: TypeAlias = NDArray[np.intp]
+
+Normalisation: TypeAlias = Literal["minmax", "zscore", "rank"]
+
+
+def normalise(scores: Matrix, how: Normalisation) -> Matrix:
+    """Bring each prompt's scores to one scale across the teachers that have one.
+
+    scores:  (P, T) in the scorer's own unit.
+    how:     "minmax" (0 to 1), "zscore" (standard deviations from the prompt's mean) or
+             "rank" (0 for the lowest to 1 for the highest, equal scores share their mean rank).
+    returns: (P, T); a row of equal scores, or of a single one, becomes zeros; NaN stays NaN.
+    """
+    if how not in get_args(Normalisation):
+        raise ValueError(f"how must be one of {', '.join(get_args(Normalisation))}, got {how!r}")
+    if np.isinf(scores).any():
+        raise ValueError("scores must be finite, or NaN where missing; got an infinite one")
+    lowest, highest = _extremes(scores)
+    differ = highest > lowest  # exact, where the spread of equal floats may not be 0
+    scaled = {"minmax": _minmax, "zscore": _zscore, "rank": _rank}[how](scores)
+    return np.where(np.isnan(scores), np.nan, np.where(differ, scaled, 0.0))
+
+
+def combine(quality: Matrix, learnability: Matrix, *, alpha: float, how: Normalisation) -> Matrix:
+    """Mix quality and learnability into the reward of each response.
+
+    quality:      (P, T) the quality scorer's raw value.
+    learnability: (P, T) mean log-likelihood under the student, nats per token.
+    alpha:        weight of learnability, 0 (quality only) to 1 (learnability only).
+    how:          see `normalise`.
+    returns:      (P, T) reward; NaN where either is missing, and such a cell has no part in the
+                  normalisation of the others.
+    """
+    if quality.shape != learnability.shape:
+        raise ValueError(f"shapes differ: quality {quality.shape}, learnability {learnability.shape}")
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must be within [0, 1], got {alpha}")
+    missing = np.isnan(quality) | np.isnan(learnability)
+    quality, learnability = (np.where(missing, np.nan, scores) for scores in (quality, learnability))
+    return (1.0 - alpha) * normalise(quality, how) + alpha * normalise(learnability, how)
+
+
+def preferences(rewards: Matrix) -> tuple[Indices, Indices, Indices]:
+    """Every pair of teachers whose rewards for a prompt are present and distinct.
+
+    rewards: (P, T).
+    returns: (prompt, winner, loser), each (N,): row and column numbers of `rewards`, by prompt.
+    """
+    better = rewards[:, :, None] > rewards[:, None, :]  # never true of NaN
+    prompt, winner, loser = np.nonzero(better)
+    return prompt, winner, loser
+
+
+def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
+    """How good each teacher is whatever the prompt: its mean reward.
+
+    rewards: (P, T).
+    returns: (T,); NaN for a teacher without any reward.
+    """
+    count = (~np.isnan(rewards)).sum(axis=0)
+    return np.divide(np.nansum(rewards, axis=0), count, out=np.full(rewards.shape[1], np.nan), where=count > 0)
+
+
+def _extremes(scores: Matrix) -> tuple[Matrix, Matrix]:
+    """Lowest and highest present score of each row, (P, 1) each; NaN in an empty row."""
+    present = ~np.isnan(scores)
+    lowest = np.min(scores, axis=1, keepdims=True, initial=np.inf, where=present)
+    highest = np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=present)
+    return lowest, highest
+
+
+def _minmax(scores: Matrix) -> Matrix:
+    lowest, highest = _extremes(scores)
+    spread = np.where(highest > lowest, highest - lowest, 1.0)
+    return (scores - lowest) / spread
+
+
+def _zscore(scores: Matrix) -> Matrix:
+    present = ~np.isnan(scores)
+    count = np.maximum(present.sum(axis=1, keepdims=True), 1)
+    centred = np.where(present, scores, 0.0)
+    centred = np.where(present, scores - centred.sum(axis=1, keepdims=True) / count, 0.0)
+    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
+    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+
+
+def _rank(scores: Matrix) -> Matrix:
+    below = (scores[:, :, None] > scores[:, None, :]).sum(axis=2)
+    equal = (scores[:, :, None] == scores[:, None, :]).sum(axis=2) - 1
+    others = np.maximum((~np.isnan(scores)).sum(axis=1, keepdims=True) - 1, 1)
+    return np.asarray((below + equal / 2) / others)

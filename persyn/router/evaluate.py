@@ -1,0 +1,111 @@
+"""How good a router is on prompts that it was not fitted to, beside the static and the random choice.
+
+Pure NumPy; knows no model. On every prompt the choice is among the teachers whose reward is
+present there: nothing is known about the others. A prompt without any reward is left out. A
+prompt on which all rewards are equal cannot be routed wrongly, so it counts for the mean reward
+and is left out of the hit rates; `n_tied` says how many there are.
+"""
+
+from __future__ import annotations
+
+from math import comb
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persyn import rewards as reward_matrix
+from persyn.rewards import Matrix
+
+Metrics: TypeAlias = dict[str, float | int | None]
+"""hit1, hit3, pair_accuracy (0 to 1), routed_reward, regret (in units of the reward); None of no prompt."""
+
+
+def compare(scores: Matrix, rewards: Matrix, calibration: Matrix) -> dict[str, Metrics]:
+    """The router's metrics beside those of the two choices that read no prompt.
+
+    scores:      (P, T) the router's, of the hold-out prompts.
+    rewards:     (P, T) of the same prompts, NaN where missing.
+    calibration: (C, T) rewards the router was fitted to, from which the static ranking is taken.
+    returns:     "router", "static" (one ranking for every prompt) and "random" (expected value).
+    """
+    ranking = reward_matrix.static_ranking(calibration)
+    ranking = np.where(np.isnan(ranking), -np.inf, ranking)
+    return {
+        "router": evaluate(scores, rewards),
+        "static": evaluate(np.broadcast_to(ranking, rewards.shape), rewards),
+        "random": evaluate_random(rewards),
+    }
+
+
+def evaluate(scores: Matrix, rewards: Matrix) -> Metrics:
+    """Metrics of choosing by score; of equal scores the teacher earlier in head order is chosen.
+
+    scores:  (P, T); only their order within a prompt matters.
+    rewards: (P, T), NaN where missing.
+    """
+    if scores.shape != rewards.shape:
+        raise ValueError(f"shapes differ: scores {scores.shape}, rewards {rewards.shape}")
+    known = ~np.isnan(rewards).all(axis=1)
+    scores, rewards = scores[known], rewards[known]
+    present = ~np.isnan(rewards)
+    best = np.max(rewards, axis=1, initial=-np.inf, where=present)
+    # Missing teachers come last: behind every score, even one of minus infinity.
+    order = np.lexsort((-scores, ~present), axis=1)
+    ranked = np.take_along_axis(rewards, order, axis=1)
+    is_hit = ranked == best[:, None]
+    tied = _tied(rewards)
+    return {
+        "hit1": _mean(is_hit[~tied, :1].any(axis=1)),
+        "hit3": _mean(is_hit[~tied, :3].any(axis=1)),
+        "pair_accuracy": _pair_accuracy(scores, rewards),
+        "routed_reward": _mean(ranked[:, 0]),
+        "regret": _mean(best - ranked[:, 0]),
+        "n_prompts": len(rewards),
+        "n_tied": int(tied.sum()),
+    }
+
+
+def evaluate_random(rewards: Matrix) -> Metrics:
+    """What `evaluate` gives on average over every order of the teachers: exact, nothing is drawn."""
+    rewards = rewards[~np.isnan(rewards).all(axis=1)]
+    present = ~np.isnan(rewards)
+    best = np.max(rewards, axis=1, initial=-np.inf, where=present)
+    n_present, n_best = present.sum(axis=1), (rewards == best[:, None]).sum(axis=1)
+    mean = np.nansum(rewards, axis=1) / n_present
+    tied = _tied(rewards)
+    has_pairs = len(reward_matrix.preferences(rewards)[0]) > 0
+    return {
+        "hit1": _mean(_chance(n_present[~tied], n_best[~tied], 1)),
+        "hit3": _mean(_chance(n_present[~tied], n_best[~tied], 3)),
+        "pair_accuracy": 0.5 if has_pairs else None,
+        "routed_reward": _mean(mean),
+        "regret": _mean(best - mean),
+        "n_prompts": len(rewards),
+        "n_tied": int(tied.sum()),
+    }
+
+
+def _chance(n_present: NDArray[np.intp], n_best: NDArray[np.intp], k: int) -> NDArray[np.float64]:
+    """Of n teachers drawn without order, how likely one of the m best is among the first k."""
+    pairs = zip(n_present.tolist(), n_best.tolist(), strict=True)
+    return np.array([1.0 - comb(n - m, k) / comb(n, min(k, n)) for n, m in pairs])
+
+
+def _pair_accuracy(scores: Matrix, rewards: Matrix) -> float | None:
+    """Share of preferences that the scores order rightly; equal scores are half right."""
+    prompt, winner, loser = reward_matrix.preferences(rewards)
+    won, lost = scores[prompt, winner], scores[prompt, loser]
+    return _mean((won > lost) + (won == lost) / 2)
+
+
+def _tied(rewards: Matrix) -> NDArray[np.bool_]:
+    """Rows whose present rewards are all equal, one of a single reward included."""
+    present = ~np.isnan(rewards)
+    highest = np.max(rewards, axis=1, initial=-np.inf, where=present)
+    lowest = np.min(rewards, axis=1, initial=np.inf, where=present)
+    return np.asarray(highest == lowest)
+
+
+def _mean(values: NDArray[np.generic]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

@@ -1,0 +1,108 @@
+"""Fit the router's head on features of a frozen backbone: convex, and shrunk towards the static ranking.
+
+With few prompts a head of K times H weights could learn anything. So the K biases, which are the
+static ranking in Bradley-Terry form, are free, and the weights are penalised; how strongly is
+decided by cross-validation, and one of the choices is not to read the prompt at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persyn.llm.protocols import Tick
+from persyn.rewards import Matrix
+from persyn.router.model import pair_loss
+
+#: Strengths of the penalty on the weights, strong to weak; infinity is the static ranking alone.
+PENALTIES = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+FOLDS = 5
+
+#: Keeps the biases finite where one teacher always wins; far too weak to matter elsewhere.
+_BIAS_PENALTY = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear head that takes raw features, and the penalty it was fitted with."""
+
+    #: (K, H) float64.
+    weight: Tensor
+    #: (K,) float64.
+    bias: Tensor
+    penalty: float
+
+
+def fit(features: Tensor, rewards: Matrix, *, seed: int, tick: Tick) -> Head:
+    """Fit a head to P prompts; the folds that choose the penalty are drawn by `seed`.
+
+    features: (P, H), as the backbone gives them; standardised here, which the returned head undoes.
+    rewards:  (P, K), NaN where missing.
+    """
+    mean, deviation = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
+    # The root of H makes a penalty mean the same whatever the backbone's width.
+    scale = torch.where(deviation > 0, deviation, 1.0) * math.sqrt(features.shape[1])
+    standard = (features.double() - mean) / scale
+    target = torch.from_numpy(rewards)
+
+    penalty = _choose_penalty(standard, target, seed, tick)
+    weight, bias = _path(standard, target, penalty, tick)
+    weight = weight / scale
+    return Head(weight, bias - weight @ mean, penalty)
+
+
+def _choose_penalty(features: Tensor, rewards: Tensor, seed: int, tick: Tick) -> float:
+    """The penalty with the smallest loss on prompts left out of the fit."""
+    fold = torch.from_numpy(np.random.default_rng(seed).permutation(len(features)) % FOLDS)
+    losses = torch.zeros(len(PENALTIES), dtype=torch.float64)
+    for k in range(min(FOLDS, len(features))):
+        out = fold == k
+        n_pairs = int((rewards[out, :, None] > rewards[out, None, :]).sum())
+
+        def note(i: int, weight: Tensor, bias: Tensor, out: Tensor = out, n_pairs: int = n_pairs) -> None:
+            losses[i] += n_pairs * pair_loss(features[out] @ weight.T + bias, rewards[out])
+
+        _path(features[~out], rewards[~out], PENALTIES[-1], tick, note)
+    return PENALTIES[int(losses.argmin())]
+
+
+def _path(
+    features: Tensor,
+    rewards: Tensor,
+    last: float,
+    tick: Tick,
+    note: Callable[[int, Tensor, Tensor], None] = lambda i, weight, bias: None,
+) -> tuple[Tensor, Tensor]:
+    """Fit with each penalty in turn down to `last`, every fit starting where the stronger one ended."""
+    weight = torch.zeros(rewards.shape[1], features.shape[1], dtype=torch.float64)
+    bias = torch.zeros(rewards.shape[1], dtype=torch.float64)
+    for i, penalty in enumerate(PENALTIES[: PENALTIES.index(last) + 1]):
+        weight, bias = _minimise(features, rewards, penalty, weight, bias)
+        note(i, weight, bias)
+        tick()
+    return weight, bias
+
+
+def _minimise(features: Tensor, rewards: Tensor, penalty: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    weight, bias = weight.clone(), bias.clone().requires_grad_()
+    reads_prompt = math.isfinite(penalty)
+    parameters = [weight.requires_grad_(), bias] if reads_prompt else [bias]
+    optimiser = torch.optim.LBFGS(
+        parameters, max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = pair_loss(features @ weight.T + bias, rewards) + _BIAS_PENALTY / 2 * bias.square().mean()
+        if reads_prompt:
+            loss = loss + penalty / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss)
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
