@@ -7,7 +7,7 @@ Every transition leaves an event in the same transaction. Time is the database's
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -118,13 +118,14 @@ def complete(session: Session, job: Claim, *, owner: str) -> bool:
     return _end(session, job, JobState.DONE, owner, {"finished_at": now(), "error": None})
 
 
-def fail(session: Session, job: Claim, error: str, *, owner: str) -> JobState | None:
+def fail(session: Session, job: Claim, error: str, *, owner: str, is_final: bool = False) -> JobState | None:
     """Record a failed attempt: the job waits a while and is tried again, or has failed for good.
 
+    is_final: trying again would fail again.
     Returns its new state, or None when it is no longer held.
     """
     tried = session.execute(select(Job.attempts, Job.max_attempts).where(Job.id == job.id)).one()
-    if tried.attempts >= tried.max_attempts:
+    if is_final or tried.attempts >= tried.max_attempts:
         ended = _end(session, job, JobState.FAILED, owner, {"finished_at": now(), "error": error})
         return JobState.FAILED if ended else None
     wait = BACKOFF * 2**tried.attempts
@@ -168,9 +169,7 @@ def cancel(session: Session, run_id: int, *, actor: str) -> None:
         Job.run_id == run_id, Job.state == JobState.QUEUED
     )
     jobs = session.execute(waiting.with_for_update()).all()
-    bulk.insert_new(
-        session, Event, [_event(job, JobState.CANCELLED, actor, {}, was=JobState.QUEUED) for job in jobs]
-    )
+    bulk.insert_new(session, Event, [_event(job, JobState.CANCELLED, actor, {}, was=JobState.QUEUED) for job in jobs])
     mine = Job.run_id == run_id
     session.execute(
         update(Job).where(mine, Job.state == JobState.QUEUED).values(state=JobState.CANCELLED, finished_at=now())
@@ -181,9 +180,7 @@ def cancel(session: Session, run_id: int, *, actor: str) -> None:
 def retry(session: Session, run_id: int, *, actor: str) -> int:
     """Queue a run's failed and cancelled jobs again, with all their attempts; return how many."""
     over = Job.run_id == run_id, Job.state.in_((JobState.FAILED, JobState.CANCELLED))
-    jobs = session.execute(
-        select(Job.id, Job.run_id, Job.fence, Job.state).where(*over).with_for_update()
-    ).all()
+    jobs = session.execute(select(Job.id, Job.run_id, Job.fence, Job.state).where(*over).with_for_update()).all()
     bulk.insert_new(
         session, Event, [_event(job, JobState.QUEUED, actor, {"reason": "retry"}, was=job.state) for job in jobs]
     )
@@ -231,7 +228,7 @@ def _claim(session: Session, which: ColumnElement[bool], owner: str) -> Claim | 
     ).one_or_none()
     if row is None:
         return None
-    job = Claim(*row)
+    job = Claim(**row._mapping)
     bulk.insert_new(session, Event, [_event(job, JobState.RUNNING, owner, {}, was=JobState.QUEUED)])
     return job
 

@@ -73,7 +73,7 @@ def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
     returns: (T,); NaN for a teacher without any reward.
     """
     count = (~np.isnan(rewards)).sum(axis=0)
-    return np.divide(np.nansum(rewards, axis=0), count, out=np.full(rewards.shape[1], np.nan), where=count > 0)
+    return np.asarray(np.divide(np.nansum(rewards, axis=0), count, out=np.full(len(count), np.nan), where=count > 0))
 
 
 def _extremes(scores: Matrix) -> tuple[Matrix, Matrix]:
@@ -87,7 +87,7 @@ def _extremes(scores: Matrix) -> tuple[Matrix, Matrix]:
 def _minmax(scores: Matrix) -> Matrix:
     lowest, highest = _extremes(scores)
     spread = np.where(highest > lowest, highest - lowest, 1.0)
-    return (scores - lowest) / spread
+    return np.asarray((scores - lowest) / spread)
 
 
 def _zscore(scores: Matrix) -> Matrix:
@@ -96,7 +96,7 @@ def _zscore(scores: Matrix) -> Matrix:
     centred = np.where(present, scores, 0.0)
     centred = np.where(present, scores - centred.sum(axis=1, keepdims=True) / count, 0.0)
     deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    return np.asarray(np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0))
 
 
 def _rank(scores: Matrix) -> Matrix:

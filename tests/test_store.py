@@ -70,7 +70,7 @@ def test_a_database_that_is_not_there_yet_is_made(tmp_path: Path) -> None:
 def test_an_unknown_revision_is_refused_with_what_to_do(database: Database) -> None:
     with database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(UsageError, match="9999.*made by a newer one"):
+    with pytest.raises(UsageError, match=r"9999.*made by a newer one"):
         database.require_head()
 
 

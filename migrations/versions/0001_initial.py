@@ -163,7 +163,7 @@ def upgrade() -> None:
             nullable=False,
             comment="the stage whose jobs are being worked; the last one when done",
         ),
-        sa.Column("replans", sa.Integer(), nullable=False, comment="how often the present stage was planned again"),
+        sa.Column("plans", sa.Integer(), nullable=False, comment="how often the present stage was planned"),
         sa.Column("config", Json, nullable=False, comment="the run file, frozen"),
         sa.Column("config_hash", sa.String(length=64), nullable=False, comment="SHA-256, hexadecimal"),
         sa.Column("seed", BigInt, nullable=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from sqlalchemy import JSON, BigInteger, Double, Enum, Identity, Integer, MetaData, String
 from sqlalchemy.dialects.postgresql import JSONB
@@ -34,7 +34,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {dict[str, Any]: Json, list[Any]: Json, float: Double()}
+    type_annotation_map: ClassVar = {dict[str, Any]: Json, list[Any]: Json, float: Double()}
 
 
 def words(enum: type[StrEnum], name: str) -> Enum:

@@ -23,5 +23,5 @@ def insert_new(session: Session, model: type[Base], rows: Sequence[dict[str, Any
 
 def _insert_new(session: Session, model: type[Base]) -> Insert:
     if session.get_bind().dialect.name == "sqlite":
-        return sqlite.insert(model.__table__).on_conflict_do_nothing()
-    return postgresql.insert(model.__table__).on_conflict_do_nothing()
+        return sqlite.insert(model).on_conflict_do_nothing()
+    return postgresql.insert(model).on_conflict_do_nothing()

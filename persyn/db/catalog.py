@@ -110,7 +110,7 @@ class Run(Base):
     name: Mapped[str] = mapped_column(unique=True)
     state: Mapped[RunState] = mapped_column(words(RunState, "state"), default=RunState.RUNNING)
     stage: Mapped[str] = mapped_column(comment="the stage whose jobs are being worked; the last one when done")
-    replans: Mapped[int] = mapped_column(default=0, comment="how often the present stage was planned again")
+    plans: Mapped[int] = mapped_column(default=0, comment="how often the present stage was planned")
     config: Mapped[dict[str, Any]] = mapped_column(comment="the run file, frozen")
     config_hash: Mapped[Hash]
     seed: Mapped[Big]

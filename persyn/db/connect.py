@@ -135,11 +135,12 @@ def _parse(url: str) -> URL:
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
-            "PERSYN_DATABASE_URL is not a database URL; "
-            "give sqlite:///persyn.db or postgresql+psycopg://user@host/name"
+            "PERSYN_DATABASE_URL is not a database URL; give sqlite:///persyn.db or postgresql+psycopg://user@host/name"
         ) from error
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise UsageError(f"PERSYN_DATABASE_URL names {parsed.get_backend_name()}; PerSyn keeps to SQLite and PostgreSQL")
+        raise UsageError(
+            f"PERSYN_DATABASE_URL names {parsed.get_backend_name()}; PerSyn keeps to SQLite and PostgreSQL"
+        )
     return parsed
 
 

@@ -32,7 +32,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC)
 
 
-class now(FunctionElement[datetime]):  # noqa: N801 - reads as SQL's own now()
+class now(FunctionElement[datetime]):
     """The database's time at this statement, plus an offset."""
 
     type = UtcDateTime()

@@ -64,7 +64,7 @@ class Host:
     """A loaded model in a process of its own.
 
     spec:          what it loads.
-    log:           the file that takes whatever the engine prints.
+    home:          the folder that relative paths in requests are in; logs are below it.
     load_seconds:  how long loading may take.
     stall_seconds: how long it may stay silent with work in hand before it counts as hung.
     devices:       CUDA_VISIBLE_DEVICES for the child; None leaves it as it is.
@@ -73,19 +73,19 @@ class Host:
     def __init__(
         self,
         spec: ModelSpec,
-        log: Path,
+        home: Path,
         *,
         load_seconds: float = 3600.0,
         stall_seconds: float = 600.0,
         devices: str | None = None,
     ) -> None:
         self.spec = spec
-        self.log = log
+        self.log = home / "logs" / f"{spec.engine}-{os.getpid()}.log"
         self.loaded: Loaded | None = None
         self._limits = (load_seconds, stall_seconds)
         self._inbox: queue.SimpleQueue[_Up | None] = queue.SimpleQueue()
         self._heard_at = time.monotonic()
-        self._child, self._down, up = _spawn(log, devices)
+        self._child, self._down, up = _spawn(home, self.log, devices)
         # A thread reads, so that the host can always write: two full pipes would be a deadlock.
         threading.Thread(target=self._read, args=(up,), daemon=True, name="host-reader").start()
         self._send(spec)
@@ -164,7 +164,7 @@ class Host:
         self._inbox.put(None)
 
 
-def _spawn(log: Path, devices: str | None) -> tuple[subprocess.Popen[bytes], Connection, Connection]:
+def _spawn(home: Path, log: Path, devices: str | None) -> tuple[subprocess.Popen[bytes], Connection, Connection]:
     """Start the child with one pipe to it and one from it, in its own session."""
     log.parent.mkdir(parents=True, exist_ok=True)
     down_read, down_write = os.pipe()
@@ -175,7 +175,8 @@ def _spawn(log: Path, devices: str | None) -> tuple[subprocess.Popen[bytes], Con
     try:
         with log.open("ab") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", "persyn.llm.host", str(down_read), str(up_write)],
+                [sys.executable, "-P", "-m", "persyn.llm.host", str(down_read), str(up_write)],
+                cwd=home,
                 pass_fds=(down_read, up_write),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -97,7 +97,7 @@ class Student:
         ids = torch.arange(1, 9, device=self._device)[None]
         whole = model(input_ids=ids, use_cache=False).logits[0]
         parts = self._logits(self._decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
-        if not torch.equal(whole, parts):
+        if not torch.allclose(whole.float(), parts.float(), rtol=0.02, atol=0.02):
             raise EngineError(f"cannot score under a {type(model).__name__}: its head sees more than hidden states")
 
 

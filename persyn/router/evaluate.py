@@ -48,30 +48,35 @@ def evaluate(scores: Matrix, rewards: Matrix) -> Metrics:
         raise ValueError(f"shapes differ: scores {scores.shape}, rewards {rewards.shape}")
     known = ~np.isnan(rewards).all(axis=1)
     scores, rewards = scores[known], rewards[known]
-    present = ~np.isnan(rewards)
-    best = np.max(rewards, axis=1, initial=-np.inf, where=present)
-    # Missing teachers come last: behind every score, even one of minus infinity.
-    order = np.lexsort((-scores, ~present), axis=1)
-    ranked = np.take_along_axis(rewards, order, axis=1)
-    is_hit = ranked == best[:, None]
-    tied = _tied(rewards)
+    best, tied = _best(rewards), _tied(rewards)
+    routed = _ranked(scores, rewards)[:, 0]
     return {
-        "hit1": _mean(is_hit[~tied, :1].any(axis=1)),
-        "hit3": _mean(is_hit[~tied, :3].any(axis=1)),
+        "hit1": hit_rate(scores, rewards, k=1),
+        "hit3": hit_rate(scores, rewards, k=3),
         "pair_accuracy": _pair_accuracy(scores, rewards),
-        "routed_reward": _mean(ranked[:, 0]),
-        "regret": _mean(best - ranked[:, 0]),
+        "routed_reward": _mean(routed),
+        "regret": _mean(best - routed),
         "n_prompts": len(rewards),
         "n_tied": int(tied.sum()),
     }
 
 
+def hit_rate(scores: Matrix, rewards: Matrix, *, k: int) -> float | None:
+    """Hit@k: how often a teacher with the best reward is among the k with the highest scores.
+
+    Several teachers may have the best reward; prompts on which all have it do not count.
+    """
+    informative = ~_tied(rewards)
+    scores, rewards = scores[informative], rewards[informative]
+    is_best = _ranked(scores, rewards) == _best(rewards)[:, None]
+    return _mean(is_best[:, :k].any(axis=1))
+
+
 def evaluate_random(rewards: Matrix) -> Metrics:
     """What `evaluate` gives on average over every order of the teachers: exact, nothing is drawn."""
     rewards = rewards[~np.isnan(rewards).all(axis=1)]
-    present = ~np.isnan(rewards)
-    best = np.max(rewards, axis=1, initial=-np.inf, where=present)
-    n_present, n_best = present.sum(axis=1), (rewards == best[:, None]).sum(axis=1)
+    best = _best(rewards)
+    n_present, n_best = (~np.isnan(rewards)).sum(axis=1), (rewards == best[:, None]).sum(axis=1)
     mean = np.nansum(rewards, axis=1) / n_present
     tied = _tied(rewards)
     has_pairs = len(reward_matrix.preferences(rewards)[0]) > 0
@@ -99,13 +104,21 @@ def _pair_accuracy(scores: Matrix, rewards: Matrix) -> float | None:
     return _mean((won > lost) + (won == lost) / 2)
 
 
+def _ranked(scores: Matrix, rewards: Matrix) -> Matrix:
+    """Each prompt's rewards in the order of the scores, highest first; missing ones come last."""
+    order = np.lexsort((-scores, np.isnan(rewards)), axis=1)
+    return np.asarray(np.take_along_axis(rewards, order, axis=1))
+
+
+def _best(rewards: Matrix) -> NDArray[np.float64]:
+    return np.asarray(np.max(rewards, axis=1, initial=-np.inf, where=~np.isnan(rewards)))
+
+
 def _tied(rewards: Matrix) -> NDArray[np.bool_]:
-    """Rows whose present rewards are all equal, one of a single reward included."""
-    present = ~np.isnan(rewards)
-    highest = np.max(rewards, axis=1, initial=-np.inf, where=present)
-    lowest = np.min(rewards, axis=1, initial=np.inf, where=present)
-    return np.asarray(highest == lowest)
+    """Rows without two distinct rewards."""
+    lowest = np.min(rewards, axis=1, initial=np.inf, where=~np.isnan(rewards))
+    return np.asarray(_best(rewards) <= lowest)
 
 
-def _mean(values: NDArray[np.generic]) -> float | None:
+def _mean(values: NDArray[np.bool_] | NDArray[np.float64]) -> float | None:
     return float(np.mean(values)) if len(values) else None

@@ -2,13 +2,13 @@
 
 With few prompts a head of K times H weights could learn anything. So the K biases, which are the
 static ranking in Bradley-Terry form, are free, and the weights are penalised; how strongly is
-decided by cross-validation, and one of the choices is not to read the prompt at all.
+decided by cross-validation, and one of the choices is not to read the prompt at all. What is no
+better than chance would make it is not taken for an improvement (the one-standard-error rule).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from persyn.llm.protocols import Tick
 from persyn.rewards import Matrix
-from persyn.router.model import pair_loss
+from persyn.router.model import pair_loss, prompt_losses
 
 #: Strengths of the penalty on the weights, strong to weak; infinity is the static ranking alone.
 PENALTIES = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -51,41 +51,35 @@ def fit(features: Tensor, rewards: Matrix, *, seed: int, tick: Tick) -> Head:
     target = torch.from_numpy(rewards)
 
     penalty = _choose_penalty(standard, target, seed, tick)
-    weight, bias = _path(standard, target, penalty, tick)
+    weight, bias = _path(standard, target, penalty, tick)[-1]
     weight = weight / scale
     return Head(weight, bias - weight @ mean, penalty)
 
 
 def _choose_penalty(features: Tensor, rewards: Tensor, seed: int, tick: Tick) -> float:
-    """The penalty with the smallest loss on prompts left out of the fit."""
+    """The strongest penalty whose loss, on prompts left out of the fit, is the smallest within its standard error."""
     fold = torch.from_numpy(np.random.default_rng(seed).permutation(len(features)) % FOLDS)
-    losses = torch.zeros(len(PENALTIES), dtype=torch.float64)
+    losses = torch.zeros(len(features), len(PENALTIES), dtype=torch.float64)
     for k in range(min(FOLDS, len(features))):
         out = fold == k
-        n_pairs = int((rewards[out, :, None] > rewards[out, None, :]).sum())
+        path = _path(features[~out], rewards[~out], PENALTIES[-1], tick)
+        for i, (weight, bias) in enumerate(path):
+            losses[out, i] = prompt_losses(features[out] @ weight.T + bias, rewards[out])
+    excess = losses - losses[:, losses.sum(dim=0).argmin(), None]
+    error = excess.std(dim=0) * math.sqrt(len(features))
+    return PENALTIES[int((excess.sum(dim=0) <= error).int().argmax())]
 
-        def note(i: int, weight: Tensor, bias: Tensor, out: Tensor = out, n_pairs: int = n_pairs) -> None:
-            losses[i] += n_pairs * pair_loss(features[out] @ weight.T + bias, rewards[out])
 
-        _path(features[~out], rewards[~out], PENALTIES[-1], tick, note)
-    return PENALTIES[int(losses.argmin())]
-
-
-def _path(
-    features: Tensor,
-    rewards: Tensor,
-    last: float,
-    tick: Tick,
-    note: Callable[[int, Tensor, Tensor], None] = lambda i, weight, bias: None,
-) -> tuple[Tensor, Tensor]:
-    """Fit with each penalty in turn down to `last`, every fit starting where the stronger one ended."""
+def _path(features: Tensor, rewards: Tensor, last: float, tick: Tick) -> list[tuple[Tensor, Tensor]]:
+    """Weights and biases for each penalty in turn down to `last`, every fit starting where the stronger one ended."""
     weight = torch.zeros(rewards.shape[1], features.shape[1], dtype=torch.float64)
     bias = torch.zeros(rewards.shape[1], dtype=torch.float64)
-    for i, penalty in enumerate(PENALTIES[: PENALTIES.index(last) + 1]):
+    path = []
+    for penalty in PENALTIES[: PENALTIES.index(last) + 1]:
         weight, bias = _minimise(features, rewards, penalty, weight, bias)
-        note(i, weight, bias)
+        path.append((weight, bias))
         tick()
-    return weight, bias
+    return path
 
 
 def _minimise(features: Tensor, rewards: Tensor, penalty: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

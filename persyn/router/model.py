@@ -8,18 +8,19 @@ probability that teacher a's response is rewarded more than teacher b's (Bradley
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel
 
-from persyn.errors import EngineError
+from persyn.llm import scoring
 from persyn.llm.chat import Chat
-from persyn.llm.protocols import Message, Tick
+from persyn.llm.protocols import Message, ModelSpec, Tick
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 
 class Router(nn.Module):
@@ -28,18 +29,19 @@ class Router(nn.Module):
     def __init__(self, backbone: Any, n_teachers: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.config.get_text_config().hidden_size, n_teachers, dtype=torch.float32)
+        hidden_size = backbone.config.get_text_config().hidden_size
+        self.head = nn.Linear(hidden_size, n_teachers, dtype=torch.float32, device=backbone.device)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) right-padded prompts to (B, K) scores."""
-        return self.score(self.features(input_ids, attention_mask))
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L) right-padded prompts and their (B,) lengths to (B, K) scores."""
+        return self.score(self.features(input_ids, lengths))
 
-    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) right-padded prompts to the (B, H) float32 hidden state of each one's last token."""
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        hidden: Tensor = output.last_hidden_state[rows, attention_mask.sum(dim=1) - 1]
-        return hidden.float()
+    def features(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L) right-padded prompts and their (B,) lengths to the (B, H) float32 state of each last token."""
+        # The padding lies to the right of all that is read: no causal model looks at it, with a mask or without.
+        states = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, L, H)
+        last: Tensor = states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        return last.float()
 
     def score(self, features: Tensor) -> Tensor:
         """(B, H) features to (B, K) scores, in float32 also where the backbone runs in bfloat16."""
@@ -67,21 +69,14 @@ class Reader:
         return ids[:head] + ids[len(ids) - (self.max_tokens - head) :]
 
 
-def load_backbone(model: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The language model without its LM head, in evaluation mode; `EngineError` when it cannot be loaded."""
-    try:
-        backbone: PreTrainedModel = AutoModel.from_pretrained(
-            model, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise EngineError(f"the router's backbone {model!r} cannot be loaded: {error}") from error
-    return backbone.to(device).eval()  # type: ignore[arg-type]
+def load(spec: ModelSpec, dtype: Dtype, n_teachers: int) -> Router:
+    """The spec's model as a backbone, in evaluation mode, under a new head; `EngineError` when it cannot be loaded."""
+    return Router(scoring.load_weights(AutoModel, spec, scoring.Options(dtype=dtype)), n_teachers)
 
 
-def context_of(backbone: PreTrainedModel, wanted: int) -> int:
-    """The prompt length the router reads: `wanted`, or less where the backbone's context is smaller."""
-    limit = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
-    return min(wanted, limit) if limit else wanted
+def precision(spec: ModelSpec, wanted: Dtype | None) -> Dtype:
+    """The backbone's dtype: what is wanted, or what suits the device."""
+    return wanted or ("bfloat16" if spec.gpus else "float32")
 
 
 def pair_loss(scores: Tensor, rewards: Tensor) -> Tensor:
@@ -93,17 +88,21 @@ def pair_loss(scores: Tensor, rewards: Tensor) -> Tensor:
     rewards: (B, K), NaN where missing; equal rewards are no preference.
     returns: a scalar, in nats; 0 without any preference.
     """
+    n_pairs = (rewards[:, :, None] > rewards[:, None, :]).sum()
+    return prompt_losses(scores, rewards).sum() / n_pairs.clamp(min=1)
+
+
+def prompt_losses(scores: Tensor, rewards: Tensor) -> Tensor:
+    """(B,) sums of the Bradley-Terry loss over each prompt's preferences, in nats; see `pair_loss`."""
     better = rewards[:, :, None] > rewards[:, None, :]  # never true of NaN
-    margins = (scores[:, :, None] - scores[:, None, :])[better]
-    return functional.softplus(-margins).sum() / max(len(margins), 1)
+    margins = scores[:, :, None] - scores[:, None, :]
+    return (functional.softplus(-margins) * better).sum(dim=(1, 2))
 
 
-def pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded (B, L) token ids and their attention mask; no attention reaches what pads."""
-    longest = max(map(len, prompts))
-    input_ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in prompts], device=device)
-    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-    return input_ids, (torch.arange(longest, device=device) < lengths[:, None]).long()
+def pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Right-padded (B, L) token ids and their (B,) lengths, on the CPU."""
+    input_ids = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
+    return input_ids, torch.tensor([len(ids) for ids in prompts])
 
 
 def batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -121,12 +120,13 @@ def batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[lis
         yield batch
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def all_features(router: Router, prompts: Sequence[Sequence[int]], batch_tokens: int, tick: Tick) -> Tensor:
     """(P, H) float32 features of P prompts, in their order, on the CPU; `tick` after each batch."""
     device = router.head.weight.device
     features = torch.empty(len(prompts), router.head.in_features)
     for batch in batches(prompts, batch_tokens):
-        features[batch] = router.features(*pad([prompts[i] for i in batch], device)).cpu()
+        input_ids, lengths = pad([prompts[i] for i in batch])
+        features[batch] = router.features(input_ids.to(device), lengths.to(device)).cpu()
         tick()
     return features

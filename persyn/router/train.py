@@ -79,7 +79,7 @@ def train(router: Router, examples: Examples, plan: Plan, tick: Tick) -> dict[st
     return notes
 
 
-class KeepBest(TrainerCallback):  # type: ignore[misc]
+class KeepBest(TrainerCallback):
     """Keep the weights that do best on the validation prompts, stop when nothing is gained any more.
 
     The best have the highest hit rate, and among equals the lowest loss. The weights that training
@@ -102,22 +102,17 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         """Report life after a batch of validation prompts."""
         self._tick()
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **_: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
         """Keep the weights if they are the best so far."""
+        metrics = found["metrics"]
         measured = (metrics["eval_hit"], -metrics["eval_loss"])
         if measured > self._best:
             self._best, self._misses, self.best_step = measured, 0, state.global_step
             self._kept = {name: p.detach().cpu().clone() for name, p in self._trained.items()}
         else:
             self._misses += 1
-        control.should_training_stop |= self._misses >= PATIENCE
+        if self._misses >= PATIENCE:
+            control.should_training_stop = True
 
     def restore(self) -> None:
         """Put the best weights back into the router."""
@@ -136,7 +131,7 @@ class _PairTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        scores = model(inputs["input_ids"], inputs["attention_mask"])
+        scores = model(inputs["input_ids"], inputs["lengths"])
         loss = pair_loss(scores, inputs["rewards"])
         return (loss, {"scores": scores}) if return_outputs else loss
 
@@ -218,9 +213,9 @@ def _rows(examples: Examples) -> list[dict[str, Any]]:
 
 
 def _collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    input_ids, attention_mask = pad([row["input_ids"] for row in rows], torch.device("cpu"))
+    input_ids, lengths = pad([row["input_ids"] for row in rows])
     rewards = torch.from_numpy(np.stack([row["rewards"] for row in rows]))
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "rewards": rewards}
+    return {"input_ids": input_ids, "lengths": lengths, "rewards": rewards}
 
 
 def _hit_rate(prediction: Any) -> dict[str, float]:

@@ -1,0 +1,43 @@
+"""`persyn db`: the store's schema."""
+
+from __future__ import annotations
+
+import click
+
+from persyn.db.connect import Database
+from persyn.settings import Settings
+
+
+@click.group()
+def db() -> None:
+    """Make or upgrade the store, and say which revision it is at."""
+
+
+@db.command()
+def upgrade() -> None:
+    """Bring the store to the revision this PerSyn needs; an empty one is made."""
+    settings = Settings.from_environment()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database_url)
+    before = database.revision()
+    database.upgrade()
+    after = database.revision()
+    click.echo(f"the store is at revision {after}" + ("" if before == after else f" (it was at {before})"))
+    database.close()
+
+
+@db.command()
+def current() -> None:
+    """Say which revision the store is at."""
+    database = Database(Settings.from_environment().database_url)
+    click.echo(database.revision() or "empty: run 'persyn db upgrade'")
+    database.close()
+
+
+@db.command()
+def check() -> None:
+    """Succeed when the store is at the revision this PerSyn needs."""
+    database = Database(Settings.from_environment().database_url)
+    database.require_head()
+    click.echo(f"the store is at revision {database.revision()}, as needed")
+    database.close()

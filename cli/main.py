@@ -1,0 +1,95 @@
+"""The `persyn` command: which groups there are, and what a person sees of an error.
+
+A group's module is imported only when it is asked for, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from persyn.errors import PersynError, UsageError
+
+#: Name: (module, attribute, help).
+_COMMANDS = {
+    "init": ("cli.init", "init", "Write a run file and a few prompts to begin with."),
+    "doctor": ("cli.doctor", "doctor", "Check that this machine can do the work, and say what to mend."),
+    "db": ("cli.db", "db", "Make or upgrade the store, and say which revision it is at."),
+    "prompts": ("cli.prompts", "prompts", "Import prompts and look at them."),
+    "teachers": ("cli.teachers", "teachers", "List the teachers, and check what would spoil a run."),
+    "run": ("cli.run", "run", "Start, resume, watch and cancel runs."),
+    "jobs": ("cli.jobs", "jobs", "Look at the pieces of a run's work."),
+    "export": ("cli.export", "export", "Write a run's dataset."),
+    "trace": ("cli.trace", "trace", "Say where one prompt's response comes from."),
+    "sql": ("cli.sql", "sql", "Ask the store a question in SQL, read-only."),
+}
+
+
+class _Lazy(click.Group):
+    """A group that knows its commands by name and help, and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="persyn")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def persyn(ctx: click.Context, debug: bool) -> None:
+    """Route each prompt to the teacher your student learns most from, then generate.
+
+    The store is PERSYN_DATABASE_URL (default: a SQLite file in PERSYN_HOME), files are kept in
+    PERSYN_HOME (default: ./persyn-data). Begin with 'persyn init'.
+    """
+    ctx.ensure_object(dict)["debug"] = debug
+
+
+def main() -> None:
+    """Run the command; exit 0 when done, 1 when the work failed, 2 on wrong usage, 130 when interrupted."""
+    try:
+        persyn(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except PersynError as error:
+        _explain(str(error))
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except Exception as error:
+        _explain(_foreign(error))
+        sys.exit(1)
+
+
+def _explain(message: str) -> None:
+    """One line, however many the message has; with --debug the traceback first."""
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def _foreign(error: Exception) -> str:
+    """A library's error in a line: a database's own words, or what kind it was."""
+    original = getattr(error, "orig", None)
+    if original is not None:
+        return f"the database refused: {original}; 'persyn doctor' says how it is"
+    return f"{type(error).__name__}: {error} (the whole story: persyn --debug ...)"

@@ -1,0 +1,64 @@
+"""What every command opens first: the settings and the store, at the right revision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from persyn.db.catalog import Run
+from persyn.db.connect import Database
+from persyn.errors import UsageError
+from persyn.settings import Settings
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+@contextmanager
+def store() -> Iterator[Database]:
+    """The store of the environment; `UsageError` when it is not at this code's revision."""
+    database = Database(Settings.from_environment().database_url)
+    try:
+        database.require_head()
+        yield database
+    finally:
+        database.close()
+
+
+def find_run(session: Session, name: str) -> Run:
+    """The run of this name, or `UsageError`."""
+    run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
+    if run is None:
+        raise UsageError(f"there is no run named {name!r}; 'persyn run list' shows which there are")
+    return run
+
+
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool) -> None:
+    """Print rows as a table, or as a JSON array of objects."""
+    if as_json:
+        click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], default=str, ensure_ascii=False))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        numeric = all(isinstance(row[number], int | float) for row in rows) and rows
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row))
+    Console(highlight=False).print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as text that no terminal takes for an instruction: markup and control characters are shown, not obeyed."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text).replace("[", r"\[")

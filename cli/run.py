@@ -1,0 +1,143 @@
+"""`persyn run`: a run from start to dataset."""
+
+from __future__ import annotations
+
+import getpass
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+import msgspec
+from sqlalchemy import func, select
+
+from cli import summary
+from cli.open import JSON, find_run, show, store
+from cli.progress import Bars
+from persyn import config as run_file
+from persyn import pipeline
+from persyn.db.catalog import Run, RunPrompt, RunState
+from persyn.db.connect import Database
+from persyn.errors import PersynError
+from persyn.settings import Settings
+from persyn.stages import export
+from workers.worker import Worker
+
+_FORMATS = ("messages", "sharegpt", "alpaca", "parquet")
+
+
+@click.group()
+def run() -> None:
+    """Start, resume, watch and cancel runs."""
+
+
+@run.command()
+@click.argument("config", type=click.Path(path_type=Path))
+def start(config: Path) -> None:
+    """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was."""
+    wanted = run_file.read(config)
+    with store() as database:
+        with database.write() as session:
+            run_id = pipeline.start_run(session, wanted, actor=_actor()).id
+        _work(database, run_id)
+
+
+@run.command()
+@click.argument("name")
+def resume(name: str) -> None:
+    """Go on with run NAME; jobs that failed or were cancelled are tried again."""
+    with store() as database:
+        with database.write() as session:
+            found = find_run(session, name)
+            pipeline.resume(session, found, actor=_actor())
+            run_id = found.id
+        _work(database, run_id)
+
+
+@run.command()
+@click.argument("name")
+def cancel(name: str) -> None:
+    """Stop run NAME; what is finished stays, and 'resume' goes on with it."""
+    with store() as database, database.write() as session:
+        pipeline.cancel(session, find_run(session, name), actor=_actor())
+    click.echo(f"run {name} is cancelled; 'persyn run resume {name}' goes on with it")
+
+
+@run.command("list")
+@JSON
+def list_runs(as_json: bool) -> None:
+    """List the runs."""
+    with store() as database, database.read() as session:
+        prompts = select(func.count()).where(RunPrompt.run_id == Run.id).scalar_subquery()
+        rows = session.execute(
+            select(Run.name, Run.state, Run.stage, prompts, Run.created_at, Run.error).order_by(Run.id)
+        ).all()
+    show(("name", "state", "stage", "prompts", "created", "error"), rows, as_json=as_json)
+
+
+@run.command()
+@click.argument("name")
+@JSON
+def status(name: str, as_json: bool) -> None:
+    """Say how far run NAME is, stage by stage, and what came out."""
+    with store() as database, database.read() as session:
+        found = find_run(session, name)
+        if as_json:
+            click.echo(msgspec.json.encode(summary.facts(session, found)).decode())
+        else:
+            summary.show(session, found)
+
+
+def _work(database: Database, run_id: int) -> None:
+    """Work a run in this process until it is over, then write its dataset and say what came out."""
+    settings = Settings.from_environment()
+    with Bars(database, run_id) as bars:
+        worker = Worker(database, settings, run_id=run_id, listener=bars)
+        with _stopping_gently(worker):
+            worker.run()
+    with database.read() as session:
+        found = session.get_one(Run, run_id)
+        name, state, error = found.name, found.state, found.error
+    if state is RunState.DONE:
+        _finish(database, run_id, settings.home / "datasets" / name)
+    elif worker.stop.is_set():
+        click.echo(f"stopped; what was finished is stored. Go on with: persyn run resume {name}", err=True)
+        sys.exit(130)
+    elif state is RunState.CANCELLED:
+        click.echo(f"run {name} was cancelled. Go on with: persyn run resume {name}", err=True)
+        sys.exit(1)
+    else:
+        raise PersynError(f"run {name} failed in {error}; mend it, then: persyn run resume {name}")
+
+
+def _finish(database: Database, run_id: int, folder: Path) -> None:
+    export.write(database, run_id, folder, _FORMATS)
+    with database.read() as session:
+        summary.show(session, session.get_one(Run, run_id))
+    click.echo(f"\ndataset   {folder}\nstore     {database.url.render_as_string(hide_password=True)}")
+
+
+@contextmanager
+def _stopping_gently(worker: Worker) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets the worker save and give back; a second one interrupts it."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if worker.stop.is_set():
+            raise KeyboardInterrupt
+        worker.stop.set()
+        click.echo("\nstopping: saving what is finished (again to stop at once)", err=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _actor() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -1,0 +1,57 @@
+"""A run's figures, as a person reads them."""
+
+from __future__ import annotations
+
+import click
+from sqlalchemy.orm import Session
+
+from cli.open import show as table
+from persyn.db.catalog import Run
+from persyn.summary import Facts, facts
+
+__all__ = ["facts", "show"]
+
+
+def show(session: Session, run: Run) -> None:
+    """Print a run's stages, teachers, router and savings."""
+    found = facts(session, run)
+    click.echo(
+        f"run {found.name}: {found.state}, {found.prompts} prompts" + (f" ({found.error})" if found.error else "")
+    )
+    _stages(found)
+    _teachers(found)
+    _router(found)
+    _savings(found)
+
+
+def _stages(found: Facts) -> None:
+    rows = [(s.stage, s.total, s.done, s.failed, s.pending, s.seconds) for s in found.stages]
+    click.echo()
+    table(("stage", "rows", "done", "failed", "pending", "seconds"), rows, as_json=False)
+
+
+def _teachers(found: Facts) -> None:
+    rows = [(t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens) for t in found.teachers]
+    click.echo()
+    table(("teacher", "prompts", "quality", "learnability", "reward", "tokens"), rows, as_json=False)
+
+
+def _router(found: Facts) -> None:
+    if not found.router:
+        return
+    rows = []
+    for name in ("router", "static", "random", "oracle"):
+        measured = found.router.get(name)
+        if measured:
+            rows.append((name, measured.get("hit1"), measured.get("hit3"), measured.get("reward")))
+    click.echo()
+    table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False)
+
+
+def _savings(found: Facts) -> None:
+    if found.tokens_generate_all:
+        share = found.tokens / found.tokens_generate_all
+        click.echo(
+            f"\ntokens generated {found.tokens:,} of about {found.tokens_generate_all:,} "
+            f"that all teachers would have written ({share:.0%})"
+        )

@@ -1,0 +1,81 @@
+"""A run's calibration grid as arrays: prompts x teachers of raw scores. Knows nothing of rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import and_, select
+from sqlalchemy.orm import Session, aliased
+
+from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher
+from persyn.db.results import Response, Score
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """P prompts x T teachers; a cell without a response or without a score is NaN.
+
+    prompt_ids:   (P,) ascending.
+    is_holdout:   (P,) which prompts only measure the router.
+    teacher_ids:  (T,) in head order.
+    quality:      (P, T) raw, in the quality scorer's unit.
+    learnability: (P, T) mean log-likelihood under the student, nats per token.
+    """
+
+    prompt_ids: NDArray[np.int64]
+    is_holdout: NDArray[np.bool_]
+    teacher_ids: NDArray[np.int64]
+    quality: NDArray[np.float64]
+    learnability: NDArray[np.float64]
+
+
+def read(session: Session, run: Run) -> Grid:
+    """Read the grid of a run, as far as it is filled."""
+    prompts = session.execute(
+        select(RunPrompt.prompt_id, RunPrompt.role)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
+        .order_by(RunPrompt.prompt_id)
+    ).all()
+    teacher_ids = session.scalars(
+        select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
+    ).all()
+    row_of = {prompt.prompt_id: row for row, prompt in enumerate(prompts)}
+    column_of = {teacher_id: column for column, teacher_id in enumerate(teacher_ids)}
+    quality = np.full((len(prompts), len(teacher_ids)), np.nan)
+    learnability = quality.copy()
+    for cell in session.execute(_cells(run)):
+        place = row_of[cell.prompt_id], column_of[cell.teacher_id]
+        if cell.quality is not None:
+            quality[place] = cell.quality
+        if cell.log_likelihood is not None and cell.n_tokens:
+            learnability[place] = cell.log_likelihood / cell.n_tokens
+    return Grid(
+        prompt_ids=np.array([prompt.prompt_id for prompt in prompts], dtype=np.int64),
+        is_holdout=np.array([prompt.role == Role.HOLDOUT for prompt in prompts], dtype=np.bool_),
+        teacher_ids=np.array(teacher_ids, dtype=np.int64),
+        quality=quality,
+        learnability=learnability,
+    )
+
+
+def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of five columns
+    quality, likelihood = aliased(Score), aliased(Score)
+    return (
+        select(
+            Response.prompt_id,
+            Response.teacher_id,
+            quality.value.label("quality"),
+            likelihood.value.label("log_likelihood"),
+            likelihood.n_tokens,
+        )
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Response.prompt_id))
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .outerjoin(quality, and_(quality.response_id == Response.id, quality.scorer_id == run.quality_scorer_id))
+        .outerjoin(
+            likelihood,
+            and_(likelihood.response_id == Response.id, likelihood.scorer_id == run.learnability_scorer_id),
+        )
+        .where(RunPrompt.role != Role.TARGET, Response.sample == 0)
+    )

@@ -1,0 +1,188 @@
+"""An engine without a model that answers every kind of request, for tests and for measuring everything else.
+
+What it answers follows from the request alone: the same in every process, however requests are batched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import msgspec
+from msgspec import Meta, Struct
+
+from persyn.llm import options
+from persyn.llm.protocols import (
+    Engine,
+    Failed,
+    Fit,
+    Fitted,
+    Generate,
+    Generated,
+    Judge,
+    Judged,
+    Message,
+    ModelSpec,
+    Request,
+    Result,
+    Route,
+    Routed,
+    Tick,
+)
+
+_SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va"]
+#: One for each value of a byte.
+_WORDS = [first + second for first in _SYLLABLES for second in _SYLLABLES]
+
+_MOMENT_SECONDS = 0.2
+_encode = msgspec.msgpack.Encoder().encode
+
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the engine behaves."""
+
+    #: From admission to the result; as many requests as `concurrency` are in flight at a time.
+    latency_seconds: Seconds = 0.0
+    concurrency: Annotated[int, Meta(ge=1)] = 64
+    load_seconds: Seconds = 0.0
+    #: One of so many requests fails, always the same ones; 0 fails none.
+    fail_every: Count = 0
+    #: A prompt with this text ends the process, as a crash in a model's kernel does.
+    crash_on: str | None = None
+    #: A prompt with this text is never answered, and nothing after it.
+    hang_on: str | None = None
+    response_words: Annotated[int, Meta(ge=1)] = 12
+    #: Scores of a `Route`.
+    teachers: Count = 0
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Make an engine that answers everything. Options: `Options`."""
+    chosen = options.decode(spec, Options)
+    ready_at = time.monotonic() + chosen.load_seconds
+    while (left := ready_at - time.monotonic()) > 0:
+        time.sleep(min(left, _MOMENT_SECONDS))
+        tick()
+    return Fake(spec.model, chosen)
+
+
+class Fake:
+    """Requests wait, are in flight for the latency, and are answered in the order they came."""
+
+    version = "fake 1"
+
+    def __init__(self, model: str, chosen: Options) -> None:
+        self.window = 2 * chosen.concurrency
+        self._model = model
+        self._options = chosen
+        self._watches = chosen.crash_on is not None or chosen.hang_on is not None
+        self._waiting: deque[Request] = deque()
+        self._in_flight: deque[tuple[float, Request]] = deque()
+
+    @property
+    def pending(self) -> int:
+        """How many requests were submitted and are not finished."""
+        return len(self._waiting) + len(self._in_flight)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Accept requests."""
+        self._waiting.extend(requests)
+
+    def step(self) -> list[Result]:
+        """Admit what there is room for and answer what is due; waits a moment when nothing is."""
+        now = time.monotonic()
+        self._admit(now)
+        if self._in_flight and (left := self._in_flight[0][0] - now) > 0:
+            time.sleep(min(left, _MOMENT_SECONDS))
+            now = time.monotonic()
+        results: list[Result] = []
+        while self._in_flight and self._in_flight[0][0] <= now:
+            results.append(self._answer(self._in_flight.popleft()[1]))
+        return results
+
+    def _admit(self, now: float) -> None:
+        due = now + self._options.latency_seconds
+        for _ in range(min(len(self._waiting), self._options.concurrency - len(self._in_flight))):
+            request = self._waiting.popleft()
+            if self._watches and not isinstance(request, Fit):
+                self._watch(request.messages)
+            self._in_flight.append((due, request))
+
+    def _watch(self, messages: Sequence[Message]) -> None:
+        prompt = "\n".join(message["content"] for message in messages)
+        if self._options.crash_on is not None and self._options.crash_on in prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._options.hang_on is not None and self._options.hang_on in prompt:
+            _hang()
+
+    def _answer(self, request: Request) -> Result:
+        digest = self._digest(request)
+        number = int.from_bytes(digest[-8:], "big")
+        if self._options.fail_every and number % self._options.fail_every == 0:
+            return Failed(request.id, f"refused: one of {self._options.fail_every} requests")
+        if isinstance(request, Generate):
+            return self._generated(request, digest)
+        if isinstance(request, Judge):
+            return Judged(request.id, _unit(digest), n_tokens=len(request.response.split()))
+        if isinstance(request, Route):
+            return self._routed(request, digest)
+        return _fitted(request, digest)
+
+    def _digest(self, request: Request) -> bytes:
+        """32 bytes of everything in the request that an answer may depend on."""
+        if isinstance(request, Generate):
+            content: object = (self._model, request.messages, request.seed)
+        elif isinstance(request, Judge):
+            content = (self._model, request.messages, request.response, request.answer)
+        elif isinstance(request, Route):
+            content = (self._model, request.messages)
+        else:
+            content = (self._model, request.conversations, request.rewards, request.teachers, request.seed)
+        return hashlib.blake2b(_encode(content), digest_size=32).digest()
+
+    def _generated(self, request: Generate, digest: bytes) -> Generated:
+        wanted = self._options.response_words
+        count = min(wanted, request.sampling.max_tokens)
+        words = [_WORDS[byte] for byte in (digest * (count // len(digest) + 1))[:count]]
+        prompt_words = sum(message["content"].count(" ") + 1 for message in request.messages)
+        finish = "stop" if count == wanted else "length"
+        return Generated(request.id, " ".join(words), finish, prompt_words, count, self._options.latency_seconds)
+
+    def _routed(self, request: Route, digest: bytes) -> Routed | Failed:
+        if not self._options.teachers:
+            return Failed(request.id, "bad_request: a fake router needs the option 'teachers'")
+        scores = [_unit(hashlib.blake2b(digest, salt=b"%d" % k).digest()) for k in range(self._options.teachers)]
+        return Routed(request.id, scores)
+
+
+def _fitted(request: Fit, digest: bytes) -> Fitted:
+    folder = Path(request.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = _encode({"teachers": request.teachers, "seed": request.seed, "digest": digest})
+    (folder / "router.msgpack").write_bytes(checkpoint)
+    n_holdout = sum(request.is_holdout)
+    metrics = {
+        "router": {"hit1": _unit(digest), "hit3": (1 + _unit(digest)) / 2},
+        "n_calibration": len(request.is_holdout) - n_holdout,
+        "n_holdout": n_holdout,
+    }
+    return Fitted(request.id, request.folder, hashlib.sha256(checkpoint).hexdigest(), metrics)
+
+
+def _unit(digest: bytes) -> float:
+    """A number within [0, 1), of the 53 bits a float holds."""
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def _hang() -> NoReturn:
+    while True:
+        time.sleep(3600)

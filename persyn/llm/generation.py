@@ -1,0 +1,77 @@
+"""What engines that write responses have in common: a request becomes token ids, a text becomes a result.
+
+Knows tokenizers, no models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+
+from persyn.llm.chat import PLAIN_STOP, Chat
+from persyn.llm.protocols import Failed, Generate, Generated, Sampling
+
+#: Error texts of others are cut to this length in a reason.
+_REASON_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request as the model is given it."""
+
+    request: Generate
+    ids: list[int]
+    #: The most tokens the response may have.
+    max_tokens: int
+
+
+def prepare(chat: Chat, request: Generate, context: int | None) -> Prompt | Failed:
+    """Put a request into its model's form.
+
+    context: tokens the model takes, prompt and response together; None when it sets no bound. A prompt
+             that leaves no room for a single token fails as `too_long`. `max_tokens` is lowered to the
+             room there is, so a response may end with "length" before the sampling's `max_tokens`.
+    """
+    try:
+        ids = chat.prompt_ids(request.messages)
+    except (TemplateError, TypeError, ValueError, LookupError) as error:
+        # A chat template is a program of the model's maker and refuses in whatever way it likes.
+        return refuse(request, f"the chat template takes no such conversation: {error}")
+    if request.sampling.max_tokens < 1:
+        return refuse(request, f"max_tokens must be at least 1, got {request.sampling.max_tokens}")
+    room = request.sampling.max_tokens if context is None else context - len(ids)
+    if room < 1:
+        return Failed(request.id, f"too_long: {len(ids):,} tokens, the model takes {context:,} with the response")
+    return Prompt(request, ids, min(request.sampling.max_tokens, room))
+
+
+def refuse(request: Generate, why: str) -> Failed:
+    """A request that cannot be served as it is, and why."""
+    return Failed(request.id, f"bad_request: {shorten(why)}")
+
+
+def conclude(result: Generated) -> Generated | Failed:
+    """The result with its text stripped; `empty` when nothing is left of it."""
+    text = result.text.strip()
+    if not text:
+        return Failed(result.id, f"empty: finished by {result.finish_reason} without any text")
+    return Generated(
+        id=result.id,
+        text=text,
+        finish_reason=result.finish_reason,
+        prompt_tokens=result.prompt_tokens,
+        response_tokens=result.response_tokens,
+        seconds=result.seconds,
+    )
+
+
+def stop_texts(chat: Chat, sampling: Sampling) -> list[str]:
+    """The texts that end a response: the sampling's, and for a base model the next turn's beginning."""
+    return sampling.stop if chat.has_template else [*sampling.stop, PLAIN_STOP]
+
+
+def shorten(text: str) -> str:
+    """One line of bounded length, for a reason."""
+    line = " ".join(text.split())
+    return line if len(line) <= _REASON_CHARS else f"{line[: _REASON_CHARS - 1]}…"

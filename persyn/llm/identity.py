@@ -1,0 +1,97 @@
+"""Which exact model is meant: a hub commit, or a digest of a local folder; and its chat template's hash.
+
+Reads files only; loads no model and imports no model library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from persyn.errors import UsageError
+
+#: Files up to this size are digested whole; of larger ones (weights) the size and both ends are.
+_WHOLE_BYTES = 64 * 2**20
+_END_BYTES = 2**20
+_CONFIGURATION = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A model as an immutable version."""
+
+    #: A hub commit, "sha256:..." for a local folder, None for what only a server knows.
+    revision: str | None
+    template_hash: str | None
+
+
+UNKNOWN = Identity(None, None)
+
+
+def identify(model: str, revision: str | None = None) -> Identity:
+    """Find a model's version without loading it.
+
+    A local folder is digested; of a hub model only the small files are fetched, from the cache when offline.
+    Raises `UsageError` when there is no such model.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"{model} is no model: it has no config.json")
+        return Identity(f"sha256:{_digest(folder)}", _template_hash(folder))
+    if folder.is_absolute() or model.startswith((".", "~")):
+        raise UsageError(f"there is no model at {model}; give a folder that exists or a hub id")
+    snapshot = _snapshot(model, revision)
+    return Identity(snapshot.name, _template_hash(snapshot))
+
+
+def _snapshot(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(_CONFIGURATION)))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        offline = " (the hub is switched off: HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        at = f" at revision {revision!r}" if revision else ""
+        raise UsageError(
+            f"there is no model {model!r}{at}: no such folder, and not to be had from the hub{offline}"
+        ) from error
+
+
+def _digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")):
+        total.update(f"{file.name}:{file.stat().st_size}:".encode())
+        for part in _parts(file):
+            total.update(part)
+    return total.hexdigest()
+
+
+def _parts(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        if size <= _WHOLE_BYTES:
+            while part := opened.read(2**20):
+                yield part
+        else:
+            yield opened.read(_END_BYTES)
+            opened.seek(size - _END_BYTES)
+            yield opened.read(_END_BYTES)
+
+
+def _template_hash(folder: Path) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        template = msgspec.json.decode(settings.read_bytes()).get("chat_template")
+        if template:
+            return hashlib.sha256(msgspec.json.encode(template)).hexdigest()
+    return None

@@ -1,0 +1,153 @@
+"""The stages in order, and how a run moves from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from persyn import queue
+from persyn.config import RunConfig
+from persyn.db import bulk
+from persyn.db.catalog import Run, RunState
+from persyn.db.time import now
+from persyn.db.work import Event, Job, JobState
+from persyn.queue import Claim
+from persyn.stages import assign, calibrate, fit_router, generate, ingest, score, start
+from persyn.stages.batch import Batch, Done, Progress
+
+
+class Stage(Protocol):
+    """What a stage module offers. Between `load` and `save` stands the engine."""
+
+    def plan(self, session: Session, run: Run) -> int:
+        """Make jobs for whatever is missing; return how many. None: the stage is complete."""
+
+    def load(self, session: Session, job: Claim) -> Batch:
+        """Read what a job needs, so that no transaction is open while a model computes."""
+
+    def save(self, session: Session, job: Claim, done: Sequence[Done]) -> None:
+        """Write some of a job's results; written twice, they are there once."""
+
+    def progress(self, session: Session, run: Run) -> Progress:
+        """Count what the stage owes: total = done + failed + pending."""
+
+
+STAGES: Mapping[str, Stage] = {
+    "calibrate": calibrate,
+    "score": score,
+    "fit_router": fit_router,
+    "assign": assign,
+    "generate": generate,
+}
+_ORDER = tuple(STAGES)
+#: A stage that still misses something after its jobs were done is planned again, up to this often in all.
+_MAX_PLANS = 3
+_OPEN = (JobState.QUEUED, JobState.RUNNING)
+
+
+def start_run(session: Session, config: RunConfig, *, actor: str, on_rows: Callable[[int], None] | None = None) -> Run:
+    """The run of this configuration: found, or made with its prompts and its first jobs.
+
+    Started twice, it is the same run. Raises `UsageError` when the name is taken by another
+    configuration, a model does not exist, or a prompt file has a bad row; then nothing is written.
+    on_rows: called now and then with the number of prompt rows read.
+    """
+    if (found := start.find(session, config)) is not None:
+        return found
+    run = start.create(session, config, stage=_ORDER[0])
+    ingest.add_to_run(session, run.id, [Path(file) for file in config.prompts.file], progress=on_rows)
+    ingest.draw(session, run.id, calibration=config.run.calibration, holdout=config.n_holdout, seed=config.run.seed)
+    _note(session, run, actor, None, RunState.RUNNING, {"stage": run.stage})
+    advance(session, run.id, actor=actor)
+    return run
+
+
+def resume(session: Session, run: Run, *, actor: str) -> None:
+    """Let a run that failed or was cancelled go on: its failed jobs are tried again. A running one goes on as it is."""
+    if run.state is RunState.DONE:
+        return
+    queue.retry(session, run.id, actor=actor)
+    if run.state is not RunState.RUNNING:
+        _note(session, run, actor, run.state, RunState.RUNNING, {"stage": run.stage})
+        run.state, run.error, run.finished_at, run.plans = RunState.RUNNING, None, None, 0
+        session.flush()
+    advance(session, run.id, actor=actor)
+
+
+def cancel(session: Session, run: Run, *, actor: str) -> None:
+    """Stop a run: no job of it is given out any more; what is finished stays."""
+    queue.cancel(session, run.id, actor=actor)
+    if run.state is RunState.RUNNING:
+        _note(session, run, actor, run.state, RunState.CANCELLED, {"stage": run.stage})
+        run.state = RunState.CANCELLED
+
+
+def advance(session: Session, run_id: int, *, actor: str) -> None:
+    """Move a run on as far as it goes: if its stage has no open job, plan what is missing, here or in the next stage.
+
+    Called in the transaction that ended a job, under a lock on the run, so that the run goes on
+    whoever else is gone. A stage is complete when planning it finds nothing missing: what a run
+    was given is then done or failed, row by row.
+    """
+    run = session.get_one(Run, run_id, with_for_update=True, populate_existing=True)
+    while run.state is RunState.RUNNING and not _count(session, run, _OPEN):
+        if _count(session, run, (JobState.FAILED,)):
+            _finish(session, run, RunState.FAILED, actor, _failure(session, run))
+        elif STAGES[run.stage].plan(session, run):
+            _count_plan(session, run, actor)
+        elif run.stage == _ORDER[-1]:
+            _finish(session, run, RunState.DONE, actor, None)
+        else:
+            following = _ORDER[_ORDER.index(run.stage) + 1]
+            _note(session, run, actor, run.state, run.state, {"from_stage": run.stage, "stage": following})
+            run.stage, run.plans = following, 0
+            session.flush()
+
+
+def progress(session: Session, run: Run) -> dict[str, Progress]:
+    """The counts of each stage that the run has come to, in order."""
+    reached = _ORDER[: _ORDER.index(run.stage) + 1]
+    return {name: STAGES[name].progress(session, run) for name in reached}
+
+
+def _count_plan(session: Session, run: Run, actor: str) -> None:
+    """Give a run up whose stage misses rows though its jobs say they are done: nothing loops for ever."""
+    run.plans += 1
+    session.flush()
+    if run.plans > _MAX_PLANS:
+        queue.cancel(session, run.id, actor=actor)
+        reason = f"stage {run.stage} still misses rows after its jobs were done {_MAX_PLANS} times"
+        _finish(session, run, RunState.FAILED, actor, reason)
+
+
+def _finish(session: Session, run: Run, state: RunState, actor: str, error: str | None) -> None:
+    _note(session, run, actor, run.state, state, {"stage": run.stage} | ({"error": error} if error else {}))
+    run.state, run.error = state, error
+    run.finished_at = now()
+    session.flush()
+
+
+def _count(session: Session, run: Run, states: Sequence[JobState]) -> int:
+    counted = select(func.count()).where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(states))
+    return session.scalars(counted).one()
+
+
+def _failure(session: Session, run: Run) -> str:
+    job_id, error = session.execute(
+        select(Job.id, Job.error)
+        .where(Job.run_id == run.id, Job.stage == run.stage, Job.state == JobState.FAILED)
+        .order_by(Job.id)
+        .limit(1)
+    ).one()
+    return f"stage {run.stage}, job {job_id}: {error}"
+
+
+def _note(
+    session: Session, run: Run, actor: str, was: RunState | None, state: RunState, detail: dict[str, Any]
+) -> None:
+    event = {"actor": actor, "run_id": run.id, "from_state": was, "to_state": state, "detail": detail}
+    bulk.insert_new(session, Event, [event])

@@ -1,0 +1,138 @@
+"""A fitted router on disk: safetensors and JSON, nothing pickled; written whole or not at all.
+
+router.json           how to rebuild it: `Manifest`
+router.safetensors    the head, float32
+backbone/             the tuned backbone and its tokenizer (tune = full)
+adapter/              the low-rank adapters (tune = lora)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from persyn.errors import EngineError
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.protocols import ModelSpec
+from persyn.router.model import Dtype, Reader, Router, load
+
+#: What a checkpoint is made of; anything else in its folder could hold code and is refused.
+_SUFFIXES = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a checkpoint says of itself."""
+
+    #: Folder or hub id of the backbone that was tuned, and its hub commit.
+    backbone: str
+    revision: str | None
+    tune: str
+    #: In the order of the head's outputs.
+    teachers: list[str]
+    #: Longer prompts lose their middle.
+    max_tokens: int
+    add_bos: bool | None
+    #: Of the libraries it was trained with.
+    versions: dict[str, str]
+
+
+def write(folder: Path, router: Router, manifest: Manifest, tokenizer: Any) -> str:
+    """Write a checkpoint, replacing one that lies there; returns its sha256."""
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    head = {name: parameter.detach().cpu().contiguous() for name, parameter in router.head.named_parameters()}
+    save_file(head, unfinished / "router.safetensors")
+    if manifest.tune == "full":
+        router.backbone.save_pretrained(unfinished / "backbone")
+        tokenizer.save_pretrained(unfinished / "backbone")
+    elif manifest.tune == "lora":
+        router.backbone.save_pretrained(unfinished / "adapter")
+        _tidy_adapter(unfinished / "adapter")
+    text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
+    (unfinished / "router.json").write_bytes(text)
+    _replace(folder, unfinished)
+    return sha256(folder)
+
+
+def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
+    """Load the router in the folder `spec.model` for scoring.
+
+    `EngineError` when the folder is no checkpoint, or holds what a checkpoint should not.
+    """
+    folder = Path(spec.model)
+    _refuse_strangers(folder)
+    try:
+        manifest = msgspec.json.decode((folder / "router.json").read_bytes(), type=Manifest)
+        head = load_file(folder / "router.safetensors")
+    except (OSError, msgspec.MsgspecError, SafetensorError) as error:
+        raise EngineError(f"{spec.model!r} is not a router's checkpoint: {error}") from error
+    backbone = ModelSpec(spec.engine, manifest.backbone, manifest.revision, spec.gpus)
+    if manifest.tune == "full":
+        backbone = ModelSpec(spec.engine, str(folder / "backbone"), gpus=spec.gpus)
+    reader = Reader(Chat(load_tokenizer(backbone), add_bos=manifest.add_bos), manifest.max_tokens)
+    router = load(backbone, dtype, len(manifest.teachers))
+    if manifest.tune == "lora":
+        _load_adapter(router, folder / "adapter")
+    router.head.load_state_dict(head)
+    return router.requires_grad_(False).eval(), reader
+
+
+def merge(router: Router) -> None:
+    """Add low-rank adapters, where there are any, to the weights they adapt: the same scores in less time."""
+    if hasattr(router.backbone, "merge_and_unload"):
+        router.backbone = router.backbone.merge_and_unload()
+
+
+def sha256(folder: Path) -> str:
+    """One hash of the names and contents of all files in a folder."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{content}  {path.relative_to(folder).as_posix()}\n".encode())
+    return total.hexdigest()
+
+
+def _replace(folder: Path, unfinished: Path) -> None:
+    """Put a finished folder where an older one may lie."""
+    if folder.exists():
+        replaced = folder.with_name(folder.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+        unfinished.rename(folder)
+        shutil.rmtree(replaced)
+    else:
+        unfinished.rename(folder)
+
+
+def _refuse_strangers(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix not in _SUFFIXES:
+            raise EngineError(f"{str(folder)!r} holds {path.name!r}; a checkpoint is safetensors and JSON only")
+
+
+def _tidy_adapter(folder: Path) -> None:
+    """Make the adapter's files the same for the same adapter: its configuration holds a set."""
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _load_adapter(router: Router, folder: Path) -> None:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise EngineError("a router tuned with lora needs peft: pip install 'persyn[lora]'") from error
+    router.backbone = PeftModel.from_pretrained(router.backbone, folder, use_safetensors=True)
+    merge(router)

@@ -1,0 +1,150 @@
+"""The engine that fits a router to a calibration grid, measures it on the hold-out and writes its checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from msgspec import Meta
+
+from persyn import rewards as reward_matrix
+from persyn.errors import EngineError
+from persyn.llm import options, scoring
+from persyn.llm.batched import Batched
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Tick
+from persyn.rewards import Matrix
+from persyn.router import checkpoint, evaluate, model
+from persyn.router.checkpoint import Manifest
+from persyn.router.model import Dtype, Reader, Router
+from persyn.router.train import TUNES, Examples, Plan, train
+
+_AtLeastOne = Annotated[int, Meta(ge=1)]
+
+
+class Options(scoring.Options, frozen=True, forbid_unknown_fields=True):
+    """The options of a `router_fit`; its model is the backbone. The last four are for fine-tuning."""
+
+    #: Longer prompts lose their middle; less where the backbone's context is smaller.
+    max_tokens: _AtLeastOne = 1024
+    epochs: _AtLeastOne = 3
+    #: None is 1e-5 for tune = full and 1e-4 for lora.
+    learning_rate: Annotated[float, Meta(gt=0)] | None = None
+    #: Prompts per step.
+    batch_size: _AtLeastOne = 16
+    lora_rank: _AtLeastOne = 16
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Load a backbone's tokenizer; each `Fit` begins with the backbone's own weights. Options: `Options`."""
+    chosen = options.decode(spec, Options)
+    if spec.gpus > 1:
+        raise EngineError(f"a router is fitted on one GPU or on the CPU, got gpus = {spec.gpus}")
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+
+    def compute(requests: list[Request]) -> Iterator[list[Result]]:
+        for request in requests:
+            assert isinstance(request, Fit)
+            reason = _refusal(request)
+            yield [Failed(request.id, reason) if reason else _fit(request, spec, chosen, chat, tick)]
+
+    return Batched(compute, version=scoring.VERSION, chunk=1)
+
+
+def _refusal(request: Fit) -> str | None:
+    """Why a grid cannot be fitted, or None."""
+    shape = (len(request.conversations), len(request.teachers))
+    rewards = np.array(request.rewards, dtype=np.float64).reshape(-1, len(request.teachers))
+    if rewards.shape != shape or len(request.is_holdout) != shape[0]:
+        return f"malformed: rewards {rewards.shape} and {len(request.is_holdout)} flags for {shape}"
+    if request.tune not in TUNES:
+        return f"unknown_tune: {request.tune!r}; there are {', '.join(TUNES)}"
+    calibration = rewards[~np.array(request.is_holdout, dtype=bool)]
+    if not len(reward_matrix.preferences(calibration)[0]):
+        return f"no_preferences: none of {len(calibration)} calibration prompts has two teachers of distinct reward"
+    unmeasured = np.isnan(calibration).all(axis=0)
+    if unmeasured.any():
+        names = ", ".join(name for name, is_missing in zip(request.teachers, unmeasured, strict=True) if is_missing)
+        return f"unmeasured_teachers: no calibration prompt has a reward of {names}"
+    return None
+
+
+def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick) -> Fitted | Failed:
+    started = time.monotonic()
+    router = _load_router(request, spec, chosen)
+    tick()
+    reader = Reader(chat, min(chosen.max_tokens, scoring.max_tokens(router.backbone.config) or chosen.max_tokens))
+    try:
+        prompts = [reader.ids(messages) for messages in request.conversations]
+    except TemplateError as error:
+        return Failed(request.id, f"bad_conversation: the chat template refuses one: {error}")
+    grid = Examples(prompts, np.array(request.rewards, dtype=np.float64))
+    calibration = grid.take([i for i, is_holdout in enumerate(request.is_holdout) if not is_holdout])
+    holdout = grid.take([i for i, is_holdout in enumerate(request.is_holdout) if is_holdout])
+
+    prompt, _, _ = reward_matrix.preferences(calibration.rewards)
+    plan = _plan(request, spec, chosen)
+    notes = train(router, calibration.take(sorted(set(prompt.tolist()))), plan, tick)
+    router.backbone.to(getattr(torch, model.precision(spec, chosen.dtype)))
+    manifest = _manifest(request, spec, chosen, router, reader)
+    sha256 = checkpoint.write(Path(request.folder), router, manifest, chat.tokenizer)
+    checkpoint.merge(router)
+    metrics = {
+        **_measure(router, holdout, calibration.rewards, plan.batch_tokens, tick),
+        "n_calibration": len(calibration.prompts),
+        "n_holdout": len(holdout.prompts),
+        "n_pairs": len(prompt),
+        "tune": request.tune,
+        "seconds": time.monotonic() - started,
+        "versions": manifest.versions,
+        **notes,
+    }
+    return Fitted(request.id, request.folder, sha256, metrics)
+
+
+def _load_router(request: Fit, spec: ModelSpec, chosen: Options) -> Router:
+    # All weights are trained in float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
+    dtype: Dtype = "float32" if request.tune == "full" else model.precision(spec, chosen.dtype)
+    return model.load(spec, dtype, len(request.teachers))
+
+
+def _plan(request: Fit, spec: ModelSpec, chosen: Options) -> Plan:
+    return Plan(
+        tune=request.tune,
+        seed=request.seed,
+        batch_tokens=scoring.batch_tokens(spec, chosen),
+        epochs=chosen.epochs,
+        learning_rate=chosen.learning_rate or {"lora": 1e-4}.get(request.tune, 1e-5),
+        batch_size=chosen.batch_size,
+        lora_rank=chosen.lora_rank,
+    )
+
+
+def _manifest(request: Fit, spec: ModelSpec, chosen: Options, router: Router, reader: Reader) -> Manifest:
+    folder = Path(spec.model)
+    commit: str | None = getattr(router.backbone.config, "_commit_hash", None)
+    return Manifest(
+        backbone=str(folder.absolute()) if folder.is_dir() else spec.model,
+        revision=spec.revision or commit,
+        tune=request.tune,
+        teachers=request.teachers,
+        max_tokens=reader.max_tokens,
+        add_bos=chosen.add_bos,
+        versions={name: version(name) for name in ("persyn", "torch", "transformers")},
+    )
+
+
+def _measure(router: Router, holdout: Examples, calibration: Matrix, batch_tokens: int, tick: Tick) -> dict[str, Any]:
+    """The router's metrics and its baselines', or None for each without a hold-out prompt."""
+    if not holdout.prompts:
+        return {"router": None, "static": None, "random": None}
+    features = model.all_features(router, holdout.prompts, batch_tokens, tick)
+    with torch.no_grad():
+        scores = router.score(features.to(router.head.weight.device)).cpu().double().numpy()
+    return evaluate.compare(scores, holdout.rewards, calibration)

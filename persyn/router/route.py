@@ -1,0 +1,69 @@
+"""The engine that scores every teacher for a prompt: one forward pass, no LM head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from msgspec import Struct
+
+from persyn.errors import EngineError
+from persyn.llm import options, scoring
+from persyn.llm.batched import Batched
+from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Route, Routed, Tick
+from persyn.router import checkpoint
+from persyn.router.model import Dtype, Reader, Router, batches, pad, precision
+
+#: Prompts handed over at once and sorted by length.
+_CHUNK = 512
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a `router`; its model is the checkpoint's folder."""
+
+    #: Of the backbone; None is float32 on the CPU and bfloat16 on a GPU. The head is always float32.
+    dtype: Dtype | None = None
+    #: Prompts times longest prompt of a batch; None is 2,048 on the CPU and 16,384 on a GPU.
+    batch_tokens: int | None = None
+    #: The checkpoint's hash, as its `Fitted` gave it: another one is refused. None takes any.
+    sha256: str | None = None
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Load a checkpoint that answers `Route`; `EngineError` when it is not one, or not the one asked for.
+
+    A long prompt is read without its middle and never fails.
+    """
+    chosen = options.decode(spec, Options)
+    if chosen.sha256 is not None and (found := checkpoint.sha256(Path(spec.model))) != chosen.sha256:
+        raise EngineError(f"the router in {spec.model!r} has sha256 {found}, not {chosen.sha256}: fit it again")
+    tick()
+    router, reader = checkpoint.read(spec, precision(spec, chosen.dtype))
+    batch_tokens = scoring.batch_tokens(spec, scoring.Options(batch_tokens=chosen.batch_tokens))
+
+    def compute(requests: list[Request]) -> Iterator[list[Result]]:
+        return _compute(router, reader, requests, batch_tokens)
+
+    return Batched(compute, version=scoring.VERSION, chunk=_CHUNK)
+
+
+def _compute(router: Router, reader: Reader, requests: list[Request], batch_tokens: int) -> Iterator[list[Result]]:
+    """Yield the conversations that cannot be read, then each batch's scores."""
+    ids, prompts, failures = [], [], []
+    for request in requests:
+        assert isinstance(request, Route)
+        try:
+            prompts.append(reader.ids(request.messages))
+            ids.append(request.id)
+        except TemplateError as error:
+            failures.append(Failed(request.id, f"bad_conversation: the chat template refuses it: {error}"))
+    if failures:
+        yield list(failures)
+    device = router.head.weight.device
+    for batch in batches(prompts, batch_tokens):
+        input_ids, lengths = pad([prompts[i] for i in batch])
+        with torch.inference_mode():
+            scores = router(input_ids.to(device), lengths.to(device)).tolist()
+        yield [Routed(ids[i], row) for i, row in zip(batch, scores, strict=True)]

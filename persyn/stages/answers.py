@@ -1,0 +1,119 @@
+"""What calibrating and generating share: a teacher, prompts it owes an answer to, responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from persyn.config import Sampling
+from persyn.db import bulk
+from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
+from persyn.db.results import Origin, Response
+from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
+from persyn.queue import Claim
+from persyn.stages.batch import Batch, Done, Plan, conversation, hub_revision, in_part, make_jobs, seed_of
+
+
+def teachers_of(session: Session, run_id: int) -> Sequence[Teacher]:
+    """A run's teachers in head order."""
+    return session.scalars(
+        select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
+    ).all()
+
+
+def plan(session: Session, run: Run, stage: str, teacher: Teacher, missing: Select[Any]) -> int:
+    """Make one teacher's jobs; return how many."""
+    size = run.config["run"]["job_prompts"]
+    return make_jobs(session, Plan(run.id, stage, spec_of(teacher), teacher_id=teacher.id, size=size), missing)
+
+
+def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
+    """The requests of one job: the prompts of `missing` within its part."""
+    teacher = session.get_one(Teacher, job.teacher_id)
+    run_seed = session.scalars(select(Run.seed).where(Run.id == job.run_id)).one()
+    prompts = session.execute(
+        in_part(missing, job)
+        .join(Prompt, Prompt.id == missing.selected_columns[0])
+        .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.content_hash)
+    )
+    sampling = msgspec.convert(teacher.sampling, Sampling)
+    opening = _opening(teacher)
+    return Batch(
+        spec_of(teacher),
+        [
+            Generate(
+                id=prompt.id,
+                messages=_with_opening(opening, conversation(prompt)),
+                sampling=sampling,
+                seed=seed_of(run_seed, prompt.content_hash, teacher.fingerprint, 0),
+            )
+            for prompt in prompts
+        ],
+    )
+
+
+def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
+    """Store what came of each request: a text, or why there is none."""
+    bulk.insert_new(session, Response, [_row(job, item) for item in done])
+
+
+def spec_of(teacher: Teacher) -> ModelSpec:
+    """What must be loaded for a teacher; teachers that differ only in how they are asked share it."""
+    return ModelSpec(
+        engine=teacher.engine,
+        model=teacher.model,
+        revision=hub_revision(teacher.revision),
+        gpus=teacher.gpus,
+        options=teacher.options,
+    )
+
+
+def _row(job: Claim, item: Done) -> dict[str, Any]:
+    request, result = item.request, item.result
+    assert isinstance(request, Generate)
+    row = {
+        "prompt_id": request.id,
+        "teacher_id": job.teacher_id,
+        "sample": 0,
+        "text": None,
+        "failure": None,
+        "finish_reason": None,
+        "prompt_tokens": None,
+        "response_tokens": None,
+        "seconds": None,
+        "seed": request.seed,
+        "engine": item.engine,
+        "origin": Origin.GENERATED,
+        "job_id": job.id,
+    }
+    if isinstance(result, Failed):
+        row["failure"] = result.reason
+    else:
+        assert isinstance(result, Generated)
+        row.update(msgspec.structs.asdict(result))
+        del row["id"]
+    return row
+
+
+def _opening(teacher: Teacher) -> list[Message]:
+    """What a teacher is shown before any prompt."""
+    opening = [{"role": "system", "content": teacher.system}] if teacher.system else []
+    for shot in teacher.few_shot:
+        opening.append({"role": "user", "content": shot["user"]})
+        opening.append({"role": "assistant", "content": shot["assistant"]})
+    return opening
+
+
+def _with_opening(opening: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
+    """Put the opening first; a prompt's own system turn joins the teacher's, since models expect at most one."""
+    if not (opening and messages[0]["role"] == "system"):
+        return [*opening, *messages]
+    own = messages[0]["content"]
+    if opening[0]["role"] == "system":
+        joined = {"role": "system", "content": f"{opening[0]['content']}\n\n{own}"}
+        return [joined, *opening[1:], *messages[1:]]
+    return [messages[0], *opening, *messages[1:]]

@@ -1,0 +1,135 @@
+"""What a stage hands to an engine, and how a stage's missing rows become jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+from sqlalchemy import CursorResult, Integer, Select, func, insert, literal, select
+from sqlalchemy.orm import Session
+
+from persyn.db.work import Job
+from persyn.llm.protocols import Message, ModelSpec, Request, Result
+from persyn.queue import Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One job, loaded: the model it needs and what to ask of it. Nothing else crosses to the engine."""
+
+    spec: ModelSpec
+    requests: list[Request]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request of a job, its result, and the engine that gave it."""
+
+    request: Request
+    result: Result
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stage is. Always: total = done + failed + pending."""
+
+    total: int
+    done: int
+    failed: int
+
+    @property
+    def pending(self) -> int:
+        """What is neither done nor failed."""
+        return self.total - self.done - self.failed
+
+
+PromptRow: TypeAlias = Any
+"""A row with a prompt's `text` and `history`."""
+
+
+def conversation(prompt: PromptRow) -> list[Message]:
+    """A prompt as the turns a model is given."""
+    return [*(prompt.history or ()), {"role": "user", "content": prompt.text}]
+
+
+def seed_of(run_seed: int, content_hash: str, teacher: str, sample: int) -> int:
+    """The seed of one response: the same for the same run seed, prompt, teacher version and sample, anywhere."""
+    key = f"{run_seed}:{content_hash}:{teacher}:{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1  # engines take 63 bits
+
+
+def queue_name(spec: ModelSpec) -> str:
+    """The queue of a model's jobs: readable, and different for whatever must be loaded differently."""
+    digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()[:8]
+    model = re.sub(r"[^a-z0-9.]+", "-", spec.model.rsplit("/", 1)[-1].lower()).strip("-")
+    return ".".join(part for part in (spec.engine, model, digest) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Whose jobs to make: one model's part of one stage of one run."""
+
+    run_id: int
+    stage: str
+    spec: ModelSpec
+    teacher_id: int | None = None
+    scorer_id: int | None = None
+    #: Prompts per job.
+    size: int = 256
+
+
+_JOB_COLUMNS = (
+    "run_id",
+    "stage",
+    "queue",
+    "teacher_id",
+    "scorer_id",
+    "first_prompt_id",
+    "last_prompt_id",
+    "n_prompts",
+    "gpus",
+)
+
+
+def make_jobs(session: Session, plan: Plan, missing: Select[Any]) -> int:
+    """Cut the prompts of `missing` (a select with a `prompt_id`, perhaps repeated) into jobs; return how many jobs.
+
+    One INSERT ... SELECT: the prompts never leave the database, however many there are.
+    """
+    prompts = missing.subquery()
+    counted = select(prompts.c.prompt_id, func.count().label("n_items")).group_by(prompts.c.prompt_id).subquery()
+    place = func.row_number().over(order_by=counted.c.prompt_id) - 1
+    cut = select(counted.c.prompt_id, counted.c.n_items, (place // plan.size).label("slice")).subquery()
+    jobs = (
+        select(
+            literal(plan.run_id),
+            literal(plan.stage),
+            literal(queue_name(plan.spec)),
+            literal(plan.teacher_id, Integer),
+            literal(plan.scorer_id, Integer),
+            func.min(cut.c.prompt_id),
+            func.max(cut.c.prompt_id),
+            func.sum(cut.c.n_items),
+            literal(plan.spec.gpus),
+        )
+        .group_by(cut.c.slice)
+        .order_by(func.min(cut.c.prompt_id))
+    )
+    made = session.execute(insert(Job).from_select(_JOB_COLUMNS, jobs))
+    assert isinstance(made, CursorResult)
+    return made.rowcount
+
+
+def in_part(missing: Select[Any], job: Claim) -> Select[Any]:
+    """The rows of `missing` (whose first column is a prompt's id) that are the job's."""
+    prompt_id = missing.selected_columns[0]
+    return missing.where(prompt_id.between(job.first_prompt_id, job.last_prompt_id)).order_by(prompt_id)
+
+
+def hub_revision(revision: str | None) -> str | None:
+    """The revision to ask the hub for; a local folder's digest is nothing to ask for."""
+    return None if revision is None or revision.startswith("sha256:") else revision

@@ -1,0 +1,111 @@
+"""A router learns from the grid's rewards which teacher suits which prompt. One job."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import literal, select
+from sqlalchemy.orm import Session
+
+from persyn import rewards
+from persyn.config import thaw
+from persyn.db import bulk, grid
+from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
+from persyn.db.results import Router
+from persyn.errors import EngineError
+from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
+from persyn.queue import Claim
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, make_jobs
+
+
+def plan(session: Session, run: Run) -> int:
+    """Make the one job that fits the router, unless the run has its router."""
+    if run.router_id is not None:
+        return 0
+    return make_jobs(session, Plan(run.id, "fit_router", _spec(run)), select(literal(0).label("prompt_id")))
+
+
+def load(session: Session, job: Claim) -> Batch:
+    """The whole grid, as rewards."""
+    run = session.get_one(Run, job.run_id)
+    config = thaw(run.config)
+    cells = grid.read(session, run)
+    combined = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
+    prompts = {
+        prompt.id: prompt
+        for prompt in session.execute(
+            select(Prompt.id, Prompt.text, Prompt.history).where(Prompt.id.in_(cells.prompt_ids.tolist()))
+        )
+    }
+    names = session.execute(
+        select(Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
+    ).scalars()
+    spec = _spec(run)
+    fit = Fit(
+        id=0,
+        conversations=[conversation(prompts[prompt_id]) for prompt_id in cells.prompt_ids.tolist()],
+        rewards=combined.tolist(),
+        is_holdout=cells.is_holdout.tolist(),
+        teachers=list(names),
+        tune=config.router.tune,
+        seed=run.seed,
+        folder="",
+    )
+    return Batch(spec, [msgspec.structs.replace(fit, folder=f"routers/{_fingerprint(spec, fit)[:16]}")])
+
+
+def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
+    """Store the router and give it to the run. A fit that failed fails its job: there is nothing to go on with."""
+    for item in done:
+        if isinstance(item.result, Failed):
+            raise EngineError(f"the router cannot be fitted: {item.result.reason}")
+        assert isinstance(item.result, Fitted)
+        run = session.get_one(Run, job.run_id)
+        row = _row(session, run, item)
+        bulk.insert_new(session, Router, [row])
+        run.router_id = session.scalars(select(Router.id).where(Router.fingerprint == row["fingerprint"])).one()
+
+
+def progress(session: Session, run: Run) -> Progress:
+    """One router, there or not."""
+    return Progress(total=1, done=int(run.router_id is not None), failed=0)
+
+
+def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
+    assert isinstance(item.request, Fit)
+    assert isinstance(item.result, Fitted)
+    spec = _spec(run)
+    teacher_ids = session.scalars(
+        select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
+    )
+    return {
+        "fingerprint": _fingerprint(spec, item.request),
+        "backbone": spec.model,
+        "revision": spec.revision,
+        "tune": item.request.tune,
+        "options": spec.options,
+        "teacher_ids": list(teacher_ids),
+        "metrics": item.result.metrics,
+        "path": item.result.folder,
+        "sha256": item.result.sha256,
+    }
+
+
+def _fingerprint(spec: ModelSpec, fit: Fit) -> str:
+    """The router that this backbone and this grid make, wherever its checkpoint lies."""
+    data = msgspec.msgpack.encode((spec, msgspec.structs.replace(fit, folder="")))
+    return hashlib.sha256(data).hexdigest()
+
+
+def _spec(run: Run) -> ModelSpec:
+    router = thaw(run.config).router
+    return ModelSpec(
+        engine="router_fit" if router.engine == "router" else router.engine,
+        model=router.backbone,
+        revision=hub_revision(router.revision),
+        gpus=router.gpus,
+        options=router.options,
+    )

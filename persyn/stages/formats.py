@@ -1,0 +1,205 @@
+"""The forms of a dataset: chat messages, ShareGPT and Alpaca as JSONL, and Parquet with all provenance.
+
+Each row of a JSONL file has the same keys and types, without null: readers that infer a type from
+a file's beginning (Hugging Face datasets, and LLaMA-Factory through it) refuse one that turns up
+late. For the same reason a conversation of several turns is best read as messages or sharegpt:
+in Alpaca, a history that is first met after many rows without one may be refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import msgspec
+
+from persyn.llm.protocols import Message
+
+_GROUP_ROWS = 10_000
+_GROUP_CHARACTERS = 32 * 2**20
+_SHAREGPT = {"user": "human", "assistant": "gpt"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation that ends with its teacher's response, and where both come from."""
+
+    prompt_id: int
+    #: An optional system turn, then user and assistant in turn; the last is the response.
+    messages: list[Message]
+    answer: str | None
+    source: str
+    source_id: str | None
+    meta: dict[str, Any]
+    teacher: str
+    teacher_fingerprint: str
+    finish_reason: str | None
+    reason: str
+    margin: float | None
+    response_tokens: int | None
+
+
+Write: TypeAlias = Callable[[Example], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A form of the dataset: its file, how to write it, and how LLaMA-Factory is told to read it."""
+
+    file: str
+    open: Callable[[Path], AbstractContextManager[Write]]
+    #: Its entry in dataset_info.json but for the file's name; None when it is left out there.
+    llama_factory: dict[str, Any] | None = None
+
+
+def _messages(example: Example) -> dict[str, Any]:
+    return {
+        "messages": example.messages,
+        "prompt_id": example.prompt_id,
+        "source": example.source,
+        "source_id": example.source_id or "",
+        "teacher": example.teacher,
+        "teacher_fingerprint": example.teacher_fingerprint,
+        "finish_reason": example.finish_reason or "",
+        "reason": example.reason,
+    }
+
+
+def _sharegpt(example: Example) -> dict[str, Any]:
+    system, turns = _without_system(example)
+    return {
+        "conversations": [{"from": _SHAREGPT[turn["role"]], "value": turn["content"]} for turn in turns],
+        "system": system,
+    }
+
+
+def _alpaca(example: Example) -> dict[str, Any]:
+    system, (*earlier, prompt, response) = _without_system(example)
+    contents = [turn["content"] for turn in earlier]
+    return {
+        "instruction": prompt["content"],
+        "input": "",
+        "output": response["content"],
+        "system": system,
+        "history": list(zip(contents[::2], contents[1::2], strict=True)),
+    }
+
+
+def _without_system(example: Example) -> tuple[str, list[Message]]:
+    first, *others = example.messages
+    return (first["content"], others) if first["role"] == "system" else ("", example.messages)
+
+
+def _jsonl(shape: Callable[[Example], dict[str, Any]]) -> Callable[[Path], AbstractContextManager[Write]]:
+    @contextmanager
+    def open_jsonl(path: Path) -> Iterator[Write]:
+        encode = msgspec.json.Encoder().encode
+        with path.open("xb") as file:
+            yield lambda example: file.write(encode(shape(example)) + b"\n")
+            _sync(file)
+
+    return open_jsonl
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Write]:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    schema = pa.schema(
+        {
+            "prompt_id": pa.int64(),
+            "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+            "answer": pa.string(),
+            "source": pa.string(),
+            "source_id": pa.string(),
+            "meta": pa.string(),
+            "teacher": pa.string(),
+            "teacher_fingerprint": pa.string(),
+            "finish_reason": pa.string(),
+            "reason": pa.string(),
+            "margin": pa.float64(),
+            "response_tokens": pa.int64(),
+        }
+    )
+    with path.open("xb") as file:
+        with ParquetWriter(file, schema, compression="zstd") as writer:
+            group = _RowGroup(lambda rows: writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema)))
+            yield group.add
+            group.flush()
+        _sync(file)
+
+
+class _RowGroup:
+    """Rows until they are worth writing; `write` gets them all at once."""
+
+    def __init__(self, write: Callable[[list[dict[str, Any]]], None]) -> None:
+        self._write = write
+        self._rows: list[dict[str, Any]] = []
+        self._characters = 0
+
+    def add(self, example: Example) -> None:
+        row = _as_row(example)
+        self._rows.append(row)
+        self._characters += sum(len(turn["content"]) for turn in example.messages) + len(row["meta"])
+        if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._write(self._rows)
+        self._rows, self._characters = [], 0
+
+
+def _as_row(example: Example) -> dict[str, Any]:
+    row = {name: getattr(example, name) for name in Example.__slots__}
+    row["meta"] = msgspec.json.encode(example.meta, order="sorted").decode()
+    return row
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+FORMATS = {
+    "messages": Format(
+        "messages.jsonl",
+        _jsonl(_messages),
+        {
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+                "system_tag": "system",
+            },
+        },
+    ),
+    "sharegpt": Format(
+        "sharegpt.jsonl",
+        _jsonl(_sharegpt),
+        {"formatting": "sharegpt", "columns": {"messages": "conversations", "system": "system"}},
+    ),
+    "alpaca": Format(
+        "alpaca.jsonl",
+        _jsonl(_alpaca),
+        {
+            "formatting": "alpaca",
+            "columns": {
+                "prompt": "instruction",
+                "query": "input",
+                "response": "output",
+                "system": "system",
+                "history": "history",
+            },
+        },
+    ),
+    "parquet": Format("dataset.parquet", _parquet),
+}

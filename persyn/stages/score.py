@@ -1,0 +1,109 @@
+"""Each response of the grid gets its raw scores: quality, and learnability by the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, and_, func, select
+from sqlalchemy.orm import Session
+
+from persyn.db import bulk
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
+from persyn.db.results import Response, Score
+from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
+from persyn.queue import Claim
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, in_part, make_jobs
+
+
+def plan(session: Session, run: Run) -> int:
+    """Make jobs for every score that is missing; return how many jobs."""
+    n_teachers = session.scalars(select(func.count()).where(RunTeacher.run_id == run.id)).one()
+    size = max(1, run.config["run"]["job_prompts"] // n_teachers)
+    made = 0
+    for scorer_id in (run.learnability_scorer_id, run.quality_scorer_id):
+        scorer = session.get_one(Scorer, scorer_id)
+        plan = Plan(run.id, "score", spec_of(scorer), scorer_id=scorer.id, size=size)
+        made += make_jobs(session, plan, _missing(run.id, scorer.id))
+    return made
+
+
+def load(session: Session, job: Claim) -> Batch:
+    """The responses of the job's prompts that its scorer has not judged."""
+    scorer = session.get_one(Scorer, job.scorer_id)
+    rows = session.execute(
+        in_part(_missing(job.run_id, scorer.id), job)
+        .join(Prompt, Prompt.id == Response.prompt_id)
+        .add_columns(Response.id, Response.text.label("response"), Prompt.text, Prompt.history, Prompt.answer)
+    )
+    requests = [Judge(id=row.id, messages=conversation(row), response=row.response, answer=row.answer) for row in rows]
+    return Batch(spec_of(scorer), list(requests))
+
+
+def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
+    """Store the raw values; saved twice, they are there once."""
+    bulk.insert_new(session, Score, [_row(job, item) for item in done])
+
+
+def progress(session: Session, run: Run) -> Progress:
+    """Count the scores that the grid's responses should have by what came of them."""
+    scorers = (run.learnability_scorer_id, run.quality_scorer_id)
+    total, judged, failed = session.execute(
+        _responses(run.id)
+        .with_only_columns(func.count(), func.count(Score.value), func.count(Score.failure))
+        .join(Scorer, Scorer.id.in_(scorers))
+        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Scorer.id))
+    ).one()
+    return Progress(total, judged, failed)
+
+
+def spec_of(scorer: Scorer) -> ModelSpec:
+    """What must be loaded for a scorer."""
+    return ModelSpec(
+        engine=scorer.kind,
+        model=scorer.model,
+        revision=hub_revision(scorer.revision),
+        gpus=scorer.gpus,
+        options=scorer.options,
+    )
+
+
+def _responses(run_id: int) -> Select[Any]:
+    """The grid's responses that have a text."""
+    return (
+        select(Response.prompt_id)
+        .select_from(RunPrompt)
+        .join(Response, Response.prompt_id == RunPrompt.prompt_id)
+        .join(RunTeacher, and_(RunTeacher.run_id == run_id, RunTeacher.teacher_id == Response.teacher_id))
+        .where(
+            RunPrompt.run_id == run_id,
+            RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT)),
+            Response.sample == 0,
+            Response.text.is_not(None),
+        )
+    )
+
+
+def _missing(run_id: int, scorer_id: int) -> Select[Any]:
+    judged = and_(Score.response_id == Response.id, Score.scorer_id == scorer_id)
+    return _responses(run_id).outerjoin(Score, judged).where(Score.response_id.is_(None))
+
+
+def _row(job: Claim, item: Done) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "response_id": item.request.id,
+        "scorer_id": job.scorer_id,
+        "value": None,
+        "n_tokens": None,
+        "failure": None,
+        "detail": {"engine": item.engine},
+        "job_id": job.id,
+    }
+    if isinstance(item.result, Failed):
+        row["failure"] = item.result.reason
+    else:
+        assert isinstance(item.result, Judged)
+        row["value"] = item.result.value
+        row["n_tokens"] = item.result.n_tokens
+        row["detail"] = {"engine": item.engine, **item.result.detail}
+    return row

@@ -1,0 +1,168 @@
+"""What came out of a run, in figures: read from the store, computed from raw scores."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from persyn import pipeline, rewards
+from persyn.config import thaw
+from persyn.db import grid
+from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.results import Assignment, Response, Router
+from persyn.db.work import Job
+
+
+class StageFacts(Struct, frozen=True):
+    """How a stage went. total = done + failed + pending."""
+
+    stage: str
+    total: int
+    done: int
+    failed: int
+    pending: int
+    #: From the first job's claim to the last one's end; a pause in between counts.
+    seconds: float | None
+
+
+class TeacherFacts(Struct, frozen=True):
+    """What one teacher was given and how it did on the calibration grid; None where nothing is scored yet."""
+
+    teacher: str
+    #: Prompts of the run assigned to it.
+    assigned: int
+    #: Raw mean over the grid, in the quality scorer's unit.
+    quality: float | None
+    #: Raw mean over the grid, nats per token.
+    learnability: float | None
+    #: Mean combined reward over the grid, 0 to 1 for min-max.
+    reward: float | None
+    #: Tokens it wrote for the run.
+    tokens: int
+
+
+class Facts(Struct, frozen=True):
+    """A run in figures."""
+
+    name: str
+    state: str
+    stage: str
+    error: str | None
+    prompts: int
+    stages: list[StageFacts]
+    teachers: list[TeacherFacts]
+    #: The router on the hold-out prompts, beside the static and the random baseline; empty before it is fitted.
+    router: dict[str, Any]
+    #: Response tokens written for the run, and what all teachers answering all prompts would have written.
+    tokens: int
+    tokens_generate_all: int | None
+
+
+def facts(session: Session, run: Run) -> Facts:
+    """Gather everything; cheap enough to be asked while the run goes on."""
+    cells = grid.read(session, run)
+    config = thaw(run.config)
+    combined = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
+    n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
+    tokens = _tokens(session, run)
+    router = session.get(Router, run.router_id) if run.router_id is not None else None
+    return Facts(
+        name=run.name,
+        state=run.state,
+        stage=run.stage,
+        error=run.error,
+        prompts=n_prompts,
+        stages=_stages(session, run),
+        teachers=_teachers(session, run, cells, combined, tokens),
+        router=router.metrics if router is not None else {},
+        tokens=sum(tokens.values()),
+        tokens_generate_all=_generate_all(session, run, n_prompts),
+    )
+
+
+def _stages(session: Session, run: Run) -> list[StageFacts]:
+    spans: dict[str, tuple[datetime | None, datetime | None]] = {
+        row.stage: (row.began, row.ended)
+        for row in session.execute(
+            select(Job.stage, func.min(Job.started_at).label("began"), func.max(Job.finished_at).label("ended"))
+            .where(Job.run_id == run.id)
+            .group_by(Job.stage)
+        )
+    }
+    found = []
+    for name, counts in pipeline.progress(session, run).items():
+        began, ended = spans.get(name, (None, None))
+        seconds = (ended - began).total_seconds() if began and ended else None
+        found.append(StageFacts(name, counts.total, counts.done, counts.failed, counts.pending, seconds))
+    return found
+
+
+def _teachers(
+    session: Session, run: Run, cells: grid.Grid, combined: NDArray[np.float64], tokens: dict[int, int]
+) -> list[TeacherFacts]:
+    assigned: dict[int, int] = dict(
+        session.execute(
+            select(Assignment.teacher_id, func.count())
+            .where(Assignment.run_id == run.id)
+            .group_by(Assignment.teacher_id)
+        )
+        .tuples()
+        .all()
+    )
+    teachers = session.execute(
+        select(Teacher.id, Teacher.name)
+        .join(RunTeacher)
+        .where(RunTeacher.run_id == run.id)
+        .order_by(RunTeacher.position)
+    ).all()
+    return [
+        TeacherFacts(
+            teacher=teacher.name,
+            assigned=assigned.get(teacher.id, 0),
+            quality=_mean(cells.quality[:, column]),
+            learnability=_mean(cells.learnability[:, column]),
+            reward=_mean(combined[:, column]),
+            tokens=tokens.get(teacher.id, 0),
+        )
+        for column, teacher in enumerate(teachers)
+    ]
+
+
+def _tokens(session: Session, run: Run) -> dict[int, int]:
+    """Response tokens per teacher that the run rests on: the grid's and the assigned prompts'."""
+    in_grid = RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT))
+    assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
+    rows = session.execute(
+        select(Response.teacher_id, func.sum(Response.response_tokens))
+        .select_from(RunPrompt)
+        .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .outerjoin(Assignment, assigned)
+        .where(RunPrompt.run_id == run.id, in_grid | (Assignment.teacher_id == Response.teacher_id))
+        .group_by(Response.teacher_id)
+    )
+    return {teacher_id: int(total or 0) for teacher_id, total in rows}
+
+
+def _generate_all(session: Session, run: Run, n_prompts: int) -> int | None:
+    """Every teacher's mean response on the grid, times all prompts; None before the grid has tokens."""
+    means = session.scalars(
+        select(func.avg(Response.response_tokens))
+        .select_from(RunPrompt)
+        .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
+        .group_by(Response.teacher_id)
+    ).all()
+    known = [float(mean) for mean in means if mean is not None]
+    return round(sum(known) * n_prompts) if known else None
+
+
+def _mean(column: NDArray[np.float64]) -> float | None:
+    return float(np.nanmean(column)) if not np.isnan(column).all() else None

@@ -1,0 +1,102 @@
+"""The router's metrics: worked by hand, and exact for the random choice."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from persyn.rewards import Matrix
+from persyn.router import evaluate
+
+NAN = np.nan
+
+
+def matrix(*rows: list[float]) -> Matrix:
+    return np.array(rows, dtype=np.float64)
+
+
+REWARDS = matrix([0.9, 0.1, 0.2, 0.5], [0.0, 1.0, 1.0, 0.5], [NAN, 0.2, 0.8, NAN], [0.3, 0.3, NAN, 0.3], [NAN] * 4)
+SCORES = matrix([1, 4, 3, 2], [2, 3, 1, 0], [9, 1, 2, 8], [4, 3, 2, 1], [1, 2, 3, 4])
+
+
+def test_metrics_as_worked_by_hand() -> None:
+    found = evaluate.evaluate(SCORES, REWARDS)
+
+    # Prompt 4 has no reward. Prompt 3 is tied. Prompt 0 is routed to teacher 1, the best is fourth of four;
+    # prompt 1 to teacher 1, one of two best; prompt 2 to teacher 2, of the two that are present.
+    assert found["n_prompts"] == 4
+    assert found["n_tied"] == 1
+    assert found["hit1"] == pytest.approx(2 / 3)
+    assert found["hit3"] == pytest.approx(2 / 3)
+    assert found["routed_reward"] == pytest.approx((0.1 + 1.0 + 0.8 + 0.3) / 4)
+    assert found["regret"] == pytest.approx((0.8 + 0.0 + 0.0 + 0.0) / 4)
+    # Of prompt 0's six pairs none is ordered rightly; of prompt 1's five those that teacher 1 wins, and
+    # 2 over 3; prompt 2 has one, and that is.
+    assert found["pair_accuracy"] == pytest.approx(4 / 12)
+
+
+def test_a_hit_at_three_needs_the_best_among_the_first_three() -> None:
+    rewards = matrix([0, 0, 1, 0, 0])
+
+    assert evaluate.evaluate(matrix([5, 4, 3, 2, 1]), rewards)["hit3"] == 1.0
+    assert evaluate.evaluate(matrix([5, 4, 1, 3, 2]), rewards)["hit3"] == 0.0
+
+
+def test_a_missing_teacher_is_never_chosen_however_high_its_score() -> None:
+    found = evaluate.evaluate(matrix([np.inf, -np.inf, 0]), matrix([NAN, 1, 0]))
+
+    assert found["routed_reward"] == 0.0
+    assert found["hit1"] == 0.0
+
+
+def test_equal_scores_choose_the_earlier_teacher_and_are_half_right_as_a_pair() -> None:
+    found = evaluate.evaluate(matrix([1, 1]), matrix([0, 1]))
+
+    assert found["routed_reward"] == 0.0
+    assert found["pair_accuracy"] == 0.5
+
+
+def test_of_no_prompt_nothing_is_claimed() -> None:
+    nothing = matrix([NAN, NAN])
+
+    for found in (evaluate.evaluate(matrix([1, 2]), nothing), evaluate.evaluate_random(nothing)):
+        assert {found[name] for name in ("hit1", "hit3", "pair_accuracy", "routed_reward", "regret")} == {None}
+        assert found["n_prompts"] == 0
+
+
+def test_the_static_choice_knows_the_calibration_alone() -> None:
+    calibration = matrix([0, 1, NAN], [0.5, 1, NAN])
+    holdout = matrix([1, 0, 0.5], [0, NAN, 1])
+
+    static = evaluate.compare(np.zeros((2, 3)), holdout, calibration)["static"]
+
+    # Teacher 1 was best, then 0; teacher 2 was never seen and comes last.
+    assert static["routed_reward"] == pytest.approx((0 + 0) / 2)
+    assert static["hit1"] == 0.0
+
+
+def test_shapes_that_differ_are_named() -> None:
+    with pytest.raises(ValueError, match=r"scores \(1, 2\), rewards \(1, 3\)"):
+        evaluate.evaluate(matrix([1, 2]), matrix([1, 2, 3]))
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.sampled_from([NAN, 0.0, 0.5, 1.0]))
+)
+def test_the_random_choice_is_the_mean_over_every_order(rewards: Matrix) -> None:
+    orders = [np.tile(np.array(p, dtype=np.float64), (len(rewards), 1)) for p in permutations(range(rewards.shape[1]))]
+    every = [evaluate.evaluate(order, rewards) for order in orders]
+
+    random = evaluate.evaluate_random(rewards)
+
+    for name, value in random.items():
+        if value is None:
+            assert every[0][name] is None
+        else:
+            assert math.isclose(value, float(np.mean([found[name] for found in every])), abs_tol=1e-9)

@@ -1,0 +1,347 @@
+"""One process that works jobs: it holds leases and one engine host, feeds the one from the other, saves what comes.
+
+No transaction is open while a model computes, the engine is kept full across job borders, and
+every result is written as soon as it is there: whatever ends this process, only what the engine
+was computing is computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import msgspec
+from sqlalchemy.exc import OperationalError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from persyn import pipeline, queue
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.work import JobState
+from persyn.errors import EngineError, PersynError
+from persyn.llm.host import Host, HostDied
+from persyn.llm.protocols import Failed, ModelSpec, Request, Result
+from persyn.queue import Claim
+from persyn.settings import Settings
+from persyn.stages.batch import Done
+from workers import owner
+from workers.leases import Leases
+from workers.suspicion import Key, Suspicion
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: How long one look for results waits, and how long a worker without a job does.
+_RECEIVE_SECONDS = 0.5
+_IDLE_SECONDS = 0.5
+#: How long a database that does not answer is waited for.
+_OUTAGE_SECONDS = 300
+
+
+class Listener(Protocol):
+    """Whoever wants to see the work go on."""
+
+    def loading(self, spec: ModelSpec) -> None:
+        """A model begins to load."""
+
+    def loaded(self, spec: ModelSpec, seconds: float) -> None:
+        """It is in memory."""
+
+    def saved(self, stage: str, done: int, failed: int) -> None:
+        """So many rows more are written."""
+
+
+class Silent:
+    """Nobody looks."""
+
+    def loading(self, spec: ModelSpec) -> None:
+        """A model begins to load."""
+
+    def loaded(self, spec: ModelSpec, seconds: float) -> None:
+        """It is in memory."""
+
+    def saved(self, stage: str, done: int, failed: int) -> None:
+        """So many rows more are written."""
+
+
+@dataclass(slots=True)
+class _OpenJob:
+    """A job under lease: what is still to be asked, and how many results are still to come."""
+
+    claim: Claim
+    spec: ModelSpec
+    waiting: deque[Request]
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = len(self.waiting)
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A request that the engine has."""
+
+    job: _OpenJob
+    request: Request
+
+    @property
+    def key(self) -> Key:
+        """Which request it is, whatever engine has it."""
+        return self.job.claim.id, self.request.id
+
+
+class Worker:
+    """Works jobs until there are none, or `stop` is set.
+
+    run_id: only this run's jobs; None takes any.
+    """
+
+    def __init__(
+        self, database: Database, settings: Settings, *, run_id: int | None = None, listener: Listener | None = None
+    ) -> None:
+        self.owner = owner.name()
+        self.stop = threading.Event()
+        self._database = database
+        self._settings = settings
+        self._run_id = run_id
+        self._listener = listener or Silent()
+        self._leases = Leases(database)
+        self._host: Host | None = None
+        self._queue: str | None = None
+        self._is_loading = False
+        self._jobs: dict[int, _OpenJob] = {}
+        self._flying: dict[int, _Flight] = {}
+        self._serial = itertools.count()
+        self._suspicion = Suspicion()
+
+    def run(self) -> None:
+        """Work until the run is over; without a run, until no job is left."""
+        with self._leases:
+            try:
+                while not self.stop.is_set() and not self._is_over():
+                    if not self._work_a_queue():
+                        self.stop.wait(_IDLE_SECONDS)
+            finally:
+                self._leave()
+
+    def _is_over(self) -> bool:
+        with self._database.write() as session:
+            queue.sweep(session, actor=self.owner, dead_owners=owner.dead(queue.owners(session)))
+            if self._run_id is None:
+                return not queue.waiting(session)
+            return session.get_one(Run, self._run_id).state is not RunState.RUNNING
+
+    def _work_a_queue(self) -> bool:
+        """Work one model's jobs until none of them can be had; False when there was none at all."""
+        with self._database.read() as session:
+            waiting = queue.waiting(session, run_id=self._run_id)
+        # The loaded model first, then whoever has most to do.
+        names = sorted(waiting, key=lambda name: name != self._queue)
+        return any(self._drain(name) for name in names)
+
+    def _drain(self, name: str) -> bool:
+        self._queue = name
+        found = False
+        while not self.stop.is_set():
+            self._open_jobs(name)
+            if not self._jobs:
+                break
+            found = True
+            self._feed()
+            self._collect()
+            self._drop_lost()
+        return found
+
+    def _open_jobs(self, name: str) -> None:
+        """Claim jobs while the engine could hold more than what is at hand, so that it never runs dry between two."""
+        while self._at_hand() < self._window() and not self.stop.is_set():
+            if not self._open_one(name):
+                return
+
+    def _open_one(self, name: str) -> bool:
+        job = self._outlasting(lambda: self._claim(name))
+        if job is None:
+            return False
+        self._jobs[job.claim.id] = job
+        self._leases.add(job.claim)
+        if not job.left:
+            self._save(job, [])
+        return True
+
+    def _claim(self, name: str) -> _OpenJob | None:
+        with self._database.write() as session:
+            claim = queue.claim(session, owner=self.owner, queue=name, run_id=self._run_id)
+            if claim is None:
+                return None
+            batch = pipeline.STAGES[claim.stage].load(session, claim)
+        return _OpenJob(claim, batch.spec, deque(batch.requests))
+
+    def _feed(self) -> None:
+        host = self._host_for(next(iter(self._jobs.values())).spec)
+        if host.loaded is None:
+            return
+        room = self._window() - len(self._flying)
+        requests: list[Request] = []
+        for job in self._jobs.values():
+            while job.waiting and len(requests) < room:
+                requests.append(self._take_off(job))
+        if requests:
+            host.submit(requests)
+
+    def _take_off(self, job: _OpenJob) -> Request:
+        request = job.waiting.popleft()
+        serial = next(self._serial)
+        self._flying[serial] = _Flight(job, request)
+        return msgspec.structs.replace(request, id=serial)
+
+    def _collect(self) -> None:
+        if self._host is None:
+            return
+        try:
+            results = self._host.receive(_RECEIVE_SECONDS)
+        except HostDied as death:
+            self._bury(str(death))
+            return
+        except EngineError as error:
+            self._close_host()
+            self._fail_jobs(str(error))
+            return
+        self._greet()
+        self._land(results)
+
+    def _greet(self) -> None:
+        """Say once that the model is there."""
+        if self._is_loading and self._host is not None and self._host.loaded is not None:
+            self._is_loading = False
+            self._listener.loaded(self._host.spec, self._host.loaded.seconds)
+
+    def _land(self, results: Iterable[Result]) -> None:
+        """Write results, each with the request it answers, job by job."""
+        assert self._host is not None
+        assert self._host.loaded is not None
+        engine = self._host.loaded.version
+        by_job: dict[int, list[Done]] = defaultdict(list)
+        for result in results:
+            flight = self._flying.pop(result.id)
+            self._suspicion.finished(flight.key)
+            by_job[flight.job.claim.id].append(Done(flight.request, result, engine))
+        for job_id, done in by_job.items():
+            if job_id in self._jobs:
+                self._save(self._jobs[job_id], done)
+
+    def _save(self, job: _OpenJob, done: Sequence[Done]) -> None:
+        job.left -= len(done)
+        try:
+            is_held = self._outlasting(lambda: self._write(job, done))
+        except PersynError as error:
+            self._fail(job, str(error), is_final=True)
+            return
+        if not (is_held and job.left):
+            self._forget(job)
+        if is_held:
+            failed = sum(isinstance(item.result, Failed) for item in done)
+            self._listener.saved(job.claim.stage, len(done) - failed, failed)
+
+    def _write(self, job: _OpenJob, done: Sequence[Done]) -> bool:
+        """Write some results of a job and, with the last, its end and what follows; False when it is not held."""
+        claim = job.claim
+        with self._database.write() as session:
+            if not queue.hold(session, claim):
+                return False
+            pipeline.STAGES[claim.stage].save(session, claim, done)
+            if not job.left:
+                queue.complete(session, claim, owner=self.owner)
+                pipeline.advance(session, claim.run_id, actor=self.owner)
+            return True
+
+    def _bury(self, reason: str) -> None:
+        """An engine died: its requests are asked again, of a new one, unless one of them is what kills it."""
+        was_loaded = self._host is not None and self._host.loaded is not None
+        self._close_host()
+        flying, self._flying = list(self._flying.values()), {}
+        if not was_loaded:
+            self._fail_jobs(f"the model did not load: {reason}")
+            return
+        log.warning("an engine died", extra={"reason": reason, "in_flight": len(flying)})
+        guilty = self._suspicion.died([flight.key for flight in flying])
+        for flight in reversed(flying):
+            if flight.key != guilty:
+                flight.job.waiting.appendleft(flight.request)
+            elif flight.job.claim.id in self._jobs:
+                failure = Failed(flight.request.id, f"killed_engine: {reason}")
+                self._suspicion.finished(flight.key)
+                self._save(flight.job, [Done(flight.request, failure, flight.job.spec.engine)])
+
+    def _fail_jobs(self, reason: str) -> None:
+        self._flying = {}
+        for job in list(self._jobs.values()):
+            self._fail(job, reason)
+
+    def _fail(self, job: _OpenJob, reason: str, *, is_final: bool = False) -> None:
+        self._forget(job)
+
+        def write() -> None:
+            with self._database.write() as session:
+                state = queue.fail(session, job.claim, reason, owner=self.owner, is_final=is_final)
+                if state is JobState.FAILED:
+                    pipeline.advance(session, job.claim.run_id, actor=self.owner)
+
+        self._outlasting(write)
+
+    def _drop_lost(self) -> None:
+        """Let go of jobs that were cancelled or given to another: what is in flight for them is not written."""
+        for job_id in self._leases.lost():
+            if job_id in self._jobs:
+                self._forget(self._jobs[job_id])
+
+    def _forget(self, job: _OpenJob) -> None:
+        self._leases.remove(job.claim)
+        del self._jobs[job.claim.id]
+
+    def _leave(self) -> None:
+        """Write what has arrived, give unfinished jobs back, end the engine."""
+        if self._host is not None and self._host.loaded is not None:
+            with contextlib.suppress(HostDied, EngineError):
+                self._land(self._host.receive(0))
+        self._close_host()
+        for job in list(self._jobs.values()):
+            self._forget(job)
+            with self._database.write() as session:
+                queue.release(session, job.claim, owner=self.owner)
+
+    def _host_for(self, spec: ModelSpec) -> Host:
+        if self._host is not None and self._host.spec != spec:
+            self._close_host()
+        if self._host is None:
+            self._is_loading = True
+            self._listener.loading(spec)
+            self._host = Host(spec, self._settings.home)
+        return self._host
+
+    def _close_host(self) -> None:
+        if self._host is not None:
+            self._host.close()
+            self._host = None
+
+    def _window(self) -> int:
+        loaded = self._host.loaded if self._host is not None else None
+        return self._suspicion.limit(loaded.window) if loaded is not None else 1
+
+    def _at_hand(self) -> int:
+        return sum(job.left for job in self._jobs.values())
+
+    def _outlasting(self, transaction: Callable[[], T]) -> T:
+        """Try a transaction again while the database does not answer; each commits whole or not at all."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(OperationalError),
+            wait=wait_exponential(max=15),
+            stop=stop_after_delay(_OUTAGE_SECONDS),
+            reraise=True,
+        )
+        return retrying(transaction)
