@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -50,15 +51,20 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
         numeric = all(isinstance(row[number], int | float) for row in rows) and rows
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(cell(value) for value in row))
+        table.add_row(*(Text(cell(value)) for value in row))
     Console(highlight=False).print(table)
 
 
 def cell(value: Any) -> str:
-    """A value as text that no terminal takes for an instruction: markup and control characters are shown, not obeyed."""
+    """A value on one line, harmless on a terminal."""
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text).replace("[", r"\[")
+    return plain(text.replace("\n", "\\n"))
+
+
+def plain(text: str) -> str:
+    """A text whose control characters are shown, not obeyed; only line breaks and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

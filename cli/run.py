@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import func, select
 
 from cli import summary
+from cli.export import FORMATS
 from cli.open import JSON, find_run, show, store
 from cli.progress import Bars
 from persyn import config as run_file
@@ -26,8 +27,6 @@ from persyn.errors import PersynError
 from persyn.settings import Settings
 from persyn.stages import export
 from workers.worker import Worker
-
-_FORMATS = ("messages", "sharegpt", "alpaca", "parquet")
 
 
 @click.group()
@@ -115,7 +114,7 @@ def _work(database: Database, run_id: int) -> None:
 
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:
-    export.write(database, run_id, folder, _FORMATS)
+    export.write(database, run_id, folder, FORMATS)
     with database.read() as session:
         summary.show(session, session.get_one(Run, run_id))
     click.echo(f"\ndataset   {folder}\nstore     {database.url.render_as_string(hide_password=True)}")

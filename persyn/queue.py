@@ -139,6 +139,14 @@ def release(session: Session, job: Claim, *, owner: str) -> bool:
     return _end(session, job, JobState.QUEUED, owner, {"attempts": attempts})
 
 
+def stop_cancelled(session: Session, job: Claim, *, owner: str) -> bool:
+    """End a job whose cancellation was asked for, by its holder; False when it was not, or is held no more."""
+    asked = select(Job.id).where(Job.id == job.id, Job.cancel_requested)
+    if session.scalars(asked).one_or_none() is None:
+        return False
+    return _end(session, job, JobState.CANCELLED, owner, {"finished_at": now()})
+
+
 def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) -> int:
     """Take back jobs whose lease ran out or whose owner is known to be dead; return how many.
 

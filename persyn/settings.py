@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from persyn.errors import UsageError
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Settings:
     """Where this process finds its store and keeps its files."""
 
@@ -16,9 +18,31 @@ class Settings:
     database_url: str
     #: PERSYN_HOME: router checkpoints, datasets and engine logs.
     home: Path
+    #: PERSYN_LOAD_SECONDS: how long a model may take to load.
+    load_seconds: float = 3600.0
+    #: PERSYN_STALL_SECONDS: how long an engine with work in hand may say nothing before it counts as hung.
+    stall_seconds: float = 600.0
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Read the variables; each has a default that works on one machine."""
         home = Path(environ.get("PERSYN_HOME") or "persyn-data").absolute()
-        return cls(database_url=environ.get("PERSYN_DATABASE_URL") or f"sqlite:///{home / 'persyn.db'}", home=home)
+        return cls(
+            database_url=environ.get("PERSYN_DATABASE_URL") or f"sqlite:///{home / 'persyn.db'}",
+            home=home,
+            load_seconds=_seconds(environ, "PERSYN_LOAD_SECONDS", cls.load_seconds),
+            stall_seconds=_seconds(environ, "PERSYN_STALL_SECONDS", cls.stall_seconds),
+        )
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+    given = environ.get(name)
+    if not given:
+        return default
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise UsageError(f"{name} must be a number of seconds above zero, got {given!r}")
+    return seconds

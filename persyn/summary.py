@@ -111,9 +111,7 @@ def _teachers(
             select(Assignment.teacher_id, func.count())
             .where(Assignment.run_id == run.id)
             .group_by(Assignment.teacher_id)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     teachers = session.execute(
         select(Teacher.id, Teacher.name)

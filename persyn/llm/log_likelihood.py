@@ -73,7 +73,7 @@ class Student:
         log_probabilities = self._log_probabilities(chosen, torch.tensor(targets))  # (N,)
 
         counts = [len(row.ids) - row.start for row in rows]
-        sums = [part.sum().item() for part in log_probabilities.split(counts)]
+        sums = [part.sum().item() for part in torch.split(log_probabilities, counts)]
         return [
             Judged(row.id, total, n_tokens=count, detail=self._detail)
             for row, total, count in zip(rows, sums, counts, strict=True)
@@ -82,7 +82,7 @@ class Student:
     def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(N,) float64 log-probability of each target after its (N, H) hidden state."""
         parts = []
-        for states, tokens in zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
+        for states, tokens in zip(torch.split(hidden, _HEAD_ROWS), torch.split(targets, _HEAD_ROWS), strict=True):
             logits = self._logits(states).float()  # (n, V)
             found = logits.gather(1, tokens[:, None].to(logits.device)).squeeze(1)
             parts.append((found - logits.logsumexp(1)).double().cpu())
@@ -111,7 +111,7 @@ class _Hidden(BaseModelOutputWithPast):
 class _Given(nn.Module):
     """Stands where the decoder stood and passes on the hidden states it is given."""
 
-    def forward(self, _input_ids: Tensor | None = None, *, inputs_embeds: Tensor, **_: Any) -> _Hidden:
+    def forward(self, _input_ids: Tensor | None = None, *, inputs_embeds: torch.FloatTensor, **_: Any) -> _Hidden:
         return _Hidden(last_hidden_state=inputs_embeds)
 
 

@@ -9,35 +9,25 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Annotated, Any
 
 import aiohttp
-import msgspec
 from msgspec import Meta, Struct
 from yarl import URL
 
 from persyn.errors import EngineError
-from persyn.llm import generation, options
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+from persyn.llm import chat_completions, generation, options
+from persyn.llm.chat_completions import Again, Never
+from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick
 
 _MOMENT_SECONDS = 0.2
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
-#: A server that asks for more patience than this gets asked again anyway.
-_LONGEST_PAUSE_SECONDS = 300.0
 #: So many requests in a row without an answer, each after all its retries, and nothing more is tried:
 #: an outage must not make a failed row of every prompt.
 _GIVE_UP_AFTER = 16
-#: What servers say of a prompt that does not fit: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic.
-_TOO_LONG = re.compile(
-    r"context.?(length|size|window)|maximum (model|context)|max_model_len|too (long|large|many tokens)"
-    r"|longer than|inputs? tokens|reduce the length",
-    re.IGNORECASE,
-)
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,43 +47,6 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     extra: dict[str, Any] = {}
     #: The body's field for `max_tokens`; some of OpenAI's models want "max_completion_tokens".
     max_tokens_field: str = "max_tokens"
-
-
-class _Message(Struct):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(Struct):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Completion(Struct):
-    choices: list[_Choice]
-    usage: _Usage | None = None
-
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Completion).decode
-
-
-class _Again(Exception):
-    """The server may answer when asked again."""
-
-    def __init__(self, reason: str, *, is_absent: bool = False, pause_seconds: float = 0.0) -> None:
-        super().__init__(reason)
-        self.is_absent = is_absent
-        self.pause_seconds = pause_seconds
-
-
-class _Never(Exception):
-    """The server will not answer this request; the message is the reason of its failure."""
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -138,7 +91,7 @@ class OpenAI:
         self._url = url
         self._loop = asyncio.new_event_loop()
         self._session = self._loop.run_until_complete(_open(key, chosen.timeout_seconds))
-        self._redact = key
+        self._key = key
         self._backlog: deque[Generate] = deque()
         self._workers: set[asyncio.Task[None]] = set()
         self._finished: list[Result] = []
@@ -172,15 +125,20 @@ class OpenAI:
 
     def close(self) -> None:
         """Drop what is in flight and close the connections."""
+        self._loop.run_until_complete(self._close())
+        self._loop.close()
+
+    async def _close(self) -> None:
         for worker in self._workers:
             worker.cancel()
-        self._loop.run_until_complete(asyncio.gather(*self._workers, return_exceptions=True))
-        self._loop.run_until_complete(self._session.close())
-        self._loop.close()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._session.close()
 
     async def _work(self) -> None:
         while self._backlog and self._error is None:
-            self._finished.append(await self._serve(self._backlog.popleft()))
+            result = await self._serve(self._backlog.popleft())
+            # Looked up after the wait: `step` puts a new list in place of the one it returns.
+            self._finished.append(result)
             self._loop.stop()
 
     def _end(self, worker: asyncio.Task[None]) -> None:
@@ -192,16 +150,18 @@ class OpenAI:
     async def _serve(self, request: Generate) -> Result:
         began = time.perf_counter()
         try:
-            answer = await self._ask_patiently(self._body(request))
-            result = _read(request.id, answer, began)
-        except _Never as never:
+            answer = await self._ask_patiently(
+                chat_completions.body(self._model, request, self._options.max_tokens_field, self._options.extra)
+            )
+            result = chat_completions.read(request.id, answer, time.perf_counter() - began)
+        except Never as never:
             result = Failed(request.id, str(never))
-        except _Again as again:
+        except Again as again:
             return self._give_up(request, again)
         self._unanswered = 0
         return result
 
-    def _give_up(self, request: Generate, again: _Again) -> Failed:
+    def _give_up(self, request: Generate, again: Again) -> Failed:
         if again.is_absent:
             raise EngineError(f"no server at {self._url}: {again}; check that it runs and base_url")
         self._unanswered += 1
@@ -213,7 +173,7 @@ class OpenAI:
         for attempt in range(self._options.max_retries):
             try:
                 return await self._ask(body)
-            except _Again as again:
+            except Again as again:
                 # A server that is out of breath is so for every request.
                 self._resume_at = max(self._resume_at, self._loop.time() + again.pause_seconds)
                 longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
@@ -221,57 +181,32 @@ class OpenAI:
         return await self._ask(body)
 
     async def _ask(self, body: bytes) -> bytes:
-        """One attempt. Raises `_Again`, `_Never`, or `EngineError` when no request can be served."""
+        """One attempt. Raises `Again`, `Never`, or `EngineError` when no request can be served."""
         while (pause := self._resume_at - self._loop.time()) > 0:
             await asyncio.sleep(pause)
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 content = await response.read()
         except TimeoutError as error:
-            raise _Again(f"no answer within {self._options.timeout_seconds:g} s") from error
+            raise Again(f"no answer within {self._options.timeout_seconds:g} s") from error
         except aiohttp.ClientError as error:
             is_absent = isinstance(error, aiohttp.ClientConnectorError)
-            raise _Again(self._clean(f"{type(error).__name__}: {error}"), is_absent=is_absent) from error
+            raise Again(self._clean(f"{type(error).__name__}: {error}"), is_absent=is_absent) from error
         if response.status == 200:
             return content
-        raise self._trouble(response.status, response.headers, content)
+        raise self._trouble(response.status, response.headers, self._clean(chat_completions.complaint(content)))
 
-    def _trouble(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
-        said = self._clean(_message(content))
-        if status in {408, 409, 425, 429} or status >= 500:
-            return _Again(f"HTTP {status}: {said}", pause_seconds=_retry_after(headers))
+    def _trouble(self, status: int, headers: Mapping[str, str], said: str) -> Exception:
         if status in {401, 403, 404} or status < 400:
+            key = self._options.api_key_env or "api_key_env, which is not set"
             return EngineError(
-                f"{self._url} answered HTTP {status}: {said}; check base_url, the model's name {self._model!r}"
-                f" and the key in {self._options.api_key_env or 'api_key_env (not set)'}"
+                f"{self._url} answered HTTP {status}: {said}; check base_url, the model {self._model!r} and {key}"
             )
-        if status in {400, 413, 422} and _TOO_LONG.search(said):
-            return _Never(f"too_long: {said}")
-        return _Never(f"refused: HTTP {status}: {said}")
+        return chat_completions.trouble(status, headers, said)
 
     def _clean(self, text: str) -> str:
-        """A server's words, without the key should they repeat it."""
-        return generation.shorten(text.replace(self._redact, "[key]") if self._redact else text)
-
-    def _body(self, request: Generate) -> bytes:
-        sampling = request.sampling
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": request.messages,
-            "seed": request.seed,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            self._options.max_tokens_field: sampling.max_tokens,
-        }
-        if sampling.stop:
-            body["stop"] = sampling.stop
-        # Not OpenAI's own: sent only to servers that are asked for it.
-        if sampling.top_k:
-            body["top_k"] = sampling.top_k
-        if sampling.repetition_penalty != 1.0:
-            body["repetition_penalty"] = sampling.repetition_penalty
-        body.update(self._options.extra)
-        return _encode(body)
+        """Another's words, bounded, and without the key should they repeat it."""
+        return generation.shorten(text.replace(self._key, "[key]") if self._key else text)
 
 
 async def _open(key: str | None, timeout_seconds: float) -> aiohttp.ClientSession:
@@ -283,52 +218,3 @@ async def _open(key: str | None, timeout_seconds: float) -> aiohttp.ClientSessio
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=timeout_seconds),
     )
-
-
-def _read(request_id: int, answer: bytes, began: float) -> Result:
-    """The result in a server's answer; `_Never` when there is none."""
-    try:
-        completion = _decode(answer)
-        choice = completion.choices[0]
-    except (msgspec.DecodeError, IndexError) as error:
-        raise _Never(f"server_error: no chat completion in the answer: {generation.shorten(str(error))}") from error
-    if choice.finish_reason == "content_filter":
-        raise _Never("refused: content filter")
-    if choice.message.refusal:
-        raise _Never(f"refused: {generation.shorten(choice.message.refusal)}")
-    usage = completion.usage or _Usage()
-    return generation.conclude(
-        Generated(
-            id=request_id,
-            text=choice.message.content or "",
-            finish_reason="length" if choice.finish_reason == "length" else "stop",
-            prompt_tokens=usage.prompt_tokens,
-            response_tokens=usage.completion_tokens,
-            seconds=time.perf_counter() - began,
-        )
-    )
-
-
-def _message(content: bytes) -> str:
-    """What a server says is wrong: OpenAI's {"error": {"message": ...}} in its variants, or the text as it is."""
-    try:
-        said: Any = msgspec.json.decode(content)
-    except msgspec.DecodeError:
-        return content.decode(errors="replace")
-    for field in ("error", "message", "detail"):
-        if isinstance(said, dict) and said.get(field):
-            said = said[field]
-    return said if isinstance(said, str) else msgspec.json.encode(said).decode()
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds a server asks for, given as seconds or as a date; 0 when it does not."""
-    value = headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(seconds, 0.0), _LONGEST_PAUSE_SECONDS)

@@ -7,36 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from time import perf_counter
 from typing import Annotated, Any, Literal
 
 import torch
 from msgspec import Meta, Struct
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
-from persyn.llm import generation, options, scoring
+from persyn.llm import generation, options, sampling, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.generation import Prompt
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Sampling, Tick
+from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
 
 #: Batches taken at once and sorted by length.
 _CHUNK_BATCHES = 4
-_SEED_BITS = 2**63 - 1
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,7 +102,7 @@ class Writer:
     def _attempt(self, batch: Sequence[Prompt]) -> list[Result] | None:
         """The batch's results, or None when a smaller one has to be tried."""
         try:
-            processors = _processors(batch, self._model.device)
+            processors = sampling.processors(batch, self._model.device)
         except ValueError as error:
             return [generation.refuse(prompt.request, str(error)) for prompt in batch]
         try:
@@ -133,7 +123,7 @@ class Writer:
         ids = torch.tensor([[self._pad_id] * gap + prompt.ids for gap, prompt in zip(gaps, batch, strict=True)])
         mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])  # (B, L)
         stops = generation.stop_texts(self._chat, batch[0].request.sampling)
-        ends = _Ends(self._chat.tokenizer, self._end_ids, stops, batch, self._tick)
+        ends = sampling.Ends(self._chat.tokenizer, self._end_ids, stops, batch, self._tick)
         written = self._model.generate(
             ids.to(self._model.device),
             attention_mask=mask.to(self._model.device),
@@ -151,108 +141,17 @@ class Writer:
         text = self._chat.tokenizer.decode(
             ids[:-1] if is_ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        text, is_cut = _cut(str(text), stops)
+        text, is_cut = generation.cut(str(text), stops)
         finish = "stop" if is_ended or is_cut else "length"
         return generation.conclude(Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds))
-
-
-class _Draw(LogitsProcessor):
-    """Adds each row's own Gumbel noise: the arg-max is then a draw from the row's distribution.
-
-    A row's noise depends on its seed and its place in the response alone, not on the batch around it.
-    """
-
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed & _SEED_BITS) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) scores with noise; what is ruled out stays so."""
-        noise = torch.empty_like(scores)
-        for row, generator in zip(noise, self._generators, strict=True):
-            # Uniform noise and two logarithms are several times as fast on a CPU as `exponential_`.
-            row.uniform_(generator=generator)
-        return scores - noise.log_().neg_().log_()
-
-
-class _Penalty(LogitsProcessor):
-    """Penalises the tokens of a row's prompt and response, not those of its padding."""
-
-    def __init__(self, penalty: float, batch: Sequence[Prompt]) -> None:
-        self._penalise = RepetitionPenaltyLogitsProcessor(penalty)
-        self._batch = batch
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) scores after the penalty."""
-        seen = input_ids.clone()
-        width = max(len(prompt.ids) for prompt in self._batch)
-        for row, prompt in zip(seen, self._batch, strict=True):
-            row[: width - len(prompt.ids)] = prompt.ids[0]
-        penalised: Tensor = self._penalise(seen, scores)
-        return penalised
-
-
-class _Ends(StoppingCriteria):
-    """Ends each row at its end token, its stop text or its `max_tokens`, and notes when that was."""
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        end_ids: frozenset[int],
-        stops: Sequence[str],
-        batch: Sequence[Prompt],
-        tick: Tick,
-    ) -> None:
-        #: Tokens of each row's response, the one that ended it included; 0 while it is being written.
-        self.lengths = [0] * len(batch)
-        self.seconds = [0.0] * len(batch)
-        self._tokenizer = tokenizer
-        self._end_ids = end_ids
-        self._stops = stops
-        # A token is at least a byte, and the first and last may hold bytes of the text around it.
-        self._tail = max((len(stop.encode()) + 2 for stop in stops), default=0)
-        self._limits = [prompt.max_tokens for prompt in batch]
-        self._width = max(len(prompt.ids) for prompt in batch)
-        self._tick = tick
-        self._began = perf_counter()
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """(B,) whether each row has ended."""
-        self._tick()
-        length = input_ids.shape[1] - self._width
-        for i, tail in enumerate(input_ids[:, self._width :][:, -max(self._tail, 1) :].tolist()):
-            if not self.lengths[i] and (length >= self._limits[i] or self._is_end(tail)):
-                self.lengths[i] = length
-                self.seconds[i] = perf_counter() - self._began
-        return torch.tensor([length > 0 for length in self.lengths], device=input_ids.device)
-
-    def _is_end(self, tail: list[int]) -> bool:
-        if tail[-1] in self._end_ids:
-            return True
-        return bool(self._stops) and _cut(str(self._tokenizer.decode(tail)), self._stops)[1]
-
-
-def _processors(batch: Sequence[Prompt], device: torch.device) -> LogitsProcessorList:
-    """What makes a batch's logits the scores to choose the highest of; `ValueError` for impossible sampling."""
-    sampling = batch[0].request.sampling
-    processors: list[Any] = []
-    if sampling.repetition_penalty != 1.0:
-        processors.append(_Penalty(sampling.repetition_penalty, batch))
-    if sampling.temperature != 0.0:
-        processors.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            processors.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p != 1.0:
-            processors.append(TopPLogitsWarper(sampling.top_p))
-        processors.append(_Draw([prompt.request.seed for prompt in batch], device))
-    return LogitsProcessorList(processors)
 
 
 def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
     """Prompts that may share a batch, the longest first."""
 
     def kind(prompt: Prompt) -> tuple[Any, ...]:
-        sampling: Sampling = prompt.request.sampling
-        return (sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty, sampling.stop)
+        how = prompt.request.sampling
+        return (how.temperature, how.top_p, how.top_k, how.repetition_penalty, how.stop)
 
     for _, alike in groupby(sorted(prompts, key=lambda p: (*kind(p), -len(p.ids))), kind):
         yield list(alike)
@@ -263,9 +162,3 @@ def _end_ids(model: PreTrainedModel, chat: Chat) -> frozenset[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     named = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (chat.end_id, chat.tokenizer.eos_token_id, *named) if token is not None)
-
-
-def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text up to the first stop text, and whether there was one."""
-    found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return (text[: min(found)], True) if found else (text, False)

@@ -14,7 +14,6 @@ from jinja2 import TemplateError
 from msgspec import Meta
 
 from persyn import rewards as reward_matrix
-from persyn.errors import EngineError
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
@@ -44,8 +43,7 @@ class Options(scoring.Options, frozen=True, forbid_unknown_fields=True):
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a backbone's tokenizer; each `Fit` begins with the backbone's own weights. Options: `Options`."""
     chosen = options.decode(spec, Options)
-    if spec.gpus > 1:
-        raise EngineError(f"a router is fitted on one GPU or on the CPU, got gpus = {spec.gpus}")
+    model.refuse_several_gpus(spec)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
@@ -59,13 +57,12 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 def _refusal(request: Fit) -> str | None:
     """Why a grid cannot be fitted, or None."""
-    shape = (len(request.conversations), len(request.teachers))
-    rewards = np.array(request.rewards, dtype=np.float64).reshape(-1, len(request.teachers))
-    if rewards.shape != shape or len(request.is_holdout) != shape[0]:
-        return f"malformed: rewards {rewards.shape} and {len(request.is_holdout)} flags for {shape}"
+    lengths = {len(request.conversations), len(request.rewards), len(request.is_holdout)}
+    if len(lengths) > 1 or {len(row) for row in request.rewards} != {len(request.teachers)}:
+        return f"malformed: a row of {len(request.teachers)} rewards and a flag are wanted for each conversation"
     if request.tune not in TUNES:
         return f"unknown_tune: {request.tune!r}; there are {', '.join(TUNES)}"
-    calibration = rewards[~np.array(request.is_holdout, dtype=bool)]
+    calibration = np.array(request.rewards, dtype=np.float64)[~np.array(request.is_holdout)]
     if not len(reward_matrix.preferences(calibration)[0]):
         return f"no_preferences: none of {len(calibration)} calibration prompts has two teachers of distinct reward"
     unmeasured = np.isnan(calibration).all(axis=0)

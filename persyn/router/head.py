@@ -20,11 +20,14 @@ from persyn.rewards import Matrix
 from persyn.router.model import pair_loss, prompt_losses
 
 #: Strengths of the penalty on the weights, strong to weak; infinity is the static ranking alone.
-PENALTIES = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+PENALTIES = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 FOLDS = 5
 
 #: Keeps the biases finite where one teacher always wins; far too weak to matter elsewhere.
 _BIAS_PENALTY = 1e-3
+
+#: A feature that varies by less than this part of itself is constant: float32 tells no more.
+_RESOLUTION = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ def fit(features: Tensor, rewards: Matrix, *, seed: int, tick: Tick) -> Head:
     """
     mean, deviation = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
     # The root of H makes a penalty mean the same whatever the backbone's width.
-    scale = torch.where(deviation > 0, deviation, 1.0) * math.sqrt(features.shape[1])
+    varies = deviation > _RESOLUTION * mean.abs()
+    scale = torch.where(varies, deviation, 1.0) * math.sqrt(features.shape[1])
     standard = (features.double() - mean) / scale
     target = torch.from_numpy(rewards)
 
@@ -66,7 +70,7 @@ def _choose_penalty(features: Tensor, rewards: Tensor, seed: int, tick: Tick) ->
         for i, (weight, bias) in enumerate(path):
             losses[out, i] = prompt_losses(features[out] @ weight.T + bias, rewards[out])
     excess = losses - losses[:, losses.sum(dim=0).argmin(), None]
-    error = excess.std(dim=0) * math.sqrt(len(features))
+    error = excess.std(dim=0, correction=0) * math.sqrt(len(features))
     return PENALTIES[int((excess.sum(dim=0) <= error).int().argmax())]
 
 
@@ -87,7 +91,7 @@ def _minimise(features: Tensor, rewards: Tensor, penalty: float, weight: Tensor,
     reads_prompt = math.isfinite(penalty)
     parameters = [weight.requires_grad_(), bias] if reads_prompt else [bias]
     optimiser = torch.optim.LBFGS(
-        parameters, max_iter=100, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        parameters, max_iter=100, tolerance_grad=1e-7, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
 
     def closure() -> float:
@@ -96,7 +100,7 @@ def _minimise(features: Tensor, rewards: Tensor, penalty: float, weight: Tensor,
         if reads_prompt:
             loss = loss + penalty / 2 * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return loss.item()
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel
 
+from persyn.errors import EngineError
 from persyn.llm import scoring
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Message, ModelSpec, Tick
@@ -72,6 +73,12 @@ class Reader:
 def load(spec: ModelSpec, dtype: Dtype, n_teachers: int) -> Router:
     """The spec's model as a backbone, in evaluation mode, under a new head; `EngineError` when it cannot be loaded."""
     return Router(scoring.load_weights(AutoModel, spec, scoring.Options(dtype=dtype)), n_teachers)
+
+
+def refuse_several_gpus(spec: ModelSpec) -> None:
+    """`EngineError` for a spec of more than one GPU: backbone and head lie on one device."""
+    if spec.gpus > 1:
+        raise EngineError(f"a router runs on one GPU or on the CPU, got gpus = {spec.gpus}")
 
 
 def precision(spec: ModelSpec, wanted: Dtype | None) -> Dtype:

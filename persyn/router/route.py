@@ -14,7 +14,7 @@ from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Route, Routed, Tick
 from persyn.router import checkpoint
-from persyn.router.model import Dtype, Reader, Router, batches, pad, precision
+from persyn.router.model import Dtype, Reader, Router, batches, pad, precision, refuse_several_gpus
 
 #: Prompts handed over at once and sorted by length.
 _CHUNK = 512
@@ -37,6 +37,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     A long prompt is read without its middle and never fails.
     """
     chosen = options.decode(spec, Options)
+    refuse_several_gpus(spec)
     if chosen.sha256 is not None and (found := checkpoint.sha256(Path(spec.model))) != chosen.sha256:
         raise EngineError(f"the router in {spec.model!r} has sha256 {found}, not {chosen.sha256}: fit it again")
     tick()

@@ -28,7 +28,7 @@ TUNES = ("full", "lora", "head")
 #: Share of the calibration prompts that fine-tuning does not learn from: they decide when it stops.
 VALIDATION = 0.1
 #: How often they are asked in the course of a training, and how many times without a gain end it.
-CHECKS, PATIENCE = 10, 3
+CHECKS, PATIENCE = 10, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def train(router: Router, examples: Examples, plan: Plan, tick: Tick) -> dict[st
     returns: what is worth knowing of the training. `head_penalty` is None where cross-validation
              found that the static ranking does better than any head that reads the prompt.
     """
-    fine_tune = plan.tune != "head" and len(examples.prompts) > 1
+    fine_tune = plan.tune != "head"
     learn, validate = _split(examples, plan.seed) if fine_tune else (examples, examples)
     router.requires_grad_(False)
     features = all_features(router, learn.prompts, plan.batch_tokens, tick)
@@ -204,7 +204,8 @@ def _split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
     """The examples to learn from and those that decide when to stop, drawn by `seed`."""
     order = np.random.default_rng(seed).permutation(len(examples.prompts)).tolist()
     n_validation = max(1, round(VALIDATION * len(order)))
-    return examples.take(order[n_validation:]), examples.take(order[:n_validation])
+    # A single example has to do for both.
+    return examples.take(order[n_validation:] or order), examples.take(order[:n_validation])
 
 
 def _rows(examples: Examples) -> list[dict[str, Any]]:

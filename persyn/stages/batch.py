@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import msgspec
-from sqlalchemy import CursorResult, Integer, Select, func, insert, literal, select
+from sqlalchemy import Integer, Select, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.db.work import Job
@@ -119,8 +119,9 @@ def make_jobs(session: Session, plan: Plan, missing: Select[Any]) -> int:
         .group_by(cut.c.slice)
         .order_by(func.min(cut.c.prompt_id))
     )
-    made = session.execute(insert(Job).from_select(_JOB_COLUMNS, jobs))
-    assert isinstance(made, CursorResult)
+    statement = insert(Job).from_select(_JOB_COLUMNS, jobs)
+    made = session.connection().execute(statement, execution_options={"preserve_rowcount": True})
+    assert made.rowcount >= 0
     return made.rowcount
 
 

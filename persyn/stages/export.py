@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, and_, select
+from sqlalchemy import Result, Row, and_, select
 from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
@@ -75,7 +75,10 @@ def _write(session: Session, run_id: int, folder: Path, chosen: dict[str, Format
     tally = Tally()
     with ExitStack() as stack:
         writers = [stack.enter_context(form.open(folder / form.file)) for form in chosen.values()]
-        for example in _examples(session, run_id, teachers, tally):
+        # Entered last, so that a writer's error closes the server's cursor first.
+        assigned = stack.enter_context(_assigned(session, run_id))
+        for row in filter(tally.add, assigned):
+            example = _example(row, *teachers[row.teacher_id])
             for add in writers:
                 add(example)
     manifest = _manifest(run, teachers, tally, [_file(folder, name, form, tally) for name, form in chosen.items()])
@@ -99,11 +102,12 @@ def _teachers(session: Session, run_id: int) -> dict[int, tuple[str, str]]:
     return {teacher_id: (name, fingerprint) for teacher_id, name, fingerprint in found}
 
 
-def _examples(session: Session, run_id: int, teachers: dict[int, tuple[str, str]], tally: Tally) -> Iterator[Example]:
+def _assigned(session: Session, run_id: int) -> Result[Any]:
+    """A run's assignments in prompt order, each with its prompt and its response, if it has one."""
     of_assigned = and_(
         Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
     )
-    rows = session.execute(
+    return session.execute(
         select(
             Assignment.prompt_id,
             Assignment.teacher_id,
@@ -128,7 +132,6 @@ def _examples(session: Session, run_id: int, teachers: dict[int, tuple[str, str]
         .order_by(Assignment.prompt_id),
         execution_options={"yield_per": 1_000},
     )
-    return (_example(row, *teachers[row.teacher_id]) for row in rows if tally.add(row))
 
 
 def _example(row: Row[Any], teacher: str, fingerprint: str) -> Example:

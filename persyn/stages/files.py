@@ -56,13 +56,11 @@ def records(path: Path) -> Iterator[Numbered]:
 
 
 def _guarded(path: Path, decode: Callable[[Path], Iterator[Numbered]]) -> Iterator[Numbered]:
-    from pyarrow import ArrowException
-
     number = 0
     try:
         for number, record in decode(path):
             yield number, record
-    except (OSError, EOFError, zlib.error, ArrowException) as error:
+    except (OSError, EOFError, zlib.error) as error:
         after = f" after row {number}" if number else ""
         raise UsageError(f"cannot read {path}{after}: {' '.join(str(error).split())}") from error
 
@@ -166,14 +164,15 @@ def _csv_record(header: list[str], cells: list[str]) -> Record | Broken:
 
 
 def _parquet(path: Path) -> Iterator[Numbered]:
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    number = 0
-    with ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-        for batch in file.iter_batches(batch_size=_BATCH):
-            for record in _parquet_records(batch):
-                number += 1
-                yield number, record
+    try:
+        with ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+            batches = file.iter_batches(batch_size=_BATCH)
+            yield from enumerate((record for batch in batches for record in _parquet_records(batch)), 1)
+    except ArrowException as error:
+        raise OSError(str(error)) from error
 
 
 def _parquet_records(batch: Any) -> Iterator[Record | Broken]:

@@ -187,7 +187,7 @@ def test_a_csv_row_is_placed_by_its_first_line(tmp_path: Path) -> None:
     assert found[-1] == Row("last", None, None, None, {})
 
 
-def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path: Path) -> None:
+def test_a_quote_that_is_never_closed_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text('prompt\n"open\n' + "a row\n" * 10)
 

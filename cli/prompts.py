@@ -1,0 +1,99 @@
+"""`persyn prompts`: what is to be answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from sqlalchemy import func, select
+
+from cli.open import JSON, cell, plain, show, store
+from persyn.db.catalog import Prompt
+from persyn.errors import UsageError
+from persyn.stages import ingest
+
+
+@click.group()
+def prompts() -> None:
+    """Import prompts and look at them."""
+
+
+@prompts.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What a bad row does: stop, with nothing imported, or be skipped and reported.",
+)
+def import_prompts(files: tuple[Path, ...], on_error: Literal["stop", "skip"]) -> None:
+    """Import FILES: JSONL, JSON, CSV or Parquet, gzipped or not.
+
+    A row has `prompt` (a text) or `messages` (turns, the last of them the user's), and may have
+    `answer` and `id`; everything else is kept as its meta. A conversation that is there already is
+    counted and left.
+    """
+    console = Console(stderr=True)
+    with (
+        store() as database,
+        Progress(SpinnerColumn(), TextColumn("{task.completed:,.0f} rows"), console=console, transient=True) as bar,
+        database.write() as session,
+    ):
+        task = bar.add_task("rows", total=None)
+        report = ingest.import_prompts(
+            session, files, on_error=on_error, progress=lambda rows: bar.update(task, completed=rows)
+        )
+    click.echo(f"{report.rows:,} rows: {report.new:,} new, {report.duplicates:,} already there, {report.bad:,} bad")
+    if report.conflicts:
+        click.echo(f"{report.conflicts:,} rows came with another answer than the stored one, which stays", err=True)
+    for bad in report.first_bad:
+        click.echo(f"  {bad}", err=True)
+
+
+@prompts.command("list")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--after", default=0, help="Begin after this id.")
+@JSON
+def list_prompts(limit: int, after: int, as_json: bool) -> None:
+    """List prompts by id."""
+    with store() as database, database.read() as session:
+        columns = (Prompt.id, Prompt.source, Prompt.source_id, Prompt.text, Prompt.answer)
+        rows = session.execute(select(*columns).where(Prompt.id > after).order_by(Prompt.id).limit(limit)).all()
+    show([column.key for column in columns], rows, as_json=as_json)
+
+
+@prompts.command("show")
+@click.argument("prompt_id", type=int)
+def show_prompt(prompt_id: int) -> None:
+    """Show one prompt whole."""
+    with store() as database, database.read() as session:
+        prompt = session.get(Prompt, prompt_id)
+        if prompt is None:
+            raise UsageError(f"there is no prompt {prompt_id}; 'persyn prompts list' shows which there are")
+        turns = [*(prompt.history or []), {"role": "user", "content": prompt.text}]
+        facts = {"answer": prompt.answer, "source": prompt.source, "id there": prompt.source_id, "meta": prompt.meta}
+    for turn in turns:
+        click.echo(f"[{turn['role']}]\n{plain(turn['content'])}\n")
+    for name, value in facts.items():
+        click.echo(f"{name}: {cell(value)}")
+
+
+@prompts.command()
+@JSON
+def stats(as_json: bool) -> None:
+    """Count the prompts by the file they came from."""
+    with store() as database, database.read() as session:
+        rows = session.execute(
+            select(Prompt.source, func.count(), func.count(Prompt.answer), func.avg(func.length(Prompt.text)))
+            .group_by(Prompt.source)
+            .order_by(func.count().desc())
+        ).all()
+    show(
+        ("source", "prompts", "with answer", "mean characters"),
+        [(source, count, answers, float(mean)) for source, count, answers, mean in rows],
+        as_json=as_json,
+    )

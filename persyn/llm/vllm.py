@@ -1,0 +1,170 @@
+"""Teachers on vLLM, in this process: requests leave the running batch one by one, as they finish."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from persyn.errors import EngineError
+from persyn.llm import generation, options
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.generation import Prompt
+from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+#: Gibibytes of KV cache on a CPU, where vLLM would take its share of all memory.
+_CPU_CACHE_GIB = 2
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a teacher on vLLM; None leaves a choice to vLLM."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    #: Tokens of prompt and response together.
+    max_model_len: int | None = None
+    #: Responses written at a time.
+    max_num_seqs: Annotated[int, Meta(ge=1)] | None = None
+    #: Tokens computed in one step, prompts' included.
+    max_num_batched_tokens: int | None = None
+    #: Share of a GPU's memory that vLLM takes.
+    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    #: Gibibytes of KV cache, in place of that share; on a CPU, None is 2.
+    kv_cache_gib: Annotated[float, Meta(gt=0)] | None = None
+    #: Starts in a fraction of the time, and computes slower.
+    enforce_eager: bool = False
+    quantization: str | None = None
+    #: Whether plain text begins with BOS; None decides by the token. A chat template brings its own.
+    add_bos: bool | None = None
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Load a teacher that answers `Generate`; with several GPUs its tensors are split over them.
+
+    `max_tokens` is lowered to what the context leaves after the prompt. `response_tokens` counts the end token,
+    `seconds` from admission to vLLM, where a request may wait for its place in the batch. Options: `Options`.
+    """
+    chosen = options.decode(spec, Options)
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    _set_environment(spec.gpus)
+    from vllm import LLM
+    from vllm.version import __version__
+
+    try:
+        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
+    except Exception as error:
+        # Whatever a failing start raises, from a wrong option to a driver's complaint, means the same here.
+        raise EngineError(f"vLLM cannot load {spec.model!r}: {type(error).__name__}: {error}") from error
+    return VLLM(llm, chat, f"vllm {__version__}")
+
+
+class VLLM:
+    """Hands each request to vLLM as it comes and passes on each response as it is finished."""
+
+    def __init__(self, llm: LLM, chat: Chat, version: str) -> None:
+        self._engine: Any = llm.llm_engine
+        config = self._engine.vllm_config
+        self.version = version
+        #: Twice what runs at a time: vLLM never waits for the next request.
+        self.window = 2 * int(config.scheduler_config.max_num_seqs)
+        self._context = int(config.model_config.max_model_len)
+        self._chat = chat
+        self._running: dict[int, tuple[Prompt, float]] = {}
+        self._finished: list[Result] = []
+
+    @property
+    def pending(self) -> int:
+        """How many requests were submitted and are not finished."""
+        return len(self._running) + len(self._finished)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hand requests over; those that cannot be served are finished at once."""
+        for request in requests:
+            assert isinstance(request, Generate)
+            prompt = generation.prepare(self._chat, request, self._context)
+            if isinstance(prompt, Failed) or (prompt := self._add(prompt)) is not None:
+                self._finished.append(prompt)
+
+    def step(self) -> list[Result]:
+        """One step of the running batch, in which each of its responses gains a token."""
+        results, self._finished = self._finished, []
+        if self._running:
+            try:
+                outputs = self._engine.step()
+            except Exception as error:
+                # vLLM has no error in a step that leaves it usable.
+                raise EngineError(f"vLLM died: {type(error).__name__}: {error}") from error
+            results += [self._result(output) for output in outputs if output.finished]
+        return results
+
+    def _add(self, prompt: Prompt) -> Failed | None:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+
+        request, how = prompt.request, prompt.request.sampling
+        try:
+            sampling = SamplingParams(
+                max_tokens=prompt.max_tokens,
+                temperature=how.temperature,
+                top_p=how.top_p,
+                top_k=how.top_k,
+                repetition_penalty=how.repetition_penalty,
+                seed=request.seed,
+                stop=generation.stop_texts(self._chat, how),
+                stop_token_ids=[self._chat.end_id],
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._engine.add_request(str(request.id), TokensPrompt(prompt_token_ids=prompt.ids), sampling)
+        except (VLLMClientError, ValueError, TypeError) as error:
+            return generation.refuse(request, str(error))
+        self._running[request.id] = (prompt, time.perf_counter())
+        return None
+
+    def _result(self, output: RequestOutput) -> Result:
+        prompt, began = self._running.pop(int(output.request_id))
+        (response,) = output.outputs
+        if response.finish_reason not in {"stop", "length"}:
+            return Failed(prompt.request.id, f"server_error: vLLM ended the response by {response.finish_reason}")
+        seconds = time.perf_counter() - began
+        return generation.conclude(
+            Generated(
+                id=prompt.request.id,
+                text=response.text,
+                finish_reason=response.finish_reason,
+                prompt_tokens=len(prompt.ids),
+                response_tokens=len(response.token_ids),
+                seconds=seconds,
+            )
+        )
+
+
+def _arguments(spec: ModelSpec, chosen: Options) -> dict[str, Any]:
+    cache_gib = chosen.kv_cache_gib or (None if spec.gpus else _CPU_CACHE_GIB)
+    return {
+        "tensor_parallel_size": max(spec.gpus, 1),
+        "dtype": chosen.dtype,
+        "max_model_len": chosen.max_model_len,
+        "max_num_seqs": chosen.max_num_seqs,
+        "max_num_batched_tokens": chosen.max_num_batched_tokens,
+        "gpu_memory_utilization": chosen.gpu_memory_utilization,
+        "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
+        "enforce_eager": chosen.enforce_eager,
+        "quantization": chosen.quantization,
+        "trust_remote_code": False,
+    }
+
+
+def _set_environment(gpus: int) -> None:
+    """What vLLM reads when it is first imported; a person's own settings stand, but for those that must hold."""
+    # With one device the engine's core runs in this process: nothing is left behind when the process ends.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if gpus > 1 else "0"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

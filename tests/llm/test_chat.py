@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jinja2 import TemplateError
+
+from persyn.errors import EngineError
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.protocols import Message, ModelSpec
+
+USER: Message = {"role": "user", "content": "What is 2+2?"}
+SYSTEM: Message = {"role": "system", "content": "Answer briefly."}
+#: As Gemma's: no system turn, and turns alternate.
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def templated(smollm2: Path) -> Chat:
+    return Chat(load_tokenizer(ModelSpec("transformers", str(smollm2))))
+
+
+@pytest.fixture(scope="module")
+def plain(gemma: Path) -> Chat:
+    return Chat(load_tokenizer(ModelSpec("transformers", str(gemma))))
+
+
+def with_template(folder: Path, template: str) -> Chat:
+    tokenizer = load_tokenizer(ModelSpec("transformers", str(folder)))
+    tokenizer.chat_template = template
+    return Chat(tokenizer)
+
+
+def test_a_template_makes_the_prompt_up_to_the_assistants_turn(templated: Chat) -> None:
+    text = templated.prompt_text([SYSTEM, USER])
+
+    assert text == (
+        "<|im_start|>system\nAnswer briefly.<|im_end|>\n"
+        "<|im_start|>user\nWhat is 2+2?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert templated.tokenizer.decode(templated.prompt_ids([SYSTEM, USER])) == text
+    assert templated.tokenizer.decode([templated.end_id]) == "<|im_end|>"
+
+
+def test_a_base_model_gets_plain_turns_after_its_bos(plain: Chat) -> None:
+    turns = [SYSTEM, USER, {"role": "assistant", "content": "4"}, {"role": "user", "content": "2+3?"}]
+
+    assert plain.prompt_text(turns) == (
+        "<bos>Answer briefly.\nUser: What is 2+2?\nAssistant: 4\nUser: 2+3?\nAssistant:"
+    )
+    assert plain.prompt_ids(turns).count(plain.tokenizer.bos_token_id) == 1
+    assert plain.end_id == plain.tokenizer.eos_token_id
+    assert Chat(plain.tokenizer, add_bos=False).prompt_text([USER]) == "User: What is 2+2?\nAssistant:"
+
+
+def test_a_template_without_a_system_turn_gets_it_in_the_first_user_turn(smollm2: Path) -> None:
+    subject = with_template(smollm2, STRICT)
+
+    assert subject.prompt_text([SYSTEM, USER]) == (
+        "<|im_start|>user\nAnswer briefly.\n\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    with pytest.raises(TemplateError, match="turns must alternate"):
+        subject.prompt_text([USER, USER])
+
+
+def test_a_response_is_tokenised_after_its_prompt_with_its_end(templated: Chat, plain: Chat) -> None:
+    for subject in (templated, plain):
+        ids, start = subject.response_ids([USER], "It is 4.")
+
+        assert ids[:start] == subject.prompt_ids([USER])
+        assert subject.tokenizer.decode(ids[start:-1]).strip() == "It is 4."
+        assert ids[-1] == subject.end_id
+
+
+def test_a_token_never_straddles_prompt_and_response(smollm2: Path) -> None:
+    subject = with_template(smollm2, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    prompt: list[Message] = [{"role": "user", "content": "inter"}]
+    assert len(subject.encode("international")) == 1
+
+    ids, start = subject.response_ids(prompt, "national")
+
+    assert ids[:start] == subject.prompt_ids(prompt)
+    assert subject.tokenizer.decode(ids[start:-1]) == "national"
+
+
+def test_a_finished_conversation_ends_as_its_template_ends_it(templated: Chat, plain: Chat) -> None:
+    assert templated.tokenizer.decode(templated.conversation_ids([USER], "4")).endswith(
+        "<|im_start|>assistant\n4<|im_end|>\n"
+    )
+    assert plain.conversation_ids([USER], "4") == plain.response_ids([USER], "4")[0]
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=f"no tokenizer for '{tmp_path}'"):
+        load_tokenizer(ModelSpec("transformers", str(tmp_path)))

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from persyn.errors import EngineError
+from persyn.llm import sampling, transformers
+from persyn.llm.generation import Prompt
+from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
+
+CPU = torch.device("cpu")
+QUESTIONS = ["What is 3 plus 4?", "Name a colour.", "Write one sentence about the sea, please.", "Hi!"]
+
+
+def load(folder: Path, **options: Any) -> Engine:
+    return transformers.load(ModelSpec("transformers", str(folder), options=options), lambda: None)
+
+
+@pytest.fixture(scope="module")
+def teacher(smollm2: Path) -> Engine:
+    return load(smollm2, batch_size=4, max_model_len=256)
+
+
+def answer(engine: Engine, *requests: Generate) -> dict[int, Result]:
+    engine.submit(requests)
+    results: list[Result] = []
+    while engine.pending:
+        results += engine.step()
+    assert len(results) == len(requests)
+    return {result.id: result for result in results}
+
+
+def ask(text: str, request_id: int = 0, seed: int = 0, **how: Any) -> Generate:
+    return Generate(request_id, [{"role": "user", "content": text}], Sampling(**how), seed)
+
+
+def generated(result: Result) -> Generated:
+    assert isinstance(result, Generated), result
+    return result
+
+
+def reason(result: Result) -> str:
+    assert isinstance(result, Failed), result
+    return result.reason
+
+
+def test_noise_makes_the_arg_max_a_draw_from_the_distribution() -> None:
+    rows = 4000
+    draw = sampling.Draw(range(rows), CPU)
+    scores = torch.tensor([[0.1, 0.2, 0.7, 0.0]]).log().expand(rows, 4)
+
+    counts = Counter(draw(torch.empty(rows, 0), scores).argmax(1).tolist())
+
+    # Standard deviations: 19, 25, 29.
+    assert abs(counts[0] - 400) < 95
+    assert abs(counts[1] - 800) < 125
+    assert abs(counts[2] - 2800) < 145
+    assert counts[3] == 0
+
+
+def test_a_rows_noise_is_its_own() -> None:
+    scores = torch.zeros(2, 50)
+    alone = sampling.Draw([8], CPU)
+    together = sampling.Draw([7, 8], CPU)
+
+    for _ in range(3):
+        noisy = together(torch.empty(2, 0), scores)
+        assert torch.equal(alone(torch.empty(1, 0), scores[:1])[0], noisy[1])
+        assert not torch.equal(noisy[0], noisy[1])
+
+
+def test_the_penalty_sees_the_row_and_not_its_padding() -> None:
+    how = Sampling(temperature=0, repetition_penalty=2.0)
+    batch = [Prompt(Generate(i, [], how, seed=0), ids, max_tokens=8) for i, ids in enumerate([[1, 2, 3], [3]])]
+    penalise = sampling.processors(batch, CPU)
+    # The second row is padded with token 0 on the left, and has written a 4.
+    ids = torch.tensor([[1, 2, 3, 4], [0, 0, 3, 4]])
+
+    scores = penalise(ids, torch.tensor([[2.0, 2.0, 2.0, -2.0, 2.0]] * 2))
+
+    assert scores.tolist() == [[2.0, 1.0, 1.0, -4.0, 1.0], [2.0, 2.0, 2.0, -4.0, 1.0]]
+
+
+@pytest.mark.model
+def test_a_greedy_response_is_the_models_own_whatever_batch_it_is_in(teacher: Engine, smollm2: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm2)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    expected = []
+    for question in QUESTIONS:
+        turn = [{"role": "user", "content": question}]
+        ids: Any = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        written = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        expected.append((tokenizer.decode(written, skip_special_tokens=True).strip(), ids.shape[1], len(written)))
+
+    results = answer(teacher, *[ask(q, i, temperature=0, max_tokens=12) for i, q in enumerate(QUESTIONS)])
+
+    got = [generated(results[i]) for i in range(len(QUESTIONS))]
+    assert [(r.text, r.prompt_tokens, r.response_tokens) for r in got] == expected
+    assert {r.finish_reason for r in got} == {"stop", "length"}
+    for result in got:
+        assert (result.finish_reason == "length") == (result.response_tokens == 12)
+
+
+@pytest.mark.model
+def test_a_sampled_response_follows_from_its_seed_alone(teacher: Engine) -> None:
+    how = {"temperature": 1.0, "top_p": 0.95, "top_k": 50, "max_tokens": 10}
+    alone = generated(answer(teacher, ask(QUESTIONS[2], 1, seed=11, **how))[1])
+    others = [ask(q, 10 + i, seed=i, **how) for i, q in enumerate(QUESTIONS)]
+
+    among = answer(teacher, *others, ask(QUESTIONS[2], 1, seed=11, **how), ask(QUESTIONS[2], 2, seed=12, **how))
+
+    assert generated(among[1]).text == alone.text
+    assert generated(among[2]).text != alone.text
+
+
+@pytest.mark.model
+def test_a_stop_text_ends_a_response_and_is_no_part_of_it(teacher: Engine) -> None:
+    whole = generated(answer(teacher, ask(QUESTIONS[2], temperature=0, max_tokens=24))[0])
+    stop = whole.text[10:16]
+
+    cut = generated(answer(teacher, ask(QUESTIONS[2], temperature=0, max_tokens=24, stop=[stop]))[0])
+
+    assert cut.text == whole.text[: whole.text.index(stop)].strip()
+    assert cut.finish_reason == "stop"
+    assert cut.response_tokens is not None
+    assert cut.response_tokens < 12
+
+
+@pytest.mark.model
+def test_requests_of_different_sampling_are_served_together(teacher: Engine) -> None:
+    results = answer(
+        teacher,
+        ask("Hi!", 1, temperature=0, max_tokens=3),
+        ask("Hi!", 2, temperature=0, max_tokens=5),
+        ask("Hi!", 3, temperature=0.8, max_tokens=4, stop=["zzz"]),
+        ask("Hi!", 4, temperature=-1.0),
+        ask("Hi!", 5, temperature=0, max_tokens=0),
+    )
+
+    assert [generated(results[i]).response_tokens for i in (1, 2, 3)] == [3, 5, 4]
+    assert generated(results[2]).text.startswith(generated(results[1]).text)
+    assert reason(results[4]).startswith("bad_request: ")
+    assert reason(results[5]).startswith("bad_request: max_tokens must be at least 1")
+
+
+@pytest.mark.model
+def test_what_does_not_fit_fails_and_what_barely_fits_is_cut(teacher: Engine) -> None:
+    def padded(words: int, request_id: int, max_tokens: int) -> Generate:
+        system = {"role": "system", "content": "You talk about the sea." + " sea" * words}
+        sampling = Sampling(temperature=0, max_tokens=max_tokens)
+        return Generate(request_id, [system, {"role": "user", "content": QUESTIONS[2]}], sampling, seed=0)
+
+    unpadded = generated(answer(teacher, padded(0, 0, 3))[0]).prompt_tokens
+    assert unpadded is not None
+    requests = [padded(300, 1, 50), padded(253 - unpadded, 2, 50), padded(0, 3, 4)]
+
+    results = answer(teacher, *requests)
+
+    assert reason(results[1]).startswith("too_long: ")
+    assert reason(results[1]).endswith("the model takes 256 with the response")
+    assert generated(results[2]).prompt_tokens == 253
+    assert (generated(results[2]).response_tokens, generated(results[2]).finish_reason) == (3, "length")
+    assert isinstance(results[3], Generated)
+
+
+@pytest.mark.model
+def test_a_conversation_the_template_refuses_fails_alone(teacher: Engine) -> None:
+    bad = Generate(1, [{"role": "user"}], Sampling(), 0)
+
+    results = answer(teacher, bad, ask("Hi!", 2, max_tokens=2))
+
+    assert reason(results[1]).startswith("bad_request: the chat template takes no such conversation")
+    assert isinstance(results[2], Generated)
+
+
+@pytest.mark.model
+def test_nothing_but_space_is_an_empty_response(teacher: Engine) -> None:
+    (result,) = answer(teacher, ask(QUESTIONS[2], temperature=0, stop=[" ", "a", "e", "i", "o", "T"])).values()
+
+    assert reason(result).startswith("empty: ")
+
+
+@pytest.mark.model
+def test_a_base_model_begins_with_bos_and_ends_before_the_next_turn(gemma: Path) -> None:
+    shots = []
+    for number in (2, 4, 6, 8):
+        shots += [
+            {"role": "user", "content": f"{number} plus 1?"},
+            {"role": "assistant", "content": f"{number + 1}"},
+        ]
+    request = Generate(1, [*shots, {"role": "user", "content": "5 plus 1?"}], Sampling(max_tokens=40, temperature=0), 0)
+
+    result = generated(answer(load(gemma), request)[1])
+
+    assert result.finish_reason == "stop"
+    assert result.text.isdigit()
+    assert "User" not in result.text
+
+
+@pytest.mark.model
+def test_an_engine_tells_what_it_was_given_wrongly(smollm2: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"batch.*it takes dtype, batch_size"):
+        load(smollm2, batch=3)
+    with pytest.raises(EngineError, match="no tokenizer"):
+        load(tmp_path)

@@ -1,0 +1,248 @@
+"""A router fitted to a grid, measured, written and used: through its two engines, as a run uses them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from topics import TEACHERS, conversations, grid
+
+from persyn.errors import EngineError
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Result, Route, Routed
+from persyn.router import checkpoint, evaluate, fit, model, route
+from persyn.router.model import Reader, Router, pair_loss
+from persyn.router.train import Examples, Plan, train
+
+Work: TypeAlias = Callable[[Engine, Sequence[Request]], list[Result]]
+
+#: A random backbone of two layers bears steps that a real one does not.
+FAST: dict[str, dict[str, Any]] = {
+    "head": {},
+    "lora": {"epochs": 4, "learning_rate": 3e-3, "batch_size": 8, "lora_rank": 4},
+    "full": {"epochs": 4, "learning_rate": 1e-4, "batch_size": 8},
+}
+
+
+def rest() -> None:
+    """A tick that nobody waits for."""
+
+
+def fitter(backbone: Path, **options: Any) -> Engine:
+    return fit.load(ModelSpec("router_fit", str(backbone), options=options), rest)
+
+
+def router(folder: Path | str, **options: Any) -> Engine:
+    return route.load(ModelSpec("router", str(folder), options=options), rest)
+
+
+def scores(results: list[Result]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    assert all(isinstance(result, Routed) for result in results)
+    return np.array([result.scores for result in results if isinstance(result, Routed)])
+
+
+def routes(n: int) -> list[Route]:
+    return [Route(i, messages) for i, messages in enumerate(conversations(n))]
+
+
+@pytest.mark.model
+def test_a_router_learns_whom_each_topic_suits(smollm2: Path, work: Work, tmp_path: Path) -> None:
+    request = grid(45, holdout=18, folder=tmp_path / "router")
+
+    (fitted,) = work(fitter(smollm2), [request])
+
+    assert isinstance(fitted, Fitted)
+    found = fitted.metrics
+    assert found["router"]["hit1"] > 0.9
+    assert found["static"]["hit1"] < 0.5
+    assert found["random"]["hit1"] == pytest.approx(0.25)
+    assert found["router"]["routed_reward"] > found["static"]["routed_reward"] + 0.1
+    assert (found["n_calibration"], found["n_holdout"], found["n_pairs"]) == (27, 18, 27 * 6)
+    assert found["tune"] == "head"
+    assert {"persyn", "torch", "transformers"} <= found["versions"].keys()
+
+
+@pytest.mark.parametrize("tune", ["head", "lora", "full"])
+def test_what_was_measured_is_what_the_checkpoint_routes(tiny: Path, work: Work, tmp_path: Path, tune: str) -> None:
+    request = grid(48, holdout=12, tune=tune, folder=tmp_path / "router")
+
+    (fitted,) = work(fitter(tiny, **FAST[tune]), [request])
+
+    assert isinstance(fitted, Fitted)
+    routed = scores(work(router(fitted.folder, sha256=fitted.sha256), routes(48)))
+    rewards = np.array(request.rewards)
+    assert evaluate.compare(routed[36:], rewards[36:], rewards[:36])["router"] == fitted.metrics["router"]
+
+
+@pytest.fixture
+def examples(tiny: Path, tmp_path: Path) -> Examples:
+    request = grid(48, folder=tmp_path)
+    reader = Reader(Chat(load_tokenizer(ModelSpec("router", str(tiny)))), 128)
+    return Examples([reader.ids(messages) for messages in request.conversations], np.array(request.rewards))
+
+
+def trained(
+    tiny: Path, examples: Examples, tune: str, ticks: list[int], **changes: Any
+) -> tuple[Router, dict[str, Any]]:
+    options = fit.Options(**{**FAST[tune], **changes})
+    plan = Plan(tune, 0, 4096, options.epochs, options.learning_rate or 0.0, options.batch_size, options.lora_rank)
+    router = model.load(ModelSpec("router_fit", str(tiny)), "float32", len(TEACHERS))
+    return router, train(router, examples, plan, lambda: ticks.append(1))
+
+
+def loss_of(router: Router, examples: Examples) -> float:
+    with torch.no_grad():
+        return pair_loss(router(*model.pad(examples.prompts)), torch.from_numpy(examples.rewards)).item()
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_fine_tuning_goes_beyond_the_head(
+    tiny: Path, examples: Examples, tune: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ticks: list[int] = []
+
+    headed, _ = trained(tiny, examples, "head", ticks)
+    tuned, notes = trained(tiny, examples, tune, ticks)
+
+    assert loss_of(tuned, examples) < 0.9 * loss_of(headed, examples)
+    assert notes["best_step"] > 0
+    assert notes["n_validation"] == 5
+    assert len(ticks) > 20
+    assert capfd.readouterr().out == ""
+
+
+def test_a_training_that_makes_nothing_better_changes_nothing(tiny: Path, examples: Examples) -> None:
+    untouched = model.load(ModelSpec("router_fit", str(tiny)), "float32", len(TEACHERS)).backbone.state_dict()
+
+    ruined, notes = trained(tiny, examples, "full", [], learning_rate=1.0)
+
+    assert notes["best_step"] == 0
+    assert notes["steps"] < 24
+    for name, weight in ruined.backbone.state_dict().items():
+        assert torch.equal(weight, untouched[name])
+
+
+@pytest.mark.parametrize("tune", ["head", "lora", "full"])
+def test_the_same_seed_gives_the_same_checkpoint(tiny: Path, work: Work, tmp_path: Path, tune: str) -> None:
+    request = grid(24, tune=tune, folder=tmp_path / "router")
+    repeated = msgspec.structs.replace(request, id=2)
+    other = msgspec.structs.replace(request, id=3, folder=str(tmp_path / "other"), seed=1)
+
+    first, again, differently = work(fitter(tiny, **FAST[tune]), [request, repeated, other])
+
+    assert isinstance(first, Fitted)
+    assert isinstance(again, Fitted)
+    assert isinstance(differently, Fitted)
+    assert first.sha256 == again.sha256 == checkpoint.sha256(tmp_path / "router")
+    assert tune == "head" or differently.sha256 != first.sha256
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "router"]
+
+
+def test_a_checkpoint_says_what_it_is_and_pickles_nothing(tiny: Path, work: Work, tmp_path: Path) -> None:
+    for tune in ("head", "lora", "full"):
+        work(fitter(tiny, **FAST[tune]), [grid(12, tune=tune, folder=tmp_path / tune)])
+
+    said = json.loads((tmp_path / "lora" / "router.json").read_text())
+    assert said["backbone"] == str(tiny)
+    assert (said["tune"], said["teachers"], said["max_tokens"]) == ("lora", TEACHERS, 128)
+    targets = json.loads((tmp_path / "lora" / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".jinja", ".safetensors"}
+
+
+def test_a_checkpoint_that_is_not_what_it_should_be_is_refused(tiny: Path, work: Work, tmp_path: Path) -> None:
+    folder = tmp_path / "router"
+    (fitted,) = work(fitter(tiny), [grid(12, folder=folder)])
+    assert isinstance(fitted, Fitted)
+
+    with pytest.raises(EngineError, match="not 0123: fit it again"):
+        router(folder, sha256="0123")
+    with pytest.raises(EngineError, match="not a router's checkpoint"):
+        router(tmp_path / "elsewhere")
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "training_args.bin").write_bytes(b"")
+    with pytest.raises(EngineError, match=r"training_args\.bin"):
+        router(tmp_path / "other")
+
+
+def test_a_prompt_routes_the_same_alone_as_among_others_and_however_long(
+    tiny: Path, work: Work, tmp_path: Path
+) -> None:
+    work(fitter(tiny), [grid(24, folder=tmp_path / "router")])
+    long = Route(24, [{"role": "user", "content": "What is 1 plus 2? " * 500}])
+    requests = [*routes(24), long]
+
+    together = scores(work(router(tmp_path / "router", batch_tokens=300), requests))
+    engine = router(tmp_path / "router")
+    alone = np.vstack([scores(work(engine, [request])) for request in requests[::6]])
+
+    np.testing.assert_allclose(together[::6], alone, rtol=0, atol=1e-4)
+    assert together.shape == (25, len(TEACHERS))
+
+
+def test_without_a_holdout_a_router_is_fitted_and_not_measured(tiny: Path, work: Work, tmp_path: Path) -> None:
+    (fitted,) = work(fitter(tiny), [grid(12, folder=tmp_path / "router")])
+
+    assert isinstance(fitted, Fitted)
+    assert [fitted.metrics[name] for name in ("router", "static", "random")] == [None, None, None]
+    assert msgspec.json.decode(msgspec.json.encode(fitted.metrics)) == fitted.metrics
+
+
+def test_a_grid_with_holes_and_ties_is_fitted_to_what_is_there(tiny: Path, work: Work, tmp_path: Path) -> None:
+    request = grid(24, folder=tmp_path / "router")
+    rewards = np.array(request.rewards)
+    rewards[::2, 1] = np.nan
+    rewards[1] = 0.5
+    rewards[3] = np.nan
+
+    (fitted,) = work(fitter(tiny), [msgspec.structs.replace(request, rewards=rewards.tolist())])
+
+    assert isinstance(fitted, Fitted)
+    assert fitted.metrics["n_pairs"] == 12 * 3 + 10 * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"rewards": [[0.5] * 4] * 12}, "no_preferences: none of 12"),
+        ({"rewards": [[0.5, 1.0, 0.2, float("nan")]] * 12}, "unmeasured_teachers: .* generalist"),
+        ({"is_holdout": [True] * 12}, "no_preferences: none of 0"),
+        ({"tune": "some"}, "unknown_tune: 'some'; there are full, lora, head"),
+        ({"rewards": [[0.5, 1.0]] * 12}, "malformed: a row of 4 rewards"),
+        ({"is_holdout": [False]}, "malformed: "),
+    ],
+)
+def test_a_grid_that_cannot_be_fitted_fails_with_its_reason(
+    tiny: Path, work: Work, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    request = msgspec.structs.replace(grid(12, folder=tmp_path / "router"), **change)
+
+    (failed,) = work(fitter(tiny), [request])
+
+    assert isinstance(failed, Failed)
+    assert re.match(reason, failed.reason)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tune", ["head", "lora", "full"])
+def test_a_single_preference_is_enough_for_a_router(tiny: Path, work: Work, tmp_path: Path, tune: str) -> None:
+    request = msgspec.structs.replace(grid(1, tune=tune, folder=tmp_path / "router"), rewards=[[0.0, 0.0, 1.0, 0.0]])
+
+    work(fitter(tiny, **FAST[tune]), [request])
+
+    assert scores(work(router(tmp_path / "router"), routes(2))).argmax(axis=1).tolist() == [2, 2]
+
+
+def test_wrong_options_are_named(tiny: Path) -> None:
+    with pytest.raises(EngineError, match="learning_rat"):
+        fitter(tiny, learning_rat=0.1)
+    with pytest.raises(EngineError, match="one GPU"):
+        fit.load(ModelSpec("router_fit", str(tiny), gpus=2), rest)

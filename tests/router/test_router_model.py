@@ -1,0 +1,109 @@
+"""The loss over all pairs of a batch, and what the router reads of a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.protocols import ModelSpec
+from persyn.router import model
+from persyn.router.model import Reader, Router, pair_loss
+
+NAN = float("nan")
+PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
+REWARDS = torch.tensor([[0.9, 0.1, 0.5, 0.1], [NAN, 0.2, 0.7, 0.2], [0.3, 0.3, NAN, 0.3]], dtype=torch.float64)
+
+
+@pytest.fixture
+def router(tiny: Path) -> Router:
+    torch.manual_seed(1)
+    return model.load(ModelSpec("router_fit", str(tiny)), "float32", 4)
+
+
+def test_the_loss_as_worked_by_hand() -> None:
+    scores = torch.tensor([[1.0, 0.0, 3.0]])
+
+    # 0 over 1 by a margin of 1, 0 over 2 by one of -2
+    expected = (torch.log1p(torch.exp(torch.tensor(-1.0))) + torch.log1p(torch.exp(torch.tensor(2.0)))) / 2
+
+    assert pair_loss(scores, torch.tensor([[0.5, 0.2, 0.2]])).item() == pytest.approx(expected.item())
+
+
+def test_the_loss_of_no_preference_is_zero_and_can_be_stepped_on() -> None:
+    scores = torch.zeros(1, 3, requires_grad=True)
+
+    loss = pair_loss(scores, torch.tensor([[1.0, NAN, 1.0]]))
+    loss.backward()
+
+    assert loss.item() == 0.0
+    assert scores.grad is not None
+    assert not scores.grad.any()
+
+
+def test_one_pass_over_a_prompt_gives_the_loss_and_gradient_of_each_of_its_pairs(router: Router) -> None:
+    pair_loss(router(*model.pad(PROMPTS)), REWARDS).backward()
+    found = {name: p.grad.clone() for name, p in router.named_parameters() if p.grad is not None}
+    router.zero_grad()
+
+    losses = []
+    for ids, rewards in zip(PROMPTS, REWARDS.tolist(), strict=True):
+        for winner in range(4):
+            for loser in range(4):
+                if rewards[winner] > rewards[loser]:
+                    scores = router(torch.tensor([ids]), torch.tensor([len(ids)]))[0]
+                    losses.append(-functional.logsigmoid(scores[winner] - scores[loser]))
+    assert len(losses) == 5 + 2
+    loss = torch.stack(losses).mean()
+    loss.backward()
+
+    assert pair_loss(router(*model.pad(PROMPTS)), REWARDS).item() == pytest.approx(loss.item(), rel=1e-5)
+    assert {"head.weight", "backbone.layers.0.self_attn.q_proj.weight"} <= found.keys()
+    for name, parameter in router.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_prompt_scores_the_same_alone_and_in_a_batch(router: Router) -> None:
+    together = router(*model.pad(PROMPTS))
+
+    for i, ids in enumerate(PROMPTS):
+        torch.testing.assert_close(router(*model.pad([ids]))[0], together[i], rtol=0, atol=1e-5)
+
+
+def test_features_come_in_the_order_of_the_prompts_however_they_are_batched(router: Router) -> None:
+    ticks: list[int] = []
+
+    features = model.all_features(router, PROMPTS, 5, lambda: ticks.append(1))
+
+    torch.testing.assert_close(features, router.features(*model.pad(PROMPTS)), rtol=0, atol=1e-5)
+    assert len(ticks) == 3
+
+
+def test_batches_are_longest_first_and_bounded_with_their_padding() -> None:
+    prompts = [[0] * n for n in (2, 9, 3, 4, 3)]
+
+    assert list(model.batches(prompts, 8)) == [[1], [3, 2], [4, 0]]
+    assert list(model.batches([], 8)) == []
+
+
+def test_a_long_prompt_keeps_its_head_and_its_tail(tiny: Path) -> None:
+    chat = Chat(load_tokenizer(ModelSpec("router", str(tiny))))
+    messages = [{"role": "user", "content": "Begin. " + "word " * 500 + "End?"}]
+    whole = chat.prompt_ids(messages)
+
+    assert Reader(chat, 51).ids(messages) == whole[:25] + whole[-26:]
+    assert Reader(chat, 1).ids(messages) == whole[-1:]
+    assert Reader(chat, len(whole)).ids(messages) == whole
+
+
+def test_the_head_stays_float32_over_a_bfloat16_backbone(tiny: Path) -> None:
+    router = model.load(ModelSpec("router_fit", str(tiny)), "bfloat16", 4)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = router(*model.pad(PROMPTS))
+
+    assert router.backbone.dtype == torch.bfloat16
+    assert scores.dtype == torch.float32

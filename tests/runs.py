@@ -1,0 +1,33 @@
+"""Run files for tests that work a whole run on fake models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PROMPTS = 60
+TEACHERS = ("ada", "bob", "cyd")
+
+
+def write_run(folder: Path, *, prompts: int = PROMPTS, options: dict[str, Any] | None = None, **run: Any) -> Path:
+    """A run file and its prompts in a folder; `options` are the fake teachers', `run` goes into [run]."""
+    questions = [{"id": str(n), "prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(prompts)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    table = {"name": "test", "setting": "math", "calibration": 12, "holdout": 0.25, "job_prompts": 8, **run}
+    lines = [
+        "[run]",
+        *(f"{key} = {json.dumps(value)}" for key, value in table.items()),
+        '[prompts]\nfile = "prompts.jsonl"',
+        '[student]\nname = "student"\nmodel = "student"\nengine = "fake"',
+        '[quality]\nkind = "fake"',
+        '[router]\nbackbone = "backbone"\nengine = "fake"',
+    ]
+    for teacher in TEACHERS:
+        inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in (options or {}).items())
+        lines.append(
+            f'[[teachers]]\nname = "{teacher}"\nmodel = "{teacher}"\nengine = "fake"\ngpus = 0\noptions = {{ {inline} }}'
+        )
+    file = folder / "run.toml"
+    file.write_text("\n".join(lines) + "\n")
+    return file

@@ -1,0 +1,39 @@
+"""Which request killed the engine?"""
+
+from __future__ import annotations
+
+from workers.suspicion import Suspicion
+
+
+def test_the_first_death_narrows_nothing() -> None:
+    suspicion = Suspicion()
+    assert suspicion.died([(1, n) for n in range(64)]) is None
+    assert suspicion.limit(64) == 64
+
+
+def test_each_further_death_leaves_a_quarter_until_one_is_alone() -> None:
+    suspicion = Suspicion()
+    limits = []
+    flying = 64
+    while (guilty := suspicion.died([(1, n) for n in range(flying)])) is None:
+        flying = suspicion.limit(64)
+        limits.append(flying)
+    assert limits == [64, 16, 4, 1]
+    assert guilty == (1, 0)
+
+
+def test_a_request_alone_at_the_first_death_is_tried_again() -> None:
+    suspicion = Suspicion()
+    assert suspicion.died([(1, 7)]) is None
+    assert suspicion.died([(1, 7)]) == (1, 7)
+
+
+def test_when_all_suspects_are_cleared_the_window_is_whole_again() -> None:
+    suspicion = Suspicion()
+    suspicion.died([(1, 1), (1, 2)])
+    suspicion.died([(1, 1), (1, 2)])
+    assert suspicion.limit(64) == 1
+    suspicion.finished((1, 1))
+    assert suspicion.limit(64) == 1
+    suspicion.finished((1, 2))
+    assert suspicion.limit(64) == 64

@@ -1,0 +1,298 @@
+"""A worker takes a run from prompts to responses, whatever its engines do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from persyn import config, pipeline, queue
+from persyn.db.catalog import Role, Run, RunPrompt, RunState
+from persyn.db.connect import Database
+from persyn.db.results import Assignment, Response, RouterScore, Score
+from persyn.db.work import Event, Job, JobState
+from persyn.llm.protocols import ModelSpec
+from persyn.settings import Settings
+from tests.runs import PROMPTS, TEACHERS, write_run
+from workers.worker import Worker
+
+
+class Watching:
+    """A listener that remembers, and may interfere."""
+
+    def __init__(self, on_saved: Callable[[str], None] = lambda stage: None) -> None:
+        self.loads: list[str] = []
+        self.saves: Counter[str] = Counter()
+        self.on_saved = on_saved
+
+    def loading(self, spec: ModelSpec) -> None:
+        self.loads.append(spec.model)
+
+    def loaded(self, spec: ModelSpec, seconds: float) -> None:
+        pass
+
+    def saved(self, stage: str, done: int, failed: int) -> None:
+        self.saves[stage] += done + failed
+        self.on_saved(stage)
+
+
+def start(database: Database, folder: Path, **run: Any) -> int:
+    wanted = config.read(write_run(folder, **run))
+    with database.write() as session:
+        return pipeline.start_run(session, wanted, actor="me").id
+
+
+def work(database: Database, folder: Path, run_id: int, listener: Watching | None = None, **limits: float) -> Worker:
+    settings = Settings(str(database.url), folder, **limits)
+    worker = Worker(database, settings, run_id=run_id, listener=listener)
+    worker.run()
+    return worker
+
+
+def count(database: Database, what: Any, *where: Any) -> int:
+    with database.read() as session:
+        return session.scalars(select(func.count()).select_from(what).where(*where)).one()
+
+
+def run_of(database: Database, run_id: int) -> Run:
+    with database.read() as session:
+        return session.get_one(Run, run_id)
+
+
+def require_complete(database: Database, run_id: int) -> None:
+    """Every prompt has one teacher and one response of that teacher; every stage adds up."""
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        assert run.state is RunState.DONE, run.error
+        for stage, counts in pipeline.progress(session, run).items():
+            assert counts.pending == 0, stage
+            assert counts.total == counts.done + counts.failed, stage
+        answered = session.execute(
+            select(Assignment.prompt_id, func.count(Response.id))
+            .outerjoin(
+                Response,
+                (Response.prompt_id == Assignment.prompt_id) & (Response.teacher_id == Assignment.teacher_id),
+            )
+            .where(Assignment.run_id == run_id)
+            .group_by(Assignment.prompt_id)
+        ).all()
+        assert len(answered) == session.scalar(select(func.count()).where(RunPrompt.run_id == run_id))
+        assert {number for _, number in answered} == {1}
+
+
+def test_a_run_is_worked_from_prompts_to_responses(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path)
+    work(database, tmp_path, run_id)
+
+    require_complete(database, run_id)
+    grid, targets = 12 * len(TEACHERS), PROMPTS - 12
+    assert count(database, Response) == grid + targets  # N responses and the grid, not N * K
+    assert count(database, Score) == 2 * grid
+    assert count(database, RouterScore) == targets * len(TEACHERS)
+    assert count(database, RunPrompt, RunPrompt.role == Role.HOLDOUT) == 3
+
+
+def test_each_prompt_is_answered_by_the_teacher_the_router_scores_best(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path)
+    work(database, tmp_path, run_id)
+    with database.read() as session:
+        best = dict(
+            session.execute(
+                select(RouterScore.prompt_id, func.max(RouterScore.score)).group_by(RouterScore.prompt_id)
+            ).all()
+        )
+        chosen = session.execute(
+            select(Assignment.prompt_id, Assignment.score, Assignment.margin, RouterScore.score)
+            .join(
+                RouterScore,
+                (RouterScore.prompt_id == Assignment.prompt_id) & (RouterScore.teacher_id == Assignment.teacher_id),
+            )
+            .where(Assignment.reason == "router")
+        ).all()
+    assert len(chosen) == PROMPTS - 12
+    for prompt_id, score, margin, router_score in chosen:
+        assert score == router_score == best[prompt_id]
+        assert margin > 0
+
+
+def test_a_second_run_on_the_same_teachers_generates_only_what_is_new(database: Database, tmp_path: Path) -> None:
+    first = start(database, tmp_path)
+    work(database, tmp_path, first)
+    before = count(database, Response)
+
+    second = start(database, tmp_path, name="again")
+    watching = Watching()
+    work(database, tmp_path, second, watching)
+
+    require_complete(database, second)
+    assert count(database, Response) == before
+    assert watching.saves["calibrate"] == watching.saves["generate"] == 0
+
+
+def test_each_model_is_loaded_once_per_stage(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path)
+    watching = Watching()
+    work(database, tmp_path, run_id, watching)
+    assert len(watching.loads) <= 2 * len(TEACHERS) + 4  # calibrate, generate; two scorers, fit, assign
+
+
+def test_a_prompt_that_kills_the_engine_becomes_a_failed_row(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, options={"crash_on": "is 40 plus"})
+    work(database, tmp_path, run_id)
+
+    require_complete(database, run_id)
+    with database.read() as session:
+        failures = session.scalars(select(Response.failure).where(Response.failure.is_not(None))).all()
+    assert failures
+    assert all(failure.startswith("killed_engine") for failure in failures)
+    assert count(database, Response) == 12 * len(TEACHERS) + PROMPTS - 12
+
+
+def test_a_prompt_that_hangs_the_engine_becomes_a_failed_row(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, prompts=20, options={"hang_on": "is 15 plus", "concurrency": 4})
+    work(database, tmp_path, run_id, stall_seconds=1.0)
+
+    require_complete(database, run_id)
+    with database.read() as session:
+        failures = session.scalars(select(Response.failure).where(Response.failure.is_not(None))).all()
+    assert failures
+    assert all("said nothing for" in failure for failure in failures)
+
+
+def test_a_request_that_fails_leaves_the_others_alone(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, options={"fail_every": 5})
+    work(database, tmp_path, run_id)
+    require_complete(database, run_id)
+    assert 0 < count(database, Response, Response.failure.is_not(None)) < count(database, Response) / 2
+
+
+def test_an_engine_host_killed_from_outside_is_replaced_and_nothing_fails(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, options={"latency_seconds": 0.05, "concurrency": 2})
+    worker: Worker
+    killed: list[int] = []
+
+    def kill(stage: str) -> None:
+        host = worker._host
+        if stage == "generate" and len(killed) < 2 and host is not None and host.pid not in killed:
+            killed.append(host.pid)
+            os.kill(host.pid, signal.SIGKILL)
+
+    worker = Worker(database, Settings(str(database.url), tmp_path), run_id=run_id, listener=Watching(kill))
+    worker.run()
+
+    require_complete(database, run_id)
+    assert len(killed) == 2
+    assert count(database, Response, Response.failure.is_not(None)) == 0
+
+
+def test_a_model_that_does_not_load_fails_the_run_with_the_reason(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "BACKOFF", queue.timedelta())
+    run_id = start(database, tmp_path, options={"no_such_option": 1})
+    work(database, tmp_path, run_id)
+
+    run = run_of(database, run_id)
+    assert run.state is RunState.FAILED
+    assert "no_such_option" in run.error
+    assert count(database, Job, Job.state == JobState.RUNNING) == 0
+
+
+def test_stopping_saves_what_is_finished_and_gives_the_jobs_back(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, options={"latency_seconds": 0.05, "concurrency": 2})
+    worker: Worker
+
+    def stop(stage: str) -> None:
+        worker.stop.set()
+
+    worker = Worker(database, Settings(str(database.url), tmp_path), run_id=run_id, listener=Watching(stop))
+    worker.run()
+
+    done = count(database, Response)
+    assert 0 < done < 12 * len(TEACHERS)
+    with database.read() as session:
+        assert set(session.scalars(select(Job.state))) <= {JobState.QUEUED, JobState.DONE}
+        assert max(session.scalars(select(Job.attempts))) == 0  # none counted
+
+    work(database, tmp_path, run_id)
+    require_complete(database, run_id)
+
+
+def test_a_cancelled_run_stops_and_can_go_on(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, options={"latency_seconds": 0.05, "concurrency": 2})
+
+    def cancel(stage: str) -> None:
+        with database.write() as session:
+            run = session.get_one(Run, run_id)
+            if run.state is RunState.RUNNING:
+                pipeline.cancel(session, run, actor="me")
+
+    work(database, tmp_path, run_id, Watching(cancel))
+    assert run_of(database, run_id).state is RunState.CANCELLED
+    with database.read() as session:
+        assert set(session.scalars(select(Job.state))) <= {JobState.CANCELLED, JobState.DONE}
+
+    with database.write() as session:
+        pipeline.resume(session, session.get_one(Run, run_id), actor="me")
+    work(database, tmp_path, run_id)
+    require_complete(database, run_id)
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing_more(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, options={"latency_seconds": 0.02, "concurrency": 2})
+    thieves: list[int] = []
+
+    def steal(stage: str) -> None:
+        if thieves:
+            return
+        with database.write() as session:
+            running = session.scalars(select(Job).where(Job.state == JobState.RUNNING)).first()
+            running.fence += 1  # as another worker's claim would
+            running.owner = "thief"
+            thieves.append(running.id)
+
+    def give_back() -> None:
+        while not thieves:
+            time.sleep(0.01)
+        time.sleep(1)
+        written.append(count(database, Response, Response.job_id == thieves[0]))
+        with database.write() as session:
+            queue.sweep(session, actor="me", dead_owners=("thief",))
+
+    written: list[int] = []
+    helper = threading.Thread(target=give_back)
+    helper.start()
+    work(database, tmp_path, run_id, Watching(steal))
+    helper.join()
+
+    require_complete(database, run_id)
+    with database.read() as session:
+        first = session.scalars(
+            select(func.count()).where(Event.job_id == thieves[0], Event.to_state == "done", Event.fence == 1)
+        ).one()
+    assert first == 0
+    assert written[0] < 8  # the job of 8 prompts was not finished under the lost fence
+
+
+def test_two_workers_share_a_run_and_do_nothing_twice(database: Database, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    run_id = start(
+        database, tmp_path, prompts=120, options={"latency_seconds": 0.01, "concurrency": 4, "journal": str(journal)}
+    )
+    workers = [Worker(database, Settings(str(database.url), tmp_path), run_id=run_id) for _ in range(2)]
+    threads = [threading.Thread(target=worker.run) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    require_complete(database, run_id)
+    assert len(journal.read_text().splitlines()) == 12 * len(TEACHERS) + 120 - 12
