@@ -23,7 +23,7 @@ Finding: TypeAlias = tuple[str, str, str]
 
 _FREE_GB = 10
 #: Packages a run may rest on, with what each is for.
-_OPTIONAL = {"vllm": "vllm teachers", "psycopg": "PostgreSQL", "peft": "tune = \"lora\""}
+_OPTIONAL = {"vllm": "vllm teachers", "psycopg": "PostgreSQL", "peft": 'tune = "lora"'}
 
 
 @click.command()
@@ -87,4 +87,8 @@ def _gpus() -> Iterator[Finding]:
 
 def _hub() -> Iterator[Finding]:
     is_off = os.environ.get("HF_HUB_OFFLINE") == "1"
-    yield "ok", "model hub", "switched off: only local folders and the cache" if is_off else "asked when a model is not local"
+    yield (
+        "ok",
+        "model hub",
+        "switched off: only local folders and the cache" if is_off else "asked when a model is not local",
+    )

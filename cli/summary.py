@@ -40,10 +40,10 @@ def _router(found: Facts) -> None:
     if not found.router:
         return
     rows = []
-    for name in ("router", "static", "random", "oracle"):
+    for name in ("router", "static", "random"):
         measured = found.router.get(name)
         if measured:
-            rows.append((name, measured.get("hit1"), measured.get("hit3"), measured.get("reward")))
+            rows.append((name, measured.get("hit1"), measured.get("hit3"), measured.get("routed_reward")))
     click.echo()
     table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False)
 

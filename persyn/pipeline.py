@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,6 +106,14 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
             _note(session, run, actor, run.state, run.state, {"from_stage": run.stage, "stage": following})
             run.stage, run.plans = following, 0
             session.flush()
+
+
+def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) -> int:
+    """Take back the jobs of workers that are gone, and move on the runs that this decides; return how many jobs."""
+    swept = queue.sweep(session, actor=actor, dead_owners=dead_owners)
+    for run_id in sorted({job.run_id for job in swept if job.state is JobState.FAILED}):
+        advance(session, run_id, actor=actor)
+    return len(swept)
 
 
 def progress(session: Session, run: Run) -> dict[str, Progress]:

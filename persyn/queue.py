@@ -42,6 +42,15 @@ class Claim:
     fence: int
 
 
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """A job that was taken back, and what became of it."""
+
+    id: int
+    run_id: int
+    state: JobState
+
+
 _CLAIM_COLUMNS = (
     Job.id,
     Job.run_id,
@@ -147,28 +156,27 @@ def stop_cancelled(session: Session, job: Claim, *, owner: str) -> bool:
     return _end(session, job, JobState.CANCELLED, owner, {"finished_at": now()})
 
 
-def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) -> int:
-    """Take back jobs whose lease ran out or whose owner is known to be dead; return how many.
+def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) -> list[Swept]:
+    """Take back jobs whose lease ran out or whose owner is known to be dead.
 
-    A job that has used up its attempts fails, with the reason.
+    A lease that ran out is an attempt: nobody knows what happened, and a job that has used up its
+    attempts fails. An owner that was seen dead was killed, and its job is not to blame.
     """
-    gone = or_(Job.lease_until < now(), Job.owner.in_(dead_owners))
+    is_dead = Job.owner.in_(dead_owners)
     lost = session.execute(
-        select(Job.id, Job.owner, Job.fence, Job.attempts, Job.max_attempts, Job.run_id)
-        .where(Job.state == JobState.RUNNING, gone)
+        select(Job.id, Job.owner, Job.fence, Job.attempts, Job.max_attempts, Job.run_id, is_dead.label("is_dead"))
+        .where(Job.state == JobState.RUNNING, or_(Job.lease_until < now(), is_dead))
         .with_for_update(skip_locked=True)
     ).all()
-    events = []
-    for job in lost:
-        is_spent = job.attempts >= job.max_attempts
-        state = JobState.FAILED if is_spent else JobState.QUEUED
-        values: dict[str, Any] = {"state": state, "error": f"lost with its worker {job.owner}"}
-        if is_spent:
-            values["finished_at"] = now()
-        session.execute(_held(job.id, job.fence).values(lease_until=null(), **values))
-        events.append(_event(job, state, actor, {"owner": job.owner, "reason": "lease lost"}))
+    swept = [_take_back(session, job) for job in lost]
+    events = [
+        _event(
+            job, taken.state, actor, {"owner": job.owner, "reason": "owner died" if job.is_dead else "lease ran out"}
+        )
+        for job, taken in zip(lost, swept, strict=True)
+    ]
     bulk.insert_new(session, Event, events)
-    return len(lost)
+    return swept
 
 
 def cancel(session: Session, run_id: int, *, actor: str) -> None:
@@ -212,6 +220,17 @@ def waiting(session: Session, *, run_id: int | None = None) -> dict[str, int]:
 def owners(session: Session) -> list[str]:
     """Who holds running jobs."""
     return list(session.scalars(select(Job.owner).where(Job.state == JobState.RUNNING).distinct()))
+
+
+def _take_back(session: Session, job: Any) -> Swept:
+    is_spent = not job.is_dead and job.attempts >= job.max_attempts
+    values: dict[str, Any] = {"state": JobState.QUEUED, "error": f"lost with its worker {job.owner}"}
+    if is_spent:
+        values |= {"state": JobState.FAILED, "finished_at": now()}
+    elif job.is_dead:
+        values["attempts"] = max(job.attempts - 1, 0)
+    session.execute(_held(job.id, job.fence).values(lease_until=null(), **values))
+    return Swept(job.id, job.run_id, values["state"])
 
 
 def _is_due() -> ColumnElement[bool]:

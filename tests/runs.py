@@ -25,9 +25,8 @@ def write_run(folder: Path, *, prompts: int = PROMPTS, options: dict[str, Any] |
     ]
     for teacher in TEACHERS:
         inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in (options or {}).items())
-        lines.append(
-            f'[[teachers]]\nname = "{teacher}"\nmodel = "{teacher}"\nengine = "fake"\ngpus = 0\noptions = {{ {inline} }}'
-        )
+        lines.append(f'[[teachers]]\nname = "{teacher}"\nmodel = "{teacher}"\nengine = "fake"\ngpus = 0')
+        lines.append(f"options = {{ {inline} }}")
     file = folder / "run.toml"
     file.write_text("\n".join(lines) + "\n")
     return file

@@ -60,7 +60,7 @@ def expire(database: Database) -> None:
 
 def sweep(database: Database, *, dead_owners: tuple[str, ...] = ()) -> int:
     with database.write() as session:
-        return queue.sweep(session, actor="sweeper", dead_owners=dead_owners)
+        return len(queue.sweep(session, actor="sweeper", dead_owners=dead_owners))
 
 
 def test_a_claimed_job_is_running_under_a_lease(database: Database) -> None:
@@ -185,6 +185,14 @@ def test_lost_leases_use_up_attempts_so_that_nothing_loops_for_ever(database: Da
     assert states(database) == [JobState.FAILED]
 
 
+def test_a_killed_owner_uses_up_no_attempt(database: Database) -> None:
+    add_jobs(database, max_attempts=2)
+    for _ in range(4):
+        claim(database, "dead")
+        sweep(database, dead_owners=("dead",))
+    assert states(database) == [JobState.QUEUED]
+
+
 def test_a_job_that_advances_is_never_given_up(database: Database) -> None:
     add_jobs(database, max_attempts=2)
     for _ in range(5):
@@ -232,7 +240,7 @@ def test_a_running_job_without_a_lease_cannot_exist(database: Database) -> None:
 
 
 def test_every_transition_leaves_an_event(database: Database) -> None:
-    (job_id,) = add_jobs(database)
+    add_jobs(database)
     first = claim(database)
     with database.write() as session:
         queue.fail(session, first, "no memory", owner="a")
@@ -253,12 +261,13 @@ def test_every_transition_leaves_an_event(database: Database) -> None:
 def test_an_event_that_cannot_be_written_undoes_its_transition(database: Database) -> None:
     add_jobs(database)
 
-    class Boom(Exception):
-        pass
+    def claim_and_die() -> None:
+        with database.write() as session:
+            queue.claim(session, owner="a")
+            raise InterruptedError
 
-    with pytest.raises(Boom), database.write() as session:
-        queue.claim(session, owner="a")
-        raise Boom
+    with pytest.raises(InterruptedError):
+        claim_and_die()
     assert states(database) == [JobState.QUEUED]
     with Session(database.engine) as session:
         assert session.scalar(select(func.count()).select_from(Event)) == 0

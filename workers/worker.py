@@ -132,7 +132,7 @@ class Worker:
 
     def _is_over(self) -> bool:
         with self._database.write() as session:
-            queue.sweep(session, actor=self.owner, dead_owners=owner.dead(queue.owners(session)))
+            pipeline.sweep(session, actor=self.owner, dead_owners=owner.dead(queue.owners(session)))
             if self._run_id is None:
                 return not queue.waiting(session)
             return session.get_one(Run, self._run_id).state is not RunState.RUNNING
@@ -213,7 +213,8 @@ class Worker:
             self._fail_jobs(str(error))
             return
         self._greet()
-        self._land(results)
+        if results:
+            self._land(results)
 
     def _greet(self) -> None:
         """Say once that the model is there."""
@@ -316,7 +317,8 @@ class Worker:
         """Write what has arrived, give unfinished jobs back, end the engine."""
         if self._host is not None and self._host.loaded is not None:
             with contextlib.suppress(HostDied, EngineError):
-                self._land(self._host.receive(0))
+                if results := self._host.receive(0):
+                    self._land(results)
         self._close_host()
         for job in list(self._jobs.values()):
             self._forget(job)

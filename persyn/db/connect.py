@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -19,6 +20,10 @@ from sqlalchemy.orm import Session
 from persyn.errors import UsageError
 
 _BUSY_SECONDS = 30
+_JSON: dict[str, Any] = {
+    "json_serializer": lambda value: msgspec.json.encode(value).decode(),
+    "json_deserializer": msgspec.json.decode,
+}
 
 
 class Database:
@@ -33,7 +38,7 @@ class Database:
             self.engine = _sqlite(self.url, begin="BEGIN IMMEDIATE", query_only=False)
             self._reader = _sqlite(self.url, begin="BEGIN", query_only=True)
         else:
-            self.engine = create_engine(self.url, pool_pre_ping=True)
+            self.engine = create_engine(self.url, pool_pre_ping=True, **_JSON)
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
@@ -149,7 +154,7 @@ def _sqlite(url: URL, *, begin: str, query_only: bool) -> Engine:
 
     Writers begin IMMEDIATE: one that read first and wrote later would fail at once, however long it is ready to wait.
     """
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, **_JSON)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:

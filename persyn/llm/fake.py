@@ -61,7 +61,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     crash_on: str | None = None
     #: A prompt with this text is never answered, and nothing after it.
     hang_on: str | None = None
-    #: A file that gets a line of JSON, the last turn's text, for every request that is taken up.
+    #: A file that gets a line of JSON, the model and the last turn's text, for every request that is taken up.
     journal: str | None = None
     response_words: Annotated[int, Meta(ge=1)] = 12
     #: Scores of a `Route`.
@@ -120,7 +120,7 @@ class Fake:
             if self._watches and not isinstance(request, Fit):
                 self._watch(request.messages)
             if self._journal is not None and not isinstance(request, Fit):
-                self._journal.write(_encode_json(request.messages[-1]["content"]) + b"\n")
+                self._journal.write(_encode_json([self._model, request.messages[-1]["content"]]) + b"\n")
             self._in_flight.append((due, request))
 
     def _watch(self, messages: Sequence[Message]) -> None:

@@ -18,8 +18,8 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.padding import Padded, Row, right_pad
 from persyn.llm.protocols import Engine, Judge, Judged, ModelSpec, Tick
 
-#: Positions that go through the LM head at once: in float32, 0.6 GB at a vocabulary of 152,000.
-_HEAD_ROWS = 1024
+#: Positions that go through the LM head at once: in float32, 0.3 GB at a vocabulary of 152,000.
+_HEAD_ROWS = 512
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -85,7 +85,10 @@ class Student:
         for states, tokens in zip(torch.split(hidden, _HEAD_ROWS), torch.split(targets, _HEAD_ROWS), strict=True):
             logits = self._logits(states).float()  # (n, V)
             found = logits.gather(1, tokens[:, None].to(logits.device)).squeeze(1)
-            parts.append((found - logits.logsumexp(1)).double().cpu())
+            # logsumexp, in place: a third of its time, and no second tensor of this size.
+            highest = logits.amax(1)
+            total = logits.sub_(highest[:, None]).exp_().sum(1)
+            parts.append((found - highest - total.log()).double().cpu())
         return torch.cat(parts)
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -87,8 +87,9 @@ class VLLM:
         for request in requests:
             assert isinstance(request, Generate)
             prompt = generation.prepare(self._chat, request, self._context)
-            if isinstance(prompt, Failed) or (prompt := self._add(prompt)) is not None:
-                self._finished.append(prompt)
+            failed = prompt if isinstance(prompt, Failed) else self._add(prompt)
+            if failed is not None:
+                self._finished.append(failed)
 
     def step(self) -> list[Result]:
         """One step of the running batch, in which each of its responses gains a token."""

@@ -28,6 +28,8 @@ def plan(session: Session, run: Run) -> int:
     return make_jobs(session, Plan(run.id, "assign", _spec(run, router), size=size), _missing(run.id))
 
 
+#: Those of [router]'s options that still mean something when the router is fitted.
+_ROUTE_OPTIONS = ("dtype", "batch_tokens")
 #: One forward pass and no tokens written: a job of routing holds this many times more prompts.
 _ROUTING_IS_CHEAP = 8
 
@@ -123,4 +125,5 @@ def _spec(run: Run, router: Router) -> ModelSpec:
     config = thaw(run.config).router
     if config.engine == "fake":
         return ModelSpec("fake", config.backbone, options={**config.options, "teachers": len(router.teacher_ids)})
-    return ModelSpec("router", router.path, gpus=config.gpus, options=config.options)
+    options = {key: config.options[key] for key in _ROUTE_OPTIONS if key in config.options}
+    return ModelSpec("router", router.path, gpus=config.gpus, options={**options, "sha256": router.sha256})

@@ -13,7 +13,7 @@ from persyn.llm import math_answer
         ("42", "42"),
         ("  $x^2 + 1$. ", "x^2 + 1"),
         (r"\(\frac{1}{2}\)", r"\frac{1}{2}"),
-        (r"We get \boxed{3} at first, later it is \boxed{\frac{a}{b}}, hence done in 5 steps.", r"\frac{a}{b}"),
+        (r"We get \boxed{3}. That was wrong: \boxed{\frac{a}{b}}, hence done in 5 steps.", r"\frac{a}{b}"),
         (r"Roots: $\boxed{1}$ and $\boxed{2}$.", "1,2"),
         (r"cut off in \boxed{7", "7"),
         ("#### Step 3: add\nso 4\n#### 12", "12"),

@@ -77,7 +77,7 @@ def test_a_rows_noise_is_its_own() -> None:
 def test_the_penalty_sees_the_row_and_not_its_padding() -> None:
     how = Sampling(temperature=0, repetition_penalty=2.0)
     batch = [Prompt(Generate(i, [], how, seed=0), ids, max_tokens=8) for i, ids in enumerate([[1, 2, 3], [3]])]
-    penalise = sampling.processors(batch, CPU)
+    penalise: Any = sampling.processors(batch, CPU)
     # The second row is padded with token 0 on the left, and has written a 4.
     ids = torch.tensor([[1, 2, 3, 4], [0, 0, 3, 4]])
 
@@ -151,9 +151,9 @@ def test_requests_of_different_sampling_are_served_together(teacher: Engine) -> 
 @pytest.mark.model
 def test_what_does_not_fit_fails_and_what_barely_fits_is_cut(teacher: Engine) -> None:
     def padded(words: int, request_id: int, max_tokens: int) -> Generate:
-        system = {"role": "system", "content": "You talk about the sea." + " sea" * words}
-        sampling = Sampling(temperature=0, max_tokens=max_tokens)
-        return Generate(request_id, [system, {"role": "user", "content": QUESTIONS[2]}], sampling, seed=0)
+        turns = [("user", "Read this." + " sea" * words), ("assistant", "I have read it."), ("user", QUESTIONS[2])]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return Generate(request_id, messages, Sampling(temperature=0, max_tokens=max_tokens), seed=0)
 
     unpadded = generated(answer(teacher, padded(0, 0, 3))[0]).prompt_tokens
     assert unpadded is not None

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from persyn import config, pipeline, queue
 from persyn.db.catalog import Role, Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
+from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
 from persyn.llm.protocols import ModelSpec
 from persyn.settings import Settings
@@ -144,6 +146,12 @@ def test_each_model_is_loaded_once_per_stage(database: Database, tmp_path: Path)
     assert len(watching.loads) <= 2 * len(TEACHERS) + 4  # calibrate, generate; two scorers, fit, assign
 
 
+def test_a_model_that_takes_its_time_to_load_is_waited_for(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, prompts=20, options={"load_seconds": 1.5})
+    work(database, tmp_path, run_id)
+    require_complete(database, run_id)
+
+
 def test_a_prompt_that_kills_the_engine_becomes_a_failed_row(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, options={"crash_on": "is 40 plus"})
     work(database, tmp_path, run_id)
@@ -196,7 +204,7 @@ def test_an_engine_host_killed_from_outside_is_replaced_and_nothing_fails(databa
 def test_a_model_that_does_not_load_fails_the_run_with_the_reason(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "BACKOFF", queue.timedelta())
+    monkeypatch.setattr(queue, "BACKOFF", timedelta())
     run_id = start(database, tmp_path, options={"no_such_option": 1})
     work(database, tmp_path, run_id)
 
@@ -280,6 +288,18 @@ def test_a_worker_that_lost_its_lease_writes_nothing_more(database: Database, tm
         ).one()
     assert first == 0
     assert written[0] < 8  # the job of 8 prompts was not finished under the lost fence
+
+
+def test_a_run_whose_job_was_lost_too_often_fails_and_does_not_wait_for_ever(
+    database: Database, tmp_path: Path
+) -> None:
+    run_id = start(database, tmp_path)
+    with database.write() as session:
+        lost = session.scalars(select(Job)).first()
+        lost.state, lost.owner, lost.attempts = JobState.RUNNING, "elsewhere", lost.max_attempts
+        lost.lease_until = now(timedelta(seconds=-1))
+    work(database, tmp_path, run_id)
+    assert "lost with its worker elsewhere" in run_of(database, run_id).error
 
 
 def test_two_workers_share_a_run_and_do_nothing_twice(database: Database, tmp_path: Path) -> None:

@@ -1,0 +1,201 @@
+"""What can be wrong with a teacher before it answers a single prompt, and how to see it.
+
+Most of it shows in no error message: a model without its BOS token writes noise, fluently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from msgspec import Struct
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from persyn.errors import EngineError
+from persyn.llm import generation, openai, options, scoring, transformers, vllm
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.protocols import Failed, Generate, Message, ModelSpec, Sampling
+
+Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+_Options: TypeAlias = vllm.Options | transformers.Options
+
+#: Plain prose that every language model has read the like of.
+_SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome. Both cities lie on a river."
+#: Nats per token by which BOS must matter. A model that needs it loses several without.
+_MUCH_NATS = 1.0
+
+
+class Finding(Struct, frozen=True):
+    """One thing that was looked at."""
+
+    level: Literal["error", "warning", "ok"]
+    topic: str
+    message: str
+
+
+def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) -> list[Finding]:
+    """Look a teacher over; loads its model once, and sends nothing to any server.
+
+    conversations: prompts it will be given.
+    max_tokens:    the most tokens of a response.
+    """
+    try:
+        if spec.engine == "openai":
+            return _check_server(spec)
+        if spec.engine in {"vllm", "transformers"}:
+            return list(_check_model(spec, conversations, max_tokens))
+        return [Finding("ok", "load", f"the engine {spec.engine!r} has no model to look at")]
+    except EngineError as error:
+        return [Finding("error", "load", str(error))]
+
+
+def _check_server(spec: ModelSpec) -> list[Finding]:
+    chosen = options.decode(spec, openai.Options)
+    url = openai.endpoint(chosen.base_url)
+    openai.read_key(chosen)
+    key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
+    return [Finding("ok", "server", f"{url} will be asked for {spec.model!r} with {key}; nothing was sent")]
+
+
+def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_tokens: int) -> Iterator[Finding]:
+    chosen = _decode(spec)
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    yield _template(chat)
+    yield _padding(chat)
+    stored = _stored_dtype(spec)
+    used = _used_dtype(spec, chosen, stored)
+    yield _dtype(stored, used)
+    model = scoring.load_weights(AutoModelForCausalLM, spec, scoring.Options(dtype=used))
+    made_for = scoring.max_tokens(model.config)
+    yield _vocabulary(chat, model)
+    yield from _logits(chat, model)
+    context = min((n for n in (chosen.max_model_len, made_for) if n), default=None)
+    yield _context(chat, conversations, max_tokens, context)
+
+
+def _decode(spec: ModelSpec) -> _Options:
+    if spec.engine == "vllm":
+        return options.decode(spec, vllm.Options)
+    return options.decode(spec, transformers.Options)
+
+
+def _template(chat: Chat) -> Finding:
+    if chat.has_template:
+        return Finding("ok", "template", f"a turn ends with {chat.tokenizer.convert_ids_to_tokens(chat.end_id)!r}")
+    return Finding(
+        "warning", "template", "no chat template: prompts become plain 'User:' and 'Assistant:' turns, for a base model"
+    )
+
+
+def _padding(chat: Chat) -> Finding:
+    pad, tokenizer = chat.tokenizer.pad_token_id, chat.tokenizer
+    if pad is None:
+        return Finding("warning", "padding", "no pad token; batches are padded with the end token and masked")
+    if pad in {chat.end_id, tokenizer.eos_token_id}:
+        return Finding(
+            "warning",
+            "padding",
+            f"the pad token {tokenizer.pad_token!r} also ends a response; masked here, but harmful to a training that"
+            " ignores pad tokens: it would never learn to end",
+        )
+    return Finding("ok", "padding", f"the pad token is {tokenizer.pad_token!r}")
+
+
+def _vocabulary(chat: Chat, model: PreTrainedModel) -> Finding:
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    tokens = 1 + max(chat.tokenizer.get_vocab().values())
+    if tokens > rows:
+        return Finding("error", "vocabulary", f"the tokenizer has {tokens:,} tokens, the model embeds only {rows:,}")
+    return Finding("ok", "vocabulary", f"{tokens:,} tokens, {rows:,} embeddings")
+
+
+def _stored_dtype(spec: ModelSpec) -> str | None:
+    try:
+        config = AutoConfig.from_pretrained(spec.model, revision=spec.revision)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"no configuration for {spec.model!r}: {error}") from error
+    dtype = config.get_text_config().dtype
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _used_dtype(spec: ModelSpec, chosen: _Options, stored: str | None) -> Dtype:
+    """What the engine will compute in."""
+    if chosen.dtype is not None and chosen.dtype != "auto":
+        return chosen.dtype
+    if spec.engine == "transformers":
+        return "bfloat16" if spec.gpus else "float32"
+    # Like vLLM, which never takes float32 by itself.
+    return "float16" if stored == "float16" else "bfloat16"
+
+
+def _dtype(stored: str | None, used: Dtype) -> Finding:
+    loss = {
+        ("float32", "bfloat16"): "rounds them to 8 bits",
+        ("float32", "float16"): "rounds them to 11 bits, and numbers beyond 65,504 overflow",
+        ("bfloat16", "float16"): "numbers beyond 65,504 overflow",
+        ("float16", "bfloat16"): "rounds them to 8 bits",
+    }.get((stored or "", used))
+    if loss:
+        return Finding("warning", "dtype", f"the weights are stored as {stored} and run as {used}, which {loss}")
+    return Finding("ok", "dtype", f"the weights are stored as {stored or 'what no file says'} and run as {used}")
+
+
+def _logits(chat: Chat, model: PreTrainedModel) -> Iterator[Finding]:
+    """Whether a plain sentence comes out as numbers at all, and whether BOS makes it likelier."""
+    ids = chat.encode(_SENTENCE)
+    without = _mean_log_likelihood(model, ids[:1], ids[1:])
+    if not math.isfinite(without):
+        yield Finding("error", "logits", f"a plain sentence has the log-likelihood {without}; try another dtype")
+        return
+    yield Finding("ok", "logits", f"a plain sentence has {without:.2f} nats per token")
+    bos = chat.tokenizer.bos_token_id
+    if bos is None:
+        yield Finding("ok", "bos", "the tokenizer has no BOS token")
+    else:
+        is_used = chat.prompt_ids([{"role": "user", "content": _SENTENCE}])[0] == bos
+        yield judge_bos(_mean_log_likelihood(model, [bos, *ids[:1]], ids[1:]), without, is_used=is_used)
+
+
+def judge_bos(with_bos: float, without: float, *, is_used: bool) -> Finding:
+    """Whether prompts begin as the model needs it.
+
+    with_bos, without: a plain sentence's mean log-likelihood, nats per token.
+    is_used:           whether prompts begin with BOS.
+    """
+    measured = f"a plain sentence has {with_bos:.2f} nats per token with BOS and {without:.2f} without"
+    prompts = f"prompts begin {'with' if is_used else 'without'} it"
+    if with_bos - without > _MUCH_NATS and not is_used:
+        return Finding("error", "bos", f"{measured}, but {prompts}: set add_bos = true, or mend the chat template")
+    if without - with_bos > _MUCH_NATS and is_used:
+        return Finding("warning", "bos", f"{measured}, but {prompts}: try add_bos = false")
+    return Finding("ok", "bos", f"{measured}; {prompts}")
+
+
+@torch.inference_mode()
+def _mean_log_likelihood(model: PreTrainedModel, before: Sequence[int], tokens: Sequence[int]) -> float:
+    """Nats per token of `tokens` after `before`; not a number where the logits are none."""
+    ids = torch.tensor([[*before, *tokens]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(before) - 1 : -1].float()  # (L, V)
+    if not torch.isfinite(logits).all():
+        return math.nan
+    return -torch.nn.functional.cross_entropy(logits, ids[0, len(before) :]).item()
+
+
+def _context(chat: Chat, conversations: Sequence[list[Message]], max_tokens: int, context: int | None) -> Finding:
+    how = Sampling(max_tokens=max_tokens)
+    prepared = [generation.prepare(chat, Generate(i, turns, how, 0), context) for i, turns in enumerate(conversations)]
+    failed = [each.reason for each in prepared if isinstance(each, Failed)]
+    prompts = [each for each in prepared if not isinstance(each, Failed)]
+    if failed:
+        message = f"{len(failed):,} of {len(prepared):,} prompts cannot be answered; the first: {failed[0]}"
+        return Finding("warning" if prompts else "error", "context", message)
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    bound = "any length" if context is None else f"{context:,} tokens"
+    n_cut = sum(prompt.max_tokens < max_tokens for prompt in prompts)
+    if n_cut:
+        message = f"{n_cut:,} of {len(prompts):,} prompts leave less than {max_tokens:,} tokens for the response"
+        return Finding("warning", "context", f"{message}: the longest has {longest:,}, the model takes {bound}")
+    return Finding("ok", "context", f"the longest prompt has {longest:,} tokens, the model takes {bound}")

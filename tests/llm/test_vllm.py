@@ -1,0 +1,136 @@
+"""Real vLLM in this process; it loads once, for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persyn.errors import EngineError
+from persyn.llm import vllm
+from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.vllm,
+    # vLLM warns, in its imports and while it loads, of what it uses itself.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+QUESTIONS = ["What is 3 plus 4?", "Name a colour.", "Write one sentence about the sea, please.", "Hi!"]
+
+
+@pytest.fixture(scope="module")
+def teacher(smollm2: Path) -> Engine:
+    pytest.importorskip("vllm")
+    options = {"max_model_len": 256, "max_num_seqs": 4, "kv_cache_gib": 0.5, "enforce_eager": True, "dtype": "float32"}
+    return vllm.load(ModelSpec("vllm", str(smollm2), options=options), lambda: None)
+
+
+def answer(engine: Engine, *requests: Generate) -> dict[int, Result]:
+    engine.submit(requests)
+    results: list[Result] = []
+    while engine.pending:
+        results += engine.step()
+    assert len(results) == len(requests)
+    return {result.id: result for result in results}
+
+
+def ask(text: str, request_id: int = 0, seed: int = 0, **how: Any) -> Generate:
+    return Generate(request_id, [{"role": "user", "content": text}], Sampling(**how), seed)
+
+
+def generated(result: Result) -> Generated:
+    assert isinstance(result, Generated), result
+    return result
+
+
+def reason(result: Result) -> str:
+    assert isinstance(result, Failed), result
+    return result.reason
+
+
+def test_it_writes_what_transformers_writes(teacher: Engine, smollm2: Path) -> None:
+    from persyn.llm import transformers
+
+    requests = [ask(q, i, temperature=0, max_tokens=10) for i, q in enumerate(QUESTIONS)]
+    other = answer(transformers.load(ModelSpec("transformers", str(smollm2)), lambda: None), *requests)
+
+    results = answer(teacher, *requests)
+
+    for request in requests:
+        ours, theirs = generated(results[request.id]), generated(other[request.id])
+        assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
+        assert (ours.prompt_tokens, ours.response_tokens) == (theirs.prompt_tokens, theirs.response_tokens)
+
+
+def test_short_responses_leave_before_long_ones_and_the_batch_refills(teacher: Engine) -> None:
+    assert teacher.window == 8
+    lengths = [40, 2, 2, 2, 2, 2]
+    teacher.submit([ask("Tell me a story.", i, temperature=0, max_tokens=n) for i, n in enumerate(lengths)])
+    order = []
+    while teacher.pending:
+        order += [result.id for result in teacher.step()]
+
+    # Four at a time: the last two come in while the first is being written.
+    assert order[-1] == 0
+    assert sorted(order) == list(range(6))
+
+
+def test_a_sampled_response_follows_from_its_seed(teacher: Engine) -> None:
+    how = {"temperature": 1.0, "top_p": 0.95, "top_k": 50, "max_tokens": 10}
+    alone = generated(answer(teacher, ask(QUESTIONS[2], 1, seed=11, **how))[1])
+
+    among = answer(teacher, *[ask(QUESTIONS[2], i, seed=10 + i, **how) for i in range(4)])
+
+    assert generated(among[1]).text == alone.text
+    assert len({generated(result).text for result in among.values()}) == 4
+
+
+def test_a_stop_text_ends_a_response_and_is_no_part_of_it(teacher: Engine) -> None:
+    whole = generated(answer(teacher, ask(QUESTIONS[2], temperature=0, max_tokens=24))[0])
+    stop = whole.text[10:16]
+
+    cut = generated(answer(teacher, ask(QUESTIONS[2], temperature=0, max_tokens=24, stop=[stop]))[0])
+
+    assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(stop)].strip(), "stop")
+
+
+def test_what_cannot_be_served_fails_alone(teacher: Engine) -> None:
+    results = answer(
+        teacher,
+        ask("sea " * 300, 1),
+        Generate(2, [{"role": "user"}], Sampling(), 0),
+        ask("Hi!", 3, temperature=-1.0),
+        ask("Hi!", 4, top_p=2.0),
+        ask("Hi!", 5, temperature=0, max_tokens=2),
+        ask(QUESTIONS[2], 6, temperature=0, stop=[" ", "a", "e", "i", "o", "T"]),
+    )
+
+    assert reason(results[1]).startswith("too_long: ")
+    assert reason(results[2]).startswith("bad_request: the chat template")
+    assert reason(results[3]).startswith("bad_request: ")
+    assert reason(results[4]).startswith("bad_request: ")
+    assert generated(results[5]).response_tokens == 2
+    assert reason(results[6]).startswith("empty: ")
+
+
+def test_max_tokens_is_lowered_to_what_the_context_leaves(teacher: Engine) -> None:
+    turns = [("user", "Read this." + " sea" * 190), ("assistant", "I have read it."), ("user", QUESTIONS[2])]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    request = Generate(1, messages, Sampling(temperature=0, max_tokens=500), 0)
+
+    result = generated(answer(teacher, request)[1])
+
+    assert result.finish_reason == "length"
+    assert result.prompt_tokens is not None
+    assert result.response_tokens is not None
+    assert result.prompt_tokens + result.response_tokens == 256
+
+
+def test_what_cannot_be_loaded_is_an_engine_error(smollm2: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"max_len.*it takes dtype, max_model_len"):
+        vllm.load(ModelSpec("vllm", str(smollm2), options={"max_len": 5}), lambda: None)
+    with pytest.raises(EngineError, match="no tokenizer"):
+        vllm.load(ModelSpec("vllm", str(tmp_path)), lambda: None)

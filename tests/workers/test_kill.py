@@ -1,0 +1,137 @@
+"""`kill -9` of a whole run, again and again: it ends with every prompt answered once, and little asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import psutil
+import pytest
+from sqlalchemy import func, select
+
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.results import Response
+from persyn.db.work import Job, JobState
+from tests.runs import TEACHERS, write_run
+
+CONCURRENCY = 8
+#: What a worker hands an engine at most: twice what the engine has in flight.
+WINDOW = 2 * CONCURRENCY
+Persyn: TypeAlias = Callable[..., subprocess.Popen[bytes]]
+PROMPTS, CALIBRATION, KILLS = 180, 40, 10
+
+
+@pytest.fixture
+def persyn() -> Iterator[Persyn]:
+    """The command, in a process group of its own; what it says goes to `said`. None outlives its test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
+        started.append(_start(folder, url, *arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
+    with (folder / "output").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from cli.main import main; main()", "--debug", *arguments],
+            env={**os.environ, "PERSYN_DATABASE_URL": url, "PERSYN_HOME": str(folder / "home")},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def said(folder: Path) -> str:
+    return (folder / "output").read_text()
+
+
+def asked(journal: Path) -> list[tuple[str, str]]:
+    """Every (teacher, prompt) an engine took up, in order; a line that death cut short does not count."""
+    if not journal.exists():
+        return []
+    return [tuple(json.loads(line)) for line in journal.read_text().splitlines() if line.endswith('"]')]
+
+
+def kill_after(process: subprocess.Popen[bytes], journal: Path, requests: int) -> bool:
+    """SIGKILL the group once so many requests more were taken up; False when the run ended before."""
+    goal = len(asked(journal)) + requests
+    while len(asked(journal)) < goal:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def hosts() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "persyn.llm.host" in (p.info["cmdline"] or [])]
+
+
+def require_no_orphans(before: set[int]) -> None:
+    deadline = time.monotonic() + 5
+    while orphans := [p for p in hosts() if p.pid not in before]:
+        assert time.monotonic() < deadline, orphans
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_run_killed_ten_times_answers_every_prompt_once(
+    database: Database, database_url: str, tmp_path: Path, persyn: Persyn, seed: int
+) -> None:
+    journal = tmp_path / "journal"
+    options = {"latency_seconds": 0.02, "concurrency": CONCURRENCY, "journal": str(journal)}
+    file = write_run(tmp_path, prompts=PROMPTS, calibration=CALIBRATION, job_prompts=32, options=options)
+    moments = random.Random(seed)
+    others = {p.pid for p in hosts()}
+
+    command = ("run", "start", str(file))
+    for _ in range(KILLS):
+        process = persyn(tmp_path, database_url, *command)
+        assert kill_after(process, journal, moments.randint(5, 30)), said(tmp_path)
+        require_no_orphans(others)
+        command = ("run", "resume", "test")
+    last = persyn(tmp_path, database_url, *command)
+    assert last.wait(timeout=120) == 0, said(tmp_path)
+
+    needed = CALIBRATION * len(TEACHERS) + PROMPTS - CALIBRATION
+    with database.read() as session:
+        assert session.scalars(select(Run.state)).one() is RunState.DONE
+        assert set(session.scalars(select(Job.state))) == {JobState.DONE}
+        assert session.scalar(select(func.count(Response.text))) == needed
+    taken_up = asked(journal)
+    assert len(set(taken_up)) == needed
+    assert len(taken_up) - needed <= KILLS * WINDOW
+
+
+def test_ctrl_c_saves_what_is_finished_and_says_how_to_go_on(tmp_path: Path, persyn: Persyn) -> None:
+    journal = tmp_path / "journal"
+    options = {"latency_seconds": 0.05, "concurrency": 2, "journal": str(journal)}
+    url = f"sqlite:///{tmp_path / 'persyn.db'}"
+    process = persyn(tmp_path, url, "run", "start", str(write_run(tmp_path, options=options)))
+    while len(asked(journal)) < 10:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert "persyn run resume test" in said(tmp_path)
+    store = Database(url)
+    with store.read() as session:
+        assert session.scalar(select(func.count(Response.text))) >= 6
+        assert JobState.RUNNING not in set(session.scalars(select(Job.state)))
+    store.close()
