@@ -10,13 +10,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
-from msgspec import Struct
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from persyn.errors import EngineError
 from persyn.llm import generation, openai, options, scoring, transformers, vllm
+from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Failed, Generate, Message, ModelSpec, Sampling
+from persyn.llm.protocols import (
+    Check,
+    Checked,
+    Engine,
+    Failed,
+    Finding,
+    Generate,
+    Message,
+    ModelSpec,
+    Request,
+    Result,
+    Sampling,
+    Tick,
+)
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 _Options: TypeAlias = vllm.Options | transformers.Options
@@ -27,12 +40,15 @@ _SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome. B
 _MUCH_NATS = 1.0
 
 
-class Finding(Struct, frozen=True):
-    """One thing that was looked at."""
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Make an engine that answers `Check`; it loads each teacher's model when it is asked about it."""
 
-    level: Literal["error", "warning", "ok"]
-    topic: str
-    message: str
+    def compute(requests: list[Request]) -> Iterator[list[Result]]:
+        for request in requests:
+            assert isinstance(request, Check)
+            yield [Checked(request.id, check(request.spec, request.conversations, request.max_tokens))]
+
+    return Batched(compute, version=scoring.VERSION, chunk=1)
 
 
 def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) -> list[Finding]:

@@ -19,6 +19,8 @@ ENGINES = {
     # the router: answers `Fit` and `Route`
     "router_fit": "persyn.router.fit",
     "router": "persyn.router.route",
+    # looks a teacher over: answers `Check`
+    "check": "persyn.llm.check",
     # answers everything, without a model
     "fake": "persyn.llm.fake",
 }

@@ -19,8 +19,11 @@ from msgspec import Meta, Struct
 
 from persyn.llm import options
 from persyn.llm.protocols import (
+    Check,
+    Checked,
     Engine,
     Failed,
+    Finding,
     Fit,
     Fitted,
     Generate,
@@ -117,9 +120,9 @@ class Fake:
         due = now + self._options.latency_seconds
         for _ in range(min(len(self._waiting), self._options.concurrency - len(self._in_flight))):
             request = self._waiting.popleft()
-            if self._watches and not isinstance(request, Fit):
+            if self._watches and not isinstance(request, Fit | Check):
                 self._watch(request.messages)
-            if self._journal is not None and not isinstance(request, Fit):
+            if self._journal is not None and not isinstance(request, Fit | Check):
                 self._journal.write(_encode_json([self._model, request.messages[-1]["content"]]) + b"\n")
             self._in_flight.append((due, request))
 
@@ -131,6 +134,8 @@ class Fake:
             _hang()
 
     def _answer(self, request: Request) -> Result:
+        if isinstance(request, Check):
+            return Checked(request.id, [Finding("ok", "load", "a fake engine has no model to look at")])
         digest = self._digest(request)
         number = int.from_bytes(digest[-8:], "big")
         if self._options.fail_every and number % self._options.fail_every == 0:
@@ -143,7 +148,7 @@ class Fake:
             return self._routed(request, digest)
         return _fitted(request, digest)
 
-    def _digest(self, request: Request) -> bytes:
+    def _digest(self, request: Generate | Judge | Route | Fit) -> bytes:
         """32 bytes of everything in the request that an answer may depend on."""
         if isinstance(request, Generate):
             content: object = (self._model, request.messages, request.seed)

@@ -7,7 +7,7 @@ encodes as MessagePack; nothing is ever pickled.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -77,6 +77,31 @@ class Fit(Struct, frozen=True, tag="fit"):
     folder: str
 
 
+class Check(Struct, frozen=True, tag="check"):
+    """Load a teacher's model once and say what would spoil a run with it."""
+
+    id: int
+    spec: ModelSpec
+    #: What it would be asked, system turn and worked examples included.
+    conversations: list[list[Message]]
+    max_tokens: int
+
+
+class Finding(Struct, frozen=True):
+    """One thing that was looked at."""
+
+    level: Literal["error", "warning", "ok"]
+    topic: str
+    message: str
+
+
+class Checked(Struct, frozen=True, tag="checked"):
+    """What was found."""
+
+    id: int
+    findings: list[Finding]
+
+
 class Generated(Struct, frozen=True, tag="generated"):
     """A finished response."""
 
@@ -125,8 +150,8 @@ class Failed(Struct, frozen=True, tag="failed"):
     reason: str
 
 
-Request: TypeAlias = Generate | Judge | Route | Fit
-Result: TypeAlias = Generated | Judged | Routed | Fitted | Failed
+Request: TypeAlias = Generate | Judge | Route | Fit | Check
+Result: TypeAlias = Generated | Judged | Routed | Fitted | Checked | Failed
 
 
 class Engine(Protocol):

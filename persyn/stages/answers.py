@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -41,13 +41,13 @@ def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
         .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.content_hash)
     )
     sampling = msgspec.convert(teacher.sampling, Sampling)
-    opening = _opening(teacher)
+    opening = opening_of(teacher.system, teacher.few_shot)
     return Batch(
         spec_of(teacher),
         [
             Generate(
                 id=prompt.id,
-                messages=_with_opening(opening, conversation(prompt)),
+                messages=with_opening(opening, conversation(prompt)),
                 sampling=sampling,
                 seed=seed_of(run_seed, prompt.content_hash, teacher.fingerprint, 0),
             )
@@ -99,16 +99,16 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
     return row
 
 
-def _opening(teacher: Teacher) -> list[Message]:
+def opening_of(system: str | None, few_shot: Iterable[Mapping[str, str]]) -> list[Message]:
     """What a teacher is shown before any prompt."""
-    opening = [{"role": "system", "content": teacher.system}] if teacher.system else []
-    for shot in teacher.few_shot:
+    opening = [{"role": "system", "content": system}] if system else []
+    for shot in few_shot:
         opening.append({"role": "user", "content": shot["user"]})
         opening.append({"role": "assistant", "content": shot["assistant"]})
     return opening
 
 
-def _with_opening(opening: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
+def with_opening(opening: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
     """Put the opening first; a prompt's own system turn joins the teacher's, since models expect at most one."""
     if not (opening and messages[0]["role"] == "system"):
         return [*opening, *messages]

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from persyn.llm import check
-from persyn.llm.check import Finding, judge_bos
-from persyn.llm.protocols import ModelSpec
+from persyn.llm.check import judge_bos
+from persyn.llm.protocols import Check, Checked, Finding, ModelSpec
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hi!", "What is the capital of Italy?")]
 
@@ -107,3 +107,14 @@ def test_of_a_server_only_what_needs_no_request_is_checked(monkeypatch: pytest.M
     assert "sk-secret" not in fine.message
     assert look_at(base_url="http://127.0.0.1:1/v1", api_key_env="PERSYN_NO_SUCH_KEY").level == "error"
     assert look_at(base_url="127.0.0.1/v1").level == "error"
+
+
+def test_a_check_is_asked_for_like_any_other_request() -> None:
+    engine = check.load(ModelSpec("check", ""), lambda: None)
+    teacher = ModelSpec("openai", "big", options={"base_url": "http://127.0.0.1:1/v1"})
+
+    engine.submit([Check(7, teacher, PROMPTS, 64)])
+    (result,) = engine.step()
+
+    assert isinstance(result, Checked)
+    assert (result.id, [finding.level for finding in result.findings], engine.pending) == (7, ["ok"], 0)

@@ -10,6 +10,8 @@ import pytest
 from persyn.errors import EngineError
 from persyn.llm import fake
 from persyn.llm.protocols import (
+    Check,
+    Checked,
     Engine,
     Failed,
     Fit,
@@ -115,6 +117,13 @@ def test_a_fit_leaves_a_checkpoint_with_its_hash(tmp_path: Path) -> None:
     assert len(list((tmp_path / "router").iterdir())) == 1
     assert len(fitted.sha256) == 64
     assert fitted.metrics["n_holdout"] == 1
+
+
+def test_a_check_finds_nothing_wrong() -> None:
+    (checked,) = answer(make(), Check(1, ModelSpec("fake", "small"), [], 64))
+
+    assert isinstance(checked, Checked)
+    assert [finding.level for finding in checked.findings] == ["ok"]
 
 
 def test_a_prompt_can_end_the_process() -> None:

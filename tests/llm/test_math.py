@@ -157,7 +157,10 @@ def test_what_takes_for_ever_fails_and_is_not_called_wrong(hasty: Engine) -> Non
 
 
 def test_what_takes_all_memory_fails_and_is_not_called_wrong() -> None:
+    # What the parent holds while it makes the child must not hide what the child takes.
+    held = bytearray(b"x") * 700_000_000
     small = load(memory_mb=512, timeout_seconds=60)
+    del held
 
     hostile, after = results(small, ("5", r"\boxed{(x+y+z+w+v)^{3^{13}}}"), ("5", "5"))
 
