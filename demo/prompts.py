@@ -85,7 +85,7 @@ def costs(rng: random.Random) -> Iterator[tuple[str, int]]:
     """One thing has a price, and several are bought."""
     while True:
         ware, price, count = rng.choice(_WARES), rng.randint(2, 9), rng.randint(2, 9)
-        yield f"One {ware} costs {price} dollars. What do {count} {ware}s cost?", price * count
+        yield f"One {ware} costs {price} dollars. How much do {count} {ware}s cost?", price * count
 
 
 def firsts(rng: random.Random) -> Iterator[tuple[str, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from persyn.errors import EngineError
 from persyn.config import RunConfig, TeacherTable
 from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import Check, Checked, Finding, Message, ModelSpec
@@ -40,7 +41,7 @@ def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) 
         )
         while not (results := host.receive(timeout=1.0)):
             pass
-    except HostDied as death:
+    except (HostDied, EngineError) as death:
         return [Finding("error", "load", str(death))]
     finally:
         host.close()

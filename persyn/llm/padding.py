@@ -75,7 +75,7 @@ class Padded:
         try:
             row = self._encode(request)
         except TemplateError as error:
-            return Failed(request.id, f"bad_conversation: the chat template refuses it: {error}")
+            return Failed(request.id, f"bad_request: the chat template refuses it: {error}")
         if self._max_tokens is not None and len(row.ids) > self._max_tokens:
             return Failed(request.id, f"too_long: {len(row.ids):,} tokens, the model takes {self._max_tokens:,}")
         return row

@@ -80,7 +80,7 @@ def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick)
     try:
         prompts = [reader.ids(messages) for messages in request.conversations]
     except TemplateError as error:
-        return Failed(request.id, f"bad_conversation: the chat template refuses one: {error}")
+        return Failed(request.id, f"bad_request: the chat template refuses one: {error}")
     grid = Examples(prompts, np.array(request.rewards, dtype=np.float64))
     calibration = grid.take([i for i, is_holdout in enumerate(request.is_holdout) if not is_holdout])
     holdout = grid.take([i for i, is_holdout in enumerate(request.is_holdout) if is_holdout])

@@ -59,7 +59,7 @@ def _compute(router: Router, reader: Reader, requests: list[Request], batch_toke
             prompts.append(reader.ids(request.messages))
             ids.append(request.id)
         except TemplateError as error:
-            failures.append(Failed(request.id, f"bad_conversation: the chat template refuses it: {error}"))
+            failures.append(Failed(request.id, f"bad_request: the chat template refuses it: {error}"))
     if failures:
         yield list(failures)
     device = router.head.weight.device

@@ -93,5 +93,5 @@ def test_what_is_longer_than_the_model_takes_is_refused_whole() -> None:
 def test_a_conversation_that_the_template_refuses_fails_alone() -> None:
     found = judge(padded(Memory()), "refused", "x")
 
-    assert found[0] == Failed(0, "bad_conversation: the chat template refuses it: roles must alternate")
+    assert found[0] == Failed(0, "bad_request: the chat template refuses it: roles must alternate")
     assert found[1] == Judged(1, 1.0)

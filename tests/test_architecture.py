@@ -1,0 +1,36 @@
+"""What holds of the code as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from cli.main import persyn
+
+
+def commands(group: click.Group, path: str = "persyn") -> list[tuple[str, click.Command]]:
+    """Every command below a group, by what a person types."""
+    context = click.Context(group)
+    found: list[tuple[str, click.Command]] = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        found.append((f"{path} {name}", command))
+        if isinstance(command, click.Group):
+            found += commands(command, f"{path} {name}")
+    return found
+
+
+def test_every_command_and_group_has_a_help_text() -> None:
+    assert all(command.help for _, command in commands(persyn))
+
+
+@pytest.mark.parametrize("module", ["workers.worker", "persyn.pipeline", "cli.run"])
+def test_who_runs_models_loads_none_of_their_libraries(module: str) -> None:
+    """A worker that imported torch would hold its memory, and a GPU, beside the engine host."""
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
