@@ -26,7 +26,9 @@ NAME = "benchmark"
 _POLL_SECONDS = 0.1
 
 
-def write(folder: Path, prompts: int, teachers: Sequence[dict[str, Any]], *, calibration: int, job_prompts: int) -> Path:
+def write(
+    folder: Path, prompts: int, teachers: Sequence[dict[str, Any]], *, calibration: int, job_prompts: int
+) -> Path:
     """A run file and its prompts in a folder; everything but its teachers is fake."""
     with (folder / "prompts.jsonl").open("w") as file:
         for n in range(prompts):

@@ -19,7 +19,7 @@ _COMMANDS = {
     "db": ("cli.db", "db", "Make or upgrade the store, and say which revision it is at."),
     "prompts": ("cli.prompts", "prompts", "Import prompts and look at them."),
     "teachers": ("cli.teachers", "teachers", "List the teachers, and check what would spoil a run."),
-    "run": ("cli.run", "run", "Start, resume, watch and cancel runs."),
+    "run": ("cli.run", "run", "Start, resume, look at and cancel runs."),
     "jobs": ("cli.jobs", "jobs", "Look at the pieces of a run's work."),
     "export": ("cli.export", "export", "Write a run's dataset."),
     "trace": ("cli.trace", "trace", "Say where one prompt's response comes from."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import click
@@ -11,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -21,12 +24,22 @@ from persyn import pipeline
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.llm.protocols import ModelSpec
+from workers.worker import Listener
 
 _LINE_SECONDS = 10.0
 
 
-class Bars:
-    """Shows the stages of one run as they are worked; is a worker's listener."""
+@contextmanager
+def counting_rows() -> Iterator[Callable[[int], None]]:
+    """A counter of prompt rows on the terminal, while files are read; yields what to call with the number so far."""
+    columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} prompt rows"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task_id = bar.add_task("rows", total=None)
+        yield lambda rows: bar.update(task_id, completed=rows)
+
+
+class Bars(Listener):
+    """Shows the stages of one run as they are worked."""
 
     def __init__(self, database: Database, run_id: int) -> None:
         self._database = database

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from sqlalchemy import func, select
 
 from cli.open import JSON, cell, plain, show, store
+from cli.progress import counting_rows
 from persyn.db.catalog import Prompt
 from persyn.errors import UsageError
 from persyn.stages import ingest
@@ -37,16 +36,8 @@ def import_prompts(files: tuple[Path, ...], on_error: Literal["stop", "skip"]) -
     `answer` and `id`; everything else is kept as its meta. A conversation that is there already is
     counted and left.
     """
-    console = Console(stderr=True)
-    with (
-        store() as database,
-        Progress(SpinnerColumn(), TextColumn("{task.completed:,.0f} rows"), console=console, transient=True) as bar,
-        database.write() as session,
-    ):
-        task = bar.add_task("rows", total=None)
-        report = ingest.import_prompts(
-            session, files, on_error=on_error, progress=lambda rows: bar.update(task, completed=rows)
-        )
+    with store() as database, counting_rows() as count, database.write() as session:
+        report = ingest.import_prompts(session, files, on_error=on_error, progress=count)
     click.echo(f"{report.rows:,} rows: {report.new:,} new, {report.duplicates:,} already there, {report.bad:,} bad")
     if report.conflicts:
         click.echo(f"{report.conflicts:,} rows came with another answer than the stored one, which stays", err=True)

@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from cli import summary
 from cli.export import FORMATS
 from cli.open import JSON, find_run, show, store
-from cli.progress import Bars
+from cli.progress import Bars, counting_rows
 from persyn import config as run_file
 from persyn import pipeline
 from persyn.db.catalog import Run, RunPrompt, RunState
@@ -31,7 +31,7 @@ from workers.worker import Worker
 
 @click.group()
 def run() -> None:
-    """Start, resume, watch and cancel runs."""
+    """Start, resume, look at and cancel runs."""
 
 
 @run.command()
@@ -40,8 +40,8 @@ def start(config: Path) -> None:
     """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was."""
     wanted = run_file.read(config)
     with store() as database:
-        with database.write() as session:
-            run_id = pipeline.start_run(session, wanted, actor=_actor()).id
+        with counting_rows() as count, database.write() as session:
+            run_id = pipeline.start_run(session, wanted, actor=_actor(), on_rows=count).id
         _work(database, run_id)
 
 

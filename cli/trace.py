@@ -26,7 +26,11 @@ def trace(run: str, prompt: int, as_json: bool) -> None:
             f"\nassigned to {found.teacher}: " + ", ".join(f"{k} {cell(v)}" for k, v in found.assignment.items())
         )
     _table("router scores", found.router_scores)
-    _table("responses", found.responses)
+    for response in found.responses:
+        click.echo(f"\nresponse of {response['teacher']}")
+        for name, value in response.items():
+            if name != "teacher" and value is not None:
+                click.echo(f"  {name:<14} {cell(value)}")
     _table("events", found.events)
 
 

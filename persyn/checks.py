@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from persyn.errors import EngineError
 from persyn.config import RunConfig, TeacherTable
+from persyn.errors import EngineError
 from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import Check, Checked, Finding, Message, ModelSpec
 from persyn.stages import rows

@@ -14,7 +14,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 from sqlalchemy.exc import OperationalError
@@ -44,21 +44,8 @@ _IDLE_SECONDS = 0.5
 _OUTAGE_SECONDS = 300
 
 
-class Listener(Protocol):
-    """Whoever wants to see the work go on."""
-
-    def loading(self, spec: ModelSpec) -> None:
-        """A model begins to load."""
-
-    def loaded(self, spec: ModelSpec, seconds: float) -> None:
-        """It is in memory."""
-
-    def saved(self, stage: str, done: int, failed: int) -> None:
-        """So many rows more are written."""
-
-
-class Silent:
-    """Nobody looks."""
+class Listener:
+    """Whoever wants to see the work go on; this one does not."""
 
     def loading(self, spec: ModelSpec) -> None:
         """A model begins to load."""
@@ -110,7 +97,7 @@ class Worker:
         self._database = database
         self._settings = settings
         self._run_id = run_id
-        self._listener = listener or Silent()
+        self._listener = listener or Listener()
         self._leases = Leases(database)
         self._host: Host | None = None
         self._queue: str | None = None

@@ -135,10 +135,8 @@ def test_a_prompt_file_without_prompts(persyn: Persyn, tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_exist(persyn: Persyn, tmp_path: Path) -> None:
     file = write_run(tmp_path)
-    broken = file.read_text().replace(
-        'engine = "fake"\ngpus = 0', 'engine = "transformers"\ngpus = 0\nrevision = "main"', 1
-    )
-    file.write_text(broken.replace('model = "ada"', 'model = "./nowhere"').replace('revision = "main"\n', ""))
+    fake, missing = 'model = "ada"\nengine = "fake"', 'model = "./nowhere"\nengine = "transformers"'
+    file.write_text(file.read_text().replace(fake, missing))
     require_refused(persyn("run", "start", str(file)), "nowhere", "no model")
     assert json.loads(persyn("run", "list", "--json").stdout) == []
 

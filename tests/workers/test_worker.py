@@ -24,10 +24,10 @@ from persyn.db.work import Event, Job, JobState
 from persyn.llm.protocols import ModelSpec
 from persyn.settings import Settings
 from tests.runs import PROMPTS, TEACHERS, write_run
-from workers.worker import Worker
+from workers.worker import Listener, Worker
 
 
-class Watching:
+class Watching(Listener):
     """A listener that remembers, and may interfere."""
 
     def __init__(self, on_saved: Callable[[str], None] = lambda stage: None) -> None:
