@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 from sqlalchemy import select
@@ -24,6 +24,8 @@ from persyn.db.work import Event
 
 NAME = "benchmark"
 _POLL_SECONDS = 0.1
+Times: TypeAlias = dict[str, datetime]
+"""When a run came to each stage; "done" is its end."""
 
 
 def write(
@@ -109,8 +111,8 @@ class Peaks:
             self.host = max([self.host, *(_peak(child.pid) for child in process.children())])
 
 
-def stages(database: Database) -> dict[str, datetime]:
-    """When the run came to each stage, and to its end as "done"."""
+def stages(database: Database) -> Times:
+    """When the store's one run came to each stage, and to its end."""
     with database.read() as session:
         events = session.execute(
             select(Event.at, Event.to_state, Event.detail).where(Event.job_id.is_(None)).order_by(Event.id)
@@ -118,7 +120,7 @@ def stages(database: Database) -> dict[str, datetime]:
     return {event.to_state if event.to_state == "done" else event.detail["stage"]: event.at for event in events}
 
 
-def seconds(times: dict[str, datetime], first: str, last: str) -> float:
+def seconds(times: Times, first: str, last: str) -> float:
     """From the beginning of one stage to the beginning of another."""
     return (times[last] - times[first]).total_seconds()
 

@@ -1,0 +1,165 @@
+"""What PerSyn adds to a server's own time: a run against a stub that speaks chat completions.
+
+python -m benchmarks.overhead [--prompts 5000]
+
+Teachers are two on one server, 64 requests in flight. Reports requests per second against a server
+that answers at once, beside a bare client's; the share of the ideal time against one that takes
+200 ms on average; and what `kill -9` at half costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import heapq
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+from benchmarks import runs, stub
+from persyn.db.connect import Database
+from persyn.llm import chat_completions
+from persyn.llm.protocols import Generate, Sampling
+
+IN_FLIGHT = 64
+MEAN_SECONDS = 0.2
+CALIBRATION = 8
+_TIMEOUT_SECONDS = 600.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=5_000)
+    parser.add_argument("--only", choices=("rate", "latency", "kill"))
+    options = parser.parse_args()
+    for name, measure in (("rate", _rate), ("latency", _latency), ("kill", _kill)):
+        if options.only in (None, name):
+            with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as folder:
+                measure(Path(folder), options.prompts)
+
+
+def _rate(folder: Path, prompts: int) -> None:
+    with stub.serving(0.0) as port:
+        bare = [asyncio.run(_bare(port, prompts))]
+        times, arrivals = _work(folder, port, prompts)
+        bare.append(asyncio.run(_bare(port, prompts)))
+    n_requests = prompts - CALIBRATION
+    stage = n_requests / runs.seconds(times, "generate", "done")
+    flowing = n_requests / (times["done"].timestamp() - arrivals[0])
+    print(
+        f"no latency, {prompts:,} prompts: {stage:,.0f} requests/s over the generation stage, "
+        f"{flowing:,.0f} from its first request to the last commit\n"
+        f"  a bare aiohttp client: {bare[0]:,.0f} before, {bare[1]:,.0f} after; "
+        f"ratio {stage / (sum(bare) / 2):.2f}, from the first request {flowing / (sum(bare) / 2):.2f}",
+        flush=True,
+    )
+
+
+def _latency(folder: Path, prompts: int) -> None:
+    with stub.serving(MEAN_SECONDS) as port:
+        times, arrivals = _work(folder, port, prompts)
+        latencies = stub.asked(port).latency[-len(arrivals) :]
+    took, flowing = runs.seconds(times, "generate", "done"), times["done"].timestamp() - arrivals[0]
+    ideal, reachable = sum(latencies) / IN_FLIGHT, _schedule(latencies)
+    print(
+        f"exponential latency of {1e3 * MEAN_SECONDS:.0f} ms, {IN_FLIGHT} in flight: the generation stage took "
+        f"{took:.2f} s, {flowing:.2f} s from its first request\n"
+        f"  ideal {ideal:.2f} s: {100 * ideal / took:.1f} %, from the first request {100 * ideal / flowing:.1f} %\n"
+        f"  a schedule without any cost, its last responses waited for, {reachable:.2f} s: "
+        f"{100 * reachable / took:.1f} %, from the first request {100 * reachable / flowing:.1f} %",
+        flush=True,
+    )
+
+
+def _kill(folder: Path, prompts: int) -> None:
+    with stub.serving(MEAN_SECONDS) as port:
+        file, url = _prepare(folder, port, prompts)
+        with runs.persyn(folder, url, "run", "start", str(file)) as process:
+            while len(stub.asked(port).at) < prompts // 2:
+                if process.poll() is not None:
+                    raise RuntimeError((folder / "output").read_text()[-2000:])
+                time.sleep(0.05)
+            children = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, signal.SIGKILL)
+            killed = time.time()
+            process.wait()
+        psutil.wait_procs(children, timeout=5)
+        died = time.time() - killed
+        began = time.time()
+        with runs.persyn(folder, url, "run", "resume", runs.NAME) as process:
+            runs.finish(process, folder, _TIMEOUT_SECONDS)
+        seen = stub.asked(port)
+    first = min(at for at in seen.at if at >= began) - began
+    print(
+        f"kill -9 at half: {len(seen.which) - len(set(seen.which))} requests asked twice, of at most {IN_FLIGHT} in "
+        f"flight; its engine was gone after {died:.2f} s; {first:.2f} s from 'resume' to the next request",
+        flush=True,
+    )
+
+
+def _work(folder: Path, port: int, prompts: int) -> tuple[runs.Times, list[float]]:
+    """Work a whole run; when it came to each stage, and when each request of its generation arrived."""
+    file, url = _prepare(folder, port, prompts)
+    before = len(stub.asked(port).at)
+    with runs.persyn(folder, url, "run", "start", str(file)) as process:
+        runs.finish(process, folder, _TIMEOUT_SECONDS)
+    arrivals = stub.asked(port).at[before + 2 * CALIBRATION :]
+    assert len(arrivals) == prompts - CALIBRATION
+    database = Database(url)
+    times = runs.stages(database)
+    database.close()
+    return times, arrivals
+
+
+def _prepare(folder: Path, port: int, prompts: int) -> tuple[Path, str]:
+    options = {"base_url": f"http://127.0.0.1:{port}/v1", "concurrency": IN_FLIGHT}
+    teachers = [
+        {"name": name, "model": "stub", "engine": "openai", "system": f"You are {name}.", "options": options}
+        for name in ("ada", "bob")
+    ]
+    file = runs.write(folder, prompts, teachers, calibration=CALIBRATION, job_prompts=256)
+    return file, f"sqlite:///{folder / 'persyn.db'}"
+
+
+async def _bare(port: int, prompts: int) -> float:
+    """Requests per second of coroutines that do nothing but ask."""
+    bodies = [
+        chat_completions.body("stub", Generate(n, _messages(n), Sampling(), n), "max_tokens", {})
+        for n in range(prompts)
+    ]
+    began = time.perf_counter()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def ask() -> None:
+            while bodies:
+                async with session.post(
+                    f"http://127.0.0.1:{port}/v1/chat/completions",
+                    data=bodies.pop(),
+                    headers={"Content-Type": "application/json"},
+                ) as response:
+                    await response.read()
+
+        await asyncio.gather(*(ask() for _ in range(IN_FLIGHT)))
+    return prompts / (time.perf_counter() - began)
+
+
+def _messages(n: int) -> list[dict[str, str]]:
+    return [{"role": "system", "content": "You are ada."}, {"role": "user", "content": runs.question(n)}]
+
+
+def _schedule(latencies: Sequence[float]) -> float:
+    """Seconds until all is answered when each place in flight is filled again at once, in the given order."""
+    free = [0.0] * IN_FLIGHT
+    for latency in latencies:
+        heapq.heapreplace(free, free[0] + latency)
+    return max(free)
+
+
+if __name__ == "__main__":
+    main()
