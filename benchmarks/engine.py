@@ -1,0 +1,124 @@
+"""PerSyn's way of feeding vLLM against bare `LLM.generate`: same prompts, same sampling, tokens per second.
+
+python -m benchmarks.engine [--prompts 512] [--rounds 2]
+
+Each measurement has a process of its own and leaves out the load; they alternate, since two engines
+that compute at once on one machine measure each other. PerSyn's side goes the whole way: an engine host,
+the worker's window, and every response committed to SQLite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from benchmarks import runs
+from demo import models
+from persyn import config, pipeline
+from persyn.db.connect import Database
+from persyn.db.results import Response
+from persyn.llm.protocols import ModelSpec
+from persyn.settings import Settings
+from workers.worker import Listener, Worker
+
+MAX_TOKENS = 64
+OPTIONS = {"dtype": "bfloat16", "max_model_len": 1024, "enforce_eager": True}
+
+
+class _Clock(Listener):
+    """Runs from when vLLM is there to its last response, and stops the worker then."""
+
+    def __init__(self, prompts: int) -> None:
+        self.began = self.ended = 0.0
+        self.worker: Worker | None = None
+        self._left = prompts
+        self._engine = ""
+
+    def loading(self, spec: ModelSpec) -> None:
+        """Only vLLM's responses count."""
+        self._engine = spec.engine
+
+    def loaded(self, spec: ModelSpec, seconds: float) -> None:
+        """The clock runs from here."""
+        self.began = time.monotonic()
+
+    def saved(self, stage: str, done: int, failed: int) -> None:
+        """With the last response committed it stops."""
+        self._left -= (done + failed) * (self._engine == "vllm")
+        if self._left <= 0 and self.worker is not None:
+            self.ended = self.ended or time.monotonic()
+            self.worker.stop.set()
+
+
+def persyn(prompts: int) -> None:
+    """One teacher answers all prompts, through the worker; prints tokens and seconds."""
+    with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name:
+        folder = Path(name)
+        sampling = {"temperature": 0.0, "max_tokens": MAX_TOKENS}
+        teacher = {"model": str(models.smollm2().absolute()), "engine": "vllm", "options": OPTIONS}
+        fake = {"name": "other", "model": "other", "engine": "fake"}
+        teachers = [{"name": "one", **teacher, "sampling": sampling}, fake]
+        # All but one prompt are calibration, so the first stage is the whole measurement.
+        file = runs.write(folder, prompts + 1, teachers, calibration=prompts, job_prompts=128)
+        store = Database(f"sqlite:///{folder / 'persyn.db'}")
+        store.upgrade()
+        with store.write() as session:
+            run_id = pipeline.start_run(session, config.read(file), actor="benchmark").id
+        clock = _Clock(prompts)
+        clock.worker = Worker(store, Settings(str(store.url), folder), run_id=run_id, listener=clock)
+        clock.worker.run()
+        with store.read() as session:
+            engine = Response.engine.startswith("vllm")
+            tokens = session.scalar(select(func.sum(Response.response_tokens)).where(engine))
+        store.close()
+    print(tokens, clock.ended - clock.began)
+
+
+def bare(prompts: int) -> None:
+    """The same prompts through `LLM.generate`; prints tokens and seconds."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    from persyn.llm.chat import Chat, load_tokenizer
+
+    model = str(models.smollm2().absolute())
+    chat = Chat(load_tokenizer(ModelSpec("vllm", model)))
+    asked = [chat.prompt_ids([{"role": "user", "content": runs.question(n)}]) for n in range(prompts)]
+    llm = LLM(model, seed=0, kv_cache_memory_bytes=2 * 2**30, **OPTIONS)
+    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, stop_token_ids=[chat.end_id])
+    began = time.monotonic()
+    answers = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in asked], sampling, use_tqdm=False)
+    seconds = time.monotonic() - began
+    print(sum(len(answer.outputs[0].token_ids) for answer in answers), seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--side", choices=("persyn", "bare"))
+    options = parser.parse_args()
+    if options.side:
+        {"persyn": persyn, "bare": bare}[options.side](options.prompts)
+        return
+    rates: dict[str, list[float]] = {"bare": [], "persyn": []}
+    for side in list(rates) * options.rounds:
+        command = [sys.executable, "-m", "benchmarks.engine", "--side", side, "--prompts", str(options.prompts)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        rates[side].append(int(said[-2]) / float(said[-1]))
+        print(
+            f"{side:<7} {said[-2]:>7} tokens in {float(said[-1]):6.1f} s: {rates[side][-1]:6.0f} tokens/s", flush=True
+        )
+    ratio = sum(rates["persyn"]) / sum(rates["bare"])
+    print(f"ratio {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
