@@ -80,7 +80,7 @@ class Bars(Listener):
 
     def saved(self, stage: str, done: int, failed: int) -> None:
         """So many rows more are written."""
-        task_id = self._task(stage, done + failed)
+        task_id = self._task(stage, done, failed)
         task = self._progress.tasks[task_id]
         failures = task.fields["failed"] + failed
         rate = f"{task.speed:.1f}/s" if task.speed else ""
@@ -91,13 +91,14 @@ class Bars(Listener):
         if not self._is_terminal and (is_complete or time.monotonic() - self._said_at > _LINE_SECONDS):
             self._line(stage, task_id)
 
-    def _task(self, stage: str, arriving: int) -> TaskID:
+    def _task(self, stage: str, done: int, failed: int) -> TaskID:
+        """The stage's bar, made at its first rows, which the store counts already."""
         if stage not in self._tasks:
             with self._database.read() as session:
                 counts = pipeline.STAGES[stage].progress(session, session.get_one(Run, self._run_id))
-            before = counts.done + counts.failed - arriving
+            before = counts.done + counts.failed - done - failed
             self._tasks[stage] = self._progress.add_task(
-                stage, total=counts.total, completed=before, failed=counts.failed, rate="", note=""
+                stage, total=counts.total, completed=before, failed=counts.failed - failed, rate="", note=""
             )
         return self._tasks[stage]
 

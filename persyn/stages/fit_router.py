@@ -54,7 +54,9 @@ def load(session: Session, job: Claim) -> Batch:
         seed=run.seed,
         folder="",
     )
-    return Batch(spec, [msgspec.structs.replace(fit, folder=f"routers/{_fingerprint(spec, fit)[:16]}")])
+    # A folder of the run's own: another run on an equal grid must not replace the files that a row names by hash.
+    folder = f"routers/{_fingerprint(spec, fit)[:16]}-{run.id}"
+    return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:

@@ -65,6 +65,14 @@ def test_a_run_goes_from_file_to_dataset_and_a_second_start_generates_nothing(pe
     assert (dataset / "messages.jsonl").read_text().splitlines() == rows
 
 
+def test_progress_counts_each_failure_once(persyn: Persyn, tmp_path: Path) -> None:
+    done = persyn("run", "start", str(write_run(tmp_path, options={"fail_every": 5})))
+    assert done.returncode == 0, done.stderr
+    (stage,) = [s for s in json.loads(persyn("run", "status", "test", "--json").stdout)["stages"] if s["failed"]][:1]
+    said = [line for line in done.stderr.splitlines() if line.startswith(f"{stage['stage']}: ")]
+    assert said[-1].endswith(f"{stage['failed']} failed")
+
+
 def test_status_says_as_json_that_everything_adds_up(persyn: Persyn, tmp_path: Path) -> None:
     persyn("run", "start", str(write_run(tmp_path)))
     facts = json.loads(persyn("run", "status", "test", "--json").stdout)
