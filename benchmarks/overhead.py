@@ -89,18 +89,29 @@ def _kill(folder: Path, prompts: int) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             killed = time.time()
             process.wait()
-        psutil.wait_procs(children, timeout=5)
+        _await_death(children)
         died = time.time() - killed
         began = time.time()
         with runs.persyn(folder, url, "run", "resume", runs.NAME) as process:
             runs.finish(process, folder, _TIMEOUT_SECONDS)
         seen = stub.asked(port)
+    twice = len(seen.which) - len(set(seen.which))
+    waited = sum(at <= killed < at + latency for at, latency in zip(seen.at, seen.latency, strict=True))
     first = min(at for at in seen.at if at >= began) - began
     print(
-        f"kill -9 at half: {len(seen.which) - len(set(seen.which))} requests asked twice, of at most {IN_FLIGHT} in "
-        f"flight; its engine was gone after {died:.2f} s; {first:.2f} s from 'resume' to the next request",
+        f"kill -9 at half: {twice} requests asked twice; the server had {waited} in hand, "
+        f"the others it had answered within the last moments\n"
+        f"  the engine was gone after {1e3 * died:.0f} ms; {first:.2f} s from 'resume' to the next request",
         flush=True,
     )
+
+
+def _await_death(processes: Sequence[psutil.Process]) -> None:
+    deadline = time.monotonic() + 5
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        if time.monotonic() > deadline:
+            raise RuntimeError("an engine outlived its worker")
+        time.sleep(0.002)
 
 
 def _work(folder: Path, port: int, prompts: int) -> tuple[runs.Times, list[float]]:

@@ -52,14 +52,22 @@ class Chat:
         self.end_id = self._find_end_id()
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The conversation up to where the assistant's turn begins."""
+        """The conversation up to where the assistant's turn begins; `TemplateError` when the template refuses it."""
         if not self.has_template:
-            return self._plain(messages)
+            return self.plain_text(messages)
         try:
             return self._apply(messages)
         except TemplateError:
             # Some templates know no system turn; what it says then opens the first user turn.
             return self._apply(_fold_system(messages))
+
+    def plain_text(self, messages: Sequence[Message]) -> str:
+        """`prompt_text` without a template, which nothing refuses."""
+        turns = []
+        for message in messages:
+            name = {"user": "User: ", "assistant": "Assistant: "}.get(message["role"], "")
+            turns.append(f"{name}{message['content']}\n")
+        return self._bos + "".join(turns) + "Assistant:"
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """`prompt_text` as token ids; no special token is added that the text does not hold."""
@@ -96,24 +104,24 @@ class Chat:
         return ids
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        text: Any = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        try:
+            text: Any = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (TypeError, ValueError, LookupError) as error:
+            # A template is a program of the model's maker and refuses in whatever way it likes.
+            raise TemplateError(str(error)) from error
         return str(text)
-
-    def _plain(self, messages: Sequence[Message]) -> str:
-        turns = []
-        for message in messages:
-            name = {"user": "User: ", "assistant": "Assistant: "}.get(message["role"], "")
-            turns.append(f"{name}{message['content']}\n")
-        return self._bos + "".join(turns) + "Assistant:"
 
     def _find_end_id(self) -> int:
         """The token that closes an assistant's turn: what the template puts after it, or EOS."""
         eos = self.tokenizer.eos_token_id
         if self.has_template:
             probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-            closing = self._apply(probe, add_generation_prompt=False).rpartition("b")[2]
+            try:
+                closing = self._apply(probe, add_generation_prompt=False).rpartition("b")[2]
+            except TemplateError:
+                closing = ""  # whoever comes with a prompt is told
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
             found = next((token for token in self.encode(closing) if token in special), None)
             if found is not None:

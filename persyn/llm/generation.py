@@ -36,8 +36,7 @@ def prepare(chat: Chat, request: Generate, context: int | None) -> Prompt | Fail
     """
     try:
         ids = chat.prompt_ids(request.messages)
-    except (TemplateError, TypeError, ValueError, LookupError) as error:
-        # A chat template is a program of the model's maker and refuses in whatever way it likes.
+    except TemplateError as error:
         return refuse(request, f"the chat template takes no such conversation: {error}")
     if request.sampling.max_tokens < 1:
         return refuse(request, f"max_tokens must be at least 1, got {request.sampling.max_tokens}")

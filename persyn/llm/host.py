@@ -169,8 +169,10 @@ def _spawn(home: Path, log: Path, devices: str | None) -> tuple[subprocess.Popen
     log.parent.mkdir(parents=True, exist_ok=True)
     down_read, down_write = os.pipe()
     up_read, up_write = os.pipe()
-    # Threads that wait by spinning take the cores from each other: on a CPU that computes two things, 40 times slower.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    # Threads that wait by spinning take the cores from each other: a CPU that computes two things is many times slower.
+    # Threads that never spin are late for every next step: they spin some microseconds, then sleep.
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+    environment = {**waiting, **os.environ, "TOKENIZERS_PARALLELISM": "false"}
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
     try:

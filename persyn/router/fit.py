@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from msgspec import Meta
 
 from persyn import rewards as reward_matrix
@@ -72,15 +71,12 @@ def _refusal(request: Fit) -> str | None:
     return None
 
 
-def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick) -> Fitted | Failed:
+def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick) -> Fitted:
     started = time.monotonic()
     router = _load_router(request, spec, chosen)
     tick()
     reader = Reader(chat, min(chosen.max_tokens, scoring.max_tokens(router.backbone.config) or chosen.max_tokens))
-    try:
-        prompts = [reader.ids(messages) for messages in request.conversations]
-    except TemplateError as error:
-        return Failed(request.id, f"bad_request: the chat template refuses one: {error}")
+    prompts = [reader.ids(messages) for messages in request.conversations]
     grid = Examples(prompts, np.array(request.rewards, dtype=np.float64))
     calibration = grid.take([i for i, is_holdout in enumerate(request.is_holdout) if not is_holdout])
     holdout = grid.take([i for i, is_holdout in enumerate(request.is_holdout) if is_holdout])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -63,7 +64,11 @@ class Reader:
 
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids, at most `max_tokens` of them and never none."""
-        ids = self._chat.prompt_ids(messages)
+        try:
+            ids = self._chat.prompt_ids(messages)
+        except TemplateError:
+            # The router only reads: a conversation that the backbone could not answer needs a teacher all the same.
+            ids = self._chat.encode(self._chat.plain_text(messages))
         if len(ids) <= self.max_tokens:
             return ids
         head = self.max_tokens // 2

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from msgspec import Struct
 
 from persyn.errors import EngineError
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
-from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Route, Routed, Tick
+from persyn.llm.protocols import Engine, ModelSpec, Request, Result, Route, Routed, Tick
 from persyn.router import checkpoint
 from persyn.router.model import Dtype, Reader, Router, batches, pad, precision, refuse_several_gpus
 
@@ -34,7 +33,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a checkpoint that answers `Route`; `EngineError` when it is not one, or not the one asked for.
 
-    A long prompt is read without its middle and never fails.
+    No prompt fails: a long one is read without its middle, one that the chat template refuses as plain text.
     """
     chosen = options.decode(spec, Options)
     refuse_several_gpus(spec)
@@ -51,17 +50,12 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def _compute(router: Router, reader: Reader, requests: list[Request], batch_tokens: int) -> Iterator[list[Result]]:
-    """Yield the conversations that cannot be read, then each batch's scores."""
-    ids, prompts, failures = [], [], []
+    """Yield each batch's scores."""
+    ids, prompts = [], []
     for request in requests:
         assert isinstance(request, Route)
-        try:
-            prompts.append(reader.ids(request.messages))
-            ids.append(request.id)
-        except TemplateError as error:
-            failures.append(Failed(request.id, f"bad_request: the chat template refuses it: {error}"))
-    if failures:
-        yield list(failures)
+        prompts.append(reader.ids(request.messages))
+        ids.append(request.id)
     device = router.head.weight.device
     for batch in batches(prompts, batch_tokens):
         input_ids, lengths = pad([prompts[i] for i in batch])

@@ -13,16 +13,20 @@ from sqlalchemy.orm import Session
 from persyn import rewards
 from persyn.config import thaw
 from persyn.db import bulk, grid
-from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
+from persyn.db.catalog import Prompt, Run
 from persyn.db.results import Router
 from persyn.errors import EngineError
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.queue import Claim
+from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, make_jobs
 
 
 def plan(session: Session, run: Run) -> int:
-    """Make the one job that fits the router, unless the run has its router."""
+    """Give the run the router that an equal grid has already made, or make the one job that fits it."""
+    if run.router_id is None:
+        wanted = _fingerprint(*_fit(session, run), _teacher_ids(session, run))
+        run.router_id = session.scalar(select(Router.id).where(Router.fingerprint == wanted))
     if run.router_id is not None:
         return 0
     return make_jobs(session, Plan(run.id, "fit_router", _spec(run)), select(literal(0).label("prompt_id")))
@@ -31,6 +35,14 @@ def plan(session: Session, run: Run) -> int:
 def load(session: Session, job: Claim) -> Batch:
     """The whole grid, as rewards."""
     run = session.get_one(Run, job.run_id)
+    spec, fit = _fit(session, run)
+    # A folder of the run's own: another run on an equal grid must not replace the files that a row names by hash.
+    folder = f"routers/{_fingerprint(spec, fit, _teacher_ids(session, run))[:16]}-{run.id}"
+    return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
+
+
+def _fit(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
+    """What is to be fitted, in no folder yet."""
     config = thaw(run.config)
     cells = grid.read(session, run)
     combined = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
@@ -40,23 +52,17 @@ def load(session: Session, job: Claim) -> Batch:
             select(Prompt.id, Prompt.text, Prompt.history).where(Prompt.id.in_(cells.prompt_ids.tolist()))
         )
     }
-    names = session.execute(
-        select(Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
-    ).scalars()
-    spec = _spec(run)
     fit = Fit(
         id=0,
         conversations=[conversation(prompts[prompt_id]) for prompt_id in cells.prompt_ids.tolist()],
         rewards=combined.tolist(),
         is_holdout=cells.is_holdout.tolist(),
-        teachers=list(names),
+        teachers=[teacher.name for teacher in answers.teachers_of(session, run.id)],
         tune=config.router.tune,
         seed=run.seed,
         folder="",
     )
-    # A folder of the run's own: another run on an equal grid must not replace the files that a row names by hash.
-    folder = f"routers/{_fingerprint(spec, fit)[:16]}-{run.id}"
-    return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
+    return _spec(run), fit
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
@@ -80,25 +86,28 @@ def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
     assert isinstance(item.request, Fit)
     assert isinstance(item.result, Fitted)
     spec = _spec(run)
-    teacher_ids = session.scalars(
-        select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
-    )
+    teacher_ids = _teacher_ids(session, run)
     return {
-        "fingerprint": _fingerprint(spec, item.request),
+        "fingerprint": _fingerprint(spec, item.request, teacher_ids),
         "backbone": spec.model,
         "revision": spec.revision,
         "tune": item.request.tune,
         "options": spec.options,
-        "teacher_ids": list(teacher_ids),
+        "teacher_ids": teacher_ids,
         "metrics": item.result.metrics,
         "path": item.result.folder,
         "sha256": item.result.sha256,
     }
 
 
-def _fingerprint(spec: ModelSpec, fit: Fit) -> str:
+def _teacher_ids(session: Session, run: Run) -> list[int]:
+    """The run's teachers in head order."""
+    return [teacher.id for teacher in answers.teachers_of(session, run.id)]
+
+
+def _fingerprint(spec: ModelSpec, fit: Fit, teacher_ids: Sequence[int]) -> str:
     """The router that this backbone and this grid make, wherever its checkpoint lies."""
-    data = msgspec.msgpack.encode((spec, msgspec.structs.replace(fit, folder="")))
+    data = msgspec.msgpack.encode((spec, msgspec.structs.replace(fit, folder=""), teacher_ids))
     return hashlib.sha256(data).hexdigest()
 
 

@@ -69,6 +69,14 @@ def test_a_template_without_a_system_turn_gets_it_in_the_first_user_turn(smollm2
         subject.prompt_text([USER, USER])
 
 
+def test_a_template_that_breaks_has_refused(smollm2: Path) -> None:
+    subject = with_template(smollm2, "{% for m in messages %}{{ m.content + 1 }}{% endfor %}")
+
+    assert subject.end_id == subject.tokenizer.eos_token_id
+    with pytest.raises(TemplateError):
+        subject.prompt_text([USER])
+
+
 def test_a_response_is_tokenised_after_its_prompt_with_its_end(templated: Chat, plain: Chat) -> None:
     for subject in (templated, plain):
         ids, start = subject.response_ids([USER], "It is 4.")

@@ -99,6 +99,16 @@ def test_a_long_prompt_keeps_its_head_and_its_tail(tiny: Path) -> None:
     assert Reader(chat, len(whole)).ids(messages) == whole
 
 
+def test_a_conversation_that_the_template_refuses_is_read_as_plain_text(tiny: Path) -> None:
+    tokenizer = load_tokenizer(ModelSpec("router", str(tiny)))
+    tokenizer.chat_template = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}!"
+    messages = [{"role": "user", "content": "1 + 2?"}, {"role": "user", "content": "3 + 4?"}]
+
+    ids = Reader(Chat(tokenizer), 100).ids(messages)
+
+    assert tokenizer.decode(ids) == "User: 1 + 2?\nUser: 3 + 4?\nAssistant:"
+
+
 def test_the_head_stays_float32_over_a_bfloat16_backbone(tiny: Path) -> None:
     router = model.load(ModelSpec("router_fit", str(tiny)), "bfloat16", 4)
 
