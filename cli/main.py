@@ -20,6 +20,8 @@ _COMMANDS = {
     "prompts": ("cli.prompts", "prompts", "Import prompts and look at them."),
     "teachers": ("cli.teachers", "teachers", "List the teachers, and check what would spoil a run."),
     "run": ("cli.run", "run", "Start, resume, look at and cancel runs."),
+    "worker": ("cli.worker", "worker", "Work the jobs of all runs on some of this host's GPUs."),
+    "dispatch": ("cli.dispatch", "dispatch", "Wake workers for what waits, take back what dead ones held."),
     "jobs": ("cli.jobs", "jobs", "Look at the pieces of a run's work."),
     "export": ("cli.export", "export", "Write a run's dataset."),
     "trace": ("cli.trace", "trace", "Say where one prompt's response comes from."),
@@ -53,7 +55,8 @@ def persyn(ctx: click.Context, debug: bool) -> None:
     """Route each prompt to the teacher your student learns most from, then generate.
 
     The store is PERSYN_DATABASE_URL (default: a SQLite file in PERSYN_HOME), files are kept in
-    PERSYN_HOME (default: ./persyn-data). Begin with 'persyn init'.
+    PERSYN_HOME (default: ./persyn-data). With PERSYN_BROKER_URL, a Redis, runs are worked by
+    'persyn worker' processes on any number of hosts. Begin with 'persyn init'.
     """
     ctx.ensure_object(dict)["debug"] = debug
 

@@ -34,6 +34,13 @@ def store() -> Iterator[Database]:
         database.close()
 
 
+def broker(settings: Settings) -> str:
+    """The broker's address, or `UsageError`."""
+    if settings.broker_url is None:
+        raise UsageError("PERSYN_BROKER_URL is not set; give redis://host:port/0, the same to every worker")
+    return settings.broker_url
+
+
 def find_run(session: Session, name: str) -> Run:
     """The run of this name, or `UsageError`."""
     run = session.scalars(select(Run).where(Run.name == name)).one_or_none()

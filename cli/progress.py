@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from persyn import pipeline
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.llm.protocols import ModelSpec
 from workers.worker import Listener
@@ -90,6 +90,20 @@ class Bars(Listener):
         is_complete = task.finished
         if not self._is_terminal and (is_complete or time.monotonic() - self._said_at > _LINE_SECONDS):
             self._line(stage, task_id)
+
+    def look(self) -> RunState:
+        """Show what the store says of the run's present stage; returns the run's state."""
+        with self._database.read() as session:
+            run = session.get_one(Run, self._run_id)
+            counts = pipeline.STAGES[run.stage].progress(session, run)
+        if run.stage not in self._tasks:
+            self._task(run.stage, 0, 0)
+        task = self._progress.tasks[self._tasks[run.stage]]
+        failed = counts.failed - task.fields["failed"]
+        done = int(counts.done + counts.failed - task.completed) - failed
+        if done or failed:
+            self.saved(run.stage, done, failed)
+        return run.state
 
     def _task(self, stage: str, done: int, failed: int) -> TaskID:
         """The stage's bar, made at its first rows, which the store counts already."""

@@ -6,6 +6,8 @@ import getpass
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,9 @@ from persyn.errors import PersynError
 from persyn.settings import Settings
 from persyn.stages import export
 from workers.worker import Worker
+
+#: Between two looks at a run that others work.
+_LOOK_SECONDS = 1.0
 
 
 @click.group()
@@ -92,25 +97,57 @@ def status(name: str, as_json: bool) -> None:
 
 
 def _work(database: Database, run_id: int) -> None:
-    """Work a run in this process until it is over, then write its dataset and say what came out."""
+    """Work a run until it is over, here or by workers elsewhere; then write its dataset and say what came out."""
     settings = Settings.from_environment()
-    with Bars(database, run_id) as bars:
-        worker = Worker(database, settings, run_id=run_id, listener=bars)
-        with _stopping_gently(worker):
-            worker.run()
+    if settings.broker_url is None:
+        stopped = _work_here(database, settings, run_id)
+    else:
+        stopped = _watch(database, settings.broker_url, run_id)
     with database.read() as session:
         found = session.get_one(Run, run_id)
         name, state, error = found.name, found.state, found.error
     if state is RunState.DONE:
         _finish(database, run_id, settings.home / "datasets" / name)
-    elif worker.stop.is_set():
-        click.echo(f"stopped; what was finished is stored. Go on with: persyn run resume {name}", err=True)
+    elif stopped:
+        click.echo(f"{stopped}: persyn run resume {name}", err=True)
         sys.exit(130)
     elif state is RunState.CANCELLED:
         click.echo(f"run {name} was cancelled. Go on with: persyn run resume {name}", err=True)
         sys.exit(1)
     else:
         raise PersynError(f"run {name} failed in {error}; mend it, then: persyn run resume {name}")
+
+
+def _work_here(database: Database, settings: Settings, run_id: int) -> str:
+    """Work a run in this process; what to say when it was asked to stop, or nothing."""
+    with Bars(database, run_id) as bars:
+        worker = Worker(database, settings, run_id=run_id, listener=bars)
+        with _stopping_gently(worker):
+            worker.run()
+    return "stopped; what was finished is stored. Go on with" if worker.stop.is_set() else ""
+
+
+def _watch(database: Database, broker_url: str, run_id: int) -> str:
+    """Show a run that workers work, until it is over or Ctrl-C; what to say in that case, or nothing.
+
+    Rings and sweeps meanwhile, should no other dispatcher do so.
+    """
+    from workers import app
+    from workers.dispatch import Dispatcher
+
+    dispatcher = Dispatcher(database, app.make(broker_url))
+    ringing = threading.Thread(target=dispatcher.run, name="dispatcher")
+    ringing.start()
+    try:
+        with Bars(database, run_id) as bars:
+            while bars.look() is RunState.RUNNING:
+                time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        return "\nthe run goes on without this window. Look again with"
+    finally:
+        dispatcher.stop.set()
+        ringing.join()
+    return ""
 
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:

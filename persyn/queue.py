@@ -22,6 +22,8 @@ from persyn.db.work import Event, Job, JobState
 #: How long a claim holds without a heartbeat, and how often a worker sends one.
 LEASE = timedelta(seconds=90)
 BEAT = timedelta(seconds=15)
+#: Names the lock under which workers choose; any number that is nobody else's.
+_TURN_LOCK = 0x5045525359
 #: The wait before a failed job is tried again, doubled with each attempt.
 BACKOFF = timedelta(seconds=2)
 
@@ -49,6 +51,20 @@ class Swept:
     id: int
     run_id: int
     state: JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits in one queue and may be claimed now.
+
+    workers: how many owners hold a job of it.
+    """
+
+    queue: str
+    gpus: int
+    jobs: int
+    prompts: int
+    workers: int
 
 
 _CLAIM_COLUMNS = (
@@ -142,6 +158,16 @@ def fail(session: Session, job: Claim, error: str, *, owner: str, is_final: bool
     return JobState.QUEUED if given_back else None
 
 
+def fail_waiting(session: Session, job: Claim, error: str, *, owner: str) -> None:
+    """Fail what waits in a failed job's queue, in its run, for the same reason: its model cannot be had."""
+    of_queue = Job.run_id == job.run_id, Job.queue == job.queue, Job.state == JobState.QUEUED
+    jobs = session.execute(select(Job.id, Job.run_id, Job.fence).where(*of_queue).with_for_update()).all()
+    bulk.insert_new(
+        session, Event, [_event(row, JobState.FAILED, owner, {"error": error}, was=JobState.QUEUED) for row in jobs]
+    )
+    session.execute(update(Job).where(*of_queue).values(state=JobState.FAILED, finished_at=now(), error=error))
+
+
 def release(session: Session, job: Claim, *, owner: str) -> bool:
     """Give a job back unfinished, without counting an attempt: the worker stops, the job is not to blame."""
     attempts = case((Job.attempts > 0, Job.attempts - 1), else_=0)
@@ -208,13 +234,53 @@ def retry(session: Session, run_id: int, *, actor: str) -> int:
     return len(jobs)
 
 
-def waiting(session: Session, *, run_id: int | None = None) -> dict[str, int]:
-    """Prompts waiting in each queue, from the longest queue to the shortest; jobs not yet due included."""
-    total = func.sum(Job.n_prompts)
-    query = select(Job.queue, total).where(Job.state == JobState.QUEUED).group_by(Job.queue).order_by(total.desc())
+def backlogs(session: Session, *, run_id: int | None = None, besides: str | None = None) -> list[Backlog]:
+    """The queues in which a job is due, and how many workers each has.
+
+    besides: an owner that does not count as a worker.
+    """
+    is_due = and_(Job.state == JobState.QUEUED, _is_due())
+    jobs = func.sum(case((is_due, 1), else_=0))
+    owner = case((and_(Job.state == JobState.RUNNING, Job.owner != (besides or "")), Job.owner))
+    query = (
+        select(
+            Job.queue,
+            func.max(Job.gpus),
+            jobs,
+            func.sum(case((is_due, Job.n_prompts), else_=0)),
+            func.count(owner.distinct()),
+        )
+        .where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
+        .group_by(Job.queue)
+        .having(jobs > 0)
+    )
     if run_id is not None:
         query = query.where(Job.run_id == run_id)
-    return {queue: int(count) for queue, count in session.execute(query)}
+    return [Backlog(name, *(int(number) for number in numbers)) for name, *numbers in session.execute(query)]
+
+
+def due(session: Session, queue: str, *, limit: int) -> list[int]:
+    """Jobs of a queue that may be claimed now, those that no message was sent for, or long ago, first."""
+    ordered = select(Job.id).where(Job.queue == queue, Job.state == JobState.QUEUED, _is_due())
+    return list(
+        session.scalars(ordered.order_by(Job.dispatched_at.asc().nulls_first(), Job.priority, Job.id).limit(limit))
+    )
+
+
+def note_sent(session: Session, job_ids: Collection[int]) -> None:
+    """Note that a message was sent for these jobs."""
+    session.execute(update(Job).where(Job.id.in_(job_ids)).values(dispatched_at=now()))
+
+
+def take_turns(session: Session) -> None:
+    """Let workers choose their queues one after the other, each seeing what the one before took; to the commit."""
+    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        session.execute(select(func.pg_advisory_xact_lock(_TURN_LOCK)))
+
+
+def is_drained(session: Session) -> bool:
+    """Whether no job waits, due or not."""
+    return session.scalars(select(Job.id).where(Job.state == JobState.QUEUED).limit(1)).one_or_none() is None
 
 
 def owners(session: Session) -> list[str]:

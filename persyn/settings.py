@@ -18,6 +18,8 @@ class Settings:
     database_url: str
     #: PERSYN_HOME: router checkpoints, datasets and engine logs.
     home: Path
+    #: PERSYN_BROKER_URL: a Redis; None works runs in the process that starts them.
+    broker_url: str | None = None
     #: PERSYN_LOAD_SECONDS: how long a model may take to load.
     load_seconds: float = 3600.0
     #: PERSYN_STALL_SECONDS: how long an engine with work in hand may say nothing before it counts as hung.
@@ -30,6 +32,7 @@ class Settings:
         return cls(
             database_url=environ.get("PERSYN_DATABASE_URL") or f"sqlite:///{home / 'persyn.db'}",
             home=home,
+            broker_url=environ.get("PERSYN_BROKER_URL") or None,
             load_seconds=_seconds(environ, "PERSYN_LOAD_SECONDS", cls.load_seconds),
             stall_seconds=_seconds(environ, "PERSYN_STALL_SECONDS", cls.stall_seconds),
         )

@@ -28,7 +28,9 @@ def test_every_command_and_group_has_a_help_text() -> None:
     assert all(command.help for _, command in commands(persyn))
 
 
-@pytest.mark.parametrize("module", ["workers.worker", "persyn.pipeline", "cli.run"])
+@pytest.mark.parametrize(
+    "module", ["workers.worker", "workers.serve", "workers.dispatch", "persyn.pipeline", "cli.run"]
+)
 def test_who_runs_models_loads_none_of_their_libraries(module: str) -> None:
     """A worker that imported torch would hold its memory, and a GPU, beside the engine host."""
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"

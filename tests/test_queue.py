@@ -173,7 +173,17 @@ def test_a_failed_attempt_waits_before_the_next(database: Database) -> None:
         queue.fail(session, job, "no memory", owner="a")
     assert claim(database) is None  # not due yet
     with database.write() as session:
-        assert queue.waiting(session) == {"vllm.a": 9}
+        assert queue.backlogs(session) == []
+        assert not queue.is_drained(session)
+
+
+def test_a_backlog_counts_what_is_due_and_who_works_on_it(database: Database) -> None:
+    add_jobs(database, 4, gpus=1)
+    for owner in ("a", "a", "b"):
+        claim(database, owner)
+    with database.read() as session:
+        assert queue.backlogs(session) == [queue.Backlog("vllm.a", gpus=1, jobs=1, prompts=9, workers=2)]
+        assert queue.backlogs(session, besides="b")[0].workers == 1
 
 
 def test_lost_leases_use_up_attempts_so_that_nothing_loops_for_ever(database: Database) -> None:

@@ -11,13 +11,16 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TypeVar
 
 import msgspec
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from persyn import pipeline, queue
@@ -30,7 +33,8 @@ from persyn.llm.protocols import Failed, ModelSpec, Request, Result
 from persyn.queue import Claim
 from persyn.settings import Settings
 from persyn.stages.batch import Done
-from workers import owner
+from workers import affinity, owner
+from workers.affinity import Reach
 from workers.leases import Leases
 from workers.suspicion import Key, Suspicion
 
@@ -40,6 +44,8 @@ T = TypeVar("T")
 #: How long one look for results waits, and how long a worker without a job does.
 _RECEIVE_SECONDS = 0.5
 _IDLE_SECONDS = 0.5
+#: How long a worker leaves a queue to others whose model did not load here.
+_AVOID_SECONDS = 600.0
 #: How long a database that does not answer is waited for.
 _OUTAGE_SECONDS = 300
 
@@ -87,16 +93,24 @@ class Worker:
     """Works jobs until there are none, or `stop` is set.
 
     run_id: only this run's jobs; None takes any.
+    reach:  which GPUs it has, and which queues it takes.
     """
 
     def __init__(
-        self, database: Database, settings: Settings, *, run_id: int | None = None, listener: Listener | None = None
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        run_id: int | None = None,
+        reach: Reach = Reach(),  # noqa: B008  frozen
+        listener: Listener | None = None,
     ) -> None:
         self.owner = owner.name()
         self.stop = threading.Event()
         self._database = database
         self._settings = settings
         self._run_id = run_id
+        self._reach = reach
         self._listener = listener or Listener()
         self._leases = Leases(database)
         self._host: Host | None = None
@@ -106,68 +120,95 @@ class Worker:
         self._flying: dict[int, _Flight] = {}
         self._serial = itertools.count()
         self._suspicion = Suspicion()
+        self._avoided: dict[str, float] = {}
+
+    def __enter__(self) -> Worker:
+        self._leases.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._leave()
+        finally:
+            self._leases.__exit__(kind, error, at)
 
     def run(self) -> None:
         """Work until the run is over; without a run, until no job is left."""
-        with self._leases:
-            try:
-                while not self.stop.is_set() and not self._is_over():
-                    if not self._work_a_queue():
-                        self.stop.wait(_IDLE_SECONDS)
-            finally:
-                self._leave()
+        with self:
+            while not self.stop.is_set() and not self._outlasting(self._is_over):
+                if not self.work():
+                    self.stop.wait(_IDLE_SECONDS)
+
+    def work(self) -> bool:
+        """Work one queue after the other until none has a job for this worker; False when there was none at all.
+
+        The model stays loaded; leaving the worker, as a context, gives back what is open and ends it.
+        """
+        found = False
+        while not self.stop.is_set() and (job := self._outlasting(self._choose)) is not None:
+            found = True
+            self._queue = job.claim.queue
+            self._take(job)
+            self._drain()
+        return found
 
     def _is_over(self) -> bool:
         with self._database.write() as session:
             pipeline.sweep(session, actor=self.owner, dead_owners=owner.dead(queue.owners(session)))
             if self._run_id is None:
-                return not queue.waiting(session)
+                return queue.is_drained(session)
             return session.get_one(Run, self._run_id).state is not RunState.RUNNING
 
-    def _work_a_queue(self) -> bool:
-        """Work one model's jobs until none of them can be had; False when there was none at all."""
-        with self._database.read() as session:
-            waiting = queue.waiting(session, run_id=self._run_id)
-        # The loaded model first, then whoever has most to do.
-        names = sorted(waiting, key=lambda name: name != self._queue)
-        return any(self._drain(name) for name in names)
+    def _choose(self) -> _OpenJob | None:
+        """The first job of the queue to work now; None when nothing can be had."""
+        with self._database.write() as session:
+            queue.take_turns(session)
+            backlogs = queue.backlogs(session, run_id=self._run_id, besides=self.owner)
+            for name in affinity.order(backlogs, self._queue, self._reach):
+                if not self._is_avoided(name) and (job := self._claim(session, name)) is not None:
+                    return job
+        return None
 
-    def _drain(self, name: str) -> bool:
-        self._queue = name
-        found = False
+    def _is_avoided(self, name: str) -> bool:
+        return time.monotonic() < self._avoided.get(name, 0.0)
+
+    def _drain(self) -> None:
+        """Work the open jobs, and their queue until nothing is left in it."""
         while not self.stop.is_set():
-            self._open_jobs(name)
+            self._open_jobs()
             if not self._jobs:
-                break
-            found = True
+                return
             self._feed()
             self._collect()
             self._drop_lost()
-        return found
 
-    def _open_jobs(self, name: str) -> None:
+    def _open_jobs(self) -> None:
         """Claim jobs while the engine could hold more than what is at hand, so that it never runs dry between two."""
         while self._at_hand() < self._window() and not self.stop.is_set():
-            if not self._open_one(name):
+            job = self._outlasting(self._claim_next)
+            if job is None:
                 return
+            self._take(job)
 
-    def _open_one(self, name: str) -> bool:
-        job = self._outlasting(lambda: self._claim(name))
-        if job is None:
-            return False
+    def _claim_next(self) -> _OpenJob | None:
+        assert self._queue is not None
+        if self._is_avoided(self._queue):
+            return None
+        with self._database.write() as session:
+            return self._claim(session, self._queue)
+
+    def _claim(self, session: Session, name: str) -> _OpenJob | None:
+        claim = queue.claim(session, owner=self.owner, queue=name, run_id=self._run_id)
+        if claim is None:
+            return None
+        batch = pipeline.STAGES[claim.stage].load(session, claim)
+        return _OpenJob(claim, batch.spec, deque(batch.requests))
+
+    def _take(self, job: _OpenJob) -> None:
         self._jobs[job.claim.id] = job
         self._leases.add(job.claim)
         if not job.left:
             self._save(job, [])
-        return True
-
-    def _claim(self, name: str) -> _OpenJob | None:
-        with self._database.write() as session:
-            claim = queue.claim(session, owner=self.owner, queue=name, run_id=self._run_id)
-            if claim is None:
-                return None
-            batch = pipeline.STAGES[claim.stage].load(session, claim)
-        return _OpenJob(claim, batch.spec, deque(batch.requests))
 
     def _feed(self) -> None:
         host = self._host_for(next(iter(self._jobs.values())).spec)
@@ -196,8 +237,9 @@ class Worker:
             self._bury(str(death))
             return
         except EngineError as error:
+            was_loaded = self._host.loaded is not None
             self._close_host()
-            self._fail_jobs(str(error))
+            self._fail_jobs(str(error), did_load=was_loaded)
             return
         self._greet()
         if results:
@@ -256,7 +298,7 @@ class Worker:
         self._close_host()
         flying, self._flying = list(self._flying.values()), {}
         if not was_loaded:
-            self._fail_jobs(f"the model did not load: {reason}")
+            self._fail_jobs(f"the model did not load: {reason}", did_load=False)
             return
         log.warning("an engine died", extra={"reason": reason, "in_flight": len(flying)})
         guilty = self._suspicion.died([flight.key for flight in flying])
@@ -268,18 +310,25 @@ class Worker:
                 self._suspicion.finished(flight.key)
                 self._save(flight.job, [Done(flight.request, failure, flight.job.spec.engine)])
 
-    def _fail_jobs(self, reason: str) -> None:
+    def _fail_jobs(self, reason: str, *, did_load: bool) -> None:
         self._flying = {}
+        if not did_load and self._queue is not None:
+            # Another worker may have the memory or the files; alone, a moment is all that can be waited for.
+            seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
+            self._avoided[self._queue] = time.monotonic() + seconds
+            log.error("a model did not load", extra={"queue": self._queue, "reason": reason})
         for job in list(self._jobs.values()):
-            self._fail(job, reason)
+            self._fail(job, reason, did_load=did_load)
 
-    def _fail(self, job: _OpenJob, reason: str, *, is_final: bool = False) -> None:
+    def _fail(self, job: _OpenJob, reason: str, *, is_final: bool = False, did_load: bool = True) -> None:
         self._forget(job)
 
         def write() -> None:
             with self._database.write() as session:
                 state = queue.fail(session, job.claim, reason, owner=self.owner, is_final=is_final)
                 if state is JobState.FAILED:
+                    if not did_load:
+                        queue.fail_waiting(session, job.claim, reason, owner=self.owner)
                     pipeline.advance(session, job.claim.run_id, actor=self.owner)
 
         self._outlasting(write)
@@ -323,6 +372,7 @@ class Worker:
                 self._settings.home,
                 load_seconds=self._settings.load_seconds,
                 stall_seconds=self._settings.stall_seconds,
+                devices=self._reach.devices(spec.gpus),
             )
         return self._host
 

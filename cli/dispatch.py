@@ -1,0 +1,33 @@
+"""`persyn dispatch`: ring for waiting jobs, take back lost ones."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import click
+
+from cli.open import broker, store
+from persyn.settings import Settings
+
+
+@click.command()
+def dispatch() -> None:
+    """Wake workers for what waits, and take back the jobs of those that died.
+
+    May run on several hosts: one leads, the next takes over. Holds nothing that could be lost.
+    """
+    from workers import app, logs
+    from workers.dispatch import Dispatcher
+
+    logs.to_json()
+    settings = Settings.from_environment()
+    with store() as database:
+        dispatcher = Dispatcher(database, app.make(broker(settings)))
+
+        def stop(*_: Any) -> None:
+            dispatcher.stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        dispatcher.run()

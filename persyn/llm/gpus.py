@@ -1,0 +1,46 @@
+"""This host's GPUs, as `nvidia-smi` tells them: nothing here starts CUDA."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+
+_ASK_SECONDS = 30
+
+
+def ids() -> list[str]:
+    """The GPUs' ids; none without `nvidia-smi`."""
+    return [line.strip() for line in _ask("index")]
+
+
+def used_mib(devices: Sequence[str]) -> int | None:
+    """Memory in use on some GPUs, MiB; None when it cannot be told."""
+    lines = _ask("memory.used", "--id=" + ",".join(devices))
+    try:
+        return sum(int(line) for line in lines) if lines else None
+    except ValueError:
+        return None
+
+
+def await_free(devices: Sequence[str], below_mib: int, seconds: float) -> bool:
+    """Wait until no more than so much memory is in use; False when it is still in use after so many seconds."""
+    until = time.monotonic() + seconds
+    while (used := used_mib(devices)) is not None and used > below_mib:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _ask(what: str, *options: str) -> list[str]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits", *options]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ASK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return []
+    return asked.stdout.strip().splitlines() if asked.returncode == 0 else []

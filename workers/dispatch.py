@@ -1,0 +1,95 @@
+"""The dispatcher: takes back what dead workers held, and rings for what waits.
+
+Several may run; one leads. It keeps nothing: what it would know is in the database, so that any
+of it may die, or all of the broker's memory be lost, at the cost of a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import kombu.exceptions
+from celery import Celery
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import DBAPIError
+
+from persyn import pipeline, queue
+from persyn.db.connect import Database
+from workers import app as celery_app
+from workers import owner
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+#: The longest wait for a database or a broker that is away.
+_PATIENCE_SECONDS = 15.0
+#: The most messages that lie in one queue: as many idle workers can be woken by it at once.
+_MESSAGES = 16
+#: Names the lock that the leader holds; any number that is nobody else's.
+_LEADER_LOCK = 0x5045525360
+
+
+class Dispatcher:
+    """Sweeps and rings, once a tick, as long as it leads."""
+
+    def __init__(self, database: Database, app: Celery) -> None:
+        self.stop = threading.Event()
+        self._database = database
+        self._app = app
+        self._actor = owner.name()
+        self._lead: Connection | None = None
+        self._wait = TICK_SECONDS
+
+    def run(self) -> None:
+        """Tick until `stop` is set; outages of broker and database are waited for."""
+        try:
+            while not self.stop.is_set():
+                self.tick()
+                self.stop.wait(self._wait)
+        finally:
+            self._resign()
+
+    def tick(self) -> None:
+        """Take back lost jobs and ring for waiting ones, if this dispatcher leads. Raises nothing that time mends."""
+        try:
+            if self._leads():
+                self._sweep()
+                self._ring()
+            self._wait = TICK_SECONDS
+        except (DBAPIError, kombu.exceptions.OperationalError, OSError) as error:
+            self._resign()
+            self._wait = min(2 * self._wait, _PATIENCE_SECONDS)
+            log.warning("broker or database away", extra={"error": str(error), "wait_seconds": self._wait})
+
+    def _sweep(self) -> None:
+        with self._database.write() as session:
+            taken = pipeline.sweep(session, actor=self._actor, dead_owners=owner.dead(queue.owners(session)))
+        if taken:
+            log.info("jobs taken back", extra={"jobs": taken})
+
+    def _ring(self) -> None:
+        with self._database.read() as session:
+            waiting = {backlog.queue: backlog.jobs for backlog in queue.backlogs(session)}
+        for name, jobs in waiting.items():
+            with self._database.read() as session:
+                job_ids = queue.due(session, name, limit=min(jobs, _MESSAGES))
+            sent = celery_app.ring(self._app, name, job_ids, most=min(jobs, _MESSAGES))
+            if sent:
+                # Noted after it was sent: a death between the two sends it twice, which wakes somebody for nothing.
+                with self._database.write() as session:
+                    queue.note_sent(session, sent)
+
+    def _leads(self) -> bool:
+        """Hold the leader's lock, which is gone with the connection; a SQLite store has one machine and no lock."""
+        if self._database.engine.dialect.name != "postgresql":
+            return True
+        if self._lead is None:
+            self._lead = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return bool(self._lead.scalar(select(func.pg_try_advisory_lock(_LEADER_LOCK))))
+
+    def _resign(self) -> None:
+        if self._lead is not None:
+            self._lead.invalidate()  # closed, not given back to the pool with the lock still held
+            self._lead.close()
+            self._lead = None

@@ -1,0 +1,111 @@
+"""A Celery worker for one group of GPUs: messages wake it, the database says what it does.
+
+The Celery process imports no torch; models live in the engine host of its `Worker`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import kombu.exceptions
+from celery import Celery, signals
+from celery.worker import state
+from sqlalchemy.exc import DBAPIError
+
+from persyn import queue
+from persyn.db.connect import Database
+from persyn.settings import Settings
+from workers import app as celery_app
+from workers import logs
+from workers.affinity import Reach
+from workers.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+
+
+def serve(database: Database, settings: Settings, broker_url: str, reach: Reach, name: str) -> None:
+    """Work jobs until SIGTERM or Ctrl-C: then save what is finished, give the jobs back and return."""
+    worker = Worker(database, settings, reach=reach)
+    app = celery_app.make(broker_url)
+    hostname = f"{name}@{socket.gethostname()}"
+
+    @app.task(name=celery_app.TASK)  # type: ignore[untyped-decorator]
+    def work(job_id: int) -> None:
+        if not isinstance(job_id, int):
+            raise TypeError(f"a job's id is a number, got {type(job_id).__name__}")
+        log.debug("woken", extra={"job": job_id})
+        worker.work()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        worker.stop.set()
+        state.should_stop = 0
+
+    def be_ready(**_: Any) -> None:
+        # Instead of Celery's own handlers, which would wait for the task and print beside the log.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+        log.info("ready", extra={"worker": worker.owner, "host": hostname, "gpus": reach.gpus})
+
+    signals.worker_ready.connect(be_ready, weak=False)
+    signals.setup_logging.connect(_keep_logging, weak=False)
+    logs.to_json()
+    with worker, _listening(app, database, hostname, reach):
+        app.Worker(
+            hostname=hostname,
+            pool="threads",
+            concurrency=1,
+            without_gossip=True,
+            without_mingle=True,
+            loglevel="INFO",
+            optimization="fair",
+            quiet=True,
+        ).start()
+
+
+def _keep_logging(**_: Any) -> None:
+    """Whoever listens to this signal sets logging up; Celery does not."""
+
+
+@contextmanager
+def _listening(app: Celery, database: Database, hostname: str, reach: Reach) -> Iterator[None]:
+    """Keep the worker subscribed to the queues whose models it can work, those of runs yet to come included."""
+    over = threading.Event()
+
+    def look() -> None:
+        heard: set[str] = set()
+        while not over.wait(_LOOK_SECONDS):
+            try:
+                heard = _subscribe(app, database, hostname, reach, heard)
+            except (DBAPIError, kombu.exceptions.OperationalError, OSError) as error:
+                log.warning("broker or database away", extra={"error": str(error)})
+
+    thread = threading.Thread(target=look, daemon=True, name="queues")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _subscribe(app: Celery, database: Database, hostname: str, reach: Reach, heard: set[str]) -> set[str]:
+    with database.read() as session:
+        wanted = {backlog.queue for backlog in queue.backlogs(session) if reach.fits(backlog)}
+    now_heard = set(heard)
+    for name in wanted - heard:
+        # Remote control reaches the consumer in its own thread; without a reply it was not up yet.
+        if app.control.add_consumer(name, destination=[hostname], reply=True, timeout=2):
+            now_heard.add(name)
+    for name in heard - wanted:
+        if app.control.cancel_consumer(name, destination=[hostname], reply=True, timeout=2):
+            now_heard.discard(name)
+    return now_heard
