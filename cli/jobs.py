@@ -5,13 +5,33 @@ from __future__ import annotations
 import click
 from sqlalchemy import select
 
-from cli.open import JSON, find_run, show, store
+from cli.open import JSON, actor, find_run, show, store
+from persyn import pipeline
 from persyn.db.work import Job, JobState
 
 
 @click.group()
 def jobs() -> None:
-    """Look at the pieces of a run's work."""
+    """Look at the pieces of a run's work, try them again, take them back."""
+
+
+@jobs.command()
+@click.argument("run")
+def retry(run: str) -> None:
+    """Queue the failed and cancelled jobs of RUN again; workers go on with it."""
+    with store() as database, database.write() as session:
+        pipeline.resume(session, find_run(session, run), actor=actor())
+    click.echo(f"run {run} goes on; 'persyn run status {run}' says how far it is")
+
+
+@jobs.command()
+@click.argument("run")
+@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, type=int)
+def cancel(run: str, job_ids: tuple[int, ...]) -> None:
+    """Take jobs of RUN from their worker; what is missing of them is planned again later."""
+    with store() as database, database.write() as session:
+        cancelled = pipeline.cancel_jobs(session, find_run(session, run), job_ids, actor=actor())
+    click.echo(f"{cancelled} of {len(job_ids)} jobs were waiting or running and are cancelled")
 
 
 @jobs.command("list")

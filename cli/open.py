@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -39,6 +41,11 @@ def broker(settings: Settings) -> str:
     if settings.broker_url is None:
         raise UsageError("PERSYN_BROKER_URL is not set; give redis://host:port/0, the same to every worker")
     return settings.broker_url
+
+
+def actor() -> str:
+    """Who gives this command, for the audit."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def find_run(session: Session, name: str) -> Run:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import signal
-import socket
 import sys
 import threading
 import time
@@ -19,7 +17,7 @@ from sqlalchemy import func, select
 
 from cli import summary
 from cli.export import FORMATS
-from cli.open import JSON, find_run, show, store
+from cli.open import JSON, actor, find_run, show, store
 from cli.progress import Bars, counting_rows
 from persyn import config as run_file
 from persyn import pipeline
@@ -46,7 +44,7 @@ def start(config: Path) -> None:
     wanted = run_file.read(config)
     with store() as database:
         with counting_rows() as count, database.write() as session:
-            run_id = pipeline.start_run(session, wanted, actor=_actor(), on_rows=count).id
+            run_id = pipeline.start_run(session, wanted, actor=actor(), on_rows=count).id
         _work(database, run_id)
 
 
@@ -57,7 +55,7 @@ def resume(name: str) -> None:
     with store() as database:
         with database.write() as session:
             found = find_run(session, name)
-            pipeline.resume(session, found, actor=_actor())
+            pipeline.resume(session, found, actor=actor())
             run_id = found.id
         _work(database, run_id)
 
@@ -67,7 +65,7 @@ def resume(name: str) -> None:
 def cancel(name: str) -> None:
     """Stop run NAME; what is finished stays, and 'resume' goes on with it."""
     with store() as database, database.write() as session:
-        pipeline.cancel(session, find_run(session, name), actor=_actor())
+        pipeline.cancel(session, find_run(session, name), actor=actor())
     click.echo(f"run {name} is cancelled; 'persyn run resume {name}' goes on with it")
 
 
@@ -173,7 +171,3 @@ def _stopping_gently(worker: Worker) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _actor() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -108,10 +108,20 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
             session.flush()
 
 
+def cancel_jobs(session: Session, run: Run, job_ids: Collection[int], *, actor: str) -> int:
+    """Take jobs from whoever has them; what they leave missing is planned again when the stage's other jobs are over.
+
+    Returns how many of them were waiting or running.
+    """
+    cancelled = queue.cancel(session, run.id, actor=actor, job_ids=job_ids)
+    advance(session, run.id, actor=actor)
+    return cancelled
+
+
 def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) -> int:
     """Take back the jobs of workers that are gone, and move on the runs that this decides; return how many jobs."""
     swept = queue.sweep(session, actor=actor, dead_owners=dead_owners)
-    for run_id in sorted({job.run_id for job in swept if job.state is JobState.FAILED}):
+    for run_id in sorted({job.run_id for job in swept if job.state is not JobState.QUEUED}):
         advance(session, run_id, actor=actor)
     return len(swept)
 

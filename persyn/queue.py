@@ -189,8 +189,9 @@ def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) ->
     attempts fails. An owner that was seen dead was killed, and its job is not to blame.
     """
     is_dead = Job.owner.in_(dead_owners)
+    columns = Job.id, Job.owner, Job.fence, Job.attempts, Job.max_attempts, Job.run_id, Job.cancel_requested
     lost = session.execute(
-        select(Job.id, Job.owner, Job.fence, Job.attempts, Job.max_attempts, Job.run_id, is_dead.label("is_dead"))
+        select(*columns, is_dead.label("is_dead"))
         .where(Job.state == JobState.RUNNING, or_(Job.lease_until < now(), is_dead))
         .with_for_update(skip_locked=True)
     ).all()
@@ -205,18 +206,20 @@ def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) ->
     return swept
 
 
-def cancel(session: Session, run_id: int, *, actor: str) -> None:
-    """Cancel a run's jobs: waiting ones at once, running ones at their next heartbeat."""
-    waiting = select(Job.id, Job.run_id, Job.fence, Job.state.label("was")).where(
-        Job.run_id == run_id, Job.state == JobState.QUEUED
-    )
+def cancel(session: Session, run_id: int, *, actor: str, job_ids: Collection[int] | None = None) -> int:
+    """Cancel a run's jobs, or some of them: waiting ones at once, running ones at their next heartbeat.
+
+    Returns how many there were to cancel.
+    """
+    mine = [Job.run_id == run_id] + ([] if job_ids is None else [Job.id.in_(job_ids)])
+    waiting = select(Job.id, Job.run_id, Job.fence).where(*mine, Job.state == JobState.QUEUED)
     jobs = session.execute(waiting.with_for_update()).all()
     bulk.insert_new(session, Event, [_event(job, JobState.CANCELLED, actor, {}, was=JobState.QUEUED) for job in jobs])
-    mine = Job.run_id == run_id
     session.execute(
-        update(Job).where(mine, Job.state == JobState.QUEUED).values(state=JobState.CANCELLED, finished_at=now())
+        update(Job).where(*mine, Job.state == JobState.QUEUED).values(state=JobState.CANCELLED, finished_at=now())
     )
-    session.execute(update(Job).where(mine, Job.state == JobState.RUNNING).values(cancel_requested=True))
+    asked = session.execute(update(Job).where(*mine, Job.state == JobState.RUNNING).values(cancel_requested=True))
+    return len(jobs) + _rows(asked)
 
 
 def retry(session: Session, run_id: int, *, actor: str) -> int:
@@ -291,7 +294,9 @@ def owners(session: Session) -> list[str]:
 def _take_back(session: Session, job: Any) -> Swept:
     is_spent = not job.is_dead and job.attempts >= job.max_attempts
     values: dict[str, Any] = {"state": JobState.QUEUED, "error": f"lost with its worker {job.owner}"}
-    if is_spent:
+    if job.cancel_requested:
+        values |= {"state": JobState.CANCELLED, "finished_at": now()}
+    elif is_spent:
         values |= {"state": JobState.FAILED, "finished_at": now()}
     elif job.is_dead:
         values["attempts"] = max(job.attempts - 1, 0)

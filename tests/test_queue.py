@@ -186,6 +186,16 @@ def test_a_backlog_counts_what_is_due_and_who_works_on_it(database: Database) ->
         assert queue.backlogs(session, besides="b")[0].workers == 1
 
 
+def test_a_lost_job_whose_cancellation_was_asked_for_is_cancelled(database: Database) -> None:
+    add_jobs(database)
+    job = claim(database)
+    with database.write() as session:
+        assert queue.cancel(session, job.run_id, actor="me", job_ids=[job.id]) == 1
+    expire(database)
+    sweep(database)
+    assert states(database) == [JobState.CANCELLED]
+
+
 def test_lost_leases_use_up_attempts_so_that_nothing_loops_for_ever(database: Database) -> None:
     add_jobs(database, max_attempts=2)
     for _ in range(2):

@@ -342,8 +342,13 @@ class Worker:
     def _let_go(self, job: _OpenJob) -> None:
         """Stop work on a job that may not be written any more; one that was cancelled ends here."""
         self._forget(job)
-        with self._database.write() as session:
-            queue.stop_cancelled(session, job.claim, owner=self.owner)
+
+        def write() -> None:
+            with self._database.write() as session:
+                if queue.stop_cancelled(session, job.claim, owner=self.owner):
+                    pipeline.advance(session, job.claim.run_id, actor=self.owner)
+
+        self._outlasting(write)
 
     def _forget(self, job: _OpenJob) -> None:
         self._leases.remove(job.claim)

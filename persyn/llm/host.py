@@ -24,10 +24,14 @@ import msgspec
 from msgspec import Struct
 
 from persyn.errors import EngineError, PersynError
+from persyn.llm import gpus
 from persyn.llm.protocols import Engine, ModelSpec, Request, Result
 
 _TICK_SECONDS = 1.0
 _LOG_LINES = 3
+#: How much more GPU memory than before may stay in use when a host has ended, and how long it is waited for.
+_SLACK_MIB = 512
+_FREE_SECONDS = 60.0
 
 
 class Loaded(Struct, frozen=True, tag="loaded"):
@@ -85,6 +89,8 @@ class Host:
         self._limits = (load_seconds, stall_seconds)
         self._inbox: queue.SimpleQueue[_Up | None] = queue.SimpleQueue()
         self._heard_at = time.monotonic()
+        self._devices = devices.split(",") if devices else []
+        self._used_mib = gpus.used_mib(self._devices) if self._devices else None
         self._child, self._down, up = _spawn(home, self.log, devices)
         # A thread reads, so that the host can always write: two full pipes would be a deadlock.
         threading.Thread(target=self._read, args=(up,), daemon=True, name="host-reader").start()
@@ -118,11 +124,14 @@ class Host:
         return results
 
     def close(self) -> None:
-        """End the host and everything it started; returns when it is gone."""
+        """End the host and everything it started; returns when it is gone, and its GPUs' memory with it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()
         self._down.close()
+        # A driver frees memory some time after the process has ended; the next model would not fit beside it.
+        if self._used_mib is not None:
+            gpus.await_free(self._devices, self._used_mib + _SLACK_MIB, _FREE_SECONDS)
 
     def _next(self, wait: float) -> _Up | None:
         try:

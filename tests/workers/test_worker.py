@@ -255,6 +255,22 @@ def test_a_cancelled_run_stops_and_can_go_on(database: Database, tmp_path: Path)
     require_complete(database, run_id)
 
 
+def test_a_job_that_is_taken_back_is_planned_again(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, options={"latency_seconds": 0.02, "concurrency": 2})
+    taken: list[int] = []
+
+    def take(stage: str) -> None:
+        if not taken:
+            with database.write() as session:
+                taken.extend(session.scalars(select(Job.id).where(Job.state == JobState.RUNNING)))
+                assert pipeline.cancel_jobs(session, session.get_one(Run, run_id), taken, actor="me") == len(taken)
+
+    work(database, tmp_path, run_id, Watching(take))
+
+    require_complete(database, run_id)
+    assert count(database, Job, Job.state == JobState.CANCELLED) == len(taken) > 0
+
+
 def test_a_worker_that_lost_its_lease_writes_nothing_more(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, options={"latency_seconds": 0.02, "concurrency": 2})
     thieves: list[int] = []
