@@ -22,9 +22,11 @@ _COMMANDS = {
     "run": ("cli.run", "run", "Start, resume, look at and cancel runs."),
     "worker": ("cli.worker", "worker", "Work the jobs of all runs on some of this host's GPUs."),
     "dispatch": ("cli.dispatch", "dispatch", "Wake workers for what waits, take back what dead ones held."),
+    "metrics": ("cli.metrics", "metrics", "Serve the store's figures to Prometheus."),
     "jobs": ("cli.jobs", "jobs", "Look at the pieces of a run's work."),
     "export": ("cli.export", "export", "Write a run's dataset."),
     "trace": ("cli.trace", "trace", "Say where one prompt's response comes from."),
+    "audit": ("cli.audit", "audit", "Check that what the store says of a run fits together."),
     "sql": ("cli.sql", "sql", "Ask the store a question in SQL, read-only."),
 }
 

@@ -94,6 +94,24 @@ def test_trace_tells_where_a_response_comes_from(persyn: Persyn, tmp_path: Path)
     assert {event["to_state"] for event in found["events"]} == {"running", "done"}
 
 
+def test_audit_passes_a_run_that_was_worked_and_names_a_fault(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("run", "start", str(write_run(tmp_path, options={"fail_every": 5})))
+    sound = persyn("audit", "test")
+    assert (sound.returncode, sound.stdout) == (0, "run test is consistent\n"), sound.stdout
+    assert json.loads(persyn("audit", "test", "--json").stdout) == []
+    store = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET fence = 9 WHERE id = 1")
+    store.close()
+
+    faulty = persyn("audit", "test")
+    assert faulty.returncode == 1
+    assert faulty.stdout == "fence: job 1: it has fence 9, by its events 1\n"
+    found = {"rule": "fence", "about": "job 1", "found": "it has fence 9, by its events 1"}
+    assert json.loads(persyn("audit", "test", "--json").stdout) == [found]
+    require_refused(persyn("audit", "nobody"), "nobody", "persyn run list")
+
+
 def test_sql_answers_and_cannot_write(persyn: Persyn, tmp_path: Path) -> None:
     persyn("prompts", "import", str(write_run(tmp_path).with_name("prompts.jsonl")))
     counted = persyn("sql", "select count(*) as n from prompts where text like '%:%' or 1=1", "--json")

@@ -1,0 +1,43 @@
+"""`persyn audit`: does what the store says of a run fit together?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import click
+import msgspec
+
+from cli.open import JSON, find_run, store
+from persyn import audit as rules
+from persyn.audit import Finding
+
+
+@click.command()
+@click.argument("run")
+@JSON
+def audit(run: str, as_json: bool) -> None:
+    """Check counts, responses and the history of every job of RUN; exit 1 when something is wrong.
+
+    Prints a line for each finding, as it is found. May be asked while the run goes on.
+    """
+    with store() as database, database.read() as session:
+        findings = rules.audit(session, find_run(session, run))
+        found = _as_json(findings) if as_json else _as_lines(findings)
+    click.echo(f"run {run}: {found} findings" if found else f"run {run} is consistent", err=as_json or bool(found))
+    if found:
+        sys.exit(1)
+
+
+def _as_lines(findings: Iterator[Finding]) -> int:
+    count = 0
+    for finding in findings:
+        click.echo(f"{finding.rule}: {finding.about}: {finding.found}")
+        count += 1
+    return count
+
+
+def _as_json(findings: Iterator[Finding]) -> int:
+    every = list(findings)
+    click.echo(msgspec.json.encode(every).decode())
+    return len(every)

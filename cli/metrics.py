@@ -1,0 +1,33 @@
+"""`persyn metrics`: figures for Prometheus."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+import click
+
+from cli.open import store
+
+
+@click.command()
+@click.option("--port", default=9464, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; there is no password.")
+def metrics(port: int, host: str) -> None:
+    """Serve the store's figures to Prometheus, at /metrics, until Ctrl-C or SIGTERM.
+
+    One is enough for a store; all it tells is in the database.
+    """
+    from workers import metrics as exporter
+
+    over = threading.Event()
+
+    def stop(*_: Any) -> None:
+        over.set()
+
+    with store() as database, exporter.serving(database, host=host, port=port) as found:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        click.echo(f"metrics at http://{host}:{found}/metrics")
+        over.wait()
