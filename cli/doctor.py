@@ -5,33 +5,57 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import TypeAlias
+from datetime import UTC, datetime
+from pathlib import Path
 
 import click
+from sqlalchemy import func, select
 
+from cli import broker
+from cli.broker import Finding
 from cli.open import JSON, show
 from persyn.db.connect import Database
+from persyn.db.time import now
 from persyn.errors import UsageError
 from persyn.settings import Settings
 
-Finding: TypeAlias = tuple[str, str, str]
-"""(ok | warning | error, what was looked at, what was found and what to do)."""
-
 _FREE_GB = 10
 #: Packages a run may rest on, with what each is for.
-_OPTIONAL = {"vllm": "vllm teachers", "psycopg": "PostgreSQL", "peft": 'tune = "lora"'}
+_OPTIONAL = {
+    "vllm": "vllm teachers",
+    "psycopg": "PostgreSQL",
+    "peft": 'tune = "lora"',
+    "celery": "persyn worker and persyn dispatch",
+}
+#: How far this host's clock may be from the database's before it is said.
+_SKEW_SECONDS = 5.0
+#: Kinds of file systems, without "fuse.", whose locks do not keep two hosts from writing to one SQLite file.
+_NETWORKED = (
+    "nfs nfs4 cifs smb smb3 smbfs afs ceph lustre gpfs beegfs glusterfs orangefs pvfs2 ocfs2 gfs2 panfs wekafs "
+    "sshfs s3fs gcsfuse rclone goofys juicefs davfs davfs2"
+)
 
 
 @click.command()
 @JSON
 def doctor(as_json: bool) -> None:
-    """Check packages, store, disk and GPUs; exit 1 when something would stop a run."""
+    """Check packages, store, broker, disk and GPUs; exit 1 when something would stop a run."""
     settings = Settings.from_environment()
-    findings = [*_packages(), *_transformers(), *_store(settings), *_disk(settings), *_gpus(), *_hub()]
+    of_broker = broker.look(settings.broker_url) if settings.broker_url else ()
+    findings = [
+        *_packages(),
+        *_transformers(),
+        *_store(settings),
+        *of_broker,
+        *_disk(settings),
+        *_gpus(),
+        *_hub(),
+    ]
     show(("", "what", "found"), findings, as_json=as_json)
     if any(level == "error" for level, _, _ in findings):
         sys.exit(1)
@@ -58,12 +82,60 @@ def _transformers() -> Iterator[Finding]:
 def _store(settings: Settings) -> Iterator[Finding]:
     try:
         database = Database(settings.database_url)
+        if database.engine.dialect.name == "sqlite":
+            file, mounts = Path(database.url.database or ""), Path("/proc/mounts")
+            kind = file_system(file, mounts.read_text()) if mounts.exists() else ""
+            yield from judge_file(file, kind, has_broker=settings.broker_url is not None)
         database.require_head()
         place = database.url.render_as_string(hide_password=True)
         yield "ok", "store", f"{place} at revision {database.revision()}"
+        yield from _server(database)
         database.close()
     except UsageError as error:
         yield "error", "store", str(error)
+
+
+def judge_file(file: Path, kind: str, *, has_broker: bool) -> Iterator[Finding]:
+    """What is wrong with a SQLite file on this kind of file system."""
+    if kind.removeprefix("fuse.") in _NETWORKED.split():
+        found = f"{file} is on {kind}, where SQLite loses data; keep it on a local disk, or take PostgreSQL"
+        yield "error", "store", found
+    if has_broker:
+        found = "SQLite, which only the workers of one host can share; for more hosts take PostgreSQL"
+        yield "warning", "store", found
+
+
+def file_system(file: Path, mounts: str) -> str:
+    """The kind of file system a file is on, by the lines of /proc/mounts; "" when none of them says."""
+    path = file.absolute().resolve()
+    kinds = {}
+    for line in mounts.splitlines():
+        _, point, kind, *_ = line.split(" ")
+        # Blanks, tabs, line breaks and backslashes are written as octal numbers.
+        kinds[Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point))] = kind
+    return next((kinds[point] for point in (path, *path.parents) if point in kinds), "")
+
+
+def _server(database: Database) -> Iterator[Finding]:
+    """What the database is, and what time it has."""
+    is_sqlite = database.engine.dialect.name == "sqlite"
+    version = func.sqlite_version() if is_sqlite else func.current_setting("server_version")
+    with database.read() as session:
+        found = session.scalars(select(version)).one()
+        before = datetime.now(UTC)
+        at = session.scalars(select(now())).one()
+        after = datetime.now(UTC)
+    yield "ok", "database", f"{'SQLite' if is_sqlite else 'PostgreSQL'} {found}"
+    yield clock(at, before + (after - before) / 2)
+
+
+def clock(database: datetime, host: datetime) -> Finding:
+    """How far this host's clock is from the database's. Leases follow the database's alone."""
+    seconds = (host - database).total_seconds()
+    if abs(seconds) <= _SKEW_SECONDS:
+        return "ok", "clock", "this host's agrees with the database's"
+    side = "ahead of" if seconds > 0 else "behind"
+    return "warning", "clock", f"this host's is {abs(seconds):.0f} s {side} the database's; set both by NTP"
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
