@@ -23,7 +23,7 @@ def dispatch() -> None:
     logs.to_json()
     settings = Settings.from_environment()
     with store() as database:
-        dispatcher = Dispatcher(database, app.make(broker(settings)))
+        dispatcher = Dispatcher(database, app.make(broker(settings)), lease_seconds=settings.lease_seconds)
 
         def stop(*_: Any) -> None:
             dispatcher.stop.set()

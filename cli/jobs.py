@@ -7,7 +7,9 @@ from sqlalchemy import select
 
 from cli.open import JSON, actor, find_run, show, store
 from persyn import pipeline
+from persyn.db.catalog import RunState
 from persyn.db.work import Job, JobState
+from persyn.errors import UsageError
 
 
 @click.group()
@@ -20,7 +22,10 @@ def jobs() -> None:
 def retry(run: str) -> None:
     """Queue the failed and cancelled jobs of RUN again; workers go on with it."""
     with store() as database, database.write() as session:
-        pipeline.resume(session, find_run(session, run), actor=actor())
+        found = find_run(session, run)
+        if found.state is RunState.DONE:
+            raise UsageError(f"run {run} is done; nothing of it waits to be tried again")
+        pipeline.resume(session, found, actor=actor())
     click.echo(f"run {run} goes on; 'persyn run status {run}' says how far it is")
 
 

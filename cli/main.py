@@ -10,7 +10,7 @@ from importlib import import_module
 
 import click
 
-from persyn.errors import PersynError, UsageError
+from persyn.errors import PersynError, UsageError, shorten
 
 #: Name: (module, attribute, help).
 _COMMANDS = {
@@ -89,7 +89,7 @@ def _explain(message: str) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {shorten(message, most=2000)}", err=True)
 
 
 def _foreign(error: Exception) -> str:

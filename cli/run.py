@@ -100,7 +100,7 @@ def _work(database: Database, run_id: int) -> None:
     if settings.broker_url is None:
         stopped = _work_here(database, settings, run_id)
     else:
-        stopped = _watch(database, settings.broker_url, run_id)
+        stopped = _watch(database, settings, settings.broker_url, run_id)
     with database.read() as session:
         found = session.get_one(Run, run_id)
         name, state, error = found.name, found.state, found.error
@@ -125,7 +125,7 @@ def _work_here(database: Database, settings: Settings, run_id: int) -> str:
     return "stopped; what was finished is stored. Go on with" if worker.stop.is_set() else ""
 
 
-def _watch(database: Database, broker_url: str, run_id: int) -> str:
+def _watch(database: Database, settings: Settings, broker_url: str, run_id: int) -> str:
     """Show a run that workers work, until it is over or Ctrl-C; what to say in that case, or nothing.
 
     Rings and sweeps meanwhile, should no other dispatcher do so.
@@ -133,7 +133,7 @@ def _watch(database: Database, broker_url: str, run_id: int) -> str:
     from workers import app
     from workers.dispatch import Dispatcher
 
-    dispatcher = Dispatcher(database, app.make(broker_url))
+    dispatcher = Dispatcher(database, app.make(broker_url), lease_seconds=settings.lease_seconds)
     ringing = threading.Thread(target=dispatcher.run, name="dispatcher")
     ringing.start()
     try:

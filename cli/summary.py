@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from sqlalchemy.orm import Session
 
+from cli.open import plain
 from cli.open import show as table
 from persyn.db.catalog import Run
 from persyn.summary import Facts, facts
@@ -16,7 +17,8 @@ def show(session: Session, run: Run) -> None:
     """Print a run's stages, teachers, router and savings."""
     found = facts(session, run)
     click.echo(
-        f"run {found.name}: {found.state}, {found.prompts} prompts" + (f" ({found.error})" if found.error else "")
+        f"run {found.name}: {found.state}, {found.prompts} prompts"
+        + (f" ({plain(found.error)})" if found.error else "")
     )
     _stages(found)
     _teachers(found)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -54,17 +55,23 @@ def _default_name(gpus: Sequence[str]) -> str:
 
 
 def _one_for_each(gpus: Sequence[str], models: str) -> int:
-    """A worker process for each GPU; what ends this one ends them, and it returns the worst exit code."""
+    """A worker process for each GPU; returns the worst exit code when all are over.
+
+    What ends this one ends them; so does the death of one, so that whoever supervises starts all anew.
+    """
     if not gpus:
         raise UsageError("no GPU is seen (nvidia-smi lists none); 'persyn worker' alone works on the CPU")
     command = [sys.executable, "-m", "cli", "worker", "--models", models]
     # Each in a session of its own: a Ctrl-C on the terminal reaches it once, from here.
     workers = [subprocess.Popen([*command, "--gpus", gpu], start_new_session=True) for gpu in gpus]
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def end_all(number: int = 0, frame: FrameType | None = None) -> None:
         for process in workers:
             process.send_signal(signal.SIGTERM)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+        signal.signal(number, end_all)
+    while all(process.poll() is None for process in workers):
+        time.sleep(1)
+    end_all()
     return max(abs(process.wait()) for process in workers)

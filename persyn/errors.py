@@ -11,3 +11,9 @@ class UsageError(PersynError):
 
 class EngineError(PersynError):
     """A model could not be loaded, or its engine failed as a whole; the job is tried again, then fails."""
+
+
+def shorten(text: str, *, most: int = 200) -> str:
+    """A library's message on one line of bounded length, without what a terminal would obey."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"

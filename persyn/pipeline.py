@@ -83,7 +83,7 @@ def cancel(session: Session, run: Run, *, actor: str) -> None:
     queue.cancel(session, run.id, actor=actor)
     if run.state is RunState.RUNNING:
         _note(session, run, actor, run.state, RunState.CANCELLED, {"stage": run.stage})
-        run.state = RunState.CANCELLED
+        run.state, run.finished_at = RunState.CANCELLED, now()
 
 
 def advance(session: Session, run_id: int, *, actor: str) -> None:
@@ -114,13 +114,18 @@ def cancel_jobs(session: Session, run: Run, job_ids: Collection[int], *, actor: 
     Returns how many of them were waiting or running.
     """
     cancelled = queue.cancel(session, run.id, actor=actor, job_ids=job_ids)
+    run.plans = 0  # that it is planned once more is what was asked for
+    session.flush()
     advance(session, run.id, actor=actor)
     return cancelled
 
 
-def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) -> int:
-    """Take back the jobs of workers that are gone, and move on the runs that this decides; return how many jobs."""
-    swept = queue.sweep(session, actor=actor, dead_owners=dead_owners)
+def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = (), spare_expired: bool = False) -> int:
+    """Take back the jobs of workers that are gone, and move on the runs that this decides; return how many jobs.
+
+    See `queue.sweep`.
+    """
+    swept = queue.sweep(session, actor=actor, dead_owners=dead_owners, spare_expired=spare_expired)
     for run_id in sorted({job.run_id for job in swept if job.state is not JobState.QUEUED}):
         advance(session, run_id, actor=actor)
     return len(swept)

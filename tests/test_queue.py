@@ -89,14 +89,6 @@ def test_lower_priority_numbers_come_first_then_older_jobs(database: Database) -
     assert [claim(database).id for _ in range(3)] == [urgent, late, later]
 
 
-def test_a_named_job_is_claimed_once_however_often_its_message_comes(database: Database) -> None:
-    (job_id,) = add_jobs(database)
-    with database.write() as session:
-        assert queue.claim_id(session, job_id, owner="a") is not None
-    with database.write() as session:
-        assert queue.claim_id(session, job_id, owner="b") is None
-
-
 def test_workers_that_claim_at_once_never_get_the_same_job(database: Database) -> None:
     ids = add_jobs(database, 60)
     taken: list[int] = []

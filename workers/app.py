@@ -5,13 +5,18 @@ A message only tells an idle worker that there is something to do; what, the dat
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 
+import kombu.exceptions
+import redis
 from celery import Celery
 from kombu import Exchange, Queue
 
 from persyn.errors import UsageError
 
+#: What a broker that is away raises: kombu wraps some of the client's errors, not all.
+AWAY = (kombu.exceptions.OperationalError, redis.RedisError, OSError)
 #: The one task there is.
 TASK = "persyn.work"
 #: A broker gives a message out again that was not acknowledged for so long. Ours are, before work begins.
@@ -24,6 +29,9 @@ def make(broker_url: str) -> Celery:
         scheme = broker_url.partition(":")[0]
         raise UsageError(f"PERSYN_BROKER_URL must be redis://host:port/db or rediss://..., got {scheme!r}")
     app = Celery("persyn", broker=broker_url, set_as_current=False)
+    if broker_url.startswith("rediss://") and "ssl_cert_reqs" not in broker_url:
+        # Left unsaid, any certificate would do.
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     app.conf.update(
         # Nothing but JSON is read or sent, and no result is kept: the store has it.
         task_serializer="json",
@@ -60,7 +68,7 @@ def make(broker_url: str) -> Celery:
 def ring(app: Celery, queue: str, job_ids: Sequence[int], *, most: int) -> Sequence[int]:
     """Send a message for jobs of a queue, while fewer than `most` lie there; return those that were sent.
 
-    Raises kombu's `OperationalError` when the broker does not answer.
+    Raises one of `AWAY` when the broker does not answer.
     """
     with app.producer_pool.acquire(block=True) as producer:
         declared = Queue(queue, Exchange(queue), routing_key=queue)(producer.channel)

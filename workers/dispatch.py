@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
-import kombu.exceptions
 from celery import Celery
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
 from persyn import pipeline, queue
 from persyn.db.connect import Database
+from persyn.errors import shorten
 from workers import app as celery_app
 from workers import owner
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
 #: The longest wait for a database or a broker that is away.
-_PATIENCE_SECONDS = 15.0
+_PATIENCE_SECONDS = 5.0
 #: The most messages that lie in one queue: as many idle workers can be woken by it at once.
 _MESSAGES = 16
 #: Names the lock that the leader holds; any number that is nobody else's.
@@ -31,15 +32,22 @@ _LEADER_LOCK = 0x5045525360
 
 
 class Dispatcher:
-    """Sweeps and rings, once a tick, as long as it leads."""
+    """Sweeps and rings, once a tick, as long as it leads.
 
-    def __init__(self, database: Database, app: Celery) -> None:
+    lease_seconds: what workers hold their jobs for; after the database was away nobody's lease counts
+                   as run out for so long.
+    """
+
+    def __init__(self, database: Database, app: Celery, *, lease_seconds: float) -> None:
         self.stop = threading.Event()
         self._database = database
         self._app = app
         self._actor = owner.name()
         self._lead: Connection | None = None
         self._wait = TICK_SECONDS
+        self._failures = 0
+        self._lease_seconds = lease_seconds
+        self._patient_until = 0.0
 
     def run(self) -> None:
         """Tick until `stop` is set; outages of broker and database are waited for."""
@@ -56,15 +64,28 @@ class Dispatcher:
             if self._leads():
                 self._sweep()
                 self._ring()
-            self._wait = TICK_SECONDS
-        except (DBAPIError, kombu.exceptions.OperationalError, OSError) as error:
+            self._wait, self._failures = TICK_SECONDS, 0
+        except DBAPIError as error:
             self._resign()
-            self._wait = min(2 * self._wait, _PATIENCE_SECONDS)
-            log.warning("broker or database away", extra={"error": str(error), "wait_seconds": self._wait})
+            self._patient_until = time.monotonic() + self._lease_seconds
+            self._back_off("the database is away", error.orig)
+        except celery_app.AWAY as error:
+            self._back_off("the broker is away", error)
+
+    def _back_off(self, what: str, error: BaseException | None) -> None:
+        self._failures += 1
+        # The first failure may be no more than a connection that broke meanwhile.
+        self._wait = min(TICK_SECONDS * 2 ** (self._failures - 1), _PATIENCE_SECONDS)
+        log.warning(what, extra={"error": shorten(str(error)), "wait_seconds": self._wait})
 
     def _sweep(self) -> None:
         with self._database.write() as session:
-            taken = pipeline.sweep(session, actor=self._actor, dead_owners=owner.dead(queue.owners(session)))
+            taken = pipeline.sweep(
+                session,
+                actor=self._actor,
+                dead_owners=owner.dead(queue.owners(session)),
+                spare_expired=time.monotonic() < self._patient_until,
+            )
         if taken:
             log.info("jobs taken back", extra={"jobs": taken})
 

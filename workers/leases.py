@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
+from datetime import timedelta
 from types import TracebackType
 
 from sqlalchemy.exc import DBAPIError
 
 from persyn import queue
 from persyn.db.connect import Database
+from persyn.errors import shorten
 from persyn.queue import Claim
 
 log = logging.getLogger(__name__)
 
 
 class Leases:
-    """The jobs this process holds. A job that was taken away, or could not be renewed for a whole lease, is lost."""
+    """The jobs this process holds; one that was taken away is lost.
 
-    def __init__(self, database: Database) -> None:
+    While the database is away nothing is lost yet: nobody can take anything either, and if somebody
+    did when it came back, the fence refuses what is written here.
+    """
+
+    def __init__(self, database: Database, lease: timedelta) -> None:
         self._database = database
+        self._lease = lease
         self._lock = threading.Lock()
         self._held: dict[int, int] = {}
         self._lost: set[int] = set()
-        self._renewed_at = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
 
@@ -58,20 +63,18 @@ class Leases:
         with self._lock:
             held = dict(self._held)
         if not held:
-            self._renewed_at = time.monotonic()
             return
         try:
             with self._database.write() as session:
-                gone = queue.extend(session, held)
-            self._renewed_at = time.monotonic()
+                gone = queue.extend(session, held, lease=self._lease)
         except DBAPIError as error:
-            log.warning("a heartbeat could not be written", extra={"error": str(error.orig)})
-            gone = set(held) if time.monotonic() - self._renewed_at > queue.LEASE.total_seconds() else set()
+            log.warning("a heartbeat could not be written", extra={"error": shorten(str(error.orig))})
+            return
         with self._lock:
             self._lost |= {job_id for job_id in gone if self._held.get(job_id) == held[job_id]}
             for job_id in self._lost:
                 self._held.pop(job_id, None)
 
     def _run(self) -> None:
-        while not self._over.wait(queue.BEAT.total_seconds()):
+        while not self._over.wait(self._lease.total_seconds() / queue.BEATS):
             self.beat()

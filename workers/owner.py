@@ -29,16 +29,25 @@ def _is_alive(owner: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in milliseconds; "" when there is none. A process id that is used again is another time."""
+    """When a process began; "" when there is none. A process id that is used again is another time.
+
+    In ticks since the boot where the kernel tells: a time of day would move when the clock is set.
+    """
     try:
         process = psutil.Process(pid)
-        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time() * 1000:.0f}"
-    except psutil.NoSuchProcess:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        stat = Path(f"/proc/{pid}/stat")
+        # The 22nd field; the second, the program's name, may hold blanks and brackets.
+        return stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else f"{process.create_time():.3f}"
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return ""
 
 
 def _machine() -> str:
-    """This host; in a container also which one, since process ids mean nothing across them."""
-    namespace = Path("/proc/self/ns/pid")
-    inode = f".{namespace.stat().st_ino}" if namespace.exists() else ""
-    return f"{socket.gethostname()}{inode}"
+    """This host since its boot; in a container also which one, since process ids mean nothing across them."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    parts = [socket.gethostname()]
+    parts += [boot.read_text()[:8]] if boot.exists() else []
+    parts += [str(namespace.stat().st_ino)] if namespace.exists() else []
+    return ".".join(parts)

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import kombu.exceptions
 from celery import Celery, signals
 from celery.worker import state
 from sqlalchemy.exc import DBAPIError
 
 from persyn import queue
 from persyn.db.connect import Database
+from persyn.errors import shorten
 from persyn.settings import Settings
 from workers import app as celery_app
 from workers import logs
@@ -43,7 +43,13 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
         if not isinstance(job_id, int):
             raise TypeError(f"a job's id is a number, got {type(job_id).__name__}")
         log.debug("woken", extra={"job": job_id})
-        worker.work()
+        try:
+            worker.work()
+        except Exception:
+            # Whatever it was, what is held here is given back by ending; whoever supervises starts it anew.
+            log.exception("a worker cannot go on")
+            worker.stop.set()
+            state.should_stop = 1
 
     def end(number: int, frame: FrameType | None) -> None:
         worker.stop.set()
@@ -85,8 +91,8 @@ def _listening(app: Celery, database: Database, hostname: str, reach: Reach) -> 
         while not over.wait(_LOOK_SECONDS):
             try:
                 heard = _subscribe(app, database, hostname, reach, heard)
-            except (DBAPIError, kombu.exceptions.OperationalError, OSError) as error:
-                log.warning("broker or database away", extra={"error": str(error)})
+            except (DBAPIError, *celery_app.AWAY) as error:
+                log.warning("broker or database away", extra={"error": shorten(str(error))})
 
     thread = threading.Thread(target=look, daemon=True, name="queues")
     thread.start()

@@ -33,6 +33,11 @@ class Suspicion:
         if not self._suspects:
             self._deaths, self._limit = 0, None
 
+    def forget(self, job_id: int) -> None:
+        """A job is gone, and its requests with it."""
+        for key in [key for key in self._suspects if key[0] == job_id]:
+            self.finished(key)
+
     def died(self, flying: Collection[Key]) -> Key | None:
         """An engine died with these requests in hand; the guilty one, when it was alone a second time."""
         self._deaths += 1

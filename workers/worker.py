@@ -15,6 +15,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
 
@@ -27,12 +28,12 @@ from persyn import pipeline, queue
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState
-from persyn.errors import EngineError, PersynError
+from persyn.errors import EngineError, PersynError, shorten
 from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import Failed, ModelSpec, Request, Result
 from persyn.queue import Claim
 from persyn.settings import Settings
-from persyn.stages.batch import Done
+from persyn.stages.batch import Batch, Done
 from workers import affinity, owner
 from workers.affinity import Reach
 from workers.leases import Leases
@@ -47,7 +48,7 @@ _IDLE_SECONDS = 0.5
 #: How long a worker leaves a queue to others whose model did not load here.
 _AVOID_SECONDS = 600.0
 #: How long a database that does not answer is waited for.
-_OUTAGE_SECONDS = 300
+_OUTAGE_SECONDS = 900
 
 
 class Listener:
@@ -112,7 +113,8 @@ class Worker:
         self._run_id = run_id
         self._reach = reach
         self._listener = listener or Listener()
-        self._leases = Leases(database)
+        self._lease = timedelta(seconds=settings.lease_seconds)
+        self._leases = Leases(database, self._lease)
         self._host: Host | None = None
         self._queue: str | None = None
         self._is_loading = False
@@ -145,10 +147,10 @@ class Worker:
         The model stays loaded; leaving the worker, as a context, gives back what is open and ends it.
         """
         found = False
-        while not self.stop.is_set() and (job := self._outlasting(self._choose)) is not None:
+        while not self.stop.is_set() and (claim := self._outlasting(self._choose)) is not None:
             found = True
-            self._queue = job.claim.queue
-            self._take(job)
+            self._queue = claim.queue
+            self._open(claim)
             self._drain()
         return found
 
@@ -159,14 +161,14 @@ class Worker:
                 return queue.is_drained(session)
             return session.get_one(Run, self._run_id).state is not RunState.RUNNING
 
-    def _choose(self) -> _OpenJob | None:
+    def _choose(self) -> Claim | None:
         """The first job of the queue to work now; None when nothing can be had."""
         with self._database.write() as session:
             queue.take_turns(session)
             backlogs = queue.backlogs(session, run_id=self._run_id, besides=self.owner)
             for name in affinity.order(backlogs, self._queue, self._reach):
-                if not self._is_avoided(name) and (job := self._claim(session, name)) is not None:
-                    return job
+                if not self._is_avoided(name) and (claim := self._claim(session, name)) is not None:
+                    return claim
         return None
 
     def _is_avoided(self, name: str) -> bool:
@@ -185,30 +187,39 @@ class Worker:
     def _open_jobs(self) -> None:
         """Claim jobs while the engine could hold more than what is at hand, so that it never runs dry between two."""
         while self._at_hand() < self._window() and not self.stop.is_set():
-            job = self._outlasting(self._claim_next)
-            if job is None:
+            claim = self._outlasting(self._claim_next)
+            if claim is None:
                 return
-            self._take(job)
+            self._open(claim)
 
-    def _claim_next(self) -> _OpenJob | None:
+    def _claim_next(self) -> Claim | None:
         assert self._queue is not None
         if self._is_avoided(self._queue):
             return None
         with self._database.write() as session:
             return self._claim(session, self._queue)
 
-    def _claim(self, session: Session, name: str) -> _OpenJob | None:
-        claim = queue.claim(session, owner=self.owner, queue=name, run_id=self._run_id)
-        if claim is None:
-            return None
-        batch = pipeline.STAGES[claim.stage].load(session, claim)
-        return _OpenJob(claim, batch.spec, deque(batch.requests))
+    def _claim(self, session: Session, name: str) -> Claim | None:
+        return queue.claim(session, owner=self.owner, queue=name, run_id=self._run_id, lease=self._lease)
 
-    def _take(self, job: _OpenJob) -> None:
-        self._jobs[job.claim.id] = job
-        self._leases.add(job.claim)
+    def _open(self, claim: Claim) -> None:
+        """Load what a claimed job asks; one that cannot be loaded has failed an attempt."""
+        self._leases.add(claim)
+        try:
+            batch = self._outlasting(lambda: self._load(claim))
+        except OperationalError:
+            raise
+        except Exception as error:
+            log.exception("a job cannot be loaded", extra={"job": claim.id})
+            self._fail(claim, _reason(error))
+            return
+        job = self._jobs[claim.id] = _OpenJob(claim, batch.spec, deque(batch.requests))
         if not job.left:
             self._save(job, [])
+
+    def _load(self, claim: Claim) -> Batch:
+        with self._database.read() as session:
+            return pipeline.STAGES[claim.stage].load(session, claim)
 
     def _feed(self) -> None:
         host = self._host_for(next(iter(self._jobs.values())).spec)
@@ -269,14 +280,21 @@ class Worker:
         job.left -= len(done)
         try:
             is_held = self._outlasting(lambda: self._write(job, done))
+        except OperationalError:
+            raise
         except PersynError as error:
-            self._fail(job, str(error), is_final=True)
+            self._fail(job.claim, str(error), is_final=True)
+            return
+        except Exception as error:
+            # Of one job: what a database does not take must not end the worker, and the next one, and the next.
+            log.exception("results cannot be saved", extra={"job": job.claim.id})
+            self._fail(job.claim, _reason(error))
             return
         if not is_held:
             self._let_go(job)
             return
         if not job.left:
-            self._forget(job)
+            self._forget(job.claim)
         failed = sum(isinstance(item.result, Failed) for item in done)
         self._listener.saved(job.claim.stage, len(done) - failed, failed)
 
@@ -284,7 +302,8 @@ class Worker:
         """Write some results of a job and, with the last, its end and what follows; False when it is not held."""
         claim = job.claim
         with self._database.write() as session:
-            if not queue.hold(session, claim):
+            is_progress = any(not isinstance(item.result, Failed) for item in done)
+            if not queue.hold(session, claim, lease=self._lease, is_progress=is_progress):
                 return False
             pipeline.STAGES[claim.stage].save(session, claim, done)
             if not job.left:
@@ -295,8 +314,8 @@ class Worker:
     def _bury(self, reason: str) -> None:
         """An engine died: its requests are asked again, of a new one, unless one of them is what kills it."""
         was_loaded = self._host is not None and self._host.loaded is not None
+        flying = list(self._flying.values())
         self._close_host()
-        flying, self._flying = list(self._flying.values()), {}
         if not was_loaded:
             self._fail_jobs(f"the model did not load: {reason}", did_load=False)
             return
@@ -311,25 +330,24 @@ class Worker:
                 self._save(flight.job, [Done(flight.request, failure, flight.job.spec.engine)])
 
     def _fail_jobs(self, reason: str, *, did_load: bool) -> None:
-        self._flying = {}
         if not did_load and self._queue is not None:
             # Another worker may have the memory or the files; alone, a moment is all that can be waited for.
             seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
             self._avoided[self._queue] = time.monotonic() + seconds
             log.error("a model did not load", extra={"queue": self._queue, "reason": reason})
         for job in list(self._jobs.values()):
-            self._fail(job, reason, did_load=did_load)
+            self._fail(job.claim, reason, did_load=did_load)
 
-    def _fail(self, job: _OpenJob, reason: str, *, is_final: bool = False, did_load: bool = True) -> None:
-        self._forget(job)
+    def _fail(self, claim: Claim, reason: str, *, is_final: bool = False, did_load: bool = True) -> None:
+        self._forget(claim)
 
         def write() -> None:
             with self._database.write() as session:
-                state = queue.fail(session, job.claim, reason, owner=self.owner, is_final=is_final)
+                state = queue.fail(session, claim, reason, owner=self.owner, is_final=is_final)
                 if state is JobState.FAILED:
                     if not did_load:
-                        queue.fail_waiting(session, job.claim, reason, owner=self.owner)
-                    pipeline.advance(session, job.claim.run_id, actor=self.owner)
+                        queue.fail_waiting(session, claim, reason, owner=self.owner)
+                    pipeline.advance(session, claim.run_id, actor=self.owner)
 
         self._outlasting(write)
 
@@ -341,7 +359,7 @@ class Worker:
 
     def _let_go(self, job: _OpenJob) -> None:
         """Stop work on a job that may not be written any more; one that was cancelled ends here."""
-        self._forget(job)
+        self._forget(job.claim)
 
         def write() -> None:
             with self._database.write() as session:
@@ -350,9 +368,10 @@ class Worker:
 
         self._outlasting(write)
 
-    def _forget(self, job: _OpenJob) -> None:
-        self._leases.remove(job.claim)
-        del self._jobs[job.claim.id]
+    def _forget(self, claim: Claim) -> None:
+        self._leases.remove(claim)
+        self._jobs.pop(claim.id, None)
+        self._suspicion.forget(claim.id)
 
     def _leave(self) -> None:
         """Write what has arrived, give unfinished jobs back, end the engine."""
@@ -362,7 +381,7 @@ class Worker:
                     self._land(results)
         self._close_host()
         for job in list(self._jobs.values()):
-            self._forget(job)
+            self._forget(job.claim)
             with self._database.write() as session:
                 queue.release(session, job.claim, owner=self.owner)
 
@@ -382,6 +401,8 @@ class Worker:
         return self._host
 
     def _close_host(self) -> None:
+        """End the engine; nobody waits any more for what it was computing."""
+        self._flying = {}
         if self._host is not None:
             self._host.close()
             self._host = None
@@ -397,8 +418,12 @@ class Worker:
         """Try a transaction again while the database does not answer; each commits whole or not at all."""
         retrying = Retrying(
             retry=retry_if_exception_type(OperationalError),
-            wait=wait_exponential(max=15),
+            wait=wait_exponential(multiplier=0.2, max=15),
             stop=stop_after_delay(_OUTAGE_SECONDS),
             reraise=True,
         )
         return retrying(transaction)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {shorten(str(getattr(error, 'orig', None) or error))}"

@@ -20,7 +20,17 @@ from sqlalchemy.orm import Session
 from persyn.errors import UsageError
 
 _BUSY_SECONDS = 30
-_JSON: dict[str, Any] = {
+#: A peer that vanished without a word is noticed within a minute, on both sides: the server's locks go with it.
+_ALIVE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+    "options": "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
+}
+_COMMON: dict[str, Any] = {
+    "hide_parameters": True,  # errors are logged; prompts and responses are not
     "json_serializer": lambda value: msgspec.json.encode(value).decode(),
     "json_deserializer": msgspec.json.decode,
 }
@@ -38,7 +48,7 @@ class Database:
             self.engine = _sqlite(self.url, begin="BEGIN IMMEDIATE", query_only=False)
             self._reader = _sqlite(self.url, begin="BEGIN", query_only=True)
         else:
-            self.engine = create_engine(self.url, pool_pre_ping=True, **_JSON)
+            self.engine = create_engine(self.url, pool_pre_ping=True, connect_args=_ALIVE, **_COMMON)
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
@@ -154,7 +164,7 @@ def _sqlite(url: URL, *, begin: str, query_only: bool) -> Engine:
 
     Writers begin IMMEDIATE: one that read first and wrote later would fail at once, however long it is ready to wait.
     """
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, **_JSON)
+    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, **_COMMON)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from persyn.errors import shorten
 from persyn.llm import generation
 from persyn.llm.protocols import Generate, Generated, Result
 
@@ -92,11 +93,11 @@ def read(request_id: int, answer: bytes, seconds: float) -> Result:
         completion = _decode(answer)
         choice = completion.choices[0]
     except (msgspec.DecodeError, IndexError) as error:
-        raise Never(f"server_error: no chat completion in the answer: {generation.shorten(str(error))}") from error
+        raise Never(f"server_error: no chat completion in the answer: {shorten(str(error))}") from error
     if choice.finish_reason == "content_filter":
         raise Never("refused: content filter")
     if choice.message.refusal:
-        raise Never(f"refused: {generation.shorten(choice.message.refusal)}")
+        raise Never(f"refused: {shorten(choice.message.refusal)}")
     usage = completion.usage or _Usage()
     return generation.conclude(
         Generated(

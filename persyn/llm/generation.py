@@ -10,11 +10,9 @@ from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
+from persyn.errors import shorten
 from persyn.llm.chat import PLAIN_STOP, Chat
 from persyn.llm.protocols import Failed, Generate, Generated, Sampling
-
-#: Error texts of others are cut to this length in a reason.
-_REASON_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +50,11 @@ def refuse(request: Generate, why: str) -> Failed:
 
 
 def conclude(result: Generated) -> Generated | Failed:
-    """The result with its text stripped; `empty` when nothing is left of it."""
-    text = result.text.strip()
+    """The result with its text stripped; `empty` when nothing is left of it.
+
+    A NUL, which PostgreSQL's text cannot hold, is replaced.
+    """
+    text = result.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
     if not text:
         return Failed(result.id, f"empty: finished by {result.finish_reason} without any text")
     return Generated(
@@ -75,9 +76,3 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text up to the first stop text, and whether there was one."""
     found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
     return (text[: min(found)], True) if found else (text, False)
-
-
-def shorten(text: str) -> str:
-    """One line of bounded length, for a reason."""
-    line = " ".join(text.split())
-    return line if len(line) <= _REASON_CHARS else f"{line[: _REASON_CHARS - 1]}…"

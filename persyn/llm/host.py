@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -84,11 +85,12 @@ class Host:
         devices: str | None = None,
     ) -> None:
         self.spec = spec
-        self.log = home / "logs" / f"{spec.engine}-{os.getpid()}.log"
+        self.log = home / "logs" / f"{spec.engine}-{uuid.uuid4().hex[:12]}.log"
         self.loaded: Loaded | None = None
         self._limits = (load_seconds, stall_seconds)
         self._inbox: queue.SimpleQueue[_Up | None] = queue.SimpleQueue()
         self._heard_at = time.monotonic()
+        self._broken: str | None = None
         self._devices = devices.split(",") if devices else []
         self._used_mib = gpus.used_mib(self._devices) if self._devices else None
         self._child, self._down, up = _spawn(home, self.log, devices)
@@ -113,14 +115,17 @@ class Host:
         """
         results: list[Result] = []
         wait = timeout
-        while (message := self._next(wait)) is not None:
+        while (message := self._next(wait, has_results=bool(results))) is not None:
             if isinstance(message, Loaded):
                 self.loaded = message
             elif isinstance(message, Broken):
-                raise EngineError(message.reason)
+                self._broken = message.reason
+                break
             else:
                 results += message.results
             wait = 0.0
+        if self._broken is not None and not results:
+            raise EngineError(self._broken)
         return results
 
     def close(self) -> None:
@@ -133,7 +138,8 @@ class Host:
         if self._used_mib is not None:
             gpus.await_free(self._devices, self._used_mib + _SLACK_MIB, _FREE_SECONDS)
 
-    def _next(self, wait: float) -> _Up | None:
+    def _next(self, wait: float, *, has_results: bool) -> _Up | None:
+        """The next message, if there is one; an end is told only when there are no results that it would take along."""
         try:
             message = self._inbox.get(timeout=wait) if wait > 0 else self._inbox.get_nowait()
         except queue.Empty:
@@ -141,6 +147,8 @@ class Host:
             return None
         if message is None:
             self._inbox.put(None)  # whoever asks again is told again
+            if has_results:
+                return None
             raise HostDied(f"{self._ending()}; {self._last_words()}")
         self._heard_at = time.monotonic()
         return message

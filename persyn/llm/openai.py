@@ -18,8 +18,8 @@ import aiohttp
 from msgspec import Meta, Struct
 from yarl import URL
 
-from persyn.errors import EngineError
-from persyn.llm import chat_completions, generation, options
+from persyn.errors import EngineError, shorten
+from persyn.llm import chat_completions, options
 from persyn.llm.chat_completions import Again, Never
 from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick
 
@@ -98,6 +98,8 @@ class OpenAI:
         self._error: BaseException | None = None
         self._resume_at = 0.0
         self._unanswered = 0
+        #: Failed because the server did not answer: whether it is the requests' fault shows when it answers others.
+        self._doubtful: list[Result] = []
         self.pending = 0
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -119,6 +121,8 @@ class OpenAI:
             alarm.cancel()
         if self._error is not None and not self._finished:
             raise self._error
+        if not self._backlog and not self._workers:
+            self._settle()
         results, self._finished = self._finished, []
         self.pending -= len(results)
         return results
@@ -138,8 +142,13 @@ class OpenAI:
         while self._backlog and self._error is None:
             result = await self._serve(self._backlog.popleft())
             # Looked up after the wait: `step` puts a new list in place of the one it returns.
-            self._finished.append(result)
+            if result is not None:
+                self._finished.append(result)
             self._loop.stop()
+
+    def _settle(self) -> None:
+        self._finished += self._doubtful
+        self._doubtful = []
 
     def _end(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
@@ -147,7 +156,8 @@ class OpenAI:
             self._error = self._error or error
             self._loop.stop()
 
-    async def _serve(self, request: Generate) -> Result:
+    async def _serve(self, request: Generate) -> Result | None:
+        """The request's result; None while it is doubtful."""
         began = time.perf_counter()
         try:
             answer = await self._ask_patiently(
@@ -157,17 +167,19 @@ class OpenAI:
         except Never as never:
             result = Failed(request.id, str(never))
         except Again as again:
-            return self._give_up(request, again)
+            self._give_up(request, again)
+            return None
         self._unanswered = 0
+        self._settle()
         return result
 
-    def _give_up(self, request: Generate, again: Again) -> Failed:
+    def _give_up(self, request: Generate, again: Again) -> None:
         if again.is_absent:
             raise EngineError(f"no server at {self._url}: {again}; check that it runs and base_url")
         self._unanswered += 1
         if self._unanswered > _GIVE_UP_AFTER:
             raise EngineError(f"{self._unanswered} requests in a row got no answer from {self._url}: {again}")
-        return Failed(request.id, f"server_error: {again}")
+        self._doubtful.append(Failed(request.id, f"server_error: {again}"))
 
     async def _ask_patiently(self, body: bytes) -> bytes:
         for attempt in range(self._options.max_retries):
@@ -206,7 +218,7 @@ class OpenAI:
 
     def _clean(self, text: str) -> str:
         """Another's words, bounded, and without the key should they repeat it."""
-        return generation.shorten(text.replace(self._key, "[key]") if self._key else text)
+        return shorten(text.replace(self._key, "[key]") if self._key else text)
 
 
 async def _open(key: str | None, timeout_seconds: float) -> aiohttp.ClientSession:

@@ -38,7 +38,10 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     chosen = options.decode(spec, Options)
     refuse_several_gpus(spec)
     if chosen.sha256 is not None and (found := checkpoint.sha256(Path(spec.model))) != chosen.sha256:
-        raise EngineError(f"the router in {spec.model!r} has sha256 {found}, not {chosen.sha256}: fit it again")
+        raise EngineError(
+            f"the router in {spec.model!r} is gone or changed (sha256 {found}, not {chosen.sha256}): "
+            "restore the folder, or start a run with another seed, which fits one of its own"
+        )
     tick()
     router, reader = checkpoint.read(spec, precision(spec, chosen.dtype))
     batch_tokens = scoring.batch_tokens(spec, scoring.Options(batch_tokens=chosen.batch_tokens))

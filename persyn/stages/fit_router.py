@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from persyn import rewards
 from persyn.config import thaw
 from persyn.db import bulk, grid
-from persyn.db.catalog import Prompt, Run
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.results import Router
 from persyn.errors import EngineError
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
@@ -49,7 +49,9 @@ def _fit(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
     prompts = {
         prompt.id: prompt
         for prompt in session.execute(
-            select(Prompt.id, Prompt.text, Prompt.history).where(Prompt.id.in_(cells.prompt_ids.tolist()))
+            select(Prompt.id, Prompt.text, Prompt.history)
+            .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
+            .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
         )
     }
     fit = Fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,8 +102,11 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
     }
     if isinstance(item.result, Failed):
         row["failure"] = item.result.reason
+        return row
+    assert isinstance(item.result, Judged)
+    if not math.isfinite(item.result.value):
+        row["failure"] = f"not_finite: the score is {item.result.value}"
     else:
-        assert isinstance(item.result, Judged)
         row["value"] = item.result.value
         row["n_tokens"] = item.result.n_tokens
         row["detail"] = {"engine": item.engine, **item.result.detail}

@@ -279,11 +279,20 @@ def test_no_server_ends_the_engine(connect: Connect) -> None:
         answer(connect(base_url=f"http://127.0.0.1:{port}/v1", max_retries=1), ask())
 
 
-def test_an_outage_ends_the_engine_before_it_fails_every_prompt(server: Server, connect: Connect) -> None:
+def test_an_outage_ends_the_engine_and_fails_no_prompt(server: Server, connect: Connect) -> None:
     server.reply = lambda n: error(503, "down")
     engine = connect(concurrency=2, max_retries=0)
 
     with pytest.raises(EngineError, match="17 requests in a row got no answer"):
         answer(engine, *[ask(i) for i in range(100)])
 
-    assert engine.pending == 100 - 16
+    assert engine.pending == 100
+
+
+def test_a_request_that_never_gets_an_answer_fails_when_others_do(server: Server, connect: Connect) -> None:
+    server.reply = lambda n: error(503, "down") if n <= 3 else completion("here")
+    engine = connect(concurrency=1, max_retries=0)
+
+    found = {result.id: result for result in answer(engine, *[ask(i) for i in range(5)])}
+
+    assert [isinstance(found[i], Failed) for i in range(5)] == [True] * 3 + [False] * 2

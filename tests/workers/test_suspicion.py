@@ -28,6 +28,15 @@ def test_a_request_alone_at_the_first_death_is_tried_again() -> None:
     assert suspicion.died([(1, 7)]) == (1, 7)
 
 
+def test_the_requests_of_a_job_that_is_gone_are_under_no_suspicion() -> None:
+    suspicion = Suspicion()
+    for _ in range(2):
+        suspicion.died([(1, n) for n in range(64)])
+    suspicion.forget(1)
+    assert suspicion.limit(64) == 64
+    assert suspicion.died([(2, 0)]) is None
+
+
 def test_when_all_suspects_are_cleared_the_window_is_whole_again() -> None:
     suspicion = Suspicion()
     suspicion.died([(1, 1), (1, 2)])

@@ -255,6 +255,23 @@ def test_a_cancelled_run_stops_and_can_go_on(database: Database, tmp_path: Path)
     require_complete(database, run_id)
 
 
+def test_a_run_cancelled_with_requests_in_flight_does_not_hold_up_the_next(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    first = start(database, tmp_path / "first", name="first", options={"latency_seconds": 0.5, "concurrency": 32})
+    second = start(database, tmp_path / "second", name="second", options={"concurrency": 1})
+
+    def cancel(stage: str) -> None:
+        with database.write() as session:
+            pipeline.cancel(session, session.get_one(Run, first), actor="me")
+
+    settings = Settings(str(database.url), tmp_path, stall_seconds=60)
+    Worker(database, settings, listener=Watching(cancel)).run()
+
+    assert run_of(database, first).state is RunState.CANCELLED
+    require_complete(database, second)
+
+
 def test_a_job_that_is_taken_back_is_planned_again(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, options={"latency_seconds": 0.02, "concurrency": 2})
     taken: list[int] = []

