@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix format lint types imports constraints clean
+.PHONY: help demo chaos test check fix format lint types imports constraints clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,6 +12,9 @@ help: ## Show this list
 
 demo: .venv/.demo $(if $(filter vllm,$(ENGINE)),.venv/.vllm) ## The whole job on two small real models; ENGINE=transformers or vllm
 	$(BIN)/python -m demo $(ENGINE)
+
+chaos: .venv/.dev ## A cluster that is hurt while it works, 5,000 prompts a round; SEED=1 ROUNDS=1
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1)
 
 test: .venv/.dev .venv/.vllm ## All tests: real models, real vLLM, real PostgreSQL
 	$(BIN)/python -m pytest -q

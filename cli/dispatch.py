@@ -22,7 +22,7 @@ def dispatch() -> None:
 
     logs.to_json()
     settings = Settings.from_environment()
-    with store() as database:
+    with store(patient=True) as database:
         dispatcher = Dispatcher(database, app.make(broker(settings)), lease_seconds=settings.lease_seconds)
 
         def stop(*_: Any) -> None:

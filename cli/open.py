@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,21 +17,35 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
-from persyn.errors import UsageError
+from persyn.errors import StoreAway, UsageError
 from persyn.settings import Settings
+
+log = logging.getLogger(__name__)
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 @contextmanager
-def store() -> Iterator[Database]:
-    """The store of the environment; `UsageError` when it is not at this code's revision."""
+def store(*, patient: bool = False) -> Iterator[Database]:
+    """The store of the environment; `UsageError` when it is not at this code's revision.
+
+    patient: one that does not answer is waited for, as whoever is started with it must.
+    """
     database = Database(Settings.from_environment().database_url)
     try:
-        database.require_head()
+        if patient:
+            waiting = Retrying(
+                retry=retry_if_exception_type(StoreAway),
+                wait=wait_exponential(multiplier=0.5, max=15),
+                before_sleep=lambda tried: log.warning("the database is away", extra={"tries": tried.attempt_number}),
+            )
+            waiting(database.require_head)
+        else:
+            database.require_head()
         yield database
     finally:
         database.close()

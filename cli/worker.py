@@ -32,12 +32,14 @@ def worker(gpus: str, models: str, name: str | None, slots: str | None) -> None:
     """
     if slots:
         sys.exit(_one_for_each(gpu_list.ids(), models))
+    from workers import logs
     from workers.affinity import Reach
     from workers.serve import serve
 
+    logs.to_json()
     settings = Settings.from_environment()
     reach = Reach(_ids(gpus), tuple(models.split(",")) if models else ())
-    with store() as database:
+    with store(patient=True) as database:
         serve(database, settings, broker(settings), reach, name or _default_name(reach.gpus or ()))
 
 

@@ -9,6 +9,10 @@ class UsageError(PersynError):
     """What was asked for cannot be done as asked: a bad run file, a missing file, an unknown name."""
 
 
+class StoreAway(UsageError):
+    """The database does not answer: its address is wrong, or it is not up yet."""
+
+
 class EngineError(PersynError):
     """A model could not be loaded, or its engine failed as a whole; the job is tried again, then fails."""
 

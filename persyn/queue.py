@@ -194,6 +194,24 @@ def release(session: Session, job: Claim, *, owner: str) -> bool:
     return _end(session, job, JobState.QUEUED, owner, {"attempts": attempts})
 
 
+def release_unknown(session: Session, *, owner: str, known: Collection[int]) -> int:
+    """Give back what an owner holds and does not know of: jobs whose claim was committed, and the answer lost.
+
+    Returns how many.
+    """
+    attempts = case((Job.attempts > 0, Job.attempts - 1), else_=0)
+    released = session.execute(
+        update(Job)
+        .where(Job.owner == owner, Job.state == JobState.RUNNING, Job.id.not_in(known))
+        .values(state=JobState.QUEUED, lease_until=null(), attempts=attempts)
+        .returning(Job.id, Job.run_id, Job.fence)
+        .execution_options(synchronize_session=False)
+    ).all()
+    reason = {"reason": "claim not confirmed"}
+    bulk.insert_new(session, Event, [_event(job, JobState.QUEUED, owner, reason) for job in released])
+    return len(released)
+
+
 def stop_cancelled(session: Session, job: Claim, *, owner: str) -> bool:
     """End a job whose cancellation was asked for, by its holder; False when it was not, or is held no more."""
     asked = select(Job.id).where(Job.id == job.id, Job.cancel_requested)

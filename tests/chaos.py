@@ -276,6 +276,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=5_000)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever was started is ended on the way out
     failed = False
     for seed in range(options.seed, options.seed + options.rounds):
         outcome = round_of(seed, options.prompts)

@@ -178,6 +178,17 @@ def test_a_backlog_counts_what_is_due_and_who_works_on_it(database: Database) ->
         assert queue.backlogs(session, besides="b")[0].workers == 1
 
 
+def test_a_claim_whose_answer_was_lost_is_given_back_by_its_owner(database: Database) -> None:
+    add_jobs(database, 3)
+    known, unknown = claim(database), claim(database)
+    claim(database, "b")
+    with database.write() as session:
+        assert queue.release_unknown(session, owner="a", known=[known.id]) == 1
+    assert states(database) == [JobState.RUNNING, JobState.QUEUED, JobState.RUNNING]
+    again = claim(database)
+    assert (again.id, again.attempts, again.fence) == (unknown.id, 1, 2)
+
+
 def test_a_lost_job_whose_cancellation_was_asked_for_is_cancelled(database: Database) -> None:
     add_jobs(database)
     job = claim(database)

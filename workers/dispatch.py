@@ -47,6 +47,7 @@ class Dispatcher:
         self._wait = TICK_SECONDS
         self._failures = 0
         self._lease_seconds = lease_seconds
+        self._was_away = False
         self._patient_until = 0.0
 
     def run(self) -> None:
@@ -62,12 +63,14 @@ class Dispatcher:
         """Take back lost jobs and ring for waiting ones, if this dispatcher leads. Raises nothing that time mends."""
         try:
             if self._leads():
+                if self._was_away:
+                    self._patient_until, self._was_away = time.monotonic() + self._lease_seconds, False
                 self._sweep()
                 self._ring()
             self._wait, self._failures = TICK_SECONDS, 0
         except DBAPIError as error:
             self._resign()
-            self._patient_until = time.monotonic() + self._lease_seconds
+            self._was_away = True
             self._back_off("the database is away", error.orig)
         except celery_app.AWAY as error:
             self._back_off("the broker is away", error)

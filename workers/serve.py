@@ -23,7 +23,6 @@ from persyn.db.connect import Database
 from persyn.errors import shorten
 from persyn.settings import Settings
 from workers import app as celery_app
-from workers import logs
 from workers.affinity import Reach
 from workers.worker import Worker
 
@@ -63,7 +62,6 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
 
     signals.worker_ready.connect(be_ready, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)
-    logs.to_json()
     with worker, _listening(app, database, hostname, reach):
         app.Worker(
             hostname=hostname,

@@ -165,6 +165,7 @@ class Worker:
         """The first job of the queue to work now; None when nothing can be had."""
         with self._database.write() as session:
             queue.take_turns(session)
+            queue.release_unknown(session, owner=self.owner, known=self._jobs)
             backlogs = queue.backlogs(session, run_id=self._run_id, besides=self.owner)
             for name in affinity.order(backlogs, self._queue, self._reach):
                 if not self._is_avoided(name) and (claim := self._claim(session, name)) is not None:

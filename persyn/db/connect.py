@@ -17,7 +17,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
-from persyn.errors import UsageError
+from persyn.errors import StoreAway, UsageError
 
 _BUSY_SECONDS = 30
 #: A peer that vanished without a word is noticed within a minute, on both sides: the server's locks go with it.
@@ -109,7 +109,7 @@ class Database:
         except DBAPIError as error:
             place = self.url.render_as_string(hide_password=True)
             reason = " ".join(str(error.orig).split())
-            raise UsageError(f"cannot open the database {place}: {reason}; check PERSYN_DATABASE_URL") from error
+            raise StoreAway(f"cannot open the database {place}: {reason}; check PERSYN_DATABASE_URL") from error
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
