@@ -26,6 +26,7 @@ from persyn.db.connect import Database
 from persyn.errors import PersynError
 from persyn.settings import Settings
 from persyn.stages import export
+from persyn.stages.start import find, identities
 from workers.worker import Worker
 
 #: Between two looks at a run that others work.
@@ -43,8 +44,12 @@ def start(config: Path) -> None:
     """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was."""
     wanted = run_file.read(config)
     with store() as database:
+        with database.read() as session:
+            is_new = find(session, wanted) is None
+        # Looking at models may take minutes; others write to the store meanwhile.
+        known = identities(wanted) if is_new else {}
         with counting_rows() as count, database.write() as session:
-            run_id = pipeline.start_run(session, wanted, actor=actor(), on_rows=count).id
+            run_id = pipeline.start_run(session, wanted, actor=actor(), known=known, on_rows=count).id
         _work(database, run_id)
 
 

@@ -49,16 +49,25 @@ _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
 
 
-def start_run(session: Session, config: RunConfig, *, actor: str, on_rows: Callable[[int], None] | None = None) -> Run:
+def start_run(
+    session: Session,
+    config: RunConfig,
+    *,
+    actor: str,
+    known: start.Identities | None = None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Run:
     """The run of this configuration: found, or made with its prompts and its first jobs.
 
     Started twice, it is the same run. Raises `UsageError` when the name is taken by another
     configuration, a model does not exist, or a prompt file has a bad row; then nothing is written.
+
+    known:   `start.identities` of the configuration, found out before the transaction, which they may outlast.
     on_rows: called now and then with the number of prompt rows read.
     """
     if (found := start.find(session, config)) is not None:
         return found
-    run = start.create(session, config, stage=_ORDER[0])
+    run = start.create(session, config, start.identities(config) if known is None else known, stage=_ORDER[0])
     ingest.add_to_run(session, run.id, [Path(file) for file in config.prompts.file], progress=on_rows)
     ingest.draw(session, run.id, calibration=config.run.calibration, holdout=config.n_holdout, seed=config.run.seed)
     _note(session, run, actor, None, RunState.RUNNING, {"stage": run.stage})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import msgspec
 from sqlalchemy import select
@@ -16,6 +17,9 @@ from persyn.db.catalog import Run, RunTeacher, Scorer, Student, Teacher
 from persyn.errors import UsageError
 from persyn.llm.identity import UNKNOWN, Identity, identify
 
+Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
+#: Engines whose model lies here, where it can be looked at.
+_LOADED = ("vllm", "transformers")
 _DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out")
 
 
@@ -31,9 +35,22 @@ def find(session: Session, config: RunConfig) -> Run | None:
     return run
 
 
-def create(session: Session, config: RunConfig, *, stage: str) -> Run:
-    """Register a run and its models, without prompts yet. Raises `UsageError` for a model that is not there."""
-    student = _student(session, config.student)
+def identities(config: RunConfig) -> Identities:
+    """What a run's models are, by (model, revision): a hub may be asked, and large files read.
+
+    Raises `UsageError` for a model that is not there.
+    """
+    tables = [(table.model, table.revision) for table in config.teachers if table.engine in _LOADED]
+    if config.student.engine != "fake":
+        tables.append((config.student.model, config.student.revision))
+    if config.quality.kind == "reward_model":
+        tables.append((config.quality.model, config.quality.revision))
+    return {table: identify(*table) for table in dict.fromkeys(tables)}
+
+
+def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:
+    """Register a run and its models, without prompts yet."""
+    student = _student(session, config.student, known)
     run = Run(
         name=config.run.name,
         stage=stage,
@@ -41,26 +58,26 @@ def create(session: Session, config: RunConfig, *, stage: str) -> Run:
         config_hash=config.digest(),
         seed=config.run.seed,
         student_id=student.id,
-        quality_scorer_id=_quality(session, config.quality),
+        quality_scorer_id=_quality(session, config.quality, known),
         learnability_scorer_id=_learnability(session, student, config.student),
     )
     session.add(run)
     session.flush()
     for position, teacher in enumerate(config.teachers):
-        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=_teacher(session, teacher)))
+        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=_teacher(session, teacher, known)))
     session.flush()
     return run
 
 
-def _teacher(session: Session, table: TeacherTable) -> int:
-    found = identify(table.model, table.revision) if table.engine in ("vllm", "transformers") else UNKNOWN
+def _teacher(session: Session, table: TeacherTable, known: Identities) -> int:
+    found = known[table.model, table.revision] if table.engine in _LOADED else UNKNOWN
     row = msgspec.to_builtins(table) | _version(found)
     decisive = {key: value for key, value in row.items() if key not in _DESCRIPTIVE}
     return _register(session, Teacher, decisive, row)
 
 
-def _student(session: Session, table: StudentTable) -> Student:
-    found = identify(table.model, table.revision) if table.engine != "fake" else UNKNOWN
+def _student(session: Session, table: StudentTable, known: Identities) -> Student:
+    found = known[table.model, table.revision] if table.engine != "fake" else UNKNOWN
     row = {"name": table.name, "model": table.model} | _version(found)
     student_id = _register(session, Student, row, row)
     return session.get_one(Student, student_id)
@@ -78,8 +95,8 @@ def _learnability(session: Session, student: Student, table: StudentTable) -> in
     return _register(session, Scorer, row | {"template_hash": student.template_hash}, row)
 
 
-def _quality(session: Session, table: QualityTable) -> int:
-    found = identify(table.model, table.revision) if table.kind == "reward_model" else UNKNOWN
+def _quality(session: Session, table: QualityTable, known: Identities) -> int:
+    found = known[table.model, table.revision] if table.kind == "reward_model" else UNKNOWN
     row = {
         "kind": table.kind,
         "model": table.model,

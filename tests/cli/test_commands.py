@@ -120,6 +120,15 @@ def test_sql_answers_and_cannot_write(persyn: Persyn, tmp_path: Path) -> None:
     assert json.loads(persyn("sql", "select count(*) as n from prompts", "--json").stdout) == [{"n": PROMPTS}]
 
 
+def test_sql_takes_one_statement_on_either_database(persyn: Persyn, database_url: str) -> None:
+    url = {"PERSYN_DATABASE_URL": database_url}
+    assert json.loads(persyn("sql", "select '%' as sign, 'a:b' as text", "--json", **url).stdout) == [
+        {"sign": "%", "text": "a:b"}
+    ]
+    require_refused(persyn("sql", "rollback; begin; delete from runs; commit; select 1", **url), "error")
+    require_refused(persyn("sql", "select 1; select 2", **url), "refuses")
+
+
 def test_jobs_and_teachers_are_listed(persyn: Persyn, tmp_path: Path) -> None:
     persyn("run", "start", str(write_run(tmp_path)))
     jobs = json.loads(persyn("jobs", "list", "test", "--json").stdout)
