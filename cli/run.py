@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,7 +124,7 @@ def _work_here(database: Database, settings: Settings, run_id: int) -> str:
     """Work a run in this process; what to say when it was asked to stop, or nothing."""
     with Bars(database, run_id) as bars:
         worker = Worker(database, settings, run_id=run_id, listener=bars)
-        with _stopping_gently(worker):
+        with _stopping_gently(worker.stop, "stopping: saving what is finished (again to stop at once)"):
             worker.run()
     return "stopped; what was finished is stored. Go on with" if worker.stop.is_set() else ""
 
@@ -141,16 +140,15 @@ def _watch(database: Database, settings: Settings, broker_url: str, run_id: int)
     dispatcher = Dispatcher(database, app.make(broker_url), lease_seconds=settings.lease_seconds)
     ringing = threading.Thread(target=dispatcher.run, name="dispatcher")
     ringing.start()
+    closed = threading.Event()
     try:
-        with Bars(database, run_id) as bars:
-            while bars.look() is RunState.RUNNING:
-                time.sleep(_LOOK_SECONDS)
-    except KeyboardInterrupt:
-        return "\nthe run goes on without this window. Look again with"
+        with Bars(database, run_id) as bars, _stopping_gently(closed, "closing this window"):
+            while bars.look() is RunState.RUNNING and not closed.is_set():
+                closed.wait(_LOOK_SECONDS)
     finally:
         dispatcher.stop.set()
         ringing.join()
-    return ""
+    return "the run goes on without this window. Look again with" if closed.is_set() else ""
 
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:
@@ -161,14 +159,14 @@ def _finish(database: Database, run_id: int, folder: Path) -> None:
 
 
 @contextmanager
-def _stopping_gently(worker: Worker) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the worker save and give back; a second one interrupts it."""
+def _stopping_gently(stop: threading.Event, what: str) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM sets `stop` and says what follows; a second one interrupts."""
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if worker.stop.is_set():
+        if stop.is_set():
             raise KeyboardInterrupt
-        worker.stop.set()
-        click.echo("\nstopping: saving what is finished (again to stop at once)", err=True)
+        stop.set()
+        click.echo(f"\n{what}", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
