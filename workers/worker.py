@@ -272,10 +272,14 @@ class Worker:
         for result in results:
             flight = self._flying.pop(result.id)
             self._suspicion.finished(flight.key)
-            by_job[flight.job.claim.id].append(Done(flight.request, result, engine))
+            if self._is_open(flight.job):
+                by_job[flight.job.claim.id].append(Done(flight.request, result, engine))
         for job_id, done in by_job.items():
-            if job_id in self._jobs:
-                self._save(self._jobs[job_id], done)
+            self._save(self._jobs[job_id], done)
+
+    def _is_open(self, job: _OpenJob) -> bool:
+        """Whether a job is still held by this claim; it may have been let go, and claimed here anew."""
+        return self._jobs.get(job.claim.id) is job
 
     def _save(self, job: _OpenJob, done: Sequence[Done]) -> None:
         job.left -= len(done)
@@ -325,7 +329,7 @@ class Worker:
         for flight in reversed(flying):
             if flight.key != guilty:
                 flight.job.waiting.appendleft(flight.request)
-            elif flight.job.claim.id in self._jobs:
+            elif self._is_open(flight.job):
                 failure = Failed(flight.request.id, f"killed_engine: {reason}")
                 self._suspicion.finished(flight.key)
                 self._save(flight.job, [Done(flight.request, failure, flight.job.spec.engine)])
