@@ -163,7 +163,7 @@ def test_a_checkpoint_that_is_not_what_it_should_be_is_refused(tiny: Path, work:
     (fitted,) = work(fitter(tiny), [grid(12, folder=folder)])
     assert isinstance(fitted, Fitted)
 
-    with pytest.raises(EngineError, match="gone or changed .*not 0123"):
+    with pytest.raises(EngineError, match=r"gone or changed .*not 0123"):
         router(folder, sha256="0123")
     with pytest.raises(EngineError, match="not a router's checkpoint"):
         router(tmp_path / "elsewhere")
