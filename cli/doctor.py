@@ -15,10 +15,13 @@ from pathlib import Path
 
 import click
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from cli import broker
 from cli.broker import Finding
-from cli.open import JSON, show
+from cli.open import JSON, nobody_takes, show
+from cli.open import broker as broker_url
+from persyn import queue
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import UsageError
@@ -46,12 +49,13 @@ _NETWORKED = (
 def doctor(as_json: bool) -> None:
     """Check packages, store, broker, disk and GPUs; exit 1 when something would stop a run."""
     settings = Settings.from_environment()
-    of_broker = broker.look(settings.broker_url) if settings.broker_url else ()
+    of_broker = list(broker.look(settings.broker_url)) if settings.broker_url else []
     findings = [
         *_packages(),
         *_transformers(),
         *_store(settings),
         *of_broker,
+        *(_workers(settings) if of_broker and all(level != "error" for level, _, _ in of_broker) else ()),
         *_disk(settings),
         *_gpus(),
         *_hub(),
@@ -136,6 +140,29 @@ def clock(database: datetime, host: datetime) -> Finding:
         return "ok", "clock", "this host's agrees with the database's"
     side = "ahead of" if seconds > 0 else "behind"
     return "warning", "clock", f"this host's is {abs(seconds):.0f} s {side} the database's; set both by NTP"
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    """Who answers, whether all are of one version, and what waits that none of them takes."""
+    from workers import app, roll
+
+    present = roll.call(app.make(broker_url(settings)))
+    if not present:
+        yield "warning", "workers", "none answers; start 'persyn worker' on the hosts that are to work"
+        return
+    yield "ok", "workers", ", ".join(worker.host for worker in present)
+    if {worker.version for worker in present} != {roll.version()}:
+        found = ", ".join(f"{worker.host} {worker.version}" for worker in present)
+        yield "warning", "worker versions", f"not all are {roll.version()} as here: {found}; install one everywhere"
+    try:
+        database = Database(settings.database_url)
+        with database.read() as session:
+            waiting = queue.backlogs(session)
+        database.close()
+    except (UsageError, SQLAlchemyError):
+        return  # said of the store already
+    for backlog in roll.untaken(waiting, present):
+        yield "warning", "queue", nobody_takes(backlog)
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

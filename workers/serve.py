@@ -23,6 +23,7 @@ from persyn.db.connect import Database
 from persyn.errors import shorten
 from persyn.settings import Settings
 from workers import app as celery_app
+from workers import roll
 from workers.affinity import Reach
 from workers.worker import Worker
 
@@ -60,6 +61,7 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
             signal.signal(number, end)
         log.info("ready", extra={"worker": worker.owner, "host": hostname, "gpus": reach.gpus})
 
+    roll.answer(reach)
     signals.worker_ready.connect(be_ready, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)
     with worker, _listening(app, database, hostname, reach):

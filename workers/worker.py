@@ -25,9 +25,10 @@ from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from persyn import pipeline, queue
+from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
-from persyn.db.work import JobState
+from persyn.db.work import JobState, Load
 from persyn.errors import EngineError, PersynError, shorten
 from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import Failed, ModelSpec, Request, Result
@@ -38,6 +39,7 @@ from workers import affinity, owner
 from workers.affinity import Reach
 from workers.leases import Leases
 from workers.suspicion import Key, Suspicion
+from workers.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -114,14 +116,16 @@ class Worker:
         self._reach = reach
         self._listener = listener or Listener()
         self._lease = timedelta(seconds=settings.lease_seconds)
+        self._patience = timedelta(seconds=settings.job_seconds) if settings.job_seconds else None
         self._leases = Leases(database, self._lease)
         self._host: Host | None = None
         self._queue: str | None = None
-        self._is_loading = False
+        self._loading_since: float | None = None
         self._jobs: dict[int, _OpenJob] = {}
         self._flying: dict[int, _Flight] = {}
         self._serial = itertools.count()
         self._suspicion = Suspicion()
+        self._telemetry = Telemetry(self.owner)
         self._avoided: dict[str, float] = {}
 
     def __enter__(self) -> Worker:
@@ -201,17 +205,25 @@ class Worker:
             return self._claim(session, self._queue)
 
     def _claim(self, session: Session, name: str) -> Claim | None:
-        return queue.claim(session, owner=self.owner, queue=name, run_id=self._run_id, lease=self._lease)
+        return queue.claim(
+            session,
+            owner=self.owner,
+            queue=name,
+            run_id=self._run_id,
+            lease=self._lease,
+            patience=self._patience,
+        )
 
     def _open(self, claim: Claim) -> None:
         """Load what a claimed job asks; one that cannot be loaded has failed an attempt."""
         self._leases.add(claim)
+        self._telemetry.claimed(claim)
         try:
             batch = self._outlasting(lambda: self._load(claim))
         except OperationalError:
             raise
         except Exception as error:
-            log.exception("a job cannot be loaded", extra={"job": claim.id})
+            log.exception("a job cannot be loaded", extra=self._telemetry.about(claim))
             self._fail(claim, _reason(error))
             return
         job = self._jobs[claim.id] = _OpenJob(claim, batch.spec, deque(batch.requests))
@@ -258,10 +270,24 @@ class Worker:
             self._land(results)
 
     def _greet(self) -> None:
-        """Say once that the model is there."""
-        if self._is_loading and self._host is not None and self._host.loaded is not None:
-            self._is_loading = False
-            self._listener.loaded(self._host.spec, self._host.loaded.seconds)
+        """Say once, to the listener, in the log and in the store, that the model is there."""
+        host, since = self._host, self._loading_since
+        if host is None or host.loaded is None or since is None:
+            return
+        self._loading_since = None
+        seconds = time.monotonic() - since
+        self._listener.loaded(host.spec, seconds)
+        if host.spec.model:  # checking answers takes a process and no model
+            claim = next(iter(self._jobs.values())).claim
+            engine = host.loaded.version
+            log.info("loaded", extra=self._telemetry.about(claim, engine=engine, seconds=seconds))
+            self._outlasting(lambda: self._note_load(claim, engine, seconds, host.log.name))
+
+    def _note_load(self, claim: Claim, engine: str, seconds: float, file: str) -> None:
+        row = {"run_id": claim.run_id, "job_id": claim.id, "owner": self.owner}
+        row |= {"engine": engine, "seconds": seconds, "log": file}
+        with self._database.write() as session:
+            bulk.insert_new(session, Load, [row])
 
     def _land(self, results: Iterable[Result]) -> None:
         """Write results, each with the request it answers, job by job."""
@@ -292,7 +318,7 @@ class Worker:
             return
         except Exception as error:
             # Of one job: what a database does not take must not end the worker, and the next one, and the next.
-            log.exception("results cannot be saved", extra={"job": job.claim.id})
+            log.exception("results cannot be saved", extra=self._telemetry.about(job.claim))
             self._fail(job.claim, _reason(error))
             return
         if not is_held:
@@ -300,6 +326,7 @@ class Worker:
             return
         if not job.left:
             self._forget(job.claim)
+            self._telemetry.ended(job.claim, "done")
         failed = sum(isinstance(item.result, Failed) for item in done)
         self._listener.saved(job.claim.stage, len(done) - failed, failed)
 
@@ -308,7 +335,7 @@ class Worker:
         claim = job.claim
         with self._database.write() as session:
             is_progress = any(not isinstance(item.result, Failed) for item in done)
-            if not queue.hold(session, claim, lease=self._lease, is_progress=is_progress):
+            if not queue.hold(session, claim, lease=self._lease, patience=self._patience, is_progress=is_progress):
                 return False
             pipeline.STAGES[claim.stage].save(session, claim, done)
             if not job.left:
@@ -324,12 +351,11 @@ class Worker:
         if not was_loaded:
             self._fail_jobs(f"the model did not load: {reason}", did_load=False)
             return
-        log.warning("an engine died", extra={"reason": reason, "in_flight": len(flying)})
+        log.warning("an engine died: %s", reason, extra={"worker": self.owner, "in_flight": len(flying)})
         guilty = self._suspicion.died([flight.key for flight in flying])
-        for flight in reversed(flying):
-            if flight.key != guilty:
-                flight.job.waiting.appendleft(flight.request)
-            elif self._is_open(flight.job):
+        for flight in flying:
+            if flight.key == guilty and self._is_open(flight.job):
+                flight.job.waiting.remove(flight.request)
                 failure = Failed(flight.request.id, f"killed_engine: {reason}")
                 self._suspicion.finished(flight.key)
                 self._save(flight.job, [Done(flight.request, failure, flight.job.spec.engine)])
@@ -339,12 +365,12 @@ class Worker:
             # Another worker may have the memory or the files; alone, a moment is all that can be waited for.
             seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
             self._avoided[self._queue] = time.monotonic() + seconds
-            log.error("a model did not load", extra={"queue": self._queue, "reason": reason})
         for job in list(self._jobs.values()):
             self._fail(job.claim, reason, did_load=did_load)
 
     def _fail(self, claim: Claim, reason: str, *, is_final: bool = False, did_load: bool = True) -> None:
         self._forget(claim)
+        self._telemetry.ended(claim, "an attempt failed", reason)
 
         def write() -> None:
             with self._database.write() as session:
@@ -363,15 +389,21 @@ class Worker:
                 self._let_go(self._jobs[job_id])
 
     def _let_go(self, job: _OpenJob) -> None:
-        """Stop work on a job that may not be written any more; one that was cancelled ends here."""
+        """Stop work on a job that may not be written any more: another's now, cancelled, or past its deadline."""
         self._forget(job.claim)
+        self._telemetry.ended(job.claim, "let go")
 
-        def write() -> None:
+        def write() -> bool:
             with self._database.write() as session:
-                if queue.stop_cancelled(session, job.claim, owner=self.owner):
+                is_cancelled = queue.stop_cancelled(session, job.claim, owner=self.owner)
+                failed = None if is_cancelled else queue.fail(session, job.claim, queue.OVERDUE, owner=self.owner)
+                if is_cancelled or failed is JobState.FAILED:
                     pipeline.advance(session, job.claim.run_id, actor=self.owner)
+                return failed is not None
 
-        self._outlasting(write)
+        if self._outlasting(write) and any(flight.job is job for flight in self._flying.values()):
+            # An engine that gives no result in all this time gives none to the next job either.
+            self._close_host()
 
     def _forget(self, claim: Claim) -> None:
         self._leases.remove(claim)
@@ -387,6 +419,7 @@ class Worker:
         self._close_host()
         for job in list(self._jobs.values()):
             self._forget(job.claim)
+            self._telemetry.ended(job.claim, "given back")
             with self._database.write() as session:
                 queue.release(session, job.claim, owner=self.owner)
 
@@ -394,7 +427,7 @@ class Worker:
         if self._host is not None and self._host.spec != spec:
             self._close_host()
         if self._host is None:
-            self._is_loading = True
+            self._loading_since = time.monotonic()
             self._listener.loading(spec)
             self._host = Host(
                 spec,
@@ -402,11 +435,15 @@ class Worker:
                 load_seconds=self._settings.load_seconds,
                 stall_seconds=self._settings.stall_seconds,
                 devices=self._reach.devices(spec.gpus),
+                is_alone=self._reach.gpus is None,
             )
         return self._host
 
     def _close_host(self) -> None:
-        """End the engine; nobody waits any more for what it was computing."""
+        """End the engine; what it was computing for jobs that are still open waits for the next one."""
+        for flight in reversed(self._flying.values()):
+            if self._is_open(flight.job):
+                flight.job.waiting.appendleft(flight.request)
         self._flying = {}
         if self._host is not None:
             self._host.close()

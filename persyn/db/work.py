@@ -1,4 +1,4 @@
-"""What has to be done: jobs under lease, and the audit of every transition."""
+"""What has to be done: jobs under lease, the audit of every transition, the models that were loaded for them."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ class Job(Base):
     heartbeat_at: Mapped[UtcTime | None]
     not_before: Mapped[UtcTime | None] = mapped_column(comment="a failed attempt waits until then")
     dispatched_at: Mapped[UtcTime | None] = mapped_column(comment="when a message was last sent for it")
+    #: A result must be saved until then.
     deadline_at: Mapped[UtcTime | None]
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     error: Mapped[str | None] = mapped_column(Text, comment="the last failure")
@@ -95,3 +96,18 @@ class Event(Base):
     from_state: Mapped[str | None]
     to_state: Mapped[str]
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class Load(Base):
+    """A model that a worker brought into memory: what every change of teacher costs."""
+
+    __tablename__ = "loads"
+
+    id: Mapped[Id]
+    at: Mapped[CreatedAt] = mapped_column(comment="when it was in memory")
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), comment="the job that asked for it")
+    owner: Mapped[str] = mapped_column(comment="the worker process that has it")
+    engine: Mapped[str] = mapped_column(comment="name and version of what serves it")
+    seconds: Mapped[float] = mapped_column(comment="from the start of its process")
+    log: Mapped[str] = mapped_column(unique=True, comment="its log file, in PERSYN_HOME/logs on the worker's machine")

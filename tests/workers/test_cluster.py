@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
+from persyn import queue
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.work import Event, Job, JobState
 from tests.cluster import Broker, Cluster, wait_for
 from tests.runs import PROMPTS, TEACHERS, write_run
+from workers import app as celery_app
+from workers import roll
 
 GRID = 12 * len(TEACHERS)
 NEEDED = GRID + PROMPTS - 12
@@ -138,3 +141,36 @@ def test_a_killed_worker_loses_only_what_its_engine_was_computing(
     assert len(set(asked)) == NEEDED
     assert len(asked) - NEEDED <= 2 * 4
     assert count(database, Event, Event.detail["reason"].as_string() == "owner died") > 0
+
+
+def test_a_worker_says_its_version_and_what_it_takes_also_while_it_works(
+    cluster: Cluster, database: Database, broker: Broker, tmp_path: Path
+) -> None:
+    cluster.worker("picky", "--models", "nothing-has-this-name")
+    cluster.worker("one")
+    cluster.start("run", "run", "start", str(write_run(tmp_path, options={"latency_seconds": 0.5, "concurrency": 2})))
+    wait_for(lambda: count(database, Response) > 0, 60, "a response is there")
+
+    app = celery_app.make(broker.url)
+    present = roll.call(app)
+    app.close()
+
+    assert [worker.host.partition("@")[0] for worker in present] == ["one", "picky"]
+    assert {worker.version for worker in present} == {roll.version()}
+    with database.read() as session:
+        waiting = queue.backlogs(session)
+    assert waiting
+    assert roll.untaken(waiting, present) == []
+    assert roll.untaken(waiting, present[1:]) == waiting
+
+
+def test_who_watches_a_run_is_told_of_a_queue_that_no_worker_takes(
+    cluster: Cluster, database: Database, tmp_path: Path
+) -> None:
+    cluster.worker("picky", "--models", "nothing-has-this-name")
+    watch = cluster.start("run", "run", "start", str(write_run(tmp_path)))
+
+    wait_for(lambda: "no worker that is up takes them" in cluster.said("run"), 60, "it is said")
+    assert count(database, Response) == 0
+    os.kill(watch.pid, signal.SIGINT)
+    assert watch.wait(timeout=10) == 130

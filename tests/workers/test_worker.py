@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from persyn import config, pipeline, queue
+from persyn import config, pipeline, queue, summary
 from persyn.db.catalog import Role, Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
 from persyn.db.time import now
-from persyn.db.work import Event, Job, JobState
+from persyn.db.work import Event, Job, JobState, Load
 from persyn.llm.protocols import ModelSpec
 from persyn.settings import Settings
 from tests.runs import PROMPTS, TEACHERS, write_run
@@ -333,7 +333,35 @@ def test_a_run_whose_job_was_lost_too_often_fails_and_does_not_wait_for_ever(
         lost.state, lost.owner, lost.attempts = JobState.RUNNING, "elsewhere", lost.max_attempts
         lost.lease_until = now(timedelta(seconds=-1))
     work(database, tmp_path, run_id)
-    assert "lost with its worker elsewhere" in run_of(database, run_id).error
+    assert "its worker was elsewhere" in run_of(database, run_id).error
+
+
+def test_a_job_that_saves_nothing_before_its_deadline_costs_attempts_and_engines_and_then_fails(
+    database: Database, tmp_path: Path
+) -> None:
+    run_id = start(database, tmp_path, teachers=("ada", "bob"), options={"latency_seconds": 60})
+    seen = Watching()
+    work(database, tmp_path, run_id, seen, job_seconds=1.0, lease_seconds=1.5)
+
+    assert queue.OVERDUE in run_of(database, run_id).error
+    assert len(seen.loads) >= 3  # a new engine for each attempt
+    assert count(database, Response) == 0
+
+
+def test_each_model_that_is_loaded_is_noted_with_its_job_and_its_seconds(database: Database, tmp_path: Path) -> None:
+    seen = Watching()
+    run_id = start(database, tmp_path)
+    worker = work(database, tmp_path, run_id, seen)
+
+    with database.read() as session:
+        loads = session.execute(select(Load, Job.run_id).join(Job, Job.id == Load.job_id)).all()
+        (facts,) = summary.facts(session, session.get_one(Run, run_id)).workers
+    assert len(loads) == len([model for model in seen.loads if model]) == facts.loads
+    assert {load.owner for load, _ in loads} == {worker.owner} == {facts.worker}
+    assert {of_run for _, of_run in loads} == {run_id}
+    assert all(load.seconds > 0 and (tmp_path / "logs" / load.log).exists() for load, _ in loads)
+    assert facts.load_seconds == pytest.approx(sum(load.seconds for load, _ in loads))
+    assert facts.load_seconds < facts.work_seconds
 
 
 def test_two_workers_share_a_run_and_do_nothing_twice(database: Database, tmp_path: Path) -> None:
