@@ -127,7 +127,7 @@ def loads(postgres: Postgres, broker: Broker) -> None:
         with store.read() as session:
             run = session.scalars(select(Run)).one()
             by_stage = select(Job.stage, func.count()).join(Load, Load.job_id == Job.id).group_by(Job.stage)
-            counts = dict(session.execute(by_stage).tuples().all())
+            counts = dict(session.execute(by_stage).all())
             print(f"loads: {workers} workers, {teachers} teachers; by stage {counts}; the run is {run.state}")
             for worker in facts(session, run).workers:
                 print(

@@ -87,8 +87,15 @@ def cluster(tmp_path: Path, postgres: Postgres) -> Iterator[Cluster]:
     broker.kill()
 
 
+@pytest.fixture
+def store(cluster: Cluster) -> Iterator[Database]:
+    store = Database(cluster.database_url)
+    yield store
+    store.close()
+
+
 def test_two_celery_workers_take_three_vllm_teachers_from_prompts_to_a_dataset(
-    cluster: Cluster, run_file: Path, tmp_path: Path
+    cluster: Cluster, store: Database, run_file: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("vllm")
     for name in ("one", "two"):
@@ -103,15 +110,12 @@ def test_two_celery_workers_take_three_vllm_teachers_from_prompts_to_a_dataset(
     written = tmp_path / "home" / "datasets" / "real" / "messages.jsonl"
     assert len(written.read_text().splitlines()) == PROMPTS
     assert "loading s" in cluster.said("run")
-    store = Database(cluster.database_url)
     with store.read() as session:
         answered = session.scalars(select(func.count()).select_from(Assignment)).one()
         assert answered == PROMPTS
         engines = session.scalars(select(Response.engine).distinct()).all()
         assert all(engine is not None and engine.startswith("vllm ") for engine in engines), engines
-        asked = dict(
-            session.execute(select(Teacher.name, func.count()).join(Response).group_by(Teacher.name)).tuples().all()
-        )
+        asked = dict(session.execute(select(Teacher.name, func.count()).join(Response).group_by(Teacher.name)).all())
         assert min(asked.values()) >= CALIBRATION, asked
         assert session.scalars(select(func.count(Response.id)).where(Response.text.is_not(None))).one() == (
             3 * CALIBRATION + PROMPTS - CALIBRATION
@@ -119,4 +123,3 @@ def test_two_celery_workers_take_three_vllm_teachers_from_prompts_to_a_dataset(
         # Two teachers share a model and its engine; the third's is loaded beside it, by the other worker.
         workers = select(func.count(Load.owner.distinct())).join(Job, Job.id == Load.job_id)
         assert session.scalars(workers.where(Job.stage == "calibrate")).one() == 2
-    store.close()
