@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -9,9 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from sqlalchemy import func, select
@@ -25,7 +27,11 @@ from persyn import queue
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import UsageError
+from persyn.queue import Backlog
 from persyn.settings import Settings
+
+if TYPE_CHECKING:
+    from workers.roll import Present
 
 _FREE_GB = 10
 #: Packages a run may rest on, with what each is for.
@@ -143,10 +149,28 @@ def clock(database: datetime, host: datetime) -> Finding:
 
 
 def _workers(settings: Settings) -> Iterator[Finding]:
-    """Who answers, whether all are of one version, and what waits that none of them takes."""
+    """Ask the workers of this broker who they are."""
     from workers import app, roll
 
-    present = roll.call(app.make(broker_url(settings)))
+    waiting: list[Backlog] = []
+    # What is wrong with the store was said already.
+    with contextlib.suppress(UsageError, SQLAlchemyError):
+        database = Database(settings.database_url)
+        with database.read() as session:
+            waiting = queue.backlogs(session)
+        database.close()
+    try:
+        present = roll.call(app.make(broker_url(settings)))
+    except app.AWAY as error:
+        yield "warning", "workers", f"cannot be asked ({type(error).__name__}); the broker's user may lack channels"
+        return
+    yield from judge_workers(present, waiting)
+
+
+def judge_workers(present: Sequence[Present], waiting: Sequence[Backlog]) -> Iterator[Finding]:
+    """Who answers, whether all are of this version, and what waits that none of them takes."""
+    from workers import roll
+
     if not present:
         yield "warning", "workers", "none answers; start 'persyn worker' on the hosts that are to work"
         return
@@ -154,13 +178,6 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     if {worker.version for worker in present} != {roll.version()}:
         found = ", ".join(f"{worker.host} {worker.version}" for worker in present)
         yield "warning", "worker versions", f"not all are {roll.version()} as here: {found}; install one everywhere"
-    try:
-        database = Database(settings.database_url)
-        with database.read() as session:
-            waiting = queue.backlogs(session)
-        database.close()
-    except (UsageError, SQLAlchemyError):
-        return  # said of the store already
     for backlog in roll.untaken(waiting, present):
         yield "warning", "queue", nobody_takes(backlog)
 

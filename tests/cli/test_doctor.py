@@ -15,7 +15,10 @@ import pytest
 
 from cli import broker, doctor
 from persyn.errors import UsageError
+from persyn.queue import Backlog
 from tests.cluster import Broker
+from workers import roll
+from workers.affinity import Reach
 
 Doctor: TypeAlias = Callable[..., dict[str, tuple[str, str]]]
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -176,3 +179,30 @@ def test_a_sqlite_file_on_a_network_is_an_error(kind: str) -> None:
 
 def test_a_sqlite_file_on_a_disk_is_fine() -> None:
     assert list(doctor.judge_file(Path("persyn.db"), "ext4", has_broker=False)) == []
+
+
+def test_workers_that_do_not_answer_are_missed(examine: Doctor, server: Broker) -> None:
+    level, found = examine(PERSYN_BROKER_URL=server.url)["workers"]
+    assert (level, found.partition(";")[0]) == ("warning", "none answers")
+
+
+def test_workers_of_another_version_and_queues_that_nobody_takes_are_named() -> None:
+    one = roll.Present("one@host", roll.version(), Reach(("0",)))
+    old = roll.Present("old@host", "0.0.1", Reach((), ("llama",)))
+    large, small = Backlog("vllm.qwen", 2, 3, 700, 0), Backlog("vllm.phi", 1, 5, 900, 0)
+
+    found = {what: (level, text) for level, what, text in doctor.judge_workers([one, old], [large, small])}
+
+    assert found["workers"] == ("ok", "one@host, old@host")
+    assert found["worker versions"][0] == "warning"
+    assert "old@host 0.0.1" in found["worker versions"][1]
+    assert found["queue"][0] == "warning"
+    assert "3 jobs of vllm.qwen wait" in found["queue"][1]
+    assert "2 GPUs" in found["queue"][1]
+    assert "phi" not in found["queue"][1]
+
+
+def test_workers_of_this_version_that_take_everything_are_fine() -> None:
+    one = roll.Present("one@host", roll.version(), Reach(("0",)))
+    waiting = [Backlog("vllm.phi", 1, 5, 900, 0)]
+    assert list(doctor.judge_workers([one], waiting)) == [("ok", "workers", "one@host")]
