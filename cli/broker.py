@@ -21,7 +21,7 @@ _PATCHED_REDIS: Mapping[tuple[int, ...], int] = {(7, 2): 11, (7, 4): 6, (8, 0): 
 
 def look(url: str) -> Iterator[Finding]:
     """Ask a broker what it is; one that does not answer is an error."""
-    if importlib.util.find_spec("redis") is None:
+    if importlib.util.find_spec("redis") is None or importlib.util.find_spec("celery") is None:
         yield "error", "broker", "PERSYN_BROKER_URL is set and Celery is not installed; pip install 'persyn[celery]'"
         return
     import redis
@@ -52,7 +52,8 @@ def place_of(url: str) -> str:
         parts, port = urlsplit(""), 0
     # An @ behind the host was meant to be before it: what looks like the host is a piece of the password.
     is_cut = "@" in f"{parts.path}{parts.query}{parts.fragment}"
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname or is_cut:
+    is_number = parts.path.strip("/").isdigit() or not parts.path.strip("/")
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or is_cut or not is_number:
         raise UsageError(
             "PERSYN_BROKER_URL must be redis://user:password@host:port/db or rediss://..., "
             "with /, @, ? and # in a password written as %2F, %40, %3F and %23"

@@ -178,7 +178,7 @@ def judge_workers(present: Sequence[Present], waiting: Sequence[Backlog]) -> Ite
     if {worker.version for worker in present} != {roll.version()}:
         found = ", ".join(f"{worker.host} {worker.version}" for worker in present)
         yield "warning", "worker versions", f"not all are {roll.version()} as here: {found}; install one everywhere"
-    for backlog in roll.untaken(waiting, present):
+    for backlog in roll.untaken([queued for queued in waiting if not queued.workers], present):
         yield "warning", "queue", nobody_takes(backlog)
 
 

@@ -26,8 +26,6 @@ BEATS = 6
 _TURN_LOCK = 0x5045525359
 #: The wait before a failed job is tried again, doubled with each attempt.
 BACKOFF = timedelta(seconds=2)
-#: Why a job is taken from a worker that is alive.
-OVERDUE = "no result was saved before the deadline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +82,11 @@ _CLAIM_COLUMNS = (
 
 
 def claim(
-    session: Session,
-    *,
-    owner: str,
-    queue: str | None = None,
-    run_id: int | None = None,
-    lease: timedelta = LEASE,
-    patience: timedelta | None = None,
+    session: Session, *, owner: str, queue: str | None = None, run_id: int | None = None, lease: timedelta = LEASE
 ) -> Claim | None:
     """Take the next waiting job, of one queue or one run if asked; None when there is none.
 
     One statement: two workers never get the same job, and neither waits for the other.
-
-    patience: how long it may go without saving a result before it is taken back, lease or no lease.
     """
     wanted = [Job.state == JobState.QUEUED, _is_due()]
     if queue is not None:
@@ -121,7 +111,6 @@ def claim(
             attempts=Job.attempts + 1,
             lease_until=now(lease),
             heartbeat_at=now(),
-            deadline_at=now(patience) if patience else null(),
             started_at=func.coalesce(Job.started_at, now()),
         )
         .returning(*_CLAIM_COLUMNS)
@@ -137,13 +126,13 @@ def claim(
 def extend(session: Session, held: Mapping[int, int], *, lease: timedelta = LEASE) -> set[int]:
     """Renew the leases of held jobs, given as {job id: fence}; return the ids that are held no more.
 
-    A job whose cancellation was asked for, or whose deadline is over, counts as lost: whoever holds it stops.
+    A job whose cancellation was asked for counts as lost: whoever holds it stops.
     """
     kept: set[int] = set()
     for job_id, fence in held.items():
         renewed = session.execute(
             _held(job_id, fence)
-            .where(Job.cancel_requested == false(), ~_is_overdue())
+            .where(Job.cancel_requested == false())
             .values(heartbeat_at=now(), lease_until=now(lease))
         )
         if _rows(renewed):
@@ -151,23 +140,15 @@ def extend(session: Session, held: Mapping[int, int], *, lease: timedelta = LEAS
     return set(held) - kept
 
 
-def hold(
-    session: Session,
-    job: Claim,
-    *,
-    lease: timedelta = LEASE,
-    patience: timedelta | None = None,
-    is_progress: bool = True,
-) -> bool:
+def hold(session: Session, job: Claim, *, lease: timedelta = LEASE, is_progress: bool = True) -> bool:
     """Check the fence before results are written, in the same transaction; False: write nothing.
 
     is_progress: the job's attempts count from zero again, so that only tries that save nothing use
                  them up, and however often a worker dies, a job that advances is never given up.
-                 Its patience begins anew.
     """
     values: dict[str, Any] = {"heartbeat_at": now(), "lease_until": now(lease)}
     if is_progress:
-        values |= {"attempts": 0, "deadline_at": now(patience) if patience else null()}
+        values["attempts"] = 0
     renewed = session.execute(_held(job.id, job.fence).where(Job.cancel_requested == false()).values(**values))
     return bool(_rows(renewed))
 
@@ -242,22 +223,19 @@ def stop_cancelled(session: Session, job: Claim, *, owner: str) -> bool:
 def sweep(
     session: Session, *, actor: str, dead_owners: Collection[str] = (), spare_expired: bool = False
 ) -> list[Swept]:
-    """Take back jobs whose lease or time ran out, or whose owner is known to be dead.
+    """Take back jobs whose lease ran out or whose owner is known to be dead.
 
-    A lease or a deadline that is over is an attempt: nobody knows what happened, and a job that has
-    used up its attempts fails. An owner that was seen dead was killed, and its job is not to blame.
+    A lease that ran out is an attempt: nobody knows what happened, and a job that has used up its
+    attempts fails. An owner that was seen dead was killed, and its job is not to blame.
 
-    spare_expired: only the dead owners' jobs; nobody could renew or save while the database was away.
+    spare_expired: only the dead owners' jobs; nobody could renew a lease while the database was away.
     """
     is_dead = Job.owner.in_(dead_owners)
     columns = Job.id, Job.owner, Job.fence, Job.attempts, Job.max_attempts, Job.run_id, Job.cancel_requested
     times = Job.heartbeat_at, now().label("at")
     lost = session.execute(
-        select(*columns, *times, is_dead.label("is_dead"), _is_overdue().label("is_overdue"))
-        .where(
-            Job.state == JobState.RUNNING,
-            is_dead if spare_expired else or_(Job.lease_until < now(), _is_overdue(), is_dead),
-        )
+        select(*columns, *times, is_dead.label("is_dead"))
+        .where(Job.state == JobState.RUNNING, is_dead if spare_expired else or_(Job.lease_until < now(), is_dead))
         .with_for_update(skip_locked=True)
     ).all()
     swept = [_take_back(session, job) for job in lost]
@@ -371,18 +349,12 @@ def _take_back(session: Session, job: Any) -> Swept:
 
 
 def _reason(job: Any) -> str:
-    if job.is_dead:
-        return "owner died"
-    return OVERDUE if job.is_overdue else "lease ran out"
+    return "owner died" if job.is_dead else "lease ran out"
 
 
 def _silence(job: Any) -> float | None:
     """How long a job was taken back after its worker's last sign of life: what the loss cost in time."""
     return (job.at - job.heartbeat_at).total_seconds() if job.heartbeat_at else None
-
-
-def _is_overdue() -> ColumnElement[bool]:
-    return func.coalesce(Job.deadline_at < now(), false())
 
 
 def _is_due() -> ColumnElement[bool]:

@@ -26,8 +26,8 @@ class Settings:
     load_seconds: float = 3600.0
     #: PERSYN_STALL_SECONDS: how long an engine with work in hand may say nothing before it counts as hung.
     stall_seconds: float = 600.0
-    #: PERSYN_JOB_SECONDS: how long a job may go without a result being saved; None is for ever.
-    job_seconds: float | None = None
+    #: PERSYN_RESULT_SECONDS: how long an engine with work in hand may give no result; None is for ever.
+    result_seconds: float | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -40,7 +40,7 @@ class Settings:
             lease_seconds=_seconds(environ, "PERSYN_LEASE_SECONDS", cls.lease_seconds),
             load_seconds=_seconds(environ, "PERSYN_LOAD_SECONDS", cls.load_seconds),
             stall_seconds=_seconds(environ, "PERSYN_STALL_SECONDS", cls.stall_seconds),
-            job_seconds=_seconds(environ, "PERSYN_JOB_SECONDS", 0.0) or None,
+            result_seconds=_seconds(environ, "PERSYN_RESULT_SECONDS", 0.0) or None,
         )
 
 

@@ -17,6 +17,7 @@ from persyn.config import thaw
 from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router
+from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
 
 
@@ -171,6 +172,10 @@ class _Shift:
         self._pass(at)
         self.in_hand.discard(job_id)
 
+    def goes_on(self, at: datetime) -> None:
+        """Jobs are still in hand."""
+        self._pass(at)
+
     def _pass(self, at: datetime) -> None:
         if self.in_hand:
             self.work_seconds += (at - self.ended).total_seconds()
@@ -195,6 +200,9 @@ def _workers(session: Session, run: Run) -> list[WorkerFacts]:
             select(Load.owner, func.count(), func.sum(Load.seconds)).where(Load.run_id == run.id).group_by(Load.owner)
         )
     }
+    at = session.scalars(select(now())).one()
+    for holder in set(holders.values()):
+        shifts[holder].goes_on(at)
     return [
         WorkerFacts(
             worker=worker,

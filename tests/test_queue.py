@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from datetime import timedelta
 
@@ -295,38 +294,3 @@ def test_an_event_that_cannot_be_written_undoes_its_transition(database: Databas
     assert states(database) == [JobState.QUEUED]
     with Session(database.engine) as session:
         assert session.scalar(select(func.count()).select_from(Event)) == 0
-
-
-def test_a_job_is_taken_back_at_its_deadline_however_alive_its_worker_is(database: Database) -> None:
-    (job_id,) = add_jobs(database)
-    patience = timedelta(seconds=0.2)
-    with database.write() as session:
-        job = queue.claim(session, owner="a", patience=patience)
-    assert job is not None
-    with database.write() as session:
-        assert queue.extend(session, {job_id: job.fence}) == set()
-    time.sleep(0.3)
-    with database.write() as session:
-        assert queue.extend(session, {job_id: job.fence}) == {job_id}
-
-    assert sweep(database) == 1
-
-    assert states(database) == [JobState.QUEUED]
-    with database.read() as session:
-        reasons = session.scalars(select(Event.detail["reason"].as_string()).order_by(Event.id.desc())).all()
-        assert reasons[0] == queue.OVERDUE
-        assert session.get_one(Job, job_id).attempts == 1
-
-
-def test_a_saved_result_moves_the_deadline(database: Database) -> None:
-    add_jobs(database)
-    patience = timedelta(seconds=0.4)
-    with database.write() as session:
-        job = queue.claim(session, owner="a", patience=patience)
-    assert job is not None
-    for _ in range(3):
-        time.sleep(0.2)
-        with database.write() as session:
-            assert queue.hold(session, job, patience=patience)
-
-    assert sweep(database) == 0

@@ -33,11 +33,12 @@ def version() -> str:
 
 def answer(reach: Reach) -> None:
     """Let this process's worker answer a roll call."""
+    running = version()  # read now: another may be installed while this one runs
 
     @inspect_command(name=_COMMAND)  # type: ignore[untyped-decorator]
     def tell(state: Any, **_: Any) -> dict[str, Any]:
         gpus = None if reach.gpus is None else list(reach.gpus)
-        return {"version": version(), "gpus": gpus, "queues": list(reach.queues)}
+        return {"version": running, "gpus": gpus, "queues": list(reach.queues)}
 
 
 def call(app: Celery) -> list[Present]:
@@ -47,7 +48,7 @@ def call(app: Celery) -> list[Present]:
     """
     replies = app.control.broadcast(_COMMAND, reply=True, timeout=_SECONDS)
     said = {host: what for reply in replies for host, what in reply.items() if isinstance(what, Mapping)}
-    return [_present(host, what) for host, what in sorted(said.items()) if "version" in what]
+    return [_present(host, what) for host, what in sorted(said.items())]
 
 
 def untaken(backlogs: Iterable[Backlog], present: Collection[Present]) -> list[Backlog]:
@@ -58,4 +59,5 @@ def untaken(backlogs: Iterable[Backlog], present: Collection[Present]) -> list[B
 def _present(host: str, what: Mapping[str, Any]) -> Present:
     gpus, queues = what.get("gpus"), what.get("queues") or ()
     reach = Reach(None if gpus is None else tuple(map(str, gpus)), tuple(map(str, queues)))
-    return Present(host, str(what["version"]), reach)
+    # Another version may not know the question.
+    return Present(host, str(what.get("version", "of an unknown version")), reach)

@@ -116,11 +116,11 @@ class Worker:
         self._reach = reach
         self._listener = listener or Listener()
         self._lease = timedelta(seconds=settings.lease_seconds)
-        self._patience = timedelta(seconds=settings.job_seconds) if settings.job_seconds else None
         self._leases = Leases(database, self._lease)
         self._host: Host | None = None
         self._queue: str | None = None
         self._loading_since: float | None = None
+        self._result_at = 0.0
         self._jobs: dict[int, _OpenJob] = {}
         self._flying: dict[int, _Flight] = {}
         self._serial = itertools.count()
@@ -188,6 +188,7 @@ class Worker:
             self._feed()
             self._collect()
             self._drop_lost()
+            self._end_fruitless()
 
     def _open_jobs(self) -> None:
         """Claim jobs while the engine could hold more than what is at hand, so that it never runs dry between two."""
@@ -205,14 +206,7 @@ class Worker:
             return self._claim(session, self._queue)
 
     def _claim(self, session: Session, name: str) -> Claim | None:
-        return queue.claim(
-            session,
-            owner=self.owner,
-            queue=name,
-            run_id=self._run_id,
-            lease=self._lease,
-            patience=self._patience,
-        )
+        return queue.claim(session, owner=self.owner, queue=name, run_id=self._run_id, lease=self._lease)
 
     def _open(self, claim: Claim) -> None:
         """Load what a claimed job asks; one that cannot be loaded has failed an attempt."""
@@ -275,6 +269,7 @@ class Worker:
         if host is None or host.loaded is None or since is None:
             return
         self._loading_since = None
+        self._result_at = time.monotonic()
         seconds = time.monotonic() - since
         self._listener.loaded(host.spec, seconds)
         if host.spec.model:  # checking answers takes a process and no model
@@ -293,6 +288,7 @@ class Worker:
         """Write results, each with the request it answers, job by job."""
         assert self._host is not None
         assert self._host.loaded is not None
+        self._result_at = time.monotonic()
         engine = self._host.loaded.version
         by_job: dict[int, list[Done]] = defaultdict(list)
         for result in results:
@@ -335,7 +331,7 @@ class Worker:
         claim = job.claim
         with self._database.write() as session:
             is_progress = any(not isinstance(item.result, Failed) for item in done)
-            if not queue.hold(session, claim, lease=self._lease, patience=self._patience, is_progress=is_progress):
+            if not queue.hold(session, claim, lease=self._lease, is_progress=is_progress):
                 return False
             pipeline.STAGES[claim.stage].save(session, claim, done)
             if not job.left:
@@ -389,21 +385,24 @@ class Worker:
                 self._let_go(self._jobs[job_id])
 
     def _let_go(self, job: _OpenJob) -> None:
-        """Stop work on a job that may not be written any more: another's now, cancelled, or past its deadline."""
+        """Stop work on a job that may not be written any more; one that was cancelled ends here."""
         self._forget(job.claim)
         self._telemetry.ended(job.claim, "let go")
 
-        def write() -> bool:
+        def write() -> None:
             with self._database.write() as session:
-                is_cancelled = queue.stop_cancelled(session, job.claim, owner=self.owner)
-                failed = None if is_cancelled else queue.fail(session, job.claim, queue.OVERDUE, owner=self.owner)
-                if is_cancelled or failed is JobState.FAILED:
+                if queue.stop_cancelled(session, job.claim, owner=self.owner):
                     pipeline.advance(session, job.claim.run_id, actor=self.owner)
-                return failed is not None
 
-        if self._outlasting(write) and any(flight.job is job for flight in self._flying.values()):
-            # An engine that gives no result in all this time gives none to the next job either.
-            self._close_host()
+        self._outlasting(write)
+
+    def _end_fruitless(self) -> None:
+        """End an engine that is alive and gives no result in all the time it may have; its jobs have failed a try."""
+        limit = self._settings.result_seconds
+        if limit is None or not self._flying or time.monotonic() - self._result_at < limit:
+            return
+        self._close_host()
+        self._fail_jobs(f"the engine gave no result for {limit:.0f} s", did_load=True)
 
     def _forget(self, claim: Claim) -> None:
         self._leases.remove(claim)

@@ -336,14 +336,14 @@ def test_a_run_whose_job_was_lost_too_often_fails_and_does_not_wait_for_ever(
     assert "its worker was elsewhere" in run_of(database, run_id).error
 
 
-def test_a_job_that_saves_nothing_before_its_deadline_costs_attempts_and_engines_and_then_fails(
+def test_an_engine_that_is_alive_and_gives_no_result_is_replaced_and_its_job_fails_in_the_end(
     database: Database, tmp_path: Path
 ) -> None:
     run_id = start(database, tmp_path, teachers=("ada", "bob"), options={"latency_seconds": 60})
     seen = Watching()
-    work(database, tmp_path, run_id, seen, job_seconds=1.0, lease_seconds=1.5)
+    work(database, tmp_path, run_id, seen, result_seconds=1.0)
 
-    assert queue.OVERDUE in run_of(database, run_id).error
+    assert "the engine gave no result for 1 s" in run_of(database, run_id).error
     assert len(seen.loads) >= 3  # a new engine for each attempt
     assert count(database, Response) == 0
 
