@@ -37,7 +37,7 @@ _STILL_SECONDS = 5.0
 app = Celery("naive", broker=os.environ.get("NAIVE_BROKER_URL"))
 
 
-@app.task
+@app.task(name="naive.answer")  # as a script this module has another name than in its worker
 def answer(prompt: int) -> None:
     """Answer a prompt and store the answer."""
     time.sleep(_LATENCY_SECONDS)
