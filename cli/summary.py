@@ -41,6 +41,8 @@ def _teachers(found: Facts) -> None:
 
 
 def _workers(found: Facts) -> None:
+    if len(found.workers) < 2:
+        return  # who worked alone waited for nobody; --json has its figures
     rows = [
         (owner.short(w.worker), w.claims, w.loads, w.load_seconds, w.work_seconds, w.idle_seconds)
         for w in found.workers
