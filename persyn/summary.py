@@ -50,7 +50,7 @@ class TeacherFacts(Struct, frozen=True):
 
 
 class WorkerFacts(Struct, frozen=True):
-    """What one worker process did for the run; seconds of its own clock's, from the events of its jobs."""
+    """What one worker process did for the run, by the events of its jobs; seconds by the database's clock."""
 
     worker: str
     #: Claims; a job that was given back and claimed again counts again.
@@ -163,20 +163,17 @@ class _Shift:
 
     def claimed(self, job_id: int, at: datetime) -> None:
         """A job begins; the time since the one before was idle if none was in hand."""
-        self._pass(at)
+        self.pass_to(at)
         self.claims += 1
         self.in_hand.add(job_id)
 
     def ended_job(self, job_id: int, at: datetime) -> None:
         """A job is over, or taken away."""
-        self._pass(at)
+        self.pass_to(at)
         self.in_hand.discard(job_id)
 
-    def goes_on(self, at: datetime) -> None:
-        """Jobs are still in hand."""
-        self._pass(at)
-
-    def _pass(self, at: datetime) -> None:
+    def pass_to(self, at: datetime) -> None:
+        """Time goes by, with what is in hand."""
         if self.in_hand:
             self.work_seconds += (at - self.ended).total_seconds()
         self.ended = at
@@ -202,7 +199,7 @@ def _workers(session: Session, run: Run) -> list[WorkerFacts]:
     }
     at = session.scalars(select(now())).one()
     for holder in set(holders.values()):
-        shifts[holder].goes_on(at)
+        shifts[holder].pass_to(at)
     return [
         WorkerFacts(
             worker=worker,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from persyn.db.connect import Database
+from tests.cluster import Broker
 from tests.postgres import Postgres
 
 # No test may ask a model hub for anything.
@@ -42,6 +43,15 @@ def postgres() -> Iterator[Postgres]:
         migrated.upgrade()
         migrated.close()
         yield server
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    """A real broker, empty."""
+    broker = Broker()
+    broker.start()
+    yield broker
+    broker.kill()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

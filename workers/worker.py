@@ -238,6 +238,8 @@ class Worker:
             while job.waiting and len(requests) < room:
                 requests.append(self._take_off(job))
         if requests:
+            if len(requests) == len(self._flying):
+                self._result_at = time.monotonic()  # it had nothing to do until now
             host.submit(requests)
 
     def _take_off(self, job: _OpenJob) -> Request:

@@ -40,7 +40,6 @@ class Loaded(Struct, frozen=True, tag="loaded"):
 
     version: str
     window: int
-    seconds: float
 
 
 class Finished(Struct, frozen=True, tag="finished"):
@@ -234,10 +233,9 @@ class _Server:
 
         spec = msgspec.msgpack.decode(self._down.recv_bytes(), type=ModelSpec)
         threading.Thread(target=self._read, daemon=True, name="reader").start()
-        began = time.monotonic()
         try:
             engine = engines.load(spec, self.tick)
-            self._say(Loaded(engine.version, engine.window, time.monotonic() - began))
+            self._say(Loaded(engine.version, engine.window))
             while True:
                 self._serve(engine)
         except PersynError as error:

@@ -27,14 +27,6 @@ NEEDED = GRID + PROMPTS - 12
 
 
 @pytest.fixture
-def broker() -> Iterator[Broker]:
-    broker = Broker()
-    broker.start()
-    yield broker
-    broker.kill()
-
-
-@pytest.fixture
 def cluster(tmp_path: Path, database_url: str, broker: Broker) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path, database_url, broker)
     yield cluster

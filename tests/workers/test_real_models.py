@@ -78,13 +78,10 @@ def run_file(tmp_path: Path, smollm2: Path, gemma: Path) -> Path:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, postgres: Postgres) -> Iterator[Cluster]:
-    broker = Broker()
-    broker.start()
+def cluster(tmp_path: Path, postgres: Postgres, broker: Broker) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path, postgres.create(f"t{uuid.uuid4().hex}", template="migrated"), broker)
     yield cluster
     cluster.stop()
-    broker.kill()
 
 
 @pytest.fixture

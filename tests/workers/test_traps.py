@@ -30,14 +30,6 @@ NEEDED = GRID + 60 - 12
 
 
 @pytest.fixture
-def broker() -> Iterator[Broker]:
-    broker = Broker()
-    broker.start()
-    yield broker
-    broker.kill()
-
-
-@pytest.fixture
 def database(postgres: Postgres) -> Iterator[Database]:
     store = Database(postgres.create(f"t{uuid.uuid4().hex}", template="migrated"))
     yield store

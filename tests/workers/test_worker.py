@@ -348,6 +348,27 @@ def test_an_engine_that_is_alive_and_gives_no_result_is_replaced_and_its_job_fai
     assert count(database, Response) == 0
 
 
+def test_an_engine_that_had_nothing_to_do_for_long_is_not_blamed_for_it(database: Database, tmp_path: Path) -> None:
+    options = {"latency_seconds": 1.2, "concurrency": 64}
+    first = start(database, tmp_path, teachers=("ada", "bob"), options=options, name="first")
+    seen = Watching()
+    with Worker(database, Settings(str(database.url), tmp_path, result_seconds=2.0), listener=seen) as worker:
+        worker.work()
+        loaded = seen.loads[-1]
+        time.sleep(2.5)
+        (tmp_path / "second").mkdir()
+        questions = {"prompts": 90, "teachers": ("ada", "bob"), "options": options}
+        second = start(database, tmp_path / "second", name="second", **questions)
+        worker.work()
+
+    require_complete(database, first)
+    require_complete(database, second)
+    assert loaded in seen.loads
+    with database.read() as session:
+        errors = session.scalars(select(Job.error).where(Job.error.is_not(None))).all()
+    assert errors == []
+
+
 def test_each_model_that_is_loaded_is_noted_with_its_job_and_its_seconds(database: Database, tmp_path: Path) -> None:
     seen = Watching()
     run_id = start(database, tmp_path)
