@@ -15,6 +15,7 @@ from persyn.config import RunConfig
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.db.results import Assignment, Response
+from persyn.db.work import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,12 @@ def make_scorer(session: Session, kind: str, *, student_id: int | None = None) -
         "student_id": student_id,
     }
     return _found_or_added(session, Scorer, row)
+
+
+def make_job(session: Session, run_id: int, **columns: Any) -> int:
+    """A job that waits."""
+    values = {"stage": "generate", "queue": "vllm.a", "first_prompt_id": 1, "last_prompt_id": 9, "n_prompts": 9}
+    return _add(session, Job(run_id=run_id, **values | columns))
 
 
 def make_response(session: Session, prompt_id: int, teacher_id: int, text: str | None = "Yes.", **columns: Any) -> int:

@@ -15,7 +15,7 @@ from persyn import queue
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
-from tests.factories import make_run
+from tests.factories import make_job, make_run
 
 GONE = timedelta(seconds=-1)
 
@@ -24,22 +24,7 @@ def add_jobs(database: Database, count: int = 1, **values: object) -> list[int]:
     """Queued jobs of a new run; their ids in order."""
     with database.write() as session:
         run = make_run(session, name=f"run-{uuid.uuid4().hex}")
-        jobs = [
-            Job(
-                run_id=run.id,
-                stage="generate",
-                queue="vllm.a",
-                teacher_id=None,
-                first_prompt_id=1,
-                last_prompt_id=9,
-                n_prompts=9,
-                **values,
-            )
-            for _ in range(count)
-        ]
-        session.add_all(jobs)
-        session.flush()
-        return [job.id for job in jobs]
+        return [make_job(session, run.id, **values) for _ in range(count)]
 
 
 def claim(database: Database, owner: str = "a") -> queue.Claim | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from datetime import timedelta
 from types import TracebackType
 
@@ -16,20 +17,28 @@ from persyn.queue import Claim
 
 log = logging.getLogger(__name__)
 
+#: How long leases are renewed for a worker whose main loop stands still: it takes a breath many times a minute, and
+#: one that hangs would keep its jobs from everybody for ever.
+_PATIENCE_SECONDS = 600.0
+
 
 class Leases:
     """The jobs this process holds; one that was taken away is lost.
+
+    patience_seconds: how long they are renewed without a call of `alive`.
 
     While the database is away nothing is lost yet: nobody can take anything either, and if somebody
     did when it came back, the fence refuses what is written here.
     """
 
-    def __init__(self, database: Database, lease: timedelta) -> None:
+    def __init__(self, database: Database, lease: timedelta, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._database = database
         self._lease = lease
         self._lock = threading.Lock()
         self._held: dict[int, int] = {}
         self._lost: set[int] = set()
+        self._patience_seconds = patience_seconds
+        self._alive_at = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
 
@@ -40,6 +49,10 @@ class Leases:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
         self._thread.join()
+
+    def alive(self) -> None:
+        """The main loop goes on."""
+        self._alive_at = time.monotonic()
 
     def add(self, job: Claim) -> None:
         """Renew a job that was just claimed from now on."""
@@ -63,6 +76,9 @@ class Leases:
         with self._lock:
             held = dict(self._held)
         if not held:
+            return
+        if (still := time.monotonic() - self._alive_at) > self._patience_seconds:
+            log.error("the worker stands still, its leases run out", extra={"seconds": still, "jobs": sorted(held)})
             return
         try:
             with self._database.write() as session:

@@ -8,18 +8,15 @@ was computing is computed again.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
 
-import msgspec
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
@@ -30,15 +27,16 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import EngineError, PersynError, shorten
-from persyn.llm.host import Host, HostDied
-from persyn.llm.protocols import Failed, ModelSpec, Request, Result
+from persyn.llm.host import HostDied
+from persyn.llm.protocols import Failed, ModelSpec, Result
 from persyn.queue import Claim
 from persyn.settings import Settings
 from persyn.stages.batch import Batch, Done
 from workers import affinity, owner
 from workers.affinity import Reach
 from workers.leases import Leases
-from workers.suspicion import Key, Suspicion
+from workers.slot import Flight, OpenJob, Slot
+from workers.suspicion import Suspicion
 from workers.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -66,32 +64,6 @@ class Listener:
         """So many rows more are written."""
 
 
-@dataclass(slots=True)
-class _OpenJob:
-    """A job under lease: what is still to be asked, and how many results are still to come."""
-
-    claim: Claim
-    spec: ModelSpec
-    waiting: deque[Request]
-    left: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.left = len(self.waiting)
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A request that the engine has."""
-
-    job: _OpenJob
-    request: Request
-
-    @property
-    def key(self) -> Key:
-        """Which request it is, whatever engine has it."""
-        return self.job.claim.id, self.request.id
-
-
 class Worker:
     """Works jobs until there are none, or `stop` is set.
 
@@ -117,13 +89,10 @@ class Worker:
         self._listener = listener or Listener()
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._leases = Leases(database, self._lease)
-        self._host: Host | None = None
+        self._slot = Slot(settings, reach)
         self._queue: str | None = None
-        self._loading_since: float | None = None
-        self._result_at = 0.0
-        self._jobs: dict[int, _OpenJob] = {}
-        self._flying: dict[int, _Flight] = {}
-        self._serial = itertools.count()
+        self._is_loading = False
+        self._jobs: dict[int, OpenJob] = {}
         self._suspicion = Suspicion()
         self._telemetry = Telemetry(self.owner)
         self._avoided: dict[str, float] = {}
@@ -182,6 +151,7 @@ class Worker:
     def _drain(self) -> None:
         """Work the open jobs, and their queue until nothing is left in it."""
         while not self.stop.is_set():
+            self._leases.alive()
             self._open_jobs()
             if not self._jobs:
                 return
@@ -220,7 +190,7 @@ class Worker:
             log.exception("a job cannot be loaded", extra=self._telemetry.about(claim))
             self._fail(claim, _reason(error))
             return
-        job = self._jobs[claim.id] = _OpenJob(claim, batch.spec, deque(batch.requests))
+        job = self._jobs[claim.id] = OpenJob(claim, batch.spec, deque(batch.requests))
         if not job.left:
             self._save(job, [])
 
@@ -229,36 +199,24 @@ class Worker:
             return pipeline.STAGES[claim.stage].load(session, claim)
 
     def _feed(self) -> None:
-        host = self._host_for(next(iter(self._jobs.values())).spec)
-        if host.loaded is None:
-            return
-        room = self._window() - len(self._flying)
-        requests: list[Request] = []
-        for job in self._jobs.values():
-            while job.waiting and len(requests) < room:
-                requests.append(self._take_off(job))
-        if requests:
-            if len(requests) == len(self._flying):
-                self._result_at = time.monotonic()  # it had nothing to do until now
-            host.submit(requests)
-
-    def _take_off(self, job: _OpenJob) -> Request:
-        request = job.waiting.popleft()
-        serial = next(self._serial)
-        self._flying[serial] = _Flight(job, request)
-        return msgspec.structs.replace(request, id=serial)
+        spec = next(iter(self._jobs.values())).spec
+        if not self._slot.holds(spec):
+            self._slot.end()
+            self._slot.start(spec)
+            self._is_loading = True
+            self._listener.loading(spec)
+        if self._slot.loaded is not None:
+            self._slot.submit(self._jobs.values(), self._window() - self._slot.in_hand)
 
     def _collect(self) -> None:
-        if self._host is None:
-            return
         try:
-            results = self._host.receive(_RECEIVE_SECONDS)
+            results = self._slot.receive(_RECEIVE_SECONDS)
         except HostDied as death:
             self._bury(str(death))
             return
         except EngineError as error:
-            was_loaded = self._host.loaded is not None
-            self._close_host()
+            was_loaded = self._slot.loaded is not None
+            self._slot.end()
             self._fail_jobs(str(error), did_load=was_loaded)
             return
         self._greet()
@@ -267,18 +225,15 @@ class Worker:
 
     def _greet(self) -> None:
         """Say once, to the listener, in the log and in the store, that the model is there."""
-        host, since = self._host, self._loading_since
-        if host is None or host.loaded is None or since is None:
+        loaded = self._slot.loaded
+        if loaded is None or not self._is_loading:
             return
-        self._loading_since = None
-        self._result_at = time.monotonic()
-        seconds = time.monotonic() - since
-        self._listener.loaded(host.spec, seconds)
-        if host.spec.model:  # checking answers takes a process and no model
-            claim = next(iter(self._jobs.values())).claim
-            engine = host.loaded.version
-            log.info("loaded", extra=self._telemetry.about(claim, engine=engine, seconds=seconds))
-            self._outlasting(lambda: self._note_load(claim, engine, seconds, host.log.name))
+        self._is_loading = False
+        job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
+        self._listener.loaded(job.spec, seconds)
+        if job.spec.model:  # checking answers takes a process and no model
+            log.info("loaded", extra=self._telemetry.about(job.claim, engine=loaded.version, seconds=seconds))
+            self._outlasting(lambda: self._note_load(job.claim, loaded.version, seconds, self._slot.log))
 
     def _note_load(self, claim: Claim, engine: str, seconds: float, file: str) -> None:
         row = {"run_id": claim.run_id, "job_id": claim.id, "owner": self.owner}
@@ -286,26 +241,24 @@ class Worker:
         with self._database.write() as session:
             bulk.insert_new(session, Load, [row])
 
-    def _land(self, results: Iterable[Result]) -> None:
-        """Write results, each with the request it answers, job by job."""
-        assert self._host is not None
-        assert self._host.loaded is not None
-        self._result_at = time.monotonic()
-        engine = self._host.loaded.version
+    def _land(self, results: Iterable[tuple[Flight, Result]]) -> None:
+        """Write results, job by job."""
+        assert self._slot.loaded is not None
+        engine = self._slot.loaded.version
         by_job: dict[int, list[Done]] = defaultdict(list)
-        for result in results:
-            flight = self._flying.pop(result.id)
+        for flight, result in results:
             self._suspicion.finished(flight.key)
             if self._is_open(flight.job):
                 by_job[flight.job.claim.id].append(Done(flight.request, result, engine))
         for job_id, done in by_job.items():
             self._save(self._jobs[job_id], done)
+        self._slot.emptied()
 
-    def _is_open(self, job: _OpenJob) -> bool:
+    def _is_open(self, job: OpenJob) -> bool:
         """Whether a job is still held by this claim; it may have been let go, and claimed here anew."""
         return self._jobs.get(job.claim.id) is job
 
-    def _save(self, job: _OpenJob, done: Sequence[Done]) -> None:
+    def _save(self, job: OpenJob, done: Sequence[Done]) -> None:
         job.left -= len(done)
         try:
             is_held = self._outlasting(lambda: self._write(job, done))
@@ -328,7 +281,7 @@ class Worker:
         failed = sum(isinstance(item.result, Failed) for item in done)
         self._listener.saved(job.claim.stage, len(done) - failed, failed)
 
-    def _write(self, job: _OpenJob, done: Sequence[Done]) -> bool:
+    def _write(self, job: OpenJob, done: Sequence[Done]) -> bool:
         """Write some results of a job and, with the last, its end and what follows; False when it is not held."""
         claim = job.claim
         with self._database.write() as session:
@@ -343,9 +296,8 @@ class Worker:
 
     def _bury(self, reason: str) -> None:
         """An engine died: its requests are asked again, of a new one, unless one of them is what kills it."""
-        was_loaded = self._host is not None and self._host.loaded is not None
-        flying = list(self._flying.values())
-        self._close_host()
+        was_loaded = self._slot.loaded is not None
+        flying = self._slot.end()
         if not was_loaded:
             self._fail_jobs(f"the model did not load: {reason}", did_load=False)
             return
@@ -386,7 +338,7 @@ class Worker:
             if job_id in self._jobs:
                 self._let_go(self._jobs[job_id])
 
-    def _let_go(self, job: _OpenJob) -> None:
+    def _let_go(self, job: OpenJob) -> None:
         """Stop work on a job that may not be written any more; one that was cancelled ends here."""
         self._forget(job.claim)
         self._telemetry.ended(job.claim, "let go")
@@ -401,9 +353,9 @@ class Worker:
     def _end_fruitless(self) -> None:
         """End an engine that is alive and gives no result in all the time it may have; its jobs have failed a try."""
         limit = self._settings.result_seconds
-        if limit is None or not self._flying or time.monotonic() - self._result_at < limit:
+        if limit is None or self._slot.fruitless_seconds < limit:
             return
-        self._close_host()
+        self._slot.end()
         self._fail_jobs(f"the engine gave no result for {limit:.0f} s", did_load=True)
 
     def _forget(self, claim: Claim) -> None:
@@ -413,45 +365,18 @@ class Worker:
 
     def _leave(self) -> None:
         """Write what has arrived, give unfinished jobs back, end the engine."""
-        if self._host is not None and self._host.loaded is not None:
-            with contextlib.suppress(HostDied, EngineError):
-                if results := self._host.receive(0):
-                    self._land(results)
-        self._close_host()
+        with contextlib.suppress(HostDied, EngineError):
+            if results := self._slot.receive(0):
+                self._land(results)
+        self._slot.end()
         for job in list(self._jobs.values()):
             self._forget(job.claim)
             self._telemetry.ended(job.claim, "given back")
             with self._database.write() as session:
                 queue.release(session, job.claim, owner=self.owner)
 
-    def _host_for(self, spec: ModelSpec) -> Host:
-        if self._host is not None and self._host.spec != spec:
-            self._close_host()
-        if self._host is None:
-            self._loading_since = time.monotonic()
-            self._listener.loading(spec)
-            self._host = Host(
-                spec,
-                self._settings.home,
-                load_seconds=self._settings.load_seconds,
-                stall_seconds=self._settings.stall_seconds,
-                devices=self._reach.devices(spec.gpus),
-                is_alone=self._reach.gpus is None,
-            )
-        return self._host
-
-    def _close_host(self) -> None:
-        """End the engine; what it was computing for jobs that are still open waits for the next one."""
-        for flight in reversed(self._flying.values()):
-            if self._is_open(flight.job):
-                flight.job.waiting.appendleft(flight.request)
-        self._flying = {}
-        if self._host is not None:
-            self._host.close()
-            self._host = None
-
     def _window(self) -> int:
-        loaded = self._host.loaded if self._host is not None else None
+        loaded = self._slot.loaded
         return self._suspicion.limit(loaded.window) if loaded is not None else 1
 
     def _at_hand(self) -> int:
@@ -463,6 +388,7 @@ class Worker:
             retry=retry_if_exception_type(OperationalError),
             wait=wait_exponential(multiplier=0.2, max=15),
             stop=stop_after_delay(_OUTAGE_SECONDS),
+            before=lambda attempt: self._leases.alive(),
             reraise=True,
         )
         return retrying(transaction)

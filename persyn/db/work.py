@@ -72,7 +72,6 @@ class Job(Base):
     heartbeat_at: Mapped[UtcTime | None]
     not_before: Mapped[UtcTime | None] = mapped_column(comment="a failed attempt waits until then")
     dispatched_at: Mapped[UtcTime | None] = mapped_column(comment="when a message was last sent for it")
-    deadline_at: Mapped[UtcTime | None]
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     error: Mapped[str | None] = mapped_column(Text, comment="the last failure")
     created_at: Mapped[CreatedAt]
