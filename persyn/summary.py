@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,8 @@ class _Shift:
         self.in_hand.discard(job_id)
 
     def pass_to(self, at: datetime) -> None:
-        """Time goes by, with what is in hand."""
+        """Time goes by, with what is in hand; backwards it goes not."""
+        at = max(at, self.ended)
         if self.in_hand:
             self.work_seconds += (at - self.ended).total_seconds()
         self.ended = at
@@ -183,11 +184,13 @@ def _workers(session: Session, run: Run) -> list[WorkerFacts]:
     """Follow each job from claim to end, in the order things happened."""
     shifts: dict[str, _Shift] = {}
     holders: dict[int, str] = {}
-    steps = select(Event.at, Event.actor, Job.id, Event.to_state).join(Job, Job.id == Event.job_id)
-    steps = steps.where(Event.run_id == run.id)
-    for at, actor, job_id, state in session.execute(steps.order_by(Event.id), execution_options={"yield_per": 1000}):
+    steps = select(Event.at, Event.actor, Event.job_id, Event.to_state, Event.detail)
+    steps = steps.where(Event.run_id == run.id, Event.job_id.is_not(None)).order_by(Event.id)
+    for at, actor, job_id, state, detail in session.execute(steps, execution_options={"yield_per": 1000}):
         if job_id in holders:
-            shifts[holders.pop(job_id)].ended_job(job_id, at)
+            # A job that was taken back was worked until its worker was last heard of.
+            silent = timedelta(seconds=detail.get("silent_seconds") or 0.0)
+            shifts[holders.pop(job_id)].ended_job(job_id, at - silent)
         if state == JobState.RUNNING:
             shifts.setdefault(actor, _Shift(at, at)).claimed(job_id, at)
             holders[job_id] = actor

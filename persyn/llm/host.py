@@ -29,7 +29,7 @@ from persyn.llm import gpus
 from persyn.llm.protocols import Engine, ModelSpec, Request, Result
 
 _TICK_SECONDS = 1.0
-_LOG_LINES = 3
+_LOG_LINES, _LOG_BYTES = 3, 4096
 #: How much more GPU memory than before may stay in use when a host has ended, and how long it is waited for.
 _SLACK_MIB = 512
 _FREE_SECONDS = 60.0
@@ -166,7 +166,7 @@ class Host:
         return f"the engine was ended by {signal.Signals(-code).name}" if code < 0 else f"the engine exited with {code}"
 
     def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()[-_LOG_LINES:] if self.log.exists() else []
+        lines = _end_of(self.log).decode(errors="replace").strip().splitlines()[-_LOG_LINES:]
         return f"log {self.log}" + (f" ends: {' | '.join(lines)}" if lines else " is empty")
 
     def _send(self, value: ModelSpec | list[Request]) -> None:
@@ -180,6 +180,15 @@ class Host:
                 self._inbox.put(_decode_up(up.recv_bytes()))
         up.close()
         self._inbox.put(None)
+
+
+def _end_of(file: Path) -> bytes:
+    """The last of a file that may be large, or not there."""
+    if not file.exists():
+        return b""
+    with file.open("rb") as log:
+        log.seek(max(0, file.stat().st_size - _LOG_BYTES))
+        return log.read()
 
 
 def _environment(devices: str | None, *, is_alone: bool) -> dict[str, str]:

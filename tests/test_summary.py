@@ -1,0 +1,51 @@
+"""What a run's summary says of its workers, from events with times set by hand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from persyn import summary
+from persyn.db.catalog import Run
+from persyn.db.connect import Database
+from persyn.db.work import Event, Load
+from tests.factories import make_job, make_run
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def event(at: float, actor: str, run_id: int, job_id: int | None, to_state: str, **detail: Any) -> Event:
+    when = NOON + timedelta(seconds=at)
+    return Event(at=when, actor=actor, run_id=run_id, job_id=job_id, to_state=to_state, detail=detail)
+
+
+def test_a_workers_time_is_work_while_it_has_a_job_and_was_heard_of(database: Database) -> None:
+    with database.write() as session:
+        run_id = make_run(session).id
+        first, second = make_job(session, run_id), make_job(session, run_id)
+        session.add_all(
+            [
+                event(0, "cli", run_id, None, "running"),
+                # Two jobs at once from 2 to 10, one more until 12: ten seconds of work.
+                event(2, "ada", run_id, first, "running"),
+                event(4, "ada", run_id, second, "running"),
+                event(10, "ada", run_id, first, "done"),
+                event(12, "ada", run_id, second, "queued"),
+                # Idle until 17; taken back at 47, of which it was silent for 20: ten seconds more.
+                event(17, "ada", run_id, second, "running"),
+                event(47, "dispatcher", run_id, second, "queued", silent_seconds=20.0),
+                event(50, "bob", run_id, second, "running"),
+                event(53, "bob", run_id, second, "done"),
+                Load(run_id=run_id, job_id=first, owner="ada", engine="fake", seconds=1.5, log="1.log"),
+                Load(run_id=run_id, job_id=second, owner="ada", engine="fake", seconds=2.0, log="2.log"),
+            ]
+        )
+    with database.read() as session:
+        ada, bob = summary.facts(session, session.get_one(Run, run_id)).workers
+
+    assert (ada.worker, ada.claims, ada.loads, ada.load_seconds) == ("ada", 3, 2, 3.5)
+    assert (ada.work_seconds, ada.idle_seconds) == pytest.approx((20.0, 5.0))
+    assert (bob.worker, bob.claims, bob.loads) == ("bob", 1, 0)
+    assert (bob.work_seconds, bob.idle_seconds) == pytest.approx((3.0, 0.0))
