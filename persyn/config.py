@@ -62,10 +62,26 @@ class RunTable(_Table, frozen=True):
 
 
 class PromptsTable(_Table, frozen=True):
-    """[prompts]: where they come from."""
+    """[prompts]: where they come from, one of the two."""
 
     #: JSONL, JSON, CSV or Parquet, gzipped or not; relative to the run file.
-    file: str | list[str]
+    file: str | list[str] = []
+    #: Names of files whose prompts are in the store: `persyn prompts stats` lists them.
+    source: str | list[str] = []
+
+    def __post_init__(self) -> None:
+        if bool(self.file) == bool(self.source):
+            raise ValueError("give either file (to be imported) or source (imported already)")
+
+    @property
+    def files(self) -> list[str]:
+        """The files to import."""
+        return [self.file] if isinstance(self.file, str) else self.file
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the files imported already."""
+        return [self.source] if isinstance(self.source, str) else self.source
 
 
 class StudentTable(_Table, frozen=True):
@@ -75,6 +91,8 @@ class StudentTable(_Table, frozen=True):
     model: str
     revision: str | None = None
     gpus: Count = 0
+    #: For the strategy family-strong: one of the teachers' families.
+    family: str | None = None
     #: Options of the log_likelihood engine: dtype, batch_tokens, add_bos.
     options: dict[str, Any] = {}
     engine: Literal["log_likelihood", "fake"] = "log_likelihood"
@@ -83,7 +101,8 @@ class StudentTable(_Table, frozen=True):
 class QualityTable(_Table, frozen=True):
     """[quality]: what makes a response good."""
 
-    kind: Literal["math", "reward_model", "fake"]
+    kind: Literal["math", "reward_model", "imported", "fake"]
+    #: A reward model; or for imported scores the field that they were imported from.
     model: str = ""
     revision: str | None = None
     gpus: Count = 0
@@ -92,6 +111,8 @@ class QualityTable(_Table, frozen=True):
     def __post_init__(self) -> None:
         if self.kind == "reward_model" and not self.model:
             raise ValueError("a reward_model needs a model")
+        if self.kind == "imported" and not self.model:
+            raise ValueError("imported scores need model, the field they were imported from")
 
 
 class RouterTable(_Table, frozen=True):
@@ -106,6 +127,20 @@ class RouterTable(_Table, frozen=True):
     engine: Literal["router", "fake"] = "router"
 
 
+class StrategyTable(_Table, frozen=True):
+    """[strategy]: whom to ask.
+
+    persyn, static and car are decided by the calibration grid, oracle has every teacher answer every prompt,
+    the others need no grid.
+    """
+
+    kind: Literal["persyn", "static", "strong", "mix", "family-strong", "car", "random", "oracle"] = "persyn"
+    #: mix: the strongest teacher's share; the weakest has the others.
+    ratio: Unit = 0.2
+    #: car: weight of the student's loss.
+    beta: Annotated[float, Meta(ge=0)] = 3.0
+
+
 class Shot(_Table, frozen=True):
     """One worked example that a teacher is shown before the prompt."""
 
@@ -118,7 +153,8 @@ class TeacherTable(_Table, frozen=True):
 
     name: Name
     model: str
-    engine: Literal["vllm", "transformers", "openai", "fake"] = "vllm"
+    #: imported: it writes nothing here, what it wrote elsewhere was imported.
+    engine: Literal["vllm", "transformers", "openai", "imported", "fake"] = "vllm"
     revision: str | None = None
     gpus: Count = 1
     #: The engine's own arguments: dtype, max_model_len, base_url, api_key_env, concurrency, ...
@@ -143,16 +179,36 @@ class RunConfig(_Table, frozen=True):
     quality: QualityTable
     teachers: Annotated[list[TeacherTable], Meta(min_length=2)]
     router: RouterTable = RouterTable()
+    strategy: StrategyTable = StrategyTable()
 
     def __post_init__(self) -> None:
+        self._require_strategy()
         names = [teacher.name for teacher in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers of the same name: {', '.join(twice)}")
 
+    def _require_strategy(self) -> None:
+        kind = self.strategy.kind
+        nameless = [teacher.name for teacher in self.teachers if teacher.params_b is None]
+        if kind in ("strong", "mix", "family-strong") and nameless:
+            raise ValueError(f"strategy {kind} goes by size: give params_b of {', '.join(nameless)}")
+        families = {teacher.family for teacher in self.teachers}
+        if kind == "family-strong" and (self.student.family is None or self.student.family not in families):
+            raise ValueError(
+                f"strategy family-strong needs a [student] family that is a teacher's, got {self.student.family}"
+            )
+
+    @property
+    def n_calibration(self) -> int | None:
+        """How many of the prompts every teacher answers, those that measure the router included; None is all."""
+        if self.strategy.kind == "oracle":
+            return None
+        return self.run.calibration if self.strategy.kind in ("persyn", "static", "car") else 0
+
     @property
     def n_holdout(self) -> int:
         """How many of the calibration prompts measure the router."""
-        return round(self.run.calibration * self.run.holdout)
+        return round(self.run.calibration * self.run.holdout) if self.strategy.kind == "persyn" else 0
 
     def frozen(self) -> dict[str, Any]:
         """The configuration as the store keeps it."""
@@ -178,29 +234,62 @@ def read(path: Path) -> RunConfig:
     return _absolute(config, path.absolute().parent)
 
 
+def read_teachers(path: Path) -> list[TeacherTable]:
+    """The [[teachers]] of a TOML or JSON file, which may be a run file and need not.
+
+    In such a list a teacher's engine is "imported" and its model its name, unless said otherwise.
+    Raises `UsageError` with the place of the first mistake.
+    """
+    decode = msgspec.json.decode if path.suffix.lower() == ".json" else msgspec.toml.decode
+    try:
+        found = decode(path.read_bytes(), type=_TeachersFile).teachers
+        tables = [{"engine": "imported", "model": table.get("name"), **table} for table in found]
+        teachers = msgspec.convert(tables, list[TeacherTable])
+    except OSError as error:
+        raise UsageError(f"cannot read the teachers' file {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {_explain(str(error).replace('$[', '$.teachers['))}") from error
+    return [_absolute_teacher(teacher, path.absolute().parent) for teacher in teachers]
+
+
+class _TeachersFile(Struct, frozen=True):
+    """Whatever else it holds."""
+
+    teachers: list[dict[str, Any]]
+
+
 def thaw(frozen: dict[str, Any]) -> RunConfig:
     """The configuration of a stored run."""
     return msgspec.convert(frozen, RunConfig)
 
 
 def _absolute(config: RunConfig, folder: Path) -> RunConfig:
-    """Paths that are there become absolute; what is no local path is a hub id and stays."""
-
-    def local(model: str) -> str:
-        looks_local = model.startswith((".", "/", "~"))
-        path = (folder / Path(model).expanduser()).resolve()
-        return str(path) if model and (looks_local or path.is_dir()) else model
-
-    files = [config.prompts.file] if isinstance(config.prompts.file, str) else config.prompts.file
+    """Paths that are there become absolute."""
+    files = [str((folder / Path(file).expanduser()).resolve()) for file in config.prompts.files]
+    quality = config.quality.model
     replace = msgspec.structs.replace
     return replace(
         config,
-        prompts=replace(config.prompts, file=[str((folder / Path(f).expanduser()).resolve()) for f in files]),
-        student=replace(config.student, model=local(config.student.model)),
-        quality=replace(config.quality, model=local(config.quality.model)),
-        router=replace(config.router, backbone=local(config.router.backbone)),
-        teachers=[t if t.engine == "openai" else replace(t, model=local(t.model)) for t in config.teachers],
+        prompts=replace(config.prompts, file=files),
+        student=replace(config.student, model=_local(config.student.model, folder)),
+        quality=replace(
+            config.quality, model=quality if config.quality.kind == "imported" else _local(quality, folder)
+        ),
+        router=replace(config.router, backbone=_local(config.router.backbone, folder)),
+        teachers=[_absolute_teacher(teacher, folder) for teacher in config.teachers],
     )
+
+
+def _absolute_teacher(teacher: TeacherTable, folder: Path) -> TeacherTable:
+    lies_elsewhere = teacher.engine in ("openai", "imported")
+    return teacher if lies_elsewhere else msgspec.structs.replace(teacher, model=_local(teacher.model, folder))
+
+
+def _local(model: str, folder: Path) -> str:
+    """A path that is there, absolute; what is no local path is a hub id and stays."""
+    looks_local = model.startswith((".", "/", "~"))
+    path = (folder / Path(model).expanduser()).resolve()
+    return str(path) if model and (looks_local or path.is_dir()) else model
 
 
 def _explain(message: str) -> str:
@@ -224,6 +313,7 @@ def _fields(place: str) -> Iterable[str]:
         "student": StudentTable,
         "quality": QualityTable,
         "router": RouterTable,
+        "strategy": StrategyTable,
         "teachers": TeacherTable,
         "teachers.sampling": Sampling,
         "teachers.few_shot": Shot,

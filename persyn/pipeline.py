@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import func, select
@@ -18,6 +17,7 @@ from persyn.db.work import Event, Job, JobState
 from persyn.queue import Claim
 from persyn.stages import assign, calibrate, fit_router, generate, ingest, score, start
 from persyn.stages.batch import Batch, Done, Progress
+from persyn.stages.versions import Identities
 
 
 class Stage(Protocol):
@@ -54,7 +54,7 @@ def start_run(
     config: RunConfig,
     *,
     actor: str,
-    known: start.Identities | None = None,
+    known: Identities | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> Run:
     """The run of this configuration: found, or made with its prompts and its first jobs.
@@ -68,8 +68,8 @@ def start_run(
     if (found := start.find(session, config)) is not None:
         return found
     run = start.create(session, config, start.identities(config) if known is None else known, stage=_ORDER[0])
-    ingest.add_to_run(session, run.id, [Path(file) for file in config.prompts.file], progress=on_rows)
-    ingest.draw(session, run.id, calibration=config.run.calibration, holdout=config.n_holdout, seed=config.run.seed)
+    ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
+    ingest.draw(session, run.id, calibration=config.n_calibration, holdout=config.n_holdout, seed=config.run.seed)
     _note(session, run, actor, None, RunState.RUNNING, {"stage": run.stage})
     advance(session, run.id, actor=actor)
     return run

@@ -17,9 +17,13 @@ def write_run(
     prompts: int = PROMPTS,
     teachers: Sequence[str] = TEACHERS,
     options: dict[str, Any] | None = None,
+    strategy: str = "persyn",
     **run: Any,
 ) -> Path:
-    """A run file and its prompts in a folder; `options` are the fake teachers', `run` goes into [run]."""
+    """A run file and its prompts in a folder; `options` are the fake teachers', `run` goes into [run].
+
+    The teachers are of 1, 2, 3, ... billion parameters, and the first is of the student's family.
+    """
     questions = [{"id": str(n), "prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(prompts)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     table = {"name": "test", "setting": "math", "calibration": 12, "holdout": 0.25, "job_prompts": 8, **run}
@@ -27,13 +31,15 @@ def write_run(
         "[run]",
         *(f"{key} = {json.dumps(value)}" for key, value in table.items()),
         '[prompts]\nfile = "prompts.jsonl"',
-        '[student]\nname = "student"\nmodel = "student"\nengine = "fake"',
+        f'[student]\nname = "student"\nmodel = "student"\nengine = "fake"\nfamily = "{teachers[0]}"',
         '[quality]\nkind = "fake"',
         '[router]\nbackbone = "backbone"\nengine = "fake"',
+        f'[strategy]\nkind = "{strategy}"',
     ]
-    for teacher in teachers:
+    for size, teacher in enumerate(teachers, 1):
         inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in (options or {}).items())
         lines.append(f'[[teachers]]\nname = "{teacher}"\nmodel = "{teacher}"\nengine = "fake"\ngpus = 0')
+        lines.append(f'family = "{teacher}"\nparams_b = {size}')
         lines.append(f"options = {{ {inline} }}")
     file = folder / "run.toml"
     file.write_text("\n".join(lines) + "\n")

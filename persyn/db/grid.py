@@ -22,6 +22,7 @@ class Grid:
     teacher_ids:  (T,) in head order.
     quality:      (P, T) raw, in the quality scorer's unit.
     learnability: (P, T) mean log-likelihood under the student, nats per token.
+    prompt_tokens, response_tokens: (P, T) as the engine counted them; NaN where it did not.
     """
 
     prompt_ids: NDArray[np.int64]
@@ -29,6 +30,8 @@ class Grid:
     teacher_ids: NDArray[np.int64]
     quality: NDArray[np.float64]
     learnability: NDArray[np.float64]
+    prompt_tokens: NDArray[np.float64]
+    response_tokens: NDArray[np.float64]
 
 
 def read(session: Session, run: Run) -> Grid:
@@ -43,24 +46,30 @@ def read(session: Session, run: Run) -> Grid:
     ).all()
     row_of = {prompt.prompt_id: row for row, prompt in enumerate(prompts)}
     column_of = {teacher_id: column for column, teacher_id in enumerate(teacher_ids)}
-    quality = np.full((len(prompts), len(teacher_ids)), np.nan)
-    learnability = quality.copy()
+    empty = np.full((len(prompts), len(teacher_ids)), np.nan)
+    quality, learnability, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
     for cell in session.execute(_cells(run)):
         place = row_of[cell.prompt_id], column_of[cell.teacher_id]
         if cell.quality is not None:
             quality[place] = cell.quality
         if cell.log_likelihood is not None and cell.n_tokens:
             learnability[place] = cell.log_likelihood / cell.n_tokens
+        if cell.prompt_tokens is not None:
+            prompt_tokens[place] = cell.prompt_tokens
+        if cell.response_tokens is not None:
+            response_tokens[place] = cell.response_tokens
     return Grid(
         prompt_ids=np.array([prompt.prompt_id for prompt in prompts], dtype=np.int64),
         is_holdout=np.array([prompt.role == Role.HOLDOUT for prompt in prompts], dtype=np.bool_),
         teacher_ids=np.array(teacher_ids, dtype=np.int64),
         quality=quality,
         learnability=learnability,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response_tokens,
     )
 
 
-def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of five columns
+def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of seven columns
     quality, likelihood = aliased(Score), aliased(Score)
     return (
         select(
@@ -69,6 +78,8 @@ def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select 
             quality.value.label("quality"),
             likelihood.value.label("log_likelihood"),
             likelihood.n_tokens,
+            Response.prompt_tokens,
+            Response.response_tokens,
         )
         .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Response.prompt_id))
         .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))

@@ -41,6 +41,7 @@ class Response(Base):
     seed: Mapped[Big | None]
     engine: Mapped[str | None] = mapped_column(comment="name and version of what served the model")
     origin: Mapped[Origin] = mapped_column(words(Origin, "origin"), default=Origin.GENERATED)
+    meta: Mapped[dict[str, Any] | None] = mapped_column(comment="of an imported one: every other field of its row")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_at: Mapped[CreatedAt]
 

@@ -182,7 +182,11 @@ def _fitted(request: Fit, digest: bytes) -> Fitted:
     (folder / "router.msgpack").write_bytes(checkpoint)
     n_holdout = sum(request.is_holdout)
     metrics = {"n_calibration": len(request.is_holdout) - n_holdout, "n_holdout": n_holdout}
-    return Fitted(request.id, request.folder, hashlib.sha256(checkpoint).hexdigest(), metrics)
+    scores = [
+        [_unit(hashlib.blake2b(digest, salt=b"%d.%d" % (p, k)).digest()) for k in range(len(request.teachers))]
+        for p in range(len(request.conversations))
+    ]
+    return Fitted(request.id, request.folder, hashlib.sha256(checkpoint).hexdigest(), metrics, scores)
 
 
 def _unit(digest: bytes) -> float:

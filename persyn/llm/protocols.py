@@ -140,6 +140,8 @@ class Fitted(Struct, frozen=True, tag="fitted"):
     folder: str
     sha256: str
     metrics: dict[str, Any]
+    #: P rows of K scores, of the prompts in the request's order.
+    scores: list[list[float]]
 
 
 class Failed(Struct, frozen=True, tag="failed"):

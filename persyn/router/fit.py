@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,8 +78,8 @@ def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick)
     reader = Reader(chat, min(chosen.max_tokens, scoring.max_tokens(router.backbone.config) or chosen.max_tokens))
     prompts = [reader.ids(messages) for messages in request.conversations]
     grid = Examples(prompts, np.array(request.rewards, dtype=np.float64))
-    calibration = grid.take([i for i, is_holdout in enumerate(request.is_holdout) if not is_holdout])
-    holdout = grid.take([i for i, is_holdout in enumerate(request.is_holdout) if is_holdout])
+    is_holdout = np.array(request.is_holdout, dtype=np.bool_)
+    calibration = grid.take(np.flatnonzero(~is_holdout).tolist())
 
     prompt, _, _ = reward_matrix.preferences(calibration.rewards)
     plan = _plan(request, spec, chosen)
@@ -88,17 +88,18 @@ def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick)
     manifest = _manifest(request, spec, chosen, router, reader)
     sha256 = checkpoint.write(Path(request.folder), router, manifest, chat.tokenizer)
     checkpoint.merge(router)
+    scores = _scores(router, prompts, plan.batch_tokens, tick)
     metrics = {
-        **_measure(router, holdout, calibration.rewards, plan.batch_tokens, tick),
+        **_measure(scores[is_holdout], grid.rewards[is_holdout], calibration.rewards),
         "n_calibration": len(calibration.prompts),
-        "n_holdout": len(holdout.prompts),
+        "n_holdout": int(is_holdout.sum()),
         "n_pairs": len(prompt),
         "tune": request.tune,
         "seconds": time.monotonic() - started,
         "versions": manifest.versions,
         **notes,
     }
-    return Fitted(request.id, request.folder, sha256, metrics)
+    return Fitted(request.id, request.folder, sha256, metrics, scores.tolist())
 
 
 def _load_router(request: Fit, spec: ModelSpec, chosen: Options) -> Router:
@@ -133,11 +134,16 @@ def _manifest(request: Fit, spec: ModelSpec, chosen: Options, router: Router, re
     )
 
 
-def _measure(router: Router, holdout: Examples, calibration: Matrix, batch_tokens: int, tick: Tick) -> dict[str, Any]:
-    """The router's metrics and its baselines', or None for each without a hold-out prompt."""
-    if not holdout.prompts:
-        return {"router": None, "static": None, "random": None}
-    features = model.all_features(router, holdout.prompts, batch_tokens, tick)
+def _scores(router: Router, prompts: Sequence[Sequence[int]], batch_tokens: int, tick: Tick) -> Matrix:
+    """(P, K) of all prompts of the grid."""
+    features = model.all_features(router, prompts, batch_tokens, tick)
     with torch.no_grad():
-        scores = router.score(features.to(router.head.weight.device)).cpu().double().numpy()
-    return evaluate.compare(scores, holdout.rewards, calibration)
+        scores: Matrix = router.score(features.to(router.head.weight.device)).cpu().double().numpy()
+    return scores
+
+
+def _measure(scores: Matrix, rewards: Matrix, calibration: Matrix) -> dict[str, Any]:
+    """The router's metrics on the hold-out and its baselines', or None for each without a hold-out prompt."""
+    if not len(rewards):
+        return {"router": None, "static": None, "random": None}
+    return evaluate.compare(scores, rewards, calibration)

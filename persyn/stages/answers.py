@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, select
+from sqlalchemy import Select, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import Sampling
@@ -17,6 +17,9 @@ from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
 from persyn.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, conversation, hub_revision, in_part, make_jobs, seed_of
 
+#: The engine of a teacher that writes nothing here.
+IMPORTED = "imported"
+
 
 def teachers_of(session: Session, run_id: int) -> Sequence[Teacher]:
     """A run's teachers in head order."""
@@ -26,9 +29,24 @@ def teachers_of(session: Session, run_id: int) -> Sequence[Teacher]:
 
 
 def plan(session: Session, run: Run, stage: str, teacher: Teacher, missing: Select[Any]) -> int:
-    """Make one teacher's jobs; return how many."""
+    """Make one teacher's jobs; return how many. What an imported teacher did not bring with it has failed."""
+    if teacher.engine == IMPORTED:
+        _note_absent(session, teacher, missing)
+        return 0
     size = run.config["run"]["job_prompts"]
     return make_jobs(session, Plan(run.id, stage, spec_of(teacher), teacher_id=teacher.id, size=size), missing)
+
+
+def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> None:
+    prompts = missing.subquery()
+    rows = select(
+        prompts.c.prompt_id,
+        literal(teacher.id),
+        literal(0),
+        literal("not_imported: the teacher writes nothing here, and no response of it was imported"),
+        literal(Origin.IMPORTED, Response.origin.type),
+    )
+    bulk.insert_found(session, Response, ("prompt_id", "teacher_id", "sample", "failure", "origin"), rows)
 
 
 def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:

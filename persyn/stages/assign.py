@@ -1,37 +1,48 @@
-"""Every prompt gets its teacher: the router's best, or for a calibration prompt the one who did best."""
+"""Every prompt gets its teacher: the router's best, or for a calibration prompt the one who did best.
+
+A run of another strategy than PerSyn's follows that; it asks no router.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn import rewards
+from persyn import rewards, strategies
 from persyn.config import thaw
 from persyn.db import bulk, grid
-from persyn.db.catalog import Prompt, Run, RunPrompt
-from persyn.db.results import Assignment, Router, RouterScore
+from persyn.db.catalog import Prompt, Run, RunPrompt, Teacher
+from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.errors import EngineError
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.queue import Claim
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs
-
-
-def plan(session: Session, run: Run) -> int:
-    """Assign calibration prompts by their rewards; make jobs for all others; return how many jobs."""
-    _assign_calibration(session, run)
-    router = session.get_one(Router, run.router_id)
-    size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
-    return make_jobs(session, Plan(run.id, "assign", _spec(run, router), size=size), _missing(run.id))
-
+from persyn.stages import answers
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of
 
 #: Those of [router]'s options that still mean something when the router is fitted.
 _ROUTE_OPTIONS = ("dtype", "batch_tokens")
 #: One forward pass and no tokens written: a job of routing holds this many times more prompts.
 _ROUTING_IS_CHEAP = 8
+#: Prompts assigned at a time where no model is asked.
+_CHUNK = 10_000
+
+
+def plan(session: Session, run: Run) -> int:
+    """Assign what needs no router, make jobs for all other prompts; return how many jobs."""
+    kind = thaw(run.config).strategy.kind
+    if kind in ("persyn", "oracle"):
+        _assign_calibration(session, run)
+    if kind != "persyn":
+        _follow(session, run)
+        return 0
+    router = session.get_one(Router, run.router_id)
+    size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
+    return make_jobs(session, Plan(run.id, "assign", _spec(run, router), size=size), _missing(run.id))
 
 
 def load(session: Session, job: Claim) -> Batch:
@@ -49,9 +60,10 @@ def load(session: Session, job: Claim) -> Batch:
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     """Store all the router's scores and the teacher that won; saved twice, they are there once."""
     router_id = session.scalars(select(Run.router_id).where(Run.id == job.run_id)).one()
-    teacher_ids = session.scalars(select(Router.teacher_ids).where(Router.id == router_id)).one()
+    teacher_ids: list[int] = session.scalars(select(Router.teacher_ids).where(Router.id == router_id)).one()
+    present = _present(session, teacher_ids, [item.request.id for item in done])
     scores, assignments = [], []
-    for item in done:
+    for item, can_answer in zip(done, present, strict=True):
         if isinstance(item.result, Failed):
             raise EngineError(f"the router cannot score prompt {item.request.id}: {item.result.reason}")
         assert isinstance(item.result, Routed)
@@ -60,15 +72,15 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
             {"router_id": router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
             for teacher_id, score in zip(teacher_ids, row, strict=True)
         ]
-        runner_up, best = sorted(row)[-2:]
+        winner, margin = _best(np.where(can_answer, row, np.nan))
         assignments.append(
             {
                 "run_id": job.run_id,
                 "prompt_id": prompt_id,
-                "teacher_id": teacher_ids[row.index(best)],
-                "score": best,
-                "margin": best - runner_up,
-                "reason": "router",
+                "teacher_id": teacher_ids[winner],
+                "score": row[winner],
+                "margin": margin,
+                "reason": "router" if row[winner] == max(row) else "fallback: of the best nothing was imported",
                 "job_id": job.id,
             }
         )
@@ -97,28 +109,109 @@ def _missing(run_id: int) -> Select[Any]:
     )
 
 
+def _present(session: Session, teacher_ids: Sequence[int], prompt_ids: Sequence[int]) -> NDArray[np.bool_]:
+    """(P, T): who can answer. Teachers that write nothing here can only where a text of theirs was imported.
+
+    A prompt that nobody can answer has them all: it is assigned, and its answer will be missing.
+    """
+    of_teacher = Teacher.id.in_(teacher_ids), Teacher.engine == answers.IMPORTED
+    imported = set(session.scalars(select(Teacher.id).where(*of_teacher)))
+    present = np.array([[teacher_id not in imported for teacher_id in teacher_ids]] * len(prompt_ids), dtype=np.bool_)
+    if imported:
+        texts = _texts(session, imported, prompt_ids)
+        for row, prompt_id in enumerate(prompt_ids):
+            for column, teacher_id in enumerate(teacher_ids):
+                present[row, column] |= (prompt_id, teacher_id) in texts
+        present[~present.any(axis=1)] = True
+    return present
+
+
+def _texts(session: Session, teacher_ids: Collection[int], prompt_ids: Sequence[int]) -> set[tuple[int, int]]:
+    found = session.execute(
+        select(Response.prompt_id, Response.teacher_id).where(
+            Response.teacher_id.in_(teacher_ids),
+            Response.prompt_id.in_(prompt_ids),
+            Response.sample == 0,
+            Response.text.is_not(None),
+        )
+    )
+    return {(prompt_id, teacher_id) for prompt_id, teacher_id in found}
+
+
+def _best(row: NDArray[np.float64]) -> tuple[int, float | None]:
+    """The column of the highest number that is there, and by how much it leads the next one, if any."""
+    present = np.sort(row[~np.isnan(row)])
+    return int(np.nanargmax(row)), float(present[-1] - present[-2]) if present.size > 1 else None
+
+
 def _assign_calibration(session: Session, run: Run) -> None:
     """Keep the best response a calibration prompt already has; where no response has a reward, the router decides."""
-    config = thaw(run.config)
     cells = grid.read(session, run)
-    combined = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
     rows = []
-    for prompt_id, row in zip(cells.prompt_ids.tolist(), combined, strict=True):
-        present = np.sort(row[~np.isnan(row)])
-        if not present.size:
+    for prompt_id, row in zip(cells.prompt_ids.tolist(), _rewards(run, cells), strict=True):
+        if np.isnan(row).all():
             continue
+        winner, margin = _best(row)
         rows.append(
             {
                 "run_id": run.id,
                 "prompt_id": prompt_id,
-                "teacher_id": int(cells.teacher_ids[np.nanargmax(row)]),
-                "score": float(present[-1]),
-                "margin": float(present[-1] - present[-2]) if present.size > 1 else None,
+                "teacher_id": int(cells.teacher_ids[winner]),
+                "score": float(row[winner]),
+                "margin": margin,
                 "reason": "calibration",
                 "job_id": None,
             }
         )
     bulk.insert_new(session, Assignment, rows)
+
+
+def _follow(session: Session, run: Run) -> None:
+    """Assign what has no teacher by a strategy that reads no prompt; what it draws depends on seed and prompt alone."""
+    config = thaw(run.config)
+    strategy, teachers = config.strategy, answers.teachers_of(session, run.id)
+    teacher_ids = [teacher.id for teacher in teachers]
+    cells = grid.read(session, run)
+    known = strategies.Known(
+        rewards=_rewards(run, cells),
+        quality=cells.quality,
+        learnability=cells.learnability,
+        sizes=np.array([np.nan if teacher.params_b is None else teacher.params_b for teacher in config.teachers]),
+        families=[teacher.family for teacher in config.teachers],
+        family=config.student.family,
+    )
+    # Where an oracle sees no reward, the teacher that is best on average is asked.
+    kind = "static" if strategy.kind == "oracle" or strategy.kind == "persyn" else strategy.kind
+    missing = _missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
+    missing = missing.order_by(RunPrompt.prompt_id).limit(_CHUNK)
+    last = 0
+    while chunk := session.execute(missing.where(RunPrompt.prompt_id > last)).all():
+        prompt_ids = [prompt_id for prompt_id, _ in chunk]
+        last = prompt_ids[-1]
+        present = _present(session, teacher_ids, prompt_ids)
+        policy = strategies.policy(kind, known, present, ratio=strategy.ratio, beta=strategy.beta)
+        lots = np.array([seed_of(run.seed, content_hash, strategy.kind, 0) / 2**63 for _, content_hash in chunk])
+        bulk.insert_new(
+            session,
+            Assignment,
+            [
+                {
+                    "run_id": run.id,
+                    "prompt_id": prompt_id,
+                    "teacher_id": teacher_ids[column],
+                    "score": None,
+                    "margin": None,
+                    "reason": strategy.kind,
+                    "job_id": None,
+                }
+                for prompt_id, column in zip(prompt_ids, strategies.draw(policy, lots).tolist(), strict=True)
+            ],
+        )
+
+
+def _rewards(run: Run, cells: grid.Grid) -> rewards.Matrix:
+    config = thaw(run.config).run
+    return rewards.combine(cells.quality, cells.learnability, alpha=config.alpha, how=config.normalise)
 
 
 def _spec(run: Run, router: Router) -> ModelSpec:

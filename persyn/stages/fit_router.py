@@ -14,7 +14,7 @@ from persyn import rewards
 from persyn.config import thaw
 from persyn.db import bulk, grid
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
-from persyn.db.results import Router
+from persyn.db.results import Router, RouterScore
 from persyn.errors import EngineError
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.queue import Claim
@@ -24,6 +24,8 @@ from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_r
 
 def plan(session: Session, run: Run) -> int:
     """Give the run the router that an equal grid has already made, or make the one job that fits it."""
+    if not _needs_router(run):
+        return 0
     if run.router_id is None:
         wanted = _fingerprint(*_fit(session, run), _teacher_ids(session, run))
         run.router_id = session.scalar(select(Router.id).where(Router.fingerprint == wanted))
@@ -77,11 +79,16 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         row = _row(session, run, item)
         bulk.insert_new(session, Router, [row])
         run.router_id = session.scalars(select(Router.id).where(Router.fingerprint == row["fingerprint"])).one()
+        bulk.insert_new(session, RouterScore, _score_rows(session, run, item.result.scores))
 
 
 def progress(session: Session, run: Run) -> Progress:
-    """One router, there or not."""
-    return Progress(total=1, done=int(run.router_id is not None), failed=0)
+    """One router, there or not; none where the strategy asks none."""
+    return Progress(total=int(_needs_router(run)), done=int(run.router_id is not None), failed=0)
+
+
+def _needs_router(run: Run) -> bool:
+    return thaw(run.config).strategy.kind == "persyn"
 
 
 def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
@@ -100,6 +107,16 @@ def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
         "path": item.result.folder,
         "sha256": item.result.sha256,
     }
+
+
+def _score_rows(session: Session, run: Run, scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """The grid's prompts and what the router says of them, those it learned from included."""
+    teacher_ids = _teacher_ids(session, run)
+    return [
+        {"router_id": run.router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
+        for prompt_id, row in zip(grid.read(session, run).prompt_ids.tolist(), scores, strict=True)
+        for teacher_id, score in zip(teacher_ids, row, strict=True)
+    ]
 
 
 def _teacher_ids(session: Session, run: Run) -> list[int]:

@@ -55,7 +55,7 @@ class _Turn(Struct):
     content: str
 
 
-class _Flaw(Exception):
+class Flaw(Exception):
     """What is wrong with a row."""
 
 
@@ -72,21 +72,22 @@ def _row_or_bad(path: Path, number: int, record: Record | Broken) -> Row | BadRo
     if isinstance(record, Broken):
         return BadRow(path.name, number, record.reason)
     try:
-        return _row(record)
-    except _Flaw as flaw:
+        return parse(record)
+    except Flaw as flaw:
         return BadRow(path.name, number, str(flaw))
 
 
-def _row(record: Record) -> Row:
+def parse(record: Record) -> Row:
+    """The prompt of one record; raises `Flaw` when it holds none."""
     *history, last = _conversation(record)
     row = Row(
         text=last["content"],
         history=history or None,
-        answer=_text_or_number(record, "answer"),
-        source_id=_text_or_number(record, "id"),
+        answer=text_or_number(record, "answer"),
+        source_id=text_or_number(record, "id"),
         meta={name: value for name, value in record.items() if name not in _FIELDS},
     )
-    _require_storable(row)
+    require_storable(row)
     return row
 
 
@@ -94,14 +95,14 @@ def _conversation(record: Record) -> list[Message]:
     prompt, messages = record.get("prompt"), record.get("messages")
     if messages:
         if prompt:
-            raise _Flaw("both 'prompt' and 'messages'; one row is one conversation")
+            raise Flaw("both 'prompt' and 'messages'; one row is one conversation")
         return _in_turn(_turns(messages))
     if prompt is None:
-        raise _Flaw("neither 'prompt' nor 'messages'")
+        raise Flaw("neither 'prompt' nor 'messages'")
     if not isinstance(prompt, str):
-        raise _Flaw(f"'prompt' must be text, got {prompt!r:.50}")
+        raise Flaw(f"'prompt' must be text, got {prompt!r:.50}")
     if not prompt.strip():
-        raise _Flaw("empty prompt")
+        raise Flaw("empty prompt")
     return [{"role": "user", "content": prompt}]
 
 
@@ -112,24 +113,25 @@ def _turns(messages: Any) -> list[_Turn]:
             return msgspec.json.decode(messages, type=list[_Turn])
         return msgspec.convert(messages, list[_Turn])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise _Flaw(f"'messages': {error}") from error
+        raise Flaw(f"'messages': {error}") from error
 
 
 def _in_turn(turns: list[_Turn]) -> list[Message]:
     """Require what chat templates and training formats know: system at most first, then user and assistant in turn."""
     if not turns or turns[-1].role != "user":
-        raise _Flaw(f"'messages': the last turn must be the user's, not the {turns[-1].role if turns else 'system'}'s")
+        raise Flaw(f"'messages': the last turn must be the user's, not the {turns[-1].role if turns else 'system'}'s")
     if not turns[-1].content.strip():
-        raise _Flaw("empty prompt: the user's last turn says nothing")
+        raise Flaw("empty prompt: the user's last turn says nothing")
     opening = turns[0].role == "system"
     for number, turn in enumerate(turns[opening:]):
         expected = "assistant" if number % 2 else "user"
         if turn.role != expected:
-            raise _Flaw(f"'messages': turn {number + opening + 1} is the {turn.role}'s, the {expected}'s was due")
+            raise Flaw(f"'messages': turn {number + opening + 1} is the {turn.role}'s, the {expected}'s was due")
     return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
-def _text_or_number(record: Record, name: str) -> str | None:
+def text_or_number(record: Record, name: str) -> str | None:
+    """A field as text; None when it is not there or empty, `Flaw` when it is something else."""
     value = record.get(name)
     if value is None or value == "":
         return None
@@ -137,11 +139,11 @@ def _text_or_number(record: Record, name: str) -> str | None:
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return msgspec.json.encode(value).decode()
-    raise _Flaw(f"{name!r} must be text or a number, got {value!r:.50}")
+    raise Flaw(f"{name!r} must be text or a number, got {value!r:.50}")
 
 
-def _require_storable(row: Row) -> None:
-    """Refuse what PostgreSQL cannot store, on SQLite too: a run may move from one to the other."""
+def require_storable(row: Any) -> None:
+    """Raise `Flaw` for what PostgreSQL cannot store, on SQLite too: a run may move from one to the other."""
     encoded = msgspec.json.encode(row)
     # Almost every row passes here; only one that could be at fault is looked through.
     if b"\\u0000" in encoded or encoded.count(b"[") + encoded.count(b"{") > _MAX_DEPTH:
@@ -151,11 +153,11 @@ def _require_storable(row: Row) -> None:
 def _look_through(value: Any, depth: int) -> None:
     if isinstance(value, str):
         if "\0" in value:
-            raise _Flaw("a NUL character, which no database text can hold")
+            raise Flaw("a NUL character, which no database text can hold")
         return
     if not isinstance(value, (dict, list)):
         return
     if not depth:
-        raise _Flaw(f"nested deeper than {_MAX_DEPTH} levels")
+        raise Flaw(f"nested deeper than {_MAX_DEPTH} levels")
     for part in (*value, *value.values()) if isinstance(value, dict) else value:
         _look_through(part, depth - 1)

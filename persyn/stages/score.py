@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import Select, and_, func, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.db import bulk
@@ -16,14 +16,20 @@ from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, in_part, make_jobs
 
+#: The kind of a scorer that judges nothing here.
+_IMPORTED = "imported"
+
 
 def plan(session: Session, run: Run) -> int:
-    """Make jobs for every score that is missing; return how many jobs."""
+    """Make jobs for every score that is missing; return how many. One that should have been imported has failed."""
     n_teachers = session.scalars(select(func.count()).where(RunTeacher.run_id == run.id)).one()
     size = max(1, run.config["run"]["job_prompts"] // n_teachers)
     made = 0
     for scorer_id in (run.learnability_scorer_id, run.quality_scorer_id):
         scorer = session.get_one(Scorer, scorer_id)
+        if scorer.kind == _IMPORTED:
+            _note_absent(session, run.id, scorer.id)
+            continue
         plan = Plan(run.id, "score", spec_of(scorer), scorer_id=scorer.id, size=size)
         made += make_jobs(session, plan, _missing(run.id, scorer.id))
     return made
@@ -88,6 +94,16 @@ def _responses(run_id: int) -> Select[Any]:
 def _missing(run_id: int, scorer_id: int) -> Select[Any]:
     judged = and_(Score.response_id == Response.id, Score.scorer_id == scorer_id)
     return _responses(run_id).outerjoin(Score, judged).where(Score.response_id.is_(None))
+
+
+def _note_absent(session: Session, run_id: int, scorer_id: int) -> None:
+    rows = _missing(run_id, scorer_id).with_only_columns(
+        Response.id,
+        literal(scorer_id),
+        literal("not_imported: no score of this response was imported"),
+        literal({}, Score.detail.type),
+    )
+    bulk.insert_found(session, Score, ("response_id", "scorer_id", "failure", "detail"), rows)
 
 
 def _row(job: Claim, item: Done) -> dict[str, Any]:

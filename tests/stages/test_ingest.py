@@ -13,11 +13,12 @@ import pytest
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from persyn.config import PromptsTable
 from persyn.db.catalog import Prompt, Role, RunPrompt
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.stages import ingest
-from persyn.stages.ingest import ImportReport
+from persyn.stages.imports import ImportReport
 from tests.factories import MadeRun, make_run
 
 
@@ -47,7 +48,7 @@ def test_a_prompt_is_stored_with_everything_its_row_said(database: Database, tmp
     with database.write() as session:
         report = ingest.import_prompts(session, [path])
 
-    assert report == ImportReport(rows=1, new=1, duplicates=0, conflicts=0, bad=0, first_bad=())
+    assert report == ImportReport(rows=1, new=1, replaced=0, duplicates=0, conflicts=0, bad=0, first_bad=())
     with database.read() as session:
         prompt = session.scalars(select(Prompt)).one()
         assert (prompt.text, prompt.history) == ("Grüße\u2028?", turns[:1])
@@ -168,12 +169,11 @@ def test_a_run_gets_every_prompt_of_its_files_once(database: Database, tmp_path:
         run, other = make_run(session, prompts=0), make_run(session, name="other", prompts=3)
         ingest.import_prompts(session, [known])
         for _ in range(2):
-            report = ingest.add_to_run(session, run.id, [path, path], progress=seen.append)
+            ingest.add_to_run(session, run.id, PromptsTable(file=[str(path), str(path)]), progress=seen.append)
         found, others = roles(session, run), roles(session, other)
 
     assert found == {f"{number} + 1?": Role.TARGET for number in range(3, 8)}
     assert len(others) == 3
-    assert (report.rows, report.new, report.duplicates) == (10, 0, 10)
     assert seen == [5, 10, 5, 10]
 
 
@@ -186,7 +186,7 @@ def test_the_draw_depends_on_the_seed_and_the_prompts_alone(database: Database, 
         for name, path, seed in (("one", forwards, 1), ("two", backwards, 1), ("three", forwards, 2)):
             run = make_run(session, name=name, prompts=7)
             session.execute(delete(RunPrompt).where(RunPrompt.run_id == run.id))
-            ingest.add_to_run(session, run.id, [path])
+            ingest.add_to_run(session, run.id, PromptsTable(file=str(path)))
             ingest.draw(session, run.id, calibration=40, holdout=10, seed=seed)
             drawn[name] = roles(session, run)
 
@@ -211,12 +211,30 @@ def test_every_prompt_is_as_likely_to_be_drawn(database: Database) -> None:
     assert all(8 <= count <= 42 for count in times.values())
 
 
-def test_a_draw_leaves_a_prompt_to_route(database: Database) -> None:
+def test_no_more_prompts_can_be_drawn_than_there_are(database: Database) -> None:
     with database.write() as session:
         run = make_run(session, prompts=10)
-        ingest.draw(session, run.id, calibration=9, holdout=1, seed=0)
-        with pytest.raises(UsageError, match="10 calibration prompts cannot be drawn from 10 prompts"):
-            ingest.draw(session, run.id, calibration=10, holdout=1, seed=0)
+        ingest.draw(session, run.id, calibration=10, holdout=1, seed=0)
+        with pytest.raises(UsageError, match="11 calibration prompts cannot be drawn from 10 prompts"):
+            ingest.draw(session, run.id, calibration=11, holdout=1, seed=0)
+
+
+def test_all_prompts_can_be_answered_by_all_teachers(database: Database) -> None:
+    with database.write() as session:
+        run = make_run(session, prompts=10)
+        ingest.draw(session, run.id, calibration=None, holdout=0, seed=0)
+        assert set(roles(session, run).values()) == {Role.CALIBRATION}
+
+
+def test_a_run_takes_the_prompts_that_were_imported_from_a_file(database: Database, tmp_path: Path) -> None:
+    mine, other = numbered(tmp_path / "mine.jsonl", 3), numbered(tmp_path / "other.jsonl", 3, start=3)
+    with database.write() as session:
+        ingest.import_prompts(session, [mine, other])
+        run = make_run(session, prompts=0)
+        ingest.add_to_run(session, run.id, PromptsTable(source="mine.jsonl"))
+        assert roles(session, run) == {f"{number} + 1?": Role.TARGET for number in range(3)}
+        with pytest.raises(UsageError, match=r"no prompt was imported from a file named 'mine'"):
+            ingest.add_to_run(session, run.id, PromptsTable(source="mine"))
 
 
 def test_the_memory_of_an_import_does_not_grow_with_the_file(database: Database, tmp_path: Path) -> None:
@@ -227,7 +245,7 @@ def test_the_memory_of_an_import_does_not_grow_with_the_file(database: Database,
     with database.write() as session:
         run = make_run(session, prompts=0)
         tracemalloc.start()
-        ingest.add_to_run(session, run.id, [path])
+        ingest.add_to_run(session, run.id, PromptsTable(file=str(path)))
         ingest.draw(session, run.id, calibration=10, holdout=1, seed=0)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

@@ -1,0 +1,92 @@
+"""`persyn compare`: what other strategies would have come to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from cli.open import JSON, find_run, show, store
+from persyn.compare import Comparison, Interval, StrategyFacts
+from persyn.errors import UsageError
+
+#: Teachers named in a row of the table.
+_SHARES_SHOWN = 3
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--alpha",
+    "alphas",
+    metavar="A,B,...",
+    help="Weights of learnability to compare at, 0 to 1; 0 is quality alone. Default: the run's.",
+)
+@JSON
+def compare(run: str, alphas: str | None, as_json: bool) -> None:
+    """Compare strategies for RUN on its hold-out prompts, from what is stored: nothing is generated.
+
+    Rewards, with 95 % intervals, are of the hold-out prompts; what a strategy goes by it learns from
+    the calibration prompts alone. 'closed' is the part of the way from the best single teacher
+    (static) to the oracle.
+    """
+    from persyn import compare as comparison
+
+    with store() as database, database.read() as session:
+        found = find_run(session, run)
+        compared = [comparison.compare(session, found, alpha=alpha) for alpha in _alphas(alphas)]
+    if as_json:
+        click.echo(msgspec.json.encode(compared).decode())
+        return
+    for one in compared:
+        _show(one)
+
+
+def _alphas(text: str | None) -> list[float | None]:
+    if text is None:
+        return [None]
+    try:
+        alphas = [float(part) for part in text.split(",")]
+    except ValueError:
+        alphas = []
+    if not alphas or not all(0.0 <= alpha <= 1.0 for alpha in alphas):
+        raise UsageError(f"--alpha takes numbers from 0 to 1, like 0,0.2,0.4, got {text!r}")
+    return list(alphas)
+
+
+def _show(one: Comparison) -> None:
+    click.echo(
+        f"run {one.run}, alpha {one.alpha:g}, {one.normalise}: {one.n_holdout} hold-out prompts, "
+        f"{one.n_calibration} calibration prompts"
+    )
+    columns = ("strategy", "reward", "95 %", "closed", "quality", "learn.", "regret", "tokens", "cost", "asks")
+    show(columns, [_row(fact) for fact in one.strategies], as_json=False)
+    for note in one.notes:
+        click.echo(f"not there: {note}")
+    click.echo()
+
+
+def _row(fact: StrategyFacts) -> tuple[Any, ...]:
+    return (
+        fact.strategy,
+        f"{fact.reward.mean:.3f}",
+        _span(fact.reward),
+        f"{fact.closed.mean:+.0%} ({fact.closed.low:+.0%} to {fact.closed.high:+.0%})" if fact.closed else "-",
+        f"{fact.quality:.3f}",
+        f"{fact.learnability:.3f}",
+        f"{fact.regret:.3f}",
+        "-" if fact.tokens is None else f"{fact.tokens:,.0f}",
+        "-" if fact.cost is None else f"${fact.cost:,.2f}",
+        _shares(fact.shares),
+    )
+
+
+def _span(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def _shares(shares: dict[str, float]) -> str:
+    named = [f"{name} {share:.0%}" for name, share in list(shares.items())[:_SHARES_SHOWN]]
+    left = len(shares) - _SHARES_SHOWN
+    return ", ".join(named) + (f", {left} more" if left > 0 else "")

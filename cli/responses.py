@@ -1,0 +1,78 @@
+"""`persyn responses`: what teachers wrote elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from cli.open import store
+from cli.progress import counting_rows
+from persyn import config
+from persyn.errors import UsageError
+from persyn.stages import responses as cells
+from persyn.stages import versions
+from persyn.stages.response_rows import FIELDS, Layout
+
+
+@click.group()
+def responses() -> None:
+    """Import responses that were made elsewhere."""
+
+
+@responses.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--teachers",
+    type=click.Path(path_type=Path),
+    help="A TOML or JSON file of [[teachers]] with family, params_b, prices, ...; a run file will do.",
+)
+@click.option("--map", "names", multiple=True, metavar="FIELD=NAME", help="The file calls our FIELD by this NAME.")
+@click.option("--prompt-field", multiple=True, metavar="NAME", help="A field that describes the prompt, kept with it.")
+@click.option("--score", multiple=True, metavar="NAME", help="A field that is a score of the response, kept as one.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What a bad row does: stop, with nothing imported, or be skipped and reported.",
+)
+def import_responses(
+    files: tuple[Path, ...],
+    teachers: Path | None,
+    names: tuple[str, ...],
+    prompt_field: tuple[str, ...],
+    score: tuple[str, ...],
+    on_error: Literal["stop", "skip"],
+) -> None:
+    """Import FILES of responses: JSONL, JSON, CSV or Parquet, gzipped or not.
+
+    A row has `prompt` or `messages`, `teacher` (or `model`) and `response` (or `output`), and may
+    have `answer` (or `reference_answer`), `id`, `finish_reason`, `prompt_tokens` and
+    `response_tokens`; everything else is kept with the response. The grid may have gaps. A run
+    that names these teachers, with engine = "imported" unless --teachers says another, scores,
+    routes and exports them as if they had been generated here.
+    """
+    layout = Layout(_renamed(names), prompt_field, score)
+    tables = config.read_teachers(teachers) if teachers else []
+    known = versions.identities(tables)
+    with store() as database, counting_rows() as count, database.write() as session:
+        ids = {table.name: versions.teacher(session, table, known) for table in tables} if teachers else None
+        report = cells.import_responses(session, files, layout=layout, teachers=ids, on_error=on_error, progress=count)
+    click.echo(
+        f"{report.rows:,} rows: {report.new:,} new, {report.replaced:,} in place of failed ones, "
+        f"{report.duplicates:,} already there, {report.bad:,} bad"
+    )
+    if report.conflicts:
+        click.echo(f"{report.conflicts:,} rows came with another text than the stored one, which stays", err=True)
+    for bad in report.first_bad:
+        click.echo(f"  {bad}", err=True)
+
+
+def _renamed(names: tuple[str, ...]) -> dict[str, str]:
+    pairs = dict(name.partition("=")[::2] for name in names)
+    for ours, theirs in pairs.items():
+        if ours not in FIELDS or not theirs:
+            raise UsageError(f"--map takes FIELD=NAME with FIELD one of {', '.join(FIELDS)}, got {ours}={theirs}")
+    return pairs

@@ -1,0 +1,248 @@
+"""Strategies side by side, on the hold-out prompts of a run: nothing is generated, all is in the grid.
+
+What a strategy goes by it learns from the calibration prompts; what it is worth is measured on
+prompts that it never saw. Every figure is an expectation over the strategy's policy, so that
+random choices add no noise; intervals are of the prompts that happened to be drawn (bootstrap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from persyn import rewards, strategies
+from persyn.config import StrategyTable, thaw
+from persyn.db import grid
+from persyn.db.catalog import Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.grid import Grid
+from persyn.db.results import RouterScore
+from persyn.errors import UsageError
+from persyn.rewards import Matrix
+from persyn.strategies import Known, Vector
+
+#: Times the prompts are drawn anew for an interval, and how much of what comes out it holds.
+_DRAWS, _LEVEL = 2_000, 0.95
+_WITHOUT_PROMPT: tuple[strategies.Kind, ...] = ("static", "strong", "mix", "family-strong", "car", "random")
+#: Those that need the calibration grid, whose tokens are part of their price.
+_WITH_GRID = frozenset({"persyn", "static", "car"})
+
+
+class Interval(Struct, frozen=True):
+    """A mean over the hold-out prompts and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class StrategyFacts(Struct, frozen=True):
+    """What one strategy comes to."""
+
+    strategy: str
+    #: 0 to 1 for min-max.
+    reward: Interval
+    #: In the quality scorer's unit.
+    quality: float
+    #: Nats per token.
+    learnability: float
+    #: The oracle's reward minus this one.
+    regret: float
+    #: Of the way from the best single teacher (static) to the oracle, the part that it goes.
+    closed: Interval | None
+    #: Tokens of all responses that the whole run needs with it, the grid's included where it needs one.
+    tokens: float | None
+    #: US dollars for them, where all prices and token counts are known.
+    cost: float | None
+    #: Share of the prompts, by teacher; those it never chooses are left out.
+    shares: dict[str, float]
+
+
+class Comparison(Struct, frozen=True):
+    """Strategies at one setting of the reward, best first."""
+
+    run: str
+    alpha: float
+    normalise: str
+    #: Hold-out prompts measured on, and calibration prompts learned from.
+    n_holdout: int
+    n_calibration: int
+    strategies: list[StrategyFacts]
+    #: What is not there, and why.
+    notes: list[str]
+
+
+def compare(
+    session: Session,
+    run: Run,
+    *,
+    alpha: float | None = None,
+    scores: Mapping[str, Matrix] | None = None,
+) -> Comparison:
+    """Compare strategies for a run.
+
+    alpha:  another weight of learnability than the run's.
+    scores: {strategy: (P, T)} of more that read the prompt, for all P prompts of the grid in its order; "persyn"
+            unless given is the run's router, which was fitted to the run's own alpha.
+    Raises `UsageError` when the run has no scored hold-out prompt.
+    """
+    config = thaw(run.config)
+    alpha = config.run.alpha if alpha is None else alpha
+    cells = grid.read(session, run)
+    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=alpha, how=config.run.normalise)
+    is_known = ~np.isnan(rewarded).all(axis=1)
+    holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
+    if not holdout.any() or not calibration.any():
+        raise UsageError(
+            f"run {run.name!r} has no scored hold-out prompts to compare strategies on; "
+            "it needs calibration and holdout above 0, and to be past its scoring"
+        )
+    present = ~np.isnan(rewarded[holdout])
+    given = dict(scores or {})
+    if "persyn" not in given and (stored := _router_scores(session, run, cells)) is not None:
+        given["persyn"] = stored
+    policies, notes = _policies(_known(session, run, cells, rewarded, calibration), present, config.strategy)
+    policies |= {name: strategies.by_ranking(matrix[holdout], present) for name, matrix in given.items()}
+    if "persyn" not in policies:
+        notes.append("persyn: the run has no router")
+    policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)
+    counted = _Counted(session, run, cells, holdout)
+    return Comparison(
+        run=run.name,
+        alpha=alpha,
+        normalise=config.run.normalise,
+        n_holdout=int(holdout.sum()),
+        n_calibration=int(calibration.sum()),
+        strategies=_facts(policies, rewarded[holdout], counted),
+        notes=notes,
+    )
+
+
+def _known(session: Session, run: Run, cells: Grid, rewarded: Matrix, calibration: NDArray[np.bool_]) -> Known:
+    teachers = _teachers(session, run)
+    return Known(
+        rewards=rewarded[calibration],
+        quality=cells.quality[calibration],
+        learnability=cells.learnability[calibration],
+        sizes=np.array([np.nan if teacher.params_b is None else teacher.params_b for teacher in teachers]),
+        families=[teacher.family for teacher in teachers],
+        family=thaw(run.config).student.family,
+    )
+
+
+def _policies(known: Known, present: strategies.Present, table: StrategyTable) -> tuple[dict[str, Matrix], list[str]]:
+    """The strategies that read no prompt, and why others of them cannot be had."""
+    found: dict[str, Matrix] = {}
+    notes: list[str] = []
+    for kind in _WITHOUT_PROMPT:
+        try:
+            found[kind] = strategies.policy(kind, known, present, ratio=table.ratio, beta=table.beta)
+        except ValueError as error:
+            notes.append(f"{kind}: {error}")
+    return found, notes
+
+
+def _teachers(session: Session, run: Run) -> list[Teacher]:
+    wanted = select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
+    return list(session.scalars(wanted))
+
+
+def _router_scores(session: Session, run: Run, cells: Grid) -> Matrix | None:
+    """(P, T) of the run's router for the grid's prompts; None when it has none, or said nothing of them."""
+    if run.router_id is None:
+        return None
+    row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
+    column_of = {teacher_id: column for column, teacher_id in enumerate(cells.teacher_ids.tolist())}
+    scores = np.full(cells.quality.shape, np.nan)
+    found = session.execute(
+        select(RouterScore.prompt_id, RouterScore.teacher_id, RouterScore.score)
+        .join(RunPrompt, RunPrompt.prompt_id == RouterScore.prompt_id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != "target", RouterScore.router_id == run.router_id)
+    )
+    for prompt_id, teacher_id, score in found:
+        scores[row_of[prompt_id], column_of[teacher_id]] = score
+    return None if np.isnan(scores).all() else scores
+
+
+class _Counted:
+    """The grid's other figures: what teachers write, and what it costs."""
+
+    def __init__(self, session: Session, run: Run, cells: Grid, holdout: NDArray[np.bool_]) -> None:
+        teachers = _teachers(session, run)
+        self.names = [teacher.name for teacher in teachers]
+        self.quality, self.learnability = cells.quality[holdout], cells.learnability[holdout]
+        self.tokens = cells.response_tokens[holdout]
+        self.cost = _cost(teachers, cells.prompt_tokens, cells.response_tokens)[holdout]
+        self.n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
+        self.n_grid = len(cells.prompt_ids)
+        self.grid_tokens = float(np.nansum(cells.response_tokens))
+        self.grid_cost = float(np.nansum(_cost(teachers, cells.prompt_tokens, cells.response_tokens)))
+
+    def needed(self, strategy: str, policy: Matrix, what: Matrix, of_grid: float) -> float | None:
+        """Of the whole run: what the policy takes for each prompt, after the grid where there must be one."""
+        if np.isnan(what).all():
+            return None
+        if strategy == "oracle":
+            return float(np.nansum(np.nanmean(what, axis=0)) * self.n_prompts)
+        each = float(np.mean(_expected(policy, what)))
+        if strategy in _WITH_GRID or strategy not in (*_WITHOUT_PROMPT, "oracle"):
+            return of_grid + each * (self.n_prompts - self.n_grid)
+        return each * self.n_prompts
+
+
+def _cost(teachers: list[Teacher], prompt_tokens: Matrix, response_tokens: Matrix) -> Matrix:
+    """(P, T) US dollars; NaN where a price or a count is unknown."""
+    price_in = np.array([np.nan if teacher.price_in is None else teacher.price_in for teacher in teachers])
+    price_out = np.array([np.nan if teacher.price_out is None else teacher.price_out for teacher in teachers])
+    return np.asarray((prompt_tokens * price_in + response_tokens * price_out) / 1e6)
+
+
+def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) -> list[StrategyFacts]:
+    by_prompt = {name: _expected(policy, rewarded) for name, policy in policies.items()}
+    n_prompts = len(rewarded)
+    draws = np.random.default_rng(0).integers(n_prompts, size=(_DRAWS, n_prompts))
+    means = {name: values[draws].mean(axis=1) for name, values in by_prompt.items()}
+    facts = []
+    for name, policy in policies.items():
+        shares = policy.mean(axis=0)
+        facts.append(
+            StrategyFacts(
+                strategy=name,
+                reward=_interval(float(by_prompt[name].mean()), means[name]),
+                quality=float(np.nanmean(_expected(policy, counted.quality))),
+                learnability=float(np.nanmean(_expected(policy, counted.learnability))),
+                regret=float((by_prompt["oracle"] - by_prompt[name]).mean()),
+                closed=_closed(name, by_prompt, means),
+                tokens=counted.needed(name, policy, counted.tokens, counted.grid_tokens),
+                cost=counted.needed(name, policy, counted.cost, counted.grid_cost),
+                shares={counted.names[k]: float(shares[k]) for k in np.argsort(-shares, kind="stable") if shares[k]},
+            )
+        )
+    return sorted(facts, key=lambda fact: -fact.reward.mean)
+
+
+def _expected(policy: Matrix, values: Matrix) -> Vector:
+    """(P,) what a policy comes to on each prompt, over the cells that have a value."""
+    weight = np.where(np.isnan(values), 0.0, policy)
+    total = weight.sum(axis=1)
+    summed = (weight * np.nan_to_num(values)).sum(axis=1)
+    return np.asarray(np.divide(summed, total, out=np.full(len(total), np.nan), where=total > 0))
+
+
+def _closed(name: str, by_prompt: Mapping[str, Vector], means: Mapping[str, Vector]) -> Interval | None:
+    way = by_prompt["oracle"].mean() - by_prompt["static"].mean()
+    if name in ("static", "oracle") or way <= 0:
+        return None
+    gone = float((by_prompt[name].mean() - by_prompt["static"].mean()) / way)
+    ways = means["oracle"] - means["static"]
+    parts = np.divide(means[name] - means["static"], ways, out=np.full(len(ways), np.nan), where=ways > 0)
+    return _interval(gone, parts[~np.isnan(parts)])
+
+
+def _interval(mean: float, drawn: Vector) -> Interval:
+    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(mean, float(low), float(high))

@@ -1,0 +1,127 @@
+"""Responses made elsewhere, as files hold them: a row is a prompt, a teacher's name and what it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from persyn.stages import files, rows
+from persyn.stages.files import Broken, Record
+from persyn.stages.rows import BadRow, Flaw, Row
+
+#: What a field may be called, the first name that a row has.
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("prompt",),
+    "messages": ("messages",),
+    "answer": ("answer", "reference_answer"),
+    "id": ("id", "prompt_id"),
+    "teacher": ("teacher", "model"),
+    "response": ("response", "output"),
+    "finish_reason": ("finish_reason",),
+    "prompt_tokens": ("prompt_tokens",),
+    "response_tokens": ("response_tokens",),
+}
+FIELDS = tuple(_NAMES)
+_OF_PROMPT = ("prompt", "messages", "answer", "id")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a file's rows have what.
+
+    names:  {our field: the file's field}, where it is none of the usual names.
+    prompt: fields that describe the prompt, not the response; they become its meta.
+    score:  fields with a number, or true or false, that is a score of the response.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    prompt: tuple[str, ...] = ()
+    score: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRow:
+    """One cell of a grid; without a text when the teacher wrote nothing."""
+
+    prompt: Row
+    teacher: str
+    text: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    response_tokens: int | None
+    scores: dict[str, float]
+    meta: dict[str, Any]
+
+
+def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
+    """The responses of a JSONL, JSON, CSV or Parquet file, all but the last gzipped or not.
+
+    Raises as `files.records` does.
+    """
+    return (_row_or_bad(path, number, record, layout) for number, record in files.records(path))
+
+
+def _row_or_bad(path: Path, number: int, record: Record | Broken, layout: Layout) -> ResponseRow | BadRow:
+    if isinstance(record, Broken):
+        return BadRow(path.name, number, record.reason)
+    try:
+        return _row(record, layout)
+    except Flaw as flaw:
+        return BadRow(path.name, number, str(flaw))
+
+
+def _row(record: Record, layout: Layout) -> ResponseRow:
+    left = dict(record)
+    ours = {name: left.pop(_theirs(name, record, layout), None) for name in FIELDS}
+    of_prompt = {name: ours[name] for name in _OF_PROMPT if ours[name] is not None}
+    row = ResponseRow(
+        prompt=rows.parse({**{name: left.pop(name) for name in layout.prompt if name in left}, **of_prompt}),
+        teacher=_teacher(ours["teacher"]),
+        text=_text(ours["response"]),
+        finish_reason=rows.text_or_number(ours, "finish_reason"),
+        prompt_tokens=_count(ours, "prompt_tokens"),
+        response_tokens=_count(ours, "response_tokens"),
+        scores={name: score for name in layout.score if (score := _score(left.pop(name, None), name)) is not None},
+        meta=left,
+    )
+    rows.require_storable(row)
+    return row
+
+
+def _theirs(name: str, record: Record, layout: Layout) -> str:
+    """What the file calls a field of ours."""
+    if name in layout.names:
+        return layout.names[name]
+    return next((usual for usual in _NAMES[name] if usual in record), name)
+
+
+def _teacher(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Flaw(
+            "no 'teacher': whose response it is" if value is None else f"'teacher' must be a name, got {value!r:.50}"
+        )
+    return value
+
+
+def _text(value: Any) -> str | None:
+    """What was written; None when it is nothing."""
+    if value is not None and not isinstance(value, str):
+        raise Flaw(f"'response' must be text, got {value!r:.50}")
+    return value if value and value.strip() else None
+
+
+def _count(ours: Record, name: str) -> int | None:
+    value = ours[name]
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise Flaw(f"{name!r} must be a number of tokens, got {value!r:.50}")
+
+
+def _score(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, (bool, int, float)) and value == value and abs(value) != float("inf"):
+        return float(value)
+    raise Flaw(f"{name!r} must be a number, or true or false, got {value!r:.50}")

@@ -1,0 +1,159 @@
+"""Responses made elsewhere into the store: a grid, ragged or whole, as if PerSyn had generated it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sqlalchemy import bindparam, delete, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from persyn.config import QualityTable, TeacherTable
+from persyn.db import bulk
+from persyn.db.catalog import Prompt
+from persyn.db.results import Origin, Response, Score
+from persyn.errors import UsageError
+from persyn.stages import prompt_table, response_rows, versions
+from persyn.stages.imports import ImportReport, OnError, Tally, batches
+from persyn.stages.response_rows import Layout, ResponseRow
+
+Cell: TypeAlias = tuple[int, int]
+"""(prompt id, teacher id)."""
+
+
+def import_responses(
+    session: Session,
+    paths: Sequence[Path],
+    *,
+    layout: Layout = Layout(),  # noqa: B008  frozen
+    teachers: Mapping[str, int] | None = None,
+    on_error: OnError = "stop",
+    progress: Callable[[int], None] | None = None,
+) -> ImportReport:
+    """Store the cells of files, and the prompts and teachers that are not there yet.
+
+    A cell that is there stays, unless it had failed and a text comes for it. A teacher wrote nothing
+    where its row has no text: the cell has failed as `empty`.
+
+    teachers: {name: id} of those whose rows there may be; None takes every name that occurs as a teacher
+              of engine "imported".
+    progress: called now and then with the number of rows read.
+    Raises `UsageError` for a bad row that is not to be skipped, and for a file without a single
+    good one; the caller's transaction must then leave nothing.
+    """
+    prompt_table.take_turns(session)
+    ids = dict(teachers or {})
+    scorers = {field: versions.quality(session, QualityTable("imported", field), {}) for field in layout.score}
+    tally = Tally(on_error)
+    for source, batch in batches(paths, partial(response_rows.read, layout=layout), tally):
+        strangers = sorted({row.teacher for row in batch} - ids.keys())
+        if strangers and teachers is not None:
+            raise _unknown(strangers[0], teachers)
+        ids |= {name: versions.teacher(session, _stranger(name), {}) for name in strangers}
+        prompt_table.store(session, source, [row.prompt for row in batch])
+        cells = _cells(session, batch, ids)
+        _store(session, cells, tally)
+        _store_scores(session, cells, scorers)
+        if progress:
+            progress(tally.rows)
+    return tally.report()
+
+
+def _unknown(name: str, teachers: Mapping[str, int]) -> UsageError:
+    known = ", ".join(sorted(teachers))
+    return UsageError(f"a row is of teacher {name!r}, the teachers' file has {known}; nothing was imported")
+
+
+def _stranger(name: str) -> TeacherTable:
+    return TeacherTable(name=name, model=name, engine="imported", gpus=0)
+
+
+def _cells(session: Session, batch: Sequence[ResponseRow], teachers: dict[str, int]) -> dict[Cell, ResponseRow]:
+    """The batch by cell; of two rows for one cell the first."""
+    hashes = [row.prompt.content_hash for row in batch]
+    found = session.execute(select(Prompt.content_hash, Prompt.id).where(Prompt.content_hash.in_(hashes)))
+    prompts = {content_hash: prompt_id for content_hash, prompt_id in found}
+    cells: dict[Cell, ResponseRow] = {}
+    for content_hash, row in zip(hashes, batch, strict=True):
+        cells.setdefault((prompts[content_hash], teachers[row.teacher]), row)
+    return cells
+
+
+def _store(session: Session, cells: dict[Cell, ResponseRow], tally: Tally) -> None:
+    there = _there(session, cells)
+    bulk.insert_new(session, Response, [_columns(cell, row) for cell, row in cells.items() if cell not in there])
+    late = [cell for cell in there if there[cell] is None and cells[cell].text is not None]
+    if late:
+        replaced = update(Response.__table__).where(  # type: ignore[arg-type]
+            Response.prompt_id == bindparam("of_prompt"),
+            Response.teacher_id == bindparam("of_teacher"),
+            Response.sample == 0,
+        )
+        columns = [_columns(cell, cells[cell]) for cell in late]
+        session.connection().execute(
+            replaced.values({name: bindparam(name) for name in columns[0] if name not in _KEY}),
+            [{**row, "of_prompt": row.pop("prompt_id"), "of_teacher": row.pop("teacher_id")} for row in columns],
+        )
+    tally.new += len(cells) - len(there)
+    tally.replaced += len(late)
+    tally.conflicts += sum(
+        there[cell] != cells[cell].text for cell in there if there[cell] is not None and cells[cell].text is not None
+    )
+
+
+_KEY = frozenset({"prompt_id", "teacher_id", "sample"})
+
+
+def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, str | None]:
+    """The texts of those cells that are there; None of one that failed."""
+    found = session.execute(
+        select(Response.prompt_id, Response.teacher_id, Response.text).where(
+            tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)), Response.sample == 0
+        )
+    )
+    return {(prompt_id, teacher_id): text for prompt_id, teacher_id, text in found}
+
+
+def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int]) -> None:
+    if not scorers:
+        return
+    responses = session.execute(
+        select(Response.id, Response.prompt_id, Response.teacher_id).where(
+            tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)),
+            Response.sample == 0,
+            Response.text.is_not(None),
+        )
+    )
+    rows: list[dict[str, Any]] = [
+        {
+            "response_id": response_id,
+            "scorer_id": scorers[field],
+            "value": value,
+            "n_tokens": None,
+            "failure": None,
+            "detail": {},
+            "job_id": None,
+        }
+        for response_id, prompt_id, teacher_id in responses
+        for field, value in cells[prompt_id, teacher_id].scores.items()
+    ]
+    failed = Score.scorer_id.in_(scorers.values()), Score.failure.is_not(None)
+    session.execute(delete(Score).where(*failed, Score.response_id.in_([row["response_id"] for row in rows])))
+    bulk.insert_new(session, Score, rows)
+
+
+def _columns(cell: Cell, row: ResponseRow) -> dict[str, Any]:
+    return {
+        "prompt_id": cell[0],
+        "teacher_id": cell[1],
+        "sample": 0,
+        "text": row.text,
+        "failure": None if row.text is not None else "empty: the teacher wrote nothing",
+        "finish_reason": row.finish_reason,
+        "prompt_tokens": row.prompt_tokens,
+        "response_tokens": row.response_tokens,
+        "origin": Origin.IMPORTED,
+        "meta": row.meta,
+    }

@@ -1,0 +1,96 @@
+"""Models as immutable versions: the row of one is found by what decides its output, or made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from persyn.config import QualityTable, StudentTable, TeacherTable
+from persyn.db import bulk
+from persyn.db.base import Base
+from persyn.db.catalog import Scorer, Student, Teacher
+from persyn.llm.identity import UNKNOWN, Identity, identify
+
+Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
+"""What models are, by (model, revision)."""
+
+#: Engines whose model lies here, where it can be looked at.
+_LOADED = ("vllm", "transformers")
+#: A teacher's columns that may change without making another teacher.
+_DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out")
+
+
+def identities(
+    teachers: Sequence[TeacherTable], student: StudentTable | None = None, quality: QualityTable | None = None
+) -> Identities:
+    """Find out what models are: a hub may be asked, and large files read. `UsageError` for one that is not there."""
+    tables = [(table.model, table.revision) for table in teachers if table.engine in _LOADED]
+    if student is not None and student.engine != "fake":
+        tables.append((student.model, student.revision))
+    if quality is not None and quality.kind == "reward_model":
+        tables.append((quality.model, quality.revision))
+    return {table: identify(*table) for table in dict.fromkeys(tables)}
+
+
+def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
+    """A teacher's id. What only describes it is brought up to date."""
+    found = known[table.model, table.revision] if table.engine in _LOADED else UNKNOWN
+    row = msgspec.to_builtins(table) | _version(found)
+    if table.engine == "imported":  # how it was asked elsewhere is not known here
+        decisive = {"engine": table.engine, "model": table.model}
+    else:
+        decisive = {key: value for key, value in row.items() if key not in _DESCRIPTIVE}
+    teacher_id = _register(session, Teacher, decisive, row)
+    said = {key: row[key] for key in _DESCRIPTIVE if row[key] is not None}
+    session.execute(update(Teacher).where(Teacher.id == teacher_id).values(**said))
+    return teacher_id
+
+
+def student(session: Session, table: StudentTable, known: Identities) -> Student:
+    """A student's row."""
+    found = known[table.model, table.revision] if table.engine != "fake" else UNKNOWN
+    row = {"name": table.name, "model": table.model} | _version(found)
+    return session.get_one(Student, _register(session, Student, row, row))
+
+
+def learnability(session: Session, student: Student, table: StudentTable) -> int:
+    """The id of the scorer that is a student's log-likelihood."""
+    row = {
+        "kind": table.engine,
+        "model": student.model,
+        "revision": student.revision,
+        "options": table.options,
+        "gpus": table.gpus,
+        "student_id": student.id,
+    }
+    return _register(session, Scorer, row | {"template_hash": student.template_hash}, row)
+
+
+def quality(session: Session, table: QualityTable, known: Identities) -> int:
+    """A quality scorer's id."""
+    found = known[table.model, table.revision] if table.kind == "reward_model" else UNKNOWN
+    row = {
+        "kind": table.kind,
+        "model": table.model,
+        "revision": found.revision,
+        "options": table.options,
+        "gpus": table.gpus,
+    }
+    return _register(session, Scorer, row | {"template_hash": found.template_hash}, row)
+
+
+def _version(found: Identity) -> dict[str, Any]:
+    return {"revision": found.revision, "template_hash": found.template_hash}
+
+
+def _register(session: Session, model: type[Base], decisive: dict[str, Any], row: dict[str, Any]) -> int:
+    """The id of the row with this fingerprint, made if it is new; two who register at once get the same row."""
+    fingerprint = hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
+    bulk.insert_new(session, model, [row | {"fingerprint": fingerprint}])
+    columns: Any = model
+    return int(session.scalars(select(columns.id).where(columns.fingerprint == fingerprint)).one())

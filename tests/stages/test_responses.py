@@ -1,0 +1,149 @@
+"""Importing a grid that was made elsewhere: cells as they are, gaps and all, and nothing half-done."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from persyn.config import TeacherTable
+from persyn.db.catalog import Prompt, Scorer, Teacher
+from persyn.db.connect import Database
+from persyn.db.results import Origin, Response, Score
+from persyn.errors import UsageError
+from persyn.stages import responses, versions
+from persyn.stages.imports import ImportReport
+from persyn.stages.response_rows import Layout
+
+
+def write(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def cell(number: int, teacher: str, response: str | None = "Two.", **more: Any) -> dict[str, Any]:
+    return {"prompt": f"{number} + 1?", "teacher": teacher, "response": response, **more}
+
+
+def load(database: Database, path: Path, **how: Any) -> ImportReport:
+    with database.write() as session:
+        return responses.import_responses(session, [path], **how)
+
+
+def count(database: Database, model: Any) -> int:
+    with database.read() as session:
+        return session.scalars(select(func.count()).select_from(model)).one()
+
+
+def test_a_ragged_grid_is_stored_cell_by_cell(database: Database, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "grid.jsonl",
+        cell(1, "ada", "Two.", answer=2, id="p1", response_tokens=3, finish_reason="stop", level=5),
+        cell(1, "bob", "  "),
+        cell(2, "ada", "Three."),
+        cell(1, "ada", "Two."),
+    )
+
+    report = load(database, path)
+
+    assert report == ImportReport(rows=4, new=3, replaced=0, duplicates=1, conflicts=0, bad=0, first_bad=())
+    with database.read() as session:
+        found = session.execute(
+            select(Prompt.text, Teacher.name, Response.text, Response.failure)
+            .select_from(Response)
+            .join(Prompt, Prompt.id == Response.prompt_id)
+            .join(Teacher, Teacher.id == Response.teacher_id)
+            .order_by(Response.id)
+        ).all()
+        assert [tuple(row) for row in found] == [
+            ("1 + 1?", "ada", "Two.", None),
+            ("1 + 1?", "bob", None, "empty: the teacher wrote nothing"),
+            ("2 + 1?", "ada", "Three.", None),
+        ]
+        first = session.scalars(select(Response).order_by(Response.id)).first()
+        assert first is not None
+        assert (first.origin, first.response_tokens, first.finish_reason) == (Origin.IMPORTED, 3, "stop")
+        assert first.meta == {"level": 5}
+        prompt = session.get_one(Prompt, first.prompt_id)
+        assert (prompt.answer, prompt.source_id, prompt.source, prompt.meta) == ("2", "p1", "grid.jsonl", {})
+        assert {teacher.engine for teacher in session.scalars(select(Teacher))} == {"imported"}
+
+
+def test_the_usual_other_names_and_any_other_are_understood(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "grid.jsonl.gz"
+    record = {"q": "1 + 1?", "model": "ada", "output": "2", "reference_answer": "2", "prompt_id": "x", "rules": [1]}
+    with gzip.open(path, "wt") as file:
+        file.write(json.dumps(record) + "\n")
+
+    load(database, path, layout=Layout(names={"prompt": "q"}, prompt=("rules",)))
+
+    with database.read() as session:
+        prompt, response = session.scalars(select(Prompt)).one(), session.scalars(select(Response)).one()
+    assert (prompt.text, prompt.answer, prompt.source_id, prompt.meta) == ("1 + 1?", "2", "x", {"rules": [1]})
+    assert (response.text, response.meta) == ("2", {})
+
+
+def test_a_stored_text_stays_and_a_failed_cell_takes_the_text_that_comes(database: Database, tmp_path: Path) -> None:
+    load(database, write(tmp_path / "a.jsonl", cell(1, "ada", "Two."), cell(1, "bob", None)))
+    report = load(database, write(tmp_path / "b.jsonl", cell(1, "ada", "Other."), cell(1, "bob", "Late.")))
+
+    assert (report.new, report.replaced, report.duplicates, report.conflicts) == (0, 1, 1, 1)
+    with database.read() as session:
+        assert set(session.scalars(select(Response.text))) == {"Two.", "Late."}
+        assert session.scalars(select(Response.failure)).all() == [None, None]
+
+
+def test_scores_come_with_the_responses(database: Database, tmp_path: Path) -> None:
+    layout = Layout(score=("label",))
+    load(database, write(tmp_path / "a.jsonl", cell(1, "ada", label=True), cell(2, "ada", label=0.5)), layout=layout)
+    load(database, write(tmp_path / "b.jsonl", cell(1, "ada", label=False), cell(1, "bob")), layout=layout)
+
+    with database.read() as session:
+        assert session.scalars(select(Score.value).order_by(Score.response_id)).all() == [1.0, 0.5]
+        scorer = session.scalars(select(Scorer)).one()
+        assert (scorer.kind, scorer.model) == ("imported", "label")
+
+
+def test_a_teachers_file_says_whose_rows_there_may_be(database: Database, tmp_path: Path) -> None:
+    table = TeacherTable(name="ada", model="ada", engine="imported", gpus=0, family="a", params_b=7.0)
+    with database.write() as session:
+        ids = {"ada": versions.teacher(session, table, {})}
+    path = write(tmp_path / "a.jsonl", cell(1, "ada"), cell(1, "adda"))
+
+    with pytest.raises(UsageError, match="a row is of teacher 'adda', the teachers' file has ada"):
+        load(database, path, teachers=ids)
+    assert count(database, Response) == count(database, Prompt) == 0
+
+    load(database, write(tmp_path / "b.jsonl", cell(1, "ada")))  # without the file: the same teacher
+    with database.read() as session:
+        teacher = session.scalars(select(Teacher)).one()
+        assert (teacher.family, teacher.params_b) == ("a", 7.0)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"prompt": "a", "response": "b"}, "no 'teacher'"),
+        ({"prompt": "a", "teacher": " ", "response": "b"}, "'teacher' must be a name"),
+        ({"teacher": "ada", "response": "b"}, "neither 'prompt' nor 'messages'"),
+        ({"prompt": "a", "teacher": "ada", "response": ["b"]}, "'response' must be text"),
+        ({"prompt": "a", "teacher": "ada", "response": "b\0"}, "a NUL character"),
+        ({"prompt": "a", "teacher": "ada", "response": "b", "response_tokens": "9"}, "'response_tokens' must be"),
+        ({"prompt": "a", "teacher": "ada", "response": "b", "label": "good"}, "'label' must be a number"),
+    ],
+)
+def test_a_bad_row_is_named_and_leaves_nothing(
+    database: Database, tmp_path: Path, record: dict[str, Any], reason: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", cell(1, "ada"), record)
+
+    with pytest.raises(UsageError, match=rf"(?s)a\.jsonl:2: .*{reason}"):
+        load(database, path, layout=Layout(score=("label",)))
+    assert count(database, Response) == 0
+
+    report = load(database, path, layout=Layout(score=("label",)), on_error="skip")
+    assert (report.new, report.bad) == (1, 1)

@@ -1,0 +1,137 @@
+"""Strategies side by side, on a grid small enough to work them out by hand."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import update
+
+from persyn.compare import Comparison, compare
+from persyn.db.catalog import Run, Teacher
+from persyn.db.connect import Database
+from persyn.db.results import Router, RouterScore, Score
+from persyn.errors import UsageError
+from tests.factories import digest, make_response, make_run
+
+#: Quality of teachers a and b on two calibration prompts and four hold-out prompts.
+QUALITY = [(1, 0), (1, 0), (1, 0), (1, 0), (0, 1), (0, 1)]
+#: What the router says of them; the last hold-out prompt it gets wrong.
+ROUTER = [(1, 0), (1, 0), (2, 0), (1, 0), (-1, 3), (5, 0)]
+#: Nats per token, against quality.
+LEARNABILITY = (-2.0, -1.0)
+TOKENS = (10, 20)
+
+
+@pytest.fixture
+def run_id(database: Database) -> int:
+    """A run of eight prompts, six of them in a scored grid, with a router and prices."""
+    with database.write() as session:
+        made = make_run(session, prompts=8, calibration=2, holdout=4)
+        run = session.get_one(Run, made.id)
+        router = Router(
+            fingerprint=digest("router"),
+            backbone="b",
+            tune="head",
+            options={},
+            teacher_ids=made.teacher_ids,
+            metrics={},
+            path="routers/1",
+            sha256=digest("files"),
+        )
+        session.add(router)
+        session.flush()
+        run.router_id = router.id
+        for prompt_id, quality, scores in zip(made.prompt_ids, QUALITY, ROUTER, strict=False):
+            for k, teacher_id in enumerate(made.teacher_ids):
+                response_id = make_response(
+                    session, prompt_id, teacher_id, response_tokens=TOKENS[k], prompt_tokens=100
+                )
+                session.add_all(
+                    [
+                        Score(response_id=response_id, scorer_id=run.quality_scorer_id, value=quality[k], detail={}),
+                        Score(
+                            response_id=response_id,
+                            scorer_id=run.learnability_scorer_id,
+                            value=5 * LEARNABILITY[k],
+                            n_tokens=5,
+                            detail={},
+                        ),
+                        RouterScore(router_id=router.id, prompt_id=prompt_id, teacher_id=teacher_id, score=scores[k]),
+                    ]
+                )
+        session.execute(update(Teacher).values(price_in=1.0, price_out=10.0))
+        return made.id
+
+
+def facts(database: Database, run_id: int, alpha: float) -> Comparison:
+    with database.read() as session:
+        return compare(session, session.get_one(Run, run_id), alpha=alpha)
+
+
+def test_rewards_regrets_and_the_way_that_is_closed(database: Database, run_id: int) -> None:
+    found = facts(database, run_id, 0.0)
+    by_name = {fact.strategy: fact for fact in found.strategies}
+
+    assert (found.n_holdout, found.n_calibration) == (4, 2)
+    # static takes a, which is right twice in four; the router is right three times.
+    assert {name: fact.reward.mean for name, fact in by_name.items()} == pytest.approx(
+        {"static": 0.5, "car": 0.5, "random": 0.5, "persyn": 0.75, "oracle": 1.0}
+    )
+    assert {name: fact.regret for name, fact in by_name.items()} == pytest.approx(
+        {"static": 0.5, "car": 0.5, "random": 0.5, "persyn": 0.25, "oracle": 0.0}
+    )
+    closed = by_name["persyn"].closed
+    assert closed is not None
+    assert closed.mean == pytest.approx(0.5)  # half the way from 0.5 to 1
+    assert closed.low <= 0.5 <= closed.high
+    assert [fact.strategy for fact in found.strategies][:2] == ["oracle", "persyn"]
+
+
+def test_tokens_and_money_are_the_whole_runs(database: Database, run_id: int) -> None:
+    by_name = {fact.strategy: fact for fact in facts(database, run_id, 0.0).strategies}
+
+    grid = 6 * (10 + 20)
+    assert {name: fact.tokens for name, fact in by_name.items()} == pytest.approx(
+        {
+            "static": grid + 2 * 10,
+            "car": grid + 2 * 10,
+            "persyn": grid + 2 * (3 * 10 + 20) / 4,
+            "random": 8 * 15,
+            "oracle": 8 * 30,
+        }
+    )
+    # A dollar for a million prompt tokens, ten for a million of the response's.
+    assert by_name["random"].cost == pytest.approx(8 * (100 + 15 * 10) / 1e6)
+    assert by_name["persyn"].shares == pytest.approx({"a": 0.75, "b": 0.25})
+
+
+def test_another_alpha_is_computed_from_raw_scores(database: Database, run_id: int) -> None:
+    by_name = {fact.strategy: fact for fact in facts(database, run_id, 1.0).strategies}
+    assert by_name["static"].shares == {"b": 1.0}  # what is learned most easily
+    assert by_name["static"].reward.mean == by_name["oracle"].reward.mean == 1.0
+    assert by_name["static"].closed is None
+    assert by_name["static"].learnability == pytest.approx(-1.0)
+
+
+def test_an_interval_holds_the_mean_and_is_the_same_each_time(database: Database, run_id: int) -> None:
+    once, again = facts(database, run_id, 0.0), facts(database, run_id, 0.0)
+    assert once == again
+    for fact in once.strategies:
+        assert 0.0 <= fact.reward.low <= fact.reward.mean <= fact.reward.high <= 1.0
+    oracle = once.strategies[0].reward
+    assert (oracle.low, oracle.high) == (1.0, 1.0)  # four times one: nothing to draw
+    static = next(fact.reward for fact in once.strategies if fact.strategy == "static")
+    # Of four prompts, two right: 0 of 4 and 4 of 4 come up once in sixteen draws each.
+    assert (static.low, static.high) == (0.0, 1.0)
+
+
+def test_what_cannot_be_had_is_said(database: Database, run_id: int) -> None:
+    assert facts(database, run_id, 0.0).notes == [
+        f"{kind}: strength is size, and params_b is not known of every teacher"
+        for kind in ("strong", "mix", "family-strong")
+    ]
+    with database.write() as session:
+        session.get_one(Run, run_id).router_id = None
+        bare = make_run(session, name="bare").id
+    assert facts(database, run_id, 0.0).notes[-1] == "persyn: the run has no router"
+    with pytest.raises(UsageError, match="run 'bare' has no scored hold-out prompts"):
+        facts(database, bare, 0.0)

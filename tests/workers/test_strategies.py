@@ -1,0 +1,182 @@
+"""Runs that follow other strategies than PerSyn's, and runs on responses made elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from persyn import config, pipeline
+from persyn.db.catalog import Prompt, Run, RunState, Teacher
+from persyn.db.connect import Database
+from persyn.db.results import Assignment, Response, RouterScore, Score
+from persyn.settings import Settings
+from persyn.stages import responses
+from persyn.stages.response_rows import Layout
+from tests.runs import PROMPTS, TEACHERS, write_run
+from workers.worker import Worker
+
+
+def work(database: Database, folder: Path, file: Path) -> int:
+    with database.write() as session:
+        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+    Worker(database, Settings(str(database.url), folder), run_id=run_id).run()
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        assert run.state is RunState.DONE, run.error
+        for stage, counts in pipeline.progress(session, run).items():
+            assert counts.pending == 0, stage
+    return run_id
+
+
+def chosen(database: Database, run_id: int) -> dict[str, str]:
+    """The teacher of each prompt, by its text."""
+    with database.read() as session:
+        found = session.execute(
+            select(Prompt.text, Teacher.name)
+            .select_from(Assignment)
+            .join(Prompt, Prompt.id == Assignment.prompt_id)
+            .join(Teacher, Teacher.id == Assignment.teacher_id)
+            .where(Assignment.run_id == run_id)
+        )
+        return {text: name for text, name in found}
+
+
+def count(database: Database, model: Any) -> int:
+    with database.read() as session:
+        return session.scalars(select(func.count()).select_from(model)).one()
+
+
+@pytest.mark.parametrize(("kind", "teacher"), [("strong", "cyd"), ("family-strong", "ada")])
+def test_a_single_teacher_answers_everything_and_nothing_is_calibrated(
+    database: Database, tmp_path: Path, kind: str, teacher: str
+) -> None:
+    run_id = work(database, tmp_path, write_run(tmp_path, strategy=kind))
+
+    assert set(chosen(database, run_id).values()) == {teacher}
+    assert (count(database, Response), count(database, Score), count(database, RouterScore)) == (PROMPTS, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["static", "car"])
+def test_what_the_grid_decides_needs_the_grid_and_no_router(database: Database, tmp_path: Path, kind: str) -> None:
+    run_id = work(database, tmp_path, write_run(tmp_path, strategy=kind))
+
+    assert len(set(chosen(database, run_id).values())) == 1
+    assert count(database, Response) == 12 * len(TEACHERS) + (PROMPTS - 12)
+    assert count(database, RouterScore) == 0
+
+
+def test_a_random_choice_is_the_seeds_and_the_prompts_alone(database: Database, tmp_path: Path) -> None:
+    first = work(database, tmp_path, write_run(tmp_path, strategy="random", prompts=300))
+    again = work(database, tmp_path, write_run(tmp_path, strategy="random", prompts=150, name="again"))
+    other = work(database, tmp_path, write_run(tmp_path, strategy="random", prompts=150, name="other", seed=1))
+
+    wanted = chosen(database, first)
+    assert chosen(database, again).items() <= wanted.items()
+    assert not chosen(database, other).items() <= wanted.items()
+    # 300 of three teachers: 100 each on average, standard deviation 8.2.
+    assert all(65 <= n <= 135 for n in Counter(wanted.values()).values())
+
+
+def test_a_mix_asks_the_strongest_now_and_then_and_the_weakest_otherwise(database: Database, tmp_path: Path) -> None:
+    counts = Counter(
+        chosen(database, work(database, tmp_path, write_run(tmp_path, strategy="mix", prompts=300))).values()
+    )
+    assert set(counts) == {"ada", "cyd"}
+    assert 35 <= counts["cyd"] <= 85  # 60 on average, standard deviation 6.9
+
+
+def test_an_oracle_has_everybody_answer_everything(database: Database, tmp_path: Path) -> None:
+    run_id = work(database, tmp_path, write_run(tmp_path, strategy="oracle", prompts=20))
+
+    assert count(database, Response) == 20 * len(TEACHERS)
+    with database.read() as session:
+        reasons = session.scalars(select(Assignment.reason).where(Assignment.run_id == run_id)).all()
+        best = session.scalars(select(Assignment.score).where(Assignment.run_id == run_id)).all()
+    assert reasons == ["calibration"] * 20
+    assert min(best) >= 0.5  # of three teachers somebody has half of either part
+
+
+def imported_run(folder: Path) -> Path:
+    """A run on the grid that `grid` writes."""
+    teachers = "".join(
+        f'[[teachers]]\nname = "{name}"\nmodel = "{name}"\nengine = "imported"\ngpus = 0\n' for name in TEACHERS
+    )
+    file = folder / "imported.toml"
+    file.write_text(
+        '[run]\nname = "imported"\nsetting = "instruct"\ncalibration = 12\nholdout = 0.25\njob_prompts = 8\n'
+        '[prompts]\nsource = "grid.jsonl"\n'
+        '[student]\nname = "student"\nmodel = "student"\nengine = "fake"\n'
+        '[quality]\nkind = "imported"\nmodel = "label"\n'
+        '[router]\nbackbone = "backbone"\nengine = "fake"\n' + teachers
+    )
+    return file
+
+
+def grid(folder: Path, *, prompts: int = 30) -> Path:
+    """Every teacher's answers but for the first prompt's, which only ada has answered."""
+    rows = [
+        {"prompt": f"What is {n}?", "teacher": name, "response": f"{name} says {n}.", "label": n % 2 == 0}
+        for n in range(prompts)
+        for name in TEACHERS
+        if n or name == "ada"
+    ]
+    path = folder / "grid.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_an_imported_grid_is_scored_routed_and_answered_as_if_it_had_been_made_here(
+    database: Database, tmp_path: Path
+) -> None:
+    with database.write() as session:
+        responses.import_responses(session, [grid(tmp_path)], layout=Layout(score=("label",)))
+    before = count(database, Response)
+
+    run_id = work(database, tmp_path, imported_run(tmp_path))
+
+    wanted = chosen(database, run_id)
+    assert len(wanted) == 30
+    assert wanted["What is 0?"] == "ada"  # nobody else's answer is there
+    with database.read() as session:
+        answered = session.scalars(
+            select(func.count())
+            .select_from(Assignment)
+            .join(
+                Response,
+                (Response.prompt_id == Assignment.prompt_id) & (Response.teacher_id == Assignment.teacher_id),
+            )
+            .where(Response.text.is_not(None))
+        ).one()
+        made_up = session.scalars(select(Response.failure).where(Response.failure.is_not(None))).all()
+    assert answered == 30
+    assert count(database, Response) - before == len(made_up) <= 2  # gaps of the calibration grid
+    assert all(reason.startswith("not_imported") for reason in made_up)
+
+
+def test_a_later_import_fills_the_gaps_and_scores_only_them(database: Database, tmp_path: Path) -> None:
+    with database.write() as session:
+        responses.import_responses(session, [grid(tmp_path)], layout=Layout(score=("label",)))
+    work(database, tmp_path, imported_run(tmp_path))
+    scored = count(database, Score)
+    rest = tmp_path / "rest.jsonl"
+    rest.write_text(
+        "".join(
+            json.dumps({"prompt": "What is 0?", "teacher": name, "response": "Nought.", "label": 1}) + "\n"
+            for name in ("bob", "cyd")
+        )
+    )
+
+    with database.write() as session:
+        report = responses.import_responses(session, [rest], layout=Layout(score=("label",)))
+    text = imported_run(tmp_path).read_text().replace('name = "imported"', 'name = "second"', 1)
+    (tmp_path / "second.toml").write_text(text)
+    work(database, tmp_path, tmp_path / "second.toml")
+
+    assert report.new + report.replaced == 2
+    in_grid = report.replaced  # the first prompt is in the calibration grid, or not
+    assert count(database, Score) - scored == 2 + in_grid
