@@ -46,7 +46,7 @@ def claims(postgres: Postgres) -> None:
     """Claim and end jobs that hold nothing, by several processes at once: two transactions for each."""
     url = postgres.create("claims")
     with _store(url) as store, tempfile.TemporaryDirectory() as name:
-        _start(store, _run_file(Path(name), 100, TEACHERS, calibration=50))
+        _start(store, _run_file(Path(name), 100, TEACHERS))
         for workers in (1, 2, 4, 8):
             _queue_up(store, f"claims{workers}", _CLAIMS)
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -61,7 +61,7 @@ def claims(postgres: Postgres) -> None:
 def dispatch(postgres: Postgres, broker: Broker) -> None:
     """A dispatcher's tick over many waiting jobs: when every queue is full of messages, and when all are to be sent."""
     with _store(postgres.create("dispatch")) as store, tempfile.TemporaryDirectory() as name:
-        _start(store, _run_file(Path(name), 100, TEACHERS, calibration=50))
+        _start(store, _run_file(Path(name), 100, TEACHERS))
         for n in range(TEACHERS):
             _queue_up(store, f"queue{n}", _DUE // TEACHERS)
         app = celery_app.make(broker.url)
@@ -83,11 +83,11 @@ def dispatch(postgres: Postgres, broker: Broker) -> None:
 
 
 def enqueue(postgres: Postgres, prompts: int) -> None:
-    """Start runs in which every teacher answers every prompt: import, draw, a job for each piece of each teacher."""
+    """Start runs in which every teacher answers every prompt: import, and a job for each piece of each teacher."""
     for size in sorted({prompts // 100, prompts // 10, prompts}):
         url = postgres.create(f"enqueue{size}")
         with tempfile.TemporaryDirectory() as name:
-            file = _run_file(Path(name), size, TEACHERS, calibration=size - 1)
+            file = _run_file(Path(name), size, TEACHERS, strategy="oracle")
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 jobs, seconds, mib = pool.submit(_enqueue, url, file).result()
         print(
@@ -164,10 +164,18 @@ def _cluster(postgres: Postgres, broker: Broker, name: str, workers: int) -> Ite
                 cluster.stop()
 
 
-def _run_file(folder: Path, prompts: int, teachers: int, *, calibration: int, **how: Any) -> Path:
-    job_prompts = how.pop("job_prompts", 256)
+def _run_file(
+    folder: Path,
+    prompts: int,
+    teachers: int,
+    *,
+    calibration: int = 50,
+    job_prompts: int = 256,
+    strategy: str = "persyn",
+    **how: Any,
+) -> Path:
     named = [{"name": f"t{n}", "model": f"t{n}", "engine": "fake", "options": how} for n in range(teachers)]
-    return runs.write(folder, prompts, named, calibration=calibration, job_prompts=job_prompts)
+    return runs.write(folder, prompts, named, calibration=calibration, job_prompts=job_prompts, strategy=strategy)
 
 
 def _start(store: Database, file: Path) -> None:

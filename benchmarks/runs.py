@@ -29,7 +29,13 @@ Times: TypeAlias = dict[str, datetime]
 
 
 def write(
-    folder: Path, prompts: int, teachers: Sequence[dict[str, Any]], *, calibration: int, job_prompts: int
+    folder: Path,
+    prompts: int,
+    teachers: Sequence[dict[str, Any]],
+    *,
+    calibration: int,
+    job_prompts: int,
+    strategy: str = "persyn",
 ) -> Path:
     """A run file and its prompts in a folder; everything but its teachers is fake."""
     with (folder / "prompts.jsonl").open("w") as file:
@@ -42,6 +48,7 @@ def write(
         '[student]\nname = "student"\nmodel = "student"\nengine = "fake"',
         '[quality]\nkind = "fake"',
         '[router]\nbackbone = "backbone"\nengine = "fake"',
+        f'[strategy]\nkind = "{strategy}"',
     ]
     for teacher in teachers:
         lines.append("[[teachers]]\ngpus = 0")

@@ -33,9 +33,10 @@ def compare(run: str, alphas: str | None, as_json: bool) -> None:
     """
     from persyn import compare as comparison
 
+    wanted = _alphas(alphas)
     with store() as database, database.read() as session:
         found = find_run(session, run)
-        compared = [comparison.compare(session, found, alpha=alpha) for alpha in _alphas(alphas)]
+        compared = [comparison.compare(session, found, alpha=alpha) for alpha in wanted]
     if as_json:
         click.echo(msgspec.json.encode(compared).decode())
         return

@@ -19,6 +19,8 @@ from msgspec import Meta, Struct
 from persyn.errors import UsageError
 
 Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
+#: A teacher's may be a hub id.
+TeacherName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")]
 Unit = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -151,7 +153,7 @@ class Shot(_Table, frozen=True):
 class TeacherTable(_Table, frozen=True):
     """[[teachers]]: a model that writes responses. All but the descriptive fields make its version."""
 
-    name: Name
+    name: TeacherName
     model: str
     #: imported: it writes nothing here, what it wrote elsewhere was imported.
     engine: Literal["vllm", "transformers", "openai", "imported", "fake"] = "vllm"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +11,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from msgspec import Meta
+from torch import Tensor
 
 from persyn import rewards as reward_matrix
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.identity import identify
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Tick
 from persyn.rewards import Matrix
-from persyn.router import checkpoint, evaluate, model
+from persyn.router import checkpoint, evaluate, features, model
 from persyn.router.checkpoint import Manifest
 from persyn.router.model import Dtype, Reader, Router
 from persyn.router.train import TUNES, Examples, Plan, train
@@ -79,21 +81,29 @@ def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick)
     prompts = [reader.ids(messages) for messages in request.conversations]
     grid = Examples(prompts, np.array(request.rewards, dtype=np.float64))
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
-    calibration = grid.take(np.flatnonzero(~is_holdout).tolist())
-
-    prompt, _, _ = reward_matrix.preferences(calibration.rewards)
+    calibration = np.flatnonzero(~is_holdout)
     plan = _plan(request, spec, chosen)
-    notes = train(router, calibration.take(sorted(set(prompt.tolist()))), plan, tick)
+    router.requires_grad_(False)
+    frozen = features.remembered(
+        features.folder(Path(), spec.model, identify(spec.model, spec.revision).revision, str(router.backbone.dtype)),
+        prompts,
+        lambda new: model.all_features(router, new, plan.batch_tokens, tick),
+    )
+
+    pairs, _, _ = reward_matrix.preferences(grid.rewards[calibration])
+    learn = calibration[np.unique(pairs)].tolist()
+    notes = train(router, grid.take(learn), frozen[learn], plan, tick)
     router.backbone.to(getattr(torch, model.precision(spec, chosen.dtype)))
     manifest = _manifest(request, spec, chosen, router, reader)
     sha256 = checkpoint.write(Path(request.folder), router, manifest, chat.tokenizer)
     checkpoint.merge(router)
-    scores = _scores(router, prompts, plan.batch_tokens, tick)
+    final = frozen if request.tune == "head" else model.all_features(router, prompts, plan.batch_tokens, tick)
+    scores = _scores(router, final)
     metrics = {
-        **_measure(scores[is_holdout], grid.rewards[is_holdout], calibration.rewards),
-        "n_calibration": len(calibration.prompts),
+        **_measure(scores[is_holdout], grid.rewards[is_holdout], grid.rewards[calibration]),
+        "n_calibration": len(calibration),
         "n_holdout": int(is_holdout.sum()),
-        "n_pairs": len(prompt),
+        "n_pairs": len(pairs),
         "tune": request.tune,
         "seconds": time.monotonic() - started,
         "versions": manifest.versions,
@@ -134,9 +144,8 @@ def _manifest(request: Fit, spec: ModelSpec, chosen: Options, router: Router, re
     )
 
 
-def _scores(router: Router, prompts: Sequence[Sequence[int]], batch_tokens: int, tick: Tick) -> Matrix:
+def _scores(router: Router, features: Tensor) -> Matrix:
     """(P, K) of all prompts of the grid."""
-    features = model.all_features(router, prompts, batch_tokens, tick)
     with torch.no_grad():
         scores: Matrix = router.score(features.to(router.head.weight.device)).cpu().double().numpy()
     return scores

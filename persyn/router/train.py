@@ -21,7 +21,7 @@ from persyn.errors import EngineError
 from persyn.llm.protocols import Tick
 from persyn.rewards import Matrix
 from persyn.router import evaluate, head
-from persyn.router.model import Router, all_features, pad, pair_loss
+from persyn.router.model import Router, pad, pair_loss
 
 TUNES = ("full", "lora", "head")
 
@@ -58,23 +58,23 @@ class Plan:
     lora_rank: int
 
 
-def train(router: Router, examples: Examples, plan: Plan, tick: Tick) -> dict[str, Any]:
-    """Train `router` in place on examples that have a preference each; `tick` is called throughout.
+def train(router: Router, examples: Examples, features: Tensor, plan: Plan, tick: Tick) -> dict[str, Any]:
+    """Train `router` in place on P examples that have a preference each; `tick` is called throughout.
 
+    features: (P, H), what the router's backbone makes of them before it is trained.
     returns: what is worth knowing of the training. `head_penalty` is None where cross-validation
              found that the static ranking does better than any head that reads the prompt.
     """
     fine_tune = plan.tune != "head"
-    learn, validate = _split(examples, plan.seed) if fine_tune else (examples, examples)
-    router.requires_grad_(False)
-    features = all_features(router, learn.prompts, plan.batch_tokens, tick)
-    fitted = head.fit(features, learn.rewards, seed=plan.seed, tick=tick)
+    everything = list(range(len(examples.prompts)))
+    learn, validate = _split(everything, plan.seed) if fine_tune else (everything, everything)
+    fitted = head.fit(features[learn], examples.rewards[learn], seed=plan.seed, tick=tick)
     with torch.no_grad():
         router.head.weight.copy_(fitted.weight)
         router.head.bias.copy_(fitted.bias)
     notes: dict[str, Any] = {"head_penalty": fitted.penalty if math.isfinite(fitted.penalty) else None}
     if fine_tune:
-        notes |= _fine_tune(router, learn, validate, plan, tick)
+        notes |= _fine_tune(router, examples.take(learn), examples.take(validate), plan, tick)
     router.requires_grad_(False).eval()
     return notes
 
@@ -200,12 +200,12 @@ def _choose_weights(router: Router, plan: Plan) -> None:
     router.head.requires_grad_(True)
 
 
-def _split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
+def _split(examples: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
     """The examples to learn from and those that decide when to stop, drawn by `seed`."""
-    order = np.random.default_rng(seed).permutation(len(examples.prompts)).tolist()
+    order = [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))]
     n_validation = max(1, round(VALIDATION * len(order)))
     # A single example has to do for both.
-    return examples.take(order[n_validation:] or order), examples.take(order[:n_validation])
+    return order[n_validation:] or order, order[:n_validation]
 
 
 def _rows(examples: Examples) -> list[dict[str, Any]]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from persyn.config import TeacherName
 from persyn.stages import files, rows
 from persyn.stages.files import Broken, Record
 from persyn.stages.rows import BadRow, Flaw, Row
@@ -102,7 +105,10 @@ def _teacher(value: Any) -> str:
         raise Flaw(
             "no 'teacher': whose response it is" if value is None else f"'teacher' must be a name, got {value!r:.50}"
         )
-    return value
+    try:
+        return msgspec.convert(value, TeacherName)
+    except msgspec.ValidationError as error:
+        raise Flaw(f"'teacher' {value!r:.50} must be at most 100 letters, digits and . _ : + @ / -") from error
 
 
 def _text(value: Any) -> str | None:

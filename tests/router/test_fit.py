@@ -95,7 +95,8 @@ def trained(
     options = fit.Options(**{**FAST[tune], **changes})
     plan = Plan(tune, 0, 4096, options.epochs, options.learning_rate or 0.0, options.batch_size, options.lora_rank)
     router = model.load(ModelSpec("router_fit", str(tiny)), "float32", len(TEACHERS))
-    return router, train(router, examples, plan, lambda: ticks.append(1))
+    features = model.all_features(router, examples.prompts, plan.batch_tokens, lambda: None)
+    return router, train(router, examples, features, plan, lambda: ticks.append(1))
 
 
 def loss_of(router: Router, examples: Examples) -> float:

@@ -129,6 +129,7 @@ def test_a_teachers_file_says_whose_rows_there_may_be(database: Database, tmp_pa
     [
         ({"prompt": "a", "response": "b"}, "no 'teacher'"),
         ({"prompt": "a", "teacher": " ", "response": "b"}, "'teacher' must be a name"),
+        ({"prompt": "a", "teacher": "a<b>", "response": "b"}, "'teacher' 'a<b>' must be at most 100 letters"),
         ({"teacher": "ada", "response": "b"}, "neither 'prompt' nor 'messages'"),
         ({"prompt": "a", "teacher": "ada", "response": ["b"]}, "'response' must be text"),
         ({"prompt": "a", "teacher": "ada", "response": "b\0"}, "a NUL character"),

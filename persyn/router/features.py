@@ -1,0 +1,71 @@
+"""What a frozen backbone makes of prompts, computed once and kept: then a head is fitted in seconds.
+
+A folder for each backbone holds pieces of safetensors, each with the keys of its rows. Pieces are
+only ever added, each whole or not at all; a prompt that two of them hold is the same in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_TENSOR, _KEYS = "features", "keys"
+
+
+def folder(home: Path, backbone: str, revision: str | None, dtype: str) -> Path:
+    """Where the features of a backbone are kept; revision tells its weights apart."""
+    digest = hashlib.sha256(json.dumps([backbone, revision, dtype]).encode()).hexdigest()
+    return home / "features" / digest[:16]
+
+
+def remembered(
+    place: Path, prompts: Sequence[Sequence[int]], compute: Callable[[Sequence[Sequence[int]]], Tensor]
+) -> Tensor:
+    """The features of P prompts, those that are not kept yet computed, and kept from now on.
+
+    place:   a `folder`.
+    prompts: token ids.
+    compute: takes Q prompts, Q > 0, and returns their (Q, H) float32 features.
+    returns: (P, H) float32 on the CPU.
+    """
+    keys = [_key(ids) for ids in prompts]
+    kept = _read(place, set(keys))
+    missing = {key: ids for key, ids in zip(keys, prompts, strict=True) if key not in kept}
+    if missing:
+        made = compute(list(missing.values()))
+        _write(place, list(missing), made)
+        kept |= dict(zip(missing, made, strict=True))
+    return torch.stack([kept[key] for key in keys])
+
+
+def _key(ids: Sequence[int]) -> str:
+    return hashlib.sha256(array("q", ids).tobytes()).hexdigest()[:32]
+
+
+def _read(place: Path, wanted: set[str]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in sorted(place.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as piece:
+                keys: list[str] = json.loads(piece.metadata()[_KEYS])
+                rows = [row for row, key in enumerate(keys) if key in wanted]
+                found |= {keys[row]: piece.get_slice(_TENSOR)[row] for row in rows}
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            path.unlink(missing_ok=True)  # damaged: it is made again
+    return found
+
+
+def _write(place: Path, keys: Sequence[str], features: Tensor) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+    unfinished = place / f"{name}.unfinished"
+    save_file({_TENSOR: features.contiguous()}, unfinished, metadata={_KEYS: json.dumps(list(keys))})
+    unfinished.rename(place / f"{name}.safetensors")

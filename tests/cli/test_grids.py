@@ -1,0 +1,132 @@
+"""A grid made elsewhere, from file to comparison, as a person types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+TEACHERS = ("lab/ada", "lab/bob", "lab/cyd")
+Persyn: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def persyn(tmp_path: Path) -> Persyn:
+    """The command, in a folder of its own with an empty store."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cli", *arguments],
+            env={**kept, "PERSYN_HOME": str(tmp_path / "home")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Forty prompts that three teachers have answered, each of them best at every third."""
+    rows = [
+        {"question": f"What is {n}?", "model": name, "output": f"{name} says {n}.", "right": n % 3 == k, "tokens": 4}
+        for n in range(40)
+        for k, name in enumerate(TEACHERS)
+    ]
+    path = tmp_path / "grid.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def teachers(tmp_path: Path) -> Path:
+    path = tmp_path / "teachers.toml"
+    path.write_text(
+        "".join(
+            f'[[teachers]]\nname = "{name}"\nfamily = "f{size}"\nparams_b = {size}\nprice_in = 1\nprice_out = {size}\n'
+            for size, name in enumerate(TEACHERS, 1)
+        )
+    )
+    return path
+
+
+def run_file(folder: Path) -> Path:
+    text = (
+        '[run]\nname = "grid"\nsetting = "instruct"\ncalibration = 40\nholdout = 0.5\n'
+        '[prompts]\nsource = "grid.jsonl"\n'
+        '[student]\nname = "student"\nmodel = "student"\nengine = "fake"\nfamily = "f2"\n'
+        '[quality]\nkind = "imported"\nmodel = "right"\n'
+        '[router]\nbackbone = "backbone"\nengine = "fake"\n'
+    )
+    text += "".join(f'[[teachers]]\nname = "{name}"\nmodel = "{name}"\nengine = "imported"\n' for name in TEACHERS)
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path, teachers: Path) -> None:
+    assert persyn("db", "upgrade").returncode == 0
+    names = "--map", "prompt=question", "--map", "response_tokens=tokens", "--score", "right"
+    imported = persyn("responses", "import", str(grid), "--teachers", str(teachers), *names)
+    assert imported.returncode == 0, imported.stderr
+    assert imported.stdout.startswith("120 rows: 120 new, 0 in place of failed ones, 0 already there, 0 bad")
+
+    started = persyn("run", "start", str(run_file(tmp_path)))
+    assert started.returncode == 0, started.stderr
+    dataset = (tmp_path / "home" / "datasets" / "grid" / "messages.jsonl").read_text().splitlines()
+    assert len(dataset) == 40
+
+    table = persyn("compare", "grid")
+    assert table.returncode == 0, table.stderr
+    assert "20 hold-out prompts, 20 calibration prompts" in table.stdout
+
+    (quality, both) = json.loads(persyn("compare", "grid", "--alpha", "0,0.4", "--json").stdout)
+    assert (quality["alpha"], both["alpha"]) == (0.0, 0.4)
+    by_name = {row["strategy"]: row for row in quality["strategies"]}
+    assert set(by_name) == {"persyn", "static", "strong", "family-strong", "mix", "car", "random", "oracle"}
+    assert by_name["strong"]["shares"] == {"lab/cyd": 1.0}
+    assert by_name["family-strong"]["shares"] == {"lab/bob": 1.0}
+    assert by_name["oracle"]["quality"] == 1.0
+    assert by_name["random"]["quality"] == pytest.approx(1 / 3)
+    assert by_name["oracle"]["tokens"] == 40 * 3 * 4
+    assert by_name["strong"]["tokens"] == 40 * 4
+    assert by_name["oracle"]["cost"] is None  # nobody counted the prompts' tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("responses", "import", "grid.jsonl", "--map", "prompt"), "--map takes FIELD=NAME"),
+        (("responses", "import", "grid.jsonl", "--map", "text=question"), "--map takes FIELD=NAME"),
+        (("responses", "import", "grid.jsonl"), "neither 'prompt' nor 'messages'"),
+        (("responses", "import", "none.jsonl"), "there is no file none.jsonl"),
+        (("responses", "import", "grid.jsonl", "--teachers", "none.toml"), "cannot read the teachers' file none.toml"),
+        (("compare", "grid"), "there is no run named 'grid'"),
+        (("compare", "grid", "--alpha", "2"), "--alpha takes numbers from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(persyn: Persyn, grid: Path, words: tuple[str, ...], said: str) -> None:
+    assert grid.exists()
+    assert persyn("db", "upgrade").returncode == 0
+    done = persyn(*words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_in_the_teachers_file_is_named(persyn: Persyn, tmp_path: Path, grid: Path) -> None:
+    (tmp_path / "teachers.toml").write_text('[[teachers]]\nname = "lab/ada"\nparam_b = 3\n')
+    assert persyn("db", "upgrade").returncode == 0
+    done = persyn("responses", "import", str(grid), "--teachers", "teachers.toml")
+    assert done.returncode == 2
+    assert "unknown key 'param_b' in [teachers]; did you mean 'params_b'?" in done.stderr
