@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from sqlalchemy.orm import Session
 
 from cli.open import JSON, find_run, show, store
 from persyn.compare import Comparison, Interval, StrategyFacts
+from persyn.db.catalog import Run
 from persyn.errors import UsageError
+from persyn.settings import Settings
+
+if TYPE_CHECKING:
+    from persyn.refit import Frozen
 
 #: Teachers named in a row of the table.
 _SHARES_SHOWN = 3
@@ -23,25 +29,41 @@ _SHARES_SHOWN = 3
     metavar="A,B,...",
     help="Weights of learnability to compare at, 0 to 1; 0 is quality alone. Default: the run's.",
 )
+@click.option("--refit", is_flag=True, help="Also fit a head anew at each alpha, and ask the nearest neighbours.")
 @JSON
-def compare(run: str, alphas: str | None, as_json: bool) -> None:
+def compare(run: str, alphas: str | None, refit: bool, as_json: bool) -> None:
     """Compare strategies for RUN on its hold-out prompts, from what is stored: nothing is generated.
 
     Rewards, with 95 % intervals, are of the hold-out prompts; what a strategy goes by it learns from
     the calibration prompts alone. 'closed' is the part of the way from the best single teacher
-    (static) to the oracle.
+    (static) to the oracle. 'persyn' is the run's router, which was fitted to the run's own alpha.
     """
     from persyn import compare as comparison
 
     wanted = _alphas(alphas)
     with store() as database, database.read() as session:
         found = find_run(session, run)
-        compared = [comparison.compare(session, found, alpha=alpha) for alpha in wanted]
+        frozen = _freeze(session, found) if refit else None
+        compared = [
+            comparison.compare(
+                session,
+                found,
+                alpha=alpha,
+                scores=frozen.scores(frozen.alpha if alpha is None else alpha) if frozen else None,
+            )
+            for alpha in wanted
+        ]
     if as_json:
         click.echo(msgspec.json.encode(compared).decode())
         return
     for one in compared:
         _show(one)
+
+
+def _freeze(session: Session, run: Run) -> Frozen:
+    from persyn import refit  # brings torch
+
+    return refit.freeze(session, run, Settings.from_environment().home)
 
 
 def _alphas(text: str | None) -> list[float | None]:

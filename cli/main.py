@@ -25,6 +25,7 @@ _COMMANDS = {
     "dispatch": ("cli.dispatch", "dispatch", "Wake workers for what waits, take back what dead ones held."),
     "metrics": ("cli.metrics", "metrics", "Serve the store's figures to Prometheus."),
     "jobs": ("cli.jobs", "jobs", "Look at the pieces of a run's work."),
+    "router": ("cli.router", "router", "Look at routers, and at what calibration is worth."),
     "compare": ("cli.compare", "compare", "Say what other strategies would have come to."),
     "export": ("cli.export", "export", "Write a run's dataset."),
     "trace": ("cli.trace", "trace", "Say where one prompt's response comes from."),

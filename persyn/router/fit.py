@@ -56,6 +56,11 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     return Batched(compute, version=scoring.VERSION, chunk=1)
 
 
+def reader(chat: Chat, chosen: Options, config: Any) -> Reader:
+    """How prompts are read, within the context of the backbone with this configuration."""
+    return Reader(chat, min(chosen.max_tokens, scoring.max_tokens(config) or chosen.max_tokens))
+
+
 def _refusal(request: Fit) -> str | None:
     """Why a grid cannot be fitted, or None."""
     lengths = {len(request.conversations), len(request.rewards), len(request.is_holdout)}
@@ -77,8 +82,8 @@ def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick)
     started = time.monotonic()
     router = _load_router(request, spec, chosen)
     tick()
-    reader = Reader(chat, min(chosen.max_tokens, scoring.max_tokens(router.backbone.config) or chosen.max_tokens))
-    prompts = [reader.ids(messages) for messages in request.conversations]
+    read = reader(chat, chosen, router.backbone.config)
+    prompts = [read.ids(messages) for messages in request.conversations]
     grid = Examples(prompts, np.array(request.rewards, dtype=np.float64))
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
     calibration = np.flatnonzero(~is_holdout)
@@ -94,7 +99,7 @@ def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick)
     learn = calibration[np.unique(pairs)].tolist()
     notes = train(router, grid.take(learn), frozen[learn], plan, tick)
     router.backbone.to(getattr(torch, model.precision(spec, chosen.dtype)))
-    manifest = _manifest(request, spec, chosen, router, reader)
+    manifest = _manifest(request, spec, chosen, router, read)
     sha256 = checkpoint.write(Path(request.folder), router, manifest, chat.tokenizer)
     checkpoint.merge(router)
     final = frozen if request.tune == "head" else model.all_features(router, prompts, plan.batch_tokens, tick)

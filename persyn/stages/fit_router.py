@@ -27,7 +27,7 @@ def plan(session: Session, run: Run) -> int:
     if not _needs_router(run):
         return 0
     if run.router_id is None:
-        wanted = _fingerprint(*_fit(session, run), _teacher_ids(session, run))
+        wanted = _fingerprint(*fit_of(session, run), _teacher_ids(session, run))
         run.router_id = session.scalar(select(Router.id).where(Router.fingerprint == wanted))
     if run.router_id is not None:
         return 0
@@ -37,13 +37,13 @@ def plan(session: Session, run: Run) -> int:
 def load(session: Session, job: Claim) -> Batch:
     """The whole grid, as rewards."""
     run = session.get_one(Run, job.run_id)
-    spec, fit = _fit(session, run)
+    spec, fit = fit_of(session, run)
     # A folder of the run's own: another run on an equal grid must not replace the files that a row names by hash.
     folder = f"routers/{_fingerprint(spec, fit, _teacher_ids(session, run))[:16]}-{run.id}"
     return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
 
 
-def _fit(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
+def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
     """What is to be fitted, in no folder yet."""
     config = thaw(run.config)
     cells = grid.read(session, run)

@@ -60,13 +60,13 @@ def teachers(tmp_path: Path) -> Path:
     return path
 
 
-def run_file(folder: Path) -> Path:
+def run_file(folder: Path, router: str = 'backbone = "backbone"\nengine = "fake"') -> Path:
     text = (
         '[run]\nname = "grid"\nsetting = "instruct"\ncalibration = 40\nholdout = 0.5\n'
         '[prompts]\nsource = "grid.jsonl"\n'
         '[student]\nname = "student"\nmodel = "student"\nengine = "fake"\nfamily = "f2"\n'
         '[quality]\nkind = "imported"\nmodel = "right"\n'
-        '[router]\nbackbone = "backbone"\nengine = "fake"\n'
+        f"[router]\n{router}\n"
     )
     text += "".join(f'[[teachers]]\nname = "{name}"\nmodel = "{name}"\nengine = "imported"\n' for name in TEACHERS)
     path = folder / "run.toml"
@@ -103,6 +103,30 @@ def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path,
     assert by_name["oracle"]["cost"] is None  # nobody counted the prompts' tokens
 
 
+def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: Path, grid: Path, tiny: Path) -> None:
+    assert persyn("db", "upgrade").returncode == 0
+    assert persyn("responses", "import", str(grid), "--map", "prompt=question", "--score", "right").returncode == 0
+    started = persyn("run", "start", str(run_file(tmp_path, f'backbone = "{tiny}"\ntune = "head"')))
+    assert started.returncode == 0, started.stderr
+    (kept,) = (tmp_path / "home" / "features").glob("*/*.safetensors")
+
+    shown = json.loads(persyn("router", "show", "grid", "--json").stdout)
+    assert (shown["tune"], shown["n_calibration"], shown["n_holdout"]) == ("head", 20, 20)
+    assert persyn("router", "show", "grid").stdout.startswith("backbone: ")
+
+    found = json.loads(persyn("router", "curve", "grid", "--json").stdout)
+    assert [point["n_calibration"] for point in found["points"]] == [20]
+    assert found["points"][-1]["reward"] == pytest.approx(shown["router"]["routed_reward"])
+    assert "too few calibration prompts to tell" in persyn("router", "curve", "grid").stdout
+
+    compared = json.loads(persyn("compare", "grid", "--refit", "--alpha", "0.4,1", "--json").stdout)
+    by_name = [{row["strategy"]: row for row in one["strategies"]} for one in compared]
+    # At the run's own alpha the head fitted anew is the run's router.
+    assert by_name[0]["head"]["reward"] == by_name[0]["persyn"]["reward"]
+    assert {"head", "neighbours"} <= by_name[1].keys()
+    assert list((tmp_path / "home" / "features").glob("*/*.safetensors")) == [kept]  # nothing was computed again
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -111,6 +135,7 @@ def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path,
         (("responses", "import", "grid.jsonl"), "neither 'prompt' nor 'messages'"),
         (("responses", "import", "none.jsonl"), "there is no file none.jsonl"),
         (("responses", "import", "grid.jsonl", "--teachers", "none.toml"), "cannot read the teachers' file none.toml"),
+        (("router", "curve", "grid"), "there is no run named 'grid'"),
         (("compare", "grid"), "there is no run named 'grid'"),
         (("compare", "grid", "--alpha", "2"), "--alpha takes numbers from 0 to 1"),
     ],

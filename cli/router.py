@@ -1,0 +1,76 @@
+"""`persyn router`: what a run's router is, and what it would be with fewer calibration prompts."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from cli.open import JSON, cell, find_run, show, store
+from persyn.db.results import Router
+from persyn.errors import UsageError
+from persyn.settings import Settings
+
+
+@click.group()
+def router() -> None:
+    """Look at routers, and at what calibration is worth."""
+
+
+@router.command("show")
+@click.argument("run")
+@JSON
+def show_router(run: str, as_json: bool) -> None:
+    """Show RUN's router: its backbone, how it was fitted, how it does on the hold-out."""
+    with store() as database, database.read() as session:
+        found = find_run(session, run)
+        row = session.get(Router, found.router_id) if found.router_id is not None else None
+        if row is None:
+            raise UsageError(f"run {run!r} has no router yet")
+        measured = {name: row.metrics.get(name) for name in ("router", "static", "random")}
+        facts = {
+            "backbone": row.backbone,
+            "tune": row.tune,
+            "path": row.path,
+            "sha256": row.sha256,
+            **{name: value for name, value in row.metrics.items() if name not in measured},
+        }
+    if as_json:
+        click.echo(msgspec.json.encode({**facts, **measured}).decode())
+        return
+    for name, value in facts.items():
+        click.echo(f"{name}: {cell(value)}")
+    columns = ("hit1", "hit3", "pair_accuracy", "routed_reward", "regret")
+    rows = [(name, *(values.get(column) for column in columns)) for name, values in measured.items() if values]
+    show(("on hold-out", *columns), rows, as_json=False)
+
+
+@router.command()
+@click.argument("run")
+@JSON
+def curve(run: str, as_json: bool) -> None:
+    """Say what RUN's calibration is worth: heads fitted to 25, 50, 100, ... of its prompts, on its hold-out.
+
+    A head reads what the router's backbone makes of a prompt; that is computed once and kept.
+    """
+    from persyn import refit
+
+    home = Settings.from_environment().home
+    with store() as database, database.read() as session:
+        frozen = refit.freeze(session, find_run(session, run), home)
+    found = refit.curve(run, frozen)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    click.echo(f"run {run}: {found.n_holdout} hold-out prompts, the oracle's reward {found.oracle:.3f}")
+    rows = [
+        (
+            p.n_calibration,
+            f"{p.reward:.3f}",
+            f"{p.deviation:.3f}",
+            f"{p.static:.3f}",
+            "-" if p.closed is None else f"{p.closed:+.0%}",
+        )
+        for p in found.points
+    ]
+    show(("calibration", "reward", "+-", "static", "closed"), rows, as_json=False)
+    click.echo(found.verdict)

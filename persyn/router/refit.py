@@ -1,0 +1,113 @@
+"""Heads fitted anew on what a frozen backbone makes of the grid's prompts: another alpha, fewer prompts, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig
+
+from persyn import rewards as reward_matrix
+from persyn.errors import EngineError
+from persyn.llm import options, scoring
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.identity import identify
+from persyn.llm.protocols import Message, ModelSpec
+from persyn.rewards import Indices, Matrix
+from persyn.router import features, fit, head, model
+
+#: Times that prompts are drawn for one point of a curve.
+REPEATS = 5
+
+
+def frozen(home: Path, spec: ModelSpec, conversations: Sequence[Sequence[Message]]) -> Matrix:
+    """(P, H) features of conversations; what is not kept in `home` yet is computed here, and kept.
+
+    spec: a `router_fit`'s.
+    Raises `EngineError` when the backbone cannot be loaded.
+    """
+    chosen = options.decode(spec, fit.Options)
+    try:
+        config = AutoConfig.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"cannot load {spec.model!r}: {error}") from error
+    reader = fit.reader(Chat(load_tokenizer(spec), add_bos=chosen.add_bos), chosen, config)
+    dtype = model.precision(spec, chosen.dtype)
+    made = features.remembered(
+        features.folder(home, spec.model, identify(spec.model, spec.revision).revision, f"torch.{dtype}"),
+        [reader.ids(messages) for messages in conversations],
+        lambda new: model.all_features(
+            model.load(spec, dtype, 1).requires_grad_(False), new, scoring.batch_tokens(spec, chosen), _quietly
+        ),
+    )
+    return np.asarray(made.double().numpy())
+
+
+def scores(frozen: Matrix, rewards: Matrix, learn: Indices, *, seed: int) -> Matrix:
+    """(P, K) scores of a head fitted to some of the prompts.
+
+    frozen:  (P, H). rewards: (P, K), NaN where missing.
+    learn:   the prompts to fit to; those without a preference say nothing.
+    returns: for all P prompts; without any preference nobody is preferred: zeros.
+    """
+    pairs, _, _ = reward_matrix.preferences(rewards[learn])
+    if not len(pairs):
+        return np.zeros(rewards.shape)
+    informative = learn[np.unique(pairs)]
+    fitted = head.fit(torch.from_numpy(frozen[informative]), rewards[informative], seed=seed, tick=_quietly)
+    return np.asarray(frozen @ fitted.weight.numpy().T + fitted.bias.numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A router fitted to so many prompts, drawn several times: means over the draws, and their standard deviation."""
+
+    n_calibration: int
+    reward: float
+    deviation: float
+    #: Of the best single teacher, chosen on the same prompts.
+    static: float
+
+
+def curve(
+    frozen: Matrix,
+    rewards: Matrix,
+    is_holdout: NDArray[np.bool_],
+    sizes: Sequence[int],
+    *,
+    seed: int,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Point]:
+    """What a head is worth on the hold-out after so many calibration prompts.
+
+    frozen:   (P, H). rewards: (P, K), NaN where missing.
+    sizes:    at most as many as there are calibration prompts.
+    progress: called after each fit.
+    """
+    known = ~np.isnan(rewards).all(axis=1)
+    calibration, holdout = np.flatnonzero(~is_holdout & known), np.flatnonzero(is_holdout & known)
+    points = []
+    for size in sizes:
+        routed, static = [], []
+        repeats = REPEATS if size < len(calibration) else 1
+        for repeat in range(repeats):
+            drawn = np.random.default_rng([seed, repeat]).permutation(calibration)[:size]
+            routed.append(_reward(scores(frozen, rewards, drawn, seed=seed)[holdout], rewards[holdout]))
+            static.append(_reward(reward_matrix.static_ranking(rewards[drawn])[None], rewards[holdout]))
+            progress()
+        points.append(Point(size, float(np.mean(routed)), float(np.std(routed)), float(np.mean(static))))
+    return points
+
+
+def _reward(ranking: Matrix, rewards: Matrix) -> float:
+    """Mean reward of the highest ranked teacher that is present."""
+    ranked = np.where(np.isnan(rewards), -np.inf, np.nan_to_num(np.broadcast_to(ranking, rewards.shape), nan=-1e9))
+    return float(np.mean(rewards[np.arange(len(rewards)), ranked.argmax(axis=1)]))
+
+
+def _quietly() -> None:
+    """Nobody waits for a sign of life here."""

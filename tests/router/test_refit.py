@@ -1,0 +1,71 @@
+"""Heads fitted anew: to fewer prompts, to other rewards, on features that tell the prompts apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from persyn.refit import CurvePoint, _verdict, curve_sizes
+from persyn.rewards import Matrix
+from persyn.router import refit
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[Matrix, Matrix]:
+    """200 prompts of two kinds, which the features tell; each kind has its teacher, a third is good at both."""
+    chance = np.random.default_rng(0)
+    kind = np.arange(200) % 2
+    features = np.column_stack([2.0 * kind - 1.0, chance.normal(size=200)]) + 0.1 * chance.normal(size=(200, 2))
+    rewards = np.where(kind[:, None] == [0, 1, 2], 1.0, [0.0, 0.0, 0.6]) + 0.01 * chance.random((200, 3))
+    return features, rewards
+
+
+def holdout() -> NDArray[np.bool_]:
+    return np.arange(200) >= 150
+
+
+def test_a_head_learns_who_is_good_at_what(world: tuple[Matrix, Matrix]) -> None:
+    features, rewards = world
+    scores = refit.scores(features, rewards, np.arange(150), seed=0)
+    assert scores.shape == (200, 3)
+    assert scores[150:].argmax(axis=1).tolist() == [0, 1] * 25
+
+
+def test_without_a_preference_nobody_is_preferred(world: tuple[Matrix, Matrix]) -> None:
+    features, rewards = world
+    assert not refit.scores(features, np.ones_like(rewards), np.arange(150), seed=0).any()
+
+
+def test_a_curve_rises_from_the_static_choice_to_the_oracle(world: tuple[Matrix, Matrix]) -> None:
+    features, rewards = world
+    fits: list[int] = []
+    points = refit.curve(features, rewards, holdout(), [10, 50, 150], seed=0, progress=lambda: fits.append(1))
+
+    assert [point.n_calibration for point in points] == [10, 50, 150]
+    assert len(fits) == 2 * refit.REPEATS + 1  # of all prompts there is one draw
+    # The third teacher is the best single one: 0.6 and a little.
+    assert points[-1].static == pytest.approx(0.605, abs=0.005)
+    assert points[-1].reward == pytest.approx(rewards[150:].max(axis=1).mean())
+    assert points[0].reward <= points[-1].reward
+    assert points[-1].deviation == 0
+
+
+def test_sizes_double_up_to_all_there_are() -> None:
+    assert curve_sizes(130) == [25, 50, 100, 130]
+    assert curve_sizes(25) == [25]
+    assert curve_sizes(7) == [7]
+
+
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        ((0.10, 0.40, 0.41), "more calibration would not help: 200 prompts close +1% more of the way than 100 did"),
+        ((0.10, 0.20, 0.50), "more calibration may help: the last doubling closed +30% of the way"),
+        ((0.50,), "too few calibration prompts to tell"),
+    ],
+)
+def test_the_verdict_compares_all_prompts_with_half_of_them(closed: tuple[float, ...], said: str) -> None:
+    sizes = (50, 100, 200)
+    points = [CurvePoint(size, 0.5 + 0.3 * part, 0.0, 0.5, part) for size, part in zip(sizes, closed, strict=False)]
+    assert _verdict(points, np.tile([[0.5, 0.8]], (500, 1))) == said
