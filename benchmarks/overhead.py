@@ -97,11 +97,12 @@ def _kill(folder: Path, prompts: int) -> None:
         seen = stub.asked(port)
     twice = len(seen.which) - len(set(seen.which))
     waited = sum(at <= killed < at + latency for at, latency in zip(seen.at, seen.latency, strict=True))
+    late = sum(killed < at < began for at in seen.at)
     first = min(at for at in seen.at if at >= began) - began
     print(
-        f"kill -9 at half: {twice} requests asked twice; the server had {waited} in hand, "
-        f"the others it had answered within the last moments\n"
-        f"  the engine was gone after {1e3 * died:.0f} ms; {first:.2f} s from 'resume' to the next request",
+        f"kill -9 at half: {twice} requests asked twice; the server had {waited} in hand, and was asked {late} more "
+        f"in the {1e3 * died:.0f} ms until the engine was gone too\n"
+        f"  {first:.2f} s from 'resume' to the next request",
         flush=True,
     )
 

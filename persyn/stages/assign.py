@@ -61,29 +61,26 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     """Store all the router's scores and the teacher that won; saved twice, they are there once."""
     router_id = session.scalars(select(Run.router_id).where(Run.id == job.run_id)).one()
     teacher_ids: list[int] = session.scalars(select(Router.teacher_ids).where(Router.id == router_id)).one()
-    present = _present(session, teacher_ids, [item.request.id for item in done])
-    scores, assignments = [], []
-    for item, can_answer in zip(done, present, strict=True):
-        if isinstance(item.result, Failed):
-            raise EngineError(f"the router cannot score prompt {item.request.id}: {item.result.reason}")
-        assert isinstance(item.result, Routed)
-        prompt_id, row = item.request.id, item.result.scores
-        scores += [
-            {"router_id": router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
-            for teacher_id, score in zip(teacher_ids, row, strict=True)
-        ]
-        winner, margin = _best(np.where(can_answer, row, np.nan))
-        assignments.append(
-            {
-                "run_id": job.run_id,
-                "prompt_id": prompt_id,
-                "teacher_id": teacher_ids[winner],
-                "score": row[winner],
-                "margin": margin,
-                "reason": "router" if row[winner] == max(row) else "fallback: of the best nothing was imported",
-                "job_id": job.id,
-            }
-        )
+    prompt_ids, rows = [item.request.id for item in done], [_scores(item) for item in done]
+    scores = [
+        {"router_id": router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
+        for prompt_id, row in zip(prompt_ids, rows, strict=True)
+        for teacher_id, score in zip(teacher_ids, row, strict=True)
+    ]
+    present = _present(session, teacher_ids, prompt_ids)
+    winners, margins = _best(np.where(present, rows, np.nan))
+    assignments = [
+        {
+            "run_id": job.run_id,
+            "prompt_id": prompt_id,
+            "teacher_id": teacher_ids[winner],
+            "score": row[winner],
+            "margin": margin,
+            "reason": "router" if row[winner] == max(row) else "fallback: of the best nothing was imported",
+            "job_id": job.id,
+        }
+        for prompt_id, row, winner, margin in zip(prompt_ids, rows, winners, margins, strict=True)
+    ]
     bulk.insert_new(session, RouterScore, scores)
     bulk.insert_new(session, Assignment, assignments)
 
@@ -138,32 +135,45 @@ def _texts(session: Session, teacher_ids: Collection[int], prompt_ids: Sequence[
     return {(prompt_id, teacher_id) for prompt_id, teacher_id in found}
 
 
-def _best(row: NDArray[np.float64]) -> tuple[int, float | None]:
-    """The column of the highest number that is there, and by how much it leads the next one, if any."""
-    present = np.sort(row[~np.isnan(row)])
-    return int(np.nanargmax(row)), float(present[-1] - present[-2]) if present.size > 1 else None
+def _scores(item: Done) -> list[float]:
+    if isinstance(item.result, Failed):
+        raise EngineError(f"the router cannot score prompt {item.request.id}: {item.result.reason}")
+    assert isinstance(item.result, Routed)
+    return item.result.scores
+
+
+def _best(matrix: rewards.Matrix) -> tuple[list[int], list[float | None]]:
+    """Each row's column of the highest number that is there, and by how much it leads the next one, if any."""
+    if not len(matrix):
+        return [], []
+    falling = -np.sort(-matrix, axis=1)  # NaN comes last
+    margins = falling[:, 0] - falling[:, 1]
+    return np.nanargmax(matrix, axis=1).tolist(), [None if np.isnan(margin) else margin for margin in margins.tolist()]
 
 
 def _assign_calibration(session: Session, run: Run) -> None:
     """Keep the best response a calibration prompt already has; where no response has a reward, the router decides."""
     cells = grid.read(session, run)
-    rows = []
-    for prompt_id, row in zip(cells.prompt_ids.tolist(), _rewards(run, cells), strict=True):
-        if np.isnan(row).all():
-            continue
-        winner, margin = _best(row)
-        rows.append(
+    rewarded = _rewards(run, cells)
+    known = ~np.isnan(rewarded).all(axis=1)
+    winners, margins = _best(rewarded[known])
+    rows = zip(cells.prompt_ids[known].tolist(), rewarded[known].tolist(), winners, margins, strict=True)
+    bulk.insert_new(
+        session,
+        Assignment,
+        [
             {
                 "run_id": run.id,
                 "prompt_id": prompt_id,
                 "teacher_id": int(cells.teacher_ids[winner]),
-                "score": float(row[winner]),
+                "score": row[winner],
                 "margin": margin,
                 "reason": "calibration",
                 "job_id": None,
             }
-        )
-    bulk.insert_new(session, Assignment, rows)
+            for prompt_id, row, winner, margin in rows
+        ],
+    )
 
 
 def _follow(session: Session, run: Run) -> None:
