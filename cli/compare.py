@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 from sqlalchemy.orm import Session
 
 from cli.open import JSON, find_run, show, store
-from persyn.compare import Comparison, Interval, StrategyFacts
+from persyn.compare import Comparison, StrategyFacts
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
 from persyn.settings import Settings
 
 if TYPE_CHECKING:
     from persyn.refit import Frozen
-
-#: Teachers named in a row of the table.
-_SHARES_SHOWN = 3
 
 
 @click.command()
@@ -83,33 +80,31 @@ def _show(one: Comparison) -> None:
         f"run {one.run}, alpha {one.alpha:g}, {one.normalise}: {one.n_holdout} hold-out prompts, "
         f"{one.n_calibration} calibration prompts"
     )
-    columns = ("strategy", "reward", "95 %", "closed", "quality", "learn.", "regret", "tokens", "cost", "asks")
-    show(columns, [_row(fact) for fact in one.strategies], as_json=False)
+    has_cost = any(fact.cost is not None for fact in one.strategies)
+    columns = ("strategy", "reward", "95 %", "closed", "95 %", "quality", "learn.", "tokens", *["cost"] * has_cost)
+    show(columns, [_row(fact)[: len(columns)] for fact in one.strategies], as_json=False)
+    click.echo()
+    teachers = sorted({name for fact in one.strategies for name in fact.shares})
+    shares = [(name, *(_share(fact.shares.get(name)) for fact in one.strategies)) for name in teachers]
+    show(("asks", *(fact.strategy for fact in one.strategies)), shares, as_json=False)
     for note in one.notes:
         click.echo(f"not there: {note}")
     click.echo()
 
 
-def _row(fact: StrategyFacts) -> tuple[Any, ...]:
+def _row(fact: StrategyFacts) -> tuple[str, ...]:
     return (
         fact.strategy,
         f"{fact.reward.mean:.3f}",
-        _span(fact.reward),
-        f"{fact.closed.mean:+.0%} ({fact.closed.low:+.0%} to {fact.closed.high:+.0%})" if fact.closed else "-",
+        f"{fact.reward.low:.2f}-{fact.reward.high:.2f}",
+        f"{fact.closed.mean:+.0%}" if fact.closed else "-",
+        f"{fact.closed.low:+.0%} {fact.closed.high:+.0%}" if fact.closed else "-",
         f"{fact.quality:.3f}",
         f"{fact.learnability:.3f}",
-        f"{fact.regret:.3f}",
         "-" if fact.tokens is None else f"{fact.tokens:,.0f}",
         "-" if fact.cost is None else f"${fact.cost:,.2f}",
-        _shares(fact.shares),
     )
 
 
-def _span(interval: Interval) -> str:
-    return f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def _shares(shares: dict[str, float]) -> str:
-    named = [f"{name} {share:.0%}" for name, share in list(shares.items())[:_SHARES_SHOWN]]
-    left = len(shares) - _SHARES_SHOWN
-    return ", ".join(named) + (f", {left} more" if left > 0 else "")
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"

@@ -38,6 +38,11 @@ def _teachers(found: Facts) -> None:
     rows = [(t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens) for t in found.teachers]
     click.echo()
     table(("teacher", "prompts", "quality", "learnability", "reward", "tokens"), rows, as_json=False)
+    if found.collapsed:
+        click.echo(
+            f"{plain(found.collapsed)} was given nearly every prompt that was routed: the router tells prompts hardly "
+            f"apart. 'persyn compare {found.name}' says what that costs"
+        )
 
 
 def _workers(found: Facts) -> None:

@@ -103,8 +103,8 @@ class StudentTable(_Table, frozen=True):
 class QualityTable(_Table, frozen=True):
     """[quality]: what makes a response good."""
 
-    kind: Literal["math", "reward_model", "imported", "fake"]
-    #: A reward model; or for imported scores the field that they were imported from.
+    kind: Literal["math", "reward_model", "python", "imported", "fake"]
+    #: A reward model; for python a module:function; for imported scores the field that they were imported from.
     model: str = ""
     revision: str | None = None
     gpus: Count = 0
@@ -115,6 +115,8 @@ class QualityTable(_Table, frozen=True):
             raise ValueError("a reward_model needs a model")
         if self.kind == "imported" and not self.model:
             raise ValueError("imported scores need model, the field they were imported from")
+        if self.kind == "python" and not self.model:
+            raise ValueError("a python scorer needs model, a module:function")
 
 
 class RouterTable(_Table, frozen=True):
@@ -268,15 +270,13 @@ def thaw(frozen: dict[str, Any]) -> RunConfig:
 def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     """Paths that are there become absolute."""
     files = [str((folder / Path(file).expanduser()).resolve()) for file in config.prompts.files]
-    quality = config.quality.model
+    quality, is_path = config.quality.model, config.quality.kind == "reward_model"
     replace = msgspec.structs.replace
     return replace(
         config,
         prompts=replace(config.prompts, file=files),
         student=replace(config.student, model=_local(config.student.model, folder)),
-        quality=replace(
-            config.quality, model=quality if config.quality.kind == "imported" else _local(quality, folder)
-        ),
+        quality=replace(config.quality, model=_local(quality, folder) if is_path else quality),
         router=replace(config.router, backbone=_local(config.router.backbone, folder)),
         teachers=[_absolute_teacher(teacher, folder) for teacher in config.teachers],
     )

@@ -20,6 +20,9 @@ from persyn.db.results import Assignment, Response, Router
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
 
+#: A teacher with a larger share of the routed prompts has them all; of fewer prompts nothing is said.
+_NEARLY_ALL, _FEW = 0.9, 50
+
 
 class StageFacts(Struct, frozen=True):
     """How a stage went. total = done + failed + pending."""
@@ -77,6 +80,8 @@ class Facts(Struct, frozen=True):
     workers: list[WorkerFacts]
     #: The router on the hold-out prompts, beside the static and the random baseline; empty before it is fitted.
     router: dict[str, Any]
+    #: A teacher to whom the router gave nearly all prompts, if there is one.
+    collapsed: str | None
     #: Response tokens written for the run, and what all teachers answering all prompts would have written.
     tokens: int
     tokens_generate_all: int | None
@@ -100,6 +105,7 @@ def facts(session: Session, run: Run) -> Facts:
         teachers=_teachers(session, run, cells, combined, tokens),
         workers=_workers(session, run),
         router=router.metrics if router is not None else {},
+        collapsed=_collapsed(session, run),
         tokens=sum(tokens.values()),
         tokens_generate_all=_generate_all(session, run, n_prompts),
     )
@@ -149,6 +155,17 @@ def _teachers(
         )
         for column, teacher in enumerate(teachers)
     ]
+
+
+def _collapsed(session: Session, run: Run) -> str | None:
+    routed = session.execute(
+        select(Teacher.name, func.count())
+        .join(Assignment, Assignment.teacher_id == Teacher.id)
+        .where(Assignment.run_id == run.id, Assignment.reason == "router")
+        .group_by(Teacher.id, Teacher.name)
+    ).all()
+    total = sum(count for _, count in routed)
+    return next((name for name, count in routed if total >= _FEW and count > _NEARLY_ALL * total), None)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from persyn import summary
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.work import Event, Load
-from tests.factories import make_job, make_run
+from tests.factories import make_assignment, make_job, make_run
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -49,3 +49,17 @@ def test_a_workers_time_is_work_while_it_has_a_job_and_was_heard_of(database: Da
     assert (ada.work_seconds, ada.idle_seconds) == pytest.approx((20.0, 5.0))
     assert (bob.worker, bob.claims, bob.loads) == ("bob", 1, 0)
     assert (bob.work_seconds, bob.idle_seconds) == pytest.approx((3.0, 0.0))
+
+
+@pytest.mark.parametrize(("to_one", "said"), [(91, "a"), (89, None)])
+def test_a_router_that_gives_nearly_all_to_one_teacher_is_named(
+    database: Database, to_one: int, said: str | None
+) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=110)
+        for number, prompt_id in enumerate(made.prompt_ids):
+            routed = number < 100
+            teacher_id = made.teacher_ids[0 if routed and number < to_one else 1]
+            make_assignment(session, made.id, prompt_id, teacher_id, reason="router" if routed else "calibration")
+    with database.read() as session:
+        assert summary.facts(session, session.get_one(Run, made.id)).collapsed == said

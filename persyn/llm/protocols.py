@@ -49,6 +49,8 @@ class Judge(Struct, frozen=True, tag="judge"):
     response: str
     #: The reference answer, where the scorer needs one.
     answer: str | None = None
+    #: What else the prompt's row said, for scorers that read it.
+    meta: dict[str, Any] = {}
 
 
 class Route(Struct, frozen=True, tag="route"):

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from persyn import rewards as reward_matrix
 from persyn.rewards import Matrix
 
+#: Of win probabilities from 0.5 to 1.
+_BINS = 10
+
 Metrics: TypeAlias = dict[str, float | int | None]
 """hit1, hit3, pair_accuracy (0 to 1), routed_reward, regret (in units of the reward); None of no prompt."""
 
@@ -32,7 +35,7 @@ def compare(scores: Matrix, rewards: Matrix, calibration: Matrix) -> dict[str, M
     ranking = reward_matrix.static_ranking(calibration)
     ranking = np.where(np.isnan(ranking), -np.inf, ranking)
     return {
-        "router": evaluate(scores, rewards),
+        "router": {**evaluate(scores, rewards), "calibration_error": calibration_error(scores, rewards)},
         "static": evaluate(np.broadcast_to(ranking, rewards.shape), rewards),
         "random": evaluate_random(rewards),
     }
@@ -70,6 +73,22 @@ def hit_rate(scores: Matrix, rewards: Matrix, *, k: int) -> float | None:
     scores, rewards = scores[informative], rewards[informative]
     is_best = _ranked(scores, rewards) == _best(rewards)[:, None]
     return _mean(is_best[:, :k].any(axis=1))
+
+
+def calibration_error(scores: Matrix, rewards: Matrix) -> float | None:
+    """Expected calibration error of the win probabilities: how far sigmoid(score difference) is from what happens.
+
+    Each preference is one prediction, that of the teacher the router favours: 0.5 to 1. Predictions are
+    put into `_BINS` bins of equal width; the error is the mean over bins, weighted by their predictions,
+    of |mean prediction - share that came true| (Guo et al. 2017, arXiv 1706.04599). Equal scores are half true.
+    """
+    prompt, winner, loser = reward_matrix.preferences(rewards)
+    margin = scores[prompt, winner] - scores[prompt, loser]
+    predicted = 1.0 / (1.0 + np.exp(-np.abs(margin)))
+    came_true = (margin > 0) + (margin == 0) / 2
+    place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(np.intp), _BINS - 1)
+    gaps = [abs(float((predicted - came_true)[place == bin_].sum())) for bin_ in range(_BINS)]
+    return sum(gaps) / len(margin) if len(margin) else None
 
 
 def evaluate_random(rewards: Matrix) -> Metrics:

@@ -18,6 +18,8 @@ from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_r
 
 #: The kind of a scorer that judges nothing here.
 _IMPORTED = "imported"
+#: The kind of a scorer that is told what else a prompt's row said.
+_PYTHON = "python"
 
 
 def plan(session: Session, run: Run) -> int:
@@ -42,8 +44,19 @@ def load(session: Session, job: Claim) -> Batch:
         in_part(_missing(job.run_id, scorer.id), job)
         .join(Prompt, Prompt.id == Response.prompt_id)
         .add_columns(Response.id, Response.text.label("response"), Prompt.text, Prompt.history, Prompt.answer)
+        .add_columns(Prompt.meta)
     )
-    requests = [Judge(id=row.id, messages=conversation(row), response=row.response, answer=row.answer) for row in rows]
+    reads_meta = scorer.kind == _PYTHON
+    requests = [
+        Judge(
+            id=row.id,
+            messages=conversation(row),
+            response=row.response,
+            answer=row.answer,
+            meta=row.meta if reads_meta else {},
+        )
+        for row in rows
+    ]
     return Batch(spec_of(scorer), list(requests))
 
 

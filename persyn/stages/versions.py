@@ -14,6 +14,7 @@ from persyn.config import QualityTable, StudentTable, TeacherTable
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
+from persyn.llm import python
 from persyn.llm.identity import UNKNOWN, Identity, identify
 
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
@@ -34,7 +35,10 @@ def identities(
         tables.append((student.model, student.revision))
     if quality is not None and quality.kind == "reward_model":
         tables.append((quality.model, quality.revision))
-    return {table: identify(*table) for table in dict.fromkeys(tables)}
+    found = {table: identify(*table) for table in dict.fromkeys(tables)}
+    if quality is not None and quality.kind == "python":
+        found[quality.model, quality.revision] = Identity(python.revision(quality.model), None)
+    return found
 
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
@@ -73,7 +77,7 @@ def learnability(session: Session, student: Student, table: StudentTable) -> int
 
 def quality(session: Session, table: QualityTable, known: Identities) -> int:
     """A quality scorer's id."""
-    found = known[table.model, table.revision] if table.kind == "reward_model" else UNKNOWN
+    found = known[table.model, table.revision] if table.kind in ("reward_model", "python") else UNKNOWN
     row = {
         "kind": table.kind,
         "model": table.model,

@@ -62,12 +62,29 @@ def test_equal_scores_choose_the_earlier_teacher_and_are_half_right_as_a_pair() 
     assert found["pair_accuracy"] == 0.5
 
 
+def test_win_probabilities_are_held_against_what_came_true() -> None:
+    log_odds = math.log(4)  # 0.8
+    scores = matrix(*[[log_odds, 0]] * 10)
+    # Eight of ten come true: just what was said. Five of ten: 0.3 too sure.
+    assert evaluate.calibration_error(scores, matrix(*[[1, 0]] * 8, *[[0, 1]] * 2)) == pytest.approx(0.0)
+    assert evaluate.calibration_error(scores, matrix(*[[1, 0]] * 5, *[[0, 1]] * 5)) == pytest.approx(0.3)
+
+
+def test_each_bin_of_win_probabilities_weighs_as_much_as_it_holds() -> None:
+    sure = math.log(19)  # 0.95
+    scores = matrix([sure, 0], [sure, 0], [sure, 0], [0, 0])
+    # Three predictions of 0.95, two of them true: off by 2.85 - 2. One of 0.5, half true.
+    found = evaluate.calibration_error(scores, matrix([1, 0], [1, 0], [0, 1], [1, 0]))
+    assert found == pytest.approx(abs(3 * 0.95 - 2) / 4)
+
+
 def test_of_no_prompt_nothing_is_claimed() -> None:
     nothing = matrix([NAN, NAN])
 
     for found in (evaluate.evaluate(matrix([1, 2]), nothing), evaluate.evaluate_random(nothing)):
         assert {found[name] for name in ("hit1", "hit3", "pair_accuracy", "routed_reward", "regret")} == {None}
         assert found["n_prompts"] == 0
+    assert evaluate.calibration_error(matrix([1, 2]), nothing) is None
 
 
 def test_the_static_choice_knows_the_calibration_alone() -> None:

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import func, select
 
 from persyn import config, pipeline, queue, summary
-from persyn.db.catalog import Role, Run, RunPrompt, RunState
+from persyn.db.catalog import Role, Run, RunPrompt, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
 from persyn.db.time import now
@@ -139,6 +139,46 @@ def test_a_second_run_on_the_same_teachers_generates_only_what_is_new(database: 
     assert count(database, Response) == before
     assert set(watching.saves) == {"assign"}
     assert run_of(database, second).router_id == run_of(database, first).router_id
+
+
+def test_a_new_teacher_answers_its_own_calibration_cells_and_nobody_elses(database: Database, tmp_path: Path) -> None:
+    work(database, tmp_path, start(database, tmp_path, teachers=("ada", "bob")))
+    responses, scores = count(database, Response), count(database, Score)
+
+    second = start(database, tmp_path, name="wider", teachers=("ada", "bob", "cyd"))
+    with database.read() as session:
+        planned = session.execute(
+            select(Teacher.name, func.sum(Job.n_prompts))
+            .join(Job, Job.teacher_id == Teacher.id)
+            .where(Job.run_id == second)
+            .group_by(Teacher.name)
+        ).all()
+    assert [tuple(row) for row in planned] == [("cyd", 12)]
+    work(database, tmp_path, second)
+
+    require_complete(database, second)
+    assert count(database, Score) - scores == 2 * 12
+    by_others = PROMPTS - 12  # at most: what the new router gives to another teacher than the old one did
+    assert 12 <= count(database, Response) - responses <= 12 + by_others
+
+
+def test_a_second_student_costs_no_response_on_the_grid_and_no_quality_score(
+    database: Database, tmp_path: Path
+) -> None:
+    work(database, tmp_path, start(database, tmp_path))
+    responses, scores = count(database, Response), count(database, Score)
+
+    file = write_run(tmp_path, name="other")
+    file.write_text(file.read_text().replace('name = "student"\nmodel = "student"', 'name = "tiny"\nmodel = "tiny"'))
+    with database.write() as session:
+        second = pipeline.start_run(session, config.read(file), actor="me").id
+        waiting = session.scalars(select(Job.stage).where(Job.run_id == second).distinct()).all()
+    assert waiting == ["score"]  # the grid is there
+    work(database, tmp_path, second)
+
+    require_complete(database, second)
+    assert count(database, Score) - scores == 12 * len(TEACHERS)  # learnability alone
+    assert count(database, Response) - responses <= PROMPTS - 12  # what another router gives to others
 
 
 def test_each_model_is_loaded_once_per_stage(database: Database, tmp_path: Path) -> None:
