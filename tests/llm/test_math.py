@@ -70,6 +70,7 @@ def hasty() -> Iterator[Engine]:
         (r"\begin{pmatrix}1 & 2\end{pmatrix}", r"$\begin{pmatrix}1 & \frac{6}{3}\end{pmatrix}$"),
         (r"1+1/\mathrm{e}", r"\boxed{1+e^{-1}}"),
         ("125", r"\boxed{125\text{ miles}}"),
+        (r"6\sqrt{2}", '{"answer": "6 * sqrt(2)"}'),
     ],
 )
 def test_the_same_answer_in_other_words_is_right(checker: Engine, gold: str, response: str) -> None:
@@ -92,6 +93,7 @@ def test_the_same_answer_in_other_words_is_right(checker: Engine, gold: str, res
         ("(1,2)", "$1 < x < 2$"),
         ("1", r"\boxed{1\sqrt{19}}"),
         ("no solution", "The answer is 3."),
+        (r"6\sqrt{2}", '{"answer": "6 * sqrt(3)"}'),
     ],
 )
 def test_another_answer_is_wrong(checker: Engine, gold: str, response: str) -> None:
