@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from sqlalchemy.orm import Session
 
 from cli.open import JSON, find_run, show, store
 from persyn.compare import Comparison, StrategyFacts
-from persyn.db.catalog import Run
+from persyn.db.connect import Database
 from persyn.errors import UsageError
+from persyn.rewards import Normalisation
 from persyn.settings import Settings
 
 if TYPE_CHECKING:
-    from persyn.refit import Frozen
+    from persyn.hindsight import Frozen
 
 
 @click.command()
@@ -26,9 +26,14 @@ if TYPE_CHECKING:
     metavar="A,B,...",
     help="Weights of learnability to compare at, 0 to 1; 0 is quality alone. Default: the run's.",
 )
+@click.option(
+    "--normalise",
+    type=click.Choice(["minmax", "zscore", "rank"]),
+    help="How raw scores are made comparable within a prompt. Default: the run's.",
+)
 @click.option("--refit", is_flag=True, help="Also fit a head anew at each alpha, and ask the nearest neighbours.")
 @JSON
-def compare(run: str, alphas: str | None, refit: bool, as_json: bool) -> None:
+def compare(run: str, alphas: str | None, normalise: Normalisation | None, refit: bool, as_json: bool) -> None:
     """Compare strategies for RUN on its hold-out prompts, from what is stored: nothing is generated.
 
     Rewards, with 95 % intervals, are of the hold-out prompts; what a strategy goes by it learns from
@@ -38,18 +43,20 @@ def compare(run: str, alphas: str | None, refit: bool, as_json: bool) -> None:
     from persyn import compare as comparison
 
     wanted = _alphas(alphas)
-    with store() as database, database.read() as session:
-        found = find_run(session, run)
-        frozen = _freeze(session, found) if refit else None
-        compared = [
-            comparison.compare(
-                session,
-                found,
-                alpha=alpha,
-                scores=frozen.scores(frozen.alpha if alpha is None else alpha) if frozen else None,
-            )
-            for alpha in wanted
-        ]
+    with store() as database:
+        frozen = _freeze(database, run) if refit else None
+        with database.read() as session:
+            found = find_run(session, run)
+            compared = [
+                comparison.compare(
+                    session,
+                    found,
+                    alpha=alpha,
+                    how=normalise,
+                    scores=frozen.scores(alpha, normalise) if frozen else None,
+                )
+                for alpha in wanted
+            ]
     if as_json:
         click.echo(msgspec.json.encode(compared).decode())
         return
@@ -57,10 +64,12 @@ def compare(run: str, alphas: str | None, refit: bool, as_json: bool) -> None:
         _show(one)
 
 
-def _freeze(session: Session, run: Run) -> Frozen:
-    from persyn import refit  # brings torch
+def _freeze(database: Database, run: str) -> Frozen:
+    from persyn import hindsight  # brings torch
 
-    return refit.freeze(session, run, Settings.from_environment().home)
+    with database.read() as session:
+        grid = hindsight.read(session, find_run(session, run))
+    return hindsight.freeze(grid, Settings.from_environment().home)
 
 
 def _alphas(text: str | None) -> list[float | None]:

@@ -52,12 +52,12 @@ def curve(run: str, as_json: bool) -> None:
 
     A head reads what the router's backbone makes of a prompt; that is computed once and kept.
     """
-    from persyn import refit
+    from persyn import hindsight
 
     home = Settings.from_environment().home
     with store() as database, database.read() as session:
-        frozen = refit.freeze(session, find_run(session, run), home)
-    found = refit.curve(run, frozen)
+        grid = hindsight.read(session, find_run(session, run))
+    found = hindsight.curve(run, hindsight.freeze(grid, home))
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from persyn import pipeline
+from persyn.config import thaw
 from persyn.db.catalog import Role, Run, RunPrompt, RunState, RunTeacher
 from persyn.db.results import Assignment, Response
 from persyn.db.work import Event, Job, JobState
@@ -67,7 +68,7 @@ def _given(session: Session, run: Run) -> dict[str, int]:
     return {
         "calibrate": n_cells * n_teachers,
         "score": _count(session, texts) * len({run.quality_scorer_id, run.learnability_scorer_id}),
-        "fit_router": 1,
+        "fit_router": int(thaw(run.config).strategy.kind == "persyn"),
         "assign": n_prompts,
         "generate": n_prompts,
     }

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from persyn import rewards, strategies
 from persyn.config import StrategyTable, thaw
 from persyn.db import grid
-from persyn.db.catalog import Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import RouterScore
 from persyn.errors import UsageError
@@ -28,8 +28,9 @@ from persyn.strategies import Known, Vector
 #: Times the prompts are drawn anew for an interval, and how much of what comes out it holds.
 _DRAWS, _LEVEL = 2_000, 0.95
 _WITHOUT_PROMPT: tuple[strategies.Kind, ...] = ("static", "strong", "mix", "family-strong", "car", "random")
-#: Those that need the calibration grid, whose tokens are part of their price.
-_WITH_GRID = frozenset({"persyn", "static", "car"})
+_NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
+#: Those that need no calibration grid; its tokens are part of the price of all others.
+_WITHOUT_GRID = frozenset({"strong", "mix", "family-strong", "random"})
 
 
 class Interval(Struct, frozen=True):
@@ -81,19 +82,21 @@ def compare(
     run: Run,
     *,
     alpha: float | None = None,
+    how: rewards.Normalisation | None = None,
     scores: Mapping[str, Matrix] | None = None,
 ) -> Comparison:
     """Compare strategies for a run.
 
     alpha:  another weight of learnability than the run's.
+    how:    another normalisation than the run's.
     scores: {strategy: (P, T)} of more that read the prompt, for all P prompts of the grid in its order; "persyn"
             unless given is the run's router, which was fitted to the run's own alpha.
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
     config = thaw(run.config)
-    alpha = config.run.alpha if alpha is None else alpha
+    alpha, how = config.run.alpha if alpha is None else alpha, how or config.run.normalise
     cells = grid.read(session, run)
-    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=alpha, how=config.run.normalise)
+    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=alpha, how=how)
     is_known = ~np.isnan(rewarded).all(axis=1)
     holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
     if not holdout.any() or not calibration.any():
@@ -108,13 +111,13 @@ def compare(
     policies, notes = _policies(_known(session, run, cells, rewarded, calibration), present, config.strategy)
     policies |= {name: strategies.by_ranking(matrix[holdout], present) for name, matrix in given.items()}
     if "persyn" not in policies:
-        notes.append("persyn: the run has no router")
+        notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
     policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)
     counted = _Counted(session, run, cells, holdout)
     return Comparison(
         run=run.name,
         alpha=alpha,
-        normalise=config.run.normalise,
+        normalise=how,
         n_holdout=int(holdout.sum()),
         n_calibration=int(calibration.sum()),
         strategies=_facts(policies, rewarded[holdout], counted),
@@ -161,11 +164,11 @@ def _router_scores(session: Session, run: Run, cells: Grid) -> Matrix | None:
     found = session.execute(
         select(RouterScore.prompt_id, RouterScore.teacher_id, RouterScore.score)
         .join(RunPrompt, RunPrompt.prompt_id == RouterScore.prompt_id)
-        .where(RunPrompt.run_id == run.id, RunPrompt.role != "target", RouterScore.router_id == run.router_id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, RouterScore.router_id == run.router_id)
     )
     for prompt_id, teacher_id, score in found:
         scores[row_of[prompt_id], column_of[teacher_id]] = score
-    return None if np.isnan(scores).all() else scores
+    return None if np.isnan(scores).any() else scores
 
 
 class _Counted:
@@ -184,14 +187,16 @@ class _Counted:
 
     def needed(self, strategy: str, policy: Matrix, what: Matrix, of_grid: float) -> float | None:
         """Of the whole run: what the policy takes for each prompt, after the grid where there must be one."""
-        if np.isnan(what).all():
+        is_asked = policy > 0 if strategy in _WITHOUT_GRID else np.ones(policy.shape, dtype=np.bool_)
+        # A teacher of whom nothing is known makes the sum unknown; single gaps do not.
+        if (np.isnan(what).all(axis=0) & is_asked.any(axis=0)).any():
             return None
         if strategy == "oracle":
-            return float(np.nansum(np.nanmean(what, axis=0)) * self.n_prompts)
-        each = float(np.mean(_expected(policy, what)))
-        if strategy in _WITH_GRID or strategy not in (*_WITHOUT_PROMPT, "oracle"):
-            return of_grid + each * (self.n_prompts - self.n_grid)
-        return each * self.n_prompts
+            return float(np.nanmean(what, axis=0).sum() * self.n_prompts)
+        each = float(np.nanmean(_expected(policy, what)))
+        if strategy in _WITHOUT_GRID:
+            return each * self.n_prompts
+        return of_grid + each * (self.n_prompts - self.n_grid)
 
 
 def _cost(teachers: list[Teacher], prompt_tokens: Matrix, response_tokens: Matrix) -> Matrix:

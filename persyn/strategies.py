@@ -58,15 +58,21 @@ def policy(kind: Kind, known: Known, present: Present, *, ratio: float = MIX_RAT
         case "random":
             return random(present)
         case "static":
-            return by_ranking(reward_matrix.static_ranking(known.rewards), present)
+            return by_ranking(_measured(reward_matrix.static_ranking(known.rewards)), present)
         case "car":
-            return by_ranking(car(known.quality, known.learnability, beta=beta), present)
+            return by_ranking(_measured(car(known.quality, known.learnability, beta=beta)), present)
         case "strong":
             return by_ranking(_strength(known), present)
         case "mix":
             return mix(_strength(known), present, ratio=ratio)
         case "family-strong":
             return by_ranking(family_strength(_strength(known), known.families, known.family), present)
+
+
+def _measured(ranking: Vector) -> Vector:
+    if np.isnan(ranking).all():
+        raise ValueError("no response of the calibration grid has a reward")
+    return ranking
 
 
 def _strength(known: Known) -> Vector:
@@ -128,7 +134,7 @@ def car(quality: Matrix, learnability: Matrix, *, beta: float = CAR_BETA) -> Vec
     """
     reward = reward_matrix.static_ranking(quality)
     loss = -reward_matrix.static_ranking(learnability)
-    reward = reward - min(0.0, float(np.nanmin(reward)))
+    reward = reward - np.nanmin(reward, initial=0.0)
     return np.asarray(reward / (1.0 + beta * loss))
 
 

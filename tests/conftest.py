@@ -25,7 +25,7 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct: has a chat template."""
     from demo import models
 
-    return models.smollm2()
+    return models.smollm2().absolute()
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def gemma() -> Path:
     """Gemma 3 270M: a base model without a template, noise without BOS."""
     from demo import models
 
-    return models.gemma()
+    return models.gemma().absolute()
 
 
 @pytest.fixture(scope="session")

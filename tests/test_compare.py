@@ -104,6 +104,18 @@ def test_tokens_and_money_are_the_whole_runs(database: Database, run_id: int) ->
     assert by_name["persyn"].shares == pytest.approx({"a": 0.75, "b": 0.25})
 
 
+def test_a_cost_that_is_not_known_of_every_teacher_is_none(database: Database, run_id: int) -> None:
+    with database.write() as session:
+        session.execute(update(Teacher).where(Teacher.name == "b").values(price_out=None))
+        session.execute(update(Teacher).where(Teacher.name == "a").values(params_b=2.0))
+        session.execute(update(Teacher).where(Teacher.name == "b").values(params_b=1.0))
+    by_name = {fact.strategy: fact for fact in facts(database, run_id, 0.0).strategies}
+    # Only who never asks b is known to the cent.
+    assert by_name["strong"].cost == pytest.approx(8 * (100 + 10 * 10) / 1e6)
+    assert {name for name, fact in by_name.items() if fact.cost is not None} == {"strong"}
+    assert by_name["oracle"].tokens == 8 * 30
+
+
 def test_another_alpha_is_computed_from_raw_scores(database: Database, run_id: int) -> None:
     by_name = {fact.strategy: fact for fact in facts(database, run_id, 1.0).strategies}
     assert by_name["static"].shares == {"b": 1.0}  # what is learned most easily

@@ -199,7 +199,10 @@ def _environment(devices: str | None, *, is_alone: bool) -> dict[str, str]:
     """
     waiting = {} if is_alone else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     pinned = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
-    return {**waiting, **os.environ, "TOKENIZERS_PARALLELISM": "false", **pinned}
+    # The child works in another folder: what is meant relative to this one has to be said in full.
+    path = os.pathsep.join(os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)
+    own = {"TOKENIZERS_PARALLELISM": "false", **({"PYTHONPATH": path} if path else {})}
+    return {**waiting, **os.environ, **own, **pinned}
 
 
 def _spawn(

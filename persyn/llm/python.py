@@ -56,9 +56,15 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
     messages: the prompt's turns, [{"role", "content"}, ...]; answer: its reference answer or None;
     meta: what else its row said. Returns a finite number, or None for no verdict: the score has failed then, as it
-    has when the function raises. Raises `EngineError` when it cannot be imported.
+    has when the function raises. Raises `EngineError` when it cannot be imported, or its file is not the one the spec
+    means.
     """
     options.decode(spec, Options)
+    if spec.revision is not None and revision(spec.model) != spec.revision:
+        raise EngineError(
+            f"the file of {spec.model!r} is not the one the run was started with: put that back, "
+            "or start a run of another name, which is scored by the new one"
+        )
     function = _function(spec.model)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:

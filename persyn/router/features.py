@@ -6,8 +6,10 @@ only ever added, each whole or not at all; a prompt that two of them hold is the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import uuid
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,14 +60,19 @@ def _read(place: Path, wanted: set[str]) -> dict[str, Tensor]:
                 keys: list[str] = json.loads(piece.metadata()[_KEYS])
                 rows = [row for row, key in enumerate(keys) if key in wanted]
                 found |= {keys[row]: piece.get_slice(_TENSOR)[row] for row in rows}
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-            path.unlink(missing_ok=True)  # damaged: it is made again
+        except OSError:
+            continue  # it may be there the next time
+        except (SafetensorError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError):
+                path.unlink()  # damaged: it is made again
     return found
 
 
 def _write(place: Path, keys: Sequence[str], features: Tensor) -> None:
-    place.mkdir(parents=True, exist_ok=True)
+    """Keep what was made; where nothing can be written, it is made again the next time."""
     name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
-    unfinished = place / f"{name}.unfinished"
-    save_file({_TENSOR: features.contiguous()}, unfinished, metadata={_KEYS: json.dumps(list(keys))})
-    unfinished.rename(place / f"{name}.safetensors")
+    unfinished = place / f"{name}.{uuid.uuid4().hex[:8]}.unfinished"
+    with contextlib.suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        save_file({_TENSOR: features.contiguous()}, unfinished, metadata={_KEYS: json.dumps(list(keys))})
+        unfinished.replace(place / f"{name}.safetensors")

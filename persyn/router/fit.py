@@ -117,10 +117,14 @@ def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick)
     return Fitted(request.id, request.folder, sha256, metrics, scores.tolist())
 
 
+def dtype(request: Fit, spec: ModelSpec, chosen: Options) -> Dtype:
+    """In what the backbone is held while it is fitted."""
+    return "float32" if request.tune == "full" else model.precision(spec, chosen.dtype)
+
+
 def _load_router(request: Fit, spec: ModelSpec, chosen: Options) -> Router:
     # All weights are trained in float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
-    dtype: Dtype = "float32" if request.tune == "full" else model.precision(spec, chosen.dtype)
-    return model.load(spec, dtype, len(request.teachers))
+    return model.load(spec, dtype(request, spec, chosen), len(request.teachers))
 
 
 def _plan(request: Fit, spec: ModelSpec, chosen: Options) -> Plan:

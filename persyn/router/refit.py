@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from persyn.errors import EngineError
 from persyn.llm import options, scoring
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import identify
-from persyn.llm.protocols import Message, ModelSpec
+from persyn.llm.protocols import Fit, ModelSpec
 from persyn.rewards import Indices, Matrix
 from persyn.router import features, fit, head, model
 
@@ -24,8 +24,8 @@ from persyn.router import features, fit, head, model
 REPEATS = 5
 
 
-def frozen(home: Path, spec: ModelSpec, conversations: Sequence[Sequence[Message]]) -> Matrix:
-    """(P, H) features of conversations; what is not kept in `home` yet is computed here, and kept.
+def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
+    """(P, H) features of a fit's conversations; what is not kept in `home` yet is computed here, and kept.
 
     spec: a `router_fit`'s.
     Raises `EngineError` when the backbone cannot be loaded.
@@ -36,10 +36,10 @@ def frozen(home: Path, spec: ModelSpec, conversations: Sequence[Sequence[Message
     except (OSError, ValueError) as error:
         raise EngineError(f"cannot load {spec.model!r}: {error}") from error
     reader = fit.reader(Chat(load_tokenizer(spec), add_bos=chosen.add_bos), chosen, config)
-    dtype = model.precision(spec, chosen.dtype)
+    dtype = fit.dtype(request, spec, chosen)
     made = features.remembered(
         features.folder(home, spec.model, identify(spec.model, spec.revision).revision, f"torch.{dtype}"),
-        [reader.ids(messages) for messages in conversations],
+        [reader.ids(messages) for messages in request.conversations],
         lambda new: model.all_features(
             model.load(spec, dtype, 1).requires_grad_(False), new, scoring.batch_tokens(spec, chosen), _quietly
         ),
@@ -80,13 +80,11 @@ def curve(
     sizes: Sequence[int],
     *,
     seed: int,
-    progress: Callable[[], None] = lambda: None,
 ) -> list[Point]:
     """What a head is worth on the hold-out after so many calibration prompts.
 
     frozen:   (P, H). rewards: (P, K), NaN where missing.
     sizes:    at most as many as there are calibration prompts.
-    progress: called after each fit.
     """
     known = ~np.isnan(rewards).all(axis=1)
     calibration, holdout = np.flatnonzero(~is_holdout & known), np.flatnonzero(is_holdout & known)
@@ -98,7 +96,6 @@ def curve(
             drawn = np.random.default_rng([seed, repeat]).permutation(calibration)[:size]
             routed.append(_reward(scores(frozen, rewards, drawn, seed=seed)[holdout], rewards[holdout]))
             static.append(_reward(reward_matrix.static_ranking(rewards[drawn])[None], rewards[holdout]))
-            progress()
         points.append(Point(size, float(np.mean(routed)), float(np.std(routed)), float(np.mean(static))))
     return points
 

@@ -18,7 +18,7 @@ from persyn.config import thaw
 from persyn.db import bulk, grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore
-from persyn.errors import EngineError
+from persyn.errors import EngineError, UsageError
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.queue import Claim
 from persyn.stages import answers
@@ -113,7 +113,8 @@ def _present(session: Session, teacher_ids: Sequence[int], prompt_ids: Sequence[
     """
     of_teacher = Teacher.id.in_(teacher_ids), Teacher.engine == answers.IMPORTED
     imported = set(session.scalars(select(Teacher.id).where(*of_teacher)))
-    present = np.array([[teacher_id not in imported for teacher_id in teacher_ids]] * len(prompt_ids), dtype=np.bool_)
+    can_be_asked = np.array([teacher_id not in imported for teacher_id in teacher_ids], dtype=np.bool_)
+    present = np.tile(can_be_asked, (len(prompt_ids), 1))
     if imported:
         texts = _texts(session, imported, prompt_ids)
         for row, prompt_id in enumerate(prompt_ids):
@@ -199,7 +200,10 @@ def _follow(session: Session, run: Run) -> None:
         prompt_ids = [prompt_id for prompt_id, _ in chunk]
         last = prompt_ids[-1]
         present = _present(session, teacher_ids, prompt_ids)
-        policy = strategies.policy(kind, known, present, ratio=strategy.ratio, beta=strategy.beta)
+        try:
+            policy = strategies.policy(kind, known, present, ratio=strategy.ratio, beta=strategy.beta)
+        except ValueError as error:
+            raise UsageError(f"strategy {strategy.kind}: {error}") from error
         lots = np.array([seed_of(run.seed, content_hash, strategy.kind, 0) / 2**63 for _, content_hash in chunk])
         bulk.insert_new(
             session,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "response_tokens": ("response_tokens",),
 }
 FIELDS = tuple(_NAMES)
+#: What a column of the store takes.
+_MOST_TOKENS = 2**31 - 1
 _OF_PROMPT = ("prompt", "messages", "answer", "id")
 
 
@@ -119,15 +122,28 @@ def _text(value: Any) -> str | None:
 
 
 def _count(ours: Record, name: str) -> int | None:
-    value = ours[name]
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    raise Flaw(f"{name!r} must be a number of tokens, got {value!r:.50}")
-
-
-def _score(value: Any, name: str) -> float | None:
+    value = _number(ours[name])
     if value is None:
         return None
-    if isinstance(value, (bool, int, float)) and value == value and abs(value) != float("inf"):
+    if value != value or not 0 <= value <= _MOST_TOKENS or value != int(value):
+        raise Flaw(f"{name!r} must be a number of tokens, got {ours[name]!r:.50}")
+    return int(value)
+
+
+def _score(given: Any, name: str) -> float | None:
+    value = _number(given)
+    if value is not None and not math.isfinite(value):
+        raise Flaw(f"{name!r} must be a number, or true or false, got {given!r:.50}")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    """A number, true or false, also as the text that a CSV file must keep it as; NaN for anything else."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    try:
         return float(value)
-    raise Flaw(f"{name!r} must be a number, or true or false, got {value!r:.50}")
+    except (TypeError, ValueError):
+        return math.nan

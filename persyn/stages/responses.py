@@ -71,13 +71,15 @@ def _stranger(name: str) -> TeacherTable:
 
 
 def _cells(session: Session, batch: Sequence[ResponseRow], teachers: dict[str, int]) -> dict[Cell, ResponseRow]:
-    """The batch by cell; of two rows for one cell the first."""
+    """The batch by cell; of several rows for one cell the first that has a text."""
     hashes = [row.prompt.content_hash for row in batch]
     found = session.execute(select(Prompt.content_hash, Prompt.id).where(Prompt.content_hash.in_(hashes)))
     prompts = {content_hash: prompt_id for content_hash, prompt_id in found}
     cells: dict[Cell, ResponseRow] = {}
     for content_hash, row in zip(hashes, batch, strict=True):
-        cells.setdefault((prompts[content_hash], teachers[row.teacher]), row)
+        cell = prompts[content_hash], teachers[row.teacher]
+        if cell not in cells or (cells[cell].text is None and row.text is not None):
+            cells[cell] = row
     return cells
 
 
@@ -91,10 +93,13 @@ def _store(session: Session, cells: dict[Cell, ResponseRow], tally: Tally) -> No
             Response.teacher_id == bindparam("of_teacher"),
             Response.sample == 0,
         )
-        columns = [_columns(cell, cells[cell]) for cell in late]
+        columns = [_said(cells[cell]) | _NOT_MADE_HERE for cell in late]
         session.connection().execute(
-            replaced.values({name: bindparam(name) for name in columns[0] if name not in _KEY}),
-            [{**row, "of_prompt": row.pop("prompt_id"), "of_teacher": row.pop("teacher_id")} for row in columns],
+            replaced.values({name: bindparam(name) for name in columns[0]}),
+            [
+                {**row, "of_prompt": prompt_id, "of_teacher": teacher_id}
+                for row, (prompt_id, teacher_id) in zip(columns, late, strict=True)
+            ],
         )
     tally.new += len(cells) - len(there)
     tally.replaced += len(late)
@@ -103,7 +108,8 @@ def _store(session: Session, cells: dict[Cell, ResponseRow], tally: Tally) -> No
     )
 
 
-_KEY = frozenset({"prompt_id", "teacher_id", "sample"})
+#: What the failed attempt left, which the text that takes its place does not come from.
+_NOT_MADE_HERE = {"seed": None, "engine": None, "seconds": None, "job_id": None}
 
 
 def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, str | None]:
@@ -120,7 +126,7 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
     if not scorers:
         return
     responses = session.execute(
-        select(Response.id, Response.prompt_id, Response.teacher_id).where(
+        select(Response.id, Response.prompt_id, Response.teacher_id, Response.text).where(
             tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)),
             Response.sample == 0,
             Response.text.is_not(None),
@@ -136,7 +142,8 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
             "detail": {},
             "job_id": None,
         }
-        for response_id, prompt_id, teacher_id in responses
+        for response_id, prompt_id, teacher_id, text in responses
+        if text == cells[prompt_id, teacher_id].text  # a score of another text is not this one's
         for field, value in cells[prompt_id, teacher_id].scores.items()
     ]
     failed = Score.scorer_id.in_(scorers.values()), Score.failure.is_not(None)
@@ -145,10 +152,11 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
 
 
 def _columns(cell: Cell, row: ResponseRow) -> dict[str, Any]:
+    return {"prompt_id": cell[0], "teacher_id": cell[1], "sample": 0, **_said(row)}
+
+
+def _said(row: ResponseRow) -> dict[str, Any]:
     return {
-        "prompt_id": cell[0],
-        "teacher_id": cell[1],
-        "sample": 0,
         "text": row.text,
         "failure": None if row.text is not None else "empty: the teacher wrote nothing",
         "finish_reason": row.finish_reason,

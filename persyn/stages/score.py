@@ -82,7 +82,7 @@ def spec_of(scorer: Scorer) -> ModelSpec:
     return ModelSpec(
         engine=scorer.kind,
         model=scorer.model,
-        revision=hub_revision(scorer.revision),
+        revision=scorer.revision if scorer.kind == _PYTHON else hub_revision(scorer.revision),
         gpus=scorer.gpus,
         options=scorer.options,
     )

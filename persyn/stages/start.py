@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from persyn.config import RunConfig, thaw
 from persyn.db.catalog import Run, RunTeacher
+from persyn.db.results import Origin, Response
 from persyn.errors import UsageError
-from persyn.stages import versions
+from persyn.stages import prompt_table, versions
 from persyn.stages.versions import Identities
 
 
@@ -32,7 +33,8 @@ def identities(config: RunConfig) -> Identities:
 
 
 def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:
-    """Register a run and its models, without prompts yet."""
+    """Register a run and its models, without prompts yet; `UsageError` for an imported teacher that has no response."""
+    prompt_table.take_turns(session)  # before any other lock, as every import does
     student = versions.student(session, config.student, known)
     run = Run(
         name=config.run.name,
@@ -47,9 +49,21 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     session.add(run)
     session.flush()
     for position, table in enumerate(config.teachers):
-        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=versions.teacher(session, table, known)))
+        teacher_id = versions.teacher(session, table, known)
+        if table.engine == "imported":
+            _require_responses(session, teacher_id, table.model)
+        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=teacher_id))
     session.flush()
     return run
+
+
+def _require_responses(session: Session, teacher_id: int, model: str) -> None:
+    imported = select(Response.id).where(Response.teacher_id == teacher_id, Response.origin == Origin.IMPORTED)
+    if session.scalars(imported.limit(1)).one_or_none() is None:
+        raise UsageError(
+            f"no response of teacher {model!r} was imported; 'persyn teachers list' shows whose were, "
+            "and an imported teacher's model is the name its rows gave it"
+        )
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import QualityTable, StudentTable, TeacherTable
@@ -51,7 +51,10 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
         decisive = {key: value for key, value in row.items() if key not in _DESCRIPTIVE}
     teacher_id = _register(session, Teacher, decisive, row)
     said = {key: row[key] for key in _DESCRIPTIVE if row[key] is not None}
-    session.execute(update(Teacher).where(Teacher.id == teacher_id).values(**said))
+    columns = Teacher.__table__.c
+    # Only what differs is written: a start that holds no row locks waits for no other start.
+    differs = or_(*(columns[key].is_distinct_from(value) for key, value in said.items()))
+    session.execute(update(Teacher).where(Teacher.id == teacher_id, differs).values(**said))
     return teacher_id
 
 

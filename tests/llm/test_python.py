@@ -87,6 +87,8 @@ def test_a_scorer_is_another_version_when_its_file_changes(module: str, tmp_path
     assert before == python.revision(f"{module}:moody")  # the file is what is looked at
     (tmp_path / f"{module}.py").write_text(SOURCE + "\n")
     assert python.revision(f"{module}:length") != before
+    with pytest.raises(EngineError, match="is not the one the run was started with"):
+        python.load(ModelSpec("python", f"{module}:length", revision=before), lambda: None)
 
 
 @pytest.mark.parametrize("model", ["length", "a b:length", "no_such_module:length", ":length", "scorers:1"])

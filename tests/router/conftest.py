@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +22,10 @@ def work() -> Callable[[Engine, Sequence[Request]], list[Result]]:
         return [results[request.id] for request in requests]
 
     return answer
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Engines work in the home folder, where a router's features are kept."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -45,6 +45,14 @@ def test_a_damaged_piece_is_made_again(tmp_path: Path) -> None:
     assert len(backbone.asked) == 2
 
 
+def test_where_nothing_can_be_kept_it_is_computed_each_time(tmp_path: Path) -> None:
+    backbone, place = Backbone(), tmp_path / "file"
+    place.write_text("in the way")
+    for _ in range(2):
+        assert features.remembered(place, [[1, 2]], backbone).tolist() == [[3, 2]]
+    assert len(backbone.asked) == 2
+
+
 def test_other_weights_have_another_folder(tmp_path: Path) -> None:
     folders = {
         features.folder(tmp_path, "a", "1", "float32"),

@@ -144,7 +144,7 @@ def test_the_same_seed_gives_the_same_checkpoint(tiny: Path, work: Work, tmp_pat
     assert isinstance(differently, Fitted)
     assert first.sha256 == again.sha256 == checkpoint.sha256(tmp_path / "router")
     assert tune == "head" or differently.sha256 != first.sha256
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "router"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "other", "router"]
 
 
 def test_a_checkpoint_says_what_it_is_and_pickles_nothing(tiny: Path, work: Work, tmp_path: Path) -> None:

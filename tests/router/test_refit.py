@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from persyn.refit import CurvePoint, _verdict, curve_sizes
+from persyn.hindsight import CurvePoint, _verdict, curve_sizes
 from persyn.rewards import Matrix
 from persyn.router import refit
 
@@ -39,11 +39,9 @@ def test_without_a_preference_nobody_is_preferred(world: tuple[Matrix, Matrix]) 
 
 def test_a_curve_rises_from_the_static_choice_to_the_oracle(world: tuple[Matrix, Matrix]) -> None:
     features, rewards = world
-    fits: list[int] = []
-    points = refit.curve(features, rewards, holdout(), [10, 50, 150], seed=0, progress=lambda: fits.append(1))
+    points = refit.curve(features, rewards, holdout(), [10, 50, 150], seed=0)
 
     assert [point.n_calibration for point in points] == [10, 50, 150]
-    assert len(fits) == 2 * refit.REPEATS + 1  # of all prompts there is one draw
     # The third teacher is the best single one: 0.6 and a little.
     assert points[-1].static == pytest.approx(0.605, abs=0.005)
     assert points[-1].reward == pytest.approx(rewards[150:].max(axis=1).mean())
@@ -60,12 +58,18 @@ def test_sizes_double_up_to_all_there_are() -> None:
 @pytest.mark.parametrize(
     ("closed", "said"),
     [
-        ((0.10, 0.40, 0.41), "more calibration would not help: 200 prompts close +1% more of the way than 100 did"),
-        ((0.10, 0.20, 0.50), "more calibration may help: the last doubling closed +30% of the way"),
+        (
+            (0.10, 0.40, 0.41),
+            "more calibration would not help: 200 prompts close +1% more of the way to the oracle than 100 did",
+        ),
+        (
+            (0.10, 0.20, 0.50),
+            "more calibration may help: 200 prompts close +30% more of the way to the oracle than 100 did",
+        ),
         ((0.50,), "too few calibration prompts to tell"),
     ],
 )
 def test_the_verdict_compares_all_prompts_with_half_of_them(closed: tuple[float, ...], said: str) -> None:
     sizes = (50, 100, 200)
     points = [CurvePoint(size, 0.5 + 0.3 * part, 0.0, 0.5, part) for size, part in zip(sizes, closed, strict=False)]
-    assert _verdict(points, np.tile([[0.5, 0.8]], (500, 1))) == said
+    assert _verdict(points).startswith(said)

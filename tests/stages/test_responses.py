@@ -133,7 +133,8 @@ def test_a_teachers_file_says_whose_rows_there_may_be(database: Database, tmp_pa
         ({"teacher": "ada", "response": "b"}, "neither 'prompt' nor 'messages'"),
         ({"prompt": "a", "teacher": "ada", "response": ["b"]}, "'response' must be text"),
         ({"prompt": "a", "teacher": "ada", "response": "b\0"}, "a NUL character"),
-        ({"prompt": "a", "teacher": "ada", "response": "b", "response_tokens": "9"}, "'response_tokens' must be"),
+        ({"prompt": "a", "teacher": "ada", "response": "b", "response_tokens": "9.5"}, "'response_tokens' must be"),
+        ({"prompt": "a", "teacher": "ada", "response": "b", "response_tokens": 2**31}, "'response_tokens' must be"),
         ({"prompt": "a", "teacher": "ada", "response": "b", "label": "good"}, "'label' must be a number"),
     ],
 )
@@ -148,3 +149,43 @@ def test_a_bad_row_is_named_and_leaves_nothing(
 
     report = load(database, path, layout=Layout(score=("label",)), on_error="skip")
     assert (report.new, report.bad) == (1, 1)
+
+
+def test_a_score_of_a_text_that_is_not_stored_is_not_kept(database: Database, tmp_path: Path) -> None:
+    load(database, write(tmp_path / "a.jsonl", cell(1, "ada", "Two."), cell(2, "ada", "Three.")))
+    rows = cell(1, "ada", "Three.", label=1), cell(2, "ada", None, label=1)
+    report = load(database, write(tmp_path / "b.jsonl", *rows), layout=Layout(score=("label",)))
+
+    assert (report.duplicates, report.conflicts) == (2, 1)
+    assert count(database, Score) == 0
+
+
+def test_of_several_rows_for_a_cell_the_first_text_counts_wherever_they_stand(
+    database: Database, tmp_path: Path
+) -> None:
+    load(database, write(tmp_path / "a.jsonl", cell(1, "ada", None), cell(1, "ada", "Two."), cell(1, "ada", "2")))
+    with database.read() as session:
+        assert session.scalars(select(Response.text)).all() == ["Two."]
+
+
+def test_a_csv_file_has_numbers_as_text(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "grid.csv"
+    path.write_text("prompt,teacher,response,response_tokens,label,right\n1?,ada,Two.,9,0.5,True\n2?,ada,2,,,false\n")
+    load(database, path, layout=Layout(score=("label", "right")))
+    with database.read() as session:
+        assert session.scalars(select(Response.response_tokens).order_by(Response.id)).all() == [9, None]
+        assert sorted(session.scalars(select(Score.value))) == [0.0, 0.5, 1.0]
+
+
+def test_a_text_that_takes_a_failed_ones_place_says_nothing_of_how_that_was_made(
+    database: Database, tmp_path: Path
+) -> None:
+    load(database, write(tmp_path / "a.jsonl", cell(1, "ada", None)))
+    with database.write() as session:
+        failed = session.scalars(select(Response)).one()
+        failed.engine, failed.seed, failed.seconds = "vllm 1", 7, 1.5
+    load(database, write(tmp_path / "b.jsonl", cell(1, "ada", "Two.")))
+    with database.read() as session:
+        response = session.scalars(select(Response)).one()
+        assert (response.text, response.failure) == ("Two.", None)
+        assert (response.engine, response.seed, response.seconds) == (None, None, None)

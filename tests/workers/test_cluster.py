@@ -80,6 +80,7 @@ def test_a_run_goes_on_when_its_window_is_closed(cluster: Cluster, database: Dat
     wait_for(lambda: is_done(database), 60, "the run is done")
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
 def test_sigterm_gives_the_jobs_back_and_counts_no_attempt(
     cluster: Cluster, database: Database, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_killed_worker_loses_only_what_its_engine_was_computing(
     assert count(database, Event, Event.detail["reason"].as_string() == "owner died") > 0
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
 def test_a_worker_says_its_version_and_what_it_takes_also_while_it_works(
     cluster: Cluster, database: Database, broker: Broker, tmp_path: Path
 ) -> None:
@@ -156,6 +158,7 @@ def test_a_worker_says_its_version_and_what_it_takes_also_while_it_works(
     assert roll.untaken(waiting, present[1:]) == waiting
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
 def test_who_watches_a_run_is_told_of_a_queue_that_no_worker_takes(
     cluster: Cluster, database: Database, tmp_path: Path
 ) -> None:

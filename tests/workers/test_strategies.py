@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from persyn import config, pipeline
+from persyn import audit, config, pipeline
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
+from persyn.errors import UsageError
 from persyn.settings import Settings
 from persyn.stages import responses
 from persyn.stages.response_rows import Layout
@@ -30,6 +31,7 @@ def work(database: Database, folder: Path, file: Path) -> int:
         assert run.state is RunState.DONE, run.error
         for stage, counts in pipeline.progress(session, run).items():
             assert counts.pending == 0, stage
+        assert list(audit.audit(session, run)) == []
     return run_id
 
 
@@ -68,6 +70,19 @@ def test_what_the_grid_decides_needs_the_grid_and_no_router(database: Database, 
     assert len(set(chosen(database, run_id).values())) == 1
     assert count(database, Response) == 12 * len(TEACHERS) + (PROMPTS - 12)
     assert count(database, RouterScore) == 0
+
+
+def test_a_grid_without_any_reward_decides_nothing(database: Database, tmp_path: Path) -> None:
+    file = write_run(tmp_path, strategy="static")
+    text = file.read_text().replace('kind = "fake"', 'kind = "imported"\nmodel = "label"', 1)
+    file.write_text(text)
+    with database.write() as session:
+        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+    Worker(database, Settings(str(database.url), tmp_path), run_id=run_id).run()
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+    assert run.state is RunState.FAILED
+    assert "strategy static: no response of the calibration grid has a reward" in str(run.error)
 
 
 def test_a_random_choice_is_the_seeds_and_the_prompts_alone(database: Database, tmp_path: Path) -> None:
@@ -156,6 +171,17 @@ def test_an_imported_grid_is_scored_routed_and_answered_as_if_it_had_been_made_h
     assert answered == 30
     assert count(database, Response) - before == len(made_up) <= 2  # gaps of the calibration grid
     assert all(reason.startswith("not_imported") for reason in made_up)
+
+
+def test_a_run_names_no_imported_teacher_that_has_no_response(database: Database, tmp_path: Path) -> None:
+    with database.write() as session:
+        responses.import_responses(session, [grid(tmp_path)])
+    file = imported_run(tmp_path)
+    file.write_text(file.read_text().replace('model = "cyd"', 'model = "cid"'))
+
+    with pytest.raises(UsageError, match="no response of teacher 'cid' was imported"):
+        work(database, tmp_path, file)
+    assert count(database, Run) == 0
 
 
 def test_a_later_import_fills_the_gaps_and_scores_only_them(database: Database, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_run_is_worked_from_prompts_to_responses(database: Database, tmp_path:
     grid, targets = 12 * len(TEACHERS), PROMPTS - 12
     assert count(database, Response) == grid + targets  # N responses and the grid, not N * K
     assert count(database, Score) == 2 * grid
-    assert count(database, RouterScore) == targets * len(TEACHERS)
+    assert count(database, RouterScore) == PROMPTS * len(TEACHERS)
     assert count(database, RunPrompt, RunPrompt.role == Role.HOLDOUT) == 3
 
 
@@ -188,6 +188,7 @@ def test_each_model_is_loaded_once_per_stage(database: Database, tmp_path: Path)
     assert len(watching.loads) <= 2 * len(TEACHERS) + 4  # calibrate, generate; two scorers, fit, assign
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
 def test_a_model_that_takes_its_time_to_load_is_waited_for(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, prompts=20, options={"load_seconds": 1.5})
     work(database, tmp_path, run_id)
@@ -376,6 +377,7 @@ def test_a_run_whose_job_was_lost_too_often_fails_and_does_not_wait_for_ever(
     assert "its worker was elsewhere" in run_of(database, run_id).error
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
 def test_an_engine_that_is_alive_and_gives_no_result_is_replaced_and_its_job_fails_in_the_end(
     database: Database, tmp_path: Path
 ) -> None:
@@ -388,6 +390,7 @@ def test_an_engine_that_is_alive_and_gives_no_result_is_replaced_and_its_job_fai
     assert count(database, Response) == 0
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
 def test_an_engine_that_had_nothing_to_do_for_long_is_not_blamed_for_it(database: Database, tmp_path: Path) -> None:
     options = {"latency_seconds": 1.2, "concurrency": 64}
     first = start(database, tmp_path, teachers=("ada", "bob"), options=options, name="first")

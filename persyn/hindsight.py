@@ -1,14 +1,12 @@
-"""Routers that a run might have had: heads fitted anew to its grid, at another alpha or to fewer prompts."""
+"""In hindsight: routers that a run might have had, fitted anew to its grid at another reward or to fewer prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from persyn import rewards, strategies
@@ -16,7 +14,8 @@ from persyn.config import thaw
 from persyn.db import grid
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
-from persyn.rewards import Matrix
+from persyn.llm.protocols import Fit, ModelSpec
+from persyn.rewards import Matrix, Normalisation
 from persyn.router import refit
 from persyn.stages import fit_router
 
@@ -38,16 +37,17 @@ class Frozen:
     cells: grid.Grid
     features: Matrix
     seed: int
-    how: rewards.Normalisation
+    how: Normalisation
     alpha: float
 
-    def rewards(self, alpha: float) -> Matrix:
-        """(P, T) at another weight of learnability."""
-        return rewards.combine(self.cells.quality, self.cells.learnability, alpha=alpha, how=self.how)
+    def rewards(self, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
+        """(P, T) at the run's weight of learnability and normalisation, or at others."""
+        alpha = self.alpha if alpha is None else alpha
+        return rewards.combine(self.cells.quality, self.cells.learnability, alpha=alpha, how=how or self.how)
 
-    def scores(self, alpha: float) -> dict[str, Matrix]:
-        """What reads the prompt and can be had at any alpha: (P, T) of a head, and of the nearest neighbours."""
-        rewarded = self.rewards(alpha)
+    def scores(self, alpha: float | None = None, how: Normalisation | None = None) -> dict[str, Matrix]:
+        """What reads the prompt and can be had for any reward: (P, T) of a head, and of the nearest neighbours."""
+        rewarded = self.rewards(alpha, how)
         learn = np.flatnonzero(~self.cells.is_holdout & ~np.isnan(rewarded).all(axis=1))
         k = max(_NEIGHBOURS_AT_LEAST, round(len(learn) ** 0.5))
         return {
@@ -77,40 +77,51 @@ class Curve(Struct, frozen=True):
     verdict: str
 
 
-def freeze(session: Session, run: Run, home: Path) -> Frozen:
-    """Read a run's grid and the features of its prompts; those that are not kept in `home` are computed here.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What is read of a run before anything is computed: its cells, and what its router would read."""
 
-    Raises `UsageError` when the run's router has no backbone, or nothing is in the grid.
-    """
+    cells: grid.Grid
+    spec: ModelSpec
+    fit: Fit
+    how: Normalisation
+    alpha: float
+
+
+def read(session: Session, run: Run) -> Grid:
+    """Read a run's grid; `UsageError` when no router can be fitted to it and measured."""
     config = thaw(run.config)
     if config.router.engine == "fake":
         raise UsageError(f"run {run.name!r} has a fake router: there is no backbone to read its prompts with")
     spec, request = fit_router.fit_of(session, run)
-    if not request.conversations:
-        raise UsageError(f"run {run.name!r} has no calibration grid")
+    known = ~np.isnan(np.array(request.rewards, dtype=np.float64).reshape(len(request.rewards), -1)).all(axis=1)
+    is_holdout = np.array(request.is_holdout, dtype=np.bool_)
+    if not (known & is_holdout).any() or not (known & ~is_holdout).any():
+        raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")
+    return Grid(grid.read(session, run), spec, request, config.run.normalise, config.run.alpha)
+
+
+def freeze(found: Grid, home: Path) -> Frozen:
+    """The features of a grid's prompts; those that are not kept in `home` are computed here. Needs no session."""
     return Frozen(
-        cells=grid.read(session, run),
-        features=refit.frozen(home, spec, request.conversations),
-        seed=run.seed,
-        how=config.run.normalise,
-        alpha=config.run.alpha,
+        cells=found.cells,
+        features=refit.frozen(home, found.spec, found.fit),
+        seed=found.fit.seed,
+        how=found.how,
+        alpha=found.alpha,
     )
 
 
-def curve(name: str, frozen: Frozen, *, progress: Callable[[], None] = lambda: None) -> Curve:
+def curve(name: str, frozen: Frozen) -> Curve:
     """Fit routers to more and more of the calibration prompts, and measure each on the hold-out.
 
-    name:     the run's.
-    progress: called after each fit.
-    Raises `UsageError` without scored prompts in both parts.
+    name: the run's.
     """
-    rewarded = frozen.rewards(frozen.alpha)
+    rewarded = frozen.rewards()
     known = ~np.isnan(rewarded).all(axis=1)
     holdout, calibration = frozen.cells.is_holdout & known, ~frozen.cells.is_holdout & known
-    if not holdout.any() or calibration.sum() < 2:
-        raise UsageError(f"run {name!r} has no scored hold-out or calibration prompts to draw a curve of")
     sizes = curve_sizes(int(calibration.sum()))
-    points = refit.curve(frozen.features, rewarded, frozen.cells.is_holdout, sizes, seed=frozen.seed, progress=progress)
+    points = refit.curve(frozen.features, rewarded, frozen.cells.is_holdout, sizes, seed=frozen.seed)
     oracle = float(np.nanmax(rewarded[holdout], axis=1).mean())
     way = oracle - points[-1].static
     shown = [
@@ -119,7 +130,7 @@ def curve(name: str, frozen: Frozen, *, progress: Callable[[], None] = lambda: N
         )
         for p in points
     ]
-    return Curve(name, int(holdout.sum()), oracle, shown, _verdict(shown, rewarded[holdout]))
+    return Curve(name, int(holdout.sum()), oracle, shown, _verdict(shown))
 
 
 def curve_sizes(n_calibration: int) -> list[int]:
@@ -132,20 +143,15 @@ def curve_sizes(n_calibration: int) -> list[int]:
     return [*sizes, n_calibration]
 
 
-def _verdict(points: list[CurvePoint], rewarded: NDArray[np.float64]) -> str:
+def _verdict(points: list[CurvePoint]) -> str:
     """Compare all prompts with half of them: would twice as many be worth it?"""
     if len(points) < 2 or points[-1].closed is None:
         return "too few calibration prompts to tell"
-    half = max(points[:-1], key=lambda point: -abs(point.n_calibration - points[-1].n_calibration / 2))
+    half = min(points[:-1], key=lambda point: abs(point.n_calibration - points[-1].n_calibration / 2))
     assert half.closed is not None
     gain = points[-1].closed - half.closed
-    # How far the mean over other hold-out prompts would lie from this one, in units of the way.
-    way = (points[-1].reward - points[-1].static) / points[-1].closed if points[-1].closed else 1.0
-    noise = float(np.nanstd(np.nanmax(rewarded, axis=1))) / len(rewarded) ** 0.5 / abs(way or 1.0)
-    if gain <= _GAIN:
-        return (
-            f"more calibration would not help: {points[-1].n_calibration} prompts close {gain:+.0%} more of the way "
-            f"than {half.n_calibration} did"
-        )
-    certain = "" if gain > noise else ", though within the noise of this hold-out"
-    return f"more calibration may help: the last doubling closed {gain:+.0%} of the way{certain}"
+    said = (
+        f"{points[-1].n_calibration} prompts close {gain:+.0%} more of the way to the oracle "
+        f"than {half.n_calibration} did"
+    )
+    return f"more calibration would not help: {said}" if gain <= _GAIN else f"more calibration may help: {said}"
