@@ -8,6 +8,7 @@ from typing import Literal
 import click
 from sqlalchemy import func, select
 
+from cli.imports import ON_ERROR, show_report
 from cli.open import JSON, cell, plain, show, store
 from cli.progress import counting_rows
 from persyn.db.catalog import Prompt
@@ -22,13 +23,7 @@ def prompts() -> None:
 
 @prompts.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--on-error",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
-    show_default=True,
-    help="What a bad row does: stop, with nothing imported, or be skipped and reported.",
-)
+@ON_ERROR
 def import_prompts(files: tuple[Path, ...], on_error: Literal["stop", "skip"]) -> None:
     """Import FILES: JSONL, JSON, CSV or Parquet, gzipped or not.
 
@@ -38,11 +33,7 @@ def import_prompts(files: tuple[Path, ...], on_error: Literal["stop", "skip"]) -
     """
     with store() as database, counting_rows() as count, database.write() as session:
         report = ingest.import_prompts(session, files, on_error=on_error, progress=count)
-    click.echo(f"{report.rows:,} rows: {report.new:,} new, {report.duplicates:,} already there, {report.bad:,} bad")
-    if report.conflicts:
-        click.echo(f"{report.conflicts:,} rows came with another answer than the stored one, which stays", err=True)
-    for bad in report.first_bad:
-        click.echo(f"  {bad}", err=True)
+    show_report(report, what="answer")
 
 
 @prompts.command("list")

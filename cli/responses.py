@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from cli.imports import ON_ERROR, show_report
 from cli.open import store
 from cli.progress import counting_rows
 from persyn import config
@@ -31,13 +32,7 @@ def responses() -> None:
 @click.option("--map", "names", multiple=True, metavar="FIELD=NAME", help="The file calls our FIELD by this NAME.")
 @click.option("--prompt-field", multiple=True, metavar="NAME", help="A field that describes the prompt, kept with it.")
 @click.option("--score", multiple=True, metavar="NAME", help="A field that is a score of the response, kept as one.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
-    show_default=True,
-    help="What a bad row does: stop, with nothing imported, or be skipped and reported.",
-)
+@ON_ERROR
 def import_responses(
     files: tuple[Path, ...],
     teachers: Path | None,
@@ -60,14 +55,7 @@ def import_responses(
     with store() as database, counting_rows() as count, database.write() as session:
         ids = {table.name: versions.teacher(session, table, known) for table in tables} if teachers else None
         report = cells.import_responses(session, files, layout=layout, teachers=ids, on_error=on_error, progress=count)
-    click.echo(
-        f"{report.rows:,} rows: {report.new:,} new, {report.replaced:,} in place of failed ones, "
-        f"{report.duplicates:,} already there, {report.bad:,} bad"
-    )
-    if report.conflicts:
-        click.echo(f"{report.conflicts:,} rows came with another text than the stored one, which stays", err=True)
-    for bad in report.first_bad:
-        click.echo(f"  {bad}", err=True)
+    show_report(report, what="text")
 
 
 def _renamed(names: tuple[str, ...]) -> dict[str, str]:

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
+from tests.cli.conftest import Persyn
+
 TEACHERS = ("lab/ada", "lab/bob", "lab/cyd")
-Persyn: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def persyn(tmp_path: Path) -> Persyn:
-    """The command, in a folder of its own with an empty store."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cli", *arguments],
-            env={**kept, "PERSYN_HOME": str(tmp_path / "home")},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-
-    return run
 
 
 @pytest.fixture
@@ -79,7 +56,7 @@ def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path,
     names = "--map", "prompt=question", "--map", "response_tokens=tokens", "--score", "right"
     imported = persyn("responses", "import", str(grid), "--teachers", str(teachers), *names)
     assert imported.returncode == 0, imported.stderr
-    assert imported.stdout.startswith("120 rows: 120 new, 0 in place of failed ones, 0 already there, 0 bad")
+    assert imported.stdout.startswith("120 rows: 120 new, 0 already there, 0 bad")
 
     started = persyn("run", "start", str(run_file(tmp_path)))
     assert started.returncode == 0, started.stderr
