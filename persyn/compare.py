@@ -27,6 +27,8 @@ from persyn.strategies import Known, Vector
 
 #: Times the prompts are drawn anew for an interval, and how much of what comes out it holds.
 _DRAWS, _LEVEL = 2_000, 0.95
+#: Numbers drawn at once: memory does not grow with the hold-out.
+_HELD = 2_000_000
 _WITHOUT_PROMPT: tuple[strategies.Kind, ...] = ("static", "strong", "mix", "family-strong", "car", "random")
 _NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
 #: Those that need no calibration grid; its tokens are part of the price of all others.
@@ -208,9 +210,7 @@ def _cost(teachers: list[Teacher], prompt_tokens: Matrix, response_tokens: Matri
 
 def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) -> list[StrategyFacts]:
     by_prompt = {name: _expected(policy, rewarded) for name, policy in policies.items()}
-    n_prompts = len(rewarded)
-    draws = np.random.default_rng(0).integers(n_prompts, size=(_DRAWS, n_prompts))
-    means = {name: values[draws].mean(axis=1) for name, values in by_prompt.items()}
+    means = _drawn(by_prompt, len(rewarded))
     facts = []
     for name, policy in policies.items():
         shares = policy.mean(axis=0)
@@ -228,6 +228,18 @@ def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) 
             )
         )
     return sorted(facts, key=lambda fact: -fact.reward.mean)
+
+
+def _drawn(by_prompt: Mapping[str, Vector], n_prompts: int) -> dict[str, Vector]:
+    """Each strategy's mean over prompts that are drawn anew, `_DRAWS` times, the same ones for all strategies."""
+    chance = np.random.default_rng(0)
+    found: dict[str, list[Vector]] = {name: [] for name in by_prompt}
+    at_once = max(1, min(_DRAWS, _HELD // n_prompts))
+    for first in range(0, _DRAWS, at_once):
+        draws = chance.integers(n_prompts, size=(min(at_once, _DRAWS - first), n_prompts))
+        for name, values in by_prompt.items():
+            found[name].append(values[draws].mean(axis=1))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _expected(policy: Matrix, values: Matrix) -> Vector:

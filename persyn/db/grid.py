@@ -48,7 +48,7 @@ def read(session: Session, run: Run) -> Grid:
     column_of = {teacher_id: column for column, teacher_id in enumerate(teacher_ids)}
     empty = np.full((len(prompts), len(teacher_ids)), np.nan)
     quality, learnability, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
-    for cell in session.execute(_cells(run)):
+    for cell in session.execute(_cells(run), execution_options={"yield_per": 10_000}):
         place = row_of[cell.prompt_id], column_of[cell.teacher_id]
         if cell.quality is not None:
             quality[place] = cell.quality
