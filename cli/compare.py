@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from cli.open import JSON, find_run, show, store
+from persyn import compare as comparison
 from persyn.compare import Comparison, StrategyFacts
 from persyn.db.connect import Database
 from persyn.errors import UsageError
@@ -40,22 +41,15 @@ def compare(run: str, alphas: str | None, normalise: Normalisation | None, refit
     the calibration prompts alone. 'closed' is the part of the way from the best single teacher
     (static) to the oracle. 'persyn' is the run's router, which was fitted to the run's own alpha.
     """
-    from persyn import compare as comparison
-
     wanted = _alphas(alphas)
     with store() as database:
         frozen = _freeze(database, run) if refit else None
+        scores = [frozen.scores(alpha, normalise) if frozen else None for alpha in wanted]
         with database.read() as session:
             found = find_run(session, run)
             compared = [
-                comparison.compare(
-                    session,
-                    found,
-                    alpha=alpha,
-                    how=normalise,
-                    scores=frozen.scores(alpha, normalise) if frozen else None,
-                )
-                for alpha in wanted
+                comparison.compare(session, found, alpha=alpha, how=normalise, scores=more)
+                for alpha, more in zip(wanted, scores, strict=True)
             ]
     if as_json:
         click.echo(msgspec.json.encode(compared).decode())

@@ -7,7 +7,7 @@ random choices add no noise; intervals are of the prompts that happened to be dr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -18,11 +18,13 @@ from sqlalchemy.orm import Session
 from persyn import rewards, strategies
 from persyn.config import StrategyTable, thaw
 from persyn.db import grid
-from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import RouterScore
 from persyn.errors import UsageError
 from persyn.rewards import Matrix
+from persyn.stages import answers
+from persyn.stages.known import known
 from persyn.strategies import Known, Vector
 
 #: Times the prompts are drawn anew for an interval, and how much of what comes out it holds.
@@ -110,7 +112,7 @@ def compare(
     given = dict(scores or {})
     if "persyn" not in given and (stored := _router_scores(session, run, cells)) is not None:
         given["persyn"] = stored
-    policies, notes = _policies(_known(session, run, cells, rewarded, calibration), present, config.strategy)
+    policies, notes = _policies(known(session, run, cells, rewarded, calibration), present, config.strategy)
     policies |= {name: strategies.by_ranking(matrix[holdout], present) for name, matrix in given.items()}
     if "persyn" not in policies:
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
@@ -127,33 +129,16 @@ def compare(
     )
 
 
-def _known(session: Session, run: Run, cells: Grid, rewarded: Matrix, calibration: NDArray[np.bool_]) -> Known:
-    teachers = _teachers(session, run)
-    return Known(
-        rewards=rewarded[calibration],
-        quality=cells.quality[calibration],
-        learnability=cells.learnability[calibration],
-        sizes=np.array([np.nan if teacher.params_b is None else teacher.params_b for teacher in teachers]),
-        families=[teacher.family for teacher in teachers],
-        family=thaw(run.config).student.family,
-    )
-
-
-def _policies(known: Known, present: strategies.Present, table: StrategyTable) -> tuple[dict[str, Matrix], list[str]]:
+def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable) -> tuple[dict[str, Matrix], list[str]]:
     """The strategies that read no prompt, and why others of them cannot be had."""
     found: dict[str, Matrix] = {}
     notes: list[str] = []
     for kind in _WITHOUT_PROMPT:
         try:
-            found[kind] = strategies.policy(kind, known, present, ratio=table.ratio, beta=table.beta)
+            found[kind] = strategies.policy(kind, goes_by, present, ratio=table.ratio, beta=table.beta)
         except ValueError as error:
             notes.append(f"{kind}: {error}")
     return found, notes
-
-
-def _teachers(session: Session, run: Run) -> list[Teacher]:
-    wanted = select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
-    return list(session.scalars(wanted))
 
 
 def _router_scores(session: Session, run: Run, cells: Grid) -> Matrix | None:
@@ -177,7 +162,7 @@ class _Counted:
     """The grid's other figures: what teachers write, and what it costs."""
 
     def __init__(self, session: Session, run: Run, cells: Grid, holdout: NDArray[np.bool_]) -> None:
-        teachers = _teachers(session, run)
+        teachers = answers.teachers_of(session, run.id)
         self.names = [teacher.name for teacher in teachers]
         self.quality, self.learnability = cells.quality[holdout], cells.learnability[holdout]
         self.tokens = cells.response_tokens[holdout]
@@ -201,7 +186,7 @@ class _Counted:
         return of_grid + each * (self.n_prompts - self.n_grid)
 
 
-def _cost(teachers: list[Teacher], prompt_tokens: Matrix, response_tokens: Matrix) -> Matrix:
+def _cost(teachers: Sequence[Teacher], prompt_tokens: Matrix, response_tokens: Matrix) -> Matrix:
     """(P, T) US dollars; NaN where a price or a count is unknown."""
     price_in = np.array([np.nan if teacher.price_in is None else teacher.price_in for teacher in teachers])
     price_out = np.array([np.nan if teacher.price_out is None else teacher.price_out for teacher in teachers])

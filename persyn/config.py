@@ -19,6 +19,8 @@ from msgspec import Meta, Struct
 from persyn.errors import UsageError
 
 Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
+#: The engine of a teacher, and the kind of a scorer, that do nothing here: what they did elsewhere was imported.
+IMPORTED = "imported"
 #: A teacher's may be a hub id.
 TeacherName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")]
 Unit = Annotated[float, Meta(ge=0, le=1)]
@@ -113,7 +115,7 @@ class QualityTable(_Table, frozen=True):
     def __post_init__(self) -> None:
         if self.kind == "reward_model" and not self.model:
             raise ValueError("a reward_model needs a model")
-        if self.kind == "imported" and not self.model:
+        if self.kind == IMPORTED and not self.model:
             raise ValueError("imported scores need model, the field they were imported from")
         if self.kind == "python" and not self.model:
             raise ValueError("a python scorer needs model, a module:function")
@@ -247,7 +249,7 @@ def read_teachers(path: Path) -> list[TeacherTable]:
     decode = msgspec.json.decode if path.suffix.lower() == ".json" else msgspec.toml.decode
     try:
         found = decode(path.read_bytes(), type=_TeachersFile).teachers
-        tables = [{"engine": "imported", "model": table.get("name"), **table} for table in found]
+        tables = [{"engine": IMPORTED, "model": table.get("name"), **table} for table in found]
         teachers = msgspec.convert(tables, list[TeacherTable])
     except OSError as error:
         raise UsageError(f"cannot read the teachers' file {path}: {error.strerror}") from error
@@ -283,7 +285,7 @@ def _absolute(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _absolute_teacher(teacher: TeacherTable, folder: Path) -> TeacherTable:
-    lies_elsewhere = teacher.engine in ("openai", "imported")
+    lies_elsewhere = teacher.engine in ("openai", IMPORTED)
     return teacher if lies_elsewhere else msgspec.structs.replace(teacher, model=_local(teacher.model, folder))
 
 

@@ -21,12 +21,6 @@ Vector = NDArray[np.float64]
 Present = NDArray[np.bool_]
 """(P, T): which teachers can be chosen for which prompts."""
 
-#: The share of the strongest teacher in a mix (Li et al. 2025, arXiv 2502.12143: one part in five).
-MIX_RATIO = 0.2
-#: The weight of the student's loss in CAR (Xu et al. 2024, arXiv 2411.07133).
-CAR_BETA = 3.0
-
-
 Kind: TypeAlias = Literal["static", "strong", "mix", "family-strong", "car", "random"]
 """Strategies that read no prompt."""
 
@@ -48,7 +42,7 @@ class Known:
     family: str | None
 
 
-def policy(kind: Kind, known: Known, present: Present, *, ratio: float = MIX_RATIO, beta: float = CAR_BETA) -> Matrix:
+def policy(kind: Kind, known: Known, present: Present, *, ratio: float, beta: float) -> Matrix:
     """The policy of a strategy that reads no prompt.
 
     present: (P, T) of the prompts in question.
@@ -102,8 +96,8 @@ def random(present: Present) -> Matrix:
     return np.asarray(np.divide(present, count, out=np.zeros(present.shape), where=count > 0))
 
 
-def mix(strength: Vector, present: Present, *, ratio: float = MIX_RATIO) -> Matrix:
-    """The strongest teacher for a share of the prompts, the weakest for the others.
+def mix(strength: Vector, present: Present, *, ratio: float) -> Matrix:
+    """The strongest teacher for a share of the prompts, the weakest for the others (Li et al. 2025, arXiv 2502.12143).
 
     strength: (T,).
     ratio:    the strongest one's share.
@@ -124,8 +118,10 @@ def family_strength(strength: Vector, families: Sequence[str | None], family: st
     return np.where(is_kin, strength + spread, strength)
 
 
-def car(quality: Matrix, learnability: Matrix, *, beta: float = CAR_BETA) -> Vector:
+def car(quality: Matrix, learnability: Matrix, *, beta: float) -> Vector:
     """Compatibility-adjusted reward of each teacher: mean reward / (1 + beta * the student's mean loss).
+
+    Xu et al. 2024, arXiv 2411.07133.
 
     quality:      (P, T) raw. A reward model's logits may be negative, and a ratio of those would prefer what is
                   hard to learn: they are shifted so that the lowest mean is 0.

@@ -33,18 +33,18 @@ ALL = np.ones((3, 3), dtype=np.bool_)
     ],
 )
 def test_a_strategy_that_reads_no_prompt_picks_what_it_says(kind: Kind, policy: list[float]) -> None:
-    assert strategies.policy(kind, KNOWN, ALL) == pytest.approx(np.array([policy] * 3))
+    assert strategies.policy(kind, KNOWN, ALL, ratio=0.2, beta=3.0) == pytest.approx(np.array([policy] * 3))
 
 
 def test_car_weighs_the_students_loss_by_beta() -> None:
     assert strategies.car(QUALITY, LEARNABILITY, beta=3.0) == pytest.approx([1 / 6, 2 / 15, 1 / 13])
-    assert strategies.policy("car", KNOWN, ALL, beta=0.0)[0].tolist() == [0, 0, 1]  # quality alone
+    assert strategies.policy("car", KNOWN, ALL, ratio=0.2, beta=0.0)[0].tolist() == [0, 0, 1]  # quality alone
 
 
 def test_car_of_logits_does_not_prefer_what_is_hard_to_learn() -> None:
     quality, learnability = np.array([[-2.0, -2.0, -4.0]]), np.array([[-1.0, -3.0, -1.0]])
     # Shifted by 4: 2 / 4, 2 / 10, 0 / 4.
-    assert strategies.car(quality, learnability) == pytest.approx([0.5, 0.2, 0.0])
+    assert strategies.car(quality, learnability, beta=3.0) == pytest.approx([0.5, 0.2, 0.0])
 
 
 def test_a_ranking_of_each_prompt_picks_each_prompts_best() -> None:
@@ -53,8 +53,16 @@ def test_a_ranking_of_each_prompt_picks_each_prompts_best() -> None:
 
 def test_where_the_first_choice_is_missing_the_next_one_is_taken() -> None:
     present = np.array([[True, False, True], [True, True, False], [False, False, False]])
-    assert strategies.policy("static", KNOWN, present).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
-    assert strategies.policy("random", KNOWN, present).tolist() == [[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0, 0]]
+    assert strategies.policy("static", KNOWN, present, ratio=0.2, beta=3.0).tolist() == [
+        [1, 0, 0],
+        [0, 1, 0],
+        [0, 0, 0],
+    ]
+    assert strategies.policy("random", KNOWN, present, ratio=0.2, beta=3.0).tolist() == [
+        [0.5, 0, 0.5],
+        [0.5, 0.5, 0],
+        [0, 0, 0],
+    ]
 
 
 def test_equal_teachers_are_taken_in_head_order_and_unknown_ones_last() -> None:
@@ -72,7 +80,7 @@ def test_strength_is_not_guessed() -> None:
     unknown = Known(REWARDS, QUALITY, LEARNABILITY, np.array([7.0, NAN, 70.0]), ["x", "y", "z"], "x")
     for kind in ("strong", "mix", "family-strong"):
         with pytest.raises(ValueError, match="params_b is not known of every teacher"):
-            strategies.policy(kind, unknown, ALL)
+            strategies.policy(kind, unknown, ALL, ratio=0.2, beta=3.0)
 
 
 def test_neighbours_are_the_nearest_by_angle() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Fit, ModelSpec
 from persyn.rewards import Indices, Matrix
-from persyn.router import features, fit, head, model
+from persyn.router import evaluate, features, fit, head, model
 
 #: Times that prompts are drawn for one point of a curve.
 REPEATS = 5
@@ -90,20 +91,17 @@ def curve(
     calibration, holdout = np.flatnonzero(~is_holdout & known), np.flatnonzero(is_holdout & known)
     points = []
     for size in sizes:
-        routed, static = [], []
+        routed: list[Any] = []
+        static: list[Any] = []
         repeats = REPEATS if size < len(calibration) else 1
         for repeat in range(repeats):
             drawn = np.random.default_rng([seed, repeat]).permutation(calibration)[:size]
-            routed.append(_reward(scores(frozen, rewards, drawn, seed=seed)[holdout], rewards[holdout]))
-            static.append(_reward(reward_matrix.static_ranking(rewards[drawn])[None], rewards[holdout]))
+            fitted = scores(frozen, rewards, drawn, seed=seed)
+            measured = evaluate.compare(fitted[holdout], rewards[holdout], rewards[drawn])
+            routed.append(measured["router"]["routed_reward"])
+            static.append(measured["static"]["routed_reward"])
         points.append(Point(size, float(np.mean(routed)), float(np.std(routed)), float(np.mean(static))))
     return points
-
-
-def _reward(ranking: Matrix, rewards: Matrix) -> float:
-    """Mean reward of the highest ranked teacher that is present."""
-    ranked = np.where(np.isnan(rewards), -np.inf, np.nan_to_num(np.broadcast_to(ranking, rewards.shape), nan=-1e9))
-    return float(np.mean(rewards[np.arange(len(rewards)), ranked.argmax(axis=1)]))
 
 
 def _quietly() -> None:

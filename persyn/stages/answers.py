@@ -9,16 +9,13 @@ import msgspec
 from sqlalchemy import Select, literal, select
 from sqlalchemy.orm import Session
 
-from persyn.config import Sampling
+from persyn.config import IMPORTED, Sampling
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
 from persyn.db.results import Origin, Response
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
 from persyn.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, conversation, hub_revision, in_part, make_jobs, seed_of
-
-#: The engine of a teacher that writes nothing here.
-IMPORTED = "imported"
 
 
 def teachers_of(session: Session, run_id: int) -> Sequence[Teacher]:

@@ -14,15 +14,15 @@ from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn import rewards, strategies
-from persyn.config import thaw
+from persyn.config import IMPORTED, thaw
 from persyn.db import bulk, grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.errors import EngineError, UsageError
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.queue import Claim
-from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of
+from persyn.stages.known import known
 
 #: Those of [router]'s options that still mean something when the router is fitted.
 _ROUTE_OPTIONS = ("dtype", "batch_tokens")
@@ -111,7 +111,7 @@ def _present(session: Session, teacher_ids: Sequence[int], prompt_ids: Sequence[
 
     A prompt that nobody can answer has them all: it is assigned, and its answer will be missing.
     """
-    of_teacher = Teacher.id.in_(teacher_ids), Teacher.engine == answers.IMPORTED
+    of_teacher = Teacher.id.in_(teacher_ids), Teacher.engine == IMPORTED
     imported = set(session.scalars(select(Teacher.id).where(*of_teacher)))
     can_be_asked = np.array([teacher_id not in imported for teacher_id in teacher_ids], dtype=np.bool_)
     present = np.tile(can_be_asked, (len(prompt_ids), 1))
@@ -179,18 +179,10 @@ def _assign_calibration(session: Session, run: Run) -> None:
 
 def _follow(session: Session, run: Run) -> None:
     """Assign what has no teacher by a strategy that reads no prompt; what it draws depends on seed and prompt alone."""
-    config = thaw(run.config)
-    strategy, teachers = config.strategy, answers.teachers_of(session, run.id)
-    teacher_ids = [teacher.id for teacher in teachers]
+    strategy = thaw(run.config).strategy
     cells = grid.read(session, run)
-    known = strategies.Known(
-        rewards=_rewards(run, cells),
-        quality=cells.quality,
-        learnability=cells.learnability,
-        sizes=np.array([np.nan if teacher.params_b is None else teacher.params_b for teacher in config.teachers]),
-        families=[teacher.family for teacher in config.teachers],
-        family=config.student.family,
-    )
+    teacher_ids = cells.teacher_ids.tolist()
+    goes_by = known(session, run, cells, _rewards(run, cells), np.ones(len(cells.prompt_ids), dtype=np.bool_))
     # Where an oracle sees no reward, the teacher that is best on average is asked.
     kind = "static" if strategy.kind == "oracle" or strategy.kind == "persyn" else strategy.kind
     missing = _missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
@@ -201,7 +193,7 @@ def _follow(session: Session, run: Run) -> None:
         last = prompt_ids[-1]
         present = _present(session, teacher_ids, prompt_ids)
         try:
-            policy = strategies.policy(kind, known, present, ratio=strategy.ratio, beta=strategy.beta)
+            policy = strategies.policy(kind, goes_by, present, ratio=strategy.ratio, beta=strategy.beta)
         except ValueError as error:
             raise UsageError(f"strategy {strategy.kind}: {error}") from error
         lots = np.array([seed_of(run.seed, content_hash, strategy.kind, 0) / 2**63 for _, content_hash in chunk])

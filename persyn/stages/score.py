@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Select, and_, func, literal, select
 from sqlalchemy.orm import Session
 
+from persyn.config import IMPORTED
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
@@ -16,8 +17,6 @@ from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, in_part, make_jobs
 
-#: The kind of a scorer that judges nothing here.
-_IMPORTED = "imported"
 #: The kind of a scorer that is told what else a prompt's row said.
 _PYTHON = "python"
 
@@ -29,7 +28,7 @@ def plan(session: Session, run: Run) -> int:
     made = 0
     for scorer_id in (run.learnability_scorer_id, run.quality_scorer_id):
         scorer = session.get_one(Scorer, scorer_id)
-        if scorer.kind == _IMPORTED:
+        if scorer.kind == IMPORTED:
             _note_absent(session, run.id, scorer.id)
             continue
         plan = Plan(run.id, "score", spec_of(scorer), scorer_id=scorer.id, size=size)

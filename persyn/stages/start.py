@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.config import RunConfig, thaw
+from persyn.config import IMPORTED, RunConfig, thaw
 from persyn.db.catalog import Run, RunTeacher
 from persyn.db.results import Origin, Response
 from persyn.errors import UsageError
@@ -50,7 +50,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     session.flush()
     for position, table in enumerate(config.teachers):
         teacher_id = versions.teacher(session, table, known)
-        if table.engine == "imported":
+        if table.engine == IMPORTED:
             _require_responses(session, teacher_id, table.model)
         session.add(RunTeacher(run_id=run.id, position=position, teacher_id=teacher_id))
     session.flush()

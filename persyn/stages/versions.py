@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import QualityTable, StudentTable, TeacherTable
+from persyn.config import IMPORTED, QualityTable, StudentTable, TeacherTable
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
@@ -45,7 +45,7 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     """A teacher's id. What only describes it is brought up to date."""
     found = known[table.model, table.revision] if table.engine in _LOADED else UNKNOWN
     row = msgspec.to_builtins(table) | _version(found)
-    if table.engine == "imported":  # how it was asked elsewhere is not known here
+    if table.engine == IMPORTED:  # how it was asked elsewhere is not known here
         decisive = {"engine": table.engine, "model": table.model}
     else:
         decisive = {key: value for key, value in row.items() if key not in _DESCRIPTIVE}

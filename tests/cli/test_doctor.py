@@ -24,8 +24,8 @@ Doctor: TypeAlias = Callable[..., dict[str, tuple[str, str]]]
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MOUNTS = """\
 overlay / overlay rw 0 0
-server:/home /home nfs4 rw 0 0
-/dev/sdb /home/me/disk ext4 rw 0 0
+server:/net /net nfs4 rw 0 0
+/dev/sdb /net/disk ext4 rw 0 0
 me@host:/ /mnt/with\\040blank fuse.sshfs rw 0 0
 /dev/sdc /twice ext4 rw 0 0
 //server/share /twice cifs rw 0 0
@@ -159,9 +159,9 @@ def test_a_clock_that_differs_by_more_than_seconds() -> None:
     ("file", "kind"),
     [
         ("/var/persyn.db", "overlay"),
-        ("/home/me/persyn.db", "nfs4"),
-        ("/home/me/disk/deep/persyn.db", "ext4"),
-        ("/homes/persyn.db", "overlay"),
+        ("/net/persyn.db", "nfs4"),
+        ("/net/disk/deep/persyn.db", "ext4"),
+        ("/network/persyn.db", "overlay"),
         ("/mnt/with blank/persyn.db", "fuse.sshfs"),
         ("/twice/persyn.db", "cifs"),
     ],

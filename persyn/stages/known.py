@@ -1,0 +1,30 @@
+"""What a strategy that reads no prompt may go by, gathered from the store."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy.orm import Session
+
+from persyn.config import thaw
+from persyn.db.catalog import Run
+from persyn.db.grid import Grid
+from persyn.rewards import Matrix
+from persyn.stages import answers
+from persyn.strategies import Known
+
+
+def known(session: Session, run: Run, cells: Grid, rewarded: Matrix, learn: NDArray[np.bool_]) -> Known:
+    """Of a run's grid, the prompts that may be learned from; of its teachers, what is said of them.
+
+    rewarded: (P, T) rewards of the grid. learn: (P,).
+    """
+    teachers = answers.teachers_of(session, run.id)
+    return Known(
+        rewards=rewarded[learn],
+        quality=cells.quality[learn],
+        learnability=cells.learnability[learn],
+        sizes=np.array([np.nan if teacher.params_b is None else teacher.params_b for teacher in teachers]),
+        families=[teacher.family for teacher in teachers],
+        family=thaw(run.config).student.family,
+    )
