@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from persyn.errors import PersynError, UsageError, shorten
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo
 
 #: What the hub itself puts into a new repository.
 _ITS_OWN = {".gitattributes"}
@@ -64,7 +68,7 @@ class Repository:
             info = self._api.dataset_info(self.name)
             if not (info.private or public):
                 raise UsageError(f"the repository {self.name} is public; say --public to push there")
-            stale = self._earlier(manifest, files_of) - {path.name for path in folder.iterdir()}
+            stale = self._earlier(info, manifest, files_of) - {path.name for path in folder.iterdir()}
             done = self._api.upload_folder(
                 repo_id=self.name,
                 repo_type="dataset",
@@ -74,9 +78,9 @@ class Repository:
             )
         return Pushed(f"{self._api.endpoint}/datasets/{self.name}", bool(info.private), done.oid != info.sha)
 
-    def _earlier(self, manifest: str, files_of: Callable[[bytes], set[str]]) -> set[str]:
+    def _earlier(self, info: DatasetInfo, manifest: str, files_of: Callable[[bytes], set[str]]) -> set[str]:
         """The files of the dataset that is there; `UsageError` when what is there is none."""
-        there = set(self._api.list_repo_files(self.name, repo_type="dataset")) - _ITS_OWN
+        there = {file.rfilename for file in info.siblings or ()} - _ITS_OWN
         if not there:
             return set()
         path = self._api.hf_hub_download(self.name, manifest, repo_type="dataset") if manifest in there else None
@@ -91,19 +95,20 @@ class Repository:
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
     """The hub's refusals and silences as errors that say what to do."""
-    from httpx2 import HTTPError
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import errors
 
     try:
         yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        said = shorten(error.server_message or str(error))
-        if status in (401, 403, 404):
+    except errors.HfHubHTTPError as error:
+        said = f"(HTTP {error.response.status_code}): {shorten(error.server_message or str(error))}"
+        if error.response.status_code in (401, 403, 404):
             raise UsageError(
-                f"the hub refuses to take {name} (HTTP {status}): {said}; "
+                f"the hub refuses to take {name} {said}; "
                 "the token must be allowed to write there: HF_TOKEN, or 'hf auth login'"
             ) from error
-        raise PersynError(f"pushing to {name} failed (HTTP {status}): {said}; give the same command again") from error
-    except (HTTPError, OSError) as error:
+        raise PersynError(f"pushing to {name} failed {said}; give the same command again") from error
+    except errors.HTTPError as error:  # type: ignore[attr-defined] # httpx's, of whichever version
         raise PersynError(f"the hub cannot be reached: {shorten(str(error))}; give the same command again") from error
+    except (OSError, RuntimeError) as error:  # an upload that broke off, as the client says it
+        why = f"{error}{f': {error.__cause__}' if error.__cause__ else ''}"
+        raise PersynError(f"pushing to {name} failed: {shorten(why)}; give the same command again") from error

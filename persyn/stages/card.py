@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from persyn.errors import shorten
-from persyn.stages.formats import FORMATS
+from persyn.stages.formats import FORMATS, PARQUET
 from persyn.stages.manifest import File, Manifest
 
 _NOT_STATED = "not stated"
@@ -75,19 +75,33 @@ def _front_matter(manifest: Manifest) -> str:
                 **({"default": True} if name == _default(manifest) else {}),
                 "data_files": [{"split": file.split, "path": file.name} for file in files],
             }
-            for name, files in _by_format(manifest).items()
+            for name, files in _loadable(manifest).items()
         ],
+        dataset_info=[
+            {"config_name": name, "features": features}
+            for name in _loadable(manifest)
+            if (features := FORMATS[name].features)
+        ]
+        or None,
     )
     return data.to_yaml(line_break="\n").strip()
 
 
 def _by_format(manifest: Manifest) -> dict[str, list[File]]:
+    """The files of each format, in the order of `FORMATS`."""
     return {name: files for name in FORMATS if (files := [file for file in manifest.files if file.format == name])}
+
+
+def _loadable(manifest: Manifest) -> dict[str, list[File]]:
+    """The files that `load_dataset` finds by a format's name: it takes one kind of file from one folder."""
+    formats = _by_format(manifest)
+    texts = {name: files for name, files in formats.items() if name != PARQUET}
+    return texts or formats
 
 
 def _default(manifest: Manifest) -> str:
     """What `load_dataset` reads when it is not told."""
-    return next(iter(_by_format(manifest)))
+    return next(iter(_loadable(manifest)))
 
 
 def _what(manifest: Manifest) -> str:
@@ -161,7 +175,10 @@ def _counts(manifest: Manifest) -> str:
 
 def _use(manifest: Manifest) -> str:
     formats = _by_format(manifest)
-    loads = [f'load_dataset(".", "{name}")' for name in formats]
+    loads = [f'load_dataset(".", "{name}")' for name in _loadable(manifest)]
+    if PARQUET in formats:
+        data_files = ", ".join(f'"{file.split}": "{file.name}"' for file in formats[PARQUET])
+        loads.append(f'load_dataset("parquet", data_files={{{data_files}}})  # with all provenance')
     parts = [
         "With `datasets`, in this folder or with the repository's name in place of the dot "
         f"(without a second name it is `{_default(manifest)}`):",

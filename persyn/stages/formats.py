@@ -22,6 +22,8 @@ from persyn.llm.protocols import Message
 
 _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
+#: The one format that is no text.
+PARQUET = "parquet"
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
@@ -59,6 +61,8 @@ class Format:
     open: Callable[[Path], AbstractContextManager[Write]]
     #: Its entry in dataset_info.json but for the file's name; None when it is left out there.
     llama_factory: dict[str, Any] | None = None
+    #: Its columns as a dataset card declares them; None where each row shows their types.
+    features: list[dict[str, Any]] | None = None
 
     def file_of(self, split: str | None) -> str:
         """The name of a split's file; None is a dataset without splits."""
@@ -222,6 +226,11 @@ FORMATS = {
                 "history": "history",
             },
         },
+        # The first rows may all be without a history.
+        [
+            *({"name": name, "dtype": "string"} for name in ("instruction", "input", "output", "system")),
+            {"name": "history", "list": {"list": "string"}},
+        ],
     ),
-    "parquet": Format("dataset.parquet", _parquet),
+    PARQUET: Format("dataset.parquet", _parquet),
 }
