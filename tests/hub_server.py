@@ -157,6 +157,7 @@ class Hub:
         of = "/api/datasets/{owner}/{name}"
         app.router.add_post("/api/repos/create", self.create)
         app.router.add_get(of, self.info)
+        app.router.add_get(of + "/revision/{revision}", self.info)
         app.router.add_get(of + "/tree/{revision}", self.tree)
         app.router.add_get("/datasets/{owner}/{name}/resolve/{revision}/{path:.*}", self.resolve)
         app.router.add_post("/api/validate-yaml", self.validate)
