@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from persyn.config import thaw
 from persyn.errors import shorten
 from persyn.stages.formats import FORMATS, PARQUET
 from persyn.stages.manifest import File, Manifest
@@ -105,13 +106,12 @@ def _default(manifest: Manifest) -> str:
 
 
 def _what(manifest: Manifest) -> str:
-    config = manifest.config
-    strategy = config["strategy"]["kind"]
+    strategy = thaw(manifest.config).strategy.kind
     how = (
         "Each prompt was given to the one teacher that a router, fitted to this student on a calibration sample, "
         "expected to teach it most, and only that teacher answered it."
         if strategy == "persyn"
-        else f"The teacher of each prompt was chosen by the strategy {text(strategy)}."
+        else f"The teacher of each prompt was chosen by the strategy {strategy}."
     )
     so_far = "" if manifest.finished_at else " The run was not finished when this was written: rows are missing."
     return (
@@ -229,12 +229,13 @@ _TOOLS = {
 
 
 def _provenance(manifest: Manifest) -> str:
-    run = manifest.config["run"]
+    config = thaw(manifest.config)
+    dials = f"{config.run.alpha:g}, {config.run.normalise}, {config.run.seed}"
     rows: list[Sequence[str]] = [
         ["student", f"{text(manifest.student.name)}: {_model(manifest.student.model, manifest.student.revision)}"],
-        ["quality", text(manifest.config["quality"]["kind"])],
-        ["strategy", text(manifest.config["strategy"]["kind"])],
-        ["alpha, normalisation, seed", f"{run['alpha']:g}, {text(run['normalise'])}, {run['seed']}"],
+        ["quality", config.quality.kind],
+        ["strategy", config.strategy.kind],
+        ["alpha, normalisation, seed", dials],
     ]
     if manifest.router:
         rows.append(

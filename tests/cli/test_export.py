@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import constants
+from sqlalchemy import update
 
 from cli.main import persyn as persyn_command
+from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
 from tests.cli.conftest import Persyn
@@ -91,6 +94,22 @@ def test_it_says_what_became_of_every_assignment(export: Export, tmp_path: Path)
     ]
     assert "warning: no licence is stated for a" in said
     assert json.loads(folder(tmp_path)["manifest.json"])["export"]["cap"] == 7
+
+
+def test_a_run_that_is_resumed_writes_its_dataset_as_it_was_exported_last(export: Export, tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}").write() as session:
+        session.execute(update(Run).values(state=RunState.DONE, stage="generate"))
+    export("--cap", "7", "--format", "alpaca")
+    before = folder(tmp_path)
+    shutil.rmtree(tmp_path / "home" / "datasets" / "run")
+
+    again = CliRunner().invoke(persyn_command, ["run", "resume", "run"])
+    assert again.exit_code == 0
+    assert set(folder(tmp_path)) > {"messages.jsonl", "alpaca.jsonl"}  # nothing was there to go by
+    export("--cap", "7", "--format", "alpaca")
+    CliRunner().invoke(persyn_command, ["run", "resume", "run"])
+
+    assert folder(tmp_path) == before
 
 
 @pytest.mark.parametrize(

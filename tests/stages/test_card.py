@@ -23,6 +23,9 @@ from persyn.stages import card, export
 from persyn.stages.export_options import Options
 from tests.factories import MadeRun, make_assignment, make_prompt, make_response, make_run
 
+# A card is made of a manifest alone, whatever the database.
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 EVIL = (
     "</script><img src=x onerror=alert(1)> [click](javascript:alert(1)) | a | `b` **c**\n# Big www.evil.example ![x](y)"
@@ -68,7 +71,6 @@ def load(folder: Path, *names: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_datasets_loads_the_folder_with_its_splits(database: Database, run: MadeRun, tmp_path: Path) -> None:
     manifest = export.write(database, run.id, tmp_path / "out", Options(splits={"test": 0.2}))
     n_train, n_test = manifest.splits["train"], manifest.splits["test"]
@@ -87,7 +89,6 @@ def test_datasets_loads_the_folder_with_its_splits(database: Database, run: Made
     assert last["completion"][0]["content"].startswith("Answer")
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_datasets_loads_parquet_alone_and_beside_texts(database: Database, run: MadeRun, tmp_path: Path) -> None:
     written(database, run, tmp_path / "out", formats=("parquet",), splits={"test": 0.2})
     text = written(database, run, tmp_path / "all")
@@ -97,7 +98,6 @@ def test_datasets_loads_parquet_alone_and_beside_texts(database: Database, run: 
     assert "parquet" not in text.split("\n---\n")[0]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_datasets_loads_a_folder_without_splits(database: Database, run: MadeRun, tmp_path: Path) -> None:
     written(database, run, tmp_path / "out", formats=("alpaca", "sharegpt"), finish_reasons=("stop",))
 

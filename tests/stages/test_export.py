@@ -323,6 +323,7 @@ def test_a_run_without_a_response_leaves_the_earlier_dataset(database: Database,
     assert json.loads((tmp_path / "out" / "manifest.json").read_bytes())["files"][0]["sha256"] == before.files[0].sha256
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("form", ALL)
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_dataset(
     database: Database, database_url: str, run: MadeRun, tmp_path: Path, form: str

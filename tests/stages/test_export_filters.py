@@ -20,6 +20,8 @@ from persyn.stages.export_options import Options
 from persyn.stages.manifest import Manifest
 from tests.factories import MadeRun, make_assignment, make_prompt, make_response, make_run
 
+#: For what is decided in Python, row by row.
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 #: Fifteen words; no two of them the same.
 FIFTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 
@@ -59,6 +61,7 @@ def run(database: Database) -> MadeRun:
         return make_run(session, prompts=0)
 
 
+@SQLITE
 def test_only_responses_that_finished_as_asked(database: Database, run: MadeRun, tmp_path: Path) -> None:
     with database.write() as session:
         whole = answered(session, run, "a")
@@ -105,6 +108,7 @@ def test_where_all_are_scored_nothing_is_asked(database: Database, run: MadeRun,
     assert prompts_in(tmp_path / "out") == [good]
 
 
+@SQLITE
 @pytest.mark.parametrize(
     ("row", "is_contaminated"),
     [
@@ -147,6 +151,7 @@ def test_rows_that_overlap_with_a_benchmark_are_left_out(
     assert len(found.sha256) == 64
 
 
+@SQLITE
 def test_a_benchmark_that_cannot_be_read_stops_the_export(database: Database, run: MadeRun, tmp_path: Path) -> None:
     with database.write() as session:
         answered(session, run, "a")
@@ -163,6 +168,7 @@ def test_a_benchmark_that_cannot_be_read_stops_the_export(database: Database, ru
     assert not (tmp_path / "out").exists()
 
 
+@SQLITE
 def test_of_near_duplicates_the_first_stays(database: Database, run: MadeRun, tmp_path: Path) -> None:
     """One of 40 words changed: 35 of 41 word triples are common, a similarity of 0.85."""
     text = " ".join(f"word{number}" for number in range(40))
@@ -244,6 +250,7 @@ def test_every_assignment_is_exported_or_accounted_for(database: Database, run: 
     assert (seen.assigned, seen.exported, seen.dropped) == (10, 3, expected)
 
 
+@SQLITE
 def test_filters_that_leave_nothing_say_which(database: Database, run: MadeRun, tmp_path: Path) -> None:
     with database.write() as session:
         answered(session, run, "a", finish_reason="length")
@@ -285,6 +292,7 @@ def test_a_prompt_is_on_the_same_side_in_every_run_and_as_a_run_grows(
     assert test < set(prompts_in(tmp_path / "out", "messages-test.jsonl"))
 
 
+@SQLITE
 def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp_path: Path) -> None:
     """A reader of JSONL refuses a file that is empty."""
     with database.write() as session:
