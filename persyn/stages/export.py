@@ -255,7 +255,7 @@ class _Export:
         given = self._session.scalars(counted).one()
         if given != manifest.assigned:
             raise PersynError(
-                f"{given:,} assignments were to go by, {manifest.assigned:,} did; this is a fault of PerSyn"
+                f"{given:,} assignments were to go by, {manifest.assigned:,} did; 'persyn audit' may say why"
             )
         if not manifest.exported:
             dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)

@@ -139,7 +139,7 @@ def test_teachers_stand_with_their_licences_and_shares(database: Database, run: 
 def test_the_card_counts_what_was_left_out_and_has_the_command(
     database: Database, run: MadeRun, tmp_path: Path
 ) -> None:
-    benchmark = tmp_path / "my bench`.jsonl"
+    benchmark = tmp_path / "my\n```\nbench.jsonl"
     benchmark.write_text('{"q": "And now?"}')
     options = {"formats": ("messages",), "splits": {"test": 0.2}, "benchmarks": (str(benchmark),), "cap": 9}
 
@@ -153,7 +153,7 @@ def test_the_card_counts_what_was_left_out_and_has_the_command(
     assert block is not None
     assert shlex.split(block[2]) == [
         *("persyn", "export", "run", "--format", "messages", "--split", "test=0.2"),
-        *("--decontaminate", "my bench`.jsonl", "--cap", "9"),
+        *("--decontaminate", "my\n```\nbench.jsonl", "--cap", "9"),
     ]
 
 
@@ -203,7 +203,7 @@ def test_hostile_names_are_shown_and_do_nothing(database: Database, run: MadeRun
     tags = Tags()
     tags.feed(text)
     assert tags.found == []
-    assert not re.search(r"(?<!\\)[\[\]`*]", card.text(EVIL))
+    assert not re.search(r"(?<!\\)[\[\]`*|]|[<>]", card.text(EVIL))
     assert "onerror" in text
     assert "\n# Big" not in text
     assert {

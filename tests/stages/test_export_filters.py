@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.results import Score
-from persyn.errors import UsageError
+from persyn.errors import PersynError, UsageError
 from persyn.stages import export
 from persyn.stages.export_options import Options
 from persyn.stages.manifest import Manifest
@@ -179,10 +180,11 @@ def test_of_near_duplicates_the_first_stays(database: Database, run: MadeRun, tm
         turned = answered(session, run, " ".join(reversed(text.split())))
         short = answered(session, run, "Why?")
         shorter = answered(session, run, "why")
+        others = [answered(session, run, text) for text in ("What?", "?!", "!")]
 
     manifest = write(database, run, tmp_path / "out", near_duplicates=0.7)
 
-    assert prompts_in(tmp_path / "out") == [first, other, turned, short]
+    assert prompts_in(tmp_path / "out") == [first, other, turned, short, *others]
     assert dropped(tmp_path / "out") == [
         (again, "near_duplicate", f"prompt {first}"),
         (shorter, "near_duplicate", f"prompt {short}"),
@@ -251,6 +253,22 @@ def test_every_assignment_is_exported_or_accounted_for(database: Database, run: 
 
 
 @SQLITE
+def test_an_assignment_that_did_not_go_by_is_no_dataset(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    """A prompt is gone from a file that somebody wrote to without its foreign keys."""
+    with database.write() as session:
+        answered(session, run, "a")
+        answered(session, run, "b")
+    with sqlite3.connect(tmp_path / "persyn.db") as raw:
+        raw.execute("DELETE FROM prompts WHERE text = 'b'")
+    raw.close()
+
+    with pytest.raises(PersynError, match="2 assignments were to go by, 1 did"):
+        write(database, run, tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+@SQLITE
 def test_filters_that_leave_nothing_say_which(database: Database, run: MadeRun, tmp_path: Path) -> None:
     with database.write() as session:
         answered(session, run, "a", finish_reason="length")
@@ -285,6 +303,7 @@ def test_a_prompt_is_on_the_same_side_in_every_run_and_as_a_run_grows(
 
     assert before.splits["test"] == len(test) == 40 - len(train) - before.splits["dev"]
     assert 4 <= len(test) <= 16  # 10 expected
+    assert 1 <= before.splits["dev"] <= 9  # 4 expected
     assert set(prompts_in(tmp_path / "out", "messages-test.jsonl")) - set(more) == test
     assert set(prompts_in(tmp_path / "other", "messages-test.jsonl")) == set(sorted(test)[:3])
     assert set(prompts_in(tmp_path / "other", "messages-train.jsonl")) == set(sorted(train)[:3])
