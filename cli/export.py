@@ -51,7 +51,7 @@ from persyn.stages.manifest import MANIFEST, Manifest, files_of
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Without rows that share 13 words in a row with a benchmark's file, or its prompt; may be given again.",
+    help="Without rows that share 13 words in a row with a text in a benchmark's file, or are one; may be given again.",
 )
 @click.option(
     "--near-duplicates",
