@@ -1,0 +1,232 @@
+"""A run's prompts, a page at a time: searched, filtered, and never read as a whole."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, tuple_
+from sqlalchemy.orm import Session
+
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
+from persyn.db.results import Assignment, Response, Score
+from persyn.db.text import reason
+
+#: Of a prompt's text, the first characters are shown in a list.
+_EXCERPT = 240
+
+
+class Standing(StrEnum):
+    """How far a prompt is in a run."""
+
+    UNASSIGNED = "unassigned"
+    WAITING = "waiting"
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+class Order(StrEnum):
+    """How prompts are sorted: by id, or from the smallest margin on, where the choice was closest."""
+
+    ID = "id"
+    MARGIN = "margin"
+
+
+class Wanted(Struct, frozen=True):
+    """Which prompts; what is None, or an empty text, selects nothing."""
+
+    #: In the prompt's text, in any case; or its whole id in its file.
+    text: str = ""
+    role: Role | None = None
+    standing: Standing | None = None
+    #: The name of the teacher it was given to.
+    teacher: str = ""
+    #: The first word of its assignment's reason.
+    reason: str = ""
+    #: The first word of why a response or a score of it failed, with any of the run's teachers; "any" is any.
+    failure: str = ""
+    #: Bounds of the margin, inclusive.
+    margin_from: float | None = None
+    margin_to: float | None = None
+
+
+class Place(Struct, frozen=True):
+    """The last row of a page: the next page begins behind it."""
+
+    prompt_id: int
+    margin: float | None = None
+
+
+class Row(Struct, frozen=True):
+    """A prompt in a list."""
+
+    prompt_id: int
+    role: Role
+    #: The beginning of its text, and how many characters the whole has.
+    excerpt: str
+    characters: int
+    teacher: str | None
+    reason: str | None
+    margin: float | None
+    standing: Standing
+    failure: str | None
+    response_tokens: int | None
+
+
+class Page(Struct, frozen=True):
+    """Some rows, and where the next begin; None on the last page."""
+
+    rows: list[Row]
+    following: Place | None
+
+
+class RunRow(Struct, frozen=True):
+    """A run in a list."""
+
+    name: str
+    state: RunState
+    stage: str
+    student: str
+    prompts: int
+    teachers: int
+    created_at: datetime
+    finished_at: datetime | None
+    error: str | None
+
+
+def runs(session: Session, *, limit: int) -> list[RunRow]:
+    """The newest runs first."""
+    counted = {
+        model: select(func.count()).where(model.run_id == Run.id).scalar_subquery() for model in (RunPrompt, RunTeacher)
+    }
+    found = session.execute(
+        select(
+            Run.name,
+            Run.state,
+            Run.stage,
+            Student.name.label("student"),
+            counted[RunPrompt].label("prompts"),
+            counted[RunTeacher].label("teachers"),
+            Run.created_at,
+            Run.finished_at,
+            Run.error,
+        )
+        .join(Student, Student.id == Run.student_id)
+        .order_by(Run.id.desc())
+        .limit(limit)
+    )
+    return [RunRow(**row._mapping) for row in found]
+
+
+def teachers(session: Session, run: Run) -> list[str]:
+    """Their names, in head order."""
+    found = select(Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
+    return list(session.scalars(found))
+
+
+def prompts(
+    session: Session, run: Run, wanted: Wanted, *, order: Order = Order.ID, after: Place | None = None, limit: int = 50
+) -> Page:
+    """A page of a run's prompts. Sorted by margin, those without one are left out."""
+    query = _rows(run).where(*_conditions(run, wanted))
+    if order is Order.MARGIN:
+        query = query.where(Assignment.margin.is_not(None)).order_by(Assignment.margin, Assignment.prompt_id)
+        if after is not None:
+            key = tuple_(Assignment.margin, Assignment.prompt_id)
+            query = query.where(key > tuple_(after.margin, after.prompt_id))
+    else:
+        query = query.order_by(RunPrompt.prompt_id)
+        if after is not None:
+            query = query.where(RunPrompt.prompt_id > after.prompt_id)
+    found = session.execute(query.limit(limit + 1)).all()
+    last = found[limit - 1] if len(found) > limit else None
+    return Page(
+        rows=[_row(row) for row in found[:limit]],
+        following=Place(last.prompt_id, last.margin) if last is not None else None,
+    )
+
+
+def _rows(run: Run) -> Select[Any]:
+    assigned = and_(Assignment.run_id == run.id, Assignment.prompt_id == RunPrompt.prompt_id)
+    answered = and_(
+        Response.prompt_id == RunPrompt.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
+    )
+    return (
+        select(
+            RunPrompt.prompt_id,
+            RunPrompt.role,
+            func.substr(Prompt.text, 1, _EXCERPT).label("excerpt"),
+            func.length(Prompt.text).label("characters"),
+            Teacher.name.label("teacher"),
+            Assignment.reason,
+            Assignment.margin,
+            Response.id.label("response_id"),
+            Response.failure,
+            Response.response_tokens,
+        )
+        .join(Prompt, Prompt.id == RunPrompt.prompt_id)
+        .outerjoin(Assignment, assigned)
+        .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
+        .outerjoin(Response, answered)
+        .where(RunPrompt.run_id == run.id)
+    )
+
+
+def _conditions(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if wanted.text:
+        found.append(or_(Prompt.text.icontains(wanted.text, autoescape=True), Prompt.source_id == wanted.text))
+    if wanted.role is not None:
+        found.append(RunPrompt.role == wanted.role)
+    if wanted.standing is not None:
+        found.append(_stands(wanted.standing))
+    if wanted.teacher:
+        found.append(Teacher.name == wanted.teacher)
+    if wanted.reason:
+        found.append(reason(Assignment.reason) == wanted.reason)
+    if wanted.failure:
+        found.append(RunPrompt.prompt_id.in_(_failed(run, wanted.failure)))
+    if wanted.margin_from is not None:
+        found.append(Assignment.margin >= wanted.margin_from)
+    if wanted.margin_to is not None:
+        found.append(Assignment.margin <= wanted.margin_to)
+    return found
+
+
+def _stands(standing: Standing) -> ColumnElement[bool]:
+    return {
+        Standing.UNASSIGNED: Assignment.teacher_id.is_(None),
+        Standing.WAITING: and_(Assignment.teacher_id.is_not(None), Response.id.is_(None)),
+        Standing.ANSWERED: Response.text.is_not(None),
+        Standing.FAILED: Response.failure.is_not(None),
+    }[standing]
+
+
+def _failed(run: Run, why: str) -> Select[Any]:
+    """Prompts of which a response by a teacher of the run, or a score that the run reads, failed."""
+    mine = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)
+    responses = select(Response.prompt_id).where(Response.teacher_id.in_(mine), Response.sample == 0)
+    scored = exists().where(
+        Score.response_id == Response.id,
+        Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id)),
+        _is(Score.failure, why),
+    )
+    return responses.where(or_(_is(Response.failure, why), scored))
+
+
+def _is(failure: Any, why: str) -> ColumnElement[bool]:
+    known: ColumnElement[bool] = failure.is_not(None)
+    return known if why == "any" else and_(known, reason(failure) == why)
+
+
+def _row(found: Any) -> Row:
+    if found.teacher is None:
+        standing = Standing.UNASSIGNED
+    elif found.response_id is None:
+        standing = Standing.WAITING
+    else:
+        standing = Standing.ANSWERED if found.failure is None else Standing.FAILED
+    columns = found._mapping
+    return Row(standing=standing, **{name: columns[name] for name in Row.__struct_fields__ if name != "standing"})
