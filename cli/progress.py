@@ -5,29 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 
-import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from persyn import pipeline
-from persyn.db.catalog import Run, RunState
+from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import Progress as Counts
 from workers.worker import Listener
 
-_LINE_SECONDS = 10.0
+#: Between two lines where there is no terminal.
+LINE_SECONDS = 10.0
+#: A bar gets no longer than this line.
+_WIDTH = 100
 
 
 @contextmanager
@@ -39,26 +41,47 @@ def counting_rows() -> Iterator[Callable[[int], None]]:
         yield lambda rows: bar.update(task_id, completed=rows)
 
 
-class Meter:
-    """A bar for each thing that goes on, with rate and ETA; a line now and then where there is no terminal."""
+class _Framed(Progress):
+    """Bars with something above and below."""
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._is_terminal = console.is_terminal
+    above: RenderableType | None = None
+    below: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """All of it, from the top."""
+        frame = self.above, self.make_tasks_table(self.tasks), self.below
+        return [part for part in frame if part is not None]
+
+
+class Meter:
+    """A bar for each thing that goes on, with rate and ETA; a line now and then where there is no terminal.
+
+    console:      where it is shown; standard error, if none is given.
+    line_seconds: between two lines.
+    """
+
+    def __init__(self, console: Console | None = None, *, line_seconds: float = LINE_SECONDS) -> None:
+        self.console = console or Console(stderr=True)
+        self._line_seconds = line_seconds
         self._tasks: dict[str, TaskID] = {}
         self._said_at = 0.0
-        self._progress = Progress(
+        self._said = ""
+        self._progress = _Framed(
             TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}", justify="right"),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not self._is_terminal,
+            console=self.console,
+            expand=True,
+            disable=not self.is_terminal,
         )
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether there are bars, and not lines."""
+        return self.console.is_terminal
 
     def __enter__(self) -> Meter:
         self._progress.start()
@@ -67,33 +90,36 @@ class Meter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._progress.stop()
 
-    def show(self, name: str, total: int, done: int, note: str = "") -> None:
-        """So much of it is done; the first time says where it begins."""
+    def show(self, name: str, total: int, done: int, note: str = "", *, ago: float = 0.0) -> None:
+        """So much of it is done; the first time says where it begins, and how many seconds ago it began."""
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total, completed=done, rate="", note=note)
+            task_id = self._progress.add_task(name, total=total, completed=done, rate="", left="", note=note)
+            self._tasks[name] = task_id
+            self._progress.tasks[task_id].start_time = self._progress.get_time() - ago
             return
         task_id = self._tasks[name]
         task = self._progress.tasks[task_id]
         if done < task.completed:
             self._progress.reset(task_id, total=total)
-        rate = f"{task.speed:.1f}/s" if task.speed else ""
-        self._progress.update(task_id, total=total, completed=done, rate=rate, note=note)
-        if not self._is_terminal and (done >= total or time.monotonic() - self._said_at > _LINE_SECONDS):
-            self._line(name, task_id, note)
+        self._progress.update(task_id, total=total, completed=done, note=note)
+        self._progress.update(task_id, rate=_rate(task), left=_left(task))
+        if not self.is_terminal and (done >= total or time.monotonic() - self._said_at > self._line_seconds):
+            self._line(task, note)
+
+    def frame(self, above: RenderableType | None, below: RenderableType | None) -> None:
+        """Put something above and below the bars; lines have no such thing."""
+        self._progress.above, self._progress.below = above, below
 
     def say(self, text: str) -> None:
         """Say something between."""
-        if self._is_terminal:
-            self._progress.console.print(text, style="dim", markup=False, highlight=False)
-        else:
-            click.echo(text, err=True)
+        self.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
-    def _line(self, name: str, task_id: TaskID, note: str) -> None:
-        self._said_at = time.monotonic()
-        task = self._progress.tasks[task_id]
-        rate = f", {task.speed:.1f}/s" if task.speed else ""
-        left = f", ETA {task.time_remaining:.0f} s" if task.time_remaining else ""
-        click.echo(f"{name}: {task.completed:.0f} of {task.total:.0f}{rate}{left}{note and ', '}{note}", err=True)
+    def _line(self, task: Task, note: str) -> None:
+        counts = f"{task.description}: {task.completed:.0f} of {task.total:.0f}"
+        line = ", ".join(part for part in (counts, _rate(task), _left(task), note) if part)
+        if line != self._said:
+            self._said_at, self._said = time.monotonic(), line
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Bars(Listener):
@@ -105,7 +131,6 @@ class Bars(Listener):
         self._meter = Meter()
         #: By stage.
         self._counts: dict[str, Counts] = {}
-        self._warned: set[str] = set()
 
     def __enter__(self) -> Bars:
         self._meter.__enter__()
@@ -133,22 +158,6 @@ class Bars(Listener):
         before = self._counts[stage]
         self._show(stage, Counts(before.total, before.done + done, before.failed + failed))
 
-    def look(self) -> RunState:
-        """Show what the store says of the run's present stage; returns the run's state."""
-        with self._database.read() as session:
-            run = session.get_one(Run, self._run_id)
-            counts = pipeline.STAGES[run.stage].progress(session, run)
-        if counts != self._counts.get(run.stage):
-            self._show(run.stage, counts)
-        return run.state
-
-    def warn(self, texts: Iterable[str]) -> None:
-        """Say each of these once."""
-        for text in texts:
-            if text not in self._warned:
-                self._warned.add(text)
-                self._meter.say(text)
-
     def _read(self, stage: str) -> Counts:
         with self._database.read() as session:
             return pipeline.STAGES[stage].progress(session, session.get_one(Run, self._run_id))
@@ -157,3 +166,18 @@ class Bars(Listener):
         self._counts[stage] = counts
         note = f"{counts.failed} failed" if counts.failed else ""
         self._meter.show(stage, counts.total, counts.done + counts.failed, note)
+
+
+def _rate(task: Task) -> str:
+    return f"{task.speed:.1f}/s" if task.speed and not task.finished else ""
+
+
+def _left(task: Task) -> str:
+    if task.finished_time is not None:
+        return f"in {span(task.finished_time)}"
+    return f"ETA {span(task.time_remaining)}" if task.time_remaining else ""
+
+
+def span(seconds: float) -> str:
+    """A time in hours, minutes and seconds; in days, where there are some."""
+    return str(timedelta(seconds=round(max(seconds, 0.0))))

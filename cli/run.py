@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import sys
 import threading
@@ -10,16 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import NoReturn
 
 import click
 import msgspec
+from rich.console import Console
 from sqlalchemy import func, select
 
 from cli import summary
 from cli.export import FORMATS
 from cli.open import JSON, actor, find_run, nobody_takes, show, store
-from cli.progress import Bars, counting_rows
+from cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
+from cli.watch import LOOK_SECONDS, View
 from persyn import config as run_file
 from persyn import pipeline, queue
 from persyn.db.catalog import Run, RunPrompt, RunState
@@ -29,11 +30,6 @@ from persyn.settings import Settings
 from persyn.stages import export
 from persyn.stages.start import find, identities
 from workers.worker import Worker
-
-#: Between two looks at a run that others work.
-_LOOK_SECONDS = 1.0
-#: After so many looks workers are asked whether somebody can take what waits.
-_LOOKS_A_CALL = 15
 
 
 @click.group()
@@ -66,6 +62,39 @@ def resume(name: str) -> None:
             pipeline.resume(session, found, actor=actor())
             run_id = found.id
         _work(database, run_id)
+
+
+@run.command()
+@click.argument("name")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    help=f"Seconds between two looks. Default: {LOOK_SECONDS:.0f}; {LINE_SECONDS:.0f} without a terminal.",
+)
+def watch(name: str, interval: float | None) -> None:
+    """Watch run NAME until it is over; Ctrl-C closes the view, and the run goes on.
+
+    Shows its stages, what each teacher writes in a second (over the last minute), who works on what, and what
+    failed. Exit 0 when the run is done, 1 when it failed or was cancelled. Without a terminal it is a line each
+    interval in which something changed.
+    """
+    console = Console()
+    seconds = interval or (LOOK_SECONDS if console.is_terminal else LINE_SECONDS)
+    with store() as database:
+        with database.read() as session:
+            run_id = find_run(session, name).id
+        meter = Meter(console, line_seconds=seconds)
+        view = View(database, run_id, meter, interval=seconds, warnings=lambda: _untaken(database, run_id))
+        state = _follow(view)
+        with database.read() as session:
+            error = session.get_one(Run, run_id).error
+    if state is None:
+        click.echo(f"the run goes on without this window. Look again with: persyn run watch {name}", err=True)
+        sys.exit(130)
+    if state is RunState.DONE:
+        click.echo(f"run {name} is done; 'persyn run status {name}' says what came out")
+        return
+    _not_done(name, state, error)
 
 
 @run.command()
@@ -117,11 +146,14 @@ def _work(database: Database, run_id: int) -> None:
     elif stopped:
         click.echo(f"{stopped}: persyn run resume {name}", err=True)
         sys.exit(130)
-    elif state is RunState.CANCELLED:
-        click.echo(f"run {name} was cancelled. Go on with: persyn run resume {name}", err=True)
-        sys.exit(1)
     else:
-        raise PersynError(f"run {name} failed in {error}; mend it, then: persyn run resume {name}")
+        _not_done(name, state, error)
+
+
+def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
+    if state is RunState.CANCELLED:
+        raise PersynError(f"run {name} was cancelled; go on with: persyn run resume {name}")
+    raise PersynError(f"run {name} failed in {error}; mend it, then: persyn run resume {name}")
 
 
 def _work_here(database: Database, settings: Settings, run_id: int) -> str:
@@ -145,22 +177,27 @@ def _watch(database: Database, settings: Settings, broker_url: str, run_id: int)
     dispatcher = Dispatcher(database, celery, lease_seconds=settings.lease_seconds)
     ringing = threading.Thread(target=dispatcher.run, name="dispatcher")
     ringing.start()
-    closed = threading.Event()
     try:
-        with Bars(database, run_id) as bars, _stopping_gently(closed, "closing this window"):
-            calling = itertools.cycle([False] * (_LOOKS_A_CALL - 1) + [True])
-            while bars.look() is RunState.RUNNING and not closed.is_set():
-                if next(calling):
-                    bars.warn(_untaken(database, celery, run_id))
-                closed.wait(_LOOK_SECONDS)
+        view = View(database, run_id, Meter(), interval=LOOK_SECONDS, warnings=lambda: _untaken(database, run_id))
+        over = _follow(view)
     finally:
         dispatcher.stop.set()
         ringing.join()
-    return "the run goes on without this window. Look again with" if closed.is_set() else ""
+    return "" if over else "the run goes on without this window. Look again with"
 
 
-def _untaken(database: Database, celery: Any, run_id: int) -> list[str]:
-    """What of a run waits for a worker that is not there."""
+def _follow(view: View) -> RunState | None:
+    """Follow a run until it is over, or Ctrl-C."""
+    closed = threading.Event()
+    with _stopping_gently(closed, ""):
+        return view.follow(closed)
+
+
+def _untaken(database: Database, run_id: int) -> list[str]:
+    """What of a run waits for a worker that is not there, as far as a broker can be asked."""
+    settings = Settings.from_environment()
+    if settings.broker_url is None:
+        return []
     from workers import app, roll
 
     with database.read() as session:
@@ -168,7 +205,7 @@ def _untaken(database: Database, celery: Any, run_id: int) -> list[str]:
     if all(backlog.workers for backlog in waiting):
         return []
     try:
-        present = roll.call(celery)
+        present = roll.call(app.make(settings.broker_url))
     except app.AWAY:
         return []  # the dispatcher says so
     return [nobody_takes(backlog) for backlog in roll.untaken(waiting, present) if not backlog.workers]
@@ -183,13 +220,14 @@ def _finish(database: Database, run_id: int, folder: Path) -> None:
 
 @contextmanager
 def _stopping_gently(stop: threading.Event, what: str) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM sets `stop` and says what follows; a second one interrupts."""
+    """The first Ctrl-C or SIGTERM sets `stop` and says what follows, if anything; a second one interrupts."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        click.echo(f"\n{what}", err=True)
+        if what:
+            click.echo(f"\n{what}", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -140,10 +140,13 @@ def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = (), sp
     return len(swept)
 
 
-def progress(session: Session, run: Run) -> dict[str, Progress]:
-    """The counts of each stage that the run has come to, in order."""
+def progress(session: Session, run: Run, *, known: Collection[str] = ()) -> dict[str, Progress]:
+    """The counts of each stage that the run has come to, in order.
+
+    known: stages to leave out.
+    """
     reached = _ORDER[: _ORDER.index(run.stage) + 1]
-    return {name: STAGES[name].progress(session, run) for name in reached}
+    return {name: STAGES[name].progress(session, run) for name in reached if name not in known}
 
 
 def _count_plan(session: Session, run: Run, actor: str) -> None:

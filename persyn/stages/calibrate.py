@@ -39,7 +39,20 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 def progress(session: Session, run: Run) -> Progress:
     """Count the grid's cells by what came of them."""
     total, answered, failed = session.execute(
-        select(func.count(), func.count(Response.text), func.count(Response.failure))
+        _cells(run.id).with_only_columns(func.count(), func.count(Response.text), func.count(Response.failure))
+    ).one()
+    return Progress(total, answered, failed)
+
+
+def failures(run: Run) -> Select[Any]:
+    """What failed in the grid: the reason of each such response."""
+    return _cells(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
+
+
+def _cells(run_id: int) -> Select[Any]:
+    """The grid's cells, filled or not."""
+    return (
+        select(RunPrompt.prompt_id)
         .select_from(RunPrompt)
         .join(RunTeacher, RunTeacher.run_id == RunPrompt.run_id)
         .outerjoin(
@@ -50,9 +63,8 @@ def progress(session: Session, run: Run) -> Progress:
                 Response.sample == 0,
             ),
         )
-        .where(RunPrompt.run_id == run.id, _IN_GRID)
-    ).one()
-    return Progress(total, answered, failed)
+        .where(RunPrompt.run_id == run_id, _IN_GRID)
+    )
 
 
 def _missing(run_id: int, teacher_id: int | None) -> Select[Any]:

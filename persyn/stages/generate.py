@@ -34,12 +34,24 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 def progress(session: Session, run: Run) -> Progress:
     """Count the run's assigned prompts by what came of them."""
     total, answered, failed = session.execute(
-        select(func.count(), func.count(Response.text), func.count(Response.failure))
-        .select_from(Assignment)
-        .outerjoin(Response, _answered())
-        .where(Assignment.run_id == run.id)
+        _assigned(run.id).with_only_columns(func.count(), func.count(Response.text), func.count(Response.failure))
     ).one()
     return Progress(total, answered, failed)
+
+
+def failures(run: Run) -> Select[Any]:
+    """What failed of the assigned prompts: the reason of each such response."""
+    return _assigned(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
+
+
+def _assigned(run_id: int) -> Select[Any]:
+    """The run's assigned prompts, answered or not."""
+    return (
+        select(Assignment.prompt_id)
+        .select_from(Assignment)
+        .outerjoin(Response, _answered())
+        .where(Assignment.run_id == run_id)
+    )
 
 
 def _missing(run_id: int, teacher_id: int | None) -> Select[Any]:

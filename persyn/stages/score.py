@@ -67,14 +67,25 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 
 def progress(session: Session, run: Run) -> Progress:
     """Count the scores that the grid's responses should have by what came of them."""
-    scorers = (run.learnability_scorer_id, run.quality_scorer_id)
     total, judged, failed = session.execute(
-        _responses(run.id)
-        .with_only_columns(func.count(), func.count(Score.value), func.count(Score.failure))
-        .join(Scorer, Scorer.id.in_(scorers))
-        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Scorer.id))
+        _owed(run).with_only_columns(func.count(), func.count(Score.value), func.count(Score.failure))
     ).one()
     return Progress(total, judged, failed)
+
+
+def failures(run: Run) -> Select[Any]:
+    """What failed of the grid's scores: the reason of each."""
+    return _owed(run).with_only_columns(Score.failure).where(Score.failure.is_not(None))
+
+
+def _owed(run: Run) -> Select[Any]:
+    """The scores that the grid's responses should have, there or not."""
+    scorers = (run.learnability_scorer_id, run.quality_scorer_id)
+    return (
+        _responses(run.id)
+        .join(Scorer, Scorer.id.in_(scorers))
+        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Scorer.id))
+    )
 
 
 def spec_of(scorer: Scorer) -> ModelSpec:

@@ -1,0 +1,227 @@
+"""A run as it is worked elsewhere: a live view on a terminal, a line now and then without one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.exc import OperationalError
+
+from cli.open import cell
+from cli.progress import Meter, span
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.work import JobState
+from persyn.errors import shorten
+from persyn.stages.batch import Progress
+from persyn.watch import Failures, Glance, Held, Pace, Tally, glance, tally
+from workers import owner
+
+#: Between two looks on a terminal.
+LOOK_SECONDS = 1.0
+#: After so many looks it is asked again what should be warned of.
+_LOOKS_A_WARNING = 15
+#: Rows are counted at most one part in so many of the time.
+_COUNTING_SHARE = 10
+#: Workers that are shown one by one, and kinds of failures.
+_MOST = 12
+
+
+class View:
+    """Looks at a run again and again, and shows what it sees.
+
+    interval: seconds between two looks, and between two lines.
+    warnings: asked now and then what a person should know besides; each is said once.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        run_id: int,
+        meter: Meter,
+        *,
+        interval: float,
+        warnings: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        self._database = database
+        self._run_id = run_id
+        self._meter = meter
+        self._interval = interval
+        self._warnings = warnings
+        self._warned: set[str] = set()
+        self._rows = _Rows(database, run_id)
+        self._shown: dict[str, Progress] = {}
+        self._is_away = False
+
+    def follow(self, closed: threading.Event) -> RunState | None:
+        """Show the run until it is over, and return how it ended; None when `closed` came first."""
+        looks = 0
+        with self._meter:
+            while not closed.is_set():
+                seen = self._look()
+                if seen is not None and seen.state is not RunState.RUNNING:
+                    return seen.state
+                looks += 1
+                if seen is not None and looks % _LOOKS_A_WARNING == 0:
+                    self._warn()
+                closed.wait(self._interval)
+        return None
+
+    def _look(self) -> Glance | None:
+        """One look; None when the database does not answer, which is said once."""
+        try:
+            with self._database.read() as session:
+                run = session.get_one(Run, self._run_id)
+                seen, name = glance(session, run), run.name
+        except OperationalError as error:
+            if not self._is_away:
+                reason = shorten(str(error.orig))
+                self._meter.say(f"the database does not answer ({reason}); the run may go on, this window waits")
+            self._is_away = True
+            return None
+        if self._is_away:
+            self._meter.say("the database answers again")
+        self._is_away = False
+        counted = self._rows.counted(self._interval, is_last=seen.state is not RunState.RUNNING)
+        self._show(name, seen, counted)
+        return seen
+
+    def _show(self, name: str, seen: Glance, counted: Tally | None) -> None:
+        for stage, counts in (counted.stages if counted else {}).items():
+            self._bar(stage, counts, seen, counted)
+        failures = counted.failures if counted else []
+        self._meter.frame(_head(name, seen), _tables(seen, failures))
+
+    def _bar(self, stage: str, counts: Progress, seen: Glance, counted: Tally | None) -> None:
+        over = counts.done + counts.failed
+        notes = [f"{counts.failed:,} failed"] if counts.failed else []
+        if counted is None or stage != seen.stage:
+            if self._shown.get(stage) != counts:
+                self._meter.show(stage, counts.total, over, *notes)
+            self._shown[stage] = counts
+            return
+        # Rows of jobs that ended since the rows were counted.
+        since = max(0, counted.open_rows - seen.open_rows) if counted.stage == stage else 0
+        if not self._meter.is_terminal:
+            notes += _in_words(seen)
+        self._meter.show(stage, counts.total, min(over + since, counts.total), ", ".join(notes), ago=seen.stage_seconds)
+
+    def _warn(self) -> None:
+        for text in self._warnings():
+            if text not in self._warned:
+                self._warned.add(text)
+                self._meter.say(text)
+
+
+class _Rows:
+    """A run's rows, counted beside the view: it waits for a count no longer than it would for its next look."""
+
+    def __init__(self, database: Database, run_id: int) -> None:
+        self._database = database
+        self._run_id = run_id
+        self._found: Tally | None = None
+        self._thread: threading.Thread | None = None
+        self._count_at = 0.0
+
+    def counted(self, seconds: float, *, is_last: bool) -> Tally | None:
+        """The newest count there is after at most so many seconds."""
+        if self._thread is None and (is_last or time.monotonic() >= self._count_at):
+            # A count of many rows cannot be interrupted; whoever closes the window does not wait for it.
+            self._thread = threading.Thread(target=self._count, name="counting", daemon=True)
+            self._thread.start()
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if not self._thread.is_alive():
+                self._thread = None
+        return self._found
+
+    def _count(self) -> None:
+        began = time.monotonic()
+        try:
+            with self._database.read() as session:
+                run = session.get_one(Run, self._run_id)
+                found = tally(session, run, known=self._behind(run.stage))
+        except OperationalError:
+            return  # the view says so
+        ended = time.monotonic()
+        self._count_at = ended + _COUNTING_SHARE * (ended - began)
+        before = self._found
+        if before is not None:
+            found = found.after(before)
+        self._found = found
+
+    def _behind(self, stage: str) -> list[str]:
+        """Stages that were counted when nothing of them was missing any more."""
+        if self._found is None:
+            return []
+        return [name for name, counts in self._found.stages.items() if name != stage and not counts.pending]
+
+
+def _head(name: str, seen: Glance) -> Text:
+    since = span((seen.at - seen.began).total_seconds())
+    jobs = ", ".join(f"{count:,} {state}" for state, count in sorted(seen.jobs.items()))
+    return Text(f"run {cell(name)}: {seen.state}, begun {since} ago\njobs of {seen.stage}: {jobs or 'none'}")
+
+
+def _in_words(seen: Glance) -> list[str]:
+    """What the tables below the bars say, in a few words."""
+    tokens = sum(pace.tokens for pace in seen.paces)
+    workers = len({held.worker for held in seen.held})
+    return [*([f"{tokens:,.0f} tokens/s"] if tokens else []), f"{workers} workers"]
+
+
+def _tables(seen: Glance, failures: Sequence[Failures]) -> RenderableType:
+    parts: list[RenderableType] = []
+    if seen.paces:
+        parts += ["", _paces(seen.paces)]
+    if seen.held:
+        parts += ["", _workers(seen.held)]
+    elif seen.state is RunState.RUNNING and seen.jobs.get(JobState.QUEUED):
+        parts += ["", Text("no worker holds a job of this run", style="bold")]
+    if failures:
+        parts += ["", _failures(failures)]
+    if seen.error:
+        parts += ["", Text(cell(seen.error), style="bold")]
+    return Group(*parts)
+
+
+def _paces(paces: Sequence[Pace]) -> Table:
+    table = _table("teacher", "responses/s", "tokens/s", right=(1, 2))
+    for pace in paces:
+        table.add_row(Text(cell(pace.teacher)), f"{pace.responses:,.1f}", f"{pace.tokens:,.0f}")
+    return table
+
+
+def _workers(held: Sequence[Held]) -> Group:
+    table = _table("worker", "job", "works", "prompts", "for", "lease", right=(1, 3, 4, 5))
+    for job in held[:_MOST]:
+        lease = f"{job.lease_seconds:.0f} s" if job.lease_seconds > 0 else "ran out"
+        table.add_row(
+            Text(owner.short(cell(job.worker))),
+            str(job.job),
+            Text(cell(job.model)),
+            f"{job.prompts:,}",
+            span(job.seconds),
+            Text(lease, style="" if job.lease_seconds > 0 else "bold red"),
+        )
+    more = len(held) - _MOST
+    workers = len({job.worker for job in held})
+    return Group(table, *([Text(f"and {more:,} more jobs; {workers:,} workers in all")] if more > 0 else []))
+
+
+def _failures(failures: Sequence[Failures]) -> Table:
+    table = _table("failed in", "reason", "rows", right=(2,))
+    for failure in failures[:_MOST]:
+        table.add_row(failure.stage, Text(cell(failure.reason)), f"{failure.rows:,}")
+    return table
+
+
+def _table(*columns: str, right: Sequence[int]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number in right else "left", overflow="ellipsis", no_wrap=True)
+    return table

@@ -1,0 +1,202 @@
+"""What goes on in a run at this moment.
+
+A glance reads jobs by their index and the last responses alone, so that it may be taken every second
+however large the run is. A tally counts rows, all of them: that takes as long as they are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import Select, and_, func, select
+from sqlalchemy.orm import Session
+
+from persyn import pipeline
+from persyn.db.catalog import Run, RunState, RunTeacher, Teacher
+from persyn.db.results import Response
+from persyn.db.text import reason
+from persyn.db.time import now
+from persyn.db.work import Event, Job, JobState
+from persyn.stages import calibrate, generate, score
+from persyn.stages.batch import Progress
+
+#: The stages of which a row may fail.
+_FAILURES = {"calibrate": calibrate.failures, "score": score.failures, "generate": generate.failures}
+#: What "now" means where something is counted per second.
+RECENT = timedelta(seconds=60)
+#: Of more responses than these, only the last are looked at, and the time in which they came.
+_MOST_RECENT = 20_000
+
+
+class Held(Struct, frozen=True):
+    """A job that is being worked."""
+
+    worker: str
+    job: int
+    stage: str
+    #: The teacher that answers, or the queue of a job without one.
+    model: str
+    prompts: int
+    #: Since this worker claimed it.
+    seconds: float
+    #: Until the lease runs out; below 0 it has.
+    lease_seconds: float
+
+
+class Pace(Struct, frozen=True):
+    """What one teacher wrote for the run's present stage lately, per second."""
+
+    teacher: str
+    responses: float
+    tokens: float
+
+
+class Glance(Struct, frozen=True):
+    """A run at a moment."""
+
+    at: datetime
+    state: RunState
+    stage: str
+    error: str | None
+    #: When the run was started, and how long ago its present stage was.
+    began: datetime
+    stage_seconds: float
+    #: Of the present stage, by state.
+    jobs: dict[JobState, int]
+    #: Rows that the waiting and running ones of them held when they were planned.
+    open_rows: int
+    held: list[Held]
+    paces: list[Pace]
+
+
+class Failures(Struct, frozen=True):
+    """Rows of a stage that failed for one reason."""
+
+    stage: str
+    reason: str
+    rows: int
+
+
+class Tally(Struct, frozen=True):
+    """What became of a run's rows, counted."""
+
+    stages: dict[str, Progress]
+    failures: list[Failures]
+    #: When it was counted: the present stage, and the rows of its open jobs.
+    stage: str
+    open_rows: int
+
+    def after(self, earlier: Tally) -> Tally:
+        """This one, with the stages that only an earlier one counted."""
+        kept = {name: counts for name, counts in earlier.stages.items() if name not in self.stages}
+        failures = [failure for failure in earlier.failures if failure.stage in kept]
+        return Tally(kept | self.stages, failures + self.failures, self.stage, self.open_rows)
+
+
+def glance(session: Session, run: Run) -> Glance:
+    """Look at a run's present stage; takes no longer for more prompts, but for their jobs."""
+    mine = Job.run_id == run.id, Job.stage == run.stage
+    counted = session.execute(
+        select(Job.state, func.count(), func.sum(Job.n_prompts), func.min(Job.started_at))
+        .where(*mine)
+        .group_by(Job.state)
+    ).all()
+    at = session.scalars(select(now())).one()
+    began = min((start for *_, start in counted if start is not None), default=at)
+    return Glance(
+        at=at,
+        state=run.state,
+        stage=run.stage,
+        error=run.error,
+        began=run.created_at,
+        stage_seconds=(at - began).total_seconds(),
+        jobs={state: count for state, count, *_ in counted},
+        open_rows=sum(int(rows) for state, _, rows, _ in counted if state in (JobState.QUEUED, JobState.RUNNING)),
+        held=_held(session, run, at),
+        paces=_paces(session, run, at, max(began, at - RECENT)),
+    )
+
+
+def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:
+    """Count the rows of the run's stages, and why some failed.
+
+    known: stages to leave out; what is behind a run does not change.
+    """
+    stages = pipeline.progress(session, run, known=known)
+    failures = [
+        Failures(name, why, rows)
+        for name, counts in stages.items()
+        if counts.failed
+        for why, rows in _by_reason(session, _FAILURES[name](run))
+    ]
+    counted = select(func.sum(Job.n_prompts)).where(
+        Job.run_id == run.id, Job.stage == run.stage, Job.state.in_((JobState.QUEUED, JobState.RUNNING))
+    )
+    return Tally(stages, failures, run.stage, int(session.scalars(counted).one() or 0))
+
+
+def _held(session: Session, run: Run, at: datetime) -> list[Held]:
+    claim = and_(Event.job_id == Job.id, Event.fence == Job.fence, Event.to_state == JobState.RUNNING)
+    rows = session.execute(
+        select(Job, Teacher.name, Event.at)
+        .outerjoin(Teacher, Teacher.id == Job.teacher_id)
+        .outerjoin(Event, claim)
+        .where(Job.run_id == run.id, Job.state == JobState.RUNNING)
+        .order_by(Job.owner, Job.id)
+    )
+    return [
+        Held(
+            worker=job.owner or "",
+            job=job.id,
+            stage=job.stage,
+            model=teacher or job.queue,
+            prompts=job.n_prompts,
+            seconds=(at - (since or at)).total_seconds(),
+            lease_seconds=((job.lease_until or at) - at).total_seconds(),
+        )
+        for job, teacher, since in rows
+    ]
+
+
+def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pace]:
+    """By teacher, in head order; only those that wrote something. An index leads to the last responses, none to all."""
+    last = select(func.max(Response.id)).scalar_subquery()
+    recent = (
+        select(Response.teacher_id, Response.response_tokens, Response.created_at)
+        .join(Job, Job.id == Response.job_id)
+        .where(
+            Response.id > last - _MOST_RECENT,
+            Response.created_at > since,
+            Job.run_id == run.id,
+            Job.stage == run.stage,
+        )
+        .subquery()
+    )
+    rows = session.execute(
+        select(
+            Teacher.name,
+            func.count(),
+            func.coalesce(func.sum(recent.c.response_tokens), 0),
+            func.min(recent.c.created_at),
+        )
+        .join(RunTeacher, and_(RunTeacher.teacher_id == recent.c.teacher_id, RunTeacher.run_id == run.id))
+        .join(Teacher, Teacher.id == recent.c.teacher_id)
+        .group_by(Teacher.name, RunTeacher.position)
+        .order_by(RunTeacher.position)
+    ).all()
+    is_cut = sum(count for _, count, *_ in rows) >= _MOST_RECENT
+    began = min(first for *_, first in rows) if is_cut else since
+    seconds = max((at - began).total_seconds(), 1.0)
+    return [Pace(name, count / seconds, int(tokens) / seconds) for name, count, tokens, _ in rows]
+
+
+def _by_reason(session: Session, failures: Select[Any]) -> list[tuple[str, int]]:
+    failed = failures.subquery()
+    why = reason(failed.c.failure).label("why")
+    return [
+        (word, rows)
+        for word, rows in session.execute(select(why, func.count()).group_by(why).order_by(func.count().desc()))
+    ]
