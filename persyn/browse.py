@@ -1,4 +1,4 @@
-"""A run's prompts, a page at a time: searched, filtered, and never read as a whole."""
+"""Lists of runs, prompts and failed jobs: a page at a time, searched and filtered, never read as a whole."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.text import reason
+from persyn.db.work import Job, JobState
 
 #: Of a prompt's text, the first characters are shown in a list.
 _EXCERPT = 240
@@ -89,26 +90,31 @@ class RunRow(Struct, frozen=True):
     state: RunState
     stage: str
     student: str
-    prompts: int
-    teachers: int
     created_at: datetime
     finished_at: datetime | None
     error: str | None
 
 
+class FailedJobs(Struct, frozen=True):
+    """Jobs of a stage that ended the same way."""
+
+    stage: str
+    state: JobState
+    error: str | None
+    jobs: int
+    #: One of them, to look it up.
+    first_id: int
+    last_at: datetime | None
+
+
 def runs(session: Session, *, limit: int) -> list[RunRow]:
     """The newest runs first."""
-    counted = {
-        model: select(func.count()).where(model.run_id == Run.id).scalar_subquery() for model in (RunPrompt, RunTeacher)
-    }
     found = session.execute(
         select(
             Run.name,
             Run.state,
             Run.stage,
             Student.name.label("student"),
-            counted[RunPrompt].label("prompts"),
-            counted[RunTeacher].label("teachers"),
             Run.created_at,
             Run.finished_at,
             Run.error,
@@ -120,10 +126,41 @@ def runs(session: Session, *, limit: int) -> list[RunRow]:
     return [RunRow(**row._mapping) for row in found]
 
 
+def sizes(session: Session) -> dict[str, int]:
+    """How many prompts each run has, by its name; takes as long as they are many."""
+    counted = select(Run.name, func.count()).join(RunPrompt, RunPrompt.run_id == Run.id).group_by(Run.name)
+    return dict(session.execute(counted).tuples().all())
+
+
+def failed_jobs(session: Session, run: Run, *, limit: int) -> list[FailedJobs]:
+    """What ended jobs of a run without success, the most frequent first."""
+    found = session.execute(
+        select(
+            Job.stage,
+            Job.state,
+            Job.error,
+            func.count().label("jobs"),
+            func.min(Job.id).label("first_id"),
+            func.max(Job.finished_at).label("last_at"),
+        )
+        .where(Job.run_id == run.id, Job.state.in_((JobState.FAILED, JobState.CANCELLED)))
+        .group_by(Job.stage, Job.state, Job.error)
+        .order_by(func.count().desc(), func.min(Job.id))
+        .limit(limit)
+    )
+    return [FailedJobs(**row._mapping) for row in found]
+
+
 def teachers(session: Session, run: Run) -> list[str]:
     """Their names, in head order."""
     found = select(Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
     return list(session.scalars(found))
+
+
+def reasons(session: Session, run: Run) -> list[str]:
+    """The first words of the reasons of a run's assignments; takes as long as they are many."""
+    given = select(reason(Assignment.reason)).where(Assignment.run_id == run.id).distinct()
+    return sorted(session.scalars(given))
 
 
 def prompts(

@@ -1,0 +1,103 @@
+"""The list of runs, and one run as it goes on."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from console.kept import Counted
+from console.pages import page
+from console.store import find, kept, reading
+from persyn import browse, summary, watch
+from persyn.compare import Comparison, compare
+from persyn.db.catalog import Run, RunState, Student
+from persyn.errors import UsageError
+from persyn.stages.batch import Progress
+from persyn.watch import Glance, Tally
+
+_MOST_RUNS = 200
+#: Between two looks at a page that shows what goes on.
+LOOK_SECONDS = 2
+
+
+def index(request: Request) -> Response:
+    """All runs, the newest first."""
+    with reading(request) as session:
+        found = browse.runs(session, limit=_MOST_RUNS)
+    sizes = kept(request).get("sizes", browse.sizes)
+    return page(request, "runs.html", runs=found, sizes=sizes.value if sizes else {}, most=_MOST_RUNS)
+
+
+def enter(request: Request) -> Response:
+    """Where a token is given that nobody needs any more."""
+    return RedirectResponse("/", HTTPStatus.SEE_OTHER)
+
+
+def show(request: Request) -> Response:
+    """One run: what goes on, and what came out so far."""
+    with reading(request) as session:
+        run = find(session, request)
+        student = session.get_one(Student, run.student_id)
+        seen = watch.glance(session, run)
+    counts = kept(request)
+    tally = counts.get(("tally", run.id), lambda session: watch.tally(session, session.get_one(Run, run.id)))
+    facts = counts.get(("facts", run.id), lambda session: summary.facts(session, session.get_one(Run, run.id)))
+    compared = counts.get(("compared", run.id), lambda session: _compared(session, run.id))
+    is_going = run.state is RunState.RUNNING
+    return page(
+        request,
+        "run.html",
+        run=run,
+        student=student,
+        seen=seen,
+        stages=_stages(seen, tally),
+        tally=tally,
+        facts=facts,
+        compared=compared,
+        live=is_live(request, is_going or None in (tally, facts, compared)),
+        is_going=is_going,
+    )
+
+
+def is_live(request: Request, goes_on: bool) -> int | None:
+    """Seconds after which the page looks again by itself; None when nothing goes on, or nobody wants it to."""
+    return LOOK_SECONDS if goes_on and request.query_params.get("live") != "off" else None
+
+
+class StageRow(Struct, frozen=True):
+    """A stage as it stands at this moment. Rate in rows per second, and seconds left, of the present one."""
+
+    name: str
+    counts: Progress
+    over: int
+    rate: float | None = None
+    left: float | None = None
+
+
+def _stages(seen: Glance, tally: Counted[Tally] | None) -> list[StageRow]:
+    if tally is None:
+        return []
+    counted = tally.value
+    return [_present(name, counts, seen, counted) for name, counts in counted.stages.items()]
+
+
+def _present(name: str, counts: Progress, seen: Glance, counted: Tally) -> StageRow:
+    over = counts.done + counts.failed
+    if name != seen.stage or name != counted.stage or seen.state is not RunState.RUNNING:
+        return StageRow(name, counts, over)
+    # Rows of jobs that ended since the rows were counted.
+    over = min(over + max(0, counted.open_rows - seen.open_rows), counts.total)
+    rate = watch.rate(seen, counts.total - over)
+    return StageRow(name, counts, over, rate, (counts.total - over) / rate if rate else None)
+
+
+def _compared(session: Any, run_id: int) -> Comparison | str:
+    """Strategies side by side, or why they cannot be."""
+    try:
+        return compare(session, session.get_one(Run, run_id))
+    except UsageError as error:
+        return str(error)

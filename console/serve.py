@@ -1,0 +1,45 @@
+"""The console as a process that listens."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from console import app
+from console.safety import Access
+from persyn.db.connect import Database
+from persyn.errors import UsageError
+
+
+def serve(database: Database, access: Access, *, host: str, port: int, ready: Callable[[int], None]) -> None:
+    """Answer until Ctrl-C or SIGTERM.
+
+    port:  0 takes a free one.
+    ready: called with the port when requests are taken.
+    Raises `UsageError` when nobody can listen there.
+    """
+    with listen(host, port) as listener:
+        config = uvicorn.Config(
+            app.make(database, access),
+            log_level="warning",
+            access_log=False,  # addresses carry what was searched for
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            ws="none",
+        )
+        ready(listener.getsockname()[1])
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; `UsageError` when that cannot be."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; choose others with --host and --port"
+        ) from error
