@@ -28,8 +28,8 @@ from workers.worker import Listener
 
 #: Between two lines where there is no terminal.
 LINE_SECONDS = 10.0
-#: A bar gets no longer than this line.
-_WIDTH = 100
+#: A line of so many columns has room for a long bar.
+_WIDE = 100
 
 
 @contextmanager
@@ -68,13 +68,12 @@ class Meter:
         self._said = ""
         self._progress = _Framed(
             TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=24 if self.console.width >= _WIDE else 12),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}", justify="right"),
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[note]}"),
             console=self.console,
-            expand=True,
             disable=not self.is_terminal,
         )
 
@@ -96,6 +95,8 @@ class Meter:
             task_id = self._progress.add_task(name, total=total, completed=done, rate="", left="", note=note)
             self._tasks[name] = task_id
             self._progress.tasks[task_id].start_time = self._progress.get_time() - ago
+            if not self.is_terminal:
+                self._line(self._progress.tasks[task_id], note)
             return
         task_id = self._tasks[name]
         task = self._progress.tasks[task_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -52,7 +53,7 @@ class View:
         self._meter = meter
         self._interval = interval
         self._warnings = warnings
-        self._warned: set[str] = set()
+        self._said: set[str] = set()
         self._rows = _Rows(database, run_id)
         self._shown: dict[str, Progress] = {}
         self._is_away = False
@@ -64,10 +65,12 @@ class View:
             while not closed.is_set():
                 seen = self._look()
                 if seen is not None and seen.state is not RunState.RUNNING:
+                    self._sum_up()
                     return seen.state
                 looks += 1
                 if seen is not None and looks % _LOOKS_A_WARNING == 0:
-                    self._warn()
+                    with contextlib.suppress(OperationalError):  # the next look says so
+                        self._say_once(self._warnings())
                 closed.wait(self._interval)
         return None
 
@@ -95,6 +98,10 @@ class View:
             self._bar(stage, counts, seen, counted)
         failures = counted.failures if counted else []
         self._meter.frame(_head(name, seen), _tables(seen, failures))
+        self._say_once(
+            f"an attempt at {_many(trouble.jobs, 'job')} of {seen.stage} failed: {shorten(trouble.error)}"
+            for trouble in seen.troubles
+        )
 
     def _bar(self, stage: str, counts: Progress, seen: Glance, counted: Tally | None) -> None:
         over = counts.done + counts.failed
@@ -110,10 +117,17 @@ class View:
             notes += _in_words(seen)
         self._meter.show(stage, counts.total, min(over + since, counts.total), ", ".join(notes), ago=seen.stage_seconds)
 
-    def _warn(self) -> None:
-        for text in self._warnings():
-            if text not in self._warned:
-                self._warned.add(text)
+    def _sum_up(self) -> None:
+        """Where there is no table of what failed, say it at the end."""
+        counted = self._rows.counted(0.0, is_last=False)
+        if counted is not None and not self._meter.is_terminal:
+            for failure in counted.failures:
+                self._meter.say(f"{failure.stage}: {failure.rows} failed: {shorten(failure.reason)}")
+
+    def _say_once(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            if text not in self._said:
+                self._said.add(text)
                 self._meter.say(text)
 
 
@@ -170,8 +184,12 @@ def _head(name: str, seen: Glance) -> Text:
 def _in_words(seen: Glance) -> list[str]:
     """What the tables below the bars say, in a few words."""
     tokens = sum(pace.tokens for pace in seen.paces)
-    workers = len({held.worker for held in seen.held})
-    return [*([f"{tokens:,.0f} tokens/s"] if tokens else []), f"{workers} workers"]
+    workers = _many(len({held.worker for held in seen.held}), "worker")
+    return [f"{tokens:,.0f} tokens/s", workers] if tokens else [workers]
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _tables(seen: Glance, failures: Sequence[Failures]) -> RenderableType:
@@ -184,8 +202,6 @@ def _tables(seen: Glance, failures: Sequence[Failures]) -> RenderableType:
         parts += ["", Text("no worker holds a job of this run", style="bold")]
     if failures:
         parts += ["", _failures(failures)]
-    if seen.error:
-        parts += ["", Text(cell(seen.error), style="bold")]
     return Group(*parts)
 
 
@@ -209,8 +225,8 @@ def _workers(held: Sequence[Held]) -> Group:
             Text(lease, style="" if job.lease_seconds > 0 else "bold red"),
         )
     more = len(held) - _MOST
-    workers = len({job.worker for job in held})
-    return Group(table, *([Text(f"and {more:,} more jobs; {workers:,} workers in all")] if more > 0 else []))
+    workers = _many(len({job.worker for job in held}), "worker")
+    return Group(table, *([Text(f"and {_many(more, 'more job')}; {workers} in all")] if more > 0 else []))
 
 
 def _failures(failures: Sequence[Failures]) -> Table:

@@ -15,7 +15,7 @@ from persyn.db.connect import Database
 
 #: A count is kept for so many seconds, and at least for so many times as long as it took.
 _LEAST_SECONDS, _SHARE = 1.5, 10
-#: How long a page waits for a first count, and for one that is newer than it has: the page is there at once all the same.
+#: How long a page waits for a first count, and for one that is newer than what it has.
 _FIRST_SECONDS, _NEWER_SECONDS = 0.1, 0.03
 #: Counts at a time, and counts that are remembered.
 _AT_ONCE, _MOST = 4, 256

@@ -17,6 +17,8 @@ from starlette.responses import HTMLResponse, Response
 from workers import owner
 
 _MOST_IN_A_CELL = 1000
+#: For what is not known, and before what is below zero.
+_NOTHING, _MINUS = "\u2013", "\u2212"
 
 
 class Problem(Exception):
@@ -39,7 +41,9 @@ def not_found(what: str) -> Problem:
 
 def page(request: Request, template: str, **context: Any) -> HTMLResponse:
     """A page of the console; its context is what the template asks for."""
-    return HTMLResponse(_pages.get_template(template).render(request=request, access=request.app.state.access, **context))
+    return HTMLResponse(
+        _pages.get_template(template).render(request=request, access=request.app.state.access, **context)
+    )
 
 
 def explain(request: Request, error: Exception) -> Response:
@@ -65,21 +69,21 @@ def link(*parts: str | int, **query: Any) -> str:
 def number(value: float | int | None, digits: int = 4) -> str:
     """1,234,567 or 0.4792; a dash for what is not known."""
     if value is None or value != value:
-        return "–"
+        return _NOTHING
     if isinstance(value, int) or abs(value) >= 10**digits:
-        return f"{value:,.0f}".replace("-", "−")
-    return f"{value:.{digits}g}".replace("-", "−")
+        return f"{value:,.0f}".replace("-", _MINUS)
+    return f"{value:.{digits}g}".replace("-", _MINUS)
 
 
 def share(value: float | None) -> str:
     """Of a whole, in per cent."""
-    return "–" if value is None else f"{value:.1%}" if 0 < value < 0.1 else f"{value:.0%}"
+    return _NOTHING if value is None else f"{value:.1%}" if 0 < value < 0.1 else f"{value:.0%}"
 
 
 def duration(seconds: float | None) -> str:
     """In the two largest units: 1 d 4 h, 3 min 20 s, 2.5 s."""
     if seconds is None:
-        return "–"
+        return _NOTHING
     if seconds < 10:
         return f"{max(seconds, 0.0):.1f} s"
     left, said = round(seconds), []
@@ -93,7 +97,7 @@ def duration(seconds: float | None) -> str:
 def moment(at: datetime | None) -> str:
     """A time with its zone."""
     if at is None:
-        return "–"
+        return _NOTHING
     utc = at.astimezone(UTC)
     return Markup('<time datetime="{}">{} UTC</time>').format(utc.isoformat(), f"{utc:%Y-%m-%d %H:%M:%S}")
 
@@ -105,7 +109,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
     if isinstance(value, bool) or value is None:
-        return "–" if value is None else str(value).lower()
+        return _NOTHING if value is None else str(value).lower()
     text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
     return text if len(text) <= _MOST_IN_A_CELL else f"{text[:_MOST_IN_A_CELL]}… ({len(text):,} characters)"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, true, tuple_
 from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
@@ -212,28 +213,24 @@ def _rows(run: Run) -> Select[Any]:
 
 
 def _conditions(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = []
-    if wanted.text:
-        found.append(or_(Prompt.text.icontains(wanted.text, autoescape=True), Prompt.source_id == wanted.text))
-    if wanted.role is not None:
-        found.append(RunPrompt.role == wanted.role)
-    if wanted.standing is not None:
-        found.append(_stands(wanted.standing))
-    if wanted.teacher:
-        found.append(Teacher.name == wanted.teacher)
-    if wanted.reason:
-        found.append(reason(Assignment.reason) == wanted.reason)
-    if wanted.failure:
-        found.append(RunPrompt.prompt_id.in_(_failed(run, wanted.failure)))
-    if wanted.margin_from is not None:
-        found.append(Assignment.margin >= wanted.margin_from)
-    if wanted.margin_to is not None:
-        found.append(Assignment.margin <= wanted.margin_to)
-    return found
+    """Of all that can be wanted, what is."""
+    text = wanted.text
+    possible: list[tuple[bool, Callable[[], ColumnElement[bool]]]] = [
+        (bool(text), lambda: or_(Prompt.text.icontains(text, autoescape=True), Prompt.source_id == text)),
+        (wanted.role is not None, lambda: RunPrompt.role == wanted.role),
+        (wanted.standing is not None, lambda: _stands(wanted.standing)),
+        (bool(wanted.teacher), lambda: Teacher.name == wanted.teacher),
+        (bool(wanted.reason), lambda: reason(Assignment.reason) == wanted.reason),
+        (bool(wanted.failure), lambda: RunPrompt.prompt_id.in_(_failed(run, wanted.failure))),
+        (wanted.margin_from is not None, lambda: Assignment.margin >= wanted.margin_from),
+        (wanted.margin_to is not None, lambda: Assignment.margin <= wanted.margin_to),
+    ]
+    return [condition() for is_wanted, condition in possible if is_wanted]
 
 
-def _stands(standing: Standing) -> ColumnElement[bool]:
+def _stands(standing: Standing | None) -> ColumnElement[bool]:
     return {
+        None: true(),
         Standing.UNASSIGNED: Assignment.teacher_id.is_(None),
         Standing.WAITING: and_(Assignment.teacher_id.is_not(None), Response.id.is_(None)),
         Standing.ANSWERED: Response.text.is_not(None),

@@ -25,10 +25,13 @@ from persyn.stages.batch import Progress
 
 #: The stages of which a row may fail.
 _FAILURES = {"calibrate": calibrate.failures, "score": score.failures, "generate": generate.failures}
+_OPEN = (JobState.QUEUED, JobState.RUNNING)
 #: What "now" means where something is counted per second.
 RECENT = timedelta(seconds=60)
 #: Of more responses than these, only the last are looked at, and the time in which they came.
 _MOST_RECENT = 20_000
+#: So many different errors are told of.
+_MOST_TROUBLES = 3
 
 
 class Held(Struct, frozen=True):
@@ -54,6 +57,13 @@ class Pace(Struct, frozen=True):
     tokens: float
 
 
+class Trouble(Struct, frozen=True):
+    """Why an attempt at jobs failed that are to be tried again."""
+
+    error: str
+    jobs: int
+
+
 class Glance(Struct, frozen=True):
     """A run at a moment."""
 
@@ -71,6 +81,7 @@ class Glance(Struct, frozen=True):
     planned_rows: int
     held: list[Held]
     paces: list[Pace]
+    troubles: list[Trouble]
 
 
 class Failures(Struct, frozen=True):
@@ -115,10 +126,11 @@ def glance(session: Session, run: Run) -> Glance:
         began=run.created_at,
         stage_seconds=(at - began).total_seconds(),
         jobs={state: count for state, count, *_ in counted},
-        open_rows=sum(int(rows) for state, _, rows, _ in counted if state in (JobState.QUEUED, JobState.RUNNING)),
+        open_rows=sum(int(rows) for state, _, rows, _ in counted if state in _OPEN),
         planned_rows=sum(int(rows) for _, _, rows, _ in counted),
         held=_held(session, run, at),
         paces=_paces(session, run, at, max(began, at - RECENT)),
+        troubles=_troubles(session, run),
     )
 
 
@@ -145,9 +157,7 @@ def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:
         if counts.failed
         for why, rows in _by_reason(session, _FAILURES[name](run))
     ]
-    counted = select(func.sum(Job.n_prompts)).where(
-        Job.run_id == run.id, Job.stage == run.stage, Job.state.in_((JobState.QUEUED, JobState.RUNNING))
-    )
+    counted = select(func.sum(Job.n_prompts)).where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(_OPEN))
     return Tally(stages, failures, run.stage, int(session.scalars(counted).one() or 0))
 
 
@@ -204,6 +214,17 @@ def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pa
     began = min(first for *_, first in rows) if is_cut else since
     seconds = max((at - began).total_seconds(), 1.0)
     return [Pace(name, count / seconds, int(tokens) / seconds) for name, count, tokens, _ in rows]
+
+
+def _troubles(session: Session, run: Run) -> list[Trouble]:
+    rows = session.execute(
+        select(Job.error, func.count())
+        .where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(_OPEN), Job.error.is_not(None))
+        .group_by(Job.error)
+        .order_by(func.count().desc())
+        .limit(_MOST_TROUBLES)
+    )
+    return [Trouble(error or "", jobs) for error, jobs in rows]
 
 
 def _by_reason(session: Session, failures: Select[Any]) -> list[tuple[str, int]]:
