@@ -75,9 +75,14 @@ def number(value: float | int | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}".replace("-", _MINUS)
 
 
+def fixed(value: float | None, digits: int = 3) -> str:
+    """With so many digits behind the point, as figures in a column need."""
+    return _NOTHING if value is None or value != value else f"{value:,.{digits}f}".replace("-", _MINUS)
+
+
 def share(value: float | None) -> str:
     """Of a whole, in per cent."""
-    return _NOTHING if value is None else f"{value:.1%}" if 0 < value < 0.1 else f"{value:.0%}"
+    return _NOTHING if value is None else f"{value:.0%}".replace("-", _MINUS)
 
 
 def duration(seconds: float | None) -> str:
@@ -86,7 +91,8 @@ def duration(seconds: float | None) -> str:
         return _NOTHING
     if seconds < 10:
         return f"{max(seconds, 0.0):.1f} s"
-    left, said = round(seconds), []
+    left = round(seconds)
+    said: list[str] = []
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         if left >= size or said:
             said.append(f"{left // size} {unit}")
@@ -127,7 +133,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(number=number, share=share, duration=duration, moment=moment, cell=cell, worker=worker)
+    found.filters.update(
+        number=number, fixed=fixed, share=share, duration=duration, moment=moment, cell=cell, worker=worker
+    )
     found.globals.update(link=link)
     return found
 

@@ -17,6 +17,7 @@ from persyn.compare import Comparison, compare
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
 from persyn.stages.batch import Progress
+from persyn.summary import Facts
 from persyn.watch import Glance, Tally
 
 _MOST_RUNS = 200
@@ -54,7 +55,7 @@ def show(request: Request) -> Response:
         run=run,
         student=student,
         seen=seen,
-        stages=_stages(seen, tally),
+        stages=_stages(seen, tally, facts),
         tally=tally,
         facts=facts,
         compared=compared,
@@ -69,30 +70,38 @@ def is_live(request: Request, goes_on: bool) -> int | None:
 
 
 class StageRow(Struct, frozen=True):
-    """A stage as it stands at this moment. Rate in rows per second, and seconds left, of the present one."""
+    """A stage as it stands at this moment.
+
+    over:    rows that are done or failed.
+    seconds: what it took, where that is counted.
+    rate:    of the present one, rows per second.
+    left:    of the present one, seconds.
+    """
 
     name: str
     counts: Progress
     over: int
+    seconds: float | None = None
     rate: float | None = None
     left: float | None = None
 
 
-def _stages(seen: Glance, tally: Counted[Tally] | None) -> list[StageRow]:
+def _stages(seen: Glance, tally: Counted[Tally] | None, facts: Counted[Facts] | None) -> list[StageRow]:
     if tally is None:
         return []
-    counted = tally.value
-    return [_present(name, counts, seen, counted) for name, counts in counted.stages.items()]
+    took = {stage.stage: stage.seconds for stage in facts.value.stages} if facts else {}
+    return [_stage(name, seen, tally.value, took.get(name)) for name in tally.value.stages]
 
 
-def _present(name: str, counts: Progress, seen: Glance, counted: Tally) -> StageRow:
+def _stage(name: str, seen: Glance, counted: Tally, took: float | None) -> StageRow:
+    counts = counted.stages[name]
     over = counts.done + counts.failed
     if name != seen.stage or name != counted.stage or seen.state is not RunState.RUNNING:
-        return StageRow(name, counts, over)
+        return StageRow(name, counts, over, took)
     # Rows of jobs that ended since the rows were counted.
     over = min(over + max(0, counted.open_rows - seen.open_rows), counts.total)
     rate = watch.rate(seen, counts.total - over)
-    return StageRow(name, counts, over, rate, (counts.total - over) / rate if rate else None)
+    return StageRow(name, counts, over, seen.stage_seconds, rate, (counts.total - over) / rate if rate else None)
 
 
 def _compared(session: Any, run_id: int) -> Comparison | str:

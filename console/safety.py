@@ -134,7 +134,7 @@ async def form(request: Request) -> dict[str, str]:
     async for part in request.stream():
         body += part
         if len(body) > _MOST_FORM_BYTES:
-            raise Problem(HTTPStatus.CONTENT_TOO_LARGE, "That is too much", "A form of the console is small.")
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is too much", "A form of the console is small.")
     return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
 
 
