@@ -23,8 +23,11 @@ from persyn.db.connect import Database
 Page = Callable[[Request], Response]
 
 
-def make(database: Database, access: Access) -> ASGIApp:
-    """The pages of one store, guarded."""
+def make(database: Database, access: Access, kept: Kept | None = None) -> ASGIApp:
+    """The pages of one store, guarded.
+
+    kept: its counts, where somebody else has them already.
+    """
     app = Starlette(
         routes=[
             Route("/", runs.index),
@@ -43,5 +46,5 @@ def make(database: Database, access: Access) -> ASGIApp:
             Exception: pages.explain,
         },
     )
-    app.state.database, app.state.access, app.state.kept = database, access, Kept(database)
+    app.state.database, app.state.access, app.state.kept = database, access, kept or Kept(database)
     return Guard(app, access)

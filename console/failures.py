@@ -35,7 +35,7 @@ def index(request: Request) -> Response:
         tally=tally,
         most=_MOST,
         can_retry=bool(jobs) and run.state is not RunState.DONE,
-        live=is_live(request, is_going or tally is None),
+        live=is_live(request, is_going, tally),
     )
 
 

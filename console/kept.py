@@ -15,8 +15,10 @@ from persyn.db.connect import Database
 
 #: A count is kept for so many seconds, and at least for so many times as long as it took.
 _LEAST_SECONDS, _SHARE = 1.5, 10
-#: How long a page waits for a first count, and for one that is newer than what it has.
-_FIRST_SECONDS, _NEWER_SECONDS = 0.1, 0.03
+#: How long a page waits for a count that is a little newer than what it has.
+_NEWER_SECONDS = 0.02
+#: A count is of long ago after so many seconds.
+OLD_SECONDS = 5.0
 #: Counts at a time, and counts that are remembered.
 _AT_ONCE, _MOST = 4, 256
 
@@ -25,33 +27,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Counted(Generic[T]):
-    """A count, and how many seconds old it is."""
+    """A count, how many seconds old it is, and whether a newer one is on its way."""
 
     value: T
     age: float
+    is_renewed: bool
+
+    @property
+    def is_old(self) -> bool:
+        """Whether who sees it should look again."""
+        return self.is_renewed and self.age > OLD_SECONDS
 
 
 class Kept:
     """Counts of one store.
 
     database: where they are read.
+    patience: how long a page waits for a count that it lacks, or has only of long ago, in seconds.
     clock:    seconds; tests pass their own.
     """
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, database: Database, *, patience: float = 0.1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._database = database
+        self._patience = patience
         self._clock = clock
         self._lock = threading.Lock()
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()
         self._free = threading.Semaphore(_AT_ONCE)
 
-    def get(
-        self, key: Hashable, count: Callable[[Session], T], *, patience: float = _FIRST_SECONDS
-    ) -> Counted[T] | None:
-        """The newest count of this name; None while the first one goes on. Raises what counting raised.
-
-        patience: how long the first one is waited for, in seconds.
-        """
+    def get(self, key: Hashable, count: Callable[[Session], T]) -> Counted[T] | None:
+        """The newest count of this name; None while the first one goes on. Raises what counting raised."""
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
             self._slots.move_to_end(key)
@@ -61,14 +68,16 @@ class Kept:
                 slot.work = threading.Event()
                 # Daemons: whoever ends the console does not wait for a count of millions of rows.
                 threading.Thread(target=self._count, args=(slot, count), name=f"count {key}", daemon=True).start()
-            work = slot.work
+            work, is_old = slot.work, slot.found is None or self._clock() - slot.counted_at > OLD_SECONDS
         if work is not None:
-            work.wait(patience if slot.found is None else min(patience, _NEWER_SECONDS))
+            work.wait(self._patience if is_old else _NEWER_SECONDS)
         with self._lock:
             if slot.error is not None:
                 error, slot.error = slot.error, None
                 raise error
-            return Counted(slot.found[0], self._clock() - slot.counted_at) if slot.found is not None else None
+            if slot.found is None:
+                return None
+            return Counted(slot.found[0], self._clock() - slot.counted_at, slot.work is not None)
 
     def _count(self, slot: _Slot, count: Callable[[Session], Any]) -> None:
         began, found, error = self._clock(), slot.found, None

@@ -59,14 +59,18 @@ def show(request: Request) -> Response:
         tally=tally,
         facts=facts,
         compared=compared,
-        live=is_live(request, is_going or None in (tally, facts, compared)),
+        live=is_live(request, is_going, tally, facts, compared),
         is_going=is_going,
     )
 
 
-def is_live(request: Request, goes_on: bool) -> int | None:
-    """Seconds after which the page looks again by itself; None when nothing goes on, or nobody wants it to."""
-    return LOOK_SECONDS if goes_on and request.query_params.get("live") != "off" else None
+def is_live(request: Request, is_going: bool, *counts: Counted[Any] | None) -> int | None:
+    """Seconds after which the page looks again by itself; None when nothing will have changed, or nobody wants it to.
+
+    counts: what it shows, or lacks.
+    """
+    is_coming = any(count is None or count.is_old for count in counts)
+    return LOOK_SECONDS if (is_going or is_coming) and request.query_params.get("live") != "off" else None
 
 
 class StageRow(Struct, frozen=True):

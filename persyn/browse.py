@@ -130,7 +130,7 @@ def runs(session: Session, *, limit: int) -> list[RunRow]:
 def sizes(session: Session) -> dict[str, int]:
     """How many prompts each run has, by its name; takes as long as they are many."""
     counted = select(Run.name, func.count()).join(RunPrompt, RunPrompt.run_id == Run.id).group_by(Run.name)
-    return dict(session.execute(counted).tuples().all())
+    return dict(session.execute(counted).all())
 
 
 def failed_jobs(session: Session, run: Run, *, limit: int) -> list[FailedJobs]:
