@@ -6,20 +6,20 @@ python -m benchmarks.web [--prompts 100000] [--databases sqlite postgresql] [--r
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from sqlalchemy import insert
-from starlette.testclient import TestClient
 
 from benchmarks import runs
 from benchmarks.store import DATABASES, database
-from console import app
-from console.safety import Access
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.connect import Database
@@ -48,20 +48,30 @@ def main() -> None:
             with store.engine.connect() as connection:
                 connection.exec_driver_sql("ANALYZE")
                 connection.commit()
-            print(
-                f"{kind}, {options.prompts:,} prompts, {TEACHERS} teachers\n{'page':<52} {'first':>8} {'median':>8} ms"
-            )
-            measure(store, made, options.repeats)
             store.close()
+            print(f"{kind}, {options.prompts:,} prompts, {TEACHERS} teachers")
+            with console(Path(folder), url) as address:
+                measure(address, made, options.repeats)
 
 
-def measure(store: Database, made: MadeRun, repeats: int) -> None:
-    console = TestClient(app.make(store, Access()), base_url="http://localhost")
+@contextmanager
+def console(folder: Path, url: str) -> Iterator[str]:
+    """`persyn web` in a process of its own; yields its address."""
+    with runs.persyn(folder, url, "web", "--port", "0"):
+        while not (found := re.search(r"http://\S+\d", (folder / "output").read_text())):
+            time.sleep(0.1)
+        yield found[0]
+
+
+def measure(address: str, made: MadeRun, repeats: int) -> None:
+    """Ask for each page, one after the other, and say what the answers took."""
+    print(f"{'page':<65} {'first':>8} {'median':>8} {'worst':>8} ms")
     slowest = 0.0
-    for page in pages(made):
-        times = [_milliseconds(console, page) for _ in range(repeats)]
-        slowest = max(slowest, *times)
-        print(f"{page:<52} {times[0]:>8.0f} {statistics.median(times):>8.0f}", flush=True)
+    with httpx2.Client(base_url=address) as browser:
+        for page in pages(made):
+            times = [_milliseconds(browser, page) for _ in range(repeats)]
+            slowest = max(slowest, *times)
+            print(f"{page:<65} {times[0]:>8.0f} {statistics.median(times):>8.0f} {max(times):>8.0f}", flush=True)
     said = "within" if slowest <= TARGET_MILLISECONDS else "NOT within"
     print(f"slowest {slowest:.0f} ms, {said} the target of {TARGET_MILLISECONDS:.0f} ms\n")
 
@@ -94,9 +104,9 @@ def pages(made: MadeRun) -> list[str]:
     ]
 
 
-def _milliseconds(console: TestClient, page: str) -> float:
+def _milliseconds(browser: httpx2.Client, page: str) -> float:
     began = time.perf_counter()
-    answer = console.get(page)
+    answer = browser.get(page)
     took = 1000 * (time.perf_counter() - began)
     if answer.status_code != 200:
         raise RuntimeError(f"{page}: {answer.status_code}")

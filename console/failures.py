@@ -12,9 +12,9 @@ from starlette.responses import RedirectResponse, Response
 from console.pages import Problem, link, page
 from console.runs import is_live
 from console.safety import Access, form
-from console.store import database, find, kept, reading
+from console.store import counted, database, find, reading
 from persyn import browse, pipeline, watch
-from persyn.db.catalog import Run, RunState
+from persyn.db.catalog import RunState
 from persyn.errors import UsageError
 
 _MOST = 100
@@ -25,7 +25,7 @@ def index(request: Request) -> Response:
     with reading(request) as session:
         run = find(session, request)
         jobs = browse.failed_jobs(session, run, limit=_MOST)
-    tally = kept(request).get(("tally", run.id), lambda session: watch.tally(session, session.get_one(Run, run.id)))
+    tally = counted(request, run.id, tally=watch.tally)["tally"]
     is_going = run.state is RunState.RUNNING
     return page(
         request,

@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from console.pages import Problem, link, not_found, page
-from console.store import find, kept, reading
+from console.store import counted, find, reading
 from persyn import browse, watch
 from persyn import trace as history
 from persyn.browse import Order, Place, Standing, Wanted
-from persyn.db.catalog import Prompt, Role, Run
+from persyn.db.catalog import Prompt, Role
 from persyn.errors import UsageError
 
 _PAGE = 50
@@ -24,14 +24,13 @@ E = TypeVar("E", bound=StrEnum)
 
 def index(request: Request) -> Response:
     """A page of the run's prompts: those that are wanted."""
-    wanted, order, after = _wanted(request), _choice(request, "order", Order) or Order.ID, _after(request)
+    wanted, after = _wanted(request), _after(request)
     with reading(request) as session:
         run = find(session, request)
         teachers = browse.teachers(session, run)
-        found = browse.prompts(session, run, wanted, order=order, after=after, limit=_PAGE)
-    counts = kept(request)
-    reasons = counts.get(("reasons", run.id), lambda session: browse.reasons(session, session.get_one(Run, run.id)))
-    tally = counts.get(("tally", run.id), lambda session: watch.tally(session, session.get_one(Run, run.id)))
+        found = browse.prompts(session, run, wanted, after=after, limit=_PAGE)
+    counts = counted(request, run.id, tally=watch.tally, reasons=browse.reasons)
+    reasons, tally = counts["reasons"], counts["tally"]
     asked = {name: value for name, value in request.query_params.items() if name not in ("after", "margin")}
     following = None
     if found.following is not None:
@@ -42,9 +41,9 @@ def index(request: Request) -> Response:
         "prompts.html",
         run=run,
         wanted=wanted,
-        order=order,
         rows=found.rows,
         following=following,
+        is_partial=found.is_partial,
         first=link("runs", run.name, "prompts", **asked) if after else None,
         is_filtered=bool(asked),
         choices={
@@ -81,6 +80,7 @@ def _wanted(request: Request) -> Wanted:
         failure=given.get("failure", ""),
         margin_from=_float(request, "margin_from"),
         margin_to=_float(request, "margin_to"),
+        order=_choice(request, "order", Order) or Order.ID,
     )
 
 

@@ -6,12 +6,13 @@ from http import HTTPStatus
 from typing import Any
 
 from msgspec import Struct
+from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from console.kept import Counted
 from console.pages import page
-from console.store import find, kept, reading
+from console.store import counted, find, kept, reading
 from persyn import browse, summary, watch
 from persyn.compare import Comparison, compare
 from persyn.db.catalog import Run, RunState, Student
@@ -29,7 +30,7 @@ def index(request: Request) -> Response:
     """All runs, the newest first."""
     with reading(request) as session:
         found = browse.runs(session, limit=_MOST_RUNS)
-    sizes = kept(request).get("sizes", browse.sizes)
+    sizes = kept(request).get({"sizes": browse.sizes})["sizes"]
     return page(request, "runs.html", runs=found, sizes=sizes.value if sizes else {}, most=_MOST_RUNS)
 
 
@@ -44,10 +45,7 @@ def show(request: Request) -> Response:
         run = find(session, request)
         student = session.get_one(Student, run.student_id)
         seen = watch.glance(session, run)
-    counts = kept(request)
-    tally = counts.get(("tally", run.id), lambda session: watch.tally(session, session.get_one(Run, run.id)))
-    facts = counts.get(("facts", run.id), lambda session: summary.facts(session, session.get_one(Run, run.id)))
-    compared = counts.get(("compared", run.id), lambda session: _compared(session, run.id))
+    counts = counted(request, run.id, tally=watch.tally, facts=summary.facts, compared=_compared)
     is_going = run.state is RunState.RUNNING
     return page(
         request,
@@ -55,12 +53,10 @@ def show(request: Request) -> Response:
         run=run,
         student=student,
         seen=seen,
-        stages=_stages(seen, tally, facts),
-        tally=tally,
-        facts=facts,
-        compared=compared,
-        live=is_live(request, is_going, tally, facts, compared),
+        stages=_stages(seen, counts["tally"], counts["facts"]),
+        live=is_live(request, is_going, *counts.values()),
         is_going=is_going,
+        **counts,
     )
 
 
@@ -108,9 +104,9 @@ def _stage(name: str, seen: Glance, counted: Tally, took: float | None) -> Stage
     return StageRow(name, counts, over, seen.stage_seconds, rate, (counts.total - over) / rate if rate else None)
 
 
-def _compared(session: Any, run_id: int) -> Comparison | str:
+def _compared(session: Session, run: Run) -> Comparison | str:
     """Strategies side by side, or why they cannot be."""
     try:
-        return compare(session, session.get_one(Run, run_id))
+        return compare(session, run)
     except UsageError as error:
         return str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -12,6 +13,10 @@ from console.safety import Access
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 
+#: Python's own 5 ms are too long: a page gives the interpreter away at every row that it reads, and while something is
+#: counted in another thread it would wait so long for each.
+_SWITCH_SECONDS = 0.0005
+
 
 def serve(database: Database, access: Access, *, host: str, port: int, ready: Callable[[int], None]) -> None:
     """Answer until Ctrl-C or SIGTERM.
@@ -20,6 +25,7 @@ def serve(database: Database, access: Access, *, host: str, port: int, ready: Ca
     ready: called with the port when requests are taken.
     Raises `UsageError` when nobody can listen there.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with listen(host, port) as listener:
         config = uvicorn.Config(
             app.make(database, access),

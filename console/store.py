@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
-from console.kept import Kept
+from console.kept import Count, Counted, Kept
 from console.pages import Problem, not_found
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
@@ -34,9 +34,18 @@ def database(request: Request) -> Database:
     return cast(Database, request.app.state.database)
 
 
+def counted(request: Request, run_id: int, **counts: Callable[[Session, Run], Any]) -> dict[str, Counted[Any] | None]:
+    """Counts of a run, by name: kept ones, or None where the first is still made."""
+    return kept(request).get({name: _of(run_id, count) for name, count in counts.items()}, run_id=run_id)
+
+
 def kept(request: Request) -> Kept:
     """The console's counts."""
     return cast(Kept, request.app.state.kept)
+
+
+def _of(run_id: int, count: Callable[[Session, Run], Any]) -> Count:
+    return lambda session: count(session, session.get_one(Run, run_id))
 
 
 def find(session: Session, request: Request) -> Run:

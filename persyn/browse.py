@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, Subquery, and_, func, literal, null, or_, select, true, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
@@ -18,6 +19,8 @@ from persyn.db.work import Job, JobState
 
 #: Of a prompt's text, the first characters are shown in a list.
 _EXCERPT = 240
+#: Prompts are searched so many at a time, until a page is full or has taken so many seconds.
+_STRETCH, _SECONDS = 4000, 0.08
 
 
 class Standing(StrEnum):
@@ -52,6 +55,12 @@ class Wanted(Struct, frozen=True):
     #: Bounds of the margin, inclusive.
     margin_from: float | None = None
     margin_to: float | None = None
+    order: Order = Order.ID
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether a prompt without a margin is none of them."""
+        return self.order is Order.MARGIN or self.margin_from is not None or self.margin_to is not None
 
 
 class Place(Struct, frozen=True):
@@ -82,6 +91,8 @@ class Page(Struct, frozen=True):
 
     rows: list[Row]
     following: Place | None
+    #: The search had no more time: behind here are prompts that were not looked at.
+    is_partial: bool = False
 
 
 class RunRow(Struct, frozen=True):
@@ -165,29 +176,77 @@ def reasons(session: Session, run: Run) -> list[str]:
 
 
 def prompts(
-    session: Session, run: Run, wanted: Wanted, *, order: Order = Order.ID, after: Place | None = None, limit: int = 50
+    session: Session,
+    run: Run,
+    wanted: Wanted,
+    *,
+    after: Place | None = None,
+    limit: int = 50,
+    seconds: float = _SECONDS,
 ) -> Page:
-    """A page of a run's prompts. Sorted by margin, those without one are left out."""
-    query = _rows(run).where(*_conditions(run, wanted))
-    if order is Order.MARGIN:
-        query = query.where(Assignment.margin.is_not(None)).order_by(Assignment.margin, Assignment.prompt_id)
-        if after is not None:
-            key = tuple_(Assignment.margin, Assignment.prompt_id)
-            query = query.where(key > tuple_(after.margin, after.prompt_id))
+    """A page of a run's prompts. Sorted by margin, those without one are left out.
+
+    seconds: after so many the search stops where it is, and the page may have fewer rows than there are, or none:
+             however large the run and however rare what is wanted, nobody waits.
+    """
+    until = time.monotonic() + seconds
+    keys = (Assignment.margin, Assignment.prompt_id) if wanted.order is Order.MARGIN else (RunPrompt.prompt_id,)
+    query = _rows(run, wanted).where(*_conditions(run, wanted)).order_by(*keys)
+    found: list[Any] = []
+    while True:
+        end = _end(session, run, wanted, after)
+        stretch = query.where(*_between(keys, after, end))
+        if wanted.order is Order.ID:
+            # It follows from the join, but PostgreSQL does not see it, and would read all prompts.
+            stretch = stretch.where(*_between((Prompt.id,), after, end))
+        found += session.execute(stretch.limit(limit + 1 - len(found))).all()
+        rows = [_row(row) for row in found[:limit]]
+        if len(found) > limit:
+            return Page(rows, Place(rows[-1].prompt_id, rows[-1].margin))
+        if end is None or time.monotonic() > until:
+            return Page(rows, end, is_partial=end is not None)
+        after = end
+
+
+def _end(session: Session, run: Run, wanted: Wanted, after: Place | None) -> Place | None:
+    """The last of the next so many prompts that an index leads to; None when there are fewer."""
+    if wanted.order is Order.MARGIN:
+        query = select(Assignment.prompt_id, Assignment.margin).where(Assignment.run_id == run.id)
+        query = query.where(*_in_margin(wanted))
+        keys: tuple[Any, ...] = (Assignment.margin, Assignment.prompt_id)
+    elif wanted.teacher:
+        query = select(Assignment.prompt_id, null().label("margin")).join(Teacher)
+        query = query.where(Assignment.run_id == run.id, Teacher.name == wanted.teacher)
+        keys = (Assignment.prompt_id,)
     else:
-        query = query.order_by(RunPrompt.prompt_id)
-        if after is not None:
-            query = query.where(RunPrompt.prompt_id > after.prompt_id)
-    found = session.execute(query.limit(limit + 1)).all()
-    last = found[limit - 1] if len(found) > limit else None
-    return Page(
-        rows=[_row(row) for row in found[:limit]],
-        following=Place(last.prompt_id, last.margin) if last is not None else None,
-    )
+        query = select(RunPrompt.prompt_id, null().label("margin")).where(RunPrompt.run_id == run.id)
+        query = query.where(*_is_placed(run, wanted))
+        keys = (RunPrompt.prompt_id,)
+    last = session.execute(
+        query.where(*_between(keys, after, None)).order_by(*keys).offset(_STRETCH - 1).limit(1)
+    ).first()
+    return None if last is None else Place(last.prompt_id, last.margin)
 
 
-def _rows(run: Run) -> Select[Any]:
-    assigned = and_(Assignment.run_id == run.id, Assignment.prompt_id == RunPrompt.prompt_id)
+def _between(keys: tuple[Any, ...], after: Place | None, end: Place | None) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if after is not None:
+        found.append(_key(keys) > _value(keys, after))
+    if end is not None:
+        found.append(_key(keys) <= _value(keys, end))
+    return found
+
+
+def _key(keys: tuple[Any, ...]) -> Any:
+    return tuple_(*keys) if len(keys) > 1 else keys[0]
+
+
+def _value(keys: tuple[Any, ...], place: Place) -> Any:
+    return tuple_(literal(place.margin), literal(place.prompt_id)) if len(keys) > 1 else place.prompt_id
+
+
+def _rows(run: Run, wanted: Wanted) -> Select[Any]:
+    assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
     answered = and_(
         Response.prompt_id == RunPrompt.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
     )
@@ -205,7 +264,8 @@ def _rows(run: Run) -> Select[Any]:
             Response.response_tokens,
         )
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
-        .outerjoin(Assignment, assigned)
+        # What must be there is joined so: an outer join is read from the left, whatever the indexes.
+        .join(Assignment, assigned, isouter=not wanted.has_margin)
         .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
         .outerjoin(Response, answered)
         .where(RunPrompt.run_id == run.id)
@@ -217,15 +277,31 @@ def _conditions(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
     text = wanted.text
     possible: list[tuple[bool, Callable[[], ColumnElement[bool]]]] = [
         (bool(text), lambda: or_(Prompt.text.icontains(text, autoescape=True), Prompt.source_id == text)),
-        (wanted.role is not None, lambda: RunPrompt.role == wanted.role),
         (wanted.standing is not None, lambda: _stands(wanted.standing)),
         (bool(wanted.teacher), lambda: Teacher.name == wanted.teacher),
         (bool(wanted.reason), lambda: reason(Assignment.reason) == wanted.reason),
-        (bool(wanted.failure), lambda: RunPrompt.prompt_id.in_(_failed(run, wanted.failure))),
-        (wanted.margin_from is not None, lambda: Assignment.margin >= wanted.margin_from),
-        (wanted.margin_to is not None, lambda: Assignment.margin <= wanted.margin_to),
     ]
-    return [condition() for is_wanted, condition in possible if is_wanted]
+    found = [condition() for is_wanted, condition in possible if is_wanted]
+    return found + _is_placed(run, wanted) + (_in_margin(wanted) if wanted.has_margin else [])
+
+
+def _is_placed(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
+    """Conditions on a prompt's place in the run, to which an index leads."""
+    found: list[ColumnElement[bool]] = []
+    if wanted.role is not None:
+        found.append(RunPrompt.role == wanted.role)
+    if wanted.failure:
+        found.append(RunPrompt.prompt_id.in_(select(_failed(run, wanted.failure))))
+    return found
+
+
+def _in_margin(wanted: Wanted) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = [Assignment.margin.is_not(None)]
+    if wanted.margin_from is not None:
+        found.append(Assignment.margin >= wanted.margin_from)
+    if wanted.margin_to is not None:
+        found.append(Assignment.margin <= wanted.margin_to)
+    return found
 
 
 def _stands(standing: Standing | None) -> ColumnElement[bool]:
@@ -238,16 +314,13 @@ def _stands(standing: Standing | None) -> ColumnElement[bool]:
     }[standing]
 
 
-def _failed(run: Run, why: str) -> Select[Any]:
+def _failed(run: Run, why: str) -> Subquery:
     """Prompts of which a response by a teacher of the run, or a score that the run reads, failed."""
     mine = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)
     responses = select(Response.prompt_id).where(Response.teacher_id.in_(mine), Response.sample == 0)
-    scored = exists().where(
-        Score.response_id == Response.id,
-        Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id)),
-        _is(Score.failure, why),
-    )
-    return responses.where(or_(_is(Response.failure, why), scored))
+    scorers = run.quality_scorer_id, run.learnability_scorer_id
+    scores = responses.join(Score, Score.response_id == Response.id).where(Score.scorer_id.in_(scorers))
+    return union_all(responses.where(_is(Response.failure, why)), scores.where(_is(Score.failure, why))).subquery()
 
 
 def _is(failure: Any, why: str) -> ColumnElement[bool]:
