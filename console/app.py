@@ -23,10 +23,10 @@ from persyn.db.connect import Database
 Page = Callable[[Request], Response]
 
 
-def make(database: Database, access: Access, kept: Kept | None = None) -> ASGIApp:
+def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
     """The pages of one store, guarded.
 
-    kept: its counts, where somebody else has them already.
+    kept: its counts.
     """
     app = Starlette(
         routes=[
@@ -46,5 +46,5 @@ def make(database: Database, access: Access, kept: Kept | None = None) -> ASGIAp
             Exception: pages.explain,
         },
     )
-    app.state.database, app.state.access, app.state.kept = database, access, kept or Kept(database)
+    app.state.database, app.state.access, app.state.kept = database, access, kept
     return Guard(app, access)

@@ -19,6 +19,8 @@ _LEAST_SECONDS, _SHARE = 1.5, 20
 _NEWER_SECONDS = 0.02
 #: A count is of long ago after so many seconds.
 OLD_SECONDS = 5.0
+#: How long the end waits for a count that does not stop.
+_CLOSE_SECONDS = 5.0
 #: Counts at a time, and counts that are remembered.
 _AT_ONCE, _MOST = 2, 256
 
@@ -57,6 +59,7 @@ class Kept:
         self._lock = threading.Lock()
         self._slots: OrderedDict[tuple[int | None, str], _Slot] = OrderedDict()
         self._free = threading.Semaphore(_AT_ONCE)
+        self._is_closed = False
 
     def get(self, counts: Mapping[str, Count], *, run_id: int | None = None) -> dict[str, Counted[Any] | None]:
         """The newest of each of these counts; None while a first one goes on. Raises what counting raised.
@@ -74,16 +77,29 @@ class Kept:
         with self._lock:
             return {name: self._found(slot) for name, slot in slots.items()}
 
+    def close(self) -> None:
+        """Stop counting; what goes on is interrupted."""
+        with self._lock:
+            self._is_closed = True
+            working = [slot for slot in self._slots.values() if slot.thread is not None]
+        until = time.monotonic() + _CLOSE_SECONDS
+        for slot in working:
+            # Again and again: what is between two queries does not hear it.
+            while slot.thread is not None and slot.thread.is_alive() and time.monotonic() < until:
+                if (stop := slot.stop) is not None:
+                    stop()
+                slot.thread.join(0.05)
+
     def _started(self, key: tuple[int | None, str], count: Count) -> _Slot:
         """A count's place; counting has begun where it is time for that."""
         slot = self._slots.setdefault(key, _Slot())
         self._slots.move_to_end(key)
         while len(self._slots) > _MOST:
             self._slots.popitem(last=False)
-        if slot.work is None and self._clock() >= slot.count_at and self._free.acquire(blocking=False):
+        if slot.work is None and self._clock() >= slot.count_at and not self._is_closed:
             slot.work = threading.Event()
-            # Daemons: whoever ends the console does not wait for a count of millions of rows.
-            threading.Thread(target=self._count, args=(slot, count), name=f"count {key}", daemon=True).start()
+            slot.thread = threading.Thread(target=self._count, args=(slot, count), name=f"count {key}", daemon=True)
+            slot.thread.start()
         return slot
 
     def _lacks(self, slot: _Slot) -> bool:
@@ -98,9 +114,16 @@ class Kept:
         return Counted(slot.found[0], self._clock() - slot.counted_at, slot.work is not None)
 
     def _count(self, slot: _Slot, count: Count) -> None:
+        with self._free:  # others wait for their turn
+            if not self._is_closed:
+                self._count_now(slot, count)
+
+    def _count_now(self, slot: _Slot, count: Count) -> None:
         began, found, error = self._clock(), slot.found, None
         try:
             with self._database.read() as session:
+                driver: Any = session.connection().connection.driver_connection
+                slot.stop = getattr(driver, "interrupt", None) or driver.cancel  # SQLite's, PostgreSQL's
                 found = (count(session),)
         except Exception as raised:  # whoever asked is told
             error = raised
@@ -112,8 +135,7 @@ class Kept:
             if error is not None:
                 slot.count_at = ended  # the next who asks tries again
             slot.work.set()
-            slot.work = None
-        self._free.release()
+            slot.work = slot.stop = None
 
 
 class _Slot:
@@ -125,3 +147,5 @@ class _Slot:
         self.counted_at = 0.0
         self.count_at = float("-inf")
         self.work: threading.Event | None = None
+        self.thread: threading.Thread | None = None
+        self.stop: Callable[[], None] | None = None

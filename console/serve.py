@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
 from console import app
+from console.kept import Kept
 from console.safety import Access
 from persyn.db.connect import Database
 from persyn.errors import UsageError
@@ -25,19 +27,30 @@ def serve(database: Database, access: Access, *, host: str, port: int, ready: Ca
     ready: called with the port when requests are taken.
     Raises `UsageError` when nobody can listen there.
     """
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    with listen(host, port) as listener:
-        config = uvicorn.Config(
-            app.make(database, access),
-            log_level="warning",
-            access_log=False,  # addresses carry what was searched for
-            server_header=False,
-            proxy_headers=False,
-            lifespan="off",
-            ws="none",
-        )
+    with listen(host, port) as listener, serving(database, access) as server:
         ready(listener.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def serving(database: Database, access: Access) -> Iterator[uvicorn.Server]:
+    """The console, ready to run on a socket."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    kept = Kept(database)
+    try:
+        yield uvicorn.Server(
+            uvicorn.Config(
+                app.make(database, access, kept),
+                log_level="warning",
+                access_log=False,  # addresses carry what was searched for
+                server_header=False,
+                proxy_headers=False,
+                lifespan="off",
+                ws="none",
+            )
+        )
+    finally:
+        kept.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from console.kept import Counted, Kept
@@ -83,6 +84,16 @@ def test_what_was_counted_long_ago_is_shown_until_the_new_count_is_there(empty: 
     assert (found.value, found.age, found.is_old) == (1, 3600, True)
 
 
+def test_more_counts_than_are_made_at_a_time_are_all_made(empty: Database) -> None:
+    """Looked at again and again: what is due again does not take the turn of what was never made."""
+    clock = Clock()
+    kept = Kept(empty, patience=30, clock=clock)
+    counts = {name: Count() for name in "abcdef"}
+    assert None not in kept.get(counts).values()
+    clock.now = 3600
+    assert [found and found.value for found in kept.get(counts).values()] == [2] * 6
+
+
 def test_an_error_is_told_to_who_asked_and_the_next_tries_again(empty: Database) -> None:
     def fail(session: Session) -> int:
         raise RuntimeError("no")
@@ -93,3 +104,19 @@ def test_an_error_is_told_to_who_asked_and_the_next_tries_again(empty: Database)
     found = get(kept, "rows", count)
     assert found is not None
     assert found.value == 1
+
+
+def test_the_end_does_not_wait_for_a_long_count(database: Database) -> None:
+    """On either database: an endless query is interrupted."""
+
+    def endless(session: Session) -> int:
+        begun.set()
+        counting = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+        return session.scalars(text(counting)).one()
+
+    begun, kept = threading.Event(), Kept(database, patience=0)
+    assert get(kept, "rows", endless) is None
+    assert begun.wait(30)
+    kept.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("count")]
+    assert get(kept, "others", Count()) is None
