@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from console import failures, pages, prompts, runs, store
+from console import failures, pages, prompts, runs, sql, store
 from console.kept import Kept
 from console.pages import Problem
 from console.safety import Access, Guard
@@ -37,6 +37,8 @@ def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
             Route("/runs/{run}/prompts/{prompt:int}", prompts.show),
             Route("/runs/{run}/failures", failures.index),
             Route("/runs/{run}/retry", failures.retry, methods=["POST"]),
+            Route("/sql", sql.show),
+            Route("/sql.csv", sql.download),
             Mount("/static", StaticFiles(directory=str(files("console") / "static"))),
         ],
         exception_handlers={

@@ -75,6 +75,11 @@ def number(value: float | int | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}".replace("-", _MINUS)
 
 
+def plural(value: int, what: str) -> str:
+    """1 row, 2,000 rows."""
+    return f"{value:,} {what}" if value == 1 else f"{value:,} {what}s"
+
+
 def fixed(value: float | None, digits: int = 3) -> str:
     """With so many digits behind the point, as figures in a column need."""
     return _NOTHING if value is None or value != value else f"{value:,.{digits}f}".replace("-", _MINUS)
@@ -134,7 +139,14 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters.update(
-        number=number, fixed=fixed, share=share, duration=duration, moment=moment, cell=cell, worker=worker
+        number=number,
+        fixed=fixed,
+        plural=plural,
+        share=share,
+        duration=duration,
+        moment=moment,
+        cell=cell,
+        worker=worker,
     )
     found.globals.update(link=link)
     return found

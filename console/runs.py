@@ -22,8 +22,8 @@ from persyn.summary import Facts
 from persyn.watch import Glance, Tally
 
 _MOST_RUNS = 200
-#: Between two looks at a page that shows what goes on.
-LOOK_SECONDS = 2
+#: Between two looks at a page that shows what goes on, and until the next one at a page that lacks something.
+LOOK_SECONDS, SOON_SECONDS = 2.0, 0.5
 
 
 def index(request: Request) -> Response:
@@ -60,13 +60,16 @@ def show(request: Request) -> Response:
     )
 
 
-def is_live(request: Request, is_going: bool, *counts: Counted[Any] | None) -> int | None:
+def is_live(request: Request, is_going: bool, *counts: Counted[Any] | None) -> float | None:
     """Seconds after which the page looks again by itself; None when nothing will have changed, or nobody wants it to.
 
     counts: what it shows, or lacks.
     """
-    is_coming = any(count is None or count.is_old for count in counts)
-    return LOOK_SECONDS if (is_going or is_coming) and request.query_params.get("live") != "off" else None
+    if request.query_params.get("live") == "off":
+        return None
+    if None in counts:
+        return SOON_SECONDS
+    return LOOK_SECONDS if is_going or any(count is not None and count.is_old for count in counts) else None
 
 
 class StageRow(Struct, frozen=True):

@@ -30,7 +30,9 @@ function show(fresh) {
       part.querySelectorAll(".scroll").forEach((box, n) => places[n] && box.scrollTo(...places[n]));
     }
   }
-  if (!fresh.body.dataset.live) {
+  if (fresh.body.dataset.live) {
+    page.dataset.live = fresh.body.dataset.live;
+  } else {
     delete page.dataset.live;
     document.getElementById("pausing")?.remove();
   }

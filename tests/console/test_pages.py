@@ -80,7 +80,7 @@ def test_a_run_says_how_far_it_is_who_works_and_what_came_out(database: Database
     assert pace is not None
     assert float(pace[1]) == pytest.approx(0.2, rel=0.3)
     assert any(re.match(rf"vm:417 {made.running_job} ada 3 1\d s (5\d s|1 min)", row) for row in found)
-    assert "1 jobs are tried again after: bob fell over" in Read(html).text
+    assert "1 job to be tried again after: bob fell over" in Read(html).text
     # Shares of 8: ada has 4 calibration prompts and 3 targets. Tokens: 4 x 10 + 4.
     assert any(row.startswith("ada 7 88% 7 1.000 \u22122.000 0.600 44") for row in found)
     assert any(row.startswith("bob 1 12% 1 0.000 \u22121.000 0.400 40") for row in found)
@@ -89,7 +89,7 @@ def test_a_run_says_how_far_it_is_who_works_and_what_came_out(database: Database
     assert "84 tokens written of about 160 that all teachers would have written (52%)" in Read(html).text
     # On both hold-out prompts ada has 0.6 and bob 0.4, and the router chooses ada.
     assert any(row.startswith("persyn 0.600 0.60 to 0.60") for row in found)
-    assert 'data-live="2"' in html
+    assert 'data-live="2.0"' in html
 
 
 def test_a_page_that_is_held_does_not_look_again(filled: Filled) -> None:
@@ -245,6 +245,8 @@ def pages(made: MadeStore) -> list[str]:
         f"/runs/{name}/failures",
         f"/runs/{failed}",
         f"/runs/{failed}/failures",
+        f"/sql?query={quote('select text, meta from prompts')}",
+        f"/sql?query={quote(HOSTILE)}",
         f"/runs/{quote(named(HOSTILE))}",
         f"/runs/{name}/prompts?role={quote(HOSTILE)}",
     ]
