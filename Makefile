@@ -1,17 +1,23 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo chaos test check fix format lint types imports constraints clean
+.PHONY: help demo chaos chromium test check fix format lint types imports constraints clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ENGINE ?= transformers
-SOURCES := persyn workers cli migrations demo benchmarks studies tests
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+BROWSER := --no-install-recommends chromium fonts-dejavu-core
+SOURCES := persyn workers console cli migrations demo benchmarks studies tests
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.demo $(if $(filter vllm,$(ENGINE)),.venv/.vllm) ## The whole job on two small real models; ENGINE=transformers or vllm
 	$(BIN)/python -m demo $(ENGINE)
+
+chromium: ## Debian's Chromium, in which the console is tested; without one these tests are skipped
+	@command -v chromium >/dev/null || { $(SUDO) apt-get install -y $(BROWSER) || \
+		{ $(SUDO) apt-get update && $(SUDO) apt-get install -y $(BROWSER); }; }
 
 chaos: .venv/.dev ## A cluster that is hurt while it works, 5,000 prompts a round; SEED=1 ROUNDS=1
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1)

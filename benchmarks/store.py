@@ -21,7 +21,7 @@ TEACHERS = 8
 CALIBRATION = 256
 _TIMEOUT_SECONDS = 3600.0
 #: Whatever the size, starting nine engines and one command is paid once.
-_DATABASES = ("sqlite", "postgresql")
+DATABASES = ("sqlite", "postgresql")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ HEADER = "  prompts  start s  to assign  ass+gen s  prompts/s  total s us/prompt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="prompts of each run")
-    parser.add_argument("--databases", nargs="+", choices=_DATABASES, default=list(_DATABASES))
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))
     parser.add_argument("--job-prompts", type=int, default=256)
     options = parser.parse_args()
     for kind in options.databases:
         print(f"{kind}, {TEACHERS} teachers, {options.job_prompts} prompts in a job\n{HEADER}")
         figures = []
         for size in sorted(options.sizes):
-            with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name, _database(kind, Path(name)) as url:
+            with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name, database(kind, Path(name)) as url:
                 figures.append(_measure(Path(name), url, size, options.job_prompts))
             print(figures[-1], flush=True)
         least, most = figures[0], figures[-1]
@@ -94,7 +94,7 @@ def _measure(folder: Path, url: str, prompts: int, job_prompts: int) -> Figures:
 
 
 @contextmanager
-def _database(kind: str, folder: Path) -> Iterator[str]:
+def database(kind: str, folder: Path) -> Iterator[str]:
     """An empty store at head: a SQLite file, or a PostgreSQL server of its own as it is by default."""
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'persyn.db'}"

@@ -7,9 +7,7 @@ from sqlalchemy import select
 
 from cli.open import JSON, actor, find_run, show, store
 from persyn import pipeline
-from persyn.db.catalog import RunState
 from persyn.db.work import Job, JobState
-from persyn.errors import UsageError
 
 
 @click.group()
@@ -22,10 +20,7 @@ def jobs() -> None:
 def retry(run: str) -> None:
     """Queue the failed and cancelled jobs of RUN again; workers go on with it."""
     with store() as database, database.write() as session:
-        found = find_run(session, run)
-        if found.state is RunState.DONE:
-            raise UsageError(f"run {run} is done; nothing of it waits to be tried again")
-        pipeline.resume(session, found, actor=actor())
+        pipeline.retry(session, find_run(session, run), actor=actor())
     click.echo(f"run {run} goes on; 'persyn run status {run}' says how far it is")
 
 

@@ -31,6 +31,7 @@ _COMMANDS = {
     "export": ("cli.export", "export", "Write a run's dataset."),
     "trace": ("cli.trace", "trace", "Say where one prompt's response comes from."),
     "audit": ("cli.audit", "audit", "Check that what the store says of a run fits together."),
+    "web": ("cli.web", "web", "Serve the console: runs, prompts, failures and SQL, in a browser."),
     "sql": ("cli.sql", "sql", "Ask the store a question in SQL, read-only."),
 }
 

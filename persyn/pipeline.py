@@ -14,6 +14,7 @@ from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
+from persyn.errors import UsageError
 from persyn.queue import Claim
 from persyn.stages import assign, calibrate, fit_router, generate, ingest, score, start
 from persyn.stages.batch import Batch, Done, Progress
@@ -85,6 +86,13 @@ def resume(session: Session, run: Run, *, actor: str) -> None:
         run.state, run.error, run.finished_at, run.plans = RunState.RUNNING, None, None, 0
         session.flush()
     advance(session, run.id, actor=actor)
+
+
+def retry(session: Session, run: Run, *, actor: str) -> None:
+    """Try a run's failed and cancelled jobs again; `UsageError` when it is done, and nothing of it waits for that."""
+    if run.state is RunState.DONE:
+        raise UsageError(f"run {run.name} is done; nothing of it waits to be tried again")
+    resume(session, run, actor=actor)
 
 
 def cancel(session: Session, run: Run, *, actor: str) -> None:

@@ -76,8 +76,9 @@ class Glance(Struct, frozen=True):
     stage_seconds: float
     #: Of the present stage, by state.
     jobs: dict[JobState, int]
-    #: Rows that the waiting and running ones of them held when they were planned.
+    #: Rows that the waiting and running ones of them held when they were planned, and that all of them held.
     open_rows: int
+    planned_rows: int
     held: list[Held]
     paces: list[Pace]
     troubles: list[Trouble]
@@ -126,10 +127,22 @@ def glance(session: Session, run: Run) -> Glance:
         stage_seconds=(at - began).total_seconds(),
         jobs={state: count for state, count, *_ in counted},
         open_rows=sum(int(rows) for state, _, rows, _ in counted if state in _OPEN),
+        planned_rows=sum(int(rows) for _, _, rows, _ in counted),
         held=_held(session, run, at),
         paces=_paces(session, run, at, max(began, at - RECENT)),
         troubles=_troubles(session, run),
     )
+
+
+def rate(seen: Glance, pending: int) -> float | None:
+    """Rows per second of the present stage: lately, where teachers write, or since it began; None before there are any.
+
+    pending: its rows that are still missing.
+    """
+    if seen.paces:
+        return sum(pace.responses for pace in seen.paces)
+    worked = seen.planned_rows - pending
+    return worked / seen.stage_seconds if worked > 0 and seen.stage_seconds > 0 else None
 
 
 def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from persyn.db.base import Base, Big, CreatedAt, Hash, Id, words
+
+#: Failures are few: an index of them alone finds them among millions.
+_FAILED = text("failure IS NOT NULL")
 
 
 class Origin(StrEnum):
@@ -25,6 +28,7 @@ class Response(Base):
     __table_args__ = (
         UniqueConstraint("prompt_id", "teacher_id", "sample"),
         Index("ix_responses_teacher_id", "teacher_id"),
+        Index("ix_responses_failed", "teacher_id", "prompt_id", sqlite_where=_FAILED, postgresql_where=_FAILED),
         CheckConstraint("(text IS NULL) <> (failure IS NULL)", name="text_or_failure"),
     )
 
@@ -52,6 +56,7 @@ class Score(Base):
     __tablename__ = "scores"
     __table_args__ = (
         CheckConstraint("(value IS NULL) <> (failure IS NULL)", name="value_or_failure"),
+        Index("ix_scores_failed", "response_id", sqlite_where=_FAILED, postgresql_where=_FAILED),
         {"sqlite_with_rowid": False},
     )
 
@@ -101,6 +106,7 @@ class Assignment(Base):
     __tablename__ = "assignments"
     __table_args__ = (
         Index("ix_assignments_run_id_teacher_id_prompt_id", "run_id", "teacher_id", "prompt_id"),
+        Index("ix_assignments_run_id_margin_prompt_id", "run_id", "margin", "prompt_id"),
         {"sqlite_with_rowid": False},
     )
 

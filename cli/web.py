@@ -1,0 +1,58 @@
+"""`persyn web`: the console."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+
+import click
+
+from cli.open import actor, store
+from persyn.errors import UsageError
+
+#: A token that can be guessed is none.
+_LEAST_TOKEN = 16
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: everywhere.")
+@click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@click.option(
+    "--token",
+    envvar="PERSYN_WEB_TOKEN",
+    show_envvar=True,
+    help="What everybody must show who asks. Elsewhere than on this machine there must be one: made, if none is given.",
+)
+@click.option(
+    "--allow-host", "names", metavar="NAME", multiple=True, help="A name it may be called by, behind a proxy for one."
+)
+@click.option("--admin", is_flag=True, help="Let failed jobs be tried again; without it nothing can be changed.")
+def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: bool) -> None:
+    """Serve the console, pages for a browser: runs, prompts, failures and SQL, until Ctrl-C.
+
+    It listens on this machine alone and changes nothing, unless told otherwise. From elsewhere use ssh:
+    ssh -L 8321:127.0.0.1:8321 HOST, and open http://127.0.0.1:8321 here.
+    """
+    from console import safety
+    from console.serve import serve
+
+    if token is None and not safety.is_loopback(host):
+        token = secrets.token_urlsafe(32)
+    if token is not None and len(token) < _LEAST_TOKEN:
+        raise UsageError(f"the token has {len(token)} characters; give {_LEAST_TOKEN} or more that nobody can guess")
+    access = safety.Access(
+        hosts=frozenset(name.lower() for name in (*names, host, socket.gethostname(), socket.getfqdn())),
+        token=token,
+        admin=actor() if admin else None,
+    )
+
+    def ready(port: int) -> None:
+        name = socket.gethostname() if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+        click.echo(f"console at http://{name}:{port}/{f'?token={token}' if token else ''}")
+        click.echo("Ctrl-C ends it", err=True)
+
+    with store() as database:
+        try:
+            serve(database, access, host=host, port=port, ready=ready)
+        except KeyboardInterrupt:
+            click.echo("", err=True)

@@ -1,0 +1,60 @@
+"""What failed in a run, by reason, and how it is tried again."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import cast
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from console.pages import Problem, link, page
+from console.runs import is_live
+from console.safety import Access, form
+from console.store import counted, database, find, reading
+from persyn import browse, pipeline, watch
+from persyn.db.catalog import RunState
+from persyn.errors import UsageError
+
+_MOST = 100
+
+
+def index(request: Request) -> Response:
+    """Failed jobs by their error, failed rows by their reason."""
+    with reading(request) as session:
+        run = find(session, request)
+        jobs = browse.failed_jobs(session, run, limit=_MOST)
+    tally = counted(request, run.id, tally=watch.tally)["tally"]
+    is_going = run.state is RunState.RUNNING
+    return page(
+        request,
+        "failures.html",
+        run=run,
+        jobs=jobs,
+        tally=tally,
+        most=_MOST,
+        can_retry=bool(jobs) and run.state is not RunState.DONE,
+        live=is_live(request, is_going, tally),
+    )
+
+
+async def retry(request: Request) -> Response:
+    """Try the run's failed jobs again: what `persyn jobs retry` does."""
+    access = cast(Access, request.app.state.access)
+    if access.admin is None:
+        raise Problem(HTTPStatus.FORBIDDEN, "This console changes nothing", "Start it with --admin to try work again.")
+    if not access.is_form((await form(request)).get("form_secret", "")):
+        raise Problem(
+            HTTPStatus.FORBIDDEN, "The form is too old", "It is of another start of the console: go back and reload it."
+        )
+    await run_in_threadpool(_retry, request, access.admin)
+    return RedirectResponse(link("runs", request.path_params["run"]), HTTPStatus.SEE_OTHER)
+
+
+def _retry(request: Request, actor: str) -> None:
+    try:
+        with database(request).write() as session:
+            pipeline.retry(session, find(session, request), actor=actor)
+    except UsageError as error:
+        raise Problem(HTTPStatus.CONFLICT, "Nothing to try again", f"{error}.") from error

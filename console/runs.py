@@ -1,0 +1,115 @@
+"""The list of runs, and one run as it goes on."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from console.kept import Counted
+from console.pages import page
+from console.store import counted, find, kept, reading
+from persyn import browse, summary, watch
+from persyn.compare import Comparison, compare
+from persyn.db.catalog import Run, RunState, Student
+from persyn.errors import UsageError
+from persyn.stages.batch import Progress
+from persyn.summary import Facts
+from persyn.watch import Glance, Tally
+
+_MOST_RUNS = 200
+#: Between two looks at a page that shows what goes on, and until the next one at a page that lacks something.
+LOOK_SECONDS, SOON_SECONDS = 2.0, 0.5
+
+
+def index(request: Request) -> Response:
+    """All runs, the newest first."""
+    with reading(request) as session:
+        found = browse.runs(session, limit=_MOST_RUNS)
+    sizes = kept(request).get({"sizes": browse.sizes})["sizes"]
+    return page(request, "runs.html", runs=found, sizes=sizes.value if sizes else {}, most=_MOST_RUNS)
+
+
+def enter(request: Request) -> Response:
+    """Where a token is given that nobody needs any more."""
+    return RedirectResponse("/", HTTPStatus.SEE_OTHER)
+
+
+def show(request: Request) -> Response:
+    """One run: what goes on, and what came out so far."""
+    with reading(request) as session:
+        run = find(session, request)
+        student = session.get_one(Student, run.student_id)
+        seen = watch.glance(session, run)
+    counts = counted(request, run.id, tally=watch.tally, facts=summary.facts, compared=_compared)
+    is_going = run.state is RunState.RUNNING
+    return page(
+        request,
+        "run.html",
+        run=run,
+        student=student,
+        seen=seen,
+        stages=_stages(seen, counts["tally"], counts["facts"]),
+        live=is_live(request, is_going, *counts.values()),
+        is_going=is_going,
+        **counts,
+    )
+
+
+def is_live(request: Request, is_going: bool, *counts: Counted[Any] | None) -> float | None:
+    """Seconds after which the page looks again by itself; None when nothing will have changed, or nobody wants it to.
+
+    counts: what it shows, or lacks.
+    """
+    if request.query_params.get("live") == "off":
+        return None
+    if None in counts:
+        return SOON_SECONDS
+    return LOOK_SECONDS if is_going or any(count is not None and count.is_old for count in counts) else None
+
+
+class StageRow(Struct, frozen=True):
+    """A stage as it stands at this moment.
+
+    over:    rows that are done or failed.
+    seconds: what it took, where that is counted.
+    rate:    of the present one, rows per second.
+    left:    of the present one, seconds.
+    """
+
+    name: str
+    counts: Progress
+    over: int
+    seconds: float | None = None
+    rate: float | None = None
+    left: float | None = None
+
+
+def _stages(seen: Glance, tally: Counted[Tally] | None, facts: Counted[Facts] | None) -> list[StageRow]:
+    if tally is None:
+        return []
+    took = {stage.stage: stage.seconds for stage in facts.value.stages} if facts else {}
+    return [_stage(name, seen, tally.value, took.get(name)) for name in tally.value.stages]
+
+
+def _stage(name: str, seen: Glance, counted: Tally, took: float | None) -> StageRow:
+    counts = counted.stages[name]
+    over = counts.done + counts.failed
+    if name != seen.stage or name != counted.stage or seen.state is not RunState.RUNNING:
+        return StageRow(name, counts, over, took)
+    # Rows of jobs that ended since the rows were counted.
+    over = min(over + max(0, counted.open_rows - seen.open_rows), counts.total)
+    rate = watch.rate(seen, counts.total - over)
+    return StageRow(name, counts, over, seen.stage_seconds, rate, (counts.total - over) / rate if rate else None)
+
+
+def _compared(session: Session, run: Run) -> Comparison | str:
+    """Strategies side by side, or why they cannot be."""
+    try:
+        return compare(session, run)
+    except UsageError as error:
+        return str(error)

@@ -1,0 +1,339 @@
+"""Lists of runs, prompts and failed jobs: a page at a time, searched and filtered, never read as a whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Select, Subquery, and_, func, literal, null, or_, select, true, tuple_, union_all
+from sqlalchemy.orm import Session
+
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
+from persyn.db.results import Assignment, Response, Score
+from persyn.db.text import reason
+from persyn.db.work import Job, JobState
+
+#: Of a prompt's text, the first characters are shown in a list.
+_EXCERPT = 240
+#: Prompts are searched so many at a time, until a page is full or has taken so many seconds.
+_STRETCH, _SECONDS = 4000, 0.08
+
+
+class Standing(StrEnum):
+    """How far a prompt is in a run."""
+
+    UNASSIGNED = "unassigned"
+    WAITING = "waiting"
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+class Order(StrEnum):
+    """How prompts are sorted: by id, or from the smallest margin on, where the choice was closest."""
+
+    ID = "id"
+    MARGIN = "margin"
+
+
+class Wanted(Struct, frozen=True):
+    """Which prompts; what is None, or an empty text, selects nothing."""
+
+    #: In the prompt's text, in any case; or its whole id in its file.
+    text: str = ""
+    role: Role | None = None
+    standing: Standing | None = None
+    #: The name of the teacher it was given to.
+    teacher: str = ""
+    #: The first word of its assignment's reason.
+    reason: str = ""
+    #: The first word of why a response or a score of it failed, with any of the run's teachers; "any" is any.
+    failure: str = ""
+    #: Bounds of the margin, inclusive.
+    margin_from: float | None = None
+    margin_to: float | None = None
+    order: Order = Order.ID
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether a prompt without a margin is none of them."""
+        return self.order is Order.MARGIN or self.margin_from is not None or self.margin_to is not None
+
+
+class Place(Struct, frozen=True):
+    """The last row of a page: the next page begins behind it."""
+
+    prompt_id: int
+    margin: float | None = None
+
+
+class Row(Struct, frozen=True):
+    """A prompt in a list."""
+
+    prompt_id: int
+    role: Role
+    #: The beginning of its text, and how many characters the whole has.
+    excerpt: str
+    characters: int
+    teacher: str | None
+    reason: str | None
+    margin: float | None
+    standing: Standing
+    failure: str | None
+    response_tokens: int | None
+
+
+class Page(Struct, frozen=True):
+    """Some rows, and where the next begin; None on the last page."""
+
+    rows: list[Row]
+    following: Place | None
+    #: The search had no more time: behind here are prompts that were not looked at.
+    is_partial: bool = False
+
+
+class RunRow(Struct, frozen=True):
+    """A run in a list."""
+
+    name: str
+    state: RunState
+    stage: str
+    student: str
+    created_at: datetime
+    finished_at: datetime | None
+    error: str | None
+
+
+class FailedJobs(Struct, frozen=True):
+    """Jobs of a stage that ended the same way."""
+
+    stage: str
+    state: JobState
+    error: str | None
+    jobs: int
+    #: One of them, to look it up.
+    first_id: int
+    last_at: datetime | None
+
+
+def runs(session: Session, *, limit: int) -> list[RunRow]:
+    """The newest runs first."""
+    found = session.execute(
+        select(
+            Run.name,
+            Run.state,
+            Run.stage,
+            Student.name.label("student"),
+            Run.created_at,
+            Run.finished_at,
+            Run.error,
+        )
+        .join(Student, Student.id == Run.student_id)
+        .order_by(Run.id.desc())
+        .limit(limit)
+    )
+    return [RunRow(**row._mapping) for row in found]
+
+
+def sizes(session: Session) -> dict[str, int]:
+    """How many prompts each run has, by its name; takes as long as they are many."""
+    counted = select(Run.name, func.count()).join(RunPrompt, RunPrompt.run_id == Run.id).group_by(Run.name)
+    return dict(session.execute(counted).all())
+
+
+def failed_jobs(session: Session, run: Run, *, limit: int) -> list[FailedJobs]:
+    """What ended jobs of a run without success, the most frequent first."""
+    found = session.execute(
+        select(
+            Job.stage,
+            Job.state,
+            Job.error,
+            func.count().label("jobs"),
+            func.min(Job.id).label("first_id"),
+            func.max(Job.finished_at).label("last_at"),
+        )
+        .where(Job.run_id == run.id, Job.state.in_((JobState.FAILED, JobState.CANCELLED)))
+        .group_by(Job.stage, Job.state, Job.error)
+        .order_by(func.count().desc(), func.min(Job.id))
+        .limit(limit)
+    )
+    return [FailedJobs(**row._mapping) for row in found]
+
+
+def teachers(session: Session, run: Run) -> list[str]:
+    """Their names, in head order."""
+    found = select(Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
+    return list(session.scalars(found))
+
+
+def reasons(session: Session, run: Run) -> list[str]:
+    """The first words of the reasons of a run's assignments; takes as long as they are many."""
+    given = select(reason(Assignment.reason)).where(Assignment.run_id == run.id).distinct()
+    return sorted(session.scalars(given))
+
+
+def prompts(
+    session: Session,
+    run: Run,
+    wanted: Wanted,
+    *,
+    after: Place | None = None,
+    limit: int = 50,
+    seconds: float = _SECONDS,
+) -> Page:
+    """A page of a run's prompts. Sorted by margin, those without one are left out.
+
+    seconds: after so many the search stops where it is, and the page may have fewer rows than there are, or none:
+             however large the run and however rare what is wanted, nobody waits.
+    """
+    until = time.monotonic() + seconds
+    keys = (Assignment.margin, Assignment.prompt_id) if wanted.order is Order.MARGIN else (RunPrompt.prompt_id,)
+    query = _rows(run, wanted).where(*_conditions(run, wanted)).order_by(*keys)
+    found: list[Any] = []
+    while True:
+        end = _end(session, run, wanted, after)
+        stretch = query.where(*_between(keys, after, end))
+        if wanted.order is Order.ID:
+            # It follows from the join, but PostgreSQL does not see it, and would read all prompts.
+            stretch = stretch.where(*_between((Prompt.id,), after, end))
+        found += session.execute(stretch.limit(limit + 1 - len(found))).all()
+        rows = [_row(row) for row in found[:limit]]
+        if len(found) > limit:
+            return Page(rows, Place(rows[-1].prompt_id, rows[-1].margin))
+        if end is None or time.monotonic() > until:
+            return Page(rows, end, is_partial=end is not None)
+        after = end
+
+
+def _end(session: Session, run: Run, wanted: Wanted, after: Place | None) -> Place | None:
+    """The last of the next so many prompts that an index leads to; None when there are fewer."""
+    if wanted.order is Order.MARGIN:
+        query = select(Assignment.prompt_id, Assignment.margin).where(Assignment.run_id == run.id)
+        query = query.where(*_in_margin(wanted))
+        keys: tuple[Any, ...] = (Assignment.margin, Assignment.prompt_id)
+    elif wanted.teacher:
+        query = select(Assignment.prompt_id, null().label("margin")).join(Teacher)
+        query = query.where(Assignment.run_id == run.id, Teacher.name == wanted.teacher)
+        keys = (Assignment.prompt_id,)
+    else:
+        query = select(RunPrompt.prompt_id, null().label("margin")).where(RunPrompt.run_id == run.id)
+        query = query.where(*_is_placed(run, wanted))
+        keys = (RunPrompt.prompt_id,)
+    last = session.execute(
+        query.where(*_between(keys, after, None)).order_by(*keys).offset(_STRETCH - 1).limit(1)
+    ).first()
+    return None if last is None else Place(last.prompt_id, last.margin)
+
+
+def _between(keys: tuple[Any, ...], after: Place | None, end: Place | None) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if after is not None:
+        found.append(_key(keys) > _value(keys, after))
+    if end is not None:
+        found.append(_key(keys) <= _value(keys, end))
+    return found
+
+
+def _key(keys: tuple[Any, ...]) -> Any:
+    return tuple_(*keys) if len(keys) > 1 else keys[0]
+
+
+def _value(keys: tuple[Any, ...], place: Place) -> Any:
+    return tuple_(literal(place.margin), literal(place.prompt_id)) if len(keys) > 1 else place.prompt_id
+
+
+def _rows(run: Run, wanted: Wanted) -> Select[Any]:
+    assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
+    answered = and_(
+        Response.prompt_id == RunPrompt.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
+    )
+    return (
+        select(
+            RunPrompt.prompt_id,
+            RunPrompt.role,
+            func.substr(Prompt.text, 1, _EXCERPT).label("excerpt"),
+            func.length(Prompt.text).label("characters"),
+            Teacher.name.label("teacher"),
+            Assignment.reason,
+            Assignment.margin,
+            Response.id.label("response_id"),
+            Response.failure,
+            Response.response_tokens,
+        )
+        .join(Prompt, Prompt.id == RunPrompt.prompt_id)
+        # What must be there is joined so: an outer join is read from the left, whatever the indexes.
+        .join(Assignment, assigned, isouter=not wanted.has_margin)
+        .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
+        .outerjoin(Response, answered)
+        .where(RunPrompt.run_id == run.id)
+    )
+
+
+def _conditions(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
+    """Of all that can be wanted, what is."""
+    text = wanted.text
+    possible: list[tuple[bool, Callable[[], ColumnElement[bool]]]] = [
+        (bool(text), lambda: or_(Prompt.text.icontains(text, autoescape=True), Prompt.source_id == text)),
+        (wanted.standing is not None, lambda: _stands(wanted.standing)),
+        (bool(wanted.teacher), lambda: Teacher.name == wanted.teacher),
+        (bool(wanted.reason), lambda: reason(Assignment.reason) == wanted.reason),
+    ]
+    found = [condition() for is_wanted, condition in possible if is_wanted]
+    return found + _is_placed(run, wanted) + (_in_margin(wanted) if wanted.has_margin else [])
+
+
+def _is_placed(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
+    """Conditions on a prompt's place in the run, to which an index leads."""
+    found: list[ColumnElement[bool]] = []
+    if wanted.role is not None:
+        found.append(RunPrompt.role == wanted.role)
+    if wanted.failure:
+        found.append(RunPrompt.prompt_id.in_(select(_failed(run, wanted.failure))))
+    return found
+
+
+def _in_margin(wanted: Wanted) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = [Assignment.margin.is_not(None)]
+    if wanted.margin_from is not None:
+        found.append(Assignment.margin >= wanted.margin_from)
+    if wanted.margin_to is not None:
+        found.append(Assignment.margin <= wanted.margin_to)
+    return found
+
+
+def _stands(standing: Standing | None) -> ColumnElement[bool]:
+    return {
+        None: true(),
+        Standing.UNASSIGNED: Assignment.teacher_id.is_(None),
+        Standing.WAITING: and_(Assignment.teacher_id.is_not(None), Response.id.is_(None)),
+        Standing.ANSWERED: Response.text.is_not(None),
+        Standing.FAILED: Response.failure.is_not(None),
+    }[standing]
+
+
+def _failed(run: Run, why: str) -> Subquery:
+    """Prompts of which a response by a teacher of the run, or a score that the run reads, failed."""
+    mine = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)
+    responses = select(Response.prompt_id).where(Response.teacher_id.in_(mine), Response.sample == 0)
+    scorers = run.quality_scorer_id, run.learnability_scorer_id
+    scores = responses.join(Score, Score.response_id == Response.id).where(Score.scorer_id.in_(scorers))
+    return union_all(responses.where(_is(Response.failure, why)), scores.where(_is(Score.failure, why))).subquery()
+
+
+def _is(failure: Any, why: str) -> ColumnElement[bool]:
+    known: ColumnElement[bool] = failure.is_not(None)
+    return known if why == "any" else and_(known, reason(failure) == why)
+
+
+def _row(found: Any) -> Row:
+    if found.teacher is None:
+        standing = Standing.UNASSIGNED
+    elif found.response_id is None:
+        standing = Standing.WAITING
+    else:
+        standing = Standing.ANSWERED if found.failure is None else Standing.FAILED
+    columns = found._mapping
+    return Row(standing=standing, **{name: columns[name] for name in Row.__struct_fields__ if name != "standing"})

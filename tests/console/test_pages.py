@@ -1,0 +1,286 @@
+"""What each page says of a store whose every figure is known."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from urllib.parse import quote
+
+import pytest
+from sqlalchemy import func, select
+
+from persyn.db import Base
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.work import Event, Job, JobState
+from tests.console.conftest import Filled, client
+from tests.console.stores import MadeStore, fill, named
+
+INLINE = {"a", "bdi", "strong", "span", "time", "code"}
+
+
+class Read(HTMLParser):
+    """A page's text without tags and spare blanks, its links, and the tags and attributes it is made of."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.links: dict[str, str] = {}
+        self.tags: set[str] = set()
+        self.attributes: set[tuple[str, str | None]] = set()
+        self._href: str | None = None
+        self.feed(html)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(attrs)
+        self.words.append("" if tag in INLINE else " ")
+        if tag == "a":
+            self._href = dict(attrs)["href"]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._href = None if tag == "a" else self._href
+        self.words.append("" if tag in INLINE else " ")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self._href is not None:
+            self.links[data.strip()] = self._href
+
+
+def rows(html: str) -> list[str]:
+    """The rows of a page's tables, each as a line."""
+    return [Read(row).text for row in re.findall(r"<tr.*?</tr>", html, re.S)]
+
+
+def ids(html: str) -> list[int]:
+    return [int(number) for number in re.findall(r"/prompts/(\d+)\"", html)]
+
+
+def test_the_first_page_lists_runs_the_newest_first(filled: Filled) -> None:
+    html = filled.console.get("/").text
+    _, failed, maths = rows(html)
+    assert failed.startswith("failed failed stage calibrate, job 9: no memory calibrate student 10 ")
+    assert maths.startswith("maths running generate student 8 ")
+    assert re.search(r"\d\d:\d\d:\d\d UTC", maths)
+
+
+def test_a_run_says_how_far_it_is_who_works_and_what_came_out(database: Database) -> None:
+    made = fill(database)
+    html = client(database).get("/runs/maths").text
+    found = rows(html)
+    # 6 of 8 assigned prompts are over, 1 of them failed.
+    assert any(row.startswith("generate 6 75% 8 5 1 2 ") for row in found)
+    # ada wrote 1 text and 1 failure in the 10 s that the stage goes on: 0.2 a second, so the other 2 take 10 s.
+    (pace,) = (re.fullmatch(r"ada (0\.\d+) (0\.\d+)", row) for row in found if re.match(r"ada 0\.", row))
+    assert pace is not None
+    assert float(pace[1]) == pytest.approx(0.2, rel=0.3)
+    assert any(re.match(rf"vm:417 {made.running_job} ada 3 1\d s (5\d s|1 min)", row) for row in found)
+    assert "1 job to be tried again after: bob fell over" in Read(html).text
+    # Shares of 8: ada has 4 calibration prompts and 3 targets. Tokens: 4 x 10 + 4.
+    assert any(row.startswith("ada 7 88% 7 1.000 \u22122.000 0.600 44") for row in found)
+    assert any(row.startswith("bob 1 12% 1 0.000 \u22121.000 0.400 40") for row in found)
+    assert "router 0.750 1.000 0.600 0.100" in found
+    # All teachers on all prompts: (10 + 10) x 8.
+    assert "84 tokens written of about 160 that all teachers would have written (52%)" in Read(html).text
+    # On both hold-out prompts ada has 0.6 and bob 0.4, and the router chooses ada.
+    assert any(row.startswith("persyn 0.600 0.60 to 0.60") for row in found)
+    assert 'data-live="2.0"' in html
+
+
+def test_a_page_that_is_held_does_not_look_again(filled: Filled) -> None:
+    html = filled.console.get("/runs/maths?live=off").text
+    assert "data-live" not in html
+    assert "Go on looking" in html
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("text=4+plus", [4]),
+        ("text=WHAT+IS+5", [5]),
+        ("text=q-6", [6]),
+        ("text=%25", []),
+        ("text=_", []),
+        ("text=%5C", []),
+        ("text=/", []),
+        ("text='%3B+drop+table+prompts%3B--", []),
+        ("role=holdout", [2, 3]),
+        ("teacher=bob", [7]),
+        ("teacher=bob&role=holdout", []),
+        ("reason=router", [4, 5, 6, 7]),
+        ("standing=answered", [0, 1, 2, 3, 4]),
+        ("standing=failed", [5]),
+        ("standing=waiting", [6, 7]),
+        ("standing=unassigned", []),
+        ("failure=any", [5]),
+        ("failure=too_long", [5]),
+        ("failure=refused", []),
+        ("margin_from=0.2&margin_to=0.5", [0, 1, 2, 3, 4]),
+        ("order=margin&reason=router", [6, 7, 4, 5]),
+    ],
+)
+def test_prompts_are_searched_filtered_and_sorted(filled: Filled, query: str, wanted: list[int]) -> None:
+    html = filled.console.get(f"/runs/maths/prompts?{query}").text
+    assert ids(html) == [filled.made.run.prompt_ids[number] for number in wanted]
+
+
+def test_a_search_for_a_percent_sign_finds_it_and_nothing_else(database: Database) -> None:
+    made = fill(database, lambda text: text.replace("What is 3", "How much is 3% of 50_000 \\"))
+    console = client(database)
+    for text in ("3%", "50_0", "\\", "how MUCH"):
+        assert ids(console.get(f"/runs/maths/prompts?text={quote(text)}").text) == [made.run.prompt_ids[3]]
+
+
+@pytest.mark.parametrize("order", ["id", "margin"])
+def test_page_after_page_comes_to_every_prompt_once(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Four of them have the same margin: the place of a page is not the margin alone."""
+    monkeypatch.setattr("console.prompts._PAGE", 3)
+    seen, at = [], f"/runs/maths/prompts?order={order}"
+    for _ in range(3):
+        html = filled.get(at)
+        seen += ids(html)
+        at = Read(html).links.get("next page", "")
+    assert at == ""
+    assert sorted(seen) == filled.made.run.prompt_ids
+
+
+@pytest.mark.parametrize(
+    "query", ["role=nobody", "after=x", "after=-1", f"after={2**63}", "margin_from=x", "order=1", "after=1&margin=x"]
+)
+def test_what_cannot_be_asked_is_said_so(filled: Filled, query: str) -> None:
+    answer = filled.console.get(f"/runs/maths/prompts?{query}")
+    assert answer.status_code == 400
+    assert "given was" in answer.text
+
+
+def test_a_prompt_is_shown_with_scores_responses_and_events(filled: Filled) -> None:
+    html = filled.console.get(f"/runs/maths/prompts/{filled.made.run.prompt_ids[0]}").text
+    text, found = Read(html).text, rows(html)
+    assert "given to ada, reason calibration, score 0.6, margin 0.2" in text
+    assert "reference answer 0" in text
+    assert "meta topic sums" in text
+    assert "system Be brief. user What is 0 plus 0?" in text
+    assert "ada 1.500 0.000 chosen: calibration" in found
+    assert "bob \u22120.250 1.750" in found
+    # Likelihoods of -4 and -2 over 2 tokens.
+    assert re.search(r"ada chosen It is 1\.0\. .*quality 1 learnability \u22122 tokens 10", text)
+    assert re.search(r"bob It is 0\.0\. .*quality 0 learnability \u22121 tokens 10", text)
+    assert "vm:7" in text
+    assert any(row.endswith('done me@desk {"why": "it is over"}') for row in found)
+
+
+def test_a_response_that_failed_says_why(filled: Filled) -> None:
+    assert (
+        "failed: too_long: 9,213 tokens"
+        in Read(filled.console.get(f"/runs/maths/prompts/{filled.made.run.prompt_ids[5]}").text).text
+    )
+
+
+@pytest.mark.parametrize("path", ["/runs/nope", "/runs/nope/prompts", "/runs/maths/prompts/999999", "/runs/maths/x"])
+def test_what_is_not_there_is_said_so(filled: Filled, path: str) -> None:
+    assert filled.console.get(path).status_code == 404
+
+
+def test_failures_are_grouped_by_reason_and_lead_to_their_prompts(filled: Filled) -> None:
+    console = filled.console
+    html = console.get("/runs/maths/failures").text
+    assert any(row.startswith("generate too_long 1 prompts") for row in rows(html))
+    assert ids(console.get("/runs/maths/prompts?failure=too_long").text) == [filled.made.run.prompt_ids[5]]
+    found = rows(console.get("/runs/failed/failures").text)
+    assert found[1].startswith("calibrate failed no memory 2 ")
+    assert found[2].startswith("calibrate failed no disk 1 ")
+
+
+def secret(html: str) -> str:
+    found = re.search(r'name="form_secret" value="([^"]+)"', html)
+    assert found is not None
+    return found[1]
+
+
+def states(database: Database) -> set[JobState]:
+    with database.read() as session:
+        jobs = select(Job.state).join(Run, Run.id == Job.run_id).where(Run.name == "failed")
+        return set(session.scalars(jobs))
+
+
+def test_with_admin_failed_jobs_are_tried_again_in_that_persons_name_and_else_nothing(database: Database) -> None:
+    fill(database)
+    console = client(database, admin="me@desk")
+    form = {"form_secret": secret(console.get("/runs/failed/failures").text)}
+    for forged in ({}, {"form_secret": ""}, {"form_secret": "x"}, {"form_secret": "\u00e9"}):
+        assert console.post("/runs/failed/retry", data=forged).status_code == 403
+    without = client(database, form_secret=form["form_secret"])
+    assert without.post("/runs/failed/retry", data=form).status_code == 403
+    assert "<form" not in without.get("/runs/failed/failures").text
+    assert states(database) == {JobState.FAILED}
+
+    answer = console.post("/runs/failed/retry", data=form, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/runs/failed")
+    assert states(database) == {JobState.QUEUED}
+    with database.write() as session:
+        last = session.scalars(select(Event).order_by(Event.id.desc()).limit(1)).one()
+        assert (last.actor, last.to_state) == ("me@desk", "running")
+        session.scalars(select(Run).where(Run.name == "failed")).one().state = RunState.DONE
+    # A run that is done has nothing to try again.
+    assert console.post("/runs/failed/retry", data=form).status_code == 409
+
+
+def pages(made: MadeStore) -> list[str]:
+    name, failed = quote(made.name, safe=""), quote(made.failed, safe="")
+    hostile = "&".join(f"{key}={quote(HOSTILE)}" for key in ("text", "teacher", "reason", "failure"))
+    return [
+        "/",
+        f"/runs/{name}",
+        f"/runs/{name}/prompts",
+        f"/runs/{name}/prompts?{hostile}",
+        *(f"/runs/{name}/prompts/{prompt_id}" for prompt_id in made.run.prompt_ids),
+        f"/runs/{name}/failures",
+        f"/runs/{failed}",
+        f"/runs/{failed}/failures",
+        f"/sql?query={quote('select text, meta from prompts')}",
+        f"/sql?query={quote(HOSTILE)}",
+        f"/runs/{quote(named(HOSTILE))}",
+        f"/runs/{name}/prompts?role={quote(HOSTILE)}",
+    ]
+
+
+def test_looking_changes_nothing(filled: Filled) -> None:
+    def count() -> dict[str, int]:
+        with filled.database.read() as session:
+            tables = Base.metadata.sorted_tables
+            return {table.name: session.scalars(select(func.count()).select_from(table)).one() for table in tables}
+
+    before, console = count(), client(filled.database, admin="me@desk")
+    assert {console.get(path).status_code for path in pages(filled.made)} == {200, 400, 404}
+    assert console.get("/runs/failed/retry").status_code == 405
+    assert count() == before
+    assert states(filled.database) == {JobState.FAILED}
+
+
+HOSTILE = (
+    """"'><xss-probe data-probe=1 onload=alert(1)></xss-probe><script>alert(1)<\\/script><!-- {{ 1111*1111 }} &amp;"""
+)
+
+
+def test_no_text_of_the_store_becomes_markup(database: Database) -> None:
+    """Names, prompts, responses, metadata, reasons, errors, workers: each with an attack behind it, on every page."""
+    made = fill(database, lambda text: f"{text} {HOSTILE}")
+    console, shown = client(database, admin=f"me {HOSTILE}"), 0
+    for path in pages(made):
+        html = console.get(path).text
+        page = Read(html)
+        assert "xss-probe" not in page.tags
+        assert not {name for name, _ in page.attributes} & {"data-probe", "onload"}
+        assert html.count("<script") == 1  # our own
+        assert "1234321" not in page.text
+        assert all((value or "/").startswith(("/", "#", "?")) for name, value in page.attributes if name == "href")
+        shown += "xss-probe" in page.text
+    assert shown == len(pages(made))

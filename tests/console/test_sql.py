@@ -1,0 +1,66 @@
+"""The SQL page. What a question may not do is tested where questions are answered (tests/questions)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from urllib.parse import quote
+
+import pytest
+
+from console import sql
+from tests.console.conftest import Filled
+from tests.console.test_pages import Read, rows
+
+PROMPTS = "select id, text, answer from prompts order by id"
+
+
+def test_an_answer_is_a_table(filled: Filled) -> None:
+    html = filled.get(f"/sql?query={quote(PROMPTS + ' limit 2')}")
+    first, second = filled.made.run.prompt_ids[:2]
+    assert rows(html) == ["id text answer", f"{first} What is 0 plus 0? 0", f"{second} What is 1 plus 1? 2"]
+    assert "2 rows, after" in Read(html).text
+    assert PROMPTS in html  # to be changed and asked again
+
+
+def test_a_page_has_so_many_rows_and_says_that_there_are_more(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "_PAGE", sql.Limits(rows=3))
+    html = filled.get(f"/sql?query={quote(PROMPTS)}")
+    assert len(rows(html)) == 4
+    assert "3 rows, and there are more" in Read(html).text
+
+
+@pytest.mark.parametrize(
+    "query", ["delete from runs", "select 1; select 2"]
+)
+def test_what_is_no_question_is_refused_with_the_reason(filled: Filled, query: str) -> None:
+    html = filled.get(f"/sql?query={quote(query)}")
+    assert 'role="alert"' in html
+    assert "<table" not in html
+    assert filled.console.get("/runs/maths").status_code == 200
+
+
+def test_a_file_has_the_values_as_they_are(filled: Filled) -> None:
+    answer = filled.console.get(f"/sql.csv?query={quote(PROMPTS)}")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="answer.csv"'
+    found = list(csv.reader(io.StringIO(answer.text)))
+    assert found[0] == ["id", "text", "answer"]
+    assert [int(row[0]) for row in found[1:9]] == filled.made.run.prompt_ids
+    assert filled.console.get(f"/sql.csv?query={quote('delete from runs')}").status_code == 400
+    assert filled.console.get("/sql.csv").status_code == 400
+
+
+def test_a_link_of_another_site_asks_nothing(filled: Filled) -> None:
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    html = filled.console.get(f"/sql?query={quote(PROMPTS)}", headers=headers).text
+    assert PROMPTS in html
+    assert "<table" not in html
+    assert filled.console.get(f"/sql.csv?query={quote(PROMPTS)}", headers=headers).status_code == 403
+
+
+def test_who_asks_while_others_ask_is_told_to_wait(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "_WAIT_SECONDS", 0.01)
+    with sql._turn(), sql._turn():
+        assert filled.console.get(f"/sql?query={quote(PROMPTS)}").status_code == 429
+    assert filled.console.get(f"/sql?query={quote(PROMPTS)}").status_code == 200
