@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
 from msgspec import Struct
 
 from persyn.bootstrap import Interval
+from persyn.compare import Comparison
+from persyn.router.evaluate import Believed, Hits
+from persyn.summary import Facts
+from persyn.watch import Failures
+
+if TYPE_CHECKING:
+    from persyn.hindsight import Curve
 
 
 class Groups(Struct, frozen=True):
@@ -43,25 +53,6 @@ class Rewards(Struct, frozen=True):
     lowest: float
     highest: float
     teachers: list[RewardShape]
-
-
-class Hits(Struct, frozen=True):
-    """Hit@k on the hold-out for k = 1, 2, ...: the router beside what reads no prompt."""
-
-    n_prompts: int
-    router: list[float]
-    static: list[float]
-    random: list[float]
-
-
-class Believed(Struct, frozen=True):
-    """Preferences that the router predicted about as surely."""
-
-    #: Mean win probability of the teacher it favours, 0.5 to 1.
-    predicted: float
-    #: The share of them, by weight, that came true.
-    came_true: float
-    preferences: int
 
 
 class AlphaPoint(Struct, frozen=True):
@@ -108,3 +99,89 @@ class Timeline(Struct, frozen=True):
     #: From the first claim; bins of equal width.
     seconds: float
     stages: list[StagePace]
+
+
+class Model(Struct, frozen=True):
+    """A model of the run as the store knows it: an immutable version."""
+
+    #: What it is in the run: student, teacher, quality, learnability.
+    part: str
+    name: str
+    #: What runs it: an engine, or a scorer's kind.
+    kind: str
+    model: str
+    revision: str | None
+    template_hash: str | None
+    fingerprint: str
+    license: str | None = None
+
+
+class Fitted(Struct, frozen=True):
+    """The run's router."""
+
+    backbone: str
+    revision: str | None
+    tune: str
+    path: str
+    sha256: str
+    fingerprint: str
+    #: Of the packages it was fitted with.
+    versions: dict[str, str]
+    metrics: dict[str, Any]
+
+
+class Shown(Struct, frozen=True):
+    """One response of an example."""
+
+    teacher: str
+    #: What it wrote, or why it wrote nothing.
+    text: str | None
+    failure: str | None
+    quality: float | None
+    learnability: float | None
+    reward: float | None
+
+
+class Example(Struct, frozen=True):
+    """A prompt, what its teacher wrote, and what the next best of the others did; None where no other was asked."""
+
+    prompt_id: int
+    role: str
+    reason: str
+    margin: float | None
+    text: str
+    chosen: Shown
+    runner_up: Shown | None
+
+
+class Report(Struct, frozen=True):
+    """All of it. What is None or empty is not there, or not yet; `absent` says why."""
+
+    written_at: datetime
+    #: Of the packages that wrote it.
+    versions: dict[str, str]
+    created_at: datetime
+    finished_at: datetime | None
+    config: dict[str, Any]
+    config_hash: str
+    #: The unit of quality.
+    unit: str
+    models: list[Model]
+    #: What served the teachers' models, and how many of the run's responses.
+    engines: dict[str, int]
+    router: Fitted | None
+    facts: Facts
+    failures: list[Failures]
+    groups: Groups | None
+    means: list[TeacherMeans]
+    rewards: Rewards | None
+    curve: Curve | None
+    hits: Hits | None
+    reliability: list[Believed]
+    alphas: Alphas | None
+    comparison: Comparison | None
+    savings: Savings | None
+    timeline: Timeline | None
+    examples: list[Example]
+    #: What of the report is not there: why.
+    absent: dict[str, str]

@@ -24,7 +24,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from persyn.compare import Comparison
-from persyn.report.facts import Alphas, Believed, Groups, Hits, Rewards, Savings, TeacherMeans, Timeline
+from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, TeacherMeans, Timeline
+from persyn.router.evaluate import Believed, Hits
 from persyn.summary import TeacherFacts
 
 if TYPE_CHECKING:
@@ -120,6 +121,27 @@ def png(picture: Picture) -> bytes:
     with _styled():
         picture.figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def pictures(report: Report) -> list[Picture]:
+    """Every figure that there are facts for, in the order they are read."""
+    found: list[Picture | None] = [
+        teacher_shares(report.facts.teachers) if any(t.assigned for t in report.facts.teachers) else None,
+        group_shares(report.groups) if report.groups else None,
+        quality_learnability(report.means, unit=report.unit, per=report.config["run"].get("learnability_per", "token"))
+        if any(teacher.quality and teacher.learnability for teacher in report.means)
+        else None,
+        reward_distributions(report.rewards) if report.rewards else None,
+        strategies(report.comparison) if report.comparison else None,
+        hit_rates(report.hits) if report.hits else None,
+        router_curve(report.curve) if report.curve else None,
+        reliability(report.reliability) if report.reliability else None,
+        alpha_winners(report.alphas) if report.alphas else None,
+        alpha_strategies(report.alphas) if report.alphas and report.comparison else None,
+        savings(report.savings) if report.savings else None,
+        progress(report.timeline) if report.timeline else None,
+    ]
+    return [picture for picture in found if picture]
 
 
 def teacher_shares(teachers: Sequence[TeacherFacts]) -> Picture:
@@ -250,14 +272,14 @@ def hit_rates(hits: Hits) -> Picture:
 
 def reliability(bins: Sequence[Believed]) -> Picture:
     """Whether win probabilities can be believed: how often what was predicted came true."""
-    most = max(bin_.preferences for bin_ in bins)
+    most = max(bin_.n_preferences for bin_ in bins)
     with _styled():
         figure, axes = _axes(3.2)
         axes.grid(True)
         axes.plot([0.5, 1], [0.5, 1], color=_GREY, linestyle=":", label="as predicted")
         xs, ys = [bin_.predicted for bin_ in bins], [bin_.came_true for bin_ in bins]
         axes.plot(xs, ys, color=_BLUE, linewidth=1)
-        areas = [12 + 110 * bin_.preferences / most for bin_ in bins]
+        areas = [12 + 110 * bin_.n_preferences / most for bin_ in bins]
         axes.scatter(xs, ys, s=areas, color=_BLUE, label="router; larger for more preferences", zorder=3)
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(min(0.48, min(ys) - 0.05), 1.05)
