@@ -21,7 +21,7 @@ _SQLITE = {
     "per": "coalesce(json_extract(r.config, '$.run.learnability_per'), 'token')",
     "strategy": "coalesce(json_extract(r.config, '$.strategy.kind'), 'persyn')",
     "reason": "substr({0}.failure, 1, instr({0}.failure || ':', ':') - 1)",
-    "seconds": "(julianday({1}) - julianday({0})) * 86400.0",
+    "seconds": "round((julianday({1}) - julianday({0})) * 86400.0, 3)",
 }
 _POSTGRESQL = {
     "alpha": "CAST(r.config -> 'run' ->> 'alpha' AS double precision)",
