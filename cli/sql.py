@@ -2,22 +2,118 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import click
 
-from cli.open import JSON, show, store
-from persyn.questions import ask
+from cli.open import JSON, cell, show, store
+from persyn.errors import UsageError
+from persyn.questions import ask, book
 from persyn.questions.ask import Limits
 
 
 @click.command()
-@click.argument("query")
+@click.argument("query", required=False)
+@click.option(
+    "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read the query from a file."
+)
+@click.option("--ask", "name", metavar="NAME", help="Ask one of the questions that --list shows.")
+@click.option(
+    "-p", "given", multiple=True, metavar="NAME=VALUE", help="A value for :NAME in the query; may be repeated."
+)
+@click.option("--list", "is_list", is_flag=True, help="Show the questions that ship with PerSyn.")
 @click.option("--limit", default=Limits().rows, show_default=True, type=click.IntRange(1), help="Rows at most.")
 @click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Time it may take.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @JSON
-def sql(query: str, limit: int, seconds: float, as_json: bool) -> None:
-    """Ask the store a QUERY, one statement that reads; the connection can write nothing."""
+def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: bool, **asked: Any) -> None:
+    """Ask the store a QUERY, one SELECT; "-" reads it from standard input. It can change nothing.
+
+    \b
+    persyn sql "select finish_reason, count(*) from responses group by 1"
+    persyn sql --ask progress -p run=first
+    """
+    if as_csv and as_json:
+        raise UsageError("--csv and --json were both given; give one")
+    if is_list:
+        _show(["name", "asks with", "question"], _listed(), as_csv=as_csv, as_json=as_json)
+        return
+    statement, parameters = _statement(**asked)
     with store() as database:
-        answer = ask.ask(database, query, limits=Limits(rows=limit, seconds=seconds, megabytes=256))
-    show(answer.columns, answer.rows, as_json=as_json)
+        answer = ask.ask(database, statement, parameters, Limits(rows=limit, seconds=seconds, megabytes=256))
+    _show(answer.columns, answer.rows, as_csv=as_csv, as_json=as_json)
     if answer.is_truncated:
         click.echo(f"(the first {len(answer.rows)} rows; more with --limit)", err=True)
+
+
+def _listed() -> list[tuple[str, str, str]]:
+    return [
+        (each.name, " ".join(f"-p {name}=" for name in each.parameters), each.title)
+        for each in book.questions().values()
+    ]
+
+
+def _statement(
+    query: str | None, file: Path | None, name: str | None, given: Sequence[str]
+) -> tuple[str, dict[str, str]]:
+    """What is asked, and the values of its parameters."""
+    if sum(each is not None for each in (query, file, name)) != 1:
+        raise UsageError("give one of: a query, --file, --ask NAME (see --list)")
+    parameters = dict(_parameter(each) for each in given)
+    if name is not None:
+        question = book.find(name)
+        if lacking := [each for each in question.parameters if each not in parameters]:
+            needs = " ".join(f"-p {each}=..." for each in lacking)
+            raise UsageError(f"the question {name!r} needs {needs}")
+        return question.sql, parameters
+    if file is not None:
+        return _text(file), parameters
+    return sys.stdin.read() if query == "-" else query or "", parameters
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from error
+
+
+def _parameter(given: str) -> tuple[str, str]:
+    name, is_there, value = given.partition("=")
+    if not is_there or not name:
+        raise UsageError(f"-p takes NAME=VALUE, got {given!r}")
+    return name, value
+
+
+def _show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_csv: bool, as_json: bool) -> None:
+    if as_csv:
+        written = csv.writer(sys.stdout, lineterminator="\n")
+        written.writerow(columns)
+        written.writerows(rows)
+    elif as_json or _fits(columns, rows):
+        show(columns, rows, as_json=as_json)
+    else:
+        _show_upright(columns, rows)
+
+
+def _fits(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bool:
+    """Whether a table of these has room for its columns beside each other; long texts may be folded."""
+    most_folded = 40
+    widths = [
+        max(len(column), *(min(len(cell(row[n])), most_folded) for row in rows), 0) for n, column in enumerate(columns)
+    ]
+    return sum(widths) + 2 * len(widths) <= shutil.get_terminal_size().columns
+
+
+def _show_upright(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A row of many columns takes a line for each."""
+    width = max(map(len, columns))
+    for number, row in enumerate(rows, 1):
+        click.secho(f"-- row {number}", dim=True)
+        for column, value in zip(columns, row, strict=True):
+            click.echo(f"{column:<{width}}  {cell(value)}")

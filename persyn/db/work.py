@@ -108,4 +108,7 @@ class Load(Base):
     owner: Mapped[str] = mapped_column(comment="the worker process that has it")
     engine: Mapped[str] = mapped_column(comment="name and version of what serves it")
     seconds: Mapped[float] = mapped_column(comment="from the start of its process")
+    gpus: Mapped[str | None] = mapped_column(
+        comment="the GPUs that it was given, as nvidia-smi names them; null for none"
+    )
     log: Mapped[str] = mapped_column(unique=True, comment="its log file, in PERSYN_HOME/logs on the worker's machine")

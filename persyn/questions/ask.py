@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from persyn.db.connect import Database
-from persyn.errors import PersynError, UsageError
+from persyn.errors import PersynError, UsageError, shorten
 from persyn.questions import postgres
 from persyn.questions.child import Broken, Found, Request
 
@@ -71,7 +71,8 @@ def ask(
     except subprocess.TimeoutExpired as error:
         raise UsageError(_too_slow(limits)) from error
     if child.returncode:
-        raise PersynError(f"the question ended its process ({child.returncode}); it may have needed too much memory")
+        said = shorten(child.stderr.decode(errors="replace")[-200:]) or "it may have needed too much memory"
+        raise PersynError(f"the question ended its process (exit code {child.returncode}): {said}")
     found = msgspec.msgpack.decode(child.stdout, type=Found | Broken)
     if isinstance(found, Broken):
         raise UsageError(_too_slow(limits) if found.is_late else f"the database refuses the question: {found.reason}")

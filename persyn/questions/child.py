@@ -26,6 +26,8 @@ _LONGEST_VALUE_BYTES = 2**26
 #: SQLite's instructions between two looks at the clock.
 _INSTRUCTIONS = 10_000
 _AT_ONCE = 100
+#: What a value takes beside its text.
+_VALUE_BYTES = 32
 
 _SQLITE_ACTIONS = frozenset(
     (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
@@ -80,7 +82,7 @@ def _read(cursor: Any, request: Request) -> Found | Broken:
     size = 0
     while batch := cursor.fetchmany(min(_AT_ONCE, request.rows + 1 - len(rows))):
         for row in batch:
-            size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
+            size += sum(_VALUE_BYTES + (len(value) if isinstance(value, str | bytes) else 0) for value in row)
             if len(rows) == request.rows or size > request.bytes:
                 return Found(columns, rows, is_truncated=True)
             rows.append(tuple(map(_simple, row)))

@@ -1,0 +1,62 @@
+"""The questions that ship with PerSyn: one file of SQL each, in `book/`, under the name that it is asked by.
+
+A file begins with `-- asker: title`, then a line that says how to read the answer. What the question is about is a
+parameter: `:run`, `:prompt` or `:job`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import cache
+from importlib.resources import files
+
+from msgspec import Struct
+
+from persyn.errors import UsageError
+
+#: Who asks, in the order of the book.
+ASKERS = ("operator", "engineer", "researcher")
+_HEAD = re.compile(r"-- (?P<asker>\w+): (?P<title>.+)\n-- (?P<note>.+)\n(?P<sql>(?s:.+))")
+_PARAMETER = re.compile(r"(?<!:):([a-z]+)")
+
+
+class Question(Struct, frozen=True):
+    """One question, and whose it usually is."""
+
+    name: str
+    asker: str
+    title: str
+    #: How to read the answer.
+    note: str
+    sql: str
+    #: What a value must be given for.
+    parameters: list[str]
+
+
+@cache
+def questions() -> dict[str, Question]:
+    """All of them by name, in the order of the book."""
+    found = [
+        _read(file.name.removesuffix(".sql"), file.read_text()) for file in (files(__package__) / "book").iterdir()
+    ]
+    return {
+        question.name: question for question in sorted(found, key=lambda each: (ASKERS.index(each.asker), each.name))
+    }
+
+
+def find(name: str) -> Question:
+    """The question of this name, or `UsageError`."""
+    known = questions()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    raise UsageError(f"there is no question named {name!r}; {meant}'persyn sql --list' shows which there are")
+
+
+def _read(name: str, text: str) -> Question:
+    told = _HEAD.fullmatch(text)
+    assert told is not None, f"{name}.sql does not begin as a question does"
+    parameters = list(dict.fromkeys(_PARAMETER.findall(told["sql"])))
+    return Question(name, told["asker"], told["title"], told["note"], told["sql"].strip(), parameters)

@@ -1,0 +1,6 @@
+-- operator: What did each teacher write, and what did that cost?
+-- Tokens of the responses that the run rests on, whichever run asked for them; dollars is null without a price.
+SELECT teacher, assigned, responses, failed, prompt_tokens, response_tokens, dollars
+FROM v_teacher_cost
+WHERE run = :run
+ORDER BY position

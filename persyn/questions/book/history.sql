@@ -1,0 +1,6 @@
+-- engineer: What happened to this job?
+-- Each transition: who caused it, and the fence, which rises with each claim.
+SELECT at, actor, fence, from_state, to_state, detail
+FROM v_events
+WHERE job_id = :job
+ORDER BY event_id

@@ -1,0 +1,16 @@
+-- researcher: How often does the router find a best teacher on the hold-out?
+-- First, or among its first three: the Hit@1 and Hit@3 of `persyn run status`, where no cell of the grid is missing.
+SELECT count(*) AS prompts, avg(CASE WHEN place = 1 THEN 1.0 ELSE 0.0 END) AS hit1,
+       avg(CASE WHEN place <= 3 THEN 1.0 ELSE 0.0 END) AS hit3
+FROM (
+    SELECT m.prompt_id, min(CASE WHEN m.reward = m.best THEN w.router_rank END) AS place
+    FROM (
+        SELECT *, max(reward) OVER (PARTITION BY run, prompt_id) AS best,
+               min(reward) OVER (PARTITION BY run, prompt_id) AS worst
+        FROM v_reward_matrix
+        WHERE run = :run AND role = 'holdout'
+    ) AS m
+    JOIN v_why_teacher w ON w.run = :run AND w.prompt_id = m.prompt_id AND w.position = m.position
+    WHERE m.best > m.worst
+    GROUP BY m.prompt_id
+) AS ranked

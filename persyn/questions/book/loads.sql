@@ -1,0 +1,10 @@
+-- operator: How much time went into loading models?
+-- What affinity saves; gpus is null for a model that needs none.
+SELECT j.queue, l.gpus, count(*) AS loads, count(DISTINCT l.owner) AS workers, sum(l.seconds) AS seconds,
+       max(l.seconds) AS longest
+FROM loads l
+JOIN jobs j ON j.id = l.job_id
+JOIN runs r ON r.id = l.run_id
+WHERE r.name = :run
+GROUP BY j.queue, l.gpus
+ORDER BY seconds DESC

@@ -1,0 +1,7 @@
+-- operator: What is still missing?
+-- By stage, teacher and scorer; no row when nothing is.
+SELECT stage, teacher, scorer, count(*) AS missing, min(prompt_id) AS first_prompt_id
+FROM v_missing
+WHERE run = :run
+GROUP BY place, stage, teacher, scorer
+ORDER BY place, missing DESC, teacher, scorer

@@ -1,0 +1,6 @@
+-- operator: Which jobs were begun more than once, and why?
+-- claims is how often; error is what went wrong last.
+SELECT job_id, stage, teacher, scorer, state, fence AS claims, attempts, error
+FROM v_jobs
+WHERE run = :run AND (fence > 1 OR error IS NOT NULL)
+ORDER BY fence DESC, job_id
