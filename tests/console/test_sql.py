@@ -30,9 +30,7 @@ def test_a_page_has_so_many_rows_and_says_that_there_are_more(filled: Filled, mo
     assert "3 rows, and there are more" in Read(html).text
 
 
-@pytest.mark.parametrize(
-    "query", ["delete from runs", "select 1; select 2"]
-)
+@pytest.mark.parametrize("query", ["delete from runs", "select 1; select 2"])
 def test_what_is_no_question_is_refused_with_the_reason(filled: Filled, query: str) -> None:
     html = filled.get(f"/sql?query={quote(query)}")
     assert 'role="alert"' in html
