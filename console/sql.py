@@ -64,7 +64,7 @@ def show(request: Request) -> Response:
         request,
         "sql.html",
         asked=asked,
-        book=book.questions().values(),
+        book={asker: [each for each in book.questions().values() if each.asker == asker] for asker in book.ASKERS},
         runs=runs,
         answer=answer,
         error=error,
