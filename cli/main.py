@@ -28,6 +28,7 @@ _COMMANDS = {
     "router": ("cli.router", "router", "Look at routers, and at what calibration is worth."),
     "compare": ("cli.compare", "compare", "Say what other strategies would have come to."),
     "student": ("cli.student", "student", "Train a run's student on its dataset, and see what it became."),
+    "report": ("cli.report", "report", "Write what came of a run, with figures, for people who were not there."),
     "export": ("cli.export", "export", "Write a run's dataset."),
     "trace": ("cli.trace", "trace", "Say where one prompt's response comes from."),
     "audit": ("cli.audit", "audit", "Check that what the store says of a run fits together."),

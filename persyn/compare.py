@@ -8,6 +8,7 @@ random choices add no noise; intervals are of the prompts that happened to be dr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from msgspec import Struct
@@ -91,10 +92,33 @@ def compare(
             unless given is the run's router, which was fitted to the run's own alpha.
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
-    config = thaw(run.config)
-    alpha, how = config.run.alpha if alpha is None else alpha, how or config.run.normalise
+    alpha = thaw(run.config).run.alpha if alpha is None else alpha
     cells = grid.read(session, run, per=per)
-    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=alpha, how=how)
+    return _compare(session, run, cells, _Reward(alpha, how, per), _with_router(session, run, cells, scores))
+
+
+def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float]) -> list[Comparison]:
+    """Compare strategies at each of several weights of learnability, all else as in the run.
+
+    cells: the run's grid. Raises `UsageError` when the run has no scored hold-out prompt.
+    """
+    scores = _with_router(session, run, cells, None)
+    return [_compare(session, run, cells, _Reward(alpha), scores) for alpha in alphas]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reward:
+    """What makes it; None is the run's own."""
+
+    alpha: float
+    how: rewards.Normalisation | None = None
+    per: Per | None = None
+
+
+def _compare(session: Session, run: Run, cells: Grid, reward: _Reward, scores: Mapping[str, Matrix]) -> Comparison:
+    config = thaw(run.config)
+    how = reward.how or config.run.normalise
+    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=reward.alpha, how=how)
     is_known = ~np.isnan(rewarded).all(axis=1)
     holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
     if not holdout.any() or not calibration.any():
@@ -103,25 +127,30 @@ def compare(
             "it needs calibration and holdout above 0, and to be past its scoring"
         )
     present = ~np.isnan(rewarded[holdout])
-    given = dict(scores or {})
-    if "persyn" not in given and (stored := _router_scores(session, run, cells)) is not None:
-        given["persyn"] = stored
     policies, notes = _policies(known(session, run, cells, rewarded, calibration), present, config.strategy)
-    policies |= {name: strategies.by_ranking(matrix[holdout], present) for name, matrix in given.items()}
+    policies |= {name: strategies.by_ranking(matrix[holdout], present) for name, matrix in scores.items()}
     if "persyn" not in policies:
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
     policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)
     counted = _Counted(session, run, cells, holdout)
     return Comparison(
         run=run.name,
-        alpha=alpha,
+        alpha=reward.alpha,
         normalise=how,
-        learnability_per=per or config.run.learnability_per,
+        learnability_per=reward.per or config.run.learnability_per,
         n_holdout=int(holdout.sum()),
         n_calibration=int(calibration.sum()),
         strategies=_facts(policies, rewarded[holdout], counted),
         notes=notes,
     )
+
+
+def _with_router(session: Session, run: Run, cells: Grid, scores: Mapping[str, Matrix] | None) -> dict[str, Matrix]:
+    """The scores that were given, and the run's router's unless they are among them."""
+    given = dict(scores or {})
+    if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
+        given["persyn"] = stored
+    return given
 
 
 def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable) -> tuple[dict[str, Matrix], list[str]]:
@@ -136,7 +165,7 @@ def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable)
     return found, notes
 
 
-def _router_scores(session: Session, run: Run, cells: Grid) -> Matrix | None:
+def router_scores(session: Session, run: Run, cells: Grid) -> Matrix | None:
     """(P, T) of the run's router for the grid's prompts; None when it has none, or said nothing of them."""
     if run.router_id is None:
         return None

@@ -255,12 +255,12 @@ class RunConfig(_Table, frozen=True):
 
 
 def read(path: Path) -> RunConfig:
-    """Read and check a run file; paths in it become absolute, relative to its folder.
+    """Read and check a run file, in TOML or JSON; paths in it become absolute, relative to its folder.
 
     Raises `UsageError` with the place of the first mistake.
     """
     try:
-        config = msgspec.toml.decode(path.read_bytes(), type=RunConfig)
+        config = _decoder(path)(path.read_bytes(), type=RunConfig)
     except OSError as error:
         raise UsageError(f"cannot read the run file {path}: {error.strerror}; 'persyn init' writes one") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -274,9 +274,8 @@ def read_teachers(path: Path) -> list[TeacherTable]:
     In such a list a teacher's engine is "imported" and its model its name, unless said otherwise.
     Raises `UsageError` with the place of the first mistake.
     """
-    decode = msgspec.json.decode if path.suffix.lower() == ".json" else msgspec.toml.decode
     try:
-        found = decode(path.read_bytes(), type=_TeachersFile).teachers
+        found = _decoder(path)(path.read_bytes(), type=_TeachersFile).teachers
         tables = [{"engine": IMPORTED, "model": table.get("name"), **table} for table in found]
         teachers = msgspec.convert(tables, list[TeacherTable])
     except OSError as error:
@@ -284,6 +283,10 @@ def read_teachers(path: Path) -> list[TeacherTable]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {_explain(str(error).replace('$[', '$.teachers['))}") from error
     return [_absolute_teacher(teacher, path.absolute().parent) for teacher in teachers]
+
+
+def _decoder(path: Path) -> Any:
+    return msgspec.json.decode if path.suffix.lower() == ".json" else msgspec.toml.decode
 
 
 class _TeachersFile(Struct, frozen=True):

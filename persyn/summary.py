@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
 from persyn import pipeline, rewards
@@ -48,8 +48,9 @@ class TeacherFacts(Struct, frozen=True):
     learnability: float | None
     #: Mean combined reward over the grid, 0 to 1 for min-max.
     reward: float | None
-    #: Tokens it wrote for the run.
+    #: Tokens it wrote for the run, and US dollars for them and for what it read; None where a price is not known.
     tokens: int
+    cost: float | None = None
 
 
 class WorkerFacts(Struct, frozen=True):
@@ -85,6 +86,20 @@ class Facts(Struct, frozen=True):
     #: Response tokens written for the run, and what all teachers answering all prompts would have written.
     tokens: int
     tokens_generate_all: int | None
+    #: The same in US dollars; None unless all teachers have prices, and their token counts are known.
+    cost: float | None = None
+    cost_generate_all: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """On one teacher; dollars are None where they are not known."""
+
+    tokens: int
+    dollars: float | None
+
+
+_NOTHING = _Spent(0, None)
 
 
 def facts(session: Session, run: Run) -> Facts:
@@ -93,7 +108,8 @@ def facts(session: Session, run: Run) -> Facts:
     config = thaw(run.config)
     combined = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
     n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
-    tokens = _tokens(session, run)
+    spent = _spent(session, run)
+    all_tokens, all_dollars = _generate_all(session, run, n_prompts)
     router = session.get(Router, run.router_id) if run.router_id is not None else None
     return Facts(
         name=run.name,
@@ -102,12 +118,14 @@ def facts(session: Session, run: Run) -> Facts:
         error=run.error,
         prompts=n_prompts,
         stages=_stages(session, run),
-        teachers=_teachers(session, run, cells, combined, tokens),
+        teachers=_teachers(session, run, cells, combined, spent),
         workers=_workers(session, run),
         router=router.metrics if router is not None else {},
         collapsed=_collapsed(session, run),
-        tokens=sum(tokens.values()),
-        tokens_generate_all=_generate_all(session, run, n_prompts),
+        tokens=sum(one.tokens for one in spent.values()),
+        tokens_generate_all=all_tokens,
+        cost=_sum([one.dollars for one in spent.values()]),
+        cost_generate_all=all_dollars,
     )
 
 
@@ -129,7 +147,7 @@ def _stages(session: Session, run: Run) -> list[StageFacts]:
 
 
 def _teachers(
-    session: Session, run: Run, cells: grid.Grid, combined: NDArray[np.float64], tokens: dict[int, int]
+    session: Session, run: Run, cells: grid.Grid, combined: NDArray[np.float64], spent: dict[int, _Spent]
 ) -> list[TeacherFacts]:
     assigned: dict[int, int] = dict(
         session.execute(
@@ -151,7 +169,8 @@ def _teachers(
             quality=_mean(cells.quality[:, column]),
             learnability=_mean(cells.learnability[:, column]),
             reward=_mean(combined[:, column]),
-            tokens=tokens.get(teacher.id, 0),
+            tokens=spent.get(teacher.id, _NOTHING).tokens,
+            cost=spent.get(teacher.id, _NOTHING).dollars,
         )
         for column, teacher in enumerate(teachers)
     ]
@@ -233,34 +252,56 @@ def _workers(session: Session, run: Run) -> list[WorkerFacts]:
     ]
 
 
-def _tokens(session: Session, run: Run) -> dict[int, int]:
-    """Response tokens per teacher that the run rests on: the grid's and the assigned prompts'."""
+#: US dollars of one response; null without a price or a count.
+_DOLLARS = (Response.prompt_tokens * Teacher.price_in + Response.response_tokens * Teacher.price_out) / 1e6
+
+
+def _spent(session: Session, run: Run) -> dict[int, _Spent]:
+    """What each teacher wrote of what the run rests on: the grid's responses and the assigned prompts'."""
     in_grid = RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT))
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
     rows = session.execute(
-        select(Response.teacher_id, func.sum(Response.response_tokens))
+        select(
+            Response.teacher_id,
+            func.sum(Response.response_tokens).label("tokens"),
+            func.sum(_DOLLARS).label("dollars"),
+            (func.count(Response.text) - func.count(case((Response.text.is_not(None), _DOLLARS)))).label("unknown"),
+        )
         .select_from(RunPrompt)
         .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
         .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .join(Teacher, Teacher.id == Response.teacher_id)
         .outerjoin(Assignment, assigned)
         .where(RunPrompt.run_id == run.id, in_grid | (Assignment.teacher_id == Response.teacher_id))
         .group_by(Response.teacher_id)
     )
-    return {teacher_id: int(total or 0) for teacher_id, total in rows}
+    return {row.teacher_id: _Spent(int(row.tokens or 0), None if row.unknown else row.dollars) for row in rows}
 
 
-def _generate_all(session: Session, run: Run, n_prompts: int) -> int | None:
-    """Every teacher's mean response on the grid, times all prompts; None before the grid has tokens."""
-    means = session.scalars(
-        select(func.avg(Response.response_tokens))
+def _generate_all(session: Session, run: Run, n_prompts: int) -> tuple[int | None, float | None]:
+    """Tokens and dollars: every teacher's mean response on the grid, times all prompts; None before the grid has any.
+
+    A price that is not known of one teacher leaves the dollars unknown.
+    """
+    means = session.execute(
+        select(func.avg(Response.response_tokens).label("tokens"), func.avg(_DOLLARS).label("dollars"))
         .select_from(RunPrompt)
         .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
         .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .join(Teacher, Teacher.id == Response.teacher_id)
         .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
         .group_by(Response.teacher_id)
     ).all()
-    known = [float(mean) for mean in means if mean is not None]
-    return round(sum(known) * n_prompts) if known else None
+    known = [row for row in means if row.tokens is not None]
+    if not known:
+        return None, None
+    dollars = None if any(row.dollars is None for row in means) else sum(row.dollars for row in means) * n_prompts
+    return round(float(sum(row.tokens for row in known)) * n_prompts), dollars
+
+
+def _sum(parts: list[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None
 
 
 def _mean(column: NDArray[np.float64]) -> float | None:

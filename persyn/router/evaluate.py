@@ -12,6 +12,7 @@ from math import comb
 from typing import TypeAlias
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from persyn import rewards as reward_matrix
@@ -33,14 +34,12 @@ def compare(scores: Matrix, rewards: Matrix, calibration: Matrix, *, preferences
     preferences: how they counted in the fit, "weighted" or "equal".
     returns:     "router", "static" (one ranking for every prompt) and "random" (expected value).
     """
-    ranking = reward_matrix.static_ranking(calibration)
-    ranking = np.where(np.isnan(ranking), -np.inf, ranking)
     return {
         "router": {
             **evaluate(scores, rewards),
             "calibration_error": calibration_error(scores, rewards, preferences=preferences),
         },
-        "static": evaluate(np.broadcast_to(ranking, rewards.shape), rewards),
+        "static": evaluate(np.broadcast_to(_ranking(calibration), rewards.shape), rewards),
         "random": evaluate_random(rewards),
     }
 
@@ -82,10 +81,33 @@ def hit_rate(scores: Matrix, rewards: Matrix, *, k: int) -> float | None:
 def calibration_error(scores: Matrix, rewards: Matrix, *, preferences: str) -> float | None:
     """Expected calibration error of the win probabilities: how far sigmoid(score difference) is from what happens.
 
-    Each preference is one prediction, that of the teacher the router favours: 0.5 to 1. Predictions are
-    put into `_BINS` bins of equal width; the error is the mean over bins, weighted by their predictions,
-    of |mean prediction - share that came true| (Guo et al. 2017, arXiv 1706.04599). Equal scores are half true.
+    The mean over the bins of `reliability`, weighted by their predictions, of |mean prediction - share that came
+    true| (Guo et al. 2017, arXiv 1706.04599).
+    """
+    bins = reliability(scores, rewards, preferences=preferences)
+    total = sum(bin_.weight for bin_ in bins)
+    return sum(bin_.weight * abs(bin_.predicted - bin_.came_true) for bin_ in bins) / total if bins else None
+
+
+class Believed(Struct, frozen=True):
+    """Preferences that were predicted about as surely.
+
+    predicted: mean win probability of the teacher the router favours, 0.5 to 1. came_true: the share that it won.
+    Both count by weight.
+    """
+
+    predicted: float
+    came_true: float
+    n_preferences: int
+    weight: float
+
+
+def reliability(scores: Matrix, rewards: Matrix, *, preferences: str) -> list[Believed]:
+    """How surely preferences were predicted and how often that came true, in `_BINS` bins of equal width.
+
+    Each preference is one prediction, that of the teacher the router favours: 0.5 to 1. Equal scores are half true.
     preferences: how they counted in the fit; where they were weighted, predictions count by the same weights.
+    returns:     bins without a prediction are left out.
     """
     prompt, winner, loser = reward_matrix.preferences(rewards)
     margin = scores[prompt, winner] - scores[prompt, loser]
@@ -93,8 +115,43 @@ def calibration_error(scores: Matrix, rewards: Matrix, *, preferences: str) -> f
     came_true = (margin > 0) + (margin == 0) / 2
     place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(np.intp), _BINS - 1)
     weight = rewards[prompt, winner] - rewards[prompt, loser] if preferences == "weighted" else np.ones(len(margin))
-    gaps = [abs(float((weight * (predicted - came_true))[place == bin_].sum())) for bin_ in range(_BINS)]
-    return sum(gaps) / float(weight.sum()) if len(margin) else None
+    return [
+        Believed(
+            predicted=float(np.average(predicted[inside], weights=weight[inside])),
+            came_true=float(np.average(came_true[inside], weights=weight[inside])),
+            n_preferences=int(inside.sum()),
+            weight=float(weight[inside].sum()),
+        )
+        for inside in (place == bin_ for bin_ in range(_BINS))
+        if inside.any()
+    ]
+
+
+class Hits(Struct, frozen=True):
+    """Hit@k for k = 1, 2, ..., T; of the static ranking and of chance beside the router's."""
+
+    n_prompts: int
+    router: list[float]
+    static: list[float]
+    random: list[float]
+
+
+def hits(scores: Matrix, rewards: Matrix, calibration: Matrix) -> Hits | None:
+    """Hit@k for every k; None when all prompts are tied. Arguments as for `compare`."""
+    tied = _tied(rewards)
+    if tied.all():
+        return None
+    scores, rewards = scores[~tied], rewards[~tied]
+    static = np.broadcast_to(_ranking(calibration), rewards.shape)
+    is_best = rewards == _best(rewards)[:, None]
+    n_present, n_best = (~np.isnan(rewards)).sum(axis=1), is_best.sum(axis=1)
+    ks = range(1, rewards.shape[1] + 1)
+    return Hits(
+        n_prompts=len(rewards),
+        router=[hit_rate(scores, rewards, k=k) or 0.0 for k in ks],
+        static=[hit_rate(static, rewards, k=k) or 0.0 for k in ks],
+        random=[float(_chance(n_present, n_best, k).mean()) for k in ks],
+    )
 
 
 def evaluate_random(rewards: Matrix) -> Metrics:
@@ -114,6 +171,12 @@ def evaluate_random(rewards: Matrix) -> Metrics:
         "n_prompts": len(rewards),
         "n_tied": int(tied.sum()),
     }
+
+
+def _ranking(calibration: Matrix) -> NDArray[np.float64]:
+    """(T,) what the static choice goes by; a teacher of whom nothing is known comes last."""
+    ranking = reward_matrix.static_ranking(calibration)
+    return np.where(np.isnan(ranking), -np.inf, ranking)
 
 
 def _chance(n_present: NDArray[np.intp], n_best: NDArray[np.intp], k: int) -> NDArray[np.float64]:

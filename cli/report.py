@@ -1,0 +1,77 @@
+"""`persyn report`: a run as one file, for a colleague."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.open import find_run, store
+from persyn.db.connect import Database
+from persyn.settings import Settings
+
+if TYPE_CHECKING:
+    from persyn.hindsight import Curve
+    from persyn.report.facts import Report
+    from persyn.report.figures import Picture
+
+
+@click.command()
+@click.argument("run")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file. Default: RUN-report.html, or .md.")
+@click.option("--format", "form", type=click.Choice(["html", "md"]), help="Default: as the file's name ends, or html.")
+@click.option(
+    "--figures", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Also write each figure as SVG and PNG."
+)
+@click.option("--group-by", metavar="FIELD", help="Field of the prompts' meta. Default: the first that has few values.")
+@click.option("--curve", "with_curve", is_flag=True, help="Fit the router curve too; it needs the router's backbone.")
+def report(
+    run: str, output: Path | None, form: str | None, folder: Path | None, group_by: str | None, with_curve: bool
+) -> None:
+    """Write what came of RUN: what was run, whom its prompts went to, how good that was, and where it comes from.
+
+    The HTML is one file that needs no network and runs no script. A run that is not done has a report too, which
+    says what is not there yet. An earlier report, or folder of figures, is replaced; nothing else is.
+    """
+    from persyn.report import document, figures  # bring matplotlib
+
+    form = form or ("md" if output is not None and output.suffix.lower() in (".md", ".markdown") else "html")
+    output = output or Path(f"{run}-report.{form}")
+    with store() as database:
+        with database.read() as session:
+            find_run(session, run)
+        document.require_replaceable(output)
+        if folder is not None:
+            document.require_figures_folder(folder)
+        found = _gather(database, run, group_by, _curve(database, run) if with_curve else None)
+    pictures = figures.pictures(found)
+    if folder is not None:
+        document.write_figures(folder, pictures)
+    document.write(output, _text(form, found, pictures, folder, output))
+    click.echo(f"{output}: run {run}, {found.facts.state}, {len(pictures)} figures")
+
+
+def _gather(database: Database, run: str, group_by: str | None, curve: Curve | None) -> Report:
+    from persyn.report import gather
+
+    with database.read() as session:
+        return gather.gather(session, find_run(session, run), group_by=group_by, curve=curve)
+
+
+def _curve(database: Database, run: str) -> Curve:
+    from persyn import hindsight  # brings torch
+
+    with database.read() as session:
+        grid = hindsight.read(session, find_run(session, run))
+    return hindsight.curve(run, hindsight.freeze(grid, Settings.from_environment().home))
+
+
+def _text(form: str, found: Report, pictures: list[Picture], folder: Path | None, output: Path) -> str:
+    from persyn.report import document
+
+    if form == "html":
+        return document.html(found, pictures)
+    place = None if folder is None else os.path.relpath(folder.resolve(), output.resolve().parent)
+    return document.markdown(found, pictures, folder=place)

@@ -1,0 +1,263 @@
+"""A report as one file: HTML that needs nothing but itself, or Markdown.
+
+All texts of a run are hostile. In HTML, Jinja escapes them; in Markdown, whatever a template prints is escaped
+unless it says otherwise; in both, what a screen would obey and not show is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from persyn.errors import PersynError, UsageError
+from persyn.folders import replaced
+from persyn.report import figures
+from persyn.report.facts import Report
+from persyn.report.figures import Picture
+
+#: What the first bytes of a report say, so that no other file is overwritten.
+_MARK = b"PerSyn report"
+_MARKED_WITHIN = 400
+#: How a figure is read, where that is not plain.
+_ABOUT = {
+    "quality-learnability": "Means over the calibration grid with 95 % intervals. Up is better, right is easier for "
+    "the student.",
+    "rewards": "How the rewards of a teacher's responses are spread over the grid, each row at its own scale.",
+    "strategies": "What each strategy would have come to on prompts that nothing was fitted to, with 95 % intervals "
+    "of the prompts that happened to be drawn.",
+    "hit-rates": "How often a teacher with the best reward is among the first k.",
+    "router-curve": "Heads fitted to parts of the calibration prompts, drawn several times; the band is one standard "
+    "deviation.",
+    "reliability": "On the dotted line, win probabilities can be believed as they are.",
+    "alpha-winners": "Per cent of the calibration grid's prompts whose best response is the teacher's; equals share a "
+    "prompt.",
+    "alpha-strategies": "Each alpha has its own rewards: compare strategies at one alpha, not one strategy along the "
+    "line. 'persyn' is the run's router, which was fitted to the run's own alpha.",
+    "savings": "Generate-all is estimated from what each teacher wrote for the calibration grid.",
+    "progress": "A job's rows are spread evenly over the time from its first claim to its end.",
+}
+#: A hold-out of fewer prompts than these is said to be small.
+_SMALL = 100
+_JOINERS = "\u200c\u200d"
+#: What Markdown might read as its own, save what is harmless within a line.
+_MARKDOWN = re.compile(r"([^\w\s,;()%/'-])|_", re.ASCII)
+
+
+class _Plain(str):
+    """Markdown that is to be printed as it is."""
+
+    __slots__ = ()
+
+
+def html(report: Report, pictures: Sequence[Picture]) -> str:
+    """One page with all it needs inside; no script, no network."""
+    environment = _environment(_shown, autoescape=True)
+    drawn = [{"picture": one, "svg": Markup(figures.svg(one))} for one in pictures]  # noqa: S704 - escaped, see figures
+    return environment.get_template("report.html.jinja").render(**_words(report), drawn=drawn)
+
+
+def markdown(report: Report, pictures: Sequence[Picture], *, folder: str | None = None) -> str:
+    """CommonMark with tables; figures are told in words, and shown from a folder if there is one.
+
+    folder: where `write_figures` put them, relative to the report.
+    """
+    environment = _environment(_escaped)
+    environment.filters["fenced"] = _fenced
+    environment.filters["plain"] = _Plain
+    place = None if folder is None else _Plain(quote(folder))
+    return environment.get_template("report.md.jinja").render(**_words(report), pictures=pictures, folder=place)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise `UsageError` unless a report may be written there: nothing is there, or an earlier report."""
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}; make it, or give another -o")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file, such as {path / 'report.html'}")
+    try:
+        if path.exists() and _MARK not in path.read_bytes()[:_MARKED_WITHIN]:
+            raise UsageError(f"{path} is no report of PerSyn and is left as it is; give another -o")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}, which would be replaced: {error.strerror}") from error
+
+
+def write(path: Path, text: str) -> None:
+    """Put a report in its place, whole or not at all. Raises as `require_replaceable`, and `PersynError`."""
+    require_replaceable(path)
+    unfinished = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")
+    try:
+        with unfinished.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise PersynError(f"cannot write the report {path}: {error.strerror or error}; nothing was changed") from error
+
+
+def require_figures_folder(folder: Path) -> None:
+    """Raise `UsageError` unless figures may be written there: nothing is there, or earlier figures."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give the name of a folder for the figures")
+    strangers = {path.name for path in folder.iterdir() if path.suffix not in (".svg", ".png")}
+    if strangers:
+        raise UsageError(f"{folder} holds {min(strangers)!r}, which is no figure; give another folder")
+
+
+def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Write each figure as NAME.svg and NAME.png; an older folder of figures is replaced as a whole."""
+    require_figures_folder(folder)
+    try:
+        with replaced(folder.resolve()) as new:
+            for picture in pictures:
+                (new / f"{picture.name}.svg").write_text(figures.svg(picture, ink="paper"), encoding="utf-8")
+                (new / f"{picture.name}.png").write_bytes(figures.png(picture))
+    except OSError as error:
+        raise PersynError(
+            f"cannot write the figures {folder}: {error.strerror or error}; nothing was changed"
+        ) from error
+
+
+def headlines(report: Report) -> list[str]:
+    """What a reader should know first, in sentences."""
+    return [*_routed(report), *_spent(report), *_missed(report)]
+
+
+def _routed(report: Report) -> list[str]:
+    if report.comparison is None:
+        return []
+    by_name = {fact.strategy: fact for fact in report.comparison.strategies}
+    said = []
+    if "persyn" in by_name and "static" in by_name:
+        router, static, oracle = by_name["persyn"], by_name["static"], by_name["oracle"]
+        closed = f", {router.closed.mean:+.0%} of the way between the two" if router.closed else ""
+        said.append(
+            f"On {report.comparison.n_holdout:,} hold-out prompts the router's choice has a mean reward of "
+            f"{router.reward.mean:.3f} (95 %: {router.reward.low:.3f} to {router.reward.high:.3f}). The best single "
+            f"teacher has {static.reward.mean:.3f}, the oracle {oracle.reward.mean:.3f}{closed}."
+        )
+    if report.hits:
+        said.append(
+            f"It picks a best teacher for {report.hits.router[0]:.0%} of them; the best single teacher is one for "
+            f"{report.hits.static[0]:.0%}, a teacher at random for {report.hits.random[0]:.0%}."
+        )
+    if said and report.comparison.n_holdout < _SMALL:
+        said.append("That is a small hold-out: these figures are rough.")
+    if report.facts.collapsed:
+        said.append(
+            f"{report.facts.collapsed} was given nearly every prompt that was routed: the router tells prompts hardly "
+            "apart."
+        )
+    return said
+
+
+def _spent(report: Report) -> list[str]:
+    spent = report.savings
+    if spent is None or not spent.tokens_generate_all:
+        return []
+    said = (
+        f"The teachers wrote {spent.tokens:,} tokens, {spent.tokens / spent.tokens_generate_all:.0%} of the about "
+        f"{spent.tokens_generate_all:,} that all of them would have written for all prompts"
+    )
+    if spent.cost is not None and spent.cost_generate_all:
+        said += f": ${spent.cost:,.2f} in place of about ${spent.cost_generate_all:,.2f}"
+    return [f"{said}."]
+
+
+def _missed(report: Report) -> list[str]:
+    failed = sum(stage.failed for stage in report.facts.stages)
+    pending = sum(stage.pending for stage in report.facts.stages)
+    said = [f"{failed:,} rows failed; their reasons are below." if failed else "Nothing failed."]
+    if report.facts.state != "done":
+        said.insert(
+            0,
+            f"The run is not done: it is {report.facts.state} in stage {report.facts.stage}, with {pending:,} rows "
+            "pending. What is not there yet is named below.",
+        )
+    return said
+
+
+def _words(report: Report) -> dict[str, Any]:
+    """What both forms print."""
+    return {
+        "report": report,
+        "run": report.config["run"],
+        "sources": ", ".join(Path(name).name for name in _names(report.config["prompts"])),
+        "facts": report.facts,
+        "headlines": headlines(report),
+        "about": _ABOUT,
+        "config": msgspec.json.format(msgspec.json.encode(report.config), indent=2).decode(),
+    }
+
+
+def _names(prompts: dict[str, Any]) -> list[str]:
+    """Of the files that a run's prompts came from."""
+    given: str | list[str] = prompts["file"] or prompts["source"]
+    return [given] if isinstance(given, str) else given
+
+
+def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("persyn.report"),
+        autoescape=autoescape,
+        finalize=finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "count": lambda value: _formatted(value, "{:,.0f}"),
+        "number": lambda value: _formatted(value, "{:.4g}"),
+        "signed": lambda value: _formatted(value, "{:+.0%}"),
+        "dollars": lambda value: _formatted(value, "${:,.2f}"),
+        "when": lambda value: _formatted(value, "{:%Y-%m-%d %H:%M} UTC"),
+        "span": lambda value: _Plain("-" if value is None else _span(value)),
+    }
+    return environment
+
+
+def _formatted(value: Any, form: str) -> _Plain:
+    return _Plain("-" if value is None else form.format(value))
+
+
+def _span(seconds: float) -> str:
+    """A duration in two units at most."""
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            whole = int(seconds // size)
+            return f"{whole} {unit} {int(seconds - whole * size) // part} {smaller}"
+    return f"{seconds:.1f} s"
+
+
+def _shown(value: Any) -> Any:
+    """A text whose control characters are seen, not obeyed; those that turn the direction of text among them."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(c if c.isprintable() or c in "\n\t" or c in _JOINERS else "\ufffd" for c in value)
+
+
+def _escaped(value: Any) -> Any:
+    """Whatever a Markdown template prints: one line of text that is nothing but text."""
+    if not isinstance(value, str) or isinstance(value, _Plain):
+        return value
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(_shown(value).split()))
+
+
+def _fenced(text: str) -> _Plain:
+    """A block of code that the text cannot leave."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return _Plain(f"{fence}text\n{_shown(text)}\n{fence}")

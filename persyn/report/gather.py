@@ -1,0 +1,446 @@
+"""A report's facts, read from the store: what exists is asked for it, and nothing is computed a second way."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import String, Subquery, and_, cast, func, literal, select
+from sqlalchemy.orm import Session
+
+from persyn import bootstrap, compare, rewards, summary, trace, watch
+from persyn.config import RunConfig, thaw
+from persyn.db import grid
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
+from persyn.db.grid import Grid
+from persyn.db.results import Assignment, Response, Router
+from persyn.db.work import Job, JobState
+from persyn.errors import UsageError
+from persyn.report.facts import (
+    AlphaPoint,
+    Alphas,
+    Example,
+    Fitted,
+    Groups,
+    Model,
+    Report,
+    Rewards,
+    RewardShape,
+    Savings,
+    Shown,
+    StagePace,
+    TeacherMeans,
+    Timeline,
+)
+from persyn.rewards import Matrix
+from persyn.router import evaluate
+from persyn.stages import answers
+
+if TYPE_CHECKING:
+    from persyn.hindsight import Curve
+
+#: What a value of quality means, by the scorer's kind.
+_UNITS = {
+    "math": "1 right, 0 wrong",
+    "instructions": "1 followed, 0 not",
+    "reward_model": "logit",
+    "judge": "the judge's verdict",
+}
+_ALPHAS = tuple(step / 10 for step in range(11))
+_REWARD_BINS, _TIME_BINS = 24, 120
+#: Prompts looked at for a field to group by, and how many values such a field has.
+_LOOKED_AT, _FEW = 2_000, range(2, 13)
+_OTHERS, _NONE = "(others)", "(none)"
+#: SQLite's paths into JSON know no way to write them.
+_NO_FIELD = '"\\'
+
+#: Teachers of whom there is an example from the grid, and of whom there is one that they alone wrote.
+_EXAMPLES, _ALONE = 6, 3
+_TEXT = 4_000
+
+
+def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Curve | None = None) -> Report:
+    """Read all that a report of a run shows, at whatever stage the run is.
+
+    group_by: a field of the prompts' meta; without it the first whose values are few texts, if there is one.
+    curve:    what `hindsight.curve` found, which needs the router's backbone.
+    Raises `UsageError` when no prompt of the run has the field.
+    """
+    config = thaw(run.config)
+    cells = grid.read(session, run)
+    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
+    teachers = list(answers.teachers_of(session, run.id))
+    names = [teacher.name for teacher in teachers]
+    facts = summary.facts(session, run)
+    router = session.get(Router, run.router_id) if run.router_id is not None else None
+    absent: dict[str, str] = {}
+    swept = _swept(session, run, cells, rewarded, absent)
+    hits, believed = _measured(session, run, cells, rewarded, absent)
+    if curve is None:
+        absent["the router curve"] = "it is fitted anew, and drawn where --curve is given"
+    return Report(
+        written_at=datetime.now(UTC),
+        versions=_versions(),
+        created_at=run.created_at,
+        finished_at=run.finished_at,
+        config=run.config,
+        config_hash=run.config_hash,
+        unit=_UNITS.get(config.quality.kind, f"as {config.quality.kind} scores it"),
+        models=_models(session, run, config, teachers),
+        engines=_engines(session, run),
+        router=_fitted(router),
+        facts=facts,
+        failures=watch.tally(session, run).failures,
+        groups=_groups(session, run, facts.teachers, group_by, absent),
+        means=_means(cells, names),
+        rewards=_rewards(config, rewarded, names),
+        curve=curve,
+        hits=hits,
+        reliability=believed,
+        alphas=_alphas(config, cells, names, swept),
+        comparison=swept.get(config.run.alpha),
+        savings=_savings(facts, absent),
+        timeline=_timeline(session, run, absent),
+        examples=_examples(session, run, cells, rewarded, facts),
+        absent=absent,
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("persyn", "matplotlib", "numpy", "sqlalchemy")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teacher]) -> list[Model]:
+    student = session.get_one(Student, run.student_id)
+    found = [
+        Model(
+            part="student",
+            name=student.name,
+            kind=config.student.engine,
+            model=student.model,
+            revision=student.revision,
+            template_hash=student.template_hash,
+            fingerprint=student.fingerprint,
+        )
+    ]
+    for teacher in teachers:
+        found.append(
+            Model(
+                part="teacher",
+                name=teacher.name,
+                kind=teacher.engine,
+                model=teacher.model,
+                revision=teacher.revision,
+                template_hash=teacher.template_hash,
+                fingerprint=teacher.fingerprint,
+                license=teacher.license,
+            )
+        )
+    for part, scorer_id in (("quality", run.quality_scorer_id), ("learnability", run.learnability_scorer_id)):
+        scorer = session.get_one(Scorer, scorer_id)
+        found.append(
+            Model(
+                part=part,
+                name=scorer.kind,
+                kind=scorer.kind,
+                model=scorer.model,
+                revision=scorer.revision,
+                template_hash=None,
+                fingerprint=scorer.fingerprint,
+            )
+        )
+    return found
+
+
+def _engines(session: Session, run: Run) -> dict[str, int]:
+    """Of the responses that the dataset is made of."""
+    rows = session.execute(
+        select(Response.engine, func.count())
+        .join(
+            Assignment,
+            and_(
+                Assignment.prompt_id == Response.prompt_id,
+                Assignment.teacher_id == Response.teacher_id,
+                Response.sample == 0,
+            ),
+        )
+        .where(Assignment.run_id == run.id, Response.text.is_not(None))
+        .group_by(Response.engine)
+        .order_by(Response.engine)
+    )
+    return {engine or "not known": count for engine, count in rows}
+
+
+def _fitted(router: Router | None) -> Fitted | None:
+    if router is None:
+        return None
+    return Fitted(
+        backbone=router.backbone,
+        revision=router.revision,
+        tune=router.tune,
+        path=router.path,
+        sha256=router.sha256,
+        fingerprint=router.fingerprint,
+        versions=router.metrics.get("versions", {}),
+        metrics=router.metrics,
+    )
+
+
+def _swept(
+    session: Session, run: Run, cells: Grid, rewarded: Matrix, absent: dict[str, str]
+) -> dict[float, compare.Comparison]:
+    """Strategies by alpha, the run's own among them; nothing without a scored hold-out."""
+    alphas = sorted({*_ALPHAS, thaw(run.config).run.alpha})
+    try:
+        return {one.alpha: one for one in compare.sweep(session, run, cells, alphas)}
+    except UsageError:
+        absent["strategies"] = "no hold-out prompt is scored yet" if len(rewarded) else "the run has no hold-out"
+        return {}
+
+
+def _measured(
+    session: Session, run: Run, cells: Grid, rewarded: Matrix, absent: dict[str, str]
+) -> tuple[evaluate.Hits | None, list[evaluate.Believed]]:
+    """The router on the hold-out."""
+    scores = compare.router_scores(session, run, cells)
+    holdout = cells.is_holdout & ~np.isnan(rewarded).all(axis=1)
+    if scores is None or not holdout.any():
+        absent["the router on the hold-out"] = "it has not scored a hold-out prompt"
+        return None, []
+    preferences = thaw(run.config).router.preferences
+    return (
+        evaluate.hits(scores[holdout], rewarded[holdout], rewarded[~cells.is_holdout]),
+        evaluate.reliability(scores[holdout], rewarded[holdout], preferences=preferences),
+    )
+
+
+def _means(cells: Grid, names: list[str]) -> list[TeacherMeans]:
+    quality, learnability = _intervals(cells.quality), _intervals(cells.learnability)
+    return [TeacherMeans(*row) for row in zip(names, quality, learnability, strict=True)]
+
+
+def _intervals(values: Matrix) -> list[bootstrap.Interval | None]:
+    """Each column's mean over the prompts that have one, and how sure it is."""
+    present = (~np.isnan(values)).astype(np.float64)
+    filled = np.nan_to_num(values)
+    counted = present.sum(axis=0)
+    if not counted.any():
+        return [None] * values.shape[1]
+    with np.errstate(invalid="ignore"):
+        drawn = np.concatenate([(w @ filled) / (w @ present) for w in bootstrap.weights(len(values), seed=0)])
+    means = filled.sum(axis=0) / np.where(counted > 0, counted, 1)
+    return [bootstrap.interval(float(means[k]), drawn[:, k]) if counted[k] else None for k in range(values.shape[1])]
+
+
+def _rewards(config: RunConfig, rewarded: Matrix, names: list[str]) -> Rewards | None:
+    if np.isnan(rewarded).all():
+        return None
+    lowest, highest = float(np.nanmin(rewarded)), float(np.nanmax(rewarded))
+    if config.run.normalise != "zscore":
+        lowest, highest = 0.0, 1.0
+    edges = np.linspace(lowest, max(highest, lowest + 1e-9), _REWARD_BINS + 1)
+    shapes = []
+    for name, column in zip(names, rewarded.T, strict=True):
+        known = column[~np.isnan(column)]
+        if len(known):
+            shapes.append(RewardShape(name, float(known.mean()), np.histogram(known, edges)[0].tolist()))
+    return Rewards(config.run.alpha, config.run.normalise, lowest, float(edges[-1]), shapes)
+
+
+def _alphas(config: RunConfig, cells: Grid, names: list[str], swept: dict[float, compare.Comparison]) -> Alphas | None:
+    points = []
+    for alpha in sorted({*_ALPHAS, config.run.alpha}):
+        rewarded = rewards.combine(cells.quality, cells.learnability, alpha=alpha, how=config.run.normalise)
+        rewarded = rewarded[~np.isnan(rewarded).all(axis=1)]
+        if not len(rewarded):
+            return None
+        is_best = rewarded == np.nanmax(rewarded, axis=1, keepdims=True)
+        ranking = rewards.static_ranking(rewarded)
+        found = swept.get(alpha)
+        points.append(
+            AlphaPoint(
+                alpha=alpha,
+                winners=(is_best / is_best.sum(axis=1, keepdims=True)).mean(axis=0).tolist(),
+                best=int(np.nanargmax(ranking)),
+                strategies={fact.strategy: fact.reward.mean for fact in found.strategies} if found else {},
+            )
+        )
+    return Alphas(config.run.alpha, names, points)
+
+
+def _savings(facts: summary.Facts, absent: dict[str, str]) -> Savings | None:
+    if not facts.tokens_generate_all:
+        absent["savings"] = "no teacher's response has a token count yet"
+        return None
+    return Savings(facts.tokens, facts.tokens_generate_all, facts.cost, facts.cost_generate_all)
+
+
+def _groups(
+    session: Session, run: Run, teachers: list[summary.TeacherFacts], field: str | None, absent: dict[str, str]
+) -> Groups | None:
+    """Assigned prompts by group and teacher; what is in no group of many prompts is counted together."""
+    chosen = field or _field_of_few(session, run)
+    if chosen is None:
+        absent["shares by group"] = "no field of the prompts' meta has few values; --group-by FIELD takes any"
+        return None
+    if any(character in chosen for character in _NO_FIELD):
+        raise UsageError(f"cannot group by {chosen!r}: the name of the field holds a quote or a backslash")
+    valued = _valued(run, chosen)
+    counted = select(valued.c.value).group_by(valued.c.value).order_by(func.count().desc(), valued.c.value)
+    groups = list(session.scalars(counted.limit(_FEW.stop - 1)))
+    if not groups:
+        absent["shares by group"] = "no prompt is assigned yet"
+        return None
+    if field is not None and groups == [_NONE]:
+        raise UsageError(
+            f"no assigned prompt of run {run.name!r} has a field {field!r}; 'persyn prompts list' shows them"
+        )
+    rows = session.execute(
+        select(valued.c.position, valued.c.value, func.count())
+        .where(valued.c.value.in_(groups))
+        .group_by(valued.c.position, valued.c.value)
+    )
+    prompts = np.zeros((len(teachers), len(groups)), dtype=np.int64)
+    for position, value, count in rows:
+        prompts[position, groups.index(value)] = count
+    others = np.array([teacher.assigned for teacher in teachers]) - prompts.sum(axis=1)
+    if others.any():
+        prompts, groups = np.column_stack([prompts, others]), [*groups, _OTHERS]
+    return Groups(chosen, groups, [teacher.teacher for teacher in teachers], prompts.tolist())
+
+
+def _valued(run: Run, field: str) -> Subquery:
+    """The run's assignments, each with the place of its teacher and the value of its prompt's field."""
+    value = func.coalesce(func.nullif(cast(Prompt.meta[field].as_string(), String), ""), literal(_NONE))
+    return (
+        select(RunTeacher.position, value.label("value"))
+        .select_from(Assignment)
+        .join(Prompt, Prompt.id == Assignment.prompt_id)
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Assignment.teacher_id))
+        .where(Assignment.run_id == run.id)
+        .subquery()
+    )
+
+
+def _field_of_few(session: Session, run: Run) -> str | None:
+    """The first field of the prompts' meta that is a text in all of them, with few values."""
+    metas = session.scalars(
+        select(Prompt.meta)
+        .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
+        .where(RunPrompt.run_id == run.id)
+        .order_by(RunPrompt.prompt_id)
+        .limit(_LOOKED_AT)
+    ).all()
+    field: str
+    for field in metas[0] if metas else ():
+        values = [meta.get(field) for meta in metas]
+        if any(character in field for character in _NO_FIELD):
+            continue
+        if all(isinstance(value, str) for value in values) and len(set(values)) in _FEW:
+            return field
+    return None
+
+
+def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | None:
+    finished = (
+        Job.run_id == run.id,
+        Job.state == JobState.DONE,
+        Job.started_at.is_not(None),
+        Job.finished_at.is_not(None),
+    )
+    began, ended = session.execute(select(func.min(Job.started_at), func.max(Job.finished_at)).where(*finished)).one()
+    seconds = _seconds(began, ended) if began and ended else 0.0
+    if seconds <= 0:
+        absent["work over time"] = "no job is done yet"
+        return None
+    edges = np.linspace(0, seconds, _TIME_BINS + 1)
+    done: dict[str, NDArray[np.float64]] = {}
+    jobs = select(Job.stage, Job.started_at, Job.finished_at, Job.n_prompts).where(*finished).order_by(Job.id)
+    for stage, start, end, rows in session.execute(jobs, execution_options={"yield_per": 1000}):
+        so_far = done.setdefault(stage, np.zeros(_TIME_BINS + 1))
+        so_far += rows * np.clip((edges - _seconds(began, start)) / max(_seconds(start, end), 1e-3), 0, 1)
+    return Timeline(seconds, [StagePace(stage, np.diff(so_far).tolist()) for stage, so_far in done.items()])
+
+
+def _seconds(start: Any, end: Any) -> float:
+    return float((end - start).total_seconds())
+
+
+def _examples(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summary.Facts) -> list[Example]:
+    """Of each of the teachers with most prompts one from the grid, where others answered too, and one of the others."""
+    ordered = sorted((t for t in facts.teachers if t.assigned), key=lambda teacher: -teacher.assigned)
+    names = [teacher.teacher for teacher in ordered]
+    wanted = [_first(session, run, name, in_grid=True) for name in names[:_EXAMPLES]]
+    wanted += [_first(session, run, name, in_grid=False) for name in names[:_ALONE]]
+    row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
+    by_name = [teacher.teacher for teacher in facts.teachers]
+    found = []
+    for prompt_id in wanted:
+        if prompt_id is None:
+            continue
+        row = row_of.get(prompt_id)
+        known = {} if row is None else dict(zip(by_name, rewarded[row].tolist(), strict=True))
+        example = _example(trace.trace(session, run, prompt_id), known)
+        found += [example] if example else []
+    return found
+
+
+def _first(session: Session, run: Run, teacher: str, *, in_grid: bool) -> int | None:
+    """A prompt that a teacher has and wrote something for; from the grid, the one that it won most clearly."""
+    written = and_(
+        Response.prompt_id == Assignment.prompt_id,
+        Response.teacher_id == Assignment.teacher_id,
+        Response.sample == 0,
+        Response.text.is_not(None),
+    )
+    role = RunPrompt.role != Role.TARGET if in_grid else RunPrompt.role == Role.TARGET
+    return session.scalars(
+        select(Assignment.prompt_id)
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Assignment.prompt_id))
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Assignment.teacher_id))
+        .join(Teacher, Teacher.id == Assignment.teacher_id)
+        .join(Response, written)
+        .where(Assignment.run_id == run.id, Teacher.name == teacher, role)
+        .order_by(*([func.coalesce(Assignment.margin, 0).desc()] if in_grid else []), Assignment.prompt_id)
+        .limit(1)
+    ).first()
+
+
+def _example(found: trace.Trace, rewards_of: dict[str, float]) -> Example | None:
+    responses = {row["teacher"]: row for row in reversed(found.responses)}
+    if found.teacher not in responses:
+        return None
+    others = sorted(
+        (name for name, reward in rewards_of.items() if name != found.teacher and not np.isnan(reward)),
+        key=lambda name: -rewards_of[name],
+    )
+    return Example(
+        prompt_id=found.prompt_id,
+        role=str(found.role),
+        reason=found.assignment["reason"],
+        margin=found.assignment["margin"],
+        text=_cut(found.text),
+        chosen=_shown(responses[found.teacher], rewards_of),
+        runner_up=_shown(responses[others[0]], rewards_of) if others else None,
+    )
+
+
+def _shown(row: trace.Row, rewards_of: dict[str, float]) -> Shown:
+    reward = rewards_of.get(row["teacher"])
+    return Shown(
+        teacher=row["teacher"],
+        text=None if row["text"] is None else _cut(row["text"]),
+        failure=row["failure"],
+        quality=row["quality"],
+        learnability=row["learnability"],
+        reward=None if reward is None or np.isnan(reward) else reward,
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT else f"{text[:_TEXT]}… ({len(text):,} characters)"
