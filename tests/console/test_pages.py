@@ -304,4 +304,3 @@ def test_the_figures_are_those_of_the_report_and_tell_what_is_seen(filled: Fille
         assert "script-src" not in answer.headers["content-security-policy"]
         assert ElementTree.fromstring(answer.text).tag.endswith("svg")
     assert filled.console.get("/runs/maths/figures/nothing.svg").status_code == 404
-
