@@ -101,6 +101,7 @@ def pages(made: MadeRun) -> list[str]:
         f"{prompts}?order=margin&teacher=t3&margin_from=0.7",
         f"{prompts}/{ids[0]}",
         f"{prompts}/{ids[-1]}",
+        "/sql",
     ]
 
 

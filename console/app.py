@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from console import failures, pages, prompts, runs, sql, store
+from console import failures, figures, pages, prompts, runs, sql, store
 from console.kept import Kept
 from console.pages import Problem
 from console.safety import Access, Guard
@@ -35,6 +35,7 @@ def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
             Route("/runs/{run}", runs.show),
             Route("/runs/{run}/prompts", prompts.index),
             Route("/runs/{run}/prompts/{prompt:int}", prompts.show),
+            Route("/runs/{run}/figures/{name}.svg", figures.show),
             Route("/runs/{run}/failures", failures.index),
             Route("/runs/{run}/retry", failures.retry, methods=["POST"]),
             Route("/sql", sql.show),

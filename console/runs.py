@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from console.figures import draw
 from console.kept import Counted
 from console.pages import page
 from console.store import counted, find, kept, reading
@@ -45,7 +46,7 @@ def show(request: Request) -> Response:
         run = find(session, request)
         student = session.get_one(Student, run.student_id)
         seen = watch.glance(session, run)
-    counts = counted(request, run.id, tally=watch.tally, facts=summary.facts, compared=_compared)
+    counts = counted(request, run.id, tally=watch.tally, facts=summary.facts, compared=_compared, figures=draw)
     is_going = run.state is RunState.RUNNING
     return page(
         request,

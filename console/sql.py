@@ -8,49 +8,82 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from console.pages import Problem, page
-from console.store import database
+from console.pages import Problem, not_found, page
+from console.store import database, reading
+from persyn import browse
 from persyn.errors import UsageError
+from persyn.questions import book
 from persyn.questions.ask import Answer, Limits, ask
+from persyn.questions.book import Question
 
 _PAGE = Limits(rows=500, seconds=10, megabytes=4)
 _FILE = Limits(rows=100_000, seconds=60, megabytes=64)
 #: Questions at a time, each in a process of its own, and how long others wait for their turn.
 _AT_ONCE, _WAIT_SECONDS = 2, 5.0
 
+_MOST_RUNS = 50
+
 _free = threading.Semaphore(_AT_ONCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks: a statement, and the values of its parameters; "" where one is not given."""
+
+    query: str
+    given: dict[str, str]
+    #: Of the book, where it was chosen there.
+    question: Question | None
+
+    @property
+    def lacking(self) -> list[str]:
+        """Parameters without a value."""
+        return [name for name, value in self.given.items() if not value]
 
 
 def show(request: Request) -> Response:
     """The question, and its answer where there is one."""
-    query = request.query_params.get("query", "").strip()
+    asked = _read(request)
+    with reading(request) as session:
+        runs = [run.name for run in browse.runs(session, limit=_MOST_RUNS)]
     answer, error, seconds = None, None, 0.0
-    if query and not _is_foreign(request):
+    if asked.query and not asked.lacking and not _is_foreign(request):
         began = time.monotonic()
         try:
-            answer = _asked(request, query, _PAGE)
+            answer = _answer(request, asked, _PAGE)
         except UsageError as refused:
             error = str(refused)
         seconds = time.monotonic() - began
     return page(
-        request, "sql.html", query=query, answer=answer, error=error, seconds=seconds, limits=_PAGE, most=_FILE.rows
+        request,
+        "sql.html",
+        asked=asked,
+        book={asker: [each for each in book.questions().values() if each.asker == asker] for asker in book.ASKERS},
+        runs=runs,
+        answer=answer,
+        error=error,
+        seconds=seconds,
+        limits=_PAGE,
+        most=_FILE.rows,
     )
 
 
 def download(request: Request) -> Response:
     """The answer as a CSV file."""
-    query = request.query_params.get("query", "").strip()
-    if not query:
-        raise Problem(HTTPStatus.BAD_REQUEST, "Nothing was asked", "Write a question on the SQL page first.")
+    asked = _read(request)
+    if not asked.query or asked.lacking:
+        lacks = f"Give a value for {', '.join(asked.lacking)}." if asked.lacking else "Write a question first."
+        raise Problem(HTTPStatus.BAD_REQUEST, "Nothing was asked", lacks)
     if _is_foreign(request):
         raise Problem(HTTPStatus.FORBIDDEN, "Another site asked for this", "Ask it on the SQL page.")
     try:
-        answer = _asked(request, query, _FILE)
+        answer = _answer(request, asked, _FILE)
     except UsageError as refused:
         raise Problem(HTTPStatus.BAD_REQUEST, "The question has no answer", f"{refused}.") from refused
     written = io.StringIO()
@@ -62,14 +95,26 @@ def download(request: Request) -> Response:
     return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
+def _read(request: Request) -> Asked:
+    query, question = request.query_params.get("query", "").strip(), None
+    if chosen := request.query_params.get("question"):
+        try:
+            question = book.find(chosen)
+        except UsageError as error:
+            raise not_found("There is no such question in the book.") from error
+        query = question.sql
+    given = {name: request.query_params.get(name, "").strip() for name in book.parameters(query)}
+    return Asked(query, given, question)
+
+
 def _is_foreign(request: Request) -> bool:
     """Whether a link of another site led here: it fills the form in, and asks nothing."""
     return request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
 
 
-def _asked(request: Request, query: str, limits: Limits) -> Answer:
+def _answer(request: Request, asked: Asked, limits: Limits) -> Answer:
     with _turn():
-        return ask(database(request), query, limits=limits)
+        return ask(database(request), asked.query, asked.given, limits)
 
 
 @contextmanager

@@ -55,8 +55,12 @@ def find(name: str) -> Question:
     raise UsageError(f"there is no question named {name!r}; {meant}'persyn sql --list' shows which there are")
 
 
+def parameters(statement: str) -> list[str]:
+    """What a value must be given for before it can be asked, in the order of the statement."""
+    return list(dict.fromkeys(_PARAMETER.findall(statement)))
+
+
 def _read(name: str, text: str) -> Question:
     told = _HEAD.fullmatch(text)
     assert told is not None, f"{name}.sql does not begin as a question does"
-    parameters = list(dict.fromkeys(_PARAMETER.findall(told["sql"])))
-    return Question(name, told["asker"], told["title"], told["note"], told["sql"].strip(), parameters)
+    return Question(name, told["asker"], told["title"], told["note"], told["sql"].strip(), parameters(told["sql"]))

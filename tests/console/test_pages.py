@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 import pytest
 from sqlalchemy import func, select
@@ -258,7 +259,7 @@ def test_looking_changes_nothing(filled: Filled) -> None:
             tables = Base.metadata.sorted_tables
             return {table.name: session.scalars(select(func.count()).select_from(table)).one() for table in tables}
 
-    before, console = count(), client(filled.database, admin="me@desk")
+    before, console = count(), filled.console
     assert {console.get(path).status_code for path in pages(filled.made)} == {200, 400, 404}
     assert console.get("/runs/failed/retry").status_code == 405
     assert count() == before
@@ -273,7 +274,7 @@ HOSTILE = (
 def test_no_text_of_the_store_becomes_markup(database: Database) -> None:
     """Names, prompts, responses, metadata, reasons, errors, workers: each with an attack behind it, on every page."""
     made = fill(database, lambda text: f"{text} {HOSTILE}")
-    console, shown = client(database, admin=f"me {HOSTILE}"), 0
+    console, shown, figures = client(database, admin=f"me {HOSTILE}"), 0, set[str | None]()
     for path in pages(made):
         html = console.get(path).text
         page = Read(html)
@@ -283,4 +284,23 @@ def test_no_text_of_the_store_becomes_markup(database: Database) -> None:
         assert "1234321" not in page.text
         assert all((value or "/").startswith(("/", "#", "?")) for name, value in page.attributes if name == "href")
         shown += "xss-probe" in page.text
+        figures |= {value for name, value in page.attributes if name == "src" and ".svg" in (value or "")}
     assert shown == len(pages(made))
+    assert len(figures) > 5
+    for figure in figures:
+        root = ElementTree.fromstring(console.get(figure or "").text)
+        assert not [one for one in root.iter() if "probe" in one.tag or "script" in one.tag]
+        assert not {name for one in root.iter() for name in one.attrib} & {"onload", "data-probe"}
+
+
+def test_the_figures_are_those_of_the_report_and_tell_what_is_seen(filled: Filled) -> None:
+    page = Read(filled.get("/runs/maths"))
+    assert ("alt", "Of 8 prompts: ada 88%, bob 12%.") in page.attributes
+    sources = [value or "" for name, value in page.attributes if name == "src" and value and ".svg" in value]
+    assert any(source.startswith("/runs/maths/figures/teacher-shares.svg?v=") for source in sources)
+    for source in sources:
+        answer = filled.console.get(source)
+        assert answer.headers["content-type"] == "image/svg+xml"
+        assert "script-src" not in answer.headers["content-security-policy"]
+        assert ElementTree.fromstring(answer.text).tag.endswith("svg")
+    assert filled.console.get("/runs/maths/figures/nothing.svg").status_code == 404

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from console import sql
+from persyn.questions import book
 from tests.console.conftest import Filled
 from tests.console.test_pages import Read, rows
 
@@ -30,9 +31,7 @@ def test_a_page_has_so_many_rows_and_says_that_there_are_more(filled: Filled, mo
     assert "3 rows, and there are more" in Read(html).text
 
 
-@pytest.mark.parametrize(
-    "query", ["delete from runs", "select 1; select 2"]
-)
+@pytest.mark.parametrize("query", ["delete from runs", "select 1; select 2"])
 def test_what_is_no_question_is_refused_with_the_reason(filled: Filled, query: str) -> None:
     html = filled.get(f"/sql?query={quote(query)}")
     assert 'role="alert"' in html
@@ -64,3 +63,25 @@ def test_who_asks_while_others_ask_is_told_to_wait(filled: Filled, monkeypatch: 
     with sql._turn(), sql._turn():
         assert filled.console.get(f"/sql?query={quote(PROMPTS)}").status_code == 429
     assert filled.console.get(f"/sql?query={quote(PROMPTS)}").status_code == 200
+
+
+def test_a_question_of_the_book_is_asked_when_what_it_is_about_is_given(filled: Filled) -> None:
+    html = filled.get("/sql?question=progress")
+    assert "<table" not in html
+    assert 'name="run" value="failed"' in html  # the newest run is offered
+    html = filled.get("/sql?question=progress&run=maths")
+    assert any("generate" in row for row in rows(html))
+    assert filled.console.get("/sql.csv?question=progress").status_code == 400
+    assert "generate" in filled.console.get("/sql.csv?question=progress&run=maths").text
+    assert filled.console.get("/sql?question=nothing").status_code == 404
+
+
+def test_the_books_questions_are_all_offered(filled: Filled) -> None:
+    links = Read(filled.get("/sql")).links
+    assert {f"/sql?question={name}" for name in book.questions()} <= set(links.values())
+
+
+def test_a_parameter_is_bound_and_never_part_of_the_statement(filled: Filled) -> None:
+    query = quote("select count(*) from runs where name = :name")
+    assert rows(filled.get(f"/sql?query={query}&name=maths"))[1] == "1"
+    assert rows(filled.get(f"/sql?query={query}&name={quote(chr(39) + ' or 1=1 --')}"))[1] == "0"
