@@ -23,7 +23,7 @@ chaos: .venv/.dev ## A cluster that is hurt while it works, 5,000 prompts a roun
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1)
 
 test: .venv/.dev .venv/.vllm ## All tests: real models, real vLLM, real PostgreSQL
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup
 
 check: format lint types imports test ## Everything CI runs, in the order of speed
 

@@ -6,9 +6,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from persyn.db.connect import Database
 from tests.cluster import Broker
@@ -18,6 +20,27 @@ from tests.postgres import Postgres
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes compute as there are cores; more threads would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: What loads a real model, which nothing else should compute beside.
+_HEAVY = ("model", "vllm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes, a file's tests run in one of them, and all that load real models in one."""
+    for item in items:
+        is_heavy = any(item.get_closest_marker(name) for name in _HEAVY)
+        item.add_marker(pytest.mark.xdist_group("models" if is_heavy else str(item.path)))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """While one process makes a model's folder, others wait for it."""
+    Path("build").mkdir(exist_ok=True)
+    with FileLock("build/models.lock"):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +48,8 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct: has a chat template."""
     from demo import models
 
-    return models.smollm2().absolute()
+    with _alone():
+        return models.smollm2().absolute()
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +57,8 @@ def gemma() -> Path:
     """Gemma 3 270M: a base model without a template, noise without BOS."""
     from demo import models
 
-    return models.gemma().absolute()
+    with _alone():
+        return models.gemma().absolute()
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +69,16 @@ def postgres() -> Iterator[Postgres]:
         migrated.upgrade()
         migrated.close()
         yield server
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file brought to head by the real migrations, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "persyn.db"
+    store = Database(f"sqlite:///{path}")
+    store.upgrade()
+    store.close()
+    return path
 
 
 @pytest.fixture
@@ -59,11 +94,8 @@ def broker() -> Iterator[Broker]:
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty store at head, once on each kind of database."""
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'persyn.db'}"
-        store = Database(url)
-        store.upgrade()
-        store.close()
-        yield url
+        shutil.copy(request.getfixturevalue("migrated"), tmp_path / "persyn.db")
+        yield f"sqlite:///{tmp_path / 'persyn.db'}"
         return
     server: Postgres = request.getfixturevalue("postgres")
     yield server.create(f"t{uuid.uuid4().hex}", template="migrated")
