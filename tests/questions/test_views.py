@@ -122,7 +122,7 @@ COLUMNS = {
     "v_jobs": "run job_id stage teacher scorer queue state first_prompt_id last_prompt_id n_prompts attempts fence "
     "worker error created_at started_at finished_at seconds",
     "v_events": "run event_id at actor job_id stage teacher scorer from_state to_state fence detail",
-    "v_uses": "prompt_id run role teacher reason response_id is_in_dataset training_id training_path trained_at",
+    "v_uses": "prompt_id run role teacher reason response_id is_answered training_id training_path trained_at",
     "v_evaluations": "student run training_id evaluation_id prompts_file scorer prompts judged failed mean created_at "
     "finished_at",
 }
