@@ -1,4 +1,4 @@
-"""`persyn trace`: where one response comes from."""
+"""`persyn trace`: where one response comes from, and where it went."""
 
 from __future__ import annotations
 
@@ -14,24 +14,40 @@ from persyn import trace as history
 @click.argument("prompt", type=int)
 @JSON
 def trace(run: str, prompt: int, as_json: bool) -> None:
-    """Say where RUN's response to PROMPT (its id) comes from: scores, router, teacher, job, worker, engine, seed."""
+    """Say where RUN's response to PROMPT comes from, and where it went.
+
+    PROMPT is an id, as each row of a dataset carries it. Back: scores, reward, router, teacher and its version, job,
+    worker, GPUs, engine, seed. Forward: the runs that have the prompt, and the students trained on the answer.
+    """
     with store() as database, database.read() as session:
         found = history.trace(session, find_run(session, run), prompt)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    click.echo(f"prompt {found.prompt_id} ({found.role}): {cell(found.text)}")
-    if found.assignment:
-        click.echo(
-            f"\nassigned to {found.teacher}: " + ", ".join(f"{k} {cell(v)}" for k, v in found.assignment.items())
-        )
+    from_id = f" {cell(found.source_id)}" if found.source_id is not None else ""
+    click.echo(f"prompt {found.prompt_id} ({found.role}), from {cell(found.source)}{from_id}: {cell(found.text)}")
+    _facts(f"assigned to {cell(found.teacher)}", found.assignment)
+    _facts("router", found.router)
     _table("router scores", found.router_scores)
     for response in found.responses:
-        click.echo(f"\nresponse of {response['teacher']}")
-        for name, value in response.items():
-            if name != "teacher" and value is not None:
-                click.echo(f"  {name:<14} {cell(value)}")
+        _facts(f"response of {cell(response['teacher'])}", {k: v for k, v in response.items() if k != "teacher"})
+    _table("raw scores", [{k: v for k, v in row.items() if k in _SCORE_COLUMNS} for row in found.scores])
     _table("events", found.events)
+    _table("used by", found.uses)
+
+
+#: What of a raw score has room in a line; --json has all.
+_SCORE_COLUMNS = ("teacher", "scorer", "value", "n_tokens", "failure", "response_id", "job_id")
+
+
+def _facts(title: str, facts: dict[str, object]) -> None:
+    if not facts:
+        return
+    click.echo(f"\n{title}")
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if value is not None:
+            click.echo(f"  {name:<{width}} {cell(value)}")
 
 
 def _table(title: str, rows: list[dict[str, object]]) -> None:

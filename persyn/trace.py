@@ -1,16 +1,21 @@
-"""Where one response comes from: everything the store knows of a prompt in a run."""
+"""Where a response comes from, and where it went: everything the store knows of a prompt in a run."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased
 
-from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Teacher
-from persyn.db.results import Assignment, Response, RouterScore, Score
-from persyn.db.work import Event, Job
+from persyn import rewards
+from persyn.config import thaw
+from persyn.db import grid
+from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
+from persyn.db.results import Assignment, Response, Router, RouterScore, Score
+from persyn.db.trained import Training
+from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError
 
 Row = dict[str, Any]
@@ -22,21 +27,30 @@ class Trace(Struct, frozen=True):
     prompt_id: int
     role: str
     text: str
+    #: The file it came from, and its id there.
+    source: str
+    source_id: str | None
     #: The teacher it was given to; None before it has one.
     teacher: str | None
     assignment: Row
+    #: The run's router, with the digest of its files; empty before it is fitted.
+    router: Row
     #: One row per teacher, best first.
     router_scores: list[Row]
-    #: The responses of the run's teachers, with their raw scores and provenance.
+    #: The responses of the run's teachers, with what they were worth and who made them where.
     responses: list[Row]
-    #: What happened to the jobs that made them.
+    #: The raw scores of these responses, and who gave them.
+    scores: list[Row]
+    #: What happened to the jobs that made all this.
     events: list[Row]
+    #: Each run that has this prompt, whom it asked, and the students that were trained on the answer.
+    uses: list[Row]
 
 
 def trace(session: Session, run: Run, prompt_id: int) -> Trace:
     """Gather a prompt's history in a run; `UsageError` when the run has no such prompt."""
     place = session.execute(
-        select(Prompt.text, RunPrompt.role)
+        select(Prompt.text, Prompt.source, Prompt.source_id, RunPrompt.role)
         .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
         .where(RunPrompt.run_id == run.id, Prompt.id == prompt_id)
     ).one_or_none()
@@ -55,18 +69,30 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         .join(Teacher, Teacher.id == Assignment.teacher_id)
         .where(Assignment.run_id == run.id, Assignment.prompt_id == prompt_id),
     )
-    responses = _rows(session, _responses(run, prompt_id))
-    jobs = {row["job_id"] for row in [*assignment, *responses] if row["job_id"] is not None}
+    responses, scores = _rows(session, _responses(run, prompt_id)), _rows(session, _scores(run, prompt_id))
+    _add_worth(session, run, prompt_id, responses)
+    jobs = {row["job_id"] for row in [*assignment, *responses, *scores] if row["job_id"] is not None}
     return Trace(
         prompt_id=prompt_id,
         role=place.role,
         text=place.text,
+        source=place.source,
+        source_id=place.source_id,
         teacher=assignment[0].pop("name") if assignment else None,
         assignment=assignment[0] if assignment else {},
+        router=next(iter(_rows(session, _router(run))), {}),
         router_scores=_rows(session, _router_scores(run, prompt_id)),
         responses=responses,
+        scores=scores,
         events=_rows(session, _events(jobs)),
+        uses=_rows(session, _uses(prompt_id)),
     )
+
+
+def _router(run: Run) -> Any:
+    return select(
+        Router.fingerprint, Router.backbone, Router.revision, Router.tune, Router.path, Router.sha256, Router.created_at
+    ).where(Router.id == run.router_id)
 
 
 def _router_scores(run: Run, prompt_id: int) -> Any:
@@ -79,34 +105,112 @@ def _router_scores(run: Run, prompt_id: int) -> Any:
 
 
 def _responses(run: Run, prompt_id: int) -> Any:
-    quality, likelihood = aliased(Score), aliased(Score)
+    asked_by = aliased(Run)
+    worker = func.coalesce(_holder(Response), Job.owner)
     return (
         select(
             Teacher.name.label("teacher"),
             Response.text,
             Response.failure,
             Response.finish_reason,
-            quality.value.label("quality"),
-            (likelihood.value / likelihood.n_tokens).label("learnability"),
             Response.response_tokens.label("tokens"),
+            Response.seconds,
             Response.seed,
             Response.engine,
+            Response.origin,
+            Teacher.model,
             Teacher.revision,
+            Teacher.template_hash,
+            Teacher.fingerprint.label("teacher_fingerprint"),
+            Response.id.label("response_id"),
+            Response.sample,
             Response.job_id,
-            Job.owner.label("worker"),
+            asked_by.name.label("asked_by_run"),
+            worker.label("worker"),
+            _load(Load.gpus, worker).label("gpus"),
+            _load(Load.log, worker).label("engine_log"),
             Response.created_at,
         )
         .join(Teacher, Teacher.id == Response.teacher_id)
         .join(RunTeacher, and_(RunTeacher.teacher_id == Teacher.id, RunTeacher.run_id == run.id))
-        .outerjoin(quality, and_(quality.response_id == Response.id, quality.scorer_id == run.quality_scorer_id))
-        .outerjoin(
-            likelihood,
-            and_(likelihood.response_id == Response.id, likelihood.scorer_id == run.learnability_scorer_id),
-        )
         .outerjoin(Job, Job.id == Response.job_id)
+        .outerjoin(asked_by, asked_by.id == Job.run_id)
         .where(Response.prompt_id == prompt_id)
         .order_by(RunTeacher.position, Response.sample)
     )
+
+
+def _scores(run: Run, prompt_id: int) -> Any:
+    return (
+        select(
+            Teacher.name.label("teacher"),
+            Scorer.kind.label("scorer"),
+            Scorer.model,
+            Score.value,
+            Score.n_tokens,
+            Score.failure,
+            Score.detail,
+            Score.response_id,
+            Score.job_id,
+            func.coalesce(_holder(Score), Job.owner).label("worker"),
+            Score.created_at,
+        )
+        .join(Response, Response.id == Score.response_id)
+        .join(Teacher, Teacher.id == Response.teacher_id)
+        .join(RunTeacher, and_(RunTeacher.teacher_id == Teacher.id, RunTeacher.run_id == run.id))
+        .join(Scorer, Scorer.id == Score.scorer_id)
+        .outerjoin(Job, Job.id == Score.job_id)
+        .where(Response.prompt_id == prompt_id, Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id)))
+        .order_by(RunTeacher.position, Response.sample, Scorer.id)
+    )
+
+
+def _holder(made: type[Response] | type[Score]) -> Any:
+    """Who held the job when this was made: it may have been taken over since."""
+    return (
+        select(Event.actor)
+        .where(Event.job_id == made.job_id, Event.to_state == JobState.RUNNING.value, Event.at <= made.created_at)
+        .order_by(Event.id.desc())
+        .limit(1)
+        .correlate(made)
+        .scalar_subquery()
+    )
+
+
+def _load(column: Any, worker: Any) -> Any:
+    """Of the model that a response came from: what its worker had last loaded for that queue."""
+    loaded_for = aliased(Job)
+    return (
+        select(column)
+        .join(loaded_for, loaded_for.id == Load.job_id)
+        .where(Load.owner == worker, loaded_for.queue == Job.queue, Load.at <= Response.created_at)
+        .order_by(Load.id.desc())
+        .limit(1)
+        .correlate(Job, Response)
+        .scalar_subquery()
+    )
+
+
+def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[Row]) -> None:
+    """Quality, learnability and reward of the responses of the grid, as the router was told them."""
+    cells, config = grid.read(session, run, prompt_id=prompt_id), thaw(run.config).run
+    if not len(cells.prompt_ids):
+        return
+    combined = rewards.combine(cells.quality, cells.learnability, alpha=config.alpha, how=config.normalise)
+    names: dict[int, str] = dict(
+        session.execute(select(Teacher.id, Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id)).all()
+    )
+    column_of = {names[teacher_id]: column for column, teacher_id in enumerate(cells.teacher_ids)}
+    for row in responses:
+        if row["sample"] == 0:
+            column = column_of[row["teacher"]]
+            for name, matrix in (
+                ("quality", cells.quality),
+                ("learnability", cells.learnability),
+                ("reward", combined),
+            ):
+                value = float(matrix[0, column])
+                row[name] = None if math.isnan(value) else value
 
 
 def _events(jobs: set[int]) -> Any:
@@ -114,6 +218,30 @@ def _events(jobs: set[int]) -> Any:
         select(Event.at, Event.actor, Event.job_id, Event.fence, Event.from_state, Event.to_state, Event.detail)
         .where(Event.job_id.in_(jobs))
         .order_by(Event.id)
+    )
+
+
+def _uses(prompt_id: int) -> Any:
+    answered = and_(
+        Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
+    )
+    return (
+        select(
+            Run.name.label("run"),
+            RunPrompt.role,
+            Teacher.name.label("teacher"),
+            Response.text.is_not(None).label("is_answered"),
+            Training.id.label("training_id"),
+            Training.path.label("student"),
+        )
+        .select_from(RunPrompt)
+        .join(Run, Run.id == RunPrompt.run_id)
+        .outerjoin(Assignment, and_(Assignment.run_id == Run.id, Assignment.prompt_id == RunPrompt.prompt_id))
+        .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
+        .outerjoin(Response, answered)
+        .outerjoin(Training, and_(Training.run_id == Run.id, Response.text.is_not(None)))
+        .where(RunPrompt.prompt_id == prompt_id)
+        .order_by(Run.id, Training.id)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from persyn.llm import gpus
 from persyn.llm.host import Host, Loaded
 from persyn.llm.protocols import ModelSpec, Request, Result
 from persyn.queue import Claim
@@ -68,6 +70,16 @@ class Slot:
         """The name of the engine's log file."""
         assert self._host is not None
         return self._host.log.name
+
+    @property
+    def gpus(self) -> str | None:
+        """The GPUs that the engine was given, by name; None for a model that needs none."""
+        assert self._host is not None
+        wanted = self._host.spec.gpus
+        if not wanted:
+            return None
+        devices = self._reach.devices(wanted) or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return gpus.names([device for device in devices.split(",") if device])
 
     @property
     def in_hand(self) -> int:

@@ -233,11 +233,12 @@ class Worker:
         self._listener.loaded(job.spec, seconds)
         if job.spec.model:  # checking answers takes a process and no model
             log.info("loaded", extra=self._telemetry.about(job.claim, engine=loaded.version, seconds=seconds))
-            self._outlasting(lambda: self._note_load(job.claim, loaded.version, seconds, self._slot.log))
+            where = {"log": self._slot.log, "gpus": self._slot.gpus}
+            self._outlasting(lambda: self._note_load(job.claim, loaded.version, seconds, where))
 
-    def _note_load(self, claim: Claim, engine: str, seconds: float, file: str) -> None:
+    def _note_load(self, claim: Claim, engine: str, seconds: float, where: dict[str, str | None]) -> None:
         row = {"run_id": claim.run_id, "job_id": claim.id, "owner": self.owner}
-        row |= {"engine": engine, "seconds": seconds, "log": file}
+        row |= {"engine": engine, "seconds": seconds, **where}
         with self._database.write() as session:
             bulk.insert_new(session, Load, [row])
 

@@ -21,7 +21,7 @@ _SQLITE = {
     "per": "coalesce(json_extract(r.config, '$.run.learnability_per'), 'token')",
     "strategy": "coalesce(json_extract(r.config, '$.strategy.kind'), 'persyn')",
     "reason": "substr({0}.failure, 1, instr({0}.failure || ':', ':') - 1)",
-    "seconds": "(julianday({1}) - julianday({0})) * 86400.0",
+    "seconds": "round((julianday({1}) - julianday({0})) * 86400.0, 3)",
 }
 _POSTGRESQL = {
     "alpha": "CAST(r.config -> 'run' ->> 'alpha' AS double precision)",
@@ -40,7 +40,7 @@ _LEARNABILITY = """l.value / CASE
     ELSE 1
 END"""
 _VIEWS = {
-    # The rows of a run's dataset, and where each comes from.
+    # The rows of a run's dataset, as an export without filters writes them, and where each comes from.
     "v_dataset": """
         SELECT r.name AS run, a.prompt_id, rp.role, p.source, p.source_id, p.history, p.text AS prompt, p.answer,
                x.text AS response, t.name AS teacher, t.model, t.revision, t.template_hash,
@@ -289,7 +289,7 @@ _VIEWS = {
     # Where a prompt is used: each run that has it, who answers it there, and the students trained on that dataset.
     "v_uses": """
         SELECT p.prompt_id, r.name AS run, p.role, m.name AS teacher, a.reason, x.id AS response_id,
-               CASE WHEN x.text IS NULL THEN 0 ELSE 1 END AS is_in_dataset,
+               CASE WHEN x.text IS NULL THEN 0 ELSE 1 END AS is_answered,
                g.id AS training_id, g.path AS training_path, g.created_at AS trained_at
         FROM run_prompts p
         JOIN runs r ON r.id = p.run_id

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, func, select, true
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import Per
@@ -36,17 +36,18 @@ class Grid:
     response_tokens: NDArray[np.float64]
 
 
-def read(session: Session, run: Run, *, per: Per | None = None) -> Grid:
-    """Read the grid of a run, as far as it is filled.
+def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int | None = None) -> Grid:
+    """Read the grid of a run, as far as it is filled; or one prompt's row of it, none for a target.
 
     per: what a log-likelihood is divided by; None is the run's. `UsageError` where it must be whole and is not.
     """
     per = per or run.config["run"].get("learnability_per", "token")
     if per != "token" and run.config["student"].get("options", {}).get("response_tokens"):
         raise UsageError(f"learnability per {per} needs whole responses, and run {run.name} scored their first tokens")
+    wanted = RunPrompt.prompt_id == prompt_id if prompt_id is not None else true()
     prompts = session.execute(
         select(RunPrompt.prompt_id, RunPrompt.role)
-        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, wanted)
         .order_by(RunPrompt.prompt_id)
     ).all()
     teacher_ids = session.scalars(
@@ -56,7 +57,7 @@ def read(session: Session, run: Run, *, per: Per | None = None) -> Grid:
     column_of = {teacher_id: column for column, teacher_id in enumerate(teacher_ids)}
     empty = np.full((len(prompts), len(teacher_ids)), np.nan)
     quality, learnability, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
-    for cell in session.execute(_cells(run), execution_options={"yield_per": 10_000}):
+    for cell in session.execute(_cells(run).where(wanted), execution_options={"yield_per": 10_000}):
         place = row_of[cell.prompt_id], column_of[cell.teacher_id]
         if cell.quality is not None:
             quality[place] = cell.quality

@@ -15,6 +15,12 @@ def ids() -> list[str]:
     return [line.strip() for line in _ask("index")]
 
 
+def names(devices: Sequence[str]) -> str | None:
+    """Which GPUs these are, as "0 NVIDIA H100 80GB HBM3; 1 ..."; of no ids, all that are here; None without any."""
+    lines = _ask("index,name", *([f"--id={','.join(devices)}"] if devices else []))
+    return "; ".join(line.strip().replace(", ", " ", 1) for line in lines) or None
+
+
 def used_mib(devices: Sequence[str]) -> int | None:
     """Memory in use on some GPUs, MiB; None when it cannot be told."""
     lines = _ask("memory.used", "--id=" + ",".join(devices))

@@ -59,7 +59,7 @@ def ask(
     Raises `UsageError` for what cannot be asked here, what the database refuses, and what exceeds the limits.
     """
     limits = limits or Limits()
-    request = _request(database, statement, dict(parameters or {}), limits)
+    request = requested(database, statement, dict(parameters or {}), limits)
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-m", "persyn.questions.child"],
@@ -81,11 +81,8 @@ def ask(
     return Answer(found.columns, found.rows, found.is_truncated)
 
 
-def _too_slow(limits: Limits) -> str:
-    return f"the question took longer than {limits.seconds:g} s; narrow it down, or give it more seconds"
-
-
-def _request(database: Database, statement: str, parameters: dict[str, Any], limits: Limits) -> Request:
+def requested(database: Database, statement: str, parameters: dict[str, Any], limits: Limits) -> Request:
+    """What the child is told; `UsageError` when it may not be asked."""
     if "\0" in statement:
         raise UsageError("the question holds a NUL character")
     is_sqlite = database.url.get_backend_name() == "sqlite"
@@ -105,3 +102,7 @@ def _request(database: Database, statement: str, parameters: dict[str, Any], lim
         seconds=limits.seconds,
         bytes=int(limits.megabytes * 1e6),
     )
+
+
+def _too_slow(limits: Limits) -> str:
+    return f"the question took longer than {limits.seconds:g} s; narrow it down, or give it more seconds"

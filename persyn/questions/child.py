@@ -96,7 +96,7 @@ def _simple(value: Any) -> Any:
     if isinstance(value, Decimal):
         return int(value) if value.is_finite() and value == value // 1 and abs(value) < 2**63 else float(value)
     if isinstance(value, datetime):
-        return value.replace(tzinfo=None).isoformat(" ")
+        return value.replace(tzinfo=None).isoformat(" ", "microseconds")
     return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=str)
 
 
@@ -104,7 +104,6 @@ def _of_sqlite(request: Request) -> Found | Broken:
     until = time.monotonic() + request.seconds
     try:
         with closing(sqlite3.connect(**request.connect, isolation_level=None)) as connection:
-            connection.execute(f"PRAGMA hard_heap_limit={_SQLITE_HEAP_BYTES}")
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE_BYTES)
             connection.set_progress_handler(lambda: time.monotonic() > until, _INSTRUCTIONS)
             connection.set_authorizer(_allow)
@@ -118,6 +117,9 @@ def _allow(action: int, what: str | None, which: str | None, schema: str | None,
         is_fine = what in _SQLITE_PRAGMAS
     elif action == sqlite3.SQLITE_FUNCTION:
         is_fine = which not in _SQLITE_FUNCTIONS_REFUSED
+    elif action == sqlite3.SQLITE_UPDATE:
+        # What a table-valued function, as json_each, does to be known; a file that is only read stays as it is.
+        is_fine = what == "sqlite_master"
     else:
         is_fine = action in _SQLITE_ACTIONS
     return sqlite3.SQLITE_OK if is_fine else sqlite3.SQLITE_DENY
@@ -127,11 +129,10 @@ def _of_postgresql(request: Request) -> Found | Broken:
     import psycopg
     from psycopg.types.json import set_json_loads
 
-    set_json_loads(lambda value: value if isinstance(value, str) else value.decode())  # text, as on SQLite
-
     try:
         with psycopg.connect(**{"connect_timeout": 10, **request.connect}) as connection:
             connection.read_only = True
+            set_json_loads(lambda value: value if isinstance(value, str) else value.decode(), connection)
             milliseconds = max(1, int(request.seconds * 1000))
             for setting, value in {
                 "statement_timeout": milliseconds,
@@ -164,6 +165,7 @@ def main() -> None:
     """Answer what comes in."""
     for limit, bytes_ in ((resource.RLIMIT_AS, _MEMORY_BYTES), (resource.RLIMIT_FSIZE, _FILE_BYTES)):
         resource.setrlimit(limit, (bytes_, bytes_))
+    sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit={_SQLITE_HEAP_BYTES}")  # of the whole process
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     sys.stdout.buffer.write(msgspec.msgpack.encode(answer(request)))
 

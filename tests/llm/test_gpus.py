@@ -38,10 +38,18 @@ def test_a_tool_that_tells_nothing_holds_nobody_up(smi: Path) -> None:
     assert gpus.await_free(["0"], below_mib=0, seconds=60)
 
 
+def test_gpus_are_named(smi: Path) -> None:
+    smi.write_text("2, NVIDIA H100 80GB HBM3\n3, NVIDIA H100 80GB HBM3\n")
+    assert gpus.names(["2", "3"]) == "2 NVIDIA H100 80GB HBM3; 3 NVIDIA H100 80GB HBM3"
+    assert "--query-gpu=index,name" in (smi.parent / "asked").read_text()
+    assert "--id=2,3" in (smi.parent / "asked").read_text()
+
+
 def test_without_the_tool_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpus.ids() == []
     assert gpus.used_mib(["0"]) is None
+    assert gpus.names([]) is None
 
 
 def test_memory_is_waited_for_until_it_is_free(smi: Path) -> None:

@@ -412,9 +412,18 @@ def test_an_engine_that_had_nothing_to_do_for_long_is_not_blamed_for_it(database
     assert errors == []
 
 
-def test_each_model_that_is_loaded_is_noted_with_its_job_and_its_seconds(database: Database, tmp_path: Path) -> None:
+def test_each_model_that_is_loaded_is_noted_with_its_job_its_seconds_and_its_gpus(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 0, H100\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     seen = Watching()
-    run_id = start(database, tmp_path)
+    file = write_run(tmp_path)
+    file.write_text(file.read_text().replace("gpus = 0", "gpus = 1", 1))  # the first teacher's
+    with database.write() as session:
+        run_id = pipeline.start_run(session, config.read(file), actor="me").id
     worker = work(database, tmp_path, run_id, seen)
 
     with database.read() as session:
@@ -423,6 +432,7 @@ def test_each_model_that_is_loaded_is_noted_with_its_job_and_its_seconds(databas
     assert len(loads) == len([model for model in seen.loads if model]) == facts.loads
     assert {load.owner for load, _ in loads} == {worker.owner} == {facts.worker}
     assert {of_run for _, of_run in loads} == {run_id}
+    assert {load.gpus for load, _ in loads} == {"0 H100", None}
     assert all(load.seconds > 0 and (tmp_path / "logs" / load.log).exists() for load, _ in loads)
     assert facts.load_seconds == pytest.approx(sum(load.seconds for load, _ in loads))
     assert facts.load_seconds < facts.work_seconds
