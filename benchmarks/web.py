@@ -70,10 +70,10 @@ def measure(address: str, made: MadeRun, repeats: int) -> None:
     with httpx2.Client(base_url=address) as browser:
         for page in pages(made):
             times = [_milliseconds(browser, page) for _ in range(repeats)]
-            slowest = max(slowest, *times)
+            slowest = max(slowest, times[0], statistics.median(times))
             print(f"{page:<65} {times[0]:>8.0f} {statistics.median(times):>8.0f} {max(times):>8.0f}", flush=True)
     said = "within" if slowest <= TARGET_MILLISECONDS else "NOT within"
-    print(f"slowest {slowest:.0f} ms, {said} the target of {TARGET_MILLISECONDS:.0f} ms\n")
+    print(f"slowest first visit or median {slowest:.0f} ms, {said} the target of {TARGET_MILLISECONDS:.0f} ms\n")
 
 
 def pages(made: MadeRun) -> list[str]:

@@ -21,8 +21,8 @@ _NEWER_SECONDS = 0.02
 OLD_SECONDS = 5.0
 #: How long the end waits for a count that does not stop.
 _CLOSE_SECONDS = 5.0
-#: Counts at a time, and counts that are remembered.
-_AT_ONCE, _MOST = 2, 256
+#: Counts at a time: each takes the interpreter from the pages. And counts that are remembered.
+_AT_ONCE, _MOST = 1, 256
 
 T = TypeVar("T")
 Count: TypeAlias = Callable[[Session], Any]

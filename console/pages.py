@@ -149,6 +149,8 @@ def _environment() -> jinja2.Environment:
         worker=worker,
     )
     found.globals.update(link=link)
+    for name in found.list_templates(extensions=["html"]):
+        found.get_template(name)  # compiled now, and not for the first who looks
     return found
 
 
