@@ -1,0 +1,81 @@
+"""Questions as they are typed, on a store that is known by heart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cli.sql import sql
+from cli.trace import trace
+from persyn.db.connect import Database
+from persyn.errors import UsageError
+from tests.questions import by_hand
+
+
+@pytest.fixture(autouse=True)
+def known(database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with database.write() as session:
+        by_hand.fill(session)
+    monkeypatch.setenv("PERSYN_DATABASE_URL", database_url)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def said(*arguments: str, stdin: str | None = None, command: Any = sql) -> str:
+    result = CliRunner().invoke(command, arguments, input=stdin, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_question_is_asked_by_its_name(known: None) -> None:
+    assert said("--ask", "missing", "-p", "run=first").splitlines() == [
+        "stage     teacher  scorer  missing  first_prompt_id",
+        "score     ada      fake          1                2",
+        "generate  bob      -             1                6",
+    ]
+
+
+def test_an_answer_is_csv_or_json(known: None, tmp_path: Path) -> None:
+    query = "SELECT id, answer, text || ',\"' AS said FROM prompts WHERE id = :id"
+    assert said(query, "-p", "id=2", "--csv") == 'id,answer,said\n2,,"first: prompt 1?,"""\n'
+    (file := tmp_path / "mine.sql").write_text(query)
+    for asked in (["--file", str(file)], ["-"]):
+        answer = said(*asked, "-p", "id=2", "--json", stdin=query)
+        assert json.loads(answer) == [{"id": 2, "answer": None, "said": 'first: prompt 1?,"'}]
+
+
+def test_a_row_too_wide_for_the_terminal_is_upright(known: None) -> None:
+    lines = said("--ask", "origin", "-p", "run=first", "-p", "prompt=1").splitlines()
+    assert lines[0] == "-- row 1"
+    assert "revision        abc" in lines
+
+
+def test_an_answer_that_is_cut_says_so(known: None) -> None:
+    result = CliRunner().invoke(sql, ["SELECT id FROM prompts ORDER BY id", "--limit", "2"], catch_exceptions=False)
+    assert result.stdout.split() == ["id", "1", "2"]
+    assert "the first 2 rows" in result.stderr
+
+
+def test_what_cannot_be_asked_is_refused(known: None) -> None:
+    for arguments, complaint in (
+        ([], "give one of"),
+        (["SELECT 1", "--ask", "progress"], "give one of"),
+        (["--ask", "progres"], "did you mean 'progress'"),
+        (["--ask", "progress"], "-p run="),
+        (["SELECT 1", "-p", "x"], "NAME=VALUE"),
+        (["SELECT 1", "--csv", "--json"], "give one"),
+        (["DELETE FROM prompts"], "refuses"),
+    ):
+        with pytest.raises(UsageError, match=complaint):
+            said(*arguments)
+
+
+def test_a_trace_shows_both_directions(known: None) -> None:
+    lines = said("first", "1", command=trace).splitlines()
+    for part in ("assigned to ada", "router", "response of ada", "raw scores", "used by"):
+        assert part in lines, part
+    assert "  gpus                0 H100" in lines
+    assert lines[-1].split() == ["second", "target", "ada", "True", "-", "-"]
