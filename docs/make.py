@@ -1,0 +1,133 @@
+"""Write what of the documentation is made from the code: `python -m docs.make`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import Column, Table, UniqueConstraint, inspect
+from sqlalchemy.dialects import postgresql
+
+from persyn.db import Base
+from persyn.db.connect import Database
+from persyn.questions import book
+
+ROOT = Path(__file__).parent.parent
+
+
+def questions() -> str:
+    """The book, as a page has it."""
+    said = []
+    for asker in book.ASKERS:
+        said.append(f"### The {asker} asks\n")
+        for each in book.questions().values():
+            if each.asker == asker:
+                values = "".join(f" -p {name}=..." for name in each.parameters)
+                said.append(f"**{each.title}** `persyn sql --ask {each.name}{values}`\n\n{each.note}\n")
+                said.append(f"```sql\n{each.sql}\n```\n")
+    return "\n".join(said)
+
+
+def diagram() -> str:
+    """The tables with their keys, and which belongs to which, in Mermaid."""
+    tables = Base.metadata.sorted_tables
+    lines = ["```mermaid", "erDiagram"]
+    for table in tables:
+        lines.append(f"    {table.name} {{")
+        lines += [
+            f"        {_type(column)} {column.name} {keys}" for column in table.columns if (keys := _keys(column))
+        ]
+        lines.append("    }")
+    for table in tables:
+        for column in table.columns:
+            for key in column.foreign_keys:
+                parent = "|o" if column.nullable else "||"
+                lines.append(f'    {key.column.table.name} {parent}--o{{ {table.name} : "{column.name}"')
+    return "\n".join([*lines, "```", ""])
+
+
+def columns() -> str:
+    """Every column of every table and view."""
+    said = []
+    for table in sorted(Base.metadata.tables.values(), key=lambda each: each.name):
+        rows = [
+            f"| `{each.name}` | {_type(each).replace('_', ' ')}{', or null' * bool(each.nullable)} | {_what(each)} |"
+            for each in table.columns
+        ]
+        said.append("\n".join([f"### {table.name}\n", "| column | type | what |", "| --- | --- | --- |", *rows, ""]))
+    said.append("## Views\n")
+    said += [f"**{view}**: {', '.join(f'`{name}`' for name in names)}\n" for view, names in views().items()]
+    return "\n".join(said)
+
+
+def views() -> dict[str, list[str]]:
+    """The columns of each view, as a store has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Database(f"sqlite:///{folder}/persyn.db")
+        store.upgrade()
+        seen = inspect(store.engine)
+        found = {view: [column["name"] for column in seen.get_columns(view)] for view in sorted(seen.get_view_names())}
+        store.close()
+    return found
+
+
+def datasette() -> str:
+    """The book, as Datasette is given it."""
+    said = []
+    for each in book.questions().values():
+        said.append(f"      {each.name}:\n        title: {json.dumps(each.title)}\n")
+        said.append(f"        description: {json.dumps(each.note)}\n        sql: |-\n")
+        said.append(textwrap.indent(each.sql, " " * 10) + "\n")
+    return "".join(said)
+
+
+def _keys(column: Column[object]) -> str:
+    table: Table = column.table  # type: ignore[assignment] # of a model, not of a query
+    is_unique = any(isinstance(each, UniqueConstraint) and list(each.columns) == [column] for each in table.constraints)
+    marks = {"PK": column.primary_key, "FK": bool(column.foreign_keys), "UK": is_unique and not column.foreign_keys}
+    return ", ".join(mark for mark, is_so in marks.items() if is_so)
+
+
+def _type(column: Column[object]) -> str:
+    return column.type.compile(dialect=postgresql.dialect()).lower().replace(" ", "_")  # type: ignore[no-untyped-call]
+
+
+def _what(column: Column[object]) -> str:
+    belongs = "".join(f"of `{key.column.table.name}`" for key in column.foreign_keys)
+    return "; ".join(each for each in (belongs, column.comment) if each).replace("|", "\\|")
+
+
+#: Which parts of a file are made, and by what.
+MADE: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/sql.md": {"questions": questions},
+    "docs/store.md": {"diagram": diagram},
+    "docs/columns.md": {"columns": columns},
+    "deploy/datasette.yaml": {"datasette": datasette},
+}
+
+
+def made(file: str) -> str:
+    """The file's text with its parts made anew."""
+    comment = "# {}" if file.endswith(".yaml") else "<!-- {} -->"
+    text = (ROOT / file).read_text()
+    for name, make in MADE[file].items():
+        begin, end = comment.format(f"made: {name}") + "\n", comment.format("/made")
+        head, is_there, rest = text.partition(begin)
+        _, has_end, tail = rest.partition(end)
+        assert is_there, f"{file} has no place for its {name}"
+        assert has_end, f"{file} has no end of its {name}"
+        text = f"{head}{begin}{make()}{end}{tail}"
+    return text
+
+
+def main() -> None:
+    """Write all of it."""
+    for file in MADE:
+        (ROOT / file).write_text(made(file))
+
+
+if __name__ == "__main__":
+    main()
