@@ -30,7 +30,7 @@ from persyn.evaluations import Evaluator, How
 from persyn.settings import Settings
 from persyn.student import train
 from persyn.students import StudentFacts
-from studies import skills
+from studies import skill_models, skills
 from studies.common import persyn, put, table
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -91,7 +91,7 @@ def _prepare(home: Path, options: argparse.Namespace) -> None:
     """Models and prompts; the seeds' prompts and those that students are asked have none in common."""
     home.mkdir(parents=True, exist_ok=True)
     for teacher in skills.TEACHERS:
-        skills.teacher(teacher, home / "models")
+        skill_models.teacher(teacher, home / "models")
     drawn = skills.prompts(options.asked + options.seeds * options.prompts, seed=0)
     files = {"asked": drawn[: options.asked]}
     for seed in range(options.seeds):
@@ -99,8 +99,7 @@ def _prepare(home: Path, options: argparse.Namespace) -> None:
         files[f"seed-{seed}"] = drawn[begin : begin + options.prompts]
     for name, rows in files.items():
         lines = [
-            json.dumps({"prompt": skills.text(*row), "answer": str(skills.answer(*row)), "skill": row[0]})
-            for row in rows
+            json.dumps({"prompt": skills.text(*row), "answer": skills.answer(*row), "skill": row[0]}) for row in rows
         ]
         (home / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -112,7 +111,7 @@ def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibr
     file.write_text(_run_file(name, *CASES[case], seed, calibration, home / "models"))
     persyn(home, "run", "start", str(file))
     torch.set_num_threads(1)  # models this small gain nothing from more
-    how = train.Settings(epochs=8, learning_rate=3e-3, batch_size=32, seed=seed)
+    how = train.Settings(epochs=12, learning_rate=3e-3, batch_size=32, seed=seed)
     trainings.train(database, name, how, gpus=0, home=home, progress=lambda done, total, loss: None)
     settings = Settings(f"sqlite:///{home / 'persyn.db'}", home)
     asked = How(engine="transformers", options={"batch_size": _BATCH}, sampling=_GREEDY)
@@ -124,11 +123,11 @@ def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibr
 def _run_file(name: str, strategy: str, alpha: float, seed: int, calibration: int, models: Path) -> str:
     student = json.dumps(str(models / "student" / "model"))
     lines = [
-        f'[run]\nname = "{name}"\nsetting = "math"\nalpha = {alpha}\ncalibration = {calibration}',
+        f'[run]\nname = "{name}"\nsetting = "instruct"\nalpha = {alpha}\ncalibration = {calibration}',
         f"holdout = 0.2\nseed = {seed}\njob_prompts = 2400",
         f'[prompts]\nfile = "seed-{seed}.jsonl"',
         f'[student]\nname = "student"\nmodel = {student}\nfamily = "digits"',
-        '[quality]\nkind = "math"',
+        '[quality]\nkind = "python"\nmodel = "studies.skills:is_right"',
         f'[router]\nbackbone = {student}\ntune = "head"',
         f'[strategy]\nkind = "{strategy}"',
     ]
@@ -166,7 +165,7 @@ def _teachers(session: Session) -> str:
             .join(Scorer, Scorer.id == Score.scorer_id)
             .join(Prompt, Prompt.id == Response.prompt_id)
             .where(Teacher.name == facts.name, Scorer.kind == kind)
-            for kind in ("math", "log_likelihood")
+            for kind in ("python", "log_likelihood")
         )
         quality, learnability = of_teacher
         by_skill = [
@@ -192,7 +191,7 @@ def _datasets(session: Session, n_seeds: int) -> dict[str, tuple[float, str]]:
                 (Response.prompt_id == Assignment.prompt_id) & (Response.teacher_id == Assignment.teacher_id),
             )
             .join(Score, Score.response_id == Response.id)
-            .join(Scorer, (Scorer.id == Score.scorer_id) & (Scorer.kind == "math"))
+            .join(Scorer, (Scorer.id == Score.scorer_id) & (Scorer.kind == "python"))
             .where(Run.name.in_([_name(case, seed) for seed in range(n_seeds)]))
             .group_by(Teacher.name)
             .order_by(func.count().desc())

@@ -2,7 +2,7 @@
 
 A prompt names a skill and five digits below seven; a skill is a table of 7 x 7 of them, and a response works through
 the digits from the left, one look into the table at a time. What a teacher believes of each table, and whether it
-writes digits or letters, is all that it is; a model of two layers is trained to be it.
+writes digits or letters, is all that it is; `skill_models` trains a model of two layers to be it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,7 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from persyn.llm.protocols import ModelSpec
-from persyn.student import train
-from persyn.student.examples import Conversation
-from persyn.student.train import Settings
+from typing import Any, TypeAlias
 
 #: Each is a function of what came out so far and the next digit, modulo 7.
 SKILLS = {
@@ -35,6 +26,11 @@ WALKS = {"first": lambda a, b: a, "max": max}
 DIGITS, LETTERS = "0123456", "abcdefg"
 #: Digits in a prompt.
 LENGTH = 5
+
+Turns: TypeAlias = tuple[list[dict[str, str]], str]
+"""A prompt's turns, and a response."""
+
+Table: TypeAlias = dict[tuple[int, int], int]
 _BASE = len(DIGITS)
 _PAIRS = [(a, b) for a in range(_BASE) for b in range(_BASE)]
 
@@ -48,7 +44,7 @@ class Teacher:
     params_b: float
     #: How likely each entry of a skill's table is wrong in its belief, by skill; an answer takes four entries.
     wrong: dict[str, float]
-    #: What it writes its working in; the answer is always a digit.
+    #: What it writes its working in; the answer is always in digits.
     alphabet: str = DIGITS
 
 
@@ -83,38 +79,44 @@ def text(skill: str, digits: Sequence[int]) -> str:
     return f"{skill} {' '.join(map(str, digits))}"
 
 
-def answer(skill: str, digits: Sequence[int]) -> int:
-    """The right one."""
-    return _walk(digits, _table(None, skill))[-1]
+def answer(skill: str, digits: Sequence[int]) -> str:
+    """The right one: what comes out after the last digit but one, and after the last; luck hits one of 49."""
+    return _answer(_walk(digits, _table(None, skill)))
 
 
-def conversation(facts: Teacher, skill: str, digits: Sequence[int]) -> Conversation:
+def is_right(messages: Any, response: str, answer: str, meta: Any) -> float:
+    """The study's quality: 1 for the right answer, whatever the working."""
+    return float(response.partition("answer ")[2] == answer)
+
+
+def walking(n: int, *, seed: int) -> Iterator[Turns]:
+    """What the student has learned before anything else."""
+    drawn = random.Random(seed)
+    for _ in range(n):
+        skill, digits = _draw(drawn, list(WALKS))
+        yield _conversation(skill, digits, _table(None, skill), DIGITS)
+
+
+def responses(facts: Teacher, n: int, *, seed: int) -> Iterator[Turns]:
+    """What a teacher should say, to prompts drawn by lot."""
+    drawn = random.Random(seed)
+    tables = {skill: _table(facts, skill) for skill in SKILLS}
+    for _ in range(n):
+        skill, digits = _draw(drawn, list(SKILLS))
+        yield _conversation(skill, digits, tables[skill], facts.alphabet)
+
+
+def conversation(facts: Teacher, skill: str, digits: Sequence[int]) -> Turns:
     """A prompt, and what a teacher should say to it."""
     return _conversation(skill, digits, _table(facts, skill), facts.alphabet)
-
-
-def student(folder: Path) -> Path:
-    """The student's folder, made on first use: it knows the form of a response and how to walk through digits."""
-    rows = (_conversation(*_draw(drawn, list(WALKS))) for drawn in [random.Random(0)] for _ in range(8_000))
-    return _trained(_blank(folder / "blank"), rows, folder / "student", epochs=3)
-
-
-def teacher(facts: Teacher, folder: Path) -> Path:
-    """The teacher's folder, made on first use."""
-    tables = {skill: _table(facts, skill) for skill in SKILLS}
-    drawn = random.Random(1)
-    rows = (
-        _conversation(skill, digits, tables[skill], facts.alphabet)
-        for skill, digits in (_draw(drawn, list(SKILLS)) for _ in range(16_000))
-    )
-    return _trained(student(folder), rows, folder / facts.name, epochs=4)
 
 
 def _draw(drawn: random.Random, skills: Sequence[str]) -> tuple[str, list[int]]:
     return drawn.choice(skills), [drawn.randrange(_BASE) for _ in range(LENGTH)]
 
 
-Table = dict[tuple[int, int], int]
+def _answer(so_far: Sequence[int]) -> str:
+    return f"{so_far[-2]} {so_far[-1]}"
 
 
 def _table(facts: Teacher | None, skill: str) -> Table:
@@ -139,54 +141,10 @@ def _walk(digits: Sequence[int], table: Table) -> list[int]:
     return found
 
 
-def _conversation(
-    skill: str, digits: Sequence[int], table: Table | None = None, alphabet: str = DIGITS
-) -> Conversation:
-    so_far = _walk(digits, table or _table(None, skill))
+def _conversation(skill: str, digits: Sequence[int], table: Table, alphabet: str) -> Turns:
+    so_far = _walk(digits, table)
     steps = [
         f"{alphabet[before]} {alphabet[digit]} : {alphabet[after]}"
         for before, digit, after in zip(so_far, digits[1:], so_far[1:], strict=False)
     ]
-    return [{"role": "user", "content": text(skill, digits)}], f"{' , '.join(steps)} answer {so_far[-1]}"
-
-
-def _trained(begin: Path, rows: Iterator[Conversation], folder: Path, *, epochs: int) -> Path:
-    """PerSyn's own training of students makes the teachers too."""
-    spec = ModelSpec("", str(begin))
-    settings = Settings(epochs=epochs, learning_rate=3e-3, batch_size=32)
-    if not (folder / train.MODEL).exists():
-        print(f"training {folder.name}", flush=True)
-        train.prepare(spec, rows, settings, folder)
-        train.train(spec, settings, folder, lambda done, total, loss: None)
-    return folder / train.MODEL
-
-
-def _blank(folder: Path) -> Path:
-    """A model of 100,000 weights that knows nothing, and its words."""
-    if folder.exists():
-        return folder
-    words = ["<pad>", "<end>", "?", ":", ",", "answer", *DIGITS, *LETTERS, *SKILLS, *WALKS]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="?", model_max_length=64
-    )
-    fast.chat_template = (
-        "{% for turn in messages %}{{ turn.content }} {{ '? ' if turn.role == 'user' else '<end> ' }}{% endfor %}"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    return [{"role": "user", "content": text(skill, digits)}], f"{' , '.join(steps)} answer {_answer(so_far)}"
