@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from http import HTTPStatus
 
 from msgspec import Struct
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +15,8 @@ from starlette.responses import Response
 from console.pages import Problem, not_found
 from console.store import counted, find, reading
 from persyn.db.catalog import Run
+
+log = logging.getLogger(__name__)
 
 #: A picture that is opened by itself may have its own colours, and nothing else.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
@@ -31,8 +35,18 @@ class Drawn(Struct, frozen=True):
     version: str
 
 
-def draw(session: Session, run: Run) -> dict[str, Drawn]:
-    """All that can be drawn of a run as it is, by name."""
+def draw(session: Session, run: Run) -> dict[str, Drawn] | str:
+    """All that can be drawn of a run as it is, by name; or what is said where drawing fails: the page stays."""
+    try:
+        return _drawn(session, run)
+    except SQLAlchemyError:
+        raise
+    except Exception:
+        log.exception("the figures of a run cannot be drawn", extra={"run": run.name})
+        return "The figures cannot be drawn; the console's own output says why."
+
+
+def _drawn(session: Session, run: Run) -> dict[str, Drawn]:
     from persyn.report import figures, gather  # bring matplotlib, which nobody needs who does not look at a run
 
     found = {}
@@ -50,7 +64,7 @@ def show(request: Request) -> Response:
     drawn = counted(request, run.id, figures=draw)["figures"]
     if drawn is None:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Still being drawn", "Look again in a moment.")
-    figure = drawn.value.get(request.path_params["name"])
+    figure = None if isinstance(drawn.value, str) else drawn.value.get(request.path_params["name"])
     if figure is None:
         raise not_found("There is no such figure of this run.")
     return Response(figure.svg, media_type="image/svg+xml", headers={"content-security-policy": _POLICY})

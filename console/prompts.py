@@ -18,6 +18,21 @@ from persyn.db.catalog import Prompt, Role
 from persyn.errors import UsageError
 
 _PAGE = 50
+#: What of a response is seen at once; all else is folded.
+_FIRST = (
+    "reward",
+    "quality",
+    "learnability",
+    "tokens",
+    "finish_reason",
+    "seconds",
+    "seed",
+    "engine",
+    "worker",
+    "gpus",
+    "job_id",
+    "asked_by_run",
+)
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -66,7 +81,7 @@ def show(request: Request) -> Response:
         except UsageError as error:
             raise not_found(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
         prompt = session.get_one(Prompt, found.prompt_id)
-    return page(request, "prompt.html", run=run, prompt=prompt, trace=found)
+    return page(request, "prompt.html", run=run, prompt=prompt, trace=found, first=_FIRST)
 
 
 def _wanted(request: Request) -> Wanted:

@@ -192,7 +192,9 @@ def _load(column: Any, worker: Any) -> Any:
 
 
 def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[Row]) -> None:
-    """Quality, learnability and reward of the responses of the grid, as the router was told them."""
+    """Quality, learnability and reward of the responses of the grid, as the router was told them; None of others."""
+    for row in responses:
+        row |= {"quality": None, "learnability": None, "reward": None}
     cells, config = grid.read(session, run, prompt_id=prompt_id), thaw(run.config).run
     if not len(cells.prompt_ids):
         return

@@ -172,8 +172,10 @@ def test_a_prompt_is_shown_with_scores_responses_and_events(filled: Filled) -> N
     assert "ada 1.500 0.000 chosen: calibration" in found
     assert "bob \u22120.250 1.750" in found
     # Likelihoods of -4 and -2 over 2 tokens.
-    assert re.search(r"ada chosen It is 1\.0\. .*quality 1 learnability \u22122 tokens 10", text)
-    assert re.search(r"bob It is 0\.0\. .*quality 0 learnability \u22121 tokens 10", text)
+    assert "ada chosen It is 1.0. reward 0.6 quality 1 learnability \u22122 tokens 10" in text
+    assert "bob It is 0.0. reward 0.4 quality 0 learnability \u22121 tokens 10" in text
+    assert any(row.startswith("ada log_likelihood \u22124 2") for row in found)
+    assert "maths calibration ada yes \u2013 \u2013" in found
     assert "vm:7" in text
     assert any(row.endswith('done me@desk {"why": "it is over"}') for row in found)
 
