@@ -21,12 +21,13 @@ _RUN = "demo"
 #: Name, page, width, height and colours.
 _PICTURES = (
     ("console-run", f"/runs/{_RUN}", 1100, 900, "light"),
+    ("console-figures", f"/runs/{_RUN}#figures", 1100, 760, "light"),
     ("console-prompts", f"/runs/{_RUN}/prompts?order=margin&reason=router", 1100, 640, "light"),
     ("console-prompt", f"/runs/{_RUN}/prompts/17", 1100, 900, "dark"),
     ("console-phone", f"/runs/{_RUN}", 380, 760, "dark"),
 )
 #: Flat colours and letters need no more.
-_COLOURS = 48
+_COLOURS = 128
 
 
 def main(path: Path) -> None:
@@ -52,7 +53,7 @@ def _seen(browser: Browser, url: str, width: int, height: int, colours: str) -> 
     page.emulate_media(color_scheme="dark" if colours == "dark" else "light")
     page.goto(url)
     page.wait_for_function("() => !document.body.dataset.live")  # everything is counted
-    page.goto(url)
+    page.reload()
     page.wait_for_load_state("networkidle")
     found = Image.open(io.BytesIO(page.screenshot()))
     page.close()

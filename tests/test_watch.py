@@ -151,3 +151,14 @@ def test_a_tally_says_by_stage_why_rows_failed(database: Database) -> None:
     ]
     assert less.failures == [Failures("generate", "empty", 1)]
     assert less.after(found) == found
+
+
+def test_where_no_teacher_writes_the_rate_is_that_of_the_whole_stage(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, stage="score")
+        # Of 9 + 9 rows that were planned 4 are missing: 14 in 10 seconds.
+        running(session, made.id, stage="score", started_at=now(seconds(-10)))
+        make_job(session, made.id, stage="score", state="done", started_at=now(seconds(-8)))
+    seen = glance(database, made.id)
+    assert watch.rate(seen, pending=4) == pytest.approx(1.4, rel=0.3)
+    assert watch.rate(seen, pending=18) is None
