@@ -94,15 +94,19 @@ def compare(
     """
     alpha = thaw(run.config).run.alpha if alpha is None else alpha
     cells = grid.read(session, run, per=per)
-    return _compare(session, run, cells, _Reward(alpha, how, per), _with_router(session, run, cells, scores))
+    given = dict(scores or {})
+    if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
+        given["persyn"] = stored
+    return _compare(session, run, cells, _Reward(alpha, how, per), given)
 
 
-def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float]) -> list[Comparison]:
+def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], router: Matrix | None) -> list[Comparison]:
     """Compare strategies at each of several weights of learnability, all else as in the run.
 
-    cells: the run's grid. Raises `UsageError` when the run has no scored hold-out prompt.
+    cells: the run's grid. router: (P, T) `router_scores` of it.
+    Raises `UsageError` when the run has no scored hold-out prompt.
     """
-    scores = _with_router(session, run, cells, None)
+    scores = {} if router is None else {"persyn": router}
     return [_compare(session, run, cells, _Reward(alpha), scores) for alpha in alphas]
 
 
@@ -143,14 +147,6 @@ def _compare(session: Session, run: Run, cells: Grid, reward: _Reward, scores: M
         strategies=_facts(policies, rewarded[holdout], counted),
         notes=notes,
     )
-
-
-def _with_router(session: Session, run: Run, cells: Grid, scores: Mapping[str, Matrix] | None) -> dict[str, Matrix]:
-    """The scores that were given, and the run's router's unless they are among them."""
-    given = dict(scores or {})
-    if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
-        given["persyn"] = stored
-    return given
 
 
 def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable) -> tuple[dict[str, Matrix], list[str]]:

@@ -142,7 +142,7 @@ def _routed(report: Report) -> list[str]:
     said = []
     if "persyn" in by_name and "static" in by_name:
         router, static, oracle = by_name["persyn"], by_name["static"], by_name["oracle"]
-        closed = f", {router.closed.mean:+.0%} of the way between the two" if router.closed else ""
+        closed = f"; the router goes {router.closed.mean:.0%} of the way between them" if router.closed else ""
         said.append(
             f"On {report.comparison.n_holdout:,} hold-out prompts the router's choice has a mean reward of "
             f"{router.reward.mean:.3f} (95 %: {router.reward.low:.3f} to {router.reward.high:.3f}). The best single "
@@ -221,6 +221,7 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
     environment.filters |= {
         "count": lambda value: _formatted(value, "{:,.0f}"),
         "number": lambda value: _formatted(value, "{:.4g}"),
+        "reward": lambda value: _formatted(value, "{:.3f}"),
         "signed": lambda value: _formatted(value, "{:+.0%}"),
         "dollars": lambda value: _formatted(value, "${:,.2f}"),
         "when": lambda value: _formatted(value, "{:%Y-%m-%d %H:%M} UTC"),

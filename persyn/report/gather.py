@@ -78,8 +78,9 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
     facts = summary.facts(session, run)
     router = session.get(Router, run.router_id) if run.router_id is not None else None
     absent: dict[str, str] = {}
-    swept = _swept(session, run, cells, rewarded, absent)
-    hits, believed = _measured(session, run, cells, rewarded, absent)
+    scores = compare.router_scores(session, run, cells)
+    swept = _swept(session, run, cells, scores, absent)
+    hits, believed = _measured(config, cells, rewarded, scores, absent)
     if curve is None:
         absent["the router curve"] = "it is fitted anew, and drawn where --curve is given"
     return Report(
@@ -192,30 +193,30 @@ def _fitted(router: Router | None) -> Fitted | None:
 
 
 def _swept(
-    session: Session, run: Run, cells: Grid, rewarded: Matrix, absent: dict[str, str]
+    session: Session, run: Run, cells: Grid, scores: Matrix | None, absent: dict[str, str]
 ) -> dict[float, compare.Comparison]:
     """Strategies by alpha, the run's own among them; nothing without a scored hold-out."""
     alphas = sorted({*_ALPHAS, thaw(run.config).run.alpha})
     try:
-        return {one.alpha: one for one in compare.sweep(session, run, cells, alphas)}
+        return {one.alpha: one for one in compare.sweep(session, run, cells, alphas, scores)}
     except UsageError:
-        absent["strategies"] = "no hold-out prompt is scored yet" if len(rewarded) else "the run has no hold-out"
+        absent["strategies"] = (
+            "the calibration grid is not scored yet" if cells.is_holdout.any() else "the run has no hold-out prompts"
+        )
         return {}
 
 
 def _measured(
-    session: Session, run: Run, cells: Grid, rewarded: Matrix, absent: dict[str, str]
+    config: RunConfig, cells: Grid, rewarded: Matrix, scores: Matrix | None, absent: dict[str, str]
 ) -> tuple[evaluate.Hits | None, list[evaluate.Believed]]:
     """The router on the hold-out."""
-    scores = compare.router_scores(session, run, cells)
     holdout = cells.is_holdout & ~np.isnan(rewarded).all(axis=1)
     if scores is None or not holdout.any():
-        absent["the router on the hold-out"] = "it has not scored a hold-out prompt"
+        absent["the router on the hold-out"] = "there is no router that has scored a hold-out prompt"
         return None, []
-    preferences = thaw(run.config).router.preferences
     return (
         evaluate.hits(scores[holdout], rewarded[holdout], rewarded[~cells.is_holdout]),
-        evaluate.reliability(scores[holdout], rewarded[holdout], preferences=preferences),
+        evaluate.reliability(scores[holdout], rewarded[holdout], preferences=config.router.preferences),
     )
 
 

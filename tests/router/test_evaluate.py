@@ -129,3 +129,33 @@ def test_the_random_choice_is_the_mean_over_every_order(rewards: Matrix) -> None
             assert every[0][name] is None
         else:
             assert math.isclose(value, float(np.mean([found[name] for found in every])), abs_tol=1e-9)
+
+
+def test_hits_are_hit_rates_of_every_k_beside_what_reads_no_prompt() -> None:
+    calibration = matrix([0.1, 0.9, 0.5, 0.2])
+
+    found = evaluate.hits(SCORES, REWARDS, calibration)
+
+    # Prompts 0, 1 and 2 count, 3 is tied. Static takes teachers 1, 2, 3, 0 in turn, of those that are present.
+    assert found is not None
+    assert found.n_prompts == 3
+    assert found.router == pytest.approx([2 / 3, 2 / 3, 2 / 3, 1])
+    assert found.static == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1])
+    # By chance: 1 of 4, 2 of 4, 1 of 2; then 2 of 4, 1 - C(2,2)/C(4,2), 2 of 2.
+    assert found.random[:2] == pytest.approx([(1 / 4 + 1 / 2 + 1 / 2) / 3, (1 / 2 + 5 / 6 + 1) / 3])
+    assert evaluate.hits(SCORES[3:4], REWARDS[3:4], calibration) is None
+
+
+def test_reliability_says_how_often_a_prediction_came_true() -> None:
+    scores = matrix([math.log(3), 0], [0, math.log(3)], [math.log(9), 0])
+    rewards = matrix([1.0, 0.0], [0.5, 0.0], [0.2, 0.0])
+
+    weighted = evaluate.reliability(scores, rewards, preferences="weighted")
+    equal = evaluate.reliability(scores, rewards, preferences="equal")
+
+    # Two at 3 to 1, of which the first came true, with twice the weight; one at 9 to 1.
+    assert [(b.n_preferences, b.predicted, b.came_true, b.weight) for b in weighted] == [
+        (2, pytest.approx(0.75), pytest.approx(2 / 3), pytest.approx(1.5)),
+        (1, pytest.approx(0.9), pytest.approx(1.0), pytest.approx(0.2)),
+    ]
+    assert [bin_.came_true for bin_ in equal] == [0.5, 1.0]

@@ -1,0 +1,174 @@
+"""The report as a page and as Markdown: nothing in it is markup but its own."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+from markdown_it import MarkdownIt
+
+from persyn import config
+from persyn.errors import UsageError
+from persyn.report import document
+from persyn.report.facts import Report
+from persyn.report.figures import Picture
+from tests.report.conftest import HOSTILE
+
+#: In the order of the page.
+HEADINGS = [
+    "In short",
+    "What was run",
+    "Teachers",
+    "Figures",
+    "Strategies",
+    "Failures",
+    "Examples",
+    "What is not here",
+    "Provenance",
+]
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page, as far as it matters here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.links: set[str] = set()
+        self.headings: list[tuple[str, str]] = []
+        self.blocks: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links |= {value or "" for name, value in attrs if name in ("href", "src")}
+        self._open.append(tag)
+        if tag in ("h1", "h2", "h3", "h4"):
+            self.headings.append((tag, ""))
+        if tag == "pre":
+            self.blocks.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "pre" in self._open:
+            self.blocks[-1] += data
+        elif self.headings and self._open and self._open[-1] == self.headings[-1][0]:
+            tag, said = self.headings.pop()
+            self.headings.append((tag, said + data))
+
+
+def seen(text: str) -> str:
+    """As it is shown: what would be obeyed is replaced."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def test_a_page_needs_nothing_and_runs_nothing(html: str) -> None:
+    page = Page(html)
+
+    assert not page.tags & {"script", "img", "iframe", "link", "object", "embed", "form", "b", "base"}
+    assert not {name for name in page.attributes if name.startswith("on")}
+    assert {link for link in page.links if not link.startswith("#")} == set()
+    assert [said for tag, said in page.headings if tag == "h2"] == HEADINGS
+    assert [said for tag, said in page.headings if tag == "h1"] == ["Run run"]
+    # Word for word.
+    assert f"0: {HOSTILE[0]}" in page.blocks
+    assert seen(f"4: {HOSTILE[4]}") in page.blocks
+    assert f"{HOSTILE[0]} by 0" in page.blocks
+
+
+def test_headings_never_leave_out_a_level(html: str) -> None:
+    levels = [int(tag[1]) for tag, _ in Page(html).headings]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_markdown_is_nothing_but_its_own(report: Report, pictures: list[Picture]) -> None:
+    text = document.markdown(report, pictures)
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
+
+    inline = [child for token in tokens for child in token.children or ()]
+    assert {child.type for child in inline} <= {"text", "text_special", "softbreak", "code_inline"}
+    assert [token.content for token in tokens if token.type == "html_block"] == ["<!-- PerSyn report -->\n"]
+    assert {token.type for token in tokens if token.type in ("blockquote_open", "ordered_list_open", "hr")} == set()
+    headings = [(token.tag, after.content) for token, after in pairwise(tokens) if token.type == "heading_open"]
+    assert [said for tag, said in headings if tag == "h1"] == ["Run run"]
+    assert [said for tag, said in headings if tag == "h2"] == HEADINGS[1:]
+    fences = [token.content for token in tokens if token.type == "fence"]
+    assert f"0: {HOSTILE[0]}\n" in fences
+    assert f"{HOSTILE[5]}\n" in fences  # three and four backticks, and it is still inside
+    shown = ["".join(child.content for child in token.children or ()) for token in tokens]
+    assert shown.count(" ".join(HOSTILE[6].split())) == 2  # a licence, whole, in one cell
+    # A row is a line, and has the cells of its head: none ended early, none was added.
+    types = [token.type for token in tokens]
+    assert types.count("table_open") == 6
+    for place in [place for place, type_ in enumerate(types) if type_ == "table_open"]:
+        rows = " ".join(types[place : types.index("table_close", place)]).split("tr_open")[1:]
+        assert len({row.count("td_open") + row.count("th_open") for row in rows}) == 1
+    cells = [token.type for token in tokens if token.type in ("tr_open", "th_open", "td_open", "table_open")]
+    for table in " ".join(cells).split("table_open")[1:]:
+        assert (
+            len({row.count("t") // 1 for row in table.replace("td_", "t").replace("th_", "t").split("tr_open")[1:]})
+            == 1
+        )
+
+
+def test_markdown_shows_figures_from_their_folder(report: Report, pictures: list[Picture]) -> None:
+    text = document.markdown(report, pictures, folder="my figures")
+    assert "![Prompts by teacher](my%20figures/teacher-shares.svg)" in text
+
+
+def test_control_characters_are_seen_not_obeyed(report: Report) -> None:
+    changed = msgspec.structs.replace(report, absent={"x": HOSTILE[9]})
+    for text in (document.html(changed, []), document.markdown(changed, [])):
+        assert not set(text) & {"\x1b", "\x07", "\u202e", "\u2066", "\u2028"}
+        assert "\ufffd[31mred" in text.replace("\\", "")
+
+
+def test_the_configuration_in_a_report_starts_the_same_run(report: Report, tmp_path: Path) -> None:
+    blocks = [block for block in Page(document.html(report, [])).blocks if block.startswith("{\n")]
+    file = tmp_path / "run.json"
+    file.write_text(blocks[0])
+
+    frozen = json.loads(blocks[0])
+    again = config.read(file)
+    # The prompts' file is found beside the run file, as in any other.
+    frozen["prompts"]["file"] = [str(tmp_path / frozen["prompts"]["file"])]
+    assert again.frozen() == frozen
+
+
+def test_only_a_report_is_overwritten(report: Report, tmp_path: Path) -> None:
+    mine, other = tmp_path / "report.html", tmp_path / "notes.html"
+    document.write(mine, document.html(report, []))
+    document.write(mine, document.markdown(report, []))
+    document.write(mine, document.html(report, []))
+    other.write_text("<!doctype html>\n<p>mine</p>")
+
+    with pytest.raises(UsageError, match="is no report"):
+        document.write(other, document.html(report, []))
+    with pytest.raises(UsageError, match="is a folder"):
+        document.write(tmp_path, "")
+    with pytest.raises(UsageError, match="there is no folder"):
+        document.write(tmp_path / "nowhere" / "report.html", "")
+    assert other.read_text().endswith("<p>mine</p>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.html", "report.html"]
+
+
+def test_figures_are_files_in_a_folder_of_their_own(pictures: list[Picture], tmp_path: Path) -> None:
+    folder = tmp_path / "figures"
+    document.write_figures(folder, pictures[:2])
+    document.write_figures(folder, pictures[:1])
+
+    assert sorted(path.name for path in folder.iterdir()) == ["teacher-shares.png", "teacher-shares.svg"]
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"notes\.txt"):
+        document.write_figures(folder, pictures[:1])
+    assert (folder / "notes.txt").read_text() == "mine"

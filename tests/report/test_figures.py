@@ -1,0 +1,147 @@
+"""What figures show, and that they are safe to be put into any page."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import msgspec
+import pytest
+from PIL import Image
+
+from persyn.report import figures
+from persyn.report.facts import Report
+from persyn.report.figures import Picture
+from persyn.summary import TeacherFacts
+
+TEACHERS = [
+    TeacherFacts(teacher=name, assigned=n, quality=None, learnability=None, reward=None, tokens=0)
+    for name, n in (("ada", 1), ("bob", 3))
+]
+_SVG = "{http://www.w3.org/2000/svg}"
+_ELEMENTS = {"svg", "title", "desc", "defs", "g", "path", "use", "text", "tspan", "clipPath", "rect"}
+
+
+def texts(picture: Picture) -> list[str]:
+    return [text.text or "" for text in ElementTree.fromstring(figures.svg(picture)).iter(f"{_SVG}text")]
+
+
+def test_shares_are_bars_in_order_with_real_text() -> None:
+    picture = figures.teacher_shares(TEACHERS)
+
+    bars = [patch for patch in picture.figure.axes[0].patches if patch.get_width()]  # type: ignore[attr-defined]
+    assert [bar.get_width() for bar in bars] == [3, 1]  # type: ignore[attr-defined]
+    assert [text for text in texts(picture) if text in ("ada", "bob", "3 (75%)", "1 (25%)")] == [
+        "bob",
+        "ada",
+        "3 (75%)",
+        "1 (25%)",
+    ]
+    assert picture.says == "Of 4 prompts: bob 75%, ada 25%."
+
+
+def test_every_fact_of_a_run_is_drawn_and_told_in_words(pictures: list[Picture]) -> None:
+    assert [picture.name for picture in pictures] == [
+        "teacher-shares",
+        "group-shares",
+        "quality-learnability",
+        "rewards",
+        "strategies",
+        "hit-rates",
+        "reliability",
+        "alpha-winners",
+        "alpha-strategies",
+        "savings",
+        "progress",
+    ]
+    said = {picture.name: picture.says for picture in pictures}
+    assert said["hit-rates"] == "Hit@1: router 75%, static 50%, random 50%."
+    assert said["savings"] == "190 response tokens of about 240; $0.00 US dollars of about $0.00."
+    assert all(picture.figure.axes[0].get_xlabel() for picture in pictures if picture.name != "progress")
+
+
+def test_a_router_curve_shows_each_size_beside_its_baselines() -> None:
+    points = [SimpleNamespace(n_calibration=n, reward=r, deviation=0.1, static=0.5) for n, r in ((25, 0.4), (100, 0.6))]
+    curve: Any = SimpleNamespace(points=points, oracle=0.9, verdict="more may help", n_holdout=9)
+
+    picture = figures.router_curve(curve)
+
+    lines = {line.get_label(): list(line.get_ydata()) for line in picture.figure.axes[0].lines}
+    assert (lines["router"], lines["best single teacher"]) == ([0.4, 0.6], [0.5, 0.5])
+    assert {"25", "100"} <= set(texts(picture))
+    assert picture.says.endswith("the oracle 0.900. More may help.")
+
+
+def test_hostile_names_stay_text(drawn: dict[str, str]) -> None:
+    for name, svg in drawn.items():
+        root = ElementTree.fromstring(svg)
+        assert {element.tag.removeprefix(_SVG) for element in root.iter()} <= _ELEMENTS, name
+        for element in root.iter():
+            assert not [key for key in element.attrib if key.startswith("on")], name
+            assert element.get("href", "#").startswith("#")
+    assert ">&lt;script&gt;alert(1)&lt;/script&gt;</text>" in drawn["teacher-shares"]
+
+
+def test_a_dollar_sign_is_no_mathematics() -> None:
+    price = [TeacherFacts(teacher="$x^2$", assigned=1, quality=None, learnability=None, reward=None, tokens=0)]
+    assert "$x^2$" in texts(figures.teacher_shares(price))
+
+
+def test_a_page_may_hold_all_figures_and_no_id_twice(drawn: dict[str, str]) -> None:
+    ids: list[str] = []
+    for name, svg in drawn.items():
+        root = ElementTree.fromstring(svg)
+        mine = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        used = [element.attrib["href"] for element in root.iter() if "href" in element.attrib]
+        assert {f"#{one}" for one in mine} >= set(used)
+        assert (root.get("role"), root.get("aria-labelledby")) == (
+            "img",
+            f"{name}-title {name}-desc",
+        )
+        ids += mine
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("ink", "has", "lacks"),
+    [
+        ("page", "currentColor", "prefers-color-scheme"),
+        ("scheme", "prefers-color-scheme:dark", "#1b1c1f;"),
+        ("paper", "#1b1c1f", "currentColor"),
+    ],
+)
+def test_text_has_the_readers_colour(ink: figures.Ink, has: str, lacks: str) -> None:
+    drawn = figures.svg(figures.teacher_shares(TEACHERS), ink=ink)
+    assert has in drawn
+    assert lacks not in drawn
+
+
+def test_the_same_facts_are_the_same_bytes_in_every_thread_and_settings_stay(report: Report) -> None:
+    before = dict(matplotlib.rcParams)
+    assert report.alphas is not None
+    alphas = report.alphas
+
+    def draw(_: int) -> str:
+        return figures.svg(figures.alpha_winners(alphas))
+
+    with ThreadPoolExecutor(4) as threads:
+        drawn = set(threads.map(draw, range(4)))
+    assert len(drawn) == 1
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_png_is_on_white_ground() -> None:
+    picture = figures.teacher_shares(TEACHERS)
+    drawn = figures.png(picture)
+    assert drawn == figures.png(picture)
+    assert Image.open(io.BytesIO(drawn)).convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+
+
+def test_a_picture_that_is_saved_again_is_the_same() -> None:
+    wide = [msgspec.structs.replace(teacher, teacher=teacher.teacher * 12, assigned=3000) for teacher in TEACHERS]
+    picture = figures.teacher_shares(wide)
+    assert figures.svg(picture) == figures.svg(picture)
