@@ -88,7 +88,8 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        numeric = all(isinstance(row[number], int | float) for row in rows) and rows
+        known = [row[number] for row in rows if row[number] is not None]
+        numeric = all(isinstance(value, int | float) for value in known) and known
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
