@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli.open import find_run, store
+from cli.open import RUN, find_run, store
 from persyn.settings import Settings
 from persyn.stages import export as dataset
 
@@ -14,7 +14,7 @@ FORMATS = ("messages", "sharegpt", "alpaca", "parquet")
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(FORMATS), help="May be given again. Default: all."
 )

@@ -19,6 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
+from cli.completion import run_names
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import StoreAway, UsageError
@@ -27,6 +28,7 @@ from persyn.settings import Settings
 
 log = logging.getLogger(__name__)
 
+RUN = click.argument("run", shell_complete=run_names)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
