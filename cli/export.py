@@ -3,27 +3,127 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cli.open import RUN, find_run, store
+from cli.open import RUN, find_run, show, store
+from cli.progress import counting_rows
+from persyn.errors import UsageError
+from persyn.hub import Repository
 from persyn.settings import Settings
 from persyn.stages import export as dataset
-
-FORMATS = ("messages", "sharegpt", "alpaca", "parquet")
+from persyn.stages.export_options import UNKNOWN, Options
+from persyn.stages.formats import FORMATS
+from persyn.stages.manifest import MANIFEST, Manifest, files_of
 
 
 @click.command()
 @RUN
-@click.option(
-    "--format", "formats", multiple=True, type=click.Choice(FORMATS), help="May be given again. Default: all."
-)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder. Default: PERSYN_HOME/datasets/RUN.")
-def export(run: str, formats: tuple[str, ...], output: Path | None) -> None:
-    """Write the dataset of RUN, as far as it is generated; an older one there is replaced as a whole."""
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(list(FORMATS)),
+    default=tuple(FORMATS),
+    help="May be given again. Default: all.",
+)
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="NAME=SHARE",
+    help="A split apart from train, like test=0.05; may be given again. A prompt is on the same side in every run.",
+)
+@click.option(
+    "--finish-reason",
+    "finish_reasons",
+    multiple=True,
+    type=click.Choice(["stop", "length", UNKNOWN]),
+    help="Only responses that finished so; may be given again. unknown: imported without one.",
+)
+@click.option("--min-quality", type=float, help="Only responses of this quality or more, in its scorer's unit.")
+@click.option("--unscored", type=click.Choice(["keep", "drop"]), help="With --min-quality: responses without a score.")
+@click.option(
+    "--decontaminate",
+    "benchmarks",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Without rows that share 13 words in a row with a text in a benchmark's file, or are one; may be given again.",
+)
+@click.option(
+    "--near-duplicates",
+    type=float,
+    metavar="SIMILARITY",
+    help="Of prompts at least so alike, 0.5 to 1, only the first.",
+)
+@click.option("--cap", type=int, metavar="N", help="At most N rows of each teacher, drawn by the run's seed.")
+@click.option("--dry-run", is_flag=True, help="Say what would be in it, and write nothing.")
+@click.option("--push", "repository", metavar="OWNER/NAME", help="Then push it to the Hugging Face hub.")
+@click.option("--public", is_flag=True, help="With --push: a repository that anyone may see.")
+def export(run: str, output: Path | None, dry_run: bool, repository: str | None, public: bool, **given: Any) -> None:
+    """Write the dataset of RUN, as far as it is generated; an older one there is replaced as a whole.
+
+    Without filters it has every response. The folder's README.md is a dataset card; 'persyn run resume'
+    writes the dataset of PERSYN_HOME/datasets again as it was exported last.
+    """
+    options = _options(**given)
+    if public and not repository:
+        raise UsageError("--public goes with --push OWNER/NAME")
+    if dry_run and repository:
+        raise UsageError("--dry-run writes nothing, so there is nothing to --push; give one of the two")
+    target = Repository(repository) if repository else None
     with store() as database:
         with database.read() as session:
             run_id = find_run(session, run).id
         folder = output or Settings.from_environment().home / "datasets" / run
-        manifest = dataset.write(database, run_id, folder, formats or FORMATS)
-    click.echo(f"{manifest.exported} rows in {folder}")
+        with counting_rows() as count:
+            if dry_run:
+                manifest = dataset.preview(database, run_id, options, progress=count)
+            else:
+                manifest = dataset.write(database, run_id, folder, options, progress=count)
+    _show(manifest)
+    click.echo(f"{manifest.exported} rows {'would be ' if dry_run else ''}in {folder}")
+    if target:
+        pushed = target.push(
+            folder,
+            message=f"Run {manifest.run}: {manifest.exported:,} rows",
+            public=public,
+            manifest=MANIFEST,
+            files_of=files_of,
+        )
+        seen = "private" if pushed.is_private else "public"
+        click.echo(f"{'pushed to' if pushed.is_new else 'there already:'} {pushed.url} ({seen})")
+
+
+def _options(splits: tuple[str, ...], benchmarks: tuple[Path, ...], **given: Any) -> Options:
+    shares = [_share(text) for text in splits]
+    if len(dict(shares)) < len(shares):
+        raise UsageError(f"a split is given twice: {', '.join(splits)}")
+    return Options(splits=dict(shares), benchmarks=tuple(str(path.absolute()) for path in benchmarks), **given)
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise UsageError(f"--split takes NAME=SHARE, like test=0.05, got {text!r}") from None
+
+
+def _show(manifest: Manifest) -> None:
+    """What became of every assignment, line by line."""
+    rows: list[tuple[str, int]] = [("assigned", manifest.assigned)]
+    rows += [(f"failed: {reason}", count) for reason, count in manifest.failed.items()]
+    rows += [("missing so far", manifest.missing)] if manifest.missing else []
+    rows += [(f"dropped: {name}", count) for name, count in manifest.dropped.items()]
+    rows += [(f"  by {each.name}", each.dropped) for each in manifest.benchmarks]
+    rows += [("exported", manifest.exported)]
+    rows += [(f"  {split}", count) for split, count in manifest.splits.items() if len(manifest.splits) > 1]
+    show(("assignments", "rows"), rows, as_json=False)
+    if silent := [each.name for each in manifest.teachers if each.exported and not each.license]:
+        click.echo(
+            f"warning: no licence is stated for {', '.join(silent)}: find out what may be done with it", err=True
+        )

@@ -36,7 +36,8 @@ _WIDE = 100
 def counting_rows() -> Iterator[Callable[[int], None]]:
     """A counter of prompt rows on the terminal, while files are read; yields what to call with the number so far."""
     columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} prompt rows"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task_id = bar.add_task("rows", total=None)
         yield lambda rows: bar.update(task_id, completed=rows)
 

@@ -17,7 +17,6 @@ from rich.console import Console
 from sqlalchemy import func, select
 
 from cli import summary
-from cli.export import FORMATS
 from cli.open import JSON, RUN, actor, find_run, nobody_takes, show, store
 from cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from cli.watch import LOOK_SECONDS, View
@@ -27,7 +26,7 @@ from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError
 from persyn.settings import Settings
-from persyn.stages import export
+from persyn.stages import export, manifest
 from persyn.stages.start import find, identities
 from workers.worker import Worker
 
@@ -212,7 +211,8 @@ def _untaken(database: Database, run_id: int) -> list[str]:
 
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:
-    export.write(database, run_id, folder, FORMATS)
+    # As it was exported last: a run that is resumed must not undo what a person left out.
+    export.write(database, run_id, folder, manifest.options_of(folder))
     with database.read() as session:
         summary.show(session, session.get_one(Run, run_id))
     click.echo(f"\ndataset   {folder}\nstore     {database.url.render_as_string(hide_password=True)}")

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +29,9 @@ from persyn.db.results import Response
 from persyn.hindsight import Frozen
 from persyn.rewards import Matrix
 from persyn.router import refit
+from studies.common import persyn, put, table
 
 REPORT = Path(__file__).with_suffix(".md")
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 ALPHA = 0.4
 
@@ -78,9 +75,7 @@ def main() -> None:
             name, _, model = student.partition("=")
             case = Case(grid, name, Path(model).resolve(), options.home / f"{_short(grid)}-{name}")
             parts.append(_study(case, options))
-    text = REPORT.read_text()
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    REPORT.write_text(f"{before}{BEGIN}\n\n{''.join(parts)}{END}{after}")
+    put(REPORT, "".join(parts))
 
 
 def _study(case: Case, options: argparse.Namespace) -> str:
@@ -110,7 +105,7 @@ def _store(case: Case, teachers: Path) -> Iterator[Database]:
     try:
         if not (case.home / "persyn.db").exists():
             database.require_head()
-            _persyn(case, "responses", "import", str(case.grid), "--teachers", str(teachers), "--score", "label")
+            persyn(case.home, "responses", "import", str(case.grid), "--teachers", str(teachers), "--score", "label")
         database.upgrade()
         yield database
     finally:
@@ -126,7 +121,7 @@ def _work(database: Database, case: Case, options: argparse.Namespace, name: str
         ).all()
         there = session.scalars(select(Run).where(Run.name == name)).one_or_none()
     if there is not None:
-        _persyn(case, "run", "resume", name)
+        persyn(case.home, "run", "resume", name)
         return
     known = {table.name: table for table in config.read_teachers(options.teachers)}
     holdout = 1 - min(options.calibration, n_prompts * 3 / 4) / n_prompts
@@ -144,13 +139,7 @@ def _work(database: Database, case: Case, options: argparse.Namespace, name: str
         lines.append(f"params_b = {known[teacher.name].params_b}")
     file = case.home / f"{name}.toml"
     file.write_text("\n".join(lines) + "\n")
-    _persyn(case, "run", "start", str(file))
-
-
-def _persyn(case: Case, *arguments: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "PERSYN_DATABASE_URL"}
-    environment |= {"PERSYN_HOME": str(case.home.resolve()), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-m", "cli", *arguments], env=environment, check=True)
+    persyn(case.home, "run", "start", str(file))
 
 
 def _frozen(database: Database, name: str, home: Path) -> Frozen:
@@ -210,7 +199,7 @@ def _strategies(found: Sequence[Comparison]) -> str:
         )
     rows.sort(key=lambda row: -row[0])
     head = ("strategy", "reward", "95 %", "closed", "95 %", "quality", "learnability", "asks most (seed 0)")
-    return f"At alpha {ALPHA:g}:\n\n" + _table(head, [row[1:] for row in rows])
+    return f"At alpha {ALPHA:g}:\n\n" + table(head, [row[1:] for row in rows])
 
 
 def _sweep(found: Mapping[float, Sequence[Comparison]]) -> str:
@@ -222,7 +211,7 @@ def _sweep(found: Mapping[float, Sequence[Comparison]]) -> str:
             closed = [fact.closed.mean for fact in facts if fact.closed is not None]
             cells.append(_mean([fact.reward.mean for fact in facts]) + (f" ({_percent(closed)})" if closed else ""))
         rows.append((name, *cells))
-    return "Reward (and closed) at other alphas:\n\n" + _table(("strategy", *(f"{alpha:g}" for alpha in found)), rows)
+    return "Reward (and closed) at other alphas:\n\n" + table(("strategy", *(f"{alpha:g}" for alpha in found)), rows)
 
 
 def _curve(curves: Sequence[hindsight.Curve]) -> str:
@@ -231,7 +220,7 @@ def _curve(curves: Sequence[hindsight.Curve]) -> str:
         closed = [point.closed for point in points if point.closed is not None]
         spread = f"{np.std(closed):.0%}" if closed else ""
         rows.append((str(points[0].n_calibration), _mean([p.reward for p in points]), _percent(closed), spread))
-    return "The head by calibration prompts:\n\n" + _table(("calibration", "reward", "closed", "+- over seeds"), rows)
+    return "The head by calibration prompts:\n\n" + table(("calibration", "reward", "closed", "+- over seeds"), rows)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -240,11 +229,6 @@ def _mean(values: Sequence[float]) -> str:
 
 def _percent(values: Sequence[float]) -> str:
     return f"{np.mean(values):+.0%}" if len(values) else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join(lines) + "\n\n"
 
 
 if __name__ == "__main__":

@@ -5,54 +5,82 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Result, Row, and_, select
+from sqlalchemy import ColumnElement, Result, and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
+from persyn.db.catalog import Prompt, Run, RunState, RunTeacher, Student, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Assignment, Response
+from persyn.db.results import Assignment, Response, Router, Score
 from persyn.errors import PersynError, UsageError
 from persyn.folders import replaced
+from persyn.stages import benchmarks, card
 from persyn.stages.batch import conversation
-from persyn.stages.formats import FORMATS, Example, Format
-from persyn.stages.manifest import DATASET_INFO, MANIFEST, File, Manifest, Tally, TeacherCount, files_of
+from persyn.stages.benchmarks import Benchmark
+from persyn.stages.export_filters import Caps, Drop, Filters, Row
+from persyn.stages.export_options import TRAIN, Options
+from persyn.stages.formats import FORMATS, Example, Format, Write, jsonl
+from persyn.stages.manifest import (
+    CARD,
+    DATASET_INFO,
+    DROPPED,
+    MANIFEST,
+    BenchmarkCount,
+    File,
+    Manifest,
+    RouterVersion,
+    StudentVersion,
+    Tally,
+    TeacherCount,
+    files_of,
+)
+
+#: Between two reports of progress.
+_REPORT_ROWS = 1_000
 
 
-def write(database: Database, run_id: int, folder: Path, formats: Sequence[str]) -> Manifest:
-    """Write a run's dataset in the formats asked for, ordered by prompt, and return its manifest.
+def write(
+    database: Database,
+    run_id: int,
+    folder: Path,
+    options: Options | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Write a run's dataset, ordered by prompt, and return its manifest.
 
+    progress: called now and then with the number of assignments gone by.
     The folder appears whole or not at all; an earlier dataset in its place is replaced.
-    Raises `UsageError` for an unknown run or format, a run without a response, and a folder that
-    holds anything else than an earlier dataset; `PersynError` when the files cannot be written.
+    Raises `UsageError` for an unknown run, a run without a response, one of which no row is left, unscored
+    responses of which the options do not say what becomes, a benchmark that cannot be read, and a folder
+    that holds anything else than an earlier dataset; `PersynError` when the files cannot be written.
     """
-    chosen = _chosen(formats)
+    options = options or Options()
     folder = folder.resolve()
     _require_replaceable(folder)
+    found = _benchmarks(options)
     try:
         with database.read() as session, replaced(folder) as new:
-            return _write(session, run_id, new, chosen)
+            return _Export(session, run_id, options, found, progress or (lambda n: None)).write(new)
     except OSError as error:
         raise PersynError(
             f"cannot write the dataset {folder}: {error.strerror or error}; nothing was changed"
         ) from error
 
 
-def _chosen(formats: Sequence[str]) -> dict[str, Format]:
-    known = ", ".join(FORMATS)
-    if not formats:
-        raise UsageError(f"no format was given; known are: {known}")
-    for name in formats:
-        if name not in FORMATS:
-            raise UsageError(f"unknown format {name!r}; known are: {known}")
-    return {name: FORMATS[name] for name in dict.fromkeys(formats)}
+def preview(
+    database: Database, run_id: int, options: Options, *, progress: Callable[[int], None] | None = None
+) -> Manifest:
+    """The manifest, without its files, of the dataset that `write` would write. Raises `UsageError` as it does."""
+    found = _benchmarks(options)
+    with database.read() as session:
+        return _Export(session, run_id, options, found, progress or (lambda n: None)).count()
 
 
 def _require_replaceable(folder: Path) -> None:
@@ -60,46 +88,226 @@ def _require_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file; give the name of a folder")
-    strangers = {path.name for path in folder.iterdir()} - files_of(folder)
+    there = folder / MANIFEST
+    strangers = {path.name for path in folder.iterdir()} - (files_of(there.read_bytes()) if there.is_file() else set())
     if strangers:
         raise UsageError(
             f"{folder} holds {min(strangers)!r}, which is no part of an earlier dataset; give another folder"
         )
 
 
-def _write(session: Session, run_id: int, folder: Path, chosen: dict[str, Format]) -> Manifest:
-    run = session.get(Run, run_id)
-    if run is None:
-        raise UsageError(f"there is no run {run_id}")
-    teachers = _teachers(session, run_id)
-    tally = Tally()
-    with ExitStack() as stack:
-        writers = [stack.enter_context(form.open(folder / form.file)) for form in chosen.values()]
-        # Entered last, so that a writer's error closes the server's cursor first.
-        rows = stack.enter_context(assigned(session, run_id))
-        for row in filter(tally.add, rows):
-            example = _example(row, *teachers[row.teacher_id])
-            for add in writers:
-                add(example)
-    manifest = _manifest(run, teachers, tally, [_file(folder, name, form, tally) for name, form in chosen.items()])
-    if not manifest.exported:
-        raise UsageError(f"run {run.name} has no response to export: {manifest.assigned:,} assignments, none answered")
-    entries = {f"{run.name}_{name}": _entry(form) for name, form in chosen.items() if form.llama_factory}
-    if entries:
-        _write_json(folder / DATASET_INFO, entries)
-    _write_json(folder / MANIFEST, manifest)
-    return manifest
+def _benchmarks(options: Options) -> list[Benchmark]:
+    names = [Path(path).name for path in options.benchmarks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two benchmarks are named {twice[0]}, and the dataset names them so; rename one")
+    return [benchmarks.read(Path(path)) for path in options.benchmarks]
 
 
-def _teachers(session: Session, run_id: int) -> dict[int, tuple[str, str]]:
-    """Name and fingerprint of a run's teachers by id, in head order."""
-    found = session.execute(
-        select(Teacher.id, Teacher.name, Teacher.fingerprint)
-        .join(RunTeacher)
-        .where(RunTeacher.run_id == run_id)
-        .order_by(RunTeacher.position)
+class _Export:
+    """One export within one snapshot of the store."""
+
+    def __init__(
+        self,
+        session: Session,
+        run_id: int,
+        options: Options,
+        found: Sequence[Benchmark],
+        progress: Callable[[int], None],
+    ) -> None:
+        run = session.get(Run, run_id)
+        if run is None:
+            raise UsageError(f"there is no run {run_id}")
+        self._session, self._run, self._options, self._benchmarks = session, run, options, found
+        self._progress = progress
+        self._teachers = _teachers(session, run_id)
+        self._tally = Tally()
+
+    def count(self) -> Manifest:
+        """Let the rows go by."""
+        with closing(self._rows(lambda drop, row: None)) as rows:
+            for row in rows:
+                self._tally.export(row, self._options.split_of(row.content_hash))
+        return self._manifest([], [])
+
+    def write(self, folder: Path) -> Manifest:
+        """Write the files into an empty folder."""
+        with ExitStack() as stack:
+            writers: dict[str, list[Write]] = {
+                split: [
+                    stack.enter_context(form.open(folder / self._file_name(form, split)))
+                    for form in self._formats.values()
+                ]
+                for split in self._splits
+            }
+            dropped = stack.enter_context(jsonl(folder / DROPPED, _dropped)) if self._options.filters else _ignore
+            # Entered last, so that a writer's error closes the server's cursor first.
+            rows = stack.enter_context(closing(self._rows(lambda drop, row: dropped((drop, row)))))
+            for row in rows:
+                split = self._options.split_of(row.content_hash)
+                self._tally.export(row, split)
+                example = _example(row, self._teachers[row.teacher_id])
+                for add in writers[split]:
+                    add(example)
+        return self._finish(folder)
+
+    def _rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
+        """The assignments that are in the dataset, in prompt order; what is not is counted, and why."""
+        _require_decided(self._session, self._run, self._options)
+        caps = self._caps()
+        filters = Filters(self._options, self._benchmarks)
+        with assigned(self._session, self._run.id) as rows:
+            for number, row in enumerate(rows):
+                if number % _REPORT_ROWS == 0:
+                    self._progress(number)
+                if not self._tally.has_text(row):
+                    continue
+                if drop := filters.drop(row) or (caps.drop(row) if caps else None):
+                    self._tally.dropped[drop.filter] += 1
+                    if drop.filter == "contaminated":
+                        self._tally.contaminated[drop.found] += 1
+                    dropped(drop, row)
+                else:
+                    yield row
+
+    def _caps(self) -> Caps | None:
+        """Reads all rows once; the filters then do to them what they will do again."""
+        if self._options.cap is None:
+            return None
+        filters = Filters(self._options, self._benchmarks)
+        with assigned(self._session, self._run.id) as rows:
+            left = (row for row in rows if row.response is not None and filters.drop(row) is None)
+            return Caps(left, cap=self._options.cap, seed=self._run.seed)
+
+    @property
+    def _formats(self) -> dict[str, Format]:
+        return {name: FORMATS[name] for name in self._options.formats}
+
+    @property
+    def _splits(self) -> list[str]:
+        return [TRAIN, *self._options.splits]
+
+    def _file_name(self, form: Format, split: str) -> str:
+        return form.file_of(split if self._options.splits else None)
+
+    def _finish(self, folder: Path) -> Manifest:
+        files = []
+        for split in self._splits:
+            for name, form in self._formats.items():
+                path = folder / self._file_name(form, split)
+                if rows := self._tally.splits[split]:
+                    files.append(_file(path, name, split, rows))
+                else:  # readers of JSON take no file without a row
+                    path.unlink()
+        entries = {
+            _entry_name(self._run.name, file): {"file_name": file.name, **(FORMATS[file.format].llama_factory or {})}
+            for file in files
+            if FORMATS[file.format].llama_factory
+        }
+        others = [CARD, *([DATASET_INFO] if entries else []), *([DROPPED] if self._options.filters else [])]
+        manifest = self._manifest(files, others)
+        if entries:
+            _write_json(folder / DATASET_INFO, entries)
+        _write_bytes(folder / CARD, card.render(manifest).encode())
+        _write_json(folder / MANIFEST, manifest)
+        return manifest
+
+    def _manifest(self, files: list[File], others: list[str]) -> Manifest:
+        tally, run = self._tally, self._run
+        manifest = Manifest(
+            run=run.name,
+            finished_at=run.finished_at if run.state is RunState.DONE else None,
+            config_hash=run.config_hash,
+            config=run.config,
+            export=self._options,
+            assigned=tally.assigned,
+            exported=tally.exported.total(),
+            truncated=tally.truncated,
+            dropped=tally.dropped_by(self._options),
+            failed=dict(sorted(tally.failed.items())),
+            missing=tally.missing,
+            splits={split: tally.splits[split] for split in self._splits},
+            benchmarks=[
+                BenchmarkCount(each.name, each.sha256, each.rows, tally.contaminated[each.name])
+                for each in self._benchmarks
+            ],
+            teachers=[
+                TeacherCount(
+                    each.name, each.fingerprint, each.model, each.revision, each.license, tally.exported[each.id]
+                )
+                for each in self._teachers.values()
+            ],
+            student=_student(self._session, run),
+            router=_router(self._session, run),
+            engines=dict(sorted(tally.engines.items())),
+            files=files,
+            others=others,
+            versions={
+                "python": platform.python_version(),
+                **{package: version(package) for package in ("persyn", "msgspec", "pyarrow", "sqlalchemy", "rensa")},
+            },
+        )
+        self._require_whole(manifest)
+        return manifest
+
+    def _require_whole(self, manifest: Manifest) -> None:
+        """Require that something is left, and that in = out + dropped, the assignments counted apart."""
+        counted = select(func.count()).select_from(Assignment).where(Assignment.run_id == self._run.id)
+        given = self._session.scalars(counted).one()
+        if given != manifest.assigned:
+            raise PersynError(
+                f"{given:,} assignments were to go by, {manifest.assigned:,} did; 'persyn audit' may say why"
+            )
+        if not manifest.exported:
+            dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)
+            raise UsageError(
+                f"run {manifest.run} has no response to export: {manifest.assigned:,} assignments, "
+                + (f"and the filters dropped all that are answered: {dropped}" if dropped else "none answered")
+            )
+
+
+def _require_decided(session: Session, run: Run, options: Options) -> None:
+    """Require that it was said what becomes of unscored responses, if there are any."""
+    if options.min_quality is None or options.unscored is not None:
+        return
+    n_rows, n_scored = session.execute(
+        select(func.count(), func.count(Score.value))
+        .select_from(Assignment)
+        .join(Response, _of_assigned())
+        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
+        .where(Assignment.run_id == run.id, Response.text.is_not(None))
+    ).one()
+    if n_scored < n_rows:
+        raise UsageError(
+            f"{n_rows - n_scored:,} of the {n_rows:,} responses have no quality: a run scores its calibration prompts, "
+            "the others only where scores were imported with their responses; say '--unscored keep' or "
+            "'--unscored drop' with --min-quality"
+        )
+
+
+def _teachers(session: Session, run_id: int) -> dict[int, Teacher]:
+    """A run's teachers by id, in head order."""
+    found = session.scalars(
+        select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
     )
-    return {teacher_id: (name, fingerprint) for teacher_id, name, fingerprint in found}
+    return {teacher.id: teacher for teacher in found}
+
+
+def _student(session: Session, run: Run) -> StudentVersion:
+    student = session.get_one(Student, run.student_id)
+    return StudentVersion(student.name, student.model, student.revision)
+
+
+def _router(session: Session, run: Run) -> RouterVersion | None:
+    if run.router_id is None:
+        return None
+    router = session.get_one(Router, run.router_id)
+    return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256)
+
+
+def _of_assigned() -> ColumnElement[bool]:
+    return and_(
+        Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
+    )
 
 
 def assigned(session: Session, run_id: int) -> Result[Any]:
@@ -107,15 +315,13 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
 
     Read from the server piece by piece: to be used as a context.
     """
-    of_assigned = and_(
-        Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
-    )
     return session.execute(
         select(
             Assignment.prompt_id,
             Assignment.teacher_id,
             Assignment.reason,
             Assignment.margin,
+            Prompt.content_hash,
             Prompt.text,
             Prompt.history,
             Prompt.answer,
@@ -128,16 +334,19 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
             Response.finish_reason,
             Response.response_tokens,
             Response.engine,
+            Score.value.label("quality"),
         )
+        .join(Run, Run.id == Assignment.run_id)
         .join(Prompt, Prompt.id == Assignment.prompt_id)
-        .outerjoin(Response, of_assigned)
+        .outerjoin(Response, _of_assigned())
+        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Run.quality_scorer_id))
         .where(Assignment.run_id == run_id)
         .order_by(Assignment.prompt_id),
         execution_options={"yield_per": 1_000},
     )
 
 
-def _example(row: Row[Any], teacher: str, fingerprint: str) -> Example:
+def _example(row: Row, teacher: Teacher) -> Example:
     return Example(
         prompt_id=row.prompt_id,
         messages=[*conversation(row), {"role": "assistant", "content": row.response}],
@@ -145,49 +354,48 @@ def _example(row: Row[Any], teacher: str, fingerprint: str) -> Example:
         source=row.source,
         source_id=row.source_id,
         meta=row.meta,
-        teacher=teacher,
-        teacher_fingerprint=fingerprint,
+        teacher=teacher.name,
+        teacher_fingerprint=teacher.fingerprint,
         finish_reason=row.finish_reason,
         reason=row.reason,
         margin=row.margin,
         response_tokens=row.response_tokens,
+        quality=row.quality,
     )
 
 
-def _manifest(run: Run, teachers: dict[int, tuple[str, str]], tally: Tally, files: list[File]) -> Manifest:
-    exported = tally.exported.total()
-    return Manifest(
-        run=run.name,
-        config_hash=run.config_hash,
-        config=run.config,
-        assigned=exported + tally.failed.total() + tally.missing,
-        exported=exported,
-        truncated=tally.truncated,
-        failed=dict(sorted(tally.failed.items())),
-        missing=tally.missing,
-        teachers=[TeacherCount(*named, tally.exported[teacher_id]) for teacher_id, named in teachers.items()],
-        engines=dict(sorted(tally.engines.items())),
-        files=files,
-        versions={
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("persyn", "msgspec", "pyarrow", "sqlalchemy")},
-        },
-        created_at=datetime.now(UTC),
-    )
+def _dropped(drop_and_row: tuple[Drop, Row]) -> dict[str, Any]:
+    drop, row = drop_and_row
+    return {
+        "prompt_id": row.prompt_id,
+        "source": row.source,
+        "source_id": row.source_id or "",
+        "filter": drop.filter,
+        "found": drop.found,
+    }
 
 
-def _file(folder: Path, name: str, form: Format, tally: Tally) -> File:
-    with (folder / form.file).open("rb") as file:
+def _ignore(drop_and_row: tuple[Drop, Row]) -> None:
+    """Without a filter nothing is dropped."""
+
+
+def _file(path: Path, name: str, split: str, rows: int) -> File:
+    with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return File(form.file, name, tally.exported.total(), os.fstat(file.fileno()).st_size, digest)
+        return File(path.name, name, split, rows, os.fstat(file.fileno()).st_size, digest)
 
 
-def _entry(form: Format) -> dict[str, Any]:
-    return {"file_name": form.file, **(form.llama_factory or {})}
+def _entry_name(run: str, file: File) -> str:
+    """What LLaMA-Factory calls a file: the run and the format; of another split than train, that too."""
+    return "_".join([run, file.format, *([file.split] if file.split != TRAIN else [])])
 
 
 def _write_json(path: Path, value: Any) -> None:
+    _write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())

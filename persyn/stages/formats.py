@@ -1,4 +1,5 @@
-"""The forms of a dataset: chat messages, ShareGPT and Alpaca as JSONL, and Parquet with all provenance.
+"""The forms of a dataset: chat messages, prompt and completion, ShareGPT and Alpaca as JSONL, and Parquet with
+all provenance.
 
 Each row of a JSONL file has the same keys and types, without null: readers that infer a type from
 a file's beginning (Hugging Face datasets, and LLaMA-Factory through it) refuse one that turns up
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,6 +22,8 @@ from persyn.llm.protocols import Message
 
 _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
+#: The one format that is no text.
+PARQUET = "parquet"
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
@@ -41,24 +44,43 @@ class Example:
     reason: str
     margin: float | None
     response_tokens: int | None
+    #: Raw, in the unit of the run's quality scorer; None where the response was not scored.
+    quality: float | None
 
 
 Write: TypeAlias = Callable[[Example], object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """A form of the dataset: its file, how to write it, and how LLaMA-Factory is told to read it."""
 
+    #: Without a split's name.
     file: str
     open: Callable[[Path], AbstractContextManager[Write]]
     #: Its entry in dataset_info.json but for the file's name; None when it is left out there.
     llama_factory: dict[str, Any] | None = None
+    #: Its columns as a dataset card declares them; None where each row shows their types.
+    features: list[dict[str, Any]] | None = None
+
+    def file_of(self, split: str | None) -> str:
+        """The name of a split's file; None is a dataset without splits."""
+        stem, dot, ending = self.file.partition(".")
+        return self.file if split is None else f"{stem}-{split}{dot}{ending}"
 
 
 def _messages(example: Example) -> dict[str, Any]:
+    return {"messages": example.messages, **_origin(example)}
+
+
+def _prompt_completion(example: Example) -> dict[str, Any]:
+    *prompt, response = example.messages
+    return {"prompt": prompt, "completion": [response], **_origin(example)}
+
+
+def _origin(example: Example) -> dict[str, Any]:
     return {
-        "messages": example.messages,
         "prompt_id": example.prompt_id,
         "source": example.source,
         "source_id": example.source_id or "",
@@ -94,15 +116,17 @@ def _without_system(example: Example) -> tuple[str, list[Message]]:
     return (first["content"], others) if first["role"] == "system" else ("", example.messages)
 
 
-def _jsonl(shape: Callable[[Example], dict[str, Any]]) -> Callable[[Path], AbstractContextManager[Write]]:
-    @contextmanager
-    def open_jsonl(path: Path) -> Iterator[Write]:
-        encode = msgspec.json.Encoder().encode
-        with path.open("xb") as file:
-            yield lambda example: file.write(encode(shape(example)) + b"\n")
-            _sync(file)
+@contextmanager
+def jsonl(path: Path, shape: Callable[[T], dict[str, Any]]) -> Iterator[Callable[[T], object]]:
+    """A new file, and what adds a line to it: an item in that shape."""
+    encode = msgspec.json.Encoder().encode
+    with path.open("xb") as file:
+        yield lambda item: file.write(encode(shape(item)) + b"\n")
+        _sync(file)
 
-    return open_jsonl
+
+def _jsonl(shape: Callable[[Example], dict[str, Any]]) -> Callable[[Path], AbstractContextManager[Write]]:
+    return lambda path: jsonl(path, shape)
 
 
 @contextmanager
@@ -124,6 +148,7 @@ def _parquet(path: Path) -> Iterator[Write]:
             "reason": pa.string(),
             "margin": pa.float64(),
             "response_tokens": pa.int64(),
+            "quality": pa.float64(),
         }
     )
     with path.open("xb") as file:
@@ -182,6 +207,7 @@ FORMATS = {
             },
         },
     ),
+    "prompt-completion": Format("prompt_completion.jsonl", _jsonl(_prompt_completion)),
     "sharegpt": Format(
         "sharegpt.jsonl",
         _jsonl(_sharegpt),
@@ -200,6 +226,11 @@ FORMATS = {
                 "history": "history",
             },
         },
+        # The first rows may all be without a history.
+        [
+            *({"name": name, "dtype": "string"} for name in ("instruction", "input", "output", "system")),
+            {"name": "history", "list": {"list": "string"}},
+        ],
     ),
-    "parquet": Format("dataset.parquet", _parquet),
+    PARQUET: Format("dataset.parquet", _parquet),
 }

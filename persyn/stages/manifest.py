@@ -1,4 +1,7 @@
-"""What a dataset says of itself: its run, what became of each assignment, its files and their digests."""
+"""What a dataset says of itself: its run, what became of each assignment, its files and their digests.
+
+docs/dataset.md says what each key of a manifest is.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Row
+
+from persyn.stages.export_filters import FILTERS, Row
+from persyn.stages.export_options import Options
 
 MANIFEST = "manifest.json"
 DATASET_INFO = "dataset_info.json"
-_KIND = "persyn-dataset/1"
+CARD = "README.md"
+DROPPED = "dropped.jsonl"
+_KIND = "persyn-dataset/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,7 @@ class File:
 
     name: str
     format: str
+    split: str
     rows: int
     bytes: int
     sha256: str
@@ -34,31 +42,80 @@ class TeacherCount:
 
     name: str
     fingerprint: str
+    model: str
+    revision: str | None
+    #: As the run file states it.
+    license: str | None
     exported: int
 
 
 @dataclass(frozen=True, slots=True)
+class StudentVersion:
+    """The model the dataset is for."""
+
+    name: str
+    model: str
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterVersion:
+    """What chose the teachers."""
+
+    backbone: str
+    revision: str | None
+    fingerprint: str
+    #: Of its checkpoint's files.
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkCount:
+    """A benchmark that rows were compared with, and how many of them overlapped."""
+
+    name: str
+    sha256: str
+    rows: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a dataset is. Always: assigned = exported + the sum of failed + missing."""
+    """What a dataset is. Always: assigned = exported + the sums of dropped and of failed + missing.
+
+    It says nothing of when or where it was written: the same data gives the same bytes.
+    """
 
     run: str
+    #: When the run was done; None while it is not, and more responses may come.
+    finished_at: datetime | None
     config_hash: str
     config: dict[str, Any]
+    #: What was asked for.
+    export: Options
     assigned: int
     exported: int
     #: Responses that are cut off at max_tokens; they are among the exported.
     truncated: int
+    #: Filter -> assignments with a text that it left out; every filter that was asked for is named.
+    dropped: dict[str, int]
     #: First word of the reason -> assignments whose teacher gave no text.
     failed: dict[str, int]
     #: Assignments without a response so far.
     missing: int
+    #: Split -> exported rows.
+    splits: dict[str, int]
+    benchmarks: list[BenchmarkCount]
     teachers: list[TeacherCount]
+    student: StudentVersion
+    router: RouterVersion | None
     #: What served the teachers' models -> exported responses.
     engines: dict[str, int]
     files: list[File]
+    #: Names of what else is in the folder, the manifest apart.
+    others: list[str]
     versions: dict[str, str]
-    created_at: datetime
-    kind: str = _KIND
+    kind: str = f"{_KIND}2"
 
 
 @dataclass(slots=True)
@@ -66,23 +123,46 @@ class Tally:
     """The counts of a manifest, while the assignments go by."""
 
     exported: Counter[int] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    #: Benchmark -> rows it dropped.
+    contaminated: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     engines: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     missing: int = 0
 
-    def add(self, row: Row[Any]) -> bool:
-        """Count an assignment; return whether it has a text to export."""
+    def has_text(self, row: Row) -> bool:
+        """Whether an assignment has a text; one that has none is counted."""
         if row.response_id is None:
             self.missing += 1
         elif row.failure is not None:
             self.failed[row.failure.split(":", 1)[0]] += 1
-        else:
-            self.exported[row.teacher_id] += 1
-            self.engines[row.engine or ""] += 1
-            self.truncated += row.finish_reason == "length"
-            return True
-        return False
+        return row.response is not None
+
+    def export(self, row: Row, split: str) -> None:
+        """Count a row that is in the dataset."""
+        self.exported[row.teacher_id] += 1
+        self.splits[split] += 1
+        self.engines[row.engine or ""] += 1
+        self.truncated += row.finish_reason == "length"
+
+    @property
+    def assigned(self) -> int:
+        """All that went by."""
+        return self.exported.total() + self.dropped.total() + self.failed.total() + self.missing
+
+    def dropped_by(self, options: Options) -> dict[str, int]:
+        """Every filter that was asked for, in the order they were asked, with what it dropped."""
+        asked = {
+            "finish_reason": bool(options.finish_reasons),
+            "quality": options.min_quality is not None,
+            "unscored": options.unscored == "drop",
+            "contaminated": bool(options.benchmarks),
+            "near_duplicate": options.near_duplicates is not None,
+            "cap": options.cap is not None,
+        }
+        return {name: self.dropped[name] for name in FILTERS if asked[name]}
 
 
 class _FileName(Struct):
@@ -94,14 +174,28 @@ class _Earlier(Struct):
 
     kind: str
     files: list[_FileName]
+    #: Before 2, a dataset could have no other file than these.
+    others: tuple[str, ...] = (DATASET_INFO,)
 
 
-def files_of(folder: Path) -> set[str]:
-    """The names of the files of the dataset in a folder; none if it holds no dataset."""
+def files_of(manifest: bytes) -> set[str]:
+    """The names of the files of the dataset that has this manifest; none if it is no dataset's."""
     try:
-        earlier = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Earlier)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        earlier = msgspec.json.decode(manifest, type=_Earlier)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return set()
-    if not earlier.kind.startswith("persyn-dataset/"):
+    if not earlier.kind.startswith(_KIND):
         return set()
-    return {MANIFEST, DATASET_INFO, *(file.name for file in earlier.files)}
+    return {MANIFEST, *earlier.others, *(file.name for file in earlier.files)}
+
+
+class _Exported(Struct):
+    export: Options
+
+
+def options_of(folder: Path) -> Options | None:
+    """The options with which the dataset in a folder was exported; None where there is none, or of an older kind."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Exported).export
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None

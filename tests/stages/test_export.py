@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import tracemalloc
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from persyn.db.connect import Database
 from persyn.db.results import Assignment, Origin, Response
 from persyn.errors import UsageError
 from persyn.stages import export
-from persyn.stages.export import Manifest
+from persyn.stages.export_options import Options
+from persyn.stages.manifest import Manifest
 from tests.factories import MadeRun, digest, make_assignment, make_prompt, make_response, make_run
 
-ALL = ("messages", "sharegpt", "alpaca", "parquet")
+ALL = ("messages", "prompt-completion", "sharegpt", "alpaca", "parquet")
 HOSTILE = 'line\u2028sep\u2029 \x01\x1f\x7f "quoted" \\u0000 \\ \t\r\n </s> 😀 \ufeff{"a": [1]}\n'
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -63,7 +63,7 @@ def run(database: Database) -> MadeRun:
 
 
 def write(database: Database, run: MadeRun, folder: Path, *formats: str) -> Manifest:
-    return export.write(database, run.id, folder, formats)
+    return export.write(database, run.id, folder, Options(formats=formats))
 
 
 def test_messages_are_the_conversation_and_its_origin(database: Database, run: MadeRun, tmp_path: Path) -> None:
@@ -84,6 +84,19 @@ def test_messages_are_the_conversation_and_its_origin(database: Database, run: M
     hostile = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]
     assert third["messages"] == [*TURNS, *hostile]
     assert third["source_id"] == "q3"
+
+
+def test_prompt_and_completion_are_what_trl_trains_on_the_response_alone(
+    database: Database, run: MadeRun, tmp_path: Path
+) -> None:
+    write(database, run, tmp_path / "out", "prompt-completion")
+
+    first, _, third = lines(tmp_path / "out" / "prompt_completion.jsonl")
+    assert first["prompt"] == [{"role": "user", "content": "run: prompt 0?"}]
+    assert first["completion"] == [{"role": "assistant", "content": "A."}]
+    assert first["teacher"] == "a"
+    assert third["prompt"] == [*TURNS, {"role": "user", "content": HOSTILE}]
+    assert third["completion"] == [{"role": "assistant", "content": HOSTILE}]
 
 
 def test_sharegpt_has_the_system_turn_apart(database: Database, run: MadeRun, tmp_path: Path) -> None:
@@ -136,6 +149,7 @@ def test_parquet_has_all_provenance(database: Database, run: MadeRun, tmp_path: 
         "reason": "router",
         "margin": 0.5,
         "response_tokens": len(HOSTILE.split()),
+        "quality": None,
     }
 
 
@@ -157,12 +171,12 @@ def test_the_manifest_accounts_for_every_assignment(database: Database, run: Mad
     for file in manifest.files:
         content = (tmp_path / "out" / file.name).read_bytes()
         assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-    assert abs((datetime.now(UTC) - manifest.created_at).total_seconds()) < 60
-
     written = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
     assert (written["run"], written["config"]["run"]["name"]) == ("run", "run")
     assert written["config_hash"] == manifest.config_hash
-    assert written["created_at"].endswith("Z")
+    assert written["finished_at"] is None
+    assert set(written["others"]) == {"README.md", "dataset_info.json"}
+    assert written["student"]["name"] == "student"
 
 
 def test_llama_factory_is_told_how_to_read_each_text_file(database: Database, run: MadeRun, tmp_path: Path) -> None:
@@ -190,7 +204,7 @@ def test_every_row_of_a_text_file_has_the_same_keys_and_no_null(
         prompt = make_prompt(session, "imported?", meta={"z": "text"})
         answer(session, run, prompt, 0, "Yes.", finish_reason=None, engine=None, origin=Origin.IMPORTED)
 
-    manifest = write(database, run, tmp_path / "out", "messages", "sharegpt", "alpaca")
+    manifest = write(database, run, tmp_path / "out", "messages", "prompt-completion", "sharegpt", "alpaca")
 
     assert manifest.engines == {"": 1, "fake 1": 3}
     for file in manifest.files:
@@ -203,10 +217,13 @@ def test_every_row_of_a_text_file_has_the_same_keys_and_no_null(
 
 
 def test_the_same_data_gives_the_same_bytes(database: Database, run: MadeRun, tmp_path: Path) -> None:
-    one = write(database, run, tmp_path / "one", *ALL)
-    two = write(database, run, tmp_path / "two", *ALL)
+    """Also of the manifest and of the card, which is why neither says when it was written."""
+    write(database, run, tmp_path / "one", *ALL)
+    write(database, run, tmp_path / "two", *ALL)
 
-    assert one.files == two.files
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert len(one) == 8
+    assert one == two
 
 
 def test_an_earlier_dataset_is_replaced_as_a_whole(database: Database, run: MadeRun, tmp_path: Path) -> None:
@@ -214,7 +231,7 @@ def test_an_earlier_dataset_is_replaced_as_a_whole(database: Database, run: Made
     write(database, run, tmp_path / "out", "alpaca")
 
     assert names(tmp_path) == {"out"} | stores(tmp_path)
-    assert names(tmp_path / "out") == {"alpaca.jsonl", "dataset_info.json", "manifest.json"}
+    assert names(tmp_path / "out") == {"README.md", "alpaca.jsonl", "dataset_info.json", "manifest.json"}
 
 
 def names(folder: Path) -> set[str]:
@@ -257,12 +274,38 @@ def test_a_dataset_with_something_added_is_refused(database: Database, run: Made
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+OLDER = {"kind": "persyn-dataset/1", "run": "run", "files": [{"name": "messages.jsonl", "rows": 3}]}
+
+
+def older(folder: Path, *strangers: str) -> None:
+    """A dataset as the version before this one left it, and what a person put beside it."""
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps(OLDER))
+    for name in ("messages.jsonl", "dataset_info.json", *strangers):
+        (folder / name).write_text("{}")
+
+
+def test_a_dataset_of_an_older_version_is_replaced(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    older(tmp_path / "out")
+
+    write(database, run, tmp_path / "out", "parquet")
+
+    assert names(tmp_path / "out") == {"README.md", "dataset.parquet", "manifest.json"}
+
+
+def test_a_readme_that_an_older_version_did_not_write_is_kept(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    older(tmp_path / "out", "README.md")
+
+    with pytest.raises(UsageError, match=r"holds 'README.md'"):
+        write(database, run, tmp_path / "out", "parquet")
+
+    assert (tmp_path / "out" / "README.md").read_text() == "{}"
+
+
 @pytest.mark.parametrize(("formats", "expected"), [((), "no format"), (("messages", "xml"), "unknown format 'xml'")])
-def test_formats_are_checked_first(
-    database: Database, run: MadeRun, tmp_path: Path, formats: tuple[str, ...], expected: str
-) -> None:
-    with pytest.raises(UsageError, match=f"{expected}.*messages, sharegpt, alpaca, parquet"):
-        write(database, run, tmp_path / "out", *formats)
+def test_formats_are_checked_first(formats: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(UsageError, match=f"{expected}.*messages, prompt-completion, sharegpt, alpaca, parquet"):
+        Options(formats=formats)
 
 
 def test_a_run_without_a_response_leaves_the_earlier_dataset(database: Database, run: MadeRun, tmp_path: Path) -> None:
@@ -274,12 +317,13 @@ def test_a_run_without_a_response_leaves_the_earlier_dataset(database: Database,
     with pytest.raises(UsageError, match="run empty has no response to export: 1 assignments"):
         write(database, empty, tmp_path / "out", "messages")
     with pytest.raises(UsageError, match="there is no run 99"):
-        export.write(database, 99, tmp_path / "out", ["messages"])
+        export.write(database, 99, tmp_path / "out")
 
     assert names(tmp_path) == {"out"} | stores(tmp_path)
     assert json.loads((tmp_path / "out" / "manifest.json").read_bytes())["files"][0]["sha256"] == before.files[0].sha256
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("form", ALL)
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_dataset(
     database: Database, database_url: str, run: MadeRun, tmp_path: Path, form: str
@@ -297,11 +341,12 @@ from pathlib import Path
 from persyn.db.connect import Database
 from persyn.errors import PersynError
 from persyn.stages import export
+from persyn.stages.export_options import Options
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 database = Database(sys.argv[1])
 try:
-    export.write(database, int(sys.argv[2]), Path(sys.argv[3]), [sys.argv[4]])
+    export.write(database, int(sys.argv[2]), Path(sys.argv[3]), Options(formats=(sys.argv[4],)))
 except PersynError as error:
     print(error)
 database.close()

@@ -1,0 +1,114 @@
+"""A dataset's folder on the Hugging Face hub: pushed again it is the same there, and nothing of it is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from persyn.errors import PersynError, UsageError, shorten
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo
+
+#: What the hub itself puts into a new repository.
+_ITS_OWN = {".gitattributes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Where a dataset lies now.
+
+    is_new: whether a commit was made; False when the same was there already.
+    """
+
+    url: str
+    is_private: bool
+    is_new: bool
+
+
+class Repository:
+    """A dataset's repository on the hub that HF_ENDPOINT names, with the token that huggingface_hub finds.
+
+    Raises `UsageError` at once for a name that is none, and where there is no token or HF_HUB_OFFLINE is set.
+    """
+
+    def __init__(self, name: str) -> None:
+        from huggingface_hub import HfApi, constants, get_token
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
+
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UsageError(f"{name!r} is no name of a repository; give OWNER/NAME: {error}") from error
+        if name.count("/") != 1:
+            raise UsageError(f"{name!r} is no name of a repository; give OWNER/NAME")
+        if constants.HF_HUB_OFFLINE:
+            raise UsageError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it for this command")
+        if get_token() is None:
+            raise UsageError("the hub wants a token that may write: set HF_TOKEN, or log in by 'hf auth login'")
+        self.name = name
+        self._api = HfApi()
+
+    def push(
+        self, folder: Path, *, message: str, public: bool, manifest: str, files_of: Callable[[bytes], set[str]]
+    ) -> Pushed:
+        """Make the repository hold the files of a folder; files of an earlier dataset that it no longer has go.
+
+        public:   whether a new repository may be seen by anyone; one that exists keeps its visibility.
+        manifest: the file that says what a dataset is; `files_of` reads from it which files are its own.
+        Raises `UsageError` where the hub refuses, for a repository that holds something else, and for a public
+        one when `public` is False; `PersynError` when the hub cannot be reached: the same push goes on.
+        """
+        with _explained(self.name):
+            self._api.create_repo(self.name, repo_type="dataset", private=not public, exist_ok=True)
+            info = self._api.dataset_info(self.name)
+            if not (info.private or public):
+                raise UsageError(f"the repository {self.name} is public; say --public to push there")
+            stale = self._earlier(info, manifest, files_of) - {path.name for path in folder.iterdir()}
+            done = self._api.upload_folder(
+                repo_id=self.name,
+                repo_type="dataset",
+                folder_path=folder,
+                commit_message=message,
+                delete_patterns=sorted(stale) or None,
+            )
+        return Pushed(f"{self._api.endpoint}/datasets/{self.name}", bool(info.private), done.oid != info.sha)
+
+    def _earlier(self, info: DatasetInfo, manifest: str, files_of: Callable[[bytes], set[str]]) -> set[str]:
+        """The files of the dataset that is there; `UsageError` when what is there is none."""
+        there = {file.rfilename for file in info.siblings or ()} - _ITS_OWN
+        if not there:
+            return set()
+        path = self._api.hf_hub_download(self.name, manifest, repo_type="dataset") if manifest in there else None
+        own = files_of(Path(path).read_bytes()) if path else set()
+        if not own:
+            raise UsageError(
+                f"the repository {self.name} holds {min(there)!r}, and no dataset of PerSyn's; give another name"
+            )
+        return own & there
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """The hub's refusals and silences as errors that say what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HfHubHTTPError as error:
+        said = f"(HTTP {error.response.status_code}): {shorten(error.server_message or str(error))}"
+        if error.response.status_code in (401, 403, 404):
+            raise UsageError(
+                f"the hub refuses to take {name} {said}; "
+                "the token must be allowed to write there: HF_TOKEN, or 'hf auth login'"
+            ) from error
+        raise PersynError(f"pushing to {name} failed {said}; give the same command again") from error
+    except errors.HTTPError as error:  # type: ignore[attr-defined] # httpx's, of whichever version
+        raise PersynError(f"the hub cannot be reached: {shorten(str(error))}; give the same command again") from error
+    except (OSError, RuntimeError) as error:  # an upload that broke off, as the client says it
+        why = f"{error}{f': {error.__cause__}' if error.__cause__ else ''}"
+        raise PersynError(f"pushing to {name} failed: {shorten(why)}; give the same command again") from error

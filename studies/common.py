@@ -1,0 +1,31 @@
+"""What studies share: the command line on a store of their own, and tables in a page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+
+def persyn(home: Path, *arguments: str) -> None:
+    """Give a command on the store in a folder; raises `CalledProcessError` when it fails."""
+    environment = {key: value for key, value in os.environ.items() if key != "PERSYN_DATABASE_URL"}
+    environment |= {"PERSYN_HOME": str(home.resolve()), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-m", "cli", *arguments], env=environment, check=True)
+
+
+def put(page: Path, tables: str) -> None:
+    """Put tables in the place of a page's earlier ones."""
+    text = page.read_text()
+    before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
+    page.write_text(f"{before}{_BEGIN}\n\n{tables}{_END}{after}")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines) + "\n\n"

@@ -1,0 +1,255 @@
+"""The method in small, from end to end: known teachers, one student, all strategies, and what the student becomes.
+
+    python -m studies.controlled
+
+Everything is made here (studies/skills.py is the world) and lies under --home; what is there is not made again. For
+each seed the prompts are drawn anew; a run of each strategy makes its dataset, the student is trained on it, and asked
+prompts that no run has. The tables go into studies/controlled.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+from transformers.utils import logging
+
+from persyn import students, trainings
+from persyn.config import Sampling
+from persyn.db.catalog import Prompt, Run, Scorer, Teacher
+from persyn.db.connect import Database
+from persyn.db.results import Assignment, Response, Score
+from persyn.db.trained import Evaluation, Outcome, Training
+from persyn.evaluations import Evaluator, How
+from persyn.settings import Settings
+from persyn.student import train
+from persyn.students import StudentFacts
+from studies import skill_models, skills
+from studies.common import persyn, put, table
+
+REPORT = Path(__file__).with_suffix(".md")
+#: A run's strategy and alpha. The oracle comes first: it has everybody answer everything, and nobody is asked again.
+CASES = {
+    "oracle": ("oracle", 0.4),
+    "PerSyn": ("persyn", 0.4),
+    "PerSyn without learnability": ("persyn", 0.0),
+    "PerSyn without quality": ("persyn", 1.0),
+    "static": ("static", 0.4),
+    "CAR": ("car", 0.4),
+    "family-strong": ("family-strong", 0.4),
+    "mix": ("mix", 0.4),
+    "strong": ("strong", 0.4),
+    "random": ("random", 0.4),
+}
+#: Who trains the better student, as the paper has it.
+CLAIMS = (
+    ("PerSyn", "CAR"),
+    ("CAR", "mix"),
+    ("mix", "strong"),
+    ("PerSyn", "PerSyn without learnability"),
+    ("PerSyn without learnability", "PerSyn without quality"),
+    ("PerSyn", "static"),
+    ("oracle", "PerSyn"),
+)
+_GREEDY = Sampling(max_tokens=40, temperature=0.0)
+_BATCH = 256
+
+
+def main() -> None:
+    """Make what is not there, train, ask, write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, default=Path("build/studies/controlled"))
+    parser.add_argument("--prompts", type=int, default=2_400, help="of a run")
+    parser.add_argument("--calibration", type=int, default=300, help="of them, hold-out included")
+    parser.add_argument("--asked", type=int, default=300, help="prompts that students are asked")
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    started = time.monotonic()
+    home: Path = options.home.resolve()
+    _prepare(home, options)
+    database = Database(f"sqlite:///{home / 'persyn.db'}")
+    try:
+        database.upgrade()
+        for seed in range(options.seeds):
+            for case in CASES:
+                _close_the_loop(database, home, case, seed, options.calibration)
+                print(f"seed {seed}, {case}: {time.monotonic() - started:,.0f} s", flush=True)
+        put(REPORT, _tables(database, options.seeds))
+    finally:
+        database.close()
+
+
+def _prepare(home: Path, options: argparse.Namespace) -> None:
+    """Models and prompts; the seeds' prompts and those that students are asked have none in common."""
+    home.mkdir(parents=True, exist_ok=True)
+    for teacher in skills.TEACHERS:
+        skill_models.teacher(teacher, home / "models")
+    drawn = skills.prompts(options.asked + options.seeds * options.prompts, seed=0)
+    files = {"asked": drawn[: options.asked]}
+    for seed in range(options.seeds):
+        begin = options.asked + seed * options.prompts
+        files[f"seed-{seed}"] = drawn[begin : begin + options.prompts]
+    for name, rows in files.items():
+        lines = [
+            json.dumps({"prompt": skills.text(*row), "answer": skills.answer(*row), "skill": row[0]}) for row in rows
+        ]
+        (home / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibration: int) -> None:
+    """One run, the student trained on its dataset, and that student asked."""
+    name = _name(case, seed)
+    file = home / f"{name}.toml"
+    file.write_text(_run_file(name, *CASES[case], seed, calibration, home / "models"))
+    persyn(home, "run", "start", str(file))
+    torch.set_num_threads(1)  # models this small gain nothing from more
+    how = train.Settings(epochs=12, learning_rate=3e-3, batch_size=32, seed=seed)
+    trainings.train(database, name, how, gpus=0, home=home, progress=lambda done, total, loss: None)
+    settings = Settings(f"sqlite:///{home / 'persyn.db'}", home)
+    asked = How(engine="transformers", options={"batch_size": _BATCH}, sampling=_GREEDY)
+    Evaluator(database, settings, lambda what, total, done: None).evaluate(
+        name, [home / "asked.jsonl"], by=None, how=asked
+    )
+
+
+def _run_file(name: str, strategy: str, alpha: float, seed: int, calibration: int, models: Path) -> str:
+    student = json.dumps(str(models / "student" / "model"))
+    lines = [
+        f'[run]\nname = "{name}"\nsetting = "instruct"\nalpha = {alpha}\ncalibration = {calibration}',
+        f"holdout = 0.2\nseed = {seed}\njob_prompts = 2400",
+        f'[prompts]\nfile = "seed-{seed}.jsonl"',
+        f'[student]\nname = "student"\nmodel = {student}\nfamily = "digits"',
+        '[quality]\nkind = "python"\nmodel = "studies.skills:is_right"',
+        f'[router]\nbackbone = {student}\ntune = "head"',
+        f'[strategy]\nkind = "{strategy}"',
+    ]
+    for teacher in skills.TEACHERS:
+        family = "digits" if teacher.alphabet == skills.DIGITS else "letters"
+        lines.append(
+            f'[[teachers]]\nname = "{teacher.name}"\nmodel = {json.dumps(str(models / teacher.name / "model"))}\n'
+            f'family = "{family}"\nparams_b = {teacher.params_b}\nengine = "transformers"\ngpus = 0\n'
+            f"options = {{ batch_size = {_BATCH} }}\n"
+            f"sampling = {{ temperature = {_GREEDY.temperature}, max_tokens = {_GREEDY.max_tokens} }}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _tables(database: Database, n_seeds: int) -> str:
+    with database.read() as session:
+        facts = students.compare(session, session.scalars(select(Run)).all())
+        accuracy = {case: _accuracies(session, case, n_seeds) for case in CASES}
+        return (
+            f"{n_seeds} seeds.\n\n"
+            + _teachers(session)
+            + _became(facts, _datasets(session, n_seeds))
+            + _order(accuracy)
+        )
+
+
+def _teachers(session: Session) -> str:
+    """How often each teacher is right, by skill, and how likely the student finds its responses."""
+    rows = []
+    for facts in skills.TEACHERS:
+        of_teacher = (
+            select(func.avg(Score.value / Score.n_tokens if kind == "log_likelihood" else Score.value))
+            .join(Response, Response.id == Score.response_id)
+            .join(Teacher, Teacher.id == Response.teacher_id)
+            .join(Scorer, Scorer.id == Score.scorer_id)
+            .join(Prompt, Prompt.id == Response.prompt_id)
+            .where(Teacher.name == facts.name, Scorer.kind == kind)
+            for kind in ("python", "log_likelihood")
+        )
+        quality, learnability = of_teacher
+        by_skill = [
+            session.scalar(quality.where(Prompt.text.startswith(f"{skill} "))) or 0.0 for skill in skills.SKILLS
+        ]
+        rows.append((facts.name, f"{facts.params_b:g}", *map(_share, by_skill), f"{session.scalar(learnability):.2f}"))
+    return "How often a teacher is right, and what the student makes of it:\n\n" + table(
+        ("teacher", "size", *skills.SKILLS, "log-likelihood per token"), rows
+    )
+
+
+def _datasets(session: Session, n_seeds: int) -> dict[str, tuple[float, str]]:
+    """Of each case the share of right responses in its datasets, and whom it asks most."""
+    found = {}
+    for case in CASES:
+        asked = session.execute(
+            select(Teacher.name, func.count(), func.sum(Score.value))
+            .select_from(Assignment)
+            .join(Run, Run.id == Assignment.run_id)
+            .join(Teacher, Teacher.id == Assignment.teacher_id)
+            .join(
+                Response,
+                (Response.prompt_id == Assignment.prompt_id) & (Response.teacher_id == Assignment.teacher_id),
+            )
+            .join(Score, Score.response_id == Response.id)
+            .join(Scorer, (Scorer.id == Score.scorer_id) & (Scorer.kind == "python"))
+            .where(Run.name.in_([_name(case, seed) for seed in range(n_seeds)]))
+            .group_by(Teacher.name)
+            .order_by(func.count().desc())
+        ).all()
+        total = sum(count for _, count, _ in asked)
+        shares = ", ".join(f"{name} {count / total:.0%}" for name, count, _ in asked if count >= total / 20)
+        found[case] = sum(right for _, _, right in asked) / total, shares
+    return found
+
+
+def _became(facts: Sequence[StudentFacts], datasets: Mapping[str, tuple[float, str]]) -> str:
+    names = {strategy: case for case, strategy in CASES.items()}
+    rows = []
+    for fact in facts:
+        assert fact.value is not None
+        value = f"{fact.value.mean:.1%}", f"{fact.value.low:.1%} to {fact.value.high:.1%}"
+        if fact.alpha is None:
+            rows.append((fact.strategy, *value, "", ""))
+            continue
+        case = names[fact.strategy, fact.alpha]
+        right, shares = datasets[case]
+        rows.append((case, *value, _share(right), shares))
+    return "How often the student is right about prompts that no run has:\n\n" + table(
+        ("trained on", "right", "95 %", "right in its dataset", "whom it asked"), rows
+    )
+
+
+def _order(accuracy: Mapping[str, Sequence[float]]) -> str:
+    """The paper's claims, seed by seed."""
+    rows = []
+    for better, worse in CLAIMS:
+        more = [a - b for a, b in zip(accuracy[better], accuracy[worse], strict=True)]
+        holds = sum(each > 0 for each in more)
+        spread = f"{min(more):+.1%} to {max(more):+.1%}"
+        rows.append((f"{better} > {worse}", f"{sum(more) / len(more):+.1%}", spread, f"{holds} of {len(more)}"))
+    return "What the paper found, seed by seed:\n\n" + table(("claim", "difference", "over seeds", "holds"), rows)
+
+
+def _accuracies(session: Session, case: str, n_seeds: int) -> list[float]:
+    """How often the student of each seed is right."""
+    rows = session.execute(
+        select(Run.name, func.avg(Outcome.value))
+        .join(Training, Training.run_id == Run.id)
+        .join(Evaluation, Evaluation.training_id == Training.id)
+        .join(Outcome, Outcome.evaluation_id == Evaluation.id)
+        .group_by(Run.name)
+    )
+    by_name = {name: float(mean) for name, mean in rows}
+    return [by_name[_name(case, seed)] for seed in range(n_seeds)]
+
+
+def _name(case: str, seed: int) -> str:
+    return f"{case.replace(' ', '-')}-{seed}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}"
+
+
+if __name__ == "__main__":
+    main()
