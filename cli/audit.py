@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import click
 import msgspec
 
-from cli.open import JSON, find_run, store
+from cli.open import JSON, RUN, find_run, store
 from persyn import audit as rules
 from persyn.audit import Finding
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @JSON
 def audit(run: str, as_json: bool) -> None:
     """Check counts, responses and the history of every job of RUN; exit 1 when something is wrong.

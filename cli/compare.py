@@ -8,6 +8,7 @@ import click
 import msgspec
 from sqlalchemy import select
 
+from cli.completion import run_names
 from cli.open import JSON, find_run, show, store
 from cli.student import show_students
 from persyn import compare as comparison
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("names", metavar="RUN...", nargs=-1)
+@click.argument("names", metavar="[RUN]...", nargs=-1, shell_complete=run_names)
 @click.option(
     "--alpha",
     "alphas",

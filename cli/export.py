@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.open import find_run, show, store
+from cli.open import RUN, find_run, show, store
 from cli.progress import counting_rows
 from persyn.errors import UsageError
 from persyn.hub import Repository
@@ -19,7 +19,7 @@ from persyn.stages.manifest import MANIFEST, Manifest, files_of
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder. Default: PERSYN_HOME/datasets/RUN.")
 @click.option(
     "--format",

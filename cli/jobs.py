@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from sqlalchemy import select
 
-from cli.open import JSON, actor, find_run, show, store
+from cli.open import JSON, RUN, actor, find_run, show, store
 from persyn import pipeline
 from persyn.db.work import Job, JobState
 
@@ -16,7 +16,7 @@ def jobs() -> None:
 
 
 @jobs.command()
-@click.argument("run")
+@RUN
 def retry(run: str) -> None:
     """Queue the failed and cancelled jobs of RUN again; workers go on with it."""
     with store() as database, database.write() as session:
@@ -25,7 +25,7 @@ def retry(run: str) -> None:
 
 
 @jobs.command()
-@click.argument("run")
+@RUN
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, type=int)
 def cancel(run: str, job_ids: tuple[int, ...]) -> None:
     """Take jobs of RUN from their worker; what is missing of them is planned again later."""
@@ -35,7 +35,7 @@ def cancel(run: str, job_ids: tuple[int, ...]) -> None:
 
 
 @jobs.command("list")
-@click.argument("run")
+@RUN
 @click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="The newest so many.")
 @JSON

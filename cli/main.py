@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 from persyn.errors import PersynError, UsageError, shorten
 
@@ -33,6 +34,7 @@ _COMMANDS = {
     "trace": ("cli.trace", "trace", "Say where one prompt's response comes from."),
     "audit": ("cli.audit", "audit", "Check that what the store says of a run fits together."),
     "web": ("cli.web", "web", "Serve the console: runs, prompts, failures and SQL, in a browser."),
+    "completion": ("cli.completion", "completion", "Let a shell complete commands and runs."),
     "sql": ("cli.sql", "sql", "Ask the store a question in SQL, read-only."),
 }
 
@@ -49,6 +51,15 @@ class _Lazy(click.Group):
         module, attribute, _ = _COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(module), attribute)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options; no command is imported for it."""
+        commands = [
+            CompletionItem(name, help=text)
+            for name, (_, _, text) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -72,7 +83,7 @@ def persyn(ctx: click.Context, debug: bool) -> None:
 def main() -> None:
     """Run the command; exit 0 when done, 1 when the work failed, 2 on wrong usage, 130 when interrupted."""
     try:
-        persyn(standalone_mode=False)
+        persyn(prog_name="persyn", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:

@@ -19,6 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
+from cli.completion import run_names
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import StoreAway, UsageError
@@ -27,6 +28,7 @@ from persyn.settings import Settings
 
 log = logging.getLogger(__name__)
 
+RUN = click.argument("run", shell_complete=run_names)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -88,7 +90,8 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        numeric = all(isinstance(row[number], int | float) for row in rows) and rows
+        known = [row[number] for row in rows if row[number] is not None]
+        numeric = all(isinstance(value, int | float) for value in known) and known
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))

@@ -176,7 +176,7 @@ def _rate(task: Task) -> str:
 
 def _left(task: Task) -> str:
     if task.finished_time is not None:
-        return f"in {span(task.finished_time)}"
+        return f"in {span(task.finished_time)}" if task.finished_time >= 1 else ""
     return f"ETA {span(task.time_remaining)}" if task.time_remaining else ""
 
 

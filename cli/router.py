@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from cli.open import JSON, cell, find_run, show, store
+from cli.open import JSON, RUN, cell, find_run, show, store
 from persyn.db.results import Router
 from persyn.errors import UsageError
 from persyn.settings import Settings
@@ -17,7 +17,7 @@ def router() -> None:
 
 
 @router.command("show")
-@click.argument("run")
+@RUN
 @JSON
 def show_router(run: str, as_json: bool) -> None:
     """Show RUN's router: its backbone, how it was fitted, how it does on the hold-out."""
@@ -45,7 +45,7 @@ def show_router(run: str, as_json: bool) -> None:
 
 
 @router.command()
-@click.argument("run")
+@RUN
 @JSON
 def curve(run: str, as_json: bool) -> None:
     """Say what RUN's calibration is worth: heads fitted to 25, 50, 100, ... of its prompts, on its hold-out.

@@ -17,7 +17,7 @@ from rich.console import Console
 from sqlalchemy import func, select
 
 from cli import summary
-from cli.open import JSON, actor, find_run, nobody_takes, show, store
+from cli.open import JSON, RUN, actor, find_run, nobody_takes, show, store
 from cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from cli.watch import LOOK_SECONDS, View
 from persyn import config as run_file
@@ -52,26 +52,26 @@ def start(config: Path) -> None:
 
 
 @run.command()
-@click.argument("name")
-def resume(name: str) -> None:
-    """Go on with run NAME; jobs that failed or were cancelled are tried again."""
+@RUN
+def resume(run: str) -> None:
+    """Go on with RUN; jobs that failed or were cancelled are tried again."""
     with store() as database:
         with database.write() as session:
-            found = find_run(session, name)
+            found = find_run(session, run)
             pipeline.resume(session, found, actor=actor())
             run_id = found.id
         _work(database, run_id)
 
 
 @run.command()
-@click.argument("name")
+@RUN
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
     help=f"Seconds between two looks. Default: {LOOK_SECONDS:.0f}; {LINE_SECONDS:.0f} without a terminal.",
 )
-def watch(name: str, interval: float | None) -> None:
-    """Watch run NAME until it is over; Ctrl-C closes the view, and the run goes on.
+def watch(run: str, interval: float | None) -> None:
+    """Watch RUN until it is over; Ctrl-C closes the view, and the run goes on.
 
     Shows its stages, what each teacher writes in a second (over the last minute), who works on what, and what
     failed. Exit 0 when the run is done, 1 when it failed or was cancelled. Without a terminal it is a line each
@@ -81,28 +81,28 @@ def watch(name: str, interval: float | None) -> None:
     seconds = interval or (LOOK_SECONDS if console.is_terminal else LINE_SECONDS)
     with store() as database:
         with database.read() as session:
-            run_id = find_run(session, name).id
+            run_id = find_run(session, run).id
         meter = Meter(console, line_seconds=seconds)
         view = View(database, run_id, meter, interval=seconds, warnings=lambda: _untaken(database, run_id))
         state = _follow(view)
         with database.read() as session:
             error = session.get_one(Run, run_id).error
     if state is None:
-        click.echo(f"the run goes on without this window. Look again with: persyn run watch {name}", err=True)
+        click.echo(f"the run goes on without this window. Look again with: persyn run watch {run}", err=True)
         sys.exit(130)
     if state is RunState.DONE:
-        click.echo(f"run {name} is done; 'persyn run status {name}' says what came out")
+        click.echo(f"run {run} is done; 'persyn run status {run}' says what came out")
         return
-    _not_done(name, state, error)
+    _not_done(run, state, error)
 
 
 @run.command()
-@click.argument("name")
-def cancel(name: str) -> None:
-    """Stop run NAME; what is finished stays, and 'resume' goes on with it."""
+@RUN
+def cancel(run: str) -> None:
+    """Stop RUN; what is finished stays, and 'resume' goes on with it."""
     with store() as database, database.write() as session:
-        pipeline.cancel(session, find_run(session, name), actor=actor())
-    click.echo(f"run {name} is cancelled; 'persyn run resume {name}' goes on with it")
+        pipeline.cancel(session, find_run(session, run), actor=actor())
+    click.echo(f"run {run} is cancelled; 'persyn run resume {run}' goes on with it")
 
 
 @run.command("list")
@@ -118,12 +118,12 @@ def list_runs(as_json: bool) -> None:
 
 
 @run.command()
-@click.argument("name")
+@RUN
 @JSON
-def status(name: str, as_json: bool) -> None:
-    """Say how far run NAME is, stage by stage, and what came out."""
+def status(run: str, as_json: bool) -> None:
+    """Say how far RUN is, stage by stage, and what came out."""
     with store() as database, database.read() as session:
-        found = find_run(session, name)
+        found = find_run(session, run)
         if as_json:
             click.echo(msgspec.json.encode(summary.facts(session, found)).decode())
         else:
@@ -146,7 +146,7 @@ def _work(database: Database, run_id: int) -> None:
         click.echo(f"{stopped}: persyn run resume {name}", err=True)
         sys.exit(130)
     else:
-        _not_done(name, state, error)
+        _not_done(run, state, error)
 
 
 def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:

@@ -9,7 +9,7 @@ import click
 import msgspec
 from sqlalchemy import func, select
 
-from cli.open import JSON, show, store
+from cli.open import JSON, RUN, show, store
 from cli.progress import Meter
 from persyn import students
 from persyn.bootstrap import Interval
@@ -26,7 +26,7 @@ def student() -> None:
 
 
 @student.command()
-@click.argument("run")
+@RUN
 @click.option("--tune", type=click.Choice(["full", "lora"]), default="full", help="What is trained. Default: full.")
 @click.option("--epochs", type=int, default=3, show_default=True, help="Passes over the dataset.")
 @click.option("--learning-rate", type=float, help="Default: 1e-5 for full, 2e-4 for lora.")
@@ -76,7 +76,7 @@ def train(run: str, gpus: int, **given: Any) -> None:
 
 
 @student.command("eval")
-@click.argument("run")
+@RUN
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--by",

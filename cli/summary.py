@@ -64,8 +64,9 @@ def _router(found: Facts) -> None:
         measured = found.router.get(name)
         if measured:
             rows.append((name, measured.get("hit1"), measured.get("hit3"), measured.get("routed_reward")))
-    click.echo()
-    table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False)
+    if rows:
+        click.echo()
+        table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False)
 
 
 def _savings(found: Facts) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 import msgspec
 
-from cli.open import JSON, cell, find_run, show, store
+from cli.open import JSON, RUN, cell, find_run, show, store
 from persyn import trace as history
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @click.argument("prompt", type=int)
 @JSON
 def trace(run: str, prompt: int, as_json: bool) -> None:

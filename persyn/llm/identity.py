@@ -71,7 +71,8 @@ def _snapshot(model: str, revision: str | None) -> Path:
         offline = " (the hub is switched off: HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         at = f" at revision {revision!r}" if revision else ""
         raise UsageError(
-            f"there is no model {model!r}{at}: no such folder, and not to be had from the hub{offline}"
+            f"there is no model {model!r}{at}: no such folder, and not to be had from the hub{offline}; "
+            "give a folder that has it, or mend the id or the network ('persyn init --template fake' needs no model)"
         ) from error
 
 

@@ -109,14 +109,6 @@ def test_jobs_and_teachers_are_listed(persyn: Persyn, tmp_path: Path) -> None:
     assert [teacher["name"] for teacher in teachers] == list(TEACHERS)
 
 
-def test_what_init_writes_is_a_run_file_that_is_accepted(persyn: Persyn, tmp_path: Path) -> None:
-    assert persyn("init", "new").returncode == 0
-    from persyn import config
-
-    assert config.read(tmp_path / "new" / "run.toml").run.name == "first"
-    require_refused(persyn("init", "new"), "exists already")
-
-
 def test_a_mistyped_key_is_named_with_the_one_that_was_meant(persyn: Persyn, tmp_path: Path) -> None:
     file = write_run(tmp_path, calibraton=3)
     require_refused(persyn("run", "start", str(file)), "calibraton", "did you mean 'calibration'")

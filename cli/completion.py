@@ -1,0 +1,54 @@
+"""`persyn completion`: a shell that knows the commands, and the runs in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+#: A store that does not answer so soon is not waited for: a TAB is pressed.
+_SECONDS = 2.0
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that makes SHELL complete persyn's commands, options, files and runs.
+
+    \b
+    bash  in ~/.bashrc:  eval "$(persyn completion bash)"
+    zsh   in ~/.zshrc:   eval "$(persyn completion zsh)"
+    fish:                persyn completion fish > ~/.config/fish/completions/persyn.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(click.get_current_context().find_root().command, {}, "persyn", "_PERSYN_COMPLETE").source())
+
+
+def run_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The runs whose name begins like this; none where there is no store, or none that answers soon."""
+    found: list[str] = []
+    asking = threading.Thread(target=lambda: found.extend(_names(incomplete)), daemon=True)
+    asking.start()
+    asking.join(_SECONDS)
+    return found
+
+
+def _names(incomplete: str) -> list[str]:
+    with contextlib.suppress(Exception):  # whatever is wrong, the command itself will say it
+        from sqlalchemy import select
+
+        from persyn.db.catalog import Run
+        from persyn.db.connect import Database
+        from persyn.settings import Settings
+
+        database = Database(Settings.from_environment().database_url)
+        file = database.url.database if database.url.get_backend_name() == "sqlite" else None
+        if file is None or Path(file).exists():
+            with database.read() as session:
+                begins = Run.name.startswith(incomplete, autoescape=True)
+                return list(session.scalars(select(Run.name).where(begins).order_by(Run.id.desc()).limit(100)))
+    return []

@@ -1,0 +1,60 @@
+"""`persyn init`: what it writes works as it stands, or with an address put in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli.init import init
+from persyn import config
+from persyn.errors import UsageError
+from persyn.stages.start import identities
+from tests.cli.conftest import Persyn
+
+TEMPLATES = init.params[1].type.choices  # type: ignore[attr-defined]
+
+
+def write(folder: Path, *options: str) -> str:
+    return CliRunner().invoke(init, [str(folder), *options], catch_exceptions=False).output
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_every_template_is_a_run_file_with_rows_beside_it(tmp_path: Path, template: str) -> None:
+    said = write(tmp_path, "--template", template)
+    read = config.read(tmp_path / "run.toml")
+    assert read.run.name == "first"
+    rows = (tmp_path / ("grid.jsonl" if template == "imported" else "prompts.jsonl")).read_text().splitlines()
+    # The cluster's own prompts are still to come.
+    assert template == "cluster" or read.run.calibration < len(rows)
+    assert re.search(r"^next: .*run.toml$", said, re.MULTILINE)
+
+
+def test_what_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("mine")
+    with pytest.raises(UsageError, match=r"prompts.jsonl exists already"):
+        write(tmp_path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("prompts.jsonl", "mine")]
+
+
+def test_without_a_model_and_without_a_hub_the_next_command_makes_a_dataset(persyn: Persyn, tmp_path: Path) -> None:
+    write(tmp_path / "new", "--template", "fake")
+    done = persyn("run", "start", "new/run.toml")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "home/datasets/first/messages.jsonl").read_text().splitlines()) >= 30
+
+
+def test_where_a_model_cannot_be_had_it_is_said_what_needs_none(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(UsageError, match=r"SmolLM2-360M.*persyn init --template fake"):
+        identities(config.read(tmp_path / "run.toml"))
+
+
+def test_the_imported_rows_and_their_scores_are_taken_as_the_next_command_says(persyn: Persyn, tmp_path: Path) -> None:
+    said = write(tmp_path / "new", "--template", "imported").replace(str(tmp_path), ".")
+    (command,) = re.findall(r"persyn (responses import .*) &&", said)
+    done = persyn(*command.split())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("80 rows: 80 new")
