@@ -55,9 +55,7 @@ class _Lazy(click.Group):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Commands and options; no command is imported for it."""
         commands = [
-            CompletionItem(name, help=text)
-            for name, (_, _, text) in _COMMANDS.items()
-            if name.startswith(incomplete)
+            CompletionItem(name, help=text) for name, (_, _, text) in _COMMANDS.items() if name.startswith(incomplete)
         ]
         return commands + click.Command.shell_complete(self, ctx, incomplete)
 

@@ -146,7 +146,7 @@ def _work(database: Database, run_id: int) -> None:
         click.echo(f"{stopped}: persyn run resume {name}", err=True)
         sys.exit(130)
     else:
-        _not_done(run, state, error)
+        _not_done(name, state, error)
 
 
 def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
