@@ -40,7 +40,7 @@ class Answer(Struct, frozen=True):
     """What a question brought."""
 
     columns: list[str]
-    #: Text, numbers, None; of PostgreSQL also booleans, aware times, and JSON as it is.
+    #: Text (times and JSON too), numbers, bytes, None; of PostgreSQL also booleans and arrays.
     rows: list[tuple[Any, ...]]
     #: There are more rows than the limits let through.
     is_truncated: bool
@@ -83,8 +83,9 @@ def ask(
 
 def requested(database: Database, statement: str, parameters: dict[str, Any], limits: Limits) -> Request:
     """What the child is told; `UsageError` when it may not be asked."""
-    if "\0" in statement:
-        raise UsageError("the question holds a NUL character")
+    for said in (statement, *(value for value in parameters.values() if isinstance(value, str))):
+        if "\0" in said or any("\ud800" <= character <= "\udfff" for character in said):
+            raise UsageError("the question holds a NUL character, or what is no text at all")
     is_sqlite = database.url.get_backend_name() == "sqlite"
     if is_sqlite:
         # As a URI, so that it can be said that it is only read.

@@ -94,7 +94,8 @@ def _simple(value: Any) -> Any:
     if isinstance(value, str | int | float | bytes | None):
         return value
     if isinstance(value, Decimal):
-        return int(value) if value.is_finite() and value == value // 1 and abs(value) < 2**63 else float(value)
+        is_whole = value.is_finite() and abs(value) < 2**63 and value == value // 1
+        return int(value) if is_whole else float(value)
     if isinstance(value, datetime):
         return value.replace(tzinfo=None).isoformat(" ", "microseconds")
     return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=str)

@@ -177,6 +177,21 @@ def test_a_greedy_question_is_ended(asked: Database) -> None:
         ask.ask(asked, GREEDIER)
 
 
+def test_what_is_no_text_is_refused(asked: Database) -> None:
+    for statement, value in (("SELECT '\0'", "x"), ("SELECT '\udcff'", "x"), ("SELECT :x", "\udcff")):
+        with pytest.raises(UsageError, match="no text"):
+            ask.ask(asked, statement, {"x": value})
+
+
+def test_large_numbers_are_numbers(asked: Database) -> None:
+    if not is_sqlite(asked):
+        answer = ask.ask(asked, "SELECT sum(v), max(v) FROM (VALUES (1e40), (0.5)) AS t(v)")
+        assert answer.rows == [(1e40, 1e40)]
+    assert ask.ask(asked, "SELECT sum(v) AS s FROM (SELECT 9007199254740993 AS v UNION ALL SELECT 0) AS t").rows == [
+        (9007199254740993,)
+    ]
+
+
 def test_json_is_taken_apart(asked: Database) -> None:
     each = "json_each(meta)" if is_sqlite(asked) else "jsonb_each_text(meta)"
     ((name, value),) = ask.ask(asked, f"SELECT e.key, e.value FROM prompts, {each} AS e").rows
