@@ -48,7 +48,7 @@ def _names(incomplete: str) -> list[str]:
         database = Database(Settings.from_environment().database_url)
         file = database.url.database if database.url.get_backend_name() == "sqlite" else None
         if file is None or Path(file).exists():
-            with database.read() as session:
+            with contextlib.closing(database), database.read() as session:
                 begins = Run.name.startswith(incomplete, autoescape=True)
                 return list(session.scalars(select(Run.name).where(begins).order_by(Run.id.desc()).limit(100)))
     return []

@@ -13,7 +13,7 @@ def db() -> None:
     """Make or upgrade the store, and say which revision it is at."""
 
 
-@db.command()
+@db.command(short_help="Make the store, or bring it to this revision.")
 def upgrade() -> None:
     """Bring the store to the revision this PerSyn needs; an empty one is made."""
     settings = Settings.from_environment()

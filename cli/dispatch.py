@@ -20,10 +20,11 @@ def dispatch() -> None:
     from workers import app, logs
     from workers.dispatch import Dispatcher
 
-    logs.to_json()
     settings = Settings.from_environment()
+    celery = app.make(broker(settings))
+    logs.to_json()
     with store(patient=True) as database:
-        dispatcher = Dispatcher(database, app.make(broker(settings)), lease_seconds=settings.lease_seconds)
+        dispatcher = Dispatcher(database, celery, lease_seconds=settings.lease_seconds)
 
         def stop(*_: Any) -> None:
             dispatcher.stop.set()

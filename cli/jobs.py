@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 from sqlalchemy import select
 
-from cli.open import JSON, RUN, actor, find_run, show, store
+from cli.open import ID, JSON, LIMIT, RUN, actor, find_run, show, store
 from persyn import pipeline
 from persyn.db.work import Job, JobState
+from persyn.errors import UsageError
+from workers import owner
 
 
 @click.group()
@@ -15,7 +17,7 @@ def jobs() -> None:
     """Look at the pieces of a run's work, try them again, take them back."""
 
 
-@jobs.command()
+@jobs.command(short_help="Try what failed or was cancelled again.")
 @RUN
 def retry(run: str) -> None:
     """Queue the failed and cancelled jobs of RUN again; workers go on with it."""
@@ -24,20 +26,24 @@ def retry(run: str) -> None:
     click.echo(f"run {run} goes on; 'persyn run status {run}' says how far it is")
 
 
-@jobs.command()
+@jobs.command(short_help="Take jobs from their workers.")
 @RUN
-@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, type=int)
+@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, type=ID)
 def cancel(run: str, job_ids: tuple[int, ...]) -> None:
     """Take jobs of RUN from their worker; what is missing of them is planned again later."""
     with store() as database, database.write() as session:
-        cancelled = pipeline.cancel_jobs(session, find_run(session, run), job_ids, actor=actor())
+        found = find_run(session, run)
+        known = set(session.scalars(select(Job.id).where(Job.run_id == found.id, Job.id.in_(job_ids))))
+        if strange := [str(job_id) for job_id in job_ids if job_id not in known]:
+            raise UsageError(f"run {run} has no job {', '.join(strange)}; 'persyn jobs list {run}' shows which it has")
+        cancelled = pipeline.cancel_jobs(session, found, job_ids, actor=actor())
     click.echo(f"{cancelled} of {len(job_ids)} jobs were waiting or running and are cancelled")
 
 
 @jobs.command("list")
 @RUN
 @click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="The newest so many.")
+@click.option("--limit", default=50, show_default=True, type=LIMIT, help="The newest so many.")
 @JSON
 def list_jobs(run: str, state: str | None, limit: int, as_json: bool) -> None:
     """List the jobs of RUN, the newest first."""
@@ -45,4 +51,7 @@ def list_jobs(run: str, state: str | None, limit: int, as_json: bool) -> None:
     with store() as database, database.read() as session:
         query = select(*columns).where(Job.run_id == find_run(session, run).id).order_by(Job.id.desc()).limit(limit)
         rows = session.execute(query.where(Job.state == state) if state else query).all()
+    if not as_json:
+        place = [column.key for column in columns].index("owner")
+        rows = [(*row[:place], row.owner and owner.short(row.owner), *row[place + 1 :]) for row in rows]
     show([column.key for column in columns], rows, as_json=as_json)

@@ -52,6 +52,15 @@ class _Lazy(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; of one that is not there, which is nearest."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            raise click.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Commands and options; no command is imported for it."""
         commands = [
@@ -108,8 +117,10 @@ def _explain(message: str) -> None:
 
 
 def _foreign(error: Exception) -> str:
-    """A library's error in a line: a database's own words, or what kind it was."""
+    """A library's error in a line: a database's own words, the file it is about, or what kind it was."""
     original = getattr(error, "orig", None)
     if original is not None:
         return f"the database refused: {original}; 'persyn doctor' says how it is"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; see who may write there, free space, and PERSYN_HOME"
     return f"{type(error).__name__}: {error} (the whole story: persyn --debug ...)"

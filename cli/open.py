@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,12 @@ from persyn.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_ENDLESS = 1_000_000
+
 RUN = click.argument("run", shell_complete=run_names)
+#: What a database takes as an id.
+ID = click.IntRange(0, 2**63 - 1)
+LIMIT = click.IntRange(1, 2**31 - 1)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -88,6 +94,9 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
     if as_json:
         click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], default=str, ensure_ascii=False))
         return
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _ENDLESS  # whoever reads a pipe wants a row on a line
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         known = [row[number] for row in rows if row[number] is not None]
@@ -95,7 +104,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
-    Console(highlight=False).print(table)
+    console.print(table)
 
 
 def cell(value: Any) -> str:
@@ -105,7 +114,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
+        return f"{value:%Y-%m-%d %H:%M:%SZ}"
     text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
     return plain(text.replace("\n", "\\n"))
 

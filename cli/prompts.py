@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Literal
 
 import click
+import msgspec
 from sqlalchemy import func, select
 
 from cli.imports import ON_ERROR, show_report
-from cli.open import JSON, cell, plain, show, store
+from cli.open import ID, JSON, LIMIT, cell, plain, show, store
 from cli.progress import counting_rows
 from persyn.db.catalog import Prompt
-from persyn.errors import UsageError
+from persyn.errors import UsageError, shorten
 from persyn.stages import ingest
+
+#: So many characters of a prompt are shown in a table.
+_BEGINNING = 120
 
 
 @click.group()
@@ -37,27 +41,33 @@ def import_prompts(files: tuple[Path, ...], on_error: Literal["stop", "skip"]) -
 
 
 @prompts.command("list")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1))
-@click.option("--after", default=0, help="Begin after this id.")
+@click.option("--limit", default=20, show_default=True, type=LIMIT, help="Prompts at most.")
+@click.option("--after", default=0, show_default=True, type=ID, help="Begin after this id.")
 @JSON
 def list_prompts(limit: int, after: int, as_json: bool) -> None:
-    """List prompts by id."""
+    """List prompts by id. A table shows how each begins; 'show' and --json have all of it."""
     with store() as database, database.read() as session:
         columns = (Prompt.id, Prompt.source, Prompt.source_id, Prompt.text, Prompt.answer)
         rows = session.execute(select(*columns).where(Prompt.id > after).order_by(Prompt.id).limit(limit)).all()
+    if not as_json:
+        rows = [(*ids, shorten(text, most=_BEGINNING), answer) for *ids, text, answer in rows]
     show([column.key for column in columns], rows, as_json=as_json)
 
 
 @prompts.command("show")
-@click.argument("prompt_id", type=int)
-def show_prompt(prompt_id: int) -> None:
-    """Show one prompt whole."""
+@click.argument("prompt_id", metavar="PROMPT", type=ID)
+@JSON
+def show_prompt(prompt_id: int, as_json: bool) -> None:
+    """Show PROMPT (its id) whole."""
     with store() as database, database.read() as session:
         prompt = session.get(Prompt, prompt_id)
         if prompt is None:
             raise UsageError(f"there is no prompt {prompt_id}; 'persyn prompts list' shows which there are")
         turns = [*(prompt.history or []), {"role": "user", "content": prompt.text}]
-        facts = {"answer": prompt.answer, "source": prompt.source, "id there": prompt.source_id, "meta": prompt.meta}
+        facts = {"answer": prompt.answer, "source": prompt.source, "source_id": prompt.source_id, "meta": prompt.meta}
+    if as_json:
+        click.echo(msgspec.json.encode({"id": prompt_id, "messages": turns, **facts}).decode())
+        return
     for turn in turns:
         click.echo(f"[{turn['role']}]\n{plain(turn['content'])}\n")
     for name, value in facts.items():

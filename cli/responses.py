@@ -22,7 +22,7 @@ def responses() -> None:
     """Import responses that were made elsewhere."""
 
 
-@responses.command("import")
+@responses.command("import", short_help="Import responses from files.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--teachers",

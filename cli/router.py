@@ -16,7 +16,7 @@ def router() -> None:
     """Look at routers, and at what calibration is worth."""
 
 
-@router.command("show")
+@router.command("show", short_help="Show what a run's router is and does.")
 @RUN
 @JSON
 def show_router(run: str, as_json: bool) -> None:
@@ -44,7 +44,7 @@ def show_router(run: str, as_json: bool) -> None:
     show(("on hold-out", *columns), rows, as_json=False)
 
 
-@router.command()
+@router.command(short_help="Say what more calibration would be worth.")
 @RUN
 @JSON
 def curve(run: str, as_json: bool) -> None:

@@ -24,7 +24,7 @@ from persyn import config as run_file
 from persyn import pipeline, queue
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
-from persyn.errors import PersynError
+from persyn.errors import PersynError, UsageError
 from persyn.settings import Settings
 from persyn.stages import export, manifest
 from persyn.stages.start import find, identities
@@ -36,7 +36,7 @@ def run() -> None:
     """Start, resume, look at and cancel runs."""
 
 
-@run.command()
+@run.command(short_help="Start a run, or go on with it.")
 @click.argument("config", type=click.Path(path_type=Path))
 def start(config: Path) -> None:
     """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was."""
@@ -51,7 +51,7 @@ def start(config: Path) -> None:
         _work(database, run_id)
 
 
-@run.command()
+@run.command(short_help="Go on with a run, try again what failed.")
 @RUN
 def resume(run: str) -> None:
     """Go on with RUN; jobs that failed or were cancelled are tried again."""
@@ -63,7 +63,7 @@ def resume(run: str) -> None:
         _work(database, run_id)
 
 
-@run.command()
+@run.command(short_help="Watch a run until it is over.")
 @RUN
 @click.option(
     "--interval",
@@ -96,12 +96,15 @@ def watch(run: str, interval: float | None) -> None:
     _not_done(run, state, error)
 
 
-@run.command()
+@run.command(short_help="Stop a run; it can go on later.")
 @RUN
 def cancel(run: str) -> None:
     """Stop RUN; what is finished stays, and 'resume' goes on with it."""
     with store() as database, database.write() as session:
-        pipeline.cancel(session, find_run(session, run), actor=actor())
+        found = find_run(session, run)
+        if found.state in (RunState.DONE, RunState.FAILED):
+            raise UsageError(f"run {run} is {found.state} already; there is nothing to stop")
+        pipeline.cancel(session, found, actor=actor())
     click.echo(f"run {run} is cancelled; 'persyn run resume {run}' goes on with it")
 
 

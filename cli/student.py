@@ -25,7 +25,7 @@ def student() -> None:
     """Train students on what runs made, and evaluate them."""
 
 
-@student.command()
+@student.command(short_help="Train a run's student on its dataset.")
 @RUN
 @click.option("--tune", type=click.Choice(["full", "lora"]), default="full", help="What is trained. Default: full.")
 @click.option("--epochs", type=int, default=3, show_default=True, help="Passes over the dataset.")
@@ -75,7 +75,7 @@ def train(run: str, gpus: int, **given: Any) -> None:
     click.echo(f"weights: {made.path}")
 
 
-@student.command("eval")
+@student.command("eval", short_help="Ask a student prompts, and judge its answers.")
 @RUN
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(

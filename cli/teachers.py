@@ -21,7 +21,7 @@ def teachers() -> None:
     """List the teachers, and check what would spoil a run."""
 
 
-@teachers.command("list")
+@teachers.command("list", short_help="List the teachers and their responses.")
 @JSON
 def list_teachers(as_json: bool) -> None:
     """List the teacher versions in the store and how much each has answered."""
@@ -32,7 +32,7 @@ def list_teachers(as_json: bool) -> None:
     show([*(column.key for column in columns), "responses"], rows, as_json=as_json)
 
 
-@teachers.command()
+@teachers.command(short_help="Load each model once; say what would spoil a run.")
 @click.argument("config", type=click.Path(path_type=Path))
 @JSON
 def check(config: Path, as_json: bool) -> None:

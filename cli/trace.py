@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 import msgspec
 
-from cli.open import JSON, RUN, cell, find_run, show, store
+from cli.open import ID, JSON, RUN, cell, find_run, show, store
 from persyn import trace as history
 
 
 @click.command()
 @RUN
-@click.argument("prompt", type=int)
+@click.argument("prompt", type=ID)
 @JSON
 def trace(run: str, prompt: int, as_json: bool) -> None:
     """Say where RUN's response to PROMPT comes from, and where it went.

@@ -36,11 +36,12 @@ def worker(gpus: str, models: str, name: str | None, slots: str | None) -> None:
     from workers.affinity import Reach
     from workers.serve import serve
 
-    logs.to_json()
     settings = Settings.from_environment()
+    address = broker(settings)
     reach = Reach(_ids(gpus), tuple(models.split(",")) if models else ())
+    logs.to_json()
     with store(patient=True) as database:
-        serve(database, settings, broker(settings), reach, name or _default_name(reach.gpus or ()))
+        serve(database, settings, address, reach, name or _default_name(reach.gpus or ()))
 
 
 def _ids(given: str) -> tuple[str, ...]:

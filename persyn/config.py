@@ -330,6 +330,11 @@ def _local(model: str, folder: Path) -> str:
 def _explain(message: str) -> str:
     """msgspec's message, with the nearest known key when one was mistyped."""
     unknown = re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
+    missing = re.fullmatch(r"Object missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
+    if missing and missing[2]:
+        return f"{missing[1]!r} is missing in [{missing[2]}]"
+    if missing:
+        return f"[{missing[1]}] is missing; 'persyn init' writes a file that has all it needs"
     if not unknown:
         return message.replace("Object", "the table").replace("`$.", "`").replace("`$`", "the top of the file")
     key, place = unknown[1], re.sub(r"\[\d*\.*\]", "", unknown[2] or "")

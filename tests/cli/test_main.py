@@ -1,0 +1,206 @@
+"""What the command line promises as a whole: names, ids, pipes, completion, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import click
+import pytest
+from click.shell_completion import BashComplete
+from click.testing import CliRunner, Result
+from sqlalchemy import select, update
+
+from cli.main import persyn as command
+from persyn import config
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.work import Job
+from persyn.errors import UsageError
+from tests.cli.conftest import Persyn
+from tests.factories import MadeRun, make_job, make_prompt, make_run
+from tests.test_architecture import commands
+
+Typed: TypeAlias = Callable[..., Result]
+
+
+@pytest.fixture
+def typed(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """The command in this process, on a store of each kind."""
+    monkeypatch.setenv("PERSYN_DATABASE_URL", database_url)
+    monkeypatch.setenv("PERSYN_HOME", str(tmp_path))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return lambda *arguments: CliRunner().invoke(command, arguments)
+
+
+@pytest.fixture
+def made(database: Database) -> MadeRun:
+    with database.write() as session:
+        return make_run(session, name="first")
+
+
+def test_whatever_is_listed_or_shown_can_be_had_as_json() -> None:
+    for name, found in commands(command):
+        if name.split()[-1] in ("list", "show", "status", "stats", "doctor", "check", "curve", "trace", "sql"):
+            has_json = any("--json" in option.opts for option in found.params)
+            assert has_json or name == "persyn db check", name
+
+
+def test_no_help_of_a_command_is_cut_off_in_its_groups_list() -> None:
+    for name, found in commands(command):
+        if isinstance(found, click.Group):
+            for inner in found.commands.values():
+                assert not inner.get_short_help_str(60).endswith("..."), f"{name} {inner.name}"
+
+
+def test_a_mistyped_command_is_told_the_nearest() -> None:
+    done = CliRunner().invoke(command, ["rnu", "list"])
+    assert done.exit_code == 2
+    assert "Did you mean" in done.output
+    assert "run" in done.output.rpartition("Did you mean")[2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("prompts", "show", "9" * 20),
+        ("trace", "first", "9" * 20),
+        ("jobs", "cancel", "first", "9" * 20),
+        ("prompts", "list", "--after", "9" * 20),
+        ("prompts", "list", "--limit", "9" * 20),
+        ("jobs", "list", "first", "--limit", "0"),
+    ],
+)
+def test_a_number_that_no_database_takes_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(command, arguments)
+    assert (done.exit_code, "is not in the range" in done.output) == (2, True), done.output
+
+
+def test_a_run_that_is_done_cannot_be_cancelled_and_one_that_is_cancelled_can_be_again(
+    typed: Typed, database: Database, made: MadeRun
+) -> None:
+    assert typed("run", "cancel", "first").exit_code == 0
+    assert typed("run", "cancel", "first").exit_code == 0
+    with database.write() as session:
+        session.execute(update(Run).values(state=RunState.DONE))
+    refused = typed("run", "cancel", "first")
+    assert isinstance(refused.exception, UsageError)
+    assert str(refused.exception) == "run first is done already; there is nothing to stop"
+    with database.read() as session:
+        assert session.get_one(Run, made.id).state is RunState.DONE
+
+
+def test_a_job_of_no_run_or_another_is_named_and_none_is_cancelled(
+    typed: Typed, database: Database, made: MadeRun
+) -> None:
+    with database.write() as session:
+        mine, other = make_job(session, made.id), make_job(session, make_run(session, name="second").id)
+    refused = typed("jobs", "cancel", "first", str(mine), str(other), "777")
+    assert isinstance(refused.exception, UsageError)
+    assert str(refused.exception).startswith(f"run first has no job {other}, 777; 'persyn jobs list first'")
+    with database.read() as session:
+        assert set(session.scalars(select(Job.state))) == {"queued"}
+
+
+def test_a_table_that_is_piped_has_a_row_on_a_line_and_json_has_all_of_it(typed: Typed, database: Database) -> None:
+    text = "word " * 100
+    with database.write() as session:
+        prompt_id = make_prompt(session, text, source_id="x" * 200)
+    lines = typed("prompts", "list").stdout.splitlines()
+    assert len(lines) == 2
+    assert "x" * 200 in lines[1]
+    assert "word…" in lines[1]
+    assert json.loads(typed("prompts", "list", "--json").stdout)[0]["text"] == text
+    shown = json.loads(typed("prompts", "show", str(prompt_id), "--json").stdout)
+    assert shown["messages"] == [{"role": "user", "content": text}]
+
+
+def test_a_worker_is_shortly_named_in_a_table_and_wholly_in_json(
+    typed: Typed, database: Database, made: MadeRun
+) -> None:
+    owner = "host.1234.5678/417/99/abcdef12"
+    with database.write() as session:
+        make_job(session, made.id, state="done", owner=owner)
+        make_job(session, made.id)
+    table = typed("jobs", "list", "first").stdout
+    assert "host:417" in table
+    assert owner not in table
+    assert [job["owner"] for job in json.loads(typed("jobs", "list", "first", "--json").stdout)] == [None, owner]
+    assert typed("run", "list").stdout.splitlines()[1].split()[4:6][1].endswith("Z")
+
+
+def test_runs_are_completed_by_how_they_begin(typed: Typed, database: Database, made: MadeRun) -> None:
+    with database.write() as session:
+        make_run(session, name="second")
+        make_run(session, name="fir_t")
+    complete = BashComplete(command, {}, "persyn", "_PERSYN_COMPLETE").get_completions
+    assert [item.value for item in complete(["run", "watch"], "")] == ["fir_t", "second", "first"]
+    assert [item.value for item in complete(["compare", "second"], "fir_")] == ["fir_t"]
+    assert [item.value for item in complete([], "ru")] == ["run"]
+
+
+def test_completion_makes_no_store_and_says_nothing_when_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSYN_HOME", str(tmp_path / "none"))
+    monkeypatch.delenv("PERSYN_DATABASE_URL", raising=False)
+    complete = BashComplete(command, {}, "persyn", "_PERSYN_COMPLETE").get_completions
+    assert complete(["run", "watch"], "") == []
+    assert not (tmp_path / "none").exists()
+    monkeypatch.setenv("PERSYN_DATABASE_URL", "nonsense")
+    assert complete(["run", "watch"], "") == []
+
+
+def test_each_shell_has_a_script_for_persyn() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        script = CliRunner().invoke(command, ["completion", shell]).output
+        assert f"_PERSYN_COMPLETE={shell}_complete" in script
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "[run] is missing; 'persyn init' writes a file that has all it needs"),
+        ('[run]\nsetting = "math"', "'name' is missing in [run]"),
+    ],
+)
+def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "run.toml").write_text(content)
+    with pytest.raises(UsageError) as refused:
+        config.read(tmp_path / "run.toml")
+    assert str(refused.value).endswith(said)
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(persyn: Persyn, tmp_path: Path) -> None:
+    store = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
+    store.require_head()
+    with store.write() as session:
+        for number in range(2000):
+            make_prompt(session, f"prompt {number}")
+    store.close()
+    for more in ([], ["--json"]):
+        line = " ".join([sys.executable, "-m", "cli", "prompts", "list", "--limit", "2000", *more, "| head -c 5"])
+        environment = {"PERSYN_HOME": str(tmp_path / "home"), "PATH": "/bin:/usr/bin", "PYTHONPATH": ":".join(sys.path)}
+        done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=True)
+        assert (len(done.stdout), done.stderr) == (5, "")
+
+
+def test_a_worker_without_a_broker_says_that_and_nothing_else(persyn: Persyn) -> None:
+    for name in ("worker", "dispatch"):
+        done = persyn(name)
+        assert done.returncode == 2
+        assert (
+            done.stderr == "error: PERSYN_BROKER_URL is not set; give redis://host:port/0, the same to every worker\n"
+        )
+
+
+def test_a_home_that_is_no_folder_is_named(persyn: Persyn, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = persyn("run", "list", PERSYN_HOME=str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'file'}: ")
+    assert "PERSYN_HOME" in done.stderr
