@@ -78,7 +78,7 @@ def test_a_target_is_traced_back_to_the_router(known: Database) -> None:
     assert (found.router["fingerprint"], found.router["sha256"]) == (digest("router"), digest("files"))
     assert found.router_scores == [{"teacher": "ada", "score": 1.5}, {"teacher": "bob", "score": -0.5}]
     (response,) = found.responses
-    assert "reward" not in response
+    assert (response["quality"], response["learnability"], response["reward"]) == (None, None, None)
 
 
 def test_a_prompt_is_traced_forward_to_the_runs_and_students_that_have_it(known: Database) -> None:
