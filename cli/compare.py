@@ -56,6 +56,10 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
 
     With --students it is the students that are compared, those that were trained on these runs' datasets
     and evaluated ('persyn student'): runs of one strategy and alpha, of several seeds perhaps, are taken together.
+
+    \b
+    persyn compare first --alpha 0,0.2,0.4 --refit
+    persyn compare --students
     """
     if by_students:
         if any(reward.values()):

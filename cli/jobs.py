@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from sqlalchemy import select
 
@@ -50,8 +52,9 @@ def list_jobs(run: str, state: str | None, limit: int, as_json: bool) -> None:
     columns = (Job.id, Job.stage, Job.queue, Job.state, Job.n_prompts, Job.attempts, Job.fence, Job.owner, Job.error)
     with store() as database, database.read() as session:
         query = select(*columns).where(Job.run_id == find_run(session, run).id).order_by(Job.id.desc()).limit(limit)
-        rows = session.execute(query.where(Job.state == state) if state else query).all()
+        found = session.execute(query.where(Job.state == state) if state else query).all()
+    rows: list[tuple[Any, ...]] = [tuple(row) for row in found]
     if not as_json:
         place = [column.key for column in columns].index("owner")
-        rows = [(*row[:place], row.owner and owner.short(row.owner), *row[place + 1 :]) for row in rows]
+        rows = [(*row[:place], row[place] and owner.short(row[place]), *row[place + 1 :]) for row in rows]
     show([column.key for column in columns], rows, as_json=as_json)

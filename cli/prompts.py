@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -48,7 +48,8 @@ def list_prompts(limit: int, after: int, as_json: bool) -> None:
     """List prompts by id. A table shows how each begins; 'show' and --json have all of it."""
     with store() as database, database.read() as session:
         columns = (Prompt.id, Prompt.source, Prompt.source_id, Prompt.text, Prompt.answer)
-        rows = session.execute(select(*columns).where(Prompt.id > after).order_by(Prompt.id).limit(limit)).all()
+        found = session.execute(select(*columns).where(Prompt.id > after).order_by(Prompt.id).limit(limit)).all()
+    rows: list[tuple[Any, ...]] = [tuple(row) for row in found]
     if not as_json:
         rows = [(*ids, shorten(text, most=_BEGINNING), answer) for *ids, text, answer in rows]
     show([column.key for column in columns], rows, as_json=as_json)

@@ -48,6 +48,10 @@ def import_responses(
     `response_tokens`; everything else is kept with the response. The grid may have gaps. A run
     that names these teachers, with engine = "imported" unless --teachers says another, scores,
     routes and exports them as if they had been generated here.
+
+    \b
+    persyn responses import grid.jsonl.gz --score correct
+    persyn responses import grid.csv --map teacher=llm --map response=text --prompt-field topic
     """
     layout = Layout(_renamed(names), prompt_field, score)
     tables = config.read_teachers(teachers) if teachers else []

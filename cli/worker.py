@@ -29,6 +29,10 @@ def worker(gpus: str, models: str, name: str | None, slots: str | None) -> None:
 
     A worker stays on its model until nothing of it waits, then takes the model with the most
     waiting work that fits its GPUs. Needs 'persyn dispatch' on some host.
+
+    \b
+    persyn worker --slots auto
+    persyn worker --gpus 0,1 --models llama-70b
     """
     if slots:
         sys.exit(_one_for_each(gpu_list.ids(), models))
