@@ -34,7 +34,7 @@ _ENDLESS = 1_000_000
 RUN = click.argument("run", shell_complete=run_names)
 
 
-class _Whole(click.ParamType):
+class _Whole(click.ParamType[int]):
     """A whole number that every database takes; the limits are no news to a reader of the help."""
 
     name = "integer"
