@@ -34,18 +34,22 @@ from studies import skill_models, skills
 from studies.common import persyn, put, table
 
 REPORT = Path(__file__).with_suffix(".md")
-#: A run's strategy and alpha. The oracle comes first: it has everybody answer everything, and nobody is asked again.
+_HEAD = 'tune = "head"'
+#: Rates for a model of 100,000 weights.
+_FULL = 'tune = "full"\noptions = { learning_rate = 0.001, epochs = 30 }'
+#: A run's strategy, alpha and router. The oracle comes first: everybody answers everything, and nobody is asked again.
 CASES = {
-    "oracle": ("oracle", 0.4),
-    "PerSyn": ("persyn", 0.4),
-    "PerSyn without learnability": ("persyn", 0.0),
-    "PerSyn without quality": ("persyn", 1.0),
-    "static": ("static", 0.4),
-    "CAR": ("car", 0.4),
-    "family-strong": ("family-strong", 0.4),
-    "mix": ("mix", 0.4),
-    "strong": ("strong", 0.4),
-    "random": ("random", 0.4),
+    "oracle": ("oracle", 0.4, _HEAD),
+    "PerSyn": ("persyn", 0.4, _HEAD),
+    "PerSyn, tuned in full": ("persyn", 0.4, _FULL),
+    "PerSyn without learnability": ("persyn", 0.0, _HEAD),
+    "PerSyn without quality": ("persyn", 1.0, _HEAD),
+    "static": ("static", 0.4, _HEAD),
+    "CAR": ("car", 0.4, _HEAD),
+    "family-strong": ("family-strong", 0.4, _HEAD),
+    "mix": ("mix", 0.4, _HEAD),
+    "strong": ("strong", 0.4, _HEAD),
+    "random": ("random", 0.4, _HEAD),
 }
 #: Who trains the better student, as the paper has it.
 CLAIMS = (
@@ -56,6 +60,9 @@ CLAIMS = (
     ("PerSyn without learnability", "PerSyn without quality"),
     ("PerSyn", "static"),
     ("oracle", "PerSyn"),
+    ("PerSyn, tuned in full", "PerSyn"),
+    ("PerSyn, tuned in full", "CAR"),
+    ("oracle", "PerSyn, tuned in full"),
 )
 _GREEDY = Sampling(max_tokens=40, temperature=0.0)
 _BATCH = 256
@@ -108,7 +115,7 @@ def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibr
     """One run, the student trained on its dataset, and that student asked."""
     name = _name(case, seed)
     file = home / f"{name}.toml"
-    file.write_text(_run_file(name, *CASES[case], seed, calibration, home / "models"))
+    file.write_text(_run_file(name, case, seed, calibration, home / "models"))
     persyn(home, "run", "start", str(file))
     torch.set_num_threads(1)  # models this small gain nothing from more
     how = train.Settings(epochs=12, learning_rate=3e-3, batch_size=32, seed=seed)
@@ -120,7 +127,8 @@ def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibr
     )
 
 
-def _run_file(name: str, strategy: str, alpha: float, seed: int, calibration: int, models: Path) -> str:
+def _run_file(name: str, case: str, seed: int, calibration: int, models: Path) -> str:
+    strategy, alpha, router = CASES[case]
     student = json.dumps(str(models / "student" / "model"))
     lines = [
         f'[run]\nname = "{name}"\nsetting = "instruct"\nalpha = {alpha}\ncalibration = {calibration}',
@@ -128,7 +136,7 @@ def _run_file(name: str, strategy: str, alpha: float, seed: int, calibration: in
         f'[prompts]\nfile = "seed-{seed}.jsonl"',
         f'[student]\nname = "student"\nmodel = {student}\nfamily = "digits"',
         '[quality]\nkind = "python"\nmodel = "studies.skills:is_right"',
-        f'[router]\nbackbone = {student}\ntune = "head"',
+        f"[router]\nbackbone = {student}\n{router}",
         f'[strategy]\nkind = "{strategy}"',
     ]
     for teacher in skills.TEACHERS:
@@ -144,7 +152,7 @@ def _run_file(name: str, strategy: str, alpha: float, seed: int, calibration: in
 
 def _tables(database: Database, n_seeds: int) -> str:
     with database.read() as session:
-        facts = students.compare(session, session.scalars(select(Run)).all())
+        facts = {case: _facts(session, case, n_seeds) for case in CASES}
         accuracy = {case: _accuracies(session, case, n_seeds) for case in CASES}
         return (
             f"{n_seeds} seeds.\n\n"
@@ -202,18 +210,27 @@ def _datasets(session: Session, n_seeds: int) -> dict[str, tuple[float, str]]:
     return found
 
 
-def _became(facts: Sequence[StudentFacts], datasets: Mapping[str, tuple[float, str]]) -> str:
-    names = {strategy: case for case, strategy in CASES.items()}
+def _facts(session: Session, case: str, n_seeds: int) -> list[StudentFacts]:
+    """What the case's students became, and what the student was before."""
+    names = [_name(case, seed) for seed in range(n_seeds)]
+    return students.compare(session, session.scalars(select(Run).where(Run.name.in_(names))).all())
+
+
+def _became(facts: Mapping[str, Sequence[StudentFacts]], datasets: Mapping[str, tuple[float, str]]) -> str:
+    found = {students.UNTRAINED: next(fact for fact in facts["oracle"] if fact.alpha is None)}
+    found |= {case: next(fact for fact in each if fact.alpha is not None) for case, each in facts.items()}
     rows = []
-    for fact in facts:
-        assert fact.value is not None
-        value = f"{fact.value.mean:.1%}", f"{fact.value.low:.1%} to {fact.value.high:.1%}"
-        if fact.alpha is None:
-            rows.append((fact.strategy, *value, "", ""))
-            continue
-        case = names[fact.strategy, fact.alpha]
-        right, shares = datasets[case]
-        rows.append((case, *value, _share(right), shares))
+    for case, fact in sorted(found.items(), key=lambda item: -item[1].value.mean):
+        right, shares = datasets.get(case, (None, ""))
+        rows.append(
+            (
+                case,
+                f"{fact.value.mean:.1%}",
+                f"{fact.value.low:.1%} to {fact.value.high:.1%}",
+                "" if right is None else _share(right),
+                shares,
+            )
+        )
     return "How often the student is right about prompts that no run has:\n\n" + table(
         ("trained on", "right", "95 %", "right in its dataset", "whom it asked"), rows
     )
@@ -244,7 +261,7 @@ def _accuracies(session: Session, case: str, n_seeds: int) -> list[float]:
 
 
 def _name(case: str, seed: int) -> str:
-    return f"{case.replace(' ', '-')}-{seed}"
+    return f"{case.replace(',', '').replace(' ', '-')}-{seed}"
 
 
 def _share(value: float) -> str:
