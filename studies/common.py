@@ -18,11 +18,16 @@ def persyn(home: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "cli", *arguments], env=environment, check=True)
 
 
-def put(page: Path, tables: str) -> None:
+def put(page: Path, made: str) -> None:
     """Put tables in the place of a page's earlier ones."""
     text = page.read_text()
     before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
-    page.write_text(f"{before}{_BEGIN}\n\n{tables}{_END}{after}")
+    page.write_text(f"{before}{_BEGIN}\n\n{made}{_END}{after}")
+
+
+def tables(page: Path) -> str:
+    """The tables that a page has."""
+    return page.read_text().partition(_BEGIN)[2].partition(_END)[0].lstrip("\n")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,14 +4,17 @@
 
 A grid is a file for `persyn responses import` whose rows have a `label`: right or wrong. Every response is scored
 by each student; then, for each seed, a run draws its calibration and hold-out prompts, and everything is compared on
-the hold-out. The tables go into studies/real_grids.md. Scoring is most of the work and is not done twice: the stores
-lie under --home. No row of a grid is kept in this repository.
+the hold-out. The tables go into studies/real_grids.md, those of a grid and student in the place of their earlier ones.
+Scoring is most of the work and is not done twice: the stores lie under --home. No row of a grid is kept in this
+repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ from persyn.db.results import Response
 from persyn.hindsight import Frozen
 from persyn.rewards import Matrix
 from persyn.router import refit
-from studies.common import persyn, put, table
+from studies.common import persyn, put, table, tables
 
 REPORT = Path(__file__).with_suffix(".md")
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -63,23 +66,28 @@ def main() -> None:
     parser.add_argument("--student", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--backbone", type=Path, required=True, help="the router's")
     parser.add_argument("--home", type=Path, default=Path("build/studies/real_grids"))
+    parser.add_argument("--prompts", type=int, help="of a grid, so many of its prompts, drawn once; default all")
     parser.add_argument("--calibration", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--response-tokens", type=int, default=256, help="of a response, its first ones that are scored"
     )
     options = parser.parse_args()
-    parts = []
     for grid in options.grids:
         for student in options.student:
             name, _, model = student.partition("=")
             case = Case(grid, name, Path(model).resolve(), options.home / f"{_short(grid)}-{name}")
-            parts.append(_study(case, options))
-    put(REPORT, "".join(parts))
+            found = _study(case, options)
+            put(REPORT, "".join((_sections(tables(REPORT)) | {case.name: found}).values()))
+
+
+def _sections(text: str) -> dict[str, str]:
+    """Tables that are there, by the name of their case, with their headings."""
+    return {part.partition("\n")[0]: f"### {part}" for part in text.split("### ")[1:]}
 
 
 def _study(case: Case, options: argparse.Namespace) -> str:
-    with _store(case, options.teachers) as database:
+    with _store(case, options) as database:
         names = [f"seed-{seed}" for seed in range(options.seeds)]
         for seed, name in enumerate(names):
             _work(database, case, options, name, seed)
@@ -98,18 +106,31 @@ def _study(case: Case, options: argparse.Namespace) -> str:
 
 
 @contextmanager
-def _store(case: Case, teachers: Path) -> Iterator[Database]:
-    """The case's store, with its grid."""
+def _store(case: Case, options: argparse.Namespace) -> Iterator[Database]:
+    """The case's store, with its grid or a part of it."""
     case.home.mkdir(parents=True, exist_ok=True)
     database = Database(f"sqlite:///{(case.home / 'persyn.db').resolve()}")
     try:
         if not (case.home / "persyn.db").exists():
             database.require_head()
-            persyn(case.home, "responses", "import", str(case.grid), "--teachers", str(teachers), "--score", "label")
+            grid = case.grid if options.prompts is None else _part(case, options.prompts)
+            persyn(case.home, "responses", "import", str(grid), "--teachers", str(options.teachers), "--score", "label")
         database.upgrade()
         yield database
     finally:
         database.close()
+
+
+def _part(case: Case, n_prompts: int) -> Path:
+    """A grid of the same name, in the case's home, of so many prompts of its grid and all that is said of them."""
+    with gzip.open(case.grid, "rt", encoding="utf-8") as whole:
+        rows = [(json.loads(line)["prompt"], line) for line in whole]
+    prompts = sorted({prompt for prompt, _ in rows})
+    taken = set(random.Random(0).sample(prompts, min(n_prompts, len(prompts))))
+    part = case.home / case.grid.name
+    with gzip.open(part, "wt", encoding="utf-8") as file:
+        file.writelines(line for prompt, line in rows if prompt in taken)
+    return part
 
 
 def _work(database: Database, case: Case, options: argparse.Namespace, name: str, seed: int) -> None:
