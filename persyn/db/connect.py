@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
@@ -80,7 +80,8 @@ class Database:
     def require_head(self) -> None:
         """Raise `UsageError` unless the schema is at the revision this code was written for.
 
-        A SQLite file that does not exist yet is made.
+        A SQLite file that does not exist yet is made; one that is empty is being made by another process, which is
+        waited for.
         """
         head = ScriptDirectory.from_config(_alembic()).get_current_head()
         file = self.url.database if self.url.get_backend_name() == "sqlite" else None
@@ -88,11 +89,15 @@ class Database:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             self.upgrade()
             return
+        if file and self._is_empty():
+            self.upgrade()
         found = self.revision()
         if found == head:
             return
         place = self.url.render_as_string(hide_password=True)
-        if found is None or _knows(found):
+        if found is None:
+            raise UsageError(f"the database {place} has no store of PerSyn's yet; 'persyn db upgrade' makes it")
+        if _knows(found):
             raise UsageError(
                 f"the database {place} is at revision {found}, this PerSyn needs {head}; run 'persyn db upgrade'"
             )
@@ -100,6 +105,11 @@ class Database:
             f"the database {place} is at revision {found}, which this PerSyn (at {head}) does not know; "
             "it was made by a newer one: install that"
         )
+
+    def _is_empty(self) -> bool:
+        """Whether there is no table at all."""
+        with self._connect() as connection:
+            return not inspect(connection).get_table_names()
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
