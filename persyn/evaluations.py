@@ -233,7 +233,8 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
     quality = thaw(run.config).quality
     if quality.kind not in _OF_RUN:
         raise UsageError(
-            f"run {run.name}'s quality is {quality.kind}, which cannot judge what a student writes; say by what"
+            f"run {run.name}'s quality is {quality.kind}, which cannot judge what a student writes; "
+            "say by what, as --by math"
         )
     return quality
 
