@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from latex2mathml import converter
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+_log = logging.getLogger("mkdocs.hooks")
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,5 +81,7 @@ def _in_site(link: re.Match[str], uri: str, files: Files) -> str:
 
 
 def _drawn(formula: re.Match[str]) -> str:
-    display = "block" if formula[1] == "div" else "inline"
-    return converter.convert(html.unescape(formula[2]), display=display)
+    drawn = converter.convert(html.unescape(formula[2]), display="block" if formula[1] == "div" else "inline")
+    if "\\" in drawn:
+        _log.warning("A formula has a command that is not known: %s", formula[2])
+    return drawn
