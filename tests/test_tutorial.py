@@ -1,8 +1,8 @@
 """The tutorial is true: its commands do what it says, and print what it shows.
 
 A block marked `sh` is run, each where the one before left off; a block marked `bash` is for the reader alone. A block
-marked `text` right after a block that is run shows what it prints. There `...` stands for anything within a line, or, if it
-is all of a line, for any number of lines; spaces between words do not count.
+marked `text` right after a block that is run shows what that prints. There `...` stands for anything within a line, or,
+if it is all of a line, for any number of lines; spaces between words do not count.
 """
 
 from __future__ import annotations
@@ -90,5 +90,7 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{commands}\nfailed and said\n\n{done.stdout}"
         if shown is not None and (line := wrong(shown, done.stdout)):
-            pytest.fail(f"the tutorial shows after\n\n{commands}\nthe line\n\n{line}\n\nand printed is\n\n{done.stdout}")
+            pytest.fail(
+                f"the tutorial shows after\n\n{commands}\nthe line\n\n{line}\n\nand printed is\n\n{done.stdout}"
+            )
         there = Path(place.read_text().strip())
