@@ -92,7 +92,7 @@ def _boxes(tables: Mapping[str, Table]) -> dict[str, Box]:
 
 
 def _is_key(column: Column[object]) -> bool:
-    table: Table = column.table  # type: ignore[assignment] # of a model, not of a query
+    table: Table = column.table  # of a model, not of a query
     is_unique = any(isinstance(each, UniqueConstraint) and list(each.columns) == [column] for each in table.constraints)
     return column.primary_key or bool(column.foreign_keys) or is_unique
 
