@@ -156,6 +156,14 @@ def test_what_cannot_be_had_is_said(database: Database, run_id: int) -> None:
         for kind in ("strong", "mix", "family-strong")
     ]
     with database.write() as session:
+        run = session.get_one(Run, run_id)
+        run.config = {**run.config, "strategy": {"kind": "python", "model": "mine:best"}}
+    assert facts(database, run_id, 0.0).notes[-1] == "mine:best: 'persyn compare run' asks it"
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        found = compare(session, run, scores={"mine:best": "prompt 3: strategy_error: KeyError: 'topic'"})
+    assert found.notes[-1] == "mine:best: prompt 3: strategy_error: KeyError: 'topic'"
+    with database.write() as session:
         session.get_one(Run, run_id).router_id = None
         bare = make_run(session, name="bare").id
     assert facts(database, run_id, 0.0).notes[-1] == "persyn: the run has no router"
