@@ -24,7 +24,7 @@ from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.queue import Claim
 from persyn.router import strategy as own
 from persyn.stages import answers
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of, told
 from persyn.stages.known import known
 
 #: Those of [router]'s options that still mean something when the router is fitted.
@@ -62,7 +62,7 @@ def load(session: Session, job: Claim) -> Batch:
     reads_meta = thaw(run.config).strategy.kind == "python"
     return Batch(
         _spec(session, run),
-        [Route(prompt.id, conversation(prompt), prompt.meta if reads_meta else {}) for prompt in prompts],
+        [Route(prompt.id, conversation(prompt), told(prompt.meta) if reads_meta else {}) for prompt in prompts],
     )
 
 
@@ -151,8 +151,8 @@ def _texts(session: Session, teacher_ids: Collection[int], prompt_ids: Sequence[
 def _scores(item: Done, strategy: StrategyTable) -> list[float]:
     if isinstance(item.result, Failed) and strategy.kind == "python":
         raise EngineError(
-            f"{strategy.name} has no scores for prompt {item.request.id}: {item.result.reason}; "
-            "mend it, and start a run of another name, which takes over every response and score"
+            f"{strategy.name} has no scores for prompt {item.request.id}: {item.result.reason} "
+            "(a changed function is taken by a run of another name, which shares every response and score)"
         )
     if isinstance(item.result, Failed):
         raise EngineError(f"the router cannot score prompt {item.request.id}: {item.result.reason}")
@@ -269,4 +269,4 @@ def grid_routes(session: Session, run: Run, *roles: Role) -> list[Route]:
         .where(RunPrompt.run_id == run.id, RunPrompt.role.in_(roles))
         .order_by(Prompt.id)
     )
-    return [Route(prompt.id, conversation(prompt), prompt.meta) for prompt in prompts]
+    return [Route(prompt.id, conversation(prompt), told(prompt.meta)) for prompt in prompts]

@@ -109,7 +109,10 @@ def test_to_find_a_functions_file_nothing_of_its_package_is_run(
 def test_a_run_is_scored_by_a_function_of_its_own(database: Database, tmp_path: Path, module: str) -> None:
     file = write_run(tmp_path, calibration=12)
     prompts = tmp_path / "prompts.jsonl"
-    rows = [json.loads(line) | {"level": number} for number, line in enumerate(prompts.read_text().splitlines())]
+    rows = [
+        json.loads(line) | {"level": number, "serial": 2**70}
+        for number, line in enumerate(prompts.read_text().splitlines())
+    ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     file.write_text(file.read_text().replace('kind = "fake"', f'kind = "python"\nmodel = "{module}:level"', 1))
 

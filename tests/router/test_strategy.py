@@ -18,12 +18,16 @@ from tests.foreign import write_module
 
 NAN = np.nan
 SOURCE = """
+from functools import cache
 import numpy as np
 
-def by_topic(prompts, known, weight=1.0):
+@cache
+def means(known):
     topics = [prompt["meta"]["topic"] for prompt in known.prompts]
-    means = {topic: known.rewards[[t == topic for t in topics]].mean(axis=0) for topic in set(topics)}
-    return [weight * means[prompt["meta"]["topic"]] for prompt in prompts]
+    return {topic: known.rewards[[t == topic for t in topics]].mean(axis=0) for topic in set(topics)}
+
+def by_topic(prompts, known, weight=1.0):
+    return [weight * means(known)[prompt["meta"]["topic"]] for prompt in prompts]
 
 def by_length(prompts, known):
     return [[len(prompt["messages"][-1]["content"]), len(known.teachers), 0] for prompt in prompts]

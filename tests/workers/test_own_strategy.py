@@ -67,7 +67,10 @@ def write(folder: Path, model: str, *, options: str = "", **run: object) -> Path
     table = f'kind = "python"\nmodel = "{model}"\noptions = {{ {options} }}'
     file.write_text(file.read_text().replace('kind = "python"', table))
     prompts = folder / "prompts.jsonl"
-    rows = [json.loads(line) | {"level": level} for level, line in enumerate(prompts.read_text().splitlines())]
+    rows = [
+        json.loads(line) | {"level": level, "serial": 2**70}
+        for level, line in enumerate(prompts.read_text().splitlines())
+    ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -143,7 +146,7 @@ def test_what_was_assigned_stays_when_the_file_changes_and_the_rest_waits_for_it
     state, error = go_on(database, tmp_path, run_id)
     assert state is RunState.FAILED
     assert f"{module}:later has no scores for prompt" in str(error)
-    assert "strategy_error: RuntimeError: not yet; mend it, and start a run of another name" in str(error)
+    assert "strategy_error: RuntimeError: not yet (a changed function is taken by a run of another name" in str(error)
     first = by_level(database, run_id, reason=f"python: {module}:later")
     assert 40 <= len(first) < PROMPTS - 12
 
