@@ -2,8 +2,8 @@
 
     # my_strategies.py, somewhere on PYTHONPATH of every worker
     def by_length(prompts, known, most=200):
-        longs = [len(prompt["messages"][-1]["content"]) > most for prompt in prompts]
-        return [known.sizes if is_long else -known.sizes for is_long in longs]
+        is_long = [len(prompt["messages"][-1]["content"]) > most for prompt in prompts]
+        return np.outer(np.where(is_long, 1, -1), known.sizes)
 
     [strategy]
     kind = "python"
