@@ -148,7 +148,8 @@ class RouterTable(_Table, frozen=True):
 
     backbone: str = "Qwen/Qwen2.5-1.5B"
     revision: str | None = None
-    tune: Literal["full", "lora", "head"] = "full"
+    #: auto: full where that is better than the head by more than chance on prompts kept for it, else head.
+    tune: Literal["auto", "full", "lora", "head"] = "auto"
     #: How much each preference counts: by the difference of its rewards, or all the same (the paper's).
     preferences: Literal["weighted", "equal"] = "weighted"
     gpus: Count = 0
