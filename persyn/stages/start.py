@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, RunConfig, thaw
-from persyn.db.catalog import Run, RunTeacher
+from persyn.db.catalog import Run, RunTeacher, Teacher
 from persyn.db.results import Origin, Response
 from persyn.errors import UsageError
 from persyn.stages import prompt_table, versions
@@ -38,8 +38,21 @@ def identities(config: RunConfig) -> Identities:
     return versions.identities(config.teachers, config.student, config.quality, config.strategy)
 
 
+def require_imported(session: Session, config: RunConfig) -> None:
+    """Raise `UsageError` for an imported teacher that has no response."""
+    for table in config.teachers:
+        if table.engine != IMPORTED:
+            continue
+        imported = select(Response.id).join(Teacher).where(Teacher.engine == IMPORTED, Teacher.model == table.model)
+        if session.scalars(imported.where(Response.origin == Origin.IMPORTED).limit(1)).one_or_none() is None:
+            raise UsageError(
+                f"no response of teacher {table.model!r} was imported; 'persyn teachers list' shows whose were, "
+                "and an imported teacher's model is the name its rows gave it"
+            )
+
+
 def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:
-    """Register a run and its models, without prompts yet; `UsageError` for an imported teacher that has no response."""
+    """Register a run and its models, without prompts yet."""
     prompt_table.take_turns(session)  # before any other lock, as every import does
     student = versions.student(session, config.student, known)
     if config.strategy.kind == "python":
@@ -58,8 +71,6 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     session.flush()
     for position, table in enumerate(config.teachers):
         teacher_id = versions.teacher(session, table, known)
-        if table.engine == IMPORTED:
-            _require_responses(session, teacher_id, table.model)
         session.add(RunTeacher(run_id=run.id, position=position, teacher_id=teacher_id))
     session.flush()
     return run
@@ -68,15 +79,6 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
 def _pinned(config: RunConfig, revision: str | None) -> RunConfig:
     """With the version of its strategy's function."""
     return replace(config, strategy=replace(config.strategy, revision=revision))
-
-
-def _require_responses(session: Session, teacher_id: int, model: str) -> None:
-    imported = select(Response.id).where(Response.teacher_id == teacher_id, Response.origin == Origin.IMPORTED)
-    if session.scalars(imported.limit(1)).one_or_none() is None:
-        raise UsageError(
-            f"no response of teacher {model!r} was imported; 'persyn teachers list' shows whose were, "
-            "and an imported teacher's model is the name its rows gave it"
-        )
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:
