@@ -54,6 +54,21 @@ _STAGES = {
     "assign": (_GREEN, "-."),
     "generate": (_RED, "-"),
 }
+#: What figures are called, in the order they are read: no other file is taken for one.
+NAMES = (
+    "teacher-shares",
+    "group-shares",
+    "quality-learnability",
+    "rewards",
+    "strategies",
+    "hit-rates",
+    "router-curve",
+    "reliability",
+    "alpha-winners",
+    "alpha-strategies",
+    "savings",
+    "progress",
+)
 _WIDTH = 5.2
 _STYLE = {
     "axes.axisbelow": True,
@@ -420,6 +435,7 @@ def _styled() -> Iterator[None]:
 
 def _picture(name: str, title: str, says: str, figure: Figure) -> Picture:
     """Lay the figure out, once: laid out again each time it is saved, it would not come out the same."""
+    assert name in NAMES, name
     with _styled():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")

@@ -168,7 +168,14 @@ def test_figures_are_files_in_a_folder_of_their_own(pictures: list[Picture], tmp
     document.write_figures(folder, pictures[:1])
 
     assert sorted(path.name for path in folder.iterdir()) == ["teacher-shares.png", "teacher-shares.svg"]
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"notes\.txt"):
-        document.write_figures(folder, pictures[:1])
-    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "holiday.png"])
+def test_a_folder_with_anything_else_in_it_is_not_replaced(pictures: list[Picture], tmp_path: Path, name: str) -> None:
+    document.write_figures(tmp_path / "figures", pictures[:1])
+    (tmp_path / "figures" / name).write_text("mine")
+
+    with pytest.raises(UsageError, match=f"{name}.*no figure of a report"):
+        document.write_figures(tmp_path / "figures", pictures[:1])
+
+    assert (tmp_path / "figures" / name).read_text() == "mine"
