@@ -91,10 +91,12 @@ class StagePace(Struct, frozen=True):
 
     stage: str
     rows: list[float]
+    #: Rows of all its jobs, of those too that are not done.
+    planned: int
 
 
 class Timeline(Struct, frozen=True):
-    """When work was done. A job's rows are spread evenly over the time from its claim to its end."""
+    """When work was done. A job's rows are spread evenly over the time from its first claim to its end."""
 
     #: From the first claim; bins of equal width.
     seconds: float

@@ -403,7 +403,7 @@ def progress(timeline: Timeline) -> Picture:
             color, line = _STAGES.get(stage.stage, (_GREY, "-"))
             drawn = np.flatnonzero(rows)
             first, last = drawn[0], drawn[-1] + 1
-            share = np.concatenate([[0], np.cumsum(rows)])[first : last + 1] / rows.sum()
+            share = np.concatenate([[0], np.cumsum(rows)])[first : last + 1] / stage.planned
             done.plot(edges[first : last + 1], share, color=color, linestyle=line, label=stage.stage)
             rates = np.where(rows > 0, rows, np.nan)[first:last] / minutes
             pace.stairs(rates, edges[first : last + 1], baseline=None, color=color, linestyle=line)
@@ -419,7 +419,7 @@ def progress(timeline: Timeline) -> Picture:
         pace.set_ylabel("rows per minute")
         pace.set_xlabel(f"{unit} since the first job was claimed")
         figure.legend(loc="outside upper left", ncols=3)
-    said = [f"{stage.stage} {sum(stage.rows):,.0f} rows" for stage in timeline.stages]
+    said = [f"{stage.stage} {_of(sum(stage.rows), stage.planned)} rows" for stage in timeline.stages]
     spent = f"In {timeline.seconds / seconds:,.1f} {unit}: {', '.join(said)}."
     return _picture("progress", "Work over time", spent, figure)
 
@@ -485,6 +485,10 @@ def _label(text: str, *, most: int = 26) -> str:
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "0%"
+
+
+def _of(done: float, planned: int) -> str:
+    return f"{done:,.0f}" if round(done) == planned else f"{done:,.0f} of {planned:,}"
 
 
 def _hit3(hits: Hits) -> str:

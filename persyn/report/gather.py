@@ -348,12 +348,8 @@ def _field_of_few(session: Session, run: Run) -> str | None:
 
 
 def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | None:
-    finished = (
-        Job.run_id == run.id,
-        Job.state == JobState.DONE,
-        Job.started_at.is_not(None),
-        Job.finished_at.is_not(None),
-    )
+    of_run = Job.run_id == run.id
+    finished = of_run, Job.state == JobState.DONE, Job.started_at.is_not(None), Job.finished_at.is_not(None)
     began, ended = session.execute(select(func.min(Job.started_at), func.max(Job.finished_at)).where(*finished)).one()
     seconds = _seconds(began, ended) if began and ended else 0.0
     if seconds <= 0:
@@ -364,8 +360,15 @@ def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | 
     jobs = select(Job.stage, Job.started_at, Job.finished_at, Job.n_prompts).where(*finished).order_by(Job.id)
     for stage, start, end, rows in session.execute(jobs, execution_options={"yield_per": 1000}):
         so_far = done.setdefault(stage, np.zeros(_TIME_BINS + 1))
-        so_far += rows * np.clip((edges - _seconds(began, start)) / max(_seconds(start, end), 1e-3), 0, 1)
-    return Timeline(seconds, [StagePace(stage, np.diff(so_far).tolist()) for stage, so_far in done.items()])
+        # A job may end in the moment in which it began; whenever that was, in the end its rows are done.
+        times = _seconds(began, start), max(_seconds(began, end), _seconds(began, start) + 1e-3)
+        so_far += rows * np.where(edges < edges[-1], np.interp(edges, times, (0, 1)), 1.0)
+    planned: dict[str, int] = dict(
+        session.execute(select(Job.stage, func.sum(Job.n_prompts)).where(of_run).group_by(Job.stage)).all()
+    )
+    return Timeline(
+        seconds, [StagePace(stage, np.diff(so_far).tolist(), int(planned[stage])) for stage, so_far in done.items()]
+    )
 
 
 def _seconds(start: Any, end: Any) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.report import document, figures, gather
-from tests.factories import make_assignment, make_prompt, make_run
-from tests.report.conftest import HOSTILE, Store
+from tests.factories import make_assignment, make_job, make_prompt, make_run
+from tests.report.conftest import HOSTILE, NOON, Store
 
 A, B = HOSTILE[:2]
 
@@ -115,6 +117,35 @@ def test_work_is_spread_over_the_time_of_its_job(store: Store) -> None:
     assert (report.timeline.seconds, stage.stage) == (100.0, "generate")
     half = len(stage.rows) // 2
     assert (sum(stage.rows[:half]), sum(stage.rows[half:])) == pytest.approx((5.0, 15.0))
+
+
+def test_a_stage_that_is_not_done_is_not_drawn_as_if_it_were(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=40)
+        times = {"started_at": NOON, "finished_at": NOON + timedelta(seconds=100)}
+        make_job(session, made.id, state="done", n_prompts=10, **times)
+        make_job(session, made.id, n_prompts=30)
+    with database.read() as session:
+        timeline = gather.gather(session, session.get_one(Run, made.id)).timeline
+
+    assert timeline is not None
+    picture = figures.progress(timeline)
+    assert list(picture.figure.axes[0].lines[0].get_ydata())[-1] == 0.25
+    assert picture.says == "In 100.0 seconds: generate 10 of 40 rows."
+
+
+def test_a_job_that_ended_as_it_began_has_its_rows(database: Database) -> None:
+    """The run's last job, in its last moment: its stage has no other."""
+    with database.write() as session:
+        made = make_run(session, prompts=40)
+        end = NOON + timedelta(seconds=100)
+        make_job(session, made.id, stage="calibrate", state="done", n_prompts=10, started_at=NOON, finished_at=end)
+        make_job(session, made.id, stage="assign", state="done", n_prompts=30, started_at=end, finished_at=end)
+    with database.read() as session:
+        timeline = gather.gather(session, session.get_one(Run, made.id)).timeline
+
+    assert timeline is not None
+    assert figures.progress(timeline).says == "In 100.0 seconds: calibrate 10 rows, assign 30 rows."
 
 
 def test_examples_show_the_chosen_response_beside_the_next_best(store: Store) -> None:
