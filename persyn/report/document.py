@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 from urllib.parse import quote
 
 import msgspec
@@ -47,9 +48,12 @@ _ABOUT = {
 }
 #: A hold-out of fewer prompts than these is said to be small.
 _SMALL = 100
-_JOINERS = "\u200c\u200d"
+#: Line ends, tabs, and the joiners that scripts and emoji are written with; all spaces besides.
+_HARMLESS = frozenset("\r\n\t\u200c\u200d")
 #: What Markdown might read as its own, save what is harmless within a line.
 _MARKDOWN = re.compile(r"([^\w\s,;()%/'-])|_", re.ASCII)
+#: What would make a list of a line that begins so.
+_LIST = re.compile(r"^(\d*)([-)])")
 
 
 class _Plain(str):
@@ -247,14 +251,14 @@ def _shown(value: Any) -> Any:
     """A text whose control characters are seen, not obeyed; those that turn the direction of text among them."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return "".join(c if c.isprintable() or c in "\n\t" or c in _JOINERS else "\ufffd" for c in value)
+    return "".join(c if c.isprintable() or c in _HARMLESS or category(c) == "Zs" else "\ufffd" for c in value)
 
 
 def _escaped(value: Any) -> Any:
     """Whatever a Markdown template prints: one line of text that is nothing but text."""
     if not isinstance(value, str) or isinstance(value, _Plain):
         return value
-    return _MARKDOWN.sub(r"\\\g<0>", " ".join(_shown(value).split()))
+    return _LIST.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", " ".join(_shown(value).split())))
 
 
 def _fenced(text: str) -> _Plain:

@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 
 from persyn import config
 from persyn.errors import UsageError
-from persyn.report import document
-from persyn.report.facts import Report
+from persyn.report import document, figures
+from persyn.report.facts import Groups, Report
 from persyn.report.figures import Picture
 from tests.report.conftest import HOSTILE
 
@@ -124,6 +124,23 @@ def test_markdown_is_nothing_but_its_own(report: Report, pictures: list[Picture]
 def test_markdown_shows_figures_from_their_folder(report: Report, pictures: list[Picture]) -> None:
     text = document.markdown(report, pictures, folder="my figures")
     assert "![Prompts by teacher](my%20figures/teacher-shares.svg)" in text
+
+
+@pytest.mark.parametrize("name", ["- item", "-", "1) one", ") one", "1. one", "+ item", "# head", "---", "====", "> a"])
+def test_a_line_of_markdown_that_begins_with_a_foreign_name_is_a_line(report: Report, name: str) -> None:
+    groups = Groups("topic", [name, "other"], ["a", "b"], [[3, 1], [1, 3]])
+
+    text = document.markdown(report, [figures.group_shares(groups)])
+
+    tokens = MarkdownIt("commonmark").parse(text)
+    shown = ["".join(child.content for child in token.children or ()) for token in tokens]
+    assert f"{name} mostly to a (75%); other mostly to b (75%)." in shown
+
+
+def test_spaces_and_line_ends_of_other_scripts_and_systems_are_shown_as_they_are(report: Report) -> None:
+    changed = msgspec.structs.replace(report, absent={"x": "Tokyo\u3000Tower, 5\xa0%\r\nand on"})
+    assert "Tokyo\u3000Tower, 5\xa0%\r\nand on" in document.html(changed, [])
+    assert "Tokyo Tower, 5 % and on" in document.markdown(changed, [])
 
 
 def test_control_characters_are_seen_not_obeyed(report: Report) -> None:
