@@ -129,6 +129,11 @@ def facts(session: Session, run: Run) -> Facts:
     )
 
 
+def dollars(amount: float) -> str:
+    """An amount in cents; a small one in two digits that say something."""
+    return f"${amount:,.2f}" if amount >= 0.1 or not amount else f"${amount:.2g}"
+
+
 def _stages(session: Session, run: Run) -> list[StageFacts]:
     spans: dict[str, tuple[datetime | None, datetime | None]] = {
         row.stage: (row.began, row.ended)

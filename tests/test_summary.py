@@ -63,3 +63,10 @@ def test_a_router_that_gives_nearly_all_to_one_teacher_is_named(
             make_assignment(session, made.id, prompt_id, teacher_id, reason="router" if routed else "calibration")
     with database.read() as session:
         assert summary.facts(session, session.get_one(Run, made.id)).collapsed == said
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"), [(0.0, "$0.00"), (0.00321, "$0.0032"), (0.05, "$0.05"), (0.5, "$0.50"), (1234.5, "$1,234.50")]
+)
+def test_small_amounts_of_money_are_not_rounded_away(amount: float, said: str) -> None:
+    assert summary.dollars(amount) == said

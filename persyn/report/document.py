@@ -24,6 +24,7 @@ from persyn.folders import replaced
 from persyn.report import figures
 from persyn.report.facts import Report
 from persyn.report.figures import Picture
+from persyn.summary import dollars
 
 #: What the first bytes of a report say, so that no other file is overwritten.
 _MARK = b"PerSyn report"
@@ -88,10 +89,17 @@ def require_replaceable(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file, such as {path / 'report.html'}")
     try:
-        if path.exists() and _MARK not in path.read_bytes()[:_MARKED_WITHIN]:
+        if path.exists() and not _is_report(path):
             raise UsageError(f"{path} is no report of PerSyn and is left as it is; give another -o")
     except OSError as error:
         raise UsageError(f"cannot read {path}, which would be replaced: {error.strerror}") from error
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
+    with path.open("rb") as file:
+        return _MARK in file.read(_MARKED_WITHIN)
 
 
 def write(path: Path, text: str) -> None:
@@ -105,8 +113,9 @@ def write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise PersynError(f"cannot write the report {path}: {error.strerror or error}; nothing was changed") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def require_figures_folder(folder: Path) -> None:
@@ -154,8 +163,9 @@ def _routed(report: Report) -> list[str]:
         )
     if report.hits:
         said.append(
-            f"It picks a best teacher for {report.hits.router[0]:.0%} of them; the best single teacher is one for "
-            f"{report.hits.static[0]:.0%}, a teacher at random for {report.hits.random[0]:.0%}."
+            f"Of the {report.hits.n_prompts:,} whose responses differ in reward it picks a best teacher for "
+            f"{report.hits.router[0]:.0%}; the best single teacher is one for {report.hits.static[0]:.0%}, a teacher "
+            f"at random for {report.hits.random[0]:.0%}."
         )
     if said and report.comparison.n_holdout < _SMALL:
         said.append("That is a small hold-out: these figures are rough.")
@@ -169,14 +179,15 @@ def _routed(report: Report) -> list[str]:
 
 def _spent(report: Report) -> list[str]:
     spent = report.savings
-    if spent is None or not spent.tokens_generate_all:
+    if spent is None:
         return []
+    so_far = "" if spent.is_all else " so far"
     said = (
-        f"The teachers wrote {spent.tokens:,} tokens, {spent.tokens / spent.tokens_generate_all:.0%} of the about "
-        f"{spent.tokens_generate_all:,} that all of them would have written for all prompts"
+        f"The teachers wrote {spent.tokens:,} tokens{so_far}, {spent.tokens / spent.tokens_generate_all:.0%} of the "
+        f"about {spent.tokens_generate_all:,} that all of them would have written for all prompts"
     )
     if spent.cost is not None and spent.cost_generate_all:
-        said += f": ${spent.cost:,.2f} in place of about ${spent.cost_generate_all:,.2f}"
+        said += f": {dollars(spent.cost)} in place of about {dollars(spent.cost_generate_all)}"
     return [f"{said}."]
 
 
@@ -227,7 +238,7 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
         "number": lambda value: _formatted(value, "{:.4g}"),
         "reward": lambda value: _formatted(value, "{:.3f}"),
         "signed": lambda value: _formatted(value, "{:+.0%}"),
-        "dollars": lambda value: _formatted(value, "${:,.2f}"),
+        "dollars": lambda value: _Plain("-" if value is None else dollars(value)),
         "when": lambda value: _formatted(value, "{:%Y-%m-%d %H:%M} UTC"),
         "span": lambda value: _Plain("-" if value is None else _span(value)),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from persyn.compare import Comparison
 from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, TeacherMeans, Timeline
 from persyn.router.evaluate import Believed, Hits
-from persyn.summary import TeacherFacts
+from persyn.summary import TeacherFacts, dollars
 
 if TYPE_CHECKING:
     from persyn.hindsight import Curve
@@ -312,13 +312,10 @@ def alpha_winners(alphas: Alphas) -> Picture:
     with _styled():
         figure, axes = _heat(alphas.teachers, [f"{point.alpha:g}" for point in alphas.points], shares, tilt=0)
         for column, point in enumerate(alphas.points):
-            if point.best is not None:
-                box = Rectangle((column - 0.5, point.best - 0.5), 1, 1, fill=False, edgecolor=_INK, linewidth=1.4)
-                axes.add_patch(box)
+            box = Rectangle((column - 0.5, point.best - 0.5), 1, 1, fill=False, edgecolor=_INK, linewidth=1.4)
+            axes.add_patch(box)
         axes.set_xlabel(f"alpha (this run: {alphas.alpha:g}); boxed: the best mean reward")
-    said = [
-        f"at alpha {point.alpha:g} {alphas.teachers[point.best]}" for point in alphas.points if point.best is not None
-    ]
+    said = [f"at alpha {point.alpha:g} {alphas.teachers[point.best]}" for point in alphas.points]
     return _picture(
         "alpha-winners", "Whose response is best, by alpha", f"Best on the mean: {', '.join(said)}.", figure
     )
@@ -366,27 +363,28 @@ def strategies(comparison: Comparison) -> Picture:
 
 def savings(spent: Savings) -> Picture:
     """What the run spent, beside all teachers answering all prompts."""
-    panels: list[tuple[str, str, float, float]] = []
-    if spent.tokens_generate_all:
-        panels.append(("response tokens", "{:,.0f}", spent.tokens, spent.tokens_generate_all))
+    panels: list[tuple[str, float, float, Callable[[float], str]]] = [
+        ("response tokens", spent.tokens, spent.tokens_generate_all, "{:,.0f}".format)
+    ]
     if spent.cost is not None and spent.cost_generate_all:
-        panels.append(("US dollars", "${:,.2f}", spent.cost, spent.cost_generate_all))
+        panels.append(("US dollars", spent.cost, spent.cost_generate_all, dollars))
+    this_run = "this run" if spent.is_all else "this run so far"
     with _styled():
         figure = Figure(figsize=(_WIDTH, 0.35 + 0.95 * len(panels)), layout="constrained")
-        for axes, (what, form, mine, all_) in zip(
+        for axes, (what, mine, all_, form) in zip(
             np.ravel(figure.subplots(len(panels), 1, squeeze=False)), panels, strict=True
         ):
             bars = axes.barh([0, 1], [mine, all_], color=[_BLUE, _GREY], height=0.62)
-            axes.bar_label(bars, [f"{form.format(mine)} ({mine / all_:.0%})", f"about {form.format(all_)}"], padding=3)
-            axes.set_yticks([0, 1], ["this run", "generate all"])
+            axes.bar_label(bars, [f"{form(mine)} ({mine / all_:.0%})", f"about {form(all_)}"], padding=3)
+            axes.set_yticks([0, 1], [this_run, "generate all"])
             axes.tick_params(axis="y", length=0)
             axes.invert_yaxis()
             axes.margins(x=0.3)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(FuncFormatter(_counted))
             axes.set_xlabel(what)
-    said = [f"{form.format(mine)} {what} of about {form.format(all_)}" for what, form, mine, all_ in panels]
-    return _picture("savings", "Spent, beside generate-all", f"{'; '.join(said)}.", figure)
+    said = [f"{what}: {form(mine)} of about {form(all_)}" for what, mine, all_, form in panels]
+    return _picture("savings", "Spent, beside generate-all", f"{this_run.capitalize()}, {'; '.join(said)}.", figure)
 
 
 def progress(timeline: Timeline) -> Picture:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from persyn import bootstrap, compare, rewards, summary, trace, watch
 from persyn.config import RunConfig, thaw
 from persyn.db import grid
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, Router
 from persyn.db.work import Job, JobState
@@ -104,7 +104,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         reliability=believed,
         alphas=_alphas(config, cells, names, swept),
         comparison=swept.get(config.run.alpha),
-        savings=_savings(facts, absent),
+        savings=_savings(facts, cells, absent),
         timeline=_timeline(session, run, absent),
         examples=_examples(session, run, cells, rewarded, facts),
         absent=absent,
@@ -274,11 +274,15 @@ def _alphas(config: RunConfig, cells: Grid, names: list[str], swept: dict[float,
     return Alphas(config.run.alpha, names, points)
 
 
-def _savings(facts: summary.Facts, absent: dict[str, str]) -> Savings | None:
-    if not facts.tokens_generate_all:
-        absent["savings"] = "no teacher's response has a token count yet"
+def _savings(facts: summary.Facts, cells: Grid, absent: dict[str, str]) -> Savings | None:
+    if not len(cells.prompt_ids):
+        absent["savings"] = "there is no calibration grid to estimate generate-all from"
         return None
-    return Savings(facts.tokens, facts.tokens_generate_all, facts.cost, facts.cost_generate_all)
+    if not facts.tokens_generate_all:
+        absent["savings"] = "no response of the calibration grid has a token count yet"
+        return None
+    is_all = facts.state == RunState.DONE
+    return Savings(facts.tokens, facts.tokens_generate_all, facts.cost, facts.cost_generate_all, is_all)
 
 
 def _groups(
@@ -430,7 +434,7 @@ def _example(found: trace.Trace, rewards_of: dict[str, float]) -> Example | None
         margin=found.assignment["margin"],
         text=_cut(found.text),
         chosen=_shown(responses[found.teacher], rewards_of),
-        runner_up=_shown(responses[others[0]], rewards_of) if others else None,
+        best_other=_shown(responses[others[0]], rewards_of) if others else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -160,6 +161,31 @@ def test_the_configuration_in_a_report_starts_the_same_run(report: Report, tmp_p
     # The prompts' file is found beside the run file, as in any other.
     frozen["prompts"]["file"] = [str(tmp_path / frozen["prompts"]["file"])]
     assert again.frozen() == frozen
+
+
+def test_hits_are_counted_on_the_prompts_that_have_a_best_teacher(report: Report) -> None:
+    """One of the four hold-out prompts less, as if its responses had equal rewards."""
+    assert report.hits is not None
+    changed = msgspec.structs.replace(report, hits=msgspec.structs.replace(report.hits, n_prompts=3))
+
+    said = " ".join(document.headlines(changed))
+
+    assert "On 4 hold-out prompts the router's choice has a mean reward of 0.550" in said
+    assert "Of the 3 whose responses differ in reward it picks a best teacher for 75%" in said
+
+
+def test_a_report_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        document.write(tmp_path / "report.html", "PerSyn report \ud800")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_no_report(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(UsageError, match="is no report"):
+        document.write(tmp_path / "pipe", "")
 
 
 def test_only_a_report_is_overwritten(report: Report, tmp_path: Path) -> None:
