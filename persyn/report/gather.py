@@ -279,7 +279,7 @@ def _savings(facts: summary.Facts, cells: Grid, absent: dict[str, str]) -> Savin
         absent["savings"] = "there is no calibration grid to estimate generate-all from"
         return None
     if not facts.tokens_generate_all:
-        absent["savings"] = "no response of the calibration grid has a token count yet"
+        absent["savings"] = "not every teacher has a token count in the calibration grid yet"
         return None
     is_all = facts.state == RunState.DONE
     return Savings(facts.tokens, facts.tokens_generate_all, facts.cost, facts.cost_generate_all, is_all)
