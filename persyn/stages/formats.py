@@ -170,7 +170,8 @@ class _RowGroup:
     def add(self, example: Example) -> None:
         row = _as_row(example)
         self._rows.append(row)
-        self._characters += sum(len(turn["content"]) for turn in example.messages) + len(row["meta"])
+        self._characters += sum(len(turn["content"]) for turn in example.messages)
+        self._characters += len(row["meta"]) + len(example.answer or "")
         if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
             self.flush()
 
