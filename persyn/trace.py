@@ -146,6 +146,8 @@ def _scores(run: Run, prompt_id: int) -> Any:
             Teacher.name.label("teacher"),
             Scorer.kind.label("scorer"),
             Scorer.model,
+            Scorer.revision,
+            Scorer.fingerprint.label("scorer_fingerprint"),
             Score.value,
             Score.n_tokens,
             Score.failure,
