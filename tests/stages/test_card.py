@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import DatasetCard
 from sqlalchemy import update
 
-from persyn.db.catalog import Run, RunState, Student, Teacher
+from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from persyn.stages import card, export
 from persyn.stages.export_options import Options
@@ -96,6 +96,18 @@ def test_datasets_loads_parquet_alone_and_beside_texts(database: Database, run: 
     assert load(tmp_path / "out", "-")["-"]["train"][1][:2] == ["prompt_id", "messages"]
     assert 'load_dataset("parquet", data_files={"train": "dataset.parquet"})' in text
     assert "parquet" not in text.split("\n---\n")[0]
+
+
+def test_ids_that_look_like_dates_are_texts(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    """A reader that takes the first ones for times refuses a file whose later ones are none."""
+    with database.write() as session:
+        session.execute(update(Prompt).values(source_id="2020-01-31"))
+    written(database, run, tmp_path / "out")
+
+    found = load(tmp_path / "out", "messages", "prompt-completion")
+
+    for sets in found.values():
+        assert str(sets["train"][2]["source_id"]).startswith("2020-01-31")
 
 
 def test_the_cards_own_lines_load_the_dataset_in_its_folder(database: Database, run: MadeRun, tmp_path: Path) -> None:
