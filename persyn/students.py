@@ -186,7 +186,7 @@ def _key(config: dict[str, Any], settings: dict[str, Any]) -> _Key:
     same = {name: value for name, value in config.items() if name != "prompts"}
     same["run"] = {name: value for name, value in config["run"].items() if name not in ("name", "seed")}
     settled = {name: value for name, value in settings.items() if name not in ("seed", "micro_batch")}
-    return run.strategy.kind, run.run.alpha, trained, _text([same, settled])
+    return run.strategy.name, run.run.alpha, trained, _text([same, settled])
 
 
 def _text(value: Any) -> str:

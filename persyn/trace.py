@@ -33,6 +33,8 @@ class Trace(Struct, frozen=True):
     #: The teacher it was given to; None before it has one.
     teacher: str | None
     assignment: Row
+    #: The function that takes the router's place, with the digest of its file; empty where none does.
+    strategy: Row
     #: The run's router, with the digest of its files; empty before it is fitted.
     router: Row
     #: One row per teacher, best first.
@@ -80,6 +82,7 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         source_id=place.source_id,
         teacher=assignment[0].pop("name") if assignment else None,
         assignment=assignment[0] if assignment else {},
+        strategy=_function(run),
         router=next(iter(_rows(session, _router(run))), {}),
         router_scores=_rows(session, _router_scores(run, prompt_id)),
         responses=responses,
@@ -87,6 +90,13 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         events=_rows(session, _events(jobs)),
         uses=_rows(session, _uses(prompt_id)),
     )
+
+
+def _function(run: Run) -> Row:
+    strategy = thaw(run.config).strategy
+    if strategy.kind != "python":
+        return {}
+    return {"model": strategy.model, "revision": strategy.revision, "options": strategy.options}
 
 
 def _router(run: Run) -> Any:

@@ -105,6 +105,18 @@ def test_a_gain_is_taken_on_the_same_prompts(database: Database) -> None:
     assert (gain.mean, gain.low, gain.high) == (0.0, 0.0, 0.0)
 
 
+def test_a_function_goes_by_its_name_and_each_version_of_it_alone(database: Database) -> None:
+    with database.write() as session:
+        made = Trained(session)
+        for name, model, version, right in (("a", "m:f", "1", 1), ("b", "m:f", "2", 0), ("c", "m:g", "1", 0.5)):
+            run = made.run(name, "python")
+            run.config = {**run.config, "strategy": {"kind": "python", "model": model, "revision": version}}
+            made.evaluation(run, [right] * 4)
+        facts = students.compare(session, made.runs)
+
+    assert [(f.strategy, f.value and f.value.mean) for f in facts] == [("m:f", 1.0), ("m:g", 0.5), ("m:f", 0.0)]
+
+
 def test_another_alpha_is_another_strategy(database: Database) -> None:
     with database.write() as session:
         made = Trained(session)

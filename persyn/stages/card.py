@@ -122,13 +122,13 @@ def _default(manifest: Manifest) -> str:
 
 
 def _what(manifest: Manifest) -> str:
-    strategy = thaw(manifest.config).strategy.kind
+    strategy = thaw(manifest.config).strategy.name
     how = (
         "Each prompt was given to the one teacher that a router, fitted to this student on a calibration sample, "
         "expected to teach it most, and only that teacher answered it. All teachers answered the sample itself; of "
         "each of its prompts the best response by its scores was taken."
         if strategy == "persyn"
-        else f"The teacher of each prompt was chosen by the strategy {strategy}."
+        else f"The teacher of each prompt was chosen by the strategy {text(strategy)}."
     )
     so_far = "" if manifest.finished_at else " The run was not finished when this was written: rows are missing."
     return (
@@ -250,7 +250,7 @@ def _provenance(manifest: Manifest) -> str:
     rows: list[Sequence[str]] = [
         ["student", f"{text(manifest.student.name)}: {_model(manifest.student.model, manifest.student.revision)}"],
         ["quality", config.quality.kind],
-        ["strategy", config.strategy.kind],
+        ["strategy", _model(config.strategy.name, config.strategy.revision)],
         ["alpha, normalisation, seed", dials],
     ]
     if manifest.router:
