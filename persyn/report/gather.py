@@ -17,7 +17,7 @@ from persyn.config import RunConfig, thaw
 from persyn.db import grid
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
 from persyn.db.grid import Grid
-from persyn.db.results import Assignment, Response, Router
+from persyn.db.results import Assignment, Response, Router, answers_assignment
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
 from persyn.report.facts import (
@@ -162,14 +162,7 @@ def _engines(session: Session, run: Run) -> dict[str, int]:
     """Of the responses that the dataset is made of."""
     rows = session.execute(
         select(Response.engine, func.count())
-        .join(
-            Assignment,
-            and_(
-                Assignment.prompt_id == Response.prompt_id,
-                Assignment.teacher_id == Response.teacher_id,
-                Response.sample == 0,
-            ),
-        )
+        .join(Assignment, answers_assignment())
         .where(Assignment.run_id == run.id, Response.text.is_not(None))
         .group_by(Response.engine)
         .order_by(Response.engine)
@@ -400,12 +393,7 @@ def _examples(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: 
 
 def _first(session: Session, run: Run, teacher: str, *, in_grid: bool) -> int | None:
     """A prompt that a teacher has and wrote something for; from the grid, the one that it won most clearly."""
-    written = and_(
-        Response.prompt_id == Assignment.prompt_id,
-        Response.teacher_id == Assignment.teacher_id,
-        Response.sample == 0,
-        Response.text.is_not(None),
-    )
+    written = and_(answers_assignment(), Response.text.is_not(None))
     role = RunPrompt.role != Role.TARGET if in_grid else RunPrompt.role == Role.TARGET
     return session.scalars(
         select(Assignment.prompt_id)
