@@ -20,6 +20,7 @@ from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.rewards import Matrix, Normalisation
 from persyn.settings import Settings
+from persyn.summary import dollars
 
 if TYPE_CHECKING:
     from persyn.hindsight import Frozen
@@ -155,7 +156,7 @@ def _row(fact: StrategyFacts) -> tuple[str, ...]:
         f"{fact.quality:.3f}",
         f"{fact.learnability:.3f}",
         "-" if fact.tokens is None else f"{fact.tokens:,.0f}",
-        "-" if fact.cost is None else f"${fact.cost:,.2f}",
+        "-" if fact.cost is None else dollars(fact.cost),
     )
 
 

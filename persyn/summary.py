@@ -129,6 +129,11 @@ def facts(session: Session, run: Run) -> Facts:
     )
 
 
+def dollars(amount: float) -> str:
+    """An amount in cents; a small one in two digits that say something."""
+    return f"${amount:,.2f}" if amount >= 0.1 or not amount else f"${amount:.2g}"
+
+
 def _stages(session: Session, run: Run) -> list[StageFacts]:
     spans: dict[str, tuple[datetime | None, datetime | None]] = {
         row.stage: (row.began, row.ended)
@@ -288,24 +293,35 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
 
 
 def _generate_all(session: Session, run: Run, n_prompts: int) -> tuple[int | None, float | None]:
-    """Tokens and dollars: every teacher's mean response on the grid, times all prompts; None before the grid has any.
+    """Tokens and dollars: every teacher's mean response on the grid, times all prompts.
 
-    A price that is not known of one teacher leaves the dollars unknown.
+    A teacher without a count leaves the tokens unknown, one without a price the dollars; one that only failed
+    would have written nothing.
     """
-    means = session.execute(
-        select(func.avg(Response.response_tokens).label("tokens"), func.avg(_DOLLARS).label("dollars"))
-        .select_from(RunPrompt)
-        .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
-        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+    of_grid = (
+        select(Response.teacher_id, Response.text, Response.response_tokens, _DOLLARS.label("dollars"))
+        .join(RunPrompt, and_(RunPrompt.prompt_id == Response.prompt_id, RunPrompt.run_id == run.id))
         .join(Teacher, Teacher.id == Response.teacher_id)
-        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
-        .group_by(Response.teacher_id)
+        .where(Response.sample == 0, RunPrompt.role != Role.TARGET)
+        .subquery()
+    )
+    means = session.execute(
+        select(
+            func.avg(of_grid.c.response_tokens).label("tokens"),
+            func.avg(of_grid.c.dollars).label("dollars"),
+            (func.count(of_grid.c.teacher_id) > func.count(of_grid.c.text)).label("has_failed"),
+            func.count(of_grid.c.text).label("texts"),
+        )
+        .select_from(RunTeacher)
+        .outerjoin(of_grid, of_grid.c.teacher_id == RunTeacher.teacher_id)
+        .where(RunTeacher.run_id == run.id)
+        .group_by(RunTeacher.teacher_id)
     ).all()
-    known = [row for row in means if row.tokens is not None]
-    if not known:
+    known = [row for row in means if row.texts or not row.has_failed]
+    tokens, dollars = _sum([row.tokens for row in known]), _sum([row.dollars for row in known])
+    if tokens is None:
         return None, None
-    dollars = None if any(row.dollars is None for row in means) else sum(row.dollars for row in means) * n_prompts
-    return round(float(sum(row.tokens for row in known)) * n_prompts), dollars
+    return round(float(tokens) * n_prompts), None if dollars is None else dollars * n_prompts
 
 
 def _sum(parts: list[float | None]) -> float | None:

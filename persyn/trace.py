@@ -13,7 +13,7 @@ from persyn import rewards
 from persyn.config import thaw
 from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
-from persyn.db.results import Assignment, Response, Router, RouterScore, Score
+from persyn.db.results import Assignment, Response, Router, RouterScore, Score, answers_assignment
 from persyn.db.trained import Training
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError
@@ -156,6 +156,8 @@ def _scores(run: Run, prompt_id: int) -> Any:
             Teacher.name.label("teacher"),
             Scorer.kind.label("scorer"),
             Scorer.model,
+            Scorer.revision,
+            Scorer.fingerprint.label("scorer_fingerprint"),
             Score.value,
             Score.n_tokens,
             Score.failure,
@@ -234,9 +236,6 @@ def _events(jobs: set[int]) -> Any:
 
 
 def _uses(prompt_id: int) -> Any:
-    answered = and_(
-        Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
-    )
     return (
         select(
             Run.name.label("run"),
@@ -250,7 +249,7 @@ def _uses(prompt_id: int) -> Any:
         .join(Run, Run.id == RunPrompt.run_id)
         .outerjoin(Assignment, and_(Assignment.run_id == Run.id, Assignment.prompt_id == RunPrompt.prompt_id))
         .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
-        .outerjoin(Response, answered)
+        .outerjoin(Response, answers_assignment())
         .outerjoin(Training, and_(Training.run_id == Run.id, Response.text.is_not(None)))
         .where(RunPrompt.prompt_id == prompt_id)
         .order_by(Run.id, Training.id)
