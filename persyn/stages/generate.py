@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Select, func, select
@@ -42,6 +42,11 @@ def progress(session: Session, run: Run) -> Progress:
 def failures(run: Run) -> Select[Any]:
     """What failed of the assigned prompts: the reason of each such response."""
     return _assigned(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
+
+
+def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
+    """Have assigned prompts whose answer failed for these reasons asked again; return how many."""
+    return answers.forget(session, _assigned(run.id), reasons)
 
 
 def _assigned(run_id: int) -> Select[Any]:
