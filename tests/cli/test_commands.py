@@ -46,6 +46,23 @@ def test_progress_counts_each_failure_once(persyn: Persyn, tmp_path: Path) -> No
     assert said[-1].endswith(f"{stage['failed']} failed")
 
 
+def test_rows_that_failed_are_asked_again_when_their_reason_is_named(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("run", "start", str(write_run(tmp_path, options={"fail_every": 5})))
+    dataset = tmp_path / "home" / "datasets" / "test" / "messages.jsonl"
+    before = len(dataset.read_text().splitlines())
+    assert before < PROMPTS
+    require_refused(persyn("jobs", "retry", "test"), "done")
+    require_refused(persyn("jobs", "retry", "test", "--rows", "server_error"), "server_error", "run status test")
+
+    asked = persyn("jobs", "retry", "test", "--rows", "refused")
+    resumed = persyn("run", "resume", "test")
+
+    assert asked.stdout.startswith(f"{PROMPTS - before} rows are asked again\nrun test goes on"), asked
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(dataset.read_text().splitlines()) > before
+    assert persyn("audit", "test").stdout == "run test is consistent\n"
+
+
 def test_status_says_as_json_that_everything_adds_up(persyn: Persyn, tmp_path: Path) -> None:
     persyn("run", "start", str(write_run(tmp_path)))
     facts = json.loads(persyn("run", "status", "test", "--json").stdout)
