@@ -154,7 +154,11 @@ def test_page_after_page_comes_to_every_prompt_once(
 
 
 @pytest.mark.parametrize(
-    "query", ["role=nobody", "after=x", "after=-1", f"after={2**63}", "margin_from=x", "order=1", "after=1&margin=x"]
+    "query",
+    [
+        *("role=nobody", "after=x", "after=-1", f"after={2**63}", f"after={'9' * 5000}", "margin_from=x", "order=1"),
+        *("after=1&margin=x", f"text={'x' * 30_000}"),
+    ],
 )
 def test_what_cannot_be_asked_is_said_so(filled: Filled, query: str) -> None:
     answer = filled.console.get(f"/runs/maths/prompts?{query}")
@@ -187,9 +191,24 @@ def test_a_response_that_failed_says_why(filled: Filled) -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["/runs/nope", "/runs/nope/prompts", "/runs/maths/prompts/999999", "/runs/maths/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/runs/nope", "/runs/nope/prompts", "/runs/maths/x", "/runs/maths/prompts/999999", "/runs/maths/prompts/x"),
+        *(f"/runs/maths/prompts/{2**63}", f"/runs/maths/prompts/{'9' * 5000}"),
+    ],
+)
 def test_what_is_not_there_is_said_so(filled: Filled, path: str) -> None:
     assert filled.console.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/runs/%00", "/runs/maths/prompts?text=%00", "/runs/maths/prompts?failure=a%00b", "/sql?query=%00"]
+)
+def test_a_nul_character_is_in_no_address(filled: Filled, path: str) -> None:
+    answer = filled.console.get(path)
+    assert answer.status_code == 400
+    assert "NUL" in answer.text
 
 
 def test_failures_are_grouped_by_reason_and_lead_to_their_prompts(filled: Filled) -> None:
