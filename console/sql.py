@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import threading
 import time
@@ -17,9 +16,9 @@ from starlette.responses import Response
 from console.pages import Problem, not_found, page
 from console.store import database, reading
 from persyn import browse
-from persyn.errors import UsageError
-from persyn.questions import book
-from persyn.questions.ask import Answer, Limits, ask
+from persyn.errors import PersynError, UsageError
+from persyn.questions import book, tokens
+from persyn.questions.ask import Answer, Limits, ask, write_csv
 from persyn.questions.book import Question
 
 _PAGE = Limits(rows=500, seconds=10, megabytes=4)
@@ -57,7 +56,7 @@ def show(request: Request) -> Response:
         began = time.monotonic()
         try:
             answer = _answer(request, asked, _PAGE)
-        except UsageError as refused:
+        except PersynError as refused:
             error = str(refused)
         seconds = time.monotonic() - began
     return page(
@@ -84,12 +83,10 @@ def download(request: Request) -> Response:
         raise Problem(HTTPStatus.FORBIDDEN, "Another site asked for this", "Ask it on the SQL page.")
     try:
         answer = _answer(request, asked, _FILE)
-    except UsageError as refused:
+    except PersynError as refused:
         raise Problem(HTTPStatus.BAD_REQUEST, "The question has no answer", f"{refused}.") from refused
     written = io.StringIO()
-    lines = csv.writer(written, lineterminator="\n")
-    lines.writerow(answer.columns)
-    lines.writerows(answer.rows)
+    write_csv(written, answer.columns, answer.rows)
     name = "answer-cut.csv" if answer.is_truncated else "answer.csv"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
@@ -103,7 +100,7 @@ def _read(request: Request) -> Asked:
         except UsageError as error:
             raise not_found("There is no such question in the book.") from error
         query = question.sql
-    given = {name: request.query_params.get(name, "").strip() for name in book.parameters(query)}
+    given = {name: request.query_params.get(name, "").strip() for name in tokens.parameters(query)}
     return Asked(query, given, question)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+import sys
 from urllib.parse import quote
 
 import pytest
@@ -48,6 +50,26 @@ def test_a_file_has_the_values_as_they_are(filled: Filled) -> None:
     assert [int(row[0]) for row in found[1:9]] == filled.made.run.prompt_ids
     assert filled.console.get(f"/sql.csv?query={quote('delete from runs')}").status_code == 400
     assert filled.console.get("/sql.csv").status_code == 400
+
+
+def test_a_text_with_a_colon_is_no_parameter(filled: Filled) -> None:
+    query = quote("select '12:noon' as at")
+    assert rows(filled.get(f"/sql?query={query}"))[1] == "12:noon"
+
+
+def test_an_array_in_a_file_is_json(filled: Filled) -> None:
+    if filled.database.url.get_backend_name() == "sqlite":
+        pytest.skip("SQLite has no arrays")
+    query = quote("select array['it''s', null] as a")
+    assert filled.get(f"/sql.csv?query={query}") == 'a\n"[""it\'s"", null]"\n'
+
+
+def test_a_question_whose_process_ends_is_told_of(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    for path, status in (("/sql", 200), ("/sql.csv", 400)):
+        answer = filled.console.get(f"{path}?query=select+1")
+        assert answer.status_code == status
+        assert "the question ended its process" in answer.text
 
 
 def test_a_link_of_another_site_asks_nothing(filled: Filled) -> None:
