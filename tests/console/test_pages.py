@@ -13,9 +13,11 @@ from sqlalchemy import func, select
 from persyn.db import Base
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
+from persyn.db.results import Response, Score
 from persyn.db.work import Event, Job, JobState
 from tests.console.conftest import Filled, client
 from tests.console.stores import MadeStore, fill, named
+from tests.factories import make_response
 
 INLINE = {"a", "bdi", "strong", "span", "time", "code"}
 
@@ -219,6 +221,26 @@ def test_failures_are_grouped_by_reason_and_lead_to_their_prompts(filled: Filled
     found = rows(console.get("/runs/failed/failures").text)
     assert found[1].startswith("calibrate failed no memory 2 ")
     assert found[2].startswith("calibrate failed no disk 1 ")
+
+
+def test_what_failed_for_another_run_is_no_failure_of_this_one(database: Database) -> None:
+    """Responses are shared by runs: bob failed at a prompt that is ada's here, and a score of her answer elsewhere."""
+    made = fill(database)
+    with database.write() as session:
+        target, ada, bob = made.run.prompt_ids[4], *made.run.teacher_ids
+        make_response(session, target, bob, None, failure="refused")
+        answer = select(Response.id).where(Response.prompt_id == target, Response.teacher_id == ada)
+        session.add(Score(response_id=session.scalars(answer).one(), scorer_id=1, failure="timeout", detail={}))
+        assert session.get_one(Run, made.run.id).quality_scorer_id == 1
+        in_grid = session.scalars(select(Score).order_by(Score.response_id).limit(1)).one()
+        in_grid.value, in_grid.failure = None, "not_finite: nan"
+    console = client(database)
+    assert "refused" not in console.get("/runs/maths/failures").text
+    for failure in ("refused", "timeout"):
+        assert ids(console.get(f"/runs/maths/prompts?failure={failure}").text) == []
+    first, sixth = made.run.prompt_ids[0], made.run.prompt_ids[5]
+    assert ids(console.get("/runs/maths/prompts?failure=not_finite").text) == [first]
+    assert ids(console.get("/runs/maths/prompts?failure=any").text) == [first, sixth]
 
 
 def secret(html: str) -> str:
