@@ -19,7 +19,7 @@ from persyn.db.connect import Database
 from persyn.db.work import JobState
 from persyn.errors import shorten
 from persyn.stages.batch import Progress
-from persyn.watch import Failures, Glance, Held, Pace, Tally, glance, tally
+from persyn.watch import Failures, Glance, Held, Pace, Tally, glance, over, tally
 from workers import owner
 
 #: Between two looks on a terminal.
@@ -94,8 +94,9 @@ class View:
         return seen
 
     def _show(self, name: str, seen: Glance, counted: Tally | None) -> None:
-        for stage, counts in (counted.stages if counted else {}).items():
-            self._bar(stage, counts, seen, counted)
+        if counted is not None:
+            for stage, counts in counted.stages.items():
+                self._bar(stage, counts, seen, counted)
         failures = counted.failures if counted else []
         self._meter.frame(_head(name, seen), _tables(seen, failures))
         self._say_once(
@@ -103,19 +104,16 @@ class View:
             for trouble in seen.troubles
         )
 
-    def _bar(self, stage: str, counts: Progress, seen: Glance, counted: Tally | None) -> None:
-        over = counts.done + counts.failed
+    def _bar(self, stage: str, counts: Progress, seen: Glance, counted: Tally) -> None:
         notes = [f"{counts.failed:,} failed"] if counts.failed else []
-        if counted is None or stage != seen.stage:
+        if stage != seen.stage:
             if self._shown.get(stage) != counts:
-                self._meter.show(stage, counts.total, over, *notes)
+                self._meter.show(stage, counts.total, counts.done + counts.failed, *notes)
             self._shown[stage] = counts
             return
-        # Rows of jobs that ended since the rows were counted.
-        since = max(0, counted.open_rows - seen.open_rows) if counted.stage == stage else 0
         if not self._meter.is_terminal:
             notes += _in_words(seen)
-        self._meter.show(stage, counts.total, min(over + since, counts.total), ", ".join(notes), ago=seen.stage_seconds)
+        self._meter.show(stage, counts.total, over(seen, counted), ", ".join(notes), ago=seen.stage_seconds)
 
     def _sum_up(self) -> None:
         """Where there is no table of what failed, say it at the end."""

@@ -99,11 +99,9 @@ def _stages(seen: Glance, tally: Counted[Tally] | None, facts: Counted[Facts] | 
 
 def _stage(name: str, seen: Glance, counted: Tally, took: float | None) -> StageRow:
     counts = counted.stages[name]
-    over = counts.done + counts.failed
-    if name != seen.stage or name != counted.stage or seen.state is not RunState.RUNNING:
-        return StageRow(name, counts, over, took)
-    # Rows of jobs that ended since the rows were counted.
-    over = min(over + max(0, counted.open_rows - seen.open_rows), counts.total)
+    if name != seen.stage or seen.state is not RunState.RUNNING:
+        return StageRow(name, counts, counts.done + counts.failed, took)
+    over = watch.over(seen, counted)
     rate = watch.rate(seen, counts.total - over)
     return StageRow(name, counts, over, seen.stage_seconds, rate, (counts.total - over) / rate if rate else None)
 

@@ -76,7 +76,8 @@ class Glance(Struct, frozen=True):
     stage_seconds: float
     #: Of the present stage, by state.
     jobs: dict[JobState, int]
-    #: Rows that the waiting and running ones of them held when they were planned, and that all of them held.
+    #: Rows that the waiting and running ones of them held when they were planned, and that all but cancelled ones held:
+    #: what those left is planned again.
     open_rows: int
     planned_rows: int
     held: list[Held]
@@ -127,11 +128,22 @@ def glance(session: Session, run: Run) -> Glance:
         stage_seconds=(at - began).total_seconds(),
         jobs={state: count for state, count, *_ in counted},
         open_rows=sum(int(rows) for state, _, rows, _ in counted if state in _OPEN),
-        planned_rows=sum(int(rows) for _, _, rows, _ in counted),
+        planned_rows=sum(int(rows) for state, _, rows, _ in counted if state is not JobState.CANCELLED),
         held=_held(session, run, at),
         paces=_paces(session, run, at, max(began, at - RECENT)),
         troubles=_troubles(session, run),
     )
+
+
+def over(seen: Glance, counted: Tally) -> int:
+    """Rows of the present stage that are done or failed: those that were counted, or more where jobs ended since."""
+    counts = counted.stages[seen.stage]
+    known = counts.done + counts.failed
+    if counted.stage != seen.stage:
+        return known
+    # What is missing is in open jobs, which may be half done, but for what no job held when it was counted.
+    in_no_job = max(0, counts.pending - counted.open_rows)
+    return max(known, counts.total - seen.open_rows - in_no_job)
 
 
 def rate(seen: Glance, pending: int) -> float | None:

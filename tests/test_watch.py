@@ -162,3 +162,40 @@ def test_where_no_teacher_writes_the_rate_is_that_of_the_whole_stage(database: D
     seen = glance(database, made.id)
     assert watch.rate(seen, pending=4) == pytest.approx(1.4, rel=0.3)
     assert watch.rate(seen, pending=18) is None
+
+
+def test_rows_that_a_cancelled_job_left_are_not_counted_twice(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, stage="score")
+        # Of 18 rows 9 were done in 10 seconds; the other 9 were taken from one job and planned again in the next.
+        make_job(session, made.id, stage="score", state="done", started_at=now(seconds(-10)))
+        make_job(session, made.id, stage="score", state="cancelled", started_at=now(seconds(-10)))
+        running(session, made.id, stage="score", started_at=now(seconds(-1)))
+    seen = glance(database, made.id)
+    assert seen.planned_rows == 18
+    assert watch.rate(seen, pending=9) == pytest.approx(0.9, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("done", "open_then", "open_now", "over"),
+    [
+        (60, 40, 40, 60),
+        # Of two jobs of 20 one ended.
+        (60, 40, 20, 80),
+        # One of 20 of which 15 were counted ended: the other 20 are missing, not 5.
+        (75, 40, 20, 80),
+        (75, 40, 0, 100),
+        # 10 rows are in no job; what a job holds may have grown.
+        (60, 30, 0, 90),
+        (60, 40, 60, 60),
+    ],
+)
+def test_rows_of_jobs_that_ended_since_the_rows_were_counted_are_over(
+    database: Database, done: int, open_then: int, open_now: int, over: int
+) -> None:
+    with database.write() as session:
+        made = make_run(session, stage="generate")
+        if open_now:
+            running(session, made.id, n_prompts=open_now)
+    counted = watch.Tally({"generate": Progress(100, done, 0)}, [], "generate", open_then)
+    assert watch.over(glance(database, made.id), counted) == over
