@@ -16,6 +16,7 @@ from console.pages import page
 from console.store import counted, find, kept, reading
 from persyn import browse, summary, watch
 from persyn.compare import Comparison, compare
+from persyn.config import thaw
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
 from persyn.stages.batch import Progress
@@ -57,6 +58,7 @@ def show(request: Request) -> Response:
         stages=_stages(seen, counts["tally"], counts["facts"]),
         live=is_live(request, is_going, *counts.values()),
         is_going=is_going,
+        per=thaw(run.config).run.learnability_per,
         **counts,
     )
 

@@ -8,16 +8,16 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from persyn.db import Base
-from persyn.db.catalog import Run, RunState
+from persyn.db.catalog import Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.db.work import Event, Job, JobState
 from tests.console.conftest import Filled, client
 from tests.console.stores import MadeStore, fill, named
-from tests.factories import make_response
+from tests.factories import make_config, make_response
 
 INLINE = {"a", "bdi", "strong", "span", "time", "code"}
 
@@ -93,6 +93,21 @@ def test_a_run_says_how_far_it_is_who_works_and_what_came_out(database: Database
     # On both hold-out prompts ada has 0.6 and bob 0.4, and the router chooses ada.
     assert any(row.startswith("persyn 0.600 0.60 to 0.60") for row in found)
     assert 'data-live="2.0"' in html
+
+
+def test_a_run_says_what_it_costs_and_in_which_unit_it_measures(database: Database) -> None:
+    made = fill(database)
+    with database.write() as session:
+        for teacher_id, price in zip(made.run.teacher_ids, (1e4, 2e4), strict=True):
+            teacher = session.get_one(Teacher, teacher_id)
+            teacher.price_in, teacher.price_out = 0.0, price
+        session.execute(update(Response).values(prompt_tokens=1))
+        run = session.get_one(Run, made.run.id)
+        run.config = make_config("maths", ("ada", "bob"), learnability_per="character").frozen()
+    text = Read(client(database).get("/runs/maths").text).text
+    assert "learnability (nats per character)" in text
+    # A hundredth of a dollar for each of ada's 44 tokens, two for each of bob's 40; of all 8 prompts 80 and 80.
+    assert "1.24 dollars of about 2.4 (52%)." in text
 
 
 def test_a_page_that_is_held_does_not_look_again(filled: Filled) -> None:
