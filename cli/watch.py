@@ -58,15 +58,15 @@ class View:
         self._shown: dict[str, Progress] = {}
         self._is_away = False
 
-    def follow(self, closed: threading.Event) -> RunState | None:
-        """Show the run until it is over, and return how it ended; None when `closed` came first."""
+    def follow(self, closed: threading.Event) -> Glance | None:
+        """Show the run until it is over, and return what was seen last; None when `closed` came first."""
         looks = 0
         with self._meter:
             while not closed.is_set():
                 seen = self._look()
                 if seen is not None and seen.state is not RunState.RUNNING:
                     self._sum_up()
-                    return seen.state
+                    return seen
                 looks += 1
                 if seen is not None and looks % _LOOKS_A_WARNING == 0:
                     with contextlib.suppress(OperationalError):  # the next look says so
@@ -89,8 +89,8 @@ class View:
         if self._is_away:
             self._meter.say("the database answers again")
         self._is_away = False
-        counted = self._rows.counted(self._interval, is_last=seen.state is not RunState.RUNNING)
-        self._show(name, seen, counted)
+        is_over = seen.state is not RunState.RUNNING
+        self._show(name, seen, self._rows.last() if is_over else self._rows.newest(self._interval))
         return seen
 
     def _show(self, name: str, seen: Glance, counted: Tally | None) -> None:
@@ -117,7 +117,7 @@ class View:
 
     def _sum_up(self) -> None:
         """Where there is no table of what failed, say it at the end."""
-        counted = self._rows.counted(0.0, is_last=False)
+        counted = self._rows.newest(0.0)
         if counted is not None and not self._meter.is_terminal:
             for failure in counted.failures:
                 self._meter.say(f"{failure.stage}: {failure.rows} failed: {shorten(failure.reason)}")
@@ -139,17 +139,29 @@ class _Rows:
         self._thread: threading.Thread | None = None
         self._count_at = 0.0
 
-    def counted(self, seconds: float, *, is_last: bool) -> Tally | None:
+    def newest(self, seconds: float) -> Tally | None:
         """The newest count there is after at most so many seconds."""
-        if self._thread is None and (is_last or time.monotonic() >= self._count_at):
-            # A count of many rows cannot be interrupted; whoever closes the window does not wait for it.
-            self._thread = threading.Thread(target=self._count, name="counting", daemon=True)
-            self._thread.start()
+        if self._thread is None and time.monotonic() >= self._count_at:
+            self._begin()
         if self._thread is not None:
             self._thread.join(seconds)
             if not self._thread.is_alive():
                 self._thread = None
         return self._found
+
+    def last(self) -> Tally | None:
+        """A count that begins now, however long it takes: nothing will change any more."""
+        if self._thread is not None:
+            self._thread.join()
+        self._begin().join()
+        self._thread = None
+        return self._found
+
+    def _begin(self) -> threading.Thread:
+        # A count of many rows cannot be interrupted; whoever closes the window does not wait for it.
+        self._thread = threading.Thread(target=self._count, name="counting", daemon=True)
+        self._thread.start()
+        return self._thread
 
     def _count(self) -> None:
         began = time.monotonic()
