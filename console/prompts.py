@@ -48,7 +48,7 @@ def index(request: Request) -> Response:
         found = browse.prompts(session, run, wanted, after=after, limit=_PAGE)
     counts = counted(request, run.id, tally=watch.tally, reasons=browse.reasons)
     reasons, tally = counts["reasons"], counts["tally"]
-    asked = {name: value for name, value in request.query_params.items() if name not in ("after", "margin")}
+    asked = {name: value for name, value in request.query_params.items() if value and name not in ("after", "margin")}
     following = None
     if found.following is not None:
         place = {"after": found.following.prompt_id, "margin": found.following.margin}

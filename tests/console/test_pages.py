@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from sqlalchemy import func, select, update
 
+from console.pages import number
 from persyn.db import Base
 from persyn.db.catalog import Run, RunState, Teacher
 from persyn.db.connect import Database
@@ -146,6 +147,24 @@ def test_a_page_that_is_held_does_not_look_again(filled: Filled) -> None:
 def test_prompts_are_searched_filtered_and_sorted(filled: Filled, query: str, wanted: list[int]) -> None:
     html = filled.console.get(f"/runs/maths/prompts?{query}").text
     assert ids(html) == [filled.made.run.prompt_ids[number] for number in wanted]
+
+
+@pytest.mark.parametrize(
+    ("query", "is_filtered"), [("", False), ("text=&role=&margin_from=", False), ("role=target", True)]
+)
+def test_all_prompts_are_offered_where_some_are_shown(filled: Filled, query: str, is_filtered: bool) -> None:
+    assert ("all prompts" in Read(filled.get(f"/runs/maths/prompts?{query}")).links) == is_filtered
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((None, "\u2013"), (float("nan"), "\u2013"), (1234567, "1,234,567"), (12345.6, "12,346"), (9999.9, "10,000")),
+        *((0.123456, "0.1235"), (-1.5, "\u22121.5"), (0.00001234, "1.234e\u221205"), (float("inf"), "inf")),
+    ],
+)
+def test_numbers_are_short_and_readable(value: float | None, shown: str) -> None:
+    assert number(value) == shown
 
 
 def test_a_search_for_a_percent_sign_finds_it_and_nothing_else(database: Database) -> None:
