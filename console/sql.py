@@ -6,7 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -23,12 +23,14 @@ from persyn.questions.book import Question
 
 _PAGE = Limits(rows=500, seconds=10, megabytes=4)
 _FILE = Limits(rows=100_000, seconds=60, megabytes=64)
-#: Questions at a time, each in a process of its own, and how long others wait for their turn.
-_AT_ONCE, _WAIT_SECONDS = 2, 5.0
+#: Questions at a time, each in a process of its own; how many others may wait for their turn, and how long. Whoever
+#: waits holds a thread, and pages need some too.
+_AT_ONCE, _MOST_WAITING, _WAIT_SECONDS = 2, 6, 5.0
 
 _MOST_RUNS = 50
 
 _free = threading.Semaphore(_AT_ONCE)
+_places = threading.Semaphore(_AT_ONCE + _MOST_WAITING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +118,13 @@ def _answer(request: Request, asked: Asked, limits: Limits) -> Answer:
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    if not _free.acquire(timeout=_WAIT_SECONDS):
-        raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "Others are asking", "Try again when their questions are answered.")
-    try:
+    with ExitStack() as taken:
+        for semaphore, seconds in ((_places, 0.0), (_free, _WAIT_SECONDS)):
+            if not semaphore.acquire(timeout=seconds):
+                raise Problem(
+                    HTTPStatus.TOO_MANY_REQUESTS,
+                    "Others are asking",
+                    "Try again when their questions are answered.",
+                )
+            taken.callback(semaphore.release)
         yield
-    finally:
-        _free.release()

@@ -6,6 +6,8 @@ import csv
 import io
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from urllib.parse import quote
 
 import pytest
@@ -85,6 +87,21 @@ def test_who_asks_while_others_ask_is_told_to_wait(filled: Filled, monkeypatch: 
     with sql._turn(), sql._turn():
         assert filled.console.get(f"/sql?query={quote(PROMPTS)}").status_code == 429
     assert filled.console.get(f"/sql?query={quote(PROMPTS)}").status_code == 200
+
+
+def test_so_many_wait_that_pages_are_still_answered(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "_WAIT_SECONDS", 60.0)
+
+    def ask() -> int:
+        return filled.console.get("/sql?query=select+1").status_code
+
+    with ThreadPoolExecutor(8) as people:
+        with sql._turn(), sql._turn():
+            waiting = [people.submit(ask) for _ in range(8)]
+            # Six may wait, the others are sent away at once.
+            assert [done.result() for done in islice(as_completed(waiting, timeout=30), 2)] == [429, 429]
+            assert filled.console.get("/").status_code == 200
+        assert sorted(one.result() for one in waiting) == [200] * 6 + [429] * 2
 
 
 def test_a_question_of_the_book_is_asked_when_what_it_is_about_is_given(filled: Filled) -> None:
