@@ -39,7 +39,6 @@ class Held(Struct, frozen=True):
 
     worker: str
     job: int
-    stage: str
     #: The teacher that answers, or the queue of a job without one.
     model: str
     prompts: int
@@ -186,7 +185,6 @@ def _held(session: Session, run: Run, at: datetime) -> list[Held]:
         Held(
             worker=job.owner or "",
             job=job.id,
-            stage=job.stage,
             model=teacher or job.queue,
             prompts=job.n_prompts,
             seconds=(at - (since or at)).total_seconds(),
@@ -198,12 +196,16 @@ def _held(session: Session, run: Run, at: datetime) -> list[Held]:
 
 def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pace]:
     """By teacher, in head order; only those that wrote something. An index leads to the last responses, none to all."""
-    last = select(func.max(Response.id)).scalar_subquery()
+    before = select(func.max(Response.id) - _MOST_RECENT).scalar_subquery()
+    is_cut = select(func.min(Response.id)).scalar_subquery() <= before
+    # When the first of those came, whichever run it is of, where there are more.
+    first = select(Response.created_at).where(is_cut, Response.id > before).order_by(Response.id).limit(1)
+    began = max(since, session.scalars(first).first() or since)
     recent = (
-        select(Response.teacher_id, Response.response_tokens, Response.created_at)
+        select(Response.teacher_id, Response.response_tokens)
         .join(Job, Job.id == Response.job_id)
         .where(
-            Response.id > last - _MOST_RECENT,
+            Response.id > before,
             Response.created_at > since,
             Job.run_id == run.id,
             Job.stage == run.stage,
@@ -215,17 +217,14 @@ def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pa
             Teacher.name,
             func.count(),
             func.coalesce(func.sum(recent.c.response_tokens), 0),
-            func.min(recent.c.created_at),
         )
         .join(RunTeacher, and_(RunTeacher.teacher_id == recent.c.teacher_id, RunTeacher.run_id == run.id))
         .join(Teacher, Teacher.id == recent.c.teacher_id)
         .group_by(Teacher.name, RunTeacher.position)
         .order_by(RunTeacher.position)
     ).all()
-    is_cut = sum(count for _, count, *_ in rows) >= _MOST_RECENT
-    began = min(first for *_, first in rows) if is_cut else since
     seconds = max((at - began).total_seconds(), 1.0)
-    return [Pace(name, count / seconds, int(tokens) / seconds) for name, count, tokens, _ in rows]
+    return [Pace(name, count / seconds, int(tokens) / seconds) for name, count, tokens in rows]
 
 
 def _troubles(session: Session, run: Run) -> list[Trouble]:

@@ -106,6 +106,21 @@ def test_of_very_many_responses_the_last_are_timed_by_when_they_came(
     assert pace.tokens == pytest.approx(4 * 20 / 8, rel=0.3)
 
 
+def test_what_other_runs_write_meanwhile_does_not_slow_a_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_MOST_RECENT", 4)
+    with database.write() as session:
+        made, other = make_run(session, stage="generate"), make_run(session, name="another")
+        job = running(session, made.id, started_at=now(seconds(-600)))
+        for at, prompt_id in zip((-50, -40, -10, -8, -6), [made.prompt_ids[0], *other.prompt_ids], strict=False):
+            make_response(session, prompt_id, made.teacher_ids[0], created_at=now(seconds(at)))
+        make_response(session, made.prompt_ids[1], made.teacher_ids[0], job_id=job, created_at=now(seconds(-2)))
+    (pace,) = glance(database, made.id).paces
+    # Of the last four responses, which came in ten seconds, one is this run's.
+    assert pace.responses == pytest.approx(1 / 10, rel=0.3)
+
+
 def test_jobs_rows_that_are_open_and_errors_are_of_the_present_stage(database: Database) -> None:
     with database.write() as session:
         made = make_run(session, stage="generate")
