@@ -45,9 +45,9 @@ def main() -> None:
             store = Database(url)
             store.upgrade()
             made = fill(store, options.prompts)
-            with store.engine.connect() as connection:
-                connection.exec_driver_sql("ANALYZE")
-                connection.commit()
+            if kind == "postgresql":  # which does so by itself, sooner or later; SQLite never does
+                with store.engine.begin() as connection:
+                    connection.exec_driver_sql("ANALYZE")
             store.close()
             print(f"{kind}, {options.prompts:,} prompts, {TEACHERS} teachers")
             with console(Path(folder), url) as address:

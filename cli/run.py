@@ -28,6 +28,7 @@ from persyn.errors import PersynError, UsageError
 from persyn.settings import Settings
 from persyn.stages import export, manifest
 from persyn.stages.start import find, identities
+from persyn.watch import Glance
 from workers.worker import Worker
 
 
@@ -84,16 +85,14 @@ def watch(run: str, interval: float | None) -> None:
             run_id = find_run(session, run).id
         meter = Meter(console, line_seconds=seconds)
         view = View(database, run_id, meter, interval=seconds, warnings=lambda: _untaken(database, run_id))
-        state = _follow(view)
-        with database.read() as session:
-            error = session.get_one(Run, run_id).error
-    if state is None:
+        seen = _follow(view)
+    if seen is None:
         click.echo(f"the run goes on without this window. Look again with: persyn run watch {run}", err=True)
         sys.exit(130)
-    if state is RunState.DONE:
+    if seen.state is RunState.DONE:
         click.echo(f"run {run} is done; 'persyn run status {run}' says what came out")
         return
-    _not_done(run, state, error)
+    _not_done(run, seen.state, seen.error)
 
 
 @run.command(short_help="Stop a run; it can go on later.")
@@ -188,8 +187,8 @@ def _watch(database: Database, settings: Settings, broker_url: str, run_id: int)
     return "" if over else "the run goes on without this window. Look again with"
 
 
-def _follow(view: View) -> RunState | None:
-    """Follow a run until it is over, or Ctrl-C."""
+def _follow(view: View) -> Glance | None:
+    """Follow a run until it is over, or Ctrl-C; what was seen last, or None."""
     closed = threading.Event()
     with _stopping_gently(closed, ""):
         return view.follow(closed)

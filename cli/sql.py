@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import sys
 from collections.abc import Sequence
@@ -92,9 +91,7 @@ def _parameter(given: str) -> tuple[str, str]:
 
 def _show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_csv: bool, as_json: bool) -> None:
     if as_csv:
-        written = csv.writer(sys.stdout, lineterminator="\n")
-        written.writerow(columns)
-        written.writerows(rows)
+        ask.write_csv(sys.stdout, columns, rows)
     elif as_json or _fits(columns, rows):
         show(columns, rows, as_json=as_json)
     else:

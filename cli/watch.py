@@ -19,7 +19,7 @@ from persyn.db.connect import Database
 from persyn.db.work import JobState
 from persyn.errors import shorten
 from persyn.stages.batch import Progress
-from persyn.watch import Failures, Glance, Held, Pace, Tally, glance, tally
+from persyn.watch import Failures, Glance, Held, Pace, Tally, glance, over, tally
 from workers import owner
 
 #: Between two looks on a terminal.
@@ -58,15 +58,15 @@ class View:
         self._shown: dict[str, Progress] = {}
         self._is_away = False
 
-    def follow(self, closed: threading.Event) -> RunState | None:
-        """Show the run until it is over, and return how it ended; None when `closed` came first."""
+    def follow(self, closed: threading.Event) -> Glance | None:
+        """Show the run until it is over, and return what was seen last; None when `closed` came first."""
         looks = 0
         with self._meter:
             while not closed.is_set():
                 seen = self._look()
                 if seen is not None and seen.state is not RunState.RUNNING:
                     self._sum_up()
-                    return seen.state
+                    return seen
                 looks += 1
                 if seen is not None and looks % _LOOKS_A_WARNING == 0:
                     with contextlib.suppress(OperationalError):  # the next look says so
@@ -89,13 +89,14 @@ class View:
         if self._is_away:
             self._meter.say("the database answers again")
         self._is_away = False
-        counted = self._rows.counted(self._interval, is_last=seen.state is not RunState.RUNNING)
-        self._show(name, seen, counted)
+        is_over = seen.state is not RunState.RUNNING
+        self._show(name, seen, self._rows.last() if is_over else self._rows.newest(self._interval))
         return seen
 
     def _show(self, name: str, seen: Glance, counted: Tally | None) -> None:
-        for stage, counts in (counted.stages if counted else {}).items():
-            self._bar(stage, counts, seen, counted)
+        if counted is not None:
+            for stage, counts in counted.stages.items():
+                self._bar(stage, counts, seen, counted)
         failures = counted.failures if counted else []
         self._meter.frame(_head(name, seen), _tables(seen, failures))
         self._say_once(
@@ -103,23 +104,20 @@ class View:
             for trouble in seen.troubles
         )
 
-    def _bar(self, stage: str, counts: Progress, seen: Glance, counted: Tally | None) -> None:
-        over = counts.done + counts.failed
+    def _bar(self, stage: str, counts: Progress, seen: Glance, counted: Tally) -> None:
         notes = [f"{counts.failed:,} failed"] if counts.failed else []
-        if counted is None or stage != seen.stage:
+        if stage != seen.stage:
             if self._shown.get(stage) != counts:
-                self._meter.show(stage, counts.total, over, *notes)
+                self._meter.show(stage, counts.total, counts.done + counts.failed, *notes)
             self._shown[stage] = counts
             return
-        # Rows of jobs that ended since the rows were counted.
-        since = max(0, counted.open_rows - seen.open_rows) if counted.stage == stage else 0
         if not self._meter.is_terminal:
             notes += _in_words(seen)
-        self._meter.show(stage, counts.total, min(over + since, counts.total), ", ".join(notes), ago=seen.stage_seconds)
+        self._meter.show(stage, counts.total, over(seen, counted), ", ".join(notes), ago=seen.stage_seconds)
 
     def _sum_up(self) -> None:
         """Where there is no table of what failed, say it at the end."""
-        counted = self._rows.counted(0.0, is_last=False)
+        counted = self._rows.newest(0.0)
         if counted is not None and not self._meter.is_terminal:
             for failure in counted.failures:
                 self._meter.say(f"{failure.stage}: {failure.rows} failed: {shorten(failure.reason)}")
@@ -141,17 +139,29 @@ class _Rows:
         self._thread: threading.Thread | None = None
         self._count_at = 0.0
 
-    def counted(self, seconds: float, *, is_last: bool) -> Tally | None:
+    def newest(self, seconds: float) -> Tally | None:
         """The newest count there is after at most so many seconds."""
-        if self._thread is None and (is_last or time.monotonic() >= self._count_at):
-            # A count of many rows cannot be interrupted; whoever closes the window does not wait for it.
-            self._thread = threading.Thread(target=self._count, name="counting", daemon=True)
-            self._thread.start()
+        if self._thread is None and time.monotonic() >= self._count_at:
+            self._begin()
         if self._thread is not None:
             self._thread.join(seconds)
             if not self._thread.is_alive():
                 self._thread = None
         return self._found
+
+    def last(self) -> Tally | None:
+        """A count that begins now, however long it takes: nothing will change any more."""
+        if self._thread is not None:
+            self._thread.join()
+        self._begin().join()
+        self._thread = None
+        return self._found
+
+    def _begin(self) -> threading.Thread:
+        # A count of many rows cannot be interrupted; whoever closes the window does not wait for it.
+        self._thread = threading.Thread(target=self._count, name="counting", daemon=True)
+        self._thread.start()
+        return self._thread
 
     def _count(self) -> None:
         began = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from urllib.parse import quote
 
 import click
 
@@ -38,8 +39,8 @@ def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: 
 
     if token is None and not safety.is_loopback(host):
         token = secrets.token_urlsafe(32)
-    if token is not None and len(token) < _LEAST_TOKEN:
-        raise UsageError(f"the token has {len(token)} characters; give {_LEAST_TOKEN} or more that nobody can guess")
+    if token is not None:
+        _require_usable(token)
     access = safety.Access(
         hosts=frozenset(name.lower() for name in (*names, host, socket.gethostname(), socket.getfqdn())),
         token=token,
@@ -48,7 +49,8 @@ def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: 
 
     def ready(port: int) -> None:
         name = socket.gethostname() if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
-        click.echo(f"console at http://{name}:{port}/{f'?token={token}' if token else ''}")
+        shown = f"?token={quote(token, safe='')}" if token else ""
+        click.echo(f"console at http://{name}:{port}/{shown}")
         click.echo("Ctrl-C ends it", err=True)
 
     with store() as database:
@@ -56,3 +58,10 @@ def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: 
             serve(database, access, host=host, port=port, ready=ready)
         except KeyboardInterrupt:
             click.echo("", err=True)
+
+
+def _require_usable(token: str) -> None:
+    if len(token) < _LEAST_TOKEN:
+        raise UsageError(f"the token has {len(token)} characters; give {_LEAST_TOKEN} or more that nobody can guess")
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError("the token has characters that no header carries; give letters, digits and signs of ASCII")

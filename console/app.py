@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -34,7 +33,7 @@ def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
             Route("/enter", runs.enter, methods=["GET", "POST"]),
             Route("/runs/{run}", runs.show),
             Route("/runs/{run}/prompts", prompts.index),
-            Route("/runs/{run}/prompts/{prompt:int}", prompts.show),
+            Route("/runs/{run}/prompts/{prompt}", prompts.show),
             Route("/runs/{run}/figures/{name}.svg", figures.show),
             Route("/runs/{run}/failures", failures.index),
             Route("/runs/{run}/retry", failures.retry, methods=["POST"]),
@@ -45,7 +44,7 @@ def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
         exception_handlers={
             Problem: pages.explain,
             HTTPException: pages.explain,
-            SQLAlchemyError: store.away,
+            **dict.fromkeys(store.AWAY, store.away),
             Exception: pages.explain,
         },
     )

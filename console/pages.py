@@ -70,9 +70,10 @@ def number(value: float | int | None, digits: int = 4) -> str:
     """1,234,567 or 0.4792; a dash for what is not known."""
     if value is None or value != value:
         return _NOTHING
-    if isinstance(value, int) or abs(value) >= 10**digits:
-        return f"{value:,.0f}".replace("-", _MINUS)
-    return f"{value:.{digits}g}".replace("-", _MINUS)
+    said = f"{value:.{digits}g}"
+    if isinstance(value, int) or abs(value) >= 10**digits or "e+" in said:  # 9999.9 is rounded to 1e+04
+        said = f"{value:,.0f}"
+    return said.replace("-", _MINUS)
 
 
 def plural(value: int, what: str) -> str:

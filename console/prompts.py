@@ -18,6 +18,8 @@ from persyn.db.catalog import Prompt, Role
 from persyn.errors import UsageError
 
 _PAGE = 50
+#: A search for more would be a pattern that SQLite does not take.
+_MOST_SOUGHT = 1000
 #: What of a response is seen at once; all else is folded.
 _FIRST = (
     "reward",
@@ -46,7 +48,7 @@ def index(request: Request) -> Response:
         found = browse.prompts(session, run, wanted, after=after, limit=_PAGE)
     counts = counted(request, run.id, tally=watch.tally, reasons=browse.reasons)
     reasons, tally = counts["reasons"], counts["tally"]
-    asked = {name: value for name, value in request.query_params.items() if name not in ("after", "margin")}
+    asked = {name: value for name, value in request.query_params.items() if value and name not in ("after", "margin")}
     following = None
     if found.following is not None:
         place = {"after": found.following.prompt_id, "margin": found.following.margin}
@@ -64,7 +66,6 @@ def index(request: Request) -> Response:
         choices={
             "role": list(Role),
             "standing": list(Standing),
-            "order": list(Order),
             "teacher": teachers,
             "reason": reasons.value if reasons else [],
             "failure": sorted({found.reason for found in tally.value.failures}) if tally else [],
@@ -74,10 +75,13 @@ def index(request: Request) -> Response:
 
 def show(request: Request) -> Response:
     """One prompt: scores, margin, responses, jobs, and every event."""
+    given = request.path_params["prompt"]
+    if not _is_id(given):
+        raise not_found("A prompt's address ends in its id, a number.")
     with reading(request) as session:
         run = find(session, request)
         try:
-            found = history.trace(session, run, request.path_params["prompt"])
+            found = history.trace(session, run, int(given))
         except UsageError as error:
             raise not_found(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
         prompt = session.get_one(Prompt, found.prompt_id)
@@ -86,8 +90,11 @@ def show(request: Request) -> Response:
 
 def _wanted(request: Request) -> Wanted:
     given = request.query_params
+    text = given.get("text", "").strip()
+    if len(text) > _MOST_SOUGHT:
+        raise _bad("text", text, f"of {_MOST_SOUGHT:,} characters at most")
     return Wanted(
-        text=given.get("text", "").strip(),
+        text=text,
         role=_choice(request, "role", Role),
         standing=_choice(request, "standing", Standing),
         teacher=given.get("teacher", ""),
@@ -103,9 +110,14 @@ def _after(request: Request) -> Place | None:
     given = request.query_params.get("after", "")
     if not given:
         return None
-    if not (given.isascii() and given.isdigit() and int(given) < 2**63):
+    if not _is_id(given):
         raise _bad("after", given, "a prompt's id")
     return Place(int(given), _float(request, "margin"))
+
+
+def _is_id(given: str) -> bool:
+    """Whether it is a number that a database takes for an id."""
+    return given.isascii() and given.isdigit() and len(given) <= len(str(2**63)) and int(given) < 2**63
 
 
 def _choice(request: Request, name: str, kind: type[E]) -> E | None:

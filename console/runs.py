@@ -16,6 +16,7 @@ from console.pages import page
 from console.store import counted, find, kept, reading
 from persyn import browse, summary, watch
 from persyn.compare import Comparison, compare
+from persyn.config import thaw
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
 from persyn.stages.batch import Progress
@@ -57,6 +58,7 @@ def show(request: Request) -> Response:
         stages=_stages(seen, counts["tally"], counts["facts"]),
         live=is_live(request, is_going, *counts.values()),
         is_going=is_going,
+        per=thaw(run.config).run.learnability_per,
         **counts,
     )
 
@@ -99,11 +101,9 @@ def _stages(seen: Glance, tally: Counted[Tally] | None, facts: Counted[Facts] | 
 
 def _stage(name: str, seen: Glance, counted: Tally, took: float | None) -> StageRow:
     counts = counted.stages[name]
-    over = counts.done + counts.failed
-    if name != seen.stage or name != counted.stage or seen.state is not RunState.RUNNING:
-        return StageRow(name, counts, over, took)
-    # Rows of jobs that ended since the rows were counted.
-    over = min(over + max(0, counted.open_rows - seen.open_rows), counts.total)
+    if name != seen.stage or seen.state is not RunState.RUNNING:
+        return StageRow(name, counts, counts.done + counts.failed, took)
+    over = watch.over(seen, counted)
     rate = watch.rate(seen, counts.total - over)
     return StageRow(name, counts, over, seen.stage_seconds, rate, (counts.total - over) / rate if rate else None)
 

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -94,13 +95,17 @@ class Guard:
                 "The console is not known by this name",
                 "It was asked for under a name that it was not given. Start it with --allow-host NAME if it is yours.",
             ).response()
+        if "\0" in _path(request) or b"%00" in request.scope["query_string"]:
+            return Problem(
+                HTTPStatus.BAD_REQUEST, "That cannot be asked", "The address holds a NUL character, which no text has."
+            ).response()
         # A page of another site may link to the console, and load nothing from it.
         site, mode = request.headers.get("sec-fetch-site", "none"), request.headers.get("sec-fetch-mode", "navigate")
         if site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET"):
             return Problem(
                 HTTPStatus.FORBIDDEN, "Another site asked for this", "Open the console itself, in a window of its own."
             ).response()
-        if self._access.token is None or request.url.path.startswith("/static/"):
+        if self._access.token is None or _path(request).startswith("/static/"):
             return None
         return await self._admit(request, self._access.token)
 
@@ -111,7 +116,7 @@ class Guard:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _same(given.strip(), token):
             return None
-        if request.method == "POST" and request.url.path == "/enter":
+        if request.method == "POST" and _path(request) == "/enter":
             given, following = (await form(request)).get("token", ""), "/"
         else:
             rest = [pair for pair in request.query_params.multi_items() if pair[0] != "token"]
@@ -146,11 +151,19 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _path(request: Request) -> str:
+    """By which a page is found; that of `request.url` depends on what the Host header says."""
+    return cast(str, request.scope["path"])
+
+
 def _is_known(header: str, hosts: Collection[str]) -> bool:
     """An address is always known: a name that another site points at this machine is none."""
     try:
-        host = urlsplit(f"//{header}").hostname or ""
+        split = urlsplit(f"//{header}")
     except ValueError:
+        return False
+    host = split.hostname or ""
+    if split.netloc != header or "@" in header:
         return False
     if host == "localhost" or host in hosts:
         return True

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -17,19 +16,21 @@ from starlette.responses import Response
 from console.pages import Problem, not_found, page
 from console.store import database, reading
 from persyn import browse
-from persyn.errors import UsageError
-from persyn.questions import book
-from persyn.questions.ask import Answer, Limits, ask
+from persyn.errors import PersynError, UsageError
+from persyn.questions import book, tokens
+from persyn.questions.ask import Answer, Limits, ask, write_csv
 from persyn.questions.book import Question
 
 _PAGE = Limits(rows=500, seconds=10, megabytes=4)
 _FILE = Limits(rows=100_000, seconds=60, megabytes=64)
-#: Questions at a time, each in a process of its own, and how long others wait for their turn.
-_AT_ONCE, _WAIT_SECONDS = 2, 5.0
+#: Questions at a time, each in a process of its own; how many others may wait for their turn, and how long. Whoever
+#: waits holds a thread, and pages need some too.
+_AT_ONCE, _MOST_WAITING, _WAIT_SECONDS = 2, 6, 5.0
 
 _MOST_RUNS = 50
 
 _free = threading.Semaphore(_AT_ONCE)
+_places = threading.Semaphore(_AT_ONCE + _MOST_WAITING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def show(request: Request) -> Response:
         began = time.monotonic()
         try:
             answer = _answer(request, asked, _PAGE)
-        except UsageError as refused:
+        except PersynError as refused:
             error = str(refused)
         seconds = time.monotonic() - began
     return page(
@@ -84,12 +85,10 @@ def download(request: Request) -> Response:
         raise Problem(HTTPStatus.FORBIDDEN, "Another site asked for this", "Ask it on the SQL page.")
     try:
         answer = _answer(request, asked, _FILE)
-    except UsageError as refused:
+    except PersynError as refused:
         raise Problem(HTTPStatus.BAD_REQUEST, "The question has no answer", f"{refused}.") from refused
     written = io.StringIO()
-    lines = csv.writer(written, lineterminator="\n")
-    lines.writerow(answer.columns)
-    lines.writerows(answer.rows)
+    write_csv(written, answer.columns, answer.rows)
     name = "answer-cut.csv" if answer.is_truncated else "answer.csv"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
@@ -103,7 +102,7 @@ def _read(request: Request) -> Asked:
         except UsageError as error:
             raise not_found("There is no such question in the book.") from error
         query = question.sql
-    given = {name: request.query_params.get(name, "").strip() for name in book.parameters(query)}
+    given = {name: request.query_params.get(name, "").strip() for name in tokens.parameters(query)}
     return Asked(query, given, question)
 
 
@@ -119,9 +118,13 @@ def _answer(request: Request, asked: Asked, limits: Limits) -> Answer:
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    if not _free.acquire(timeout=_WAIT_SECONDS):
-        raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "Others are asking", "Try again when their questions are answered.")
-    try:
+    with ExitStack() as taken:
+        for semaphore, seconds in ((_places, 0.0), (_free, _WAIT_SECONDS)):
+            if not semaphore.acquire(timeout=seconds):
+                raise Problem(
+                    HTTPStatus.TOO_MANY_REQUESTS,
+                    "Others are asking",
+                    "Try again when their questions are answered.",
+                )
+            taken.callback(semaphore.release)
         yield
-    finally:
-        _free.release()

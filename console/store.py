@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from sqlalchemy import select
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +21,9 @@ from persyn.db.connect import Database
 from persyn.errors import shorten
 
 log = logging.getLogger(__name__)
+
+#: What is raised while the database is away; whatever else it raises is a fault of the console.
+AWAY: tuple[type[Exception], ...] = (OperationalError, InterfaceError, TimeoutError)
 
 
 @contextmanager

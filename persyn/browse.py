@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, Subquery, and_, func, literal, null, or_, select, true, tuple_, union_all
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, and_, exists, func, literal, null, or_, select, true, tuple_, union_all
+from sqlalchemy.orm import Session, aliased
 
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
 from persyn.db.results import Assignment, Response, Score
@@ -50,7 +50,7 @@ class Wanted(Struct, frozen=True):
     teacher: str = ""
     #: The first word of its assignment's reason.
     reason: str = ""
-    #: The first word of why a response or a score of it failed, with any of the run's teachers; "any" is any.
+    #: The first word of why a response or a score of it failed that the run rests on; "any" is any.
     failure: str = ""
     #: Bounds of the margin, inclusive.
     margin_from: float | None = None
@@ -291,7 +291,7 @@ def _is_placed(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
     if wanted.role is not None:
         found.append(RunPrompt.role == wanted.role)
     if wanted.failure:
-        found.append(RunPrompt.prompt_id.in_(select(_failed(run, wanted.failure))))
+        found += _failed(run, wanted.failure)
     return found
 
 
@@ -314,13 +314,28 @@ def _stands(standing: Standing | None) -> ColumnElement[bool]:
     }[standing]
 
 
-def _failed(run: Run, why: str) -> Subquery:
-    """Prompts of which a response by a teacher of the run, or a score that the run reads, failed."""
+def _failed(run: Run, why: str) -> list[ColumnElement[bool]]:
+    """Of a prompt a response that the run rests on, or a score of one in its grid, failed.
+
+    Said twice: an index leads to what failed for any run, and of these few it is seen whether it is this run's.
+    """
+    found, given = aliased(Response), aliased(Assignment)
     mine = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)
-    responses = select(Response.prompt_id).where(Response.teacher_id.in_(mine), Response.sample == 0)
     scorers = run.quality_scorer_id, run.learnability_scorer_id
-    scores = responses.join(Score, Score.response_id == Response.id).where(Score.scorer_id.in_(scorers))
-    return union_all(responses.where(_is(Response.failure, why)), scores.where(_is(Score.failure, why))).subquery()
+    scored = select(Score.response_id).where(Score.scorer_id.in_(scorers), _is(Score.failure, why))
+    for_any = union_all(
+        select(found.prompt_id).where(found.teacher_id.in_(mine), _is(found.failure, why)),
+        select(found.prompt_id).where(found.id.in_(scored)),
+    )
+    is_in_grid = RunPrompt.role != Role.TARGET
+    is_given = exists().where(
+        given.run_id == run.id, given.prompt_id == found.prompt_id, given.teacher_id == found.teacher_id
+    )
+    is_its_own = or_(and_(_is(found.failure, why), or_(is_in_grid, is_given)), and_(is_in_grid, found.id.in_(scored)))
+    for_this = exists().where(
+        found.prompt_id == RunPrompt.prompt_id, found.teacher_id.in_(mine), found.sample == 0, is_its_own
+    )
+    return [RunPrompt.prompt_id.in_(for_any), for_this]
 
 
 def _is(failure: Any, why: str) -> ColumnElement[bool]:

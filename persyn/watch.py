@@ -39,7 +39,6 @@ class Held(Struct, frozen=True):
 
     worker: str
     job: int
-    stage: str
     #: The teacher that answers, or the queue of a job without one.
     model: str
     prompts: int
@@ -76,7 +75,8 @@ class Glance(Struct, frozen=True):
     stage_seconds: float
     #: Of the present stage, by state.
     jobs: dict[JobState, int]
-    #: Rows that the waiting and running ones of them held when they were planned, and that all of them held.
+    #: Rows that the waiting and running ones of them held when they were planned, and that all but cancelled ones held:
+    #: what those left is planned again.
     open_rows: int
     planned_rows: int
     held: list[Held]
@@ -127,11 +127,22 @@ def glance(session: Session, run: Run) -> Glance:
         stage_seconds=(at - began).total_seconds(),
         jobs={state: count for state, count, *_ in counted},
         open_rows=sum(int(rows) for state, _, rows, _ in counted if state in _OPEN),
-        planned_rows=sum(int(rows) for _, _, rows, _ in counted),
+        planned_rows=sum(int(rows) for state, _, rows, _ in counted if state is not JobState.CANCELLED),
         held=_held(session, run, at),
         paces=_paces(session, run, at, max(began, at - RECENT)),
         troubles=_troubles(session, run),
     )
+
+
+def over(seen: Glance, counted: Tally) -> int:
+    """Rows of the present stage that are done or failed: those that were counted, or more where jobs ended since."""
+    counts = counted.stages[seen.stage]
+    known = counts.done + counts.failed
+    if counted.stage != seen.stage:
+        return known
+    # What is missing is in open jobs, which may be half done, but for what no job held when it was counted.
+    in_no_job = max(0, counts.pending - counted.open_rows)
+    return max(known, counts.total - seen.open_rows - in_no_job)
 
 
 def rate(seen: Glance, pending: int) -> float | None:
@@ -174,7 +185,6 @@ def _held(session: Session, run: Run, at: datetime) -> list[Held]:
         Held(
             worker=job.owner or "",
             job=job.id,
-            stage=job.stage,
             model=teacher or job.queue,
             prompts=job.n_prompts,
             seconds=(at - (since or at)).total_seconds(),
@@ -186,12 +196,16 @@ def _held(session: Session, run: Run, at: datetime) -> list[Held]:
 
 def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pace]:
     """By teacher, in head order; only those that wrote something. An index leads to the last responses, none to all."""
-    last = select(func.max(Response.id)).scalar_subquery()
+    before = select(func.max(Response.id) - _MOST_RECENT).scalar_subquery()
+    is_cut = select(func.min(Response.id)).scalar_subquery() <= before
+    # When the first of those came, whichever run it is of, where there are more.
+    first = select(Response.created_at).where(is_cut, Response.id > before).order_by(Response.id).limit(1)
+    began = max(since, session.scalars(first).first() or since)
     recent = (
-        select(Response.teacher_id, Response.response_tokens, Response.created_at)
+        select(Response.teacher_id, Response.response_tokens)
         .join(Job, Job.id == Response.job_id)
         .where(
-            Response.id > last - _MOST_RECENT,
+            Response.id > before,
             Response.created_at > since,
             Job.run_id == run.id,
             Job.stage == run.stage,
@@ -203,17 +217,14 @@ def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pa
             Teacher.name,
             func.count(),
             func.coalesce(func.sum(recent.c.response_tokens), 0),
-            func.min(recent.c.created_at),
         )
         .join(RunTeacher, and_(RunTeacher.teacher_id == recent.c.teacher_id, RunTeacher.run_id == run.id))
         .join(Teacher, Teacher.id == recent.c.teacher_id)
         .group_by(Teacher.name, RunTeacher.position)
         .order_by(RunTeacher.position)
     ).all()
-    is_cut = sum(count for _, count, *_ in rows) >= _MOST_RECENT
-    began = min(first for *_, first in rows) if is_cut else since
     seconds = max((at - began).total_seconds(), 1.0)
-    return [Pace(name, count / seconds, int(tokens) / seconds) for name, count, tokens, _ in rows]
+    return [Pace(name, count / seconds, int(tokens) / seconds) for name, count, tokens in rows]
 
 
 def _troubles(session: Session, run: Run) -> list[Trouble]:

@@ -106,6 +106,21 @@ def test_of_very_many_responses_the_last_are_timed_by_when_they_came(
     assert pace.tokens == pytest.approx(4 * 20 / 8, rel=0.3)
 
 
+def test_what_other_runs_write_meanwhile_does_not_slow_a_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_MOST_RECENT", 4)
+    with database.write() as session:
+        made, other = make_run(session, stage="generate"), make_run(session, name="another")
+        job = running(session, made.id, started_at=now(seconds(-600)))
+        for at, prompt_id in zip((-50, -40, -10, -8, -6), [made.prompt_ids[0], *other.prompt_ids], strict=False):
+            make_response(session, prompt_id, made.teacher_ids[0], created_at=now(seconds(at)))
+        make_response(session, made.prompt_ids[1], made.teacher_ids[0], job_id=job, created_at=now(seconds(-2)))
+    (pace,) = glance(database, made.id).paces
+    # Of the last four responses, which came in ten seconds, one is this run's.
+    assert pace.responses == pytest.approx(1 / 10, rel=0.3)
+
+
 def test_jobs_rows_that_are_open_and_errors_are_of_the_present_stage(database: Database) -> None:
     with database.write() as session:
         made = make_run(session, stage="generate")
@@ -162,3 +177,40 @@ def test_where_no_teacher_writes_the_rate_is_that_of_the_whole_stage(database: D
     seen = glance(database, made.id)
     assert watch.rate(seen, pending=4) == pytest.approx(1.4, rel=0.3)
     assert watch.rate(seen, pending=18) is None
+
+
+def test_rows_that_a_cancelled_job_left_are_not_counted_twice(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, stage="score")
+        # Of 18 rows 9 were done in 10 seconds; the other 9 were taken from one job and planned again in the next.
+        make_job(session, made.id, stage="score", state="done", started_at=now(seconds(-10)))
+        make_job(session, made.id, stage="score", state="cancelled", started_at=now(seconds(-10)))
+        running(session, made.id, stage="score", started_at=now(seconds(-1)))
+    seen = glance(database, made.id)
+    assert seen.planned_rows == 18
+    assert watch.rate(seen, pending=9) == pytest.approx(0.9, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("done", "open_then", "open_now", "over"),
+    [
+        (60, 40, 40, 60),
+        # Of two jobs of 20 one ended.
+        (60, 40, 20, 80),
+        # One of 20 of which 15 were counted ended: the other 20 are missing, not 5.
+        (75, 40, 20, 80),
+        (75, 40, 0, 100),
+        # 10 rows are in no job; what a job holds may have grown.
+        (60, 30, 0, 90),
+        (60, 40, 60, 60),
+    ],
+)
+def test_rows_of_jobs_that_ended_since_the_rows_were_counted_are_over(
+    database: Database, done: int, open_then: int, open_now: int, over: int
+) -> None:
+    with database.write() as session:
+        made = make_run(session, stage="generate")
+        if open_now:
+            running(session, made.id, n_prompts=open_now)
+    counted = watch.Tally({"generate": Progress(100, done, 0)}, [], "generate", open_then)
+    assert watch.over(glance(database, made.id), counted) == over

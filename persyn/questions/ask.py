@@ -7,11 +7,13 @@ stands in `child.py`; what a question may name on PostgreSQL, where a role can d
 
 from __future__ import annotations
 
+import csv
+import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 from msgspec import Struct
@@ -56,7 +58,8 @@ def ask(
 
     parameters: values of the names that the statement has as `:name`; bound, never pasted.
 
-    Raises `UsageError` for what cannot be asked here, what the database refuses, and what exceeds the limits.
+    Raises `UsageError` for what cannot be asked here, what the database refuses, and what exceeds the limits;
+    `PersynError` when the process that answers ends before it has.
     """
     limits = limits or Limits()
     request = requested(database, statement, dict(parameters or {}), limits)
@@ -102,6 +105,16 @@ def requested(database: Database, statement: str, parameters: dict[str, Any], li
         rows=limits.rows,
         seconds=limits.seconds,
         bytes=int(limits.megabytes * 1e6),
+    )
+
+
+def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write an answer as CSV, each value as it is; an array as JSON."""
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(columns)
+    lines.writerows(
+        [json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list) else value for value in row]
+        for row in rows
     )
 
 

@@ -14,11 +14,11 @@ from importlib.resources import files
 from msgspec import Struct
 
 from persyn.errors import UsageError
+from persyn.questions.tokens import parameters
 
 #: Who asks, in the order of the book.
 ASKERS = ("operator", "engineer", "researcher")
 _HEAD = re.compile(r"-- (?P<asker>\w+): (?P<title>.+)\n-- (?P<note>.+)\n(?P<sql>(?s:.+))")
-_PARAMETER = re.compile(r"(?<!:):([a-z]+)")
 
 
 class Question(Struct, frozen=True):
@@ -53,11 +53,6 @@ def find(name: str) -> Question:
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
     raise UsageError(f"there is no question named {name!r}; {meant}'persyn sql --list' shows which there are")
-
-
-def parameters(statement: str) -> list[str]:
-    """What a value must be given for before it can be asked, in the order of the statement."""
-    return list(dict.fromkeys(_PARAMETER.findall(statement)))
 
 
 def _read(name: str, text: str) -> Question:

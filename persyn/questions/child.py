@@ -7,6 +7,7 @@ Run as `python -m persyn.questions.child`; a `Request` comes in as JSON, a `Foun
 from __future__ import annotations
 
 import resource
+import signal
 import sqlite3
 import sys
 import time
@@ -26,8 +27,8 @@ _LONGEST_VALUE_BYTES = 2**26
 #: SQLite's instructions between two looks at the clock.
 _INSTRUCTIONS = 10_000
 _AT_ONCE = 100
-#: What a value takes beside its text.
-_VALUE_BYTES = 32
+#: Its parent ends it sooner; where that is gone, it ends itself so long after its time.
+_ALONE_SECONDS = 20.0
 
 _SQLITE_ACTIONS = frozenset(
     (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
@@ -82,10 +83,11 @@ def _read(cursor: Any, request: Request) -> Found | Broken:
     size = 0
     while batch := cursor.fetchmany(min(_AT_ONCE, request.rows + 1 - len(rows))):
         for row in batch:
-            size += sum(_VALUE_BYTES + (len(value) if isinstance(value, str | bytes) else 0) for value in row)
+            values = tuple(map(_simple, row))
+            size += sum(map(_size, values))
             if len(rows) == request.rows or size > request.bytes:
                 return Found(columns, rows, is_truncated=True)
-            rows.append(tuple(map(_simple, row)))
+            rows.append(values)
     return Found(columns, rows, is_truncated=False)
 
 
@@ -99,6 +101,11 @@ def _simple(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.replace(tzinfo=None).isoformat(" ", "microseconds")
     return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=str)
+
+
+def _size(value: Any) -> int:
+    """Bytes of memory, those of an array's elements included."""
+    return sys.getsizeof(value) + (sum(map(_size, value)) if isinstance(value, list | tuple) else 0)
 
 
 def _of_sqlite(request: Request) -> Found | Broken:
@@ -164,10 +171,16 @@ def _step_down(connection: Any) -> None:
 
 def main() -> None:
     """Answer what comes in."""
-    for limit, bytes_ in ((resource.RLIMIT_AS, _MEMORY_BYTES), (resource.RLIMIT_FSIZE, _FILE_BYTES)):
-        resource.setrlimit(limit, (bytes_, bytes_))
+    for limit, most in (
+        (resource.RLIMIT_AS, _MEMORY_BYTES),
+        (resource.RLIMIT_FSIZE, _FILE_BYTES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (most, most))
     sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit={_SQLITE_HEAP_BYTES}")  # of the whole process
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    # Nobody handles this alarm, so it ends the process, also inside C code.
+    signal.setitimer(signal.ITIMER_REAL, request.seconds + _ALONE_SECONDS)
     sys.stdout.buffer.write(msgspec.msgpack.encode(answer(request)))
 
 

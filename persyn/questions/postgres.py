@@ -1,19 +1,19 @@
 """What a question may name on PostgreSQL, and how its parameters are written there.
 
 A read-only transaction still lets a role do all that is no change of a row: read the server's files, end other
-sessions, take locks that workers wait for, sleep. So a question is cut into tokens as PostgreSQL's own scanner does it,
-and is refused unless each function in it is one of those below, and no name is of the system's catalogs.
-Whatever is not understood is refused.
+sessions, take locks that workers wait for, sleep. So a question is cut into tokens, and is refused unless each function
+in it is one of those below, and no name is of the system's catalogs. Whatever is not understood is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from persyn.errors import UsageError
+from persyn.questions.tokens import Token, scan
 
 #: Functions that read nothing but their arguments, and change nothing.
 _FUNCTION_NAMES = """
@@ -50,47 +50,20 @@ _FUNCTIONS, _KEYWORDS = frozenset(_FUNCTION_NAMES.split()), frozenset(_KEYWORD_N
 #: After these comes a name that is given here; a parenthesis then lists its columns.
 _BEFORE_A_NAME = frozenset(("as", "with", "recursive"))
 _REFUSED_NAMES = re.compile(r"_?pg_|information_schema$")
-
-_TOKEN = re.compile(
-    r"""
-      (?P<blank> [ \t\n\r\f\v]+ | --[^\n\r]* )
-    | (?P<comment> /\* )
-    | (?P<text> ' (?: [^'] | '' )* ' )
-    | (?P<dollar> \$ (?P<tag> (?: [A-Za-z_\x80-\U0010ffff] [A-Za-z0-9_\x80-\U0010ffff]* )? ) \$
-                  .*? \$ (?P=tag) \$ )
-    | (?P<quoted> " (?: [^"] | "" )+ " )
-    | (?P<name> [A-Za-z_\x80-\U0010ffff] [A-Za-z0-9_$\x80-\U0010ffff]* )
-    | (?P<number> (?: [0-9]+ (?: \.[0-9]+ )? | \.[0-9]+ ) (?: [eE][+-]?[0-9]+ )? )
-    | (?P<cast> :: )
-    | (?P<parameter> : [a-z_]+ )
-    | (?P<sign> [-+*/<>=~!@\#%^&|`?.,()\[\];] )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-#: Strings with escapes, and names with them, whose end or meaning depends on more than this scanner reads.
-_WITH_ESCAPES = frozenset(("e", "u&", "u", "b", "x", "n"))
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
-    text: str
-
-    @property
-    def name(self) -> str | None:
-        """As PostgreSQL looks it up; None of what is no name."""
-        if self.kind == "name":
-            return self.text.lower()
-        return self.text[1:-1].replace('""', '"') if self.kind == "quoted" else None
+#: Before a quote they make a text or a name with escapes, whose end or meaning depends on more than its tokens.
+_WITH_ESCAPES = frozenset(("e", "u", "b", "x", "n"))
 
 
 def checked(statement: str, parameters: Mapping[str, Any]) -> str:
     """The statement, fit for psycopg: `%` doubled, `:name` as `%(name)s`; `UsageError` when it may not be asked."""
-    tokens = list(_tokens(statement))
+    tokens = list(scan(statement))
+    for first, second in pairwise(tokens):
+        if first.kind == "name" and first.name in _WITH_ESCAPES and second.text[0] in "'&\"":
+            raise UsageError(f"a text or name that begins with {first.text}{second.text[0]} cannot be asked here")
     told = [token for token in tokens if token.kind not in ("blank", "comment")]
     while told and told[-1].text == ";":
         tokens.remove(told.pop())
-    before: list[_Token] = [_Token("sign", "")] * 2
+    before: list[Token] = [Token("sign", "")] * 2
     for token in told:
         _require_harmless(token, before, parameters)
         before = [*before[-1:], token]
@@ -99,7 +72,7 @@ def checked(statement: str, parameters: Mapping[str, Any]) -> str:
     )
 
 
-def _require_harmless(token: _Token, before: list[_Token], parameters: Mapping[str, Any]) -> None:
+def _require_harmless(token: Token, before: list[Token], parameters: Mapping[str, Any]) -> None:
     if token.text == ";":
         raise UsageError("only one statement can be asked at a time")
     if token.kind == "parameter" and token.text[1:] not in parameters:
@@ -114,7 +87,7 @@ def _require_harmless(token: _Token, before: list[_Token], parameters: Mapping[s
         _require_known(*before)
 
 
-def _require_known(first: _Token, second: _Token) -> None:
+def _require_known(first: Token, second: Token) -> None:
     """What stands before a parenthesis is a function of those that may be called, or is none."""
     name = second.name
     if name is None or (first.kind == "name" and first.name in _BEFORE_A_NAME):
@@ -122,33 +95,3 @@ def _require_known(first: _Token, second: _Token) -> None:
     is_word = second.kind == "name" and name in _KEYWORDS
     if first.text == "." or not (is_word or name in _FUNCTIONS):
         raise UsageError(f"the function {second.text} cannot be called here; docs/sql.md says which can")
-
-
-def _tokens(statement: str) -> Iterator[_Token]:
-    place = 0
-    while place < len(statement):
-        match = _TOKEN.match(statement, place)
-        if match is None:
-            raise UsageError(f"the question is not understood from here on: {statement[place : place + 40]!r}")
-        end = match.end()
-        kind = next(name for name in _KINDS if match.group(name) is not None)
-        if kind == "comment":
-            end = _end_of_comment(statement, place)
-        following = statement[end : end + 1]
-        if kind == "name" and match.group().lower() in _WITH_ESCAPES and following in ("'", "&", '"'):
-            raise UsageError(f"a text or name that begins with {match.group()}{following} cannot be asked here")
-        yield _Token(kind, statement[place:end])
-        place = end
-
-
-_KINDS = ("blank", "comment", "text", "dollar", "quoted", "name", "number", "cast", "parameter", "sign")
-
-
-def _end_of_comment(statement: str, begin: int) -> int:
-    """Where a comment ends; they may stand in one another."""
-    depth = 0
-    for match in re.compile(r"/\*|\*/").finditer(statement, begin):
-        depth += 1 if match.group() == "/*" else -1
-        if not depth:
-            return match.end()
-    raise UsageError("a comment has no end")

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from sqlalchemy import make_url, update
+from sqlalchemy import make_url, text, update
 
 from cli.progress import Meter
 from cli.watch import View
@@ -38,7 +39,7 @@ def following(database: Database, run_id: int, console: Console) -> Iterator[Cal
 
     def ended() -> RunState | None:
         thread.join(20)
-        return ends[0]
+        return ends[0] and ends[0].state
 
     yield ended
     closed.set()
@@ -107,6 +108,30 @@ def test_without_a_terminal_there_is_a_line_for_each_change_and_no_control_code(
     assert out.getvalue().replace("\n", "").isprintable()
 
 
+def test_the_last_count_is_of_the_end(postgres: Postgres) -> None:
+    """One that is under way when the run ends may have begun before its last row."""
+    database = Database(postgres.create("ending", template="migrated"))
+    with database.write() as session:
+        made = make_run(session, prompts=2, stage="generate")
+        for prompt_id in made.prompt_ids:
+            make_assignment(session, made.id, prompt_id, made.teacher_ids[0])
+    out = io.StringIO()
+    with following(database, made.id, Console(file=out, width=80)) as ended:
+        wait_for(lambda: "generate: 0 of 2" in out.getvalue(), 10, "the first count")
+        with database.write() as session:
+            session.execute(text("LOCK TABLE assignments IN ACCESS EXCLUSIVE MODE"))
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            wait_for(lambda: session.scalars(waiting).one(), 10, "a count that cannot go on")
+            with database.write() as other:
+                for prompt_id in made.prompt_ids:
+                    make_response(other, prompt_id, made.teacher_ids[0])
+            set_state(database, made.id, RunState.DONE)
+            time.sleep(1)
+        assert ended() is RunState.DONE
+    assert out.getvalue().splitlines()[-1].startswith("generate: 2 of 2")
+    database.close()
+
+
 def test_a_database_that_goes_away_is_waited_for(postgres: Postgres) -> None:
     url = postgres.create("watched", template="migrated")
     database = Database(url)
@@ -141,6 +166,30 @@ def test_a_run_that_is_over_is_told_of_at_once_and_decides_the_exit_code(persyn:
     cancelled = persyn("run", "watch", "cancelled")
     assert cancelled.returncode == 1
     assert cancelled.stderr == "error: run cancelled was cancelled; go on with: persyn run resume cancelled\n"
+
+
+def test_ctrl_c_closes_the_view_of_a_database_that_is_away(postgres: Postgres) -> None:
+    url = postgres.create("away", template="migrated")
+    database = Database(url)
+    with database.write() as session:
+        make_run(session)
+    database.close()
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", "run", "watch", "run", "--interval", "0.1"],
+        env={**os.environ, "PERSYN_DATABASE_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("calibrate: 0 of 0")
+        postgres.administer(f"ALTER DATABASE {make_url(url).database} ALLOW_CONNECTIONS false")
+        postgres.cut()
+        assert "does not answer" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.startswith("the run goes on without this window")
 
 
 def test_ctrl_c_closes_the_view_and_leaves_the_run_alone(tmp_path: Path) -> None:

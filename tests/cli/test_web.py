@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import HTTPCookieProcessor, build_opener, urlopen
 
 import pytest
 
@@ -60,6 +60,16 @@ def test_who_listens_elsewhere_asks_for_a_token_that_nobody_knows(tmp_path: Path
             urlopen(f"http://127.0.0.1:{port}/?token={token}")
 
 
+def test_the_printed_address_opens_the_console_whatever_the_token(tmp_path: Path) -> None:
+    browser = build_opener(HTTPCookieProcessor())
+    with (
+        web(tmp_path, "--token", "ab+cd/ef&gh#ij%41kl==") as (_, address),
+        browser.open(address) as answer,
+    ):
+        assert "There is no run yet" in answer.read().decode()
+        assert "token" not in answer.url
+
+
 def test_what_cannot_be_is_said_in_a_line(persyn: Persyn) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -67,6 +77,7 @@ def test_what_cannot_be_is_said_in_a_line(persyn: Persyn) -> None:
             (["--port", str(port)], f"cannot listen on 127.0.0.1, port {port}"),
             (["--host", "no.such.host.invalid", "--port", "0"], "cannot listen on no.such.host.invalid"),
             (["--token", "short"], "the token has 5 characters"),
+            (["--token", "\N{SNOWMAN}" * 16], "characters that no header carries"),
         ):
             done = persyn("web", *arguments)
             assert done.returncode == 2

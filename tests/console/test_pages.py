@@ -8,15 +8,17 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
+from console.pages import number
 from persyn.db import Base
-from persyn.db.catalog import Run, RunState
+from persyn.db.catalog import Run, RunState, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Response
+from persyn.db.results import Response, Score
 from persyn.db.work import Event, Job, JobState
 from tests.console.conftest import Filled, client
 from tests.console.stores import MadeStore, fill, named
+from tests.factories import make_config, make_response
 
 INLINE = {"a", "bdi", "strong", "span", "time", "code"}
 
@@ -94,6 +96,21 @@ def test_a_run_says_how_far_it_is_who_works_and_what_came_out(database: Database
     assert 'data-live="2.0"' in html
 
 
+def test_a_run_says_what_it_costs_and_in_which_unit_it_measures(database: Database) -> None:
+    made = fill(database)
+    with database.write() as session:
+        for teacher_id, price in zip(made.run.teacher_ids, (1e4, 2e4), strict=True):
+            teacher = session.get_one(Teacher, teacher_id)
+            teacher.price_in, teacher.price_out = 0.0, price
+        session.execute(update(Response).values(prompt_tokens=1))
+        run = session.get_one(Run, made.run.id)
+        run.config = make_config("maths", ("ada", "bob"), learnability_per="character").frozen()
+    text = Read(client(database).get("/runs/maths").text).text
+    assert "learnability (nats per character)" in text
+    # A hundredth of a dollar for each of ada's 44 tokens, two for each of bob's 40; of all 8 prompts 80 and 80.
+    assert "1.24 dollars of about 2.4 (52%)." in text
+
+
 def test_a_page_that_is_held_does_not_look_again(filled: Filled) -> None:
     html = filled.console.get("/runs/maths?live=off").text
     assert "data-live" not in html
@@ -132,6 +149,24 @@ def test_prompts_are_searched_filtered_and_sorted(filled: Filled, query: str, wa
     assert ids(html) == [filled.made.run.prompt_ids[number] for number in wanted]
 
 
+@pytest.mark.parametrize(
+    ("query", "is_filtered"), [("", False), ("text=&role=&margin_from=", False), ("role=target", True)]
+)
+def test_all_prompts_are_offered_where_some_are_shown(filled: Filled, query: str, is_filtered: bool) -> None:
+    assert ("all prompts" in Read(filled.get(f"/runs/maths/prompts?{query}")).links) == is_filtered
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((None, "\u2013"), (float("nan"), "\u2013"), (1234567, "1,234,567"), (12345.6, "12,346"), (9999.9, "10,000")),
+        *((0.123456, "0.1235"), (-1.5, "\u22121.5"), (0.00001234, "1.234e\u221205"), (float("inf"), "inf")),
+    ],
+)
+def test_numbers_are_short_and_readable(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
 def test_a_search_for_a_percent_sign_finds_it_and_nothing_else(database: Database) -> None:
     made = fill(database, lambda text: text.replace("What is 3", "How much is 3% of 50_000 \\"))
     console = client(database)
@@ -155,7 +190,11 @@ def test_page_after_page_comes_to_every_prompt_once(
 
 
 @pytest.mark.parametrize(
-    "query", ["role=nobody", "after=x", "after=-1", f"after={2**63}", "margin_from=x", "order=1", "after=1&margin=x"]
+    "query",
+    [
+        *("role=nobody", "after=x", "after=-1", f"after={2**63}", f"after={'9' * 5000}", "margin_from=x", "order=1"),
+        *("after=1&margin=x", f"text={'x' * 30_000}"),
+    ],
 )
 def test_what_cannot_be_asked_is_said_so(filled: Filled, query: str) -> None:
     answer = filled.console.get(f"/runs/maths/prompts?{query}")
@@ -188,9 +227,24 @@ def test_a_response_that_failed_says_why(filled: Filled) -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["/runs/nope", "/runs/nope/prompts", "/runs/maths/prompts/999999", "/runs/maths/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/runs/nope", "/runs/nope/prompts", "/runs/maths/x", "/runs/maths/prompts/999999", "/runs/maths/prompts/x"),
+        *(f"/runs/maths/prompts/{2**63}", f"/runs/maths/prompts/{'9' * 5000}"),
+    ],
+)
 def test_what_is_not_there_is_said_so(filled: Filled, path: str) -> None:
     assert filled.console.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/runs/%00", "/runs/maths/prompts?text=%00", "/runs/maths/prompts?failure=a%00b", "/sql?query=%00"]
+)
+def test_a_nul_character_is_in_no_address(filled: Filled, path: str) -> None:
+    answer = filled.console.get(path)
+    assert answer.status_code == 400
+    assert "NUL" in answer.text
 
 
 def test_failures_are_grouped_by_reason_and_lead_to_their_prompts(filled: Filled) -> None:
@@ -201,6 +255,26 @@ def test_failures_are_grouped_by_reason_and_lead_to_their_prompts(filled: Filled
     found = rows(console.get("/runs/failed/failures").text)
     assert found[1].startswith("calibrate failed no memory 2 ")
     assert found[2].startswith("calibrate failed no disk 1 ")
+
+
+def test_what_failed_for_another_run_is_no_failure_of_this_one(database: Database) -> None:
+    """Responses are shared by runs: bob failed at a prompt that is ada's here, and a score of her answer elsewhere."""
+    made = fill(database)
+    with database.write() as session:
+        target, ada, bob = made.run.prompt_ids[4], *made.run.teacher_ids
+        make_response(session, target, bob, None, failure="refused")
+        answer = select(Response.id).where(Response.prompt_id == target, Response.teacher_id == ada)
+        session.add(Score(response_id=session.scalars(answer).one(), scorer_id=1, failure="timeout", detail={}))
+        assert session.get_one(Run, made.run.id).quality_scorer_id == 1
+        in_grid = session.scalars(select(Score).order_by(Score.response_id).limit(1)).one()
+        in_grid.value, in_grid.failure = None, "not_finite: nan"
+    console = client(database)
+    assert "refused" not in console.get("/runs/maths/failures").text
+    for failure in ("refused", "timeout"):
+        assert ids(console.get(f"/runs/maths/prompts?failure={failure}").text) == []
+    first, sixth = made.run.prompt_ids[0], made.run.prompt_ids[5]
+    assert ids(console.get("/runs/maths/prompts?failure=not_finite").text) == [first]
+    assert ids(console.get("/runs/maths/prompts?failure=any").text) == [first, sixth]
 
 
 def secret(html: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from persyn.db.connect import Database
 from tests.console.conftest import client
+from tests.postgres import Postgres
 
 TOKEN = "a-token-of-enough-characters"
 
@@ -39,6 +40,8 @@ def test_every_answer_says_what_a_browser_may_do_with_it(empty: Database, path: 
         ("evil.example", False),
         ("", False),
         ("[::1", False),
+        ("localhost/static/", False),
+        ("evil.example@localhost", False),
     ],
 )
 def test_a_name_that_another_site_points_here_is_not_answered(empty: Database, host: str, is_known: bool) -> None:
@@ -107,6 +110,17 @@ def test_a_form_is_not_read_without_end(empty: Database) -> None:
 def test_files_beside_the_static_ones_are_not_served(empty: Database) -> None:
     for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py"):
         assert client(empty).get(path).status_code == 404
+
+
+def test_a_fault_of_the_console_is_not_put_down_to_the_database(tmp_path: Path, postgres: Postgres) -> None:
+    bare = Database(postgres.create("bare"))
+    answer = client(bare).get("/")  # there are no tables
+    bare.close()
+
+    assert answer.status_code == 500
+    assert "Something went wrong" in answer.text
+    assert "Traceback" not in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize("url", ["sqlite:///{}/gone/persyn.db", "postgresql+psycopg://nobody@127.0.0.1:9/x"])

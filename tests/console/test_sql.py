@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from urllib.parse import quote
 
 import pytest
@@ -50,6 +54,26 @@ def test_a_file_has_the_values_as_they_are(filled: Filled) -> None:
     assert filled.console.get("/sql.csv").status_code == 400
 
 
+def test_a_text_with_a_colon_is_no_parameter(filled: Filled) -> None:
+    query = quote("select '12:noon' as at")
+    assert rows(filled.get(f"/sql?query={query}"))[1] == "12:noon"
+
+
+def test_an_array_in_a_file_is_json(filled: Filled) -> None:
+    if filled.database.url.get_backend_name() == "sqlite":
+        pytest.skip("SQLite has no arrays")
+    query = quote("select array['it''s', null] as a")
+    assert filled.get(f"/sql.csv?query={query}") == 'a\n"[""it\'s"", null]"\n'
+
+
+def test_a_question_whose_process_ends_is_told_of(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    for path, status in (("/sql", 200), ("/sql.csv", 400)):
+        answer = filled.console.get(f"{path}?query=select+1")
+        assert answer.status_code == status
+        assert "the question ended its process" in answer.text
+
+
 def test_a_link_of_another_site_asks_nothing(filled: Filled) -> None:
     headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     html = filled.console.get(f"/sql?query={quote(PROMPTS)}", headers=headers).text
@@ -63,6 +87,21 @@ def test_who_asks_while_others_ask_is_told_to_wait(filled: Filled, monkeypatch: 
     with sql._turn(), sql._turn():
         assert filled.console.get(f"/sql?query={quote(PROMPTS)}").status_code == 429
     assert filled.console.get(f"/sql?query={quote(PROMPTS)}").status_code == 200
+
+
+def test_so_many_wait_that_pages_are_still_answered(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "_WAIT_SECONDS", 60.0)
+
+    def ask() -> int:
+        return filled.console.get("/sql?query=select+1").status_code
+
+    with ThreadPoolExecutor(8) as people:
+        with sql._turn(), sql._turn():
+            waiting = [people.submit(ask) for _ in range(8)]
+            # Six may wait, the others are sent away at once.
+            assert [done.result() for done in islice(as_completed(waiting, timeout=30), 2)] == [429, 429]
+            assert filled.console.get("/").status_code == 200
+        assert sorted(one.result() for one in waiting) == [200] * 6 + [429] * 2
 
 
 def test_a_question_of_the_book_is_asked_when_what_it_is_about_is_given(filled: Filled) -> None:

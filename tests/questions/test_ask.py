@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from sqlalchemy import func, select
 from persyn.db.catalog import Prompt
 from persyn.db.connect import Database
 from persyn.errors import UsageError
-from persyn.questions import ask, child, postgres
+from persyn.questions import ask, child, postgres, tokens
 from persyn.questions.ask import Answer, Limits
 from tests.factories import make_prompt
 
@@ -161,6 +164,17 @@ def test_an_answer_ends_at_its_limits_and_says_so(asked: Database) -> None:
         ask.ask(asked, query, limits=Limits(megabytes=0.0005))
 
 
+def test_an_array_is_as_large_as_what_is_in_it(asked: Database) -> None:
+    if is_sqlite(asked):
+        pytest.skip("SQLite has no arrays")
+    # 100,000 numbers of 28 bytes and a pointer to each.
+    query = "SELECT array_agg(g) FROM generate_series(1, 100000) AS g"
+    with pytest.raises(UsageError, match="first row alone"):
+        ask.ask(asked, query, limits=Limits(megabytes=1))
+    ((numbers,),) = ask.ask(asked, query, limits=Limits(megabytes=5)).rows
+    assert len(numbers) == 100_000
+
+
 def test_an_endless_question_is_ended(asked: Database) -> None:
     began = time.monotonic()
     with pytest.raises(UsageError, match=r"longer than 0\.5 s"):
@@ -213,6 +227,16 @@ def test_what_no_clock_inside_the_database_ends_is_ended_from_outside(
         )
 
 
+def test_what_nobody_is_there_to_end_ends_itself(asked: Database) -> None:
+    if not is_sqlite(asked):
+        pytest.skip("PostgreSQL looks at its clock everywhere")
+    slow = "SELECT instr(hex(zeroblob(15000000)), hex(zeroblob(7000000)) || '1')"
+    request = msgspec.json.encode(ask.requested(asked, slow, {}, Limits(seconds=0.2)))
+    code = "from persyn.questions import child; child._ALONE_SECONDS = 0.3; child.main()"
+    ended = subprocess.run([sys.executable, "-c", code], input=request, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGALRM
+
+
 def refused(asked: Database, query: str) -> bool:
     try:
         return isinstance(child.answer(ask.requested(asked, query, {}, Limits())), child.Broken)
@@ -262,6 +286,23 @@ def test_questions_that_people_ask_pass_the_list_of_functions() -> None:
         "SELECT 'pg_read_file(x)', \"of (it)\" FROM t -- pg_sleep(1)\n/* pg_sleep(1) /* ' */ */;",
     ):
         assert postgres.checked(query, {}).replace("%%", "%").rstrip() == query.rstrip(";")
+
+
+@pytest.mark.parametrize(
+    ("statement", "wanted"),
+    [
+        ("SELECT :run, :max_tokens, :K2, :run", ["run", "max_tokens", "K2"]),
+        ("SELECT to_char(now(), 'HH24:mi'), \"a:b\", 1::text -- at :noon\n/* :none */ FROM t WHERE n = :n", ["n"]),
+        ("SELECT x'00', :run", ["run"]),
+        ("SELECT :run, 'without an end :no", ["run"]),
+    ],
+)
+def test_a_parameter_is_what_the_database_takes_for_one(statement: str, wanted: list[str]) -> None:
+    assert tokens.parameters(statement) == wanted
+
+
+def test_a_parameter_may_have_any_name(asked: Database) -> None:
+    assert ask.ask(asked, "SELECT :max_tokens || :K2 AS x", {"max_tokens": "4", "K2": "2"}).rows == [("42",)]
 
 
 def test_the_request_does_not_show_in_the_list_of_processes(asked: Database, monkeypatch: pytest.MonkeyPatch) -> None:
