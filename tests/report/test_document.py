@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from markdown_it import MarkdownIt
 
-from persyn import config
+from persyn import run_file
 from persyn.errors import UsageError
 from persyn.report import document
 from persyn.report.facts import Report
@@ -139,7 +139,7 @@ def test_the_configuration_in_a_report_starts_the_same_run(report: Report, tmp_p
     file.write_text(blocks[0])
 
     frozen = json.loads(blocks[0])
-    again = config.read(file)
+    again = run_file.read(file)
     # The prompts' file is found beside the run file, as in any other.
     frozen["prompts"]["file"] = [str(tmp_path / frozen["prompts"]["file"])]
     assert again.frozen() == frozen
