@@ -10,13 +10,17 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union
 
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
+from persyn import config
+from persyn.llm import fake, instructions, judge, log_likelihood, math, openai, transformers, vllm
+from persyn.router import fit, route
 from persyn.settings import Settings
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -117,3 +121,27 @@ def _value(value: Any) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
+#: The tables of docs/run-file.md.
+RUN_FILE: dict[str, Callable[[], str]] = {
+    "run": partial(of_struct, config.RunTable),
+    "prompts": partial(of_struct, config.PromptsTable),
+    "student": partial(of_struct, config.StudentTable),
+    "quality": partial(of_struct, config.QualityTable),
+    "router": partial(of_struct, config.RouterTable),
+    "strategy": partial(of_struct, config.StrategyTable),
+    "teachers": partial(of_struct, config.TeacherTable),
+    "sampling": partial(of_struct, config.Sampling),
+    "vllm": partial(of_struct, vllm.Options),
+    "transformers": partial(of_struct, transformers.Options),
+    "openai": partial(of_struct, openai.Options),
+    "scorers": partial(of_struct, log_likelihood.Options),
+    "judge": partial(of_struct, judge.Options),
+    "math": partial(of_struct, math.Options),
+    "instructions": partial(of_struct, instructions.Options),
+    "router_fit": partial(of_struct, fit.Options),
+    "routing": partial(of_struct, route.Options),
+    "fake": partial(of_struct, fake.Options),
+    "environment": of_environment,
+}

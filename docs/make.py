@@ -6,20 +6,15 @@ import json
 import tempfile
 import textwrap
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-from msgspec import Struct
 from sqlalchemy import Column, Table, UniqueConstraint, inspect
 from sqlalchemy.dialects import postgresql
 
 from docs import keys
-from persyn import config
 from persyn.db import Base
 from persyn.db.connect import Database
-from persyn.llm import fake, instructions, judge, log_likelihood, math, openai, transformers, vllm
 from persyn.questions import book
-from persyn.router import fit, route
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,36 +101,12 @@ def _what(column: Column[object]) -> str:
     return "; ".join(each for each in (belongs, column.comment) if each).replace("|", "\\|")
 
 
-#: The tables of a run file, and the options of the engines.
-_RUN_FILE: dict[str, type[Struct]] = {
-    "run": config.RunTable,
-    "prompts": config.PromptsTable,
-    "student": config.StudentTable,
-    "quality": config.QualityTable,
-    "router": config.RouterTable,
-    "strategy": config.StrategyTable,
-    "teachers": config.TeacherTable,
-    "sampling": config.Sampling,
-    "vllm": vllm.Options,
-    "transformers": transformers.Options,
-    "openai": openai.Options,
-    "scorers": log_likelihood.Options,
-    "judge": judge.Options,
-    "math": math.Options,
-    "instructions": instructions.Options,
-    "router_fit": fit.Options,
-    "routing": route.Options,
-    "fake": fake.Options,
-}
 #: Which parts of a file are made, and by what.
 MADE: dict[str, dict[str, Callable[[], str]]] = {
     "docs/sql.md": {"questions": questions},
     "docs/store.md": {"diagram": diagram},
     "docs/columns.md": {"columns": columns},
-    "docs/run-file.md": {
-        **{name: partial(keys.of_struct, table) for name, table in _RUN_FILE.items()},
-        "environment": keys.of_environment,
-    },
+    "docs/run-file.md": keys.RUN_FILE,
     "deploy/datasette.yaml": {"datasette": datasette},
 }
 

@@ -91,6 +91,21 @@ def test_headings_never_leave_out_a_level(html: str) -> None:
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
+def test_means_have_the_same_digits_behind_the_point_and_a_real_minus(html: str) -> None:
+    # Right in four of six; -2 nats per token. The other teacher: two of six, -1.
+    for quality, learnability in (("0.667", "\u22122.000"), ("0.333", "\u22121.000")):
+        assert f'<td class="n">{quality}</td><td class="n">{learnability}</td>' in html
+
+
+def test_a_folder_of_weights_is_told_by_its_name_and_in_full_where_it_comes_from(report: Report) -> None:
+    assert report.router is not None
+    local = msgspec.structs.replace(report.router, backbone="/srv/models/small")
+    begin, _, origin = document.html(msgspec.structs.replace(report, router=local), []).partition('<h2 id="provenance')
+    assert "<code>small</code>" in begin
+    assert "/srv/models" not in begin
+    assert "<code>/srv/models/small</code>" in origin
+
+
 def test_markdown_is_nothing_but_its_own(report: Report, pictures: list[Picture]) -> None:
     text = document.markdown(report, pictures)
     tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
