@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.open import find_run, store
+from cli.open import RUN, find_run, store
 from persyn.db.connect import Database
 from persyn.settings import Settings
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The file. Default: RUN-report.html, or .md.")
 @click.option("--format", "form", type=click.Choice(["html", "md"]), help="Default: as the file's name ends, or html.")
 @click.option(

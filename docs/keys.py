@@ -84,7 +84,8 @@ def _type(hint: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_type(each) for each in arguments if each is not NoneType)
     if origin is list:
-        return f"list of {_type(arguments[0])}s"
+        item = _type(arguments[0])
+        return f"list of {item}" if item.endswith("`") else f"list of {item}s"
     if inspect.isclass(hint) and issubclass(hint, Struct):
         return "table"
     return _WORDS[origin or hint]

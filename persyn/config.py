@@ -167,9 +167,9 @@ class RouterTable(_Table, frozen=True):
     backbone: Model = "Qwen/Qwen2.5-1.5B"
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
-    #: What is trained: everything (the paper's), low-rank adapters (needs `persyn[lora]`), or the head alone (seconds,
-    #: little data).
-    tune: Literal["full", "lora", "head"] = "full"
+    #: What is trained: everything (the paper's), low-rank adapters (needs `persyn[lora]`), or the head alone (seconds);
+    #: `auto` is `full` where prompts kept for it show that it is better than `head` by more than chance, else `head`.
+    tune: Literal["auto", "full", "lora", "head"] = "auto"
     #: How much each preference counts in the fit: by the difference of its rewards, or all the same (the paper's).
     preferences: Literal["weighted", "equal"] = "weighted"
     #: 0 or 1: a router runs on one GPU or on the CPU.
@@ -183,16 +183,33 @@ class RouterTable(_Table, frozen=True):
 class StrategyTable(_Table, frozen=True):
     """[strategy]: whom to ask.
 
-    persyn, static and car are decided by the calibration grid, oracle has every teacher answer every prompt,
-    the others need no grid.
+    persyn, static and car are decided by the calibration grid, a python function is told it, oracle has every teacher
+    answer every prompt, the others need no grid.
     """
 
     #: Who answers a prompt.
-    kind: Literal["persyn", "static", "strong", "mix", "family-strong", "car", "random", "oracle"] = "persyn"
+    kind: Literal["persyn", "static", "strong", "mix", "family-strong", "car", "random", "oracle", "python"] = "persyn"
     #: `mix`: the largest teacher's share; the smallest has the others.
     ratio: Unit = 0.2
     #: `car`: weight of the student's loss.
     beta: Annotated[float, Meta(ge=0)] = 3.0
+    #: `python`: `module:function`, on every worker's `PYTHONPATH`.
+    model: str = ""
+    #: `python`: `sha256:...` of the function's file; set by PerSyn when the run is started.
+    revision: str | None = None
+    #: `python`: GPUs it needs; 0 is the CPU.
+    gpus: Count = 0
+    #: `python`: further arguments of the function.
+    options: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if bool(self.model) != (self.kind == "python"):
+            raise ValueError("strategy python needs model, a module:function, and no other strategy takes one")
+
+    @property
+    def name(self) -> str:
+        """What it is called beside others: a function by its own name."""
+        return self.model or self.kind
 
 
 class Shot(_Table, frozen=True):
@@ -272,12 +289,13 @@ class RunConfig(_Table, frozen=True):
         """How many of the prompts every teacher answers, those that measure the router included; None is all."""
         if self.strategy.kind == "oracle":
             return None
-        return self.run.calibration if self.strategy.kind in ("persyn", "static", "car") else 0
+        return self.run.calibration if self.strategy.kind in ("persyn", "static", "car", "python") else 0
 
     @property
     def n_holdout(self) -> int:
-        """How many of the calibration prompts measure the router."""
-        return round(self.run.calibration * self.run.holdout) if self.strategy.kind == "persyn" else 0
+        """How many of the calibration prompts measure the router, or the function in its place."""
+        is_measured = self.strategy.kind in ("persyn", "python")
+        return round(self.run.calibration * self.run.holdout) if is_measured else 0
 
     def frozen(self) -> dict[str, Any]:
         """The configuration as the store keeps it."""

@@ -68,11 +68,20 @@ def start_run(
     """
     if (found := start.find(session, config)) is not None:
         return found
-    run = start.create(session, config, start.identities(config) if known is None else known, stage=_ORDER[0])
-    ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
-    ingest.draw(session, run.id, calibration=config.n_calibration, holdout=config.n_holdout, seed=config.run.seed)
+    start.require_imported(session, config)
+    run = enlist(session, config, start.identities(config) if known is None else known, on_rows=on_rows)
     _note(session, run, actor, None, RunState.RUNNING, {"stage": run.stage})
     advance(session, run.id, actor=actor)
+    return run
+
+
+def enlist(
+    session: Session, config: RunConfig, known: Identities, *, on_rows: Callable[[int], None] | None = None
+) -> Run:
+    """Make a run with its models and its prompts, of which those for calibration are drawn; nothing is planned."""
+    run = start.create(session, config, known, stage=_ORDER[0])
+    ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
+    ingest.draw(session, run.id, calibration=config.n_calibration, holdout=config.n_holdout, seed=config.run.seed)
     return run
 
 

@@ -51,6 +51,8 @@ class Rye(Bread):
     kind: Literal["sour", "plain"] = "sour"
     #: Hours of each rest.
     rests: list[float] | float = 1.0
+    #: What it is eaten with.
+    under: list[Literal["jam", "cheese"]] = []
     #: Whatever else.
     more: dict[str, Any] = {}
     #: Before it is sold.
@@ -71,6 +73,7 @@ def test_a_table_says_of_each_key_what_stands_at_its_field() -> None:
         "| `share` | number > 0 and <= 1 | none | Of the flour; none: the baker chooses. |",
         "| `kind` | `sour`, `plain` | `sour` | How it rises. |",
         "| `rests` | list of numbers or number | 1 | Hours of each rest. |",
+        "| `under` | list of `jam`, `cheese` | empty | What it is eaten with. |",
         "| `more` | table | empty | Whatever else. |",
         "| `is_cut` | true or false | false | Before it is sold. |",
     ]
@@ -84,8 +87,8 @@ def test_a_key_of_which_nothing_is_said_is_named() -> None:
 def test_every_engine_has_a_section_with_its_options() -> None:
     page = (make.ROOT / "docs/run-file.md").read_text()
     sections = " ".join(re.findall(r"^### (.+)$", page.partition("## Options of the engines")[2], re.MULTILINE))
-    # check loads teachers, with their options.
-    assert set(ENGINES) - set(sections.split()) == {"check"}
+    # check loads teachers, with their options; what strategy takes is under [strategy].
+    assert set(ENGINES) - set(sections.split()) == {"check", "strategy"}
 
 
 def test_every_variable_of_the_page_is_read() -> None:

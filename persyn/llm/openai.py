@@ -12,7 +12,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import aiohttp
 from msgspec import Meta, Struct
@@ -47,6 +47,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     extra: dict[str, Any] = {}
     #: The body's field for `max_tokens`; some servers want `max_completion_tokens`.
     max_tokens_field: str = "max_tokens"
+    #: Of `seed`, `temperature` and `top_p` those that are not sent: some servers refuse a request that has one.
+    omit: list[Literal["seed", "temperature", "top_p"]] = []
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -158,10 +160,10 @@ class OpenAI:
 
     async def _serve(self, request: Generate) -> Result | None:
         """The request's result; None while it is doubtful."""
-        began = time.perf_counter()
+        began, chosen = time.perf_counter(), self._options
         try:
             answer = await self._ask_patiently(
-                chat_completions.body(self._model, request, self._options.max_tokens_field, self._options.extra)
+                chat_completions.body(self._model, request, chosen.max_tokens_field, chosen.extra, chosen.omit)
             )
             result = chat_completions.read(request.id, answer, time.perf_counter() - began)
         except Never as never:

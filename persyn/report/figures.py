@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from persyn.compare import Comparison
 from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, TeacherMeans, Timeline
 from persyn.router.evaluate import Believed, Hits
-from persyn.summary import TeacherFacts
+from persyn.summary import TeacherFacts, dollars
 
 if TYPE_CHECKING:
     from persyn.hindsight import Curve
@@ -54,6 +54,21 @@ _STAGES = {
     "assign": (_GREEN, "-."),
     "generate": (_RED, "-"),
 }
+#: What figures are called, in the order they are read: no other file is taken for one.
+NAMES = (
+    "teacher-shares",
+    "group-shares",
+    "quality-learnability",
+    "rewards",
+    "strategies",
+    "hit-rates",
+    "router-curve",
+    "reliability",
+    "alpha-winners",
+    "alpha-strategies",
+    "savings",
+    "progress",
+)
 _WIDTH = 5.2
 _STYLE = {
     "axes.axisbelow": True,
@@ -302,13 +317,10 @@ def alpha_winners(alphas: Alphas) -> Picture:
     with _styled():
         figure, axes = _heat(alphas.teachers, [f"{point.alpha:g}" for point in alphas.points], shares, tilt=0)
         for column, point in enumerate(alphas.points):
-            if point.best is not None:
-                box = Rectangle((column - 0.5, point.best - 0.5), 1, 1, fill=False, edgecolor=_INK, linewidth=1.4)
-                axes.add_patch(box)
+            box = Rectangle((column - 0.5, point.best - 0.5), 1, 1, fill=False, edgecolor=_INK, linewidth=1.4)
+            axes.add_patch(box)
         axes.set_xlabel(f"alpha (this run: {alphas.alpha:g}); boxed: the best mean reward")
-    said = [
-        f"at alpha {point.alpha:g} {alphas.teachers[point.best]}" for point in alphas.points if point.best is not None
-    ]
+    said = [f"at alpha {point.alpha:g} {alphas.teachers[point.best]}" for point in alphas.points]
     return _picture(
         "alpha-winners", "Whose response is best, by alpha", f"Best on the mean: {', '.join(said)}.", figure
     )
@@ -356,27 +368,28 @@ def strategies(comparison: Comparison) -> Picture:
 
 def savings(spent: Savings) -> Picture:
     """What the run spent, beside all teachers answering all prompts."""
-    panels: list[tuple[str, str, float, float]] = []
-    if spent.tokens_generate_all:
-        panels.append(("response tokens", "{:,.0f}", spent.tokens, spent.tokens_generate_all))
+    panels: list[tuple[str, float, float, Callable[[float], str]]] = [
+        ("response tokens", spent.tokens, spent.tokens_generate_all, "{:,.0f}".format)
+    ]
     if spent.cost is not None and spent.cost_generate_all:
-        panels.append(("US dollars", "${:,.2f}", spent.cost, spent.cost_generate_all))
+        panels.append(("US dollars", spent.cost, spent.cost_generate_all, dollars))
+    this_run = "this run" if spent.is_all else "this run so far"
     with _styled():
         figure = Figure(figsize=(_WIDTH, 0.35 + 0.95 * len(panels)), layout="constrained")
-        for axes, (what, form, mine, all_) in zip(
+        for axes, (what, mine, all_, form) in zip(
             np.ravel(figure.subplots(len(panels), 1, squeeze=False)), panels, strict=True
         ):
             bars = axes.barh([0, 1], [mine, all_], color=[_BLUE, _GREY], height=0.62)
-            axes.bar_label(bars, [f"{form.format(mine)} ({mine / all_:.0%})", f"about {form.format(all_)}"], padding=3)
-            axes.set_yticks([0, 1], ["this run", "generate all"])
+            axes.bar_label(bars, [f"{form(mine)} ({mine / all_:.0%})", f"about {form(all_)}"], padding=3)
+            axes.set_yticks([0, 1], [this_run, "generate all"])
             axes.tick_params(axis="y", length=0)
             axes.invert_yaxis()
             axes.margins(x=0.3)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(FuncFormatter(_counted))
             axes.set_xlabel(what)
-    said = [f"{form.format(mine)} {what} of about {form.format(all_)}" for what, form, mine, all_ in panels]
-    return _picture("savings", "Spent, beside generate-all", f"{'; '.join(said)}.", figure)
+    said = [f"{what}: {form(mine)} of about {form(all_)}" for what, mine, all_, form in panels]
+    return _picture("savings", "Spent, beside generate-all", f"{this_run.capitalize()}, {'; '.join(said)}.", figure)
 
 
 def progress(timeline: Timeline) -> Picture:
@@ -393,7 +406,7 @@ def progress(timeline: Timeline) -> Picture:
             color, line = _STAGES.get(stage.stage, (_GREY, "-"))
             drawn = np.flatnonzero(rows)
             first, last = drawn[0], drawn[-1] + 1
-            share = np.concatenate([[0], np.cumsum(rows)])[first : last + 1] / rows.sum()
+            share = np.concatenate([[0], np.cumsum(rows)])[first : last + 1] / stage.planned
             done.plot(edges[first : last + 1], share, color=color, linestyle=line, label=stage.stage)
             rates = np.where(rows > 0, rows, np.nan)[first:last] / minutes
             pace.stairs(rates, edges[first : last + 1], baseline=None, color=color, linestyle=line)
@@ -409,7 +422,7 @@ def progress(timeline: Timeline) -> Picture:
         pace.set_ylabel("rows per minute")
         pace.set_xlabel(f"{unit} since the first job was claimed")
         figure.legend(loc="outside upper left", ncols=3)
-    said = [f"{stage.stage} {sum(stage.rows):,.0f} rows" for stage in timeline.stages]
+    said = [f"{stage.stage} {_of(sum(stage.rows), stage.planned)} rows" for stage in timeline.stages]
     spent = f"In {timeline.seconds / seconds:,.1f} {unit}: {', '.join(said)}."
     return _picture("progress", "Work over time", spent, figure)
 
@@ -425,6 +438,7 @@ def _styled() -> Iterator[None]:
 
 def _picture(name: str, title: str, says: str, figure: Figure) -> Picture:
     """Lay the figure out, once: laid out again each time it is saved, it would not come out the same."""
+    assert name in NAMES, name
     with _styled():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -474,6 +488,10 @@ def _label(text: str, *, most: int = 26) -> str:
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "0%"
+
+
+def _of(done: float, planned: int) -> str:
+    return f"{done:,.0f}" if round(done) == planned else f"{done:,.0f} of {planned:,}"
 
 
 def _hit3(hits: Hits) -> str:

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 from persyn import bootstrap, compare, rewards, summary, trace, watch
 from persyn.config import RunConfig, thaw
 from persyn.db import grid
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
 from persyn.db.grid import Grid
-from persyn.db.results import Assignment, Response, Router
+from persyn.db.results import Assignment, Response, Router, answers_assignment
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
 from persyn.report.facts import (
@@ -104,7 +104,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         reliability=believed,
         alphas=_alphas(config, cells, names, swept),
         comparison=swept.get(config.run.alpha),
-        savings=_savings(facts, absent),
+        savings=_savings(facts, cells, absent),
         timeline=_timeline(session, run, absent),
         examples=_examples(session, run, cells, rewarded, facts),
         absent=absent,
@@ -162,14 +162,7 @@ def _engines(session: Session, run: Run) -> dict[str, int]:
     """Of the responses that the dataset is made of."""
     rows = session.execute(
         select(Response.engine, func.count())
-        .join(
-            Assignment,
-            and_(
-                Assignment.prompt_id == Response.prompt_id,
-                Assignment.teacher_id == Response.teacher_id,
-                Response.sample == 0,
-            ),
-        )
+        .join(Assignment, answers_assignment())
         .where(Assignment.run_id == run.id, Response.text.is_not(None))
         .group_by(Response.engine)
         .order_by(Response.engine)
@@ -274,11 +267,15 @@ def _alphas(config: RunConfig, cells: Grid, names: list[str], swept: dict[float,
     return Alphas(config.run.alpha, names, points)
 
 
-def _savings(facts: summary.Facts, absent: dict[str, str]) -> Savings | None:
-    if not facts.tokens_generate_all:
-        absent["savings"] = "no teacher's response has a token count yet"
+def _savings(facts: summary.Facts, cells: Grid, absent: dict[str, str]) -> Savings | None:
+    if not len(cells.prompt_ids):
+        absent["savings"] = "there is no calibration grid to estimate generate-all from"
         return None
-    return Savings(facts.tokens, facts.tokens_generate_all, facts.cost, facts.cost_generate_all)
+    if not facts.tokens_generate_all:
+        absent["savings"] = "not every teacher has a token count in the calibration grid yet"
+        return None
+    is_all = facts.state == RunState.DONE
+    return Savings(facts.tokens, facts.tokens_generate_all, facts.cost, facts.cost_generate_all, is_all)
 
 
 def _groups(
@@ -348,12 +345,8 @@ def _field_of_few(session: Session, run: Run) -> str | None:
 
 
 def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | None:
-    finished = (
-        Job.run_id == run.id,
-        Job.state == JobState.DONE,
-        Job.started_at.is_not(None),
-        Job.finished_at.is_not(None),
-    )
+    of_run = Job.run_id == run.id
+    finished = of_run, Job.state == JobState.DONE, Job.started_at.is_not(None), Job.finished_at.is_not(None)
     began, ended = session.execute(select(func.min(Job.started_at), func.max(Job.finished_at)).where(*finished)).one()
     seconds = _seconds(began, ended) if began and ended else 0.0
     if seconds <= 0:
@@ -364,8 +357,15 @@ def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | 
     jobs = select(Job.stage, Job.started_at, Job.finished_at, Job.n_prompts).where(*finished).order_by(Job.id)
     for stage, start, end, rows in session.execute(jobs, execution_options={"yield_per": 1000}):
         so_far = done.setdefault(stage, np.zeros(_TIME_BINS + 1))
-        so_far += rows * np.clip((edges - _seconds(began, start)) / max(_seconds(start, end), 1e-3), 0, 1)
-    return Timeline(seconds, [StagePace(stage, np.diff(so_far).tolist()) for stage, so_far in done.items()])
+        # A job may end in the moment in which it began; whenever that was, in the end its rows are done.
+        times = _seconds(began, start), max(_seconds(began, end), _seconds(began, start) + 1e-3)
+        so_far += rows * np.where(edges < edges[-1], np.interp(edges, times, (0, 1)), 1.0)
+    planned: dict[str, int] = dict(
+        session.execute(select(Job.stage, func.sum(Job.n_prompts)).where(of_run).group_by(Job.stage)).all()
+    )
+    return Timeline(
+        seconds, [StagePace(stage, np.diff(so_far).tolist(), int(planned[stage])) for stage, so_far in done.items()]
+    )
 
 
 def _seconds(start: Any, end: Any) -> float:
@@ -393,12 +393,7 @@ def _examples(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: 
 
 def _first(session: Session, run: Run, teacher: str, *, in_grid: bool) -> int | None:
     """A prompt that a teacher has and wrote something for; from the grid, the one that it won most clearly."""
-    written = and_(
-        Response.prompt_id == Assignment.prompt_id,
-        Response.teacher_id == Assignment.teacher_id,
-        Response.sample == 0,
-        Response.text.is_not(None),
-    )
+    written = and_(answers_assignment(), Response.text.is_not(None))
     role = RunPrompt.role != Role.TARGET if in_grid else RunPrompt.role == Role.TARGET
     return session.scalars(
         select(Assignment.prompt_id)
@@ -427,7 +422,7 @@ def _example(found: trace.Trace, rewards_of: dict[str, float]) -> Example | None
         margin=found.assignment["margin"],
         text=_cut(found.text),
         chosen=_shown(responses[found.teacher], rewards_of),
-        runner_up=_shown(responses[others[0]], rewards_of) if others else None,
+        best_other=_shown(responses[others[0]], rewards_of) if others else None,
     )
 
 

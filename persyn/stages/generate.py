@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Run
-from persyn.db.results import Assignment, Response
+from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.queue import Claim
 from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Progress
@@ -49,7 +49,7 @@ def _assigned(run_id: int) -> Select[Any]:
     return (
         select(Assignment.prompt_id)
         .select_from(Assignment)
-        .outerjoin(Response, _answered())
+        .outerjoin(Response, answers_assignment())
         .where(Assignment.run_id == run_id)
     )
 
@@ -57,14 +57,6 @@ def _assigned(run_id: int) -> Select[Any]:
 def _missing(run_id: int, teacher_id: int | None) -> Select[Any]:
     return (
         select(Assignment.prompt_id)
-        .outerjoin(Response, _answered())
+        .outerjoin(Response, answers_assignment())
         .where(Assignment.run_id == run_id, Assignment.teacher_id == teacher_id, Response.id.is_(None))
-    )
-
-
-def _answered() -> Any:
-    return and_(
-        Response.prompt_id == Assignment.prompt_id,
-        Response.teacher_id == Assignment.teacher_id,
-        Response.sample == 0,
     )

@@ -15,7 +15,7 @@ from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.queue import Claim
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, in_part, make_jobs
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, in_part, make_jobs, told
 
 _PYTHON = "python"
 #: The kinds of scorers that are told what else a prompt's row said.
@@ -53,7 +53,7 @@ def load(session: Session, job: Claim) -> Batch:
             messages=conversation(row),
             response=row.response,
             answer=row.answer,
-            meta=row.meta if reads_meta else {},
+            meta=told(row.meta) if reads_meta else {},
         )
         for row in rows
     ]

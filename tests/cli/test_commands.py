@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from persyn.db.connect import Database
@@ -148,6 +149,17 @@ def test_another_configuration_under_a_name_that_is_taken(persyn: Persyn, tmp_pa
 
 def test_a_run_that_does_not_exist(persyn: Persyn) -> None:
     require_refused(persyn("run", "resume", "nobody"), "nobody", "persyn run list")
+
+
+def test_a_store_that_is_made_was_empty(persyn: Persyn) -> None:
+    assert persyn("db", "upgrade").stdout.endswith("(it was empty)\n")
+    assert "it was" not in persyn("db", "upgrade").stdout
+
+
+def test_several_that_come_first_make_one_store(persyn: Persyn) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: persyn("run", "list"), range(4)))
+    assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * 4
 
 
 def test_a_database_at_another_revision(persyn: Persyn, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def test_every_template_is_a_run_file_with_rows_beside_it(tmp_path: Path, templa
     # The cluster's own prompts are still to come.
     assert template == "cluster" or read.run.calibration < len(rows)
     assert re.search(r"^next: .*run.toml$", said, re.MULTILINE)
+
+
+def test_the_next_command_can_be_copied_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "my run's"
+
+    (command,) = re.findall(r"next: (.*)", write(folder))
+
+    assert shlex.split(command) == ["persyn", "run", "start", str(folder / "run.toml")]
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
