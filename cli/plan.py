@@ -9,8 +9,8 @@ import msgspec
 
 from cli.open import JSON, show, store_or_empty
 from cli.progress import counting_rows
-from persyn import config as run_file
 from persyn import plan as planning
+from persyn import run_file
 from persyn.plan import Amount, Basis, Plan
 from persyn.stages.start import find, identities
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Column, inspect
 from sqlalchemy.dialects import postgresql
 
-from docs import diagram
+from docs import diagram, keys
 from persyn.db import Base
 from persyn.db.connect import Database
 from persyn.questions import book
@@ -81,6 +81,7 @@ MADE: dict[str, dict[str, Callable[[], str]]] = {
     "docs/sql.md": {"questions": questions},
     "docs/images/store.svg": {"diagram": diagram.picture},
     "docs/columns.md": {"columns": columns},
+    "docs/run-file.md": keys.RUN_FILE,
     "deploy/datasette.yaml": {"datasette": datasette},
 }
 

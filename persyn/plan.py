@@ -257,7 +257,7 @@ def _amount(basis: Basis, responses: float, characters: float) -> Amount:
     response_tokens = basis.response_tokens * responses
     has_prices = basis.price_in is not None and basis.price_out is not None
     hours = response_tokens / basis.tokens_per_second / 3600 if basis.tokens_per_second else None
-    cost = summary.cost(prompt_tokens, response_tokens, basis) if has_prices else None
+    cost = summary.priced(prompt_tokens, response_tokens, basis) if has_prices else None
     return Amount(responses, prompt_tokens, response_tokens, cost, hours)
 
 

@@ -120,7 +120,8 @@ def family_strength(strength: Vector, families: Sequence[str | None], family: st
     is_kin = np.array([family is not None and name == family for name in families])
     if not is_kin.any():
         known = ", ".join(sorted({name for name in families if name})) or "none"
-        raise ValueError(f"no teacher is of the student's family {family!r}; the teachers' families: {known}")
+        lack = f"no teacher is of the student's family {family!r}" if family else "the student has no family"
+        raise ValueError(f"{lack}; the teachers' families: {known}")
     spread = np.nanmax(strength) - np.nanmin(strength) + 1.0
     return np.where(is_kin, strength + spread, strength)
 

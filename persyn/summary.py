@@ -261,13 +261,13 @@ def _workers(session: Session, run: Run) -> list[WorkerFacts]:
     ]
 
 
-def cost(prompt_tokens: Any, response_tokens: Any, teacher: Any) -> Any:
+def priced(prompt_tokens: Any, response_tokens: Any, teacher: Any) -> Any:
     """US dollars at a teacher's prices, of numbers or of columns."""
     return (prompt_tokens * teacher.price_in + response_tokens * teacher.price_out) / 1e6
 
 
 #: Of one response; null without a price or a count.
-_DOLLARS = cost(Response.prompt_tokens, Response.response_tokens, Teacher)
+_DOLLARS = priced(Response.prompt_tokens, Response.response_tokens, Teacher)
 
 
 def _spent(session: Session, run: Run) -> dict[int, _Spent]:

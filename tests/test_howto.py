@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from persyn import config
+from persyn import run_file
 from persyn.llm import judge
 from persyn.questions import book
 from tests.chat_server import Server, completion
@@ -165,10 +165,10 @@ def test_every_run_file_is_accepted_and_so_is_every_part_of_one(page: Path, tmp_
         shown, file = tomllib.loads(block.text), tmp_path / "shown.toml"
         if all("model" not in teacher for teacher in shown.get("teachers", [{"model": ""}])):
             file.write_text(block.text)
-            assert config.read_teachers(file)
+            assert run_file.read_teachers(file)
             continue
         file.write_text(toml(shown if shown.keys() >= {"run", "prompts"} else changed(template(), shown)))
-        read = config.read(file)
+        read = run_file.read(file)
         if read.quality.kind == "judge":
             judge.wording(read.quality.options)
 

@@ -12,7 +12,7 @@ import pytest
 from msgspec import structs
 from sqlalchemy import func, select
 
-from persyn import config, pipeline, plan
+from persyn import config, pipeline, plan, run_file
 from persyn.db import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.connect import Database, scratch
@@ -55,7 +55,7 @@ def read(
     }
     file = folder / "run.json"
     file.write_text(json.dumps(tables))
-    return config.read(file)
+    return run_file.read(file)
 
 
 def planned(database: Database, wanted: config.RunConfig) -> Plan:

@@ -86,6 +86,8 @@ def test_family_strong_goes_by_size_within_the_family_however_strong_others_are(
     assert np.argsort(-strength).tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="no teacher is of the student's family 'q'; the teachers' families: x, z"):
         strategies.family_strength(np.array([7.0, 1.0, 70.0]), ["x", "x", "z"], "q")
+    with pytest.raises(ValueError, match="the student has no family; the teachers' families: x, z"):
+        strategies.family_strength(np.array([7.0, 1.0, 70.0]), ["x", "x", "z"], None)
 
 
 def test_strength_is_not_guessed() -> None:

@@ -31,15 +31,16 @@ _MARK = b"PerSyn report"
 _MARKED_WITHIN = 400
 #: How a figure is read, where that is not plain.
 _ABOUT = {
-    "quality-learnability": "Means over the calibration grid with 95 % intervals. Up is better, right is easier for "
+    "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is easier for "
     "the student.",
     "rewards": "How the rewards of a teacher's responses are spread over the grid, each row at its own scale.",
-    "strategies": "What each strategy would have come to on prompts that nothing was fitted to, with 95 % intervals "
+    "strategies": "What each strategy would have come to on prompts that nothing was fitted to, with 95% intervals "
     "of the prompts that happened to be drawn.",
     "hit-rates": "How often a teacher with the best reward is among the first k.",
     "router-curve": "Heads fitted to parts of the calibration prompts, drawn several times; the band is one standard "
     "deviation.",
-    "reliability": "On the dotted line, win probabilities can be believed as they are.",
+    "reliability": "On the dotted line, win probabilities can be believed as they are. Each point says of how many "
+    "preferences it is; of few, it is mostly chance.",
     "alpha-winners": "Per cent of the calibration grid's prompts whose best response is the teacher's; equals share a "
     "prompt.",
     "alpha-strategies": "Each alpha has its own rewards: compare strategies at one alpha, not one strategy along the "
@@ -47,6 +48,7 @@ _ABOUT = {
     "savings": "Generate-all is estimated from what each teacher wrote for the calibration grid.",
     "progress": "A job's rows are spread evenly over the time from its first claim to its end.",
 }
+_MINUS = "\u2212"
 #: A hold-out of fewer prompts than these is said to be small.
 _SMALL = 100
 #: Line ends, tabs, and the joiners that scripts and emoji are written with; all spaces besides.
@@ -158,7 +160,7 @@ def _routed(report: Report) -> list[str]:
         closed = f"; the router goes {router.closed.mean:.0%} of the way between them" if router.closed else ""
         said.append(
             f"On {report.comparison.n_holdout:,} hold-out prompts the router's choice has a mean reward of "
-            f"{router.reward.mean:.3f} (95 %: {router.reward.low:.3f} to {router.reward.high:.3f}). The best single "
+            f"{router.reward.mean:.3f} (95%: {router.reward.low:.3f} to {router.reward.high:.3f}). The best single "
             f"teacher has {static.reward.mean:.3f}, the oracle {oracle.reward.mean:.3f}{closed}."
         )
     if report.hits:
@@ -234,9 +236,10 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "fixed": lambda value: _formatted(value, "{:,.3f}"),
+        "model": lambda value: Path(value).name if value.startswith("/") else value,
         "count": lambda value: _formatted(value, "{:,.0f}"),
         "number": lambda value: _formatted(value, "{:.4g}"),
-        "reward": lambda value: _formatted(value, "{:.3f}"),
         "signed": lambda value: _formatted(value, "{:+.0%}"),
         "dollars": lambda value: _Plain("-" if value is None else dollars(value)),
         "when": lambda value: _formatted(value, "{:%Y-%m-%d %H:%M} UTC"),
@@ -246,7 +249,11 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
 
 
 def _formatted(value: Any, form: str) -> _Plain:
-    return _Plain("-" if value is None else form.format(value))
+    """A number in a form, with a real minus; a dash for what is not known."""
+    if value is None:
+        return _Plain("-")
+    text = form.format(value)
+    return _Plain(text.replace("-", _MINUS) if isinstance(value, int | float) else text)
 
 
 def _span(seconds: float) -> str:

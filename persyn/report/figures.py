@@ -182,7 +182,7 @@ def group_shares(groups: Groups) -> Picture:
     shares = counts / np.where(totals > 0, totals, 1)
     with _styled():
         figure, axes = _heat(groups.teachers, groups.groups, shares)
-        axes.set_xlabel(f"prompts by {_label(groups.field)}, each column 100 %")
+        axes.set_xlabel(f"prompts by {_label(groups.field)}, each column 100%")
     said = [
         f"{group} mostly to {groups.teachers[int(column.argmax())]} ({column.max():.0%})"
         for group, column in zip(groups.groups, shares.T, strict=True)
@@ -191,7 +191,7 @@ def group_shares(groups: Groups) -> Picture:
 
 
 def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, per: str) -> Picture:
-    """Where teachers stand between good and easy: means over the grid, with their 95 % intervals.
+    """Where teachers stand between good and easy: means over the grid, with their 95% intervals.
 
     unit: of quality. per: what a log-likelihood is divided by.
     """
@@ -292,11 +292,16 @@ def reliability(bins: Sequence[Believed]) -> Picture:
         axes.grid(True)
         axes.plot([0.5, 1], [0.5, 1], color=_GREY, linestyle=":", label="as predicted")
         xs, ys = [bin_.predicted for bin_ in bins], [bin_.came_true for bin_ in bins]
-        axes.plot(xs, ys, color=_BLUE, linewidth=1)
         areas = [12 + 110 * bin_.n_preferences / most for bin_ in bins]
-        axes.scatter(xs, ys, s=areas, color=_BLUE, label="router; larger for more preferences", zorder=3)
+        axes.scatter(xs, ys, s=areas, color=_BLUE, label="router, of so many preferences", zorder=3)
+        for bin_, area in zip(bins, areas, strict=True):
+            above = (0, 3 + area**0.5 / 2)
+            place = (bin_.predicted, bin_.came_true)
+            axes.annotate(
+                f"{bin_.n_preferences:,}", place, above, textcoords="offset points", ha="center", fontsize=7.5
+            )
         axes.set_xlim(0.48, 1.02)
-        axes.set_ylim(min(0.48, min(ys) - 0.05), 1.05)
+        axes.set_ylim(min(0.48, min(ys) - 0.05), 1.12)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("predicted win probability")
@@ -343,7 +348,7 @@ def alpha_strategies(alphas: Alphas) -> Picture:
 
 
 def strategies(comparison: Comparison) -> Picture:
-    """What each strategy would have come to on the hold-out, with its 95 % interval."""
+    """What each strategy would have come to on the hold-out, with its 95% interval."""
     facts = comparison.strategies
     with _styled():
         figure, axes = _rows([fact.strategy for fact in facts], each=0.27)
@@ -356,7 +361,7 @@ def strategies(comparison: Comparison) -> Picture:
                 f"{fact.reward.mean:.3f}", (fact.reward.high, place), (5, 0), textcoords="offset points", va="center"
             )
         axes.margins(x=0.13)
-        axes.set_xlabel(f"reward on {comparison.n_holdout:,} hold-out prompts, with 95 % intervals")
+        axes.set_xlabel(f"reward on {comparison.n_holdout:,} hold-out prompts, with 95% intervals")
     said = [f"{f.strategy} {f.reward.mean:.3f} ({f.reward.low:.3f} to {f.reward.high:.3f})" for f in facts]
     return _picture("strategies", "Rewards of strategies", f"{'; '.join(said)}.", figure)
 

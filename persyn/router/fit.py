@@ -33,13 +33,17 @@ _AtLeastOne = Annotated[int, Meta(ge=1)]
 class Options(scoring.Options, frozen=True, forbid_unknown_fields=True):
     """The options of a `router_fit`; its model is the backbone. The last four are for fine-tuning."""
 
-    #: Longer prompts lose their middle; less where the backbone's context is smaller.
+    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU. `full` trains in float32.
+    dtype: Dtype | None = None
+    #: Tokens of a prompt; longer ones lose their middle. Less where the backbone's context is smaller.
     max_tokens: _AtLeastOne = 1024
+    #: `full` and `lora`: the most passes over the calibration prompts.
     epochs: _AtLeastOne = 3
-    #: None is 1e-5 for tune = full and 1e-4 for lora.
+    #: How far a step goes; none: 1e-5 for `full`, 1e-4 for `lora`.
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
-    #: Prompts per step.
+    #: `full` and `lora`: prompts per step.
     batch_size: _AtLeastOne = 16
+    #: `lora`: the rank of the adapters.
     lora_rank: _AtLeastOne = 16
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from persyn import config, pipeline
+from persyn import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Score
@@ -117,7 +117,7 @@ def test_a_run_is_scored_by_a_function_of_its_own(database: Database, tmp_path: 
     file.write_text(file.read_text().replace('kind = "fake"', f'kind = "python"\nmodel = "{module}:level"', 1))
 
     with database.write() as session:
-        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     Worker(database, Settings(str(database.url), tmp_path), run_id=run_id).run()
 
     with database.read() as session:

@@ -16,6 +16,7 @@ from PIL import Image
 from persyn.report import figures
 from persyn.report.facts import Report
 from persyn.report.figures import Picture
+from persyn.router.evaluate import Believed
 from persyn.summary import TeacherFacts
 
 TEACHERS = [
@@ -63,6 +64,13 @@ def test_a_router_curve_shows_each_size_beside_its_baselines() -> None:
     assert (lines["router"], lines["best single teacher"]) == ([0.4, 0.6], [0.5, 0.5])
     assert {"25", "100"} <= set(texts(picture))
     assert picture.says.endswith("the oracle 0.900. More may help.")
+
+
+def test_how_far_a_win_probability_can_be_believed_is_shown_with_how_many_it_is_of() -> None:
+    picture = figures.reliability([Believed(0.6, 1.0, 1, 0.5), Believed(0.9, 0.8, 1200, 300.0)])
+    assert {"1", "1,200"} <= set(texts(picture))
+    # Nothing but what was predicted is joined by a line: one preference is no trend.
+    assert [line.get_label() for line in picture.figure.axes[0].lines] == ["as predicted"]
 
 
 def test_hostile_names_stay_text(drawn: dict[str, str]) -> None:

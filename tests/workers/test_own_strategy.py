@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from persyn import config, pipeline, trace
+from persyn import pipeline, run_file, trace
 from persyn.db.catalog import Prompt, Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, RouterScore
@@ -77,7 +77,7 @@ def write(folder: Path, model: str, *, options: str = "", **run: object) -> Path
 
 def start(database: Database, file: Path) -> int:
     with database.write() as session:
-        return pipeline.start_run(session, config.read(file), actor="me").id
+        return pipeline.start_run(session, run_file.read(file), actor="me").id
 
 
 def go_on(database: Database, folder: Path, run_id: int, **settings: float) -> tuple[RunState, str | None]:
@@ -225,4 +225,4 @@ def test_a_function_goes_with_its_kind(tmp_path: Path, table: str) -> None:
     file = write_run(tmp_path, strategy="static")
     file.write_text(file.read_text().replace('kind = "static"', table))
     with pytest.raises(UsageError, match="strategy python needs model"):
-        config.read(file)
+        run_file.read(file)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from sqlalchemy import delete, func, select
 
-from persyn import config, pipeline, queue, summary
+from persyn import pipeline, queue, run_file, summary
 from persyn.db.catalog import Role, Run, RunPrompt, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
@@ -49,7 +49,7 @@ class Watching(Listener):
 
 
 def start(database: Database, folder: Path, **run: Any) -> int:
-    wanted = config.read(write_run(folder, **run))
+    wanted = run_file.read(write_run(folder, **run))
     with database.write() as session:
         return pipeline.start_run(session, wanted, actor="me").id
 
@@ -250,7 +250,7 @@ def test_a_second_student_costs_no_response_on_the_grid_and_no_quality_score(
     file = write_run(tmp_path, name="other")
     file.write_text(file.read_text().replace('name = "student"\nmodel = "student"', 'name = "tiny"\nmodel = "tiny"'))
     with database.write() as session:
-        second = pipeline.start_run(session, config.read(file), actor="me").id
+        second = pipeline.start_run(session, run_file.read(file), actor="me").id
         waiting = session.scalars(select(Job.stage).where(Job.run_id == second).distinct()).all()
     assert waiting == ["score"]  # the grid is there
     work(database, tmp_path, second)
@@ -502,7 +502,7 @@ def test_each_model_that_is_loaded_is_noted_with_its_job_its_seconds_and_its_gpu
     file = write_run(tmp_path)
     file.write_text(file.read_text().replace("gpus = 0", "gpus = 1", 1))  # the first teacher's
     with database.write() as session:
-        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     worker = work(database, tmp_path, run_id, seen)
 
     with database.read() as session:
