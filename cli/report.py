@@ -14,8 +14,8 @@ from persyn.settings import Settings
 
 if TYPE_CHECKING:
     from persyn.hindsight import Curve
+    from persyn.report.drawing import Picture
     from persyn.report.facts import Report
-    from persyn.report.figures import Picture
 
 
 @click.command()

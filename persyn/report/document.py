@@ -21,9 +21,9 @@ from markupsafe import Markup
 
 from persyn.errors import PersynError, UsageError
 from persyn.folders import replaced
-from persyn.report import figures
+from persyn.report import drawing, figures
+from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from persyn.report.figures import Picture
 from persyn.summary import dollars
 
 #: What the first bytes of a report say, so that no other file is overwritten.
@@ -68,7 +68,7 @@ class _Plain(str):
 def html(report: Report, pictures: Sequence[Picture]) -> str:
     """One page with all it needs inside; no script, no network."""
     environment = _environment(_shown, autoescape=True)
-    drawn = [{"picture": one, "svg": Markup(figures.svg(one))} for one in pictures]  # noqa: S704 - escaped, see figures
+    drawn = [{"picture": one, "svg": Markup(drawing.svg(one))} for one in pictures]  # noqa: S704 - escaped, see figures
     return environment.get_template("report.html.jinja").render(**_words(report), drawn=drawn)
 
 
@@ -137,8 +137,8 @@ def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
     try:
         with replaced(folder.resolve()) as new:
             for picture in pictures:
-                (new / f"{picture.name}.svg").write_text(figures.svg(picture, ink="paper"), encoding="utf-8")
-                (new / f"{picture.name}.png").write_bytes(figures.png(picture))
+                (new / f"{picture.name}.svg").write_text(drawing.svg(picture, ink="paper"), encoding="utf-8")
+                (new / f"{picture.name}.png").write_bytes(drawing.png(picture))
     except OSError as error:
         raise PersynError(
             f"cannot write the figures {folder}: {error.strerror or error}; nothing was changed"

@@ -15,8 +15,8 @@ from markdown_it import MarkdownIt
 from persyn import run_file
 from persyn.errors import UsageError
 from persyn.report import document, figures
+from persyn.report.drawing import Picture
 from persyn.report.facts import Groups, Report
-from persyn.report.figures import Picture
 from tests.report.conftest import HOSTILE
 
 #: In the order of the page.

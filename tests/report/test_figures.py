@@ -13,9 +13,9 @@ import msgspec
 import pytest
 from PIL import Image
 
-from persyn.report import figures
+from persyn.report import drawing, figures
+from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from persyn.report.figures import Picture
 from persyn.router.evaluate import Believed
 from persyn.summary import TeacherFacts
 
@@ -28,7 +28,7 @@ _ELEMENTS = {"svg", "title", "desc", "defs", "g", "path", "use", "text", "tspan"
 
 
 def texts(picture: Picture) -> list[str]:
-    return [text.text or "" for text in ElementTree.fromstring(figures.svg(picture)).iter(f"{_SVG}text")]
+    return [text.text or "" for text in ElementTree.fromstring(drawing.svg(picture)).iter(f"{_SVG}text")]
 
 
 def test_shares_are_bars_in_order_with_real_text() -> None:
@@ -111,8 +111,8 @@ def test_a_page_may_hold_all_figures_and_no_id_twice(drawn: dict[str, str]) -> N
         ("paper", "#1b1c1f", "currentColor"),
     ],
 )
-def test_text_has_the_readers_colour(ink: figures.Ink, has: str, lacks: str) -> None:
-    drawn = figures.svg(figures.teacher_shares(TEACHERS), ink=ink)
+def test_text_has_the_readers_colour(ink: drawing.Ink, has: str, lacks: str) -> None:
+    drawn = drawing.svg(figures.teacher_shares(TEACHERS), ink=ink)
     assert has in drawn
     assert lacks not in drawn
 
@@ -123,7 +123,7 @@ def test_the_same_facts_are_the_same_bytes_in_every_thread_and_settings_stay(rep
     alphas = report.alphas
 
     def draw(_: int) -> str:
-        return figures.svg(figures.alpha_winners(alphas))
+        return drawing.svg(figures.alpha_winners(alphas))
 
     with ThreadPoolExecutor(4) as threads:
         drawn = set(threads.map(draw, range(4)))
@@ -133,12 +133,12 @@ def test_the_same_facts_are_the_same_bytes_in_every_thread_and_settings_stay(rep
 
 def test_a_png_is_on_white_ground() -> None:
     picture = figures.teacher_shares(TEACHERS)
-    drawn = figures.png(picture)
-    assert drawn == figures.png(picture)
+    drawn = drawing.png(picture)
+    assert drawn == drawing.png(picture)
     assert Image.open(io.BytesIO(drawn)).convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
 
 
 def test_a_picture_that_is_saved_again_is_the_same() -> None:
     wide = [msgspec.structs.replace(teacher, teacher=teacher.teacher * 12, assigned=3000) for teacher in TEACHERS]
     picture = figures.teacher_shares(wide)
-    assert figures.svg(picture) == figures.svg(picture)
+    assert drawing.svg(picture) == drawing.svg(picture)
