@@ -21,7 +21,7 @@ from sqlalchemy import func, select
 
 from benchmarks import runs
 from demo import models
-from persyn import config, pipeline
+from persyn import pipeline, run_file
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.llm.protocols import ModelSpec
@@ -70,7 +70,7 @@ def persyn(prompts: int) -> None:
         store = Database(f"sqlite:///{folder / 'persyn.db'}")
         store.upgrade()
         with store.write() as session:
-            run_id = pipeline.start_run(session, config.read(file), actor="benchmark").id
+            run_id = pipeline.start_run(session, run_file.read(file), actor="benchmark").id
         clock = _Clock(prompts)
         clock.worker = Worker(store, Settings(str(store.url), folder), run_id=run_id, listener=clock)
         clock.worker.run()

@@ -22,7 +22,7 @@ from celery import Celery
 from sqlalchemy import create_engine, func, select, text
 
 from benchmarks import runs
-from persyn import config, pipeline
+from persyn import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
@@ -111,7 +111,7 @@ def persyn(url: str, broker: Broker, folder: Path, prompts: int) -> None:
     teachers = [{"name": name, "model": name, "engine": "fake", "options": options} for name in ("ada", "bob")]
     file = runs.write(folder, prompts // 2 + 1, teachers, calibration=prompts // 2, job_prompts=64)
     with store.write() as session:
-        pipeline.start_run(session, config.read(file), actor="benchmark")
+        pipeline.start_run(session, run_file.read(file), actor="benchmark")
 
     def count() -> int:
         with store.read() as session:

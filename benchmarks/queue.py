@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from benchmarks import runs
-from persyn import config, pipeline, queue
+from persyn import pipeline, queue, run_file
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
@@ -180,7 +180,7 @@ def _run_file(
 
 def _start(store: Database, file: Path) -> None:
     with store.write() as session:
-        pipeline.start_run(session, config.read(file), actor="benchmark")
+        pipeline.start_run(session, run_file.read(file), actor="benchmark")
 
 
 def _queue_up(store: Database, name: str, jobs: int) -> None:

@@ -12,13 +12,15 @@ from cli.completion import run_names
 from cli.open import JSON, find_run, show, store
 from cli.student import show_students
 from persyn import compare as comparison
-from persyn import students
+from persyn import own_strategy, students
 from persyn.compare import Comparison, StrategyFacts
 from persyn.config import Per
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
+from persyn.rewards import Matrix, Normalisation
 from persyn.settings import Settings
+from persyn.summary import dollars
 
 if TYPE_CHECKING:
     from persyn.hindsight import Frozen
@@ -52,7 +54,8 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
 
     Rewards, with 95 % intervals, are of the hold-out prompts; what a strategy goes by it learns from
     the calibration prompts alone. 'closed' is the part of the way from the best single teacher
-    (static) to the oracle. 'persyn' is the run's router, which was fitted to the run's own alpha.
+    (static) to the oracle. 'persyn' is the run's router, which was fitted to the run's own alpha. A run whose
+    strategy is a python function shows that too: it is asked about the hold-out prompts, here.
 
     With --students it is the students that are compared, those that were trained on these runs' datasets
     and evaluated ('persyn student'): runs of one strategy and alpha, of several seeds perhaps, are taken together.
@@ -73,7 +76,10 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
     with store() as database:
         for name in names:
             frozen = _freeze(database, name, per) if reward["refit"] else None
-            scores = [frozen.scores(alpha, how) if frozen else None for alpha in alphas]
+            scores = [
+                {**(frozen.scores(alpha, how) if frozen else {}), **_own(database, name, alpha, how, per)}
+                for alpha in alphas
+            ]
             with database.read() as session:
                 run = find_run(session, name)
                 compared += [
@@ -99,6 +105,15 @@ def _freeze(database: Database, run: str, per: Per | None) -> Frozen:
     with database.read() as session:
         grid = hindsight.read(session, find_run(session, run), per=per)
     return hindsight.freeze(grid, Settings.from_environment().home)
+
+
+def _own(
+    database: Database, name: str, alpha: float | None, how: Normalisation | None, per: Per | None
+) -> dict[str, Matrix | str]:
+    """What the run's own strategy says of the hold-out prompts, if it has one."""
+    with database.read() as session:
+        question = own_strategy.read(session, find_run(session, name), alpha=alpha, how=how, per=per)
+    return {} if question is None else {question.spec.model: own_strategy.scores(question, Settings.from_environment())}
 
 
 def _alphas(text: str | None) -> list[float | None]:
@@ -141,7 +156,7 @@ def _row(fact: StrategyFacts) -> tuple[str, ...]:
         f"{fact.quality:.3f}",
         f"{fact.learnability:.3f}",
         "-" if fact.tokens is None else f"{fact.tokens:,.0f}",
-        "-" if fact.cost is None else f"${fact.cost:,.2f}",
+        "-" if fact.cost is None else dollars(fact.cost),
     )
 
 

@@ -22,7 +22,8 @@ def upgrade() -> None:
     before = database.revision()
     database.upgrade()
     after = database.revision()
-    click.echo(f"the store is at revision {after}" + ("" if before == after else f" (it was at {before})"))
+    was = "empty" if before is None else f"at {before}"
+    click.echo(f"the store is at revision {after}" + ("" if before == after else f" (it was {was})"))
     database.close()
 
 

@@ -21,10 +21,26 @@ def jobs() -> None:
 
 @jobs.command(short_help="Try what failed or was cancelled again.")
 @RUN
-def retry(run: str) -> None:
-    """Queue the failed and cancelled jobs of RUN again; workers go on with it."""
+@click.option(
+    "--rows",
+    "reasons",
+    metavar="REASON",
+    multiple=True,
+    help="Rows too that failed for REASON, as 'persyn run status' names it. Repeat it for several.",
+)
+def retry(run: str, reasons: tuple[str, ...]) -> None:
+    """Queue the failed and cancelled jobs of RUN again; workers go on with it.
+
+    A row that failed is finished, and is left alone unless its reason is named: --rows server_error
+    after an outage. Where no workers run, 'persyn run resume RUN' does the work.
+    """
     with store() as database, database.write() as session:
-        pipeline.retry(session, find_run(session, run), actor=actor())
+        found = find_run(session, run)
+        if reasons:
+            rows = pipeline.retry_rows(session, found, reasons, actor=actor())
+            click.echo(f"{rows:,} rows are asked again")
+        else:
+            pipeline.retry(session, found, actor=actor())
     click.echo(f"run {run} goes on; 'persyn run status {run}' says how far it is")
 
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "prompts": ("cli.prompts", "prompts", "Import prompts and look at them."),
     "responses": ("cli.responses", "responses", "Import responses that were made elsewhere."),
     "teachers": ("cli.teachers", "teachers", "List the teachers, and check what would spoil a run."),
+    "plan": ("cli.plan", "plan", "Say what a run would cost, before it is started."),
     "run": ("cli.run", "run", "Start, resume, look at and cancel runs."),
     "worker": ("cli.worker", "worker", "Work the jobs of all runs on some of this host's GPUs."),
     "dispatch": ("cli.dispatch", "dispatch", "Wake workers for what waits, take back what dead ones held."),

@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from cli.completion import run_names
 from persyn.db.catalog import Run
-from persyn.db.connect import Database
+from persyn.db.connect import Database, scratch
 from persyn.errors import StoreAway, UsageError
 from persyn.queue import Backlog
 from persyn.settings import Settings
@@ -79,6 +79,18 @@ def store(*, patient: bool = False) -> Iterator[Database]:
         yield database
     finally:
         database.close()
+
+
+@contextmanager
+def store_or_empty() -> Iterator[Database]:
+    """The store, as above; where there is none none is made, and an empty one stands for it."""
+    database = Database(Settings.from_environment().database_url)
+    try:
+        is_there = database.is_there()
+    finally:
+        database.close()
+    with store() if is_there else scratch() as found:
+        yield found
 
 
 def broker(settings: Settings) -> str:

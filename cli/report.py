@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.open import find_run, store
+from cli.open import RUN, find_run, store
 from persyn.db.connect import Database
 from persyn.settings import Settings
 
 if TYPE_CHECKING:
     from persyn.hindsight import Curve
+    from persyn.report.drawing import Picture
     from persyn.report.facts import Report
-    from persyn.report.figures import Picture
 
 
 @click.command()
-@click.argument("run")
+@RUN
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The file. Default: RUN-report.html, or .md.")
 @click.option("--format", "form", type=click.Choice(["html", "md"]), help="Default: as the file's name ends, or html.")
 @click.option(

@@ -10,7 +10,7 @@ import click
 from cli.imports import ON_ERROR, show_report
 from cli.open import store
 from cli.progress import counting_rows
-from persyn import config
+from persyn import run_file
 from persyn.errors import UsageError
 from persyn.stages import responses as cells
 from persyn.stages import versions
@@ -54,7 +54,7 @@ def import_responses(
     persyn responses import grid.csv --map teacher=llm --map response=text --prompt-field topic
     """
     layout = Layout(_renamed(names), prompt_field, score)
-    tables = config.read_teachers(teachers) if teachers else []
+    tables = run_file.read_teachers(teachers) if teachers else []
     known = versions.identities(tables)
     with store() as database, counting_rows() as count, database.write() as session:
         ids = {table.name: versions.teacher(session, table, known) for table in tables} if teachers else None

@@ -20,8 +20,7 @@ from cli import summary
 from cli.open import JSON, RUN, actor, find_run, nobody_takes, show, store
 from cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from cli.watch import LOOK_SECONDS, View
-from persyn import config as run_file
-from persyn import pipeline, queue
+from persyn import pipeline, queue, run_file
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError

@@ -9,8 +9,7 @@ import click
 from sqlalchemy import func, select
 
 from cli.open import JSON, show, store
-from persyn import checks
-from persyn import config as run_file
+from persyn import checks, run_file
 from persyn.db.catalog import Teacher
 from persyn.db.results import Response
 from persyn.settings import Settings

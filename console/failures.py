@@ -35,26 +35,32 @@ def index(request: Request) -> Response:
         tally=tally,
         most=_MOST,
         can_retry=bool(jobs) and run.state is not RunState.DONE,
+        can_retry_rows=not is_going,
         live=is_live(request, is_going, tally),
     )
 
 
 async def retry(request: Request) -> Response:
-    """Try the run's failed jobs again: what `persyn jobs retry` does."""
+    """Try the run's failed jobs again, or rows that failed for a reason: what `persyn jobs retry` does."""
     access = cast(Access, request.app.state.access)
+    given = await form(request)
     if access.admin is None:
         raise Problem(HTTPStatus.FORBIDDEN, "This console changes nothing", "Start it with --admin to try work again.")
-    if not access.is_form((await form(request)).get("form_secret", "")):
+    if not access.is_form(given.get("form_secret", "")):
         raise Problem(
             HTTPStatus.FORBIDDEN, "The form is too old", "It is of another start of the console: go back and reload it."
         )
-    await run_in_threadpool(_retry, request, access.admin)
+    await run_in_threadpool(_retry, request, access.admin, given.get("rows"))
     return RedirectResponse(link("runs", request.path_params["run"]), HTTPStatus.SEE_OTHER)
 
 
-def _retry(request: Request, actor: str) -> None:
+def _retry(request: Request, actor: str, reason: str | None) -> None:
     try:
         with database(request).write() as session:
-            pipeline.retry(session, find(session, request), actor=actor)
+            run = find(session, request)
+            if reason is None:
+                pipeline.retry(session, run, actor=actor)
+            else:
+                pipeline.retry_rows(session, run, [reason], actor=actor)
     except UsageError as error:
         raise Problem(HTTPStatus.CONFLICT, "Nothing to try again", f"{error}.") from error

@@ -47,11 +47,12 @@ def draw(session: Session, run: Run) -> dict[str, Drawn] | str:
 
 
 def _drawn(session: Session, run: Run) -> dict[str, Drawn]:
-    from persyn.report import figures, gather  # bring matplotlib, which nobody needs who does not look at a run
+    # They bring matplotlib, which nobody needs who does not look at a run.
+    from persyn.report import drawing, figures, gather
 
     found = {}
     for picture in figures.pictures(gather.gather(session, run)):
-        svg = figures.svg(picture, ink="scheme")
+        svg = drawing.svg(picture, ink="scheme")
         version = hashlib.sha256(svg.encode()).hexdigest()[:12]
         found[picture.name] = Drawn(picture.title, picture.says, svg, version)
     return found

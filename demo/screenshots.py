@@ -1,4 +1,4 @@
-"""The pictures of the documents: the console, as it shows the demo's run.
+"""The pictures of the documents: the console and the report, as they show the demo's run.
 
 python -m demo.screenshots [build/demo/transformers/persyn.db]
 """
@@ -7,31 +7,51 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Browser
 
+from cli.open import find_run
 from console.safety import Access
 from persyn.db.connect import Database
+from persyn.report import document, figures, gather
 from tests import chromium
 
 _FOLDER = Path("docs/images")
 _RUN = "demo"
-#: Name, page, width, height and colours.
-_PICTURES = (
-    ("console-run", f"/runs/{_RUN}", 1100, 900, "light"),
-    ("console-figures", f"/runs/{_RUN}#figures", 1100, 760, "light"),
-    ("console-prompts", f"/runs/{_RUN}/prompts?order=margin&reason=router", 1100, 640, "light"),
-    ("console-prompt", f"/runs/{_RUN}/prompts/17", 1100, 900, "dark"),
-    ("console-phone", f"/runs/{_RUN}", 380, 760, "dark"),
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A page, and the window that it is seen through."""
+
+    name: str
+    page: str
+    #: In CSS pixels.
+    width: int
+    height: int
+    scheme: Literal["light", "dark"] = "light"
+
+
+_CONSOLE = (
+    Picture("console-run", f"/runs/{_RUN}", 1100, 745),
+    Picture("console-figures", f"/runs/{_RUN}#figures", 1100, 740),
+    Picture("console-prompts", f"/runs/{_RUN}/prompts?order=margin&reason=router", 1100, 620),
+    Picture("console-prompt", f"/runs/{_RUN}/prompts/17", 1100, 900, "dark"),
+    Picture("console-phone", f"/runs/{_RUN}", 380, 760, "dark"),
 )
-#: Flat colours and letters need no more.
-_COLOURS = 128
+_REPORT = (
+    Picture("report-top", "", 1100, 752),
+    Picture("report-figures", "#figures", 1100, 985, "dark"),
+)
 
 
 def main(path: Path) -> None:
-    """Serve the store, look at each page, write what is seen."""
+    """Serve the store, write the report, look at each page, keep what is seen."""
     if chromium.find() is None:
         sys.exit(chromium.MISSING)
     if not path.exists():
@@ -39,27 +59,42 @@ def main(path: Path) -> None:
     _FOLDER.mkdir(exist_ok=True)
     store = Database(f"sqlite:///{path}")
     store.require_head()
-    with chromium.console(store, Access()) as address, chromium.running() as browser:
-        for name, page, width, height, colours in _PICTURES:
-            picture = _seen(browser, address + page, width, height, colours)
-            file = _FOLDER / f"{name}.png"
-            file.write_bytes(picture)
-            print(f"{file} {len(picture) / 1024:.0f} KiB")
+    with chromium.running() as browser, TemporaryDirectory() as folder:
+        with chromium.console(store, Access()) as address:
+            for picture in _CONSOLE:
+                _keep(picture, _seen(browser, address, picture))
+        for picture in _REPORT:
+            _keep(picture, _seen(browser, _report(store, Path(folder) / "report.html"), picture))
     store.close()
 
 
-def _seen(browser: Browser, url: str, width: int, height: int, colours: str) -> bytes:
-    page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1.5)
-    page.emulate_media(color_scheme="dark" if colours == "dark" else "light")
-    page.goto(url)
+def _report(store: Database, file: Path) -> str:
+    """Write the run's report, and return its address."""
+    with store.read() as session:
+        found = gather.gather(session, find_run(session, _RUN))
+    file.write_text(document.html(found, figures.pictures(found)), encoding="utf-8")
+    return file.as_uri()
+
+
+def _seen(browser: Browser, address: str, picture: Picture) -> Image.Image:
+    page = browser.new_page(viewport={"width": picture.width, "height": picture.height}, device_scale_factor=1.5)
+    page.emulate_media(color_scheme=picture.scheme)
+    page.goto(address + picture.page)
     page.wait_for_function("() => !document.body.dataset.live")  # everything is counted
     page.reload()
     page.wait_for_load_state("networkidle")
+    # Figures that came later have pushed down what the address names.
+    page.evaluate("document.querySelector(':target')?.scrollIntoView()")
     found = Image.open(io.BytesIO(page.screenshot()))
     page.close()
-    small = io.BytesIO()
-    found.convert("RGB").quantize(_COLOURS).save(small, "PNG", optimize=True)
-    return small.getvalue()
+    return found
+
+
+def _keep(picture: Picture, seen: Image.Image) -> None:
+    file = _FOLDER / f"{picture.name}.png"
+    # Median cut, the default, would take the colours of thin lines for those of what is around.
+    seen.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(file, "PNG", optimize=True)
+    print(f"{file} {file.stat().st_size / 1024:.0f} KiB")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import Column, Table, UniqueConstraint, inspect
+from sqlalchemy import Column, inspect
 from sqlalchemy.dialects import postgresql
 
+from docs import diagram, keys
 from persyn.db import Base
 from persyn.db.connect import Database
 from persyn.questions import book
@@ -29,24 +30,6 @@ def questions() -> str:
                 said.append(f"**{each.title}** `persyn sql --ask {each.name}{values}`\n\n{each.note}\n")
                 said.append(f"```sql\n{each.sql}\n```\n")
     return "\n".join(said)
-
-
-def diagram() -> str:
-    """The tables with their keys, and which belongs to which, in Mermaid."""
-    tables = Base.metadata.sorted_tables
-    lines = ["```mermaid", "erDiagram"]
-    for table in tables:
-        lines.append(f"    {table.name} {{")
-        lines += [
-            f"        {_type(column)} {column.name} {keys}" for column in table.columns if (keys := _keys(column))
-        ]
-        lines.append("    }")
-    for table in tables:
-        for column in table.columns:
-            for key in column.foreign_keys:
-                parent = "|o" if column.nullable else "||"
-                lines.append(f'    {key.column.table.name} {parent}--o{{ {table.name} : "{column.name}"')
-    return "\n".join([*lines, "```", ""])
 
 
 def columns() -> str:
@@ -84,13 +67,6 @@ def datasette() -> str:
     return "".join(said)
 
 
-def _keys(column: Column[object]) -> str:
-    table: Table = column.table  # type: ignore[assignment] # of a model, not of a query
-    is_unique = any(isinstance(each, UniqueConstraint) and list(each.columns) == [column] for each in table.constraints)
-    marks = {"PK": column.primary_key, "FK": bool(column.foreign_keys), "UK": is_unique and not column.foreign_keys}
-    return ", ".join(mark for mark, is_so in marks.items() if is_so)
-
-
 def _type(column: Column[object]) -> str:
     return column.type.compile(dialect=postgresql.dialect()).lower().replace(" ", "_")  # type: ignore[no-untyped-call]
 
@@ -103,8 +79,9 @@ def _what(column: Column[object]) -> str:
 #: Which parts of a file are made, and by what.
 MADE: dict[str, dict[str, Callable[[], str]]] = {
     "docs/sql.md": {"questions": questions},
-    "docs/store.md": {"diagram": diagram},
+    "docs/images/store.svg": {"diagram": diagram.picture},
     "docs/columns.md": {"columns": columns},
+    "docs/run-file.md": keys.RUN_FILE,
     "deploy/datasette.yaml": {"datasette": datasette},
 }
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from persyn import pipeline
 from persyn.config import thaw
 from persyn.db.catalog import Role, Run, RunPrompt, RunState, RunTeacher
-from persyn.db.results import Assignment, Response
+from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.db.work import Event, Job, JobState
 
 _AT_ONCE = 1000
@@ -78,14 +78,9 @@ def _owed(session: Session, run: Run) -> Iterator[Finding]:
     """Of a run that is done, every assigned prompt has its response, or why there is none, and no job is open."""
     if run.state is not RunState.DONE:
         return
-    answered = and_(
-        Response.prompt_id == Assignment.prompt_id,
-        Response.teacher_id == Assignment.teacher_id,
-        Response.sample == 0,
-    )
     missing = (
         select(Assignment.prompt_id, Assignment.teacher_id)
-        .outerjoin(Response, answered)
+        .outerjoin(Response, answers_assignment())
         .where(Assignment.run_id == run.id, Response.id.is_(None))
         .order_by(Assignment.prompt_id)
     )

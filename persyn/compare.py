@@ -81,15 +81,15 @@ def compare(
     alpha: float | None = None,
     how: rewards.Normalisation | None = None,
     per: Per | None = None,
-    scores: Mapping[str, Matrix] | None = None,
+    scores: Mapping[str, Matrix | str] | None = None,
 ) -> Comparison:
     """Compare strategies for a run.
 
     alpha:  another weight of learnability than the run's.
     how:    another normalisation than the run's.
     per:    another learnability than the run's, see `grid.read`.
-    scores: {strategy: (P, T)} of more that read the prompt, for all P prompts of the grid in its order; "persyn"
-            unless given is the run's router, which was fitted to the run's own alpha.
+    scores: {strategy: (P, T)} of more that read the prompt, for all P prompts of the grid in its order, or why there
+            are none; "persyn" unless given is the run's router, which was fitted to the run's own alpha.
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
     alpha = thaw(run.config).run.alpha if alpha is None else alpha
@@ -119,7 +119,9 @@ class _Reward:
     per: Per | None = None
 
 
-def _compare(session: Session, run: Run, cells: Grid, reward: _Reward, scores: Mapping[str, Matrix]) -> Comparison:
+def _compare(
+    session: Session, run: Run, cells: Grid, reward: _Reward, scores: Mapping[str, Matrix | str]
+) -> Comparison:
     config = thaw(run.config)
     how = reward.how or config.run.normalise
     rewarded = rewards.combine(cells.quality, cells.learnability, alpha=reward.alpha, how=how)
@@ -132,7 +134,13 @@ def _compare(session: Session, run: Run, cells: Grid, reward: _Reward, scores: M
         )
     present = ~np.isnan(rewarded[holdout])
     policies, notes = _policies(known(session, run, cells, rewarded, calibration), present, config.strategy)
-    policies |= {name: strategies.by_ranking(matrix[holdout], present) for name, matrix in scores.items()}
+    for name, found in scores.items():
+        if isinstance(found, str):
+            notes.append(f"{name}: {found}")
+        else:
+            policies[name] = strategies.by_ranking(found[holdout], present)
+    if config.strategy.kind == "python" and config.strategy.name not in scores:
+        notes.append(f"{config.strategy.name}: 'persyn compare {run.name}' asks it")
     if "persyn" not in policies:
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
     policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)

@@ -1,30 +1,27 @@
-"""A run's file: TOML, checked strictly, frozen.
+"""The tables of a run file: checked strictly, frozen.
 
 Every key is a field below; a key that is no field is an error, so that a typing mistake
-cannot pass for a default.
+cannot pass for a default. The comment above a field is its meaning in docs/run-file.md too.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import re
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
-from persyn.errors import UsageError
-
-Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
+Name = Annotated[str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
 #: The engine of a teacher, and the kind of a scorer, that do nothing here: what they did elsewhere was imported.
 IMPORTED = "imported"
 #: What a judge runs on.
 JudgeEngine: TypeAlias = Literal["vllm", "transformers", "openai", "fake"]
 #: A teacher's may be a hub id.
-TeacherName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")]
+TeacherName = Annotated[
+    str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")
+]
+Model = Annotated[str, Meta(title="folder or hub id")]
 #: What a log-likelihood is divided by: "response" is the sum over all its tokens.
 Per: TypeAlias = Literal["token", "character", "response"]
 Unit = Annotated[float, Meta(ge=0, le=1)]
@@ -39,44 +36,50 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True):
 class Sampling(_Table, frozen=True):
     """How a response is drawn. `max_tokens` always bounds it."""
 
+    #: The most tokens of a response; lowered to what the context leaves.
     max_tokens: Positive = 1024
-    #: 0 is greedy.
+    #: How freely tokens are drawn; 0 is greedy, always the likeliest one.
     temperature: Annotated[float, Meta(ge=0)] = 0.7
+    #: Tokens are drawn from the likeliest that have this probability together.
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    #: 0 considers every token.
+    #: Tokens are drawn from so many of the likeliest; 0 considers every token.
     top_k: Count = 0
+    #: Above 1, tokens that are there already become less likely; 1 is none.
     repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
-    #: Texts that end a response; they are not part of it.
+    #: Texts that end a response; they are no part of it.
     stop: list[str] = []
 
 
 class RunTable(_Table, frozen=True):
     """[run]: its name, and the dials of the method."""
 
+    #: The run's name, unique in the store.
     name: Name
-    #: math: quality is the correctness of the final answer; instruct: quality is a reward model's.
+    #: What the run is about; a label that is kept. What decides is `[quality]`.
     setting: Literal["math", "instruct"]
-    #: Weight of learnability; the rest is quality's.
+    #: Weight of learnability; quality has the rest.
     alpha: Unit = 0.4
     #: How raw scores are made comparable within a prompt.
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
-    #: What makes likelihoods of responses of different lengths comparable.
+    #: What a response's log-likelihood is divided by; for `response` it is the sum over all its tokens.
     learnability_per: Per = "token"
-    #: Prompts answered by all teachers, the hold-out included.
+    #: Prompts answered by every teacher, the hold-out included; at most as many as there are prompts.
     calibration: Positive = 2500
     #: Share of them kept out of the fit, to measure the router.
     holdout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
-    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    #: Prompts in one job: what a worker claims at a time.
+    #: Of the calibration draw, of the responses and of the fit.
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    #: Prompts in one job: what a worker claims at a time. `score` divides it by the number of teachers, `assign` takes
+    #: 8 times as many.
     job_prompts: Positive = 256
 
 
 class PromptsTable(_Table, frozen=True):
     """[prompts]: where they come from, one of the two."""
 
-    #: JSONL, JSON, CSV or Parquet, gzipped or not; relative to the run file.
+    #: Paths, to be imported: JSONL, JSON, CSV (these also as `.gz`) or Parquet, told by the file's ending.
     file: str | list[str] = []
-    #: Names of files whose prompts are in the store: `persyn prompts stats` lists them.
+    #: In place of `file`: the prompts imported before from files of these names; `persyn prompts stats` lists them.
     source: str | list[str] = []
 
     def __post_init__(self) -> None:
@@ -97,25 +100,39 @@ class PromptsTable(_Table, frozen=True):
 class StudentTable(_Table, frozen=True):
     """[student]: the model the dataset is for."""
 
+    #: What reports call it.
     name: Name
-    model: str
+    #: The student's weights, as they are before training.
+    model: Model
+    #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
+    #: GPUs to score with; 0 is the CPU.
     gpus: Count = 0
-    #: For the strategy family-strong: one of the teachers' families.
+    #: For the strategy `family-strong`: one of the teachers' families.
     family: str | None = None
-    #: Options of the log_likelihood engine: dtype, batch_tokens, add_bos, response_tokens.
+    #: Options of its engine.
     options: dict[str, Any] = {}
+    #: What computes the learnability.
     engine: Literal["log_likelihood", "fake"] = "log_likelihood"
 
 
 class QualityTable(_Table, frozen=True):
     """[quality]: what makes a response good."""
 
+    #: `math`: 1 when the final answer is the reference's, else 0. `instructions`: 1 when all instructions that the
+    #: prompt's row names are followed, else 0. `reward_model`: its logit. `judge`: an LLM's rating, or its comparison
+    #: with the reference answer. `python`: a function of your own. `imported`: a score that came with imported
+    #: responses. `fake`: numbers without sense, for trying things out.
     kind: Literal["math", "instructions", "reward_model", "judge", "python", "imported", "fake"]
-    #: A reward model or a judge; for python a module:function; for imported scores the field they were imported from.
+    #: `reward_model`: a folder or hub id, a sequence classifier with one label. `judge`: a folder, a hub id, or a
+    #: server's name for it. `python`: `module:function`, on every worker's `PYTHONPATH`. `imported`: the field that was
+    #: given to `persyn responses import --score`.
     model: str = ""
+    #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
+    #: GPUs to score with; 0 is the CPU, or a server.
     gpus: Count = 0
+    #: Options of its engine, which has the name of the kind.
     options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -146,29 +163,53 @@ class QualityTable(_Table, frozen=True):
 class RouterTable(_Table, frozen=True):
     """[router]: the model that predicts whose response will be rewarded most."""
 
-    backbone: str = "Qwen/Qwen2.5-1.5B"
+    #: The language model under the head.
+    backbone: Model = "Qwen/Qwen2.5-1.5B"
+    #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
-    tune: Literal["full", "lora", "head"] = "full"
-    #: How much each preference counts: by the difference of its rewards, or all the same (the paper's).
+    #: What is trained: everything (the paper's), low-rank adapters (needs `persyn[lora]`), or the head alone (seconds);
+    #: `auto` is `full` where prompts kept for it show that it is better than `head` by more than chance, else `head`.
+    tune: Literal["auto", "full", "lora", "head"] = "auto"
+    #: How much each preference counts in the fit: by the difference of its rewards, or all the same (the paper's).
     preferences: Literal["weighted", "equal"] = "weighted"
+    #: 0 or 1: a router runs on one GPU or on the CPU.
     gpus: Count = 0
-    #: Options of the router engines: dtype, epochs, learning_rate, batch_size, max_tokens, ...
+    #: Options of `router_fit`; `dtype` and `batch_tokens` hold for routing too.
     options: dict[str, Any] = {}
+    #: What fits it, and routes.
     engine: Literal["router", "fake"] = "router"
 
 
 class StrategyTable(_Table, frozen=True):
     """[strategy]: whom to ask.
 
-    persyn, static and car are decided by the calibration grid, oracle has every teacher answer every prompt,
-    the others need no grid.
+    persyn, static and car are decided by the calibration grid, a python function is told it, oracle has every teacher
+    answer every prompt, the others need no grid.
     """
 
-    kind: Literal["persyn", "static", "strong", "mix", "family-strong", "car", "random", "oracle"] = "persyn"
-    #: mix: the strongest teacher's share; the weakest has the others.
+    #: Who answers a prompt.
+    kind: Literal["persyn", "static", "strong", "mix", "family-strong", "car", "random", "oracle", "python"] = "persyn"
+    #: `mix`: the largest teacher's share; the smallest has the others.
     ratio: Unit = 0.2
-    #: car: weight of the student's loss.
+    #: `car`: weight of the student's loss.
     beta: Annotated[float, Meta(ge=0)] = 3.0
+    #: `python`: `module:function`, on every worker's `PYTHONPATH`.
+    model: str = ""
+    #: `python`: `sha256:...` of the function's file; set by PerSyn when the run is started.
+    revision: str | None = None
+    #: `python`: GPUs it needs; 0 is the CPU.
+    gpus: Count = 0
+    #: `python`: further arguments of the function.
+    options: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if bool(self.model) != (self.kind == "python"):
+            raise ValueError("strategy python needs model, a module:function, and no other strategy takes one")
+
+    @property
+    def name(self) -> str:
+        """What it is called beside others: a function by its own name."""
+        return self.model or self.kind
 
 
 class Shot(_Table, frozen=True):
@@ -181,22 +222,33 @@ class Shot(_Table, frozen=True):
 class TeacherTable(_Table, frozen=True):
     """[[teachers]]: a model that writes responses. All but the descriptive fields make its version."""
 
+    #: What reports call it.
     name: TeacherName
+    #: A folder, a hub id, or a server's name for it; of an imported one, the name its rows give it.
     model: str
-    #: imported: it writes nothing here, what it wrote elsewhere was imported.
+    #: What it runs on. `imported`: it writes nothing here, what it wrote elsewhere was imported.
     engine: Literal["vllm", "transformers", "openai", "imported", "fake"] = "vllm"
+    #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
+    #: GPUs it needs; 0 for the CPU or a server.
     gpus: Count = 1
-    #: The engine's own arguments: dtype, max_model_len, base_url, api_key_env, concurrency, ...
+    #: Options of its engine.
     options: dict[str, Any] = {}
+    #: How a response is drawn.
     sampling: Sampling = Sampling()
+    #: A system turn before every prompt; a prompt's own system turn is joined to it.
     system: str | None = None
+    #: Worked examples `{ user, assistant }`, before every prompt.
     few_shot: list[Shot] = []
-    # Descriptive: they may change without making another teacher.
+    #: Descriptive: of models that were made together.
     family: str | None = None
+    #: Descriptive: what its responses are bound by, as [the dataset's card](dataset.md#licences) states it.
     license: str | None = None
+    #: Descriptive: parameters, in billions.
     params_b: Annotated[float, Meta(gt=0)] | None = None
+    #: Descriptive: US dollars per million prompt tokens.
     price_in: Annotated[float, Meta(ge=0)] | None = None
+    #: Descriptive: US dollars per million response tokens.
     price_out: Annotated[float, Meta(ge=0)] | None = None
 
 
@@ -237,12 +289,13 @@ class RunConfig(_Table, frozen=True):
         """How many of the prompts every teacher answers, those that measure the router included; None is all."""
         if self.strategy.kind == "oracle":
             return None
-        return self.run.calibration if self.strategy.kind in ("persyn", "static", "car") else 0
+        return self.run.calibration if self.strategy.kind in ("persyn", "static", "car", "python") else 0
 
     @property
     def n_holdout(self) -> int:
-        """How many of the calibration prompts measure the router."""
-        return round(self.run.calibration * self.run.holdout) if self.strategy.kind == "persyn" else 0
+        """How many of the calibration prompts measure the router, or the function in its place."""
+        is_measured = self.strategy.kind in ("persyn", "python")
+        return round(self.run.calibration * self.run.holdout) if is_measured else 0
 
     def frozen(self) -> dict[str, Any]:
         """The configuration as the store keeps it."""
@@ -254,108 +307,6 @@ class RunConfig(_Table, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
-def read(path: Path) -> RunConfig:
-    """Read and check a run file, in TOML or JSON; paths in it become absolute, relative to its folder.
-
-    Raises `UsageError` with the place of the first mistake.
-    """
-    try:
-        config = _decoder(path)(path.read_bytes(), type=RunConfig)
-    except OSError as error:
-        raise UsageError(f"cannot read the run file {path}: {error.strerror}; 'persyn init' writes one") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {_explain(str(error))}") from error
-    return _absolute(config, path.absolute().parent)
-
-
-def read_teachers(path: Path) -> list[TeacherTable]:
-    """The [[teachers]] of a TOML or JSON file, which may be a run file and need not.
-
-    In such a list a teacher's engine is "imported" and its model its name, unless said otherwise.
-    Raises `UsageError` with the place of the first mistake.
-    """
-    try:
-        found = _decoder(path)(path.read_bytes(), type=_TeachersFile).teachers
-        tables = [{"engine": IMPORTED, "model": table.get("name"), **table} for table in found]
-        teachers = msgspec.convert(tables, list[TeacherTable])
-    except OSError as error:
-        raise UsageError(f"cannot read the teachers' file {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {_explain(str(error).replace('$[', '$.teachers['))}") from error
-    return [_absolute_teacher(teacher, path.absolute().parent) for teacher in teachers]
-
-
-def _decoder(path: Path) -> Any:
-    return msgspec.json.decode if path.suffix.lower() == ".json" else msgspec.toml.decode
-
-
-class _TeachersFile(Struct, frozen=True):
-    """Whatever else it holds."""
-
-    teachers: list[dict[str, Any]]
-
-
 def thaw(frozen: dict[str, Any]) -> RunConfig:
     """The configuration of a stored run."""
     return msgspec.convert(frozen, RunConfig)
-
-
-def _absolute(config: RunConfig, folder: Path) -> RunConfig:
-    """Paths that are there become absolute."""
-    files = [str((folder / Path(file).expanduser()).resolve()) for file in config.prompts.files]
-    quality, is_path = config.quality.model, config.quality.is_loaded
-    replace = msgspec.structs.replace
-    return replace(
-        config,
-        prompts=replace(config.prompts, file=files),
-        student=replace(config.student, model=_local(config.student.model, folder)),
-        quality=replace(config.quality, model=_local(quality, folder) if is_path else quality),
-        router=replace(config.router, backbone=_local(config.router.backbone, folder)),
-        teachers=[_absolute_teacher(teacher, folder) for teacher in config.teachers],
-    )
-
-
-def _absolute_teacher(teacher: TeacherTable, folder: Path) -> TeacherTable:
-    lies_elsewhere = teacher.engine in ("openai", IMPORTED)
-    return teacher if lies_elsewhere else msgspec.structs.replace(teacher, model=_local(teacher.model, folder))
-
-
-def _local(model: str, folder: Path) -> str:
-    """A path that is there, absolute; what is no local path is a hub id and stays."""
-    looks_local = model.startswith((".", "/", "~"))
-    path = (folder / Path(model).expanduser()).resolve()
-    return str(path) if model and (looks_local or path.is_dir()) else model
-
-
-def _explain(message: str) -> str:
-    """msgspec's message, with the nearest known key when one was mistyped."""
-    unknown = re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
-    missing = re.fullmatch(r"Object missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
-    if missing and missing[2]:
-        return f"{missing[1]!r} is missing in [{missing[2]}]"
-    if missing:
-        return f"[{missing[1]}] is missing; 'persyn init' writes a file that has all it needs"
-    if not unknown:
-        return message.replace("Object", "the table").replace("`$.", "`").replace("`$`", "the top of the file")
-    key, place = unknown[1], re.sub(r"\[\d*\.*\]", "", unknown[2] or "")
-    known = list(_fields(place))
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-    return f"unknown key {key!r} in {f'[{place}]' if place else 'the file'}; {hint}"
-
-
-def _fields(place: str) -> Iterable[str]:
-    """The keys of the table at a dotted place."""
-    tables: dict[str, type[Struct]] = {
-        "": RunConfig,
-        "run": RunTable,
-        "prompts": PromptsTable,
-        "student": StudentTable,
-        "quality": QualityTable,
-        "router": RouterTable,
-        "strategy": StrategyTable,
-        "teachers": TeacherTable,
-        "teachers.sampling": Sampling,
-        "teachers.few_shot": Shot,
-    }
-    return tables[place].__struct_fields__ if place in tables else ()

@@ -27,7 +27,7 @@ from persyn.llm.identity import require_unchanged
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 from persyn.settings import Settings
 from persyn.stages import ingest, score, versions
-from persyn.stages.batch import conversation, hub_revision
+from persyn.stages.batch import conversation, hub_revision, told
 
 #: Judges the reference answers, not what the student writes.
 PERPLEXITY = "log_likelihood"
@@ -159,7 +159,7 @@ class Evaluator:
                 for row in session.execute(unjudged):
                     # Without a response it is the reference answer that is judged.
                     text = row.answer if row.response is None else row.response
-                    judge = Judge(len(of_scorer), conversation(row), text, row.answer, row.meta)
+                    judge = Judge(len(of_scorer), conversation(row), text, row.answer, told(row.meta))
                     of_scorer.append(_Asked(evaluation_id, row.id, judge))
         for scorer_id, of_scorer in asked.items():
             self._work("judge", score.spec_of(scorers[scorer_id]), of_scorer)
@@ -233,7 +233,8 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
     quality = thaw(run.config).quality
     if quality.kind not in _OF_RUN:
         raise UsageError(
-            f"run {run.name}'s quality is {quality.kind}, which cannot judge what a student writes; say by what"
+            f"run {run.name}'s quality is {quality.kind}, which cannot judge what a student writes; "
+            "say by what, as --by math"
         )
     return quality
 

@@ -45,6 +45,8 @@ STAGES: Mapping[str, Stage] = {
     "generate": generate,
 }
 _ORDER = tuple(STAGES)
+#: How each stage whose rows can fail has failed ones asked again.
+_FORGET = {"calibrate": calibrate.forget, "score": score.forget, "generate": generate.forget}
 #: A stage that still misses something after its jobs were done is planned again, up to this often in all.
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
@@ -68,21 +70,33 @@ def start_run(
     """
     if (found := start.find(session, config)) is not None:
         return found
-    run = start.create(session, config, start.identities(config) if known is None else known, stage=_ORDER[0])
-    ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
-    ingest.draw(session, run.id, calibration=config.n_calibration, holdout=config.n_holdout, seed=config.run.seed)
+    start.require_imported(session, config)
+    run = enlist(session, config, start.identities(config) if known is None else known, on_rows=on_rows)
     _note(session, run, actor, None, RunState.RUNNING, {"stage": run.stage})
     advance(session, run.id, actor=actor)
     return run
 
 
+def enlist(
+    session: Session, config: RunConfig, known: Identities, *, on_rows: Callable[[int], None] | None = None
+) -> Run:
+    """Make a run with its models and its prompts, of which those for calibration are drawn; nothing is planned."""
+    run = start.create(session, config, known, stage=_ORDER[0])
+    ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
+    ingest.draw(session, run.id, calibration=config.n_calibration, holdout=config.n_holdout, seed=config.run.seed)
+    return run
+
+
 def resume(session: Session, run: Run, *, actor: str) -> None:
     """Let a run that failed or was cancelled go on: its failed jobs are tried again. A running one goes on as it is."""
-    if run.state is RunState.DONE:
-        return
+    if run.state is not RunState.DONE:
+        _go_on(session, run, actor, {})
+
+
+def _go_on(session: Session, run: Run, actor: str, detail: dict[str, Any]) -> None:
     queue.retry(session, run.id, actor=actor)
     if run.state is not RunState.RUNNING:
-        _note(session, run, actor, run.state, RunState.RUNNING, {"stage": run.stage})
+        _note(session, run, actor, run.state, RunState.RUNNING, {"stage": run.stage, **detail})
         run.state, run.error, run.finished_at, run.plans = RunState.RUNNING, None, None, 0
         session.flush()
     advance(session, run.id, actor=actor)
@@ -93,6 +107,33 @@ def retry(session: Session, run: Run, *, actor: str) -> None:
     if run.state is RunState.DONE:
         raise UsageError(f"run {run.name} is done; nothing of it waits to be tried again")
     resume(session, run, actor=actor)
+
+
+def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: str) -> int:
+    """Have rows of a run that failed for these reasons asked again, and the run go on; return how many rows.
+
+    Until the run has its router, or what its strategy goes by, those are responses and scores of the grid, afterwards
+    answers to assigned prompts. They are missing from now on, so the run goes back to the first stage that misses one;
+    of other runs that share a response too, until it is there. Imported ones stay. `UsageError` while the run is at
+    work, and when no row failed so.
+    """
+    run = session.get_one(Run, run.id, with_for_update=True, populate_existing=True)
+    if run.state is RunState.RUNNING:
+        raise UsageError(f"run {run.name} is at work; its failed rows can be tried again when it has ended")
+    is_learning = _ORDER.index(run.stage) < _ORDER.index("assign")
+    forgotten = {
+        name: _FORGET[name](session, run, reasons)
+        for name in (("calibrate", "score") if is_learning else ("generate",))
+    }
+    rows = sum(forgotten.values())
+    if not rows:
+        raise UsageError(
+            f"no row of run {run.name} that it still needs failed for {', '.join(reasons)}; "
+            f"'persyn run status {run.name}' shows what failed"
+        )
+    run.stage = next(name for name, count in forgotten.items() if count)
+    _go_on(session, run, actor, {"reason": "retry", "rows": rows, "failures": sorted(reasons)})
+    return rows
 
 
 def cancel(session: Session, run: Run, *, actor: str) -> None:

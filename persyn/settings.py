@@ -12,21 +12,23 @@ from persyn.errors import UsageError
 
 @dataclass(frozen=True)
 class Settings:
-    """Where this process finds its store and keeps its files."""
+    """Where this process finds its store and keeps its files: each field is a variable, `PERSYN_HOME` and so on."""
 
-    #: PERSYN_DATABASE_URL. The default is a file beside the data, for one machine.
+    #: The store; or `postgresql+psycopg://user@host/name`.
     database_url: str
-    #: PERSYN_HOME: router checkpoints, datasets and engine logs.
+    #: Router checkpoints, datasets, trained students and engine logs.
     home: Path
-    #: PERSYN_BROKER_URL: a Redis; None works runs in the process that starts them.
+    #: A Redis or Valkey, for many hosts; none: a run is worked by the process that starts it.
     broker_url: str | None = None
-    #: PERSYN_LEASE_SECONDS: how long a worker that gives no sign keeps its jobs.
+    #: How long a worker that gives no sign keeps its jobs; the same on every host.
     lease_seconds: float = 90.0
-    #: PERSYN_LOAD_SECONDS: how long a model may take to load.
+    #: How long a loading model may say nothing before it counts as hung.
     load_seconds: float = 3600.0
-    #: PERSYN_STALL_SECONDS: how long an engine with work in hand may say nothing before it counts as hung.
+    #: How long an engine with work in hand may say nothing before it counts as hung.
     stall_seconds: float = 600.0
-    #: PERSYN_RESULT_SECONDS: how long an engine with work in hand may give no result; None is for ever.
+    #: How long a loaded engine with work in hand may give no result, however alive it is, before it is replaced and its
+    #: jobs have failed an attempt; more than the longest response and, where a router is fitted, the whole fit takes.
+    #: None: for ever.
     result_seconds: float | None = None
 
     @classmethod

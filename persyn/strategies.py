@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,16 @@ Kind: TypeAlias = Literal["static", "strong", "mix", "family-strong", "car", "ra
 """Strategies that read no prompt."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Known:
-    """What a strategy that reads no prompt may go by.
+    """What a strategy may go by. It is equal to itself alone, so that what is made of it can be cached by it.
 
     rewards, quality, learnability: (C, T) of the calibration prompts; C may be 0 where they are not needed.
     sizes:    (T,) parameters, billions, NaN where unknown.
     families: (T,) of the teachers; family is the student's.
+    teachers: (T,) their names, in head order.
+    price_in, price_out: (T,) US dollars per million prompt or response tokens, NaN where unknown.
+    prompts:  (C,) the calibration prompts, {"messages", "meta"} each; none for a strategy that reads no prompt.
     """
 
     rewards: Matrix
@@ -40,6 +43,10 @@ class Known:
     sizes: Vector
     families: Sequence[str | None]
     family: str | None
+    teachers: Sequence[str]
+    price_in: Vector
+    price_out: Vector
+    prompts: Sequence[dict[str, Any]] = ()
 
 
 def policy(kind: Kind, known: Known, present: Present, *, ratio: float, beta: float) -> Matrix:
@@ -113,7 +120,8 @@ def family_strength(strength: Vector, families: Sequence[str | None], family: st
     is_kin = np.array([family is not None and name == family for name in families])
     if not is_kin.any():
         known = ", ".join(sorted({name for name in families if name})) or "none"
-        raise ValueError(f"no teacher is of the student's family {family!r}; the teachers' families: {known}")
+        lack = f"no teacher is of the student's family {family!r}" if family else "the student has no family"
+        raise ValueError(f"{lack}; the teachers' families: {known}")
     spread = np.nanmax(strength) - np.nanmin(strength) + 1.0
     return np.where(is_kin, strength + spread, strength)
 

@@ -152,7 +152,7 @@ def _measures(session: Session, runs: Sequence[Run]) -> list[tuple[tuple[str, st
     rows = session.execute(
         select(Evaluation.id, Evaluation.name, Evaluation.prompts_hash, Evaluation.scorer_id, Evaluation.how)
         .add_columns(Scorer.kind, Scorer.options, Student.name.label("student"), Student.id.label("student_id"))
-        .add_columns(Run.config, Training.settings)
+        .add_columns(Run.config, Training.settings, Evaluation.training_id)
         .join(Scorer, Scorer.id == Evaluation.scorer_id)
         .join(Student, Student.id == Evaluation.student_id)
         .outerjoin(Training, Training.id == Evaluation.training_id)
@@ -161,7 +161,8 @@ def _measures(session: Session, runs: Sequence[Run]) -> list[tuple[tuple[str, st
         .where(or_(Run.id.in_([run.id for run in runs]), Evaluation.training_id.is_(None)))
         .order_by(Evaluation.id)
     )
-    found: dict[tuple[object, ...], dict[_Key, list[int]]] = defaultdict(lambda: defaultdict(list))
+    # By training: where the same was asked on other GPUs, the later evaluation counts, and counts once.
+    found: dict[tuple[object, ...], dict[_Key, dict[int | None, int]]] = defaultdict(lambda: defaultdict(dict))
     names: dict[tuple[object, ...], tuple[str, str, str]] = {}
     for row in rows:
         # A likelihood's scorer is the student itself, another one after each training.
@@ -169,8 +170,12 @@ def _measures(session: Session, runs: Sequence[Run]) -> list[tuple[tuple[str, st
         how = _text({name: value for name, value in row.how.items() if name != "gpus"})
         measure = (row.student_id, row.prompts_hash, row.kind, scorer, how)
         names.setdefault(measure, (row.student, row.name, row.kind))
-        found[measure][_BEFORE if row.config is None else _key(row.config, row.settings)].append(row.id)
-    return [(names[measure], by_strategy) for measure, by_strategy in found.items()]
+        key = _BEFORE if row.config is None else _key(row.config, row.settings)
+        found[measure][key][row.training_id] = row.id
+    return [
+        (names[measure], {key: list(ids.values()) for key, ids in by_strategy.items()})
+        for measure, by_strategy in found.items()
+    ]
 
 
 def _key(config: dict[str, Any], settings: dict[str, Any]) -> _Key:
@@ -181,7 +186,7 @@ def _key(config: dict[str, Any], settings: dict[str, Any]) -> _Key:
     same = {name: value for name, value in config.items() if name != "prompts"}
     same["run"] = {name: value for name, value in config["run"].items() if name not in ("name", "seed")}
     settled = {name: value for name, value in settings.items() if name not in ("seed", "micro_batch")}
-    return run.strategy.kind, run.run.alpha, trained, _text([same, settled])
+    return run.strategy.name, run.run.alpha, trained, _text([same, settled])
 
 
 def _text(value: Any) -> str:

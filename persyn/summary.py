@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import ColumnElement, and_, case, func, select
 from sqlalchemy.orm import Session
 
 from persyn import pipeline, rewards
@@ -129,6 +129,11 @@ def facts(session: Session, run: Run) -> Facts:
     )
 
 
+def dollars(amount: float) -> str:
+    """An amount in cents; a small one in two digits that say something."""
+    return f"${amount:,.2f}" if amount >= 0.1 or not amount else f"${amount:.2g}"
+
+
 def _stages(session: Session, run: Run) -> list[StageFacts]:
     spans: dict[str, tuple[datetime | None, datetime | None]] = {
         row.stage: (row.began, row.ended)
@@ -188,7 +193,7 @@ def _collapsed(session: Session, run: Run) -> str | None:
 
 
 @dataclass(slots=True)
-class _Shift:
+class Shift:
     """One worker's time, as far as events tell it."""
 
     began: datetime
@@ -216,29 +221,33 @@ class _Shift:
         self.ended = at
 
 
-def _workers(session: Session, run: Run) -> list[WorkerFacts]:
-    """Follow each job from claim to end, in the order things happened."""
-    shifts: dict[str, _Shift] = {}
+def shifts(session: Session, which: ColumnElement[bool]) -> dict[str, Shift]:
+    """Each worker's time with the jobs of such events: each is followed from claim to end, as things happened."""
+    found: dict[str, Shift] = {}
     holders: dict[int, str] = {}
     steps = select(Event.at, Event.actor, Event.job_id, Event.to_state, Event.detail)
-    steps = steps.where(Event.run_id == run.id, Event.job_id.is_not(None)).order_by(Event.id)
+    steps = steps.where(which, Event.job_id.is_not(None)).order_by(Event.id)
     for at, actor, job_id, state, detail in session.execute(steps, execution_options={"yield_per": 1000}):
         if job_id in holders:
             # A job that was taken back was worked until its worker was last heard of.
             silent = timedelta(seconds=detail.get("silent_seconds") or 0.0)
-            shifts[holders.pop(job_id)].ended_job(job_id, at - silent)
+            found[holders.pop(job_id)].ended_job(job_id, at - silent)
         if state == JobState.RUNNING:
-            shifts.setdefault(actor, _Shift(at, at)).claimed(job_id, at)
+            found.setdefault(actor, Shift(at, at)).claimed(job_id, at)
             holders[job_id] = actor
+    at = session.scalars(select(now())).one()
+    for holder in set(holders.values()):
+        found[holder].pass_to(at)
+    return found
+
+
+def _workers(session: Session, run: Run) -> list[WorkerFacts]:
     loads: dict[str, tuple[int, float]] = {
         owner: (count, seconds)
         for owner, count, seconds in session.execute(
             select(Load.owner, func.count(), func.sum(Load.seconds)).where(Load.run_id == run.id).group_by(Load.owner)
         )
     }
-    at = session.scalars(select(now())).one()
-    for holder in set(holders.values()):
-        shifts[holder].pass_to(at)
     return [
         WorkerFacts(
             worker=worker,
@@ -248,12 +257,17 @@ def _workers(session: Session, run: Run) -> list[WorkerFacts]:
             work_seconds=shift.work_seconds,
             idle_seconds=max(0.0, (shift.ended - shift.began).total_seconds() - shift.work_seconds),
         )
-        for worker, shift in sorted(shifts.items(), key=lambda item: item[1].began)
+        for worker, shift in sorted(shifts(session, Event.run_id == run.id).items(), key=lambda item: item[1].began)
     ]
 
 
-#: US dollars of one response; null without a price or a count.
-_DOLLARS = (Response.prompt_tokens * Teacher.price_in + Response.response_tokens * Teacher.price_out) / 1e6
+def priced(prompt_tokens: Any, response_tokens: Any, teacher: Any) -> Any:
+    """US dollars at a teacher's prices, of numbers or of columns."""
+    return (prompt_tokens * teacher.price_in + response_tokens * teacher.price_out) / 1e6
+
+
+#: Of one response; null without a price or a count.
+_DOLLARS = priced(Response.prompt_tokens, Response.response_tokens, Teacher)
 
 
 def _spent(session: Session, run: Run) -> dict[int, _Spent]:
@@ -279,24 +293,35 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
 
 
 def _generate_all(session: Session, run: Run, n_prompts: int) -> tuple[int | None, float | None]:
-    """Tokens and dollars: every teacher's mean response on the grid, times all prompts; None before the grid has any.
+    """Tokens and dollars: every teacher's mean response on the grid, times all prompts.
 
-    A price that is not known of one teacher leaves the dollars unknown.
+    A teacher without a count leaves the tokens unknown, one without a price the dollars; one that only failed
+    would have written nothing.
     """
-    means = session.execute(
-        select(func.avg(Response.response_tokens).label("tokens"), func.avg(_DOLLARS).label("dollars"))
-        .select_from(RunPrompt)
-        .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
-        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+    of_grid = (
+        select(Response.teacher_id, Response.text, Response.response_tokens, _DOLLARS.label("dollars"))
+        .join(RunPrompt, and_(RunPrompt.prompt_id == Response.prompt_id, RunPrompt.run_id == run.id))
         .join(Teacher, Teacher.id == Response.teacher_id)
-        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
-        .group_by(Response.teacher_id)
+        .where(Response.sample == 0, RunPrompt.role != Role.TARGET)
+        .subquery()
+    )
+    means = session.execute(
+        select(
+            func.avg(of_grid.c.response_tokens).label("tokens"),
+            func.avg(of_grid.c.dollars).label("dollars"),
+            (func.count(of_grid.c.teacher_id) > func.count(of_grid.c.text)).label("has_failed"),
+            func.count(of_grid.c.text).label("texts"),
+        )
+        .select_from(RunTeacher)
+        .outerjoin(of_grid, of_grid.c.teacher_id == RunTeacher.teacher_id)
+        .where(RunTeacher.run_id == run.id)
+        .group_by(RunTeacher.teacher_id)
     ).all()
-    known = [row for row in means if row.tokens is not None]
-    if not known:
+    known = [row for row in means if row.texts or not row.has_failed]
+    tokens, dollars = _sum([row.tokens for row in known]), _sum([row.dollars for row in known])
+    if tokens is None:
         return None, None
-    dollars = None if any(row.dollars is None for row in means) else sum(row.dollars for row in means) * n_prompts
-    return round(float(sum(row.tokens for row in known)) * n_prompts), dollars
+    return round(float(tokens) * n_prompts), None if dollars is None else dollars * n_prompts
 
 
 def _sum(parts: list[float | None]) -> float | None:

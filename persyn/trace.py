@@ -13,7 +13,7 @@ from persyn import rewards
 from persyn.config import thaw
 from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
-from persyn.db.results import Assignment, Response, Router, RouterScore, Score
+from persyn.db.results import Assignment, Response, Router, RouterScore, Score, answers_assignment
 from persyn.db.trained import Training
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError
@@ -33,6 +33,8 @@ class Trace(Struct, frozen=True):
     #: The teacher it was given to; None before it has one.
     teacher: str | None
     assignment: Row
+    #: The function that takes the router's place, with the digest of its file; empty where none does.
+    strategy: Row
     #: The run's router, with the digest of its files; empty before it is fitted.
     router: Row
     #: One row per teacher, best first.
@@ -80,6 +82,7 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         source_id=place.source_id,
         teacher=assignment[0].pop("name") if assignment else None,
         assignment=assignment[0] if assignment else {},
+        strategy=_function(run),
         router=next(iter(_rows(session, _router(run))), {}),
         router_scores=_rows(session, _router_scores(run, prompt_id)),
         responses=responses,
@@ -87,6 +90,13 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         events=_rows(session, _events(jobs)),
         uses=_rows(session, _uses(prompt_id)),
     )
+
+
+def _function(run: Run) -> Row:
+    strategy = thaw(run.config).strategy
+    if strategy.kind != "python":
+        return {}
+    return {"model": strategy.model, "revision": strategy.revision, "options": strategy.options}
 
 
 def _router(run: Run) -> Any:
@@ -146,6 +156,8 @@ def _scores(run: Run, prompt_id: int) -> Any:
             Teacher.name.label("teacher"),
             Scorer.kind.label("scorer"),
             Scorer.model,
+            Scorer.revision,
+            Scorer.fingerprint.label("scorer_fingerprint"),
             Score.value,
             Score.n_tokens,
             Score.failure,
@@ -224,9 +236,6 @@ def _events(jobs: set[int]) -> Any:
 
 
 def _uses(prompt_id: int) -> Any:
-    answered = and_(
-        Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
-    )
     return (
         select(
             Run.name.label("run"),
@@ -240,7 +249,7 @@ def _uses(prompt_id: int) -> Any:
         .join(Run, Run.id == RunPrompt.run_id)
         .outerjoin(Assignment, and_(Assignment.run_id == Run.id, Assignment.prompt_id == RunPrompt.prompt_id))
         .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
-        .outerjoin(Response, answered)
+        .outerjoin(Response, answers_assignment())
         .outerjoin(Training, and_(Training.run_id == Run.id, Response.text.is_not(None)))
         .where(RunPrompt.prompt_id == prompt_id)
         .order_by(Run.id, Training.id)

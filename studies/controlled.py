@@ -26,6 +26,7 @@ from persyn.db.catalog import Prompt, Run, Scorer, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.trained import Evaluation, Outcome, Training
+from persyn.errors import UsageError
 from persyn.evaluations import Evaluator, How
 from persyn.settings import Settings
 from persyn.student import train
@@ -37,11 +38,13 @@ REPORT = Path(__file__).with_suffix(".md")
 _HEAD = 'tune = "head"'
 #: Rates for a model of 100,000 weights.
 _FULL = 'tune = "full"\noptions = { learning_rate = 0.001, epochs = 30 }'
+#: What had something to choose, which was chosen on the first seed.
+_CHOSEN = "PerSyn, tuned in full"
 #: A run's strategy, alpha and router. The oracle comes first: everybody answers everything, and nobody is asked again.
 CASES = {
     "oracle": ("oracle", 0.4, _HEAD),
     "PerSyn": ("persyn", 0.4, _HEAD),
-    "PerSyn, tuned in full": ("persyn", 0.4, _FULL),
+    _CHOSEN: ("persyn", 0.4, _FULL),
     "PerSyn without learnability": ("persyn", 0.0, _HEAD),
     "PerSyn without quality": ("persyn", 1.0, _HEAD),
     "static": ("static", 0.4, _HEAD),
@@ -60,9 +63,9 @@ CLAIMS = (
     ("PerSyn without learnability", "PerSyn without quality"),
     ("PerSyn", "static"),
     ("oracle", "PerSyn"),
-    ("PerSyn, tuned in full", "PerSyn"),
-    ("PerSyn, tuned in full", "CAR"),
-    ("oracle", "PerSyn, tuned in full"),
+    (_CHOSEN, "PerSyn"),
+    (_CHOSEN, "CAR"),
+    ("oracle", _CHOSEN),
 )
 _GREEDY = Sampling(max_tokens=40, temperature=0.0)
 _BATCH = 256
@@ -155,7 +158,7 @@ def _tables(database: Database, n_seeds: int) -> str:
         facts = {case: _facts(session, case, n_seeds) for case in CASES}
         accuracy = {case: _accuracies(session, case, n_seeds) for case in CASES}
         return (
-            f"{n_seeds} seeds.\n\n"
+            f"{n_seeds} seeds. * Its rates were chosen on the first of them.\n\n"
             + _teachers(session)
             + _became(facts, _datasets(session, n_seeds))
             + _order(accuracy)
@@ -218,13 +221,13 @@ def _facts(session: Session, case: str, n_seeds: int) -> list[StudentFacts]:
 
 def _became(facts: Mapping[str, Sequence[StudentFacts]], datasets: Mapping[str, tuple[float, str]]) -> str:
     found = {students.UNTRAINED: next(fact for fact in facts["oracle"] if fact.alpha is None)}
-    found |= {case: next(fact for fact in each if fact.alpha is not None) for case, each in facts.items()}
+    found |= {case: _trained(case, each) for case, each in facts.items()}
     rows = []
     for case, fact in sorted(found.items(), key=lambda item: -item[1].value.mean):
         right, shares = datasets.get(case, (None, ""))
         rows.append(
             (
-                case,
+                _marked(case),
                 f"{fact.value.mean:.1%}",
                 f"{fact.value.low:.1%} to {fact.value.high:.1%}",
                 "" if right is None else _share(right),
@@ -236,6 +239,18 @@ def _became(facts: Mapping[str, Sequence[StudentFacts]], datasets: Mapping[str, 
     )
 
 
+def _trained(case: str, facts: Sequence[StudentFacts]) -> StudentFacts:
+    """The students of a case, which must have been trained in one way: of several the best would be no fair choice."""
+    found = [fact for fact in facts if fact.alpha is not None]
+    if len(found) != 1:
+        raise UsageError(f"the students of {case} were trained or asked in {len(found)} ways; give another --home")
+    return found[0]
+
+
+def _marked(case: str) -> str:
+    return f"{case} *" if case == _CHOSEN else case
+
+
 def _order(accuracy: Mapping[str, Sequence[float]]) -> str:
     """The paper's claims, seed by seed."""
     rows = []
@@ -243,7 +258,14 @@ def _order(accuracy: Mapping[str, Sequence[float]]) -> str:
         more = [a - b for a, b in zip(accuracy[better], accuracy[worse], strict=True)]
         holds = sum(each > 0 for each in more)
         spread = f"{min(more):+.1%} to {max(more):+.1%}"
-        rows.append((f"{better} > {worse}", f"{sum(more) / len(more):+.1%}", spread, f"{holds} of {len(more)}"))
+        rows.append(
+            (
+                f"{_marked(better)} > {_marked(worse)}",
+                f"{sum(more) / len(more):+.1%}",
+                spread,
+                f"{holds} of {len(more)}",
+            )
+        )
     return "What the paper found, seed by seed:\n\n" + table(("claim", "difference", "over seeds", "holds"), rows)
 
 

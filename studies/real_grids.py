@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from sqlalchemy import select
 
-from persyn import compare, config, hindsight, rewards
+from persyn import compare, hindsight, rewards, run_file
 from persyn.compare import Comparison
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
@@ -144,7 +144,7 @@ def _work(database: Database, case: Case, options: argparse.Namespace, name: str
     if there is not None:
         persyn(case.home, "run", "resume", name)
         return
-    known = {table.name: table for table in config.read_teachers(options.teachers)}
+    known = {table.name: table for table in run_file.read_teachers(options.teachers)}
     holdout = 1 - min(options.calibration, n_prompts * 3 / 4) / n_prompts
     lines = [
         f'[run]\nname = "{name}"\nsetting = "instruct"\nalpha = {ALPHA}\ncalibration = {n_prompts}',

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from persyn.folders import replaced
 from persyn.llm.protocols import ModelSpec
 from persyn.student import train
 from persyn.student.train import Settings
@@ -64,6 +65,7 @@ def _blank(folder: Path) -> Path:
         pad_token_id=0,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
+    with replaced(folder) as new:
+        LlamaForCausalLM(config).save_pretrained(new)
+        fast.save_pretrained(new)
     return folder

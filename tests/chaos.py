@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from sqlalchemy import func, select
 
-from persyn import audit, config, pipeline
+from persyn import audit, pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
@@ -108,7 +108,7 @@ class Chaos:
             self._file, prompts=prompts, teachers=TEACHERS, calibration=CALIBRATION, job_prompts=64, options=options
         )
         with database.write() as session:
-            pipeline.start_run(session, config.read(file), actor="chaos")
+            pipeline.start_run(session, run_file.read(file), actor="chaos")
         try:
             for name in DISPATCHERS:
                 self._start_dispatcher(name)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, func, select, update
 
+from persyn import own_strategy
 from persyn.compare import Comparison, compare
-from persyn.db.catalog import Run, Teacher
+from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Router, RouterScore, Score
+from persyn.db.results import Response, Router, RouterScore, Score
 from persyn.errors import UsageError
+from persyn.router import strategy
 from tests.factories import digest, make_response, make_run
 
 #: Quality of teachers a and b on two calibration prompts and four hold-out prompts.
@@ -150,11 +153,53 @@ def test_an_interval_holds_the_mean_and_is_the_same_each_time(database: Database
     assert (static.low, static.high) == (0.0, 1.0)
 
 
+def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold_out(
+    database: Database, run_id: int
+) -> None:
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        table = {"kind": "python", "model": "mine:best", "revision": "sha256:1", "options": {"trust": 2}}
+        run.config = {**run.config, "strategy": table}
+        first, second = select(Prompt.id).where(Prompt.text == "run: prompt 0?"), Prompt.text == "run: prompt 1?"
+        session.execute(update(Prompt).where(second).values(meta={"topic": "sums"}))
+        # Of the first prompt, a's response alone has a quality.
+        others = Response.prompt_id.in_(first), Response.teacher_id != select(func.min(Teacher.id)).scalar_subquery()
+        lost = Score.response_id.in_(select(Response.id).where(*others)), Score.scorer_id == run.quality_scorer_id
+        session.execute(delete(Score).where(*lost))
+
+    with database.read() as session:
+        question = own_strategy.read(session, session.get_one(Run, run_id), alpha=1.0, how="rank", per="response")
+
+    assert question is not None
+    spec, known = question.spec, strategy.unpack(question.spec.options["known"])
+    assert (spec.engine, spec.model, spec.revision, spec.options["options"]) == (
+        "strategy",
+        "mine:best",
+        "sha256:1",
+        {"trust": 2},
+    )
+    assert [prompt["meta"] for prompt in known.prompts] == [{}, {"topic": "sums"}]
+    assert known.prompts[0]["messages"] == [{"role": "user", "content": "run: prompt 0?"}]
+    np.testing.assert_array_equal(known.quality, [[1, np.nan], [1, 0]])
+    np.testing.assert_array_equal(known.learnability, [[-10, -5], [-10, -5]])  # of the whole response
+    np.testing.assert_array_equal(known.rewards, [[0, np.nan], [0, 1]])  # b is learned more easily
+    assert (known.teachers, known.price_in.tolist(), known.price_out.tolist()) == (["a", "b"], [1, 1], [10, 10])
+    assert [route.messages[0]["content"] for route in question.routes] == [f"run: prompt {n}?" for n in range(2, 6)]
+
+
 def test_what_cannot_be_had_is_said(database: Database, run_id: int) -> None:
     assert facts(database, run_id, 0.0).notes == [
         f"{kind}: strength is size, and params_b is not known of every teacher"
         for kind in ("strong", "mix", "family-strong")
     ]
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        run.config = {**run.config, "strategy": {"kind": "python", "model": "mine:best"}}
+    assert facts(database, run_id, 0.0).notes[-1] == "mine:best: 'persyn compare run' asks it"
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        found = compare(session, run, scores={"mine:best": "prompt 3: strategy_error: KeyError: 'topic'"})
+    assert found.notes[-1] == "mine:best: prompt 3: strategy_error: KeyError: 'topic'"
     with database.write() as session:
         session.get_one(Run, run_id).router_id = None
         bare = make_run(session, name="bare").id

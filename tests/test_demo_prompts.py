@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from demo import prompts
-from persyn import config
+from persyn import run_file
 from persyn.llm import math_answer
 
 
@@ -74,7 +74,7 @@ def test_repeating_the_question_is_no_answer(records: list[dict[str, str]]) -> N
 
 
 def test_the_run_file_is_a_valid_one_whose_teachers_are_right_in_their_examples() -> None:
-    run = config.read(prompts.RUN_FILE)
+    run = run_file.read(prompts.RUN_FILE)
 
     assert run.run.calibration < prompts.PER_GROUP * len(prompts.GROUPS)
     assert run.n_holdout >= 24

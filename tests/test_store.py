@@ -72,6 +72,21 @@ def test_a_database_that_is_not_there_yet_is_made(tmp_path: Path) -> None:
     store.close()
 
 
+def test_an_empty_file_is_made_a_store_and_a_file_of_somebody_else_is_not(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    store = Database(f"sqlite:///{tmp_path / 'empty.db'}")
+    store.require_head()
+    assert store.revision() == head()
+    store.close()
+
+    other = Database(f"sqlite:///{tmp_path / 'other.db'}")
+    with other.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE theirs (id INTEGER)")
+    with pytest.raises(UsageError, match="has no store of PerSyn's yet; 'persyn db upgrade' makes it"):
+        other.require_head()
+    other.close()
+
+
 def test_an_unknown_revision_is_refused_with_what_to_do(database: Database) -> None:
     with database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")

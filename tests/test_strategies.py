@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,17 @@ REWARDS = np.array([[1.0, 0.6, 0.0], [0.0, 0.6, 1.0], [0.5, 0.6, 0.2]])
 QUALITY = np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
 #: Mean losses: 1, 0.5, 4 nats per token.
 LEARNABILITY = np.array([[-1.0, -0.5, -4.0], [-1.0, -0.5, -4.0], [-1.0, -0.5, -4.0]])
-KNOWN = Known(REWARDS, QUALITY, LEARNABILITY, np.array([7.0, 1.0, 70.0]), ["x", "y", "z"], "x")
+KNOWN = Known(
+    rewards=REWARDS,
+    quality=QUALITY,
+    learnability=LEARNABILITY,
+    sizes=np.array([7.0, 1.0, 70.0]),
+    families=["x", "y", "z"],
+    family="x",
+    teachers=["a", "b", "c"],
+    price_in=np.ones(3),
+    price_out=np.ones(3),
+)
 ALL = np.ones((3, 3), dtype=np.bool_)
 
 
@@ -74,10 +86,12 @@ def test_family_strong_goes_by_size_within_the_family_however_strong_others_are(
     assert np.argsort(-strength).tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="no teacher is of the student's family 'q'; the teachers' families: x, z"):
         strategies.family_strength(np.array([7.0, 1.0, 70.0]), ["x", "x", "z"], "q")
+    with pytest.raises(ValueError, match="the student has no family; the teachers' families: x, z"):
+        strategies.family_strength(np.array([7.0, 1.0, 70.0]), ["x", "x", "z"], None)
 
 
 def test_strength_is_not_guessed() -> None:
-    unknown = Known(REWARDS, QUALITY, LEARNABILITY, np.array([7.0, NAN, 70.0]), ["x", "y", "z"], "x")
+    unknown = replace(KNOWN, sizes=np.array([7.0, NAN, 70.0]))
     for kind in ("strong", "mix", "family-strong"):
         with pytest.raises(ValueError, match="params_b is not known of every teacher"):
             strategies.policy(kind, unknown, ALL, ratio=0.2, beta=3.0)

@@ -34,8 +34,11 @@ class Trained:
         self.runs.append(run)
         return run
 
-    def evaluation(self, run: Run, values: Sequence[float | None], *, trained: bool = True, **more: Any) -> None:
-        training = Training(
+    def evaluation(
+        self, run: Run, values: Sequence[float | None], *, trained: bool = True, **more: Any
+    ) -> Training | None:
+        """An evaluation of a new training, or of the one that is given; returns the training."""
+        training = more.pop("training", None) or Training(
             run_id=run.id,
             student_id=run.student_id,
             fingerprint=digest(f"training {run.name} {more}"),
@@ -67,6 +70,7 @@ class Trained:
             row = {"evaluation_id": evaluation.id, "prompt_id": prompt_id, "value": value, "failure": failure}
             self.session.add(Outcome(**row, n_tokens=n_tokens))
         self.session.flush()
+        return training if trained else None
 
 
 def test_runs_of_one_strategy_are_one_row_best_first(database: Database) -> None:
@@ -99,6 +103,18 @@ def test_a_gain_is_taken_on_the_same_prompts(database: Database) -> None:
     gain = facts[0].gain or facts[1].gain
     assert gain is not None
     assert (gain.mean, gain.low, gain.high) == (0.0, 0.0, 0.0)
+
+
+def test_a_function_goes_by_its_name_and_each_version_of_it_alone(database: Database) -> None:
+    with database.write() as session:
+        made = Trained(session)
+        for name, model, version, right in (("a", "m:f", "1", 1), ("b", "m:f", "2", 0), ("c", "m:g", "1", 0.5)):
+            run = made.run(name, "python")
+            run.config = {**run.config, "strategy": {"kind": "python", "model": model, "revision": version}}
+            made.evaluation(run, [right] * 4)
+        facts = students.compare(session, made.runs)
+
+    assert [(f.strategy, f.value and f.value.mean) for f in facts] == [("m:f", 1.0), ("m:g", 0.5), ("m:f", 0.0)]
 
 
 def test_another_alpha_is_another_strategy(database: Database) -> None:
@@ -140,6 +156,17 @@ def test_what_was_asked_in_another_way_is_another_measure(database: Database) ->
         facts = students.compare(session, made.runs)
 
     assert [(f.value and f.value.mean, f.n_trainings) for f in facts] == [(0.0, 1), (1.0, 1)]
+
+
+def test_a_training_that_was_evaluated_again_on_other_gpus_counts_once(database: Database) -> None:
+    with database.write() as session:
+        made = Trained(session)
+        run = made.run("a", "persyn")
+        training = made.evaluation(run, [0, 0, 0, 0], how={"gpus": 0})
+        made.evaluation(run, [1, 1, 1, 1], how={"gpus": 1}, training=training)
+        (fact,) = students.compare(session, made.runs)
+
+    assert (fact.n_trainings, fact.value and fact.value.mean) == (1, 1.0)
 
 
 def test_another_training_is_another_row_and_another_seed_is_not(database: Database) -> None:

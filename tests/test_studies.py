@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from studies import skills
-from studies.common import put, table
+from persyn.bootstrap import Interval
+from persyn.errors import UsageError
+from persyn.students import StudentFacts
+from studies import controlled, skills
+from studies.common import put, table, tables
 
 
 def response(teacher: skills.Teacher, skill: str, digits: list[int]) -> str:
@@ -76,3 +79,30 @@ def test_tables_take_the_place_of_a_page_s_earlier_ones(tmp_path: Path) -> None:
     assert page.read_text() == (
         "Said.\n\n<!-- tables: begin -->\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n<!-- tables: end -->\n\nMore.\n"
     )
+
+
+def became(value: float, *, training: str | None = "full, 12 epochs") -> StudentFacts:
+    interval = Interval(value, value, value)
+    alpha, n = (None, 0) if training is None else (0.4, 5)
+    return StudentFacts("student", "asked.jsonl", "python", "persyn", alpha, training, n, 300, 0, interval, None)
+
+
+def test_the_page_has_the_rows_that_the_study_makes_and_marks_what_was_chosen_on_a_seed() -> None:
+    facts = {case: [became(0.5), became(0.1, training=None)] for case in controlled.CASES}
+    made = controlled._became(facts, {}) + controlled._order({case: [0.5] for case in controlled.CASES})
+
+    def names(text: str) -> set[str]:
+        rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+        return {name for name in rows if name in made}
+
+    page = tables(controlled.REPORT)
+    assert names(made) <= names(page)
+    assert "PerSyn, tuned in full *" in names(page)
+    assert "* Its rates were chosen on the first of them." in page
+
+
+def test_of_students_that_were_trained_in_two_ways_the_better_is_not_picked() -> None:
+    two = [became(0.9), became(0.5, training="full, 8 epochs"), became(0.1, training=None)]
+
+    with pytest.raises(UsageError, match="were trained or asked in 2 ways; give another --home"):
+        controlled._became(dict.fromkeys(controlled.CASES, two), {})

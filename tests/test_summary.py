@@ -11,7 +11,7 @@ from persyn import summary
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.work import Event, Load
-from tests.factories import make_assignment, make_job, make_run
+from tests.factories import make_assignment, make_job, make_response, make_run
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -63,3 +63,33 @@ def test_a_router_that_gives_nearly_all_to_one_teacher_is_named(
             make_assignment(session, made.id, prompt_id, teacher_id, reason="router" if routed else "calibration")
     with database.read() as session:
         assert summary.facts(session, session.get_one(Run, made.id)).collapsed == said
+
+
+@pytest.mark.parametrize(
+    ("of_b", "expected"),
+    [
+        pytest.param(None, None, id="has not answered yet"),
+        pytest.param({"response_tokens": None}, None, id="was imported without counts"),
+        pytest.param({"text": None, "failure": "refused"}, 40, id="failed, and would have written nothing"),
+        pytest.param({"response_tokens": 5}, 60, id="wrote"),
+    ],
+)
+def test_what_all_teachers_would_have_written_is_known_of_all_or_not_at_all(
+    database: Database, of_b: dict[str, Any] | None, expected: int | None
+) -> None:
+    """Ten tokens of a's and what b has in the grid, for four prompts."""
+    with database.write() as session:
+        made = make_run(session, prompts=4, calibration=1)
+        a, b = made.teacher_ids
+        make_response(session, made.prompt_ids[0], a, response_tokens=10)
+        if of_b is not None:
+            make_response(session, made.prompt_ids[0], b, **of_b)
+    with database.read() as session:
+        assert summary.facts(session, session.get_one(Run, made.id)).tokens_generate_all == expected
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"), [(0.0, "$0.00"), (0.00321, "$0.0032"), (0.05, "$0.05"), (0.5, "$0.50"), (1234.5, "$1,234.50")]
+)
+def test_small_amounts_of_money_are_not_rounded_away(amount: float, said: str) -> None:
+    assert summary.dollars(amount) == said

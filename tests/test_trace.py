@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from persyn import trace
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.errors import UsageError
@@ -58,6 +58,9 @@ def test_a_calibration_response_is_traced_back_to_model_scores_reward_worker_and
         ("bob", "fake", 0.0, None),
         ("bob", "log_likelihood", -20.0, 40),
     ]
+    with known.read() as session:
+        fingerprints = set(session.scalars(select(Scorer.fingerprint)))
+    assert {row["scorer_fingerprint"] for row in found.scores} == fingerprints
 
 
 def test_a_response_is_of_the_worker_that_held_its_job_then(known: Database) -> None:

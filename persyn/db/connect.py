@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
@@ -72,6 +73,10 @@ class Database:
         """Bring the schema to this code's revision; a new file is made, nothing is lost."""
         _in_transaction(self.engine, lambda config: command.upgrade(config, "head"))
 
+    def is_there(self) -> bool:
+        """Whether a store was ever made here, at whatever revision; none is made by asking."""
+        return not self._is_new_file() and self.revision() is not None
+
     def revision(self) -> str | None:
         """The schema's revision; None for an empty database."""
         with self._connect() as connection:
@@ -80,19 +85,23 @@ class Database:
     def require_head(self) -> None:
         """Raise `UsageError` unless the schema is at the revision this code was written for.
 
-        A SQLite file that does not exist yet is made.
+        A SQLite file that does not exist yet is made; one that is empty is being made by another process, which is
+        waited for.
         """
         head = ScriptDirectory.from_config(_alembic()).get_current_head()
-        file = self.url.database if self.url.get_backend_name() == "sqlite" else None
-        if file and not Path(file).exists():
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        if self._is_new_file():
+            Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
             self.upgrade()
             return
+        if self._is_file and self._is_empty():
+            self.upgrade()
         found = self.revision()
         if found == head:
             return
         place = self.url.render_as_string(hide_password=True)
-        if found is None or _knows(found):
+        if found is None:
+            raise UsageError(f"the database {place} has no store of PerSyn's yet; 'persyn db upgrade' makes it")
+        if _knows(found):
             raise UsageError(
                 f"the database {place} is at revision {found}, this PerSyn needs {head}; run 'persyn db upgrade'"
             )
@@ -100,6 +109,18 @@ class Database:
             f"the database {place} is at revision {found}, which this PerSyn (at {head}) does not know; "
             "it was made by a newer one: install that"
         )
+
+    @property
+    def _is_file(self) -> bool:
+        return self.url.get_backend_name() == "sqlite" and bool(self.url.database)
+
+    def _is_new_file(self) -> bool:
+        return self._is_file and not Path(str(self.url.database)).exists()
+
+    def _is_empty(self) -> bool:
+        """Whether there is no table at all."""
+        with self._connect() as connection:
+            return not inspect(connection).get_table_names()
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
@@ -110,6 +131,18 @@ class Database:
             place = self.url.render_as_string(hide_password=True)
             reason = " ".join(str(error.orig).split())
             raise StoreAway(f"cannot open the database {place}: {reason}; check PERSYN_DATABASE_URL") from error
+
+
+@contextmanager
+def scratch() -> Iterator[Database]:
+    """An empty store at this code's revision, in the system's folder for temporary files; gone afterwards."""
+    with TemporaryDirectory(prefix="persyn-") as folder:
+        database = Database(f"sqlite:///{folder}/scratch.db")
+        try:
+            database.upgrade()
+            yield database
+        finally:
+            database.close()
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, Text, UniqueConstraint, and_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from persyn.db.base import Base, Big, CreatedAt, Hash, Id, words
@@ -118,3 +118,10 @@ class Assignment(Base):
     reason: Mapped[str] = mapped_column(comment="router, or calibration: its best response was already there")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_at: Mapped[CreatedAt]
+
+
+def answers_assignment() -> ColumnElement[bool]:
+    """Whether a response is the one that an assignment asked for."""
+    return and_(
+        Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
+    )

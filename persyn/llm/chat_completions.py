@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -65,8 +65,13 @@ class Never(Exception):
     """The server will not answer this request; the message is the reason of its failure."""
 
 
-def body(model: str, request: Generate, max_tokens_field: str, extra: Mapping[str, Any]) -> bytes:
-    """The JSON that asks a server for one response; `extra` goes over what follows from the request."""
+def body(
+    model: str, request: Generate, max_tokens_field: str, extra: Mapping[str, Any], omit: Collection[str]
+) -> bytes:
+    """The JSON that asks a server for one response; `extra` goes over what follows from the request.
+
+    omit: fields of the request that are left out.
+    """
     sampling = request.sampling
     fields: dict[str, Any] = {
         "model": model,
@@ -86,8 +91,8 @@ def body(model: str, request: Generate, max_tokens_field: str, extra: Mapping[st
         fields["top_k"] = sampling.top_k
     if sampling.repetition_penalty != 1.0:
         fields["repetition_penalty"] = sampling.repetition_penalty
-    fields.update(extra)
-    return _encode(fields)
+    asked = {name: value for name, value in fields.items() if name not in omit}
+    return _encode(asked | dict(extra))
 
 
 def read(request_id: int, answer: bytes, seconds: float) -> Result:

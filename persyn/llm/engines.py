@@ -19,9 +19,10 @@ ENGINES = {
     "math": "persyn.llm.math",
     "instructions": "persyn.llm.instructions",
     "python": "persyn.llm.python",
-    # the router: answers `Fit` and `Route`
+    # the router: answers `Fit` and `Route`; a function in its place: answers `Route`
     "router_fit": "persyn.router.fit",
     "router": "persyn.router.route",
+    "strategy": "persyn.router.strategy",
     # looks a teacher over: answers `Check`
     "check": "persyn.llm.check",
     # answers everything, without a model

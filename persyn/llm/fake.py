@@ -54,20 +54,23 @@ Seconds = Annotated[float, Meta(ge=0)]
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """How the engine behaves."""
 
-    #: From admission to the result; as many requests as `concurrency` are in flight at a time.
+    #: From admission to result.
     latency_seconds: Seconds = 0.0
+    #: Requests in flight at a time.
     concurrency: Annotated[int, Meta(ge=1)] = 64
+    #: How long it takes to load.
     load_seconds: Seconds = 0.0
     #: One of so many requests fails, always the same ones; 0 fails none.
     fail_every: Count = 0
     #: A prompt with this text ends the process, as a crash in a model's kernel does.
     crash_on: str | None = None
-    #: A prompt with this text is never answered, and nothing after it.
+    #: A prompt with this text is never answered, nor anything after it.
     hang_on: str | None = None
-    #: A file that gets a line of JSON, the model and the last turn's text, for every request that is taken up.
+    #: A file that gets a line of JSON, the model and the last turn's text, for every request taken up.
     journal: str | None = None
+    #: Words of a response.
     response_words: Annotated[int, Meta(ge=1)] = 12
-    #: Scores of a `Route`.
+    #: Scores of a `Route`; set by PerSyn.
     teachers: Count = 0
 
 

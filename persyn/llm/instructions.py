@@ -28,9 +28,10 @@ _LANGUAGE_PREFIX = "en:"
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of the instruction checker."""
 
-    #: prompt: 1 when all instructions are followed, else 0; instruction: the share of them followed.
+    #: `prompt`: 1 when all of a prompt's instructions are followed, else 0. `instruction`: the share of them followed.
     level: Literal["prompt", "instruction"] = "prompt"
-    #: False also takes the response without its first line, its last line, both, or its asterisks.
+    #: `false`: an instruction is also followed when the response follows it without its first line, its last line,
+    #: both, or its asterisks.
     strict: bool = True
 
 

@@ -67,19 +67,19 @@ _REASONING_ENDS = "</think>"
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of a judge."""
 
-    #: What the judge runs on.
+    #: What the model runs on.
     engine: JudgeEngine
     #: What makes a response good, as the judge is told.
     criterion: str = _CRITERION
     #: Ratings are the integers from 1 to this.
     scale: Annotated[int, Meta(ge=2, le=100)] = 10
-    #: "answer": no rating, but a comparison with the prompt's reference answer.
+    #: `answer`: no rating, but a comparison with the prompt's reference answer.
     against: Literal["answer"] | None = None
-    #: Of one reply, a model's reasoning included.
+    #: The most tokens of one reply, a model's reasoning included.
     max_tokens: Annotated[int, Meta(ge=1)] = 256
-    #: The engine's own options.
+    #: The options of that engine, as for a teacher.
     options: dict[str, Any] = {}
-    #: Set by PerSyn: `wording` when the run was started.
+    #: The hash of what the judge is asked; set by PerSyn when the run is started.
     wording: str | None = None
 
 

@@ -26,7 +26,7 @@ _HEAD_ROWS = 512
 class Options(scoring.Options, frozen=True, forbid_unknown_fields=True):
     """The options of a student."""
 
-    #: How many tokens of a response are scored, its first ones; None is all. Long ones cost less, and fit.
+    #: Score only so many tokens of a response, its first ones; long responses cost less, and fit. None: all.
     response_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 

@@ -37,9 +37,9 @@ _MARKS = ("\\boxed", '"answer"', "####")
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of the answer checker."""
 
-    #: How long one comparison may take before it fails.
+    #: For one comparison; then the score fails.
     timeout_seconds: Annotated[float, Meta(gt=0)] = 5.0
-    #: Address space of the child process, in MiB; importing the algebra takes a few hundred.
+    #: MiB of address space of the process that compares; importing the algebra takes a few hundred.
     memory_mb: Annotated[int, Meta(ge=512)] = 2048
 
 

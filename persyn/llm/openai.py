@@ -12,7 +12,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import aiohttp
 from msgspec import Meta, Struct
@@ -33,20 +33,22 @@ _GIVE_UP_AFTER = 16
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of a teacher behind a server."""
 
-    #: Up to and with the version: "http://localhost:8000/v1".
+    #: Up to and with the version: `http://127.0.0.1:8000/v1`.
     base_url: str
-    #: The environment variable that holds the API key; None sends none.
+    #: The environment variable that holds the key; the key itself is never stored. None: no key is sent.
     api_key_env: str | None = None
     #: Requests in flight.
     concurrency: Annotated[int, Meta(ge=1)] = 64
     #: For one attempt, from connecting to the last byte.
     timeout_seconds: Annotated[float, Meta(gt=0)] = 600.0
-    #: Further attempts after too many requests, a server's error, a timeout or a lost connection.
+    #: Further attempts after HTTP 408, 409, 425, 429 or 5xx, a timeout or a lost connection.
     max_retries: Annotated[int, Meta(ge=0)] = 8
-    #: Fields of every request's body beside, or in place of, those that follow from its sampling.
+    #: Fields of every request's body, over those that follow from `sampling`.
     extra: dict[str, Any] = {}
-    #: The body's field for `max_tokens`; some of OpenAI's models want "max_completion_tokens".
+    #: The body's field for `max_tokens`; some servers want `max_completion_tokens`.
     max_tokens_field: str = "max_tokens"
+    #: Of `seed`, `temperature` and `top_p` those that are not sent: some servers refuse a request that has one.
+    omit: list[Literal["seed", "temperature", "top_p"]] = []
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -158,10 +160,10 @@ class OpenAI:
 
     async def _serve(self, request: Generate) -> Result | None:
         """The request's result; None while it is doubtful."""
-        began = time.perf_counter()
+        began, chosen = time.perf_counter(), self._options
         try:
             answer = await self._ask_patiently(
-                chat_completions.body(self._model, request, self._options.max_tokens_field, self._options.extra)
+                chat_completions.body(self._model, request, chosen.max_tokens_field, chosen.extra, chosen.omit)
             )
             result = chat_completions.read(request.id, answer, time.perf_counter() - began)
         except Never as never:

@@ -60,6 +60,8 @@ class Route(Struct, frozen=True, tag="route"):
 
     id: int
     messages: list[Message]
+    #: What else the prompt's row said, for a function that reads it.
+    meta: dict[str, Any] = {}
 
 
 class Fit(Struct, frozen=True, tag="fit"):
@@ -133,7 +135,7 @@ class Judged(Struct, frozen=True, tag="judged"):
 
 
 class Routed(Struct, frozen=True, tag="routed"):
-    """K scores, in the router's head order; only their differences mean something."""
+    """K scores, in head order; a router's mean something only by their differences."""
 
     id: int
     scores: list[float]

@@ -18,7 +18,6 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from persyn.llm import options
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
 
+VERSION = f"python {'.'.join(str(part) for part in sys.version_info[:3])}"
 #: Responses handed over at once.
 _CHUNK = 64
 
@@ -38,17 +38,30 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def revision(model: str) -> str:
-    """SHA-256 of the file of "module:function", which is not imported; `UsageError` when there is none."""
+    """SHA-256 of the file of "module:function", of which nothing is imported; `UsageError` when there is none."""
     module, colon, function = model.partition(":")
     if not (colon and function.isidentifier()):
-        raise UsageError(f"a python scorer's model is module:function, got {model!r}")
-    try:
-        found = find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.origin or not Path(found.origin).is_file():
-        raise UsageError(f"there is no module {module!r} to take {function!r} from; is its folder on PYTHONPATH?")
-    return f"sha256:{hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()}"
+        raise UsageError(f"a python function is given as module:function, got {model!r}")
+    origin = _origin(module)
+    if origin is None or not Path(origin).is_file():
+        raise UsageError(
+            f"there is no module {module!r} to take {function!r} from; "
+            "PYTHONPATH must name the folder it is in, here and for every worker"
+        )
+    return f"sha256:{hashlib.sha256(Path(origin).read_bytes()).hexdigest()}"
+
+
+def _origin(module: str) -> str | None:
+    """Where a module's file is. `find_spec` would import the packages it is in: foreign code, in the wrong process."""
+    found, path, name = None, None, ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        finders = sys.meta_path if part.isidentifier() else ()
+        found = next((spec for finder in finders if (spec := finder.find_spec(name, path))), None)
+        if found is None:
+            return None
+        path = found.submodule_search_locations or ()
+    return found.origin if found else None
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -60,12 +73,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     means.
     """
     options.decode(spec, Options)
-    if spec.revision is not None and revision(spec.model) != spec.revision:
-        raise EngineError(
-            f"the file of {spec.model!r} is not the one the run was started with: put that back, "
-            "or start a run of another name, which is scored by the new one"
-        )
-    function = _function(spec.model)
+    function = take(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         for request in requests:
@@ -73,19 +81,29 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
             yield [_judge(function, request)]
             tick()
 
-    version = ".".join(str(part) for part in sys.version_info[:3])
-    return Batched(compute, version=f"python {version}", chunk=_CHUNK)
+    return Batched(compute, version=VERSION, chunk=_CHUNK)
 
 
-def _function(model: str) -> Callable[..., Any]:
-    module, _, name = model.partition(":")
+def take(spec: ModelSpec) -> Callable[..., Any]:
+    """Import a spec's function; `EngineError` when that fails, or its file is not the one the spec means."""
+    if spec.revision is not None and revision(spec.model) != spec.revision:
+        raise EngineError(
+            f"the file of {spec.model!r} is not the one the run was started with: put that back, "
+            "or start a run of another name, which takes the new one"
+        )
+    module, _, name = spec.model.partition(":")
     try:
         function = getattr(import_module(module), name)
     except Exception as error:  # a module of somebody else's may raise anything
-        raise EngineError(f"cannot import {model!r}: {type(error).__name__}: {shorten(str(error))}") from error
+        raise EngineError(f"cannot import {spec.model!r}: {why(error)}") from error
     if not callable(function):
-        raise EngineError(f"{model!r} is no function")
+        raise EngineError(f"{spec.model!r} is no function")
     return function  # type: ignore[no-any-return]
+
+
+def why(error: Exception) -> str:
+    """What somebody else's code raised, on one line."""
+    return f"{type(error).__name__}: {shorten(str(error))}"
 
 
 def _judge(function: Callable[..., Any], request: Judge) -> Result:
@@ -95,4 +113,4 @@ def _judge(function: Callable[..., Any], request: Judge) -> Result:
             return Failed(request.id, "no_verdict")
         return Judged(request.id, float(value))
     except Exception as error:
-        return Failed(request.id, f"scorer_error: {type(error).__name__}: {shorten(str(error))}")
+        return Failed(request.id, f"scorer_error: {why(error)}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import transformers
-from msgspec import Struct
+from msgspec import Meta, Struct
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from persyn.errors import EngineError
@@ -21,11 +21,11 @@ VERSION = f"transformers {transformers.__version__}"
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of a scorer that is a model."""
 
-    #: None is float32 on the CPU and what the weights are stored in on a GPU.
+    #: Of weights and computation; none: float32 on the CPU, and what the weights are stored in on a GPU.
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    #: Rows times longest row of a batch, padding included; None is 2,048 on the CPU and 16,384 on a GPU.
-    batch_tokens: int | None = None
-    #: Whether plain text begins with BOS; None decides by the token. A chat template brings its own.
+    #: Rows times longest row of a batch, padding included; none: 2,048 on the CPU and 16,384 on a GPU.
+    batch_tokens: Annotated[int, Meta(ge=1)] | None = None
+    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
     add_bos: bool | None = None
 
 

@@ -32,13 +32,13 @@ _CHUNK_BATCHES = 4
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of a teacher on transformers."""
 
-    #: None is bfloat16 on a GPU and float32 on the CPU, where bfloat16 is no faster.
+    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU, where bfloat16 is no faster.
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    #: Rows of a batch. Halved, for good, when a batch does not fit the memory.
+    #: Rows of a batch; halved, for good, when one does not fit the memory.
     batch_size: Annotated[int, Meta(ge=1)] = 16
-    #: Tokens of prompt and response together; None is what the model was made for.
-    max_model_len: int | None = None
-    #: Whether plain text begins with BOS; None decides by the token. A chat template brings its own.
+    #: Tokens of prompt and response together; none: what the model was made for.
+    max_model_len: Annotated[int, Meta(ge=1)] | None = None
+    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
     add_bos: bool | None = None
 
 

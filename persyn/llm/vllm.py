@@ -23,23 +23,25 @@ _CPU_CACHE_GIB = 2
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of a teacher on vLLM; None leaves a choice to vLLM."""
+    """The options of a teacher on vLLM."""
 
+    #: Of weights and computation; `auto` leaves it to vLLM.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    #: Tokens of prompt and response together.
-    max_model_len: int | None = None
-    #: Responses written at a time.
+    #: Tokens of prompt and response together; none: vLLM's choice.
+    max_model_len: Annotated[int, Meta(ge=1)] | None = None
+    #: Responses written at a time; none: vLLM's choice.
     max_num_seqs: Annotated[int, Meta(ge=1)] | None = None
-    #: Tokens computed in one step, prompts' included.
-    max_num_batched_tokens: int | None = None
+    #: Tokens computed in one step, prompts' included; none: vLLM's choice.
+    max_num_batched_tokens: Annotated[int, Meta(ge=1)] | None = None
     #: Share of a GPU's memory that vLLM takes.
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
-    #: Gibibytes of KV cache, in place of that share; on a CPU, None is 2.
+    #: GiB of KV cache, in place of that share; none: that share, and 2 on a CPU.
     kv_cache_gib: Annotated[float, Meta(gt=0)] | None = None
-    #: Starts in a fraction of the time, and computes slower.
+    #: Starts in a fraction of the time, computes slower.
     enforce_eager: bool = False
+    #: How the weights are quantised, by vLLM's name for it; none: as the model says.
     quantization: str | None = None
-    #: Whether plain text begins with BOS; None decides by the token. A chat template brings its own.
+    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
     add_bos: bool | None = None
 
 

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 from urllib.parse import quote
 
 import msgspec
@@ -20,24 +21,26 @@ from markupsafe import Markup
 
 from persyn.errors import PersynError, UsageError
 from persyn.folders import replaced
-from persyn.report import figures
+from persyn.report import drawing, figures
+from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from persyn.report.figures import Picture
+from persyn.summary import dollars
 
 #: What the first bytes of a report say, so that no other file is overwritten.
 _MARK = b"PerSyn report"
 _MARKED_WITHIN = 400
 #: How a figure is read, where that is not plain.
 _ABOUT = {
-    "quality-learnability": "Means over the calibration grid with 95 % intervals. Up is better, right is easier for "
+    "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is easier for "
     "the student.",
     "rewards": "How the rewards of a teacher's responses are spread over the grid, each row at its own scale.",
-    "strategies": "What each strategy would have come to on prompts that nothing was fitted to, with 95 % intervals "
+    "strategies": "What each strategy would have come to on prompts that nothing was fitted to, with 95% intervals "
     "of the prompts that happened to be drawn.",
     "hit-rates": "How often a teacher with the best reward is among the first k.",
     "router-curve": "Heads fitted to parts of the calibration prompts, drawn several times; the band is one standard "
     "deviation.",
-    "reliability": "On the dotted line, win probabilities can be believed as they are.",
+    "reliability": "On the dotted line, win probabilities can be believed as they are. Each point says of how many "
+    "preferences it is; of few, it is mostly chance.",
     "alpha-winners": "Per cent of the calibration grid's prompts whose best response is the teacher's; equals share a "
     "prompt.",
     "alpha-strategies": "Each alpha has its own rewards: compare strategies at one alpha, not one strategy along the "
@@ -45,11 +48,15 @@ _ABOUT = {
     "savings": "Generate-all is estimated from what each teacher wrote for the calibration grid.",
     "progress": "A job's rows are spread evenly over the time from its first claim to its end.",
 }
+_MINUS = "\u2212"
 #: A hold-out of fewer prompts than these is said to be small.
 _SMALL = 100
-_JOINERS = "\u200c\u200d"
+#: Line ends, tabs, and the joiners that scripts and emoji are written with; all spaces besides.
+_HARMLESS = frozenset("\r\n\t\u200c\u200d")
 #: What Markdown might read as its own, save what is harmless within a line.
 _MARKDOWN = re.compile(r"([^\w\s,;()%/'-])|_", re.ASCII)
+#: What would make a list of a line that begins so.
+_LIST = re.compile(r"^(\d*)([-)])")
 
 
 class _Plain(str):
@@ -61,7 +68,7 @@ class _Plain(str):
 def html(report: Report, pictures: Sequence[Picture]) -> str:
     """One page with all it needs inside; no script, no network."""
     environment = _environment(_shown, autoescape=True)
-    drawn = [{"picture": one, "svg": Markup(figures.svg(one))} for one in pictures]  # noqa: S704 - escaped, see figures
+    drawn = [{"picture": one, "svg": Markup(drawing.svg(one))} for one in pictures]  # noqa: S704 - escaped, see figures
     return environment.get_template("report.html.jinja").render(**_words(report), drawn=drawn)
 
 
@@ -84,10 +91,17 @@ def require_replaceable(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file, such as {path / 'report.html'}")
     try:
-        if path.exists() and _MARK not in path.read_bytes()[:_MARKED_WITHIN]:
+        if path.exists() and not _is_report(path):
             raise UsageError(f"{path} is no report of PerSyn and is left as it is; give another -o")
     except OSError as error:
         raise UsageError(f"cannot read {path}, which would be replaced: {error.strerror}") from error
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
+    with path.open("rb") as file:
+        return _MARK in file.read(_MARKED_WITHIN)
 
 
 def write(path: Path, text: str) -> None:
@@ -101,8 +115,9 @@ def write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise PersynError(f"cannot write the report {path}: {error.strerror or error}; nothing was changed") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def require_figures_folder(folder: Path) -> None:
@@ -111,9 +126,9 @@ def require_figures_folder(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file; give the name of a folder for the figures")
-    strangers = {path.name for path in folder.iterdir() if path.suffix not in (".svg", ".png")}
-    if strangers:
-        raise UsageError(f"{folder} holds {min(strangers)!r}, which is no figure; give another folder")
+    ours = {f"{name}.{ending}" for name in figures.NAMES for ending in ("svg", "png")}
+    if strangers := {path.name for path in folder.iterdir()} - ours:
+        raise UsageError(f"{folder} holds {min(strangers)!r}, which is no figure of a report; give another folder")
 
 
 def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
@@ -122,8 +137,8 @@ def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
     try:
         with replaced(folder.resolve()) as new:
             for picture in pictures:
-                (new / f"{picture.name}.svg").write_text(figures.svg(picture, ink="paper"), encoding="utf-8")
-                (new / f"{picture.name}.png").write_bytes(figures.png(picture))
+                (new / f"{picture.name}.svg").write_text(drawing.svg(picture, ink="paper"), encoding="utf-8")
+                (new / f"{picture.name}.png").write_bytes(drawing.png(picture))
     except OSError as error:
         raise PersynError(
             f"cannot write the figures {folder}: {error.strerror or error}; nothing was changed"
@@ -145,13 +160,14 @@ def _routed(report: Report) -> list[str]:
         closed = f"; the router goes {router.closed.mean:.0%} of the way between them" if router.closed else ""
         said.append(
             f"On {report.comparison.n_holdout:,} hold-out prompts the router's choice has a mean reward of "
-            f"{router.reward.mean:.3f} (95 %: {router.reward.low:.3f} to {router.reward.high:.3f}). The best single "
+            f"{router.reward.mean:.3f} (95%: {router.reward.low:.3f} to {router.reward.high:.3f}). The best single "
             f"teacher has {static.reward.mean:.3f}, the oracle {oracle.reward.mean:.3f}{closed}."
         )
     if report.hits:
         said.append(
-            f"It picks a best teacher for {report.hits.router[0]:.0%} of them; the best single teacher is one for "
-            f"{report.hits.static[0]:.0%}, a teacher at random for {report.hits.random[0]:.0%}."
+            f"Of the {report.hits.n_prompts:,} whose responses differ in reward it picks a best teacher for "
+            f"{report.hits.router[0]:.0%}; the best single teacher is one for {report.hits.static[0]:.0%}, a teacher "
+            f"at random for {report.hits.random[0]:.0%}."
         )
     if said and report.comparison.n_holdout < _SMALL:
         said.append("That is a small hold-out: these figures are rough.")
@@ -165,14 +181,15 @@ def _routed(report: Report) -> list[str]:
 
 def _spent(report: Report) -> list[str]:
     spent = report.savings
-    if spent is None or not spent.tokens_generate_all:
+    if spent is None:
         return []
+    so_far = "" if spent.is_all else " so far"
     said = (
-        f"The teachers wrote {spent.tokens:,} tokens, {spent.tokens / spent.tokens_generate_all:.0%} of the about "
-        f"{spent.tokens_generate_all:,} that all of them would have written for all prompts"
+        f"The teachers wrote {spent.tokens:,} tokens{so_far}, {spent.tokens / spent.tokens_generate_all:.0%} of the "
+        f"about {spent.tokens_generate_all:,} that all of them would have written for all prompts"
     )
     if spent.cost is not None and spent.cost_generate_all:
-        said += f": ${spent.cost:,.2f} in place of about ${spent.cost_generate_all:,.2f}"
+        said += f": {dollars(spent.cost)} in place of about {dollars(spent.cost_generate_all)}"
     return [f"{said}."]
 
 
@@ -219,11 +236,12 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "fixed": lambda value: _formatted(value, "{:,.3f}"),
+        "model": lambda value: Path(value).name if value.startswith("/") else value,
         "count": lambda value: _formatted(value, "{:,.0f}"),
         "number": lambda value: _formatted(value, "{:.4g}"),
-        "reward": lambda value: _formatted(value, "{:.3f}"),
         "signed": lambda value: _formatted(value, "{:+.0%}"),
-        "dollars": lambda value: _formatted(value, "${:,.2f}"),
+        "dollars": lambda value: _Plain("-" if value is None else dollars(value)),
         "when": lambda value: _formatted(value, "{:%Y-%m-%d %H:%M} UTC"),
         "span": lambda value: _Plain("-" if value is None else _span(value)),
     }
@@ -231,7 +249,11 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
 
 
 def _formatted(value: Any, form: str) -> _Plain:
-    return _Plain("-" if value is None else form.format(value))
+    """A number in a form, with a real minus; a dash for what is not known."""
+    if value is None:
+        return _Plain("-")
+    text = form.format(value)
+    return _Plain(text.replace("-", _MINUS) if isinstance(value, int | float) else text)
 
 
 def _span(seconds: float) -> str:
@@ -247,14 +269,14 @@ def _shown(value: Any) -> Any:
     """A text whose control characters are seen, not obeyed; those that turn the direction of text among them."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return "".join(c if c.isprintable() or c in "\n\t" or c in _JOINERS else "\ufffd" for c in value)
+    return "".join(c if c.isprintable() or c in _HARMLESS or category(c) == "Zs" else "\ufffd" for c in value)
 
 
 def _escaped(value: Any) -> Any:
     """Whatever a Markdown template prints: one line of text that is nothing but text."""
     if not isinstance(value, str) or isinstance(value, _Plain):
         return value
-    return _MARKDOWN.sub(r"\\\g<0>", " ".join(_shown(value).split()))
+    return _LIST.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", " ".join(_shown(value).split())))
 
 
 def _fenced(text: str) -> _Plain:

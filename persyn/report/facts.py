@@ -61,8 +61,8 @@ class AlphaPoint(Struct, frozen=True):
     alpha: float
     #: Share of the grid's prompts that each teacher, in head order, has the best reward of; equals share a prompt.
     winners: list[float]
-    #: The teacher with the best mean reward, by its place in head order; None without any.
-    best: int | None
+    #: The teacher with the best mean reward, by its place in head order.
+    best: int
     #: Mean reward on the hold-out by strategy.
     strategies: dict[str, float]
 
@@ -80,10 +80,12 @@ class Savings(Struct, frozen=True):
     """What was spent, beside what all teachers answering all prompts would have; None where it is unknown."""
 
     tokens: int
-    tokens_generate_all: int | None
+    tokens_generate_all: int
     #: US dollars.
     cost: float | None
     cost_generate_all: float | None
+    #: Whether the run is done, and no more will be spent.
+    is_all: bool
 
 
 class StagePace(Struct, frozen=True):
@@ -91,10 +93,12 @@ class StagePace(Struct, frozen=True):
 
     stage: str
     rows: list[float]
+    #: Rows of all its jobs, of those too that are not done.
+    planned: int
 
 
 class Timeline(Struct, frozen=True):
-    """When work was done. A job's rows are spread evenly over the time from its claim to its end."""
+    """When work was done. A job's rows are spread evenly over the time from its first claim to its end."""
 
     #: From the first claim; bins of equal width.
     seconds: float
@@ -143,7 +147,7 @@ class Shown(Struct, frozen=True):
 
 
 class Example(Struct, frozen=True):
-    """A prompt, what its teacher wrote, and what the next best of the others did; None where no other was asked."""
+    """A prompt, what its teacher wrote, and what the best of the others did; None where no other was asked."""
 
     prompt_id: int
     role: str
@@ -151,7 +155,7 @@ class Example(Struct, frozen=True):
     margin: float | None
     text: str
     chosen: Shown
-    runner_up: Shown | None
+    best_other: Shown | None
 
 
 class Report(Struct, frozen=True):

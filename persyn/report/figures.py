@@ -1,22 +1,13 @@
 """A run's figures, drawn from plain facts. Knows no database and no file; imports matplotlib, so import it late.
 
-A figure is transparent and keeps to colours that are told apart on light and on dark ground, and by the
-colour-blind; where there are more teachers than colours, place and number tell them apart. Teachers' names and the
-values of a prompt's meta are hostile text: they are never read as mathematics or as markup.
+Where there are more teachers than colours, place and number tell them apart.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import RLock
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-from xml.etree import ElementTree
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,16 +15,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from persyn.compare import Comparison
+from persyn.report.drawing import INK, Picture, label, laid_out, styled
 from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, TeacherMeans, Timeline
 from persyn.router.evaluate import Believed, Hits
-from persyn.summary import TeacherFacts
+from persyn.summary import TeacherFacts, dollars
 
 if TYPE_CHECKING:
     from persyn.hindsight import Curve
 
-#: What text and lines are drawn in. In an SVG it becomes the reader's own colour.
-_INK = "#1b1c1f"
-_INK_DARK = "#e7e7ea"
 #: Each has a contrast of 3 or more on white and on black, and differs in lightness or hue to every kind of eye.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _RED, _GREY = "#2f7fc1", "#c9701c", "#1f9a73", "#a866c0", "#d14d57", "#7d838c"
 _STRATEGIES = {
@@ -54,72 +43,22 @@ _STAGES = {
     "assign": (_GREEN, "-."),
     "generate": (_RED, "-"),
 }
+#: What figures are called, in the order they are read: no other file is taken for one.
+NAMES = (
+    "teacher-shares",
+    "group-shares",
+    "quality-learnability",
+    "rewards",
+    "strategies",
+    "hit-rates",
+    "router-curve",
+    "reliability",
+    "alpha-winners",
+    "alpha-strategies",
+    "savings",
+    "progress",
+)
 _WIDTH = 5.2
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": _INK,
-    "axes.facecolor": "none",
-    "axes.formatter.useoffset": False,
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "grid.alpha": 0.16,
-    "grid.color": _INK,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "persyn",
-    "text.color": _INK,
-    # A dollar sign in a name is a dollar sign.
-    "text.parse_math": False,
-    "xtick.color": _INK,
-    "xtick.major.width": 0.6,
-    "ytick.color": _INK,
-    "ytick.major.width": 0.6,
-}
-#: matplotlib has its settings in one place for all threads.
-_ONE_AT_A_TIME = RLock()
-_SVG = "{http://www.w3.org/2000/svg}"
-_LINK = "{http://www.w3.org/1999/xlink}href"
-
-Ink: TypeAlias = Literal["page", "scheme", "paper"]
-"""Whose colour an SVG's text has: the page's that it is part of, one that follows the reader's light or dark
-scheme (for an image of its own), or black (for print)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure with what is said of it.
-
-    name: of its file, without an ending. title: what it shows. says: what is seen in it, for those who see it not.
-    """
-
-    name: str
-    title: str
-    says: str
-    figure: Figure
-
-
-def svg(picture: Picture, *, ink: Ink = "page") -> str:
-    """One `<svg>` element with real text; the same picture gives the same text. Safe to be put into an HTML page."""
-    buffer = io.BytesIO()
-    with _styled():
-        picture.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    return _mended(buffer.getvalue(), picture, ink)
-
-
-def png(picture: Picture) -> bytes:
-    """A PNG on white ground, for print: 200 dots per inch."""
-    buffer = io.BytesIO()
-    with _styled():
-        picture.figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def pictures(report: Report) -> list[Picture]:
@@ -147,7 +86,7 @@ def teacher_shares(teachers: Sequence[TeacherFacts]) -> Picture:
     """How many of the run's prompts each teacher has, most first."""
     ordered = sorted(teachers, key=lambda teacher: -teacher.assigned)
     total = sum(teacher.assigned for teacher in ordered)
-    with _styled():
+    with styled():
         figure, axes = _rows([teacher.teacher for teacher in ordered])
         bars = axes.barh(range(len(ordered)), [teacher.assigned for teacher in ordered], color=_BLUE, height=0.66)
         labels = [f"{teacher.assigned:,} ({_share(teacher.assigned, total)})" for teacher in ordered]
@@ -165,9 +104,9 @@ def group_shares(groups: Groups) -> Picture:
     counts = np.array(groups.prompts, dtype=np.float64).reshape(len(groups.teachers), len(groups.groups))
     totals = counts.sum(axis=0)
     shares = counts / np.where(totals > 0, totals, 1)
-    with _styled():
+    with styled():
         figure, axes = _heat(groups.teachers, groups.groups, shares)
-        axes.set_xlabel(f"prompts by {_label(groups.field)}, each column 100 %")
+        axes.set_xlabel(f"prompts by {label(groups.field)}, each column 100%")
     said = [
         f"{group} mostly to {groups.teachers[int(column.argmax())]} ({column.max():.0%})"
         for group, column in zip(groups.groups, shares.T, strict=True)
@@ -176,12 +115,12 @@ def group_shares(groups: Groups) -> Picture:
 
 
 def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, per: str) -> Picture:
-    """Where teachers stand between good and easy: means over the grid, with their 95 % intervals.
+    """Where teachers stand between good and easy: means over the grid, with their 95% intervals.
 
     unit: of quality. per: what a log-likelihood is divided by.
     """
     shown = [(t.teacher, t.quality, t.learnability) for t in teachers]
-    with _styled():
+    with styled():
         figure, axes = _axes(3.4 + 0.16 * ((len(shown) + 1) // 2))
         axes.grid(True)
         for number, (name, quality, learnability) in enumerate(shown, 1):
@@ -190,7 +129,7 @@ def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, per: st
             x, y = learnability, quality
             axes.plot([x.low, x.high], [y.mean, y.mean], color=_BLUE, linewidth=0.8, alpha=0.7)
             axes.plot([x.mean, x.mean], [y.low, y.high], color=_BLUE, linewidth=0.8, alpha=0.7)
-            axes.plot(x.mean, y.mean, "o", color=_BLUE, markersize=11, label=f"{number} {_label(name)}")
+            axes.plot(x.mean, y.mean, "o", color=_BLUE, markersize=11, label=f"{number} {label(name)}")
             axes.annotate(str(number), (x.mean, y.mean), ha="center", va="center", color="white", fontsize=7)
         axes.set_xlabel(f"learnability, {_nats(per)} (nearer 0 is easier)")
         axes.set_ylabel(f"quality ({unit})")
@@ -207,7 +146,7 @@ def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, per: st
 def reward_distributions(rewards: Rewards) -> Picture:
     """How each teacher's rewards are spread over the grid's prompts, and their mean."""
     edges = np.linspace(rewards.lowest, rewards.highest, len(rewards.teachers[0].counts) + 1)
-    with _styled():
+    with styled():
         figure, axes = _rows([teacher.teacher for teacher in rewards.teachers], each=0.42)
         for place, teacher in enumerate(rewards.teachers):
             counts = np.array(teacher.counts, dtype=np.float64)
@@ -227,7 +166,7 @@ def router_curve(curve: Curve) -> Picture:
     sizes = [point.n_calibration for point in curve.points]
     means = np.array([point.reward for point in curve.points])
     spread = np.array([point.deviation for point in curve.points])
-    with _styled():
+    with styled():
         figure, axes = _axes(2.9)
         axes.grid(True)
         axes.axhline(curve.oracle, color=_GREY, linestyle=":", label="oracle")
@@ -253,7 +192,7 @@ def router_curve(curve: Curve) -> Picture:
 def hit_rates(hits: Hits) -> Picture:
     """How often a best teacher is among the first k, for the router and for what reads no prompt."""
     ks = range(1, len(hits.router) + 1)
-    with _styled():
+    with styled():
         figure, axes = _axes(2.9)
         axes.grid(True)
         axes.plot(ks, hits.router, "o-", color=_BLUE, label="router")
@@ -272,16 +211,21 @@ def hit_rates(hits: Hits) -> Picture:
 def reliability(bins: Sequence[Believed]) -> Picture:
     """Whether win probabilities can be believed: how often what was predicted came true."""
     most = max(bin_.n_preferences for bin_ in bins)
-    with _styled():
+    with styled():
         figure, axes = _axes(3.2)
         axes.grid(True)
         axes.plot([0.5, 1], [0.5, 1], color=_GREY, linestyle=":", label="as predicted")
         xs, ys = [bin_.predicted for bin_ in bins], [bin_.came_true for bin_ in bins]
-        axes.plot(xs, ys, color=_BLUE, linewidth=1)
         areas = [12 + 110 * bin_.n_preferences / most for bin_ in bins]
-        axes.scatter(xs, ys, s=areas, color=_BLUE, label="router; larger for more preferences", zorder=3)
+        axes.scatter(xs, ys, s=areas, color=_BLUE, label="router, of so many preferences", zorder=3)
+        for bin_, area in zip(bins, areas, strict=True):
+            above = (0, 3 + area**0.5 / 2)
+            place = (bin_.predicted, bin_.came_true)
+            axes.annotate(
+                f"{bin_.n_preferences:,}", place, above, textcoords="offset points", ha="center", fontsize=7.5
+            )
         axes.set_xlim(0.48, 1.02)
-        axes.set_ylim(min(0.48, min(ys) - 0.05), 1.05)
+        axes.set_ylim(min(0.48, min(ys) - 0.05), 1.12)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("predicted win probability")
@@ -294,16 +238,13 @@ def reliability(bins: Sequence[Believed]) -> Picture:
 def alpha_winners(alphas: Alphas) -> Picture:
     """Which teacher's response is best, for how many of the grid's prompts, at which weight of learnability."""
     shares = np.array([point.winners for point in alphas.points]).T
-    with _styled():
+    with styled():
         figure, axes = _heat(alphas.teachers, [f"{point.alpha:g}" for point in alphas.points], shares, tilt=0)
         for column, point in enumerate(alphas.points):
-            if point.best is not None:
-                box = Rectangle((column - 0.5, point.best - 0.5), 1, 1, fill=False, edgecolor=_INK, linewidth=1.4)
-                axes.add_patch(box)
+            box = Rectangle((column - 0.5, point.best - 0.5), 1, 1, fill=False, edgecolor=INK, linewidth=1.4)
+            axes.add_patch(box)
         axes.set_xlabel(f"alpha (this run: {alphas.alpha:g}); boxed: the best mean reward")
-    said = [
-        f"at alpha {point.alpha:g} {alphas.teachers[point.best]}" for point in alphas.points if point.best is not None
-    ]
+    said = [f"at alpha {point.alpha:g} {alphas.teachers[point.best]}" for point in alphas.points]
     return _picture(
         "alpha-winners", "Whose response is best, by alpha", f"Best on the mean: {', '.join(said)}.", figure
     )
@@ -312,10 +253,10 @@ def alpha_winners(alphas: Alphas) -> Picture:
 def alpha_strategies(alphas: Alphas) -> Picture:
     """What each strategy comes to at each weight of learnability."""
     names = list(dict.fromkeys(name for point in alphas.points for name in point.strategies))
-    with _styled():
+    with styled():
         figure, axes = _axes(3.2)
         axes.grid(True)
-        axes.axvline(alphas.alpha, color=_INK, linewidth=0.7, alpha=0.5)
+        axes.axvline(alphas.alpha, color=INK, linewidth=0.7, alpha=0.5)
         for name in names:
             points = [(p.alpha, p.strategies[name]) for p in alphas.points if name in p.strategies]
             color, marker, line = _STRATEGIES.get(name, _OTHER)
@@ -331,9 +272,9 @@ def alpha_strategies(alphas: Alphas) -> Picture:
 
 
 def strategies(comparison: Comparison) -> Picture:
-    """What each strategy would have come to on the hold-out, with its 95 % interval."""
+    """What each strategy would have come to on the hold-out, with its 95% interval."""
     facts = comparison.strategies
-    with _styled():
+    with styled():
         figure, axes = _rows([fact.strategy for fact in facts], each=0.27)
         axes.grid(True, axis="x")
         for place, fact in enumerate(facts):
@@ -344,34 +285,35 @@ def strategies(comparison: Comparison) -> Picture:
                 f"{fact.reward.mean:.3f}", (fact.reward.high, place), (5, 0), textcoords="offset points", va="center"
             )
         axes.margins(x=0.13)
-        axes.set_xlabel(f"reward on {comparison.n_holdout:,} hold-out prompts, with 95 % intervals")
+        axes.set_xlabel(f"reward on {comparison.n_holdout:,} hold-out prompts, with 95% intervals")
     said = [f"{f.strategy} {f.reward.mean:.3f} ({f.reward.low:.3f} to {f.reward.high:.3f})" for f in facts]
     return _picture("strategies", "Rewards of strategies", f"{'; '.join(said)}.", figure)
 
 
 def savings(spent: Savings) -> Picture:
     """What the run spent, beside all teachers answering all prompts."""
-    panels: list[tuple[str, str, float, float]] = []
-    if spent.tokens_generate_all:
-        panels.append(("response tokens", "{:,.0f}", spent.tokens, spent.tokens_generate_all))
+    panels: list[tuple[str, float, float, Callable[[float], str]]] = [
+        ("response tokens", spent.tokens, spent.tokens_generate_all, "{:,.0f}".format)
+    ]
     if spent.cost is not None and spent.cost_generate_all:
-        panels.append(("US dollars", "${:,.2f}", spent.cost, spent.cost_generate_all))
-    with _styled():
+        panels.append(("US dollars", spent.cost, spent.cost_generate_all, dollars))
+    this_run = "this run" if spent.is_all else "this run so far"
+    with styled():
         figure = Figure(figsize=(_WIDTH, 0.35 + 0.95 * len(panels)), layout="constrained")
-        for axes, (what, form, mine, all_) in zip(
+        for axes, (what, mine, all_, form) in zip(
             np.ravel(figure.subplots(len(panels), 1, squeeze=False)), panels, strict=True
         ):
             bars = axes.barh([0, 1], [mine, all_], color=[_BLUE, _GREY], height=0.62)
-            axes.bar_label(bars, [f"{form.format(mine)} ({mine / all_:.0%})", f"about {form.format(all_)}"], padding=3)
-            axes.set_yticks([0, 1], ["this run", "generate all"])
+            axes.bar_label(bars, [f"{form(mine)} ({mine / all_:.0%})", f"about {form(all_)}"], padding=3)
+            axes.set_yticks([0, 1], [this_run, "generate all"])
             axes.tick_params(axis="y", length=0)
             axes.invert_yaxis()
             axes.margins(x=0.3)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(FuncFormatter(_counted))
             axes.set_xlabel(what)
-    said = [f"{form.format(mine)} {what} of about {form.format(all_)}" for what, form, mine, all_ in panels]
-    return _picture("savings", "Spent, beside generate-all", f"{'; '.join(said)}.", figure)
+    said = [f"{what}: {form(mine)} of about {form(all_)}" for what, mine, all_, form in panels]
+    return _picture("savings", "Spent, beside generate-all", f"{this_run.capitalize()}, {'; '.join(said)}.", figure)
 
 
 def progress(timeline: Timeline) -> Picture:
@@ -380,7 +322,7 @@ def progress(timeline: Timeline) -> Picture:
     unit, seconds = _clock(timeline.seconds)
     edges = np.linspace(0, timeline.seconds / seconds, n_bins + 1)
     minutes = timeline.seconds / n_bins / 60
-    with _styled():
+    with styled():
         figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
         done, pace = figure.subplots(2, 1, sharex=True)
         for stage in timeline.stages:
@@ -388,7 +330,7 @@ def progress(timeline: Timeline) -> Picture:
             color, line = _STAGES.get(stage.stage, (_GREY, "-"))
             drawn = np.flatnonzero(rows)
             first, last = drawn[0], drawn[-1] + 1
-            share = np.concatenate([[0], np.cumsum(rows)])[first : last + 1] / rows.sum()
+            share = np.concatenate([[0], np.cumsum(rows)])[first : last + 1] / stage.planned
             done.plot(edges[first : last + 1], share, color=color, linestyle=line, label=stage.stage)
             rates = np.where(rows > 0, rows, np.nan)[first:last] / minutes
             pace.stairs(rates, edges[first : last + 1], baseline=None, color=color, linestyle=line)
@@ -404,26 +346,14 @@ def progress(timeline: Timeline) -> Picture:
         pace.set_ylabel("rows per minute")
         pace.set_xlabel(f"{unit} since the first job was claimed")
         figure.legend(loc="outside upper left", ncols=3)
-    said = [f"{stage.stage} {sum(stage.rows):,.0f} rows" for stage in timeline.stages]
+    said = [f"{stage.stage} {_of(sum(stage.rows), stage.planned)} rows" for stage in timeline.stages]
     spent = f"In {timeline.seconds / seconds:,.1f} {unit}: {', '.join(said)}."
     return _picture("progress", "Work over time", spent, figure)
 
 
-@contextmanager
-def _styled() -> Iterator[None]:
-    """Our settings and nobody else's, for one thread at a time."""
-    with _ONE_AT_A_TIME, warnings.catch_warnings(), matplotlib.style.context(["default", _STYLE]):
-        # The reader's browser has more letters than the font that text is measured with.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
 def _picture(name: str, title: str, says: str, figure: Figure) -> Picture:
-    """Lay the figure out, once: laid out again each time it is saved, it would not come out the same."""
-    with _styled():
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-    return Picture(name, title, says, figure)
+    assert name in NAMES, name
+    return laid_out(Picture(name, title, says, figure))
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
@@ -434,7 +364,7 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 def _rows(names: Sequence[str], *, each: float = 0.24) -> tuple[Figure, Axes]:
     """One row per name, the first on top."""
     figure, axes = _axes(0.6 + each * max(len(names), 2))
-    axes.set_yticks(range(len(names)), [_label(name) for name in names])
+    axes.set_yticks(range(len(names)), [label(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     return figure, axes
@@ -450,25 +380,23 @@ def _heat(rows: Sequence[str], columns: Sequence[str], shares: Any, *, tilt: int
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8)
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xticks(range(len(columns)), [_label(name, most=16) for name in columns])
+    axes.set_xticks(range(len(columns)), [label(name, most=16) for name in columns])
     if tilt:
         axes.tick_params(axis="x", rotation=tilt)
         for text in axes.get_xticklabels():
             text.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), [_label(name) for name in rows])
+    axes.set_yticks(range(len(rows)), [label(name) for name in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure, axes
 
 
-def _label(text: str, *, most: int = 26) -> str:
-    """A name that fits beside an axis: on one line, printable, its middle left out where it is long."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else f"{line[: most // 3]}…{line[len(line) - (most - most // 3 - 1) :]}"
-
-
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "0%"
+
+
+def _of(done: float, planned: int) -> str:
+    return f"{done:,.0f}" if round(done) == planned else f"{done:,.0f} of {planned:,}"
 
 
 def _hit3(hits: Hits) -> str:
@@ -495,63 +423,3 @@ def _clock(seconds: float) -> tuple[str, float]:
         if seconds >= 2 * size:
             return unit, size
     return "seconds", 1.0
-
-
-def _mended(drawn: bytes, picture: Picture, ink: Ink) -> str:
-    """What matplotlib wrote, made fit for a page: sized by it, told in words, its ids its own, in its colour."""
-    root = ElementTree.fromstring(drawn)  # noqa: S314 - it was written a moment ago, by matplotlib
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.removeprefix(_SVG)
-        _rename(element, picture.name)
-        if style := element.get("style"):
-            element.set("style", _restyled(style, ink))
-    root.attrib = {
-        "xmlns": _SVG.strip("{}"),
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-labelledby": f"{picture.name}-title {picture.name}-desc",
-        "font-family": "system-ui, 'DejaVu Sans', sans-serif",
-        "stroke-linejoin": "round",
-    }
-    _tell(root, picture, ink)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _rename(element: ElementTree.Element, name: str) -> None:
-    """Ids are of the whole page that a figure is part of."""
-    for key, value in list(element.attrib.items()):
-        if key == "id":
-            element.set(key, f"{name}-{value}")
-        elif key == _LINK:
-            del element.attrib[key]
-            element.set("href", f"#{name}-{value.removeprefix('#')}")
-        elif value.startswith("url(#"):
-            element.set(key, value.replace("url(#", f"url(#{name}-"))
-
-
-def _restyled(style: str, ink: Ink) -> str:
-    """The reader's colour and the page's font."""
-    parts = [part.strip() for part in style.split(";")]
-    kept = "; ".join(part for part in parts if part and not part.startswith(("font-family", "font: ")))
-    fonts = [part.removeprefix("font: ") for part in parts if part.startswith("font: ")]
-    if fonts:
-        kept = f"font-size: {fonts[0].split(' ', 1)[0]}; {kept}"
-    return kept if ink == "paper" else kept.replace(_INK, "currentColor")
-
-
-def _tell(root: ElementTree.Element, picture: Picture, ink: Ink) -> None:
-    """Put first what a reader who sees no pictures is told, and the colours that follow the reader's scheme."""
-    described = ElementTree.Element("desc", {"id": f"{picture.name}-desc"})
-    described.text = _label(picture.says, most=4000)
-    titled = ElementTree.Element("title", {"id": f"{picture.name}-title"})
-    titled.text = _label(picture.title, most=200)
-    if ink == "scheme":
-        colours = ElementTree.Element("style")
-        colours.text = f"svg{{color:{_INK}}}@media(prefers-color-scheme:dark){{svg{{color:{_INK_DARK}}}}}"
-        root.insert(0, colours)
-    root.insert(0, described)
-    root.insert(0, titled)

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from sqlalchemy import String, Subquery, and_, cast, func, literal, select
 from sqlalchemy.orm import Session
 
-from persyn import bootstrap, compare, rewards, summary, trace, watch
+from persyn import bootstrap, compare, rewards, summary, watch
 from persyn.config import RunConfig, thaw
 from persyn.db import grid
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
+from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
 from persyn.db.grid import Grid
-from persyn.db.results import Assignment, Response, Router
+from persyn.db.results import Assignment, Response, Router, answers_assignment
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
+from persyn.report import examples
 from persyn.report.facts import (
     AlphaPoint,
     Alphas,
-    Example,
     Fitted,
     Groups,
     Model,
@@ -31,7 +31,6 @@ from persyn.report.facts import (
     Rewards,
     RewardShape,
     Savings,
-    Shown,
     StagePace,
     TeacherMeans,
     Timeline,
@@ -57,10 +56,6 @@ _LOOKED_AT, _FEW = 2_000, range(2, 13)
 _OTHERS, _NONE = "(others)", "(none)"
 #: SQLite's paths into JSON know no way to write them.
 _NO_FIELD = '"\\'
-
-#: Teachers of whom there is an example from the grid, and of whom there is one that they alone wrote.
-_EXAMPLES, _ALONE = 6, 3
-_TEXT = 4_000
 
 
 def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Curve | None = None) -> Report:
@@ -104,9 +99,9 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         reliability=believed,
         alphas=_alphas(config, cells, names, swept),
         comparison=swept.get(config.run.alpha),
-        savings=_savings(facts, absent),
+        savings=_savings(facts, cells, absent),
         timeline=_timeline(session, run, absent),
-        examples=_examples(session, run, cells, rewarded, facts),
+        examples=examples.draw(session, run, cells, rewarded, facts),
         absent=absent,
     )
 
@@ -162,14 +157,7 @@ def _engines(session: Session, run: Run) -> dict[str, int]:
     """Of the responses that the dataset is made of."""
     rows = session.execute(
         select(Response.engine, func.count())
-        .join(
-            Assignment,
-            and_(
-                Assignment.prompt_id == Response.prompt_id,
-                Assignment.teacher_id == Response.teacher_id,
-                Response.sample == 0,
-            ),
-        )
+        .join(Assignment, answers_assignment())
         .where(Assignment.run_id == run.id, Response.text.is_not(None))
         .group_by(Response.engine)
         .order_by(Response.engine)
@@ -274,11 +262,15 @@ def _alphas(config: RunConfig, cells: Grid, names: list[str], swept: dict[float,
     return Alphas(config.run.alpha, names, points)
 
 
-def _savings(facts: summary.Facts, absent: dict[str, str]) -> Savings | None:
-    if not facts.tokens_generate_all:
-        absent["savings"] = "no teacher's response has a token count yet"
+def _savings(facts: summary.Facts, cells: Grid, absent: dict[str, str]) -> Savings | None:
+    if not len(cells.prompt_ids):
+        absent["savings"] = "there is no calibration grid to estimate generate-all from"
         return None
-    return Savings(facts.tokens, facts.tokens_generate_all, facts.cost, facts.cost_generate_all)
+    if not facts.tokens_generate_all:
+        absent["savings"] = "not every teacher has a token count in the calibration grid yet"
+        return None
+    is_all = facts.state == RunState.DONE
+    return Savings(facts.tokens, facts.tokens_generate_all, facts.cost, facts.cost_generate_all, is_all)
 
 
 def _groups(
@@ -348,12 +340,8 @@ def _field_of_few(session: Session, run: Run) -> str | None:
 
 
 def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | None:
-    finished = (
-        Job.run_id == run.id,
-        Job.state == JobState.DONE,
-        Job.started_at.is_not(None),
-        Job.finished_at.is_not(None),
-    )
+    of_run = Job.run_id == run.id
+    finished = of_run, Job.state == JobState.DONE, Job.started_at.is_not(None), Job.finished_at.is_not(None)
     began, ended = session.execute(select(func.min(Job.started_at), func.max(Job.finished_at)).where(*finished)).one()
     seconds = _seconds(began, ended) if began and ended else 0.0
     if seconds <= 0:
@@ -364,84 +352,16 @@ def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | 
     jobs = select(Job.stage, Job.started_at, Job.finished_at, Job.n_prompts).where(*finished).order_by(Job.id)
     for stage, start, end, rows in session.execute(jobs, execution_options={"yield_per": 1000}):
         so_far = done.setdefault(stage, np.zeros(_TIME_BINS + 1))
-        so_far += rows * np.clip((edges - _seconds(began, start)) / max(_seconds(start, end), 1e-3), 0, 1)
-    return Timeline(seconds, [StagePace(stage, np.diff(so_far).tolist()) for stage, so_far in done.items()])
+        # A job may end in the moment in which it began; whenever that was, in the end its rows are done.
+        times = _seconds(began, start), max(_seconds(began, end), _seconds(began, start) + 1e-3)
+        so_far += rows * np.where(edges < edges[-1], np.interp(edges, times, (0, 1)), 1.0)
+    planned: dict[str, int] = dict(
+        session.execute(select(Job.stage, func.sum(Job.n_prompts)).where(of_run).group_by(Job.stage)).all()
+    )
+    return Timeline(
+        seconds, [StagePace(stage, np.diff(so_far).tolist(), int(planned[stage])) for stage, so_far in done.items()]
+    )
 
 
 def _seconds(start: Any, end: Any) -> float:
     return float((end - start).total_seconds())
-
-
-def _examples(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summary.Facts) -> list[Example]:
-    """Of each of the teachers with most prompts one from the grid, where others answered too, and one of the others."""
-    ordered = sorted((t for t in facts.teachers if t.assigned), key=lambda teacher: -teacher.assigned)
-    names = [teacher.teacher for teacher in ordered]
-    wanted = [_first(session, run, name, in_grid=True) for name in names[:_EXAMPLES]]
-    wanted += [_first(session, run, name, in_grid=False) for name in names[:_ALONE]]
-    row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
-    by_name = [teacher.teacher for teacher in facts.teachers]
-    found = []
-    for prompt_id in wanted:
-        if prompt_id is None:
-            continue
-        row = row_of.get(prompt_id)
-        known = {} if row is None else dict(zip(by_name, rewarded[row].tolist(), strict=True))
-        example = _example(trace.trace(session, run, prompt_id), known)
-        found += [example] if example else []
-    return found
-
-
-def _first(session: Session, run: Run, teacher: str, *, in_grid: bool) -> int | None:
-    """A prompt that a teacher has and wrote something for; from the grid, the one that it won most clearly."""
-    written = and_(
-        Response.prompt_id == Assignment.prompt_id,
-        Response.teacher_id == Assignment.teacher_id,
-        Response.sample == 0,
-        Response.text.is_not(None),
-    )
-    role = RunPrompt.role != Role.TARGET if in_grid else RunPrompt.role == Role.TARGET
-    return session.scalars(
-        select(Assignment.prompt_id)
-        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Assignment.prompt_id))
-        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Assignment.teacher_id))
-        .join(Teacher, Teacher.id == Assignment.teacher_id)
-        .join(Response, written)
-        .where(Assignment.run_id == run.id, Teacher.name == teacher, role)
-        .order_by(*([func.coalesce(Assignment.margin, 0).desc()] if in_grid else []), Assignment.prompt_id)
-        .limit(1)
-    ).first()
-
-
-def _example(found: trace.Trace, rewards_of: dict[str, float]) -> Example | None:
-    responses = {row["teacher"]: row for row in reversed(found.responses)}
-    if found.teacher not in responses:
-        return None
-    others = sorted(
-        (name for name, reward in rewards_of.items() if name != found.teacher and not np.isnan(reward)),
-        key=lambda name: -rewards_of[name],
-    )
-    return Example(
-        prompt_id=found.prompt_id,
-        role=str(found.role),
-        reason=found.assignment["reason"],
-        margin=found.assignment["margin"],
-        text=_cut(found.text),
-        chosen=_shown(responses[found.teacher], rewards_of),
-        runner_up=_shown(responses[others[0]], rewards_of) if others else None,
-    )
-
-
-def _shown(row: trace.Row, rewards_of: dict[str, float]) -> Shown:
-    reward = rewards_of.get(row["teacher"])
-    return Shown(
-        teacher=row["teacher"],
-        text=None if row["text"] is None else _cut(row["text"]),
-        failure=row["failure"],
-        quality=row["quality"],
-        learnability=row["learnability"],
-        reward=None if reward is None or np.isnan(reward) else reward,
-    )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _TEXT else f"{text[:_TEXT]}… ({len(text):,} characters)"

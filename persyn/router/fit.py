@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from msgspec import Meta
+from numpy.typing import NDArray
 from torch import Tensor
 
 from persyn import rewards as reward_matrix
@@ -20,10 +22,10 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Tick
 from persyn.rewards import Matrix
-from persyn.router import checkpoint, evaluate, features, model
+from persyn.router import checkpoint, evaluate, features, head, model
 from persyn.router.checkpoint import Manifest
 from persyn.router.model import Dtype, Reader, Router
-from persyn.router.train import TUNES, Examples, Plan, train
+from persyn.router.train import TUNES, Examples, Plan, split, train
 
 _AtLeastOne = Annotated[int, Meta(ge=1)]
 
@@ -31,13 +33,17 @@ _AtLeastOne = Annotated[int, Meta(ge=1)]
 class Options(scoring.Options, frozen=True, forbid_unknown_fields=True):
     """The options of a `router_fit`; its model is the backbone. The last four are for fine-tuning."""
 
-    #: Longer prompts lose their middle; less where the backbone's context is smaller.
+    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU. `full` trains in float32.
+    dtype: Dtype | None = None
+    #: Tokens of a prompt; longer ones lose their middle. Less where the backbone's context is smaller.
     max_tokens: _AtLeastOne = 1024
+    #: `full` and `lora`: the most passes over the calibration prompts.
     epochs: _AtLeastOne = 3
-    #: None is 1e-5 for tune = full and 1e-4 for lora.
+    #: How far a step goes; none: 1e-5 for `full`, 1e-4 for `lora`.
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
-    #: Prompts per step.
+    #: `full` and `lora`: prompts per step.
     batch_size: _AtLeastOne = 16
+    #: `lora`: the rank of the adapters.
     lora_rank: _AtLeastOne = 16
 
 
@@ -66,8 +72,8 @@ def _refusal(request: Fit) -> str | None:
     lengths = {len(request.conversations), len(request.rewards), len(request.is_holdout)}
     if len(lengths) > 1 or {len(row) for row in request.rewards} != {len(request.teachers)}:
         return f"malformed: a row of {len(request.teachers)} rewards and a flag are wanted for each conversation"
-    if request.tune not in TUNES:
-        return f"unknown_tune: {request.tune!r}; there are {', '.join(TUNES)}"
+    if request.tune not in ("auto", *TUNES):
+        return f"unknown_tune: {request.tune!r}; there are auto, {', '.join(TUNES)}"
     calibration = np.array(request.rewards, dtype=np.float64)[~np.array(request.is_holdout)]
     if not len(reward_matrix.preferences(calibration)[0]):
         return f"no_preferences: none of {len(calibration)} calibration prompts has two teachers of distinct reward"
@@ -80,76 +86,143 @@ def _refusal(request: Fit) -> str | None:
 
 def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick) -> Fitted:
     started = time.monotonic()
-    router = _load_router(request, spec, chosen)
-    tick()
-    read = reader(chat, chosen, router.backbone.config)
-    prompts = [read.ids(messages) for messages in request.conversations]
-    grid = Examples(prompts, np.array(request.rewards, dtype=np.float64))
+    read = reader(chat, chosen, scoring.configuration(spec))
+    grid = Examples([read.ids(messages) for messages in request.conversations], np.array(request.rewards, np.float64))
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
     calibration = np.flatnonzero(~is_holdout)
-    plan = _plan(request, spec, chosen)
-    router.requires_grad_(False)
-    frozen = features.remembered(
-        features.folder(
-            Path(), spec.model, identify(spec.model, spec.revision).revision, str(router.backbone.dtype), router.reads
-        ),
-        prompts,
-        lambda new: model.all_features(router, new, plan.batch_tokens, tick),
-    )
-
     pairs, _, _ = reward_matrix.preferences(grid.rewards[calibration])
-    learn = calibration[np.unique(pairs)].tolist()
-    notes = train(router, grid.take(learn), frozen[learn], plan, tick)
+    work = _Work(request, spec, chosen, grid, calibration[np.unique(pairs)].tolist(), tick)
+    trained = work.better() if request.tune == "auto" else work.train(request.tune)
+    router = trained.router
     router.backbone.to(getattr(torch, model.precision(spec, chosen.dtype)))
-    manifest = _manifest(request, spec, chosen, router, read)
+    manifest = _manifest(request, trained.tune, spec, chosen, router, read)
     sha256 = checkpoint.write(Path(request.folder), router, manifest, chat.tokenizer)
     checkpoint.merge(router)
-    final = frozen if request.tune == "head" else model.all_features(router, prompts, plan.batch_tokens, tick)
+    is_frozen = trained.tune == "head"
+    final = trained.frozen if is_frozen else model.all_features(router, grid.prompts, work.batch_tokens, tick)
     scores = _scores(router, final)
     metrics = {
         **_measure(scores[is_holdout], grid.rewards[is_holdout], grid.rewards[calibration], request.preferences),
         "n_calibration": len(calibration),
         "n_holdout": int(is_holdout.sum()),
         "n_pairs": len(pairs),
-        "tune": request.tune,
+        "tune": trained.tune,
         "preferences": request.preferences,
         "seconds": time.monotonic() - started,
         "versions": manifest.versions,
-        **notes,
+        **trained.notes,
     }
     return Fitted(request.id, request.folder, sha256, metrics, scores.tolist())
 
 
-def dtype(request: Fit, spec: ModelSpec, chosen: Options) -> Dtype:
-    """In what the backbone is held while it is fitted."""
-    return "float32" if request.tune == "full" else model.precision(spec, chosen.dtype)
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A router that was trained in one way.
+
+    frozen: (P, H) features of the grid's prompts, before the backbone was trained.
+    """
+
+    router: Router
+    tune: str
+    frozen: Tensor
+    notes: dict[str, Any]
 
 
-def _load_router(request: Fit, spec: ModelSpec, chosen: Options) -> Router:
-    # All weights are trained in float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
-    return model.load(spec, dtype(request, spec, chosen), len(request.teachers), model.reads_of(request.tune))
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A fit, and what is read of it once, whichever way it is trained.
+
+    learn: the calibration prompts that have a preference.
+    """
+
+    request: Fit
+    spec: ModelSpec
+    chosen: Options
+    grid: Examples
+    learn: list[int]
+    tick: Tick
+
+    @property
+    def batch_tokens(self) -> int:
+        return scoring.batch_tokens(self.spec, self.chosen)
+
+    def train(self, tune: str) -> _Trained:
+        """The backbone's own weights, trained in a way of `TUNES`."""
+        router, frozen = self._read(tune)
+        notes = train(router, self.grid.take(self.learn), frozen[self.learn], self._plan(tune), self.tick)
+        return _Trained(router, tune, frozen, notes)
+
+    def better(self) -> _Trained:
+        """The backbone tuned in full, if that is better than a head on its frozen states; else that head.
+
+        Both learn without the validation prompts and are asked these; the fuller one has to be better than chance
+        could make it.
+        """
+        learn, validate = (np.array(self.learn)[part] for part in split(len(self.learn), self.request.seed))
+        _, frozen = self._read("head")
+        simple = head.fit(
+            frozen[learn],
+            self.grid.rewards[learn],
+            preferences=self.request.preferences,
+            seed=self.request.seed,
+            tick=self.tick,
+        )
+        by_head = self._losses(frozen[validate].double() @ simple.weight.T + simple.bias, validate)
+        full = self.train("full")
+        prompts = self.grid.take(validate.tolist()).prompts
+        tuned = model.all_features(full.router, prompts, self.batch_tokens, self.tick)
+        by_full = self._losses(torch.from_numpy(_scores(full.router, tuned)), validate)
+        notes = {"loss_head": by_head.mean().item(), "loss_full": by_full.mean().item()}
+        is_better = not head.is_within_error(by_head - by_full)
+        taken = full if is_better else self.train("head")
+        return replace(taken, notes={**full.notes, **taken.notes, **notes})
+
+    def _read(self, tune: str) -> tuple[Router, Tensor]:
+        """A router that nobody has trained, and what its backbone makes of the grid's prompts."""
+        place = dtype(tune, self.spec, self.chosen)
+        router = model.load(self.spec, place, len(self.request.teachers), model.reads_of(tune)).requires_grad_(False)
+        self.tick()
+        revision = identify(self.spec.model, self.spec.revision).revision
+        frozen = features.remembered(
+            features.folder(Path(), self.spec.model, revision, str(router.backbone.dtype), router.reads),
+            self.grid.prompts,
+            lambda new: model.all_features(router, new, self.batch_tokens, self.tick),
+        )
+        return router, frozen
+
+    def _losses(self, scores: Tensor, prompts: NDArray[np.intp]) -> Tensor:
+        """(Q,) losses of the scores (Q, K) of Q prompts, each over its preferences."""
+        weights = model.preference_weights(torch.from_numpy(self.grid.rewards[prompts]), self.request.preferences)
+        return model.prompt_losses(scores, weights)
+
+    def _plan(self, tune: str) -> Plan:
+        return Plan(
+            tune=tune,
+            preferences=self.request.preferences,
+            seed=self.request.seed,
+            batch_tokens=self.batch_tokens,
+            epochs=self.chosen.epochs,
+            learning_rate=self.chosen.learning_rate or {"lora": 1e-4}.get(tune, 1e-5),
+            batch_size=self.chosen.batch_size,
+            lora_rank=self.chosen.lora_rank,
+        )
 
 
-def _plan(request: Fit, spec: ModelSpec, chosen: Options) -> Plan:
-    return Plan(
-        tune=request.tune,
-        preferences=request.preferences,
-        seed=request.seed,
-        batch_tokens=scoring.batch_tokens(spec, chosen),
-        epochs=chosen.epochs,
-        learning_rate=chosen.learning_rate or {"lora": 1e-4}.get(request.tune, 1e-5),
-        batch_size=chosen.batch_size,
-        lora_rank=chosen.lora_rank,
-    )
+def dtype(tune: str, spec: ModelSpec, chosen: Options) -> Dtype:
+    """In what the backbone is held while a router is fitted to it.
+
+    All weights are trained in float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
+    """
+    return "float32" if tune == "full" else model.precision(spec, chosen.dtype)
 
 
-def _manifest(request: Fit, spec: ModelSpec, chosen: Options, router: Router, reader: Reader) -> Manifest:
+def _manifest(request: Fit, tune: str, spec: ModelSpec, chosen: Options, router: Router, reader: Reader) -> Manifest:
     folder = Path(spec.model)
     commit: str | None = getattr(router.backbone.config, "_commit_hash", None)
     return Manifest(
         backbone=str(folder.absolute()) if folder.is_dir() else spec.model,
         revision=spec.revision or commit,
-        tune=request.tune,
+        tune=tune,
         teachers=request.teachers,
         max_tokens=reader.max_tokens,
         add_bos=chosen.add_bos,

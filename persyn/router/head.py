@@ -71,8 +71,16 @@ def _choose_penalty(features: Tensor, weights: Tensor, seed: int, tick: Tick) ->
         for i, (weight, bias) in enumerate(path):
             losses[out, i] = prompt_losses(features[out] @ weight.T + bias, weights[out])
     excess = losses - losses[:, losses.sum(dim=0).argmin(), None]
-    error = excess.std(dim=0, correction=0) * math.sqrt(len(features))
-    return PENALTIES[int((excess.sum(dim=0) <= error).int().argmax())]
+    return PENALTIES[int(is_within_error(excess).int().argmax())]
+
+
+def is_within_error(excess: Tensor) -> Tensor:
+    """Whether chance alone could make such a difference: the sum is within its standard error, or below 0.
+
+    excess: (P,) or (P, N), by how much each of P prompts has a higher loss under one choice than under another.
+    returns: a boolean for each of the N.
+    """
+    return excess.sum(dim=0) <= excess.std(dim=0, correction=0) * math.sqrt(len(excess))
 
 
 def _path(features: Tensor, weights: Tensor, last: float, tick: Tick) -> list[tuple[Tensor, Tensor]]:

@@ -31,7 +31,7 @@ def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
     """
     chosen = options.decode(spec, fit.Options)
     reader = fit.reader(Chat(load_tokenizer(spec), add_bos=chosen.add_bos), chosen, scoring.configuration(spec))
-    dtype = fit.dtype(request, spec, chosen)
+    dtype = fit.dtype("head", spec, chosen)
     reads = model.reads_of("head")
     made = features.remembered(
         features.folder(home, spec.model, identify(spec.model, spec.revision).revision, f"torch.{dtype}", reads),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from persyn.errors import EngineError
 from persyn.llm import options, scoring
@@ -22,11 +23,12 @@ _CHUNK = 512
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of a `router`; its model is the checkpoint's folder."""
 
-    #: Of the backbone; None is float32 on the CPU and bfloat16 on a GPU. The head is always float32.
+    #: Of the backbone; none: bfloat16 on a GPU, and float32 on the CPU. The head is always float32.
     dtype: Dtype | None = None
-    #: Prompts times longest prompt of a batch; None is 2,048 on the CPU and 16,384 on a GPU.
-    batch_tokens: int | None = None
-    #: The checkpoint's hash, as its `Fitted` gave it: another one is refused. None takes any.
+    #: Prompts times longest prompt of a batch; none: 2,048 on the CPU and
+    #: 16,384 on a GPU.
+    batch_tokens: Annotated[int, Meta(ge=1)] | None = None
+    #: The hash of the checkpoint; one with another hash is refused. None: any is taken.
     sha256: str | None = None
 
 

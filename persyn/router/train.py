@@ -25,8 +25,9 @@ from persyn.router.model import Router, pad, pair_loss, preference_weights
 
 TUNES = ("full", "lora", "head")
 
-#: Share of the calibration prompts that fine-tuning does not learn from: they decide when it stops.
-VALIDATION = 0.1
+#: Share of the calibration prompts that fine-tuning does not learn from: they decide when it stops. Where that is
+#: few, so many, up to a larger share.
+VALIDATION, VALIDATION_PROMPTS, VALIDATION_AT_MOST = 0.1, 25, 0.2
 #: How often they are asked in the course of a training, and how many times without a gain end it.
 CHECKS, PATIENCE = 10, 5
 
@@ -69,7 +70,7 @@ def train(router: Router, examples: Examples, features: Tensor, plan: Plan, tick
     """
     fine_tune = plan.tune != "head"
     everything = list(range(len(examples.prompts)))
-    learn, validate = _split(everything, plan.seed) if fine_tune else (everything, everything)
+    learn, validate = split(len(everything), plan.seed) if fine_tune else (everything, everything)
     rewards = examples.rewards[learn]
     fitted = head.fit(features[learn], rewards, preferences=plan.preferences, seed=plan.seed, tick=tick)
     with torch.no_grad():
@@ -80,6 +81,14 @@ def train(router: Router, examples: Examples, features: Tensor, plan: Plan, tick
         notes |= _fine_tune(router, examples.take(learn), examples.take(validate), plan, tick)
     router.requires_grad_(False).eval()
     return notes
+
+
+def split(n: int, seed: int) -> tuple[list[int], list[int]]:
+    """Which of n examples are learned from, and which decide when to stop; drawn by `seed`."""
+    order = np.random.default_rng(seed).permutation(n).tolist()
+    n_validation = max(1, round(VALIDATION * n), min(VALIDATION_PROMPTS, round(VALIDATION_AT_MOST * n)))
+    # A single example has to do for both.
+    return order[n_validation:] or order, order[:n_validation]
 
 
 class KeepBest(TrainerCallback):
@@ -204,14 +213,6 @@ def _choose_weights(router: Router, plan: Plan) -> None:
     else:
         router.backbone.requires_grad_(True)
     router.head.requires_grad_(True)
-
-
-def _split(examples: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
-    """The examples to learn from and those that decide when to stop, drawn by `seed`."""
-    order = [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))]
-    n_validation = max(1, round(VALIDATION * len(order)))
-    # A single example has to do for both.
-    return order[n_validation:] or order, order[:n_validation]
 
 
 def _rows(examples: Examples) -> list[dict[str, Any]]:

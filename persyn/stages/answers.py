@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, literal, select
+from sqlalchemy import Select, delete, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, Sampling
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
 from persyn.db.results import Origin, Response
+from persyn.db.text import reason
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
 from persyn.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, conversation, hub_revision, in_part, make_jobs, seed_of
@@ -74,6 +75,17 @@ def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     """Store what came of each request: a text, or why there is none."""
     bulk.insert_new(session, Response, [_row(job, item) for item in done])
+
+
+def forget(session: Session, cells: Select[Any], reasons: Collection[str]) -> int:
+    """Delete failed responses, so that they are missing and asked for again; return how many. Imported ones stay.
+
+    cells:   a select from `responses`, among others.
+    reasons: what failures say before their first colon.
+    """
+    of_these = reason(Response.failure).in_(reasons), Response.origin == Origin.GENERATED
+    found = cells.with_only_columns(Response.id).where(*of_these)
+    return len(session.scalars(delete(Response).where(Response.id.in_(found)).returning(Response.id)).all())
 
 
 def spec_of(teacher: Teacher) -> ModelSpec:

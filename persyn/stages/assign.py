@@ -1,11 +1,12 @@
 """Every prompt gets its teacher: the router's best, or for a calibration prompt the one who did best.
 
-A run of another strategy than PerSyn's follows that; it asks no router.
+A function of somebody's own takes the router's place. A run of any other strategy follows that, and asks no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn import rewards, strategies
-from persyn.config import IMPORTED, thaw
+from persyn.config import IMPORTED, StrategyTable, thaw
 from persyn.db import bulk, grid
-from persyn.db.catalog import Prompt, Run, RunPrompt, Teacher
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.errors import EngineError, UsageError
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.queue import Claim
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of
+from persyn.router import strategy as own
+from persyn.stages import answers
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of, told
 from persyn.stages.known import known
 
 #: Those of [router]'s options that still mean something when the router is fitted.
@@ -33,16 +36,19 @@ _CHUNK = 10_000
 
 
 def plan(session: Session, run: Run) -> int:
-    """Assign what needs no router, make jobs for all other prompts; return how many jobs."""
+    """Assign what no model is asked about, make jobs for all other prompts; return how many jobs."""
     kind = thaw(run.config).strategy.kind
-    if kind in ("persyn", "oracle"):
+    if kind in ("persyn", "python", "oracle"):
         _assign_calibration(session, run)
-    if kind != "persyn":
-        _follow(session, run)
-        return 0
-    router = session.get_one(Router, run.router_id)
-    size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
-    return make_jobs(session, Plan(run.id, "assign", _spec(run, router), size=size), _missing(run.id))
+    match kind:
+        case "persyn" | "python":
+            size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
+            return make_jobs(session, Plan(run.id, "assign", _spec(session, run), size=size), _missing(run.id))
+        case "oracle":
+            _follow(session, run, "static")  # where it sees no reward, the teacher that is best on average is asked
+        case _:
+            _follow(session, run, kind)
+    return 0
 
 
 def load(session: Session, job: Claim) -> Batch:
@@ -51,22 +57,28 @@ def load(session: Session, job: Claim) -> Batch:
     prompts = session.execute(
         in_part(_missing(run.id), job)
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
-        .add_columns(Prompt.id, Prompt.text, Prompt.history)
+        .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.meta)
     )
-    router = session.get_one(Router, run.router_id)
-    return Batch(_spec(run, router), [Route(id=prompt.id, messages=conversation(prompt)) for prompt in prompts])
+    reads_meta = thaw(run.config).strategy.kind == "python"
+    return Batch(
+        _spec(session, run),
+        [Route(prompt.id, conversation(prompt), told(prompt.meta) if reads_meta else {}) for prompt in prompts],
+    )
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     """Store all the router's scores and the teacher that won; saved twice, they are there once."""
-    router_id = session.scalars(select(Run.router_id).where(Run.id == job.run_id)).one()
-    teacher_ids: list[int] = session.scalars(select(Router.teacher_ids).where(Router.id == router_id)).one()
-    prompt_ids, rows = [item.request.id for item in done], [_scores(item) for item in done]
+    run = session.get_one(Run, job.run_id)
+    strategy = thaw(run.config).strategy
+    teacher_ids = [teacher.id for teacher in answers.teachers_of(session, run.id)]
+    prompt_ids, rows = [item.request.id for item in done], [_scores(item, strategy) for item in done]
     scores = [
-        {"router_id": router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
+        {"router_id": run.router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
         for prompt_id, row in zip(prompt_ids, rows, strict=True)
         for teacher_id, score in zip(teacher_ids, row, strict=True)
+        if run.router_id is not None
     ]
+    reason = "router" if strategy.kind == "persyn" else f"{strategy.kind}: {strategy.name}"
     present = _present(session, teacher_ids, prompt_ids)
     winners, margins = _best(np.where(present, rows, np.nan))
     assignments = [
@@ -76,7 +88,7 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
             "teacher_id": teacher_ids[winner],
             "score": row[winner],
             "margin": margin,
-            "reason": "router" if row[winner] == max(row) else "fallback: of the best nothing was imported",
+            "reason": reason if row[winner] == max(row) else "fallback: of the best nothing was imported",
             "job_id": job.id,
         }
         for prompt_id, row, winner, margin in zip(prompt_ids, rows, winners, margins, strict=True)
@@ -136,7 +148,12 @@ def _texts(session: Session, teacher_ids: Collection[int], prompt_ids: Sequence[
     return {(prompt_id, teacher_id) for prompt_id, teacher_id in found}
 
 
-def _scores(item: Done) -> list[float]:
+def _scores(item: Done, strategy: StrategyTable) -> list[float]:
+    if isinstance(item.result, Failed) and strategy.kind == "python":
+        raise EngineError(
+            f"{strategy.name} has no scores for prompt {item.request.id}: {item.result.reason} "
+            "(a changed function is taken by a run of another name, which shares every response and score)"
+        )
     if isinstance(item.result, Failed):
         raise EngineError(f"the router cannot score prompt {item.request.id}: {item.result.reason}")
     assert isinstance(item.result, Routed)
@@ -177,14 +194,12 @@ def _assign_calibration(session: Session, run: Run) -> None:
     )
 
 
-def _follow(session: Session, run: Run) -> None:
+def _follow(session: Session, run: Run, kind: strategies.Kind) -> None:
     """Assign what has no teacher by a strategy that reads no prompt; what it draws depends on seed and prompt alone."""
     strategy = thaw(run.config).strategy
     cells = grid.read(session, run)
     teacher_ids = cells.teacher_ids.tolist()
     goes_by = known(session, run, cells, _rewards(run, cells), np.ones(len(cells.prompt_ids), dtype=np.bool_))
-    # Where an oracle sees no reward, the teacher that is best on average is asked.
-    kind = "static" if strategy.kind == "oracle" or strategy.kind == "persyn" else strategy.kind
     missing = _missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
     missing = missing.order_by(RunPrompt.prompt_id).limit(_CHUNK)
     last = 0
@@ -220,9 +235,38 @@ def _rewards(run: Run, cells: grid.Grid) -> rewards.Matrix:
     return rewards.combine(cells.quality, cells.learnability, alpha=config.alpha, how=config.normalise)
 
 
-def _spec(run: Run, router: Router) -> ModelSpec:
-    config = thaw(run.config).router
+def _spec(session: Session, run: Run) -> ModelSpec:
+    """What scores the teachers for a prompt."""
+    if thaw(run.config).strategy.kind == "python":
+        cells = grid.read(session, run)
+        return own_spec(session, run, cells, _rewards(run, cells))
+    router, config = session.get_one(Router, run.router_id), thaw(run.config).router
     if config.engine == "fake":
         return ModelSpec("fake", config.backbone, options={**config.options, "teachers": len(router.teacher_ids)})
     options = {key: config.options[key] for key in _ROUTE_OPTIONS if key in config.options}
     return ModelSpec("router", router.path, gpus=config.gpus, options={**options, "sha256": router.sha256})
+
+
+def own_spec(session: Session, run: Run, cells: grid.Grid, rewarded: rewards.Matrix) -> ModelSpec:
+    """The function of a run whose strategy is one, with what it may go by: of the grid, the calibration prompts.
+
+    rewarded: (P, T) rewards of the grid.
+    """
+    strategy = thaw(run.config).strategy
+    prompts = [
+        {"messages": route.messages, "meta": route.meta} for route in grid_routes(session, run, Role.CALIBRATION)
+    ]
+    goes_by = replace(known(session, run, cells, rewarded, ~cells.is_holdout), prompts=prompts)
+    options = {"known": own.pack(goes_by), "options": strategy.options}
+    return ModelSpec("strategy", strategy.model, strategy.revision, strategy.gpus, options)
+
+
+def grid_routes(session: Session, run: Run, *roles: Role) -> list[Route]:
+    """The grid's prompts of these roles, in its order, as a function is asked about them."""
+    prompts = session.execute(
+        select(Prompt.id, Prompt.text, Prompt.history, Prompt.meta)
+        .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role.in_(roles))
+        .order_by(Prompt.id)
+    )
+    return [Route(prompt.id, conversation(prompt), told(prompt.meta)) for prompt in prompts]

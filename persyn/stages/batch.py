@@ -56,6 +56,18 @@ def conversation(prompt: PromptRow) -> list[Message]:
     return [*(prompt.history or ()), {"role": "user", "content": prompt.text}]
 
 
+def told(meta: Any) -> Any:
+    """What an engine is told of a prompt's other fields: an integer that MessagePack has no room for becomes text."""
+    match meta:
+        case dict():
+            return {name: told(value) for name, value in meta.items()}
+        case list():
+            return [told(value) for value in meta]
+        case int() if not -(2**63) <= meta < 2**64:
+            return str(meta)
+    return meta
+
+
 def seed_of(run_seed: int, content_hash: str, teacher: str, sample: int) -> int:
     """The seed of one response: the same for the same run seed, prompt, teacher version and sample, anywhere."""
     key = f"{run_seed}:{content_hash}:{teacher}:{sample}".encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Select, and_, func, select
@@ -47,6 +47,11 @@ def progress(session: Session, run: Run) -> Progress:
 def failures(run: Run) -> Select[Any]:
     """What failed in the grid: the reason of each such response."""
     return _cells(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
+
+
+def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
+    """Have what failed in the grid for these reasons asked again; return how many cells."""
+    return answers.forget(session, _cells(run.id), reasons)
 
 
 def _cells(run_id: int) -> Select[Any]:

@@ -14,7 +14,23 @@ from persyn.stages.manifest import File, Manifest
 
 _NOT_STATED = "not stated"
 #: Upper bound of rows -> what the hub calls a dataset of fewer.
-_SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
+_SIZES = {
+    10**3: "n<1K",
+    10**4: "1K<n<10K",
+    10**5: "10K<n<100K",
+    10**6: "100K<n<1M",
+    10**7: "1M<n<10M",
+    10**8: "10M<n<100M",
+    10**9: "100M<n<1B",
+}
+#: It takes no "." for a folder.
+_LOAD = """\
+from pathlib import Path
+
+from datasets import load_dataset
+
+folder = str(Path.cwd())  # or the repository's name on the hub
+"""
 _FILTERS = {
     "finish_reason": "finished otherwise than by {finish_reasons}",
     "quality": "quality below {min_quality:g}",
@@ -64,7 +80,7 @@ def code(value: str, language: str) -> str:
 def _front_matter(manifest: Manifest) -> str:
     from huggingface_hub import DatasetCardData
 
-    size = next((name for most, name in _SIZES.items() if manifest.exported < most), "n>10M")
+    size = next((name for most, name in _SIZES.items() if manifest.exported < most), "1B<n<10B")
     data = DatasetCardData(
         pretty_name=manifest.run,
         task_categories=["text-generation"],
@@ -106,12 +122,13 @@ def _default(manifest: Manifest) -> str:
 
 
 def _what(manifest: Manifest) -> str:
-    strategy = thaw(manifest.config).strategy.kind
+    strategy = thaw(manifest.config).strategy.name
     how = (
         "Each prompt was given to the one teacher that a router, fitted to this student on a calibration sample, "
-        "expected to teach it most, and only that teacher answered it."
+        "expected to teach it most, and only that teacher answered it. All teachers answered the sample itself; of "
+        "each of its prompts the best response by its scores was taken."
         if strategy == "persyn"
-        else f"The teacher of each prompt was chosen by the strategy {strategy}."
+        else f"The teacher of each prompt was chosen by the strategy {text(strategy)}."
     )
     so_far = "" if manifest.finished_at else " The run was not finished when this was written: rows are missing."
     return (
@@ -175,14 +192,13 @@ def _counts(manifest: Manifest) -> str:
 
 def _use(manifest: Manifest) -> str:
     formats = _by_format(manifest)
-    loads = [f'load_dataset(".", "{name}")' for name in _loadable(manifest)]
+    loads = [f'load_dataset(folder, "{name}")' for name in _loadable(manifest)]
     if PARQUET in formats:
         data_files = ", ".join(f'"{file.split}": "{file.name}"' for file in formats[PARQUET])
         loads.append(f'load_dataset("parquet", data_files={{{data_files}}})  # with all provenance')
     parts = [
-        "With `datasets`, in this folder or with the repository's name in place of the dot "
-        f"(without a second name it is `{_default(manifest)}`):",
-        code("from datasets import load_dataset\n\n" + "\n".join(loads), "python"),
+        f"With `datasets`, begun in this folder (without a second name it is `{_default(manifest)}`):",
+        code("\n".join([_LOAD, *loads]), "python"),
     ]
     for title, make in _TOOLS.items():
         if snippet := make(manifest, formats):
@@ -192,7 +208,9 @@ def _use(manifest: Manifest) -> str:
 
 def _trl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
     name = next((name for name in ("prompt-completion", "messages") if name in formats), None)
-    return code(f'SFTTrainer(..., train_dataset=load_dataset(".", "{name}", split="train"))', "python") if name else ""
+    return (
+        code(f'SFTTrainer(..., train_dataset=load_dataset(folder, "{name}", split="train"))', "python") if name else ""
+    )
 
 
 def _llama_factory(manifest: Manifest, formats: dict[str, list[File]]) -> str:
@@ -216,15 +234,13 @@ def _axolotl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
             if split in entries:
                 lines += [f"{key}:", f"  - path: {entries[split]}", "    ds_type: json", "    type: chat_template"]
                 lines += ["    field_messages: messages", "    split: train"]
-                lines += ["    roles_to_train:  # left empty, as the next: train on the last response alone"]
-                lines += ["    train_on_eos:"]
     return code("\n".join(lines), "yaml")
 
 
 _TOOLS = {
     "TRL:": _trl,
     "LLaMA-Factory, whose entries are in `dataset_info.json`:": _llama_factory,
-    "axolotl:": _axolotl,
+    "axolotl, which trains on the earlier responses of a conversation too:": _axolotl,
 }
 
 
@@ -234,7 +250,7 @@ def _provenance(manifest: Manifest) -> str:
     rows: list[Sequence[str]] = [
         ["student", f"{text(manifest.student.name)}: {_model(manifest.student.model, manifest.student.revision)}"],
         ["quality", config.quality.kind],
-        ["strategy", config.strategy.kind],
+        ["strategy", _model(config.strategy.name, config.strategy.revision)],
         ["alpha, normalisation, seed", dials],
     ]
     if manifest.router:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Result, and_, func, select
+from sqlalchemy import Result, and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Prompt, Run, RunState, RunTeacher, Student, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Assignment, Response, Router, Score
+from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
 from persyn.errors import PersynError, UsageError
 from persyn.folders import replaced
 from persyn.stages import benchmarks, card
@@ -272,7 +272,7 @@ def _require_decided(session: Session, run: Run, options: Options) -> None:
     n_rows, n_scored = session.execute(
         select(func.count(), func.count(Score.value))
         .select_from(Assignment)
-        .join(Response, _of_assigned())
+        .join(Response, answers_assignment())
         .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
         .where(Assignment.run_id == run.id, Response.text.is_not(None))
     ).one()
@@ -304,12 +304,6 @@ def _router(session: Session, run: Run) -> RouterVersion | None:
     return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256)
 
 
-def _of_assigned() -> ColumnElement[bool]:
-    return and_(
-        Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
-    )
-
-
 def assigned(session: Session, run_id: int) -> Result[Any]:
     """A run's assignments in prompt order, each with its prompt and its response, if it has one.
 
@@ -338,7 +332,7 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
         )
         .join(Run, Run.id == Assignment.run_id)
         .join(Prompt, Prompt.id == Assignment.prompt_id)
-        .outerjoin(Response, _of_assigned())
+        .outerjoin(Response, answers_assignment())
         .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Run.quality_scorer_id))
         .where(Assignment.run_id == run_id)
         .order_by(Assignment.prompt_id),

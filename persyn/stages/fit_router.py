@@ -101,7 +101,7 @@ def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
         "fingerprint": _fingerprint(spec, item.request, teacher_ids),
         "backbone": spec.model,
         "revision": spec.revision,
-        "tune": item.request.tune,
+        "tune": item.result.metrics.get("tune", item.request.tune),
         "options": spec.options,
         "teacher_ids": teacher_ids,
         "metrics": item.result.metrics,

@@ -61,7 +61,7 @@ class Format:
     open: Callable[[Path], AbstractContextManager[Write]]
     #: Its entry in dataset_info.json but for the file's name; None when it is left out there.
     llama_factory: dict[str, Any] | None = None
-    #: Its columns as a dataset card declares them; None where each row shows their types.
+    #: Its columns as a dataset card declares them; None where the first rows show their types.
     features: list[dict[str, Any]] | None = None
 
     def file_of(self, split: str | None) -> str:
@@ -170,7 +170,8 @@ class _RowGroup:
     def add(self, example: Example) -> None:
         row = _as_row(example)
         self._rows.append(row)
-        self._characters += sum(len(turn["content"]) for turn in example.messages) + len(row["meta"])
+        self._characters += sum(len(turn["content"]) for turn in example.messages)
+        self._characters += len(row["meta"]) + len(example.answer or "")
         if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
             self.flush()
 
@@ -191,6 +192,21 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
+def _strings(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name, "dtype": "string"} for name in names]
+
+
+def _turns(name: str) -> dict[str, Any]:
+    # Made anew each time: of one thing in two places YAML makes an alias, which `datasets` cannot read.
+    return {"name": name, "list": _strings("role", "content")}
+
+
+def _origins() -> list[dict[str, Any]]:
+    # A reader that meets ids such as 2020-01-31 first takes them for times, and refuses others later.
+    names = _strings("source", "source_id", "teacher", "teacher_fingerprint", "finish_reason", "reason")
+    return [{"name": "prompt_id", "dtype": "int64"}, *names]
+
+
 FORMATS = {
     "messages": Format(
         "messages.jsonl",
@@ -206,8 +222,13 @@ FORMATS = {
                 "system_tag": "system",
             },
         },
+        [_turns("messages"), *_origins()],
     ),
-    "prompt-completion": Format("prompt_completion.jsonl", _jsonl(_prompt_completion)),
+    "prompt-completion": Format(
+        "prompt_completion.jsonl",
+        _jsonl(_prompt_completion),
+        features=[_turns("prompt"), _turns("completion"), *_origins()],
+    ),
     "sharegpt": Format(
         "sharegpt.jsonl",
         _jsonl(_sharegpt),
@@ -228,7 +249,7 @@ FORMATS = {
         },
         # The first rows may all be without a history.
         [
-            *({"name": name, "dtype": "string"} for name in ("instruction", "input", "output", "system")),
+            *_strings("instruction", "input", "output", "system"),
             {"name": "history", "list": {"list": "string"}},
         ],
     ),

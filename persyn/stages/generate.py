@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Run
-from persyn.db.results import Assignment, Response
+from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.queue import Claim
 from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Progress
@@ -44,12 +44,17 @@ def failures(run: Run) -> Select[Any]:
     return _assigned(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
 
 
+def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
+    """Have assigned prompts whose answer failed for these reasons asked again; return how many."""
+    return answers.forget(session, _assigned(run.id), reasons)
+
+
 def _assigned(run_id: int) -> Select[Any]:
     """The run's assigned prompts, answered or not."""
     return (
         select(Assignment.prompt_id)
         .select_from(Assignment)
-        .outerjoin(Response, _answered())
+        .outerjoin(Response, answers_assignment())
         .where(Assignment.run_id == run_id)
     )
 
@@ -57,14 +62,6 @@ def _assigned(run_id: int) -> Select[Any]:
 def _missing(run_id: int, teacher_id: int | None) -> Select[Any]:
     return (
         select(Assignment.prompt_id)
-        .outerjoin(Response, _answered())
+        .outerjoin(Response, answers_assignment())
         .where(Assignment.run_id == run_id, Assignment.teacher_id == teacher_id, Response.id.is_(None))
-    )
-
-
-def _answered() -> Any:
-    return and_(
-        Response.prompt_id == Assignment.prompt_id,
-        Response.teacher_id == Assignment.teacher_id,
-        Response.sample == 0,
     )

@@ -1,4 +1,4 @@
-"""What a strategy that reads no prompt may go by, gathered from the store."""
+"""What a strategy may go by, gathered from the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def known(session: Session, run: Run, cells: Grid, rewarded: Matrix, learn: NDAr
         rewards=rewarded[learn],
         quality=cells.quality[learn],
         learnability=cells.learnability[learn],
-        sizes=np.array([np.nan if teacher.params_b is None else teacher.params_b for teacher in teachers]),
+        sizes=np.array([teacher.params_b for teacher in teachers], dtype=np.float64),
         families=[teacher.family for teacher in teachers],
         family=thaw(run.config).student.family,
+        teachers=[teacher.name for teacher in teachers],
+        price_in=np.array([teacher.price_in for teacher in teachers], dtype=np.float64),
+        price_out=np.array([teacher.price_out for teacher in teachers], dtype=np.float64),
     )

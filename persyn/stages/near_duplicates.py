@@ -15,7 +15,7 @@ class NearDuplicates:
     """The prompts seen so far, of which no two are alike.
 
     threshold: the share of word triples, of all that either has, that both have; from 0.5 to 1. It is
-    estimated: a pair within 0.05 of it may fall on either side, one well above is found all but always.
+    estimated: a pair within 0.1 of it may fall on either side, one above that is found all but always.
     """
 
     def __init__(self, threshold: float) -> None:

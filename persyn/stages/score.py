@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, func, literal, select
+from sqlalchemy import Select, and_, delete, func, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
+from persyn.db.text import reason
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.queue import Claim
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, in_part, make_jobs
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, in_part, make_jobs, told
 
 _PYTHON = "python"
 #: The kinds of scorers that are told what else a prompt's row said.
@@ -53,7 +54,7 @@ def load(session: Session, job: Claim) -> Batch:
             messages=conversation(row),
             response=row.response,
             answer=row.answer,
-            meta=row.meta if reads_meta else {},
+            meta=told(row.meta) if reads_meta else {},
         )
         for row in rows
     ]
@@ -76,6 +77,14 @@ def progress(session: Session, run: Run) -> Progress:
 def failures(run: Run) -> Select[Any]:
     """What failed of the grid's scores: the reason of each."""
     return _owed(run).with_only_columns(Score.failure).where(Score.failure.is_not(None))
+
+
+def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
+    """Have the grid's scores that failed for these reasons made again; return how many."""
+    of_run = _responses(run.id).with_only_columns(Response.id)
+    scorers = (run.learnability_scorer_id, run.quality_scorer_id)
+    failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
+    return len(session.execute(delete(Score).where(*failed).returning(Score.response_id)).all())
 
 
 def _owed(run: Run) -> Select[Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, RunConfig, thaw
-from persyn.db.catalog import Run, RunTeacher
+from persyn.db.catalog import Run, RunTeacher, Teacher
 from persyn.db.results import Origin, Response
 from persyn.errors import UsageError
 from persyn.stages import prompt_table, versions
@@ -18,7 +19,12 @@ from persyn.stages.versions import Identities
 def find(session: Session, config: RunConfig) -> Run | None:
     """The run of this name, if there is one; `UsageError` when it was started from another configuration."""
     run = session.scalars(select(Run).where(Run.name == config.run.name)).one_or_none()
-    if run is not None and (was := thaw(run.config)).digest() != config.digest():
+    if run is None:
+        return None
+    was = thaw(run.config)
+    if config.strategy.revision is None:  # then it is the version that the run was started with
+        config = _pinned(config, was.strategy.revision)
+    if was.digest() != config.digest():
         changed = sorted(_differences(was.frozen(), config.frozen()))
         raise UsageError(
             f"run {run.name!r} exists with another configuration (changed: {', '.join(changed)}); "
@@ -29,13 +35,28 @@ def find(session: Session, config: RunConfig) -> Run | None:
 
 def identities(config: RunConfig) -> Identities:
     """What a run's models are; see `versions.identities`."""
-    return versions.identities(config.teachers, config.student, config.quality)
+    return versions.identities(config.teachers, config.student, config.quality, config.strategy)
+
+
+def require_imported(session: Session, config: RunConfig) -> None:
+    """Raise `UsageError` for an imported teacher that has no response."""
+    for table in config.teachers:
+        if table.engine != IMPORTED:
+            continue
+        imported = select(Response.id).join(Teacher).where(Teacher.engine == IMPORTED, Teacher.model == table.model)
+        if session.scalars(imported.where(Response.origin == Origin.IMPORTED).limit(1)).one_or_none() is None:
+            raise UsageError(
+                f"no response of teacher {table.model!r} was imported; 'persyn teachers list' shows whose were, "
+                "and an imported teacher's model is the name its rows gave it"
+            )
 
 
 def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:
-    """Register a run and its models, without prompts yet; `UsageError` for an imported teacher that has no response."""
+    """Register a run and its models, without prompts yet."""
     prompt_table.take_turns(session)  # before any other lock, as every import does
     student = versions.student(session, config.student, known)
+    if config.strategy.kind == "python":
+        config = _pinned(config, known[config.strategy.model, config.strategy.revision].revision)
     run = Run(
         name=config.run.name,
         stage=stage,
@@ -50,20 +71,14 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     session.flush()
     for position, table in enumerate(config.teachers):
         teacher_id = versions.teacher(session, table, known)
-        if table.engine == IMPORTED:
-            _require_responses(session, teacher_id, table.model)
         session.add(RunTeacher(run_id=run.id, position=position, teacher_id=teacher_id))
     session.flush()
     return run
 
 
-def _require_responses(session: Session, teacher_id: int, model: str) -> None:
-    imported = select(Response.id).where(Response.teacher_id == teacher_id, Response.origin == Origin.IMPORTED)
-    if session.scalars(imported.limit(1)).one_or_none() is None:
-        raise UsageError(
-            f"no response of teacher {model!r} was imported; 'persyn teachers list' shows whose were, "
-            "and an imported teacher's model is the name its rows gave it"
-        )
+def _pinned(config: RunConfig, revision: str | None) -> RunConfig:
+    """With the version of its strategy's function."""
+    return replace(config, strategy=replace(config.strategy, revision=revision))
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:

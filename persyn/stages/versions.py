@@ -10,10 +10,11 @@ import msgspec
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, QualityTable, StudentTable, TeacherTable
+from persyn.config import IMPORTED, QualityTable, StrategyTable, StudentTable, TeacherTable
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
+from persyn.errors import UsageError
 from persyn.llm import judge, python
 from persyn.llm.identity import UNKNOWN, Identity, identify
 
@@ -27,7 +28,10 @@ _DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out"
 
 
 def identities(
-    teachers: Sequence[TeacherTable], student: StudentTable | None = None, quality: QualityTable | None = None
+    teachers: Sequence[TeacherTable],
+    student: StudentTable | None = None,
+    quality: QualityTable | None = None,
+    strategy: StrategyTable | None = None,
 ) -> Identities:
     """Find out what models are: a hub may be asked, and large files read. `UsageError` for one that is not there."""
     tables = [(table.model, table.revision) for table in teachers if table.engine in _LOADED]
@@ -36,9 +40,19 @@ def identities(
     if quality is not None and quality.is_loaded:
         tables.append((quality.model, quality.revision))
     found = {table: identify(*table) for table in dict.fromkeys(tables)}
-    if quality is not None and quality.kind == "python":
-        found[quality.model, quality.revision] = Identity(python.revision(quality.model), None)
+    for table in (quality, strategy):
+        if table is not None and table.kind == "python":
+            found[table.model, table.revision] = Identity(_of_function(table), None)
     return found
+
+
+def _of_function(table: QualityTable | StrategyTable) -> str:
+    revision = python.revision(table.model)
+    if table.revision not in (None, revision):
+        raise UsageError(
+            f"the file of {table.model!r} is {revision}, not {table.revision}: put that back, or name none"
+        )
+    return revision
 
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from persyn.db.connect import Database
@@ -43,6 +44,26 @@ def test_progress_counts_each_failure_once(persyn: Persyn, tmp_path: Path) -> No
     (stage,) = [s for s in json.loads(persyn("run", "status", "test", "--json").stdout)["stages"] if s["failed"]][:1]
     said = [line for line in done.stderr.splitlines() if line.startswith(f"{stage['stage']}: ")]
     assert said[-1].endswith(f"{stage['failed']} failed")
+
+
+def test_rows_that_failed_are_asked_again_when_their_reason_is_named(persyn: Persyn, tmp_path: Path) -> None:
+    persyn("run", "start", str(write_run(tmp_path, options={"fail_every": 5})))
+    dataset = tmp_path / "home" / "datasets" / "test" / "messages.jsonl"
+    before = len(dataset.read_text().splitlines())
+    assert before < PROMPTS
+    require_refused(persyn("jobs", "retry", "test"), "done")
+    require_refused(persyn("jobs", "retry", "test", "--rows", "server_error"), "server_error", "run status test")
+
+    asked = persyn("jobs", "retry", "test", "--rows", "refused")
+    pending = json.loads(persyn("run", "status", "test", "--json").stdout)["stages"][-1]["pending"]
+    resumed = persyn("run", "resume", "test")
+
+    assert asked.stdout.startswith(f"{PROMPTS - before} rows are asked again\nrun test goes on"), asked
+    assert resumed.returncode == 0, resumed.stderr
+    assert pending == PROMPTS - before
+    # This engine refuses the same requests again.
+    assert len(dataset.read_text().splitlines()) == before
+    assert persyn("audit", "test").stdout == "run test is consistent\n"
 
 
 def test_status_says_as_json_that_everything_adds_up(persyn: Persyn, tmp_path: Path) -> None:
@@ -148,6 +169,17 @@ def test_another_configuration_under_a_name_that_is_taken(persyn: Persyn, tmp_pa
 
 def test_a_run_that_does_not_exist(persyn: Persyn) -> None:
     require_refused(persyn("run", "resume", "nobody"), "nobody", "persyn run list")
+
+
+def test_a_store_that_is_made_was_empty(persyn: Persyn) -> None:
+    assert persyn("db", "upgrade").stdout.endswith("(it was empty)\n")
+    assert "it was" not in persyn("db", "upgrade").stdout
+
+
+def test_several_that_come_first_make_one_store(persyn: Persyn) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: persyn("run", "list"), range(4)))
+    assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * 4
 
 
 def test_a_database_at_another_revision(persyn: Persyn, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from cli.init import init
-from persyn import config
+from persyn import run_file
 from persyn.errors import UsageError
 from persyn.stages.start import identities
 from tests.cli.conftest import Persyn
@@ -24,12 +25,20 @@ def write(folder: Path, *options: str) -> str:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_template_is_a_run_file_with_rows_beside_it(tmp_path: Path, template: str) -> None:
     said = write(tmp_path, "--template", template)
-    read = config.read(tmp_path / "run.toml")
+    read = run_file.read(tmp_path / "run.toml")
     assert read.run.name == "first"
     rows = (tmp_path / ("grid.jsonl" if template == "imported" else "prompts.jsonl")).read_text().splitlines()
     # The cluster's own prompts are still to come.
     assert template == "cluster" or read.run.calibration < len(rows)
     assert re.search(r"^next: .*run.toml$", said, re.MULTILINE)
+
+
+def test_the_next_command_can_be_copied_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "my run's"
+
+    (command,) = re.findall(r"next: (.*)", write(folder))
+
+    assert shlex.split(command) == ["persyn", "run", "start", str(folder / "run.toml")]
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
@@ -49,7 +58,7 @@ def test_without_a_model_and_without_a_hub_the_next_command_makes_a_dataset(pers
 def test_where_a_model_cannot_be_had_it_is_said_what_needs_none(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(UsageError, match=r"SmolLM2-360M.*persyn init --template fake"):
-        identities(config.read(tmp_path / "run.toml"))
+        identities(run_file.read(tmp_path / "run.toml"))
 
 
 def test_the_imported_rows_and_their_scores_are_taken_as_the_next_command_says(persyn: Persyn, tmp_path: Path) -> None:

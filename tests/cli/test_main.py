@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import select, update
 
 from cli.main import persyn as command
-from persyn import config
+from persyn import run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import Job
@@ -171,7 +171,7 @@ def test_each_shell_has_a_script_for_persyn() -> None:
 def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "run.toml").write_text(content)
     with pytest.raises(UsageError) as refused:
-        config.read(tmp_path / "run.toml")
+        run_file.read(tmp_path / "run.toml")
     assert str(refused.value).endswith(said)
 
 

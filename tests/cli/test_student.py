@@ -185,6 +185,17 @@ def test_what_cannot_be_done_is_said(store: Database, arguments: tuple[str, ...]
     assert said in str(result.exception)
 
 
+def test_a_quality_that_cannot_judge_a_student_is_said_with_what_can(store: Database, tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"prompt": "How much?", "answer": "7"}\n')
+    with store.write() as session:
+        run = session.scalars(select(Run)).one()
+        run.config = {**run.config, "quality": {"kind": "imported", "model": "right"}}
+    done = typed("student", "eval", "run", str(tmp_path / "test.jsonl"))
+    assert "quality is imported, which cannot judge what a student writes; say by what, as --by math" in str(
+        done.exception
+    )
+
+
 def test_a_run_that_is_not_done_is_not_trained_on(store: Database) -> None:
     with store.write() as session:
         session.execute(Run.__table__.update().values(state=RunState.RUNNING))  # type: ignore[attr-defined]

@@ -311,6 +311,30 @@ def test_with_admin_failed_jobs_are_tried_again_in_that_persons_name_and_else_no
     assert console.post("/runs/failed/retry", data=form).status_code == 409
 
 
+def test_with_admin_rows_that_failed_for_a_reason_are_asked_again(database: Database) -> None:
+    fill(database)
+    console = client(database, admin="me@desk")
+    with database.write() as session:
+        run = session.scalars(select(Run).where(Run.name == "maths")).one()
+        run.state = RunState.FAILED
+        failed = session.scalars(select(Response).where(Response.failure.is_not(None))).one()
+        failed_id, reason = failed.id, str(failed.failure).partition(":")[0]
+    shown = console.get("/runs/maths/failures").text
+    assert f'name="rows" value="{reason}"' in shown
+    assert 'name="rows"' not in client(database).get("/runs/maths/failures").text
+    form = {"form_secret": secret(shown)}
+
+    assert console.post("/runs/maths/retry", data={**form, "rows": "no_such"}).status_code == 409
+    assert console.post("/runs/maths/retry", data={**form, "rows": reason}, follow_redirects=False).status_code == 303
+
+    with database.read() as session:
+        assert session.get(Response, failed_id) is None
+        assert session.scalars(select(Run.state).where(Run.name == "maths")).one() is RunState.RUNNING
+    # One that is at work has no such button, and takes no such form.
+    assert 'name="rows"' not in console.get("/runs/maths/failures").text
+    assert console.post("/runs/maths/retry", data={**form, "rows": reason}).status_code == 409
+
+
 def pages(made: MadeStore) -> list[str]:
     name, failed = quote(made.name, safe=""), quote(made.failed, safe="")
     hostile = "&".join(f"{key}={quote(HOSTILE)}" for key in ("text", "teacher", "reason", "failure"))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from persyn import config, pipeline
+from persyn import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Score
@@ -318,7 +318,7 @@ def test_a_run_is_scored_by_the_instructions_of_its_prompts(database: Database, 
     file.write_text(file.read_text().replace('kind = "fake"', 'kind = "instructions"', 1))
 
     with database.write() as session:
-        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     Worker(database, Settings(str(database.url), tmp_path), run_id=run_id).run()
 
     with database.read() as session:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from persyn import config, pipeline
+from persyn import config, pipeline, run_file
 from persyn.db.catalog import Run, RunState, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Score
@@ -331,7 +331,7 @@ def test_the_run_file_wants_a_model_and_an_engine(tmp_path: Path) -> None:
 
     def quality(*lines: str) -> config.QualityTable:
         file.write_text(text.replace('kind = "fake"', "\n".join(['kind = "judge"', *lines]), 1))
-        return config.read(file).quality
+        return run_file.read(file).quality
 
     with pytest.raises(UsageError, match="a judge needs a model"):
         quality()
@@ -349,7 +349,7 @@ def test_a_run_is_scored_by_a_judge(database: Database, tmp_path: Path, server: 
     file.write_text(file.read_text().replace('kind = "fake"', f'kind = "judge"\nmodel = "m"\n{options}', 1))
 
     with database.write() as session:
-        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     Worker(database, Settings(str(database.url), tmp_path), run_id=run_id).run()
 
     with database.read() as session:

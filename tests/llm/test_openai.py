@@ -71,6 +71,15 @@ def test_nothing_is_sent_before_the_first_request(server: Server, connect: Conne
     assert engine.window == 128
 
 
+def test_a_server_is_not_sent_what_it_refuses(server: Server, connect: Connect) -> None:
+    answer(connect(omit=["seed", "temperature", "top_p"], extra={"random_seed": 7}), ask())
+
+    (body,) = server.bodies
+    assert body.keys() == {"model", "messages", "max_tokens", "random_seed"}
+    with pytest.raises(EngineError, match="omit"):
+        connect(omit=["messages"])
+
+
 def test_a_request_carries_its_sampling_and_the_answer_comes_back(server: Server, connect: Connect) -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 3}
     server.reply = lambda n: completion("  Four. \n", usage=usage)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from persyn import config, pipeline
+from persyn import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Score
@@ -16,6 +16,7 @@ from persyn.errors import EngineError, UsageError
 from persyn.llm import python
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec, Result
 from persyn.settings import Settings
+from tests.foreign import write_module
 from tests.runs import write_run
 from workers.worker import Worker
 
@@ -36,13 +37,8 @@ number = 7
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A module of its own name on the path of this process and of those it starts."""
-    name = f"scorers_{abs(hash(request.node.nodeid))}"
-    (tmp_path / f"{name}.py").write_text(SOURCE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return name
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return write_module(tmp_path, monkeypatch, SOURCE)
 
 
 def judge(model: str, *requests: Judge) -> list[Result]:
@@ -97,15 +93,31 @@ def test_a_scorer_that_is_not_there_is_said_before_a_run_begins(model: str) -> N
         python.revision(model)
 
 
+def test_to_find_a_functions_file_nothing_of_its_package_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "foreign_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('run')")
+    (package / "scorers.py").write_text(SOURCE)
+    assert python.revision("foreign_package.scorers:length").startswith("sha256:")
+    with pytest.raises(UsageError, match=r"no module 'foreign_package.other'.*PYTHONPATH must name the folder"):
+        python.revision("foreign_package.other:length")
+
+
 def test_a_run_is_scored_by_a_function_of_its_own(database: Database, tmp_path: Path, module: str) -> None:
     file = write_run(tmp_path, calibration=12)
     prompts = tmp_path / "prompts.jsonl"
-    rows = [json.loads(line) | {"level": number} for number, line in enumerate(prompts.read_text().splitlines())]
+    rows = [
+        json.loads(line) | {"level": number, "serial": 2**70}
+        for number, line in enumerate(prompts.read_text().splitlines())
+    ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     file.write_text(file.read_text().replace('kind = "fake"', f'kind = "python"\nmodel = "{module}:level"', 1))
 
     with database.write() as session:
-        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     Worker(database, Settings(str(database.url), tmp_path), run_id=run_id).run()
 
     with database.read() as session:

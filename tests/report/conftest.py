@@ -14,9 +14,9 @@ from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Router, Score
 from persyn.db.results import RouterScore as RouterScoreRow
-from persyn.report import document, figures, gather
+from persyn.report import document, drawing, figures, gather
+from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from persyn.report.figures import Picture
 from tests.factories import MadeRun, digest, make_assignment, make_job, make_response, make_run
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -76,7 +76,7 @@ def pictures(report: Report) -> list[Picture]:
 @pytest.fixture(scope="session")
 def drawn(pictures: list[Picture]) -> dict[str, str]:
     """Each of them as SVG."""
-    return {picture.name: figures.svg(picture) for picture in pictures}
+    return {picture.name: drawing.svg(picture) for picture in pictures}
 
 
 @pytest.fixture(scope="session")

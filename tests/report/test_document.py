@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,11 @@ import msgspec
 import pytest
 from markdown_it import MarkdownIt
 
-from persyn import config
+from persyn import run_file
 from persyn.errors import UsageError
-from persyn.report import document
-from persyn.report.facts import Report
-from persyn.report.figures import Picture
+from persyn.report import document, figures
+from persyn.report.drawing import Picture
+from persyn.report.facts import Groups, Report
 from tests.report.conftest import HOSTILE
 
 #: In the order of the page.
@@ -91,6 +92,21 @@ def test_headings_never_leave_out_a_level(html: str) -> None:
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
+def test_means_have_the_same_digits_behind_the_point_and_a_real_minus(html: str) -> None:
+    # Right in four of six; -2 nats per token. The other teacher: two of six, -1.
+    for quality, learnability in (("0.667", "\u22122.000"), ("0.333", "\u22121.000")):
+        assert f'<td class="n">{quality}</td><td class="n">{learnability}</td>' in html
+
+
+def test_a_folder_of_weights_is_told_by_its_name_and_in_full_where_it_comes_from(report: Report) -> None:
+    assert report.router is not None
+    local = msgspec.structs.replace(report.router, backbone="/srv/models/small")
+    begin, _, origin = document.html(msgspec.structs.replace(report, router=local), []).partition('<h2 id="provenance')
+    assert "<code>small</code>" in begin
+    assert "/srv/models" not in begin
+    assert "<code>/srv/models/small</code>" in origin
+
+
 def test_markdown_is_nothing_but_its_own(report: Report, pictures: list[Picture]) -> None:
     text = document.markdown(report, pictures)
     tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
@@ -126,6 +142,23 @@ def test_markdown_shows_figures_from_their_folder(report: Report, pictures: list
     assert "![Prompts by teacher](my%20figures/teacher-shares.svg)" in text
 
 
+@pytest.mark.parametrize("name", ["- item", "-", "1) one", ") one", "1. one", "+ item", "# head", "---", "====", "> a"])
+def test_a_line_of_markdown_that_begins_with_a_foreign_name_is_a_line(report: Report, name: str) -> None:
+    groups = Groups("topic", [name, "other"], ["a", "b"], [[3, 1], [1, 3]])
+
+    text = document.markdown(report, [figures.group_shares(groups)])
+
+    tokens = MarkdownIt("commonmark").parse(text)
+    shown = ["".join(child.content for child in token.children or ()) for token in tokens]
+    assert f"{name} mostly to a (75%); other mostly to b (75%)." in shown
+
+
+def test_spaces_and_line_ends_of_other_scripts_and_systems_are_shown_as_they_are(report: Report) -> None:
+    changed = msgspec.structs.replace(report, absent={"x": "Tokyo\u3000Tower, 5\xa0%\r\nand on"})
+    assert "Tokyo\u3000Tower, 5\xa0%\r\nand on" in document.html(changed, [])
+    assert "Tokyo Tower, 5 % and on" in document.markdown(changed, [])
+
+
 def test_control_characters_are_seen_not_obeyed(report: Report) -> None:
     changed = msgspec.structs.replace(report, absent={"x": HOSTILE[9]})
     for text in (document.html(changed, []), document.markdown(changed, [])):
@@ -139,10 +172,35 @@ def test_the_configuration_in_a_report_starts_the_same_run(report: Report, tmp_p
     file.write_text(blocks[0])
 
     frozen = json.loads(blocks[0])
-    again = config.read(file)
+    again = run_file.read(file)
     # The prompts' file is found beside the run file, as in any other.
     frozen["prompts"]["file"] = [str(tmp_path / frozen["prompts"]["file"])]
     assert again.frozen() == frozen
+
+
+def test_hits_are_counted_on_the_prompts_that_have_a_best_teacher(report: Report) -> None:
+    """One of the four hold-out prompts less, as if its responses had equal rewards."""
+    assert report.hits is not None
+    changed = msgspec.structs.replace(report, hits=msgspec.structs.replace(report.hits, n_prompts=3))
+
+    said = " ".join(document.headlines(changed))
+
+    assert "On 4 hold-out prompts the router's choice has a mean reward of 0.550" in said
+    assert "Of the 3 whose responses differ in reward it picks a best teacher for 75%" in said
+
+
+def test_a_report_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnicodeEncodeError):
+        document.write(tmp_path / "report.html", "PerSyn report \ud800")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_no_report(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(UsageError, match="is no report"):
+        document.write(tmp_path / "pipe", "")
 
 
 def test_only_a_report_is_overwritten(report: Report, tmp_path: Path) -> None:
@@ -168,7 +226,14 @@ def test_figures_are_files_in_a_folder_of_their_own(pictures: list[Picture], tmp
     document.write_figures(folder, pictures[:1])
 
     assert sorted(path.name for path in folder.iterdir()) == ["teacher-shares.png", "teacher-shares.svg"]
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"notes\.txt"):
-        document.write_figures(folder, pictures[:1])
-    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "holiday.png"])
+def test_a_folder_with_anything_else_in_it_is_not_replaced(pictures: list[Picture], tmp_path: Path, name: str) -> None:
+    document.write_figures(tmp_path / "figures", pictures[:1])
+    (tmp_path / "figures" / name).write_text("mine")
+
+    with pytest.raises(UsageError, match=f"{name}.*no figure of a report"):
+        document.write_figures(tmp_path / "figures", pictures[:1])
+
+    assert (tmp_path / "figures" / name).read_text() == "mine"

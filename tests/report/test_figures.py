@@ -13,9 +13,10 @@ import msgspec
 import pytest
 from PIL import Image
 
-from persyn.report import figures
+from persyn.report import drawing, figures
+from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from persyn.report.figures import Picture
+from persyn.router.evaluate import Believed
 from persyn.summary import TeacherFacts
 
 TEACHERS = [
@@ -27,7 +28,7 @@ _ELEMENTS = {"svg", "title", "desc", "defs", "g", "path", "use", "text", "tspan"
 
 
 def texts(picture: Picture) -> list[str]:
-    return [text.text or "" for text in ElementTree.fromstring(figures.svg(picture)).iter(f"{_SVG}text")]
+    return [text.text or "" for text in ElementTree.fromstring(drawing.svg(picture)).iter(f"{_SVG}text")]
 
 
 def test_shares_are_bars_in_order_with_real_text() -> None:
@@ -45,22 +46,11 @@ def test_shares_are_bars_in_order_with_real_text() -> None:
 
 
 def test_every_fact_of_a_run_is_drawn_and_told_in_words(pictures: list[Picture]) -> None:
-    assert [picture.name for picture in pictures] == [
-        "teacher-shares",
-        "group-shares",
-        "quality-learnability",
-        "rewards",
-        "strategies",
-        "hit-rates",
-        "reliability",
-        "alpha-winners",
-        "alpha-strategies",
-        "savings",
-        "progress",
-    ]
+    # The curve is drawn where it is asked for.
+    assert [picture.name for picture in pictures] == [name for name in figures.NAMES if name != "router-curve"]
     said = {picture.name: picture.says for picture in pictures}
     assert said["hit-rates"] == "Hit@1: router 75%, static 50%, random 50%."
-    assert said["savings"] == "190 response tokens of about 240; $0.00 US dollars of about $0.00."
+    assert said["savings"] == "This run, response tokens: 190 of about 240; US dollars: $0.0032 of about $0.004."
     assert all(picture.figure.axes[0].get_xlabel() for picture in pictures if picture.name != "progress")
 
 
@@ -74,6 +64,13 @@ def test_a_router_curve_shows_each_size_beside_its_baselines() -> None:
     assert (lines["router"], lines["best single teacher"]) == ([0.4, 0.6], [0.5, 0.5])
     assert {"25", "100"} <= set(texts(picture))
     assert picture.says.endswith("the oracle 0.900. More may help.")
+
+
+def test_how_far_a_win_probability_can_be_believed_is_shown_with_how_many_it_is_of() -> None:
+    picture = figures.reliability([Believed(0.6, 1.0, 1, 0.5), Believed(0.9, 0.8, 1200, 300.0)])
+    assert {"1", "1,200"} <= set(texts(picture))
+    # Nothing but what was predicted is joined by a line: one preference is no trend.
+    assert [line.get_label() for line in picture.figure.axes[0].lines] == ["as predicted"]
 
 
 def test_hostile_names_stay_text(drawn: dict[str, str]) -> None:
@@ -114,8 +111,8 @@ def test_a_page_may_hold_all_figures_and_no_id_twice(drawn: dict[str, str]) -> N
         ("paper", "#1b1c1f", "currentColor"),
     ],
 )
-def test_text_has_the_readers_colour(ink: figures.Ink, has: str, lacks: str) -> None:
-    drawn = figures.svg(figures.teacher_shares(TEACHERS), ink=ink)
+def test_text_has_the_readers_colour(ink: drawing.Ink, has: str, lacks: str) -> None:
+    drawn = drawing.svg(figures.teacher_shares(TEACHERS), ink=ink)
     assert has in drawn
     assert lacks not in drawn
 
@@ -126,7 +123,7 @@ def test_the_same_facts_are_the_same_bytes_in_every_thread_and_settings_stay(rep
     alphas = report.alphas
 
     def draw(_: int) -> str:
-        return figures.svg(figures.alpha_winners(alphas))
+        return drawing.svg(figures.alpha_winners(alphas))
 
     with ThreadPoolExecutor(4) as threads:
         drawn = set(threads.map(draw, range(4)))
@@ -136,12 +133,12 @@ def test_the_same_facts_are_the_same_bytes_in_every_thread_and_settings_stay(rep
 
 def test_a_png_is_on_white_ground() -> None:
     picture = figures.teacher_shares(TEACHERS)
-    drawn = figures.png(picture)
-    assert drawn == figures.png(picture)
+    drawn = drawing.png(picture)
+    assert drawn == drawing.png(picture)
     assert Image.open(io.BytesIO(drawn)).convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
 
 
 def test_a_picture_that_is_saved_again_is_the_same() -> None:
     wide = [msgspec.structs.replace(teacher, teacher=teacher.teacher * 12, assigned=3000) for teacher in TEACHERS]
     picture = figures.teacher_shares(wide)
-    assert figures.svg(picture) == figures.svg(picture)
+    assert drawing.svg(picture) == drawing.svg(picture)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.report import document, figures, gather
-from tests.factories import make_assignment, make_prompt, make_run
-from tests.report.conftest import HOSTILE, Store
+from tests.factories import make_assignment, make_job, make_prompt, make_response, make_run
+from tests.report.conftest import HOSTILE, NOON, Store
 
 A, B = HOSTILE[:2]
 
@@ -108,6 +110,30 @@ def test_what_was_spent_is_in_tokens_and_in_dollars(store: Store) -> None:
     assert report.savings.cost_generate_all == pytest.approx(8 * (200 + 300) / 1e6)
 
 
+def test_what_a_run_spent_that_is_not_done_is_what_it_spent_so_far(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=4, calibration=1)
+        for teacher_id in made.teacher_ids:
+            make_response(session, made.prompt_ids[0], teacher_id, response_tokens=10)
+    with database.read() as session:
+        found = gather.gather(session, session.get_one(Run, made.id))
+
+    assert found.savings is not None
+    assert "The teachers wrote 20 tokens so far, 25% of the about 80 that" in " ".join(document.headlines(found))
+    assert figures.savings(found.savings).says == "This run so far, response tokens: 20 of about 80."
+
+
+def test_where_there_is_no_grid_that_is_why_nothing_can_be_saved(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=1)
+        make_assignment(session, made.id, made.prompt_ids[0], made.teacher_ids[0])
+        make_response(session, made.prompt_ids[0], made.teacher_ids[0], response_tokens=10)
+    with database.read() as session:
+        absent = gather.gather(session, session.get_one(Run, made.id)).absent
+
+    assert absent["savings"] == "there is no calibration grid to estimate generate-all from"
+
+
 def test_work_is_spread_over_the_time_of_its_job(store: Store) -> None:
     report = store.report
     assert report.timeline is not None
@@ -117,17 +143,46 @@ def test_work_is_spread_over_the_time_of_its_job(store: Store) -> None:
     assert (sum(stage.rows[:half]), sum(stage.rows[half:])) == pytest.approx((5.0, 15.0))
 
 
-def test_examples_show_the_chosen_response_beside_the_next_best(store: Store) -> None:
+def test_a_stage_that_is_not_done_is_not_drawn_as_if_it_were(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=40)
+        times = {"started_at": NOON, "finished_at": NOON + timedelta(seconds=100)}
+        make_job(session, made.id, state="done", n_prompts=10, **times)
+        make_job(session, made.id, n_prompts=30)
+    with database.read() as session:
+        timeline = gather.gather(session, session.get_one(Run, made.id)).timeline
+
+    assert timeline is not None
+    picture = figures.progress(timeline)
+    assert list(picture.figure.axes[0].lines[0].get_ydata())[-1] == 0.25
+    assert picture.says == "In 100.0 seconds: generate 10 of 40 rows."
+
+
+def test_a_job_that_ended_as_it_began_has_its_rows(database: Database) -> None:
+    """The run's last job, in its last moment: its stage has no other."""
+    with database.write() as session:
+        made = make_run(session, prompts=40)
+        end = NOON + timedelta(seconds=100)
+        make_job(session, made.id, stage="calibrate", state="done", n_prompts=10, started_at=NOON, finished_at=end)
+        make_job(session, made.id, stage="assign", state="done", n_prompts=30, started_at=end, finished_at=end)
+    with database.read() as session:
+        timeline = gather.gather(session, session.get_one(Run, made.id)).timeline
+
+    assert timeline is not None
+    assert figures.progress(timeline).says == "In 100.0 seconds: calibrate 10 rows, assign 30 rows."
+
+
+def test_examples_show_the_chosen_response_beside_the_best_of_the_others(store: Store) -> None:
     report, made = store.report, store.made
     first, second, alone = report.examples
 
     assert (first.prompt_id, first.text) == (made.prompt_ids[0], f"0: {HOSTILE[0]}")
     assert (first.chosen.teacher, first.chosen.text, first.chosen.reward) == (A, f"{HOSTILE[0]} by 0", 0.6)
-    assert first.runner_up is not None
-    assert (first.runner_up.teacher, first.runner_up.quality, first.runner_up.reward) == (B, 0.0, 0.4)
+    assert first.best_other is not None
+    assert (first.best_other.teacher, first.best_other.quality, first.best_other.reward) == (B, 0.0, 0.4)
     assert second.chosen.teacher == B
     # b alone was asked for the last prompt and wrote nothing: no example.
-    assert (alone.prompt_id, alone.role, alone.runner_up) == (made.prompt_ids[6], "target", None)
+    assert (alone.prompt_id, alone.role, alone.best_other) == (made.prompt_ids[6], "target", None)
 
 
 def test_failures_are_counted_by_their_first_word(store: Store) -> None:

@@ -20,14 +20,15 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Result, Route, Routed
 from persyn.router import checkpoint, evaluate, fit, model, route
 from persyn.router.model import Reader, Router, pair_loss, preference_weights
-from persyn.router.train import Examples, Plan, train
+from persyn.router.train import Examples, Plan, split, train
 
 Work: TypeAlias = Callable[[Engine, Sequence[Request]], list[Result]]
 
 #: A random backbone of two layers bears steps that a real one does not.
 FAST: dict[str, dict[str, Any]] = {
     "head": {},
-    "lora": {"epochs": 4, "learning_rate": 3e-3, "batch_size": 8, "lora_rank": 4},
+    "auto": {"epochs": 4, "learning_rate": 1e-4, "batch_size": 8},
+    "lora": {"epochs": 8, "learning_rate": 3e-3, "batch_size": 8, "lora_rank": 4},
     "full": {"epochs": 4, "learning_rate": 1e-4, "batch_size": 8},
 }
 
@@ -70,7 +71,7 @@ def test_a_router_learns_whom_each_topic_suits(smollm2: Path, work: Work, tmp_pa
     assert {"persyn", "torch", "transformers"} <= found["versions"].keys()
 
 
-@pytest.mark.parametrize("tune", ["head", "lora", "full"])
+@pytest.mark.parametrize("tune", ["head", "lora", "full", "auto"])
 def test_what_was_measured_is_what_the_checkpoint_routes(tiny: Path, work: Work, tmp_path: Path, tune: str) -> None:
     request = grid(48, holdout=12, tune=tune, folder=tmp_path / "router")
 
@@ -121,7 +122,7 @@ def test_fine_tuning_goes_beyond_the_head(
 
     assert loss_of(tuned, examples) < 0.9 * loss_of(headed, examples)
     assert notes["best_step"] > 0
-    assert notes["n_validation"] == 5
+    assert notes["n_validation"] == 10  # of 48: a fifth, since a tenth is fewer than 25
     assert len(ticks) > 20
     assert capfd.readouterr().out == ""
 
@@ -222,7 +223,7 @@ def test_a_grid_with_holes_and_ties_is_fitted_to_what_is_there(tiny: Path, work:
         ({"rewards": [[0.5] * 4] * 12}, "no_preferences: none of 12"),
         ({"rewards": [[0.5, 1.0, 0.2, float("nan")]] * 12}, "unmeasured_teachers: .* generalist"),
         ({"is_holdout": [True] * 12}, "no_preferences: none of 0"),
-        ({"tune": "some"}, "unknown_tune: 'some'; there are full, lora, head"),
+        ({"tune": "some"}, "unknown_tune: 'some'; there are auto, full, lora, head"),
         ({"rewards": [[0.5, 1.0]] * 12}, "malformed: a row of 4 rewards"),
         ({"is_holdout": [False]}, "malformed: "),
     ],
@@ -239,7 +240,50 @@ def test_a_grid_that_cannot_be_fitted_fails_with_its_reason(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("tune", ["head", "lora", "full"])
+def test_auto_tunes_in_full_where_that_makes_a_better_router(tiny: Path, work: Work, tmp_path: Path) -> None:
+    asked = grid(96, tune="auto", folder=tmp_path / "auto")
+    (fitted, full) = work(
+        fitter(tiny, **FAST["auto"]), [asked, msgspec.structs.replace(asked, id=2, tune="full", folder="full")]
+    )
+
+    assert isinstance(fitted, Fitted)
+    assert isinstance(full, Fitted)
+    assert fitted.metrics["tune"] == "full"
+    assert fitted.metrics["loss_full"] < fitted.metrics["loss_head"]
+    assert fitted.scores == full.scores
+    assert json.loads((tmp_path / "auto" / "router.json").read_text())["tune"] == "full"
+
+
+def test_auto_keeps_to_the_head_where_nothing_can_be_read_off_a_prompt(tiny: Path, work: Work, tmp_path: Path) -> None:
+    asked = grid(96, tune="auto", folder=tmp_path / "auto")
+    dealt = np.random.default_rng(0).permutation(np.array(asked.rewards)).tolist()
+    asked = msgspec.structs.replace(asked, rewards=dealt)
+    (fitted, head) = work(
+        fitter(tiny, **FAST["auto"]), [asked, msgspec.structs.replace(asked, id=2, tune="head", folder="head")]
+    )
+
+    assert isinstance(fitted, Fitted)
+    assert isinstance(head, Fitted)
+    assert fitted.metrics["tune"] == "head"
+    assert fitted.scores == head.scores
+    assert not (tmp_path / "auto" / "backbone").exists()
+
+
+@pytest.mark.parametrize(
+    ("n", "n_validation"),
+    [(1, 1), (2, 1), (50, 10), (100, 20), (125, 25), (200, 25), (250, 25), (2_500, 250)],
+)
+def test_a_tenth_decides_when_training_stops_or_25_prompts_if_they_are_no_more_than_a_fifth(
+    n: int, n_validation: int
+) -> None:
+    learn, validate = split(n, seed=0)
+
+    assert len(validate) == n_validation
+    assert sorted(set(learn) | set(validate)) == list(range(n))
+    assert n == 1 or not set(learn) & set(validate)
+
+
+@pytest.mark.parametrize("tune", ["head", "lora", "full", "auto"])
 def test_a_single_preference_is_enough_for_a_router(tiny: Path, work: Work, tmp_path: Path, tune: str) -> None:
     request = msgspec.structs.replace(grid(1, tune=tune, folder=tmp_path / "router"), rewards=[[0.0, 0.0, 1.0, 0.0]])
 

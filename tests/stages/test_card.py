@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import DatasetCard
 from sqlalchemy import update
 
-from persyn.db.catalog import Run, RunState, Student, Teacher
+from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from persyn.stages import card, export
 from persyn.stages.export_options import Options
@@ -98,6 +98,34 @@ def test_datasets_loads_parquet_alone_and_beside_texts(database: Database, run: 
     assert "parquet" not in text.split("\n---\n")[0]
 
 
+def test_ids_that_look_like_dates_are_texts(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    """A reader that takes the first ones for times refuses a file whose later ones are none."""
+    with database.write() as session:
+        session.execute(update(Prompt).values(source_id="2020-01-31"))
+    written(database, run, tmp_path / "out")
+
+    found = load(tmp_path / "out", "messages", "prompt-completion")
+
+    for sets in found.values():
+        assert str(sets["train"][2]["source_id"]).startswith("2020-01-31")
+
+
+def test_the_cards_own_lines_load_the_dataset_in_its_folder(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    text = written(database, run, tmp_path / "out", splits={"test": 0.2})
+    lines = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)[0].splitlines()
+    loads = [f"print(sorted({line}))" if line.startswith("load_dataset(") else line for line in lines]
+
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(loads).replace("  # with all provenance", "")],
+        cwd=tmp_path / "out",
+        env={**os.environ, "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.stdout.splitlines() == ["['test', 'train']"] * 5, done.stderr
+
+
 def test_datasets_loads_a_folder_without_splits(database: Database, run: MadeRun, tmp_path: Path) -> None:
     written(database, run, tmp_path / "out", formats=("alpaca", "sharegpt"), finish_reasons=("stop",))
 
@@ -169,7 +197,7 @@ def test_the_snippets_name_files_and_entries_that_are_there(database: Database, 
     for split, (dataset,) in (("train", axolotl["datasets"]), ("test", axolotl["test_datasets"])):
         assert dataset["path"] == f"messages-{split}.jsonl"
         assert (folder / dataset["path"]).exists()
-        assert (dataset["type"], dataset["roles_to_train"], dataset["train_on_eos"]) == ("chat_template", None, None)
+        assert (dataset["type"], dataset["field_messages"]) == ("chat_template", "messages")
 
 
 def test_a_run_that_is_not_done_says_so(database: Database, run: MadeRun, tmp_path: Path) -> None:

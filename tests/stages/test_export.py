@@ -20,7 +20,7 @@ from persyn.db.catalog import Prompt
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Origin, Response
 from persyn.errors import UsageError
-from persyn.stages import export
+from persyn.stages import export, formats
 from persyn.stages.export_options import Options
 from persyn.stages.manifest import Manifest
 from tests.factories import MadeRun, digest, make_assignment, make_prompt, make_response, make_run
@@ -151,6 +151,21 @@ def test_parquet_has_all_provenance(database: Database, run: MadeRun, tmp_path: 
         "response_tokens": len(HOSTILE.split()),
         "quality": None,
     }
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_long_answers_are_not_kept_in_memory(
+    database: Database, run: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parquet is written in groups of rows; the one long text of these is their reference answer."""
+    monkeypatch.setattr(formats, "_GROUP_CHARACTERS", 1_000)
+    with database.write() as session:
+        for number in range(4):
+            answer(session, run, make_prompt(session, f"long {number}?", answer="x" * 1_000), 0, "x")
+
+    write(database, run, tmp_path / "out", "parquet")
+
+    assert pq.ParquetFile(tmp_path / "out" / "dataset.parquet").metadata.num_row_groups >= 4
 
 
 def test_the_manifest_accounts_for_every_assignment(database: Database, run: MadeRun, tmp_path: Path) -> None:
@@ -340,7 +355,7 @@ import resource, sys
 from pathlib import Path
 from persyn.db.connect import Database
 from persyn.errors import PersynError
-from persyn.stages import export
+from persyn.stages import export, formats
 from persyn.stages.export_options import Options
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

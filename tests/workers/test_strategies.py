@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from persyn import audit, config, pipeline
+from persyn import audit, pipeline, run_file
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
@@ -24,7 +24,7 @@ from workers.worker import Worker
 
 def work(database: Database, folder: Path, file: Path) -> int:
     with database.write() as session:
-        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     Worker(database, Settings(str(database.url), folder), run_id=run_id).run()
     with database.read() as session:
         run = session.get_one(Run, run_id)
@@ -77,7 +77,7 @@ def test_a_grid_without_any_reward_decides_nothing(database: Database, tmp_path:
     text = file.read_text().replace('kind = "fake"', 'kind = "imported"\nmodel = "label"', 1)
     file.write_text(text)
     with database.write() as session:
-        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     Worker(database, Settings(str(database.url), tmp_path), run_id=run_id).run()
     with database.read() as session:
         run = session.get_one(Run, run_id)

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import func, select
 
-from persyn import config, pipeline
+from persyn import pipeline, run_file
 from persyn.db.connect import Database
 from persyn.db.work import Event, Job, JobState
 from persyn.settings import Settings
@@ -35,7 +35,7 @@ def work(folder: Path, **options: object) -> Database:
     store = Database(f"sqlite:///{folder / 'persyn.db'}")
     store.upgrade()
     with store.write() as session:
-        pipeline.start_run(session, config.read(write_run(folder, options=options)), actor="me")
+        pipeline.start_run(session, run_file.read(write_run(folder, options=options)), actor="me")
     Worker(store, Settings(str(store.url), folder), run_id=1).run()
     return store
 

@@ -15,7 +15,7 @@ import pytest
 from kombu import Exchange, Queue
 from sqlalchemy import func, select
 
-from persyn import config, pipeline
+from persyn import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
@@ -48,7 +48,7 @@ def start(database: Database, folder: Path, **options: Any) -> Path:
     journal = folder / "journal"
     file = write_run(folder, options={"journal": str(journal), **options})
     with database.write() as session:
-        pipeline.start_run(session, config.read(file), actor="me")
+        pipeline.start_run(session, run_file.read(file), actor="me")
     return journal
 
 

@@ -14,14 +14,15 @@ from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
-from persyn import config, pipeline, queue, summary
+from persyn import pipeline, queue, run_file, summary
 from persyn.db.catalog import Role, Run, RunPrompt, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
+from persyn.errors import UsageError
 from persyn.llm.protocols import ModelSpec
 from persyn.settings import Settings
 from tests.runs import PROMPTS, TEACHERS, write_run
@@ -48,7 +49,7 @@ class Watching(Listener):
 
 
 def start(database: Database, folder: Path, **run: Any) -> int:
-    wanted = config.read(write_run(folder, **run))
+    wanted = run_file.read(write_run(folder, **run))
     with database.write() as session:
         return pipeline.start_run(session, wanted, actor="me").id
 
@@ -126,6 +127,84 @@ def test_each_prompt_is_answered_by_the_teacher_the_router_scores_best(database:
         assert margin > 0
 
 
+def fail(database: Database, model: Any, reason: str, **where: Any) -> Any:
+    """Have one row of many have failed; returns its key."""
+    with database.write() as session:
+        row = session.scalars(select(model).filter_by(**where).limit(1)).one()
+        if model is Response:
+            session.execute(delete(Score).where(Score.response_id == row.id))
+            row.text = None
+        else:
+            row.value = None
+        row.failure = reason
+        return row.prompt_id if model is Response else row.response_id
+
+
+def test_answers_that_failed_in_an_outage_are_asked_again_when_somebody_says_so(
+    database: Database, tmp_path: Path
+) -> None:
+    run_id = start(database, tmp_path)
+    work(database, tmp_path, run_id)
+    with database.read() as session:
+        target = select(RunPrompt.prompt_id).where(RunPrompt.role == Role.TARGET).order_by(RunPrompt.prompt_id)
+        lost, refused = session.scalars(target.limit(2)).all()
+        learned = select(Assignment.prompt_id, Assignment.teacher_id).where(Assignment.reason == "calibration")
+        on_grid, its_best = session.execute(learned.limit(1)).one()
+    fail(database, Response, "server_error: HTTP 503", prompt_id=lost)
+    fail(database, Response, "refused: HTTP 400", prompt_id=refused)
+    fail(database, Response, "server_error: HTTP 503", prompt_id=on_grid, teacher_id=its_best % len(TEACHERS) + 1)
+
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        # What the router learned from is left alone: it would learn nothing from it any more.
+        assert pipeline.retry_rows(session, run, ["server_error"], actor="me") == 1
+    assert run_of(database, run_id).stage == "generate"
+    with database.write() as session, pytest.raises(UsageError, match="is at work"):
+        pipeline.retry_rows(session, session.get_one(Run, run_id), ["refused"], actor="me")
+    saves = Watching()
+    work(database, tmp_path, run_id, saves)
+
+    require_complete(database, run_id)
+    assert saves.saves == {"generate": 1}
+    assert prompts_with(database, "refused: HTTP 400") == [refused]
+    assert prompts_with(database, "server_error: HTTP 503") == [on_grid]
+    assert count(database, Response, Response.prompt_id == lost, Response.text.is_not(None)) == 1
+    with database.write() as session, pytest.raises(UsageError, match="failed for server_error"):
+        pipeline.retry_rows(session, session.get_one(Run, run_id), ["server_error"], actor="me")
+
+
+def test_a_run_that_could_not_learn_goes_back_to_what_failed_on_its_grid(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path)
+    interrupted = Watching(lambda stage: cancel(database, run_id) if stage == "score" else None)
+    work(database, tmp_path, run_id, interrupted)
+    assert run_of(database, run_id).stage == "score"
+    judged = fail(database, Score, "crashed: it ended twice")
+    cell = fail(database, Response, "server_error: HTTP 503", teacher_id=1)
+    fail(database, Response, "too_long: 9,000 tokens", teacher_id=2)
+
+    with database.write() as session:
+        rows = pipeline.retry_rows(session, session.get_one(Run, run_id), ["server_error", "crashed"], actor="me")
+    # The failed score is gone with its response where they are the same cell.
+    assert rows in (1, 2)
+    assert run_of(database, run_id).stage == "calibrate"
+    work(database, tmp_path, run_id)
+
+    require_complete(database, run_id)
+    assert count(database, Response, Response.prompt_id == cell, Response.text.is_not(None)) >= len(TEACHERS) - 1
+    assert count(database, Score, Score.response_id == judged, Score.failure.is_not(None)) == 0
+    assert count(database, Response, Response.failure.is_not(None)) == 1
+
+
+def cancel(database: Database, run_id: int) -> None:
+    with database.write() as session:
+        pipeline.cancel(session, session.get_one(Run, run_id), actor="me")
+
+
+def prompts_with(database: Database, failure: str) -> list[int]:
+    with database.read() as session:
+        return list(session.scalars(select(Response.prompt_id).where(Response.failure == failure)))
+
+
 def test_a_second_run_on_the_same_teachers_generates_only_what_is_new(database: Database, tmp_path: Path) -> None:
     first = start(database, tmp_path)
     work(database, tmp_path, first)
@@ -171,7 +250,7 @@ def test_a_second_student_costs_no_response_on_the_grid_and_no_quality_score(
     file = write_run(tmp_path, name="other")
     file.write_text(file.read_text().replace('name = "student"\nmodel = "student"', 'name = "tiny"\nmodel = "tiny"'))
     with database.write() as session:
-        second = pipeline.start_run(session, config.read(file), actor="me").id
+        second = pipeline.start_run(session, run_file.read(file), actor="me").id
         waiting = session.scalars(select(Job.stage).where(Job.run_id == second).distinct()).all()
     assert waiting == ["score"]  # the grid is there
     work(database, tmp_path, second)
@@ -423,7 +502,7 @@ def test_each_model_that_is_loaded_is_noted_with_its_job_its_seconds_and_its_gpu
     file = write_run(tmp_path)
     file.write_text(file.read_text().replace("gpus = 0", "gpus = 1", 1))  # the first teacher's
     with database.write() as session:
-        run_id = pipeline.start_run(session, config.read(file), actor="me").id
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     worker = work(database, tmp_path, run_id, seen)
 
     with database.read() as session:

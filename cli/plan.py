@@ -1,0 +1,93 @@
+"""`persyn plan`: what a run would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from cli.open import JSON, show, store_or_empty
+from cli.progress import counting_rows
+from persyn import plan as planning
+from persyn import run_file
+from persyn.plan import Amount, Basis, Plan
+from persyn.stages.start import find, identities
+
+_AMOUNT = ("to ask", "prompt tokens", "response tokens", "US dollars", "engine hours")
+#: From here on a figure has no decimals.
+_MANY = 1_000
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@JSON
+def plan(config: Path, as_json: bool) -> None:
+    """Say what the run of file CONFIG would ask of its teachers, and what that comes to; nothing is started or stored.
+
+    The file and its prompts are checked as 'run start' does; prompts take as much room in the folder for temporary
+    files (TMPDIR) as in a store. What the store has of the same prompts and teacher versions is not asked again.
+    Lengths and speed are those of each teacher's responses in the store; without any, a response is as long as
+    max_tokens allows, and 4 characters are a token. Of a run that is there it says what is left.
+    """
+    wanted = run_file.read(config)
+    with store_or_empty() as database:
+        with database.read() as session:
+            run = find(session, wanted)
+            found = planning.of_run(session, run) if run is not None else None
+        if found is None:
+            known = identities(wanted)
+            with counting_rows() as count, database.read() as session:
+                found = planning.of_file(session, wanted, known, on_rows=count)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        _show(found)
+
+
+def _show(found: Plan) -> None:
+    stands = f"{found.state}; 'persyn run status {found.name}' says how far it is" if found.state else "not started"
+    click.echo(f"run {found.name}: {stands}")
+    click.echo(f"{found.prompts} prompts, {found.calibration} of them for all teachers; strategy {found.strategy}\n")
+    bases = {basis.teacher: basis for basis in found.teachers}
+    shares = [share for share in found.shares if share.stage != "all"]
+    rows = [(s.stage, s.teacher, s.prompts, s.stored, *_cells(s.ask), *_grounds(bases[s.teacher])) for s in shares]
+    columns = ("stage", "teacher", "prompts", "stored", *_AMOUNT, "load seconds", "lengths from")
+    show(columns, rows, as_json=False)
+    if grid := [(s.teacher, s.scores_stored, s.scores_to_make) for s in shares if s.stage == "calibrate"]:
+        click.echo()
+        show(("teacher", "scores stored", "scores to make"), grid, as_json=False)
+    totals: dict[str, Amount | None] = {"this run": found.least}
+    if found.undecided:
+        totals = {"at least": found.least, "at an even split": found.even, "at most": found.most}
+    totals["all teachers answer all"] = found.generate_all
+    click.echo()
+    show(("in all", *_AMOUNT), [(name, *_cells(each)) for name, each in totals.items() if each], as_json=False)
+    click.echo()
+    _explain(found)
+
+
+def _explain(found: Plan) -> None:
+    """What the figures are not."""
+    if not found.most.responses:
+        click.echo("nothing is left to ask")
+        return
+    if found.undecided:
+        who = "one of them" if found.even is None else "who answers which prompt"
+        click.echo(f"undecided: as if that teacher alone answered them; {who} is chosen after calibration")
+    if any(basis.response_tokens_from == "max_tokens" for basis in found.teachers):
+        click.echo("lengths from max_tokens: upper bounds, and so are sums of them; the store has no such response")
+    if any(basis.prompt_tokens_from == "characters" for basis in found.teachers):
+        click.echo("lengths from characters: an estimate, 4 characters to a token")
+    click.echo("-: not known, for want of prices, or of work in the store that tells the speed")
+    click.echo("loads, scores and the router come on top")
+
+
+def _grounds(basis: Basis) -> tuple[float | None, str]:
+    return basis.load_seconds, ", ".join(dict.fromkeys((basis.prompt_tokens_from, basis.response_tokens_from)))
+
+
+def _cells(amount: Amount) -> list[float | None]:
+    """Whole numbers, but for a few dollars or hours."""
+    counts = [round(count) for count in (amount.responses, amount.prompt_tokens, amount.response_tokens)]
+    return counts + [v if v is None or v < _MANY else round(v) for v in (amount.cost, amount.engine_hours)]

@@ -1,0 +1,148 @@
+"""Tables of keys, as a reference page has them: type, default and meaning of each, from the class it is a field of.
+
+A key's meaning is the `#:` comment above its field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union
+
+import msgspec
+from msgspec import NODEFAULT, Meta, Struct
+
+from persyn import config
+from persyn.llm import fake, instructions, judge, log_likelihood, math, openai, transformers, vllm
+from persyn.router import fit, route
+from persyn.settings import Settings
+
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table"}
+
+
+def of_struct(kind: type[Struct]) -> str:
+    """The keys of a table of the run file, or of an engine's options."""
+    types, said = typing.get_type_hints(kind, include_extras=True), _meanings(kind)
+    rows = [
+        (f"`{each.name}`", _type(types[each.name]), _default(each), said[each.name])
+        for each in msgspec.structs.fields(kind)
+    ]
+    return _table(("key", "type", "default", "meaning"), rows)
+
+
+def of_environment() -> str:
+    """The variables that `Settings` is read from; the folder of the default store is one of them."""
+    settings, said = Settings.from_environment({}), _meanings(Settings)
+    store = settings.database_url.replace(str(settings.home), "PERSYN_HOME")
+    plain = {"home": f"./{settings.home.name}", "database_url": store}
+    rows = [
+        (f"`PERSYN_{name.upper()}`", _value(plain.get(name, value)), said[name])
+        for name, value in dataclasses.asdict(settings).items()
+    ]
+    return _table(("variable", "default", "meaning"), rows)
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """What the comment above each field says, base classes' included; `ValueError` when one has none."""
+    said: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        if "__annotations__" in vars(each):
+            said |= _comments(each)
+    if silent := [name for name in typing.get_type_hints(kind) if name not in said]:
+        raise ValueError(f"{kind.__module__}.{kind.__name__} has no #: comment above {', '.join(silent)}")
+    return said
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """The comments above a class's own fields."""
+    said: dict[str, str] = {}
+    held: list[str] = []
+    for line in map(str.strip, inspect.getsource(kind).splitlines()):
+        if line.startswith("#:"):
+            held.append(line.removeprefix("#:").strip())
+            continue
+        if held and (field := re.match(r"(\w+):", line)):
+            said[field[1]] = " ".join(held)
+        held = []
+    return said
+
+
+def _type(hint: Any) -> str:
+    """A field's type in words; None is a key that is left out, and no type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _bounded(arguments[0], [each for each in arguments[1:] if isinstance(each, Meta)])
+    if origin is Literal:
+        return ", ".join(f"`{each}`" for each in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_type(each) for each in arguments if each is not NoneType)
+    if origin is list:
+        item = _type(arguments[0])
+        return f"list of {item}" if item.endswith("`") else f"list of {item}s"
+    if inspect.isclass(hint) and issubclass(hint, Struct):
+        return "table"
+    return _WORDS[origin or hint]
+
+
+def _bounded(kind: Any, metas: Sequence[Meta]) -> str:
+    """A type by its title or with its bounds: `number >= 0 and < 1`."""
+    said = {name: getattr(meta, name) for meta in metas for name in ("title", *_SIGNS)}
+    said = {name: value for name, value in said.items() if value is not None}
+    bounds = " and ".join(f"{sign} {said[name]}" for name, sign in _SIGNS.items() if name in said)
+    return said.get("title") or f"{_type(kind)} {bounds}".strip()
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    """A field's default in words."""
+    if field.required:
+        return "required"
+    return _value(field.default if field.default_factory is NODEFAULT else field.default_factory())
+
+
+def _value(value: Any) -> str:
+    """A value as a TOML file would have it, or the word for what it is."""
+    if isinstance(value, Struct):
+        return "see below"
+    if value in (None, ""):
+        return "none"
+    if value in ([], {}):
+        return "empty"
+    if isinstance(value, str):
+        return json.dumps(value) if " " in value else f"`{value}`"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
+#: The tables of docs/run-file.md.
+RUN_FILE: dict[str, Callable[[], str]] = {
+    "run": partial(of_struct, config.RunTable),
+    "prompts": partial(of_struct, config.PromptsTable),
+    "student": partial(of_struct, config.StudentTable),
+    "quality": partial(of_struct, config.QualityTable),
+    "router": partial(of_struct, config.RouterTable),
+    "strategy": partial(of_struct, config.StrategyTable),
+    "teachers": partial(of_struct, config.TeacherTable),
+    "sampling": partial(of_struct, config.Sampling),
+    "vllm": partial(of_struct, vllm.Options),
+    "transformers": partial(of_struct, transformers.Options),
+    "openai": partial(of_struct, openai.Options),
+    "scorers": partial(of_struct, log_likelihood.Options),
+    "judge": partial(of_struct, judge.Options),
+    "math": partial(of_struct, math.Options),
+    "instructions": partial(of_struct, instructions.Options),
+    "router_fit": partial(of_struct, fit.Options),
+    "routing": partial(of_struct, route.Options),
+    "fake": partial(of_struct, fake.Options),
+    "environment": of_environment,
+}

@@ -1,0 +1,88 @@
+"""A report's examples: what the largest teachers wrote, beside the next best response."""
+
+from __future__ import annotations
+
+import numpy as np
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from persyn import summary, trace
+from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.grid import Grid
+from persyn.db.results import Assignment, Response, answers_assignment
+from persyn.report.facts import Example, Shown
+from persyn.rewards import Matrix
+
+#: Teachers of whom there is an example from the grid, and of whom there is one that they alone wrote.
+_EXAMPLES, _ALONE = 6, 3
+_TEXT = 4_000
+
+
+def draw(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summary.Facts) -> list[Example]:
+    """Of each of the teachers with most prompts one from the grid, where others answered too, and one of the others."""
+    ordered = sorted((t for t in facts.teachers if t.assigned), key=lambda teacher: -teacher.assigned)
+    names = [teacher.teacher for teacher in ordered]
+    wanted = [_first(session, run, name, in_grid=True) for name in names[:_EXAMPLES]]
+    wanted += [_first(session, run, name, in_grid=False) for name in names[:_ALONE]]
+    row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
+    by_name = [teacher.teacher for teacher in facts.teachers]
+    found = []
+    for prompt_id in wanted:
+        if prompt_id is None:
+            continue
+        row = row_of.get(prompt_id)
+        known = {} if row is None else dict(zip(by_name, rewarded[row].tolist(), strict=True))
+        example = _example(trace.trace(session, run, prompt_id), known)
+        found += [example] if example else []
+    return found
+
+
+def _first(session: Session, run: Run, teacher: str, *, in_grid: bool) -> int | None:
+    """A prompt that a teacher has and wrote something for; from the grid, the one that it won most clearly."""
+    written = and_(answers_assignment(), Response.text.is_not(None))
+    role = RunPrompt.role != Role.TARGET if in_grid else RunPrompt.role == Role.TARGET
+    return session.scalars(
+        select(Assignment.prompt_id)
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Assignment.prompt_id))
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Assignment.teacher_id))
+        .join(Teacher, Teacher.id == Assignment.teacher_id)
+        .join(Response, written)
+        .where(Assignment.run_id == run.id, Teacher.name == teacher, role)
+        .order_by(*([func.coalesce(Assignment.margin, 0).desc()] if in_grid else []), Assignment.prompt_id)
+        .limit(1)
+    ).first()
+
+
+def _example(found: trace.Trace, rewards_of: dict[str, float]) -> Example | None:
+    responses = {row["teacher"]: row for row in reversed(found.responses)}
+    if found.teacher not in responses:
+        return None
+    others = sorted(
+        (name for name, reward in rewards_of.items() if name != found.teacher and not np.isnan(reward)),
+        key=lambda name: -rewards_of[name],
+    )
+    return Example(
+        prompt_id=found.prompt_id,
+        role=str(found.role),
+        reason=found.assignment["reason"],
+        margin=found.assignment["margin"],
+        text=_cut(found.text),
+        chosen=_shown(responses[found.teacher], rewards_of),
+        best_other=_shown(responses[others[0]], rewards_of) if others else None,
+    )
+
+
+def _shown(row: trace.Row, rewards_of: dict[str, float]) -> Shown:
+    reward = rewards_of.get(row["teacher"])
+    return Shown(
+        teacher=row["teacher"],
+        text=None if row["text"] is None else _cut(row["text"]),
+        failure=row["failure"],
+        quality=row["quality"],
+        learnability=row["learnability"],
+        reward=None if reward is None or np.isnan(reward) else reward,
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT else f"{text[:_TEXT]}… ({len(text):,} characters)"

@@ -1,0 +1,106 @@
+"""A strategy of your own: any Python function that scores the teachers for prompts, in the router's place.
+
+    # my_strategies.py, somewhere on PYTHONPATH of every worker
+    def by_length(prompts, known, most=200):
+        is_long = [len(prompt["messages"][-1]["content"]) > most for prompt in prompts]
+        return np.outer(np.where(is_long, 1, -1), known.sizes)
+
+    [strategy]
+    kind = "python"
+    model = "my_strategies:by_length"
+    options = { most = 400 }
+
+It runs in the engine host, as a scorer of your own does, and is another version when its module's file changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from persyn.llm import options, python
+from persyn.llm.batched import Batched
+from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Route, Routed, Tick
+from persyn.strategies import Known
+
+#: Prompts handed over at once, at most.
+_CHUNK = 256
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """What PerSyn hands to the engine."""
+
+    #: `Known`, as `pack` makes it.
+    known: dict[str, Any]
+    #: Further arguments of the function.
+    options: dict[str, Any] = {}
+
+
+def pack(known: Known) -> dict[str, Any]:
+    """What a strategy may go by as plain values, to be sent to another process; equal if all of it is."""
+    packed: dict[str, Any] = msgspec.to_builtins(
+        known, builtin_types=(bytes,), enc_hook=lambda array: [list(array.shape), array.tobytes()]
+    )
+    return packed
+
+
+def unpack(packed: dict[str, Any]) -> Known:
+    """What was packed; nobody can write into its arrays."""
+    return msgspec.convert(packed, Known, dec_hook=_array)
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Import the function; it answers `Route`. It is called as function(prompts, known, **options).
+
+    prompts: {"messages", "meta"} of each of some prompts, which ones it is asked together is chance.
+    known:   `persyn.strategies.Known` of the run.
+    returns: (P, T) finite scores of the T teachers, in head order.
+    Prompts for which it raises, or returns something else, have failed. Raises `EngineError` as `python.take` does.
+    """
+    chosen = options.decode(spec, Options)
+    known, function = unpack(chosen.known), python.take(spec)
+
+    def compute(requests: list[Request]) -> Iterator[list[Result]]:
+        routes = [request for request in requests if isinstance(request, Route)]
+        return _ask(lambda prompts: function(prompts, known, **chosen.options), routes, len(known.teachers), tick)
+
+    return Batched(compute, version=python.VERSION, chunk=_CHUNK)
+
+
+def _ask(
+    function: Callable[[list[Any]], Any], routes: list[Route], n_teachers: int, tick: Tick
+) -> Iterator[list[Result]]:
+    """All at once; if that fails one by one, so that only the guilty fail."""
+    tick()
+    failure = ""
+    try:
+        found = function([{"messages": route.messages, "meta": route.meta} for route in routes])
+        scores = _checked(found, (len(routes), n_teachers)).tolist()
+    except Exception as error:  # a function of somebody else's may raise anything
+        failure = f"strategy_error: {python.why(error)}"
+    if not failure:
+        yield [Routed(route.id, row) for route, row in zip(routes, scores, strict=True)]
+    elif len(routes) == 1:
+        yield [Failed(routes[0].id, failure)]
+    else:
+        for route in routes:
+            yield from _ask(function, [route], n_teachers, tick)
+
+
+def _checked(found: Any, shape: tuple[int, int]) -> NDArray[np.float64]:
+    scores = np.asarray(found, dtype=np.float64)
+    if scores.shape != shape:
+        raise ValueError(f"it must return scores of shape {shape}, a row for each prompt, got {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"every score must be a finite number, got {scores[~np.isfinite(scores)][0]}")
+    return scores
+
+
+def _array(kind: type, packed: Any) -> NDArray[np.float64]:
+    shape, values = packed
+    return np.frombuffer(values, dtype=np.float64).reshape(shape)

@@ -1,0 +1,117 @@
+"""Reading a run file: what a mistake in it is told as, and which paths are meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from persyn import config as tables
+from persyn.config import IMPORTED, RunConfig, TeacherTable
+from persyn.errors import UsageError
+
+
+def read(path: Path) -> RunConfig:
+    """Read and check a run file, in TOML or JSON; paths in it become absolute, relative to its folder.
+
+    Raises `UsageError` with the place of the first mistake.
+    """
+    try:
+        config = _decoder(path)(path.read_bytes(), type=RunConfig)
+    except OSError as error:
+        raise UsageError(f"cannot read the run file {path}: {error.strerror}; 'persyn init' writes one") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {_explain(str(error))}") from error
+    return _absolute(config, path.absolute().parent)
+
+
+def read_teachers(path: Path) -> list[TeacherTable]:
+    """The [[teachers]] of a TOML or JSON file, which may be a run file and need not.
+
+    In such a list a teacher's engine is "imported" and its model its name, unless said otherwise.
+    Raises `UsageError` with the place of the first mistake.
+    """
+    try:
+        found = _decoder(path)(path.read_bytes(), type=_TeachersFile).teachers
+        tables = [{"engine": IMPORTED, "model": table.get("name"), **table} for table in found]
+        teachers = msgspec.convert(tables, list[TeacherTable])
+    except OSError as error:
+        raise UsageError(f"cannot read the teachers' file {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {_explain(str(error).replace('$[', '$.teachers['))}") from error
+    return [_absolute_teacher(teacher, path.absolute().parent) for teacher in teachers]
+
+
+def _decoder(path: Path) -> Any:
+    return msgspec.json.decode if path.suffix.lower() == ".json" else msgspec.toml.decode
+
+
+class _TeachersFile(Struct, frozen=True):
+    """Whatever else it holds."""
+
+    teachers: list[dict[str, Any]]
+
+
+def _absolute(config: RunConfig, folder: Path) -> RunConfig:
+    """Paths that are there become absolute."""
+    files = [str((folder / Path(file).expanduser()).resolve()) for file in config.prompts.files]
+    quality, is_path = config.quality.model, config.quality.is_loaded
+    replace = msgspec.structs.replace
+    return replace(
+        config,
+        prompts=replace(config.prompts, file=files),
+        student=replace(config.student, model=_local(config.student.model, folder)),
+        quality=replace(config.quality, model=_local(quality, folder) if is_path else quality),
+        router=replace(config.router, backbone=_local(config.router.backbone, folder)),
+        teachers=[_absolute_teacher(teacher, folder) for teacher in config.teachers],
+    )
+
+
+def _absolute_teacher(teacher: TeacherTable, folder: Path) -> TeacherTable:
+    lies_elsewhere = teacher.engine in ("openai", IMPORTED)
+    return teacher if lies_elsewhere else msgspec.structs.replace(teacher, model=_local(teacher.model, folder))
+
+
+def _local(model: str, folder: Path) -> str:
+    """A path that is there, absolute; what is no local path is a hub id and stays."""
+    looks_local = model.startswith((".", "/", "~"))
+    path = (folder / Path(model).expanduser()).resolve()
+    return str(path) if model and (looks_local or path.is_dir()) else model
+
+
+def _explain(message: str) -> str:
+    """msgspec's message, with the nearest known key when one was mistyped."""
+    unknown = re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
+    missing = re.fullmatch(r"Object missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
+    if missing and missing[2]:
+        return f"{missing[1]!r} is missing in [{missing[2]}]"
+    if missing:
+        return f"[{missing[1]}] is missing; 'persyn init' writes a file that has all it needs"
+    if not unknown:
+        return message.replace("Object", "the table").replace("`$.", "`").replace("`$`", "the top of the file")
+    key, place = unknown[1], re.sub(r"\[\d*\.*\]", "", unknown[2] or "")
+    known = _keys(place)
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+    return f"unknown key {key!r} in {f'[{place}]' if place else 'the file'}; {hint}"
+
+
+def _keys(place: str) -> tuple[str, ...]:
+    """The keys of the table at a dotted place."""
+    known: dict[str, type[Struct]] = {
+        "": RunConfig,
+        "run": tables.RunTable,
+        "prompts": tables.PromptsTable,
+        "student": tables.StudentTable,
+        "quality": tables.QualityTable,
+        "router": tables.RouterTable,
+        "strategy": tables.StrategyTable,
+        "teachers": TeacherTable,
+        "teachers.sampling": tables.Sampling,
+        "teachers.few_shot": tables.Shot,
+    }
+    return known[place].__struct_fields__ if place in known else ()

@@ -1,0 +1,96 @@
+"""The tutorial is true: its commands do what it says, and print what it shows.
+
+A block marked `sh` is run, each where the one before left off; a block marked `bash` is for the reader alone. A block
+marked `text` right after a block that is run shows what that prints. There `...` stands for anything within a line, or,
+if it is all of a line, for any number of lines; spaces between words do not count.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str) -> list[tuple[str, str | None]]:
+    """What is run, and what is shown of it."""
+    found: list[tuple[str, str | None]] = []
+    is_shown_next = False
+    for token in MarkdownIt().parse(page):
+        if token.type != "fence":
+            continue
+        if token.info == "sh":
+            found.append((token.content, None))
+        elif token.info == "text" and is_shown_next:
+            found[-1] = (found[-1][0], token.content)
+        is_shown_next = token.info == "sh"
+    return found
+
+
+def plain(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def pattern(lines: list[str]) -> str:
+    inside = (re.escape(line).replace(re.escape("..."), ".*?") for line in lines)
+    return "".join("(?:.*\n)*?" if line == ".*?" else f"{line}\n" for line in inside)
+
+
+def wrong(shown: str, printed: str) -> str | None:
+    """The first line that is shown and not printed, or where more is printed than is shown."""
+    lines = plain(shown)
+    text = "".join(f"{line}\n" for line in plain(printed))
+    if re.fullmatch(pattern(lines), text):
+        return None
+    held = [number for number in range(len(lines) + 1) if re.match(pattern(lines[:number]), text)]
+    return [*lines, "(the end)"][held[-1]]
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "at"),
+    [
+        ("a  1\n", "a 1\n", None),
+        ("a ...\n", "a 1 2\n", None),
+        ("a\n...\nb\n", "a\n1\n2\nb\n", None),
+        ("a\n...\nb\n", "a\nb\n", None),
+        ("a 1\n", "a 2\n", "a 1"),
+        ("a\nb\n", "a\nc\n", "b"),
+        ("a\n", "a\nb\n", "(the end)"),
+        ("x.y\n", "x y\n", "x.y"),
+    ],
+)
+def test_only_what_an_ellipsis_stands_for_may_differ(shown: str, printed: str, at: str | None) -> None:
+    assert wrong(shown, printed) == at
+
+
+def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["PYTHONPATH"] = str(ROOT)
+    place = tmp_path / "place"
+    there = tmp_path / "empty"
+    there.mkdir()
+    for commands, shown in blocks((ROOT / "docs/tutorial.md").read_text()):
+        done = subprocess.run(
+            ["bash", "-euc", f"{commands}\npwd > {place}"],
+            cwd=there,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{commands}\nfailed and said\n\n{done.stdout}"
+        if shown is not None and (line := wrong(shown, done.stdout)):
+            pytest.fail(
+                f"the tutorial shows after\n\n{commands}\nthe line\n\n{line}\n\nand printed is\n\n{done.stdout}"
+            )
+        there = Path(place.read_text().strip())
