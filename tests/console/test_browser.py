@@ -82,7 +82,7 @@ def test_nothing_of_the_store_runs_and_nothing_is_asked_of_elsewhere(site: Site,
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(site.run)
-    page.locator("main img").first.wait_for(timeout=60_000)  # drawn beside the pages
+    page.locator("main img").first.wait_for(state="attached", timeout=60_000)  # drawn beside the pages
     for path in site.paths():
         page.goto(site.address + path)
         assert page.evaluate("window.probe") is None
