@@ -100,7 +100,8 @@ _VIEWS = {
     # What each teacher of a run was given and wrote for it, and what it would have written had it answered everything.
     "v_teacher_cost": """
         SELECT run, position, teacher, assigned, responses, failed, prompt_tokens, response_tokens,
-               (prompt_tokens * price_in + response_tokens * price_out) / 1000000.0 AS dollars,
+               CASE WHEN uncounted = 0 THEN (prompt_tokens * price_in + response_tokens * price_out) / 1000000.0 END
+                   AS dollars,
                prompts * grid_response_tokens AS response_tokens_if_all,
                prompts * (grid_prompt_tokens * price_in + grid_response_tokens * price_out) / 1000000.0
                    AS dollars_if_all
@@ -111,6 +112,8 @@ _VIEWS = {
                        AS assigned,
                    count(CASE WHEN p.role <> 'target' OR a.prompt_id IS NOT NULL THEN x.text END) AS responses,
                    count(CASE WHEN p.role <> 'target' OR a.prompt_id IS NOT NULL THEN x.failure END) AS failed,
+                   count(CASE WHEN (p.role <> 'target' OR a.prompt_id IS NOT NULL) AND x.text IS NOT NULL
+                                   AND (x.prompt_tokens IS NULL OR x.response_tokens IS NULL) THEN 1 END) AS uncounted,
                    coalesce(sum(CASE WHEN p.role <> 'target' OR a.prompt_id IS NOT NULL THEN x.prompt_tokens END), 0)
                        AS prompt_tokens,
                    coalesce(sum(CASE WHEN p.role <> 'target' OR a.prompt_id IS NOT NULL THEN x.response_tokens END), 0)

@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from persyn import pipeline, rewards
+from persyn import pipeline, rewards, summary
 from persyn.config import Per
 from persyn.db import grid
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Score
+from persyn.db.results import Response, Score
 from persyn.rewards import Normalisation
 from tests.factories import make_config, make_response, make_run
 from tests.questions import by_hand
@@ -69,6 +69,23 @@ def test_of_z_scores_the_reward_matrix_gives_no_reward_rather_than_another(datab
     with database.read() as session:
         seen = rows(session, "SELECT reward, quality FROM v_reward_matrix WHERE run = 'first' AND prompt_id = 1")
     assert sorted(seen, key=str) == [(None, 0.0), (None, 1.0)]
+
+
+def test_what_a_teacher_cost_is_unknown_when_one_of_its_responses_has_no_count(database: Database) -> None:
+    with database.write() as session:
+        by_hand.fill(session)
+    dollars = "SELECT dollars FROM v_teacher_cost WHERE run = 'first' AND teacher = 'ada'"
+    with database.read() as session:
+        assert rows(session, dollars) == [(pytest.approx(0.00026),)]
+    with database.write() as session:
+        one = session.scalars(
+            select(Response).join(Teacher).where(Teacher.name == "ada", Response.text.is_not(None)).limit(1)
+        ).one()
+        one.response_tokens = None
+    with database.read() as session:
+        assert rows(session, dollars) == [(None,)]
+        (ada, _) = summary.facts(session, session.get_one(Run, 1)).teachers
+        assert ada.cost is None
 
 
 def test_progress_is_what_status_says_at_every_stage(database: Database) -> None:
