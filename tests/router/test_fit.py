@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -267,6 +268,22 @@ def test_auto_keeps_to_the_head_where_nothing_can_be_read_off_a_prompt(tiny: Pat
     assert fitted.metrics["tune"] == "head"
     assert fitted.scores == head.scores
     assert not (tmp_path / "auto" / "backbone").exists()
+
+
+def test_auto_holds_one_backbone_at_a_time(tiny: Path, work: Work, tmp_path: Path) -> None:
+    asked = grid(24, tune="auto", folder=tmp_path / "auto")
+    dealt = np.random.default_rng(0).permutation(np.array(asked.rewards)).tolist()
+    held: list[int] = []
+    engine = fit.load(
+        ModelSpec("router_fit", str(tiny), options=FAST["auto"]),
+        lambda: held.append(sum(type(each) is Router for each in gc.get_objects())),
+    )
+
+    (fitted,) = work(engine, [msgspec.structs.replace(asked, rewards=dealt)])
+
+    assert isinstance(fitted, Fitted)
+    assert fitted.metrics["tune"] == "head"
+    assert max(held) == 1
 
 
 @pytest.mark.parametrize(
