@@ -93,6 +93,7 @@ def resume(session: Session, run: Run, *, actor: str) -> None:
 
     One that is done goes on where it misses a row: it shared a failed one, which was taken back or replaced since.
     """
+    run = session.get_one(Run, run.id, with_for_update=True, populate_existing=True)
     if run.state is not RunState.DONE or _go_back(session, run):
         _go_on(session, run, actor, {})
 
