@@ -139,6 +139,17 @@ def test_a_training_that_makes_nothing_better_changes_nothing(tiny: Path, exampl
         assert torch.equal(weight, untouched[name])
 
 
+def test_weights_that_are_no_numbers_are_never_the_best(tiny: Path, examples: Examples) -> None:
+    # Without an order the first teachers are the best, and those of the validation prompts are.
+    rewards = np.tile([0.0, 0.3, 0.6, 1.0], (48, 1))
+    rewards[split(48, seed=0)[1]] = [1.0, 0.3, 0.6, 0.5]
+
+    ruined, notes = trained(tiny, Examples(examples.prompts, rewards), "full", [], learning_rate=1e38)
+
+    assert notes["best_step"] == 0
+    assert all(weight.isfinite().all() for weight in ruined.state_dict().values())
+
+
 @pytest.mark.parametrize("tune", ["head", "lora", "full"])
 def test_the_same_seed_gives_the_same_checkpoint(tiny: Path, work: Work, tmp_path: Path, tune: str) -> None:
     request = grid(24, tune=tune, folder=tmp_path / "router")
