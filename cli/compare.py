@@ -139,7 +139,7 @@ def _show(one: Comparison) -> None:
     show(columns, [_row(fact)[: len(columns)] for fact in one.strategies], as_json=False)
     click.echo()
     teachers = sorted({name for fact in one.strategies for name in fact.shares})
-    shares = [(name, *(_share(fact.shares.get(name)) for fact in one.strategies)) for name in teachers]
+    shares = [(name, *(_share(fact.shares.get(name, 0.0)) for fact in one.strategies)) for name in teachers]
     show(("asks", *(fact.strategy for fact in one.strategies)), shares, as_json=False)
     for note in one.notes:
         click.echo(f"not there: {note}")
@@ -160,5 +160,5 @@ def _row(fact: StrategyFacts) -> tuple[str, ...]:
     )
 
 
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+def _share(share: float) -> str:
+    return f"{share:.0%}"

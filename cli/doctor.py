@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy import func, select
+from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from cli import broker
@@ -26,7 +26,7 @@ from cli.open import broker as broker_url
 from persyn import queue
 from persyn.db.connect import Database
 from persyn.db.time import now
-from persyn.errors import UsageError
+from persyn.errors import UsageError, shorten
 from persyn.queue import Backlog
 from persyn.settings import Settings
 
@@ -104,6 +104,9 @@ def _store(settings: Settings) -> Iterator[Finding]:
         database.close()
     except UsageError as error:
         yield "error", "store", str(error)
+    except (OSError, SQLAlchemyError) as error:  # the folder that cannot be made, the file that cannot be opened
+        place = make_url(settings.database_url).render_as_string(hide_password=True)
+        yield "error", "store", f"{place} cannot be opened: {shorten(str(getattr(error, 'orig', error)))}"
 
 
 def judge_file(file: Path, kind: str, *, has_broker: bool) -> Iterator[Finding]:
@@ -184,7 +187,11 @@ def judge_workers(present: Sequence[Present], waiting: Sequence[Backlog]) -> Ite
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    settings.home.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        yield "error", "PERSYN_HOME", f"{settings.home} cannot be made: {error.strerror}; name another folder"
+        return
     if not os.access(settings.home, os.W_OK):
         yield "error", "PERSYN_HOME", f"{settings.home} cannot be written"
     free = shutil.disk_usage(settings.home).free / 1e9

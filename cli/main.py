@@ -75,6 +75,20 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
 
 
+#: Packages that come with an extra alone.
+_EXTRAS = {
+    "celery": "celery",
+    "kombu": "celery",
+    "prometheus_client": "celery",
+    "redis": "celery",
+    "structlog": "celery",
+    "langdetect": "instructions",
+    "peft": "lora",
+    "psycopg": "postgres",
+    "vllm": "vllm",
+}
+
+
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="persyn")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -120,10 +134,13 @@ def _explain(message: str) -> None:
 
 
 def _foreign(error: Exception) -> str:
-    """A library's error in a line: a database's own words, the file it is about, or what kind it was."""
+    """A library's error in a line: a database's own words, what is not installed, the file it is about, or its kind."""
     original = getattr(error, "orig", None)
     if original is not None:
         return f"the database refused: {original}; 'persyn doctor' says how it is"
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in _EXTRAS:
+        return f"the package {package!r} is not installed; it comes with: pip install 'persyn[{_EXTRAS[package]}]'"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; see who may write there, free space, and PERSYN_HOME"
     return f"{type(error).__name__}: {error} (the whole story: persyn --debug ...)"

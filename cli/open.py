@@ -118,7 +118,11 @@ def find_run(session: Session, name: str) -> Run:
     """The run of this name, or `UsageError`."""
     run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
     if run is None:
-        raise UsageError(f"there is no run named {name!r}; 'persyn run list' shows which there are")
+        place = session.connection().engine.url.render_as_string(hide_password=True)
+        raise UsageError(
+            f"there is no run named {name!r} in the store {place}; 'persyn run list' shows which there are, and "
+            "PERSYN_DATABASE_URL or PERSYN_HOME names another store"
+        )
     return run
 
 

@@ -49,14 +49,13 @@ def _show(found: Plan) -> None:
     stands = f"{found.state}; 'persyn run status {found.name}' says how far it is" if found.state else "not started"
     click.echo(f"run {found.name}: {stands}")
     click.echo(f"{found.prompts} prompts, {found.calibration} of them for all teachers; strategy {found.strategy}\n")
-    bases = {basis.teacher: basis for basis in found.teachers}
     shares = [share for share in found.shares if share.stage != "all"]
-    rows = [(s.stage, s.teacher, s.prompts, s.stored, *_cells(s.ask), *_grounds(bases[s.teacher])) for s in shares]
-    columns = ("stage", "teacher", "prompts", "stored", *_AMOUNT, "load seconds", "lengths from")
-    show(columns, rows, as_json=False)
-    if grid := [(s.teacher, s.scores_stored, s.scores_to_make) for s in shares if s.stage == "calibrate"]:
-        click.echo()
-        show(("teacher", "scores stored", "scores to make"), grid, as_json=False)
+    rows = [(s.stage, s.teacher, s.prompts, s.stored, *_cells(s.ask)) for s in shares]
+    show(("stage", "teacher", "prompts", "stored", *_AMOUNT), rows, as_json=False)
+    scores = {s.teacher: (s.scores_stored, s.scores_to_make) for s in shares if s.stage == "calibrate"}
+    grounds = [(b.teacher, *scores.get(b.teacher, (None, None)), *_grounds(b)) for b in found.teachers]
+    click.echo()
+    show(("teacher", "scores stored", "scores to make", "load seconds", "lengths from"), grounds, as_json=False)
     totals: dict[str, Amount | None] = {"this run": found.least}
     if found.undecided:
         totals = {"at least": found.least, "at an even split": found.even, "at most": found.most}

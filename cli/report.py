@@ -10,12 +10,17 @@ import click
 
 from cli.open import RUN, find_run, store
 from persyn.db.connect import Database
+from persyn.errors import UsageError
 from persyn.settings import Settings
 
 if TYPE_CHECKING:
     from persyn.hindsight import Curve
     from persyn.report.drawing import Picture
     from persyn.report.facts import Report
+
+
+#: By how a file's name ends.
+_FORMS = {"": "html", ".html": "html", ".htm": "html", ".md": "md", ".markdown": "md"}
 
 
 @click.command()
@@ -37,7 +42,7 @@ def report(
     """
     from persyn.report import document, figures  # bring matplotlib
 
-    form = form or ("md" if output is not None and output.suffix.lower() in (".md", ".markdown") else "html")
+    form = form or _form(output)
     output = output or Path(f"{run}-report.{form}")
     with store() as database:
         with database.read() as session:
@@ -51,6 +56,14 @@ def report(
         document.write_figures(folder, pictures)
     document.write(output, _text(form, found, pictures, folder, output))
     click.echo(f"{output}: run {run}, {found.facts.state}, {len(pictures)} figures")
+
+
+def _form(output: Path | None) -> str:
+    """The format that a file's name ends with; `UsageError` when that is another."""
+    ending = "" if output is None else output.suffix.lower()
+    if ending not in _FORMS:
+        raise UsageError(f"a report is HTML or Markdown, not {ending}; give a file's name that ends so, or --format")
+    return _FORMS[ending]
 
 
 def _gather(database: Database, run: str, group_by: str | None, curve: Curve | None) -> Report:

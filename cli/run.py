@@ -156,7 +156,10 @@ def _work(database: Database, run_id: int) -> None:
 def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
     if state is RunState.CANCELLED:
         raise PersynError(f"run {name} was cancelled; go on with: persyn run resume {name}")
-    raise PersynError(f"run {name} failed in {error}; mend it, then: persyn run resume {name}")
+    raise PersynError(
+        f"run {name} failed in {error}; mend it, then: persyn run resume {name}; or start a changed run file under "
+        "another name"
+    )
 
 
 def _work_here(database: Database, settings: Settings, run_id: int) -> str:

@@ -69,6 +69,9 @@ def _statement(
         if lacking := [each for each in question.parameters if each not in parameters]:
             needs = " ".join(f"-p {each}=..." for each in lacking)
             raise UsageError(f"the question {name!r} needs {needs}")
+        if unknown := [each for each in parameters if each not in question.parameters]:
+            takes = " ".join(f"-p {each}=" for each in question.parameters) or "no -p"
+            raise UsageError(f"the question {name!r} has no {', '.join(unknown)}; it takes {takes}")
         return question.sql, parameters
     if file is not None:
         return _text(file), parameters

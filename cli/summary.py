@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from cli.open import plain
 from cli.open import show as table
+from persyn import watch
 from persyn.db.catalog import Run
 from persyn.summary import Facts, facts
 from workers import owner
@@ -15,13 +16,14 @@ __all__ = ["facts", "show"]
 
 
 def show(session: Session, run: Run) -> None:
-    """Print a run's stages, teachers, workers, router and savings."""
+    """Print a run's stages, failures, teachers, workers, router and savings."""
     found = facts(session, run)
     click.echo(
         f"run {found.name}: {found.state}, {found.prompts} prompts"
         + (f" ({plain(found.error)})" if found.error else "")
     )
     _stages(found)
+    _failures(session, run, found)
     _teachers(found)
     _workers(found)
     _router(found)
@@ -32,6 +34,18 @@ def _stages(found: Facts) -> None:
     rows = [(s.stage, s.total, s.done, s.failed, s.pending, s.seconds) for s in found.stages]
     click.echo()
     table(("stage", "rows", "done", "failed", "pending", "seconds"), rows, as_json=False)
+
+
+def _failures(session: Session, run: Run, found: Facts) -> None:
+    """Why rows failed, if some did."""
+    spared = [stage.stage for stage in found.stages if not stage.failed]
+    if len(spared) < len(found.stages):
+        rows = [
+            (failure.stage, failure.reason, failure.rows)
+            for failure in watch.tally(session, run, known=spared).failures
+        ]
+        click.echo()
+        table(("failed in", "reason", "rows"), rows, as_json=False)
 
 
 def _teachers(found: Facts) -> None:

@@ -117,7 +117,9 @@ def _of_sqlite(request: Request) -> Found | Broken:
             connection.set_authorizer(_allow)
             return _read(connection.execute(request.statement, request.parameters), request)
     except (sqlite3.Error, sqlite3.Warning) as error:
-        return Broken(str(error), is_late=str(error) == "interrupted")
+        said = str(error)
+        hint = "; a question may only read the store, by a SELECT" if said.startswith("not authorized") else ""
+        return Broken(said + hint, is_late=said == "interrupted")
 
 
 def _allow(action: int, what: str | None, which: str | None, schema: str | None, within: str | None) -> int:

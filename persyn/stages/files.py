@@ -49,6 +49,8 @@ def records(path: Path) -> Iterator[Numbered]:
     name = path.name.lower()
     for ending, decode in _DECODERS.items():
         if name.endswith(ending):
+            if path.is_dir():
+                raise UsageError(f"{path} is a folder; give the files in it by their names")
             if not path.is_file():
                 raise UsageError(f"there is no file {path}")
             return _guarded(path, decode)

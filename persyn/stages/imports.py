@@ -60,8 +60,11 @@ class Tally:
 
     def refusal(self, which: str) -> UsageError:
         """The error that lists the first bad rows."""
-        lines = "".join(f"\n  {bad}" for bad in self.first_bad)
-        return UsageError(f"{which} cannot be imported, so nothing was; mend or skip them:{lines}")
+        listed = "; ".join(map(str, self.first_bad))
+        return UsageError(f"{which} cannot be imported, so nothing was; {self._advice()}: {listed}")
+
+    def _advice(self) -> str:
+        return "mend or skip them" if self.on_error == "stop" else "mend them"
 
     def report(self) -> ImportReport:
         """The counts at the end; `UsageError` when a bad row stops the import."""

@@ -40,13 +40,13 @@ def import_responses(
     teachers: {name: id} of those whose rows there may be; None takes every name that occurs as a teacher
               of engine "imported".
     progress: called now and then with the number of rows read.
-    Raises `UsageError` for a bad row that is not to be skipped, and for a file without a single
-    good one; the caller's transaction must then leave nothing.
+    Raises `UsageError` for a bad row that is not to be skipped, for a file without a single good one,
+    and for a score that no row has; the caller's transaction must then leave nothing.
     """
     prompt_table.take_turns(session)
     ids = dict(teachers or {})
     scorers = {field: versions.quality(session, QualityTable("imported", field), {}) for field in layout.score}
-    tally = Tally(on_error)
+    tally, scored = Tally(on_error), set[str]()
     for source, batch in batches(paths, partial(response_rows.read, layout=layout), tally):
         strangers = sorted({row.teacher for row in batch} - ids.keys())
         if strangers and teachers is not None:
@@ -56,9 +56,13 @@ def import_responses(
         cells = _cells(session, batch, ids)
         _store(session, cells, tally)
         _store_scores(session, cells, scorers)
+        scored.update(*(row.scores for row in batch))
         if progress:
             progress(tally.rows)
-    return tally.report()
+    report = tally.report()
+    if lacking := sorted(scorers.keys() - scored):
+        raise UsageError(f"no row has a score in a field {', '.join(lacking)}; nothing was imported")
+    return report
 
 
 def _unknown(name: str, teachers: Mapping[str, int]) -> UsageError:

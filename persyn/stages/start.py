@@ -9,8 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, RunConfig, thaw
-from persyn.db.catalog import Run, RunTeacher, Teacher
-from persyn.db.results import Origin, Response
+from persyn.db.catalog import Run, RunTeacher, Scorer, Teacher
+from persyn.db.results import Origin, Response, Score
 from persyn.errors import UsageError
 from persyn.stages import prompt_table, versions
 from persyn.stages.versions import Identities
@@ -39,7 +39,7 @@ def identities(config: RunConfig) -> Identities:
 
 
 def require_imported(session: Session, config: RunConfig) -> None:
-    """Raise `UsageError` for an imported teacher that has no response."""
+    """Raise `UsageError` for an imported teacher that has no response, and for an imported quality without a score."""
     for table in config.teachers:
         if table.engine != IMPORTED:
             continue
@@ -49,6 +49,20 @@ def require_imported(session: Session, config: RunConfig) -> None:
                 f"no response of teacher {table.model!r} was imported; 'persyn teachers list' shows whose were, "
                 "and an imported teacher's model is the name its rows gave it"
             )
+    if config.quality.kind == IMPORTED:
+        _require_scores(session, config.quality.model)
+
+
+def _require_scores(session: Session, field: str) -> None:
+    """Raise `UsageError` when no score was imported from a field of this name."""
+    has_values = select(Score.response_id).where(Score.scorer_id == Scorer.id, Score.value.is_not(None)).exists()
+    imported = select(Scorer.model).where(Scorer.kind == IMPORTED, has_values).order_by(Scorer.model)
+    if session.scalars(imported.where(Scorer.model == field)).first() is None:
+        known = session.scalars(imported).all()
+        raise UsageError(
+            f"no score {field!r} was imported; there are: {', '.join(known) or 'none'}. "
+            "'persyn responses import --score NAME' takes it from that field, also of rows that are there already"
+        )
 
 
 def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:

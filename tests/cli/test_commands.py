@@ -51,6 +51,8 @@ def test_rows_that_failed_are_asked_again_when_their_reason_is_named(persyn: Per
     dataset = tmp_path / "home" / "datasets" / "test" / "messages.jsonl"
     before = len(dataset.read_text().splitlines())
     assert before < PROMPTS
+    status = persyn("run", "status", "test").stdout
+    assert ["generate", "refused", str(PROMPTS - before)] in [line.split() for line in status.splitlines()]
     require_refused(persyn("jobs", "retry", "test"), "done")
     require_refused(persyn("jobs", "retry", "test", "--rows", "server_error"), "server_error", "run status test")
 

@@ -111,6 +111,10 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
         (("responses", "import", "grid.jsonl"), "neither 'prompt' nor 'messages'"),
         (("responses", "import", "none.jsonl"), "there is no file none.jsonl"),
         (("responses", "import", "grid.jsonl", "--teachers", "none.toml"), "cannot read the teachers' file none.toml"),
+        (
+            ("responses", "import", "grid.jsonl", "--map", "prompt=question", "--score", "rihgt"),
+            "no row has a score in",
+        ),
         (("router", "curve", "grid"), "there is no run named 'grid'"),
         (("compare", "grid"), "there is no run named 'grid'"),
         (("compare", "grid", "--alpha", "2"), "--alpha takes numbers from 0 to 1"),
@@ -123,6 +127,19 @@ def test_what_cannot_be_done_is_said_in_a_line(persyn: Persyn, grid: Path, words
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_quality_that_was_not_imported_stops_the_start_and_may_come_later(
+    persyn: Persyn, tmp_path: Path, grid: Path
+) -> None:
+    names = "responses", "import", str(grid), "--map", "prompt=question"
+    assert persyn(*names).returncode == 0
+    refused = persyn("run", "start", str(run_file(tmp_path)))
+    assert refused.returncode == 2
+    assert "no score 'right' was imported; there are: none." in refused.stderr
+    again = persyn(*names, "--score", "right")
+    assert again.stdout.startswith("120 rows: 0 new, 120 already there, 0 bad"), again.stderr
+    assert persyn("run", "start", str(run_file(tmp_path))).returncode == 0
 
 
 def test_a_mistake_in_the_teachers_file_is_named(persyn: Persyn, tmp_path: Path, grid: Path) -> None:

@@ -166,6 +166,14 @@ def test_each_shell_has_a_script_for_persyn() -> None:
     [
         ("", "[run] is missing; 'persyn init' writes a file that has all it needs"),
         ('[run]\nsetting = "math"', "'name' is missing in [run]"),
+        ('{"run": 1}', "run.toml: not TOML: Invalid statement (at line 1, column 1)"),
+        ('[run]\nname = "a b"', "beginning with a letter or a digit, got 'a b'"),
+        ('[run]\nname = "a"\nsetting = "maths"', "`run.setting` is 'maths'; it takes 'instruct', 'math'"),
+        ('[run]\nname = "a"\nsetting = "math"\nholdout = 2', "< 1.0 - at `run.holdout`, got 2"),
+        (
+            '[[teachers]]\nname = "a"\nmodel = "a"\nengine = "vlm"\n[[teachers]]',
+            "`teachers[0].engine` is 'vlm'; it takes 'fake', 'imported', 'openai', 'transformers', 'vllm'",
+        ),
     ],
 )
 def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, content: str, said: str) -> None:
@@ -196,6 +204,32 @@ def test_a_worker_without_a_broker_says_that_and_nothing_else(persyn: Persyn) ->
         assert (
             done.stderr == "error: PERSYN_BROKER_URL is not set; give redis://host:port/0, the same to every worker\n"
         )
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['kombu'] = None; sys.argv = ['persyn', 'dispatch']; from cli.main import main; main()"
+    )
+    environment = {
+        "PERSYN_HOME": str(tmp_path),
+        "PERSYN_BROKER_URL": "redis://127.0.0.1:1/0",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: the package 'kombu' is not installed; it comes with: pip install 'persyn[celery]'\n"
+
+
+def test_the_doctor_says_what_is_wrong_with_a_store_that_cannot_be_opened(persyn: Persyn, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for home in ("/proc", str(tmp_path / "file")):
+        done = persyn("doctor", PERSYN_HOME=home)
+        assert done.returncode == 1, done.stderr
+        assert f"{home}/persyn.db cannot be opened: " in done.stdout
+
+
+def test_a_run_that_is_not_there_is_missed_in_a_store_that_is_named(persyn: Persyn, tmp_path: Path) -> None:
+    assert f"in the store sqlite:///{tmp_path / 'home' / 'persyn.db'}; " in persyn("run", "status", "none").stderr
 
 
 def test_a_home_that_is_no_folder_is_named(persyn: Persyn, tmp_path: Path) -> None:

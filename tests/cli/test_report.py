@@ -18,8 +18,12 @@ def test_a_report_is_written_with_its_figures_or_refused_with_a_reason(persyn: P
     database.close()
 
     done = persyn("report", "first", "-o", "r.md", "--figures", "figures", PERSYN_DATABASE_URL=url)
-    refused = persyn("report", "first", "-o", "persyn.db", PERSYN_DATABASE_URL=url)
+    refused = persyn("report", "first", "--format", "html", "-o", "persyn.db", PERSYN_DATABASE_URL=url)
 
+    strange = persyn("report", "first", "-o", "r.pdf", PERSYN_DATABASE_URL=url)
+
+    assert (strange.returncode, (tmp_path / "r.pdf").exists()) == (2, False)
+    assert strange.stderr.startswith("error: a report is HTML or Markdown, not .pdf; ")
     assert (done.returncode, done.stdout) == (0, "r.md: run first, running, 0 figures\n")
     assert (tmp_path / "r.md").read_text().startswith("<!-- PerSyn report -->\n# Run first\n")
     assert (tmp_path / "figures").is_dir()

@@ -65,6 +65,7 @@ def test_what_cannot_be_asked_is_refused(known: None) -> None:
         (["SELECT 1", "--ask", "progress"], "give one of"),
         (["--ask", "progres"], "did you mean 'progress'"),
         (["--ask", "progress"], "-p run="),
+        (["--ask", "progress", "-p", "run=first", "-p", "rnu=x"], "no rnu; it takes -p run="),
         (["SELECT 1", "-p", "x"], "NAME=VALUE"),
         (["SELECT 1", "--csv", "--json"], "give one"),
         (["DELETE FROM prompts"], "refuses"),

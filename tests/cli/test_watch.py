@@ -162,7 +162,10 @@ def test_a_run_that_is_over_is_told_of_at_once_and_decides_the_exit_code(persyn:
     assert done.stdout.splitlines()[-1] == "run done is done; 'persyn run status done' says what came out"
     failed = persyn("run", "watch", "failed")
     assert failed.returncode == 1
-    assert failed.stderr == "error: run failed failed in stage x; mend it, then: persyn run resume failed\n"
+    assert failed.stderr == (
+        "error: run failed failed in stage x; mend it, then: persyn run resume failed; "
+        "or start a changed run file under another name\n"
+    )
     cancelled = persyn("run", "watch", "cancelled")
     assert cancelled.returncode == 1
     assert cancelled.stderr == "error: run cancelled was cancelled; go on with: persyn run resume cancelled\n"

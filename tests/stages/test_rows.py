@@ -229,6 +229,9 @@ def test_an_unknown_ending_lists_the_known(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.jsonl is a folder; give the files in it"):
+        list(files.records(tmp_path / "folder.jsonl"))
     with pytest.raises(UsageError, match=r"there is no file .*p\.jsonl"):
         rows.read(tmp_path / "p.jsonl")
 
