@@ -5,6 +5,7 @@ A group's module is imported only when it is asked for, so that help answers at 
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
@@ -103,7 +104,8 @@ def persyn(ctx: click.Context, debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command; exit 0 when done, 1 when the work failed, 2 on wrong usage, 130 when interrupted."""
+    """Run the command; exit 0 when done, 1 when the work failed, 2 on wrong usage, 130 or 143 when interrupted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is temporary is removed on the way out
     try:
         persyn(prog_name="persyn", standalone_mode=False)
     except click.exceptions.Exit as done:

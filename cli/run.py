@@ -54,7 +54,10 @@ def start(config: Path) -> None:
 @run.command(short_help="Go on with a run, try again what failed.")
 @RUN
 def resume(run: str) -> None:
-    """Go on with RUN; jobs that failed or were cancelled are tried again."""
+    """Go on with RUN; jobs that failed or were cancelled are tried again.
+
+    A run that is done goes on if it misses a row, since another run had a failed row that they share asked again.
+    """
     with store() as database:
         with database.write() as session:
             found = find_run(session, run)

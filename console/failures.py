@@ -25,6 +25,7 @@ def index(request: Request) -> Response:
     with reading(request) as session:
         run = find(session, request)
         jobs = browse.failed_jobs(session, run, limit=_MOST)
+        needed = pipeline.needed(session, run)
     tally = counted(request, run.id, tally=watch.tally)["tally"]
     is_going = run.state is RunState.RUNNING
     return page(
@@ -35,7 +36,7 @@ def index(request: Request) -> Response:
         tally=tally,
         most=_MOST,
         can_retry=bool(jobs) and run.state is not RunState.DONE,
-        can_retry_rows=not is_going,
+        asked_again=() if is_going else needed,
         live=is_live(request, is_going, tally),
     )
 

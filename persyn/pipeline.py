@@ -12,6 +12,7 @@ from persyn import queue
 from persyn.config import RunConfig
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
+from persyn.db.results import Assignment
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
 from persyn.errors import UsageError
@@ -88,13 +89,26 @@ def enlist(
 
 
 def resume(session: Session, run: Run, *, actor: str) -> None:
-    """Let a run that failed or was cancelled go on: its failed jobs are tried again. A running one goes on as it is."""
-    if run.state is not RunState.DONE:
+    """Let a run that failed or was cancelled go on: its failed jobs are tried again. A running one goes on as it is.
+
+    One that is done goes on where it misses a row: it shared a failed one, which was taken back or replaced since.
+    """
+    run = session.get_one(Run, run.id, with_for_update=True, populate_existing=True)
+    if run.state is not RunState.DONE or _go_back(session, run):
         _go_on(session, run, actor, {})
 
 
+def _go_back(session: Session, run: Run) -> bool:
+    """Take a run back to the first stage that misses a row; whether there is one."""
+    for name, counts in progress(session, run).items():
+        if counts.pending:
+            run.stage = name
+            return True
+    return False
+
+
 def _go_on(session: Session, run: Run, actor: str, detail: dict[str, Any]) -> None:
-    queue.retry(session, run.id, actor=actor)
+    queue.retry(session, run.id, run.stage, actor=actor)
     if run.state is not RunState.RUNNING:
         _note(session, run, actor, run.state, RunState.RUNNING, {"stage": run.stage, **detail})
         run.state, run.error, run.finished_at, run.plans = RunState.RUNNING, None, None, 0
@@ -114,26 +128,28 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
 
     Until the run has its router, or what its strategy goes by, those are responses and scores of the grid, afterwards
     answers to assigned prompts. They are missing from now on, so the run goes back to the first stage that misses one;
-    of other runs that share a response too, until it is there. Imported ones stay. `UsageError` while the run is at
-    work, and when no row failed so.
+    of other runs that share a response too, until it is there or they are resumed. Imported ones stay. `UsageError`
+    while the run is at work, and when no row failed so.
     """
     run = session.get_one(Run, run.id, with_for_update=True, populate_existing=True)
     if run.state is RunState.RUNNING:
         raise UsageError(f"run {run.name} is at work; its failed rows can be tried again when it has ended")
-    is_learning = _ORDER.index(run.stage) < _ORDER.index("assign")
-    forgotten = {
-        name: _FORGET[name](session, run, reasons)
-        for name in (("calibrate", "score") if is_learning else ("generate",))
-    }
-    rows = sum(forgotten.values())
+    rows = sum(_FORGET[name](session, run, reasons) for name in needed(session, run))
     if not rows:
         raise UsageError(
             f"no row of run {run.name} that it still needs failed for {', '.join(reasons)}; "
             f"'persyn run status {run.name}' shows what failed"
         )
-    run.stage = next(name for name, count in forgotten.items() if count)
+    _go_back(session, run)
     _go_on(session, run, actor, {"reason": "retry", "rows": rows, "failures": sorted(reasons)})
     return rows
+
+
+def needed(session: Session, run: Run) -> tuple[str, ...]:
+    """The stages whose failed rows a run still needs: those of the grid, until it is learned from."""
+    is_assigned = select(Assignment.prompt_id).where(Assignment.run_id == run.id).limit(1)
+    is_over = _ORDER.index(run.stage) >= _ORDER.index("assign") or session.scalars(is_assigned).first() is not None
+    return ("generate",) if is_over else ("calibrate", "score")
 
 
 def cancel(session: Session, run: Run, *, actor: str) -> None:

@@ -7,7 +7,7 @@ Every transition leaves an event in the same transaction. Time is the database's
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -266,18 +266,24 @@ def cancel(session: Session, run_id: int, *, actor: str, job_ids: Collection[int
     return len(jobs) + _rows(asked)
 
 
-def retry(session: Session, run_id: int, *, actor: str) -> int:
-    """Queue a run's failed and cancelled jobs again, with all their attempts; return how many."""
-    over = Job.run_id == run_id, Job.state.in_((JobState.FAILED, JobState.CANCELLED))
-    jobs = session.execute(select(Job.id, Job.run_id, Job.fence, Job.state).where(*over).with_for_update()).all()
-    bulk.insert_new(
-        session, Event, [_event(job, JobState.QUEUED, actor, {"reason": "retry"}, was=job.state) for job in jobs]
-    )
-    session.execute(
-        update(Job)
-        .where(*over)
-        .values(state=JobState.QUEUED, attempts=0, not_before=None, finished_at=None, cancel_requested=False)
-    )
+def retry(session: Session, run_id: int, stage: str, *, actor: str) -> int:
+    """Queue the failed and cancelled jobs of a run's stage again, with all their attempts; return how many.
+
+    What failed in another stage is cancelled: when the run comes to it, it plans what is missing then.
+    """
+    mine, failed = Job.run_id == run_id, Job.state == JobState.FAILED
+    again: dict[str, Any] = {"attempts": 0, "not_before": None, "finished_at": None, "cancel_requested": False}
+    over = mine, Job.stage == stage, failed | (Job.state == JobState.CANCELLED)
+    _move(session, (mine, Job.stage != stage, failed), JobState.CANCELLED, actor, {})
+    return _move(session, over, JobState.QUEUED, actor, again)
+
+
+def _move(
+    session: Session, which: Sequence[ColumnElement[bool]], state: JobState, actor: str, values: Mapping[str, Any]
+) -> int:
+    jobs = session.execute(select(Job.id, Job.run_id, Job.fence, Job.state).where(*which).with_for_update()).all()
+    bulk.insert_new(session, Event, [_event(job, state, actor, {"reason": "retry"}, was=job.state) for job in jobs])
+    session.execute(update(Job).where(*which).values(state=state, **values))
     return len(jobs)
 
 

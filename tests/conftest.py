@@ -20,6 +20,8 @@ from tests.postgres import Postgres
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Nor has a pipe a width, whatever pytest's processes say of their own.
+os.environ.pop("COLUMNS", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes compute as there are cores; more threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

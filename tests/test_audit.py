@@ -135,7 +135,7 @@ def test_a_running_job_is_no_finding(database: Database, run: MadeRun, audited: 
         session.execute(
             update(Event).where(Event.id == events_of(database, last_job(database))[-1]).values(to_state="failed")
         )
-        assert queue.retry(session, run.id, actor="me") == 1
+        assert queue.retry(session, run.id, "generate", actor="me") == 1
         assert queue.claim(session, owner="b") is not None
     assert audited() == []
 

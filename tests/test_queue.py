@@ -237,8 +237,17 @@ def test_retrying_gives_failed_and_cancelled_jobs_all_their_attempts_again(datab
     job = claim(database)
     with database.write() as session:
         queue.fail(session, job, "boom", owner="a")
-        assert queue.retry(session, job.run_id, actor="me") == 1
+        assert queue.retry(session, job.run_id, "generate", actor="me") == 1
     assert claim(database).attempts == 1
+
+
+def test_what_failed_in_another_stage_than_the_one_retried_is_cancelled(database: Database) -> None:
+    add_jobs(database, max_attempts=1)
+    job = claim(database)
+    with database.write() as session:
+        queue.fail(session, job, "boom", owner="a")
+        assert queue.retry(session, job.run_id, "calibrate", actor="me") == 0
+    assert states(database) == [JobState.CANCELLED]
 
 
 def test_a_running_job_without_a_lease_cannot_exist(database: Database) -> None:

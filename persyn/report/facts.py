@@ -93,7 +93,7 @@ class StagePace(Struct, frozen=True):
 
     stage: str
     rows: list[float]
-    #: Rows of all its jobs, of those too that are not done.
+    #: Rows of all its jobs, of those too that are not done; what is planned again counts once.
     planned: int
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import String, Subquery, and_, cast, func, literal, select
+from sqlalchemy import String, Subquery, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from persyn import bootstrap, compare, rewards, summary, watch
@@ -355,8 +355,11 @@ def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | 
         # A job may end in the moment in which it began; whenever that was, in the end its rows are done.
         times = _seconds(began, start), max(_seconds(began, end), _seconds(began, start) + 1e-3)
         so_far += rows * np.where(edges < edges[-1], np.interp(edges, times, (0, 1)), 1.0)
+    # What a cancelled job left is planned again, but where the run was cancelled too.
+    is_left = literal(run.state is RunState.CANCELLED) & (Job.stage == run.stage)
+    counts = of_run, or_(Job.state != JobState.CANCELLED, is_left)
     planned: dict[str, int] = dict(
-        session.execute(select(Job.stage, func.sum(Job.n_prompts)).where(of_run).group_by(Job.stage)).all()
+        session.execute(select(Job.stage, func.sum(Job.n_prompts)).where(*counts).group_by(Job.stage)).all()
     )
     return Timeline(
         seconds, [StagePace(stage, np.diff(so_far).tolist(), int(planned[stage])) for stage, so_far in done.items()]

@@ -159,7 +159,7 @@ class _Work:
         could make it.
         """
         learn, validate = (np.array(self.learn)[part] for part in split(len(self.learn), self.request.seed))
-        _, frozen = self._read("head")
+        frozen = self._read("head")[1]
         simple = head.fit(
             frozen[learn],
             self.grid.rewards[learn],
@@ -168,14 +168,15 @@ class _Work:
             tick=self.tick,
         )
         by_head = self._losses(frozen[validate].double() @ simple.weight.T + simple.bias, validate)
-        full = self.train("full")
+        taken = self.train("full")
         prompts = self.grid.take(validate.tolist()).prompts
-        tuned = model.all_features(full.router, prompts, self.batch_tokens, self.tick)
-        by_full = self._losses(torch.from_numpy(_scores(full.router, tuned)), validate)
-        notes = {"loss_head": by_head.mean().item(), "loss_full": by_full.mean().item()}
-        is_better = not head.is_within_error(by_head - by_full)
-        taken = full if is_better else self.train("head")
-        return replace(taken, notes={**full.notes, **taken.notes, **notes})
+        tuned = model.all_features(taken.router, prompts, self.batch_tokens, self.tick)
+        by_full = self._losses(torch.from_numpy(_scores(taken.router, tuned)), validate)
+        notes = {**taken.notes, "loss_head": by_head.mean().item(), "loss_full": by_full.mean().item()}
+        if head.is_within_error(by_head - by_full):
+            del taken  # before another backbone is loaded: a GPU may have no room for two
+            taken = self.train("head")
+        return replace(taken, notes={**notes, **taken.notes})
 
     def _read(self, tune: str) -> tuple[Router, Tensor]:
         """A router that nobody has trained, and what its backbone makes of the grid's prompts."""

@@ -118,7 +118,8 @@ class KeepBest(TrainerCallback):
         """Keep the weights if they are the best so far."""
         metrics = found["metrics"]
         measured = (metrics["eval_hit"], -metrics["eval_loss"])
-        if measured > self._best:
+        # Where scores are no numbers any more, their hit rate is chance.
+        if not self._kept or (math.isfinite(metrics["eval_loss"]) and measured > self._best):
             self._best, self._misses, self.best_step = measured, 0, state.global_step
             self._kept = {name: p.detach().cpu().clone() for name, p in self._trained.items()}
         else:

@@ -80,9 +80,10 @@ def failures(run: Run) -> Select[Any]:
 
 
 def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
-    """Have the grid's scores that failed for these reasons made again; return how many."""
+    """Have the grid's scores that failed for these reasons made again; return how many. Imported ones stay."""
     of_run = _responses(run.id).with_only_columns(Response.id)
-    scorers = (run.learnability_scorer_id, run.quality_scorer_id)
+    is_used = Scorer.id.in_((run.learnability_scorer_id, run.quality_scorer_id))
+    scorers = select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)
     failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
     return len(session.execute(delete(Score).where(*failed).returning(Score.response_id)).all())
 

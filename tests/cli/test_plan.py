@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +40,19 @@ def test_without_a_store_it_plans_and_makes_none(persyn: Persyn, tmp_path: Path)
     assert "an estimate" in done.stdout
     assert "at an even split" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl", "run.toml"]
+
+
+def test_whoever_ends_it_half_way_finds_nothing_of_it(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    plan = [sys.executable, "-m", "cli", "plan", str(write_run(tmp_path, prompts=100_000))]
+    places = {"PERSYN_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(plan, env={**os.environ, **places}, stderr=subprocess.DEVNULL) as process:
+        while not any((tmp_path / "temporary").iterdir()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+    assert process.returncode == 143
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_finished_run_has_nothing_left_and_its_store_stays_as_it_was(persyn: Persyn, tmp_path: Path) -> None:

@@ -319,8 +319,13 @@ def test_with_admin_rows_that_failed_for_a_reason_are_asked_again(database: Data
         run.state = RunState.FAILED
         failed = session.scalars(select(Response).where(Response.failure.is_not(None))).one()
         failed_id, reason = failed.id, str(failed.failure).partition(":")[0]
+        score = session.scalars(select(Score).where(Score.scorer_id == run.quality_scorer_id).limit(1)).one()
+        score.value, score.failure = None, "crashed: it ended twice"
     shown = console.get("/runs/maths/failures").text
     assert f'name="rows" value="{reason}"' in shown
+    # It has learned from its grid, and asks none of that again.
+    assert "<bdi>crashed</bdi>" in shown
+    assert 'value="crashed"' not in shown
     assert 'name="rows"' not in client(database).get("/runs/maths/failures").text
     form = {"form_secret": secret(shown)}
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.report import document, figures, gather
@@ -156,6 +156,22 @@ def test_a_stage_that_is_not_done_is_not_drawn_as_if_it_were(database: Database)
     picture = figures.progress(timeline)
     assert list(picture.figure.axes[0].lines[0].get_ydata())[-1] == 0.25
     assert picture.says == "In 100.0 seconds: generate 10 of 40 rows."
+
+
+@pytest.mark.parametrize(("state", "said"), [(RunState.DONE, "40 rows"), (RunState.CANCELLED, "40 of 70 rows")])
+def test_what_was_planned_again_counts_once(database: Database, state: RunState, said: str) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=40, stage="generate")
+        session.get_one(Run, made.id).state = state
+        times = {"started_at": NOON, "finished_at": NOON + timedelta(seconds=100)}
+        make_job(session, made.id, state="cancelled", n_prompts=30)
+        for n_prompts in (10, 30):
+            make_job(session, made.id, state="done", n_prompts=n_prompts, **times)
+    with database.read() as session:
+        timeline = gather.gather(session, session.get_one(Run, made.id)).timeline
+
+    assert timeline is not None
+    assert figures.progress(timeline).says == f"In 100.0 seconds: generate {said}."
 
 
 def test_a_job_that_ended_as_it_began_has_its_rows(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -138,6 +139,17 @@ def test_a_training_that_makes_nothing_better_changes_nothing(tiny: Path, exampl
         assert torch.equal(weight, untouched[name])
 
 
+def test_weights_that_are_no_numbers_are_never_the_best(tiny: Path, examples: Examples) -> None:
+    # Without an order the first teachers are the best, and those of the validation prompts are.
+    rewards = np.tile([0.0, 0.3, 0.6, 1.0], (48, 1))
+    rewards[split(48, seed=0)[1]] = [1.0, 0.3, 0.6, 0.5]
+
+    ruined, notes = trained(tiny, Examples(examples.prompts, rewards), "full", [], learning_rate=1e38)
+
+    assert notes["best_step"] == 0
+    assert all(weight.isfinite().all() for weight in ruined.state_dict().values())
+
+
 @pytest.mark.parametrize("tune", ["head", "lora", "full"])
 def test_the_same_seed_gives_the_same_checkpoint(tiny: Path, work: Work, tmp_path: Path, tune: str) -> None:
     request = grid(24, tune=tune, folder=tmp_path / "router")
@@ -267,6 +279,22 @@ def test_auto_keeps_to_the_head_where_nothing_can_be_read_off_a_prompt(tiny: Pat
     assert fitted.metrics["tune"] == "head"
     assert fitted.scores == head.scores
     assert not (tmp_path / "auto" / "backbone").exists()
+
+
+def test_auto_holds_one_backbone_at_a_time(tiny: Path, work: Work, tmp_path: Path) -> None:
+    asked = grid(24, tune="auto", folder=tmp_path / "auto")
+    dealt = np.random.default_rng(0).permutation(np.array(asked.rewards)).tolist()
+    held: list[int] = []
+    engine = fit.load(
+        ModelSpec("router_fit", str(tiny), options=FAST["auto"]),
+        lambda: held.append(sum(type(each) is Router for each in gc.get_objects())),
+    )
+
+    (fitted,) = work(engine, [msgspec.structs.replace(asked, rewards=dealt)])
+
+    assert isinstance(fitted, Fitted)
+    assert fitted.metrics["tune"] == "head"
+    assert max(held) == 1
 
 
 @pytest.mark.parametrize(

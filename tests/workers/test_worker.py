@@ -12,19 +12,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from sqlalchemy import delete, func, select
 
-from persyn import pipeline, queue, run_file, summary
-from persyn.db.catalog import Role, Run, RunPrompt, RunState, Teacher
+from persyn import audit, pipeline, queue, run_file, summary
+from persyn.db.catalog import Role, Run, RunPrompt, RunState, Scorer, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError
 from persyn.llm.protocols import ModelSpec
+from persyn.pipeline import STAGES
 from persyn.settings import Settings
+from persyn.stages import fit_router
+from tests.factories import make_response
 from tests.runs import PROMPTS, TEACHERS, write_run
 from workers.worker import Listener, Worker
 
@@ -203,6 +207,112 @@ def cancel(database: Database, run_id: int) -> None:
 def prompts_with(database: Database, failure: str) -> list[int]:
     with database.read() as session:
         return list(session.scalars(select(Response.prompt_id).where(Response.failure == failure)))
+
+
+def halt(database: Database, run_id: int, stage: str) -> Watching:
+    """A listener that cancels the run when it has come to a stage."""
+
+    def when(_: str) -> None:
+        if (run := run_of(database, run_id)).stage == stage and run.state is RunState.RUNNING:
+            cancel(database, run_id)
+
+    return Watching(when)
+
+
+def retry_rows(database: Database, run_id: int, *reasons: str) -> int:
+    with database.write() as session:
+        return pipeline.retry_rows(session, session.get_one(Run, run_id), reasons, actor="me")
+
+
+def test_a_router_learns_from_the_rows_that_are_asked_again_too(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path)
+    work(database, tmp_path, run_id, halt(database, run_id, "fit_router"))
+    fail(database, Response, "server_error: HTTP 503", teacher_id=1)
+
+    assert retry_rows(database, run_id, "server_error") == 1
+    work(database, tmp_path, run_id)
+
+    require_complete(database, run_id)
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        of_grid = fit_router.fit_of(session, run)[1].rewards
+        assert not np.isnan(of_grid).any()
+        stages = select(Job.stage).join(Event, Event.job_id == Job.id).where(Event.to_state == JobState.DONE)
+        assert list(dict.fromkeys(session.scalars(stages.order_by(Event.id.desc())))) == list(STAGES)[::-1]
+        assert list(audit.audit(session, run)) == []
+
+
+def test_rows_that_are_asked_again_let_no_prompt_go_without_a_teacher(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path, job_prompts=1)
+    interrupted = Watching(lambda stage: cancel(database, run_id) if stage == "assign" else None)
+    work(database, tmp_path, run_id, interrupted)
+    with database.write() as session:
+        routed = select(Assignment.prompt_id, Assignment.teacher_id).where(Assignment.reason == "router")
+        prompt_id, teacher_id = session.execute(routed.order_by(Assignment.prompt_id.desc()).limit(1)).one()
+        # As another run has left it.
+        make_response(session, prompt_id, teacher_id, None, failure="server_error: HTTP 503")
+
+    assert retry_rows(database, run_id, "server_error") == 1
+    assert run_of(database, run_id).stage == "assign"
+    work(database, tmp_path, run_id)
+
+    require_complete(database, run_id)
+
+
+def test_an_answer_on_the_grid_that_is_asked_again_is_scored_too(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path)
+    work(database, tmp_path, run_id, halt(database, run_id, "fit_router"))
+    for teacher_id in range(1, len(TEACHERS) + 1):
+        with database.read() as session:
+            first = session.scalars(select(func.min(RunPrompt.prompt_id)).where(RunPrompt.role != Role.TARGET)).one()
+        fail(database, Response, "server_error: HTTP 503", prompt_id=first, teacher_id=teacher_id)
+    with database.write() as session:
+        pipeline.resume(session, session.get_one(Run, run_id), actor="me")
+    work(database, tmp_path, run_id)
+    router_id = run_of(database, run_id).router_id
+
+    assert retry_rows(database, run_id, "server_error") == 1  # of those it still needs
+    assert run_of(database, run_id).stage == "calibrate"
+    saves = Watching()
+    work(database, tmp_path, run_id, saves)
+
+    require_complete(database, run_id)
+    assert saves.saves == {"calibrate": 1, "score": 2}
+    assert run_of(database, run_id).router_id == router_id
+
+
+def test_a_score_that_should_have_been_imported_is_not_asked_for(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, tmp_path)
+    work(database, tmp_path, run_id, halt(database, run_id, "fit_router"))
+    with database.write() as session:
+        scorer = session.get_one(Scorer, session.get_one(Run, run_id).quality_scorer_id)
+        scorer.kind = "imported"
+    fail(database, Score, "not_imported: no score of this response was imported", scorer_id=scorer.id)
+
+    with pytest.raises(UsageError, match="failed for not_imported"):
+        retry_rows(database, run_id, "not_imported")
+
+
+def test_a_done_run_goes_on_when_another_run_has_taken_a_failed_row_of_it_back(
+    database: Database, tmp_path: Path
+) -> None:
+    first = start(database, tmp_path)
+    work(database, tmp_path, first)
+    second = start(database, tmp_path, name="other")
+    work(database, tmp_path, second)
+    with database.read() as session:
+        target = select(RunPrompt.prompt_id).where(RunPrompt.role == Role.TARGET).limit(1)
+        lost = session.scalars(target).one()
+    fail(database, Response, "server_error: HTTP 503", prompt_id=lost)
+    retry_rows(database, first, "server_error")
+    cancel(database, first)
+
+    for _ in range(2):  # the second time nothing is missing
+        with database.write() as session:
+            pipeline.resume(session, session.get_one(Run, second), actor="me")
+        work(database, tmp_path, second)
+        require_complete(database, second)
+        assert count(database, Response, Response.prompt_id == lost, Response.text.is_not(None)) == 1
 
 
 def test_a_second_run_on_the_same_teachers_generates_only_what_is_new(database: Database, tmp_path: Path) -> None:
