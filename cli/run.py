@@ -41,6 +41,7 @@ def run() -> None:
 def start(config: Path) -> None:
     """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was."""
     wanted = run_file.read(config)
+    _require_celery()
     with store() as database:
         with database.read() as session:
             is_new = find(session, wanted) is None
@@ -58,6 +59,7 @@ def resume(run: str) -> None:
 
     A run that is done goes on if it misses a row, since another run had a failed row that they share asked again.
     """
+    _require_celery()
     with store() as database:
         with database.write() as session:
             found = find_run(session, run)
@@ -160,6 +162,12 @@ def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
         f"run {name} failed in {error}; mend it, then: persyn run resume {name}; or start a changed run file under "
         "another name"
     )
+
+
+def _require_celery() -> None:
+    """Before a run is written that nobody would work: with a broker, what speaks to it has to be installed."""
+    if Settings.from_environment().broker_url is not None:
+        import workers.app  # noqa: F401
 
 
 def _work_here(database: Database, settings: Settings, run_id: int) -> str:

@@ -23,6 +23,7 @@ from persyn.db.work import Job
 from persyn.errors import UsageError
 from tests.cli.conftest import Persyn
 from tests.factories import MadeRun, make_job, make_prompt, make_run
+from tests.runs import write_run
 from tests.test_architecture import commands
 
 Typed: TypeAlias = Callable[..., Result]
@@ -206,17 +207,25 @@ def test_a_worker_without_a_broker_says_that_and_nothing_else(persyn: Persyn) ->
         )
 
 
-def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["dispatch"], ["run", "start", "run.toml"]])
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(
+    tmp_path: Path, command: list[str]
+) -> None:
+    write_run(tmp_path)
     code = (
-        "import sys; sys.modules['kombu'] = None; sys.argv = ['persyn', 'dispatch']; from cli.main import main; main()"
+        f"import sys; sys.modules['kombu'] = None; sys.argv = ['persyn', *{command}]; from cli.main import main; main()"
     )
     environment = {
         "PERSYN_HOME": str(tmp_path),
         "PERSYN_BROKER_URL": "redis://127.0.0.1:1/0",
         "PYTHONPATH": ":".join(sys.path),
     }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
+    # A run that nobody could be told of is not begun.
+    assert not (tmp_path / "persyn.db").exists() or command == ["dispatch"]
     assert done.stderr == "error: the package 'kombu' is not installed; it comes with: pip install 'persyn[celery]'\n"
 
 
