@@ -21,7 +21,7 @@ from persyn.db.work import Event, Load
 from persyn.errors import UsageError
 from persyn.plan import Plan, Share
 from persyn.stages import ingest, start
-from tests.factories import make_job, make_response
+from tests.factories import make_job, make_prompt, make_response
 from tests.foreign import write_module
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -264,6 +264,14 @@ def test_who_was_imported_is_never_asked(database: Database, tmp_path: Path) -> 
         eve_id = start.versions.teacher(session, wanted.teachers[1], {})
         for prompt_id in session.scalars(select(Prompt.id).order_by(Prompt.id).limit(7)).all():
             make_response(session, prompt_id, eve_id, origin=Origin.IMPORTED)
+    with pytest.raises(UsageError, match="no score 'right' was imported"):
+        planned(database, wanted)
+    with database.write() as session:
+        scorer_id = start.versions.quality(session, wanted.quality, {})
+        elsewhere = make_response(
+            session, make_prompt(session, "Why?", source="other.jsonl"), eve_id, origin=Origin.IMPORTED
+        )
+        session.add(Score(response_id=elsewhere, scorer_id=scorer_id, value=1.0, detail={}))
     found = planned(database, wanted)
 
     hers = share(found, "calibrate", "eve")

@@ -98,7 +98,8 @@ def test_it_says_what_became_of_every_assignment(export: Export, tmp_path: Path)
 
 def test_a_run_that_is_resumed_writes_its_dataset_as_it_was_exported_last(export: Export, tmp_path: Path) -> None:
     with Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}").write() as session:
-        session.execute(update(Run).values(state=RunState.DONE, stage="generate"))
+        session.execute(update(Run).values(state=RunState.FAILED, stage="calibrate"))
+    assert CliRunner().invoke(persyn_command, ["run", "resume", "run"]).exit_code == 0
     export("--cap", "7", "--format", "alpaca")
     before = folder(tmp_path)
     shutil.rmtree(tmp_path / "home" / "datasets" / "run")

@@ -141,7 +141,7 @@ def test_a_teachers_file_says_whose_rows_there_may_be(database: Database, tmp_pa
 def test_a_bad_row_is_named_and_leaves_nothing(
     database: Database, tmp_path: Path, record: dict[str, Any], reason: str
 ) -> None:
-    path = write(tmp_path / "a.jsonl", cell(1, "ada"), record)
+    path = write(tmp_path / "a.jsonl", cell(1, "ada", label=1), record)
 
     with pytest.raises(UsageError, match=rf"(?s)a\.jsonl:2: .*{reason}"):
         load(database, path, layout=Layout(score=("label",)))

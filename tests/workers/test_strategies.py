@@ -76,7 +76,9 @@ def test_a_grid_without_any_reward_decides_nothing(database: Database, tmp_path:
     file = write_run(tmp_path, strategy="static")
     text = file.read_text().replace('kind = "fake"', 'kind = "imported"\nmodel = "label"', 1)
     file.write_text(text)
+    (tmp_path / "other.jsonl").write_text('{"prompt": "Why?", "teacher": "eve", "response": "So.", "label": 1}\n')
     with database.write() as session:
+        responses.import_responses(session, [tmp_path / "other.jsonl"], layout=Layout(score=("label",)))
         run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
     Worker(database, Settings(str(database.url), tmp_path), run_id=run_id).run()
     with database.read() as session:
