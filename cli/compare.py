@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: Any) -> None:
     """Compare strategies for each RUN on its hold-out prompts, from what is stored: nothing is generated.
 
-    Rewards, with 95 % intervals, are of the hold-out prompts; what a strategy goes by it learns from
+    Rewards, with 95% intervals, are of the hold-out prompts; what a strategy goes by it learns from
     the calibration prompts alone. 'closed' is the part of the way from the best single teacher
     (static) to the oracle. 'persyn' is the run's router, which was fitted to the run's own alpha. A run whose
     strategy is a python function shows that too: it is asked about the hold-out prompts, here.
@@ -135,7 +135,7 @@ def _show(one: Comparison) -> None:
         f"{one.n_calibration} calibration prompts"
     )
     has_cost = any(fact.cost is not None for fact in one.strategies)
-    columns = ("strategy", "reward", "95 %", "closed", "95 %", "quality", "learn.", "tokens", *["cost"] * has_cost)
+    columns = ("strategy", "reward", "95%", "closed", "95%", "quality", "learn.", "tokens", *["cost"] * has_cost)
     show(columns, [_row(fact)[: len(columns)] for fact in one.strategies], as_json=False)
     click.echo()
     teachers = sorted({name for fact in one.strategies for name in fact.shares})

@@ -21,8 +21,10 @@ def show_report(report: ImportReport, *, what: str) -> None:
     what: that differed in a row that conflicts with a stored one.
     """
     replaced = f"{report.replaced:,} in place of failed ones, " if report.replaced else ""
+    scores = f"; {report.new_scores:,} new scores" if report.new_scores else ""
     click.echo(
         f"{report.rows:,} rows: {report.new:,} new, {replaced}{report.duplicates:,} already there, {report.bad:,} bad"
+        + scores
     )
     if report.conflicts:
         click.echo(f"{report.conflicts:,} rows came with another {what} than the stored one, which stays", err=True)

@@ -141,8 +141,8 @@ def show_students(facts: list[students.StudentFacts], *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(facts).decode())
         return
-    columns = ("student", "prompts", "by", "strategy", "alpha", "training", "n", "asked", "failed", "value", "95 %")
-    show((*columns, "gain", "95 % "), [_row(fact) for fact in facts], as_json=False)
+    columns = ("student", "prompts", "by", "strategy", "alpha", "training", "n", "asked", "failed", "value", "95%")
+    show((*columns, "gain", "95% "), [_row(fact) for fact in facts], as_json=False)
 
 
 def _row(fact: students.StudentFacts) -> tuple[Any, ...]:

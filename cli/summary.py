@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from cli.open import plain
 from cli.open import show as table
 from persyn import watch
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, RunState
 from persyn.summary import Facts, facts
 from workers import owner
 
@@ -22,12 +22,25 @@ def show(session: Session, run: Run) -> None:
         f"run {found.name}: {found.state}, {found.prompts} prompts"
         + (f" ({plain(found.error)})" if found.error else "")
     )
+    _hands(session, run)
     _stages(found)
     _failures(session, run, found)
     _teachers(found)
     _workers(found)
     _router(found)
     _savings(found)
+
+
+def _hands(session: Session, run: Run) -> None:
+    """Whether anybody is at work on a run that is not over; a worker that was killed says nothing itself."""
+    if run.state is not RunState.RUNNING:
+        return
+    holders = {held.worker for held in watch.glance(session, run).held if held.lease_seconds > 0}
+    at_work = len(holders) - len(owner.dead(holders))
+    if at_work:
+        click.echo(f"{at_work} worker{'s hold' if at_work > 1 else ' holds'} jobs of it")
+    else:
+        click.echo(f"no worker holds a job of it; if that stays so, go on with: persyn run resume {run.name}")
 
 
 def _stages(found: Facts) -> None:

@@ -17,7 +17,7 @@ _HELD = 2_000_000
 
 
 class Interval(Struct, frozen=True):
-    """A mean and its 95 % bootstrap interval."""
+    """A mean and its 95% bootstrap interval."""
 
     mean: float
     low: float

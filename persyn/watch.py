@@ -129,7 +129,7 @@ def glance(session: Session, run: Run) -> Glance:
         open_rows=sum(int(rows) for state, _, rows, _ in counted if state in _OPEN),
         planned_rows=sum(int(rows) for state, _, rows, _ in counted if state is not JobState.CANCELLED),
         held=_held(session, run, at),
-        paces=_paces(session, run, at, max(began, at - RECENT)),
+        paces=_paces(session, run, at, max(began, at - RECENT)) if run.state is RunState.RUNNING else [],
         troubles=_troubles(session, run),
     )
 

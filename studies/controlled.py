@@ -235,7 +235,7 @@ def _became(facts: Mapping[str, Sequence[StudentFacts]], datasets: Mapping[str, 
             )
         )
     return "How often the student is right about prompts that no run has:\n\n" + table(
-        ("trained on", "right", "95 %", "right in its dataset", "whom it asked"), rows
+        ("trained on", "right", "95%", "right in its dataset", "whom it asked"), rows
     )
 
 

@@ -219,7 +219,7 @@ def _strategies(found: Sequence[Comparison]) -> str:
             )
         )
     rows.sort(key=lambda row: -row[0])
-    head = ("strategy", "reward", "95 %", "closed", "95 %", "quality", "learnability", "asks most (seed 0)")
+    head = ("strategy", "reward", "95%", "closed", "95%", "quality", "learnability", "asks most (seed 0)")
     return f"At alpha {ALPHA:g}:\n\n" + table(head, [row[1:] for row in rows])
 
 

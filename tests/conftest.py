@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
@@ -15,6 +16,9 @@ from filelock import FileLock
 from persyn.db.connect import Database
 from tests.cluster import Broker
 from tests.postgres import Postgres
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # No test may ask a model hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -109,6 +113,19 @@ def database(database_url: str) -> Iterator[Database]:
     store = Database(database_url)
     yield store
     store.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium. Ended with its module: while it lives, its thread has an event loop."""
+    from tests import chromium
+
+    if chromium.find() is None:
+        if os.environ.get("CI"):
+            pytest.fail(chromium.MISSING)
+        pytest.skip(chromium.MISSING)
+    with chromium.running() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

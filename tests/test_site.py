@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from markdown_it import MarkdownIt
 from playwright.sync_api import Browser
 
 from docs import hooks
-from tests import chromium
 
 PAGES = {
     **{page.relative_to(hooks.ROOT / "docs").as_posix(): page for page in (hooks.ROOT / "docs").rglob("*.md")},
@@ -44,16 +42,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = build(hooks.ROOT, folder)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if chromium.find() is None:
-        if os.environ.get("CI"):
-            pytest.fail(chromium.MISSING)
-        pytest.skip(chromium.MISSING)
-    with chromium.running() as browser:
-        yield browser
 
 
 def article(site: Path, uri: str) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn import watch
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.db.time import now
@@ -72,6 +72,10 @@ def test_only_what_was_written_lately_for_this_run_and_stage_counts_as_pace(data
         make_response(session, made.prompt_ids[7], bob, response_tokens=100)
     (pace,) = glance(database, made.id).paces
     assert (pace.teacher, pace.responses, pace.tokens) == ("a", pytest.approx(3 / 60), pytest.approx(300 / 60))
+
+    with database.write() as session:
+        session.get_one(Run, made.id).state = RunState.DONE
+    assert glance(database, made.id).paces == [], "who is done writes no more"
 
 
 def test_a_stage_that_began_ten_seconds_ago_is_measured_over_ten_seconds(database: Database) -> None:

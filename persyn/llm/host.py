@@ -195,7 +195,7 @@ def _environment(devices: str | None, *, is_alone: bool) -> dict[str, str]:
     """This process's environment, with what the child's threads do while they wait for each other.
 
     Threads that spin take the cores from another engine's: two on one CPU were four times as slow as
-    with threads that sleep. An engine alone is some 8 % slower with threads that sleep.
+    with threads that sleep. An engine alone is some 8% slower with threads that sleep.
     """
     waiting = {} if is_alone else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     pinned = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}

@@ -33,6 +33,8 @@ class ImportReport:
     #: Those that came with something else than what is stored, which stays.
     conflicts: int
     bad: int
+    #: Stored with responses, whether those are new or not.
+    new_scores: int
     first_bad: tuple[BadRow, ...]
 
 
@@ -46,6 +48,7 @@ class Tally:
     replaced: int = 0
     conflicts: int = 0
     bad: int = 0
+    new_scores: int = 0
     first_bad: list[BadRow] = field(default_factory=list)
 
     def take(self, chunk: Sequence[T | BadRow]) -> list[T]:
@@ -72,7 +75,14 @@ class Tally:
             raise self.refusal(f"{self.bad:,} of {self.rows:,} rows")
         duplicates = self.rows - self.bad - self.new - self.replaced
         return ImportReport(
-            self.rows, self.new, self.replaced, duplicates, self.conflicts, self.bad, tuple(self.first_bad)
+            rows=self.rows,
+            new=self.new,
+            replaced=self.replaced,
+            duplicates=duplicates,
+            conflicts=self.conflicts,
+            bad=self.bad,
+            new_scores=self.new_scores,
+            first_bad=tuple(self.first_bad),
         )
 
 

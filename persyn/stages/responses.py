@@ -55,7 +55,7 @@ def import_responses(
         prompt_table.store(session, source, [row.prompt for row in batch])
         cells = _cells(session, batch, ids)
         _store(session, cells, tally)
-        _store_scores(session, cells, scorers)
+        tally.new_scores += _store_scores(session, cells, scorers)
         scored.update(*(row.scores for row in batch))
         if progress:
             progress(tally.rows)
@@ -126,9 +126,10 @@ def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, str |
     return {(prompt_id, teacher_id): text for prompt_id, teacher_id, text in found}
 
 
-def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int]) -> None:
+def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int]) -> int:
+    """Store what is not there or failed; return how many."""
     if not scorers:
-        return
+        return 0
     responses = session.execute(
         select(Response.id, Response.prompt_id, Response.teacher_id, Response.text).where(
             tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)),
@@ -150,9 +151,12 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
         if text == cells[prompt_id, teacher_id].text  # a score of another text is not this one's
         for field, value in cells[prompt_id, teacher_id].scores.items()
     ]
-    failed = Score.scorer_id.in_(scorers.values()), Score.failure.is_not(None)
-    session.execute(delete(Score).where(*failed, Score.response_id.in_([row["response_id"] for row in rows])))
-    bulk.insert_new(session, Score, rows)
+    mine = Score.scorer_id.in_(scorers.values()), Score.response_id.in_([row["response_id"] for row in rows])
+    session.execute(delete(Score).where(*mine, Score.failure.is_not(None)))
+    there = {tuple(row) for row in session.execute(select(Score.response_id, Score.scorer_id).where(*mine))}
+    new = [row for row in rows if (row["response_id"], row["scorer_id"]) not in there]
+    bulk.insert_new(session, Score, new)
+    return len(new)
 
 
 def _columns(cell: Cell, row: ResponseRow) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_a_quality_that_was_not_imported_stops_the_start_and_may_come_later(
     assert refused.returncode == 2
     assert "no score 'right' was imported; there are: none." in refused.stderr
     again = persyn(*names, "--score", "right")
-    assert again.stdout.startswith("120 rows: 0 new, 120 already there, 0 bad"), again.stderr
+    assert again.stdout.startswith("120 rows: 0 new, 120 already there, 0 bad; 120 new scores"), again.stderr
     assert persyn("run", "start", str(run_file(tmp_path))).returncode == 0
 
 

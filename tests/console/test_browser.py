@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,17 +48,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with chromium.console(store, Access(admin="me@desk")) as address:
         yield Site(address, store, made)
     store.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """The system's Chromium. Ended with this module: while it lives, its thread has an event loop."""
-    if chromium.find() is None:
-        if os.environ.get("CI"):
-            pytest.fail(chromium.MISSING)
-        pytest.skip(chromium.MISSING)
-    with chromium.running() as found:
-        yield found
 
 
 @pytest.fixture
@@ -141,7 +129,7 @@ def test_a_search_needs_no_mouse(site: Site, page: Page) -> None:
 
 @pytest.mark.parametrize("width", [pytest.param(380, id="phone"), pytest.param(600, id="twice as large")])
 def test_only_tables_scroll_sideways(site: Site, page: Page, width: int) -> None:
-    """A window of 1,200 pixels at 200 % has 600."""
+    """A window of 1,200 pixels at 200% has 600."""
     page.set_viewport_size({"width": width, "height": 800})
     for path in site.paths():
         page.goto(site.address + path)

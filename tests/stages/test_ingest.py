@@ -48,7 +48,9 @@ def test_a_prompt_is_stored_with_everything_its_row_said(database: Database, tmp
     with database.write() as session:
         report = ingest.import_prompts(session, [path])
 
-    assert report == ImportReport(rows=1, new=1, replaced=0, duplicates=0, conflicts=0, bad=0, first_bad=())
+    assert report == ImportReport(
+        rows=1, new=1, replaced=0, duplicates=0, conflicts=0, bad=0, new_scores=0, first_bad=()
+    )
     with database.read() as session:
         prompt = session.scalars(select(Prompt)).one()
         assert (prompt.text, prompt.history) == ("Grüße\u2028?", turns[:1])

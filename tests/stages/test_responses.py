@@ -50,7 +50,9 @@ def test_a_ragged_grid_is_stored_cell_by_cell(database: Database, tmp_path: Path
 
     report = load(database, path)
 
-    assert report == ImportReport(rows=4, new=3, replaced=0, duplicates=1, conflicts=0, bad=0, first_bad=())
+    assert report == ImportReport(
+        rows=4, new=3, replaced=0, duplicates=1, conflicts=0, bad=0, new_scores=0, first_bad=()
+    )
     with database.read() as session:
         found = session.execute(
             select(Prompt.text, Teacher.name, Response.text, Response.failure)
@@ -100,12 +102,15 @@ def test_a_stored_text_stays_and_a_failed_cell_takes_the_text_that_comes(databas
 def test_scores_come_with_the_responses(database: Database, tmp_path: Path) -> None:
     layout = Layout(score=("label",))
     load(database, write(tmp_path / "a.jsonl", cell(1, "ada", label=True), cell(2, "ada", label=0.5)), layout=layout)
-    load(database, write(tmp_path / "b.jsonl", cell(1, "ada", label=False), cell(1, "bob")), layout=layout)
+    late = load(
+        database, write(tmp_path / "b.jsonl", cell(1, "ada", label=False), cell(3, "ada", label=1)), layout=layout
+    )
 
     with database.read() as session:
-        assert session.scalars(select(Score.value).order_by(Score.response_id)).all() == [1.0, 0.5]
+        assert session.scalars(select(Score.value).order_by(Score.response_id)).all() == [1.0, 0.5, 1.0]
         scorer = session.scalars(select(Scorer)).one()
         assert (scorer.kind, scorer.model) == ("imported", "label")
+    assert (late.new, late.new_scores) == (1, 1)
 
 
 def test_a_teachers_file_says_whose_rows_there_may_be(database: Database, tmp_path: Path) -> None:

@@ -125,6 +125,23 @@ def test_a_run_killed_ten_times_answers_every_prompt_once(
     assert len(taken_up) - needed <= KILLS * WINDOW
 
 
+def test_status_tells_a_run_that_is_worked_from_one_whose_worker_was_killed(tmp_path: Path, persyn: Persyn) -> None:
+    journal = tmp_path / "journal"
+    options = {"latency_seconds": 0.2, "concurrency": 1, "journal": str(journal)}
+    url = f"sqlite:///{tmp_path / 'persyn.db'}"
+
+    def status() -> str:
+        assert persyn(tmp_path, url, "run", "status", "test").wait(timeout=30) == 0
+        return said(tmp_path).splitlines()[1]
+
+    process = persyn(tmp_path, url, "run", "start", str(write_run(tmp_path, options=options)))
+    while not asked(journal):
+        time.sleep(0.01)
+    assert status() == "1 worker holds jobs of it"
+    assert kill_after(process, journal, 1)
+    assert status() == "no worker holds a job of it; if that stays so, go on with: persyn run resume test"
+
+
 def test_ctrl_c_saves_what_is_finished_and_says_how_to_go_on(tmp_path: Path, persyn: Persyn) -> None:
     journal = tmp_path / "journal"
     options = {"latency_seconds": 0.05, "concurrency": 2, "journal": str(journal)}
