@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from demo import models
-from persyn.llm import log_likelihood, scoring
+from persyn.llm import log_likelihood, options, scoring
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.padding import Row, right_pad
 from persyn.llm.protocols import Judge, Judged, ModelSpec
@@ -94,7 +94,7 @@ def _persyn(spec: ModelSpec, requests: list[Judge]) -> Callable[[], list[float]]
 def _bare(spec: ModelSpec, rows: list[Row]) -> Callable[[], list[float]]:
     from transformers import AutoModelForCausalLM
 
-    model = scoring.load_weights(AutoModelForCausalLM, spec, scoring.Options())
+    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer())
     rows = sorted(rows, key=lambda row: -len(row.ids))
 
     @torch.inference_mode()

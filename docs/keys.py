@@ -19,8 +19,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
 from persyn import config
-from persyn.llm import fake, instructions, judge, log_likelihood, math, openai, transformers, vllm
-from persyn.router import fit, route
+from persyn.llm import options
 from persyn.settings import Settings
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -134,15 +133,15 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "strategy": partial(of_struct, config.StrategyTable),
     "teachers": partial(of_struct, config.TeacherTable),
     "sampling": partial(of_struct, config.Sampling),
-    "vllm": partial(of_struct, vllm.Options),
-    "transformers": partial(of_struct, transformers.Options),
-    "openai": partial(of_struct, openai.Options),
-    "scorers": partial(of_struct, log_likelihood.Options),
-    "judge": partial(of_struct, judge.Options),
-    "math": partial(of_struct, math.Options),
-    "instructions": partial(of_struct, instructions.Options),
-    "router_fit": partial(of_struct, fit.Options),
-    "routing": partial(of_struct, route.Options),
-    "fake": partial(of_struct, fake.Options),
+    "vllm": partial(of_struct, options.Vllm),
+    "transformers": partial(of_struct, options.Transformers),
+    "openai": partial(of_struct, options.OpenAI),
+    "scorers": partial(of_struct, options.LogLikelihood),
+    "judge": partial(of_struct, options.Judge),
+    "math": partial(of_struct, options.Math),
+    "instructions": partial(of_struct, options.Instructions),
+    "router_fit": partial(of_struct, options.RouterFit),
+    "routing": partial(of_struct, options.Route),
+    "fake": partial(of_struct, options.Fake),
     "environment": of_environment,
 }

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from persyn.errors import EngineError
-from persyn.llm import generation, openai, options, scoring, transformers, vllm
+from persyn.llm import generation, openai, options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.options import Dtype
 from persyn.llm.protocols import (
     Check,
     Checked,
@@ -31,8 +32,7 @@ from persyn.llm.protocols import (
     Tick,
 )
 
-Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
-_Options: TypeAlias = vllm.Options | transformers.Options
+_Options: TypeAlias = options.Vllm | options.Transformers
 
 #: Plain prose that every language model has read the like of.
 _SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome. Both cities lie on a river."
@@ -68,7 +68,7 @@ def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) 
 
 
 def _check_server(spec: ModelSpec) -> list[Finding]:
-    chosen = options.decode(spec, openai.Options)
+    chosen = options.decode(spec, options.OpenAI)
     url = openai.endpoint(chosen.base_url)
     openai.read_key(chosen)
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
@@ -83,7 +83,7 @@ def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_to
     stored = scoring.stored_dtype(scoring.configuration(spec))
     used = _used_dtype(spec, chosen, stored)
     yield _dtype(stored, used)
-    model = scoring.load_weights(AutoModelForCausalLM, spec, scoring.Options(dtype=used))
+    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype=used))
     made_for = scoring.max_tokens(model.config)
     yield _vocabulary(chat, model)
     yield from _logits(chat, model)
@@ -93,8 +93,8 @@ def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_to
 
 def _decode(spec: ModelSpec) -> _Options:
     if spec.engine == "vllm":
-        return options.decode(spec, vllm.Options)
-    return options.decode(spec, transformers.Options)
+        return options.decode(spec, options.Vllm)
+    return options.decode(spec, options.Transformers)
 
 
 def _template(chat: Chat) -> Finding:

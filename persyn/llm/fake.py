@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from persyn.llm import options
 from persyn.llm.protocols import (
@@ -51,32 +51,9 @@ Count = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the engine behaves."""
-
-    #: From admission to result.
-    latency_seconds: Seconds = 0.0
-    #: Requests in flight at a time.
-    concurrency: Annotated[int, Meta(ge=1)] = 64
-    #: How long it takes to load.
-    load_seconds: Seconds = 0.0
-    #: One of so many requests fails, always the same ones; 0 fails none.
-    fail_every: Count = 0
-    #: A prompt with this text ends the process, as a crash in a model's kernel does.
-    crash_on: str | None = None
-    #: A prompt with this text is never answered, nor anything after it.
-    hang_on: str | None = None
-    #: A file that gets a line of JSON, the model and the last turn's text, for every request taken up.
-    journal: str | None = None
-    #: Words of a response.
-    response_words: Annotated[int, Meta(ge=1)] = 12
-    #: Scores of a `Route`; set by PerSyn.
-    teachers: Count = 0
-
-
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Make an engine that answers everything. Options: `Options`."""
-    chosen = options.decode(spec, Options)
+    """Make an engine that answers everything. Options: `options.Fake`."""
+    chosen = options.decode(spec, options.Fake)
     ready_at = time.monotonic() + chosen.load_seconds
     while (left := ready_at - time.monotonic()) > 0:
         time.sleep(min(left, _MOMENT_SECONDS))
@@ -89,7 +66,7 @@ class Fake:
 
     version = "fake 1"
 
-    def __init__(self, model: str, chosen: Options) -> None:
+    def __init__(self, model: str, chosen: options.Fake) -> None:
         self.window = 2 * chosen.concurrency
         self._model = model
         self._options = chosen

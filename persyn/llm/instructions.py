@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -23,16 +23,6 @@ from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Reque
 _CHUNK = 64
 #: What an English row of a dataset in several languages has before its ids.
 _LANGUAGE_PREFIX = "en:"
-
-
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of the instruction checker."""
-
-    #: `prompt`: 1 when all of a prompt's instructions are followed, else 0. `instruction`: the share of them followed.
-    level: Literal["prompt", "instruction"] = "prompt"
-    #: `false`: an instruction is also followed when the response follows it without its first line, its last line,
-    #: both, or its asterisks.
-    strict: bool = True
 
 
 class Carried(Struct, frozen=True):
@@ -64,7 +54,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     A prompt whose instructions cannot be checked fails as `no_instructions`, `malformed_instructions`,
     `unknown_instruction` or `missing_package`. `ModelSpec.model` is not used.
     """
-    chosen = options.decode(spec, Options)
+    chosen = options.decode(spec, options.Instructions)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         for request in requests:
@@ -83,7 +73,7 @@ def variants(response: str) -> list[str]:
     return list(dict.fromkeys(texts + [text.replace("*", "") for text in texts]))
 
 
-def _judge(request: Judge, chosen: Options) -> Result:
+def _judge(request: Judge, chosen: options.Instructions) -> Result:
     try:
         instructions = _instructions(request.meta)
     except CannotCheck as error:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from persyn.config import JudgeEngine
 from persyn.errors import EngineError, shorten
 from persyn.llm import engines, options
 from persyn.llm.protocols import (
@@ -51,10 +50,6 @@ _COMPARE = """\
 Which of the two responses in the material, A and B, is the better one? \
 Reply with {"better": "A"}, {"better": "B"} or, when neither is better, {"better": "tie"}."""
 
-_CRITERION = (
-    "it does what the conversation asks for; it is correct, complete and clear, and has nothing beside the point."
-)
-
 #: What a chat template's special tokens begin with: <|im_end|>, </s>, [INST]. A tokenizer would take them for the
 #: end of a turn, inside a JSON string too.
 _TOKEN_BEGINS = re.compile(r"<(?=[^\s=\d])|\[(?=/?[a-z]?[A-Z])")
@@ -62,25 +57,6 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 _PREFERENCE = {"A": 1.0, "tie": 0.5, "B": 0.0}
 #: Reasoning that some models write before their reply.
 _REASONING_ENDS = "</think>"
-
-
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of a judge."""
-
-    #: What the model runs on.
-    engine: JudgeEngine
-    #: What makes a response good, as the judge is told.
-    criterion: str = _CRITERION
-    #: Ratings are the integers from 1 to this.
-    scale: Annotated[int, Meta(ge=2, le=100)] = 10
-    #: `answer`: no rating, but a comparison with the prompt's reference answer.
-    against: Literal["answer"] | None = None
-    #: The most tokens of one reply, a model's reasoning included.
-    max_tokens: Annotated[int, Meta(ge=1)] = 256
-    #: The options of that engine, as for a teacher.
-    options: dict[str, Any] = {}
-    #: The hash of what the judge is asked; set by PerSyn when the run is started.
-    wording: str | None = None
 
 
 class _Rating(Struct, frozen=True):
@@ -102,17 +78,17 @@ def wording(chosen: Mapping[str, Any]) -> str:
 
     Raises `EngineError` for wrong options.
     """
-    return _wording(options.decode(ModelSpec("judge", "", options=dict(chosen)), Options))
+    return _wording(options.decode(ModelSpec("judge", "", options=dict(chosen)), options.Judge))
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load the model on the engine of the options; it answers `Judge`. Options: `Options`.
+    """Load the model on the engine of the options; it answers `Judge`. Options: `options.Judge`.
 
     The value is the mean of two verdicts. A rating's is 1 to `scale`, higher for better. A comparison's is 1 when the
     response is better than the reference answer, 0.5 for a tie, 0 when it is worse. `detail` has both verdicts as the
     judge gave them, and whether they agree.
     """
-    chosen = options.decode(spec, Options)
+    chosen = options.decode(spec, options.Judge)
     if chosen.wording not in (None, _wording(chosen)):
         raise EngineError(
             "this version of PerSyn asks a judge in other words than the run was started with: use that version, "
@@ -125,7 +101,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 class BothWays:
     """Asks an inner engine for two verdicts on each response and passes on their mean when both are there."""
 
-    def __init__(self, inner: Engine, chosen: Options) -> None:
+    def __init__(self, inner: Engine, chosen: options.Judge) -> None:
         self.inner = inner
         self.version = f"judge over {inner.version}"
         #: As many responses as the inner engine wants requests: one verdict of each keeps it full.
@@ -164,7 +140,7 @@ class BothWays:
         return results
 
 
-def _ask(request: Judge, chosen: Options) -> list[Generate]:
+def _ask(request: Judge, chosen: options.Judge) -> list[Generate]:
     """The two questions about a response, ids 2n and 2n + 1."""
     sampling = Sampling(temperature=0.0, max_tokens=chosen.max_tokens)
     schema = _schema(chosen)
@@ -174,7 +150,7 @@ def _ask(request: Judge, chosen: Options) -> list[Generate]:
     ]
 
 
-def _rate(request: Judge, chosen: Options) -> list[list[Message]]:
+def _rate(request: Judge, chosen: options.Judge) -> list[list[Message]]:
     """The scale from the worst up, and from the best down. The material is first: its tokens are shared."""
     material = {"conversation": request.messages, "response": request.response}
     return [
@@ -183,7 +159,7 @@ def _rate(request: Judge, chosen: Options) -> list[list[Message]]:
     ]
 
 
-def _compare(request: Judge, chosen: Options) -> list[list[Message]]:
+def _compare(request: Judge, chosen: options.Judge) -> list[list[Message]]:
     """The response as A, and as B."""
     pair = (request.response, request.answer)
     return [
@@ -191,7 +167,7 @@ def _compare(request: Judge, chosen: Options) -> list[list[Message]]:
     ]
 
 
-def _messages(chosen: Options, material: Mapping[str, Any], question: str) -> list[Message]:
+def _messages(chosen: options.Judge, material: Mapping[str, Any], question: str) -> list[Message]:
     return [
         {"role": "system", "content": _RULES.format(criterion=chosen.criterion)},
         {"role": "user", "content": f"Material:\n{_frame(material)}\n\nQuestion:\n{question}"},
@@ -204,7 +180,7 @@ def _frame(material: Mapping[str, Any]) -> str:
     return _TOKEN_BEGINS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
-def _schema(chosen: Options) -> dict[str, Any]:
+def _schema(chosen: options.Judge) -> dict[str, Any]:
     """The JSON schema of a reply."""
     name, verdict = (
         ("better", {"type": "string", "enum": ["A", "B", "tie"]})
@@ -214,12 +190,12 @@ def _schema(chosen: Options) -> dict[str, Any]:
     return {"type": "object", "properties": {name: verdict}, "required": [name], "additionalProperties": False}
 
 
-def _wording(chosen: Options) -> str:
+def _wording(chosen: options.Judge) -> str:
     sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", "Answer")
     return hashlib.sha256(msgspec.json.encode(_ask(sample, chosen), order="sorted")).hexdigest()
 
 
-def _conclude(request_id: int, halves: Sequence[Result], chosen: Options) -> Result:
+def _conclude(request_id: int, halves: Sequence[Result], chosen: options.Judge) -> Result:
     """The response's score, of the two replies in the order of the questions."""
     first, second = (_read(half, chosen) for half in halves)
     if isinstance(first, Failed):
@@ -233,7 +209,7 @@ def _conclude(request_id: int, halves: Sequence[Result], chosen: Options) -> Res
     return Judged(request_id, sum(values) / 2, detail=detail)
 
 
-def _read(half: Result, chosen: Options) -> _Verdict | Failed:
+def _read(half: Result, chosen: options.Judge) -> _Verdict | Failed:
     """The verdict in a reply; a reply that states none, or two different ones, cannot be read."""
     if isinstance(half, Failed):
         return half
@@ -250,7 +226,7 @@ def _read(half: Result, chosen: Options) -> _Verdict | Failed:
     return Failed(half.id, f"unreadable_verdict: {shorten(half.text)}")
 
 
-def _decode(text: str, chosen: Options) -> _Verdict | None:
+def _decode(text: str, chosen: options.Judge) -> _Verdict | None:
     try:
         if chosen.against:
             better = msgspec.json.decode(text, type=_Comparison).better

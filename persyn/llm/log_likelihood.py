@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from msgspec import Meta
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -23,13 +22,6 @@ from persyn.llm.protocols import Engine, Judge, Judged, ModelSpec, Tick
 _HEAD_ROWS = 512
 
 
-class Options(scoring.Options, frozen=True, forbid_unknown_fields=True):
-    """The options of a student."""
-
-    #: Score only so many tokens of a response, its first ones; long responses cost less, and fit. None: all.
-    response_tokens: Annotated[int, Meta(ge=1)] | None = None
-
-
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a student that answers `Judge` with the log-likelihood of the response.
 
@@ -37,7 +29,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     in the student's own form; `n_tokens` is their number. A response longer than the model's context
     together with its conversation fails as `too_long`; it is cut only where an option says so.
     """
-    chosen = options.decode(spec, Options)
+    chosen = options.decode(spec, options.LogLikelihood)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
     model = scoring.load_weights(AutoModelForCausalLM, spec, chosen)
 

@@ -13,10 +13,10 @@ import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from persyn.errors import EngineError
 from persyn.llm import options
@@ -32,15 +32,6 @@ _RECYCLE_AFTER = 20_000
 #: How much of a long text is looked at, from its last mark on or from its end.
 _WINDOW = 8_000
 _MARKS = ("\\boxed", '"answer"', "####")
-
-
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of the answer checker."""
-
-    #: For one comparison; then the score fails.
-    timeout_seconds: Annotated[float, Meta(gt=0)] = 5.0
-    #: MiB of address space of the process that compares; importing the algebra takes a few hundred.
-    memory_mb: Annotated[int, Meta(ge=512)] = 2048
 
 
 class Case(Struct, frozen=True):
@@ -65,7 +56,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     decided fails as `timeout` or `crashed`, a request without a reference as `no_reference_answer`.
     `ModelSpec.model` is not used.
     """
-    child = Child(options.decode(spec, Options), tick)
+    child = Child(options.decode(spec, options.Math), tick)
     child.start()
 
     def compute(requests: Sequence[Request]) -> Iterator[list[Result]]:
@@ -93,7 +84,7 @@ class ChildLost(Exception):
 class Child:
     """The process that compares, replaced whenever it hangs or dies."""
 
-    def __init__(self, chosen: Options, tick: Tick) -> None:
+    def __init__(self, chosen: options.Math, tick: Tick) -> None:
         self.version = ""
         self._options = chosen
         self._tick = tick

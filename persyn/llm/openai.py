@@ -12,10 +12,8 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
 
 import aiohttp
-from msgspec import Meta, Struct
 from yarl import URL
 
 from persyn.errors import EngineError, shorten
@@ -30,34 +28,13 @@ _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
 _GIVE_UP_AFTER = 16
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of a teacher behind a server."""
-
-    #: Up to and with the version: `http://127.0.0.1:8000/v1`.
-    base_url: str
-    #: The environment variable that holds the key; the key itself is never stored. None: no key is sent.
-    api_key_env: str | None = None
-    #: Requests in flight.
-    concurrency: Annotated[int, Meta(ge=1)] = 64
-    #: For one attempt, from connecting to the last byte.
-    timeout_seconds: Annotated[float, Meta(gt=0)] = 600.0
-    #: Further attempts after HTTP 408, 409, 425, 429 or 5xx, a timeout or a lost connection.
-    max_retries: Annotated[int, Meta(ge=0)] = 8
-    #: Fields of every request's body, over those that follow from `sampling`.
-    extra: dict[str, Any] = {}
-    #: The body's field for `max_tokens`; some servers want `max_completion_tokens`.
-    max_tokens_field: str = "max_tokens"
-    #: Of `seed`, `temperature` and `top_p` those that are not sent: some servers refuse a request that has one.
-    omit: list[Literal["seed", "temperature", "top_p"]] = []
-
-
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Make ready to ask a server; nothing is sent before the first request.
 
     A server bounds a response by its own context: a prompt that fits, but not with `max_tokens` more, may fail
-    as `too_long`. `seconds` includes retries. Options: `Options`.
+    as `too_long`. `seconds` includes retries. Options: `options.OpenAI`.
     """
-    chosen = options.decode(spec, Options)
+    chosen = options.decode(spec, options.OpenAI)
     return OpenAI(spec.model, chosen, endpoint(chosen.base_url), read_key(chosen))
 
 
@@ -72,7 +49,7 @@ def endpoint(base_url: str) -> URL:
     return url / "chat" / "completions"
 
 
-def read_key(chosen: Options) -> str | None:
+def read_key(chosen: options.OpenAI) -> str | None:
     """The API key from the environment; `EngineError` when it is not there."""
     if chosen.api_key_env is None:
         return None
@@ -85,7 +62,7 @@ def read_key(chosen: Options) -> str | None:
 class OpenAI:
     """Requests in a backlog, and up to `concurrency` coroutines that each ask for one at a time."""
 
-    def __init__(self, model: str, chosen: Options, url: URL, key: str | None) -> None:
+    def __init__(self, model: str, chosen: options.OpenAI, url: URL, key: str | None) -> None:
         self.version = f"openai-compatible {url.host}"
         self.window = 2 * chosen.concurrency
         self._model = model

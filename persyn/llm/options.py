@@ -1,19 +1,227 @@
-"""How an engine reads the options of a model spec."""
+"""The options of each engine: what a run file may say of it, checked when the file is read and when a model loads.
+
+No model library is imported here. The comment above a field is its meaning in docs/run-file.md too.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from persyn.config import Count, JudgeEngine, Positive
 from persyn.errors import EngineError
 from persyn.llm.protocols import ModelSpec
 
-Options = TypeVar("Options", bound=Struct)
+Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Above0 = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(ge=0)]
 
 
-def decode(spec: ModelSpec, kind: type[Options]) -> Options:
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an engine may be told; one that it does not know is refused."""
+
+
+class Vllm(Options, frozen=True):
+    """The options of a teacher on vLLM."""
+
+    #: Of weights and computation; `auto` leaves it to vLLM.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    #: Tokens of prompt and response together; none: vLLM's choice.
+    max_model_len: Positive | None = None
+    #: Responses written at a time; none: vLLM's choice.
+    max_num_seqs: Positive | None = None
+    #: Tokens computed in one step, prompts' included; none: vLLM's choice.
+    max_num_batched_tokens: Positive | None = None
+    #: Share of a GPU's memory that vLLM takes.
+    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    #: GiB of KV cache, in place of that share; none: that share, and 2 on a CPU.
+    kv_cache_gib: Above0 | None = None
+    #: Starts in a fraction of the time, computes slower.
+    enforce_eager: bool = False
+    #: How the weights are quantised, by vLLM's name for it; none: as the model says.
+    quantization: str | None = None
+    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
+    add_bos: bool | None = None
+
+
+class Transformers(Options, frozen=True):
+    """The options of a teacher on transformers."""
+
+    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU, where bfloat16 is no faster.
+    dtype: Dtype | None = None
+    #: Rows of a batch; halved, for good, when one does not fit the memory.
+    batch_size: Positive = 16
+    #: Tokens of prompt and response together; none: what the model was made for.
+    max_model_len: Positive | None = None
+    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
+    add_bos: bool | None = None
+
+
+class OpenAI(Options, frozen=True):
+    """The options of a teacher behind a server."""
+
+    #: Up to and with the version: `http://127.0.0.1:8000/v1`.
+    base_url: str
+    #: The environment variable that holds the key; the key itself is never stored. None: no key is sent.
+    api_key_env: str | None = None
+    #: Requests in flight.
+    concurrency: Positive = 64
+    #: For one attempt, from connecting to the last byte.
+    timeout_seconds: Above0 = 600.0
+    #: Further attempts after HTTP 408, 409, 425, 429 or 5xx, a timeout or a lost connection.
+    max_retries: Count = 8
+    #: Fields of every request's body, over those that follow from `sampling`.
+    extra: dict[str, Any] = {}
+    #: The body's field for `max_tokens`; some servers want `max_completion_tokens`.
+    max_tokens_field: str = "max_tokens"
+    #: Of `seed`, `temperature` and `top_p` those that are not sent: some servers refuse a request that has one.
+    omit: list[Literal["seed", "temperature", "top_p"]] = []
+
+
+class Scorer(Options, frozen=True):
+    """The options of a scorer that is a model."""
+
+    #: Of weights and computation; none: float32 on the CPU, and what the weights are stored in on a GPU.
+    dtype: Dtype | None = None
+    #: Rows times longest row of a batch, padding included; none: 2,048 on the CPU and 16,384 on a GPU.
+    batch_tokens: Positive | None = None
+    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
+    add_bos: bool | None = None
+
+
+class LogLikelihood(Scorer, frozen=True):
+    """The options of a student."""
+
+    #: Score only so many tokens of a response, its first ones; long responses cost less, and fit. None: all.
+    response_tokens: Positive | None = None
+
+
+class Judge(Options, frozen=True):
+    """The options of a judge."""
+
+    #: What the model runs on.
+    engine: JudgeEngine
+    #: What makes a response good, as the judge is told.
+    criterion: str = (
+        "it does what the conversation asks for; it is correct, complete and clear, and has nothing beside the point."
+    )
+    #: Ratings are the integers from 1 to this.
+    scale: Annotated[int, Meta(ge=2, le=100)] = 10
+    #: `answer`: no rating, but a comparison with the prompt's reference answer.
+    against: Literal["answer"] | None = None
+    #: The most tokens of one reply, a model's reasoning included.
+    max_tokens: Positive = 256
+    #: The options of that engine, as for a teacher.
+    options: dict[str, Any] = {}
+    #: The hash of what the judge is asked; set by PerSyn when the run is started.
+    wording: str | None = None
+
+
+class Math(Options, frozen=True):
+    """The options of the answer checker."""
+
+    #: For one comparison; then the score fails.
+    timeout_seconds: Above0 = 5.0
+    #: MiB of address space of the process that compares; importing the algebra takes a few hundred.
+    memory_mb: Annotated[int, Meta(ge=512)] = 2048
+
+
+class Instructions(Options, frozen=True):
+    """The options of the instruction checker."""
+
+    #: `prompt`: 1 when all of a prompt's instructions are followed, else 0. `instruction`: the share of them followed.
+    level: Literal["prompt", "instruction"] = "prompt"
+    #: `false`: an instruction is also followed when the response follows it without its first line, its last line,
+    #: both, or its asterisks.
+    strict: bool = True
+
+
+class Python(Options, frozen=True):
+    """A function of your own takes none; what it needs it finds in its module."""
+
+
+class RouterFit(Scorer, frozen=True):
+    """The options of a `router_fit`; its model is the backbone. The last four are for fine-tuning."""
+
+    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU. `full` trains in float32.
+    dtype: Dtype | None = None
+    #: Tokens of a prompt; longer ones lose their middle. Less where the backbone's context is smaller.
+    max_tokens: Positive = 1024
+    #: `full` and `lora`: the most passes over the calibration prompts.
+    epochs: Positive = 3
+    #: How far a step goes; none: 1e-5 for `full`, 1e-4 for `lora`.
+    learning_rate: Above0 | None = None
+    #: `full` and `lora`: prompts per step.
+    batch_size: Positive = 16
+    #: `lora`: the rank of the adapters.
+    lora_rank: Positive = 16
+
+
+class Route(Options, frozen=True):
+    """The options of a `router`; its model is the checkpoint's folder."""
+
+    #: Of the backbone; none: bfloat16 on a GPU, and float32 on the CPU. The head is always float32.
+    dtype: Dtype | None = None
+    #: Prompts times longest prompt of a batch; none: 2,048 on the CPU and 16,384 on a GPU.
+    batch_tokens: Positive | None = None
+    #: The hash of the checkpoint; one with another hash is refused. None: any is taken.
+    sha256: str | None = None
+
+
+class Strategy(Options, frozen=True):
+    """What PerSyn hands to a function in the router's place."""
+
+    #: `Known`, as `persyn.router.strategy.pack` makes it.
+    known: dict[str, Any]
+    #: Further arguments of the function.
+    options: dict[str, Any] = {}
+
+
+class Fake(Options, frozen=True):
+    """How an engine without a model behaves."""
+
+    #: From admission to result.
+    latency_seconds: Seconds = 0.0
+    #: Requests in flight at a time.
+    concurrency: Positive = 64
+    #: How long it takes to load.
+    load_seconds: Seconds = 0.0
+    #: One of so many requests fails, always the same ones; 0 fails none.
+    fail_every: Count = 0
+    #: A prompt with this text ends the process, as a crash in a model's kernel does.
+    crash_on: str | None = None
+    #: A prompt with this text is never answered, nor anything after it.
+    hang_on: str | None = None
+    #: A file that gets a line of JSON, the model and the last turn's text, for every request taken up.
+    journal: str | None = None
+    #: Words of a response.
+    response_words: Positive = 12
+    #: Scores of a `Route`; set by PerSyn.
+    teachers: Count = 0
+
+
+#: By the name of the engine, of those that a run file says options of.
+OF_ENGINE: Mapping[str, type[Options]] = {
+    "vllm": Vllm,
+    "transformers": Transformers,
+    "openai": OpenAI,
+    "log_likelihood": LogLikelihood,
+    "reward_model": Scorer,
+    "judge": Judge,
+    "math": Math,
+    "instructions": Instructions,
+    "python": Python,
+    "router_fit": RouterFit,
+    "fake": Fake,
+}
+
+Kind = TypeVar("Kind", bound=Options)
+
+
+def decode(spec: ModelSpec, kind: type[Kind]) -> Kind:
     """The spec's options as the engine's own type; `EngineError` names a wrong option and those there are."""
     try:
         return msgspec.convert(spec.options, kind)

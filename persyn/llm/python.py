@@ -21,8 +21,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from persyn.errors import EngineError, UsageError, shorten
 from persyn.llm import options
 from persyn.llm.batched import Batched
@@ -31,10 +29,6 @@ from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Reque
 VERSION = f"python {'.'.join(str(part) for part in sys.version_info[:3])}"
 #: Responses handed over at once.
 _CHUNK = 64
-
-
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """A function of your own takes none; what it needs it finds in its module."""
 
 
 def revision(model: str) -> str:
@@ -72,7 +66,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     has when the function raises. Raises `EngineError` when it cannot be imported, or its file is not the one the spec
     means.
     """
-    options.decode(spec, Options)
+    options.decode(spec, options.Python)
     function = take(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:

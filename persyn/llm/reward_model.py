@@ -19,9 +19,9 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a sequence classifier with one label that answers `Judge` with its logit, no activation applied.
 
     The conversation is read in the model's own chat template, the response as the assistant's turn.
-    What is longer than the model takes fails as `too_long`. Options: `scoring.Options`.
+    What is longer than the model takes fails as `too_long`. Options: `options.Scorer`.
     """
-    chosen = options.decode(spec, scoring.Options)
+    chosen = options.decode(spec, options.Scorer)
     _check_labels(spec)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
     model = scoring.load_weights(AutoModelForSequenceClassification, spec, chosen)

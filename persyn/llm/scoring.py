@@ -1,15 +1,15 @@
-"""What the scorers that are models have in common: their options, their weights, their limits."""
+"""What the scorers that are models have in common: their weights, their limits."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import transformers
-from msgspec import Meta, Struct
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from persyn.errors import EngineError
+from persyn.llm import options
 from persyn.llm.protocols import ModelSpec
 
 #: Rows handed over at once and sorted by length: enough for batches of nearly equal rows.
@@ -18,21 +18,10 @@ CHUNK = 256
 VERSION = f"transformers {transformers.__version__}"
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of a scorer that is a model."""
-
-    #: Of weights and computation; none: float32 on the CPU, and what the weights are stored in on a GPU.
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    #: Rows times longest row of a batch, padding included; none: 2,048 on the CPU and 16,384 on a GPU.
-    batch_tokens: Annotated[int, Meta(ge=1)] | None = None
-    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
-    add_bos: bool | None = None
-
-
-def batch_tokens(spec: ModelSpec, options: Options) -> int:
+def batch_tokens(spec: ModelSpec, chosen: options.Scorer) -> int:
     """Tokens a batch may hold: the option, or what suits the device."""
-    if options.batch_tokens is not None:
-        return options.batch_tokens
+    if chosen.batch_tokens is not None:
+        return chosen.batch_tokens
     return 16_384 if spec.gpus else 2_048
 
 
@@ -41,7 +30,7 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_weights(auto_class: Any, spec: ModelSpec, options: Options) -> PreTrainedModel:
+def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.Scorer) -> PreTrainedModel:
     """The model, ready to judge, with every weight from its checkpoint; `EngineError` when that fails.
 
     auto_class: `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
@@ -50,7 +39,7 @@ def load_weights(auto_class: Any, spec: ModelSpec, options: Options) -> PreTrain
         model, info = auto_class.from_pretrained(
             spec.model,
             revision=spec.revision,
-            dtype=options.dtype or ("auto" if spec.gpus else "float32"),
+            dtype=chosen.dtype or ("auto" if spec.gpus else "float32"),
             device_map=_device_map(spec.gpus),
             trust_remote_code=False,
             output_loading_info=True,

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from msgspec import Meta, Struct
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -29,29 +28,16 @@ from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec,
 _CHUNK_BATCHES = 4
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of a teacher on transformers."""
-
-    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU, where bfloat16 is no faster.
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    #: Rows of a batch; halved, for good, when one does not fit the memory.
-    batch_size: Annotated[int, Meta(ge=1)] = 16
-    #: Tokens of prompt and response together; none: what the model was made for.
-    max_model_len: Annotated[int, Meta(ge=1)] | None = None
-    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
-    add_bos: bool | None = None
-
-
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a teacher that answers `Generate`.
 
     `max_tokens` is lowered to what the context leaves after the prompt. `response_tokens` counts the end token,
-    `seconds` from the start of the batch to the row's last token. Options: `Options`.
+    `seconds` from the start of the batch to the row's last token. Options: `options.Transformers`.
     """
-    chosen = options.decode(spec, Options)
+    chosen = options.decode(spec, options.Transformers)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
     dtype = chosen.dtype or ("bfloat16" if spec.gpus else "float32")
-    model = scoring.load_weights(AutoModelForCausalLM, spec, scoring.Options(dtype=dtype))
+    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype=dtype))
     writer = Writer(model, chat, batch_size=chosen.batch_size, context=chosen.max_model_len, tick=tick)
     return Batched(writer.compute, version=scoring.VERSION, chunk=_CHUNK_BATCHES * chosen.batch_size)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from msgspec import Meta, Struct
+from typing import TYPE_CHECKING, Any
 
 from persyn.errors import EngineError
 from persyn.llm import generation, options
@@ -22,36 +20,13 @@ if TYPE_CHECKING:
 _CPU_CACHE_GIB = 2
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of a teacher on vLLM."""
-
-    #: Of weights and computation; `auto` leaves it to vLLM.
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    #: Tokens of prompt and response together; none: vLLM's choice.
-    max_model_len: Annotated[int, Meta(ge=1)] | None = None
-    #: Responses written at a time; none: vLLM's choice.
-    max_num_seqs: Annotated[int, Meta(ge=1)] | None = None
-    #: Tokens computed in one step, prompts' included; none: vLLM's choice.
-    max_num_batched_tokens: Annotated[int, Meta(ge=1)] | None = None
-    #: Share of a GPU's memory that vLLM takes.
-    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
-    #: GiB of KV cache, in place of that share; none: that share, and 2 on a CPU.
-    kv_cache_gib: Annotated[float, Meta(gt=0)] | None = None
-    #: Starts in a fraction of the time, computes slower.
-    enforce_eager: bool = False
-    #: How the weights are quantised, by vLLM's name for it; none: as the model says.
-    quantization: str | None = None
-    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
-    add_bos: bool | None = None
-
-
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a teacher that answers `Generate`; with several GPUs its tensors are split over them.
 
     `max_tokens` is lowered to what the context leaves after the prompt. `response_tokens` counts the end token,
-    `seconds` from admission to vLLM, where a request may wait for its place in the batch. Options: `Options`.
+    `seconds` from admission to vLLM, where a request may wait for its place in the batch. Options: `options.Vllm`.
     """
-    chosen = options.decode(spec, Options)
+    chosen = options.decode(spec, options.Vllm)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
     _set_environment(spec.gpus)
     from vllm import LLM
@@ -148,7 +123,7 @@ class VLLM:
         )
 
 
-def _arguments(spec: ModelSpec, chosen: Options) -> dict[str, Any]:
+def _arguments(spec: ModelSpec, chosen: options.Vllm) -> dict[str, Any]:
     cache_gib = chosen.kv_cache_gib or (None if spec.gpus else _CPU_CACHE_GIB)
     return {
         "tensor_parallel_size": max(spec.gpus, 1),

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from persyn.errors import EngineError
 from persyn.folders import replaced
 from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.options import Dtype
 from persyn.llm.protocols import ModelSpec
-from persyn.router.model import Dtype, Reader, Reads, Router, load
+from persyn.router.model import Reader, Reads, Router, load
 
 #: What a checkpoint is made of; anything else in its folder could hold code and is refused.
 _SUFFIXES = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})

@@ -20,36 +20,20 @@ from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import identify
+from persyn.llm.options import Dtype
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Tick
 from persyn.rewards import Matrix
 from persyn.router import checkpoint, evaluate, features, head, model
 from persyn.router.checkpoint import Manifest
-from persyn.router.model import Dtype, Reader, Router
+from persyn.router.model import Reader, Router
 from persyn.router.train import TUNES, Examples, Plan, split, train
 
 _AtLeastOne = Annotated[int, Meta(ge=1)]
 
 
-class Options(scoring.Options, frozen=True, forbid_unknown_fields=True):
-    """The options of a `router_fit`; its model is the backbone. The last four are for fine-tuning."""
-
-    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU. `full` trains in float32.
-    dtype: Dtype | None = None
-    #: Tokens of a prompt; longer ones lose their middle. Less where the backbone's context is smaller.
-    max_tokens: _AtLeastOne = 1024
-    #: `full` and `lora`: the most passes over the calibration prompts.
-    epochs: _AtLeastOne = 3
-    #: How far a step goes; none: 1e-5 for `full`, 1e-4 for `lora`.
-    learning_rate: Annotated[float, Meta(gt=0)] | None = None
-    #: `full` and `lora`: prompts per step.
-    batch_size: _AtLeastOne = 16
-    #: `lora`: the rank of the adapters.
-    lora_rank: _AtLeastOne = 16
-
-
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a backbone's tokenizer; each `Fit` begins with the backbone's own weights. Options: `Options`."""
-    chosen = options.decode(spec, Options)
+    """Load a backbone's tokenizer; each `Fit` begins with the backbone's own weights. Options: `options.RouterFit`."""
+    chosen = options.decode(spec, options.RouterFit)
     model.refuse_several_gpus(spec)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
 
@@ -62,7 +46,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     return Batched(compute, version=scoring.VERSION, chunk=1)
 
 
-def reader(chat: Chat, chosen: Options, config: Any) -> Reader:
+def reader(chat: Chat, chosen: options.RouterFit, config: Any) -> Reader:
     """How prompts are read, within the context of the backbone with this configuration."""
     return Reader(chat, min(chosen.max_tokens, scoring.max_tokens(config) or chosen.max_tokens))
 
@@ -84,7 +68,7 @@ def _refusal(request: Fit) -> str | None:
     return None
 
 
-def _fit(request: Fit, spec: ModelSpec, chosen: Options, chat: Chat, tick: Tick) -> Fitted:
+def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFit, chat: Chat, tick: Tick) -> Fitted:
     started = time.monotonic()
     read = reader(chat, chosen, scoring.configuration(spec))
     grid = Examples([read.ids(messages) for messages in request.conversations], np.array(request.rewards, np.float64))
@@ -137,7 +121,7 @@ class _Work:
 
     request: Fit
     spec: ModelSpec
-    chosen: Options
+    chosen: options.RouterFit
     grid: Examples
     learn: list[int]
     tick: Tick
@@ -209,7 +193,7 @@ class _Work:
         )
 
 
-def dtype(tune: str, spec: ModelSpec, chosen: Options) -> Dtype:
+def dtype(tune: str, spec: ModelSpec, chosen: options.RouterFit) -> Dtype:
     """In what the backbone is held while a router is fitted to it.
 
     All weights are trained in float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
@@ -217,7 +201,9 @@ def dtype(tune: str, spec: ModelSpec, chosen: Options) -> Dtype:
     return "float32" if tune == "full" else model.precision(spec, chosen.dtype)
 
 
-def _manifest(request: Fit, tune: str, spec: ModelSpec, chosen: Options, router: Router, reader: Reader) -> Manifest:
+def _manifest(
+    request: Fit, tune: str, spec: ModelSpec, chosen: options.RouterFit, router: Router, reader: Reader
+) -> Manifest:
     folder = Path(spec.model)
     commit: str | None = getattr(router.backbone.config, "_commit_hash", None)
     return Manifest(

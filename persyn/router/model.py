@@ -20,14 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel
 
 from persyn.errors import EngineError
-from persyn.llm import scoring
+from persyn.llm import options, scoring
 from persyn.llm.chat import Chat
+from persyn.llm.options import Dtype
 from persyn.llm.protocols import Message, ModelSpec, Tick
 
 Reads: TypeAlias = Literal["last", "middle"]
 """The last layer's state at the last token, or the mean over the tokens of the middle layer's states."""
-
-Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 
 class Router(nn.Module):
@@ -86,7 +85,7 @@ class Reader:
 
 def load(spec: ModelSpec, dtype: Dtype, n_teachers: int, reads: Reads = "last") -> Router:
     """The spec's model as a backbone, in evaluation mode, under a new head; `EngineError` when it cannot be loaded."""
-    return Router(scoring.load_weights(AutoModel, spec, scoring.Options(dtype=dtype)), n_teachers, reads)
+    return Router(scoring.load_weights(AutoModel, spec, options.Scorer(dtype=dtype)), n_teachers, reads)
 
 
 def reads_of(tune: str) -> Reads:

@@ -29,7 +29,7 @@ def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
     spec: a `router_fit`'s.
     Raises `EngineError` when the backbone cannot be loaded.
     """
-    chosen = options.decode(spec, fit.Options)
+    chosen = options.decode(spec, options.RouterFit)
     reader = fit.reader(Chat(load_tokenizer(spec), add_bos=chosen.add_bos), chosen, scoring.configuration(spec))
     dtype = fit.dtype("head", spec, chosen)
     reads = model.reads_of("head")

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from msgspec import Meta, Struct
 
 from persyn.errors import EngineError
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, ModelSpec, Request, Result, Route, Routed, Tick
 from persyn.router import checkpoint
-from persyn.router.model import Dtype, Reader, Router, batches, pad, precision, refuse_several_gpus
+from persyn.router.model import Reader, Router, batches, pad, precision, refuse_several_gpus
 
 #: Prompts handed over at once and sorted by length.
 _CHUNK = 512
-
-
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of a `router`; its model is the checkpoint's folder."""
-
-    #: Of the backbone; none: bfloat16 on a GPU, and float32 on the CPU. The head is always float32.
-    dtype: Dtype | None = None
-    #: Prompts times longest prompt of a batch; none: 2,048 on the CPU and
-    #: 16,384 on a GPU.
-    batch_tokens: Annotated[int, Meta(ge=1)] | None = None
-    #: The hash of the checkpoint; one with another hash is refused. None: any is taken.
-    sha256: str | None = None
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -37,7 +23,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
     No prompt fails: a long one is read without its middle, one that the chat template refuses as plain text.
     """
-    chosen = options.decode(spec, Options)
+    chosen = options.decode(spec, options.Route)
     refuse_several_gpus(spec)
     if chosen.sha256 is not None and (found := checkpoint.sha256(Path(spec.model))) != chosen.sha256:
         raise EngineError(
@@ -46,7 +32,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
         )
     tick()
     router, reader = checkpoint.read(spec, precision(spec, chosen.dtype))
-    batch_tokens = scoring.batch_tokens(spec, scoring.Options(batch_tokens=chosen.batch_tokens))
+    batch_tokens = scoring.batch_tokens(spec, options.Scorer(batch_tokens=chosen.batch_tokens))
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         return _compute(router, reader, requests, batch_tokens)

@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from persyn.llm import options, python
@@ -30,15 +29,6 @@ from persyn.strategies import Known
 
 #: Prompts handed over at once, at most.
 _CHUNK = 256
-
-
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """What PerSyn hands to the engine."""
-
-    #: `Known`, as `pack` makes it.
-    known: dict[str, Any]
-    #: Further arguments of the function.
-    options: dict[str, Any] = {}
 
 
 def pack(known: Known) -> dict[str, Any]:
@@ -62,7 +52,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     returns: (P, T) finite scores of the T teachers, in head order.
     Prompts for which it raises, or returns something else, have failed. Raises `EngineError` as `python.take` does.
     """
-    chosen = options.decode(spec, Options)
+    chosen = options.decode(spec, options.Strategy)
     known, function = unpack(chosen.known), python.take(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:

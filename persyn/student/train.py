@@ -27,7 +27,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from persyn.errors import EngineError, UsageError
 from persyn.folders import replaced
-from persyn.llm import scoring
+from persyn.llm import options, scoring
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
 from persyn.student import examples
@@ -115,7 +115,7 @@ def train(
     started = time.monotonic()
     rows = Examples(folder / DATA)
     # In float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
-    weights = scoring.load_weights(AutoModelForCausalLM, spec, scoring.Options(dtype="float32"))
+    weights = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype="float32"))
     model = _tuned(weights, settings)
     state = _fit(model, rows, settings, folder / CHECKPOINTS, progress, save_seconds)
     notes = Notes(

@@ -19,7 +19,7 @@ from persyn.db.catalog import Run, RunState, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.errors import EngineError, UsageError
-from persyn.llm import judge
+from persyn.llm import judge, options
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec, Result
 from persyn.settings import Settings
@@ -255,7 +255,7 @@ def test_any_text_is_one_line_that_reads_back_as_it_was(text: str) -> None:
 def test_a_response_brings_no_special_token_of_the_judges(smollm2: Path) -> None:
     chat = Chat(load_tokenizer(ModelSpec("transformers", str(smollm2))))
     special = set(chat.tokenizer.all_special_ids) | set(chat.tokenizer.added_tokens_decoder)
-    chosen = judge.Options("transformers")
+    chosen = options.Judge("transformers")
 
     def count(response: str) -> list[int]:
         prompts = [chat.prompt_ids(request.messages) for request in judge._ask(asked(response), chosen)]

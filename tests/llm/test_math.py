@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from persyn.errors import EngineError
-from persyn.llm import math
+from persyn.llm import math, options
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Result
 
 
@@ -172,7 +172,7 @@ def test_what_takes_all_memory_fails_and_is_not_called_wrong() -> None:
 
 
 def test_a_child_that_was_killed_is_replaced() -> None:
-    child = math.Child(math.Options(), lambda: None)
+    child = math.Child(options.Math(), lambda: None)
     child.start()
     os.kill(child._process.pid, signal.SIGKILL)
     asked = [Judge(1, [], "5", "5"), Judge(2, [], "5", "5")]

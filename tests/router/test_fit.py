@@ -18,6 +18,7 @@ from topics import TEACHERS, conversations, grid
 
 from persyn.errors import EngineError
 from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.options import RouterFit
 from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Result, Route, Routed
 from persyn.router import checkpoint, evaluate, fit, model, route
 from persyn.router.model import Reader, Router, pair_loss, preference_weights
@@ -97,7 +98,7 @@ def examples(tiny: Path, tmp_path: Path) -> Examples:
 def trained(
     tiny: Path, examples: Examples, tune: str, ticks: list[int], **changes: Any
 ) -> tuple[Router, dict[str, Any]]:
-    options = fit.Options(**{**FAST[tune], **changes})
+    options = RouterFit(**{**FAST[tune], **changes})
     plan = Plan(
         tune, "weighted", 0, 4096, options.epochs, options.learning_rate or 0.0, options.batch_size, options.lora_rank
     )
