@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import msgspec
-from msgspec import Meta
 
+from persyn.errors import EngineError
 from persyn.llm import options
 from persyn.llm.protocols import (
     Check,
@@ -47,18 +47,25 @@ _MOMENT_SECONDS = 0.2
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
 
-Count = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(ge=0)]
-
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Make an engine that answers everything. Options: `options.Fake`."""
+    """Make an engine that answers everything; `EngineError` for a journal that it cannot write to.
+
+    Options: `options.Fake`.
+    """
     chosen = options.decode(spec, options.Fake)
     ready_at = time.monotonic() + chosen.load_seconds
     while (left := ready_at - time.monotonic()) > 0:
         time.sleep(min(left, _MOMENT_SECONDS))
         tick()
     return Fake(spec.model, chosen)
+
+
+def _opened(journal: str) -> BinaryIO:
+    try:
+        return open(journal, "ab", buffering=0)
+    except OSError as error:
+        raise EngineError(f"the journal {journal} cannot be written: {error.strerror}") from error
 
 
 class Fake:
@@ -71,7 +78,7 @@ class Fake:
         self._model = model
         self._options = chosen
         self._watches = chosen.crash_on is not None or chosen.hang_on is not None
-        self._journal = open(chosen.journal, "ab", buffering=0) if chosen.journal else None  # noqa: SIM115
+        self._journal = _opened(chosen.journal) if chosen.journal else None
         self._waiting: deque[Request] = deque()
         self._in_flight: deque[tuple[float, Request]] = deque()
 

@@ -339,7 +339,8 @@ def test_the_run_file_wants_a_model_and_an_engine(tmp_path: Path) -> None:
         quality('model = "judge"', 'options = { engine = "math" }')
     # A folder for what is loaded here, a name for what a server knows.
     assert quality('model = "judge"', 'options = { engine = "vllm" }').model == str(folder)
-    assert quality('model = "judge"', 'options = { engine = "openai" }').model == "judge"
+    server = 'options = { base_url = "http://127.0.0.1:8000/v1" }'
+    assert quality('model = "judge"', f'options = {{ engine = "openai", {server} }}').model == "judge"
 
 
 def test_a_run_is_scored_by_a_judge(database: Database, tmp_path: Path, server: Server) -> None:

@@ -436,12 +436,12 @@ def test_a_model_that_does_not_load_fails_the_run_with_the_reason(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "BACKOFF", timedelta())
-    run_id = start(database, tmp_path, options={"no_such_option": 1})
+    run_id = start(database, tmp_path, options={"journal": str(tmp_path / "nowhere" / "journal")})
     work(database, tmp_path, run_id)
 
     run = run_of(database, run_id)
     assert run.state is RunState.FAILED
-    assert "no_such_option" in run.error
+    assert "nowhere/journal cannot be written: No such file or directory" in run.error
     assert count(database, Job, Job.state == JobState.RUNNING) == 0
 
 
