@@ -53,9 +53,10 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
     """Compare strategies for each RUN on its hold-out prompts, from what is stored: nothing is generated.
 
     Rewards, with 95% intervals, are of the hold-out prompts; what a strategy goes by it learns from
-    the calibration prompts alone. 'closed' is the part of the way from the best single teacher
-    (static) to the oracle. 'persyn' is the run's router, which was fitted to the run's own alpha. A run whose
-    strategy is a python function shows that too: it is asked about the hold-out prompts, here.
+    the calibration prompts alone. 'regret' is what is lacking to the oracle, 'closed' the part of the
+    way from the best single teacher (static) to it; --json has an interval of each. 'persyn' is the
+    run's router, which was fitted to the run's own alpha. A run whose strategy is a python function
+    shows that too: it is asked about the hold-out prompts, here.
 
     With --students it is the students that are compared, those that were trained on these runs' datasets
     and evaluated ('persyn student'): runs of one strategy and alpha, of several seeds perhaps, are taken together.
@@ -135,7 +136,18 @@ def _show(one: Comparison) -> None:
         f"{one.n_calibration} calibration prompts"
     )
     has_cost = any(fact.cost is not None for fact in one.strategies)
-    columns = ("strategy", "reward", "95%", "closed", "95%", "quality", "learn.", "tokens", *["cost"] * has_cost)
+    columns = (
+        "strategy",
+        "reward",
+        "95%",
+        "regret",
+        "closed",
+        "95%",
+        "quality",
+        "learn.",
+        "tokens",
+        *["cost"] * has_cost,
+    )
     show(columns, [_row(fact)[: len(columns)] for fact in one.strategies], as_json=False)
     click.echo()
     teachers = sorted({name for fact in one.strategies for name in fact.shares})
@@ -151,10 +163,11 @@ def _row(fact: StrategyFacts) -> tuple[str, ...]:
         fact.strategy,
         f"{fact.reward.mean:.3f}",
         f"{fact.reward.low:.2f}-{fact.reward.high:.2f}",
+        f"{fact.regret.mean:.3f}",
         f"{fact.closed.mean:+.0%}" if fact.closed else "-",
         f"{fact.closed.low:+.0%} {fact.closed.high:+.0%}" if fact.closed else "-",
-        f"{fact.quality:.3f}",
-        f"{fact.learnability:.3f}",
+        f"{fact.quality.mean:.3f}",
+        f"{fact.learnability.mean:.3f}",
         "-" if fact.tokens is None else f"{fact.tokens:,.0f}",
         "-" if fact.cost is None else dollars(fact.cost),
     )

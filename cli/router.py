@@ -26,7 +26,7 @@ def show_router(run: str, as_json: bool) -> None:
         row = session.get(Router, found.router_id) if found.router_id is not None else None
         if row is None:
             raise UsageError(f"run {run!r} has no router yet")
-        measured = {name: row.metrics.get(name) for name in ("router", "static", "random")}
+        measured = {name: row.metrics.get(name) for name in ("router", "static", "random", "neighbours", "oracle")}
         facts = {
             "backbone": row.backbone,
             "tune": row.tune,
@@ -39,7 +39,7 @@ def show_router(run: str, as_json: bool) -> None:
         return
     for name, value in facts.items():
         click.echo(f"{name}: {cell(value)}")
-    columns = ("hit1", "hit3", "pair_accuracy", "routed_reward", "regret")
+    columns = ("hit1", "hit3", "pair_accuracy", "routed_reward", "regret", "calibration_error")
     rows = [(name, *(values.get(column) for column in columns)) for name, values in measured.items() if values]
     show(("on hold-out", *columns), rows, as_json=False)
 

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn import rewards, strategies
-from persyn.bootstrap import DRAWS, Interval, interval
+from persyn.bootstrap import Interval, interval, weights
 from persyn.config import Per, StrategyTable, thaw
 from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
@@ -29,8 +29,6 @@ from persyn.stages import answers
 from persyn.stages.known import known
 from persyn.strategies import Known, Vector
 
-#: Numbers drawn at once: memory does not grow with the hold-out.
-_HELD = 2_000_000
 _WITHOUT_PROMPT: tuple[strategies.Kind, ...] = ("static", "strong", "mix", "family-strong", "car", "random")
 _NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
 #: Those that need no calibration grid; its tokens are part of the price of all others.
@@ -44,11 +42,11 @@ class StrategyFacts(Struct, frozen=True):
     #: 0 to 1 for min-max.
     reward: Interval
     #: In the quality scorer's unit.
-    quality: float
+    quality: Interval
     #: Nats per token, or as `learnability_per` says.
-    learnability: float
+    learnability: Interval
     #: The oracle's reward minus this one.
-    regret: float
+    regret: Interval
     #: Of the way from the best single teacher (static) to the oracle, the part that it goes.
     closed: Interval | None
     #: Tokens of all responses that the whole run needs with it, the grid's included where it needs one.
@@ -127,6 +125,11 @@ def _compare(
     rewarded = rewards.combine(cells.quality, cells.learnability, alpha=reward.alpha, how=how)
     is_known = ~np.isnan(rewarded).all(axis=1)
     holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
+    if config.n_calibration == 0:
+        raise UsageError(
+            f"run {run.name!r} follows strategy {config.strategy.kind}, which needs no grid, so there is none to "
+            "compare strategies on; a run of strategy persyn, static, car or oracle has one"
+        )
     if not holdout.any() or not calibration.any():
         raise UsageError(
             f"run {run.name!r} has no scored hold-out prompts to compare strategies on; "
@@ -223,7 +226,12 @@ def _cost(teachers: Sequence[Teacher], prompt_tokens: Matrix, response_tokens: M
 
 def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) -> list[StrategyFacts]:
     by_prompt = {name: _expected(policy, rewarded) for name, policy in policies.items()}
-    means = _drawn(by_prompt, len(rewarded))
+    means = _drawn(by_prompt)
+    quality, learnability = (
+        {name: _expected(policy, raw) for name, policy in policies.items()}
+        for raw in (counted.quality, counted.learnability)
+    )
+    drawn_quality, drawn_learnability = _drawn(quality), _drawn(learnability)
     facts = []
     for name, policy in policies.items():
         shares = policy.mean(axis=0)
@@ -231,9 +239,9 @@ def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) 
             StrategyFacts(
                 strategy=name,
                 reward=interval(float(by_prompt[name].mean()), means[name]),
-                quality=float(np.nanmean(_expected(policy, counted.quality))),
-                learnability=float(np.nanmean(_expected(policy, counted.learnability))),
-                regret=float((by_prompt["oracle"] - by_prompt[name]).mean()),
+                quality=interval(float(np.nanmean(quality[name])), drawn_quality[name]),
+                learnability=interval(float(np.nanmean(learnability[name])), drawn_learnability[name]),
+                regret=interval(float((by_prompt["oracle"] - by_prompt[name]).mean()), means["oracle"] - means[name]),
                 closed=_closed(name, by_prompt, means),
                 tokens=counted.needed(name, policy, counted.tokens, counted.grid_tokens),
                 cost=counted.needed(name, policy, counted.cost, counted.grid_cost),
@@ -243,16 +251,21 @@ def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) 
     return sorted(facts, key=lambda fact: -fact.reward.mean)
 
 
-def _drawn(by_prompt: Mapping[str, Vector], n_prompts: int) -> dict[str, Vector]:
-    """Each strategy's mean over prompts that are drawn anew, `DRAWS` times, the same ones for all strategies."""
-    chance = np.random.default_rng(0)
-    found: dict[str, list[Vector]] = {name: [] for name in by_prompt}
-    at_once = max(1, min(DRAWS, _HELD // n_prompts))
-    for first in range(0, DRAWS, at_once):
-        draws = chance.integers(n_prompts, size=(min(at_once, DRAWS - first), n_prompts))
-        for name, values in by_prompt.items():
-            found[name].append(values[draws].mean(axis=1))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+def _drawn(by_prompt: Mapping[str, Vector]) -> dict[str, Vector]:
+    """Each strategy's mean over prompts that are drawn anew, `DRAWS` times, the same ones for all strategies.
+
+    A prompt without a value has no part in the means; a draw of nothing else has none.
+    """
+    names = list(by_prompt)
+    values = np.stack([by_prompt[name] for name in names], axis=1)  # (P, S)
+    is_there = ~np.isnan(values)
+    sums, counts = [], []
+    for drawn in weights(len(values), seed=0):
+        sums.append(drawn @ np.where(is_there, values, 0.0))
+        counts.append(drawn @ is_there)
+    count = np.concatenate(counts)
+    means = np.divide(np.concatenate(sums), count, out=np.full(count.shape, np.nan), where=count > 0)
+    return dict(zip(names, means.T, strict=True))
 
 
 def _expected(policy: Matrix, values: Matrix) -> Vector:

@@ -65,7 +65,7 @@ class RunTable(_Table, frozen=True):
     learnability_per: Per = "token"
     #: Prompts answered by every teacher, the hold-out included; at most as many as there are prompts.
     calibration: Positive = 2500
-    #: Share of them kept out of the fit, to measure the router.
+    #: Share of them kept out of the fit, to measure the router and to compare strategies.
     holdout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     #: Of the calibration draw, of the responses and of the fit.
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
@@ -165,8 +165,10 @@ class RouterTable(_Table, frozen=True):
 
     #: The language model under the head.
     backbone: Model = "Qwen/Qwen2.5-1.5B"
-    #: Hub commit, branch or tag; stored as a commit.
+    #: Hub commit, branch or tag.
     revision: str | None = None
+    #: Its hub commit, or its folder's digest; set by PerSyn when the run is started.
+    version: str | None = None
     #: What is trained: everything (the paper's), low-rank adapters (needs `persyn[lora]`), or the head alone (seconds);
     #: `auto` is `full` where prompts kept for it show that it is better than `head` by more than chance, else `head`.
     tune: Literal["auto", "full", "lora", "head"] = "auto"
@@ -292,10 +294,9 @@ class RunConfig(_Table, frozen=True):
         return self.run.calibration if self.strategy.kind in ("persyn", "static", "car", "python") else 0
 
     @property
-    def n_holdout(self) -> int:
-        """How many of the calibration prompts measure the router, or the function in its place."""
-        is_measured = self.strategy.kind in ("persyn", "python")
-        return round(self.run.calibration * self.run.holdout) if is_measured else 0
+    def holdout(self) -> float:
+        """The share of them on which the router is measured, and strategies are compared."""
+        return 0.0 if self.n_calibration == 0 else self.run.holdout
 
     def frozen(self) -> dict[str, Any]:
         """The configuration as the store keeps it."""

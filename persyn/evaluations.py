@@ -23,11 +23,11 @@ from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import EngineError, UsageError
 from persyn.llm.host import Host, HostDied
-from persyn.llm.identity import require_unchanged
+from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 from persyn.settings import Settings
 from persyn.stages import ingest, score, versions
-from persyn.stages.batch import conversation, hub_revision, told
+from persyn.stages.batch import conversation, told
 
 #: Judges the reference answers, not what the student writes.
 PERPLEXITY = "log_likelihood"

@@ -19,8 +19,6 @@ from persyn.rewards import Matrix, Normalisation
 from persyn.router import refit
 from persyn.stages import fit_router
 
-#: Prompts whose rewards a prompt's neighbours tell, as many as the square root of those that are known, and no fewer.
-_NEIGHBOURS_AT_LEAST = 5
 #: The smallest calibration that a curve begins with.
 _CURVE_FROM = 25
 #: Less of the way to the oracle, for twice the prompts, is no gain.
@@ -50,10 +48,9 @@ class Frozen:
         """What reads the prompt and can be had for any reward: (P, T) of a head, and of the nearest neighbours."""
         rewarded = self.rewards(alpha, how)
         learn = np.flatnonzero(~self.cells.is_holdout & ~np.isnan(rewarded).all(axis=1))
-        k = max(_NEIGHBOURS_AT_LEAST, round(len(learn) ** 0.5))
         return {
             "head": refit.scores(self.features, rewarded, learn, preferences=self.preferences, seed=self.seed),
-            "neighbours": strategies.neighbours(self.features[learn], rewarded[learn], self.features, k=k),
+            "neighbours": strategies.neighbours(self.features[learn], rewarded[learn], self.features),
         }
 
 

@@ -84,7 +84,7 @@ def enlist(
     """Make a run with its models and its prompts, of which those for calibration are drawn; nothing is planned."""
     run = start.create(session, config, known, stage=_ORDER[0])
     ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
-    ingest.draw(session, run.id, calibration=config.n_calibration, holdout=config.n_holdout, seed=config.run.seed)
+    ingest.draw(session, run.id, calibration=config.n_calibration, holdout=config.holdout, seed=config.run.seed)
     return run
 
 

@@ -67,13 +67,29 @@ def preferences(rewards: Matrix) -> tuple[Indices, Indices, Indices]:
 
 
 def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
-    """How good each teacher is whatever the prompt: its mean reward.
+    """How good each teacher is whatever the prompt: its mean reward, where a prompt tells teachers apart.
 
-    rewards: (P, T).
+    A prompt with a single reward, or with equal ones, is worth 0 to whoever has one: it would count against the
+    teachers that answered most. On a whole grid leaving such prompts out changes no order.
+
+    rewards: (P, T), normalised.
     returns: (T,); NaN for a teacher without any reward.
     """
-    count = (~np.isnan(rewards)).sum(axis=0)
-    return np.asarray(np.divide(np.nansum(rewards, axis=0), count, out=np.full(len(count), np.nan), where=count > 0))
+    told = informative(rewards)
+    means, all_means = column_means(rewards[told]), column_means(rewards)
+    return np.where(np.isnan(means), all_means, means)
+
+
+def informative(rewards: Matrix) -> NDArray[np.bool_]:
+    """(P,) which prompts have two teachers of distinct reward."""
+    lowest, highest = _extremes(rewards)
+    return np.asarray(highest > lowest)[:, 0]
+
+
+def column_means(values: Matrix) -> NDArray[np.float64]:
+    """(T,) means of the cells that are there; NaN for a column without any."""
+    count = (~np.isnan(values)).sum(axis=0)
+    return np.asarray(np.divide(np.nansum(values, axis=0), count, out=np.full(len(count), np.nan), where=count > 0))
 
 
 def _extremes(scores: Matrix) -> tuple[Matrix, Matrix]:

@@ -24,6 +24,9 @@ Present = NDArray[np.bool_]
 Kind: TypeAlias = Literal["static", "strong", "mix", "family-strong", "car", "random"]
 """Strategies that read no prompt."""
 
+#: Prompts whose rewards a prompt's neighbours tell, at least.
+_NEIGHBOURS_AT_LEAST = 5
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Known:
@@ -136,21 +139,26 @@ def car(quality: Matrix, learnability: Matrix, *, beta: float) -> Vector:
     learnability: (P, T) mean log-likelihood, nats per token; the loss is its negative.
     returns:      (T,); NaN for a teacher without both.
     """
-    reward = reward_matrix.static_ranking(quality)
-    loss = -reward_matrix.static_ranking(learnability)
+    reward = reward_matrix.column_means(quality)
+    loss = -reward_matrix.column_means(learnability)
     reward = reward - np.nanmin(reward, initial=0.0)
     return np.asarray(reward / (1.0 + beta * loss))
 
 
-def neighbours(features: Matrix, rewards: Matrix, of: Matrix, *, k: int) -> Matrix:
+def neighbours(features: Matrix, rewards: Matrix, of: Matrix, *, k: int | None = None) -> Matrix:
     """Mean reward of each teacher over the k prompts whose features are nearest by angle.
+
+    A prompt that does not tell teachers apart says nothing, as in the static ranking.
 
     features: (C, H) of the prompts whose `rewards` (C, T) are known.
     of:       (P, H) of the prompts in question.
+    k:        None is the square root of C, and no fewer than 5.
     returns:  (P, T); NaN where none of the k has a reward.
     """
+    k = max(_NEIGHBOURS_AT_LEAST, round(len(features) ** 0.5)) if k is None else k
     nearest = np.argsort(-_unit(of) @ _unit(features).T, axis=1, kind="stable")[:, :k]
-    near = rewards[nearest]  # (P, k, T)
+    told = np.where(reward_matrix.informative(rewards)[:, None], rewards, np.nan)
+    near = told[nearest]  # (P, k, T)
     count = (~np.isnan(near)).sum(axis=1)
     return np.asarray(np.divide(np.nansum(near, axis=1), count, out=np.full(count.shape, np.nan), where=count > 0))
 

@@ -183,8 +183,8 @@ def _key(config: dict[str, Any], settings: dict[str, Any]) -> _Key:
     how = [settings.get("tune"), f"{settings.get('epochs')} epochs", settings.get("learning_rate")]
     trained = ", ".join(str(each) for each in how if each is not None)
     # Runs of other names, seeds and prompts are the same thing done again.
-    same = {name: value for name, value in config.items() if name != "prompts"}
-    same["run"] = {name: value for name, value in config["run"].items() if name not in ("name", "seed")}
+    same = {name: value for name, value in run.frozen().items() if name != "prompts"}
+    same["run"] = {name: value for name, value in same["run"].items() if name not in ("name", "seed")}
     settled = {name: value for name, value in settings.items() if name not in ("seed", "micro_batch")}
     return run.strategy.name, run.run.alpha, trained, _text([same, settled])
 

@@ -18,10 +18,10 @@ from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
 from persyn.db.trained import Training
 from persyn.errors import UsageError
-from persyn.llm.identity import identify, require_unchanged
+from persyn.llm.identity import hub_revision, identify, require_unchanged
 from persyn.llm.protocols import ModelSpec
 from persyn.stages import export
-from persyn.stages.batch import conversation, hub_revision
+from persyn.stages.batch import conversation
 from persyn.student import train as training
 from persyn.student.examples import Conversation
 from persyn.student.train import Progress, Settings

@@ -1,6 +1,6 @@
 """Strategies on grids of real responses: which teacher for which prompt, and what knowing it is worth.
 
-    python -m studies.real_grids GRID.jsonl.gz ... --teachers teachers.toml --student NAME=FOLDER ...
+    python -m studies.real_grids GRID.jsonl.gz ... --teachers teachers.toml --student NAME=FOLDER=FAMILY ...
 
 A grid is a file for `persyn responses import` whose rows have a `label`: right or wrong. Every response is scored
 by each student; then, for each seed, a run draws its calibration and hold-out prompts, and everything is compared on
@@ -46,6 +46,8 @@ class Case:
     grid: Path
     student: str
     model: Path
+    #: Of the teachers' families the student's, or nothing.
+    family: str
     home: Path
 
     @property
@@ -63,10 +65,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grids", nargs="+", type=Path)
     parser.add_argument("--teachers", type=Path, required=True, help="what is known of them: family, params_b")
-    parser.add_argument("--student", action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument(
+        "--student", action="append", required=True, metavar="NAME=FOLDER[=FAMILY]", help="FAMILY: a teacher's, if any"
+    )
     parser.add_argument("--backbone", type=Path, required=True, help="the router's")
     parser.add_argument("--home", type=Path, default=Path("build/studies/real_grids"))
     parser.add_argument("--prompts", type=int, help="of a grid, so many of its prompts, drawn once; default all")
+    parser.add_argument("--second-label", metavar="FIELD", help="in `meta`; rows where it differs have no label")
     parser.add_argument("--calibration", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
@@ -75,8 +80,9 @@ def main() -> None:
     options = parser.parse_args()
     for grid in options.grids:
         for student in options.student:
-            name, _, model = student.partition("=")
-            case = Case(grid, name, Path(model).resolve(), options.home / f"{_short(grid)}-{name}")
+            name, model, *family = student.split("=")
+            home = options.home / f"{_short(grid)}-{name}"
+            case = Case(grid, name, Path(model).resolve(), "".join(family), home)
             found = _study(case, options)
             put(REPORT, "".join((_sections(tables(REPORT)) | {case.name: found}).values()))
 
@@ -113,7 +119,7 @@ def _store(case: Case, options: argparse.Namespace) -> Iterator[Database]:
     try:
         if not (case.home / "persyn.db").exists():
             database.require_head()
-            grid = case.grid if options.prompts is None else _part(case, options.prompts)
+            grid = _taken(case, options)
             persyn(case.home, "responses", "import", str(grid), "--teachers", str(options.teachers), "--score", "label")
         database.upgrade()
         yield database
@@ -121,16 +127,20 @@ def _store(case: Case, options: argparse.Namespace) -> Iterator[Database]:
         database.close()
 
 
-def _part(case: Case, n_prompts: int) -> Path:
-    """A grid of the same name, in the case's home, of so many prompts of its grid and all that is said of them."""
+def _taken(case: Case, options: argparse.Namespace) -> Path:
+    """The grid as it is studied, in the case's home: so many of its prompts, and no label that is doubtful."""
     with gzip.open(case.grid, "rt", encoding="utf-8") as whole:
-        rows = [(json.loads(line)["prompt"], line) for line in whole]
-    prompts = sorted({prompt for prompt, _ in rows})
-    taken = set(random.Random(0).sample(prompts, min(n_prompts, len(prompts))))
-    part = case.home / case.grid.name
-    with gzip.open(part, "wt", encoding="utf-8") as file:
-        file.writelines(line for prompt, line in rows if prompt in taken)
-    return part
+        rows = [json.loads(line) for line in whole]
+    prompts = sorted({row["prompt"] for row in rows})
+    if options.prompts is not None:
+        prompts = random.Random(0).sample(prompts, min(options.prompts, len(prompts)))
+    wanted, taken = set(prompts), case.home / case.grid.name
+    with gzip.open(taken, "wt", encoding="utf-8") as file:
+        for row in rows:
+            if row["prompt"] in wanted:
+                is_doubtful = row["label"] != row.get("meta", {}).get(options.second_label, row["label"])
+                file.write(json.dumps(row | ({"label": None} if is_doubtful else {})) + "\n")
+    return taken
 
 
 def _work(database: Database, case: Case, options: argparse.Namespace, name: str, seed: int) -> None:
@@ -151,13 +161,14 @@ def _work(database: Database, case: Case, options: argparse.Namespace, name: str
         f"holdout = {holdout:.4f}\nseed = {seed}",
         f"[prompts]\nsource = {json.dumps(case.grid.name)}",
         f"[student]\nname = {json.dumps(case.student)}\nmodel = {json.dumps(str(case.model))}",
+        f'family = "{case.family}"' if case.family else "",
         f'options = {{ dtype = "bfloat16", response_tokens = {options.response_tokens} }}',
         '[quality]\nkind = "imported"\nmodel = "label"',
         f'[router]\nbackbone = {json.dumps(str(options.backbone.resolve()))}\ntune = "head"',
     ]
     for teacher in teachers:
         lines.append(f'[[teachers]]\nname = "{teacher.name}"\nmodel = "{teacher.name}"\nengine = "imported"')
-        lines.append(f"params_b = {known[teacher.name].params_b}")
+        lines.append(f'params_b = {known[teacher.name].params_b}\nfamily = "{known[teacher.name].family}"')
     file = case.home / f"{name}.toml"
     file.write_text("\n".join(lines) + "\n")
     persyn(case.home, "run", "start", str(file))
@@ -183,7 +194,7 @@ def _hypothetical(frozen: Frozen, alpha: float) -> dict[str, Matrix]:
     rewarded = frozen.rewards(alpha)
     learn = np.flatnonzero(~frozen.cells.is_holdout & ~np.isnan(rewarded).all(axis=1))
     quality = np.nan_to_num(frozen.cells.quality)
-    share = quality.mean(axis=1, keepdims=True)
+    share = np.nanmean(frozen.cells.quality, axis=1, keepdims=True)
     difficulty = np.hstack([share, share**2, share == 0.0, share == 1.0]).astype(np.float64)
     known = refit.scores(difficulty, rewarded, learn, preferences="weighted", seed=frozen.seed)
     equal = refit.scores(frozen.features, rewarded, learn, preferences="equal", seed=frozen.seed)
@@ -213,8 +224,8 @@ def _strategies(found: Sequence[Comparison]) -> str:
                 f"{_percent([each.low for each in closed])} to {_percent([each.high for each in closed])}"
                 if closed
                 else "",
-                _mean([fact.quality for fact in facts]),
-                _mean([fact.learnability for fact in facts]),
+                _mean([fact.quality.mean for fact in facts]),
+                _mean([fact.learnability.mean for fact in facts]),
                 f"{asked} {facts[0].shares[asked]:.0%}",
             )
         )
@@ -240,8 +251,20 @@ def _curve(curves: Sequence[hindsight.Curve]) -> str:
     for points in zip(*(curve.points for curve in curves), strict=True):
         closed = [point.closed for point in points if point.closed is not None]
         spread = f"{np.std(closed):.0%}" if closed else ""
-        rows.append((str(points[0].n_calibration), _mean([p.reward for p in points]), _percent(closed), spread))
-    return "The head by calibration prompts:\n\n" + table(("calibration", "reward", "closed", "+- over seeds"), rows)
+        reward, static = ([getattr(point, each) for point in points] for each in ("reward", "static"))
+        better = [a - b for a, b in zip(reward, static, strict=True)]
+        rows.append(
+            (
+                str(points[0].n_calibration),
+                _mean(reward),
+                _mean(static),
+                f"{np.mean(better):+.3f} +- {np.std(better):.3f}",
+                _percent(closed),
+                spread,
+            )
+        )
+    head = ("calibration", "head", "static from as many", "better by", "closed", "+- over seeds")
+    return "The head by calibration prompts, beside the best single teacher that as many show:\n\n" + table(head, rows)
 
 
 def _mean(values: Sequence[float]) -> str:

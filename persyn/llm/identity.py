@@ -55,10 +55,14 @@ def require_unchanged(model: str, revision: str | None) -> None:
 
     revision: as `identify` gave it.
     """
-    is_digest = revision is not None and revision.startswith("sha256:")
-    found = identify(model, None if is_digest else revision).revision
+    found = identify(model, hub_revision(revision)).revision
     if found != revision:
         raise UsageError(f"{model} is not what it was: {found}, and {revision} then; put that back")
+
+
+def hub_revision(revision: str | None) -> str | None:
+    """The revision to ask the hub for; a local folder's digest is nothing to ask for."""
+    return None if revision is None or revision.startswith("sha256:") else revision
 
 
 def _snapshot(model: str, revision: str | None) -> Path:

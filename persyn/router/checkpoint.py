@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from msgspec import Struct
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from persyn.errors import EngineError
 from persyn.folders import replaced
 from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import ModelSpec
 from persyn.router.model import Reader, Reads, Router, load
@@ -32,7 +34,7 @@ _SUFFIXES = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """What a checkpoint says of itself."""
 
-    #: Folder or hub id of the backbone that was tuned, and its hub commit.
+    #: Folder or hub id of the backbone that was tuned, and its hub commit or its folder's digest.
     backbone: str
     revision: str | None
     tune: str
@@ -66,7 +68,8 @@ def write(folder: Path, router: Router, manifest: Manifest, tokenizer: Any) -> s
 def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
     """Load the router in the folder `spec.model` for scoring.
 
-    `EngineError` when the folder is no checkpoint, or holds what a checkpoint should not.
+    `EngineError` when the folder is no checkpoint, or holds what a checkpoint should not; `UsageError` when the
+    backbone that it was fitted to is not there any more.
     """
     folder = Path(spec.model)
     _refuse_strangers(folder)
@@ -75,9 +78,12 @@ def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
         head = load_file(folder / "router.safetensors")
     except (OSError, msgspec.MsgspecError, SafetensorError) as error:
         raise EngineError(f"{spec.model!r} is not a router's checkpoint: {error}") from error
-    backbone = ModelSpec(spec.engine, manifest.backbone, manifest.revision, spec.gpus)
     if manifest.tune == "full":
         backbone = ModelSpec(spec.engine, str(folder / "backbone"), gpus=spec.gpus)
+    else:
+        backbone = ModelSpec(spec.engine, manifest.backbone, hub_revision(manifest.revision), spec.gpus)
+        if backbone.revision != manifest.revision:  # a folder's digest
+            require_unchanged(manifest.backbone, manifest.revision)
     reader = Reader(Chat(load_tokenizer(backbone), add_bos=manifest.add_bos), manifest.max_tokens)
     router = load(backbone, dtype, len(manifest.teachers), manifest.reads)
     if manifest.tune == "lora":
@@ -87,8 +93,11 @@ def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
 
 
 def merge(router: Router) -> None:
-    """Add low-rank adapters, where there are any, to the weights they adapt: the same scores in less time."""
-    if hasattr(router.backbone, "merge_and_unload"):
+    """Add low-rank adapters, where there are any, to the weights they adapt: the same scores in less time.
+
+    Not below float32: such weights have no room for most of what adapters add.
+    """
+    if hasattr(router.backbone, "merge_and_unload") and router.backbone.dtype is torch.float32:
         router.backbone = router.backbone.merge_and_unload()
 
 

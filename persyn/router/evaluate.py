@@ -26,13 +26,13 @@ Metrics: TypeAlias = dict[str, float | int | None]
 
 
 def compare(scores: Matrix, rewards: Matrix, calibration: Matrix, *, preferences: str) -> dict[str, Metrics]:
-    """The router's metrics beside those of the two choices that read no prompt.
+    """The router's metrics beside those of choices that know less, and of the one that knows all.
 
     scores:      (P, T) the router's, of the hold-out prompts.
     rewards:     (P, T) of the same prompts, NaN where missing.
     calibration: (C, T) rewards the router was fitted to, from which the static ranking is taken.
     preferences: how they counted in the fit, "weighted" or "equal".
-    returns:     "router", "static" (one ranking for every prompt) and "random" (expected value).
+    returns:     "router", "static" (one ranking for every prompt), "random" (expected value) and "oracle".
     """
     return {
         "router": {
@@ -41,6 +41,7 @@ def compare(scores: Matrix, rewards: Matrix, calibration: Matrix, *, preferences
         },
         "static": evaluate(np.broadcast_to(_ranking(calibration), rewards.shape), rewards),
         "random": evaluate_random(rewards),
+        "oracle": evaluate(np.nan_to_num(rewards), rewards),
     }
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
-from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor
 
 from persyn import rewards as reward_matrix
+from persyn import strategies
+from persyn.errors import EngineError, shorten
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.identity import identify
+from persyn.llm.identity import hub_revision, identify, require_unchanged
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Tick
 from persyn.rewards import Matrix
@@ -28,12 +31,21 @@ from persyn.router.checkpoint import Manifest
 from persyn.router.model import Reader, Router
 from persyn.router.train import TUNES, Examples, Plan, split, train
 
-_AtLeastOne = Annotated[int, Meta(ge=1)]
+#: Fewer validation prompts cannot tell whether the whole backbone does better than a head.
+_ENOUGH = 10
+
+
+class NoRoom(EngineError):
+    """A GPU's memory does not do for a training."""
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a backbone's tokenizer; each `Fit` begins with the backbone's own weights. Options: `options.RouterFit`."""
+    """Load a backbone's tokenizer; each `Fit` begins with the backbone's own weights. Options: `options.RouterFit`.
+
+    Raises `UsageError` when the backbone is not the version that the spec means.
+    """
     chosen = options.decode(spec, options.RouterFit)
+    spec = backbone(spec)
     model.refuse_several_gpus(spec)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
 
@@ -44,6 +56,13 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
             yield [Failed(request.id, reason) if reason else _fit(request, spec, chosen, chat, tick)]
 
     return Batched(compute, version=scoring.VERSION, chunk=1)
+
+
+def backbone(spec: ModelSpec) -> ModelSpec:
+    """A spec whose revision may be a folder's digest as weights are loaded by; `UsageError` for another digest."""
+    if hub_revision(spec.revision) != spec.revision:
+        require_unchanged(spec.model, spec.revision)
+    return msgspec.structs.replace(spec, revision=hub_revision(spec.revision))
 
 
 def reader(chat: Chat, chosen: options.RouterFit, config: Any) -> Reader:
@@ -86,7 +105,7 @@ def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFit, chat: Chat, t
     final = trained.frozen if is_frozen else model.all_features(router, grid.prompts, work.batch_tokens, tick)
     scores = _scores(router, final)
     metrics = {
-        **_measure(scores[is_holdout], grid.rewards[is_holdout], grid.rewards[calibration], request.preferences),
+        **_measure(scores, trained.frozen.double().numpy(), grid.rewards, is_holdout, request.preferences),
         "n_calibration": len(calibration),
         "n_holdout": int(is_holdout.sum()),
         "n_pairs": len(pairs),
@@ -131,18 +150,27 @@ class _Work:
         return scoring.batch_tokens(self.spec, self.chosen)
 
     def train(self, tune: str) -> _Trained:
-        """The backbone's own weights, trained in a way of `TUNES`."""
+        """The backbone's own weights, trained in a way of `TUNES`; `EngineError` where memory does not do for it."""
         router, frozen = self._read(tune)
-        notes = train(router, self.grid.take(self.learn), frozen[self.learn], self._plan(tune), self.tick)
+        try:
+            notes = train(router, self.grid.take(self.learn), frozen[self.learn], self._plan(tune), self.tick)
+        except torch.OutOfMemoryError as error:
+            raise NoRoom(
+                f"tune = {tune!r} does not fit the GPU's memory ({shorten(str(error))}); take another tune, or less "
+                "batch_size or max_tokens in [router] options"
+            ) from error
         return _Trained(router, tune, frozen, notes)
 
     def better(self) -> _Trained:
         """The backbone tuned in full, if that is better than a head on its frozen states; else that head.
 
-        Both learn without the validation prompts and are asked these; the fuller one has to be better than chance
-        could make it.
+        Neither learns from the validation prompts, which both are asked, in the precision that they will route in; the
+        fuller one has to be better than chance could make it. It also stops by them, which flatters it a little. Where
+        they are too few to tell, or memory does not do for more, it is the head.
         """
         learn, validate = (np.array(self.learn)[part] for part in split(len(self.learn), self.request.seed))
+        if len(validate) < _ENOUGH:
+            return self._simple(f"{len(validate)} validation prompts cannot tell")
         frozen = self._read("head")[1]
         simple = head.fit(
             frozen[learn],
@@ -152,7 +180,10 @@ class _Work:
             tick=self.tick,
         )
         by_head = self._losses(frozen[validate].double() @ simple.weight.T + simple.bias, validate)
-        taken = self.train("full")
+        taken = self._full()
+        if isinstance(taken, str):
+            return self._simple(taken)
+        taken.router.backbone.to(getattr(torch, model.precision(self.spec, self.chosen.dtype)))
         prompts = self.grid.take(validate.tolist()).prompts
         tuned = model.all_features(taken.router, prompts, self.batch_tokens, self.tick)
         by_full = self._losses(torch.from_numpy(_scores(taken.router, tuned)), validate)
@@ -161,6 +192,22 @@ class _Work:
             del taken  # before another backbone is loaded: a GPU may have no room for two
             taken = self.train("head")
         return replace(taken, notes={**notes, **taken.notes})
+
+    def _simple(self, why: str) -> _Trained:
+        """The head, and why it was not even tried against the backbone tuned in full."""
+        found = self.train("head")
+        return replace(found, notes={**found.notes, "not_full": why})
+
+    def _full(self) -> _Trained | str:
+        """The backbone tuned in full, or why there is none."""
+        try:
+            return self.train("full")
+        except NoRoom as error:
+            why = str(error)
+        # Out of reach of the exception, which holds on to all that was on the GPU.
+        gc.collect()
+        torch.cuda.empty_cache()
+        return why
 
     def _read(self, tune: str) -> tuple[Router, Tensor]:
         """A router that nobody has trained, and what its backbone makes of the grid's prompts."""
@@ -205,10 +252,9 @@ def _manifest(
     request: Fit, tune: str, spec: ModelSpec, chosen: options.RouterFit, router: Router, reader: Reader
 ) -> Manifest:
     folder = Path(spec.model)
-    commit: str | None = getattr(router.backbone.config, "_commit_hash", None)
     return Manifest(
         backbone=str(folder.absolute()) if folder.is_dir() else spec.model,
-        revision=spec.revision or commit,
+        revision=identify(spec.model, spec.revision).revision,
         tune=tune,
         teachers=request.teachers,
         max_tokens=reader.max_tokens,
@@ -225,8 +271,19 @@ def _scores(router: Router, features: Tensor) -> Matrix:
     return scores
 
 
-def _measure(scores: Matrix, rewards: Matrix, calibration: Matrix, preferences: str) -> dict[str, Any]:
-    """The router's metrics on the hold-out and its baselines', or None for each without a hold-out prompt."""
-    if not len(rewards):
-        return {"router": None, "static": None, "random": None}
-    return evaluate.compare(scores, rewards, calibration, preferences=preferences)
+def _measure(
+    scores: Matrix, frozen: Matrix, rewards: Matrix, is_holdout: NDArray[np.bool_], preferences: str
+) -> dict[str, Any]:
+    """The router's metrics on the hold-out and its baselines', or None for each without a hold-out prompt.
+
+    scores: (P, K). frozen: (P, H), by which prompts are neighbours. rewards: (P, K).
+    """
+    names = ("router", "static", "random", "neighbours", "oracle")
+    if not is_holdout.any():
+        return dict.fromkeys(names)
+    learn = ~is_holdout & ~np.isnan(rewards).all(axis=1)
+    near = strategies.neighbours(frozen[learn], rewards[learn], frozen[is_holdout])
+    return {
+        **evaluate.compare(scores[is_holdout], rewards[is_holdout], rewards[~is_holdout], preferences=preferences),
+        "neighbours": evaluate.evaluate(np.nan_to_num(near, nan=-np.inf), rewards[is_holdout]),
+    }

@@ -80,7 +80,8 @@ def is_within_error(excess: Tensor) -> Tensor:
     excess: (P,) or (P, N), by how much each of P prompts has a higher loss under one choice than under another.
     returns: a boolean for each of the N.
     """
-    return excess.sum(dim=0) <= excess.std(dim=0, correction=0) * math.sqrt(len(excess))
+    # What is no number is no evidence either.
+    return ~(excess.sum(dim=0) > excess.std(dim=0, correction=0) * math.sqrt(len(excess)))
 
 
 def _path(features: Tensor, weights: Tensor, last: float, tick: Tick) -> list[tuple[Tensor, Tensor]]:

@@ -163,11 +163,20 @@ def batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[lis
 
 @torch.no_grad()
 def all_features(router: Router, prompts: Sequence[Sequence[int]], batch_tokens: int, tick: Tick) -> Tensor:
-    """(P, H) float32 features of P prompts, in their order, on the CPU; `tick` after each batch."""
+    """(P, H) float32 features of P prompts, in their order, on the CPU; `tick` after each batch.
+
+    Raises `EngineError` when one is no number: the backbone's states are beyond its dtype.
+    """
     device = router.head.weight.device
     features = torch.empty(len(prompts), router.head.in_features)
     for batch in batches(prompts, batch_tokens):
         input_ids, lengths = pad([prompts[i] for i in batch])
-        features[batch] = router.features(input_ids.to(device), lengths.to(device)).cpu()
+        found = router.features(input_ids.to(device), lengths.to(device)).cpu()
+        if not found.isfinite().all():
+            raise EngineError(
+                f"the backbone's states are not finite in {router.backbone.dtype}; "
+                'take dtype = "bfloat16" or "float32" in [router] options'
+            )
+        features[batch] = found
         tick()
     return features

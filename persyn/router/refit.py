@@ -27,9 +27,10 @@ def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
     """(P, H) features of a fit's conversations; what is not kept in `home` yet is computed here, and kept.
 
     spec: a `router_fit`'s.
-    Raises `EngineError` when the backbone cannot be loaded.
+    Raises `EngineError` when the backbone cannot be loaded, `UsageError` when it is not what it was.
     """
     chosen = options.decode(spec, options.RouterFit)
+    spec = fit.backbone(spec)
     reader = fit.reader(Chat(load_tokenizer(spec), add_bos=chosen.add_bos), chosen, scoring.configuration(spec))
     dtype = fit.dtype("head", spec, chosen)
     reads = model.reads_of("head")

@@ -14,9 +14,10 @@ from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
 from persyn.db.results import Origin, Response
 from persyn.db.text import reason
+from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
 from persyn.queue import Claim
-from persyn.stages.batch import Batch, Done, Plan, conversation, hub_revision, in_part, make_jobs, seed_of
+from persyn.stages.batch import Batch, Done, Plan, conversation, in_part, make_jobs, seed_of
 
 
 def teachers_of(session: Session, run_id: int) -> Sequence[Teacher]:

@@ -199,7 +199,7 @@ def _follow(session: Session, run: Run, kind: strategies.Kind) -> None:
     strategy = thaw(run.config).strategy
     cells = grid.read(session, run)
     teacher_ids = cells.teacher_ids.tolist()
-    goes_by = known(session, run, cells, _rewards(run, cells), np.ones(len(cells.prompt_ids), dtype=np.bool_))
+    goes_by = known(session, run, cells, _rewards(run, cells), ~cells.is_holdout)
     missing = _missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
     missing = missing.order_by(RunPrompt.prompt_id).limit(_CHUNK)
     last = 0

@@ -141,8 +141,3 @@ def in_part(missing: Select[Any], job: Claim) -> Select[Any]:
     """The rows of `missing` (whose first column is a prompt's id) that are the job's."""
     prompt_id = missing.selected_columns[0]
     return missing.where(prompt_id.between(job.first_prompt_id, job.last_prompt_id)).order_by(prompt_id)
-
-
-def hub_revision(revision: str | None) -> str | None:
-    """The revision to ask the hub for; a local folder's digest is nothing to ask for."""
-    return None if revision is None or revision.startswith("sha256:") else revision

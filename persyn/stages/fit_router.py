@@ -19,7 +19,7 @@ from persyn.errors import EngineError
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.queue import Claim
 from persyn.stages import answers
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, make_jobs
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, make_jobs
 
 
 def plan(session: Session, run: Run) -> int:
@@ -136,7 +136,7 @@ def _spec(run: Run) -> ModelSpec:
     return ModelSpec(
         engine="router_fit" if router.engine == "router" else router.engine,
         model=router.backbone,
-        revision=hub_revision(router.revision),
+        revision=router.version or router.revision,
         gpus=router.gpus,
         options=router.options,
     )

@@ -62,8 +62,8 @@ def add_to_run(
         _add_targets(session, run_id, Prompt.source == source)
 
 
-def draw(session: Session, run_id: int, *, calibration: int | None, holdout: int, seed: int) -> None:
-    """Choose a run's calibration prompts at random, None for all, `holdout` of them to measure the router.
+def draw(session: Session, run_id: int, *, calibration: int | None, holdout: float, seed: int) -> None:
+    """Choose a run's calibration prompts at random, None for all, a share `holdout` of them to measure the router.
 
     The choice depends on the seed and on which conversations the run has, not on their order or
     ids. Raises `UsageError` when there are fewer prompts.
@@ -86,8 +86,9 @@ def draw(session: Session, run_id: int, *, calibration: int | None, holdout: int
     )
     lots = ((_lot(seed, content_hash), prompt_id) for content_hash, prompt_id in prompts)
     drawn = [prompt_id for _, prompt_id in heapq.nsmallest(calibration, lots)]
-    _set_role(session, run_id, drawn[:holdout], Role.HOLDOUT)
-    _set_role(session, run_id, drawn[holdout:], Role.CALIBRATION)
+    n_holdout = round(calibration * holdout)
+    _set_role(session, run_id, drawn[:n_holdout], Role.HOLDOUT)
+    _set_role(session, run_id, drawn[n_holdout:], Role.CALIBRATION)
 
 
 def _lot(seed: int, content_hash: str) -> bytes:

@@ -14,9 +14,10 @@ from persyn.db import bulk
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
+from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.queue import Claim
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, hub_revision, in_part, make_jobs, told
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, told
 
 _PYTHON = "python"
 #: The kinds of scorers that are told what else a prompt's row said.

@@ -22,8 +22,8 @@ def find(session: Session, config: RunConfig) -> Run | None:
     if run is None:
         return None
     was = thaw(run.config)
-    if config.strategy.revision is None:  # then it is the version that the run was started with
-        config = _pinned(config, was.strategy.revision)
+    # Where it names no version it is the one that the run was started with.
+    config = _pinned(config, function=was.strategy.revision, backbone=was.router.version)
     if was.digest() != config.digest():
         changed = sorted(_differences(was.frozen(), config.frozen()))
         raise UsageError(
@@ -35,7 +35,13 @@ def find(session: Session, config: RunConfig) -> Run | None:
 
 def identities(config: RunConfig) -> Identities:
     """What a run's models are; see `versions.identities`."""
-    return versions.identities(config.teachers, config.student, config.quality, config.strategy)
+    router = config.router if _reads_prompts(config) else None
+    return versions.identities(config.teachers, config.student, config.quality, config.strategy, router)
+
+
+def _reads_prompts(config: RunConfig) -> bool:
+    """Whether a backbone will be loaded."""
+    return config.strategy.kind == "persyn" and config.router.engine == "router"
 
 
 def require_imported(session: Session, config: RunConfig) -> None:
@@ -69,8 +75,12 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     """Register a run and its models, without prompts yet."""
     prompt_table.take_turns(session)  # before any other lock, as every import does
     student = versions.student(session, config.student, known)
-    if config.strategy.kind == "python":
-        config = _pinned(config, known[config.strategy.model, config.strategy.revision].revision)
+    own, router = config.strategy, config.router
+    config = _pinned(
+        config,
+        function=known[own.model, own.revision].revision if own.kind == "python" else None,
+        backbone=known[router.backbone, router.revision].revision if _reads_prompts(config) else None,
+    )
     run = Run(
         name=config.run.name,
         stage=stage,
@@ -90,9 +100,13 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     return run
 
 
-def _pinned(config: RunConfig, revision: str | None) -> RunConfig:
-    """With the version of its strategy's function."""
-    return replace(config, strategy=replace(config.strategy, revision=revision))
+def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) -> RunConfig:
+    """With the version of its strategy's function and of its router's backbone, where it names none."""
+    return replace(
+        config,
+        strategy=replace(config.strategy, revision=config.strategy.revision or function),
+        router=replace(config.router, version=config.router.version or backbone),
+    )
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:

@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, QualityTable, StrategyTable, StudentTable, TeacherTable
+from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, StudentTable, TeacherTable
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
@@ -32,6 +32,7 @@ def identities(
     student: StudentTable | None = None,
     quality: QualityTable | None = None,
     strategy: StrategyTable | None = None,
+    router: RouterTable | None = None,
 ) -> Identities:
     """Find out what models are: a hub may be asked, and large files read. `UsageError` for one that is not there."""
     tables = [(table.model, table.revision) for table in teachers if table.engine in _LOADED]
@@ -39,10 +40,16 @@ def identities(
         tables.append((student.model, student.revision))
     if quality is not None and quality.is_loaded:
         tables.append((quality.model, quality.revision))
+    if router is not None:
+        tables.append((router.backbone, router.revision))
     found = {table: identify(*table) for table in dict.fromkeys(tables)}
     for table in (quality, strategy):
         if table is not None and table.kind == "python":
             found[table.model, table.revision] = Identity(_of_function(table), None)
+    if router is not None and router.version not in (None, is_now := found[router.backbone, router.revision].revision):
+        raise UsageError(
+            f"the backbone {router.backbone!r} is {is_now}, not {router.version}: put that back, or name no version"
+        )
     return found
 
 
