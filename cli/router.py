@@ -48,7 +48,8 @@ def show_router(run: str, as_json: bool) -> None:
 @RUN
 @JSON
 def curve(run: str, as_json: bool) -> None:
-    """Say what RUN's calibration is worth: heads fitted to 25, 50, 100, ... of its prompts, on its hold-out.
+    """Say what RUN's calibration is worth: heads fitted to 25, 50, 100, ..., half
+    and all of its prompts, on its hold-out.
 
     A head reads what the router's backbone makes of a prompt; that is computed once and kept.
     """

@@ -38,6 +38,7 @@ class Frozen:
     seed: int
     how: Normalisation
     alpha: float
+    tune: str
 
     def rewards(self, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
         """(P, T) at the run's weight of learnability and normalisation, or at others."""
@@ -111,6 +112,7 @@ def freeze(found: Grid, home: Path) -> Frozen:
         seed=found.fit.seed,
         how=found.how,
         alpha=found.alpha,
+        tune=found.fit.tune,
     )
 
 
@@ -139,28 +141,33 @@ def curve(name: str, frozen: Frozen) -> Curve:
         )
         for p in points
     ]
-    return Curve(name, int(holdout.sum()), oracle, shown, _verdict(shown))
+    return Curve(name, int(holdout.sum()), oracle, shown, _verdict(shown, way, frozen.tune))
 
 
 def curve_sizes(n_calibration: int) -> list[int]:
-    """25, 50, 100, ... and all of them."""
-    sizes = []
+    """25, 50, 100, ..., half of them, and all."""
+    sizes = {n_calibration, n_calibration // 2}
     size = _CURVE_FROM
     while size < n_calibration:
-        sizes.append(size)
+        sizes.add(size)
         size *= 2
-    return [*sizes, n_calibration]
+    return sorted(size for size in sizes if size >= _CURVE_FROM) or [n_calibration]
 
 
-def _verdict(points: list[CurvePoint]) -> str:
-    """Compare all prompts with half of them: would twice as many be worth it?"""
-    if len(points) < 2 or points[-1].closed is None:
+def _verdict(points: list[CurvePoint], way: float, tune: str) -> str:
+    """Compare all prompts with half of them: would twice as many be worth it?
+
+    way: from the best single teacher to the oracle, in units of the reward.
+    """
+    half = next((point for point in points if point.n_calibration == points[-1].n_calibration // 2), None)
+    if half is None or half.closed is None or points[-1].closed is None:
         return "too few calibration prompts to tell"
-    half = min(points[:-1], key=lambda point: abs(point.n_calibration - points[-1].n_calibration / 2))
-    assert half.closed is not None
     gain = points[-1].closed - half.closed
-    said = (
-        f"{points[-1].n_calibration} prompts close {gain:+.0%} more of the way to the oracle "
-        f"than {half.n_calibration} did"
+    # Which half it was is chance, and the mean of a few draws.
+    noise = half.deviation / refit.REPEATS**0.5 / way
+    helps = "may help" if gain > max(_GAIN, 2 * noise) else "would not help"
+    heads = "" if tune == "head" else "; these are heads, a trained backbone may gain from more than they do"
+    return (
+        f"more calibration {helps}: {points[-1].n_calibration} prompts close {gain:+.0%} (+-{noise:.0%}) more of the "
+        f"way to the oracle than {half.n_calibration} did{heads}"
     )
-    return f"more calibration would not help: {said}" if gain <= _GAIN else f"more calibration may help: {said}"

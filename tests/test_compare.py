@@ -81,7 +81,7 @@ def test_rewards_regrets_and_the_way_that_is_closed(database: Database, run_id: 
     assert {name: fact.reward.mean for name, fact in by_name.items()} == pytest.approx(
         {"static": 0.5, "car": 0.5, "random": 0.5, "persyn": 0.75, "oracle": 1.0}
     )
-    assert {name: fact.regret for name, fact in by_name.items()} == pytest.approx(
+    assert {name: fact.regret.mean for name, fact in by_name.items()} == pytest.approx(
         {"static": 0.5, "car": 0.5, "random": 0.5, "persyn": 0.25, "oracle": 0.0}
     )
     closed = by_name["persyn"].closed
@@ -126,7 +126,7 @@ def test_another_alpha_is_computed_from_raw_scores(database: Database, run_id: i
     assert by_name["static"].shares == {"b": 1.0}  # what is learned most easily
     assert by_name["static"].reward.mean == by_name["oracle"].reward.mean == 1.0
     assert by_name["static"].closed is None
-    assert by_name["static"].learnability == pytest.approx(-1.0)
+    assert by_name["static"].learnability.mean == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize(("per", "learnability"), [("token", -1.0), ("character", -1.25), ("response", -5.0)])
@@ -138,7 +138,7 @@ def test_learnability_is_per_token_per_character_or_of_the_whole(
         found = compare(session, session.get_one(Run, run_id), alpha=1.0, per=per)
 
     assert found.learnability_per == per
-    assert {f.strategy: f for f in found.strategies}["static"].learnability == pytest.approx(learnability)
+    assert {f.strategy: f for f in found.strategies}["static"].learnability.mean == pytest.approx(learnability)
 
 
 def test_an_interval_holds_the_mean_and_is_the_same_each_time(database: Database, run_id: int) -> None:
@@ -146,8 +146,13 @@ def test_an_interval_holds_the_mean_and_is_the_same_each_time(database: Database
     assert once == again
     for fact in once.strategies:
         assert 0.0 <= fact.reward.low <= fact.reward.mean <= fact.reward.high <= 1.0
-    oracle = once.strategies[0].reward
-    assert (oracle.low, oracle.high) == (1.0, 1.0)  # four times one: nothing to draw
+        assert 0.0 <= fact.regret.low <= fact.regret.mean <= fact.regret.high <= 1.0
+        # At alpha 0 the reward is the quality.
+        assert fact.quality == fact.reward
+        assert -2.0 <= fact.learnability.low <= fact.learnability.mean <= fact.learnability.high <= -1.0
+    oracle = once.strategies[0]
+    assert (oracle.reward.low, oracle.reward.high) == (1.0, 1.0)  # four times one: nothing to draw
+    assert (oracle.regret.low, oracle.regret.high) == (0.0, 0.0)
     static = next(fact.reward for fact in once.strategies if fact.strategy == "static")
     # Of four prompts, two right: 0 of 4 and 4 of 4 come up once in sixteen draws each.
     assert (static.low, static.high) == (0.0, 1.0)

@@ -148,4 +148,15 @@ def test_every_pair_is_a_preference_once_unless_it_is_tied_or_incomplete(scores:
 
 
 def test_the_static_ranking_is_the_mean_reward_of_the_present_cells() -> None:
-    assert_array_equal(rewards.static_ranking(matrix([1, NAN, NAN], [0, 3, NAN])), [0.5, 3.0, NAN])
+    assert_array_equal(rewards.static_ranking(matrix([1, 0, NAN], [0, 3, NAN])), [0.5, 1.5, NAN])
+    # Who has a reward only where nothing can be compared is ranked by that.
+    assert_array_equal(rewards.static_ranking(matrix([1, 0, NAN], [NAN, NAN, 0.5])), [1.0, 0.0, 0.5])
+
+
+def test_an_answer_that_nobody_else_gave_does_not_count_against_a_teacher() -> None:
+    common = [(1, 0), (1, 0), (0, 1)]
+    alone = [(5, NAN)] * 4  # normalised to 0, as it is where all are alike
+    alike = [(5, 5)] * 2
+    normalised = rewards.normalise(matrix(*common, *alone, *alike), "minmax")
+    # Over all it would be 2 of 9 for the first and 1 of 5 for the second, or less: 2 of 3 and 1 of 3 are true.
+    assert rewards.static_ranking(normalised) == pytest.approx([2 / 3, 1 / 3])

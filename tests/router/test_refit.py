@@ -50,26 +50,34 @@ def test_a_curve_rises_from_the_static_choice_to_the_oracle(world: tuple[Matrix,
 
 
 def test_sizes_double_up_to_all_there_are() -> None:
-    assert curve_sizes(130) == [25, 50, 100, 130]
+    assert curve_sizes(130) == [25, 50, 65, 100, 130]
+    assert curve_sizes(40) == [25, 40]
     assert curve_sizes(25) == [25]
     assert curve_sizes(7) == [7]
 
 
 @pytest.mark.parametrize(
-    ("closed", "said"),
+    ("sizes", "closed", "deviation", "said"),
     [
-        (
-            (0.10, 0.40, 0.41),
-            "more calibration would not help: 200 prompts close +1% more of the way to the oracle than 100 did",
-        ),
-        (
-            (0.10, 0.20, 0.50),
-            "more calibration may help: 200 prompts close +30% more of the way to the oracle than 100 did",
-        ),
-        ((0.50,), "too few calibration prompts to tell"),
+        ((50, 100, 200), (0.10, 0.40, 0.41), 0.0, "would not help: 200 prompts close +1% (+-0%) more"),
+        ((50, 100, 200), (0.10, 0.20, 0.50), 0.0, "may help: 200 prompts close +30% (+-0%) more"),
+        # Of five draws that differ by 0.03 the mean is uncertain by 0.0134, which is 4% of a way of 0.3.
+        ((50, 100, 200), (0.10, 0.20, 0.27), 0.03, "would not help: 200 prompts close +7% (+-4%) more"),
+        ((50, 100, 200), (0.10, 0.20, 0.30), 0.03, "may help: 200 prompts close +10% (+-4%) more"),
     ],
 )
-def test_the_verdict_compares_all_prompts_with_half_of_them(closed: tuple[float, ...], said: str) -> None:
-    sizes = (50, 100, 200)
-    points = [CurvePoint(size, 0.5 + 0.3 * part, 0.0, 0.5, part) for size, part in zip(sizes, closed, strict=False)]
-    assert _verdict(points).startswith(said)
+def test_the_verdict_compares_all_prompts_with_half_of_them(
+    sizes: tuple[int, ...], closed: tuple[float, ...], deviation: float, said: str
+) -> None:
+    pairs = zip(sizes, closed, strict=True)
+    points = [CurvePoint(size, 0.5 + 0.3 * part, deviation, 0.5, part) for size, part in pairs]
+    assert _verdict(points, 0.3, "head") == f"more calibration {said} of the way to the oracle than 100 did"
+    assert _verdict(points, 0.3, "auto").endswith(
+        "did; these are heads, a trained backbone may gain from more than they do"
+    )
+
+
+@pytest.mark.parametrize("sizes", [(40,), (25, 40)])
+def test_without_half_of_them_there_is_no_verdict(sizes: tuple[int, ...]) -> None:
+    points = [CurvePoint(size, 0.5, 0.0, 0.5, 0.0) for size in sizes]
+    assert _verdict(points, 0.3, "head") == "too few calibration prompts to tell"

@@ -190,7 +190,7 @@ def test_the_draw_depends_on_the_seed_and_the_prompts_alone(database: Database, 
             run = make_run(session, name=name, prompts=7)
             session.execute(delete(RunPrompt).where(RunPrompt.run_id == run.id))
             ingest.add_to_run(session, run.id, PromptsTable(file=str(path)))
-            ingest.draw(session, run.id, calibration=40, holdout=10, seed=seed)
+            ingest.draw(session, run.id, calibration=40, holdout=0.25, seed=seed)
             drawn[name] = roles(session, run)
 
     counts = [list(drawn["one"].values()).count(role) for role in (Role.CALIBRATION, Role.HOLDOUT, Role.TARGET)]
@@ -217,9 +217,9 @@ def test_every_prompt_is_as_likely_to_be_drawn(database: Database) -> None:
 def test_no_more_prompts_can_be_drawn_than_there_are(database: Database) -> None:
     with database.write() as session:
         run = make_run(session, prompts=10)
-        ingest.draw(session, run.id, calibration=10, holdout=1, seed=0)
+        ingest.draw(session, run.id, calibration=10, holdout=0.1, seed=0)
         with pytest.raises(UsageError, match="11 calibration prompts cannot be drawn from 10 prompts"):
-            ingest.draw(session, run.id, calibration=11, holdout=1, seed=0)
+            ingest.draw(session, run.id, calibration=11, holdout=0.1, seed=0)
 
 
 def test_all_prompts_can_be_answered_by_all_teachers(database: Database) -> None:
@@ -249,7 +249,7 @@ def test_the_memory_of_an_import_does_not_grow_with_the_file(database: Database,
         run = make_run(session, prompts=0)
         tracemalloc.start()
         ingest.add_to_run(session, run.id, PromptsTable(file=str(path)))
-        ingest.draw(session, run.id, calibration=10, holdout=1, seed=0)
+        ingest.draw(session, run.id, calibration=10, holdout=0.1, seed=0)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
 

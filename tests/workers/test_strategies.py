@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from persyn import audit, pipeline, run_file
+from persyn.compare import compare
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
@@ -61,6 +62,8 @@ def test_a_single_teacher_answers_everything_and_nothing_is_calibrated(
 
     assert set(chosen(database, run_id).values()) == {teacher}
     assert (count(database, Response), count(database, Score), count(database, RouterScore)) == (PROMPTS, 0, 0)
+    with database.read() as session, pytest.raises(UsageError, match=f"follows strategy {kind}, which needs no grid"):
+        compare(session, session.get_one(Run, run_id))
 
 
 @pytest.mark.parametrize("kind", ["static", "car"])
@@ -70,6 +73,12 @@ def test_what_the_grid_decides_needs_the_grid_and_no_router(database: Database, 
     assert len(set(chosen(database, run_id).values())) == 1
     assert count(database, Response) == 12 * len(TEACHERS) + (PROMPTS - 12)
     assert count(database, RouterScore) == 0
+    with database.read() as session:
+        found = compare(session, session.get_one(Run, run_id))
+    # What it followed is what is compared: both go by the nine prompts that are no hold-out.
+    assert (found.n_holdout, found.n_calibration) == (3, 9)
+    shares = {fact.strategy: fact.shares for fact in found.strategies}
+    assert shares[kind] == dict.fromkeys(chosen(database, run_id).values(), 1.0)
 
 
 def test_a_grid_without_any_reward_decides_nothing(database: Database, tmp_path: Path) -> None:
@@ -114,8 +123,10 @@ def test_an_oracle_has_everybody_answer_everything(database: Database, tmp_path:
     with database.read() as session:
         reasons = session.scalars(select(Assignment.reason).where(Assignment.run_id == run_id)).all()
         best = session.scalars(select(Assignment.score).where(Assignment.run_id == run_id)).all()
+        found = compare(session, session.get_one(Run, run_id))
     assert reasons == ["calibration"] * 20
     assert min(best) >= 0.5  # of three teachers somebody has half of either part
+    assert (found.n_holdout, found.n_calibration) == (5, 15)
 
 
 def imported_run(folder: Path) -> Path:
