@@ -14,10 +14,13 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from topics import TEACHERS, conversations, grid
+from transformers import Trainer
 
-from persyn.errors import EngineError
+from persyn.errors import EngineError, UsageError
 from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.identity import identify
 from persyn.llm.options import RouterFit
 from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Result, Route, Routed
 from persyn.router import checkpoint, evaluate, fit, model, route
@@ -67,6 +70,9 @@ def test_a_router_learns_whom_each_topic_suits(smollm2: Path, work: Work, tmp_pa
     assert found["router"]["hit1"] > 0.9
     assert found["static"]["hit1"] < 0.5
     assert found["random"]["hit1"] == pytest.approx(0.25)
+    assert found["oracle"]["hit1"] == found["oracle"]["pair_accuracy"] == 1.0
+    assert found["oracle"]["regret"] == 0.0
+    assert found["neighbours"]["hit1"] > 0.9  # a topic's prompts lie together
     assert found["router"]["routed_reward"] > found["static"]["routed_reward"] + 0.1
     assert (found["n_calibration"], found["n_holdout"], found["n_pairs"]) == (27, 18, 27 * 6)
     assert found["tune"] == "head"
@@ -213,7 +219,7 @@ def test_without_a_holdout_a_router_is_fitted_and_not_measured(tiny: Path, work:
     (fitted,) = work(fitter(tiny), [grid(12, folder=tmp_path / "router")])
 
     assert isinstance(fitted, Fitted)
-    assert [fitted.metrics[name] for name in ("router", "static", "random")] == [None, None, None]
+    assert [fitted.metrics[name] for name in ("router", "static", "random", "neighbours", "oracle")] == [None] * 5
     assert msgspec.json.decode(msgspec.json.encode(fitted.metrics)) == fitted.metrics
 
 
@@ -283,7 +289,7 @@ def test_auto_keeps_to_the_head_where_nothing_can_be_read_off_a_prompt(tiny: Pat
 
 
 def test_auto_holds_one_backbone_at_a_time(tiny: Path, work: Work, tmp_path: Path) -> None:
-    asked = grid(24, tune="auto", folder=tmp_path / "auto")
+    asked = grid(60, tune="auto", folder=tmp_path / "auto")
     dealt = np.random.default_rng(0).permutation(np.array(asked.rewards)).tolist()
     held: list[int] = []
     engine = fit.load(
@@ -295,7 +301,69 @@ def test_auto_holds_one_backbone_at_a_time(tiny: Path, work: Work, tmp_path: Pat
 
     assert isinstance(fitted, Fitted)
     assert fitted.metrics["tune"] == "head"
+    assert "loss_full" in fitted.metrics
     assert max(held) == 1
+
+
+def test_auto_does_not_train_in_full_where_too_few_prompts_could_judge_it(
+    tiny: Path, work: Work, tmp_path: Path
+) -> None:
+    (fitted,) = work(fitter(tiny, **FAST["auto"]), [grid(40, tune="auto", folder=tmp_path / "router")])
+
+    assert isinstance(fitted, Fitted)
+    assert fitted.metrics["tune"] == "head"
+    assert fitted.metrics["not_full"] == "8 validation prompts cannot tell"
+
+
+def test_a_training_that_a_gpu_has_no_room_for_leaves_auto_the_head_and_fails_who_asked_for_it(
+    tiny: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crowded(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Trainer, "train", crowded)
+    asked = grid(60, tune="auto", folder=tmp_path / "router")
+
+    (fitted,) = work(fitter(tiny), [asked])
+
+    assert isinstance(fitted, Fitted)
+    assert fitted.metrics["tune"] == "head"
+    assert "does not fit the GPU's memory (CUDA out of memory" in fitted.metrics["not_full"]
+    with pytest.raises(EngineError, match="tune = 'full' does not fit the GPU's memory"):
+        work(fitter(tiny), [msgspec.structs.replace(asked, tune="full")])
+
+
+def altered(tiny: Path, folder: Path, value: float) -> Path:
+    """The same backbone but for one weight."""
+    shutil.copytree(tiny, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_router_is_not_laid_on_another_backbone_than_it_was_fitted_to(tiny: Path, work: Work, tmp_path: Path) -> None:
+    backbone = shutil.copytree(tiny, tmp_path / "backbone")
+    for tune in ("head", "lora", "full"):
+        work(fitter(backbone, **FAST[tune]), [grid(12, tune=tune, folder=tmp_path / tune)])
+    was = json.loads((tmp_path / "head" / "router.json").read_text())["revision"]
+    assert was == identify(str(backbone)).revision
+    shutil.rmtree(backbone)
+    altered(tiny, backbone, 3.0)
+
+    for tune in ("head", "lora"):
+        with pytest.raises(UsageError, match=f"is not what it was: sha256:.*, and {was} then"):
+            router(tmp_path / tune)
+    assert scores(work(router(tmp_path / "full"), routes(1))).shape == (1, len(TEACHERS))  # has a backbone of its own
+    with pytest.raises(UsageError, match="is not what it was"):
+        fit.load(ModelSpec("router_fit", str(backbone), was), rest)
+
+
+def test_states_that_are_no_numbers_are_not_taken_for_features(tiny: Path, work: Work, tmp_path: Path) -> None:
+    backbone = altered(tiny, tmp_path / "backbone", float("nan"))
+    with pytest.raises(EngineError, match=r"not finite in torch\.float32; take dtype"):
+        work(fitter(backbone), [grid(12, folder=tmp_path / "router")])
+    assert not (tmp_path / "features").exists()
 
 
 @pytest.mark.parametrize(
