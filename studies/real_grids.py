@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument(
         "--response-tokens", type=int, default=256, help="of a response, its first ones that are scored"
     )
+    parser.add_argument("--report", type=Path, default=REPORT, help="the page whose tables are replaced")
     options = parser.parse_args()
     for grid in options.grids:
         for student in options.student:
@@ -84,7 +85,7 @@ def main() -> None:
             home = options.home / f"{_short(grid)}-{name}"
             case = Case(grid, name, Path(model).resolve(), "".join(family), home)
             found = _study(case, options)
-            put(REPORT, "".join((_sections(tables(REPORT)) | {case.name: found}).values()))
+            put(options.report, "".join((_sections(tables(options.report)) | {case.name: found}).values()))
 
 
 def _sections(text: str) -> dict[str, str]:

@@ -1,8 +1,14 @@
-"""The small world of the controlled study is what its page says it is."""
+"""Studies: the small world of the controlled one is what its page says it is; those of data made elsewhere run."""
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +85,91 @@ def test_tables_take_the_place_of_a_page_s_earlier_ones(tmp_path: Path) -> None:
     assert page.read_text() == (
         "Said.\n\n<!-- tables: begin -->\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n<!-- tables: end -->\n\nMore.\n"
     )
+
+
+def page(folder: Path, made: str = "") -> Path:
+    """A page without tables, or with these."""
+    path = folder / "page.md"
+    path.write_text(f"Said.\n\n<!-- tables: begin -->\n\n{made}<!-- tables: end -->\n")
+    return path
+
+
+def write_grid(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def study(module: str, *arguments: str | Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
+    command = [sys.executable, "-m", f"studies.{module}", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.model
+def test_a_grid_is_studied_and_other_tables_of_the_page_stay(tmp_path: Path, tiny: Path) -> None:
+    names = ("ada", "bob", "cyd")
+    rows = [
+        {
+            "prompt": f"What is {n} plus {n}?",
+            "teacher": name,
+            "response": f"{name} says {2 * n}.",
+            # Each of the first two is right about every other prompt, the third about every third.
+            "label": n % 2 == place if place < 2 else n % 3 == 0,
+            "meta": {"second": n % 2 == place if place < 2 else n % 3 == 0},
+        }
+        for n in range(40)
+        for place, name in enumerate(names)
+    ]
+    rows[0]["meta"]["second"] = not rows[0]["label"]
+    teachers = "".join(
+        f'[[teachers]]\nname = "{name}"\nfamily = "{name}"\nparams_b = {size}\n' for size, name in enumerate(names, 1)
+    )
+    (tmp_path / "teachers.toml").write_text(teachers)
+    report = page(tmp_path, "### another, student\n\nOf another grid.\n\n")
+    grid = write_grid(tmp_path / "made_parallel.jsonl.gz", rows)
+    known = ("--teachers", tmp_path / "teachers.toml", "--student", f"tiny={tiny}=bob", "--backbone", tiny)
+    size = ("--prompts", "30", "--calibration", "20", "--seeds", "2", "--second-label", "second")
+
+    study("real_grids", grid, *known, *size, "--home", tmp_path / "home", "--report", report)
+
+    made = tables(report)
+    assert made.startswith("### another, student\n\nOf another grid.\n\n### made, tiny\n\n")
+    assert "20 calibration prompts, 10 hold-out prompts, 3 teachers, 2 seeds." in made
+    strategies = {line.split(" | ")[0].removeprefix("| ") for line in made.splitlines() if line.startswith("| ")}
+    assert {"oracle", "static", "strong", "family-strong", "mix", "car", "random", "head", "neighbours"} <= strategies
+    assert "| oracle | 1.000 |" in made  # for quality alone: of the first two one is right
+
+
+def test_the_checker_is_held_against_other_judges(tmp_path: Path) -> None:
+    cases = [{"gold": "2", "pred": pred, "expected": expected} for pred, expected in (("2.0", 1), ("3", 0), ("3", 1))]
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
+    rows = [
+        {"response": "So it is \\boxed{4}.", "reference_answer": "4", "label": True, "meta": {}},
+        # Of another answer in the text that judge said it is right.
+        {
+            "response": "It is 4, or \\boxed{5}.",
+            "reference_answer": 4,
+            "label": True,
+            "meta": {"extracted_answer": "4"},
+        },
+        {"response": "\\boxed{4}", "reference_answer": "4", "label": False, "meta": {"extracted_answer": "4"}},
+        {"response": "\\boxed{4}", "reference_answer": "4", "label": False, "meta": {"second": True}},
+    ]
+    grid, report = write_grid(tmp_path / "grid.jsonl.gz", rows), page(tmp_path)
+
+    arguments = ("--cases", tmp_path / "cases.jsonl", "--second-label", "second", "--list", tmp_path / "apart.jsonl")
+    study("answers", grid, *arguments, "--report", report)
+
+    assert "| cases | 3 | 2 | 1 | 0 | 0 | 0 |" in tables(report)
+    assert "| grid | 3 | 1 | 1 | 1 | 0 | 1 |" in tables(report)
+    apart = [json.loads(line) for line in (tmp_path / "apart.jsonl").read_text().splitlines()]
+    assert [(each["of"], each["how"], each.get("another_answer")) for each in apart] == [
+        ("cases", "called_wrong", None),
+        ("grid", "called_wrong", True),
+        ("grid", "called_right", False),
+    ]
 
 
 def became(value: float, *, training: str | None = "full, 12 epochs") -> StudentFacts:
