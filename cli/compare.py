@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import select
 
 from cli.completion import run_names
-from cli.open import JSON, find_run, show, store
+from cli.open import JSON, find_run, plain, show, store
 from cli.student import show_students
 from persyn import compare as comparison
 from persyn import own_strategy, students
@@ -20,7 +20,7 @@ from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.rewards import Matrix, Normalisation
 from persyn.settings import Settings
-from persyn.summary import dollars
+from persyn.summary import NEARLY_ALL, dollars
 
 if TYPE_CHECKING:
     from persyn.hindsight import Frozen
@@ -153,6 +153,10 @@ def _show(one: Comparison) -> None:
     teachers = sorted({name for fact in one.strategies for name in fact.shares})
     shares = [(name, *(_share(fact.shares.get(name, 0.0)) for fact in one.strategies)) for name in teachers]
     show(("asks", *(fact.strategy for fact in one.strategies)), shares, as_json=False)
+    for fact in one.strategies:
+        most = max(fact.shares, key=fact.shares.__getitem__)
+        if fact.strategy in ("persyn", "head") and fact.shares[most] > NEARLY_ALL:
+            click.echo(f"{fact.strategy} asks {plain(most)} nearly always: it tells these prompts hardly apart")
     for note in one.notes:
         click.echo(f"not there: {note}")
     click.echo()

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cli import compare
+from persyn.bootstrap import Interval
+from persyn.compare import Comparison, StrategyFacts
 from tests.cli.conftest import Persyn
 
 TEACHERS = ("lab/ada", "lab/bob", "lab/cyd")
@@ -73,8 +76,8 @@ def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path,
     assert set(by_name) == {"persyn", "static", "strong", "family-strong", "mix", "car", "random", "oracle"}
     assert by_name["strong"]["shares"] == {"lab/cyd": 1.0}
     assert by_name["family-strong"]["shares"] == {"lab/bob": 1.0}
-    assert by_name["oracle"]["quality"] == 1.0
-    assert by_name["random"]["quality"] == pytest.approx(1 / 3)
+    assert by_name["oracle"]["quality"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert by_name["random"]["quality"]["mean"] == pytest.approx(1 / 3)
     assert by_name["oracle"]["tokens"] == 40 * 3 * 4
     assert by_name["strong"]["tokens"] == 40 * 4
     assert by_name["oracle"]["cost"] is None  # nobody counted the prompts' tokens
@@ -90,6 +93,11 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
     shown = json.loads(persyn("router", "show", "grid", "--json").stdout)
     assert (shown["tune"], shown["n_calibration"], shown["n_holdout"]) == ("head", 20, 20)
 
+    said = persyn("router", "show", "grid").stdout
+    names = [line.split()[0] for line in said.splitlines()[-5:]]
+    assert names == ["router", "static", "random", "neighbours", "oracle"]
+    assert "calibration_error" in said
+
     found = json.loads(persyn("router", "curve", "grid", "--json").stdout)
     assert [point["n_calibration"] for point in found["points"]] == [20]
     assert found["points"][-1]["reward"] == pytest.approx(shown["router"]["routed_reward"])
@@ -101,6 +109,17 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
     assert by_name[0]["head"]["reward"] == by_name[0]["persyn"]["reward"]
     assert {"head", "neighbours"} <= by_name[1].keys()
     assert list((tmp_path / "home" / "features").glob("*/*.safetensors")) == [kept]  # nothing was computed again
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(0.95, True), (0.85, False)])
+def test_a_router_that_hardly_tells_prompts_apart_is_told_of(
+    capsys: pytest.CaptureFixture[str], share: float, is_told: bool
+) -> None:
+    some = Interval(0.5, 0.4, 0.6)
+    fact = StrategyFacts("persyn", some, some, some, some, None, None, None, {"ada": share, "bob": 1 - share})
+    compare._show(Comparison("run", 0.4, "minmax", "token", 20, 20, [fact], []))
+    said = capsys.readouterr().out
+    assert ("persyn asks ada nearly always: it tells these prompts hardly apart" in said) is is_told
 
 
 @pytest.mark.parametrize(
