@@ -9,6 +9,8 @@ better than chance would make it is not taken for an improvement (the one-standa
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,9 @@ FOLDS = 5
 
 #: Keeps the biases finite where one teacher always wins; far too weak to matter elsewhere.
 _BIAS_PENALTY = 1e-3
+
+#: Features that keep a thread busy.
+_NUMBERS_A_THREAD = 1_000_000
 
 #: A feature that varies by less than this part of itself is constant: float32 tells no more.
 _RESOLUTION = 1e-6
@@ -48,6 +53,22 @@ def fit(features: Tensor, rewards: Matrix, *, preferences: str, seed: int, tick:
     rewards:     (P, K), NaN where missing.
     preferences: how they count, see `preference_weights`.
     """
+    with _threads(features.numel()):
+        return _fit(features, rewards, preferences, seed, tick)
+
+
+@contextmanager
+def _threads(numbers: int) -> Iterator[None]:
+    """No more threads than there is work for: on small matrices they wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, numbers // _NUMBERS_A_THREAD)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(features: Tensor, rewards: Matrix, preferences: str, seed: int, tick: Tick) -> Head:
     mean, deviation = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
     # The root of H makes a penalty mean the same whatever the backbone's width.
     varies = deviation > _RESOLUTION * mean.abs()
