@@ -147,6 +147,40 @@ def test_removed_weights_are_made_again(store: Database) -> None:
         assert session.scalars(select(func.count()).select_from(Training)).one() == 1
 
 
+def test_a_student_learns_what_its_dataset_was_exported_with(store: Database, home: Path) -> None:
+    whole = typed(*TRAIN, "--epochs", "1")
+    assert typed("export", "run", "--cap", "3", "--split", "test=0.6").exit_code == 0
+    learned, held_out = (
+        (home / "datasets" / "run" / f"messages-{split}.jsonl").read_text().count("\n") for split in ("train", "test")
+    )
+
+    filtered = typed(*TRAIN, "--epochs", "1")
+    again = typed(*TRAIN, "--epochs", "1")
+    assert typed("export", "run").exit_code == 0
+    unfiltered = typed(*TRAIN, "--epochs", "1")
+
+    assert learned + held_out == 6  # three of each teacher
+    assert held_out
+    assert f"training 2 of run run: {learned} rows of the run's 8, 1 steps" in filtered.output
+    assert filtered.output.startswith("on the dataset as it was exported: persyn export run --split test=0.6 --cap 3\n")
+    assert again.output.splitlines()[-2:] == filtered.output.splitlines()[-2:]
+    assert unfiltered.output.splitlines()[-2:] == whole.output.splitlines()[-2:]
+    assert "training 1 of run run: 8 rows, 2 steps" in unfiltered.output
+
+
+def test_a_dataset_whose_rows_cannot_be_found_again_is_not_trained_on(store: Database, tmp_path: Path) -> None:
+    benchmark = tmp_path / "bench.jsonl"
+    benchmark.write_text('{"question": "What is the sense of all this?"}\n')
+    assert typed("export", "run", "--decontaminate", str(benchmark)).exit_code == 0
+    assert "8 rows, 2 steps" in typed(*TRAIN, "--epochs", "1").output
+    benchmark.unlink()
+
+    assert str(typed(*TRAIN).exception) == (
+        f"the dataset of run run cannot be made again as it was exported: there is no file {benchmark}; "
+        "'persyn export run' with other options writes another"
+    )
+
+
 def test_a_killed_training_is_done_once_when_it_is_begun_again(store: Database, home: Path) -> None:
     command = [sys.executable, "-m", "cli", *TRAIN, "--epochs", "30"]
     first = subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE, text=True)
