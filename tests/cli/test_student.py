@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -96,6 +97,10 @@ def test_from_a_run_to_what_its_student_became(store: Database, tmp_path: Path) 
         ("log_likelihood", "persyn"),
         ("log_likelihood", "untrained"),
     }
+    perplexities = [(fact["perplexity"], fact["value"]["mean"]) for fact in facts if fact["by"] == "log_likelihood"]
+    assert [given for given, _ in perplexities] == [pytest.approx(math.exp(loss)) for _, loss in perplexities]
+    assert "perplexity" in by_likelihood.output
+    assert f"{perplexities[0][0]:.4g}" in by_likelihood.output
     listed = json.loads(typed("student", "list", "--json").output)
     assert [(row["run"], row["evaluations"]) for row in listed] == [("run", 2)]
 
@@ -115,6 +120,25 @@ def test_what_is_there_is_not_done_again(store: Database, tmp_path: Path) -> Non
     with store.read() as session:
         assert session.scalars(select(func.count()).select_from(Training)).one() == 1
         assert set(session.scalars(select(Outcome.value))) == {-99.0}
+
+
+def test_another_answer_than_the_stored_one_is_refused_and_leaves_nothing(store: Database, tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"prompt": "How much?", "answer": "7"}\n')
+    assert typed("prompts", "import", str(file)).exit_code == 0
+    file.write_text('{"prompt": "New?", "answer": "1"}\n{"prompt": "How much?", "answer": "8"}\n')
+
+    refused = typed("student", "eval", "run", str(file), "--by", "math")
+
+    with store.read() as session:
+        prompt_id = session.scalars(select(Prompt.id).where(Prompt.text == "How much?")).one()
+        assert session.scalars(select(Prompt).where(Prompt.text == "New?")).all() == []
+        assert session.scalars(select(Evaluation)).all() == []
+    assert str(refused.exception) == (
+        "test.jsonl: the prompt 'How much?' has answer '8', but '7' is stored with it "
+        f"('persyn prompts show {prompt_id}'), and its answers would be judged by that; "
+        "give the row the same answer or none, or take it out"
+    )
 
 
 def test_a_scorer_that_says_nothing_leaves_the_answer(store: Database, tmp_path: Path) -> None:
