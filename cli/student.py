@@ -152,7 +152,7 @@ def show_students(facts: list[students.StudentFacts], *, as_json: bool) -> None:
         click.echo(msgspec.json.encode(facts).decode())
         return
     columns = ("student", "prompts", "by", "strategy", "alpha", "training", "n", "asked", "failed", "value", "95%")
-    show((*columns, "gain", "95% "), [_row(fact) for fact in facts], as_json=False)
+    show((*columns, "gain", "95% ", "perplexity"), [_row(fact) for fact in facts], as_json=False)
 
 
 def _row(fact: students.StudentFacts) -> tuple[Any, ...]:
@@ -168,6 +168,7 @@ def _row(fact: students.StudentFacts) -> tuple[Any, ...]:
         fact.n_failed,
         *_interval(fact.value, ""),
         *_interval(fact.gain, "+"),
+        fact.perplexity,
     )
 
 
