@@ -39,6 +39,9 @@ def student() -> None:
 def train(run: str, gpus: int, **given: Any) -> None:
     """Train the student of RUN on its dataset; the loss is on the responses alone.
 
+    The dataset is taken as it was exported last into PERSYN_HOME/datasets/RUN: the rows that its filters
+    leave, of its splits train; where there is none, every response.
+
     The trained weights lie in PERSYN_HOME/students. A training that was killed goes on from its last
     checkpoint when the same command is given again; a finished one is not done twice.
     """
@@ -55,21 +58,28 @@ def train(run: str, gpus: int, **given: Any) -> None:
     except msgspec.ValidationError as error:
         raise UsageError(f"--{str(error).replace('_', '-')}") from error
     home = Settings.from_environment().home
-    with store() as database, Meter() as meter:
-        made = trainings.train(
-            database,
-            run,
-            settings,
-            gpus=gpus,
-            home=home,
-            progress=lambda done, total, loss: meter.show(
-                "train", total, done, "" if loss is None else f"loss {loss:.3f}"
-            ),
-        )
+    options = trainings.exported(run, home)
+    if options.filters or options.splits:
+        click.echo(f"on the dataset as it was exported: {options.command(run)}")
+    with store() as database:
+        with Meter() as meter:
+            made = trainings.train(
+                database,
+                run,
+                settings,
+                gpus=gpus,
+                home=home,
+                progress=lambda done, total, loss: meter.show(
+                    "train", total, done, "" if loss is None else f"loss {loss:.3f}"
+                ),
+            )
+        with database.read() as session:
+            n_responses = trainings.n_responses(session, made.run_id)
     notes = made.notes
+    of_run = f" of the run's {n_responses:,}" if notes["n_rows"] + notes["n_left_out"] < n_responses else ""
     left_out = f", {notes['n_left_out']:,} too long" if notes["n_left_out"] else ""
     click.echo(
-        f"training {made.id} of run {run}: {notes['n_rows']:,} rows{left_out}, {notes['steps']:,} steps, "
+        f"training {made.id} of run {run}: {notes['n_rows']:,} rows{of_run}{left_out}, {notes['steps']:,} steps, "
         f"loss {notes['losses'][0][1]:.3f} to {notes['losses'][-1][1]:.3f} nats per token, {notes['seconds']:.0f} s"
     )
     click.echo(f"weights: {made.path}")
@@ -142,7 +152,7 @@ def show_students(facts: list[students.StudentFacts], *, as_json: bool) -> None:
         click.echo(msgspec.json.encode(facts).decode())
         return
     columns = ("student", "prompts", "by", "strategy", "alpha", "training", "n", "asked", "failed", "value", "95%")
-    show((*columns, "gain", "95% "), [_row(fact) for fact in facts], as_json=False)
+    show((*columns, "gain", "95% ", "perplexity"), [_row(fact) for fact in facts], as_json=False)
 
 
 def _row(fact: students.StudentFacts) -> tuple[Any, ...]:
@@ -158,6 +168,7 @@ def _row(fact: students.StudentFacts) -> tuple[Any, ...]:
         fact.n_failed,
         *_interval(fact.value, ""),
         *_interval(fact.gain, "+"),
+        fact.perplexity,
     )
 
 

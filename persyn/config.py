@@ -175,7 +175,7 @@ class RouterTable(_Table, frozen=True):
     #: How much each preference counts in the fit: by the difference of its rewards, or all the same (the paper's).
     preferences: Literal["weighted", "equal"] = "weighted"
     #: 0 or 1: a router runs on one GPU or on the CPU.
-    gpus: Count = 0
+    gpus: Annotated[int, Meta(ge=0, le=1)] = 0
     #: Options of `router_fit`; `dtype` and `batch_tokens` hold for routing too.
     options: dict[str, Any] = {}
     #: What fits it, and routes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,13 +22,16 @@ from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
-from persyn.errors import EngineError, UsageError
+from persyn.errors import EngineError, UsageError, shorten
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import hub_revision, require_unchanged
+from persyn.llm.instructions import Carried
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 from persyn.settings import Settings
-from persyn.stages import ingest, score, versions
+from persyn.stages import ingest, rows, score, versions
 from persyn.stages.batch import conversation, told
+from persyn.stages.imports import Tally, batches
+from persyn.stages.rows import Row
 
 #: Judges the reference answers, not what the student writes.
 PERPLEXITY = "log_likelihood"
@@ -99,7 +103,8 @@ class Evaluator:
     ) -> list[int]:
         """Evaluate the student of a run before its trainings and after each; returns the evaluations' ids.
 
-        files: prompts with what the scorer needs of them; those that the run has are left out.
+        files: prompts with what the scorer needs of them, as it is stored where they are stored already; those that the
+               run has are left out.
         by:    a kind of scorer, "log_likelihood" for how likely the reference answers are; None is the run's quality.
         retry_failed: what has failed before is tried again.
         Raises `UsageError` for what cannot be evaluated, `EngineError` when a model cannot be loaded or dies.
@@ -120,7 +125,7 @@ class Evaluator:
                 known,
                 _as_scored(how, run) if table else How(engine=None, gpus=how.gpus, options=_options(run)),
                 ", ".join(path.name for path in files),
-                *_prompts(session, run, files, needs_answer=table is None or table.kind == "math"),
+                *_prompts(session, run, files, table),
             )
             made = [(subject, _register(session, subject, wanted)) for subject in subjects]
         evaluation_ids = [evaluation_id for _, evaluation_id in made]
@@ -195,8 +200,9 @@ def _subjects(session: Session, run: Run) -> list[_Subject]:
     ]
 
 
-def _prompts(session: Session, run: Run, files: Sequence[Path], *, needs_answer: bool) -> tuple[list[int], str]:
+def _prompts(session: Session, run: Run, files: Sequence[Path], table: QualityTable | None) -> tuple[list[int], str]:
     """The prompts of files that the run has not: their ids, and a digest of them all."""
+    needs_answer = table is None or table.kind == "math"
     hashes = ingest.hashes_of(session, files)
     of_run = select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id)
     found: list[tuple[int, str]] = []
@@ -208,8 +214,50 @@ def _prompts(session: Session, run: Run, files: Sequence[Path], *, needs_answer:
     if not found:
         what = "a reference answer and is no prompt of the run" if needs_answer else "is no prompt of the run"
         raise UsageError(f"none of {len(hashes):,} prompts {what}: a student is not measured by what it was trained on")
+    asked = {content_hash for _, content_hash in found}
+    for source, batch in batches(files, rows.read, Tally("stop")):
+        _require_as_stored(session, source, [row for row in batch if row.content_hash in asked], table)
     digest = hashlib.sha256("".join(content_hash for _, content_hash in found).encode()).hexdigest()
     return [prompt_id for prompt_id, _ in found], digest
+
+
+def _require_as_stored(session: Session, source: str, batch: Sequence[Row], table: QualityTable | None) -> None:
+    """Raise `UsageError` for a row that says something else than is stored, by which its answer would be judged."""
+    wanted = select(Prompt.id, Prompt.content_hash, Prompt.answer, Prompt.meta)
+    found = session.execute(wanted.where(Prompt.content_hash.in_([row.content_hash for row in batch])))
+    stored = {prompt.content_hash: prompt for prompt in found}
+    for row in batch:
+        prompt = stored[row.content_hash]
+        known = _judged_by(prompt, table)
+        for name, value in _judged_by(row, table).items():
+            if known.get(name) != value:
+                here, there = (shorten(repr(each), most=80) for each in (value, known.get(name)))
+                raise UsageError(
+                    f"{source}: the prompt {shorten(row.text, most=80)!r} has {name} {here}, but {there} is stored "
+                    f"with it ('persyn prompts show {prompt.id}'), and its answers would be judged by that; "
+                    f"give the row the same {name} or none, or take it out"
+                )
+
+
+def _judged_by(prompt: Any, table: QualityTable | None) -> dict[str, Any]:
+    """What a scorer is told of a prompt beside its conversation, by field; a null says nothing."""
+    kind = table.kind if table else PERPLEXITY
+    fields: dict[str, Any] = {}
+    if kind in (PERPLEXITY, "math", "python") or (kind == "judge" and table and table.options.get("against")):
+        fields["answer"] = prompt.answer
+    if kind == "instructions":
+        fields |= {name: prompt.meta.get(name) for name in Carried.__struct_fields__}
+    elif kind == "python":
+        fields |= prompt.meta
+    found: dict[str, Any] = _without_nulls(fields)
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    """Fields that are null are left out, as other forms of the same file do."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _options(run: Run) -> dict[str, Any]:
@@ -274,6 +322,8 @@ def _store(session: Session, asked: _Asked, result: Result) -> None:
             values = {"response": ""}  # nothing is an answer too, and a wrong one
         case _, Failed():
             values = {"failure": result.reason}
+        case Judge(), Judged() if not math.isfinite(result.value):
+            values = {"failure": f"not_finite: the score is {result.value}"}
         case Judge(), Judged():
             values = {"value": result.value, "n_tokens": result.n_tokens}
         case _:

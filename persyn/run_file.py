@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,15 +24,15 @@ def read(path: Path) -> RunConfig:
     Raises `UsageError` with the place of the first mistake.
     """
     try:
-        config = _decoder(path)(path.read_bytes(), type=RunConfig)
+        given = _decode(path)
     except OSError as error:
         raise UsageError(f"cannot read the run file {path}: {error.strerror}; 'persyn init' writes one") from error
+    try:
+        config = msgspec.convert(given, RunConfig)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: {_explain(str(error), _decoder(path)(path.read_bytes()))}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {_malformed(path, error)}") from error
+        raise UsageError(f"{path}: {_explain(str(error), given)}") from error
     _require_options(path, _said(config))
-    return _absolute(config, path.absolute().parent)
+    return _absolute(config, path)
 
 
 def read_teachers(path: Path) -> list[TeacherTable]:
@@ -41,22 +42,49 @@ def read_teachers(path: Path) -> list[TeacherTable]:
     Raises `UsageError` with the place of the first mistake.
     """
     try:
-        found = _decoder(path)(path.read_bytes(), type=_TeachersFile).teachers
-        tables = [{"engine": IMPORTED, "model": table.get("name"), **table} for table in found]
-        teachers = msgspec.convert(tables, list[TeacherTable])
+        given = _decode(path)
     except OSError as error:
         raise UsageError(f"cannot read the teachers' file {path}: {error.strerror}") from error
+    try:
+        found = msgspec.convert(given, _TeachersFile).teachers
+        tables = [{"engine": IMPORTED, "model": table.get("name"), **table} for table in found]
+        teachers = msgspec.convert(tables, list[TeacherTable])
     except msgspec.ValidationError as error:
-        found = _decoder(path)(path.read_bytes())
-        raise UsageError(f"{path}: {_explain(str(error).replace('$[', '$.teachers['), found)}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {_malformed(path, error)}") from error
+        raise UsageError(f"{path}: {_explain(str(error).replace('$[', '$.teachers['), given)}") from error
     _require_options(path, map(_said_of_teacher, teachers))
-    return [_absolute_teacher(teacher, path.absolute().parent) for teacher in teachers]
+    return [_absolute_teacher(teacher, path, number) for number, teacher in enumerate(teachers)]
 
 
-def _decoder(path: Path) -> Any:
-    return msgspec.json.decode if path.suffix.lower() == ".json" else msgspec.toml.decode
+def _decode(path: Path) -> Any:
+    """What a file holds, its keys unchecked; `UsageError` for one that is broken, `OSError` for one that is away."""
+    is_json = path.suffix.lower() == ".json"
+    data = path.read_bytes()
+    try:
+        given = msgspec.json.decode(data) if is_json else msgspec.toml.decode(data)
+        _require_storable(given)
+    except (ValueError, RecursionError) as error:
+        said = str(error).removesuffix(" - at `$[...]`")  # a place that nobody can find
+        raise UsageError(f"{path}: not {'JSON' if is_json else 'TOML'}: {said}") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return given
+
+
+def _require_storable(value: Any, place: str = "") -> None:
+    """Raise `UsageError` for what no store can keep: inf and nan, integers beyond 64 bits, NUL characters."""
+    match value:
+        case dict():
+            for key, part in value.items():
+                _require_storable(part, _place(place, key))
+        case list():
+            for number, part in enumerate(value):
+                _require_storable(part, f"{place}[{number}]")
+        case float() if not math.isfinite(value):
+            raise UsageError(f"`{place}` is {value}; it takes a finite number")
+        case int() if not -(2**63) <= value < 2**63:
+            raise UsageError(f"`{place}` is an integer of more than 64 bits: {shorten(str(value), most=30)}")
+        case str() if "\0" in value:
+            raise UsageError(f"`{place}` has a NUL character, which no database can keep: {shorten(repr(value))}")
 
 
 class _TeachersFile(Struct, frozen=True):
@@ -103,36 +131,45 @@ def _require_options(path: Path, said: Iterable[_Said]) -> None:
             raise UsageError(f"{path}: {one.whose} ({one.engine}): {flaw}") from error
 
 
-def _absolute(config: RunConfig, folder: Path) -> RunConfig:
+def _absolute(config: RunConfig, file: Path) -> RunConfig:
     """Paths that are there become absolute."""
-    files = [str((folder / Path(file).expanduser()).resolve()) for file in config.prompts.files]
+    prompts = [str(_resolved(each, file, "prompts.file")) for each in config.prompts.files]
     quality, is_path = config.quality.model, config.quality.is_loaded
     replace = msgspec.structs.replace
     return replace(
         config,
-        prompts=replace(config.prompts, file=files),
-        student=replace(config.student, model=_local(config.student.model, folder)),
-        quality=replace(config.quality, model=_local(quality, folder) if is_path else quality),
-        router=replace(config.router, backbone=_local(config.router.backbone, folder)),
-        teachers=[_absolute_teacher(teacher, folder) for teacher in config.teachers],
+        prompts=replace(config.prompts, file=prompts),
+        student=replace(config.student, model=_local(config.student.model, file, "student.model")),
+        quality=replace(config.quality, model=_local(quality, file, "quality.model") if is_path else quality),
+        router=replace(config.router, backbone=_local(config.router.backbone, file, "router.backbone")),
+        teachers=[_absolute_teacher(teacher, file, number) for number, teacher in enumerate(config.teachers)],
     )
 
 
-def _absolute_teacher(teacher: TeacherTable, folder: Path) -> TeacherTable:
-    lies_elsewhere = teacher.engine in ("openai", IMPORTED)
-    return teacher if lies_elsewhere else msgspec.structs.replace(teacher, model=_local(teacher.model, folder))
+def _absolute_teacher(teacher: TeacherTable, file: Path, number: int) -> TeacherTable:
+    if teacher.engine in ("openai", IMPORTED):  # it lies elsewhere
+        return teacher
+    return msgspec.structs.replace(teacher, model=_local(teacher.model, file, f"teachers[{number}].model"))
 
 
-def _local(model: str, folder: Path) -> str:
+def _local(model: str, file: Path, key: str) -> str:
     """A path that is there, absolute; what is no local path is a hub id and stays."""
     looks_local = model.startswith((".", "/", "~"))
-    path = (folder / Path(model).expanduser()).resolve()
+    path = _resolved(model, file, key)
     return str(path) if model and (looks_local or path.is_dir()) else model
 
 
-def _malformed(path: Path, error: Exception) -> str:
-    is_json = path.suffix.lower() == ".json"
-    return f"not {'JSON' if is_json else 'TOML'}: {error}"
+def _resolved(name: str, file: Path, key: str) -> Path:
+    """The path that a key of the file names, absolute, there or not; `UsageError` for one that cannot be."""
+    try:
+        path = (file.absolute().parent / Path(name).expanduser()).resolve()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError) as error:  # too long, or the home of a user that is not there
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{file}: `{key}` is {shorten(repr(name))}, which cannot be looked up: {why}") from error
+    return path
 
 
 def _explain(message: str, given: Any, kind: type[Struct] = RunConfig, table: str = "") -> str:

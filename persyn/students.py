@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class StudentFacts(Struct, frozen=True):
     value: Interval | None
     #: How much better than the student before any training, where that was evaluated; above 0 is better.
     gain: Interval | None
+    #: For log_likelihood, e to the power of the value; None also where that is too large for a number.
+    perplexity: float | None = None
 
 
 _Key: TypeAlias = tuple[str, float | None, str | None, str]
@@ -109,6 +112,7 @@ def compare(session: Session, runs: Sequence[Run]) -> list[StudentFacts]:
                 n_failed=int(np.isnan(each.over).sum()),
                 value=_value(each),
                 gain=None if key == _BEFORE else _gain(each, values.get(_BEFORE), by),
+                perplexity=_perplexity(each) if by == _LIKELIHOOD else None,
             )
             for key, each in values.items()
         ]
@@ -129,6 +133,11 @@ def _place(fact: StudentFacts) -> float:
 def _value(values: _Values) -> Interval | None:
     mean = values.mean()
     return None if mean is None else bootstrap.interval(mean, values.drawn())
+
+
+def _perplexity(values: _Values) -> float | None:
+    loss = values.mean()
+    return None if loss is None or loss > 700 else math.exp(loss)
 
 
 def _gain(values: _Values, base: _Values | None, by: str) -> Interval | None:

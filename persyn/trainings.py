@@ -9,19 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import thaw
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
+from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.db.trained import Training
 from persyn.errors import UsageError
 from persyn.llm.identity import hub_revision, identify, require_unchanged
 from persyn.llm.protocols import ModelSpec
-from persyn.stages import export
+from persyn.stages import export, manifest
 from persyn.stages.batch import conversation
+from persyn.stages.export_options import Options
 from persyn.student import train as training
 from persyn.student.examples import Conversation
 from persyn.student.train import Progress, Settings
@@ -35,14 +37,17 @@ def train(
 ) -> Training:
     """Train the student of a finished run on its dataset; a training that is there already is returned as it is.
 
-    home: the weights go into its folder `students`, checkpoints too, so that a killed training goes on.
+    home: the weights go into its folder `students`, checkpoints too, so that a killed training goes on. The dataset is
+          what `exported` says of it.
     Weights that were removed are made again.
-    Raises `UsageError` for a run that is not done, a student that has changed and one that is being trained already.
+    Raises `UsageError` for a run that is not done, a dataset that cannot be made again or has no row, a student that
+    has changed and one that is being trained already.
     """
+    options = exported(run_name, home)
     with database.read() as session:
         run = _finished(session, run_name)
         student = session.get_one(Student, run.student_id)
-        dataset_hash = _hash(_conversations(session, run))
+        dataset_hash = _hash(_conversations(session, run, options))
     row = {
         "run_id": run.id,
         "student_id": student.id,
@@ -62,7 +67,7 @@ def train(
     with _locked(folder):
         if not (folder / training.MODEL).exists():
             with database.read() as session:
-                training.prepare(spec, _conversations(session, run), settings, folder)
+                training.prepare(spec, _conversations(session, run, options), settings, folder)
         notes = training.train(spec, settings, folder, progress)
     path = folder / training.MODEL
     row |= {
@@ -80,6 +85,17 @@ def train(
     return made
 
 
+def exported(run_name: str, home: Path) -> Options:
+    """The options with which a run's own dataset was exported last; where there is none, those of a whole one."""
+    return manifest.options_of(home / "datasets" / run_name) or Options()
+
+
+def n_responses(session: Session, run_id: int) -> int:
+    """How many rows a whole dataset of the run has."""
+    answered = select(func.count()).select_from(Assignment).join(Response, answers_assignment())
+    return session.scalars(answered.where(Assignment.run_id == run_id, Response.text.is_not(None))).one()
+
+
 def _finished(session: Session, name: str) -> Run:
     run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
     if run is None:
@@ -93,12 +109,20 @@ def _finished(session: Session, name: str) -> Run:
     return run
 
 
-def _conversations(session: Session, run: Run) -> Iterator[Conversation]:
-    """What the dataset's rows are made of, in its order."""
-    with export.assigned(session, run.id) as rows:
-        for row in rows:
-            if row.response is not None:
-                yield conversation(row), row.response
+def _conversations(session: Session, run: Run, options: Options) -> Iterator[Conversation]:
+    """What the rows to train on are made of, in the dataset's order; at least one."""
+    n_rows = 0
+    try:
+        for row in export.training_rows(session, run.id, options):
+            n_rows += 1
+            yield conversation(row), row.response
+    except UsageError as error:
+        raise UsageError(
+            f"the dataset of run {run.name} cannot be made again as it was exported: {error}; "
+            f"'persyn export {run.name}' with other options writes another"
+        ) from error
+    if not n_rows:
+        raise UsageError(f"nothing to train on: the dataset of run {run.name} has no row in its split train")
 
 
 def _hash(conversations: Iterator[Conversation]) -> str:

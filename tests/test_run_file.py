@@ -89,6 +89,33 @@ def test_an_option_that_its_engine_does_not_take_is_found_before_any_model_loads
             "unknown key 'temprature' in [teachers.sampling]; did you mean 'temperature'?",
         ),
         ({"router": {"gpus": -1}}, "Expected `int` >= 0 - at `router.gpus`, got -1"),
+        ({"router": {"gpus": 2}}, "Expected `int` <= 1 - at `router.gpus`, got 2"),
+        (
+            {"run": {"name": "test", "setting": "math", "calibration": 2**64}},
+            "`run.calibration` is an integer of more than 64 bits: 18446744073709551616",
+        ),
+        (
+            {"teacher": {"options": {"max_model_len": -(2**70)}}},
+            "`teachers[1].options.max_model_len` is an integer of more than 64 bits: -1180591620717411303424",
+        ),
+        (
+            {"teacher": {"model": "a\0b"}},
+            "`teachers[1].model` has a NUL character, which no database can keep: 'a\\x00b'",
+        ),
+        (
+            {"student": {"name": "s", "model": "~nosuchuser/x"}},
+            "`student.model` is '~nosuchuser/x', which cannot be looked up: Could not determine home directory.",
+        ),
+        ({"prompts": {"file": "~nosuchuser/x"}}, "`prompts.file` is '~nosuchuser/x', which cannot be looked up: "),
+        ({"router": {"backbone": "~nosuchuser/x"}}, "`router.backbone` is '~nosuchuser/x', which cannot be looked up"),
+        (
+            {"quality": {"kind": "reward_model", "model": "~nosuchuser/x"}},
+            "`quality.model` is '~nosuchuser/x', which cannot be looked up",
+        ),
+        (
+            {"teacher": {"model": "m" * 300}},
+            f"`teachers[1].model` is '{'m' * 198}…, which cannot be looked up: File name too long",
+        ),
         ({"student": {"name": "a b", "model": "x"}}, "`student.name` is no name"),
         ({"students": {"name": "s"}}, "unknown key 'students' in the file; did you mean 'student'?"),
     ],
@@ -119,3 +146,43 @@ def test_the_teachers_of_a_file_of_their_own_are_checked_alike(tmp_path: Path) -
     with pytest.raises(UsageError) as refused:
         run_file.read_teachers(file)
     assert str(refused.value).startswith(f"{file}: teacher ada (fake): unknown key 'words' in [teachers.options]")
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_a_number_that_is_none_is_named_with_its_place(tmp_path: Path, number: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'[run]\nname = "test"\n[[teachers]]\nname = "ada"\nsampling = {{ temperature = {number} }}\n')
+    for reader in (run_file.read, run_file.read_teachers):
+        with pytest.raises(UsageError) as refused:
+            reader(file)
+        assert str(refused.value) == (
+            f"{file}: `teachers[0].sampling.temperature` is {number}; it takes a finite number"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("run.json", '{"a":1', "not JSON: Input data was truncated"),
+        ("run.json", '{"run": {"name": 3}', "not JSON: Input data was truncated"),
+        ("run.json", '{"run": {"alpha": 1e999}}', "not JSON: Number out of range"),
+        ("run.json", "[" * 100_000, "not JSON: maximum recursion depth exceeded"),
+        ("run.toml", "a = 1\nb = ", "not TOML: Invalid value"),
+        ("run.toml", "teachers = 1\nb = ", "not TOML: Invalid value"),
+        ("run.toml", "a = " + "1" * 5_000, "not TOML: Exceeds the limit"),
+    ],
+)
+def test_a_file_that_is_broken_is_said_to_be_whatever_stands_before_the_break(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    for reader in (run_file.read, run_file.read_teachers):
+        with pytest.raises(UsageError) as refused:
+            reader(file)
+        assert str(refused.value).startswith(f"{file}: {said}")
+
+
+def test_a_hub_id_stays_one_beside_a_file_of_its_owners_name(tmp_path: Path) -> None:
+    (tmp_path / "lab").write_text("no folder")
+    assert run_file.read(write(tmp_path)).student.model == "lab/student"

@@ -147,6 +147,20 @@ def test_a_likelihood_is_a_loss_over_tokens_and_lower_is_better(database: Databa
     assert [(f.strategy, f.value and f.value.mean) for f in facts] == [("car", 0.5), ("persyn", 2.0)]
 
 
+def test_a_perplexity_is_of_the_loss_over_all_tokens_and_of_a_likelihood_alone(database: Database) -> None:
+    with database.write() as session:
+        made = Trained(session)
+        kind = {"kind": "log_likelihood", "tokens": [1, 1, 2, 4]}
+        # Of 8 tokens -4 nats: the loss is 0.5. That of the answers' means, 0.6875, would be 1.9887.
+        made.evaluation(made.run("a", "car"), [-1.0, -1.0, -1.0, -1.0], **kind)
+        made.evaluation(made.run("b", "persyn"), [-8000.0, None, None, None], **kind)
+        made.evaluation(made.run("c", "static"), [1, 1, 0, 0])
+        facts = students.compare(session, made.runs)
+
+    found = {fact.strategy: fact.perplexity for fact in facts}
+    assert found == {"car": pytest.approx(1.6487, abs=1e-4), "persyn": None, "static": None}
+
+
 def test_what_was_asked_in_another_way_is_another_measure(database: Database) -> None:
     with database.write() as session:
         made = Trained(session)

@@ -83,6 +83,16 @@ def preview(
         return _Export(session, run_id, options, found, progress or (lambda n: None)).count()
 
 
+def training_rows(session: Session, run_id: int, options: Options) -> Generator[Row]:
+    """The rows that `write` would put into the split `train`, in its order; perhaps none.
+
+    Raises `UsageError` as it does.
+    """
+    whole = _Export(session, run_id, options, _benchmarks(options), lambda n: None)
+    with closing(whole.rows(lambda drop, row: None)) as rows:
+        yield from (row for row in rows if options.split_of(row.content_hash) == TRAIN)
+
+
 def _require_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
@@ -124,7 +134,7 @@ class _Export:
 
     def count(self) -> Manifest:
         """Let the rows go by."""
-        with closing(self._rows(lambda drop, row: None)) as rows:
+        with closing(self.rows(lambda drop, row: None)) as rows:
             for row in rows:
                 self._tally.export(row, self._options.split_of(row.content_hash))
         return self._manifest([], [])
@@ -141,7 +151,7 @@ class _Export:
             }
             dropped = stack.enter_context(jsonl(folder / DROPPED, _dropped)) if self._options.filters else _ignore
             # Entered last, so that a writer's error closes the server's cursor first.
-            rows = stack.enter_context(closing(self._rows(lambda drop, row: dropped((drop, row)))))
+            rows = stack.enter_context(closing(self.rows(lambda drop, row: dropped((drop, row)))))
             for row in rows:
                 split = self._options.split_of(row.content_hash)
                 self._tally.export(row, split)
@@ -150,7 +160,7 @@ class _Export:
                     add(example)
         return self._finish(folder)
 
-    def _rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
+    def rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
         """The assignments that are in the dataset, in prompt order; what is not is counted, and why."""
         _require_decided(self._session, self._run, self._options)
         caps = self._caps()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -96,6 +97,10 @@ def test_from_a_run_to_what_its_student_became(store: Database, tmp_path: Path) 
         ("log_likelihood", "persyn"),
         ("log_likelihood", "untrained"),
     }
+    perplexities = [(fact["perplexity"], fact["value"]["mean"]) for fact in facts if fact["by"] == "log_likelihood"]
+    assert [given for given, _ in perplexities] == [pytest.approx(math.exp(loss)) for _, loss in perplexities]
+    assert "perplexity" in by_likelihood.output
+    assert f"{perplexities[0][0]:.4g}" in by_likelihood.output
     listed = json.loads(typed("student", "list", "--json").output)
     assert [(row["run"], row["evaluations"]) for row in listed] == [("run", 2)]
 
@@ -115,6 +120,25 @@ def test_what_is_there_is_not_done_again(store: Database, tmp_path: Path) -> Non
     with store.read() as session:
         assert session.scalars(select(func.count()).select_from(Training)).one() == 1
         assert set(session.scalars(select(Outcome.value))) == {-99.0}
+
+
+def test_another_answer_than_the_stored_one_is_refused_and_leaves_nothing(store: Database, tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"prompt": "How much?", "answer": "7"}\n')
+    assert typed("prompts", "import", str(file)).exit_code == 0
+    file.write_text('{"prompt": "New?", "answer": "1"}\n{"prompt": "How much?", "answer": "8"}\n')
+
+    refused = typed("student", "eval", "run", str(file), "--by", "math")
+
+    with store.read() as session:
+        prompt_id = session.scalars(select(Prompt.id).where(Prompt.text == "How much?")).one()
+        assert session.scalars(select(Prompt).where(Prompt.text == "New?")).all() == []
+        assert session.scalars(select(Evaluation)).all() == []
+    assert str(refused.exception) == (
+        "test.jsonl: the prompt 'How much?' has answer '8', but '7' is stored with it "
+        f"('persyn prompts show {prompt_id}'), and its answers would be judged by that; "
+        "give the row the same answer or none, or take it out"
+    )
 
 
 def test_a_scorer_that_says_nothing_leaves_the_answer(store: Database, tmp_path: Path) -> None:
@@ -145,6 +169,40 @@ def test_removed_weights_are_made_again(store: Database) -> None:
     assert (path / "config.json").is_file()
     with store.read() as session:
         assert session.scalars(select(func.count()).select_from(Training)).one() == 1
+
+
+def test_a_student_learns_what_its_dataset_was_exported_with(store: Database, home: Path) -> None:
+    whole = typed(*TRAIN, "--epochs", "1")
+    assert typed("export", "run", "--cap", "3", "--split", "test=0.6").exit_code == 0
+    learned, held_out = (
+        (home / "datasets" / "run" / f"messages-{split}.jsonl").read_text().count("\n") for split in ("train", "test")
+    )
+
+    filtered = typed(*TRAIN, "--epochs", "1")
+    again = typed(*TRAIN, "--epochs", "1")
+    assert typed("export", "run").exit_code == 0
+    unfiltered = typed(*TRAIN, "--epochs", "1")
+
+    assert learned + held_out == 6  # three of each teacher
+    assert held_out
+    assert f"training 2 of run run: {learned} rows of the run's 8, 1 steps" in filtered.output
+    assert filtered.output.startswith("on the dataset as it was exported: persyn export run --split test=0.6 --cap 3\n")
+    assert again.output.splitlines()[-2:] == filtered.output.splitlines()[-2:]
+    assert unfiltered.output.splitlines()[-2:] == whole.output.splitlines()[-2:]
+    assert "training 1 of run run: 8 rows, 2 steps" in unfiltered.output
+
+
+def test_a_dataset_whose_rows_cannot_be_found_again_is_not_trained_on(store: Database, tmp_path: Path) -> None:
+    benchmark = tmp_path / "bench.jsonl"
+    benchmark.write_text('{"question": "What is the sense of all this?"}\n')
+    assert typed("export", "run", "--decontaminate", str(benchmark)).exit_code == 0
+    assert "8 rows, 2 steps" in typed(*TRAIN, "--epochs", "1").output
+    benchmark.unlink()
+
+    assert str(typed(*TRAIN).exception) == (
+        f"the dataset of run run cannot be made again as it was exported: there is no file {benchmark}; "
+        "'persyn export run' with other options writes another"
+    )
 
 
 def test_a_killed_training_is_done_once_when_it_is_begun_again(store: Database, home: Path) -> None:

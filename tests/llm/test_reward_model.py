@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn.errors import EngineError
 from persyn.llm import reward_model
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, Message, ModelSpec, Result
+from tests.reward_models import make
 
 RESPONSES = ["4", "Blue.", "Four, of course.", "I do not know.", "The sea is wide. " * 8, "No", "Yes, " * 20, "!"]
 
@@ -22,26 +23,6 @@ def ask(prompt: str) -> list[Message]:
 
 def requests() -> list[Judge]:
     return [Judge(i, ask("What is 2+2?"), response) for i, response in enumerate(RESPONSES)]
-
-
-def make(folder: Path, tokenizer: Any, *, num_labels: int = 1, pad_token_id: int | None = None) -> Path:
-    """A tiny Llama with a random head, fit to tell rows and positions apart."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.5,
-        num_labels=num_labels,
-        pad_token_id=pad_token_id,
-    )
-    torch.manual_seed(0)
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -62,6 +62,24 @@ def run(database: Database) -> MadeRun:
         return make_run(session, prompts=0)
 
 
+def test_what_a_student_learns_is_the_split_train_without_what_the_filters_leave_out(
+    database: Database, run: MadeRun, tmp_path: Path
+) -> None:
+    with database.write() as session:
+        for number in range(20):
+            answered(session, run, f"prompt {number}?", finish_reason="length" if number % 4 == 0 else "stop")
+    options = {"finish_reasons": ("stop",), "splits": {"test": 0.3}}
+    write(database, run, tmp_path / "out", **options)
+
+    with database.read() as session:
+        rows = list(export.training_rows(session, run.id, Options(**options)))
+
+    learned, held_out = (prompts_in(tmp_path / "out", f"messages-{split}.jsonl") for split in ("train", "test"))
+    assert [row.prompt_id for row in rows] == learned
+    assert len(learned) + len(held_out) == 15
+    assert held_out
+
+
 @SQLITE
 def test_only_responses_that_finished_as_asked(database: Database, run: MadeRun, tmp_path: Path) -> None:
     with database.write() as session:

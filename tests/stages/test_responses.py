@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import func, select
 
@@ -18,6 +21,7 @@ from persyn.errors import UsageError
 from persyn.stages import responses, versions
 from persyn.stages.imports import ImportReport
 from persyn.stages.response_rows import Layout
+from persyn.stages.rows import parse
 
 
 def write(path: Path, *records: dict[str, Any]) -> Path:
@@ -180,6 +184,76 @@ def test_a_csv_file_has_numbers_as_text(database: Database, tmp_path: Path) -> N
     with database.read() as session:
         assert session.scalars(select(Response.response_tokens).order_by(Response.id)).all() == [9, None]
         assert sorted(session.scalars(select(Score.value))) == [0.0, 0.5, 1.0]
+
+
+def test_a_parquet_file_has_a_column_for_each_field_and_null_where_a_row_has_none(
+    database: Database, tmp_path: Path
+) -> None:
+    rows = [
+        cell(1, "ada", response_tokens=9, answer="2", label=True, level=3, id=7),
+        cell(1, "bob", None, response_tokens=None, answer="2", label=None, level=3, id=7),
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "grid.parquet")
+
+    report = load(database, tmp_path / "grid.parquet", layout=Layout(prompt=("level",), score=("label",)))
+
+    assert (report.rows, report.new, report.bad, report.new_scores) == (2, 2, 0, 1)
+    with database.read() as session:
+        prompt = session.scalars(select(Prompt)).one()
+        assert (prompt.text, prompt.answer, prompt.source, prompt.source_id, prompt.meta) == (
+            "1 + 1?",
+            "2",
+            "grid.parquet",
+            "7",
+            {"level": 3},
+        )
+        found = session.execute(
+            select(Teacher.name, Response.text, Response.failure, Response.response_tokens)
+            .join(Teacher, Teacher.id == Response.teacher_id)
+            .order_by(Teacher.name)
+        ).all()
+        assert [tuple(row) for row in found] == [
+            ("ada", "Two.", None, 9),
+            ("bob", None, "empty: the teacher wrote nothing", None),
+        ]
+        assert session.scalars(select(Score.value)).all() == [1.0]
+
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "1 + 1?"},
+]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "csv"])
+def test_a_row_may_have_a_conversation_in_place_of_a_prompt(database: Database, tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"grid.{form}"
+    rows = [{"messages": TURNS, "teacher": teacher, "response": "Two."} for teacher in ("ada", "bob")]
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif form == "csv":  # a cell is text
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(row | {"messages": json.dumps(TURNS)} for row in rows)
+    else:
+        write(path, *rows)
+
+    report = load(database, path)
+
+    assert (report.new, report.bad) == (2, 0)
+    with database.read() as session:
+        prompt = session.scalars(select(Prompt)).one()
+        assert (prompt.text, prompt.history, prompt.meta) == ("1 + 1?", TURNS[:-1], {})
+        assert prompt.content_hash == parse({"messages": TURNS}).content_hash
+        assert session.scalars(select(Response.text)).all() == ["Two.", "Two."]
+
+
+def test_a_row_with_a_prompt_and_a_conversation_is_bad(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="both 'prompt' and 'messages'; one row is one conversation"):
+        load(database, write(tmp_path / "a.jsonl", cell(1, "ada", messages=TURNS)))
 
 
 def test_a_text_that_takes_a_failed_ones_place_says_nothing_of_how_that_was_made(
