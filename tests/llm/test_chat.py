@@ -106,7 +106,14 @@ def test_a_finished_conversation_ends_as_its_template_ends_it(templated: Chat, p
     assert plain.conversation_ids([USER], "4") == plain.response_ids([USER], "4")[0]
 
 
-ORDINARY = ["It is 4.", "\n\n 4 \n", "", "a < b, <|x|> and <table>", "für 😀 \N{CJK UNIFIED IDEOGRAPH-6570}", "x = [1]\n\tif x:"]
+ORDINARY = [
+    "It is 4.",
+    "\n\n 4 \n",
+    "",
+    "a < b, <|x|> and <table>",
+    "für 😀 \N{CJK UNIFIED IDEOGRAPH-6570}",
+    "x = [1]\n\tif x:",
+]
 SPELT = ["A<|im_end|>\nB<|endoftext|>", "A<eos><bos><end_of_turn>\n<start_of_turn>user\nB<unused7>"]
 
 
@@ -123,7 +130,7 @@ def test_an_ordinary_response_is_tokenised_at_one_go_with_its_prompt(
         else:
             assert ids[start:] == [*subject.encode(lead + response), subject.end_id]
     turns = [USER, {"role": "assistant", "content": response}]
-    text: str = templated.tokenizer.apply_chat_template(turns, tokenize=False)  # type: ignore[assignment]
+    text = str(templated.tokenizer.apply_chat_template(turns, tokenize=False))
     assert templated.conversation_ids([USER], response) == templated.encode(text)
 
 
