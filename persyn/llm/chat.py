@@ -24,6 +24,9 @@ _BEGIN_TOKENS = frozenset({"<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>
 #: Ends a base model's turn: without a template nothing else tells it to stop.
 PLAIN_STOP = "\nUser:"
 
+#: Stands for a response, to see what a template puts around it.
+_PLACE = "\N{OBJECT REPLACEMENT CHARACTER}"
+
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The model's tokenizer, from its folder or the local hub cache; `EngineError` when it has none."""
@@ -48,6 +51,8 @@ class Chat:
         expects_bos = tokenizer.bos_token in _BEGIN_TOKENS if add_bos is None else add_bos
         #: What stands between the prompt and a response; a plain "Assistant:" is followed by a space.
         self._lead = "" if self.has_template else " "
+        added = tokenizer.added_tokens_decoder.items()
+        self._special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
         self._bos = str(tokenizer.bos_token) if expects_bos and tokenizer.bos_token else ""
         self.end_id = self._find_end_id()
 
@@ -79,29 +84,51 @@ class Chat:
         returns: (ids, n): ids[:n] is the prompt, ids[n:] the response and its end token. The text is
                  tokenised at one go; where a token would straddle the boundary, the response is
                  tokenised by itself, so that ids[:n] is always what the model is given to answer.
+                 A special token that is spelt out in the response is so many characters, and ends nothing.
         """
-        text = self.prompt_text(messages)
+        text, written = self.prompt_text(messages), self._lead + response
         prompt = self.encode(text)
-        ids = self.encode(text + self._lead + response)
-        if ids[: len(prompt)] != prompt:
-            ids = prompt + self.encode(self._lead + response)
-        return [*ids, self.end_id], len(prompt)
+        ids = self.encode(text + written)
+        ids = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self.encode(written)
+        if self._spells_special(written, ids):
+            ids = self._encode_as_characters(written)
+        return [*prompt, *ids, self.end_id], len(prompt)
 
     def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
-        """The finished conversation as a reward model reads it: the template's own closing included."""
+        """The finished conversation as a reward model reads it: the template's own closing included.
+
+        A special token that is spelt out in the response is so many characters here too.
+        """
         if not self.has_template:
             return self.response_ids(messages, response)[0]
-        turns = [*messages, {"role": "assistant", "content": response}]
-        try:
-            text = self._apply(turns, add_generation_prompt=False)
-        except TemplateError:
-            text = self._apply(_fold_system(turns), add_generation_prompt=False)
-        return self.encode(text)
+        text = self._finished_text(messages, response)
+        if not self._spells_special(response, self.encode(response)):
+            return self.encode(text)
+        before, _, after = self._finished_text(messages, _PLACE).rpartition(_PLACE)
+        shown = text[len(before) : len(text) - len(after)]
+        if before + shown + after != text:
+            raise TemplateError("what it puts around a response depends on the response")
+        return self.encode(before) + self._encode_as_characters(shown) + self.encode(after)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that already holds every special token it needs."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _encode_as_characters(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+    def _spells_special(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether a special token is spelt out in a text with these ids; one that stands for the unknown is not."""
+        return not self._special.isdisjoint(ids) and self.encode(text) != self._encode_as_characters(text)
+
+    def _finished_text(self, messages: Sequence[Message], response: str) -> str:
+        turns = [*messages, {"role": "assistant", "content": response}]
+        try:
+            return self._apply(turns, add_generation_prompt=False)
+        except TemplateError:
+            return self._apply(_fold_system(turns), add_generation_prompt=False)
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         try:

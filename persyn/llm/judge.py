@@ -232,6 +232,6 @@ def _decode(text: str, chosen: options.Judge) -> _Verdict | None:
             better = msgspec.json.decode(text, type=_Comparison).better
             return _Verdict(better, _PREFERENCE[better])
         rating = msgspec.json.decode(text, type=_Rating, strict=False).rating
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):  # the latter of lists in lists, a thousand deep
         return None
     return _Verdict(rating, rating) if 1 <= rating <= chosen.scale else None

@@ -15,6 +15,8 @@ from latex2sympy2_extended.math_normalization import extract_boxed_content
 LONGEST = 1_000
 
 _KEY = re.compile(r'"(?:final[_ ]?)?answer"\s*:\s*', re.IGNORECASE)
+#: What a \u in JSON can name and no database's text can hold: NUL, and half of a surrogate pair.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _RAW_VALUE = re.compile(r'"?((?:[^"\\\n]|\\.)*)')
 _HASHES = re.compile(r"^\s*####[ \t]*(?![A-Za-z]{3})(\S.*)$", re.MULTILINE)
 _FINAL = re.compile(r"\bfinal answer is\b[\s*_:]*(.+)", re.IGNORECASE)
@@ -118,18 +120,20 @@ def _json_field(text: str) -> tuple[int, str] | None:
         return None
     start = keys[-1].end()
     try:
-        value: Any = json.JSONDecoder(strict=False).raw_decode(text, start)[0]
+        return start, _json_text(json.JSONDecoder(strict=False).raw_decode(text, start)[0])
+    except RecursionError:
+        return start, ""  # lists in lists, deeper than any answer
     except ValueError:
         # LaTeX that was not escaped, or a text cut off within the value.
         raw = _RAW_VALUE.match(text, start)
-        value = raw[1].replace("\\\\", "\\").rstrip(" ,}") if raw else ""
-    return start, _json_text(value)
+        return start, _json_text(raw[1].replace("\\\\", "\\").rstrip(" ,}") if raw else "")
 
 
 def _json_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_json_text(item) for item in value)
     if isinstance(value, str):
+        value = _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
         # "\frac" in a JSON string is a form feed and "rac": what a backslash meant is put back.
         return re.sub(r"[\b\t\n\f\r](?=[a-z])", lambda m: "\\" + "btnfr"["\b\t\n\f\r".index(m[0])], value)
     return "" if value is None or isinstance(value, dict) else str(value)

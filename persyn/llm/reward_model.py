@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
 from persyn.errors import EngineError
 from persyn.llm import options, scoring
@@ -22,8 +22,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     What is longer than the model takes fails as `too_long`. Options: `options.Scorer`.
     """
     chosen = options.decode(spec, options.Scorer)
-    _check_labels(spec)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    _check(spec, chat)
     model = scoring.load_weights(AutoModelForSequenceClassification, spec, chosen)
 
     def encode(request: Judge) -> Row:
@@ -69,7 +69,14 @@ class RewardModel:
         return int(config.pad_token_id)
 
 
-def _check_labels(spec: ModelSpec) -> None:
+def _check(spec: ModelSpec, chat: Chat) -> None:
     config = scoring.configuration(spec)
     if config.num_labels != 1:
         raise EngineError(f"{spec.model!r} is no reward model: it has {config.num_labels} labels, one is wanted")
+    # What was made to fill gaps, as BERT and DeBERTa were, judges at its first token.
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not chat.has_template:
+        raise EngineError(
+            f"{spec.model!r} is an encoder, which judges at a first token such as [CLS]; give its tokenizer a chat "
+            "template that writes a conversation as the model was trained on, that token included, or take a reward "
+            "model that has one"
+        )

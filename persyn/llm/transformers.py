@@ -5,8 +5,9 @@ Every row of a batch is drawn by itself: from its own seed, up to its own end.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ class Writer:
         self.batch_size = batch_size
         self._model: Any = model
         self._chat = chat
-        self._context = min((n for n in (context, scoring.max_tokens(model.config)) if n), default=None)
+        self._positions = scoring.max_tokens(model.config)
+        self._context = min((n for n in (context, self._positions) if n), default=None)
         self._tick = tick
         self._end_ids = _end_ids(model, chat)
         pad_id = chat.tokenizer.pad_token_id
@@ -79,11 +81,19 @@ class Writer:
     def _compute_alike(self, prompts: list[Prompt]) -> Iterator[list[Result]]:
         """Answer prompts of one sampling, given longest first: whether the memory suffices shows at once."""
         while prompts:
-            batch = prompts[: self.batch_size]
+            batch = self._first_batch(prompts)
             results = self._attempt(batch)
             if results is not None:
                 prompts = prompts[len(batch) :]
                 yield results
+
+    def _first_batch(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The first prompts that go together: a long one is carried on while a short one writes.
+
+        Where positions are learned, as GPT-2's are, to carry it past the last of them is an error.
+        """
+        room = (self._positions or sys.maxsize) - len(prompts[0].ids)
+        return list(takewhile(lambda prompt: prompt.max_tokens <= room, prompts[: self.batch_size]))
 
     def _attempt(self, batch: Sequence[Prompt]) -> list[Result] | None:
         """The batch's results, or None when a smaller one has to be tried."""

@@ -180,6 +180,8 @@ def _fine_tune(router: Router, learn: Examples, validate: Examples, plan: Plan, 
             remove_unused_columns=False,
             label_names=["rewards"],
         )
+        # One device, where the host shows several: the trainer would take them all, and as many batches per step.
+        arguments._n_gpu = 1
         trainer = _PairTrainer(
             router,
             arguments,

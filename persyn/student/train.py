@@ -15,6 +15,7 @@ import torch
 from msgspec import Meta, Struct
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedModel,
     PrinterCallback,
     Trainer,
@@ -92,8 +93,7 @@ def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: Se
     Raises `UsageError` when there is nothing to train on, `EngineError` when the student has no tokenizer.
     """
     limit = settings.max_tokens or scoring.max_tokens(scoring.configuration(spec)) or sys.maxsize
-    chat = Chat(load_tokenizer(spec), add_bos=spec.options.get("add_bos"))
-    counts = examples.write(folder / DATA, conversations, chat, max_tokens=limit)
+    counts = examples.write(folder / DATA, conversations, _chat(spec), max_tokens=limit)
     if not counts.rows:
         raise UsageError(f"nothing to train on: of {counts.left_out:,} rows none fits {limit:,} tokens")
 
@@ -116,6 +116,7 @@ def train(
     rows = Examples(folder / DATA)
     # In float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
     weights = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype="float32"))
+    _end_as_taught(weights, _chat(spec))
     model = _tuned(weights, settings)
     state = _fit(model, rows, settings, folder / CHECKPOINTS, progress, save_seconds)
     notes = Notes(
@@ -184,6 +185,24 @@ class _Trainer(Trainer):
         return self._sampler
 
 
+def _chat(spec: ModelSpec) -> Chat:
+    return Chat(load_tokenizer(spec), add_bos=spec.options.get("add_bos"))
+
+
+def _end_as_taught(model: Any, chat: Chat) -> None:
+    """Have whoever serves the student stop at the token its responses end with.
+
+    How its makers would draw from it is left out: that was for what it was, and some of it could not be saved.
+    """
+    old = model.generation_config
+    ends = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=old.bos_token_id,
+        pad_token_id=old.pad_token_id,
+        eos_token_id=sorted({chat.end_id, *ends} - {None}),
+    )
+
+
 def _tuned(model: PreTrainedModel, settings: Settings) -> Any:
     """The model with those weights trainable that are to be trained."""
     model.requires_grad_(True)
@@ -226,6 +245,8 @@ def _fit(
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
     )
+    # One device, where the host shows several: the trainer would take them all, and as many batches per step.
+    arguments._n_gpu = 1
     trainer = _Trainer(
         model,
         arguments,

@@ -184,6 +184,7 @@ def test_a_verdict_is_found_in_what_is_said_around_it(server: Server, connect: A
         '{"rating": 7',
         'It says {"rating": 10}, I say {"rating": 2}.',
         "{" * 5000,
+        '{"rating": 7, "why": ' + "[" * 3000 + "]" * 3000 + "}",
     ],
 )
 def test_a_reply_without_one_verdict_is_a_failure(server: Server, connect: Any, reply: str) -> None:

@@ -108,6 +108,27 @@ def test_a_response_without_an_answer_is_wrong_and_says_so(checker: Engine, resp
     assert (result.value, result.detail["parsed"]) == (0.0, None)
 
 
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (r'"5\u0000"', {"parsed": None, "unparsed": "5\N{REPLACEMENT CHARACTER}"}),
+        (r'"\ud8005"', {"parsed": None, "unparsed": "\N{REPLACEMENT CHARACTER}5"}),
+        ("[" * 3_000 + "5" + "]" * 3_000, {"parsed": None}),
+    ],
+    ids=["a NUL", "half a pair", "lists in lists"],
+)
+def test_an_answer_that_no_database_holds_is_wrong_and_can_be_stored(
+    checker: Engine, answer: str, detail: dict[str, str | None]
+) -> None:
+    hostile, next_one = results(checker, ("5", f'{{"answer": {answer}}}'), ("5", r'{"answer": "\u0035"}'))
+
+    assert isinstance(hostile, Judged), hostile
+    assert hostile.value == 0.0
+    assert hostile.detail.items() >= detail.items()
+    assert isinstance(next_one, Judged)
+    assert next_one.value == 1.0
+
+
 def test_a_verdict_can_be_retraced(checker: Engine) -> None:
     (result,) = results(checker, (r"\frac{1}{2}", "0.5"))
 

@@ -29,6 +29,15 @@ from persyn.llm import math_answer
         ('{"answer": ["1", 2]}', "1, 2"),
         ('{"answer": "12 eggs in 3 boxes are 36 eggs"}', "36"),
         ('{"answer": "1', "1"),
+        # What \\u names and no database holds is replaced; what it names otherwise is there.
+        (r'{"answer": "5\u0000"}', "5\N{REPLACEMENT CHARACTER}"),
+        (r'{"answer": ["\ud800", "\udc00 4"]}', "\N{REPLACEMENT CHARACTER}, \N{REPLACEMENT CHARACTER} 4"),
+        (r'{"answer": "\ud83d\ude00"}', "\N{GRINNING FACE}"),
+        (r'{"answer": "\u0035"}', "5"),
+        # Deeper than Python reads, then deeper than it goes through.
+        ('{"answer": ' + "[" * 3_000 + "5" + "]" * 3_000 + "}", ""),
+        ('{"answer": ' + "[" * 900 + "5" + "]" * 900 + "}", ""),
+        (r"\boxed{5} " + '{"answer": ' + "[" * 3_000, ""),
         ("She sells 9 eggs for $2 each and earns 9 * 2 = $18 a day.", "18"),
         ("Thus $x = 5$ holds.", "x = 5"),
         ("It is 3x + 2.", "3x + 2"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from persyn.errors import EngineError
 from persyn.llm import reward_model
@@ -112,6 +112,26 @@ def test_the_detail_says_how_it_was_computed(folder: Path) -> None:
 def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(EngineError, match="it has 2 labels, one is wanted"):
         load(make(tmp_path, tokenizer, num_labels=2))
+
+
+def test_an_encoder_needs_a_template_that_writes_what_it_judges_at(tmp_path: Path, smollm2: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm2)
+    tokenizer.save_pretrained(tmp_path / "templated")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = BertConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)
+    for folder in ("templated", "bare"):
+        BertForSequenceClassification(config).save_pretrained(tmp_path / folder)
+
+    with pytest.raises(EngineError, match=r"bare' is an encoder.*\[CLS\]; give its tokenizer a chat template"):
+        load(tmp_path / "bare")
+    assert values(load(tmp_path / "templated"), requests()[0]).keys() == {0}
 
 
 @pytest.mark.model

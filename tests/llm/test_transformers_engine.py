@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from persyn.errors import EngineError
 from persyn.llm import sampling, transformers
+from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.generation import Prompt
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 
@@ -166,6 +167,32 @@ def test_what_does_not_fit_fails_and_what_barely_fits_is_cut(teacher: Engine) ->
     assert generated(results[2]).prompt_tokens == 253
     assert (generated(results[2]).response_tokens, generated(results[2]).finish_reason) == (3, "length")
     assert isinstance(results[3], Generated)
+
+
+@pytest.fixture
+def learned(smollm2: Path, tmp_path: Path) -> Path:
+    """A GPT-2 with random weights, which has learned 64 positions and knows no other."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=49152, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_long_prompt_is_not_carried_past_the_models_positions_by_a_short_one(learned: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(learned)
+    chat = Chat(load_tokenizer(ModelSpec("", str(learned))))
+    writer = transformers.Writer(model.eval(), chat, batch_size=4, context=None, tick=lambda: None)
+    requests = [ask("Hi!", 0, temperature=0, max_tokens=12), ask("Hi!" + " sea" * 20, 1, temperature=0, max_tokens=12)]
+    requests += [ask("Hi!" + " sea" * 28, 2, temperature=0, max_tokens=99)]
+    lengths = [len(chat.prompt_ids(request.messages)) for request in requests]
+    assert lengths == [32, 52, 60]
+
+    batches = list(writer.compute(requests))
+
+    # 60 tokens leave room for 4; 52 and 12 are just what there is.
+    assert [[result.id for result in batch] for batch in batches] == [[2], [1, 0]]
+    assert [generated(result).response_tokens for batch in batches for result in batch] == [4, 12, 12]
 
 
 @pytest.mark.model

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from topics import TEACHERS, conversations, grid
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from persyn.errors import EngineError, UsageError
 from persyn.llm.chat import Chat, load_tokenizer
@@ -144,6 +144,24 @@ def test_a_training_that_makes_nothing_better_changes_nothing(tiny: Path, exampl
     assert notes["steps"] < 24
     for name, weight in ruined.backbone.state_dict().items():
         assert torch.equal(weight, untouched[name])
+
+
+class OnFourGpus(TrainingArguments):
+    """What a trainer finds on a host that hides none of its GPUs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._n_gpu = 4
+
+
+def test_further_gpus_of_the_host_change_nothing(
+    tiny: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, notes = trained(tiny, examples, "full", [], epochs=1)
+    monkeypatch.setattr("persyn.router.train.TrainingArguments", OnFourGpus)
+
+    assert notes["steps"] == 5  # 38 prompts, 8 per step
+    assert trained(tiny, examples, "full", [], epochs=1)[1] == notes
 
 
 def test_weights_that_are_no_numbers_are_never_the_best(tiny: Path, examples: Examples) -> None:

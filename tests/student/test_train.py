@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, TrainingArguments
 
 from persyn.errors import EngineError, UsageError
 from persyn.llm.chat import Chat, load_tokenizer
@@ -133,6 +136,59 @@ def test_a_step_may_be_taken_in_parts(tiny: Path, tmp_path: Path) -> None:
 
     assert in_parts.steps == at_once.steps == 3
     assert in_parts.losses[0][1] == pytest.approx(at_once.losses[0][1], rel=1e-4)
+
+
+class OnFourGpus(TrainingArguments):
+    """What a trainer finds on a host that hides none of its GPUs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._n_gpu = 4
+
+
+def test_further_gpus_of_the_host_make_no_larger_steps(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "TrainingArguments", OnFourGpus)
+
+    assert trained(tiny, tmp_path, Settings(epochs=1, batch_size=4)).steps == 3  # 12 conversations
+
+
+def generation(folder: Path, **said: Any) -> dict[str, Any]:
+    """What is said of how a model generates; with `said`, made to say that."""
+    file = folder / "generation_config.json"
+    if said:
+        file.write_text(json.dumps(said))
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_student_whose_makers_name_a_temperature_is_saved(tiny: Path, tmp_path: Path, tune: Any) -> None:
+    shutil.copytree(tiny, tmp_path / "student")
+    # Taken together these are no valid configuration: what is drawn with a temperature is sampled.
+    generation(tmp_path / "student", temperature=0.6, top_p=0.9, eos_token_id=0)
+    settings = Settings(tune=tune, epochs=1, batch_size=4)
+
+    trained(tmp_path / "student", tmp_path / "training", settings, save_seconds=0.0)
+
+    assert "temperature" not in generation(tmp_path / "training" / train.MODEL)
+
+
+@pytest.mark.parametrize(
+    ("named", "ends"),
+    [(0, [0, 2]), ([5, 0], [0, 2, 5]), ([2, 0], [0, 2]), (None, [2])],
+    ids=["one", "several", "already among them", "none"],
+)
+def test_who_serves_a_student_stops_where_it_was_taught_to(tiny: Path, tmp_path: Path, named: Any, ends: Any) -> None:
+    shutil.copytree(tiny, tmp_path / "student")
+    generation(tmp_path / "student", bos_token_id=1, pad_token_id=7, eos_token_id=named)
+
+    trained(tmp_path / "student", tmp_path, Settings(epochs=1, batch_size=12))
+
+    found = GenerationConfig.from_pretrained(tmp_path / train.MODEL)
+    # <|im_end|>, which the template ends a response with, is token 2; <|endoftext|> is 0.
+    assert (found.bos_token_id, found.pad_token_id, found.eos_token_id) == (1, 7, ends)
 
 
 def test_a_training_that_comes_to_nothing_leaves_no_weights(tiny: Path, tmp_path: Path) -> None:
