@@ -17,7 +17,7 @@ def trace(run: str, prompt: int, as_json: bool) -> None:
     """Say where RUN's response to PROMPT comes from, and where it went.
 
     PROMPT is an id, as each row of a dataset carries it. Back: scores, reward, router, teacher and its version, job,
-    worker, GPUs, engine, seed. Forward: the runs that have the prompt, and the students trained on the answer.
+    worker, GPUs, engine, seed. Forward: the runs that have the prompt, and the students trained on their datasets.
     """
     with store() as database, database.read() as session:
         found = history.trace(session, find_run(session, run), prompt)
