@@ -45,8 +45,8 @@ class Trace(Struct, frozen=True):
     scores: list[Row]
     #: What happened to the jobs that made all this.
     events: list[Row]
-    #: Each run that has this prompt, whom it asked, and the students that were trained on its dataset, of which filters may
-    #: have left this answer out.
+    #: Each run that has this prompt, whom it asked, and the students that were trained on its dataset; filters may have
+    #: kept the answer out of that.
     uses: list[Row]
 
 
