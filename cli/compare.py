@@ -20,7 +20,7 @@ from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.rewards import Matrix, Normalisation
 from persyn.settings import Settings
-from persyn.summary import NEARLY_ALL, dollars
+from persyn.summary import FEW, NEARLY_ALL, dollars
 
 if TYPE_CHECKING:
     from persyn.hindsight import Frozen
@@ -155,7 +155,7 @@ def _show(one: Comparison) -> None:
     show(("asks", *(fact.strategy for fact in one.strategies)), shares, as_json=False)
     for fact in one.strategies:
         most = max(fact.shares, key=fact.shares.__getitem__)
-        if fact.strategy in ("persyn", "head") and fact.shares[most] > NEARLY_ALL:
+        if fact.strategy in ("persyn", "head") and one.n_holdout >= FEW and fact.shares[most] > NEARLY_ALL:
             click.echo(f"{fact.strategy} asks {plain(most)} nearly always: it tells these prompts hardly apart")
     for note in one.notes:
         click.echo(f"not there: {note}")

@@ -21,7 +21,7 @@ from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
 
 #: A teacher with a larger share of the routed prompts has them all; of fewer prompts nothing is said.
-NEARLY_ALL, _FEW = 0.9, 50
+NEARLY_ALL, FEW = 0.9, 50
 
 
 class StageFacts(Struct, frozen=True):
@@ -189,7 +189,7 @@ def _collapsed(session: Session, run: Run) -> str | None:
         .group_by(Teacher.id, Teacher.name)
     ).all()
     total = sum(count for _, count in routed)
-    return next((name for name, count in routed if total >= _FEW and count > NEARLY_ALL * total), None)
+    return next((name for name, count in routed if total >= FEW and count > NEARLY_ALL * total), None)
 
 
 @dataclass(slots=True)

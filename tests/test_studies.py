@@ -130,13 +130,13 @@ def test_a_grid_is_studied_and_other_tables_of_the_page_stay(tmp_path: Path, tin
     report = page(tmp_path, "### another, student\n\nOf another grid.\n\n")
     grid = write_grid(tmp_path / "made_parallel.jsonl.gz", rows)
     known = ("--teachers", tmp_path / "teachers.toml", "--student", f"tiny={tiny}=bob", "--backbone", tiny)
-    size = ("--prompts", "30", "--calibration", "20", "--seeds", "2", "--second-label", "second")
+    size = ("--prompts", "30", "--calibration", "20", "--seeds", "1", "--second-label", "second")
 
     study("real_grids", grid, *known, *size, "--home", tmp_path / "home", "--report", report)
 
     made = tables(report)
     assert made.startswith("### another, student\n\nOf another grid.\n\n### made, tiny\n\n")
-    assert "20 calibration prompts, 10 hold-out prompts, 3 teachers, 2 seeds." in made
+    assert "20 calibration prompts, 10 hold-out prompts, 3 teachers, 1 seeds." in made
     strategies = {line.split(" | ")[0].removeprefix("| ") for line in made.splitlines() if line.startswith("| ")}
     assert {"oracle", "static", "strong", "family-strong", "mix", "car", "random", "head", "neighbours"} <= strategies
     assert "| oracle | 1.000 |" in made  # for quality alone: of the first two one is right

@@ -75,6 +75,7 @@ class OpenAI:
         self._workers: set[asyncio.Task[None]] = set()
         self._finished: list[Result] = []
         self._error: BaseException | None = None
+        self._is_closing = False
         self._resume_at = 0.0
         self._unanswered = 0
         #: Failed because the server did not answer: whether it is the requests' fault shows when it answers others.
@@ -108,6 +109,7 @@ class OpenAI:
 
     def close(self) -> None:
         """Drop what is in flight and close the connections."""
+        self._is_closing = True
         self._loop.run_until_complete(self._close())
         self._loop.close()
 
@@ -123,6 +125,11 @@ class OpenAI:
             # Looked up after the wait: `step` puts a new list in place of the one it returns.
             if result is not None:
                 self._finished.append(result)
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have `step` return; who closes waits for more than one worker's end."""
+        if not self._is_closing:
             self._loop.stop()
 
     def _settle(self) -> None:
@@ -133,7 +140,7 @@ class OpenAI:
         self._workers.discard(worker)
         if not worker.cancelled() and (error := worker.exception()) is not None:
             self._error = self._error or error
-            self._loop.stop()
+            self._wake()
 
     async def _serve(self, request: Generate) -> Result | None:
         """The request's result; None while it is doubtful."""

@@ -111,13 +111,13 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
     assert list((tmp_path / "home" / "features").glob("*/*.safetensors")) == [kept]  # nothing was computed again
 
 
-@pytest.mark.parametrize(("share", "is_told"), [(0.95, True), (0.85, False)])
+@pytest.mark.parametrize(("share", "n", "is_told"), [(0.95, 50, True), (0.85, 50, False), (0.95, 49, False)])
 def test_a_router_that_hardly_tells_prompts_apart_is_told_of(
-    capsys: pytest.CaptureFixture[str], share: float, is_told: bool
+    capsys: pytest.CaptureFixture[str], share: float, n: int, is_told: bool
 ) -> None:
     some = Interval(0.5, 0.4, 0.6)
     fact = StrategyFacts("persyn", some, some, some, some, None, None, None, {"ada": share, "bob": 1 - share})
-    compare._show(Comparison("run", 0.4, "minmax", "token", 20, 20, [fact], []))
+    compare._show(Comparison("run", 0.4, "minmax", "token", n, 20, [fact], []))
     said = capsys.readouterr().out
     assert ("persyn asks ada nearly always: it tells these prompts hardly apart" in said) is is_told
 
