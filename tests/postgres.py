@@ -44,6 +44,7 @@ class Postgres:
                 server.administer("SELECT pg_reload_conf()")
             yield server
         finally:
+            server._crash()  # a shutdown would write hundreds of databases to the disk first
             server._server.cleanup()
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -64,9 +65,12 @@ class Postgres:
 
     def restart(self) -> None:
         """End the server as a crash does, and start it again."""
+        self._crash()
+        self._server.ensure_postgres_running()
+
+    def _crash(self) -> None:
         process = psutil.Process(self._server.get_pid())
         process.send_signal(signal.SIGQUIT)
         # Its parent is the first process, which may reap it late.
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.02)
-        self._server.ensure_postgres_running()

@@ -105,22 +105,6 @@ def test_from_a_run_to_what_its_student_became(store: Database, tmp_path: Path) 
     assert [(row["run"], row["evaluations"]) for row in listed] == [("run", 2)]
 
 
-def test_a_student_is_judged_by_the_instructions_that_prompts_carry(store: Database, tmp_path: Path) -> None:
-    bounds = [{"relation": "less than", "num_words": 100}, {"relation": "at least", "num_words": 100}]
-    rows = [
-        {"prompt": f"Talk {n}.", "instruction_id_list": ["length_constraints:number_words"], "kwargs": [bound]}
-        for n, bound in enumerate(bounds)
-    ]
-    file = tmp_path / "test.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = typed("student", "eval", "run", str(file), "--by", "instructions", "--max-tokens", "4")
-    assert done.exit_code == 0, done.output
-    with store.read() as session:
-        judged = dict(session.execute(select(Prompt.text, Outcome.value).join(Prompt)).all())
-    # Nobody says a hundred words in four tokens.
-    assert judged == {"Talk 0.": 1.0, "Talk 1.": 0.0}
-
-
 def test_what_is_there_is_not_done_again(store: Database, tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
     file.write_text('{"prompt": "How much?", "answer": "7"}\n')
