@@ -125,8 +125,8 @@ class QualityTable(_Table, frozen=True):
     #: responses. `fake`: numbers without sense, for trying things out.
     kind: Literal["math", "instructions", "reward_model", "judge", "python", "imported", "fake"]
     #: `reward_model`: a folder or hub id, a sequence classifier with one label; an encoder needs a chat template.
-    #: `judge`: a folder, a hub id, or a server's name for it. `python`: `module:function`, on every worker's `PYTHONPATH`. `imported`: the field that was
-    #: given to `persyn responses import --score`.
+    #: `judge`: a folder, a hub id, or a server's name for it. `python`: `module:function`, on every worker's
+    #: `PYTHONPATH`. `imported`: the field that was given to `persyn responses import --score`.
     model: str = ""
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
