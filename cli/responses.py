@@ -59,7 +59,7 @@ def import_responses(
     with store() as database, counting_rows() as count, database.write() as session:
         ids = {table.name: versions.teacher(session, table, known) for table in tables} if teachers else None
         report = cells.import_responses(session, files, layout=layout, teachers=ids, on_error=on_error, progress=count)
-    show_report(report, what="text")
+    show_report(report, what="text or answer")
 
 
 def _renamed(names: tuple[str, ...]) -> dict[str, str]:

@@ -51,6 +51,9 @@ _FORGET = {"calibrate": calibrate.forget, "score": score.forget, "generate": gen
 #: A stage that still misses something after its jobs were done is planned again, up to this often in all.
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
+#: A lock on a run's row that keeps out who moves it too, but not who writes a row that only names it: two of those who
+#: then moved it would each wait for the other.
+_AGAINST_OTHERS = {"key_share": True}
 
 
 def start_run(
@@ -93,7 +96,7 @@ def resume(session: Session, run: Run, *, actor: str) -> None:
 
     One that is done goes on where it misses a row: it shared a failed one, which was taken back or replaced since.
     """
-    run = session.get_one(Run, run.id, with_for_update=True, populate_existing=True)
+    run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     if run.state is not RunState.DONE or _go_back(session, run):
         _go_on(session, run, actor, {})
 
@@ -131,7 +134,7 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     of other runs that share a response too, until it is there or they are resumed. Imported ones stay. `UsageError`
     while the run is at work, and when no row failed so.
     """
-    run = session.get_one(Run, run.id, with_for_update=True, populate_existing=True)
+    run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     if run.state is RunState.RUNNING:
         raise UsageError(f"run {run.name} is at work; its failed rows can be tried again when it has ended")
     rows = sum(_FORGET[name](session, run, reasons) for name in needed(session, run))
@@ -167,7 +170,7 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
     whoever else is gone. A stage is complete when planning it finds nothing missing: what a run
     was given is then done or failed, row by row.
     """
-    run = session.get_one(Run, run_id, with_for_update=True, populate_existing=True)
+    run = session.get_one(Run, run_id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     while run.state is RunState.RUNNING and not _count(session, run, _OPEN):
         if _count(session, run, (JobState.FAILED,)):
             _finish(session, run, RunState.FAILED, actor, _failure(session, run))

@@ -12,7 +12,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, Update, and_, case, false, func, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Update,
+    and_,
+    case,
+    false,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from persyn.db import bulk
@@ -253,17 +267,22 @@ def cancel(session: Session, run_id: int, *, actor: str, job_ids: Collection[int
     Returns how many there were to cancel.
     """
     mine = [Job.run_id == run_id] + ([] if job_ids is None else [Job.id.in_(job_ids)])
-    # Running ones first: one that is given back meanwhile is then waiting, and not missed.
-    asked = session.execute(update(Job).where(*mine, Job.state == JobState.RUNNING).values(cancel_requested=True))
+    waits = Job.state == JobState.QUEUED
+    # One statement: a job that is claimed or given back meanwhile is met as what it is then, and not missed.
     jobs = session.execute(
         update(Job)
-        .where(*mine, Job.state == JobState.QUEUED)
-        .values(state=JobState.CANCELLED, finished_at=now())
-        .returning(Job.id, Job.run_id, Job.fence)
+        .where(*mine, Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
+        .values(
+            state=case((waits, literal(JobState.CANCELLED, Job.state.type)), else_=Job.state),
+            finished_at=case((waits, now()), else_=Job.finished_at),
+            cancel_requested=case((waits, Job.cancel_requested), else_=true()),
+        )
+        .returning(Job.id, Job.run_id, Job.fence, Job.state)
         .execution_options(synchronize_session=False)
     ).all()
-    bulk.insert_new(session, Event, [_event(job, JobState.CANCELLED, actor, {}, was=JobState.QUEUED) for job in jobs])
-    return len(jobs) + _rows(asked)
+    over = [job for job in jobs if job.state == JobState.CANCELLED]
+    bulk.insert_new(session, Event, [_event(job, JobState.CANCELLED, actor, {}, was=JobState.QUEUED) for job in over])
+    return len(jobs)
 
 
 def retry(session: Session, run_id: int, stage: str, *, actor: str) -> int:

@@ -7,15 +7,17 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from persyn import queue
+from persyn import pipeline, queue
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
+from tests.cluster import wait_for
 from tests.factories import make_job, make_run
+from tests.postgres import Postgres
 
 GONE = timedelta(seconds=-1)
 
@@ -230,6 +232,65 @@ def test_cancelling_ends_waiting_jobs_and_stops_running_ones_at_their_next_write
         assert not queue.hold(session, job)
         assert queue.stop_cancelled(session, job, owner="a")
     assert states(database) == [JobState.CANCELLED, JobState.CANCELLED]
+
+
+def test_a_job_that_is_claimed_while_a_run_is_cancelled_is_cancelled_too(postgres: Postgres) -> None:
+    """The cancelling waits for a job that is written to; another is claimed meanwhile."""
+    database = Database(postgres.create(f"t{uuid.uuid4().hex}", template="migrated"))
+    first, second = add_jobs(database, 2)
+    held = claim(database, "a")
+    assert held is not None
+    with database.read() as session:
+        run_id = session.get_one(Job, first).run_id
+    cancelling = threading.Thread(target=lambda: cancel(database, run_id))
+    with database.write() as session:
+        queue.hold(session, held)
+        cancelling.start()
+        wait_for(lambda: is_waited_for(database), 10, "the cancelling waits")
+        claimed = claim(database, "b")  # unless the cancelling came to it first
+    cancelling.join(10)
+    with database.read() as session:
+        one, other = (session.get_one(Job, job_id) for job_id in (first, second))
+    assert one.cancel_requested
+    assert other.cancel_requested if claimed else other.state is JobState.CANCELLED
+    database.close()
+
+
+def cancel(database: Database, run_id: int) -> None:
+    with database.write() as session:
+        queue.cancel(session, run_id, actor="me")
+
+
+def is_waited_for(database: Database) -> bool:
+    with database.read() as session:
+        waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        return bool(session.execute(waiting).scalar_one())
+
+
+def test_two_jobs_of_a_run_that_end_together_do_not_wait_for_each_other(postgres: Postgres) -> None:
+    database = Database(postgres.create(f"t{uuid.uuid4().hex}", template="migrated"))
+    add_jobs(database, 3, stage="calibrate")
+    claims = [claim(database, "a"), claim(database, "b")]
+    both = threading.Barrier(2)
+    failed: list[BaseException] = []
+
+    def end(job: queue.Claim) -> None:
+        try:
+            with database.write() as session:
+                queue.complete(session, job, owner="me")
+                both.wait(10)  # both have written an event that names the run
+                pipeline.advance(session, job.run_id, actor="me")
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=end, args=(job,)) for job in claims if job]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert failed == []
+    assert states(database) == [JobState.DONE, JobState.DONE, JobState.QUEUED]
+    database.close()
 
 
 def test_retrying_gives_failed_and_cancelled_jobs_all_their_attempts_again(database: Database) -> None:

@@ -166,7 +166,8 @@ class Host:
         return f"the engine was ended by {signal.Signals(-code).name}" if code < 0 else f"the engine exited with {code}"
 
     def _last_words(self) -> str:
-        lines = _end_of(self.log).decode(errors="replace").strip().splitlines()[-_LOG_LINES:]
+        text = _end_of(self.log).decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+        lines = text.strip().splitlines()[-_LOG_LINES:]
         return f"log {self.log}" + (f" ends: {' | '.join(lines)}" if lines else " is empty")
 
     def _send(self, value: ModelSpec | list[Request]) -> None:
@@ -198,7 +199,7 @@ def _environment(devices: str | None, *, is_alone: bool) -> dict[str, str]:
     with threads that sleep. An engine alone is some 8% slower with threads that sleep.
     """
     waiting = {} if is_alone else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-    pinned = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+    pinned = {} if devices is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": devices}
     # The child works in another folder: what is meant relative to this one has to be said in full.
     path = os.pathsep.join(os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)
     own = {"TOKENIZERS_PARALLELISM": "false", **({"PYTHONPATH": path} if path else {})}
@@ -251,7 +252,7 @@ class _Server:
             while True:
                 self._serve(engine)
         except PersynError as error:
-            self._say(Broken(str(error)))
+            self._say(Broken(str(error).replace("\0", "\N{REPLACEMENT CHARACTER}")))
 
     def tick(self) -> None:
         """Tell the parent that a long step is alive."""

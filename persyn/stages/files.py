@@ -180,20 +180,33 @@ def _parquet(path: Path) -> Iterator[Numbered]:
 def _parquet_records(batch: Any) -> Iterator[Record | Broken]:
     try:
         yield from _as_json(batch)
-    except (ValueError, TypeError):
+    except _NOT_JSON:
         # Arrow takes any bytes for a string, and has values that JSON has not: find whose row it is.
         for row in range(batch.num_rows):
             try:
                 yield from _as_json(batch.slice(row, 1))
             except UnicodeDecodeError:
                 yield Broken("not UTF-8")
-            except (ValueError, TypeError) as error:
+            except _NOT_JSON as error:
                 yield Broken(f"a value that JSON cannot hold: {error}")
 
 
+#: What a value that JSON has not ends in: a date beyond all years or in no known time zone among them.
+_NOT_JSON = (ValueError, TypeError, OverflowError, KeyError)
+
+
 def _as_json(batch: Any) -> list[Record]:
-    """Times and decimals become text, NaN becomes null: what a JSON column can hold."""
-    return [msgspec.json.decode(msgspec.json.encode(record)) for record in batch.to_pylist()]
+    """Times and decimals become text, bytes are the text that they spell, NaN becomes null."""
+    return [msgspec.json.decode(msgspec.json.encode(_as_text(record), enc_hook=str)) for record in batch.to_pylist()]
+
+
+def _as_text(value: Any) -> Any:
+    """The same with text for bytes: a column of text need not say that it is one."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {name: _as_text(part) for name, part in value.items()}
+    return [_as_text(part) for part in value] if isinstance(value, list) else value
 
 
 _DECODERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {

@@ -145,5 +145,5 @@ def _number(value: Any) -> float | None:
         value = {"true": True, "false": False}.get(value.strip().lower(), value)
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,8 +53,8 @@ def import_responses(
         if strangers and teachers is not None:
             raise _unknown(strangers[0], teachers)
         ids |= {name: versions.teacher(session, _stranger(name), {}) for name in strangers}
-        prompt_table.store(session, source, [row.prompt for row in batch])
-        cells = _cells(session, batch, ids)
+        tally.conflicts += prompt_table.store(session, source, [row.prompt for row in batch]).conflicts
+        cells = _cells(session, batch, ids, tally)
         _store(session, cells, tally)
         tally.new_scores += _store_scores(session, cells, scorers)
         scored.update(*(row.scores for row in batch))
@@ -74,16 +75,23 @@ def _stranger(name: str) -> TeacherTable:
     return TeacherTable(name=name, model=name, engine="imported", gpus=0)
 
 
-def _cells(session: Session, batch: Sequence[ResponseRow], teachers: dict[str, int]) -> dict[Cell, ResponseRow]:
-    """The batch by cell; of several rows for one cell the first that has a text."""
+def _cells(
+    session: Session, batch: Sequence[ResponseRow], teachers: dict[str, int], tally: Tally
+) -> dict[Cell, ResponseRow]:
+    """The batch by cell; of several rows for one cell the first that has a text, with the scores of its likes."""
     hashes = [row.prompt.content_hash for row in batch]
     found = session.execute(select(Prompt.content_hash, Prompt.id).where(Prompt.content_hash.in_(hashes)))
     prompts = {content_hash: prompt_id for content_hash, prompt_id in found}
     cells: dict[Cell, ResponseRow] = {}
     for content_hash, row in zip(hashes, batch, strict=True):
         cell = prompts[content_hash], teachers[row.teacher]
-        if cell not in cells or (cells[cell].text is None and row.text is not None):
+        kept = cells.get(cell)
+        if kept is None or (kept.text is None and row.text is not None):
             cells[cell] = row
+        elif row.text == kept.text:
+            cells[cell] = replace(kept, scores=row.scores | kept.scores)
+        elif row.text is not None:
+            tally.conflicts += 1
     return cells
 
 

@@ -117,6 +117,31 @@ def test_scores_come_with_the_responses(database: Database, tmp_path: Path) -> N
     assert (late.new, late.new_scores) == (1, 1)
 
 
+def test_rows_of_one_cell_bring_their_scores_together_and_another_text_is_told_of(
+    database: Database, tmp_path: Path
+) -> None:
+    layout = Layout(score=("right", "liked"))
+    rows = [
+        cell(1, "ada", "Two.", right=1, answer="2"),
+        cell(1, "ada", "Three.", right=0),
+        cell(1, "ada", "Two.", liked=0.3, right=0),
+        cell(1, "bob", "Two.", right=1, answer="3"),
+    ]
+    report = load(database, write(tmp_path / "a.jsonl", *rows), layout=layout)
+    # Another text of ada's, and another answer to the same prompt.
+    assert (report.new, report.duplicates, report.conflicts, report.new_scores) == (2, 2, 2, 3)
+    with database.read() as session:
+        found = session.execute(select(Scorer.model, Score.value).join(Scorer, Scorer.id == Score.scorer_id)).all()
+    assert sorted(map(tuple, found)) == [("liked", 0.3), ("right", 1.0), ("right", 1.0)]
+
+
+def test_a_number_of_four_hundred_digits_is_no_score(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "Why?", "teacher": "ada", "response": "So.", "label": 1' + "0" * 400 + "}\n")
+    with pytest.raises(UsageError, match="'label' must be a number"):
+        load(database, path, layout=Layout(score=("label",)))
+
+
 def test_a_teachers_file_says_whose_rows_there_may_be(database: Database, tmp_path: Path) -> None:
     table = TeacherTable(name="ada", model="ada", engine="imported", gpus=0, family="a", params_b=7.0)
     with database.write() as session:

@@ -244,3 +244,23 @@ def test_a_damaged_file_is_refused_as_a_whole(tmp_path: Path, ending: str) -> No
 
     with pytest.raises(UsageError, match="cannot read"):
         list(rows.read(path))
+
+
+def test_a_parquet_column_of_bytes_is_the_text_that_they_spell(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    table = {"prompt": pa.array([b"Why?", b"\xff"], pa.binary()), "tags": pa.array([[b"a"], []], pa.list_(pa.binary()))}
+    pq.write_table(pa.table(table), path)
+    good, bad = rows.read(path)
+    assert isinstance(good, Row)
+    assert (good.text, good.meta) == ("Why?", {"tags": ["a"]})
+    assert str(bad) == "p.parquet:2: not UTF-8"
+
+
+def test_a_time_that_no_calendar_has_is_one_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    times = pa.array([0, 2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"prompt": ["Why?", "How?"], "at": times}), path)
+    good, bad = rows.read(path)
+    assert isinstance(good, Row)
+    assert good.meta == {"at": "1970-01-01T00:00:00"}
+    assert str(bad).startswith("p.parquet:2: a value that JSON cannot hold: ")
