@@ -49,6 +49,8 @@ _IDLE_SECONDS = 0.5
 _AVOID_SECONDS = 600.0
 #: How long a database that does not answer is waited for.
 _OUTAGE_SECONDS = 900
+#: So many in a row, and it is the engine that dies of anything, or the machine that kills it.
+_MOST_FUTILE = 2
 
 
 class Listener:
@@ -96,6 +98,8 @@ class Worker:
         self._suspicion = Suspicion()
         self._telemetry = Telemetry(self.owner)
         self._avoided: dict[str, float] = {}
+        #: Requests that were found guilty of an engine's death, and deaths without any in hand, since a good result.
+        self._futile = 0
 
     def __enter__(self) -> Worker:
         self._leases.__enter__()
@@ -249,6 +253,8 @@ class Worker:
         by_job: dict[int, list[Done]] = defaultdict(list)
         for flight, result in results:
             self._suspicion.finished(flight.key)
+            if not isinstance(result, Failed):
+                self._futile = 0
             if self._is_open(flight.job):
                 by_job[flight.job.claim.id].append(Done(flight.request, result, engine))
         for job_id, done in by_job.items():
@@ -296,7 +302,10 @@ class Worker:
             return True
 
     def _bury(self, reason: str) -> None:
-        """An engine died: its requests are asked again, of a new one, unless one of them is what kills it."""
+        """An engine died: its requests are asked again, of a new one, unless one of them is what kills it.
+
+        Where one after the other is found to, the engine is to blame, and its jobs have failed an attempt.
+        """
         was_loaded = self._slot.loaded is not None
         flying = self._slot.end()
         if not was_loaded:
@@ -304,6 +313,11 @@ class Worker:
             return
         log.warning("an engine died: %s", reason, extra={"worker": self.owner, "in_flight": len(flying)})
         guilty = self._suspicion.died([flight.key for flight in flying])
+        self._futile += guilty is not None or not flying
+        if self._futile >= _MOST_FUTILE:
+            self._futile = 0
+            self._fail_jobs(f"the engine loads and dies of whatever it is asked: {reason}", did_load=False)
+            return
         for flight in flying:
             if flight.key == guilty and self._is_open(flight.job):
                 flight.job.waiting.remove(flight.request)

@@ -396,6 +396,22 @@ def test_a_prompt_that_kills_the_engine_becomes_a_failed_row(database: Database,
     assert count(database, Response) == 12 * len(TEACHERS) + PROMPTS - 12
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # slow, and the database plays no part
+def test_an_engine_that_dies_of_every_prompt_fails_the_run_and_not_the_prompts(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "BACKOFF", timedelta())
+    run_id = start(database, tmp_path, teachers=("ada", "bob"), options={"crash_on": "What is", "concurrency": 2})
+    work(database, tmp_path, run_id)
+
+    run = run_of(database, run_id)
+    assert run.state is RunState.FAILED
+    assert "the engine loads and dies of whatever it is asked: the engine was ended by SIG" in str(run.error)
+    # One in each attempt may be taken for the guilty one before the next is.
+    assert count(database, Response) <= 6
+    assert count(database, Load) <= 30  # and not some for every prompt
+
+
 def test_a_prompt_that_hangs_the_engine_becomes_a_failed_row(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, prompts=20, options={"hang_on": "is 15 plus", "concurrency": 4})
     work(database, tmp_path, run_id, stall_seconds=1.0)
