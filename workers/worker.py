@@ -206,7 +206,11 @@ class Worker:
         spec = next(iter(self._jobs.values())).spec
         if not self._slot.holds(spec):
             self._slot.end()
-            self._slot.start(spec)
+            try:
+                self._slot.start(spec)
+            except OSError as error:  # a full disk, or no memory for another process
+                self._fail_jobs(f"the engine cannot be started: {error}", did_load=False)
+                return
             self._is_loading = True
             self._listener.loading(spec)
         if self._slot.loaded is not None:

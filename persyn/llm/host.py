@@ -225,6 +225,10 @@ def _spawn(
                 start_new_session=True,
                 env=environment,
             )
+    except BaseException:
+        os.close(down_write)
+        os.close(up_read)
+        raise
     finally:
         os.close(down_read)
         os.close(up_write)

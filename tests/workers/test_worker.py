@@ -396,6 +396,21 @@ def test_a_prompt_that_kills_the_engine_becomes_a_failed_row(database: Database,
     assert count(database, Response) == 12 * len(TEACHERS) + PROMPTS - 12
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_engine_that_cannot_even_be_started_fails_the_run_and_does_not_end_the_worker(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "BACKOFF", timedelta())
+    (tmp_path / "logs").write_text("")  # where the engines' logs should lie
+    run_id = start(database, tmp_path)
+    work(database, tmp_path, run_id)
+
+    run = run_of(database, run_id)
+    assert run.state is RunState.FAILED
+    assert "the engine cannot be started: " in str(run.error)
+    assert "File exists" in str(run.error)
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # slow, and the database plays no part
 def test_an_engine_that_dies_of_every_prompt_fails_the_run_and_not_the_prompts(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
