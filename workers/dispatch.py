@@ -34,8 +34,8 @@ _LEADER_LOCK = 0x5045525360
 class Dispatcher:
     """Sweeps and rings, once a tick, as long as it leads.
 
-    lease_seconds: what workers hold their jobs for; after the database was away nobody's lease counts
-                   as run out for so long.
+    lease_seconds: what workers hold their jobs for; after the database was away, and at first, nobody's lease
+                   counts as run out for so long.
     """
 
     def __init__(self, database: Database, app: Celery, *, lease_seconds: float) -> None:
@@ -47,7 +47,8 @@ class Dispatcher:
         self._wait = TICK_SECONDS
         self._failures = 0
         self._lease_seconds = lease_seconds
-        self._was_away = False
+        # It may have been, before this dispatcher began.
+        self._was_away = True
         self._patient_until = 0.0
 
     def run(self) -> None:
