@@ -206,7 +206,7 @@ def _as_text(value: Any) -> Any:
         return value.decode()
     if isinstance(value, dict):
         return {name: _as_text(part) for name, part in value.items()}
-    return [_as_text(part) for part in value] if isinstance(value, list) else value
+    return [_as_text(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 _DECODERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {

@@ -248,11 +248,15 @@ def test_a_damaged_file_is_refused_as_a_whole(tmp_path: Path, ending: str) -> No
 
 def test_a_parquet_column_of_bytes_is_the_text_that_they_spell(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    table = {"prompt": pa.array([b"Why?", b"\xff"], pa.binary()), "tags": pa.array([[b"a"], []], pa.list_(pa.binary()))}
+    table = {
+        "prompt": pa.array([b"Why?", b"\xff"], pa.binary()),
+        "tags": pa.array([[b"a"], []], pa.list_(pa.binary())),
+        "notes": pa.array([[(b"k", b"v")], []], pa.map_(pa.binary(), pa.binary())),
+    }
     pq.write_table(pa.table(table), path)
     good, bad = rows.read(path)
     assert isinstance(good, Row)
-    assert (good.text, good.meta) == ("Why?", {"tags": ["a"]})
+    assert (good.text, good.meta) == ("Why?", {"tags": ["a"], "notes": [["k", "v"]]})
     assert str(bad) == "p.parquet:2: not UTF-8"
 
 
