@@ -126,7 +126,8 @@ class Worker:
         found = False
         while not self.stop.is_set() and (claim := self._outlasting(self._choose)) is not None:
             found = True
-            self._queue = claim.queue
+            if claim.queue != self._queue:
+                self._queue, self._futile = claim.queue, 0  # another engine is not to blame for the last one's deaths
             self._open(claim)
             self._drain()
         return found

@@ -397,6 +397,21 @@ def test_a_prompt_that_kills_the_engine_becomes_a_failed_row(database: Database,
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_one_engine_is_not_blamed_for_what_another_died_of(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each teacher the only prompt is guilty, and no good result comes between the two."""
+    monkeypatch.setattr(queue, "BACKOFF", timedelta())
+    run_id = start(database, tmp_path, prompts=1, teachers=("ada", "bob"), strategy="oracle", options={"crash_on": "?"})
+    work(database, tmp_path, run_id)
+
+    assert "no response of the calibration grid has a reward" in str(run_of(database, run_id).error)
+    with database.read() as session:
+        said = [str(event.detail) for event in session.scalars(select(Event))]
+    assert not any("dies of whatever" in detail for detail in said)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_an_engine_that_cannot_even_be_started_fails_the_run_and_does_not_end_the_worker(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
