@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from topics import TEACHERS, conversations, grid
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from persyn.errors import EngineError, UsageError
 from persyn.llm.chat import Chat, load_tokenizer
@@ -26,6 +26,7 @@ from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Res
 from persyn.router import checkpoint, evaluate, fit, model, route
 from persyn.router.model import Reader, Router, pair_loss, preference_weights
 from persyn.router.train import Examples, Plan, split, train
+from tests.four_gpus import OnFourGpus
 
 Work: TypeAlias = Callable[[Engine, Sequence[Request]], list[Result]]
 
@@ -144,14 +145,6 @@ def test_a_training_that_makes_nothing_better_changes_nothing(tiny: Path, exampl
     assert notes["steps"] < 24
     for name, weight in ruined.backbone.state_dict().items():
         assert torch.equal(weight, untouched[name])
-
-
-class OnFourGpus(TrainingArguments):
-    """What a trainer finds on a host that hides none of its GPUs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._n_gpu = 4
 
 
 def test_further_gpus_of_the_host_change_nothing(

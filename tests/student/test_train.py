@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from persyn.errors import EngineError, UsageError
 from persyn.llm.chat import Chat, load_tokenizer
@@ -17,6 +17,7 @@ from persyn.llm.protocols import ModelSpec
 from persyn.student import examples, train
 from persyn.student.examples import IGNORED, Conversation, Examples
 from persyn.student.train import Notes, Settings
+from tests.four_gpus import OnFourGpus
 
 #: A random model of two layers bears steps that a real one does not.
 FAST = Settings(epochs=4, learning_rate=1e-2, batch_size=4)
@@ -136,14 +137,6 @@ def test_a_step_may_be_taken_in_parts(tiny: Path, tmp_path: Path) -> None:
 
     assert in_parts.steps == at_once.steps == 3
     assert in_parts.losses[0][1] == pytest.approx(at_once.losses[0][1], rel=1e-4)
-
-
-class OnFourGpus(TrainingArguments):
-    """What a trainer finds on a host that hides none of its GPUs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._n_gpu = 4
 
 
 def test_further_gpus_of_the_host_make_no_larger_steps(
