@@ -1,6 +1,6 @@
 """PerSyn's way of feeding vLLM against bare `LLM.generate`: same prompts, same sampling, tokens per second.
 
-python -m benchmarks.engine [--prompts 512] [--rounds 2]
+python -m benchmarks.engine [--prompts 512] [--rounds 2] [--max-tokens 64] [--gpus 0]
 
 Each measurement has a process of its own and leaves out the load; they alternate, since two engines
 that compute at once on one machine measure each other. PerSyn's side goes the whole way: an engine host,
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import func, select
 
@@ -28,8 +29,11 @@ from persyn.llm.protocols import ModelSpec
 from persyn.settings import Settings
 from workers.worker import Listener, Worker
 
-MAX_TOKENS = 64
-OPTIONS = {"dtype": "bfloat16", "max_model_len": 1024, "enforce_eager": True}
+_OPTIONS = {"dtype": "bfloat16", "max_model_len": 1024}
+
+
+def _options(gpus: int) -> dict[str, Any]:
+    return _OPTIONS if gpus else {**_OPTIONS, "enforce_eager": True}
 
 
 class _Clock(Listener):
@@ -57,12 +61,13 @@ class _Clock(Listener):
             self.worker.stop.set()
 
 
-def persyn(prompts: int) -> None:
+def persyn(prompts: int, max_tokens: int, gpus: int) -> None:
     """One teacher answers all prompts, through the worker; prints tokens and seconds."""
     with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name:
         folder = Path(name)
-        sampling = {"temperature": 0.0, "max_tokens": MAX_TOKENS}
-        teacher = {"model": str(models.smollm2().absolute()), "engine": "vllm", "options": OPTIONS}
+        sampling = {"temperature": 0.0, "max_tokens": max_tokens}
+        model = str(models.smollm2().absolute())
+        teacher = {"model": model, "engine": "vllm", "gpus": gpus, "options": _options(gpus)}
         fake = {"name": "other", "model": "other", "engine": "fake"}
         teachers = [{"name": "one", **teacher, "sampling": sampling}, fake]
         # All but one prompt are calibration, so the first stage is the whole measurement.
@@ -81,7 +86,7 @@ def persyn(prompts: int) -> None:
     print(tokens, clock.ended - clock.began)
 
 
-def bare(prompts: int) -> None:
+def bare(prompts: int, max_tokens: int, gpus: int) -> None:
     """The same prompts through `LLM.generate`; prints tokens and seconds."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     from vllm import LLM, SamplingParams, TokensPrompt
@@ -91,8 +96,8 @@ def bare(prompts: int) -> None:
     model = str(models.smollm2().absolute())
     chat = Chat(load_tokenizer(ModelSpec("vllm", model)))
     asked = [chat.prompt_ids([{"role": "user", "content": runs.question(n)}]) for n in range(prompts)]
-    llm = LLM(model, seed=0, kv_cache_memory_bytes=2 * 2**30, **OPTIONS)
-    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, stop_token_ids=[chat.end_id])
+    llm = LLM(model, seed=0, kv_cache_memory_bytes=None if gpus else 2 * 2**30, **_options(gpus))
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_token_ids=[chat.end_id])
     began = time.monotonic()
     answers = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in asked], sampling, use_tqdm=False)
     seconds = time.monotonic() - began
@@ -103,14 +108,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--side", choices=("persyn", "bare"))
     options = parser.parse_args()
     if options.side:
-        {"persyn": persyn, "bare": bare}[options.side](options.prompts)
+        {"persyn": persyn, "bare": bare}[options.side](options.prompts, options.max_tokens, options.gpus)
         return
     rates: dict[str, list[float]] = {"bare": [], "persyn": []}
     for side in list(rates) * options.rounds:
-        command = [sys.executable, "-m", "benchmarks.engine", "--side", side, "--prompts", str(options.prompts)]
+        command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--side", side]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         rates[side].append(int(said[-2]) / float(said[-1]))
         print(

@@ -1,6 +1,6 @@
 """What it saves to encode a prompt once and not once for each pair of teachers: time of a step, at equal loss.
 
-python -m benchmarks.router [--teachers 8 19] [--backbone FOLDER]
+python -m benchmarks.router [--teachers 8 19] [--backbone FOLDER] [--gpus 0]
 
 Without a backbone a Llama of four layers with random weights is taken: the ratio hardly depends on it.
 """
@@ -27,17 +27,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", type=int, nargs="+", default=[8, 19])
     parser.add_argument("--backbone")
+    parser.add_argument("--gpus", type=int, choices=(0, 1), default=0)
     options = parser.parse_args()
     for n_teachers in options.teachers:
-        _measure(n_teachers, options.backbone)
+        _measure(n_teachers, options.backbone, torch.device("cuda" if options.gpus else "cpu"))
 
 
-def _measure(n_teachers: int, folder: str | None) -> None:
+def _measure(n_teachers: int, folder: str | None, device: torch.device) -> None:
     torch.manual_seed(0)
-    router = Router(_backbone(folder), n_teachers)
-    input_ids = torch.randint(0, router.backbone.config.vocab_size, (_PROMPTS, _TOKENS))
-    lengths = torch.full((_PROMPTS,), _TOKENS)
-    rewards = torch.rand(_PROMPTS, n_teachers, dtype=torch.float64)
+    router = Router(_backbone(folder).to(device), n_teachers)
+    input_ids = torch.randint(0, router.backbone.config.vocab_size, (_PROMPTS, _TOKENS)).to(device)
+    lengths = torch.full((_PROMPTS,), _TOKENS, device=device)
+    rewards = torch.rand(_PROMPTS, n_teachers, dtype=torch.float64).to(device)
     took: dict[str, list[float]] = {"once": [], "pairs": []}
     losses: dict[str, float] = {}
     for _ in range(_ROUNDS):  # alternating: noise meets both
@@ -47,7 +48,7 @@ def _measure(n_teachers: int, folder: str | None) -> None:
     once, pairs = min(took["once"]), min(took["pairs"])
     n_pairs = n_teachers * (n_teachers - 1) // 2
     print(
-        f"K = {n_teachers}, {n_pairs} pairs a prompt: once {once:.2f} s, pair by pair {pairs:.2f} s a step of "
+        f"K = {n_teachers}, {n_pairs} pairs a prompt: once {once:.3f} s, pair by pair {pairs:.2f} s a step of "
         f"{_PROMPTS} prompts: {pairs / once:.1f} times; losses {losses['once']:.6f} and {losses['pairs']:.6f}",
         flush=True,
     )

@@ -51,8 +51,8 @@ def write(
         f'[strategy]\nkind = "{strategy}"',
     ]
     for teacher in teachers:
-        lines.append("[[teachers]]\ngpus = 0")
-        lines += [f"{key} = {_toml(value)}" for key, value in teacher.items()]
+        lines.append("[[teachers]]")
+        lines += [f"{key} = {_toml(value)}" for key, value in {"gpus": 0, **teacher}.items()]
     path = folder / "run.toml"
     path.write_text("\n".join(lines) + "\n")
     return path

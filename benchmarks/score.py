@@ -1,9 +1,10 @@
 """Learnability's tokens per second, against lm-evaluation-harness and a bare forward pass, in one run.
 
-python -m benchmarks.score [--model FOLDER] [--rows 128] [--rounds 2]
+python -m benchmarks.score [--model FOLDER] [--rows 128] [--rounds 2] [--gpus 0]
 
 All three are given the same token ids, of mixed lengths. The harness is wanted for this alone: pip install lm-eval.
 The bare pass takes the rows by length, padded to the longest of each batch, and keeps nothing of the logits.
+On the CPU all compute in float32, on a GPU in bfloat16, there in larger batches.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from persyn.llm.protocols import Judge, Judged, ModelSpec
 
 #: Responses of so many words, each length as likely on a logarithmic scale.
 _SHORTEST, _LONGEST = 8, 384
-_BATCH = 8
+_BATCH, _BATCH_ON_GPU = 8, 32
 _WORDS = (
     "the bread was sold before noon and nobody counted how many loaves had been left on a table by the door",
     "where two children waited for their mother who came late with seven eggs a jar of honey and one question",
@@ -36,8 +37,12 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="default: SmolLM2-135M-Instruct, as the demo has it")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--gpus", type=int, choices=(0, 1), default=0)
     options = parser.parse_args()
-    spec = ModelSpec("log_likelihood", options.model or str(models.smollm2()))
+    dtype = "bfloat16" if options.gpus else "float32"
+    spec = ModelSpec(
+        "log_likelihood", options.model or str(models.smollm2()), gpus=options.gpus, options={"dtype": dtype}
+    )
     requests = _requests(options.rows)
     chat = Chat(load_tokenizer(spec))
     rows = [Row(request.id, *chat.response_ids(request.messages, request.response)) for request in requests]
@@ -48,12 +53,15 @@ def main() -> None:
         runs["lm-eval"] = harness
     rates: dict[str, list[float]] = {name: [] for name in runs}
     values: dict[str, list[float]] = {}
+    if options.gpus:
+        _warm(runs)
     for _ in range(options.rounds):  # alternating: noise meets all of them
         for name, run in runs.items():
             began = time.perf_counter()
             values[name] = run()
             rates[name].append(n_tokens / (time.perf_counter() - began))
-    print(f"{len(rows)} rows, {n_tokens:,} tokens, {torch.get_num_threads()} threads, float32")
+    where = torch.cuda.get_device_name() if options.gpus else f"{torch.get_num_threads()} threads"
+    print(f"{len(rows)} rows, {n_tokens:,} tokens, {where}, {dtype}")
     for name, found in rates.items():
         print(f"  {name:8} " + ", ".join(f"{rate:,.0f}" for rate in found) + " tokens/s")
     for name in runs.keys() - {"PerSyn"}:
@@ -61,6 +69,12 @@ def main() -> None:
     if "lm-eval" in values:
         apart = max(abs(a - b) for a, b in zip(values["PerSyn"], values["lm-eval"], strict=True))
         print(f"the two log-likelihoods differ by at most {apart:.1e} nats")
+
+
+def _warm(runs: dict[str, Callable[[], list[float]]]) -> None:
+    """A GPU's first pass compiles, and finds its memory."""
+    for run in runs.values():
+        run()
 
 
 def _requests(n_rows: int) -> list[Judge]:
@@ -94,13 +108,16 @@ def _persyn(spec: ModelSpec, requests: list[Judge]) -> Callable[[], list[float]]
 def _bare(spec: ModelSpec, rows: list[Row]) -> Callable[[], list[float]]:
     from transformers import AutoModelForCausalLM
 
-    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer())
+    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(**spec.options))
+    batch = _BATCH_ON_GPU if spec.gpus else _BATCH
     rows = sorted(rows, key=lambda row: -len(row.ids))
 
     @torch.inference_mode()
     def run() -> list[float]:
-        for start in range(0, len(rows), _BATCH):
-            model(input_ids=right_pad(rows[start : start + _BATCH], 0, model.device), use_cache=False)
+        for start in range(0, len(rows), batch):
+            model(input_ids=right_pad(rows[start : start + batch], 0, model.device), use_cache=False)
+        if spec.gpus:
+            torch.cuda.synchronize()
         return []
 
     return run
@@ -112,7 +129,8 @@ def _harness(spec: ModelSpec, rows: list[Row]) -> Callable[[], list[float]] | No
     except ImportError:
         print("lm-evaluation-harness is not installed: pip install lm-eval")
         return None
-    judge: Any = HFLM(pretrained=spec.model, device="cpu", dtype="float32", batch_size=_BATCH)
+    batch, device = (_BATCH_ON_GPU, "cuda:0") if spec.gpus else (_BATCH, "cpu")
+    judge: Any = HFLM(pretrained=spec.model, device=device, dtype=spec.options["dtype"], batch_size=batch)
     asked = [(("", str(row.id)), row.ids[: row.start], row.ids[row.start :]) for row in rows]
 
     def run() -> list[float]:

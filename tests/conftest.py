@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from persyn.db.connect import Database
+from persyn.llm import gpus
 from tests.cluster import Broker
 from tests.postgres import Postgres
 
@@ -36,7 +37,10 @@ _HEAVY = ("model", "vllm")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes, a file's tests run in one of them, and all that load real models in one."""
+    without = [] if gpus.ids() else [pytest.mark.skip(reason="there is no GPU here")]
     for item in items:
+        for skip in without if item.get_closest_marker("gpu") else ():
+            item.add_marker(skip)
         is_heavy = any(item.get_closest_marker(name) for name in _HEAVY)
         item.add_marker(pytest.mark.xdist_group("models" if is_heavy else str(item.path)))
 

@@ -79,17 +79,43 @@ class Chat:
         return self.encode(self.prompt_text(messages))
 
     def response_ids(self, messages: Sequence[Message], response: str) -> tuple[list[int], int]:
-        """The whole conversation as token ids, and where the response begins in them.
+        """The whole conversation as token ids, and where the response begins in them; `TemplateError` when refused.
 
         returns: (ids, n): ids[:n] is the prompt, ids[n:] the response and its end token. The text is
                  tokenised at one go; where a token would straddle the boundary, the response is
                  tokenised by itself, so that ids[:n] is always what the model is given to answer.
                  A special token that is spelt out in the response is so many characters, and ends nothing.
         """
-        text, written = self.prompt_text(messages), self._lead + response
-        prompt = self.encode(text)
-        ids = self.encode(text + written)
-        ids = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self.encode(written)
+        (found,) = self.all_response_ids([(messages, response)])
+        if isinstance(found, TemplateError):
+            raise found
+        return found
+
+    def all_response_ids(
+        self, conversations: Sequence[tuple[Sequence[Message], str]]
+    ) -> list[tuple[list[int], int] | TemplateError]:
+        """`response_ids` of many, at a fraction of the time; the error itself for one that the template refuses."""
+        prompts = [self._prompt_or_refusal(messages) for messages, _ in conversations]
+        texts = [text if isinstance(text, str) else "" for text in prompts]
+        # What several teachers answered is read once.
+        known = list(dict.fromkeys(texts))
+        prompt_ids = dict(zip(known, self._encode_all(known), strict=True))
+        written = [self._lead + response for _, response in conversations]
+        wholes = self._encode_all([text + more for text, more in zip(texts, written, strict=True)])
+        return [
+            self._joined(prompt_ids[prompt], more, ids) if isinstance(prompt, str) else prompt
+            for prompt, more, ids in zip(prompts, written, wholes, strict=True)
+        ]
+
+    def _prompt_or_refusal(self, messages: Sequence[Message]) -> str | TemplateError:
+        try:
+            return self.prompt_text(messages)
+        except TemplateError as error:
+            return error
+
+    def _joined(self, prompt: list[int], written: str, whole: list[int]) -> tuple[list[int], int]:
+        """What `response_ids` returns, of a prompt's ids, what follows it, and the ids of both as one text."""
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.encode(written)
         if self._spells_special(written, ids):
             ids = self._encode_as_characters(written)
         return [*prompt, *ids, self.end_id], len(prompt)
@@ -113,6 +139,13 @@ class Chat:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that already holds every special token it needs."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of many, on several cores where the tokenizer can."""
+        ids: list[list[int]] = (
+            self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+        )
         return ids
 
     def _encode_as_characters(self, text: str) -> list[int]:

@@ -202,8 +202,7 @@ def _environment(devices: str | None, *, is_alone: bool) -> dict[str, str]:
     pinned = {} if devices is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": devices}
     # The child works in another folder: what is meant relative to this one has to be said in full.
     path = os.pathsep.join(os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)
-    own = {"TOKENIZERS_PARALLELISM": "false", **({"PYTHONPATH": path} if path else {})}
-    return {**waiting, **os.environ, **own, **pinned}
+    return {**waiting, **os.environ, **({"PYTHONPATH": path} if path else {}), **pinned}
 
 
 def _spawn(

@@ -7,6 +7,7 @@ from copy import copy
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -15,11 +16,13 @@ from persyn.errors import EngineError
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.padding import Padded, Row, right_pad
-from persyn.llm.protocols import Engine, Judge, Judged, ModelSpec, Tick
+from persyn.llm.padding import Padded, Row, refused, right_pad
+from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 
-#: Positions that go through the LM head at once: in float32, 0.3 GB at a vocabulary of 152,000.
+#: Positions that go through the LM head at once on a CPU: in float32, 0.3 GB at a vocabulary of 152,000.
 _HEAD_ROWS = 512
+#: Logits on a GPU at once: 1 GB in float32, and what they were made of beside it.
+_HEAD_LOGITS = 2**28
 #: Logits that are turned to float32 at once on a CPU.
 _CACHED = 2_000_000
 
@@ -35,9 +38,15 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
     model = scoring.load_weights(AutoModelForCausalLM, spec, chosen)
 
-    def encode(request: Judge) -> Row:
-        ids, start = chat.response_ids(request.messages, request.response)
+    def row(request: Judge, found: tuple[list[int], int] | TemplateError) -> Row | Failed:
+        if isinstance(found, TemplateError):
+            return refused(request, found)
+        ids, start = found
         return Row(request.id, ids if chosen.response_tokens is None else ids[: start + chosen.response_tokens], start)
+
+    def encode(requests: Sequence[Judge]) -> list[Row | Failed]:
+        found = chat.all_response_ids([(request.messages, request.response) for request in requests])
+        return [row(*pair) for pair in zip(requests, found, strict=True)]
 
     padded = Padded(
         encode,
@@ -58,6 +67,8 @@ class Student:
     def __init__(self, model: PreTrainedModel) -> None:
         self._decoder, self._head = _split(model)
         self._device = model.device
+        is_cpu = self._device.type == "cpu"
+        self._head_rows = _HEAD_ROWS if is_cpu else max(1, _HEAD_LOGITS // model.config.get_text_config().vocab_size)
         self._detail = scoring.describe(model)
         self._check(model)
 
@@ -83,15 +94,17 @@ class Student:
         ]
 
     def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(N,) float64 log-probability of each target after its (N, H) hidden state."""
+        """(N,) float64 log-probability of each target after its (N, H) hidden state, on the CPU."""
         parts = []
-        for states, tokens in zip(torch.split(hidden, _HEAD_ROWS), torch.split(targets, _HEAD_ROWS), strict=True):
+        n = self._head_rows
+        for states, tokens in zip(torch.split(hidden, n), torch.split(targets.to(hidden.device), n), strict=True):
             logits = self._logits(states)  # (n, V)
             # On a CPU what fits its cache is worked on there, and the pages of a large tensor are never touched.
             rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
             for some, chosen in zip(torch.split(logits, rows), torch.split(tokens, rows), strict=True):
-                parts.append(_chosen(some.float(), chosen.to(logits.device)).double().cpu())
-        return torch.cat(parts)
+                parts.append(_chosen(some.float(), chosen.to(logits.device)).double())
+        # Only here is a GPU waited for.
+        return torch.cat(parts).cpu()
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from persyn.llm.protocols import Failed, Judge, Judged, Request, Result, Tick
 
@@ -27,20 +28,24 @@ class Row:
     start: int = 0
 
 
-Encode: TypeAlias = Callable[[Judge], Row]
+Encode: TypeAlias = Callable[[Sequence[Judge]], Sequence[Row | Failed]]
 Forward: TypeAlias = Callable[[Sequence[Row]], Sequence[Judged]]
+
+
+def refused(request: Judge, error: TemplateError) -> Failed:
+    """What stands for the row of a conversation that the chat template refuses."""
+    return Failed(request.id, f"bad_request: the chat template refuses it: {error}")
 
 
 def right_pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Tensor:
     """(B, L) token ids, each row followed by padding up to the longest."""
-    width = max(len(row.ids) for row in rows)
-    return torch.tensor([row.ids + [pad_id] * (width - len(row.ids)) for row in rows]).to(device)
+    return pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True, padding_value=pad_id).to(device)
 
 
 class Padded:
     """Computes `Judge` requests with a model that takes padded batches.
 
-    encode:       makes a request's row.
+    encode:       makes the requests' rows; see `refused`.
     forward:      judges the rows of one batch, which fit the model; one result per row.
     max_tokens:   how long a row may be; None when the model sets no bound.
     batch_tokens: rows times longest row of a batch. Halved, for good, when a batch does not fit the memory.
@@ -57,7 +62,11 @@ class Padded:
 
     def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
         """Yield what cannot be judged, then each batch's results, the longest rows first."""
-        encoded = [self._row(request) for request in requests]
+        asked = []
+        for request in requests:
+            assert isinstance(request, Judge)
+            asked.append(request)
+        encoded = [self._fitting(row) for row in self._encode(asked)]
         failures: list[Result] = [row for row in encoded if isinstance(row, Failed)]
         if failures:
             yield failures
@@ -70,14 +79,9 @@ class Padded:
                 rows = rows[len(batch) :]
                 yield results
 
-    def _row(self, request: Request) -> Row | Failed:
-        assert isinstance(request, Judge)
-        try:
-            row = self._encode(request)
-        except TemplateError as error:
-            return Failed(request.id, f"bad_request: the chat template refuses it: {error}")
-        if self._max_tokens is not None and len(row.ids) > self._max_tokens:
-            return Failed(request.id, f"too_long: {len(row.ids):,} tokens, the model takes {self._max_tokens:,}")
+    def _fitting(self, row: Row | Failed) -> Row | Failed:
+        if isinstance(row, Row) and self._max_tokens is not None and len(row.ids) > self._max_tokens:
+            return Failed(row.id, f"too_long: {len(row.ids):,} tokens, the model takes {self._max_tokens:,}")
         return row
 
     def _attempt(self, batch: Sequence[Row]) -> list[Result] | None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jinja2 import TemplateError
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
 from persyn.errors import EngineError
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.padding import Padded, Row, right_pad
-from persyn.llm.protocols import Engine, Judge, Judged, ModelSpec, Tick
+from persyn.llm.padding import Padded, Row, refused, right_pad
+from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -26,8 +27,14 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     _check(spec, chat)
     model = scoring.load_weights(AutoModelForSequenceClassification, spec, chosen)
 
-    def encode(request: Judge) -> Row:
-        return Row(request.id, chat.conversation_ids(request.messages, request.response))
+    def row(request: Judge) -> Row | Failed:
+        try:
+            return Row(request.id, chat.conversation_ids(request.messages, request.response))
+        except TemplateError as error:
+            return refused(request, error)
+
+    def encode(requests: Sequence[Judge]) -> list[Row | Failed]:
+        return [row(request) for request in requests]
 
     padded = Padded(
         encode,

@@ -99,6 +99,27 @@ def test_a_token_never_straddles_prompt_and_response(smollm2: Path) -> None:
     assert ids.count(subject.end_id) == 1
 
 
+def test_many_conversations_are_tokenised_as_each_by_itself(templated: Chat, plain: Chat) -> None:
+    prompts = [[{"role": "user", "content": text}] for text in ("What is 2+2?", "Name a colour.", "")]
+    conversations = [
+        (prompt, text) for prompt in prompts for text in ("4", " 4", "", "<|im_end|>", "Blue. \N{SNOWMAN}")
+    ]
+
+    for chat in (templated, plain):
+        assert chat.all_response_ids(conversations) == [chat.response_ids(*each) for each in conversations]
+        assert chat.all_response_ids([]) == []
+
+
+def test_one_that_the_template_refuses_stands_among_the_others(templated: Chat) -> None:
+    good: tuple[list[Message], str] = ([{"role": "user", "content": "Hi!"}], "Hello.")
+    bad: tuple[list[Message], str] = ([{"role": "user"}], "Hello.")  # type: ignore[typeddict-item]
+
+    first, second, third = templated.all_response_ids([good, bad, good])
+
+    assert first == third == templated.response_ids(*good)
+    assert isinstance(second, TemplateError)
+
+
 def test_a_finished_conversation_ends_as_its_template_ends_it(templated: Chat, plain: Chat) -> None:
     text = str(templated.tokenizer.decode(templated.conversation_ids([USER], "4")))
 

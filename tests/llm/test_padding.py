@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from jinja2 import TemplateError
 
-from persyn.llm.padding import Padded, Row, right_pad
+from persyn.llm.padding import Padded, Row, refused, right_pad
 from persyn.llm.protocols import Failed, Judge, Judged, Result
 
 
@@ -26,10 +26,14 @@ class Memory:
         return [Judged(row.id, float(len(row.ids))) for row in rows]
 
 
-def encode(request: Judge) -> Row:
+def row(request: Judge) -> Row | Failed:
     if request.response == "refused":
-        raise TemplateError("roles must alternate")
+        return refused(request, TemplateError("roles must alternate"))
     return Row(request.id, [7] * len(request.response))
+
+
+def encode(requests: Sequence[Judge]) -> list[Row | Failed]:
+    return [row(request) for request in requests]
 
 
 def padded(memory: Memory, *, batch_tokens: int = 12, max_tokens: int | None = None) -> Padded:
