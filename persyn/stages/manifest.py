@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from persyn.errors import UsageError
 from persyn.stages.export_filters import FILTERS, Row
 from persyn.stages.export_options import Options
 
@@ -190,12 +191,22 @@ def files_of(manifest: bytes) -> set[str]:
 
 
 class _Exported(Struct):
-    export: Options
+    #: Before 2, a manifest had none.
+    export: Options | None = None
 
 
 def options_of(folder: Path) -> Options | None:
-    """The options with which the dataset in a folder was exported; None where there is none, or of an older kind."""
+    """The options with which the dataset in a folder was exported; None where there is none, or of an older kind.
+
+    Raises `UsageError` for a manifest that cannot be read: what it left out must not come back in silence.
+    """
+    path = folder / MANIFEST
     try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Exported).export
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=_Exported).export
+    except FileNotFoundError:
         return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} does not say how the dataset was exported ({error}); restore it, or move its folder away "
+            "for a dataset with nothing left out"
+        ) from error

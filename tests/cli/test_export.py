@@ -113,6 +113,21 @@ def test_a_run_that_is_resumed_writes_its_dataset_as_it_was_exported_last(export
     assert folder(tmp_path) == before
 
 
+def test_what_was_left_out_does_not_come_back_where_nobody_can_tell(export: Export, tmp_path: Path) -> None:
+    export("--cap", "7")
+    manifest = tmp_path / "home" / "datasets" / "run" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"cap"', '"cap_of_tomorrow"'))
+    before = folder(tmp_path)
+
+    again = CliRunner().invoke(persyn_command, ["run", "resume", "run"])
+
+    assert isinstance(again.exception, UsageError)
+    assert "manifest.json does not say how the dataset was exported (Object contains unknown field" in str(
+        again.exception
+    )
+    assert folder(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
