@@ -33,7 +33,7 @@ _OPTIONS = {"dtype": "bfloat16", "max_model_len": 1024}
 
 
 def _options(gpus: int) -> dict[str, Any]:
-    return _OPTIONS if gpus else {**_OPTIONS, "enforce_eager": True}
+    return {**_OPTIONS, **({"gpu_memory_utilization": 0.9} if gpus else {"enforce_eager": True})}
 
 
 class _Clock(Listener):
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("--gpus", type=int, choices=(0, 1), default=0)
     parser.add_argument("--side", choices=("persyn", "bare"))
     options = parser.parse_args()
     if options.side:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ from tests.router import topics
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.model,
-    # What a driver's or a kernel's author has to say to his colleagues.
+    # What the authors of drivers and compilers have to say to each other.
     pytest.mark.filterwarnings("ignore"),
 ]
 
@@ -156,7 +155,7 @@ def test_batches_that_do_not_fit_are_halved_until_they_do(smollm2: Path, little_
     many = [Judge(i, ask("Tell me of the sea."), "wide and calm " * (50 + i)) for i in range(256)]
     fair = values(work(student(smollm2, 1), many))
     engine = student(smollm2, 1, batch_tokens=10**9)
-    # 260 of weights; some 90,000 tokens at once would take thousands.
+    # 260 of weights; some 150,000 tokens at once would take thousands.
     little_memory(800)
     before = torch.cuda.memory_stats()["num_ooms"]
 
@@ -269,6 +268,10 @@ ENGINES = {
 }
 
 
+#: What an engine has of the GPU at least: its weights and what every process on a GPU has; vLLM its cache too.
+LOADED_MIB = {"transformers": 450, "vllm": 2_000}
+
+
 def installed(engine: str) -> None:
     if engine == "vllm":
         pytest.importorskip("vllm")
@@ -295,14 +298,13 @@ def test_an_engine_that_is_killed_gives_its_memory_back(smollm2: Path, tmp_path:
         host.submit(story)
         while host.loaded is None:
             host.receive(1.0)
-        time.sleep(2)
-        assert (gpus.used_mib([first()]) or 0) > before + 300
+        assert (gpus.used_mib([first()]) or 0) > before + LOADED_MIB[engine]
         os.kill(host.pid, signal.SIGKILL)
         assert "ended by SIGKILL" in last_words(host)
     finally:
         host.close()
 
-    assert (gpus.used_mib([first()]) or 0) <= before + 512
+    assert (gpus.used_mib([first()]) or 0) <= before + LOADED_MIB[engine] // 2
 
 
 def vllm(folder: Path, **options: Any) -> ModelSpec:
@@ -349,7 +351,7 @@ def test_vllm_draws_by_the_seed_of_a_request(smollm2: Path, tmp_path: Path) -> N
 def test_vllm_without_room_says_so(smollm2: Path, tmp_path: Path) -> None:
     installed("vllm")
 
-    with pytest.raises(EngineError, match="vLLM cannot load"):
+    with pytest.raises(EngineError, match=r"vLLM cannot load .*memory"):
         hosted(vllm(smollm2, gpu_memory_utilization=0.001), tmp_path, generates([0] * 4))
 
 
@@ -435,7 +437,8 @@ def test_a_run_goes_from_prompts_to_a_dataset(smollm2: Path, tmp_path: Path, eng
         assert session.scalars(select(func.count(Response.id)).where(Response.text.is_not(None))).one() == 24 + 64
         on = set(session.scalars(select(Load.gpus).where(Load.gpus.is_not(None))))
     store.close()
-    assert on == {gpus.names([])}
+    assert on
+    assert all(names in str(gpus.names([])) for names in on)
 
 
 def test_a_model_that_a_gpu_has_no_room_for_is_named(smollm2: Path, little_memory: Any) -> None:

@@ -94,7 +94,7 @@ class Host:
         self._broken: str | None = None
         self._devices = devices.split(",") if devices else []
         self._used_mib = gpus.used_mib(self._devices) if self._devices else None
-        self._child, self._down, up = _spawn(home, self.log, _environment(devices, is_alone=is_alone))
+        self._child, self._down, up = _spawn(home, self.log, _environment(spec.engine, devices, is_alone=is_alone))
         # A thread reads, so that the host can always write: two full pipes would be a deadlock.
         threading.Thread(target=self._read, args=(up,), daemon=True, name="host-reader").start()
         self._send(spec)
@@ -192,17 +192,19 @@ def _end_of(file: Path) -> bytes:
         return log.read()
 
 
-def _environment(devices: str | None, *, is_alone: bool) -> dict[str, str]:
+def _environment(engine: str, devices: str | None, *, is_alone: bool) -> dict[str, str]:
     """This process's environment, with what the child's threads do while they wait for each other.
 
     Threads that spin take the cores from another engine's: two on one CPU were four times as slow as
-    with threads that sleep. An engine alone is some 8% slower with threads that sleep.
+    with threads that sleep. An engine alone is some 8% slower with threads that sleep. A student's rows are
+    tokenised on all cores: a GPU waits for them. Elsewhere nothing is gained, and a process forked later would hang.
     """
     waiting = {} if is_alone else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     pinned = {} if devices is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": devices}
     # The child works in another folder: what is meant relative to this one has to be said in full.
     path = os.pathsep.join(os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)
-    return {**waiting, **os.environ, **({"PYTHONPATH": path} if path else {}), **pinned}
+    own = {"TOKENIZERS_PARALLELISM": "true" if engine == "log_likelihood" else "false"}
+    return {**waiting, **os.environ, **own, **({"PYTHONPATH": path} if path else {}), **pinned}
 
 
 def _spawn(

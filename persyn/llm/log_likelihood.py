@@ -19,10 +19,10 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.padding import Padded, Row, refused, right_pad
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 
-#: Positions that go through the LM head at once on a CPU: in float32, 0.3 GB at a vocabulary of 152,000.
+#: Positions that go through the LM head at once: in float32, 0.3 GB at a vocabulary of 152,000.
 _HEAD_ROWS = 512
-#: Logits on a GPU at once: 1 GB in float32, and what they were made of beside it.
-_HEAD_LOGITS = 2**28
+#: On a GPU so many logits at least, which is more positions where the vocabulary is small: 0.3 GB in float32.
+_HEAD_LOGITS = 2**26
 #: Logits that are turned to float32 at once on a CPU.
 _CACHED = 2_000_000
 
@@ -67,10 +67,9 @@ class Student:
     def __init__(self, model: PreTrainedModel) -> None:
         self._decoder, self._head = _split(model)
         self._device = model.device
-        is_cpu = self._device.type == "cpu"
-        self._head_rows = _HEAD_ROWS if is_cpu else max(1, _HEAD_LOGITS // model.config.get_text_config().vocab_size)
         self._detail = scoring.describe(model)
-        self._check(model)
+        vocabulary = self._check(model)
+        self._head_rows = _HEAD_ROWS if self._device.type == "cpu" else max(_HEAD_ROWS, _HEAD_LOGITS // vocabulary)
 
     @torch.inference_mode()
     def judge(self, rows: Sequence[Row]) -> list[Judged]:
@@ -78,13 +77,15 @@ class Student:
         # The padding lies to the right of everything that is scored: no causal model looks at it, so any id
         # will do, and without a mask the attention may use its fastest kernel. The last token predicts nothing.
         ids = right_pad([Row(row.id, row.ids[:-1]) for row in rows], rows[0].ids[0], self._device)  # (B, L)
-        hidden = self._decoder(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
-
         width = ids.shape[1]
-        places = [i * width + j for i, row in enumerate(rows) for j in range(row.start - 1, len(row.ids) - 1)]
-        targets = [token for row in rows for token in row.ids[row.start :]]
-        chosen = hidden.flatten(0, 1)[torch.tensor(places).to(hidden.device)]  # (N, H)
-        log_probabilities = self._log_probabilities(chosen, torch.tensor(targets))  # (N,)
+        places = torch.tensor(
+            [i * width + j for i, row in enumerate(rows) for j in range(row.start - 1, len(row.ids) - 1)]
+        ).to(self._device)
+        targets = torch.tensor([token for row in rows for token in row.ids[row.start :]]).to(self._device)
+        # What goes to a GPU waits for it, so all of it goes before there is anything to wait for.
+        hidden = self._decoder(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, H)
+        chosen = hidden.flatten(0, 1)[places.to(hidden.device)]  # (N, H)
+        log_probabilities = self._log_probabilities(chosen, targets.to(hidden.device))  # (N,)
 
         counts = [len(row.ids) - row.start for row in rows]
         sums = [part.sum().item() for part in torch.split(log_probabilities, counts)]
@@ -97,13 +98,12 @@ class Student:
         """(N,) float64 log-probability of each target after its (N, H) hidden state, on the CPU."""
         parts = []
         n = self._head_rows
-        for states, tokens in zip(torch.split(hidden, n), torch.split(targets.to(hidden.device), n), strict=True):
+        for states, tokens in zip(torch.split(hidden, n), torch.split(targets, n), strict=True):
             logits = self._logits(states)  # (n, V)
             # On a CPU what fits its cache is worked on there, and the pages of a large tensor are never touched.
             rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
             for some, chosen in zip(torch.split(logits, rows), torch.split(tokens, rows), strict=True):
                 parts.append(_chosen(some.float(), chosen.to(logits.device)).double())
-        # Only here is a GPU waited for.
         return torch.cat(parts).cpu()
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -111,12 +111,14 @@ class Student:
         return logits
 
     @torch.inference_mode()
-    def _check(self, model: PreTrainedModel) -> None:
+    def _check(self, model: PreTrainedModel) -> int:
+        """The size of the vocabulary."""
         ids = torch.arange(1, 9, device=self._device)[None]
         whole = model(input_ids=ids, use_cache=False).logits[0]
         parts = self._logits(self._decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
-        if not torch.allclose(whole.float(), parts.float(), rtol=0.02, atol=0.02):
+        if not torch.allclose(whole.float(), parts.to(whole.device).float(), rtol=0.02, atol=0.02):
             raise EngineError(f"cannot score under a {type(model).__name__}: its head sees more than hidden states")
+        return int(whole.shape[-1])
 
 
 def _chosen(logits: Tensor, targets: Tensor) -> Tensor:

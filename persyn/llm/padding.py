@@ -39,7 +39,9 @@ def refused(request: Judge, error: TemplateError) -> Failed:
 
 def right_pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Tensor:
     """(B, L) token ids, each row followed by padding up to the longest."""
-    return pad_sequence([torch.tensor(row.ids) for row in rows], batch_first=True, padding_value=pad_id).to(device)
+    return pad_sequence(
+        [torch.tensor(row.ids, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad_id
+    ).to(device)
 
 
 class Padded:

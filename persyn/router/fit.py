@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,8 +36,12 @@ from persyn.router.train import TUNES, Examples, Plan, split, train
 _ENOUGH = 10
 
 
+#: Bytes that training takes for each weight, beside the weight: its gradient and what AdamW keeps, in float32.
+_BYTES_A_WEIGHT = 12
+
+
 class NoRoom(EngineError):
-    """A GPU's memory does not do for a training."""
+    """The memory does not do for a training."""
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -118,6 +123,16 @@ def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFit, chat: Chat, t
     return Fitted(request.id, request.folder, sha256, metrics, scores.tolist())
 
 
+def _require_memory(n_weights: int) -> None:
+    """`NoRoom` where a CPU's memory cannot hold a training; the system would end the process without a word."""
+    wanted, free = n_weights * _BYTES_A_WEIGHT / 2**30, psutil.virtual_memory().available / 2**30
+    if wanted > free:
+        raise NoRoom(
+            f"tune = 'full' does not fit the memory ({n_weights / 1e9:.1f} billion weights take {wanted:.0f} GiB more, "
+            f"{free:.0f} are free); take another tune, a smaller backbone, or gpus = 1 in [router]"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Trained:
     """A router that was trained in one way.
@@ -152,6 +167,8 @@ class _Work:
     def train(self, tune: str) -> _Trained:
         """The backbone's own weights, trained in a way of `TUNES`; `EngineError` where memory does not do for it."""
         router, frozen = self._read(tune)
+        if tune == "full" and not self.spec.gpus:
+            _require_memory(sum(weight.numel() for weight in router.parameters()))
         try:
             notes = train(router, self.grid.take(self.learn), frozen[self.learn], self._plan(tune), self.tick)
         except torch.OutOfMemoryError as error:

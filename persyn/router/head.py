@@ -1,15 +1,15 @@
 """Fit the router's head on features of a frozen backbone: convex, and shrunk towards the static ranking.
 
-With few prompts a head of K times H weights could learn anything. So the K biases, which are the
-static ranking in Bradley-Terry form, are free, and the weights are penalised; how strongly is
-decided by cross-validation, and one of the choices is not to read the prompt at all. What is no
-better than chance would make it is not taken for an improvement (the one-standard-error rule).
+With few prompts a head of K times H weights could learn anything. So every head begins with the static
+ranking, and what departs from it is penalised; how strongly is decided by cross-validation, and one of
+the choices is not to depart at all. What is no better than chance would make it is not taken for an
+improvement (the one-standard-error rule).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from persyn.llm.protocols import Tick
-from persyn.rewards import Matrix
+from persyn.rewards import Matrix, static_ranking
 from persyn.router.model import pair_loss, preference_weights, prompt_losses
 
-#: Strengths of the penalty on the weights, strong to weak; infinity is the static ranking alone.
+#: Strengths of the penalty on what departs from the static ranking, strong to weak; infinity is that ranking alone.
 PENALTIES = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 FOLDS = 5
 
-#: Keeps the biases finite where one teacher always wins; far too weak to matter elsewhere.
-_BIAS_PENALTY = 1e-3
+#: Keeps the strengths finite where one teacher always wins; far too weak to matter elsewhere.
+_STRENGTH_PENALTY = 1e-3
+#: So far apart are the best and the worst at least: a ranking is kept where the preferences contradict it.
+_LEAST_SPREAD = 1e-3
 
 #: Features that keep a thread busy.
 _NUMBERS_A_THREAD = 1_000_000
@@ -74,23 +76,66 @@ def _fit(features: Tensor, rewards: Matrix, preferences: str, seed: int, tick: T
     varies = deviation > _RESOLUTION * mean.abs()
     scale = torch.where(varies, deviation, 1.0) * math.sqrt(features.shape[1])
     standard = (features.double() - mean) / scale
-    weights = preference_weights(torch.from_numpy(rewards), preferences)  # (P, K, K)
+    grid = _Grid(standard, rewards, preferences)
 
-    penalty = _choose_penalty(standard, weights, seed, tick)
-    weight, bias = _path(standard, weights, penalty, tick)[-1]
-    weight = weight / scale
-    return Head(weight, bias - weight @ mean, penalty)
+    penalty = _choose_penalty(grid, seed, tick)
+    weight = _path(grid, penalty, tick)[-1] / scale
+    return Head(weight, grid.strengths() - weight @ mean, penalty)
 
 
-def _choose_penalty(features: Tensor, weights: Tensor, seed: int, tick: Tick) -> float:
+class _Grid:
+    """What a head is fitted to: (P, H) standard features, (P, K) rewards, (P, K, K) weights of preferences."""
+
+    def __init__(self, features: Tensor, rewards: Matrix, preferences: str) -> None:
+        self.features = features
+        self.weights = preference_weights(torch.from_numpy(rewards), preferences)
+        self._rewards = rewards
+        self._preferences = preferences
+
+    def take(self, prompts: Tensor) -> _Grid:
+        """Those prompts, given as (P,) booleans."""
+        return _Grid(self.features[prompts], self._rewards[prompts.numpy()], self._preferences)
+
+    def strengths(self) -> Tensor:
+        """(K,) the static ranking in Bradley-Terry form: as far apart as makes the preferences likeliest."""
+        ranking = self._ranking()
+        ranking = ranking - ranking.mean()
+        spread = ranking.max() - ranking.min()
+        if not spread > 0:
+            return torch.zeros_like(ranking)
+        ranking = ranking / spread
+        factor = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+        def loss() -> Tensor:
+            strengths = factor * ranking
+            return pair_loss(strengths.expand(len(self.weights), -1), self.weights) + (
+                _STRENGTH_PENALTY / 2 * strengths.square().mean()
+            )
+
+        _minimise(loss, [factor])
+        return factor.detach().clamp(min=_LEAST_SPREAD) * ranking
+
+    def _ranking(self) -> Tensor:
+        """(K,) who is better whatever the prompt: by mean reward, or by wins where all preferences are equal."""
+        if self._preferences == "equal":
+            wins = self.weights.sum(dim=0)
+            return (wins - wins.T).sum(dim=1)
+        ranking = static_ranking(self._rewards)
+        # In a fold a teacher may have no reward at all: it comes last.
+        return torch.from_numpy(np.nan_to_num(ranking, nan=np.fmin.reduce(ranking, initial=0.0)))
+
+
+def _choose_penalty(grid: _Grid, seed: int, tick: Tick) -> float:
     """The strongest penalty whose loss, on prompts left out of the fit, is the smallest within its standard error."""
-    fold = torch.from_numpy(np.random.default_rng(seed).permutation(len(features)) % FOLDS)
-    losses = torch.zeros(len(features), len(PENALTIES), dtype=torch.float64)
-    for k in range(min(FOLDS, len(features))):
+    n = len(grid.features)
+    fold = torch.from_numpy(np.random.default_rng(seed).permutation(n) % FOLDS)
+    losses = torch.zeros(n, len(PENALTIES), dtype=torch.float64)
+    for k in range(min(FOLDS, n)):
         out = fold == k
-        path = _path(features[~out], weights[~out], PENALTIES[-1], tick)
-        for i, (weight, bias) in enumerate(path):
-            losses[out, i] = prompt_losses(features[out] @ weight.T + bias, weights[out])
+        learn, asked = grid.take(~out), grid.take(out)
+        strengths = learn.strengths()
+        for i, weight in enumerate(_path(learn, PENALTIES[-1], tick)):
+            losses[out, i] = prompt_losses(asked.features @ weight.T + strengths, asked.weights)
     excess = losses - losses[:, losses.sum(dim=0).argmin(), None]
     return PENALTIES[int(is_within_error(excess).int().argmax())]
 
@@ -105,33 +150,36 @@ def is_within_error(excess: Tensor) -> Tensor:
     return ~(excess.sum(dim=0) > excess.std(dim=0, correction=0) * math.sqrt(len(excess)))
 
 
-def _path(features: Tensor, weights: Tensor, last: float, tick: Tick) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases for each penalty in turn down to `last`, every fit starting where the stronger one ended."""
-    weight = torch.zeros(weights.shape[1], features.shape[1], dtype=torch.float64)
-    bias = torch.zeros(weights.shape[1], dtype=torch.float64)
+def _path(grid: _Grid, last: float, tick: Tick) -> list[Tensor]:
+    """(K, H) weights for each penalty in turn down to `last`, every fit starting where the stronger one ended."""
+    strengths = grid.strengths()
+    weight = torch.zeros(len(strengths), grid.features.shape[1], dtype=torch.float64)
     path = []
     for penalty in PENALTIES[: PENALTIES.index(last) + 1]:
-        weight, bias = _minimise(features, weights, penalty, weight, bias)
-        path.append((weight, bias))
+        if math.isfinite(penalty):
+            weight = weight.clone().requires_grad_()
+
+            def loss(weight: Tensor = weight, penalty: float = penalty) -> Tensor:
+                fit = pair_loss(grid.features @ weight.T + strengths, grid.weights)
+                return fit + penalty / 2 * weight.square().sum()
+
+            _minimise(loss, [weight])
+            weight = weight.detach()
+        path.append(weight)
         tick()
     return path
 
 
-def _minimise(features: Tensor, weights: Tensor, penalty: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    weight, bias = weight.clone(), bias.clone().requires_grad_()
-    reads_prompt = math.isfinite(penalty)
-    parameters = [weight.requires_grad_(), bias] if reads_prompt else [bias]
+def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+    """Change the parameters in place until a convex loss of them is the smallest."""
     optimiser = torch.optim.LBFGS(
         parameters, max_iter=100, tolerance_grad=1e-7, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
 
     def closure() -> float:
         optimiser.zero_grad()
-        loss = pair_loss(features @ weight.T + bias, weights) + _BIAS_PENALTY / 2 * bias.square().mean()
-        if reads_prompt:
-            loss = loss + penalty / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        found = loss()
+        found.backward()  # type: ignore[no-untyped-call]
+        return found.item()
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()

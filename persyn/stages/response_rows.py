@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from persyn.config import TeacherName
+from persyn.errors import UsageError
 from persyn.stages import files, rows
 from persyn.stages.files import Broken, Record
 from persyn.stages.rows import BadRow, Flaw, Row
@@ -64,9 +65,27 @@ class ResponseRow:
 def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
     """The responses of a JSONL, JSON, CSV or Parquet file, all but the last gzipped or not.
 
-    Raises as `files.records` does.
+    Raises as `files.records` does, and `UsageError` at the end where no row has a response, or a field that the
+    layout names: a single row may lack it, which is how a CSV file says null.
     """
-    return (_row_or_bad(path, number, record, layout) for number, record in files.records(path))
+    present: set[str] | None = None
+    for number, record in files.records(path):
+        if not isinstance(record, Broken):
+            present = set() if present is None else present
+            present |= record.keys()
+        yield _row_or_bad(path, number, record, layout)
+    if present is not None:
+        _require_fields(path, present, layout)
+
+
+def _require_fields(path: Path, present: set[str], layout: Layout) -> None:
+    if lacking := {*layout.names.values(), *layout.prompt} - present:
+        raise UsageError(f"no row of {path.name} has a field {', '.join(sorted(lacking))}; nothing was imported")
+    if "response" not in layout.names and not present.intersection(_NAMES["response"]):
+        raise UsageError(
+            f"no row of {path.name} has what the teacher wrote, as 'response' or 'output'; say which field it is by "
+            "--map response=FIELD; nothing was imported"
+        )
 
 
 def _row_or_bad(path: Path, number: int, record: Record | Broken, layout: Layout) -> ResponseRow | BadRow:

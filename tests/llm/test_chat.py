@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from jinja2 import TemplateError
+from tokenizers.processors import TemplateProcessing
 
 from persyn.errors import EngineError
 from persyn.llm.chat import Chat, load_tokenizer
@@ -99,14 +100,29 @@ def test_a_token_never_straddles_prompt_and_response(smollm2: Path) -> None:
     assert ids.count(subject.end_id) == 1
 
 
-def test_many_conversations_are_tokenised_as_each_by_itself(templated: Chat, plain: Chat) -> None:
+@pytest.fixture
+def opening(smollm2: Path) -> Chat:
+    """Its tokenizer puts a token before every text by itself, as Llama 3's does."""
+    tokenizer = load_tokenizer(ModelSpec("transformers", str(smollm2)))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))]
+    )
+    assert tokenizer("a")["input_ids"][0] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    return Chat(tokenizer)
+
+
+def test_many_conversations_are_tokenised_as_each_by_itself(templated: Chat, plain: Chat, opening: Chat) -> None:
     prompts = [[{"role": "user", "content": text}] for text in ("What is 2+2?", "Name a colour.", "")]
     conversations = [
         (prompt, text) for prompt in prompts for text in ("4", " 4", "", "<|im_end|>", "Blue. \N{SNOWMAN}")
     ]
 
-    for chat in (templated, plain):
-        assert chat.all_response_ids(conversations) == [chat.response_ids(*each) for each in conversations]
+    for chat in (templated, plain, opening):
+        found = chat.all_response_ids(conversations)
+        assert found == [chat.response_ids(*each) for each in conversations]
+        for (prompt, response), (ids, start) in zip(conversations, found, strict=True):
+            assert ids[:start] == chat.encode(chat.prompt_text(prompt))
+            assert chat.tokenizer.decode(ids[start:-1]).strip() == response.strip()
         assert chat.all_response_ids([]) == []
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,7 +36,7 @@ FAST: dict[str, dict[str, Any]] = {
     "head": {},
     "auto": {"epochs": 4, "learning_rate": 1e-4, "batch_size": 8},
     "lora": {"epochs": 8, "learning_rate": 3e-3, "batch_size": 8, "lora_rank": 4},
-    "full": {"epochs": 4, "learning_rate": 1e-4, "batch_size": 8},
+    "full": {"epochs": 8, "learning_rate": 3e-4, "batch_size": 8},
 }
 
 
@@ -341,6 +342,22 @@ def test_a_training_that_a_gpu_has_no_room_for_leaves_auto_the_head_and_fails_wh
     assert fitted.metrics["tune"] == "head"
     assert "does not fit the GPU's memory (CUDA out of memory" in fitted.metrics["not_full"]
     with pytest.raises(EngineError, match="tune = 'full' does not fit the GPU's memory"):
+        work(fitter(tiny), [msgspec.structs.replace(asked, tune="full")])
+
+
+def test_so_does_one_that_the_machine_has_no_memory_for(
+    tiny: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: there._replace(available=10 * 2**20))
+    asked = grid(60, tune="auto", folder=tmp_path / "router")
+
+    (fitted,) = work(fitter(tiny), [asked])  # 1.6 million weights
+
+    assert isinstance(fitted, Fitted)
+    assert fitted.metrics["tune"] == "head"
+    assert "tune = 'full' does not fit the memory (0.0 billion weights take 0 GiB more" in fitted.metrics["not_full"]
+    with pytest.raises(EngineError, match="does not fit the memory"):
         work(fitter(tiny), [msgspec.structs.replace(asked, tune="full")])
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from persyn.rewards import Matrix
+from persyn.rewards import Matrix, preferences, static_ranking
 from persyn.router import evaluate, head
 from persyn.router.head import Head
 
@@ -47,12 +50,41 @@ def test_without_features_that_tell_the_strengths_are_bradley_terry() -> None:
     assert not fitted.weight.any()
 
 
-@pytest.mark.parametrize(("preferences", "first"), [("weighted", 1), ("equal", 0)])
-def test_many_narrow_wins_do_not_outweigh_a_few_wide_ones(preferences: str, first: int) -> None:
+def test_a_head_that_reads_nothing_is_the_static_ranking() -> None:
+    """Of 28 prompts, teacher 2 gains more on 1 than it loses to 0; the mean of 0 is the highest, by 0.1."""
+    rewards = np.array([[1.0, 0.0, 0.6]] * 22 + [[0.0, 1.0, 1.0]] * 6)
+
+    fitted = fit(np.ones((28, 4)), rewards)
+
+    assert fitted.penalty == math.inf
+    assert fitted.bias.argsort(descending=True).tolist() == [0, 2, 1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(2, 6), st.floats(0.0, 0.4))
+def test_it_is_so_on_every_grid(seed: int, n: int, n_teachers: int, share_missing: float) -> None:
+    draw = np.random.default_rng(seed)
+    rewards = draw.choice([0.0, 0.2, 0.5, 0.9, 1.0], size=(n, n_teachers))
+    rewards[draw.random(rewards.shape) < share_missing] = np.nan
+    ranking = static_ranking(rewards)
+    assume(len(preferences(rewards)[0]) and not np.isnan(ranking).any())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "PENALTIES", (math.inf,))
+        fitted = fit(draw.normal(size=(n, 3)), rewards)
+
+    assert not fitted.weight.any()
+    for better, worse in itertools.permutations(range(n_teachers), 2):
+        if ranking[better] > ranking[worse] + 1e-9:
+            assert fitted.bias[better] > fitted.bias[worse]
+
+
+@pytest.mark.parametrize(("how", "first"), [("weighted", 1), ("equal", 0)])
+def test_many_narrow_wins_do_not_outweigh_a_few_wide_ones(how: str, first: int) -> None:
     """Teacher 0 wins 30 prompts of 40 by 0.1, teacher 1 wins 10 by 1: its mean reward is the higher one by 0.175."""
     rewards = np.array([[0.6, 0.5]] * 30 + [[0.0, 1.0]] * 10)
 
-    fitted = fit(np.ones((40, 4)), rewards, preferences=preferences)
+    fitted = fit(np.ones((40, 4)), rewards, preferences=how)
 
     assert int(fitted.bias.argmax()) == first
 

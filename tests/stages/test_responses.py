@@ -185,6 +185,29 @@ def test_a_bad_row_is_named_and_leaves_nothing(
     assert (report.new, report.bad) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(names={"answer": "nope"}), Layout(names={"response_tokens": "nope"}), Layout(prompt=("nope",))],
+)
+def test_a_field_that_no_row_has_is_a_mistake_in_the_command(
+    database: Database, tmp_path: Path, layout: Layout
+) -> None:
+    path = write(tmp_path / "a.jsonl", cell(1, "ada"))
+
+    with pytest.raises(UsageError, match=r"no row of a\.jsonl has a field nope; nothing was imported"):
+        load(database, path, layout=layout)
+    assert count(database, Response) == 0
+
+
+def test_a_file_without_a_single_response_is_not_a_grid_of_failures(database: Database, tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "teacher": "ada", "completion": "So."}
+    path = write(tmp_path / "a.jsonl", row)
+
+    with pytest.raises(UsageError, match=r"no row of a\.jsonl has what the teacher wrote.*--map response=FIELD"):
+        load(database, path)
+    assert load(database, path, layout=Layout(names={"response": "completion"})).new == 1
+
+
 def test_a_score_of_a_text_that_is_not_stored_is_not_kept(database: Database, tmp_path: Path) -> None:
     load(database, write(tmp_path / "a.jsonl", cell(1, "ada", "Two."), cell(2, "ada", "Three.")))
     rows = cell(1, "ada", "Three.", label=1), cell(2, "ada", None, label=1)
