@@ -55,7 +55,7 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
     Rewards, with 95% intervals, are of the hold-out prompts; what a strategy goes by it learns from
     the calibration prompts alone. 'regret' is what is lacking to the oracle, 'closed' the part of the
     way from the best single teacher (static) to it; --json has an interval of each. 'persyn' is the
-    run's router, which was fitted to the run's own alpha. A run whose strategy is a python function
+    run's router, which was fitted to the run's own reward. A run whose strategy is a python function
     shows that too: it is asked about the hold-out prompts, here.
 
     With --students it is the students that are compared, those that were trained on these runs' datasets
@@ -157,6 +157,8 @@ def _show(one: Comparison) -> None:
         most = max(fact.shares, key=fact.shares.__getitem__)
         if fact.strategy in ("persyn", "head") and one.n_holdout >= FEW and fact.shares[most] > NEARLY_ALL:
             click.echo(f"{fact.strategy} asks {plain(most)} nearly always: it tells these prompts hardly apart")
+    if not one.is_own and any(fact.strategy == "persyn" for fact in one.strategies):
+        click.echo("persyn: its router was fitted to the run's own reward, not to this one; --refit fits a head to it")
     for note in one.notes:
         click.echo(f"not there: {note}")
     click.echo()

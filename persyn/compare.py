@@ -64,6 +64,8 @@ class Comparison(Struct, frozen=True):
     alpha: float
     normalise: str
     learnability_per: str
+    #: Whether it is the run's own reward, to which its router was fitted.
+    is_own: bool
     #: Hold-out prompts measured on, and calibration prompts learned from.
     n_holdout: int
     n_calibration: int
@@ -148,11 +150,14 @@ def _compare(
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
     policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)
     counted = _Counted(session, run, cells, holdout)
+    per = reward.per or config.run.learnability_per
+    own = (config.run.alpha, config.run.normalise, config.run.learnability_per)
     return Comparison(
         run=run.name,
         alpha=reward.alpha,
         normalise=how,
-        learnability_per=reward.per or config.run.learnability_per,
+        learnability_per=per,
+        is_own=(reward.alpha, how, per) == own,
         n_holdout=int(holdout.sum()),
         n_calibration=int(calibration.sum()),
         strategies=_facts(policies, rewarded[holdout], counted),

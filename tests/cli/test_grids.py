@@ -69,9 +69,13 @@ def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path,
     table = persyn("compare", "grid")
     assert table.returncode == 0, table.stderr
     assert "20 hold-out prompts, 20 calibration prompts" in table.stdout
+    foreign = "persyn: its router was fitted to the run's own reward, not to this one"
+    assert foreign not in table.stdout
+    assert foreign in persyn("compare", "grid", "--per", "response").stdout
 
     (quality, both) = json.loads(persyn("compare", "grid", "--alpha", "0,0.4", "--json").stdout)
     assert (quality["alpha"], both["alpha"]) == (0.0, 0.4)
+    assert (quality["is_own"], both["is_own"]) == (False, True)
     by_name = {row["strategy"]: row for row in quality["strategies"]}
     assert set(by_name) == {"persyn", "static", "strong", "family-strong", "mix", "car", "random", "oracle"}
     assert by_name["strong"]["shares"] == {"lab/cyd": 1.0}
@@ -117,7 +121,7 @@ def test_a_router_that_hardly_tells_prompts_apart_is_told_of(
 ) -> None:
     some = Interval(0.5, 0.4, 0.6)
     fact = StrategyFacts("persyn", some, some, some, some, None, None, None, {"ada": share, "bob": 1 - share})
-    compare._show(Comparison("run", 0.4, "minmax", "token", n, 20, [fact], []))
+    compare._show(Comparison("run", 0.4, "minmax", "token", True, n, 20, [fact], []))
     said = capsys.readouterr().out
     assert ("persyn asks ada nearly always: it tells these prompts hardly apart" in said) is is_told
 
