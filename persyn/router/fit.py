@@ -36,6 +36,9 @@ from persyn.router.train import TUNES, Examples, Plan, split, train
 _ENOUGH = 10
 
 
+#: By so many standard errors a trained backbone has to be better: it also stops by those prompts, which flatters it.
+_ERRORS = 2.0
+
 #: Bytes that training takes for each weight, beside the weight: its gradient and what AdamW keeps, in float32.
 _BYTES_A_WEIGHT = 12
 
@@ -182,8 +185,8 @@ class _Work:
         """The backbone tuned in full, if that is better than a head on its frozen states; else that head.
 
         Neither learns from the validation prompts, which both are asked, in the precision that they will route in; the
-        fuller one has to be better than chance could make it. It also stops by them, which flatters it a little. Where
-        they are too few to tell, or memory does not do for more, it is the head.
+        fuller one has to be better than chance could make it (`_ERRORS`). Where they are too few to tell, or memory
+        does not do for more, it is the head.
         """
         learn, validate = (np.array(self.learn)[part] for part in split(len(self.learn), self.request.seed))
         if len(validate) < _ENOUGH:
@@ -205,7 +208,7 @@ class _Work:
         tuned = model.all_features(taken.router, prompts, self.batch_tokens, self.tick)
         by_full = self._losses(torch.from_numpy(_scores(taken.router, tuned)), validate)
         notes = {**taken.notes, "loss_head": by_head.mean().item(), "loss_full": by_full.mean().item()}
-        if head.is_within_error(by_head - by_full):
+        if head.is_within_error(by_head - by_full, _ERRORS):
             del taken  # before another backbone is loaded: a GPU may have no room for two
             taken = self.train("head")
         return replace(taken, notes={**notes, **taken.notes})

@@ -140,14 +140,14 @@ def _choose_penalty(grid: _Grid, seed: int, tick: Tick) -> float:
     return PENALTIES[int(is_within_error(excess).int().argmax())]
 
 
-def is_within_error(excess: Tensor) -> Tensor:
-    """Whether chance alone could make such a difference: the sum is within its standard error, or below 0.
+def is_within_error(excess: Tensor, errors: float = 1.0) -> Tensor:
+    """Whether chance alone could make such a difference: the sum is within so many standard errors, or below 0.
 
     excess: (P,) or (P, N), by how much each of P prompts has a higher loss under one choice than under another.
     returns: a boolean for each of the N.
     """
     # What is no number is no evidence either.
-    return ~(excess.sum(dim=0) > excess.std(dim=0, correction=0) * math.sqrt(len(excess)))
+    return ~(excess.sum(dim=0) > errors * excess.std(dim=0, correction=0) * math.sqrt(len(excess)))
 
 
 def _path(grid: _Grid, last: float, tick: Tick) -> list[Tensor]:
