@@ -272,7 +272,7 @@ def test_a_grid_that_cannot_be_fitted_fails_with_its_reason(
 
 
 def test_auto_tunes_in_full_where_that_makes_a_better_router(tiny: Path, work: Work, tmp_path: Path) -> None:
-    asked = grid(96, tune="auto", folder=tmp_path / "auto")
+    asked = grid(150, tune="auto", folder=tmp_path / "auto")
     (fitted, full) = work(
         fitter(tiny, **FAST["auto"]), [asked, msgspec.structs.replace(asked, id=2, tune="full", folder="full")]
     )
