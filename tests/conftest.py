@@ -37,10 +37,10 @@ _HEAVY = ("model", "vllm")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes, a file's tests run in one of them, and all that load real models in one."""
-    without = [] if gpus.ids() else [pytest.mark.skip(reason="there is no GPU here")]
+    has_gpu = bool(gpus.ids())
     for item in items:
-        for skip in without if item.get_closest_marker("gpu") else ():
-            item.add_marker(skip)
+        if item.get_closest_marker("gpu") and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
         is_heavy = any(item.get_closest_marker(name) for name in _HEAVY)
         item.add_marker(pytest.mark.xdist_group("models" if is_heavy else str(item.path)))
 

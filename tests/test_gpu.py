@@ -341,11 +341,11 @@ def test_vllm_draws_by_the_seed_of_a_request(smollm2: Path, tmp_path: Path) -> N
     seeded = generates([11, 12, 13, 14], temperature=1.0, top_p=0.95)
     same = [structs.replace(seeded[2], id=i, seed=11 + i) for i in range(4)]
 
-    first, again, together = hosted(vllm(smollm2, dtype="float32"), tmp_path, seeded, seeded, same)
+    once, again, together = hosted(vllm(smollm2, dtype="float32"), tmp_path, seeded, seeded, same)
 
-    assert texts(first) == texts(again)
+    assert texts(once) == texts(again)
     assert len(set(texts(together))) == 4
-    assert texts(together)[2] == texts(first)[2]
+    assert texts(together)[2] == texts(once)[2]
 
 
 def test_vllm_without_room_says_so(smollm2: Path, tmp_path: Path) -> None:

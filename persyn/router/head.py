@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def _fit(features: Tensor, rewards: Matrix, preferences: str, seed: int, tick: T
 
     penalty = _choose_penalty(grid, seed, tick)
     weight = _path(grid, penalty, tick)[-1] / scale
-    return Head(weight, grid.strengths() - weight @ mean, penalty)
+    return Head(weight, grid.strengths - weight @ mean, penalty)
 
 
 class _Grid:
@@ -96,6 +97,7 @@ class _Grid:
         """Those prompts, given as (P,) booleans."""
         return _Grid(self.features[prompts], self._rewards[prompts.numpy()], self._preferences)
 
+    @cached_property
     def strengths(self) -> Tensor:
         """(K,) the static ranking in Bradley-Terry form: as far apart as makes the preferences likeliest."""
         ranking = self._ranking()
@@ -133,9 +135,8 @@ def _choose_penalty(grid: _Grid, seed: int, tick: Tick) -> float:
     for k in range(min(FOLDS, n)):
         out = fold == k
         learn, asked = grid.take(~out), grid.take(out)
-        strengths = learn.strengths()
         for i, weight in enumerate(_path(learn, PENALTIES[-1], tick)):
-            losses[out, i] = prompt_losses(asked.features @ weight.T + strengths, asked.weights)
+            losses[out, i] = prompt_losses(asked.features @ weight.T + learn.strengths, asked.weights)
     excess = losses - losses[:, losses.sum(dim=0).argmin(), None]
     return PENALTIES[int(is_within_error(excess).int().argmax())]
 
@@ -152,7 +153,7 @@ def is_within_error(excess: Tensor, errors: float = 1.0) -> Tensor:
 
 def _path(grid: _Grid, last: float, tick: Tick) -> list[Tensor]:
     """(K, H) weights for each penalty in turn down to `last`, every fit starting where the stronger one ended."""
-    strengths = grid.strengths()
+    strengths = grid.strengths
     weight = torch.zeros(len(strengths), grid.features.shape[1], dtype=torch.float64)
     path = []
     for penalty in PENALTIES[: PENALTIES.index(last) + 1]:
