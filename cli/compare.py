@@ -1,7 +1,8 @@
-"""`persyn compare`: what other strategies would have come to."""
+"""`persyn compare`: estimated reward, quality and cost of other strategies."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +25,10 @@ from persyn.summary import FEW, NEARLY_ALL, dollars
 
 if TYPE_CHECKING:
     from persyn.hindsight import Frozen
+
+_COLUMNS = ("strategy", "reward", "95%", "regret", "closed", "95%", "quality", "learn.", "tokens", "cost")
+#: Of the teachers that a strategy asks, so many are named where several runs stand in one table.
+_MOST_NAMED = 3
 
 
 @click.command()
@@ -52,11 +57,12 @@ if TYPE_CHECKING:
 def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: Any) -> None:
     """Compare strategies for each RUN on its hold-out prompts, from what is stored: nothing is generated.
 
-    Rewards, with 95% intervals, are of the hold-out prompts; what a strategy goes by it learns from
-    the calibration prompts alone. 'regret' is what is lacking to the oracle, 'closed' the part of the
-    way from the best single teacher (static) to it; --json has an interval of each. 'persyn' is the
-    run's router, which was fitted to the run's own reward. A run whose strategy is a python function
-    shows that too: it is asked about the hold-out prompts, here.
+    Several runs, or several weights, stand in one table. Rewards, with 95% intervals, are measured on
+    the hold-out prompts; a strategy learns from the calibration prompts alone. 'regret' is the reward
+    of the oracle minus that of the strategy, 'closed' the part of the gap between the best single
+    teacher (static) and the oracle that it closes; --json has an interval of each. 'persyn' is the
+    run's router, fitted to the run's own reward. A strategy of your own (kind = "python") is asked
+    about the hold-out prompts here.
 
     With --students it is the students that are compared, those that were trained on these runs' datasets
     and evaluated ('persyn student'): runs of one strategy and alpha, of several seeds perhaps, are taken together.
@@ -90,8 +96,7 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
     if as_json:
         click.echo(msgspec.json.encode(compared).decode())
         return
-    for one in compared:
-        _show(one)
+    _show(compared)
 
 
 def _students(names: tuple[str, ...], as_json: bool) -> None:
@@ -129,55 +134,76 @@ def _alphas(text: str | None) -> list[float | None]:
     return list(alphas)
 
 
-def _show(one: Comparison) -> None:
-    per = "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
-    click.echo(
-        f"run {one.run}, alpha {one.alpha:g}, {one.normalise}{per}: {one.n_holdout} hold-out prompts, "
-        f"{one.n_calibration} calibration prompts"
-    )
-    has_cost = any(fact.cost is not None for fact in one.strategies)
-    columns = (
-        "strategy",
-        "reward",
-        "95%",
-        "regret",
-        "closed",
-        "95%",
-        "quality",
-        "learn.",
-        "tokens",
-        *["cost"] * has_cost,
-    )
-    show(columns, [_row(fact)[: len(columns)] for fact in one.strategies], as_json=False)
+def _show(compared: Sequence[Comparison]) -> None:
+    """One table of all: of several runs, or settings of the reward, each row says which."""
+    for one in compared:
+        per = "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
+        click.echo(
+            f"run {plain(one.run)}, alpha {one.alpha:g}, {one.normalise}{per}: {one.n_holdout:,} hold-out prompts, "
+            f"{one.n_calibration:,} calibration prompts"
+        )
     click.echo()
-    teachers = sorted({name for fact in one.strategies for name in fact.shares})
-    shares = [(name, *(_share(fact.shares.get(name, 0.0)) for fact in one.strategies)) for name in teachers]
-    show(("asks", *(fact.strategy for fact in one.strategies)), shares, as_json=False)
-    for fact in one.strategies:
-        most = max(fact.shares, key=fact.shares.__getitem__)
-        if fact.strategy in ("persyn", "head") and one.n_holdout >= FEW and fact.shares[most] > NEARLY_ALL:
-            click.echo(f"{fact.strategy} asks {plain(most)} nearly always: it tells these prompts hardly apart")
-    if not one.is_own and any(fact.strategy == "persyn" for fact in one.strategies):
-        click.echo("persyn: its router was fitted to the run's own reward, not to this one; --refit fits a head to it")
+    has_runs = len({one.run for one in compared}) > 1
+    has_alphas = len({(one.run, one.alpha) for one in compared}) > len({one.run for one in compared})
+    rows = [
+        (one.run if has_runs else None, f"{one.alpha:g}" if has_alphas else None, *_row(fact))
+        for one in compared
+        for fact in one.strategies
+    ]
+    show(("run", "alpha", *_COLUMNS), rows, as_json=False, skip_empty=True)
+    click.echo()
+    _show_shares(compared, has_runs=has_runs, has_alphas=has_alphas)
+    for one in compared:
+        which = f"{plain(one.run)}, alpha {one.alpha:g}: " if len(compared) > 1 else ""
+        for remark in _remarks(one):
+            click.echo(which + remark)
+
+
+def _show_shares(compared: Sequence[Comparison], *, has_runs: bool, has_alphas: bool) -> None:
+    """Which teachers each strategy asks: a row a teacher for one comparison, a row a strategy for several."""
+    if len(compared) == 1:
+        facts = compared[0].strategies
+        teachers = sorted({name for fact in facts for name in fact.shares})
+        shares = [(name, *(f"{fact.shares.get(name, 0.0):.0%}" for fact in facts)) for name in teachers]
+        show(("asks", *(fact.strategy for fact in facts)), shares, as_json=False)
+        return
+    rows = [
+        (
+            one.run if has_runs else None,
+            f"{one.alpha:g}" if has_alphas else None,
+            fact.strategy,
+            ", ".join(f"{name} {share:.0%}" for name, share in list(fact.shares.items())[:_MOST_NAMED]),
+        )
+        for one in compared
+        for fact in one.strategies
+    ]
+    show(("run", "alpha", "strategy", "asks most"), rows, as_json=False, skip_empty=True)
+
+
+def _remarks(one: Comparison) -> Iterator[str]:
+    shares = {fact.strategy: fact.shares for fact in one.strategies}
+    for name in ("persyn", "head"):
+        if name not in shares or one.n_holdout < FEW:
+            continue
+        most = max(shares[name], key=shares[name].__getitem__)
+        if shares[name][most] > NEARLY_ALL >= shares["oracle"].get(most, 0.0):
+            yield f"{name} nearly always asks {plain(most)}: it barely distinguishes between these prompts"
+    if not one.is_own and "persyn" in shares:
+        yield "persyn: its router was fitted to the run's own reward, not to this one; --refit fits a head to it"
     for note in one.notes:
-        click.echo(f"not there: {note}")
-    click.echo()
+        yield f"unavailable: {note}"
 
 
-def _row(fact: StrategyFacts) -> tuple[str, ...]:
+def _row(fact: StrategyFacts) -> tuple[str | None, ...]:
     return (
         fact.strategy,
         f"{fact.reward.mean:.3f}",
         f"{fact.reward.low:.2f}-{fact.reward.high:.2f}",
         f"{fact.regret.mean:.3f}",
-        f"{fact.closed.mean:+.0%}" if fact.closed else "-",
-        f"{fact.closed.low:+.0%} {fact.closed.high:+.0%}" if fact.closed else "-",
+        f"{fact.closed.mean:+.0%}" if fact.closed else None,
+        f"{fact.closed.low:+.0%} {fact.closed.high:+.0%}" if fact.closed else None,
         f"{fact.quality.mean:.3f}",
         f"{fact.learnability.mean:.3f}",
-        "-" if fact.tokens is None else f"{fact.tokens:,.0f}",
-        "-" if fact.cost is None else dollars(fact.cost),
+        None if fact.tokens is None else f"{fact.tokens:,.0f}",
+        None if fact.cost is None else dollars(fact.cost),
     )
-
-
-def _share(share: float) -> str:
-    return f"{share:.0%}"

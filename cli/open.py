@@ -30,6 +30,8 @@ from persyn.settings import Settings
 log = logging.getLogger(__name__)
 
 _ENDLESS = 1_000_000
+#: From here on a number is easier to read as a power of ten.
+_LARGEST_IN_FULL = 1e15
 
 RUN = click.argument("run", shell_complete=run_names)
 
@@ -126,21 +128,36 @@ def find_run(session: Session, name: str) -> Run:
     return run
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool) -> None:
-    """Print rows as a table, or as a JSON array of objects."""
+def show(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    as_json: bool,
+    skip_empty: bool = False,
+    separators: bool = False,
+) -> None:
+    """Print rows as a table, or as a JSON array of objects.
+
+    skip_empty: leave out of the table each column in which every row is None.
+    separators: show whole numbers as 1,234,567; they are counts, not ids.
+    """
     if as_json:
         click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], default=str, ensure_ascii=False))
         return
+    if skip_empty:
+        filled = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
+        columns = [columns[place] for place in filled]
+        rows = [[row[place] for place in filled] for row in rows]
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _ENDLESS  # whoever reads a pipe wants a row on a line
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        known = [row[number] for row in rows if row[number] is not None]
+    for place, column in enumerate(columns):
+        known = [row[place] for row in rows if row[place] is not None]
         numeric = all(isinstance(value, int | float) for value in known) and known
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row))
+        table.add_row(*(Text(f"{value:,}" if separators and isinstance(value, int) else cell(value)) for value in row))
     console.print(table)
 
 
@@ -149,11 +166,17 @@ def cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return number(value)
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%SZ}"
     text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
     return plain(text.replace("\n", "\\n"))
+
+
+def number(value: float) -> str:
+    """Four significant digits; a large number in full, with thousands separators."""
+    rounded = f"{value:.4g}"
+    return f"{value:,.0f}" if "e+" in rounded and abs(value) < _LARGEST_IN_FULL else rounded
 
 
 def plain(text: str) -> str:

@@ -14,9 +14,7 @@ from persyn import run_file
 from persyn.plan import Amount, Basis, Plan
 from persyn.stages.start import find, identities
 
-_AMOUNT = ("to ask", "prompt tokens", "response tokens", "US dollars", "engine hours")
-#: From here on a figure has no decimals.
-_MANY = 1_000
+_AMOUNT = ("to ask", "tokens in", "tokens out", "US dollars", "hours")
 
 
 @click.command()
@@ -48,20 +46,24 @@ def plan(config: Path, as_json: bool) -> None:
 def _show(found: Plan) -> None:
     stands = f"{found.state}; 'persyn run status {found.name}' says how far it is" if found.state else "not started"
     click.echo(f"run {found.name}: {stands}")
-    click.echo(f"{found.prompts} prompts, {found.calibration} of them for all teachers; strategy {found.strategy}\n")
+    click.echo(f"{found.prompts:,} prompts, {found.calibration:,} of them for all teachers; strategy {found.strategy}\n")
     shares = [share for share in found.shares if share.stage != "all"]
     rows = [(s.stage, s.teacher, s.prompts, s.stored, *_cells(s.ask)) for s in shares]
-    show(("stage", "teacher", "prompts", "stored", *_AMOUNT), rows, as_json=False)
+    show(("stage", "teacher", "prompts", "stored", *_AMOUNT), rows, as_json=False, skip_empty=True, separators=True)
     scores = {s.teacher: (s.scores_stored, s.scores_to_make) for s in shares if s.stage == "calibrate"}
-    grounds = [(b.teacher, *scores.get(b.teacher, (None, None)), *_grounds(b)) for b in found.teachers]
+    grounds = [
+        (b.teacher, *scores.get(b.teacher, (None, None)), b.load_seconds, _lengths_from(b)) for b in found.teachers
+    ]
+    columns = ("teacher", "scores stored", "scores to make", "load seconds", "lengths from")
     click.echo()
-    show(("teacher", "scores stored", "scores to make", "load seconds", "lengths from"), grounds, as_json=False)
+    show(columns, grounds, as_json=False, skip_empty=True, separators=True)
     totals: dict[str, Amount | None] = {"this run": found.least}
     if found.undecided:
         totals = {"at least": found.least, "at an even split": found.even, "at most": found.most}
     totals["all teachers answer all"] = found.generate_all
     click.echo()
-    show(("in all", *_AMOUNT), [(name, *_cells(each)) for name, each in totals.items() if each], as_json=False)
+    rows = [(name, *_cells(each)) for name, each in totals.items() if each]
+    show(("in all", *_AMOUNT), rows, as_json=False, skip_empty=True, separators=True)
     click.echo()
     _explain(found)
 
@@ -78,15 +80,17 @@ def _explain(found: Plan) -> None:
         click.echo("lengths from max_tokens: upper bounds, and so are sums of them; the store has no such response")
     if any(basis.prompt_tokens_from == "characters" for basis in found.teachers):
         click.echo("lengths from characters: an estimate, 4 characters to a token")
-    click.echo("-: not known, for want of prices, or of work in the store that tells the speed")
-    click.echo("loads, scores and the router come on top")
+    if found.most.cost is None:
+        click.echo("cost unknown: every teacher needs price_in and price_out")
+    if found.most.engine_hours is None:
+        click.echo("engine hours unknown: the store has no finished work of every teacher to tell its speed")
+    click.echo("loading models, scoring and the router come on top")
 
 
-def _grounds(basis: Basis) -> tuple[float | None, str]:
-    return basis.load_seconds, ", ".join(dict.fromkeys((basis.prompt_tokens_from, basis.response_tokens_from)))
+def _lengths_from(basis: Basis) -> str:
+    return ", ".join(dict.fromkeys((basis.prompt_tokens_from, basis.response_tokens_from)))
 
 
 def _cells(amount: Amount) -> list[float | None]:
-    """Whole numbers, but for a few dollars or hours."""
     counts = [round(count) for count in (amount.responses, amount.prompt_tokens, amount.response_tokens)]
-    return counts + [v if v is None or v < _MANY else round(v) for v in (amount.cost, amount.engine_hours)]
+    return [*counts, amount.cost, amount.engine_hours]

@@ -41,7 +41,7 @@ def show_router(run: str, as_json: bool) -> None:
         click.echo(f"{name}: {cell(value)}")
     columns = ("hit1", "hit3", "pair_accuracy", "routed_reward", "regret", "calibration_error")
     rows = [(name, *(values.get(column) for column in columns)) for name, values in measured.items() if values]
-    show(("on hold-out", *columns), rows, as_json=False)
+    show(("on hold-out", *columns), rows, as_json=False, skip_empty=True)
 
 
 @router.command(short_help="Say what more calibration would be worth.")

@@ -19,7 +19,7 @@ def show(session: Session, run: Run) -> None:
     """Print a run's stages, failures, teachers, workers, router and savings."""
     found = facts(session, run)
     click.echo(
-        f"run {found.name}: {found.state}, {found.prompts} prompts"
+        f"run {found.name}: {found.state}, {found.prompts:,} prompts"
         + (f" ({plain(found.error)})" if found.error else "")
     )
     _hands(session, run)
@@ -44,9 +44,9 @@ def _hands(session: Session, run: Run) -> None:
 
 
 def _stages(found: Facts) -> None:
-    rows = [(s.stage, s.total, s.done, s.failed, s.pending, s.seconds) for s in found.stages]
+    rows = [(s.stage, s.total, s.done, s.failed, s.pending, s.seconds, s.work_seconds) for s in found.stages]
     click.echo()
-    table(("stage", "rows", "done", "failed", "pending", "seconds"), rows, as_json=False)
+    table(("stage", "rows", "done", "failed", "pending", "elapsed s", "worked s"), rows, as_json=False, separators=True)
 
 
 def _failures(session: Session, run: Run, found: Facts) -> None:
@@ -58,17 +58,21 @@ def _failures(session: Session, run: Run, found: Facts) -> None:
             for failure in watch.tally(session, run, known=spared).failures
         ]
         click.echo()
-        table(("failed in", "reason", "rows"), rows, as_json=False)
+        table(("failed in", "reason", "rows"), rows, as_json=False, separators=True)
 
 
 def _teachers(found: Facts) -> None:
-    rows = [(t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens) for t in found.teachers]
+    rows = [
+        (t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens, t.reused_tokens or None)
+        for t in found.teachers
+    ]
+    columns = ("teacher", "prompts", "quality", "learnability", "reward", "tokens", "reused")
     click.echo()
-    table(("teacher", "prompts", "quality", "learnability", "reward", "tokens"), rows, as_json=False)
+    table(columns, rows, as_json=False, skip_empty=True, separators=True)
     if found.collapsed:
         click.echo(
-            f"{plain(found.collapsed)} was given nearly every prompt that was routed: the router tells prompts hardly "
-            f"apart. 'persyn compare {found.name}' says what that costs"
+            f"{plain(found.collapsed)} was given nearly every prompt that was routed: the router barely distinguishes "
+            f"between prompts. 'persyn compare {found.name}' shows what that costs"
         )
 
 
@@ -93,13 +97,14 @@ def _router(found: Facts) -> None:
             rows.append((name, measured.get("hit1"), measured.get("hit3"), measured.get("routed_reward")))
     if rows:
         click.echo()
-        table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False)
+        table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False, skip_empty=True)
 
 
 def _savings(found: Facts) -> None:
     if found.tokens_generate_all:
         share = found.tokens / found.tokens_generate_all
+        reused = f"; {found.reused_tokens:,} more were already in the store" if found.reused_tokens else ""
         click.echo(
             f"\ntokens generated {found.tokens:,} of about {found.tokens_generate_all:,} "
-            f"that all teachers would have written ({share:.0%})"
+            f"that all teachers would have written ({share:.0%}){reused}"
         )

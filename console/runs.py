@@ -20,7 +20,7 @@ from persyn.config import thaw
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
 from persyn.stages.batch import Progress
-from persyn.summary import Facts
+from persyn.summary import Facts, StageFacts
 from persyn.watch import Glance, Tally
 
 _MOST_RUNS = 200
@@ -79,7 +79,8 @@ class StageRow(Struct, frozen=True):
     """A stage as it stands at this moment.
 
     over:    rows that are done or failed.
-    seconds: what it took, where that is counted.
+    seconds: elapsed from its first claim to its last end, where that is counted.
+    work_seconds: in which workers held its jobs, summed over workers.
     rate:    of the present one, rows per second.
     left:    of the present one, seconds.
     """
@@ -90,22 +91,25 @@ class StageRow(Struct, frozen=True):
     seconds: float | None = None
     rate: float | None = None
     left: float | None = None
+    work_seconds: float | None = None
 
 
 def _stages(seen: Glance, tally: Counted[Tally] | None, facts: Counted[Facts] | None) -> list[StageRow]:
     if tally is None:
         return []
-    took = {stage.stage: stage.seconds for stage in facts.value.stages} if facts else {}
+    took = {stage.stage: stage for stage in facts.value.stages} if facts else {}
     return [_stage(name, seen, tally.value, took.get(name)) for name in tally.value.stages]
 
 
-def _stage(name: str, seen: Glance, counted: Tally, took: float | None) -> StageRow:
+def _stage(name: str, seen: Glance, counted: Tally, took: StageFacts | None) -> StageRow:
     counts = counted.stages[name]
+    elapsed, worked = (took.seconds, took.work_seconds) if took else (None, None)
     if name != seen.stage or seen.state is not RunState.RUNNING:
-        return StageRow(name, counts, counts.done + counts.failed, took)
+        return StageRow(name, counts, counts.done + counts.failed, elapsed, work_seconds=worked)
     over = watch.over(seen, counted)
     rate = watch.rate(seen, counts.total - over)
-    return StageRow(name, counts, over, seen.stage_seconds, rate, (counts.total - over) / rate if rate else None)
+    left = (counts.total - over) / rate if rate else None
+    return StageRow(name, counts, over, seen.stage_seconds, rate, left, worked)
 
 
 def _compared(session: Session, run: Run) -> Comparison | str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, case, func, select
+from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from persyn import pipeline, rewards
@@ -32,8 +34,10 @@ class StageFacts(Struct, frozen=True):
     done: int
     failed: int
     pending: int
-    #: From the first job's claim to the last one's end; a pause in between counts.
+    #: Elapsed from the first job's claim to the last one's end; a pause in between counts.
     seconds: float | None
+    #: During which workers held a job of the stage, summed over workers; model loads count, pauses do not.
+    work_seconds: float | None = None
 
 
 class TeacherFacts(Struct, frozen=True):
@@ -48,9 +52,12 @@ class TeacherFacts(Struct, frozen=True):
     learnability: float | None
     #: Mean combined reward over the grid, 0 to 1 for min-max.
     reward: float | None
-    #: Tokens it wrote for the run, and US dollars for them and for what it read; None where a price is not known.
+    #: Tokens that jobs of this run had it write, and US dollars for them and for what it read; None where a price or a
+    #: count is not known.
     tokens: int
     cost: float | None = None
+    #: Tokens of responses that the run uses and did not ask for: imported, or written for another run.
+    reused_tokens: int = 0
 
 
 class WorkerFacts(Struct, frozen=True):
@@ -81,14 +88,16 @@ class Facts(Struct, frozen=True):
     workers: list[WorkerFacts]
     #: The router on the hold-out prompts, beside the static and the random baseline; empty before it is fitted.
     router: dict[str, Any]
-    #: A teacher to whom the router gave nearly all prompts, if there is one.
+    #: A teacher to whom the router gave nearly all prompts, though others are the best for some of the hold-out.
     collapsed: str | None
-    #: Response tokens written for the run, and what all teachers answering all prompts would have written.
+    #: Response tokens that jobs of this run generated, and what all teachers answering all prompts would have written.
     tokens: int
     tokens_generate_all: int | None
     #: The same in US dollars; None unless all teachers have prices, and their token counts are known.
     cost: float | None = None
     cost_generate_all: float | None = None
+    #: Response tokens that the run uses and did not ask for: imported, or written for another run.
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +106,10 @@ class _Spent:
 
     tokens: int
     dollars: float | None
+    reused_tokens: int
 
 
-_NOTHING = _Spent(0, None)
+_NOTHING = _Spent(0, None, 0)
 
 
 def facts(session: Session, run: Run) -> Facts:
@@ -111,21 +121,24 @@ def facts(session: Session, run: Run) -> Facts:
     spent = _spent(session, run)
     all_tokens, all_dollars = _generate_all(session, run, n_prompts)
     router = session.get(Router, run.router_id) if run.router_id is not None else None
+    metrics = router.metrics if router is not None else {}
+    worked = shifts(session, Event.run_id == run.id)
     return Facts(
         name=run.name,
         state=run.state,
         stage=run.stage,
         error=run.error,
         prompts=n_prompts,
-        stages=_stages(session, run),
+        stages=_stages(session, run, worked.values()),
         teachers=_teachers(session, run, cells, combined, spent),
-        workers=_workers(session, run),
-        router=router.metrics if router is not None else {},
-        collapsed=_collapsed(session, run),
+        workers=_workers(session, run, worked),
+        router=metrics,
+        collapsed=_collapsed(session, run, metrics),
         tokens=sum(one.tokens for one in spent.values()),
         tokens_generate_all=all_tokens,
         cost=_sum([one.dollars for one in spent.values()]),
         cost_generate_all=all_dollars,
+        reused_tokens=sum(one.reused_tokens for one in spent.values()),
     )
 
 
@@ -134,7 +147,7 @@ def dollars(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.1 or not amount else f"${amount:.2g}"
 
 
-def _stages(session: Session, run: Run) -> list[StageFacts]:
+def _stages(session: Session, run: Run, worked: Collection[Shift]) -> list[StageFacts]:
     spans: dict[str, tuple[datetime | None, datetime | None]] = {
         row.stage: (row.began, row.ended)
         for row in session.execute(
@@ -147,7 +160,8 @@ def _stages(session: Session, run: Run) -> list[StageFacts]:
     for name, counts in pipeline.progress(session, run).items():
         began, ended = spans.get(name, (None, None))
         seconds = (ended - began).total_seconds() if began and ended else None
-        found.append(StageFacts(name, counts.total, counts.done, counts.failed, counts.pending, seconds))
+        work_seconds = sum(shift.stage_seconds[name] for shift in worked) if began else None
+        found.append(StageFacts(name, counts.total, counts.done, counts.failed, counts.pending, seconds, work_seconds))
     return found
 
 
@@ -176,12 +190,16 @@ def _teachers(
             reward=_mean(combined[:, column]),
             tokens=spent.get(teacher.id, _NOTHING).tokens,
             cost=spent.get(teacher.id, _NOTHING).dollars,
+            reused_tokens=spent.get(teacher.id, _NOTHING).reused_tokens,
         )
         for column, teacher in enumerate(teachers)
     ]
 
 
-def _collapsed(session: Session, run: Run) -> str | None:
+def _collapsed(session: Session, run: Run, metrics: dict[str, Any]) -> str | None:
+    hit1 = metrics.get("router", {}).get("hit1")
+    if hit1 is not None and hit1 > NEARLY_ALL:
+        return None  # one teacher is the best nearly everywhere, and the router is right to say so
     routed = session.execute(
         select(Teacher.name, func.count())
         .join(Assignment, Assignment.teacher_id == Teacher.id)
@@ -199,25 +217,31 @@ class Shift:
     began: datetime
     ended: datetime
     claims: int = 0
-    in_hand: set[int] = field(default_factory=set)
+    #: The stage of each job in hand, by the job's id.
+    in_hand: dict[int, str] = field(default_factory=dict)
     work_seconds: float = 0.0
+    #: With at least one job of the stage in hand.
+    stage_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def claimed(self, job_id: int, at: datetime) -> None:
+    def claimed(self, job_id: int, stage: str, at: datetime) -> None:
         """A job begins; the time since the one before was idle if none was in hand."""
         self.pass_to(at)
         self.claims += 1
-        self.in_hand.add(job_id)
+        self.in_hand[job_id] = stage
 
     def ended_job(self, job_id: int, at: datetime) -> None:
         """A job is over, or taken away."""
         self.pass_to(at)
-        self.in_hand.discard(job_id)
+        self.in_hand.pop(job_id, None)
 
     def pass_to(self, at: datetime) -> None:
-        """Time goes by, with what is in hand; backwards it goes not."""
+        """Count the time until `at` with what is in hand; an earlier `at` changes nothing."""
         at = max(at, self.ended)
+        seconds = (at - self.ended).total_seconds()
         if self.in_hand:
-            self.work_seconds += (at - self.ended).total_seconds()
+            self.work_seconds += seconds
+        for stage in set(self.in_hand.values()):
+            self.stage_seconds[stage] += seconds
         self.ended = at
 
 
@@ -225,15 +249,15 @@ def shifts(session: Session, which: ColumnElement[bool]) -> dict[str, Shift]:
     """Each worker's time with the jobs of such events: each is followed from claim to end, as things happened."""
     found: dict[str, Shift] = {}
     holders: dict[int, str] = {}
-    steps = select(Event.at, Event.actor, Event.job_id, Event.to_state, Event.detail)
-    steps = steps.where(which, Event.job_id.is_not(None)).order_by(Event.id)
-    for at, actor, job_id, state, detail in session.execute(steps, execution_options={"yield_per": 1000}):
+    steps = select(Event.at, Event.actor, Event.job_id, Job.stage, Event.to_state, Event.detail)
+    steps = steps.join(Job, Job.id == Event.job_id).where(which).order_by(Event.id)
+    for at, actor, job_id, stage, state, detail in session.execute(steps, execution_options={"yield_per": 1000}):
         if job_id in holders:
             # A job that was taken back was worked until its worker was last heard of.
             silent = timedelta(seconds=detail.get("silent_seconds") or 0.0)
             found[holders.pop(job_id)].ended_job(job_id, at - silent)
         if state == JobState.RUNNING:
-            found.setdefault(actor, Shift(at, at)).claimed(job_id, at)
+            found.setdefault(actor, Shift(at, at)).claimed(job_id, stage, at)
             holders[job_id] = actor
     at = session.scalars(select(now())).one()
     for holder in set(holders.values()):
@@ -241,7 +265,7 @@ def shifts(session: Session, which: ColumnElement[bool]) -> dict[str, Shift]:
     return found
 
 
-def _workers(session: Session, run: Run) -> list[WorkerFacts]:
+def _workers(session: Session, run: Run, worked: Mapping[str, Shift]) -> list[WorkerFacts]:
     loads: dict[str, tuple[int, float]] = {
         owner: (count, seconds)
         for owner, count, seconds in session.execute(
@@ -257,7 +281,7 @@ def _workers(session: Session, run: Run) -> list[WorkerFacts]:
             work_seconds=shift.work_seconds,
             idle_seconds=max(0.0, (shift.ended - shift.began).total_seconds() - shift.work_seconds),
         )
-        for worker, shift in sorted(shifts(session, Event.run_id == run.id).items(), key=lambda item: item[1].began)
+        for worker, shift in sorted(worked.items(), key=lambda item: item[1].began)
     ]
 
 
@@ -271,25 +295,34 @@ _DOLLARS = priced(Response.prompt_tokens, Response.response_tokens, Teacher)
 
 
 def _spent(session: Session, run: Run) -> dict[int, _Spent]:
-    """What each teacher wrote of what the run rests on: the grid's responses and the assigned prompts'."""
+    """Of the responses that the run uses (the grid's and the assigned prompts'): what each teacher wrote for this run,
+    and what was already in the store.
+    """
     in_grid = RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT))
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
+    is_own = Job.run_id == run.id
+    own_text = case((and_(is_own, Response.text.is_not(None)), Response.id))
     rows = session.execute(
         select(
             Response.teacher_id,
-            func.sum(Response.response_tokens).label("tokens"),
-            func.sum(_DOLLARS).label("dollars"),
-            (func.count(Response.text) - func.count(case((Response.text.is_not(None), _DOLLARS)))).label("unknown"),
+            func.sum(case((is_own, Response.response_tokens))).label("tokens"),
+            func.sum(case((is_own, _DOLLARS))).label("dollars"),
+            (func.count(own_text) - func.count(case((own_text.is_not(None), _DOLLARS)))).label("unknown"),
+            func.sum(case((or_(Job.id.is_(None), ~is_own), Response.response_tokens))).label("reused"),
         )
         .select_from(RunPrompt)
         .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
         .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
         .join(Teacher, Teacher.id == Response.teacher_id)
+        .outerjoin(Job, Job.id == Response.job_id)
         .outerjoin(Assignment, assigned)
         .where(RunPrompt.run_id == run.id, in_grid | (Assignment.teacher_id == Response.teacher_id))
         .group_by(Response.teacher_id)
     )
-    return {row.teacher_id: _Spent(int(row.tokens or 0), None if row.unknown else row.dollars) for row in rows}
+    return {
+        row.teacher_id: _Spent(int(row.tokens or 0), None if row.unknown else row.dollars or 0.0, int(row.reused or 0))
+        for row in rows
+    }
 
 
 def _generate_all(session: Session, run: Run, n_prompts: int) -> tuple[int | None, float | None]:

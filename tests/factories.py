@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from persyn.config import RunConfig
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
-from persyn.db.results import Assignment, Response
+from persyn.db.results import Assignment, Response, Router
 from persyn.db.work import Job
 
 
@@ -153,6 +153,22 @@ def make_assignment(session: Session, run_id: int, prompt_id: int, teacher_id: i
     row = {"run_id": run_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "reason": "router", **columns}
     session.add(Assignment(**row))
     session.flush()
+
+
+def make_router(session: Session, run: MadeRun, **columns: Any) -> int:
+    """A fitted router, of whose checkpoint there is only the name."""
+    row = {
+        "fingerprint": digest(f"router {run.id}"),
+        "backbone": "b",
+        "tune": "head",
+        "options": {},
+        "teacher_ids": run.teacher_ids,
+        "metrics": {},
+        "path": "routers/1",
+        "sha256": digest("files"),
+        **columns,
+    }
+    return _add(session, Router(**row))
 
 
 def _found_or_added(session: Session, model: Any, row: dict[str, Any]) -> int:

@@ -12,10 +12,10 @@ from persyn import own_strategy
 from persyn.compare import Comparison, compare
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Response, Router, RouterScore, Score
+from persyn.db.results import Response, RouterScore, Score
 from persyn.errors import UsageError
 from persyn.router import strategy
-from tests.factories import digest, make_response, make_run
+from tests.factories import make_response, make_router, make_run
 
 #: Quality of teachers a and b on two calibration prompts and four hold-out prompts.
 QUALITY = [(1, 0), (1, 0), (1, 0), (1, 0), (0, 1), (0, 1)]
@@ -32,19 +32,7 @@ def run_id(database: Database) -> int:
     with database.write() as session:
         made = make_run(session, prompts=8, calibration=2, holdout=4)
         run = session.get_one(Run, made.id)
-        router = Router(
-            fingerprint=digest("router"),
-            backbone="b",
-            tune="head",
-            options={},
-            teacher_ids=made.teacher_ids,
-            metrics={},
-            path="routers/1",
-            sha256=digest("files"),
-        )
-        session.add(router)
-        session.flush()
-        run.router_id = router.id
+        run.router_id = make_router(session, made)
         for prompt_id, quality, scores in zip(made.prompt_ids, QUALITY, ROUTER, strict=False):
             for k, teacher_id in enumerate(made.teacher_ids):
                 response_id = make_response(
@@ -60,7 +48,9 @@ def run_id(database: Database) -> int:
                             n_tokens=5,
                             detail={},
                         ),
-                        RouterScore(router_id=router.id, prompt_id=prompt_id, teacher_id=teacher_id, score=scores[k]),
+                        RouterScore(
+                            router_id=run.router_id, prompt_id=prompt_id, teacher_id=teacher_id, score=scores[k]
+                        ),
                     ]
                 )
         session.execute(update(Teacher).values(price_in=1.0, price_out=10.0))

@@ -6,12 +6,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from persyn import summary
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, Teacher
 from persyn.db.connect import Database
+from persyn.db.results import Origin
 from persyn.db.work import Event, Load
-from tests.factories import make_assignment, make_job, make_response, make_run
+from tests.factories import make_assignment, make_job, make_response, make_router, make_run
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -51,6 +53,48 @@ def test_a_workers_time_is_work_while_it_has_a_job_and_was_heard_of(database: Da
     assert (bob.work_seconds, bob.idle_seconds) == pytest.approx((3.0, 0.0))
 
 
+def test_a_stages_work_is_told_apart_from_the_time_that_went_by(database: Database) -> None:
+    with database.write() as session:
+        run_id = make_run(session, stage="score").id
+        began, ended = NOON, NOON + timedelta(seconds=100)
+        grid = make_job(session, run_id, stage="calibrate", started_at=began, finished_at=ended)
+        score = make_job(session, run_id, stage="score", started_at=began, finished_at=began + timedelta(seconds=6))
+        session.add_all(
+            [
+                # Ada works on the grid for five seconds, the run pauses, and bob ends it in ten more.
+                event(0, "ada", run_id, grid, "running"),
+                event(0, "cid", run_id, score, "running"),
+                event(5, "ada", run_id, grid, "queued"),
+                event(6, "cid", run_id, score, "done"),
+                event(90, "bob", run_id, grid, "running"),
+                event(100, "bob", run_id, grid, "done"),
+            ]
+        )
+    with database.read() as session:
+        stages = {stage.stage: stage for stage in summary.facts(session, session.get_one(Run, run_id)).stages}
+
+    assert (stages["calibrate"].seconds, stages["calibrate"].work_seconds) == pytest.approx((100.0, 15.0))
+    assert (stages["score"].seconds, stages["score"].work_seconds) == pytest.approx((6.0, 6.0))
+
+
+def test_tokens_are_this_runs_own_and_what_it_found_in_the_store_is_told_apart(database: Database) -> None:
+    with database.write() as session:
+        first = make_run(session, name="first", prompts=3, calibration=3)
+        second = make_run(session, name="second")
+        a, b = first.teacher_ids
+        mine, theirs = make_job(session, first.id), make_job(session, second.id)
+        session.execute(update(Teacher).values(price_in=0.0, price_out=1_000_000.0))
+        make_response(session, first.prompt_ids[0], a, response_tokens=10, prompt_tokens=1, job_id=mine)
+        make_response(session, first.prompt_ids[1], a, response_tokens=20, prompt_tokens=1, job_id=theirs)
+        make_response(session, first.prompt_ids[2], a, response_tokens=40, prompt_tokens=1, origin=Origin.IMPORTED)
+        make_response(session, first.prompt_ids[0], b, response_tokens=80, prompt_tokens=1, job_id=theirs)
+    with database.read() as session:
+        found = summary.facts(session, session.get_one(Run, first.id))
+
+    assert [(t.tokens, t.reused_tokens, t.cost) for t in found.teachers] == [(10, 60, 10.0), (0, 80, 0.0)]
+    assert (found.tokens, found.reused_tokens, found.cost) == (10, 140, 10.0)
+
+
 @pytest.mark.parametrize(("to_one", "said"), [(91, "a"), (89, None)])
 def test_a_router_that_gives_nearly_all_to_one_teacher_is_named(
     database: Database, to_one: int, said: str | None
@@ -61,6 +105,20 @@ def test_a_router_that_gives_nearly_all_to_one_teacher_is_named(
             routed = number < 100
             teacher_id = made.teacher_ids[0 if routed and number < to_one else 1]
             make_assignment(session, made.id, prompt_id, teacher_id, reason="router" if routed else "calibration")
+    with database.read() as session:
+        assert summary.facts(session, session.get_one(Run, made.id)).collapsed == said
+
+
+@pytest.mark.parametrize(("hit1", "said"), [(1.0, None), (0.9, "a")])
+def test_a_router_that_is_right_about_one_teacher_is_not_called_collapsed(
+    database: Database, hit1: float, said: str | None
+) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=60)
+        for prompt_id in made.prompt_ids:
+            make_assignment(session, made.id, prompt_id, made.teacher_ids[0], reason="router")
+        router = make_router(session, made, metrics={"router": {"hit1": hit1}})
+        session.get_one(Run, made.id).router_id = router
     with database.read() as session:
         assert summary.facts(session, session.get_one(Run, made.id)).collapsed == said
 

@@ -173,8 +173,8 @@ def _routed(report: Report) -> list[str]:
         said.append("That is a small hold-out: these figures are rough.")
     if report.facts.collapsed:
         said.append(
-            f"{report.facts.collapsed} was given nearly every prompt that was routed: the router tells prompts hardly "
-            "apart."
+            f"{report.facts.collapsed} was given nearly every prompt that was routed: the router barely distinguishes "
+            "between prompts."
         )
     return said
 
@@ -190,7 +190,8 @@ def _spent(report: Report) -> list[str]:
     )
     if spent.cost is not None and spent.cost_generate_all:
         said += f": {dollars(spent.cost)} in place of about {dollars(spent.cost_generate_all)}"
-    return [f"{said}."]
+    reused = report.facts.reused_tokens
+    return [f"{said}.", *([f"A further {reused:,} tokens were already in the store."] if reused else [])]
 
 
 def _missed(report: Report) -> list[str]:

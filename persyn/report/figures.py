@@ -400,7 +400,7 @@ def _of(done: float, planned: int) -> str:
 
 
 def _hit3(hits: Hits) -> str:
-    if len(hits.router) < 3:
+    if len(hits.router) <= 3:  # then it is 100% whatever the scores
         return ""
     return f"; Hit@3: router {hits.router[2]:.0%}, static {hits.static[2]:.0%}, random {hits.random[2]:.0%}"
 

@@ -22,7 +22,10 @@ from persyn.rewards import Matrix
 _BINS = 10
 
 Metrics: TypeAlias = dict[str, float | int | None]
-"""hit1, hit3, pair_accuracy (0 to 1), routed_reward, regret (in units of the reward); None of no prompt."""
+"""hit1, hit3, pair_accuracy (0 to 1), routed_reward, regret (in units of the reward); None of no prompt.
+
+hit3 is None of three teachers or fewer, where it is 1 whatever the scores.
+"""
 
 
 def compare(scores: Matrix, rewards: Matrix, calibration: Matrix, *, preferences: str) -> dict[str, Metrics]:
@@ -59,7 +62,7 @@ def evaluate(scores: Matrix, rewards: Matrix) -> Metrics:
     routed = _ranked(scores, rewards)[:, 0]
     return {
         "hit1": hit_rate(scores, rewards, k=1),
-        "hit3": hit_rate(scores, rewards, k=3),
+        "hit3": hit_rate(scores, rewards, k=3) if rewards.shape[1] > 3 else None,
         "pair_accuracy": _pair_accuracy(scores, rewards),
         "routed_reward": _mean(routed),
         "regret": _mean(best - routed),
@@ -165,7 +168,7 @@ def evaluate_random(rewards: Matrix) -> Metrics:
     has_pairs = len(reward_matrix.preferences(rewards)[0]) > 0
     return {
         "hit1": _mean(_chance(n_present[~tied], n_best[~tied], 1)),
-        "hit3": _mean(_chance(n_present[~tied], n_best[~tied], 3)),
+        "hit3": _mean(_chance(n_present[~tied], n_best[~tied], 3)) if rewards.shape[1] > 3 else None,
         "pair_accuracy": 0.5 if has_pairs else None,
         "routed_reward": _mean(mean),
         "regret": _mean(best - mean),

@@ -115,15 +115,39 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
     assert list((tmp_path / "home" / "features").glob("*/*.safetensors")) == [kept]  # nothing was computed again
 
 
-@pytest.mark.parametrize(("share", "n", "is_told"), [(0.95, 50, True), (0.85, 50, False), (0.95, 49, False)])
-def test_a_router_that_hardly_tells_prompts_apart_is_told_of(
-    capsys: pytest.CaptureFixture[str], share: float, n: int, is_told: bool
-) -> None:
+def fact(strategy: str, **shares: float) -> StrategyFacts:
     some = Interval(0.5, 0.4, 0.6)
-    fact = StrategyFacts("persyn", some, some, some, some, None, None, None, {"ada": share, "bob": 1 - share})
-    compare._show(Comparison("run", 0.4, "minmax", "token", True, n, 20, [fact], []))
+    return StrategyFacts(strategy, some, some, some, some, None, None, None, shares)
+
+
+@pytest.mark.parametrize(
+    ("share", "of_oracle", "n", "is_named"),
+    [
+        pytest.param(0.95, 0.6, 50, True, id="nearly all to one teacher"),
+        pytest.param(0.85, 0.6, 50, False, id="to several"),
+        pytest.param(0.95, 0.6, 49, False, id="too few prompts to tell"),
+        pytest.param(0.95, 0.95, 50, False, id="one teacher is the best nearly everywhere"),
+    ],
+)
+def test_a_router_that_barely_distinguishes_between_prompts_is_named(
+    capsys: pytest.CaptureFixture[str], share: float, of_oracle: float, n: int, is_named: bool
+) -> None:
+    facts = [fact("persyn", ada=share, bob=1 - share), fact("oracle", ada=of_oracle, bob=1 - of_oracle)]
+    compare._show([Comparison("run", 0.4, "minmax", "token", True, n, 20, facts, [])])
     said = capsys.readouterr().out
-    assert ("persyn asks ada nearly always: it tells these prompts hardly apart" in said) is is_told
+    assert ("persyn nearly always asks ada: it barely distinguishes between these prompts" in said) is is_named
+
+
+def test_several_runs_are_compared_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = [fact("static", ada=1.0), fact("oracle", ada=0.5, bob=0.5)]
+    runs = [Comparison(name, 0.4, "minmax", "token", True, 50, 20, facts, ["persyn: no router"]) for name in "xy"]
+    compare._show(runs)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (header,) = [number for number, words in enumerate(lines) if words[:3] == ["run", "strategy", "reward"]]
+    of_table = [words[:2] for words in lines[header + 1 : header + 5]]
+    assert of_table == [["x", "static"], ["x", "oracle"], ["y", "static"], ["y", "oracle"]]
+    assert ["y", "oracle", "ada", "50%,", "bob", "50%"] in lines
+    assert lines[-1] == ["y,", "alpha", "0.4:", "unavailable:", "persyn:", "no", "router"]
 
 
 @pytest.mark.parametrize(

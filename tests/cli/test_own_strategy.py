@@ -47,7 +47,7 @@ def test_the_example_runs_and_is_compared_with_the_other_strategies(persyn: Pers
     # Elsewhere the module is not there, and the others are compared all the same.
     elsewhere = persyn(*compared.split()[1:])
     assert elsewhere.returncode == 0
-    assert "not there: my_strategies:by_group: there is no module 'my_strategies'" in elsewhere.stdout
+    assert "unavailable: my_strategies:by_group: there is no module 'my_strategies'" in elsewhere.stdout
 
 
 def test_the_function_that_needs_no_grid_goes_by_size() -> None:

@@ -42,6 +42,19 @@ def test_without_a_store_it_plans_and_makes_none(persyn: Persyn, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl", "run.toml"]
 
 
+def test_figures_can_be_read_at_a_glance(persyn: Persyn, tmp_path: Path) -> None:
+    file = write_run(tmp_path, prompts=20_000, calibration=1_000)
+    done = persyn("plan", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "20,000 prompts, 1,000 of them for all teachers" in done.stdout
+    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("calibrate  ada")]
+    assert row[2:5] == ["1,000", "0", "1,000"]
+    # Nothing is known of prices and speed: there is a line that says so, and no column of dashes.
+    assert "US dollars" not in done.stdout
+    assert "cost unknown: every teacher needs price_in and price_out" in done.stdout
+    assert "engine hours unknown" in done.stdout
+
+
 def test_whoever_ends_it_half_way_finds_nothing_of_it(tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     plan = [sys.executable, "-m", "cli", "plan", str(write_run(tmp_path, prompts=100_000))]

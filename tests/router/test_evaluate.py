@@ -48,6 +48,13 @@ def test_a_hit_at_three_needs_the_best_among_the_first_three() -> None:
     assert evaluate.evaluate(matrix([5, 4, 1, 3, 2]), rewards)["hit3"] == 0.0
 
 
+def test_of_three_teachers_a_hit_at_three_says_nothing() -> None:
+    rewards = matrix([0, 0, 1])
+
+    assert evaluate.evaluate(matrix([3, 2, 1]), rewards)["hit3"] is None
+    assert evaluate.evaluate_random(rewards)["hit3"] is None
+
+
 def test_a_missing_teacher_is_never_chosen_however_high_its_score() -> None:
     found = evaluate.evaluate(matrix([np.inf, -np.inf, 0]), matrix([NAN, 1, 0]))
 

@@ -1,9 +1,10 @@
 -- researcher: How often does the router find a best teacher on the hold-out?
--- First, or among its first three: the Hit@1 and Hit@3 of `persyn run status`, where no cell of the grid is missing.
+-- First, or among its first three: the Hit@1 and Hit@3 of `persyn run status`, where no cell of the grid is missing. Of three teachers or fewer hit3 is null: it would be 1 whatever the router says.
 SELECT count(*) AS prompts, avg(CASE WHEN place = 1 THEN 1.0 ELSE 0.0 END) AS hit1,
-       avg(CASE WHEN place <= 3 THEN 1.0 ELSE 0.0 END) AS hit3
+       CASE WHEN max(teachers) > 3 THEN avg(CASE WHEN place <= 3 THEN 1.0 ELSE 0.0 END) END AS hit3
 FROM (
-    SELECT m.prompt_id, min(CASE WHEN m.reward = m.best THEN w.router_rank END) AS place
+    SELECT m.prompt_id, min(CASE WHEN m.reward = m.best THEN w.router_rank END) AS place,
+           max(m.position) + 1 AS teachers
     FROM (
         SELECT *, max(reward) OVER (PARTITION BY run, prompt_id) AS best,
                min(reward) OVER (PARTITION BY run, prompt_id) AS worst
