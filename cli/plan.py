@@ -46,7 +46,9 @@ def plan(config: Path, as_json: bool) -> None:
 def _show(found: Plan) -> None:
     stands = f"{found.state}; 'persyn run status {found.name}' says how far it is" if found.state else "not started"
     click.echo(f"run {found.name}: {stands}")
-    click.echo(f"{found.prompts:,} prompts, {found.calibration:,} of them for all teachers; strategy {found.strategy}\n")
+    click.echo(
+        f"{found.prompts:,} prompts, {found.calibration:,} of them for all teachers; strategy {found.strategy}\n"
+    )
     shares = [share for share in found.shares if share.stage != "all"]
     rows = [(s.stage, s.teacher, s.prompts, s.stored, *_cells(s.ask)) for s in shares]
     show(("stage", "teacher", "prompts", "stored", *_AMOUNT), rows, as_json=False, skip_empty=True, separators=True)

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from persyn import summary
 from workers import owner
 
 _MOST_IN_A_CELL = 1000
@@ -86,6 +87,11 @@ def fixed(value: float | None, digits: int = 3) -> str:
     return _NOTHING if value is None or value != value else f"{value:,.{digits}f}".replace("-", _MINUS)
 
 
+def dollars(value: float | None) -> str:
+    """An amount of US dollars; a dash for what is not known."""
+    return _NOTHING if value is None else summary.dollars(value)
+
+
 def share(value: float | None) -> str:
     """Of a whole, in per cent."""
     return _NOTHING if value is None else f"{value:.0%}".replace("-", _MINUS)
@@ -144,6 +150,7 @@ def _environment() -> jinja2.Environment:
         fixed=fixed,
         plural=plural,
         share=share,
+        dollars=dollars,
         duration=duration,
         moment=moment,
         cell=cell,

@@ -46,8 +46,8 @@ def index(request: Request) -> Response:
         run = find(session, request)
         teachers = browse.teachers(session, run)
         found = browse.prompts(session, run, wanted, after=after, limit=_PAGE)
-    counts = counted(request, run.id, tally=watch.tally, reasons=browse.reasons)
-    reasons, tally = counts["reasons"], counts["tally"]
+    counts = counted(request, run.id, tally=watch.tally, reasons=browse.reasons, fields=browse.fields)
+    reasons, tally, fields = counts["reasons"], counts["tally"], counts["fields"]
     asked = {name: value for name, value in request.query_params.items() if value and name not in ("after", "margin")}
     following = None
     if found.following is not None:
@@ -69,6 +69,7 @@ def index(request: Request) -> Response:
             "teacher": teachers,
             "reason": reasons.value if reasons else [],
             "failure": sorted({found.reason for found in tally.value.failures}) if tally else [],
+            "field": fields.value if fields else [],
         },
     )
 
@@ -102,6 +103,10 @@ def _wanted(request: Request) -> Wanted:
         failure=given.get("failure", ""),
         margin_from=_float(request, "margin_from"),
         margin_to=_float(request, "margin_to"),
+        quality_from=_float(request, "quality_from"),
+        quality_to=_float(request, "quality_to"),
+        field=_field(request),
+        value=given.get("value", ""),
         order=_choice(request, "order", Order) or Order.ID,
     )
 
@@ -128,6 +133,13 @@ def _choice(request: Request, name: str, kind: type[E]) -> E | None:
         return kind(given)
     except ValueError as error:
         raise _bad(name, given, f"one of {', '.join(kind)}") from error
+
+
+def _field(request: Request) -> str:
+    given = request.query_params.get("field", "").strip()
+    if not browse.is_field(given):
+        raise _bad("field", given, "the name of a metadata field without quotes and backslashes")
+    return given
 
 
 def _float(request: Request, name: str) -> float | None:

@@ -15,6 +15,7 @@ from console.kept import Counted
 from console.pages import page
 from console.store import counted, find, kept, reading
 from persyn import browse, summary, watch
+from persyn.browse import RunRow
 from persyn.compare import Comparison, compare
 from persyn.config import thaw
 from persyn.db.catalog import Run, RunState, Student
@@ -32,8 +33,27 @@ def index(request: Request) -> Response:
     """All runs, the newest first."""
     with reading(request) as session:
         found = browse.runs(session, limit=_MOST_RUNS)
-    sizes = kept(request).get({"sizes": browse.sizes})["sizes"]
-    return page(request, "runs.html", runs=found, sizes=sizes.value if sizes else {}, most=_MOST_RUNS)
+    counts = kept(request).get({"sizes": browse.sizes, "spending": summary.spending})
+    return page(
+        request,
+        "runs.html",
+        runs=found,
+        sizes=counts["sizes"].value if counts["sizes"] else {},
+        spending=counts["spending"].value if counts["spending"] else {},
+        shares={run.name: _share_done(request, run) for run in found},
+        most=_MOST_RUNS,
+    )
+
+
+def _share_done(request: Request, run: RunRow) -> float | None:
+    """Of the rows of a run's present stage; None of a run that stopped, or whose rows are still being counted."""
+    if run.state is not RunState.RUNNING:
+        return 1.0 if run.state is RunState.DONE else None
+    tally = counted(request, run.id, tally=watch.tally)["tally"]
+    counts = tally.value.stages.get(run.stage) if tally else None
+    if counts is None:
+        return None
+    return (counts.done + counts.failed) / counts.total if counts.total else 1.0
 
 
 def enter(request: Request) -> Response:

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import Response
 
+from console import schema
 from console.pages import Problem, not_found, page
 from console.store import database, reading
 from persyn import browse
@@ -50,9 +51,9 @@ class Asked:
 
 def show(request: Request) -> Response:
     """The question, and its answer where there is one."""
-    asked = _read(request)
     with reading(request) as session:
         runs = [run.name for run in browse.runs(session, limit=_MOST_RUNS)]
+    asked = _read(request, newest=runs[0] if runs else "")
     answer, error, seconds = None, None, 0.0
     if asked.query and not asked.lacking and not _is_foreign(request):
         began = time.monotonic()
@@ -67,6 +68,7 @@ def show(request: Request) -> Response:
         asked=asked,
         book={asker: [each for each in book.questions().values() if each.asker == asker] for asker in book.ASKERS},
         runs=runs,
+        schema=schema.read(database(request)),
         answer=answer,
         error=error,
         seconds=seconds,
@@ -94,7 +96,8 @@ def download(request: Request) -> Response:
     return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _read(request: Request) -> Asked:
+def _read(request: Request, *, newest: str = "") -> Asked:
+    """What is asked; a shipped question that is asked without a run is about the newest one."""
     query, question = request.query_params.get("query", "").strip(), None
     if chosen := request.query_params.get("question"):
         try:
@@ -103,6 +106,8 @@ def _read(request: Request) -> Asked:
             raise not_found("There is no such question in the book.") from error
         query = question.sql
     given = {name: request.query_params.get(name, "").strip() for name in tokens.parameters(query)}
+    if question and not given.get("run", "-"):
+        given["run"] = newest
     return Asked(query, given, question)
 
 

@@ -9,11 +9,26 @@ from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, and_, exists, func, literal, null, or_, select, true, tuple_, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    String,
+    and_,
+    cast,
+    exists,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.orm import Session, aliased
 
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
-from persyn.db.results import Assignment, Response, Score
+from persyn.db.results import Assignment, Response, Router, Score
 from persyn.db.text import reason
 from persyn.db.work import Job, JobState
 
@@ -21,6 +36,9 @@ from persyn.db.work import Job, JobState
 _EXCERPT = 240
 #: Prompts are searched so many at a time, until a page is full or has taken so many seconds.
 _STRETCH, _SECONDS = 4000, 0.08
+#: Prompts whose metadata is looked at for the names of its fields.
+_LOOKED_AT = 2_000
+_NO_FIELD = '"\\'
 
 
 class Standing(StrEnum):
@@ -55,6 +73,12 @@ class Wanted(Struct, frozen=True):
     #: Bounds of the margin, inclusive.
     margin_from: float | None = None
     margin_to: float | None = None
+    #: Bounds of the raw quality of the response that the prompt was assigned, inclusive.
+    quality_from: float | None = None
+    quality_to: float | None = None
+    #: A field of the prompt's metadata, and its value as text.
+    field: str = ""
+    value: str = ""
     order: Order = Order.ID
 
     @property
@@ -84,6 +108,8 @@ class Row(Struct, frozen=True):
     standing: Standing
     failure: str | None
     response_tokens: int | None
+    #: Raw, in the quality scorer's unit; None of a response that was not scored.
+    quality: float | None
 
 
 class Page(Struct, frozen=True):
@@ -98,6 +124,7 @@ class Page(Struct, frozen=True):
 class RunRow(Struct, frozen=True):
     """A run in a list."""
 
+    id: int
     name: str
     state: RunState
     stage: str
@@ -105,6 +132,9 @@ class RunRow(Struct, frozen=True):
     created_at: datetime
     finished_at: datetime | None
     error: str | None
+    #: Mean on the hold-out prompts: the router's, and the best single teacher's; None before there is a router.
+    reward: float | None
+    static_reward: float | None
 
 
 class FailedJobs(Struct, frozen=True):
@@ -123,6 +153,7 @@ def runs(session: Session, *, limit: int) -> list[RunRow]:
     """The newest runs first."""
     found = session.execute(
         select(
+            Run.id,
             Run.name,
             Run.state,
             Run.stage,
@@ -130,12 +161,19 @@ def runs(session: Session, *, limit: int) -> list[RunRow]:
             Run.created_at,
             Run.finished_at,
             Run.error,
+            Router.metrics,
         )
         .join(Student, Student.id == Run.student_id)
+        .outerjoin(Router, Router.id == Run.router_id)
         .order_by(Run.id.desc())
         .limit(limit)
     )
-    return [RunRow(**row._mapping) for row in found]
+    return [_run_row(**row._mapping) for row in found]
+
+
+def _run_row(metrics: dict[str, Any] | None, **columns: Any) -> RunRow:
+    rewards = {name: (metrics or {}).get(name, {}).get("routed_reward") for name in ("router", "static")}
+    return RunRow(**columns, reward=rewards["router"], static_reward=rewards["static"])
 
 
 def sizes(session: Session) -> dict[str, int]:
@@ -167,6 +205,18 @@ def teachers(session: Session, run: Run) -> list[str]:
     """Their names, in head order."""
     found = select(Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
     return list(session.scalars(found))
+
+
+def fields(session: Session, run: Run) -> list[str]:
+    """The names of the metadata fields that a run's first prompts have; those that no query can name are left out."""
+    first = select(Prompt.meta).join(RunPrompt, RunPrompt.prompt_id == Prompt.id).where(RunPrompt.run_id == run.id)
+    metas = session.scalars(first.order_by(RunPrompt.prompt_id).limit(_LOOKED_AT))
+    return sorted({field for meta in metas for field in meta if is_field(field)})
+
+
+def is_field(name: str) -> bool:
+    """Whether a metadata field of that name can be looked up: SQLite's paths into JSON cannot quote every name."""
+    return not any(character in name for character in _NO_FIELD)
 
 
 def reasons(session: Session, run: Run) -> list[str]:
@@ -262,12 +312,14 @@ def _rows(run: Run, wanted: Wanted) -> Select[Any]:
             Response.id.label("response_id"),
             Response.failure,
             Response.response_tokens,
+            Score.value.label("quality"),
         )
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
         # What must be there is joined so: an outer join is read from the left, whatever the indexes.
         .join(Assignment, assigned, isouter=not wanted.has_margin)
         .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
         .outerjoin(Response, answered)
+        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
         .where(RunPrompt.run_id == run.id)
     )
 
@@ -280,6 +332,9 @@ def _conditions(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
         (wanted.standing is not None, lambda: _stands(wanted.standing)),
         (bool(wanted.teacher), lambda: Teacher.name == wanted.teacher),
         (bool(wanted.reason), lambda: reason(Assignment.reason) == wanted.reason),
+        (wanted.quality_from is not None, lambda: Score.value >= wanted.quality_from),
+        (wanted.quality_to is not None, lambda: Score.value <= wanted.quality_to),
+        (bool(wanted.field), lambda: cast(Prompt.meta[wanted.field].as_string(), String) == wanted.value),
     ]
     found = [condition() for is_wanted, condition in possible if is_wanted]
     return found + _is_placed(run, wanted) + (_in_margin(wanted) if wanted.has_margin else [])

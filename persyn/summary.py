@@ -75,6 +75,13 @@ class WorkerFacts(Struct, frozen=True):
     idle_seconds: float
 
 
+class Spending(Struct, frozen=True):
+    """What a run's own jobs generated: response tokens, and US dollars where every price and count is known."""
+
+    tokens: int
+    dollars: float | None
+
+
 class Facts(Struct, frozen=True):
     """A run in figures."""
 
@@ -323,6 +330,23 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
         row.teacher_id: _Spent(int(row.tokens or 0), None if row.unknown else row.dollars or 0.0, int(row.reused or 0))
         for row in rows
     }
+
+
+def spending(session: Session) -> dict[str, Spending]:
+    """What each run generated itself, by its name; takes as long as responses are many."""
+    rows = session.execute(
+        select(
+            Run.name,
+            func.sum(Response.response_tokens),
+            func.sum(_DOLLARS),
+            func.count(Response.text) - func.count(case((Response.text.is_not(None), _DOLLARS))),
+        )
+        .join(Job, Job.run_id == Run.id)
+        .join(Response, Response.job_id == Job.id)
+        .join(Teacher, Teacher.id == Response.teacher_id)
+        .group_by(Run.name)
+    )
+    return {name: Spending(int(tokens or 0), None if unknown else dollars) for name, tokens, dollars, unknown in rows}
 
 
 def _generate_all(session: Session, run: Run, n_prompts: int) -> tuple[int | None, float | None]:

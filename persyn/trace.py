@@ -49,6 +49,17 @@ class Trace(Struct, frozen=True):
     #: kept the answer out of that.
     uses: list[Row]
 
+    @property
+    def decided_by_rewards(self) -> bool:
+        """Whether the prompt kept the best of its calibration responses; else a router or a strategy decided."""
+        return str(self.assignment.get("reason", "")).startswith("calibration")
+
+    @property
+    def by_reward(self) -> list[Row]:
+        """The calibration responses, the best rewarded first; those without a reward last."""
+        first = [row for row in self.responses if row["sample"] == 0]
+        return sorted(first, key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
+
 
 def trace(session: Session, run: Run, prompt_id: int) -> Trace:
     """Gather a prompt's history in a run; `UsageError` when the run has no such prompt."""

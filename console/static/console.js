@@ -1,5 +1,6 @@
 "use strict";
-// Every page can be read without this. It looks again at a page that shows what goes on, and lets Ctrl+Enter ask.
+// Every page can be read without this. It refreshes a page of a running run, labels the cells of tables that become
+// cards on a phone, and lets Ctrl+Enter ask.
 
 const page = document.body;
 let misses = 0;
@@ -21,6 +22,7 @@ async function look() {
 
 // What somebody is in, with the keyboard or a selection, is left as it is until they leave it.
 function show(fresh) {
+  label(fresh);
   for (const part of document.querySelectorAll("[data-part]")) {
     const found = fresh.getElementById(part.id);
     const isInUse = part.contains(document.activeElement) || !getSelection().isCollapsed;
@@ -38,6 +40,18 @@ function show(fresh) {
   }
 }
 
+// On a phone a row becomes a card, each value beside the head of its column.
+function label(root) {
+  for (const table of root.querySelectorAll(".cards table")) {
+    const heads = [...table.querySelectorAll("thead th")].map((head) => head.textContent);
+    for (const row of table.querySelectorAll("tbody tr")) {
+      [...row.children].forEach((cell, n) => { cell.dataset.label = heads[n] ?? ""; });
+    }
+    table.classList.add("labelled");
+  }
+}
+
+label(document);
 if (page.dataset.live) setTimeout(look, 1000 * page.dataset.live);
 
 document.querySelector("textarea[name=query]")?.addEventListener("keydown", (event) => {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy import String, Subquery, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
-from persyn import bootstrap, compare, rewards, summary, watch
+from persyn import bootstrap, browse, compare, rewards, summary, watch
 from persyn.config import RunConfig, thaw
 from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
@@ -54,8 +54,6 @@ _REWARD_BINS, _TIME_BINS = 24, 120
 #: Prompts looked at for a field to group by, and how many values such a field has.
 _LOOKED_AT, _FEW = 2_000, range(2, 13)
 _OTHERS, _NONE = "(others)", "(none)"
-#: SQLite's paths into JSON know no way to write them.
-_NO_FIELD = '"\\'
 
 
 def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Curve | None = None) -> Report:
@@ -281,7 +279,7 @@ def _groups(
     if chosen is None:
         absent["shares by group"] = "no field of the prompts' meta has few values; --group-by FIELD takes any"
         return None
-    if any(character in chosen for character in _NO_FIELD):
+    if not browse.is_field(chosen):
         raise UsageError(f"cannot group by {chosen!r}: the name of the field holds a quote or a backslash")
     valued = _valued(run, chosen)
     counted = select(valued.c.value).group_by(valued.c.value).order_by(func.count().desc(), valued.c.value)
@@ -332,7 +330,7 @@ def _field_of_few(session: Session, run: Run) -> str | None:
     field: str
     for field in metas[0] if metas else ():
         values = [meta.get(field) for meta in metas]
-        if any(character in field for character in _NO_FIELD):
+        if not browse.is_field(field):
             continue
         if all(isinstance(value, str) for value in values) and len(set(values)) in _FEW:
             return field

@@ -8,10 +8,10 @@ from datetime import timedelta
 
 from persyn.db.catalog import Prompt, Run, Student, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Router, RouterScore, Score
+from persyn.db.results import RouterScore, Score
 from persyn.db.time import now
 from persyn.db.work import Event
-from tests.factories import MadeRun, digest, make_assignment, make_job, make_response, make_run
+from tests.factories import MadeRun, make_assignment, make_job, make_response, make_router, make_run
 
 #: What becomes of a text before it is stored.
 Spoil = Callable[[str], str]
@@ -45,22 +45,11 @@ def fill(database: Database, spoil: Spoil = str) -> MadeStore:
             prompt.answer, prompt.source = spoil(str(2 * number)), spoil("prompts.jsonl")
             prompt.meta = {spoil("topic"): spoil("sums"), "deep": {"list": [spoil("x")]}}
             prompt.history = [{"role": spoil("system"), "content": spoil("Be brief.")}] if number == 0 else None
-        router = Router(
-            fingerprint=digest("router"),
-            backbone=spoil("backbone"),
-            tune="head",
-            options={},
-            teacher_ids=made.teacher_ids,
-            metrics={
-                "router": {"hit1": 0.75, "hit3": 1.0, "routed_reward": 0.6, "regret": 0.1},
-                "static": {"hit1": 0.5, "hit3": 1.0, "routed_reward": 0.55, "regret": 0.15},
-            },
-            path="routers/1",
-            sha256=digest("files"),
-        )
-        session.add(router)
-        session.flush()
-        run.router_id = router.id
+        metrics = {
+            "router": {"hit1": 0.75, "hit3": None, "routed_reward": 0.6, "regret": 0.1},
+            "static": {"hit1": 0.5, "hit3": None, "routed_reward": 0.55, "regret": 0.15},
+        }
+        run.router_id = make_router(session, made, backbone=spoil("backbone"), metrics=metrics)
         ada, bob = made.teacher_ids
         grid_job = make_job(
             session, made.id, stage="calibrate", state="done", teacher_id=ada, owner=spoil("vm.1/7/9/aa")
@@ -75,8 +64,8 @@ def fill(database: Database, spoil: Spoil = str) -> MadeStore:
                 session.add(Score(scorer_id=run.learnability_scorer_id, value=likelihood, n_tokens=2, **scored))
             make_assignment(session, made.id, prompt_id, ada, reason="calibration", score=0.6, margin=0.2)
         for prompt_id in made.prompt_ids:
-            session.add(RouterScore(router_id=router.id, prompt_id=prompt_id, teacher_id=ada, score=1.5))
-            session.add(RouterScore(router_id=router.id, prompt_id=prompt_id, teacher_id=bob, score=-0.25))
+            session.add(RouterScore(router_id=run.router_id, prompt_id=prompt_id, teacher_id=ada, score=1.5))
+            session.add(RouterScore(router_id=run.router_id, prompt_id=prompt_id, teacher_id=bob, score=-0.25))
         running = make_job(
             session,
             made.id,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -134,6 +135,25 @@ def test_only_tables_scroll_sideways(site: Site, page: Page, width: int) -> None
     for path in site.paths():
         page.goto(site.address + path)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+@pytest.mark.window(viewport={"width": 380, "height": 800})
+def test_on_a_phone_a_row_is_a_card_that_shows_every_figure_whole(site: Site, page: Page) -> None:
+    page.goto(site.address)
+    boxes = page.locator(".cards")
+    assert boxes.count() == 1
+    assert boxes.first.evaluate("box => box.scrollWidth <= box.clientWidth")
+    reward = page.locator("tbody tr").nth(1).locator("td[data-label=reward]")
+    assert reward.inner_text() == "0.600"
+    assert reward.evaluate("cell => getComputedStyle(cell, '::before').content") == '"reward"'
+
+
+@pytest.mark.window(viewport={"width": 380, "height": 800})
+def test_on_a_phone_a_long_answer_stays_within_the_window(site: Site, page: Page) -> None:
+    long = "select 1 as n, replace(hex(zeroblob(3000)), '00', 'word ') as text union all select 2, 'short'"
+    page.goto(f"{site.address}/sql?query={quote(long)}")
+    height = page.get_by_role("region", name="Answer").evaluate("box => box.getBoundingClientRect().height")
+    assert 0 < height <= 600
 
 
 def brightness(page: Page, of: str) -> float:

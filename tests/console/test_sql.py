@@ -54,6 +54,22 @@ def test_a_file_has_the_values_as_they_are(filled: Filled) -> None:
     assert filled.console.get("/sql.csv").status_code == 400
 
 
+def test_a_shipped_question_is_answered_at_a_click(filled: Filled) -> None:
+    """Of the newest run, until another is named: the link alone says which question."""
+    found = Read(filled.get("/sql?question=progress"))
+    assert "rows, after" in found.text
+    assert ("value", filled.made.failed) in found.attributes
+    assert "generate" in Read(filled.get(f"/sql?question=progress&run={filled.made.name}")).text
+    # What no run answers is asked for: which prompt?
+    assert "rows, after" not in Read(filled.get("/sql?question=why")).text
+
+
+def test_the_schema_stands_beside_the_question(filled: Filled) -> None:
+    html = filled.get("/sql")
+    assert "v_dataset run prompt_id role" in Read(html).text
+    assert "run_teachers run_id position teacher_id" in Read(html).text
+
+
 def test_a_text_with_a_colon_is_no_parameter(filled: Filled) -> None:
     query = quote("select '12:noon' as at")
     assert rows(filled.get(f"/sql?query={query}"))[1] == "12:noon"

@@ -81,8 +81,8 @@ ANSWERS: dict[str, Rows] = {
         (4, "ada", 2.0, "first: prompt 3?"),
         (6, "bob", 2.0, "first: prompt 5?"),
     ],
-    # The router has bob first on the hold-out prompt, where ada's reward is higher.
-    "hits": [(1, 0.0, 1.0)],
+    # The router has bob first on the hold-out prompt, where ada's reward is higher; of two teachers there is no Hit@3.
+    "hits": [(1, 0.0, None)],
     # -12 nats over 6 tokens.
     "students": [
         ("student", None, None, "test.jsonl", "fake", 2, 2, 0, 0.5),

@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Router, Score
+from persyn.db.results import Response, Score
 from persyn.db.results import RouterScore as RouterScoreRow
 from persyn.report import document, drawing, figures, gather
 from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from tests.factories import MadeRun, digest, make_assignment, make_job, make_response, make_run
+from tests.factories import MadeRun, make_assignment, make_job, make_response, make_router, make_run
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 #: Each tries to be more than text: in HTML, in an SVG, in Markdown, on a terminal.
@@ -104,7 +104,7 @@ def _make(session: Session) -> MadeRun:
         # No run file may name a teacher so; whoever writes to the store may.
         session.execute(update(Teacher).where(Teacher.id == teacher_id).values(name=name))
     run = session.get_one(Run, made.id)
-    run.router_id = _router(session, made)
+    run.router_id = make_router(session, made, backbone=HOSTILE[0], metrics={"versions": {"torch": HOSTILE[7]}})
     run.state = RunState.DONE
     for number, prompt_id in enumerate(made.prompt_ids):
         text, topic = HOSTILE[number % len(HOSTILE)], HOSTILE[2 + number % 2]
@@ -116,25 +116,9 @@ def _make(session: Session) -> MadeRun:
         make_assignment(session, made.id, prompt_id, made.teacher_ids[k], margin=0.2)
     make_response(session, made.prompt_ids[6], made.teacher_ids[0], HOSTILE[5], response_tokens=10, prompt_tokens=100)
     make_response(session, made.prompt_ids[7], made.teacher_ids[1], None, failure=f"refused: {HOSTILE[0]}")
-    _jobs(session, made)
+    session.execute(update(Response).values(job_id=_jobs(session, made)))
     session.execute(update(Teacher).values(price_in=1.0, price_out=10.0, license=HOSTILE[6]))
     return made
-
-
-def _router(session: Session, made: MadeRun) -> int:
-    router = Router(
-        fingerprint=digest("router"),
-        backbone=HOSTILE[0],
-        tune="head",
-        options={},
-        teacher_ids=made.teacher_ids,
-        metrics={"versions": {"torch": HOSTILE[7]}},
-        path="routers/1",
-        sha256=digest("files"),
-    )
-    session.add(router)
-    session.flush()
-    return router.id
 
 
 def _cell(session: Session, run: Run, made: MadeRun, number: int, quality: tuple[int, int]) -> None:
@@ -154,8 +138,9 @@ def _cell(session: Session, run: Run, made: MadeRun, number: int, quality: tuple
         )
 
 
-def _jobs(session: Session, made: MadeRun) -> None:
-    """Ten rows in the first hundred seconds, ten in the second fifty of them."""
-    for start in (0, 50):
-        began, ended = NOON + timedelta(seconds=start), NOON + timedelta(seconds=100)
-        make_job(session, made.id, state="done", n_prompts=10, started_at=began, finished_at=ended)
+def _jobs(session: Session, made: MadeRun) -> int:
+    """Ten rows in the first hundred seconds, ten in the second fifty of them; the id of the first job."""
+    ended = {"state": "done", "n_prompts": 10, "finished_at": NOON + timedelta(seconds=100)}
+    first = make_job(session, made.id, started_at=NOON, **ended)
+    make_job(session, made.id, started_at=NOON + timedelta(seconds=50), **ended)
+    return first

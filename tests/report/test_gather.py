@@ -113,8 +113,9 @@ def test_what_was_spent_is_in_tokens_and_in_dollars(store: Store) -> None:
 def test_what_a_run_spent_that_is_not_done_is_what_it_spent_so_far(database: Database) -> None:
     with database.write() as session:
         made = make_run(session, prompts=4, calibration=1)
+        job_id = make_job(session, made.id)
         for teacher_id in made.teacher_ids:
-            make_response(session, made.prompt_ids[0], teacher_id, response_tokens=10)
+            make_response(session, made.prompt_ids[0], teacher_id, response_tokens=10, job_id=job_id)
     with database.read() as session:
         found = gather.gather(session, session.get_one(Run, made.id))
 
