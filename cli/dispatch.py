@@ -27,7 +27,7 @@ def dispatch() -> None:
         dispatcher = Dispatcher(database, celery, lease_seconds=settings.lease_seconds)
 
         def stop(*_: Any) -> None:
-            dispatcher.stop.set()
+            dispatcher.end()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)

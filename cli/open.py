@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from cli.completion import run_names
 from persyn.db.catalog import Run
-from persyn.db.connect import Database, scratch
+from persyn.db.connect import BRISK_SECONDS, Database, scratch
 from persyn.errors import StoreAway, UsageError
 from persyn.queue import Backlog
 from persyn.settings import Settings
@@ -65,9 +65,11 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead 
 def store(*, patient: bool = False) -> Iterator[Database]:
     """The store of the environment; `UsageError` when it is not at this code's revision.
 
-    patient: one that does not answer is waited for, as whoever is started with it must.
+    patient: one that does not answer is waited for, as whoever is started with it must; and no transaction that
+             writes stands still, since others wait for it.
     """
-    database = Database(Settings.from_environment().database_url)
+    limit = {"idle_seconds": BRISK_SECONDS} if patient else {}
+    database = Database(Settings.from_environment().database_url, **limit)
     try:
         if patient:
             waiting = Retrying(

@@ -12,6 +12,7 @@ from persyn import queue
 from persyn.config import RunConfig
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
+from persyn.db.connect import take_time
 from persyn.db.results import Assignment
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
@@ -172,6 +173,7 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
     """
     run = session.get_one(Run, run_id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     while run.state is RunState.RUNNING and not _count(session, run, _OPEN):
+        take_time(session)
         if _count(session, run, (JobState.FAILED,)):
             _finish(session, run, RunState.FAILED, actor, _failure(session, run))
         elif STAGES[run.stage].plan(session, run):

@@ -75,25 +75,26 @@ class Cluster:
             **environment,
         }
 
-    def start(self, name: str, *arguments: str, skew: float = 0.0) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *arguments: str, skew: float = 0.0, **environment: str) -> subprocess.Popen[bytes]:
         """Start a command under a name; one of that name that ended is replaced.
 
-        skew: seconds that its clock is ahead.
+        skew:        seconds that its clock is ahead.
+        environment: what this one is told besides, or instead.
         """
         program = ["tests.skewed", str(skew)] if skew else ["cli"]
         with (self.folder / f"{name}.log").open("ab") as output:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", *program, *arguments],
-                env=self._environment,
+                env={**self._environment, **environment},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
         return self.processes[name]
 
-    def worker(self, name: str, *options: str, skew: float = 0.0) -> subprocess.Popen[bytes]:
+    def worker(self, name: str, *options: str, skew: float = 0.0, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker for the CPU."""
-        return self.start(name, "worker", "--name", name, *options, skew=skew)
+        return self.start(name, "worker", "--name", name, *options, skew=skew, **environment)
 
     def kill(self, name: str) -> None:
         """SIGKILL a process and its group."""

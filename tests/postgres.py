@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 from sqlalchemy import NullPool, create_engine, make_url
 
+from tests.proxy import Proxy
+
 
 class Postgres:
     """A running server."""
@@ -58,6 +60,13 @@ class Postgres:
         engine = create_engine(self._admin, isolation_level="AUTOCOMMIT", poolclass=NullPool)
         with engine.connect() as connection:
             connection.exec_driver_sql(statement)
+
+    def behind(self, url: str) -> tuple[str, Proxy]:
+        """A database's URL through a proxy on loopback, and the proxy, which is to be closed."""
+        inside = make_url(url)
+        proxy = Proxy(Path(str(inside.query["host"])) / ".s.PGSQL.5432")
+        through = inside.difference_update_query(["host"]).set(host="127.0.0.1", port=proxy.port)
+        return through.render_as_string(hide_password=False), proxy
 
     def cut(self) -> None:
         """End every other connection to the server."""

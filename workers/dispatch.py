@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 
 from celery import Celery
-from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
 from persyn import pipeline, queue
@@ -19,6 +19,7 @@ from persyn.db.connect import Database
 from persyn.errors import shorten
 from workers import app as celery_app
 from workers import owner
+from workers.lead import Lead
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +28,15 @@ TICK_SECONDS = 1.0
 _PATIENCE_SECONDS = 5.0
 #: The most messages that lie in one queue: as many idle workers can be woken by it at once.
 _MESSAGES = 16
-#: Names the lock that the leader holds; any number that is nobody else's.
-_LEADER_LOCK = 0x5045525360
+#: How long the database is waited for once a dispatcher has been told to stop.
+_STOP_SECONDS = 3.0
 
 
 class Dispatcher:
     """Sweeps and rings, once a tick, as long as it leads.
 
-    lease_seconds: what workers hold their jobs for; after the database was away, and at first, nobody's lease
-                   counts as run out for so long.
+    lease_seconds: what workers hold their jobs for; after the database was away, and when it was first reached,
+                   nobody's lease counts as run out for so long.
     """
 
     def __init__(self, database: Database, app: Celery, *, lease_seconds: float) -> None:
@@ -43,7 +44,7 @@ class Dispatcher:
         self._database = database
         self._app = app
         self._actor = owner.name()
-        self._lead: Connection | None = None
+        self._lead = Lead(self._actor)
         self._wait = TICK_SECONDS
         self._failures = 0
         self._lease_seconds = lease_seconds
@@ -52,25 +53,31 @@ class Dispatcher:
         self._patient_until = 0.0
 
     def run(self) -> None:
-        """Tick until `stop` is set; outages of broker and database are waited for."""
+        """Tick until `end` is called; outages of broker and database are waited for."""
+        while not self.stop.is_set():
+            self.tick()
+            self.stop.wait(self._wait)
         try:
-            while not self.stop.is_set():
-                self.tick()
-                self.stop.wait(self._wait)
-        finally:
-            self._resign()
+            with self._database.write() as session:
+                self._lead.resign(session)
+        except DBAPIError as error:
+            log.warning("the lead is left to run out", extra={"error": shorten(str(error.orig))})
+
+    def end(self) -> None:
+        """Stop, however the database fares; what it does not answer in seconds is left undone."""
+        self.stop.set()
+        self._database.hurry(_STOP_SECONDS)
 
     def tick(self) -> None:
         """Take back lost jobs and ring for waiting ones, if this dispatcher leads. Raises nothing that time mends."""
         try:
-            if self._leads():
-                if self._was_away:
-                    self._patient_until, self._was_away = time.monotonic() + self._lease_seconds, False
-                self._sweep()
+            leads = self._leads()
+            if self._was_away:
+                self._patient_until, self._was_away = time.monotonic() + self._lease_seconds, False
+            if leads and self._sweep():
                 self._ring()
             self._wait, self._failures = TICK_SECONDS, 0
         except DBAPIError as error:
-            self._resign()
             self._was_away = True
             self._back_off("the database is away", error.orig)
         except celery_app.AWAY as error:
@@ -82,8 +89,15 @@ class Dispatcher:
         self._wait = min(TICK_SECONDS * 2 ** (self._failures - 1), _PATIENCE_SECONDS)
         log.warning(what, extra={"error": shorten(str(error)), "wait_seconds": self._wait})
 
-    def _sweep(self) -> None:
+    def _leads(self) -> bool:
         with self._database.write() as session:
+            return self._lead.take(session)
+
+    def _sweep(self) -> bool:
+        """Take back what is lost; False when another leads meanwhile."""
+        with self._database.write() as session:
+            if not self._lead.hold(session):
+                return False
             taken = pipeline.sweep(
                 session,
                 actor=self._actor,
@@ -92,6 +106,7 @@ class Dispatcher:
             )
         if taken:
             log.info("jobs taken back", extra={"jobs": taken})
+        return True
 
     def _ring(self) -> None:
         with self._database.read() as session:
@@ -100,21 +115,13 @@ class Dispatcher:
             with self._database.read() as session:
                 job_ids = queue.due(session, name, limit=min(jobs, _MESSAGES))
             sent = celery_app.ring(self._app, name, job_ids, most=min(jobs, _MESSAGES))
-            if sent:
-                # Noted after it was sent: a death between the two sends it twice, which wakes somebody for nothing.
-                with self._database.write() as session:
-                    queue.note_sent(session, sent)
+            if sent and not self._note_sent(sent):
+                return
 
-    def _leads(self) -> bool:
-        """Hold the leader's lock, which is gone with the connection; a SQLite store has one machine and no lock."""
-        if self._database.engine.dialect.name != "postgresql":
-            return True
-        if self._lead is None:
-            self._lead = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        return bool(self._lead.scalar(select(func.pg_try_advisory_lock(_LEADER_LOCK))))
-
-    def _resign(self) -> None:
-        if self._lead is not None:
-            self._lead.invalidate()  # closed, not given back to the pool with the lock still held
-            self._lead.close()
-            self._lead = None
+    def _note_sent(self, job_ids: Sequence[int]) -> bool:
+        # Noted after it was sent: a death between the two sends it twice, which wakes somebody for nothing.
+        with self._database.write() as session:
+            if not self._lead.hold(session):
+                return False
+            queue.note_sent(session, job_ids)
+        return True

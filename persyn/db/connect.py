@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from persyn.errors import StoreAway, UsageError
+
+if TYPE_CHECKING:
+    from persyn.db.patience import Patience
 
 _BUSY_SECONDS = 30
 #: A peer that vanished without a word is noticed within a minute, on both sides: the server's locks go with it.
@@ -28,8 +32,16 @@ _ALIVE = {
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
-    "options": "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
+_SERVER_ALIVE = (
+    "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=60000"
+)
+#: The server ends who begins to write and then says nothing for so long: frozen, he would keep his locks.
+_IDLE_SECONDS = 60.0
+#: As above, for those who write again and again, on whom others wait; and for what computes between two statements.
+BRISK_SECONDS, _THINKING_SECONDS = 5.0, 120
+#: After so long without an answer it is found out whether the server is at work, or the connection frozen.
+_SILENCE_SECONDS = 15.0
 _COMMON: dict[str, Any] = {
     "hide_parameters": True,  # errors are logged; prompts and responses are not
     "json_serializer": lambda value: msgspec.json.encode(value).decode(),
@@ -40,16 +52,23 @@ _COMMON: dict[str, Any] = {
 class Database:
     """One store. Its sessions are short: none is open while a model computes.
 
-    url: SQLAlchemy's: sqlite:///persyn.db or postgresql+psycopg://user@host/name.
+    url:             SQLAlchemy's: sqlite:///persyn.db or postgresql+psycopg://user@host/name.
+    idle_seconds:    how long a transaction that writes may stand still between two statements before PostgreSQL ends
+                     it: for so long a frozen client keeps its locks.
+    silence_seconds: how long PostgreSQL may say nothing before it is asked whether it is at work.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self, url: str, *, idle_seconds: float = _IDLE_SECONDS, silence_seconds: float = _SILENCE_SECONDS
+    ) -> None:
         self.url = _parse(url)
+        self._ends_at = float("inf")
+        self._patience: Patience | None = None
         if self.url.get_backend_name() == "sqlite":
             self.engine = _sqlite(self.url, begin="BEGIN IMMEDIATE", query_only=False)
             self._reader = _sqlite(self.url, begin="BEGIN", query_only=True)
         else:
-            self.engine = create_engine(self.url, pool_pre_ping=True, connect_args=_ALIVE, **_COMMON)
+            self.engine, self._patience = _postgresql(self.url, idle_seconds, silence_seconds)
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
@@ -62,7 +81,20 @@ class Database:
     def read(self) -> Iterator[Session]:
         """A session on one consistent snapshot, that can write nothing and blocks no writer."""
         with Session(self._reader, expire_on_commit=False) as session, session.begin():
+            if self._patience is not None:  # it keeps nobody waiting, and may write files between two rows
+                session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             yield session
+
+    def hurry(self, seconds: float) -> None:
+        """Wait for nothing longer than so many seconds from now on: whoever uses this store has to end."""
+        self._ends_at = min(self._ends_at, time.monotonic() + seconds)
+        if self._patience is not None:
+            self._patience.ends_at = self._ends_at
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the time that `hurry` gave is over."""
+        return time.monotonic() > self._ends_at
 
     def close(self) -> None:
         """Give every connection back."""
@@ -133,6 +165,12 @@ class Database:
             raise StoreAway(f"cannot open the database {place}: {reason}; check PERSYN_DATABASE_URL") from error
 
 
+def take_time(session: Session) -> None:
+    """Let the rest of a transaction compute between its statements, as planning a stage may have to."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_THINKING_SECONDS}s'"))
+
+
 @contextmanager
 def scratch() -> Iterator[Database]:
     """An empty store at this code's revision, in the system's folder for temporary files; gone afterwards."""
@@ -190,6 +228,17 @@ def _parse(url: str) -> URL:
             f"PERSYN_DATABASE_URL names {parsed.get_backend_name()}; PerSyn keeps to SQLite and PostgreSQL"
         )
     return parsed
+
+
+def _postgresql(url: URL, idle_seconds: float, silence_seconds: float) -> tuple[Engine, Patience]:
+    from persyn.db import patience
+
+    limit = f"-c idle_in_transaction_session_timeout={int(idle_seconds * 1000)}"
+    alive = {**_ALIVE, "options": f"{_SERVER_ALIVE} {limit}"}
+    engine = create_engine(url, pool_pre_ping=True, connect_args=alive, **_COMMON)
+    patient = patience.Patience(silence_seconds)
+    patience.install(engine, patient)
+    return engine, patient
 
 
 def _sqlite(url: URL, *, begin: str, query_only: bool) -> Engine:

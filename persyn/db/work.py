@@ -1,4 +1,4 @@
-"""What has to be done: jobs under lease, the audit of every transition, the models that were loaded for them."""
+"""What has to be done: jobs under lease, the audit of every transition, the models loaded for them, who leads."""
 
 from __future__ import annotations
 
@@ -112,3 +112,15 @@ class Load(Base):
         comment="the GPUs that it was given, as nvidia-smi names them; null for none"
     )
     log: Mapped[str] = mapped_column(unique=True, comment="its log file, in PERSYN_HOME/logs on the worker's machine")
+
+
+class Leader(Base):
+    """Which dispatcher leads, and until when: one row at most. Whoever leads checks the fence in all it writes."""
+
+    __tablename__ = "leader"
+    __table_args__ = (CheckConstraint("id = 1", name="one"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="always 1")
+    owner: Mapped[str] = mapped_column(comment="the dispatcher process that leads or led last")
+    fence: Mapped[Big] = mapped_column(comment="raised with each new leader")
+    lease_until: Mapped[UtcTime]
