@@ -6,13 +6,16 @@ each of them. Knows tokenizers, no models.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
 from persyn.errors import EngineError
 from persyn.llm.protocols import Message, ModelSpec
+from persyn.llm.template import Answered, Template, Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,9 +26,6 @@ _BEGIN_TOKENS = frozenset({"<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>
 
 #: Ends a base model's turn: without a template nothing else tells it to stop.
 PLAIN_STOP = "\nUser:"
-
-#: Stands for a response, to see what a template puts around it.
-_PLACE = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -47,24 +47,34 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool | None = None) -> None:
         self.tokenizer = tokenizer
-        self.has_template = tokenizer.chat_template is not None
+        #: None for a base model, whose conversations are written in plain turns.
+        self.template = None if tokenizer.chat_template is None else Template(tokenizer)
         expects_bos = tokenizer.bos_token in _BEGIN_TOKENS if add_bos is None else add_bos
-        #: What stands between the prompt and a response; a plain "Assistant:" is followed by a space.
-        self._lead = "" if self.has_template else " "
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
+        #: Of what a template puts around turns, which is always the same few texts.
+        self._count_special = lru_cache(lambda text: sum(token in self._special for token in self.encode(text)))
         self._bos = str(tokenizer.bos_token) if expects_bos and tokenizer.bos_token else ""
+        self._turn_end = self._find_turn_end()
+        #: The token that closes an assistant's turn: what the template puts after it, or EOS.
         self.end_id = self._find_end_id()
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return self.template is not None
+
+    @property
+    def ends_turns(self) -> bool:
+        """Whether the template closes a turn with a token; if not, EOS ends a response."""
+        return self._turn_end is not None
+
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The conversation up to where the assistant's turn begins; `TemplateError` when the template refuses it."""
-        if not self.has_template:
-            return self.plain_text(messages)
-        try:
-            return self._apply(messages)
-        except TemplateError:
-            # Some templates know no system turn; what it says then opens the first user turn.
-            return self._apply(_fold_system(messages))
+        """The conversation up to where the assistant's turn begins.
+
+        `TemplateError` when the template refuses it or would lose a part of it.
+        """
+        return self._prompt(messages).text
 
     def plain_text(self, messages: Sequence[Message]) -> str:
         """`prompt_text` without a template, which nothing refuses."""
@@ -75,15 +85,21 @@ class Chat:
         return self._bos + "".join(turns) + "Assistant:"
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """`prompt_text` as token ids; no special token is added that the text does not hold."""
-        return self.encode(self.prompt_text(messages))
+        """`prompt_text` as token ids; no special token is added that the text does not hold.
+
+        A special token that is spelt out in a turn is so many characters: it ends no turn and begins none.
+        """
+        prompt = self._prompt(messages)
+        return self._as_turns(self.encode(prompt.text), prompt.text, prompt.spans)
 
     def response_ids(self, messages: Sequence[Message], response: str) -> tuple[list[int], int]:
         """The whole conversation as token ids, and where the response begins in them; `TemplateError` when refused.
 
-        returns: (ids, n): ids[:n] is the prompt, ids[n:] the response and its end token. The text is
-                 tokenised at one go; where a token would straddle the boundary, the response is
-                 tokenised by itself, so that ids[:n] is always what the model is given to answer.
+        returns: (ids, n): ids[:n] is the prompt, ids[n:] the response and what closes it, up to the end token.
+                 What the template writes between the two belongs to the prompt. The text is tokenised at one go.
+                 A token that holds the end of that and the beginning of the response, such as "▁Paris", is the
+                 response's first; none straddles the end of what the model is given to answer: where one would, the
+                 response is tokenised by itself.
                  A special token that is spelt out in the response is so many characters, and ends nothing.
         """
         (found,) = self.all_response_ids([(messages, response)])
@@ -95,46 +111,70 @@ class Chat:
         self, conversations: Sequence[tuple[Sequence[Message], str]]
     ) -> list[tuple[list[int], int] | TemplateError]:
         """`response_ids` of many, at a fraction of the time; the error itself for one that the template refuses."""
-        prompts = [self._prompt_or_refusal(messages) for messages, _ in conversations]
-        texts = [text if isinstance(text, str) else "" for text in prompts]
+        found = [self._answered_or_refusal(*conversation) for conversation in conversations]
+        answered = [each for each in found if isinstance(each, Answered)]
         # What several teachers answered is read once.
-        known = list(dict.fromkeys(texts))
-        prompt_ids = dict(zip(known, self._encode_all(known), strict=True))
-        written = [self._lead + response for _, response in conversations]
-        wholes = self._encode_all([text + more for text, more in zip(texts, written, strict=True)])
+        spans = {text: each.spans for each in answered for text in (each.given, each.given + each.lead)}
+        known = zip(spans, self._encode_all(list(spans)), strict=True)
+        prompts = {text: self._as_turns(ids, text, spans[text]) for text, ids in known}
+        wholes = iter(self._encode_all([each.given + each.lead + self._written(each) for each in answered]))
         return [
-            self._joined(prompt_ids[prompt], more, ids) if isinstance(prompt, str) else prompt
-            for prompt, more, ids in zip(prompts, written, wholes, strict=True)
+            self._joined(each, prompts[each.given], prompts[each.given + each.lead], next(wholes))
+            if isinstance(each, Answered)
+            else each
+            for each in found
         ]
 
-    def _prompt_or_refusal(self, messages: Sequence[Message]) -> str | TemplateError:
+    def _prompt(self, messages: Sequence[Message]) -> Written:
+        if self.template is not None:
+            return self.template.prompt(messages)
+        text = self.plain_text(messages)
+        return Written(text, [(len(self._bos), len(text))])
+
+    def _answered_or_refusal(self, messages: Sequence[Message], response: str) -> Answered | TemplateError:
         try:
-            return self.prompt_text(messages)
+            if self.template is None:
+                prompt = self._prompt(messages)
+                # A plain "Assistant:" is followed by a space, which the model writes itself.
+                return Answered(prompt.text, "", f" {response}", "", prompt.spans)
+            return self.template.answered(messages, response)
         except TemplateError as error:
             return error
 
-    def _joined(self, prompt: list[int], written: str, whole: list[int]) -> tuple[list[int], int]:
-        """What `response_ids` returns, of a prompt's ids, what follows it, and the ids of both as one text."""
-        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.encode(written)
-        if self._spells_special(written, ids):
-            ids = self._encode_as_characters(written)
-        return [*prompt, *ids, self.end_id], len(prompt)
+    def _written(self, answered: Answered) -> str:
+        """What the model has to write: the response, and what the template puts before the end token."""
+        closing = answered.after.partition(self._turn_end)[0] if self._turn_end else ""
+        return answered.response + closing
+
+    def _joined(
+        self, answered: Answered, given: list[int], prompt: list[int], whole: list[int]
+    ) -> tuple[list[int], int]:
+        """What `response_ids` returns, of the ids of what is given, of that with the lead, and of all as one text."""
+        start = _shared(prompt, whole)
+        is_whole = start == len(prompt) or (answered.lead and start >= _shared(given, whole) == len(given))
+        written = self._written(answered)
+        if is_whole and not self._spells_special(written, whole[start:]):
+            return [*whole, self.end_id], start
+        # A lead of white space is a part of the response's first token.
+        before, text = (prompt, written) if answered.lead.strip() else (given, answered.lead + written)
+        ids = self.encode(text)
+        if self._spells_special(text, ids):
+            ids = self._encode_as_characters(text)
+        return [*before, *ids, self.end_id], len(before)
 
     def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         """The finished conversation as a reward model reads it: the template's own closing included.
 
-        A special token that is spelt out in the response is so many characters here too.
+        A special token that is spelt out in a turn is so many characters here too.
         """
-        if not self.has_template:
+        if self.template is None:
             return self.response_ids(messages, response)[0]
-        text = self._finished_text(messages, response)
-        if not self._spells_special(response, self.encode(response)):
-            return self.encode(text)
-        before, _, after = self._finished_text(messages, _PLACE).rpartition(_PLACE)
-        shown = text[len(before) : len(text) - len(after)]
-        if before + shown + after != text:
+        written = self.template.finished([*messages, {"role": "assistant", "content": response}])
+        plain = self.encode(written.text)
+        ids = self._as_turns(plain, written.text, written.spans)
+        if ids != plain and not written.is_framed:
             raise TemplateError("what it puts around a response depends on the response")
-        return self.encode(before) + self._encode_as_characters(shown) + self.encode(after)
+        return ids
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text that already holds every special token it needs."""
@@ -156,47 +196,54 @@ class Chat:
         """Whether a special token is spelt out in a text with these ids; one that stands for the unknown is not."""
         return not self._special.isdisjoint(ids) and self.encode(text) != self._encode_as_characters(text)
 
-    def _finished_text(self, messages: Sequence[Message], response: str) -> str:
-        turns = [*messages, {"role": "assistant", "content": response}]
-        try:
-            return self._apply(turns, add_generation_prompt=False)
-        except TemplateError:
-            return self._apply(_fold_system(turns), add_generation_prompt=False)
+    def _as_turns(self, ids: list[int], text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """The ids of a text, which are given, or others where a special token is spelt out in a turn.
 
-    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        spans: where each turn's own text begins and ends.
+        """
+        begins, ends = zip(*sorted(spans), strict=True)
+        around = [text[begin:end] for begin, end in zip((0, *ends), (*begins, len(text)), strict=True)]
+        if sum(token in self._special for token in ids) == sum(map(self._count_special, around)):
+            return ids
+        tokens = list(self._special_texts().finditer(text))
+        outside = [t for t in tokens if not any(t.start() < end and begin < t.end() for begin, end in spans)]
+        if len(outside) == len(tokens):
+            return ids
+        found: list[int] = []
+        place = 0
+        for token in outside:
+            found += [*self._encode_as_characters(text[place : token.start()]), *self.encode(token[0])]
+            place = token.end()
+        return found + self._encode_as_characters(text[place:])
+
+    def _special_texts(self) -> re.Pattern[str]:
+        texts = [str(token) for token in self.tokenizer.convert_ids_to_tokens(sorted(self._special))]
+        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
+
+    def _find_turn_end(self) -> str | None:
+        """The text of the first token that the template puts after a response; None when there is none."""
+        if self.template is None:
+            return None
         try:
-            text: Any = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (TypeError, ValueError, LookupError) as error:
-            # A template is a program of the model's maker and refuses in whatever way it likes.
-            raise TemplateError(str(error)) from error
-        return str(text)
+            closing = self.template.answered([{"role": "user", "content": "a"}], "b").after
+        except TemplateError:
+            return None  # whoever comes with a prompt is told
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *added}
+        token = next((token for token in self.encode(closing) if token in special), None)
+        return None if token is None else str(self.tokenizer.convert_ids_to_tokens(token))
 
     def _find_end_id(self) -> int:
-        """The token that closes an assistant's turn: what the template puts after it, or EOS."""
-        eos = self.tokenizer.eos_token_id
-        if self.has_template:
-            probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-            try:
-                closing = self._apply(probe, add_generation_prompt=False).rpartition("b")[2]
-            except TemplateError:
-                closing = ""  # whoever comes with a prompt is told
-            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-            found = next((token for token in self.encode(closing) if token in special), None)
-            if found is not None:
-                return found
-        if eos is None:
+        token = self.tokenizer.eos_token_id
+        if self._turn_end is not None:
+            token = self.tokenizer.convert_tokens_to_ids(self._turn_end)
+        if token is None:
             raise EngineError(f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-text token")
-        return int(eos)
+        return int(token)
 
 
-def _fold_system(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation without a system turn: its text opens the first user turn."""
-    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
-    turns = [dict(m) for m in messages if m["role"] != "system"]
-    for turn in turns:
-        if system and turn["role"] == "user":
-            turn["content"] = f"{system}\n\n{turn['content']}"
-            break
-    return turns
+def _shared(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many ids two sequences have in common from the beginning."""
+    if some == others[: len(some)]:
+        return len(some)
+    return next(n for n, (one, other) in enumerate(zip(some, [*others, None], strict=False)) if one != other)

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from persyn.errors import EngineError
-from persyn.llm import generation, openai, options, scoring
+from persyn.llm import generation, openai, options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.options import Dtype
@@ -78,7 +78,10 @@ def _check_server(spec: ModelSpec) -> list[Finding]:
 def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_tokens: int) -> Iterator[Finding]:
     chosen = _decode(spec)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
-    yield _template(chat)
+    about_template = template_check.look_over(chat)
+    yield from about_template
+    if about_template[0].level == "error":
+        return
     yield _padding(chat)
     stored = scoring.stored_dtype(scoring.configuration(spec))
     used = _used_dtype(spec, chosen, stored)
@@ -95,14 +98,6 @@ def _decode(spec: ModelSpec) -> _Options:
     if spec.engine == "vllm":
         return options.decode(spec, options.Vllm)
     return options.decode(spec, options.Transformers)
-
-
-def _template(chat: Chat) -> Finding:
-    if chat.has_template:
-        return Finding("ok", "template", f"a turn ends with {chat.tokenizer.convert_ids_to_tokens(chat.end_id)!r}")
-    return Finding(
-        "warning", "template", "no chat template: prompts become plain 'User:' and 'Assistant:' turns, for a base model"
-    )
 
 
 def _padding(chat: Chat) -> Finding:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from persyn.errors import EngineError
-from persyn.llm import options, scoring
+from persyn.llm import options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.padding import Padded, Row, refused, right_pad
@@ -35,7 +35,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     together with its conversation fails as `too_long`; it is cut only where an option says so.
     """
     chosen = options.decode(spec, options.LogLikelihood)
-    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     model = scoring.load_weights(AutoModelForCausalLM, spec, chosen)
 
     def row(request: Judge, found: tuple[list[int], int] | TemplateError) -> Row | Failed:

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from persyn.errors import shorten
 from persyn.llm.protocols import Failed, Judge, Judged, Request, Result, Tick
 
 
@@ -34,7 +35,7 @@ Forward: TypeAlias = Callable[[Sequence[Row]], Sequence[Judged]]
 
 def refused(request: Judge, error: TemplateError) -> Failed:
     """What stands for the row of a conversation that the chat template refuses."""
-    return Failed(request.id, f"bad_request: the chat template refuses it: {error}")
+    return Failed(request.id, f"bad_request: the chat template refuses it: {shorten(str(error))}")
 
 
 def right_pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
 from persyn.errors import EngineError
-from persyn.llm import options, scoring
+from persyn.llm import options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.padding import Padded, Row, refused, right_pad
@@ -25,6 +25,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     chosen = options.decode(spec, options.Scorer)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
     _check(spec, chat)
+    template_check.require(spec, chat, answers=False)
     model = scoring.load_weights(AutoModelForSequenceClassification, spec, chosen)
 
     def row(request: Judge) -> Row | Failed:

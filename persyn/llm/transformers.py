@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from persyn.llm import generation, options, sampling, scoring
+from persyn.llm import generation, options, sampling, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.generation import Prompt
@@ -36,7 +36,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     `seconds` from the start of the batch to the row's last token. Options: `options.Transformers`.
     """
     chosen = options.decode(spec, options.Transformers)
-    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     dtype = chosen.dtype or ("bfloat16" if spec.gpus else "float32")
     model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype=dtype))
     writer = Writer(model, chat, batch_size=chosen.batch_size, context=chosen.max_model_len, tick=tick)

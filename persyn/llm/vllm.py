@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from persyn.errors import EngineError
-from persyn.llm import generation, options
+from persyn.llm import generation, options, template_check
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.generation import Prompt
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
@@ -27,7 +27,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     `seconds` from admission to vLLM, where a request may wait for its place in the batch. Options: `options.Vllm`.
     """
     chosen = options.decode(spec, options.Vllm)
-    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     _set_environment(spec.gpus)
     from vllm import LLM
     from vllm.version import __version__

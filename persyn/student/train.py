@@ -28,7 +28,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from persyn.errors import EngineError, UsageError
 from persyn.folders import replaced
-from persyn.llm import options, scoring
+from persyn.llm import options, scoring, template_check
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
 from persyn.student import examples
@@ -90,7 +90,8 @@ def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: Se
     """Write what a student is to learn into `folder`/data, as its own tokens.
 
     spec: the student as it begins; of its options `add_bos`.
-    Raises `UsageError` when there is nothing to train on, `EngineError` when the student has no tokenizer.
+    Raises `UsageError` when there is nothing to train on, `EngineError` when the student has no tokenizer or
+    its chat template cannot be used.
     """
     limit = settings.max_tokens or scoring.max_tokens(scoring.configuration(spec)) or sys.maxsize
     counts = examples.write(folder / DATA, conversations, _chat(spec), max_tokens=limit)
@@ -186,7 +187,7 @@ class _Trainer(Trainer):
 
 
 def _chat(spec: ModelSpec) -> Chat:
-    return Chat(load_tokenizer(spec), add_bos=spec.options.get("add_bos"))
+    return template_check.require(spec, Chat(load_tokenizer(spec), add_bos=spec.options.get("add_bos")))
 
 
 def _end_as_taught(model: Any, chat: Chat) -> None:

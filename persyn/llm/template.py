@@ -1,0 +1,248 @@
+"""A model's chat template, and the proof that nothing of a conversation is lost in it.
+
+A template is a program of the model's maker. It may drop a system turn, expect content in another form, or leave
+out part of a text, all without an error; so every turn is looked for in what the template has written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from persyn.llm.protocols import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class LostText(TemplateError):
+    """The template wrote a conversation without all of its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A conversation as the template writes it."""
+
+    text: str
+    #: Where each turn's own text begins and ends in `text`.
+    spans: list[tuple[int, int]]
+    #: Whether the text around the turns is the same for every conversation of these roles.
+    is_framed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A conversation and its response, as the template writes them; the parts in this order are the whole text."""
+
+    #: What the model is given to answer.
+    given: str
+    #: What the template writes between that and a response, such as a space or an empty block of reasoning.
+    lead: str
+    response: str
+    #: What it writes after the response.
+    after: str
+    #: Where each turn's own text begins and ends in `given`.
+    spans: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a template writes around the turns of every conversation with the same roles."""
+
+    #: The turns in the order in which they are written: some templates put a system turn before the last user turn.
+    order: tuple[int, ...]
+    #: The text before, between and after them.
+    texts: tuple[str, ...]
+    #: Whether the system turn's text has to be put into the first user turn.
+    folds: bool
+
+
+class Template:
+    """The chat template of a tokenizer; `TemplateError` for what it refuses, `LostText` for what it would lose."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._frames: dict[tuple[bool, tuple[str, ...]], Frame] = {}
+        #: Some templates, mostly of models that also see images, take content as a list of parts only.
+        self._as_parts = False
+        self._as_parts = not self._shows_text() and self._shows_text(as_parts=True)
+
+    def prompt(self, messages: Sequence[Message]) -> Written:
+        """The conversation up to where the assistant's turn begins."""
+        return self._write(messages, opens=True)
+
+    def finished(self, messages: Sequence[Message]) -> Written:
+        """The conversation with every turn closed."""
+        return self._write(messages, opens=False)
+
+    def answered(self, messages: Sequence[Message], response: str) -> Answered:
+        """The conversation with a response, which is written in full whatever the template would leave out of it.
+
+        A template that changes a response, as some drop its reasoning, is only asked what goes before and after.
+        """
+        prompt = self.prompt(messages)
+        stem = prompt.text[: prompt.spans[-1][1]]
+        turns = [*messages, {"role": "assistant", "content": response}]
+        try:
+            whole = self.finished(turns)
+        except LostText:
+            frame = self.frame(tuple(turn["role"] for turn in turns), opens=False)
+            given = self._given(prompt.text, stem + frame.texts[-2], response)
+            return Answered(given, "", response, frame.texts[-1], prompt.spans)
+        begin, end = whole.spans[-1]
+        before = stem + whole.text[whole.spans[-2][1] : begin]
+        given = prompt.text if before.startswith(prompt.text) else before
+        return Answered(given, before[len(given) :], whole.text[begin:end], whole.text[end:], prompt.spans)
+
+    def frame(self, roles: tuple[str, ...], *, opens: bool) -> Frame:
+        """What stands around turns of these roles.
+
+        opens: whether the assistant's turn is opened after the last of them.
+        """
+        found = self._frames.get((opens, roles))
+        return self._learn(roles, opens=opens) if found is None else found
+
+    def apply(self, messages: Sequence[Message], *, opens: bool, **variables: Any) -> str:
+        """What the template writes, as it is; `variables` are set in it."""
+        turns: list[Any] = list(messages)
+        if self._as_parts:
+            turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
+        try:
+            text: Any = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=opens, **variables
+            )
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            # It refuses in whatever way it likes.
+            raise TemplateError(str(error)) from error
+        return str(text)
+
+    @staticmethod
+    def _given(prompt: str, bare: str, response: str) -> str:
+        """A prompt that begins the reasoning goes before a response that does not begin it itself."""
+        opening = prompt.removeprefix(bare).strip() if prompt.startswith(bare) else ""
+        return bare if opening and response.lstrip().startswith(opening) else prompt
+
+    def _shows_text(self, *, as_parts: bool = False) -> bool:
+        """Whether a user turn's text is in the prompt, in this form of content."""
+        self._as_parts = as_parts
+        try:
+            return _mark(0) in self.apply([{"role": "user", "content": _mark(0)}], opens=True)
+        except TemplateError:
+            return False
+
+    def _write(self, messages: Sequence[Message], *, opens: bool) -> Written:
+        try:
+            roles = tuple(turn["role"] for turn in messages)
+            contents = [turn["content"] for turn in messages]
+        except KeyError as error:
+            raise TemplateError(f"a turn has no {error}") from error
+        if not roles:
+            raise TemplateError("the conversation has no turn")
+        frame = self.frame(roles, opens=opens)
+        text = self.apply(_fold_system(messages) if frame.folds else messages, opens=opens)
+        spans = _match(frame, text, contents)
+        if spans is not None:
+            return Written(text, spans)
+        # A template may write the time of day, or look at a text to decide what to put around it.
+        frame = self._learn(roles, opens=opens)
+        spans = _match(frame, text, contents)
+        if spans is not None:
+            return Written(text, spans)
+        return Written(text, _search(frame, text, contents, roles), is_framed=False)
+
+    def _learn(self, roles: tuple[str, ...], *, opens: bool) -> Frame:
+        """Render turns that cannot be mistaken; a system turn that is refused or lost goes into the first user turn."""
+        turns = [{"role": role, "content": _mark(number)} for number, role in enumerate(roles)]
+        try:
+            frame = _frame(self.apply(turns, opens=opens), roles, folds=False)
+        except TemplateError:
+            if "system" not in roles:
+                raise
+            frame = _frame(self.apply(_fold_system(turns), opens=opens), roles, folds=True)
+        self._frames[opens, roles] = frame
+        return frame
+
+
+def _mark(number: int) -> str:
+    """Stands for the text of a turn."""
+    return f"\N{OBJECT REPLACEMENT CHARACTER}{number}\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+def _frame(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
+    """The frame of a text in which marks stand for the turns; `LostText` when not all are there, once and in order."""
+    marks = [_mark(number) for number in range(len(roles))]
+    for mark, role in zip(marks, roles, strict=True):
+        if (count := text.count(mark)) != 1:
+            raise LostText(f"it {f'repeats {count} times' if count else 'drops'} the text of the {role} turn")
+    places = [text.index(mark) for mark in marks]
+    others = [place for place, role in zip(places, roles, strict=True) if role != "system"]
+    if others != sorted(others) or places[-1] != max(places):
+        raise LostText("it writes the turns in another order")
+    order = tuple(sorted(range(len(roles)), key=places.__getitem__))
+    texts = []
+    end = 0
+    for turn in order:
+        texts.append(text[end : places[turn]])
+        end = places[turn] + len(marks[turn])
+    return Frame(order, (*texts, text[end:]), folds)
+
+
+def _match(frame: Frame, text: str, contents: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Where the contents stand in a text that is the frame filled with them, white space at their ends aside."""
+    spans = [(0, 0)] * len(contents)
+    start = len(frame.texts[0])
+    if not text.startswith(frame.texts[0]):
+        return None
+    for turn, following in zip(frame.order, frame.texts[1:], strict=True):
+        end = _end(text, start, contents[turn], following)
+        if end is None:
+            return None
+        spans[turn] = (start, end)
+        start = end + len(following)
+    return spans if start == len(text) else None
+
+
+def _end(text: str, start: int, content: str, following: str) -> int | None:
+    """Where a content that begins at `start` ends, just before what follows it."""
+    end = start + len(content)
+    if text.startswith(content, start) and text.startswith(following, end):
+        return end
+    core = content.strip()
+    before, after = content[: content.find(core)], content[len(content.rstrip()) :]
+    begin = text.find(core, start, end)
+    if not core or begin < 0 or not before.endswith(text[start:begin]):
+        return None
+    end = begin + len(core)
+    kept = sum(takewhile(bool, map(eq, after, text[end : end + len(after)])))
+    return next((end + n for n in range(kept, -1, -1) if text.startswith(following, end + n)), None)
+
+
+def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the contents stand in a text that does not have the frame; `LostText` unless that is beyond doubt."""
+    spans = [(0, 0)] * len(contents)
+    place = 0
+    for turn in frame.order:
+        core = contents[turn].strip()
+        is_last = turn == frame.order[-1]
+        begin = text.rfind(core, place) if is_last else text.find(core, place)
+        if not core or begin < 0 or any(core in fixed for fixed in frame.texts):
+            raise LostText(f"it does not write the text of turn {turn + 1} ({roles[turn]}) in full")
+        place = begin + len(core)
+        spans[turn] = (begin, place)
+    return spans
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation without a system turn: its text opens the first user turn."""
+    system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
+    turns = [dict(m) for m in messages if m["role"] != "system"]
+    for turn in turns:
+        if turn["role"] == "user":
+            turn["content"] = system + turn["content"]
+            break
+    return turns

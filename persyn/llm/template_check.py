@@ -1,0 +1,136 @@
+"""Whether a model's chat template can be relied on, found by rendering conversations; needs no weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from operator import eq
+
+from jinja2 import TemplateError
+
+from persyn.errors import EngineError, shorten
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.protocols import Finding, Message, ModelSpec
+from persyn.llm.template import LostText, Template
+
+#: Text that a careless template changes: white space, markup, quotes, braces, capitals, and a great length.
+_TEXT = (
+    "Two  spaces, a\ttab,\n\nlines\n  that are indented; 1 < 2 && <b>3 > 2</b>, \"double\" and 'single' quotes, a\\b, "
+    "{{ 7 * 7 }} {% if x %} {# none #}, [x] | *y* | #z, $1.50, 100 %, É, ß, \N{SNOWMAN}, \N{GRINNING FACE}. "
+)
+_SYSTEM: Message = {"role": "system", "content": f"S: {_TEXT}So much of a system turn."}
+_USER: Message = {"role": "user", "content": f"U: {_TEXT}So much of a user turn."}
+_ASSISTANT: Message = {"role": "assistant", "content": f"A: {_TEXT}So much of an assistant turn."}
+_AGAIN: Message = {"role": "user", "content": f"A long one: {_TEXT * 100}So much of a user turn."}
+
+#: <think>, [THINK], <|START_THINKING|>, <reasoning>, and what closes them.
+_THINKING = re.compile(r"[<\[][^<>\[\]\s]*(?:think|thought|reason)[^<>\[\]\s]*[>\]]", re.IGNORECASE)
+
+_ADVICE = "correct the chat template (chat_template.jinja in the model's folder) or choose another model"
+
+
+class _Fault(Exception):
+    """Why a template cannot be used."""
+
+
+def check(spec: ModelSpec, *, answers: bool = True) -> list[Finding]:
+    """What is to be said of a model's chat template; loads its tokenizer only.
+
+    answers: whether the model writes responses; a reward model only reads them.
+    Raises `EngineError` when the model has no tokenizer.
+    """
+    return look_over(Chat(load_tokenizer(spec)), answers=answers)
+
+
+def require(spec: ModelSpec, chat: Chat, *, answers: bool = True) -> Chat:
+    """The chat; `EngineError` when its template would lose a part of a conversation or does not open a response."""
+    for finding in look_over(chat, answers=answers):
+        if finding.level == "error":
+            raise EngineError(f"{spec.model!r}: {finding.message}")
+    return chat
+
+
+def look_over(chat: Chat, *, answers: bool = True) -> list[Finding]:
+    """One finding of the topic "template", and further ones where there is more to know."""
+    if chat.template is None:
+        message = "no chat template: prompts become plain 'User:' and 'Assistant:' turns, for a base model"
+        return [Finding("warning", "template", message)]
+    try:
+        warnings = list(_conversations(chat.template))
+        if answers:
+            warnings += _generation_prompt(chat.template)
+    except _Fault as fault:
+        return [Finding("error", "template", f"{fault}; {_ADVICE}")]
+    warnings += _end(chat)
+    message = f"a turn ends with {chat.tokenizer.convert_ids_to_tokens(chat.end_id)!r}"
+    if chat.template.frame(("system", "user"), opens=True).folds:
+        message += "; the text of a system turn opens the first user turn"
+    found = Finding("warning" if warnings else "ok", "template", "; ".join([message, *warnings]))
+    return [found, *_thinking(chat.template), *_date(chat.template)]
+
+
+def _conversations(template: Template) -> Iterator[str]:
+    """Render every kind of conversation; what is only refused, and not lost, is a warning."""
+    for turns in ([_USER], [_AGAIN], [_SYSTEM, _USER], [_USER, _ASSISTANT]):
+        _render(template, turns)
+    try:
+        for turns in ([_USER, _ASSISTANT, _AGAIN], [_SYSTEM, _USER, _ASSISTANT, _AGAIN]):
+            _render(template, turns)
+    except _Fault as fault:
+        if isinstance(fault.__cause__, LostText):
+            raise
+        yield str(fault)
+
+
+def _render(template: Template, turns: Sequence[Message]) -> None:
+    try:
+        if turns[-1]["role"] == "user":
+            template.prompt(turns)
+        else:
+            template.finished(turns)
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        fails = "loses text" if isinstance(error, LostText) else "fails"
+        raise _Fault(f"the chat template {fails} for the turns {roles}: {shorten(str(error))}") from error
+
+
+def _generation_prompt(template: Template) -> Iterator[str]:
+    """Compare where a prompt ends with how a finished conversation goes on from the user's text to the response."""
+    opening = template.frame(("user",), opens=True).texts[-1]
+    header = template.frame(("user", "assistant"), opens=False).texts[1]
+    shared = "".join(a for a, _ in takewhile(lambda pair: eq(*pair), zip(opening, header, strict=False)))
+    lead, extra = (_THINKING.sub("", text[len(shared) :]).strip() for text in (header, opening))
+    if not (opening.strip() or lead):
+        raise _Fault("the chat template writes nothing between the user's text and the response")
+    if extra and (lead or not shared.strip()):
+        raise _Fault(f"the generation prompt ends with {opening!r}, where a finished response follows {header!r}")
+    ignores = opening == template.frame(("user",), opens=False).texts[-1]
+    if lead and (ignores or not shared.strip() or "assistant" in lead.lower()):
+        begins = header[len(shared) :]
+        raise _Fault(f"the chat template has no complete generation prompt: responses would begin with {begins!r}")
+    if lead:
+        yield f"it writes {lead!r} between the generation prompt and a response, which the model has to write itself"
+    if extra:
+        yield f"the generation prompt ends with {extra!r}, which a finished conversation does not have"
+
+
+def _end(chat: Chat) -> Iterator[str]:
+    assert chat.template is not None
+    closing = chat.template.frame(("user", "assistant"), opens=False).texts[-1].strip()
+    if closing and not chat.ends_turns:
+        yield f"the template closes a turn with {closing!r}, which is no special token of the tokenizer"
+
+
+def _thinking(template: Template) -> Iterator[Finding]:
+    tags = _THINKING.findall(template.frame(("user",), opens=True).texts[-1])
+    if tags and "/" not in tags[-1] and "end" not in tags[-1].lower():
+        message = f"the generation prompt opens {tags[-1]}: responses begin inside the reasoning, without that tag"
+        yield Finding("warning", "thinking", message)
+
+
+def _date(template: Template) -> Iterator[Finding]:
+    stamp = "\N{OBJECT REPLACEMENT CHARACTER}"
+    if stamp in template.apply([_USER], opens=True, strftime_now=lambda _: stamp):
+        message = "the chat template writes today's date into prompts: they differ from one day to the next"
+        yield Finding("warning", "date", message)
