@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from persyn.errors import EngineError
 from persyn.llm.protocols import Message, ModelSpec
-from persyn.llm.template import Answered, Template, Written
+from persyn.llm.template import Answered, Spans, Template, Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,12 +114,15 @@ class Chat:
         found = [self._answered_or_refusal(*conversation) for conversation in conversations]
         answered = [each for each in found if isinstance(each, Answered)]
         # What several teachers answered is read once.
-        spans = {text: each.spans for each in answered for text in (each.given, each.given + each.lead)}
-        known = zip(spans, self._encode_all(list(spans)), strict=True)
-        prompts = {text: self._as_turns(ids, text, spans[text]) for text, ids in known}
+        texts = ((text, each.spans) for each in answered for text in (each.given, each.given + each.lead))
+        known = list(dict.fromkeys(texts))
+        ids = self._encode_all([text for text, _ in known])
+        prompts = {key: self._as_turns(found, *key) for key, found in zip(known, ids, strict=True)}
         wholes = iter(self._encode_all([each.given + each.lead + self._written(each) for each in answered]))
         return [
-            self._joined(each, prompts[each.given], prompts[each.given + each.lead], next(wholes))
+            self._joined(
+                each, prompts[each.given, each.spans], prompts[each.given + each.lead, each.spans], next(wholes)
+            )
             if isinstance(each, Answered)
             else each
             for each in found
@@ -129,7 +132,7 @@ class Chat:
         if self.template is not None:
             return self.template.prompt(messages)
         text = self.plain_text(messages)
-        return Written(text, [(len(self._bos), len(text))])
+        return Written(text, ((len(self._bos), len(text)),))
 
     def _answered_or_refusal(self, messages: Sequence[Message], response: str) -> Answered | TemplateError:
         try:
@@ -196,11 +199,8 @@ class Chat:
         """Whether a special token is spelt out in a text with these ids; one that stands for the unknown is not."""
         return not self._special.isdisjoint(ids) and self.encode(text) != self._encode_as_characters(text)
 
-    def _as_turns(self, ids: list[int], text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """The ids of a text, which are given, or others where a special token is spelt out in a turn.
-
-        spans: where each turn's own text begins and ends.
-        """
+    def _as_turns(self, ids: list[int], text: str, spans: Spans) -> list[int]:
+        """The ids of a text, which are given, or others where a special token is spelt out in a turn."""
         begins, ends = zip(*sorted(spans), strict=True)
         around = [text[begin:end] for begin, end in zip((0, *ends), (*begins, len(text)), strict=True)]
         if sum(token in self._special for token in ids) == sum(map(self._count_special, around)):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jinja2 import TemplateError
 
@@ -18,6 +18,10 @@ from persyn.llm.protocols import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+Spans: TypeAlias = tuple[tuple[int, int], ...]
+"""Where the text of each turn begins and ends in what a template wrote."""
 
 
 class LostText(TemplateError):
@@ -29,8 +33,7 @@ class Written:
     """A conversation as the template writes it."""
 
     text: str
-    #: Where each turn's own text begins and ends in `text`.
-    spans: list[tuple[int, int]]
+    spans: Spans
     #: Whether the text around the turns is the same for every conversation of these roles.
     is_framed: bool = True
 
@@ -46,8 +49,8 @@ class Answered:
     response: str
     #: What it writes after the response.
     after: str
-    #: Where each turn's own text begins and ends in `given`.
-    spans: list[tuple[int, int]]
+    #: Of the turns in `given`.
+    spans: Spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ def _frame(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
     return Frame(order, (*texts, text[end:]), folds)
 
 
-def _match(frame: Frame, text: str, contents: Sequence[str]) -> list[tuple[int, int]] | None:
+def _match(frame: Frame, text: str, contents: Sequence[str]) -> Spans | None:
     """Where the contents stand in a text that is the frame filled with them, white space at their ends aside."""
     spans = [(0, 0)] * len(contents)
     start = len(frame.texts[0])
@@ -204,7 +207,7 @@ def _match(frame: Frame, text: str, contents: Sequence[str]) -> list[tuple[int, 
             return None
         spans[turn] = (start, end)
         start = end + len(following)
-    return spans if start == len(text) else None
+    return tuple(spans) if start == len(text) else None
 
 
 def _end(text: str, start: int, content: str, following: str) -> int | None:
@@ -222,7 +225,7 @@ def _end(text: str, start: int, content: str, following: str) -> int | None:
     return next((end + n for n in range(kept, -1, -1) if text.startswith(following, end + n)), None)
 
 
-def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[str]) -> list[tuple[int, int]]:
+def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[str]) -> Spans:
     """Where the contents stand in a text that does not have the frame; `LostText` unless that is beyond doubt."""
     spans = [(0, 0)] * len(contents)
     place = 0
@@ -234,7 +237,7 @@ def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[st
             raise LostText(f"it does not write the text of turn {turn + 1} ({roles[turn]}) in full")
         place = begin + len(core)
         spans[turn] = (begin, place)
-    return spans
+    return tuple(spans)
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:

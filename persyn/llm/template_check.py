@@ -25,7 +25,7 @@ _ASSISTANT: Message = {"role": "assistant", "content": f"A: {_TEXT}So much of an
 _AGAIN: Message = {"role": "user", "content": f"A long one: {_TEXT * 100}So much of a user turn."}
 
 #: <think>, [THINK], <|START_THINKING|>, <reasoning>, and what closes them.
-_THINKING = re.compile(r"[<\[][^<>\[\]\s]*(?:think|thought|reason)[^<>\[\]\s]*[>\]]", re.IGNORECASE)
+_THINKING = re.compile(r"[<\[◁][^<>\[\]\s]*(?:think|thought|reason)[^<>\[\]\s]*[>\]▷]", re.IGNORECASE)
 
 _ADVICE = "correct the chat template (chat_template.jinja in the model's folder) or choose another model"
 
@@ -75,8 +75,9 @@ def _conversations(template: Template) -> Iterator[str]:
     for turns in ([_USER], [_AGAIN], [_SYSTEM, _USER], [_USER, _ASSISTANT]):
         _render(template, turns)
     try:
-        for turns in ([_USER, _ASSISTANT, _AGAIN], [_SYSTEM, _USER, _ASSISTANT, _AGAIN]):
-            _render(template, turns)
+        for opening in ([], [_SYSTEM]):
+            _render(template, [*opening, _USER, _ASSISTANT, _AGAIN])
+            _render(template, [*opening, _USER, _ASSISTANT, _AGAIN, _ASSISTANT, _USER])
     except _Fault as fault:
         if isinstance(fault.__cause__, LostText):
             raise

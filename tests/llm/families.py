@@ -177,6 +177,7 @@ FAULTY = {
     ),
     "has the last turn only": (CHATML.replace("messages", "messages[-1:]", 1), "drops the text of the user turn"),
     "has the first turn only": (CHATML.replace("messages", "messages[:1]", 1), "drops the text of the"),
+    "has the last three turns only": (CHATML.replace("messages", "messages[-3:]", 1), "drops the text of the"),
     "repeats a turn": (CHATML.replace("m.content", "m.content }}{{ m.content"), "repeats 2 times the text of the user"),
     "turns the order round": (CHATML.replace("messages", "messages | reverse", 1), "in another order"),
     "cuts long turns": (CHATML.replace("m.content", "m.content[:2000]"), "turn 1 (user) in full"),

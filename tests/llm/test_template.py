@@ -140,7 +140,7 @@ def test_a_template_that_opens_the_reasoning_is_named() -> None:
         found = template_check.look_over(Chat(tokenizer(template)))
         return [f"{finding.level}: {finding.message}" for finding in found if finding.topic == "thinking"]
 
-    for tag in ("<think>", "[THINK]", "<|START_THINKING|>", "<reasoning>"):
+    for tag in ("<think>", "[THINK]", "<|START_THINKING|>", "<reasoning>", "◁think▷"):
         (message,) = thinking(CHATML.replace("assistant\n", f"assistant\n{tag}\n"))
         assert message.startswith(f"warning: the generation prompt opens {tag}")
     assert thinking(CHATML) == []
