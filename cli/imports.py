@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 import click
 
+from persyn.errors import UsageError
 from persyn.stages.imports import ImportReport
 
 ON_ERROR = click.option(
@@ -13,6 +16,27 @@ ON_ERROR = click.option(
     show_default=True,
     help="What a bad row does: stop, with nothing imported, or be skipped and reported.",
 )
+
+NAMES = click.option(
+    "--map",
+    "names",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="The file calls our FIELD by this NAME; may be given again.",
+)
+
+
+def renamed(names: Iterable[str], fields: Collection[str]) -> dict[str, str]:
+    """What --map was given: {our field: the file's}. Raises `UsageError` for a field that is not ours."""
+    pairs: dict[str, str] = {}
+    for given in names:
+        ours, _, theirs = given.partition("=")
+        if ours not in fields or not theirs:
+            raise UsageError(f"--map takes FIELD=NAME with FIELD one of {', '.join(fields)}, got {given}")
+        if ours in pairs:
+            raise UsageError(f"--map names the field {ours} twice: {pairs[ours]} and {theirs}")
+        pairs[ours] = theirs
+    return pairs
 
 
 def show_report(report: ImportReport, *, what: str) -> None:
@@ -28,5 +52,10 @@ def show_report(report: ImportReport, *, what: str) -> None:
     )
     if report.conflicts:
         click.echo(f"{report.conflicts:,} rows came with another {what} than the stored one, which stays", err=True)
+    for source, n_ids, source_id in report.repeated_ids:
+        click.echo(
+            f"{n_ids:,} ids of {source} are those of several prompts, such as {source_id!r}; each prompt was kept",
+            err=True,
+        )
     for bad in report.first_bad:
         click.echo(f"  {bad}", err=True)

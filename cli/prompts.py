@@ -9,12 +9,13 @@ import click
 import msgspec
 from sqlalchemy import func, select
 
-from cli.imports import ON_ERROR, show_report
+from cli.imports import NAMES, ON_ERROR, renamed, show_report
 from cli.open import ID, JSON, LIMIT, cell, plain, show, store
 from cli.progress import counting_rows
 from persyn.db.catalog import Prompt
 from persyn.errors import UsageError, shorten
 from persyn.stages import ingest
+from persyn.stages.layouts import PROMPT
 
 #: So many characters of a prompt are shown in a table.
 _BEGINNING = 120
@@ -27,16 +28,21 @@ def prompts() -> None:
 
 @prompts.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@NAMES
 @ON_ERROR
-def import_prompts(files: tuple[Path, ...], on_error: Literal["stop", "skip"]) -> None:
+def import_prompts(files: tuple[Path, ...], names: tuple[str, ...], on_error: Literal["stop", "skip"]) -> None:
     """Import FILES: JSONL, JSON, CSV or Parquet, gzipped or not.
 
     A row has `prompt` (a text) or `messages` (turns, the last of them the user's), and may have
-    `answer` and `id`; everything else is kept as its meta. A conversation that is there already is
-    counted and left.
+    `system`, `answer` and `id`; everything else is kept as its meta. ShareGPT's `conversations` and
+    Alpaca's `instruction` and `input` are read too. A conversation that is there already is counted
+    and left.
+
+    \b
+    persyn prompts import questions.csv --map prompt=question --map answer=gold
     """
     with store() as database, counting_rows() as count, database.write() as session:
-        report = ingest.import_prompts(session, files, on_error=on_error, progress=count)
+        report = ingest.import_prompts(session, files, names=renamed(names, PROMPT), on_error=on_error, progress=count)
     show_report(report, what="answer")
 
 

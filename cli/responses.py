@@ -7,11 +7,10 @@ from typing import Literal
 
 import click
 
-from cli.imports import ON_ERROR, show_report
+from cli.imports import NAMES, ON_ERROR, renamed, show_report
 from cli.open import store
 from cli.progress import counting_rows
 from persyn import run_file
-from persyn.errors import UsageError
 from persyn.stages import responses as cells
 from persyn.stages import versions
 from persyn.stages.response_rows import FIELDS, Layout
@@ -29,7 +28,7 @@ def responses() -> None:
     type=click.Path(path_type=Path),
     help="A TOML or JSON file of [[teachers]] with family, params_b, prices, ...; a run file will do.",
 )
-@click.option("--map", "names", multiple=True, metavar="FIELD=NAME", help="The file calls our FIELD by this NAME.")
+@NAMES
 @click.option("--prompt-field", multiple=True, metavar="NAME", help="A field that describes the prompt, kept with it.")
 @click.option("--score", multiple=True, metavar="NAME", help="A field that is a score of the response, kept as one.")
 @ON_ERROR
@@ -43,8 +42,8 @@ def import_responses(
 ) -> None:
     """Import FILES of responses: JSONL, JSON, CSV or Parquet, gzipped or not.
 
-    A row has `prompt` or `messages`, `teacher` (or `model`) and `response` (or `output`), and may
-    have `answer` (or `reference_answer`), `id`, `finish_reason`, `prompt_tokens` and
+    A row has `prompt` or `messages`, `teacher` (or `model`) and `response` (or `output`; or turns that
+    end with it), and may have `answer` (or `reference_answer`), `id`, `finish_reason`, `prompt_tokens` and
     `response_tokens`; everything else is kept with the response. The grid may have gaps. A run
     that names these teachers, with engine = "imported" unless --teachers says another, scores,
     routes and exports them as if they had been generated here.
@@ -53,18 +52,10 @@ def import_responses(
     persyn responses import grid.jsonl.gz --score correct
     persyn responses import grid.csv --map teacher=llm --map response=text --prompt-field topic
     """
-    layout = Layout(_renamed(names), prompt_field, score)
+    layout = Layout(renamed(names, FIELDS), prompt_field, score)
     tables = run_file.read_teachers(teachers) if teachers else []
     known = versions.identities(tables)
     with store() as database, counting_rows() as count, database.write() as session:
         ids = {table.name: versions.teacher(session, table, known) for table in tables} if teachers else None
         report = cells.import_responses(session, files, layout=layout, teachers=ids, on_error=on_error, progress=count)
     show_report(report, what="text or answer")
-
-
-def _renamed(names: tuple[str, ...]) -> dict[str, str]:
-    pairs = dict(name.partition("=")[::2] for name in names)
-    for ours, theirs in pairs.items():
-        if ours not in FIELDS or not theirs:
-            raise UsageError(f"--map takes FIELD=NAME with FIELD one of {', '.join(FIELDS)}, got {ours}={theirs}")
-    return pairs

@@ -10,7 +10,7 @@ from typing import Any
 
 from persyn.errors import UsageError
 from persyn.stages import files
-from persyn.stages.files import Broken
+from persyn.stages.record import Broken
 from persyn.stages.words import n_grams, words
 
 #: So many words in a row that both have are no chance: the usual measure of contamination.

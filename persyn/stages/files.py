@@ -6,38 +6,20 @@ line does not hide the next; only a file that cannot be read at all raises.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from persyn.errors import UsageError
+from persyn.stages import csv_file, parquet_file, strict_json
+from persyn.stages.encoding import opened
+from persyn.stages.record import MAX_BYTES, Broken, Flaw, Numbered, Record
 
-#: A longer line, or CSV field, is no prompt; without a bound it would be read into memory whole.
-MAX_BYTES = 16 * 2**20
-_BATCH = 1_000
-_BOM = b"\xef\xbb\xbf"
-
-Record: TypeAlias = dict[str, Any]
-"""One row: plain JSON values by field name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """Why there is no record in this place."""
-
-    reason: str
-
-
-Numbered: TypeAlias = tuple[int, Record | Broken]
-"""A record, and the line it begins in (JSONL, CSV) or its row (JSON, Parquet), from 1."""
+_ARRAY = "; a file that is one JSON array is named .json"
 
 
 def records(path: Path) -> Iterator[Numbered]:
@@ -46,11 +28,11 @@ def records(path: Path) -> Iterator[Numbered]:
     Raises `UsageError` at once for an unknown name or a file that is not there, and while
     iterating for one that is damaged as a whole.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the files in it by their names")
     name = path.name.lower()
     for ending, decode in _DECODERS.items():
         if name.endswith(ending):
-            if path.is_dir():
-                raise UsageError(f"{path} is a folder; give the files in it by their names")
             if not path.is_file():
                 raise UsageError(f"there is no file {path}")
             return _guarded(path, decode)
@@ -67,17 +49,8 @@ def _guarded(path: Path, decode: Callable[[Path], Iterator[Numbered]]) -> Iterat
         raise UsageError(f"cannot read {path}{after}: {' '.join(str(error).split())}") from error
 
 
-def _open(path: Path) -> io.BufferedReader[Any]:
-    """Bytes of a file, unzipped, without the byte order mark that some editors put first."""
-    is_gzip = path.suffix.lower() == ".gz"
-    file: io.BufferedReader[Any] = io.BufferedReader(gzip.open(path)) if is_gzip else path.open("rb")  # noqa: SIM115
-    if file.peek(len(_BOM)).startswith(_BOM):
-        file.read(len(_BOM))
-    return file
-
-
 def _jsonl(path: Path) -> Iterator[Numbered]:
-    with _open(path) as file:
+    with opened(path) as file:
         for number, line in enumerate(_lines(file), 1):
             if line is None:
                 yield number, Broken(f"longer than {MAX_BYTES:,} bytes")
@@ -98,115 +71,38 @@ def _lines(file: io.BufferedReader[Any]) -> Iterator[bytes | None]:
 
 def _json(path: Path) -> Iterator[Numbered]:
     """The file's bytes are held whole, its objects one at a time; many rows are better kept as JSONL."""
-    with _open(path) as file:
+    with opened(path) as file:
         data = file.read()
     try:
-        items = msgspec.json.decode(data, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        yield 1, Broken(f"not one JSON array: {error}; a file with one object per line is named .jsonl")
+        items: list[msgspec.Raw] | list[Any] = _items(data)
+    except Flaw as flaw:
+        yield 1, Broken(f"not one JSON array: {flaw}; a file with one object per line is named .jsonl")
         return
     for number, item in enumerate(items, 1):
-        yield number, _record(item)
+        yield number, _record(bytes(item)) if isinstance(item, msgspec.Raw) else _as_record(item)
 
 
-def _record(data: bytes | msgspec.Raw) -> Record | Broken:
+def _items(data: bytes) -> list[msgspec.Raw] | list[Any]:
     try:
-        value = msgspec.json.decode(data)
-    except UnicodeDecodeError:
-        return Broken("not UTF-8")
-    except RecursionError:
-        return Broken("nested too deep")
-    except msgspec.DecodeError as error:
-        return Broken(_why_not_json(bytes(data), error))
-    return value if isinstance(value, dict) else Broken("not a JSON object")
+        return msgspec.json.decode(data, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        value = strict_json.decode(data)  # it may have NaN among its numbers, or say better what is wrong
+        if not isinstance(value, list):
+            raise Flaw(str(error)) from error
+        return value
 
 
-def _why_not_json(data: bytes, error: msgspec.DecodeError) -> str:
-    """Tell a lone surrogate, which the standard library's more lenient reader lets pass, from broken JSON."""
+def _record(data: bytes) -> Record | Broken:
     try:
-        msgspec.json.encode(json.loads(data))
-    except UnicodeEncodeError:
-        return "a lone surrogate: half of a character escaped as two"
-    except (ValueError, RecursionError):
-        pass
-    return f"not JSON: {error}"
+        return _as_record(strict_json.decode(data))
+    except Flaw as flaw:
+        return Broken(str(flaw) + (_ARRAY if data.lstrip().startswith(b"[") else ""))
 
 
-def _csv(path: Path) -> Iterator[Numbered]:
-    csv.field_size_limit(MAX_BYTES)
-    with io.TextIOWrapper(_open(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(text, strict=True)
-        header: list[str] | None = None
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield line, Broken(f"not CSV: {error}")
-                continue
-            if header is None:
-                header = cells
-            elif cells:
-                yield line, _csv_record(header, cells)
-
-
-def _csv_record(header: list[str], cells: list[str]) -> Record | Broken:
-    """A cell of nothing is a field that is not there, but for the prompt, which must not be empty."""
-    if len(cells) != len(header):
-        return Broken(f"{len(cells)} fields, where the header has {len(header)}")
-    if len(set(header)) != len(header):
-        return Broken("the header names a column twice")
-    try:
-        "".join((*header, *cells)).encode()
-    except UnicodeEncodeError:
-        return Broken("not UTF-8")
-    return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name == "prompt"}
-
-
-def _parquet(path: Path) -> Iterator[Numbered]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            batches = file.iter_batches(batch_size=_BATCH)
-            yield from enumerate((record for batch in batches for record in _parquet_records(batch)), 1)
-    except ArrowException as error:
-        raise OSError(str(error)) from error
-
-
-def _parquet_records(batch: Any) -> Iterator[Record | Broken]:
-    try:
-        yield from _as_json(batch)
-    except _NOT_JSON:
-        # Arrow takes any bytes for a string, and has values that JSON has not: find whose row it is.
-        for row in range(batch.num_rows):
-            try:
-                yield from _as_json(batch.slice(row, 1))
-            except UnicodeDecodeError:
-                yield Broken("not UTF-8")
-            except _NOT_JSON as error:
-                yield Broken(f"a value that JSON cannot hold: {error}")
-
-
-#: What a value that JSON has not ends in: a date beyond all years or in no known time zone among them.
-_NOT_JSON = (ValueError, TypeError, OverflowError, KeyError)
-
-
-def _as_json(batch: Any) -> list[Record]:
-    """Times and decimals become text, bytes are the text that they spell, NaN becomes null."""
-    return [msgspec.json.decode(msgspec.json.encode(_as_text(record), enc_hook=str)) for record in batch.to_pylist()]
-
-
-def _as_text(value: Any) -> Any:
-    """The same with text for bytes: a column of text need not say that it is one."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, dict):
-        return {name: _as_text(part) for name, part in value.items()}
-    return [_as_text(part) for part in value] if isinstance(value, list | tuple) else value
+def _as_record(value: Any) -> Record | Broken:
+    return (
+        value if isinstance(value, dict) else Broken("not a JSON object" + (_ARRAY if isinstance(value, list) else ""))
+    )
 
 
 _DECODERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
@@ -214,7 +110,7 @@ _DECODERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
     ".jsonl.gz": _jsonl,
     ".json": _json,
     ".json.gz": _json,
-    ".csv": _csv,
-    ".csv.gz": _csv,
-    ".parquet": _parquet,
+    ".csv": csv_file.read,
+    ".csv.gz": csv_file.read,
+    ".parquet": parquet_file.read,
 }

@@ -36,6 +36,8 @@ class ImportReport:
     #: Stored with responses, whether those are new or not.
     new_scores: int
     first_bad: tuple[BadRow, ...]
+    #: Of each file whose ids are not those of one prompt alone: its name, how many such ids, and one of them.
+    repeated_ids: tuple[tuple[str, int, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -50,14 +52,16 @@ class Tally:
     bad: int = 0
     new_scores: int = 0
     first_bad: list[BadRow] = field(default_factory=list)
+    repeated_ids: tuple[tuple[str, int, str], ...] = ()
 
     def take(self, chunk: Sequence[T | BadRow]) -> list[T]:
         """Count a chunk's rows and return the good ones."""
         bad = [row for row in chunk if isinstance(row, BadRow)]
-        self.rows += len(chunk)
-        self.bad += len(bad)
+        n_bad = sum(row.rows for row in bad)
+        self.rows += len(chunk) - len(bad) + n_bad
+        self.bad += n_bad
         self.first_bad.extend(bad[: _BAD_SHOWN - len(self.first_bad)])
-        if self.on_error == "stop" and self.bad >= _BAD_SHOWN:
+        if self.on_error == "stop" and len(self.first_bad) >= _BAD_SHOWN:
             raise self.refusal(f"at least {self.bad:,} of the first {self.rows:,} rows")
         return [row for row in chunk if not isinstance(row, BadRow)]
 
@@ -83,6 +87,7 @@ class Tally:
             bad=self.bad,
             new_scores=self.new_scores,
             first_bad=tuple(self.first_bad),
+            repeated_ids=self.repeated_ids,
         )
 
 

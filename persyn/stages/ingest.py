@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import ColumnElement, bindparam, exists, func, insert, literal, select, update
@@ -15,22 +16,30 @@ from persyn.db.catalog import Prompt, Role, RunPrompt
 from persyn.errors import UsageError
 from persyn.stages import prompt_table, rows
 from persyn.stages.imports import ImportReport, OnError, Tally, batches
+from persyn.stages.layouts import NO_NAMES, Names
 
 
 def import_prompts(
     session: Session,
     paths: Sequence[Path],
     *,
+    names: Names = NO_NAMES,
     on_error: OnError = "stop",
     progress: Callable[[int], None] | None = None,
 ) -> ImportReport:
     """Store the prompts of files; those already stored stay, and get the reference answer they lack.
 
+    names: what the files call a field of ours, where it is none of the usual names.
     progress: called now and then with the number of rows read.
     Raises `UsageError` for a bad row that is not to be skipped, and for a file without a single
     good one; the caller's transaction must then leave nothing.
     """
-    return _import(session, paths, Tally(on_error), lambda hashes, n_rows: progress(n_rows) if progress else None)
+
+    def stored(hashes: Sequence[str], n_rows: int) -> None:
+        if progress:
+            progress(n_rows)
+
+    return _import(session, paths, Tally(on_error), stored, names)
 
 
 def hashes_of(session: Session, paths: Sequence[Path]) -> set[str]:
@@ -105,15 +114,22 @@ def _set_role(session: Session, run_id: int, prompt_ids: list[int], role: Role) 
 
 
 def _import(
-    session: Session, paths: Sequence[Path], tally: Tally, stored: Callable[[Sequence[str], int], None]
+    session: Session,
+    paths: Sequence[Path],
+    tally: Tally,
+    stored: Callable[[Sequence[str], int], None],
+    names: Names = NO_NAMES,
 ) -> ImportReport:
     """Store batch by batch; after each, `stored` gets its content hashes and the rows read so far."""
     prompt_table.take_turns(session)
-    for source, batch in batches(paths, rows.read, tally):
+    sources = set()
+    for source, batch in batches(paths, partial(rows.read, names=names), tally):
+        sources.add(source)
         done = prompt_table.store(session, source, batch)
         tally.new += done.new
         tally.conflicts += done.conflicts
         stored(done.hashes, tally.rows)
+    tally.repeated_ids = prompt_table.repeated_ids(session, sources)
     return tally.report()
 
 

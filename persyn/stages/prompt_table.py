@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, select, text, update
+from sqlalchemy import bindparam, func, select, text, update
 from sqlalchemy.orm import Session
 
 from persyn.db import bulk
@@ -53,6 +53,19 @@ def store(session: Session, source: str, batch: Sequence[Row]) -> Stored:
     bulk.insert_new(session, Prompt, new)
     _add_answers(session, late)
     return Stored(list(answers), len(new), conflicts)
+
+
+def repeated_ids(session: Session, sources: Iterable[str]) -> tuple[tuple[str, int, str], ...]:
+    """Of each source in which several prompts have one id: its name, how many such ids there are, and one of them."""
+    ids = (
+        select(Prompt.source, Prompt.source_id)
+        .where(Prompt.source.in_(list(sources)), Prompt.source_id.is_not(None))
+        .group_by(Prompt.source, Prompt.source_id)
+        .having(func.count() > 1)
+        .subquery()
+    )
+    found = select(ids.c.source, func.count(), func.min(ids.c.source_id)).group_by(ids.c.source).order_by(ids.c.source)
+    return tuple((source, count, source_id) for source, count, source_id in session.execute(found))
 
 
 def _known_answers(session: Session, hashes: list[str]) -> dict[str, str | None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,23 @@ import msgspec
 
 from persyn.config import TeacherName
 from persyn.errors import UsageError
-from persyn.stages import files, rows
-from persyn.stages.files import Broken, Record
-from persyn.stages.rows import BadRow, Flaw, Row
+from persyn.stages import files, layouts, rows
+from persyn.stages.layouts import Names, Usual
+from persyn.stages.record import Broken, Flaw, Record
+from persyn.stages.rows import BadRow, Row
 
 #: What a field may be called, the first name that a row has.
-_NAMES: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("prompt",),
-    "messages": ("messages",),
-    "answer": ("answer", "reference_answer"),
-    "id": ("id", "prompt_id"),
+_USUAL: Usual = {
+    **layouts.PROMPT,
     "teacher": ("teacher", "model"),
     "response": ("response", "output"),
     "finish_reason": ("finish_reason",),
     "prompt_tokens": ("prompt_tokens",),
     "response_tokens": ("response_tokens",),
 }
-FIELDS = tuple(_NAMES)
+FIELDS = tuple(_USUAL)
 #: What a column of the store takes.
 _MOST_TOKENS = 2**31 - 1
-_OF_PROMPT = ("prompt", "messages", "answer", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class Layout:
     score:  fields with a number, or true or false, that is a score of the response.
     """
 
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Names = field(default_factory=dict)
     prompt: tuple[str, ...] = ()
     score: tuple[str, ...] = ()
 
@@ -68,29 +65,30 @@ def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
     Raises as `files.records` does, and `UsageError` at the end where no row has a response, or a field that the
     layout names: a single row may lack it, which is how a CSV file says null.
     """
-    present: set[str] | None = None
-    for number, record in files.records(path):
+    named = {*layout.names.values(), *layout.prompt}
+    is_empty, has_response = True, "response" in layout.names
+    for number, record in rows.require_named(path, files.records(path), named):
+        found = _row_or_bad(path, number, record, layout)
         if not isinstance(record, Broken):
-            present = set() if present is None else present
-            present |= record.keys()
-        yield _row_or_bad(path, number, record, layout)
-    if present is not None:
-        _require_fields(path, present, layout)
-
-
-def _require_fields(path: Path, present: set[str], layout: Layout) -> None:
-    if lacking := {*layout.names.values(), *layout.prompt} - present:
-        raise UsageError(f"no row of {path.name} has a field {', '.join(sorted(lacking))}; nothing was imported")
-    if "response" not in layout.names and not present.intersection(_NAMES["response"]):
+            is_empty = False
+            has_response = has_response or _has_response(record, found)
+        yield found
+    if not is_empty and not has_response:
         raise UsageError(
             f"no row of {path.name} has what the teacher wrote, as 'response' or 'output'; say which field it is by "
             "--map response=FIELD; nothing was imported"
         )
 
 
+def _has_response(record: Record, found: ResponseRow | BadRow) -> bool:
+    """Whether a row says what was written, be it nothing."""
+    is_there = not layouts.spelled(record).keys().isdisjoint(_USUAL["response"])
+    return is_there or (isinstance(found, ResponseRow) and found.text is not None)
+
+
 def _row_or_bad(path: Path, number: int, record: Record | Broken, layout: Layout) -> ResponseRow | BadRow:
     if isinstance(record, Broken):
-        return BadRow(path.name, number, record.reason)
+        return BadRow(path.name, number, record.reason, record.rows)
     try:
         return _row(record, layout)
     except Flaw as flaw:
@@ -99,27 +97,23 @@ def _row_or_bad(path: Path, number: int, record: Record | Broken, layout: Layout
 
 def _row(record: Record, layout: Layout) -> ResponseRow:
     left = dict(record)
-    ours = {name: left.pop(_theirs(name, record, layout), None) for name in FIELDS}
-    of_prompt = {name: ours[name] for name in _OF_PROMPT if ours[name] is not None}
+    of_prompt = {name: left.pop(name) for name in layout.prompt if name in left}
+    given = {name: left.pop(name, None) for name in layout.score}
+    fields = layouts.take(left, layout.names, _USUAL)
+    ours = fields.ours
+    prompt, reply = rows.of_fields(fields, may_reply=ours["response"] is None)
     row = ResponseRow(
-        prompt=rows.parse({**{name: left.pop(name) for name in layout.prompt if name in left}, **of_prompt}),
+        prompt=replace(prompt, meta=of_prompt),
         teacher=_teacher(ours["teacher"]),
-        text=_text(ours["response"]),
+        text=_text(reply if ours["response"] is None else ours["response"]),
         finish_reason=rows.text_or_number(ours, "finish_reason"),
         prompt_tokens=_count(ours, "prompt_tokens"),
         response_tokens=_count(ours, "response_tokens"),
-        scores={name: score for name in layout.score if (score := _score(left.pop(name, None), name)) is not None},
-        meta=left,
+        scores={name: score for name in layout.score if (score := _score(given[name], name)) is not None},
+        meta=fields.rest,
     )
     rows.require_storable(row)
     return row
-
-
-def _theirs(name: str, record: Record, layout: Layout) -> str:
-    """What the file calls a field of ours."""
-    if name in layout.names:
-        return layout.names[name]
-    return next((usual for usual in _NAMES[name] if usual in record), name)
 
 
 def _teacher(value: Any) -> str:

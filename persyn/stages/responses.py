@@ -47,8 +47,9 @@ def import_responses(
     prompt_table.take_turns(session)
     ids = dict(teachers or {})
     scorers = {field: versions.quality(session, QualityTable("imported", field), {}) for field in layout.score}
-    tally, scored = Tally(on_error), set[str]()
+    tally, scored, sources = Tally(on_error), set[str](), set[str]()
     for source, batch in batches(paths, partial(response_rows.read, layout=layout), tally):
+        sources.add(source)
         strangers = sorted({row.teacher for row in batch} - ids.keys())
         if strangers and teachers is not None:
             raise _unknown(strangers[0], teachers)
@@ -60,6 +61,7 @@ def import_responses(
         scored.update(*(row.scores for row in batch))
         if progress:
             progress(tally.rows)
+    tally.repeated_ids = prompt_table.repeated_ids(session, sources)
     report = tally.report()
     if lacking := sorted(scorers.keys() - scored):
         raise UsageError(f"no row has a score in a field {', '.join(lacking)}; nothing was imported")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Struct
 
+from persyn.errors import UsageError
 from persyn.llm.protocols import Message
-from persyn.stages import files
-from persyn.stages.files import Broken, Record
+from persyn.stages import files, layouts
+from persyn.stages import turns as conversations
+from persyn.stages.layouts import NO_NAMES, Fields, Names
+from persyn.stages.record import Broken, Flaw, Numbered, Record
 
-_FIELDS = frozenset({"prompt", "messages", "answer", "id"})
 #: Far below where a JSON writer or PostgreSQL gives up.
 _MAX_DEPTH = 64
+#: So many of a file's columns are listed.
+_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,89 +48,156 @@ class BadRow:
     file: str
     line: int
     reason: str
+    #: That it stands for: more than one where an open quote has swallowed lines.
+    rows: int = 1
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
-class _Turn(Struct):
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class Flaw(Exception):
-    """What is wrong with a row."""
-
-
-def read(path: Path) -> Iterator[Row | BadRow]:
+def read(path: Path, names: Names = NO_NAMES) -> Iterator[Row | BadRow]:
     """The prompts of a JSONL, JSON, CSV or Parquet file, all but the last gzipped or not.
 
-    A row has `prompt` (text) or `messages` ([{role, content}, ...], the last the user's), and may
-    have `answer` and `id`; any other field goes to `meta`. Raises as `files.records` does.
+    names: what the file calls a field of ours, where it is none of the usual names.
+    A row has `prompt` (text) or `messages` ([{role, content}, ...], the last the user's), or is laid out as ShareGPT's
+    or Alpaca's; it may have `system`, `answer` and `id`. Any other field goes to `meta`. Raises as `files.records`
+    does, and `UsageError` at the end where no row has a field that `names` has.
     """
-    return (_row_or_bad(path, number, record) for number, record in files.records(path))
+    numbered = files.records(path)  # at once: a name is checked before a row of another file is stored
+    return (
+        _row_or_bad(path, number, record, names) for number, record in require_named(path, numbered, names.values())
+    )
 
 
-def _row_or_bad(path: Path, number: int, record: Record | Broken) -> Row | BadRow:
+def require_named(path: Path, numbered: Iterable[Numbered], named: Iterable[str]) -> Iterator[Numbered]:
+    """The same records; raises `UsageError` at the end where none has one of the fields that were named.
+
+    A single row may lack it, which is how a CSV file says null.
+    """
+    lacking = set(named)
+    found: dict[str, None] = {}
+    is_empty = True
+    for number, record in numbered:
+        if not isinstance(record, Broken):
+            is_empty = False
+            lacking.difference_update(record)
+            if lacking:
+                found.update(dict.fromkeys(list(record)[:_SHOWN]))
+        yield number, record
+    if lacking and not is_empty:
+        has = ", ".join(list(found)[:_SHOWN])
+        raise UsageError(
+            f"no row of {path.name} has a field {', '.join(sorted(lacking))}; nothing was imported. Rows have {has}"
+        )
+
+
+def _row_or_bad(path: Path, number: int, record: Record | Broken, names: Names) -> Row | BadRow:
     if isinstance(record, Broken):
-        return BadRow(path.name, number, record.reason)
+        return BadRow(path.name, number, record.reason, record.rows)
     try:
-        return parse(record)
+        return parse(record, names)
     except Flaw as flaw:
         return BadRow(path.name, number, str(flaw))
 
 
-def parse(record: Record) -> Row:
+def parse(record: Record, names: Names = NO_NAMES) -> Row:
     """The prompt of one record; raises `Flaw` when it holds none."""
-    *history, last = _conversation(record)
-    row = Row(
-        text=last["content"],
-        history=history or None,
-        answer=text_or_number(record, "answer"),
-        source_id=text_or_number(record, "id"),
-        meta={name: value for name, value in record.items() if name not in _FIELDS},
-    )
+    row, reply = of_fields(layouts.take(record, names))
+    if reply is not None:
+        row = replace(row, meta={"reply": reply, **row.meta})
     require_storable(row)
     return row
 
 
-def _conversation(record: Record) -> list[Message]:
-    prompt, messages = record.get("prompt"), record.get("messages")
+def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[Row, str | None]:
+    """The prompt of a record, and what answers it where its turns go on to that; raises `Flaw` when it holds none.
+
+    may_reply: turns may do so whatever they are called.
+    """
+    turns = _turns(fields)
+    reply = None
+    if turns and turns[-1]["role"] == "assistant" and (may_reply or _is_sharegpt(fields)):
+        reply = turns.pop()["content"]
+    *history, last = _conversation(turns, fields)
+    row = Row(
+        text=last["content"],
+        history=history or None,
+        answer=text_or_number(fields.ours, "answer"),
+        source_id=text_or_number(fields.ours, "id"),
+        meta=fields.rest,
+    )
+    return row, reply
+
+
+def _is_sharegpt(fields: Fields) -> bool:
+    return fields.called.get("messages", "").lower() in layouts.WITH_REPLY
+
+
+def _turns(fields: Fields) -> list[Message]:
+    """The turns of a row, its system turn aside where that has a field of its own."""
+    prompt, messages, name = fields.ours["prompt"], fields.ours["messages"], fields.called.get("messages", "messages")
     if messages:
         if prompt:
-            raise Flaw("both 'prompt' and 'messages'; one row is one conversation")
-        return _in_turn(_turns(messages))
+            raise Flaw(f"both {fields.called['prompt']!r} and {name!r}; one row is one conversation")
+        return conversations.read(messages, name)
+    if isinstance(prompt, list) and prompt:
+        return conversations.read(prompt, fields.called["prompt"])
+    return [*_earlier(fields), {"role": "user", "content": _prompt(fields)}]
+
+
+def _prompt(fields: Fields) -> str:
+    """The prompt that is a text, with the input that an instruction may have."""
+    prompt, more = fields.ours["prompt"], fields.ours["input"]
     if prompt is None:
-        raise Flaw("neither 'prompt' nor 'messages'")
-    if not isinstance(prompt, str):
-        raise Flaw(f"'prompt' must be text, got {prompt!r:.50}")
+        raise Flaw(
+            f"neither 'prompt' nor 'messages'; the row has {fields.listed()}: say which is the prompt by "
+            f"{fields.likely()}"
+        )
+    for field, value in (("prompt", prompt), ("input", more)):
+        if value is not None and not isinstance(value, str):
+            raise Flaw(f"{fields.called[field]!r} must be text, got {value!r:.50}")
     if not prompt.strip():
         raise Flaw("empty prompt")
-    return [{"role": "user", "content": prompt}]
+    return f"{prompt}\n{more}" if more and more.strip() else str(prompt)
 
 
-def _turns(messages: Any) -> list[_Turn]:
-    """A column of messages, also as the JSON text that a CSV file must keep it as."""
-    try:
-        if isinstance(messages, str):
-            return msgspec.json.decode(messages, type=list[_Turn])
-        return msgspec.convert(messages, list[_Turn])
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise Flaw(f"'messages': {error}") from error
+def _earlier(fields: Fields) -> list[Message]:
+    """Alpaca's history: pairs of what was said and what was answered."""
+    turns: list[Message] = []
+    for pair in fields.ours["history"] or []:
+        match pair:
+            case [str(said), str(answered)]:
+                turns += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]
+            case _:
+                raise Flaw(f"'history' must be pairs of texts, got {pair!r:.50}")
+    return turns
 
 
-def _in_turn(turns: list[_Turn]) -> list[Message]:
-    """Require what chat templates and training formats know: system at most first, then user and assistant in turn."""
-    if not turns or turns[-1].role != "user":
-        raise Flaw(f"'messages': the last turn must be the user's, not the {turns[-1].role if turns else 'system'}'s")
-    if not turns[-1].content.strip():
+def _conversation(turns: list[Message], fields: Fields) -> list[Message]:
+    """The turns that end with the prompt, the system turn first."""
+    name = fields.called.get("messages", "messages")
+    if not turns or turns[-1]["role"] != "user":
+        last = turns[-1]["role"] if turns else "system"
+        advice = "; answers come in by 'persyn responses import'" if last == "assistant" else ""
+        raise Flaw(f"{name!r}: the last turn must be the user's, not the {last}'s{advice}")
+    if not turns[-1]["content"].strip():
         raise Flaw("empty prompt: the user's last turn says nothing")
-    opening = turns[0].role == "system"
-    for number, turn in enumerate(turns[opening:]):
-        expected = "assistant" if number % 2 else "user"
-        if turn.role != expected:
-            raise Flaw(f"'messages': turn {number + opening + 1} is the {turn.role}'s, the {expected}'s was due")
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+    turns = _with_system(turns, fields)
+    conversations.require_order(turns, name)
+    return turns
+
+
+def _with_system(turns: list[Message], fields: Fields) -> list[Message]:
+    system = fields.ours["system"]
+    if system is None or system == "":
+        return turns
+    if not isinstance(system, str):
+        raise Flaw(f"{fields.called['system']!r} must be text, got {system!r:.50}")
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if turns[0]["content"] != system:
+        raise Flaw(f"both a system turn and {fields.called['system']!r}, which says something else")
+    return turns
 
 
 def text_or_number(record: Record, name: str) -> str | None:

@@ -46,6 +46,17 @@ def test_progress_counts_each_failure_once(persyn: Persyn, tmp_path: Path) -> No
     assert said[-1].endswith(f"{stage['failed']} failed")
 
 
+def test_an_import_says_which_fields_there_are_and_takes_their_names(persyn: Persyn, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Question;Gold;ID\n2+2?;4;a\n3+3?;6;a\n")
+    require_refused(
+        persyn("prompts", "import", "p.csv"), "the row has 'Question', 'Gold', 'ID'", "--map prompt=Question"
+    )
+    require_refused(persyn("prompts", "import", "p.csv", "--map", "teacher=Gold"), "FIELD one of prompt, messages")
+    done = persyn("prompts", "import", "p.csv", "--map", "prompt=Question", "--map", "answer=Gold")
+    assert done.stdout == "2 rows: 2 new, 0 already there, 0 bad\n"
+    assert done.stderr == "1 ids of p.csv are those of several prompts, such as 'a'; each prompt was kept\n"
+
+
 def test_rows_that_failed_are_asked_again_when_their_reason_is_named(persyn: Persyn, tmp_path: Path) -> None:
     persyn("run", "start", str(write_run(tmp_path, options={"fail_every": 5})))
     dataset = tmp_path / "home" / "datasets" / "test" / "messages.jsonl"

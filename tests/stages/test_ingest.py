@@ -145,6 +145,36 @@ def test_bad_rows_that_are_skipped_are_counted(database: Database, tmp_path: Pat
     assert stored(database) == 1
 
 
+def test_rows_that_an_open_quote_swallows_are_counted(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text('prompt,answer\na?,1\n"b?,2\n' + "c?,3\n" * 40)
+
+    with database.write() as session:
+        report = ingest.import_prompts(session, [path], on_error="skip")
+
+    assert (report.rows, report.new, report.bad) == (42, 1, 41)
+    assert "lines 3 to 43 are lost with it, 41 in all" in str(report.first_bad[0])
+
+
+def test_prompts_that_share_an_id_are_kept_and_told_of(database: Database, tmp_path: Path) -> None:
+    shared = [{"prompt": f"{number}?", "id": number % 3} for number in range(4)]
+    path = write(tmp_path / "p.jsonl", *shared, shared[1])
+    other = write(tmp_path / "other.jsonl", {"prompt": "x?", "id": 0}, {"prompt": "y?"}, {"prompt": "z?"})
+
+    with database.write() as session:
+        report = ingest.import_prompts(session, [path, other])
+
+    assert (report.new, report.repeated_ids) == (6, (("p.jsonl", 1, "0"),))
+
+
+def test_a_file_with_other_names_is_imported_by_them(database: Database, tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"question": "2+2?", "gold": 4})
+
+    with database.write() as session:
+        ingest.import_prompts(session, [path], names={"prompt": "question", "answer": "gold"})
+        assert session.execute(select(Prompt.text, Prompt.answer)).one() == ("2+2?", "4")
+
+
 @pytest.mark.parametrize(("content", "expected"), [("", "has no rows"), ("nonsense\n" * 2, "all 2 rows of")])
 def test_a_file_without_a_prompt_is_refused(database: Database, tmp_path: Path, content: str, expected: str) -> None:
     good, path = numbered(tmp_path / "a.jsonl", 3), write(tmp_path / "b.jsonl", content)
