@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from cli.open import RUN, find_run, show, store
+from cli.open import RUN, cell, find_run, show, store
 from cli.progress import counting_rows
 from persyn.errors import UsageError
 from persyn.hub import Repository
 from persyn.settings import Settings
+from persyn.stages import card
 from persyn.stages import export as dataset
 from persyn.stages.export_options import UNKNOWN, Options
 from persyn.stages.formats import FORMATS
@@ -45,6 +46,7 @@ from persyn.stages.manifest import MANIFEST, Manifest, files_of
 )
 @click.option("--min-quality", type=float, help="Only responses of this quality or more, in its scorer's unit.")
 @click.option("--unscored", type=click.Choice(["keep", "drop"]), help="With --min-quality: responses without a score.")
+@click.option("--drop-wrong", is_flag=True, help="Without responses that are known to be wrong: of quality 0, not 1.")
 @click.option(
     "--decontaminate",
     "benchmarks",
@@ -123,6 +125,12 @@ def _show(manifest: Manifest) -> None:
     rows += [("exported", manifest.exported)]
     rows += [(f"  {split}", count) for split, count in manifest.splits.items() if len(manifest.splits) > 1]
     show(("assignments", "rows"), rows, as_json=False)
+    if cut := card.cut_off(manifest):
+        teachers = ", ".join(f"{cell(name)} {share}" for name, share in cut.items())
+        click.echo(f"cut off at max_tokens: {teachers}; without them: --finish-reason stop", err=True)
+    if manifest.wrong:
+        of_all = f"{manifest.wrong:,} of {manifest.exported:,} responses"
+        click.echo(f"known to be wrong: {of_all}; without them: --drop-wrong", err=True)
     if silent := [each.name for each in manifest.teachers if each.exported and not each.license]:
         click.echo(
             f"warning: no licence is stated for {', '.join(silent)}: find out what may be done with it", err=True

@@ -54,7 +54,7 @@ def show_report(report: ImportReport, *, what: str) -> None:
         click.echo(f"{report.conflicts:,} rows came with another {what} than the stored one, which stays", err=True)
     for source, n_ids, source_id in report.repeated_ids:
         click.echo(
-            f"{n_ids:,} ids of {source} are those of several prompts, such as {source_id!r}; each prompt was kept",
+            f"ids of {source} that several prompts have: {n_ids:,}, such as {source_id!r}; every prompt was kept",
             err=True,
         )
     for bad in report.first_bad:

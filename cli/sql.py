@@ -44,6 +44,9 @@ def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: boo
         return
     statement, parameters = _statement(**asked)
     with store() as database:
+        if asked["name"] is not None:
+            with database.read() as session:
+                book.require_there(session, parameters)
         answer = ask.ask(database, statement, parameters, Limits(rows=limit, seconds=seconds, megabytes=256))
     _show(answer.columns, answer.rows, as_csv=as_csv, as_json=as_json)
     if answer.is_truncated:

@@ -9,7 +9,7 @@ from cli.open import plain
 from cli.open import show as table
 from persyn import watch
 from persyn.db.catalog import Run, RunState
-from persyn.summary import Facts, facts
+from persyn.summary import MUCH, Facts, facts
 from workers import owner
 
 __all__ = ["facts", "show"]
@@ -63,17 +63,36 @@ def _failures(session: Session, run: Run, found: Facts) -> None:
 
 def _teachers(found: Facts) -> None:
     rows = [
-        (t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens, t.reused_tokens or None)
+        (t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens, t.reused_tokens or None, _share(t.truncated))
         for t in found.teachers
     ]
-    columns = ("teacher", "prompts", "quality", "learnability", "reward", "tokens", "reused")
+    columns = ("teacher", "prompts", "quality", "learnability", "reward", "tokens", "reused", "cut off")
     click.echo()
     table(columns, rows, as_json=False, skip_empty=True, separators=True)
+    _doubtful(found)
     if found.collapsed:
         click.echo(
             f"{plain(found.collapsed)} was given nearly every prompt that was routed: the router barely distinguishes "
             f"between prompts. 'persyn compare {found.name}' shows what that costs"
         )
+
+
+def _doubtful(found: Facts) -> None:
+    """What a dataset would better not have."""
+    if cut := [plain(t.teacher) for t in found.teachers if (t.truncated or 0) > MUCH]:
+        click.echo(
+            f"of the responses of {', '.join(cut)} more than {MUCH:.0%} are cut off at max_tokens; "
+            f"'persyn export {found.name} --finish-reason stop' leaves them out"
+        )
+    if found.wrong:
+        click.echo(
+            f"{found.wrong:,} of the assigned responses are known to be wrong; "
+            f"'persyn export {found.name} --drop-wrong' leaves them out"
+        )
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0%}"
 
 
 def _workers(found: Facts) -> None:

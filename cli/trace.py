@@ -5,22 +5,28 @@ from __future__ import annotations
 import click
 import msgspec
 
-from cli.open import ID, JSON, RUN, cell, find_run, show, store
+from cli.open import JSON, RUN, cell, find_run, show, store
 from persyn import trace as history
 
 
 @click.command()
 @RUN
-@click.argument("prompt", type=ID)
+@click.argument("prompt")
 @JSON
-def trace(run: str, prompt: int, as_json: bool) -> None:
+def trace(run: str, prompt: str, as_json: bool) -> None:
     """Say where RUN's response to PROMPT comes from, and where it went.
 
-    PROMPT is an id, as each row of a dataset carries it. Back: scores, reward, router, teacher and its version, job,
-    worker, GPUs, engine, seed. Forward: the runs that have the prompt, and the students trained on their datasets.
+    PROMPT is its prompt_id or its id, as each row of a dataset carries them. Back: scores, reward, router, teacher
+    and its version, job, worker, GPUs, engine, seed. Forward: the runs that have the prompt, and the students trained
+    on their datasets.
     """
     with store() as database, database.read() as session:
-        found = history.trace(session, find_run(session, run), prompt)
+        of = find_run(session, run)
+        prompt_id, others = history.find(session, of, prompt)
+        found = history.trace(session, of, prompt_id)
+    if others:
+        listed = ", ".join(map(str, others))
+        click.echo(f"{prompt_id} was taken for a prompt_id; in its file it is the id of prompt {listed}", err=True)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return

@@ -58,6 +58,9 @@ def show(request: Request) -> Response:
     if asked.query and not asked.lacking and not _is_foreign(request):
         began = time.monotonic()
         try:
+            if asked.question is not None:
+                with reading(request) as session:
+                    book.require_there(session, asked.given)
             answer = _answer(request, asked, _PAGE)
         except PersynError as refused:
             error = str(refused)

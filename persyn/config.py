@@ -153,6 +153,11 @@ class QualityTable(_Table, frozen=True):
             raise ValueError(f"a judge needs options.engine, one of {', '.join(known)}")
 
     @property
+    def may_be_verdict(self) -> bool:
+        """Whether its values may say right or wrong, 1 or 0; of what was imported or is one's own, they decide."""
+        return self.kind in ("math", "instructions", "python", IMPORTED)
+
+    @property
     def is_loaded(self) -> bool:
         """Whether its model is a folder or a hub id, and not what a server or Python knows by that name."""
         return self.kind == "reward_model" or (

@@ -21,9 +21,12 @@ from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
+from persyn.stages.verdicts import known_wrong
 
 #: A teacher with a larger share of the routed prompts has them all; of fewer prompts nothing is said.
 NEARLY_ALL, FEW = 0.9, 50
+#: A teacher of whose responses a larger share is cut off is named.
+MUCH = 0.05
 
 
 class StageFacts(Struct, frozen=True):
@@ -58,6 +61,8 @@ class TeacherFacts(Struct, frozen=True):
     cost: float | None = None
     #: Tokens of responses that the run uses and did not ask for: imported, or written for another run.
     reused_tokens: int = 0
+    #: Share of its responses for the run that are cut off at max_tokens; None where that is not known of any.
+    truncated: float | None = None
 
 
 class WorkerFacts(Struct, frozen=True):
@@ -105,6 +110,8 @@ class Facts(Struct, frozen=True):
     cost_generate_all: float | None = None
     #: Response tokens that the run uses and did not ask for: imported, or written for another run.
     reused_tokens: int = 0
+    #: Assigned responses that are known to be wrong; None where the run's quality is no verdict.
+    wrong: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +121,11 @@ class _Spent:
     tokens: int
     dollars: float | None
     reused_tokens: int
+    #: Share of its responses that are cut off, whoever asked for them.
+    truncated: float | None
 
 
-_NOTHING = _Spent(0, None, 0)
+_NOTHING = _Spent(0, None, 0, None)
 
 
 def facts(session: Session, run: Run) -> Facts:
@@ -146,6 +155,7 @@ def facts(session: Session, run: Run) -> Facts:
         cost=_sum([one.dollars for one in spent.values()]),
         cost_generate_all=all_dollars,
         reused_tokens=sum(one.reused_tokens for one in spent.values()),
+        wrong=known_wrong(session, run),
     )
 
 
@@ -198,6 +208,7 @@ def _teachers(
             tokens=spent.get(teacher.id, _NOTHING).tokens,
             cost=spent.get(teacher.id, _NOTHING).dollars,
             reused_tokens=spent.get(teacher.id, _NOTHING).reused_tokens,
+            truncated=spent.get(teacher.id, _NOTHING).truncated,
         )
         for column, teacher in enumerate(teachers)
     ]
@@ -316,6 +327,8 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
             func.sum(case((is_own, _DOLLARS))).label("dollars"),
             (func.count(own_text) - func.count(case((own_text.is_not(None), _DOLLARS)))).label("unknown"),
             func.sum(case((or_(Job.id.is_(None), ~is_own), Response.response_tokens))).label("reused"),
+            func.count(case((Response.finish_reason == "length", 1))).label("truncated"),
+            func.count(case((Response.text.is_not(None), Response.finish_reason))).label("finished"),
         )
         .select_from(RunPrompt)
         .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
@@ -327,7 +340,12 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
         .group_by(Response.teacher_id)
     )
     return {
-        row.teacher_id: _Spent(int(row.tokens or 0), None if row.unknown else row.dollars or 0.0, int(row.reused or 0))
+        row.teacher_id: _Spent(
+            int(row.tokens or 0),
+            None if row.unknown else row.dollars or 0.0,
+            int(row.reused or 0),
+            row.truncated / row.finished if row.finished else None,
+        )
         for row in rows
     }
 

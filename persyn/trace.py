@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from persyn import rewards
@@ -16,9 +16,13 @@ from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teache
 from persyn.db.results import Assignment, Response, Router, RouterScore, Score, answers_assignment
 from persyn.db.trained import Training
 from persyn.db.work import Event, Job, JobState, Load
-from persyn.errors import UsageError
+from persyn.errors import UsageError, shorten
 
 Row = dict[str, Any]
+#: Prompts that are listed where several could be meant.
+_MOST_MEANT = 5
+#: A number of more is no id in the store.
+_DIGITS = 19
 
 
 class Trace(Struct, frozen=True):
@@ -59,6 +63,29 @@ class Trace(Struct, frozen=True):
         """The calibration responses, the best rewarded first; those without a reward last."""
         first = [row for row in self.responses if row["sample"] == 0]
         return sorted(first, key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
+
+
+def find(session: Session, run: Run, given: str) -> tuple[int, list[int]]:
+    """The prompt of a run that is meant: by its id in the store, its row's in its file, or its content's hash.
+
+    Returns its id in the store, and those of other prompts that have the same id in their files.
+    Raises `UsageError` when the run has none, and when several have the id and none is that in the store.
+    """
+    of_run = select(Prompt.id).join(RunPrompt, and_(RunPrompt.prompt_id == Prompt.id, RunPrompt.run_id == run.id))
+    by_file = of_run.where(or_(Prompt.source_id == given, Prompt.content_hash == given)).order_by(Prompt.id)
+    found = list(session.scalars(by_file.limit(_MOST_MEANT + 1)))
+    number = int(given) if given.isascii() and given.isdigit() and len(given) < _DIGITS else None
+    if number is not None and session.scalars(of_run.where(Prompt.id == number)).one_or_none() is not None:
+        return number, [prompt_id for prompt_id in found if prompt_id != number]
+    if len(found) == 1:
+        return found[0], []
+    if found:
+        listed = ", ".join(map(str, found[:_MOST_MEANT])) + (", ..." if len(found) > _MOST_MEANT else "")
+        raise UsageError(f"several prompts of run {run.name!r} have the id {given!r}: give one of prompt_id {listed}")
+    raise UsageError(
+        f"run {run.name!r} has no prompt {shorten(given)}, by prompt_id or by the id in its file; "
+        "a dataset's rows carry both"
+    )
 
 
 def trace(session: Session, run: Run, prompt_id: int) -> Trace:

@@ -198,11 +198,26 @@ def _missed(report: Report) -> list[str]:
     failed = sum(stage.failed for stage in report.facts.stages)
     pending = sum(stage.pending for stage in report.facts.stages)
     said = [f"{failed:,} rows failed; their reasons are below." if failed else "Nothing failed."]
+    said += _doubtful(report)
     if report.facts.state != "done":
         said.insert(
             0,
             f"The run is not done: it is {report.facts.state} in stage {report.facts.stage}, with {pending:,} rows "
             "pending. What is not there yet is named below.",
+        )
+    return said
+
+
+def _doubtful(report: Report) -> list[str]:
+    """What a dataset would better not have."""
+    said = []
+    if cut := [each for each in report.facts.teachers if each.truncated]:
+        shares = ", ".join(f"{each.teacher} {each.truncated:.1%}" for each in cut)
+        said.append(f"Responses were cut off at max_tokens, by teacher: {shares}.")
+    if report.facts.wrong:
+        said.append(
+            f"{report.facts.wrong:,} of the assigned responses are known to be wrong; they are in the dataset unless "
+            "it was exported with --drop-wrong."
         )
     return said
 
@@ -241,6 +256,7 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
         "model": lambda value: Path(value).name if value.startswith("/") else value,
         "count": lambda value: _formatted(value, "{:,.0f}"),
         "number": lambda value: _formatted(value, "{:.4g}"),
+        "share": lambda value: _formatted(value, "{:.1%}"),
         "signed": lambda value: _formatted(value, "{:+.0%}"),
         "dollars": lambda value: _Plain("-" if value is None else dollars(value)),
         "when": lambda value: _formatted(value, "{:%Y-%m-%d %H:%M} UTC"),

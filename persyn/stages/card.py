@@ -31,10 +31,12 @@ from datasets import load_dataset
 
 folder = str(Path.cwd())  # or the repository's name on the hub
 """
+_MOST_DOMAINS = 20
 _FILTERS = {
     "finish_reason": "finished otherwise than by {finish_reasons}",
     "quality": "quality below {min_quality:g}",
     "unscored": "no quality score",
+    "wrong": "known to be wrong",
     "contaminated": "overlap with a benchmark (13 words in a row, or the same prompt)",
     "near_duplicate": "prompt nearly the same as an earlier one (similarity {near_duplicates:g})",
     "cap": "above {cap:,} rows of one teacher",
@@ -178,16 +180,49 @@ def _counts(manifest: Manifest) -> str:
     parts = [_table(["", "prompts"], [[str(label), f"{count:,}"] for label, count in rows])]
     if options.min_quality is not None and options.unscored == "keep":
         parts.append("Responses without a quality score, those of most prompts outside calibration, were kept.")
-    if manifest.truncated:
-        parts.append(
-            f"{manifest.truncated:,} responses are cut off at their most tokens (`finish_reason` is `length`)."
-        )
+    parts += _kept(manifest)
+    if manifest.domains.keys() - {""}:
+        parts.append(_domains(manifest))
     if manifest.benchmarks:
         benchmarks = [
             [text(each.name), f"{each.rows:,}", f"{each.dropped:,}", each.sha256] for each in manifest.benchmarks
         ]
         parts.append(_table(["benchmark", "its rows", "rows left out", "SHA-256"], benchmarks))
     return "\n\n".join(parts)
+
+
+def _kept(manifest: Manifest) -> list[str]:
+    """What a reader may not want, and how it is left out."""
+    said = []
+    if manifest.truncated:
+        by_teacher = ", ".join(f"{text(name)} {count}" for name, count in cut_off(manifest).items())
+        said.append(
+            f"{manifest.truncated:,} responses are cut off at `max_tokens` (`finish_reason` is `length`): {by_teacher}."
+        )
+    if manifest.wrong:
+        said.append(
+            f"**{manifest.wrong:,} responses are known to be wrong**, and were kept; `--drop-wrong` leaves them out. "
+            "What was not scored may be wrong too."
+        )
+    return said
+
+
+def cut_off(manifest: Manifest) -> dict[str, str]:
+    """How many of each teacher's exported responses are cut off, of those that have some: a count and its share."""
+    return {
+        each.name: f"{each.truncated:,} of {each.exported:,} ({each.truncated / each.exported:.0%})"
+        for each in manifest.teachers
+        if each.truncated
+    }
+
+
+def _domains(manifest: Manifest) -> str:
+    """The largest domains, the others in one."""
+    largest = sorted(manifest.domains.items(), key=lambda domain: (-domain[1], domain[0]))
+    rows = [[text(name) if name else "(none)", f"{count:,}"] for name, count in largest[:_MOST_DOMAINS]]
+    if others := sum(count for _, count in largest[_MOST_DOMAINS:]):
+        rows.append([f"({len(largest) - _MOST_DOMAINS:,} others)", f"{others:,}"])
+    return _table(["domain", "rows"], rows)
 
 
 def _use(manifest: Manifest) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Result, and_, func, select
 from sqlalchemy.orm import Session
 
+from persyn.config import thaw
 from persyn.db.catalog import Prompt, Run, RunState, RunTeacher, Student, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
@@ -25,7 +26,7 @@ from persyn.stages.batch import conversation
 from persyn.stages.benchmarks import Benchmark
 from persyn.stages.export_filters import Caps, Drop, Filters, Row
 from persyn.stages.export_options import TRAIN, Options
-from persyn.stages.formats import FORMATS, Example, Format, Write, jsonl
+from persyn.stages.formats import FORMATS, Example, Format, Write, domain_of, jsonl
 from persyn.stages.manifest import (
     CARD,
     DATASET_INFO,
@@ -40,6 +41,7 @@ from persyn.stages.manifest import (
     TeacherCount,
     files_of,
 )
+from persyn.stages.verdicts import known_wrong
 
 #: Between two reports of progress.
 _REPORT_ROWS = 1_000
@@ -130,6 +132,7 @@ class _Export:
         self._session, self._run, self._options, self._benchmarks = session, run, options, found
         self._progress = progress
         self._teachers = _teachers(session, run_id)
+        self._known_wrong = known_wrong(session, run)
         self._tally = Tally()
 
     def count(self) -> Manifest:
@@ -163,6 +166,11 @@ class _Export:
     def rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
         """The assignments that are in the dataset, in prompt order; what is not is counted, and why."""
         _require_decided(self._session, self._run, self._options)
+        if self._options.drop_wrong and self._known_wrong is None:
+            raise UsageError(
+                f"the quality of run {self._run.name}, {thaw(self._run.config).quality.kind}, does not say which "
+                "responses are wrong; leave out those of low quality by --min-quality"
+            )
         caps = self._caps()
         filters = Filters(self._options, self._benchmarks)
         with assigned(self._session, self._run.id) as rows:
@@ -231,7 +239,9 @@ class _Export:
             export=self._options,
             assigned=tally.assigned,
             exported=tally.exported.total(),
-            truncated=tally.truncated,
+            truncated=tally.truncated.total(),
+            wrong=None if self._known_wrong is None else tally.wrong,
+            domains=dict(sorted(tally.domains.items())),
             dropped=tally.dropped_by(self._options),
             failed=dict(sorted(tally.failed.items())),
             missing=tally.missing,
@@ -242,7 +252,13 @@ class _Export:
             ],
             teachers=[
                 TeacherCount(
-                    each.name, each.fingerprint, each.model, each.revision, each.license, tally.exported[each.id]
+                    each.name,
+                    each.fingerprint,
+                    each.model,
+                    each.revision,
+                    each.license,
+                    tally.exported[each.id],
+                    tally.truncated[each.id],
                 )
                 for each in self._teachers.values()
             ],
@@ -352,11 +368,13 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
 
 def _example(row: Row, teacher: Teacher) -> Example:
     return Example(
+        id=row.source_id or row.content_hash,
         prompt_id=row.prompt_id,
         messages=[*conversation(row), {"role": "assistant", "content": row.response}],
         answer=row.answer,
         source=row.source,
         source_id=row.source_id,
+        domain=domain_of(row.meta),
         meta=row.meta,
         teacher=teacher.name,
         teacher_fingerprint=teacher.fingerprint,

@@ -12,13 +12,14 @@ from typing import Any, TypeAlias
 from persyn.stages.benchmarks import Benchmark
 from persyn.stages.export_options import UNKNOWN, Options
 from persyn.stages.near_duplicates import NearDuplicates
+from persyn.stages.verdicts import WRONG
 from persyn.stages.words import words
 
 Row: TypeAlias = Any
 """An assignment with its prompt and its response's text, as `export.assigned` reads it."""
 
 #: What may drop a row, in the order in which a row is asked.
-FILTERS = ("finish_reason", "quality", "unscored", "contaminated", "near_duplicate", "cap")
+FILTERS = ("finish_reason", "quality", "unscored", "wrong", "contaminated", "near_duplicate", "cap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Filters:
         self._asked: list[Callable[[Row], Drop | None]] = [
             *([self._finish_reason] if options.finish_reasons else []),
             *([self._quality] if options.min_quality is not None else []),
+            *([self._wrong] if options.drop_wrong else []),
             *([self._contaminated] if benchmarks else []),
             *([self._near_duplicate] if self._prompts else []),
         ]
@@ -56,6 +58,9 @@ class Filters:
             return Drop("unscored", "") if self._options.unscored == "drop" else None
         assert self._options.min_quality is not None
         return Drop("quality", repr(row.quality)) if row.quality < self._options.min_quality else None
+
+    def _wrong(self, row: Row) -> Drop | None:
+        return Drop("wrong", repr(row.quality)) if row.quality == WRONG else None
 
     def _contaminated(self, row: Row) -> Drop | None:
         turns = [words(turn["content"]) for turn in row.history or () if turn["role"] != "system"]

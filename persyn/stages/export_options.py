@@ -18,6 +18,8 @@ from persyn.stages.formats import FORMATS
 #: The split of every prompt that is in no other.
 TRAIN = "train"
 _SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,29}")
+#: Names that `datasets` keeps for itself: what it means by them.
+_RESERVED = {"all": "all splits together"}
 #: What a response without a finish reason, an imported one, goes by.
 UNKNOWN = "unknown"
 
@@ -38,6 +40,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     min_quality: float | None = None
     #: What becomes of responses without a score of it.
     unscored: Literal["keep", "drop"] | None = None
+    #: Without responses that are known to be wrong, where the run's quality says right or wrong.
+    drop_wrong: bool = False
     #: Files whose texts no row may overlap with.
     benchmarks: tuple[str, ...] = ()
     #: Of prompts at least so alike, 0.5 to 1, the first one stays.
@@ -86,13 +90,14 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
             "--finish-reason": self.finish_reasons,
             "--min-quality": _if_given(self.min_quality),
             "--unscored": _if_given(self.unscored),
+            "--drop-wrong": [""] if self.drop_wrong else [],
             "--decontaminate": (Path(path).name for path in self.benchmarks),
             "--near-duplicates": _if_given(self.near_duplicates),
             "--cap": _if_given(self.cap),
         }
         for option, values in given.items():
             for value in values:
-                yield from (option, str(value))
+                yield from (option, str(value)) if value != "" else (option,)
 
 
 def _if_given(value: object) -> tuple[object, ...]:
@@ -112,6 +117,8 @@ def _require_splits(splits: dict[str, float]) -> None:
     for name, share in splits.items():
         if not _SPLIT_NAME.fullmatch(name):
             raise UsageError(f"a split is named by lower-case letters, digits and _, like test, got {name!r}")
+        if name in _RESERVED:
+            raise UsageError(f"a split cannot be named {name}: readers of datasets mean {_RESERVED[name]} by it")
         if name == TRAIN:
             raise UsageError(f"the split {TRAIN} has what the others leave; give those alone, like test=0.05")
         if not 0 < share < 1:

@@ -10,7 +10,7 @@ in Alpaca, a history that is first met after many rows without one may be refuse
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,16 @@ _SHAREGPT = {"user": "human", "assistant": "gpt"}
 class Example:
     """One conversation that ends with its teacher's response, and where both come from."""
 
+    #: Its row's own in its file; of one without, the SHA-256 of the conversation.
+    id: str
     prompt_id: int
     #: An optional system turn, then user and assistant in turn; the last is the response.
     messages: list[Message]
     answer: str | None
     source: str
     source_id: str | None
+    #: What its row says as `domain`; empty text for nothing.
+    domain: str
     meta: dict[str, Any]
     teacher: str
     teacher_fingerprint: str
@@ -46,6 +50,14 @@ class Example:
     response_tokens: int | None
     #: Raw, in the unit of the run's quality scorer; None where the response was not scored.
     quality: float | None
+
+
+def domain_of(meta: Mapping[str, Any]) -> str:
+    """What a prompt's row says as `domain`, as text; empty for nothing."""
+    domain = meta.get("domain")
+    if domain is None or isinstance(domain, str):
+        return domain or ""
+    return msgspec.json.encode(domain, order="sorted").decode()
 
 
 Write: TypeAlias = Callable[[Example], object]
@@ -81,6 +93,8 @@ def _prompt_completion(example: Example) -> dict[str, Any]:
 
 def _origin(example: Example) -> dict[str, Any]:
     return {
+        "id": example.id,
+        "domain": example.domain,
         "prompt_id": example.prompt_id,
         "source": example.source,
         "source_id": example.source_id or "",
@@ -96,6 +110,7 @@ def _sharegpt(example: Example) -> dict[str, Any]:
     return {
         "conversations": [{"from": _SHAREGPT[turn["role"]], "value": turn["content"]} for turn in turns],
         "system": system,
+        **_origin(example),
     }
 
 
@@ -108,6 +123,7 @@ def _alpaca(example: Example) -> dict[str, Any]:
         "output": response["content"],
         "system": system,
         "history": list(zip(contents[::2], contents[1::2], strict=True)),
+        **_origin(example),
     }
 
 
@@ -136,11 +152,13 @@ def _parquet(path: Path) -> Iterator[Write]:
 
     schema = pa.schema(
         {
+            "id": pa.string(),
             "prompt_id": pa.int64(),
             "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
             "answer": pa.string(),
             "source": pa.string(),
             "source_id": pa.string(),
+            "domain": pa.string(),
             "meta": pa.string(),
             "teacher": pa.string(),
             "teacher_fingerprint": pa.string(),
@@ -204,7 +222,7 @@ def _turns(name: str) -> dict[str, Any]:
 def _origins() -> list[dict[str, Any]]:
     # A reader that meets ids such as 2020-01-31 first takes them for times, and refuses others later.
     names = _strings("source", "source_id", "teacher", "teacher_fingerprint", "finish_reason", "reason")
-    return [{"name": "prompt_id", "dtype": "int64"}, *names]
+    return [*_strings("id", "domain"), {"name": "prompt_id", "dtype": "int64"}, *names]
 
 
 FORMATS = {
@@ -233,6 +251,7 @@ FORMATS = {
         "sharegpt.jsonl",
         _jsonl(_sharegpt),
         {"formatting": "sharegpt", "columns": {"messages": "conversations", "system": "system"}},
+        [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system"), *_origins()],
     ),
     "alpaca": Format(
         "alpaca.jsonl",
@@ -251,6 +270,7 @@ FORMATS = {
         [
             *_strings("instruction", "input", "output", "system"),
             {"name": "history", "list": {"list": "string"}},
+            *_origins(),
         ],
     ),
     PARQUET: Format("dataset.parquet", _parquet),

@@ -17,6 +17,8 @@ from msgspec import Struct
 from persyn.errors import UsageError
 from persyn.stages.export_filters import FILTERS, Row
 from persyn.stages.export_options import Options
+from persyn.stages.formats import domain_of
+from persyn.stages.verdicts import WRONG
 
 MANIFEST = "manifest.json"
 DATASET_INFO = "dataset_info.json"
@@ -48,6 +50,8 @@ class TeacherCount:
     #: As the run file states it.
     license: str | None
     exported: int
+    #: Of these, cut off at max_tokens.
+    truncated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,10 @@ class Manifest:
     exported: int
     #: Responses that are cut off at max_tokens; they are among the exported.
     truncated: int
+    #: Responses that are known to be wrong, among the exported; None where the run's quality is no verdict.
+    wrong: int | None
+    #: The prompts' `domain`, a field of their rows -> exported rows; empty text for those without.
+    domains: dict[str, int]
     #: Filter -> assignments with a text that it left out; every filter that was asked for is named.
     dropped: dict[str, int]
     #: First word of the reason -> assignments whose teacher gave no text.
@@ -130,7 +138,11 @@ class Tally:
     contaminated: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     engines: Counter[str] = field(default_factory=Counter)
-    truncated: int = 0
+    #: Teacher -> exported responses that are cut off.
+    truncated: Counter[int] = field(default_factory=Counter)
+    domains: Counter[str] = field(default_factory=Counter)
+    #: Exported responses of the lowest quality that a verdict has.
+    wrong: int = 0
     missing: int = 0
 
     def has_text(self, row: Row) -> bool:
@@ -146,7 +158,9 @@ class Tally:
         self.exported[row.teacher_id] += 1
         self.splits[split] += 1
         self.engines[row.engine or ""] += 1
-        self.truncated += row.finish_reason == "length"
+        self.truncated[row.teacher_id] += row.finish_reason == "length"
+        self.domains[domain_of(row.meta)] += 1
+        self.wrong += row.quality == WRONG
 
     @property
     def assigned(self) -> int:
@@ -159,6 +173,7 @@ class Tally:
             "finish_reason": bool(options.finish_reasons),
             "quality": options.min_quality is not None,
             "unscored": options.unscored == "drop",
+            "wrong": options.drop_wrong,
             "contaminated": bool(options.benchmarks),
             "near_duplicate": options.near_duplicates is not None,
             "cap": options.cap is not None,

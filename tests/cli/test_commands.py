@@ -54,7 +54,7 @@ def test_an_import_says_which_fields_there_are_and_takes_their_names(persyn: Per
     require_refused(persyn("prompts", "import", "p.csv", "--map", "teacher=Gold"), "FIELD one of prompt, messages")
     done = persyn("prompts", "import", "p.csv", "--map", "prompt=Question", "--map", "answer=Gold")
     assert done.stdout == "2 rows: 2 new, 0 already there, 0 bad\n"
-    assert done.stderr == "1 ids of p.csv are those of several prompts, such as 'a'; each prompt was kept\n"
+    assert done.stderr == "ids of p.csv that several prompts have: 1, such as 'a'; every prompt was kept\n"
 
 
 def test_rows_that_failed_are_asked_again_when_their_reason_is_named(persyn: Persyn, tmp_path: Path) -> None:

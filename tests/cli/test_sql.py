@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from cli.sql import sql
 from cli.trace import trace
+from persyn.db.catalog import Prompt
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from tests.questions import by_hand
@@ -66,6 +67,10 @@ def test_what_cannot_be_asked_is_refused(known: None) -> None:
         (["--ask", "progres"], "did you mean 'progress'"),
         (["--ask", "progress"], "-p run="),
         (["--ask", "progress", "-p", "run=first", "-p", "rnu=x"], "no rnu; it takes -p run="),
+        (["--ask", "progress", "-p", "run=frist"], "there is no run 'frist'; 'persyn run list'"),
+        (["--ask", "origin", "-p", "run=first", "-p", "prompt=999"], "there is no prompt '999'"),
+        (["--ask", "origin", "-p", "run=first", "-p", "prompt=one"], "prompt takes a number, got 'one'"),
+        (["--ask", "history", "-p", "job=99999"], "there is no job '99999'"),
         (["SELECT 1", "-p", "x"], "NAME=VALUE"),
         (["SELECT 1", "--csv", "--json"], "give one"),
         (["DELETE FROM prompts"], "refuses"),
@@ -80,3 +85,23 @@ def test_a_trace_shows_both_directions(known: None) -> None:
         assert part in lines, part
     assert "  gpus                0 H100" in lines
     assert lines[-1].split() == ["second", "target", "ada", "True", "-", "-"]
+
+
+def test_a_trace_takes_the_id_that_a_prompt_has_in_its_file(known: None, database: Database) -> None:
+    with database.write() as session:
+        for prompt_id, source_id in ((1, "q-1"), (2, "1"), (3, "twice"), (4, "twice")):
+            session.get_one(Prompt, prompt_id).source_id = source_id
+        content_hash = session.get_one(Prompt, 1).content_hash
+
+    for given in ("q-1", content_hash):
+        assert json.loads(said("first", given, "--json", command=trace))["prompt_id"] == 1
+    result = CliRunner().invoke(trace, ["first", "1"], catch_exceptions=False)
+    assert result.stdout.startswith("prompt 1 ")
+    assert result.stderr == "1 was taken for a prompt_id; in its file it is the id of prompt 2\n"
+    for given, complaint in (
+        ("twice", r"several prompts of run 'first' have the id 'twice': give one of prompt_id 3, 4"),
+        ("q-9", "run 'first' has no prompt q-9, by prompt_id or by the id in its file"),
+        ("99999999999999999999", "has no prompt 9999"),
+    ):
+        with pytest.raises(UsageError, match=complaint):
+            said("first", given, command=trace)

@@ -62,6 +62,21 @@ def run(database: Database) -> MadeRun:
     return MadeRun(made.id, made.teacher_ids, [first, second, third])
 
 
+def origin(run: MadeRun) -> dict[str, Any]:
+    """Where the first row comes from."""
+    return {
+        "id": digest("run: prompt 0?"),
+        "domain": "",
+        "prompt_id": run.prompt_ids[0],
+        "source": "prompts.jsonl",
+        "source_id": "",
+        "teacher": "a",
+        "teacher_fingerprint": digest("teacher a"),
+        "finish_reason": "stop",
+        "reason": "router",
+    }
+
+
 def write(database: Database, run: MadeRun, folder: Path, *formats: str) -> Manifest:
     return export.write(database, run.id, folder, Options(formats=formats))
 
@@ -72,13 +87,7 @@ def test_messages_are_the_conversation_and_its_origin(database: Database, run: M
     first, second, third = lines(tmp_path / "out" / "messages.jsonl")
     assert first == {
         "messages": [{"role": "user", "content": "run: prompt 0?"}, {"role": "assistant", "content": "A."}],
-        "prompt_id": run.prompt_ids[0],
-        "source": "prompts.jsonl",
-        "source_id": "",
-        "teacher": "a",
-        "teacher_fingerprint": digest("teacher a"),
-        "finish_reason": "stop",
-        "reason": "router",
+        **origin(run),
     }
     assert (second["teacher"], second["finish_reason"]) == ("b", "length")
     hostile = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]
@@ -106,6 +115,7 @@ def test_sharegpt_has_the_system_turn_apart(database: Database, run: MadeRun, tm
     assert first == {
         "conversations": [{"from": "human", "value": "run: prompt 0?"}, {"from": "gpt", "value": "A."}],
         "system": "",
+        **origin(run),
     }
     assert third["system"] == "Be brief."
     assert third["conversations"] == [
@@ -120,14 +130,41 @@ def test_alpaca_has_earlier_turns_as_pairs(database: Database, run: MadeRun, tmp
     write(database, run, tmp_path / "out", "alpaca")
 
     first, _, third = lines(tmp_path / "out" / "alpaca.jsonl")
-    assert first == {"instruction": "run: prompt 0?", "input": "", "output": "A.", "system": "", "history": []}
-    assert third == {
+    plain = {"instruction": "run: prompt 0?", "input": "", "output": "A.", "system": "", "history": []}
+    assert first == plain | origin(run)
+    assert third | origin(run) == {
         "instruction": HOSTILE,
         "input": "",
         "output": HOSTILE,
         "system": "Be brief.",
         "history": [["Hi", "Hello."]],
+        **origin(run),
     }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_format_has_the_rows_id_and_its_domain(
+    database: Database, run: MadeRun, tmp_path: Path, name: str
+) -> None:
+    """The id of a prompt whose file gave it none is that of its content."""
+    with database.write() as session:
+        answer(session, run, make_prompt(session, "sum?", source_id="q9", meta={"domain": "sums"}), 0, "9")
+        answer(session, run, make_prompt(session, "odd?", meta={"domain": ["a", 1]}), 0, "yes")
+
+    manifest = write(database, run, tmp_path / "out", name)
+
+    [file] = manifest.files
+    path = tmp_path / "out" / file.name
+    found = pq.read_table(path).to_pylist() if name == "parquet" else lines(path)
+    by_id = {row["id"]: row["domain"] for row in found}
+    assert by_id == {
+        digest("run: prompt 0?"): "",
+        digest("run: prompt 1?"): "",
+        "q3": "",
+        "q9": "sums",
+        digest("odd?"): '["a",1]',
+    }
+    assert manifest.domains == {"": 3, "sums": 1, '["a",1]': 1}
 
 
 def test_parquet_has_all_provenance(database: Database, run: MadeRun, tmp_path: Path) -> None:
@@ -138,6 +175,8 @@ def test_parquet_has_all_provenance(database: Database, run: MadeRun, tmp_path: 
     assert str(table.schema.field("messages").type) == "list<element: struct<role: string, content: string>>"
     assert third.pop("messages")[-1] == {"role": "assistant", "content": HOSTILE}
     assert third == {
+        "id": "q3",
+        "domain": "",
         "prompt_id": run.prompt_ids[2],
         "answer": "4",
         "source": "prompts.jsonl",

@@ -80,6 +80,64 @@ def test_what_a_student_learns_is_the_split_train_without_what_the_filters_leave
     assert held_out
 
 
+def judge_by(session: Session, run: MadeRun, kind: str) -> None:
+    """Say that the run's quality is of this kind."""
+    stored = session.get_one(Run, run.id)
+    stored.config = {**stored.config, "quality": {"kind": kind, "model": "passed"}}
+
+
+@pytest.mark.parametrize("kind", ["math", "instructions", "imported", "python"])
+def test_answers_that_are_known_to_be_wrong_are_told_of_and_left_out_on_demand(
+    database: Database, run: MadeRun, tmp_path: Path, kind: str
+) -> None:
+    with database.write() as session:
+        judge_by(session, run, kind)
+        answered(session, run, "a", quality=0.0)
+        right, unknown = answered(session, run, "b", quality=1.0), answered(session, run, "c")
+
+    kept = write(database, run, tmp_path / "kept")
+    clean = write(database, run, tmp_path / "clean", drop_wrong=True)
+
+    assert (kept.exported, kept.wrong, kept.dropped) == (3, 1, {})
+    assert "**1 responses are known to be wrong**" in (tmp_path / "kept" / "README.md").read_text()
+    assert (clean.exported, clean.wrong, clean.dropped) == (2, 0, {"wrong": 1})
+    assert prompts_in(tmp_path / "clean") == [right, unknown]
+    card = (tmp_path / "clean" / "README.md").read_text()
+    assert "left out: known to be wrong | -1" in card
+    assert "persyn export run --format messages --drop-wrong" in card
+
+
+@SQLITE
+@pytest.mark.parametrize(("kind", "quality"), [("reward_model", 0.0), ("judge", 0.0), ("imported", 0.5)])
+def test_a_quality_that_is_no_verdict_calls_nothing_wrong(
+    database: Database, run: MadeRun, tmp_path: Path, kind: str, quality: float
+) -> None:
+    with database.write() as session:
+        judge_by(session, run, kind)
+        if kind == "judge":
+            stored = session.get_one(Run, run.id)
+            stored.config = {**stored.config, "quality": {"kind": kind, "model": "m", "options": {"engine": "fake"}}}
+        answered(session, run, "a", quality=0.0)
+        answered(session, run, "b", quality=quality)
+
+    assert write(database, run, tmp_path / "out").wrong is None
+    with pytest.raises(UsageError, match=f"{kind}, does not say which responses are wrong; .* --min-quality"):
+        write(database, run, tmp_path / "out", drop_wrong=True)
+
+
+def test_responses_that_are_cut_off_are_told_by_teacher(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    with database.write() as session:
+        answered(session, run, "a", finish_reason="length")
+        answered(session, run, "b")
+        answered(session, run, "c", teacher=1)
+
+    manifest = write(database, run, tmp_path / "out")
+
+    assert [(each.name, each.truncated, each.exported) for each in manifest.teachers] == [("a", 1, 2), ("b", 0, 1)]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "1 responses are cut off at `max_tokens` (`finish_reason` is `length`): a 1 of 2 (50%)." in card
+
+
 @SQLITE
 def test_only_responses_that_finished_as_asked(database: Database, run: MadeRun, tmp_path: Path) -> None:
     with database.write() as session:
