@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from cli.summary import show
 from persyn import summary
 from persyn.db.catalog import Run, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Origin
+from persyn.db.results import Origin, Score
 from persyn.db.work import Event, Load
+from persyn.report import document
+from persyn.report.gather import gather
 from tests.factories import make_assignment, make_job, make_response, make_router, make_run
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -151,3 +154,38 @@ def test_what_all_teachers_would_have_written_is_known_of_all_or_not_at_all(
 )
 def test_small_amounts_of_money_are_not_rounded_away(amount: float, said: str) -> None:
     assert summary.dollars(amount) == said
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_what_is_cut_off_or_known_to_be_wrong_is_said_where_one_looks(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=8)
+        stored = session.get_one(Run, made.id)
+        stored.config = {**stored.config, "quality": {"kind": "math"}}
+        a, b = made.teacher_ids
+        for number, prompt_id in enumerate(made.prompt_ids):
+            make_assignment(session, made.id, prompt_id, a if number < 4 else b)
+            of_a = {"finish_reason": "length" if number == 0 else "stop"}
+            response_id = make_response(session, prompt_id, a if number < 4 else b, **(of_a if number < 4 else {}))
+            if number < 3:
+                value = {"value": float(number > 0), "detail": {}}
+                session.add(Score(response_id=response_id, scorer_id=stored.quality_scorer_id, **value))
+    with database.read() as session:
+        run = session.get_one(Run, made.id)
+        found = summary.facts(session, run)
+        show(session, run)
+        report = document.markdown(gather(session, run), [])
+
+    assert [(teacher.teacher, teacher.truncated) for teacher in found.teachers] == [("a", 0.25), ("b", 0.0)]
+    assert found.wrong == 1
+    said = capsys.readouterr().out
+    assert next(line.split() for line in said.splitlines() if line.startswith("a "))[-1] == "25%"
+    assert (
+        "of the responses of a more than 5% are cut off at max_tokens; 'persyn export run --finish-reason stop'" in said
+    )
+    assert "1 of the assigned responses are known to be wrong; 'persyn export run --drop-wrong' leaves them out" in said
+    assert "- Responses were cut off at max\\_tokens, by teacher: a 25\\.0\\%, b 0" not in report
+    assert "- Responses were cut off at max\\_tokens, by teacher: a 25\\.0\\%" in report
+    assert "- 1 of the assigned responses are known to be wrong" in report

@@ -164,7 +164,7 @@ def test_prompts_that_share_an_id_are_kept_and_told_of(database: Database, tmp_p
     with database.write() as session:
         report = ingest.import_prompts(session, [path, other])
 
-    assert (report.new, report.repeated_ids) == (6, (("p.jsonl", 1, "0"),))
+    assert (report.new, report.repeated_ids) == (7, (("p.jsonl", 1, "0"),))
 
 
 def test_a_file_with_other_names_is_imported_by_them(database: Database, tmp_path: Path) -> None:
