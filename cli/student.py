@@ -9,6 +9,7 @@ import click
 import msgspec
 from sqlalchemy import func, select
 
+from cli.imports import NAMES, renamed
 from cli.open import JSON, RUN, show, store
 from cli.progress import Meter
 from persyn import students
@@ -18,6 +19,7 @@ from persyn.db.catalog import Run, Student
 from persyn.db.trained import Evaluation, Training
 from persyn.errors import UsageError
 from persyn.settings import Settings
+from persyn.stages.layouts import PROMPT
 
 
 @click.group()
@@ -88,6 +90,7 @@ def train(run: str, gpus: int, **given: Any) -> None:
 @student.command("eval", short_help="Ask a student prompts, and judge its answers.")
 @RUN
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@NAMES
 @click.option(
     "--by",
     type=click.Choice(["math", "instructions", "log_likelihood"]),
@@ -104,6 +107,7 @@ def train(run: str, gpus: int, **given: Any) -> None:
 def evaluate(
     run: str,
     files: tuple[Path, ...],
+    names: tuple[str, ...],
     by: str | None,
     engine: str | None,
     options: tuple[str, ...],
@@ -124,7 +128,7 @@ def evaluate(
     )
     with store() as database:
         with Meter() as meter:
-            evaluator = Evaluator(database, Settings.from_environment(), meter.show)
+            evaluator = Evaluator(database, Settings.from_environment(), meter.show, renamed(names, PROMPT))
             evaluator.evaluate(run, files, by=by, how=wanted, retry_failed=given["retry_failed"])
         with database.read() as session:
             found = session.scalars(select(Run).where(Run.name == run)).all()

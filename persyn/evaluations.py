@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from persyn.settings import Settings
 from persyn.stages import ingest, rows, score, versions
 from persyn.stages.batch import conversation, told
 from persyn.stages.imports import Tally, batches
+from persyn.stages.layouts import NO_NAMES, Names
 from persyn.stages.rows import Row
 
 #: Judges the reference answers, not what the student writes.
@@ -91,9 +93,13 @@ class _Wanted:
 
 
 class Evaluator:
-    """Evaluates students; what is there already is not asked again, and a killed evaluation goes on where it was."""
+    """Evaluates students; what is there already is not asked again, and a killed evaluation goes on where it was.
 
-    def __init__(self, database: Database, settings: Settings, progress: Progress) -> None:
+    names: what the prompts' files call a field of ours, where it is none of the usual names.
+    """
+
+    def __init__(self, database: Database, settings: Settings, progress: Progress, names: Names = NO_NAMES) -> None:
+        self._names = names
         self._database = database
         self._settings = settings
         self._progress = progress
@@ -125,7 +131,7 @@ class Evaluator:
                 known,
                 _as_scored(how, run) if table else How(engine=None, gpus=how.gpus, options=_options(run)),
                 ", ".join(path.name for path in files),
-                *_prompts(session, run, files, table),
+                *_prompts(session, run, files, table, self._names),
             )
             made = [(subject, _register(session, subject, wanted)) for subject in subjects]
         evaluation_ids = [evaluation_id for _, evaluation_id in made]
@@ -200,10 +206,12 @@ def _subjects(session: Session, run: Run) -> list[_Subject]:
     ]
 
 
-def _prompts(session: Session, run: Run, files: Sequence[Path], table: QualityTable | None) -> tuple[list[int], str]:
+def _prompts(
+    session: Session, run: Run, files: Sequence[Path], table: QualityTable | None, names: Names
+) -> tuple[list[int], str]:
     """The prompts of files that the run has not: their ids, and a digest of them all."""
     needs_answer = table is None or table.kind == "math"
-    hashes = ingest.hashes_of(session, files)
+    hashes = ingest.hashes_of(session, files, names)
     of_run = select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id)
     found: list[tuple[int, str]] = []
     for some in _pieces(sorted(hashes), 1_000):
@@ -215,7 +223,7 @@ def _prompts(session: Session, run: Run, files: Sequence[Path], table: QualityTa
         what = "a reference answer and is no prompt of the run" if needs_answer else "is no prompt of the run"
         raise UsageError(f"none of {len(hashes):,} prompts {what}: a student is not measured by what it was trained on")
     asked = {content_hash for _, content_hash in found}
-    for source, batch in batches(files, rows.read, Tally("stop")):
+    for source, batch in batches(files, partial(rows.read, names=names), Tally("stop")):
         _require_as_stored(session, source, [row for row in batch if row.content_hash in asked], table)
     digest = hashlib.sha256("".join(content_hash for _, content_hash in found).encode()).hexdigest()
     return [prompt_id for prompt_id, _ in found], digest

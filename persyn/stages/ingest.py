@@ -42,10 +42,10 @@ def import_prompts(
     return _import(session, paths, Tally(on_error), stored, names)
 
 
-def hashes_of(session: Session, paths: Sequence[Path]) -> set[str]:
+def hashes_of(session: Session, paths: Sequence[Path], names: Names = NO_NAMES) -> set[str]:
     """Store the prompts of files as `import_prompts` does; the content hashes of all their conversations."""
     found: set[str] = set()
-    _import(session, paths, Tally("stop"), lambda hashes, n_rows: found.update(hashes))
+    _import(session, paths, Tally("stop"), lambda hashes, n_rows: found.update(hashes), names)
     return found
 
 
