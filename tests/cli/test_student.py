@@ -129,7 +129,10 @@ def test_another_answer_than_the_stored_one_is_refused_and_leaves_nothing(store:
     file.write_text('{"prompt": "New?", "answer": "1"}\n{"prompt": "How much?", "answer": "8"}\n')
 
     refused = typed("student", "eval", "run", str(file), "--by", "math")
+    file.write_text('{"q": "New?", "gold": "1"}\n{"q": "How much?", "gold": "8"}\n')
+    mapped = typed("student", "eval", "run", str(file), "--by", "math", "--map", "prompt=q", "--map", "answer=gold")
 
+    assert str(mapped.exception) == str(refused.exception)
     with store.read() as session:
         prompt_id = session.scalars(select(Prompt.id).where(Prompt.text == "How much?")).one()
         assert session.scalars(select(Prompt).where(Prompt.text == "New?")).all() == []
