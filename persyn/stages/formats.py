@@ -152,13 +152,13 @@ def _parquet(path: Path) -> Iterator[Write]:
 
     schema = pa.schema(
         {
-            "id": pa.string(),
             "prompt_id": pa.int64(),
             "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+            "id": pa.string(),
+            "domain": pa.string(),
             "answer": pa.string(),
             "source": pa.string(),
             "source_id": pa.string(),
-            "domain": pa.string(),
             "meta": pa.string(),
             "teacher": pa.string(),
             "teacher_fingerprint": pa.string(),
