@@ -163,7 +163,7 @@ def test_what_is_cut_off_or_known_to_be_wrong_is_said_where_one_looks(
     with database.write() as session:
         made = make_run(session, prompts=8)
         stored = session.get_one(Run, made.id)
-        stored.config = {**stored.config, "quality": {"kind": "math"}}
+        stored.config = {**stored.config, "quality": {**stored.config["quality"], "kind": "math"}}
         a, b = made.teacher_ids
         for number, prompt_id in enumerate(made.prompt_ids):
             make_assignment(session, made.id, prompt_id, a if number < 4 else b)

@@ -93,9 +93,9 @@ def _prompt_completion(example: Example) -> dict[str, Any]:
 
 def _origin(example: Example) -> dict[str, Any]:
     return {
+        "prompt_id": example.prompt_id,
         "id": example.id,
         "domain": example.domain,
-        "prompt_id": example.prompt_id,
         "source": example.source,
         "source_id": example.source_id or "",
         "teacher": example.teacher,
@@ -221,8 +221,8 @@ def _turns(name: str) -> dict[str, Any]:
 
 def _origins() -> list[dict[str, Any]]:
     # A reader that meets ids such as 2020-01-31 first takes them for times, and refuses others later.
-    names = _strings("source", "source_id", "teacher", "teacher_fingerprint", "finish_reason", "reason")
-    return [*_strings("id", "domain"), {"name": "prompt_id", "dtype": "int64"}, *names]
+    names = "id", "domain", "source", "source_id", "teacher", "teacher_fingerprint", "finish_reason", "reason"
+    return [{"name": "prompt_id", "dtype": "int64"}, *_strings(*names)]
 
 
 FORMATS = {

@@ -132,7 +132,7 @@ def test_datasets_loads_a_folder_without_splits(database: Database, run: MadeRun
     found = load(tmp_path / "out", "-", "alpaca")
 
     assert found["-"]["train"][0] == 30
-    assert found["-"]["train"][1][:4] == ["conversations", "system", "id", "domain"]
+    assert found["-"]["train"][1][:4] == ["conversations", "system", "prompt_id", "id"]
     assert found["alpaca"]["train"][2]["history"] == [["Hi", "Hello."]]
 
 
