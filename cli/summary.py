@@ -63,7 +63,16 @@ def _failures(session: Session, run: Run, found: Facts) -> None:
 
 def _teachers(found: Facts) -> None:
     rows = [
-        (t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens, t.reused_tokens or None, _share(t.truncated))
+        (
+            t.teacher,
+            t.assigned,
+            t.quality,
+            t.learnability,
+            t.reward,
+            t.tokens,
+            t.reused_tokens or None,
+            _share(t.truncated),
+        )
         for t in found.teachers
     ]
     columns = ("teacher", "prompts", "quality", "learnability", "reward", "tokens", "reused", "cut off")
