@@ -176,7 +176,7 @@ def test_what_is_cut_off_or_known_to_be_wrong_is_said_where_one_looks(
         run = session.get_one(Run, made.id)
         found = summary.facts(session, run)
         show(session, run)
-        report = document.markdown(gather(session, run), [])
+        report = document.markdown(gather(session, run), []).replace("\\", "")
 
     assert [(teacher.teacher, teacher.truncated) for teacher in found.teachers] == [("a", 0.25), ("b", 0.0)]
     assert found.wrong == 1
@@ -186,6 +186,5 @@ def test_what_is_cut_off_or_known_to_be_wrong_is_said_where_one_looks(
         "of the responses of a more than 5% are cut off at max_tokens; 'persyn export run --finish-reason stop'" in said
     )
     assert "1 of the assigned responses are known to be wrong; 'persyn export run --drop-wrong' leaves them out" in said
-    assert "- Responses were cut off at max\\_tokens, by teacher: a 25\\.0\\%, b 0" not in report
-    assert "- Responses were cut off at max\\_tokens, by teacher: a 25\\.0\\%" in report
+    assert "- Responses were cut off at max_tokens, by teacher: a 25.0%." in report
     assert "- 1 of the assigned responses are known to be wrong" in report
