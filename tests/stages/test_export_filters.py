@@ -408,6 +408,7 @@ def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp
     ("given", "said"),
     [
         ({"splits": {"train": 0.5}}, "has what the others leave"),
+        ({"splits": {"all": 0.1}}, "cannot be named all: readers of datasets mean all splits together by it"),
         ({"splits": {"a": 0.5, "b": 0.5}}, "nothing is left for train"),
         ({"splits": {"test": 0.0}}, "above 0"),
         ({"splits": {"../x": 0.1}}, "named by lower-case letters"),
