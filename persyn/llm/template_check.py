@@ -106,14 +106,27 @@ def _generation_prompt(template: Template) -> Iterator[str]:
         raise _Fault("the chat template writes nothing between the user's text and the response")
     if extra and (lead or not shared.strip()):
         raise _Fault(f"the generation prompt ends with {opening!r}, where a finished response follows {header!r}")
-    ignores = opening == template.frame(("user",), opens=False).texts[-1]
-    if lead and (ignores or not shared.strip() or "assistant" in lead.lower()):
+    if lead and ("assistant" in lead.lower() or not shared.strip() or not _opens_turn(template)):
         begins = header[len(shared) :]
         raise _Fault(f"the chat template has no complete generation prompt: responses would begin with {begins!r}")
     if lead:
         yield f"it writes {lead!r} between the generation prompt and a response, which the model has to write itself"
     if extra:
         yield f"the generation prompt ends with {extra!r}, which a finished conversation does not have"
+
+
+def _opens_turn(template: Template) -> bool:
+    """Whether the assistant's turn is opened at all: when that is asked for, or always."""
+    opening = template.frame(("user",), opens=True).texts[-1]
+    if opening != template.frame(("user",), opens=False).texts[-1]:
+        return True
+    closing = template.frame(("user", "assistant"), opens=False).texts[-1]
+    try:
+        between = template.frame(("user", "assistant", "user"), opens=True).texts[2]
+    except TemplateError:
+        return False
+    # One that always opens a turn of the assistant does so after the assistant's own turn as well.
+    return not between.startswith(closing)
 
 
 def _end(chat: Chat) -> Iterator[str]:

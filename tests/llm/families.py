@@ -134,6 +134,14 @@ SOUND = {
         "<|start|>system<|message|>{s}<|end|><|start|>user<|message|>{u}<|end|>"
         "<|start|>assistant<|channel|>final<|message|>{r}<|return|>",
     ),
+    # Always opens a turn of the model, whether it is asked to or not.
+    "command": (
+        "{{ bos_token }}{% for m in messages %}<|start|><|{{ m.role }}|>{% if m.role == 'assistant' %}"
+        "<|channel|>{{ m.content }}<|return|>{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}"
+        "<|start|><|assistant|>",
+        "<s><|start|><|system|>{s}<|end|><|start|><|user|>{u}<|end|>"
+        "<|start|><|assistant|><|channel|>{r}<|return|><|end|><|start|><|assistant|>",
+    ),
     # Content as a list of parts, and in no other form.
     "parts": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{% if part.type == 'text' %}"
