@@ -130,7 +130,11 @@ def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[Row, str | No
 
 
 def _is_sharegpt(fields: Fields) -> bool:
-    return fields.called.get("messages", "").lower() in layouts.WITH_REPLY
+    """Whether a row's turns are laid out so, under whatever name: they end with the reply."""
+    turns = fields.ours["messages"] or fields.ours["prompt"]
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    is_form = isinstance(last, dict) and last.get("from") is not None
+    return is_form or fields.called.get("messages", "").lower() in layouts.WITH_REPLY
 
 
 def _turns(fields: Fields) -> list[Message]:

@@ -204,6 +204,8 @@ def test_sharegpt_is_read_by_itself_and_its_reply_kept(tmp_path: Path) -> None:
     system = {"from": "system", "value": "Be brief."}
     assert one(tmp_path, {"conversations": SAID, "id": 7}) == Row("2+2?", TURNS[:2], None, "7", {})
     assert one(tmp_path, {"conversations": [system, *SAID[:2]]}) == Row("Hi", [SYSTEM], None, None, {"reply": "Hello."})
+    for names in ({"messages": "dialog"}, {"prompt": "dialog"}):
+        assert one(tmp_path, {"dialog": SAID[:2]}, names) == Row("Hi", None, None, None, {"reply": "Hello."})
     as_chat = {"conversation": [HI, {"role": "assistant", "content": "Hello."}]}
     assert one(tmp_path, as_chat) == Row("Hi", None, None, None, {"reply": "Hello."})
     assert "unknown from 'function_call'" in why(tmp_path, {"conversations": [{"from": "function_call", "value": "x"}]})
@@ -377,6 +379,15 @@ def test_responses_come_in_the_usual_layouts_too(tmp_path: Path, record: Any) ->
     row = responses(tmp_path, record)
     assert isinstance(row, ResponseRow), row
     assert (row.prompt.text, row.text, row.teacher, row.meta) == ("Hi", "Hello.", "ada", {})
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [("MAX_TOKENS", "length"), ("model_length", "length"), ("end_turn", "stop"), ("abort", "abort")]
+)
+def test_responses_end_in_one_word(tmp_path: Path, said: str, kept: str) -> None:
+    row = responses(tmp_path, {"prompt": "Hi", "response": "Hel", "teacher": "ada", "finish_reason": said})
+    assert isinstance(row, ResponseRow)
+    assert row.finish_reason == kept
 
 
 def test_responses_are_as_particular_about_turns_as_prompts(tmp_path: Path) -> None:
