@@ -38,7 +38,7 @@ class Leases:
         self._held: dict[int, int] = {}
         self._lost: set[int] = set()
         self._patience_seconds = patience_seconds
-        self._alive_at = time.monotonic()
+        self._alive_at = self._renewed_at = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
 
@@ -54,8 +54,18 @@ class Leases:
         """The main loop goes on."""
         self._alive_at = time.monotonic()
 
+    def renewed(self) -> None:
+        """The database has just taken a write of this worker's."""
+        self._renewed_at = time.monotonic()
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether the last renewal is less than a lease ago; if not, others may hold the jobs by now."""
+        return time.monotonic() - self._renewed_at < self._lease.total_seconds()
+
     def add(self, job: Claim) -> None:
         """Renew a job that was just claimed from now on."""
+        self.renewed()
         with self._lock:
             self._held[job.id] = job.fence
             self._lost.discard(job.id)
@@ -86,6 +96,7 @@ class Leases:
         except DBAPIError as error:
             log.warning("a heartbeat could not be written", extra={"error": shorten(str(error.orig))})
             return
+        self.renewed()
         with self._lock:
             self._lost |= {job_id for job_id in gone if self._held.get(job_id) == held[job_id]}
             for job_id in self._lost:

@@ -6,6 +6,7 @@ The Celery process imports no torch; models live in the engine host of its `Work
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -30,6 +31,9 @@ from workers.worker import Worker
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
+#: A worker that was told to end, and has not when its database, its broker and its GPUs should have let it, ends
+#: itself: what it holds is left to the leases' end.
+_END_SECONDS = 100.0
 
 
 def serve(database: Database, settings: Settings, broker_url: str, reach: Reach, name: str) -> None:
@@ -46,13 +50,10 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
         try:
             worker.work()
         except Exception:
-            # Whatever it was, what is held here is given back by ending; whoever supervises starts it anew.
-            log.exception("a worker cannot go on")
-            worker.stop.set()
-            state.should_stop = 1
+            _stop_failed(worker)
 
     def end(number: int, frame: FrameType | None) -> None:
-        worker.stop.set()
+        _end_soon(worker)
         state.should_stop = 0
 
     def be_ready(**_: Any) -> None:
@@ -75,6 +76,29 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
             optimization="fair",
             quiet=True,
         ).start()
+
+
+def _stop_failed(worker: Worker) -> None:
+    """End a worker after an error, whatever it was: what is held is given back; whoever supervises starts it anew."""
+    if worker.stop.is_set():
+        log.warning("the database does not answer, and the worker has been told to end", exc_info=True)
+        return
+    log.exception("a worker cannot go on")
+    worker.stop.set()
+    state.should_stop = 1
+
+
+def _end_soon(worker: Worker) -> None:
+    if not worker.stop.is_set():
+        last_resort = threading.Timer(_END_SECONDS, _end_now)
+        last_resort.daemon = True
+        last_resort.start()
+    worker.end()
+
+
+def _end_now() -> None:
+    log.error("not ended in time; what is held is left to the leases' end", extra={"seconds": _END_SECONDS})
+    os._exit(1)  # the engine ends with its pipe
 
 
 def _keep_logging(**_: Any) -> None:

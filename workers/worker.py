@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from persyn import pipeline, queue
 from persyn.db import bulk
@@ -49,6 +49,8 @@ _IDLE_SECONDS = 0.5
 _AVOID_SECONDS = 600.0
 #: How long a database that does not answer is waited for.
 _OUTAGE_SECONDS = 900
+#: How long it is waited for by a worker that has been told to end.
+_STOP_SECONDS = 10.0
 #: So many in a row, and it is the engine that dies of anything, or the machine that kills it.
 _MOST_FUTILE = 2
 
@@ -110,6 +112,11 @@ class Worker:
             self._leave()
         finally:
             self._leases.__exit__(kind, error, at)
+
+    def end(self) -> None:
+        """Stop, however the database fares: what it does not take within seconds is left to the leases' end."""
+        self.stop.set()
+        self._database.hurry(_STOP_SECONDS)
 
     def run(self) -> None:
         """Work until the run is over; without a run, until no job is left."""
@@ -214,7 +221,8 @@ class Worker:
                 return
             self._is_loading = True
             self._listener.loading(spec)
-        if self._slot.loaded is not None:
+        # A worker that cannot renew its leases asks nothing new: others may have its jobs.
+        if self._slot.loaded is not None and self._leases.are_kept:
             self._slot.submit(self._jobs.values(), self._window() - self._slot.in_hand)
 
     def _collect(self) -> None:
@@ -304,7 +312,8 @@ class Worker:
             if not job.left:
                 queue.complete(session, claim, owner=self.owner)
                 pipeline.advance(session, claim.run_id, actor=self.owner)
-            return True
+        self._leases.renewed()
+        return True
 
     def _bury(self, reason: str) -> None:
         """An engine died: its requests are asked again, of a new one, unless one of them is what kills it.
@@ -385,10 +394,18 @@ class Worker:
 
     def _leave(self) -> None:
         """Write what has arrived, give unfinished jobs back, end the engine."""
-        with contextlib.suppress(HostDied, EngineError):
-            if results := self._slot.receive(0):
-                self._land(results)
-        self._slot.end()
+        try:
+            with contextlib.suppress(HostDied, EngineError):
+                if results := self._slot.receive(0):
+                    self._land(results)
+            self._slot.end()
+            self._give_back()
+        except OperationalError as error:
+            log.warning("left without the database, the leases run out", extra={"error": shorten(str(error.orig))})
+        finally:
+            self._slot.end()
+
+    def _give_back(self) -> None:
         for job in list(self._jobs.values()):
             self._forget(job.claim)
             self._telemetry.ended(job.claim, "given back")
@@ -407,11 +424,17 @@ class Worker:
         retrying = Retrying(
             retry=retry_if_exception_type(OperationalError),
             wait=wait_exponential(multiplier=0.2, max=15),
-            stop=stop_after_delay(_OUTAGE_SECONDS),
+            stop=lambda tried: self._database.is_given_up or (tried.seconds_since_start or 0) >= _OUTAGE_SECONDS,
+            sleep=self._pause,
             before=lambda attempt: self._leases.alive(),
             reraise=True,
         )
         return retrying(transaction)
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep; one that has been told to end looks again sooner."""
+        if self.stop.wait(seconds):
+            time.sleep(min(seconds, _IDLE_SECONDS))
 
 
 def _reason(error: Exception) -> str:
