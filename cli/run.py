@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from persyn import pipeline, queue, run_file
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
+from persyn.folders import FolderChanged
 from persyn.settings import Settings
 from persyn.stages import export, manifest
 from persyn.stages.start import find, identities
@@ -227,7 +229,8 @@ def _untaken(database: Database, run_id: int) -> list[str]:
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:
     # As it was exported last: a run that is resumed must not undo what a person left out.
-    export.write(database, run_id, folder, manifest.options_of(folder))
+    with contextlib.suppress(FolderChanged):  # by another window of this run
+        export.write(database, run_id, folder, manifest.options_of(folder))
     with database.read() as session:
         summary.show(session, session.get_one(Run, run_id))
     click.echo(f"\ndataset   {folder}\nstore     {database.url.render_as_string(hide_password=True)}")

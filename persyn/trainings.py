@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -64,11 +65,16 @@ def train(
     begins = {name: value for name, value in thaw(run.config).student.options.items() if name == "add_bos"}
     spec = ModelSpec("", student.model, hub_revision(student.revision), gpus, begins)
     folder = home / FOLDER / f"{run.name}-{fingerprint[:12]}"
-    with _locked(folder):
+    with _locked(folder) as require_mine:
+
+        def step(done: int, steps: int, loss: float | None) -> None:
+            require_mine()
+            progress(done, steps, loss)
+
         if not (folder / training.MODEL).exists():
             with database.read() as session:
                 training.prepare(spec, _conversations(session, run, options), settings, folder)
-        notes = training.train(spec, settings, folder, progress)
+        notes = training.train(spec, settings, folder, step)
     path = folder / training.MODEL
     row |= {
         "fingerprint": fingerprint,
@@ -138,12 +144,23 @@ def _find(database: Database, fingerprint: str) -> Training | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else on this machine trains into the folder; the lock goes with the process that holds it."""
+def _locked(folder: Path) -> Iterator[Callable[[], None]]:
+    """Nobody else trains into the folder; the lock goes with the process that holds it.
+
+    Yields what raises `UsageError` once another has it: a file system on the network takes it from a host that is
+    suspended.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    mine = uuid.uuid4().hex
+    with (folder / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"another process is training in {folder}") from error
-        yield
+        (folder / "lock").write_text(mine)
+
+        def require_mine() -> None:
+            if (folder / "lock").read_text() != mine:
+                raise UsageError(f"another process is training in {folder} by now, and this one has stopped")
+
+        yield require_mine

@@ -3,31 +3,36 @@
 python -m tests.chaos [--seed 1] [--rounds 1] [--prompts 5000]
 
 Each round has a PostgreSQL, a Valkey, two dispatchers and three workers of its own whose clocks differ by
-minutes, an engine that takes its time, and faults drawn from the round's seed. Prints a line for each round.
+minutes, an engine that takes its time, and faults drawn from the round's seed. One dispatcher and one worker reach
+the database through a proxy that can freeze. Whoever ends by himself is started again, as a service would. A full
+disk needs a file system of its own, which only root can make. Prints a line for each round.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
 
 from persyn import audit, pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
-from persyn.db.results import Response
-from persyn.db.work import Event, Job, JobState
+from persyn.db.results import Response, Router
+from persyn.db.work import Event, Job, JobState, Leader
 from tests.cluster import Broker, Cluster
 from tests.postgres import Postgres
 from tests.runs import write_run
@@ -41,8 +46,14 @@ CONCURRENCY = 8
 LATENCY_SECONDS = 0.15
 CALIBRATION = 60
 _POLL_SECONDS = 0.1
-#: Between two sweeps, with what a busy machine and a restarting database and dispatcher add.
-_SWEEP_SECONDS = 6.0
+#: Between two sweeps, with what a busy machine, a database that is away and a leader that is frozen add.
+_SWEEP_SECONDS = 16.0
+#: How long a leader or a connection is frozen: longer than the lead is kept without a sign, and than a lease.
+_FROZEN_SECONDS = 8.0
+#: How often the worker that fits the router is suspended in it.
+_SUSPENDED_FITS = 0.7
+#: Of the file system that the store's tables are on, with nothing in it.
+_DISK_MIB = 256
 _LIMIT_SECONDS = 600.0
 
 
@@ -75,16 +86,23 @@ class Outcome:
 class Chaos:
     """One round: a cluster and what is done to it."""
 
-    def __init__(self, folder: Path, postgres: Postgres, broker: Broker, seed: int) -> None:
+    def __init__(self, folder: Path, postgres: Postgres, broker: Broker, seed: int, disk: Path | None = None) -> None:
         self.outcome = Outcome(seed)
         self._random = random.Random(seed)
         self._postgres = postgres
         self._broker = broker
         self._journal = folder / "journal"
         self._file = folder
-        self._url = postgres.create(f"chaos{seed}")
+        self._disk = disk
+        self._url = postgres.create(f"chaos{seed}", tablespace=disk)
+        self._proxies = {}
+        self._through = {}
+        for name in (WORKERS[0], DISPATCHERS[0]):
+            self._through[name], self._proxies[name] = postgres.behind(self._url)
         self._cluster = Cluster(folder, self._url, broker, PERSYN_LEASE_SECONDS=str(LEASE_SECONDS))
-        self._stopped: list[tuple[float, psutil.Process]] = []
+        #: What ends a freeze, and when.
+        self._frozen: list[tuple[float, Callable[[], None]]] = []
+        self._met_fit = False
         self._faults: list[Callable[[], None]] = [
             self.kill_worker,
             self.kill_worker,
@@ -96,6 +114,11 @@ class Chaos:
             self.cut_database,
             self.restart_database,
             self.repeat_messages,
+            self.freeze_leader,
+            self.freeze_connection,
+            self.make_read_only,
+            self.fill_broker,
+            *([self.fill_disk] if disk else []),
         ]
 
     def run(self, prompts: int) -> Outcome:
@@ -105,7 +128,13 @@ class Chaos:
         database.upgrade()
         options = {"latency_seconds": LATENCY_SECONDS, "concurrency": CONCURRENCY, "journal": str(self._journal)}
         file = write_run(
-            self._file, prompts=prompts, teachers=TEACHERS, calibration=CALIBRATION, job_prompts=64, options=options
+            self._file,
+            prompts=prompts,
+            teachers=TEACHERS,
+            calibration=CALIBRATION,
+            job_prompts=64,
+            options=options,
+            fit_seconds=3.0,
         )
         with database.write() as session:
             pipeline.start_run(session, run_file.read(file), actor="chaos")
@@ -117,8 +146,10 @@ class Chaos:
             self._hurt_until_done(database)
             self._count(database, prompts)
         finally:
-            self._thaw(time.monotonic() + LEASE_SECONDS * 10)
+            self._thaw(float("inf"))
             self._cluster.stop()
+            for proxy in self._proxies.values():
+                proxy.close()
             database.close()
         self._require_no_orphans()
         self.outcome.seconds = time.monotonic() - began
@@ -145,9 +176,52 @@ class Chaos:
 
     def freeze_worker(self) -> None:
         """Stop a worker for longer than its lease: woken, it must write nothing of what it held."""
-        process = psutil.Process(self._cluster.processes[self._random.choice(WORKERS)].pid)
-        process.suspend()
-        self._stopped.append((time.monotonic() + 1.5 * LEASE_SECONDS, process))
+        pid = self._cluster.processes[self._random.choice(WORKERS)].pid
+        self._suspend([psutil.Process(pid)], 1.5 * LEASE_SECONDS)
+
+    def freeze_leader(self) -> None:
+        """Stop the dispatcher that leads; the other one has to lead meanwhile."""
+        for name in DISPATCHERS:
+            pid = self._cluster.processes[name].pid
+            if f"/{pid}/" in self._leader():
+                self._suspend([psutil.Process(pid)], _FROZEN_SECONDS)
+
+    def freeze_connection(self) -> None:
+        """Neither forward nor close a process's connections to the database."""
+        proxy = self._random.choice(list(self._proxies.values()))
+        proxy.freeze()
+        self._frozen.append((time.monotonic() + _FROZEN_SECONDS, proxy.thaw))
+
+    def suspend_fit(self, owner: str) -> None:
+        """Stop who fits the router, engine and all, until another has fitted it."""
+        for name in WORKERS:
+            pid = self._cluster.processes[name].pid
+            if f"/{pid}/" in owner:
+                worker = psutil.Process(pid)
+                self._suspend([worker, *worker.children(recursive=True)], 3 * LEASE_SECONDS)
+
+    def make_read_only(self) -> None:
+        """Have the database take no write for some seconds."""
+        self._postgres.set_read_only(True)
+        time.sleep(self._random.uniform(1, 3))
+        self._postgres.set_read_only(False)
+
+    def fill_disk(self) -> None:
+        """Leave no room on the disk of the store's tables for some seconds."""
+        assert self._disk is not None
+        filler = self._disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 2**16)
+        time.sleep(self._random.uniform(1, 3))
+        filler.unlink()
+
+    def fill_broker(self) -> None:
+        """Have the broker take no message for want of memory for some seconds."""
+        with self._broker.client() as client:
+            client.config_set("maxmemory", 1)
+            time.sleep(self._random.uniform(1, 3))
+            client.config_set("maxmemory", 0)
 
     def kill_broker(self) -> None:
         """Lose the broker and all it held for a second."""
@@ -192,15 +266,49 @@ class Chaos:
                     seen, moved = responses, now
                 if state is not RunState.RUNNING:
                     return
+                self._meet_fit(database)
+            self._revive()
             if now > due:
                 fault = self._random.choice(self._faults)
-                self.outcome.faults[fault.__name__] = self.outcome.faults.get(fault.__name__, 0) + 1
+                self._note(fault.__name__)
                 fault()
                 due = time.monotonic() + self._random.uniform(1, 4)
             if now - began > _LIMIT_SECONDS:
                 self.outcome.problems.append(f"not over after {_LIMIT_SECONDS:.0f} s")
                 return
             time.sleep(_POLL_SECONDS)
+
+    def _note(self, fault: str) -> None:
+        self.outcome.faults[fault] = self.outcome.faults.get(fault, 0) + 1
+
+    def _meet_fit(self, database: Database) -> None:
+        """Once the router is being fitted, perhaps suspend who does."""
+        if self._met_fit:
+            return
+        with contextlib.suppress(DBAPIError), database.read() as session:
+            fits = Job.stage == "fit_router", Job.state == JobState.RUNNING
+            if (owner := session.scalar(select(Job.owner).where(*fits))) is not None:
+                self._met_fit = True
+                if self._random.random() < _SUSPENDED_FITS:
+                    self._note("suspend_fit")
+                    self.suspend_fit(owner)
+
+    def _leader(self) -> str:
+        database = Database(self._url)
+        try:
+            with database.read() as session:
+                return session.scalar(select(Leader.owner)) or ""
+        except DBAPIError:
+            return ""
+        finally:
+            database.close()
+
+    def _revive(self) -> None:
+        """Start again who ended by himself, as a service does."""
+        for name, process in list(self._cluster.processes.items()):
+            if process.poll() is not None:
+                self._note("ended_by_itself")
+                (self._start_worker if name in WORKERS else self._start_dispatcher)(name)
 
     @staticmethod
     def _look(database: Database) -> tuple[RunState, int] | None:
@@ -228,6 +336,10 @@ class Chaos:
             self.outcome.longest_recovery = max([0.0, *(seconds for seconds in silences if seconds is not None)])
             findings = audit.audit(session, run)
             self.outcome.problems += [f"{finding.rule}, {finding.about}: {finding.found}" for finding in findings]
+            for path, sha256 in session.execute(select(Router.path, Router.sha256)):
+                checkpoint = self._file / "home" / path / "router.msgpack"
+                if hashlib.sha256(checkpoint.read_bytes()).hexdigest() != sha256:
+                    self.outcome.problems.append(f"the router's checkpoint {path} is not the one that was fitted")
         # No lease counts as run out until a lease's time after the database was away.
         if self.outcome.longest_recovery > 2 * LEASE_SECONDS + _SWEEP_SECONDS:
             self.outcome.problems.append(f"a job was taken back after {self.outcome.longest_recovery:.1f} s")
@@ -235,26 +347,33 @@ class Chaos:
         asked = [line for line in self._journal.read_text().splitlines() if line.endswith('"]')]
         self.outcome.twice = len(asked) - len(set(asked))
         # What a death can cost: a worker hands an engine twice what it works at.
-        deaths = sum(self.outcome.faults.get(name, 0) for name in ("kill_worker", "kill_host", "freeze_worker"))
+        fatal = ("kill_worker", "kill_host", "freeze_worker", "freeze_connection", "suspend_fit", "ended_by_itself")
+        deaths = sum(self.outcome.faults.get(name, 0) for name in fatal)
         if self.outcome.twice > 2 * CONCURRENCY * deaths:
             self.outcome.problems.append(f"{self.outcome.twice} generated twice in {deaths} deaths")
 
     def _start_worker(self, name: str) -> None:
-        self._cluster.worker(name, skew=self._skew())
+        self._cluster.worker(name, skew=self._skew(), PERSYN_DATABASE_URL=self._through.get(name, self._url))
 
     def _start_dispatcher(self, name: str) -> None:
-        self._cluster.start(name, "dispatch", skew=self._skew())
+        through = self._through.get(name, self._url)
+        self._cluster.start(name, "dispatch", skew=self._skew(), PERSYN_DATABASE_URL=through)
 
     def _skew(self) -> float:
         """How far the clock of the next process is ahead; its lease is a hundredth of that."""
         return self._random.choice((0.0, -100.0, 100.0)) * LEASE_SECONDS
 
+    def _suspend(self, processes: Sequence[psutil.Process], seconds: float) -> None:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+        self._frozen.append((time.monotonic() + seconds, lambda: _resume(processes)))
+
     def _thaw(self, now: float) -> None:
-        for until, process in self._stopped:
+        for until, thaw in self._frozen:
             if until <= now:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.resume()
-        self._stopped = [item for item in self._stopped if item[0] > now]
+                thaw()
+        self._frozen = [item for item in self._frozen if item[0] > now]
 
     def _hosts(self) -> Iterator[psutil.Process]:
         """The engines of this round's workers."""
@@ -275,13 +394,38 @@ class Chaos:
             time.sleep(0.1)
 
 
+def _resume(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
+@contextlib.contextmanager
+def _small_disk(postgres: Postgres) -> Iterator[Path | None]:
+    """A file system that can be filled, for the store's tables; None where this user can make none."""
+    folder = Path(tempfile.mkdtemp(prefix="persyn-disk-"))
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_MIB}m", "tmpfs", folder], capture_output=True)
+    try:
+        if made.returncode == 0:
+            postgres.own(folder)
+        yield folder if made.returncode == 0 else None
+    finally:
+        if made.returncode == 0:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+
+
 def round_of(seed: int, prompts: int) -> Outcome:
     """One round from nothing to nothing."""
     broker = Broker()
     broker.start()
     try:
-        with tempfile.TemporaryDirectory(prefix="persyn-chaos-") as name, Postgres.running() as postgres:
-            return Chaos(Path(name), postgres, broker, seed).run(prompts)
+        with (
+            tempfile.TemporaryDirectory(prefix="persyn-chaos-") as name,
+            Postgres.running() as postgres,
+            _small_disk(postgres) as disk,
+        ):
+            return Chaos(Path(name), postgres, broker, seed, disk).run(prompts)
     finally:
         broker.kill()
 

@@ -50,9 +50,16 @@ class Postgres:
             server._server.cleanup()
             shutil.rmtree(folder, ignore_errors=True)
 
-    def create(self, name: str, *, template: str = "template1") -> str:
-        """Make a database; returns its URL."""
-        self.administer(f"CREATE DATABASE {name} TEMPLATE {template}")
+    def create(self, name: str, *, template: str = "template1", tablespace: Path | None = None) -> str:
+        """Make a database; returns its URL.
+
+        tablespace: an empty folder of the server's own, for its tables.
+        """
+        place = ""
+        if tablespace is not None:
+            self.administer(f"CREATE TABLESPACE {name} LOCATION '{tablespace / 'tables'}'")
+            place = f"TABLESPACE {name}"
+        self.administer(f"CREATE DATABASE {name} TEMPLATE {template} {place}")
         return self._admin.set(database=name).render_as_string(hide_password=False)
 
     def administer(self, statement: str) -> None:
@@ -67,6 +74,18 @@ class Postgres:
         proxy = Proxy(Path(str(inside.query["host"])) / ".s.PGSQL.5432")
         through = inside.difference_update_query(["host"]).set(host="127.0.0.1", port=proxy.port)
         return through.render_as_string(hide_password=False), proxy
+
+    def own(self, folder: Path) -> None:
+        """Make a folder `tables` in a folder, for the user the server runs as."""
+        (folder / "tables").mkdir()
+        if self._server.system_user is not None:
+            shutil.chown(folder / "tables", self._server.system_user)
+        folder.chmod(0o755)
+
+    def set_read_only(self, is_so: bool) -> None:
+        """Let the server take no write, or take them again."""
+        self.administer(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if is_so else 'off'}")
+        self.administer("SELECT pg_reload_conf()")
 
     def cut(self) -> None:
         """End every other connection to the server."""

@@ -18,9 +18,12 @@ def write_run(
     teachers: Sequence[str] = TEACHERS,
     options: dict[str, Any] | None = None,
     strategy: str = "persyn",
+    fit_seconds: float = 0.0,
     **run: Any,
 ) -> Path:
     """A run file and its prompts in a folder; `options` are the fake teachers', `run` goes into [run].
+
+    fit_seconds: how long the fit of the router takes.
 
     The teachers are of 1, 2, 3, ... billion parameters, and the first is of the student's family.
     """
@@ -33,7 +36,7 @@ def write_run(
         '[prompts]\nfile = "prompts.jsonl"',
         f'[student]\nname = "student"\nmodel = "student"\nengine = "fake"\nfamily = "{teachers[0]}"',
         '[quality]\nkind = "fake"',
-        '[router]\nbackbone = "backbone"\nengine = "fake"',
+        f'[router]\nbackbone = "backbone"\nengine = "fake"\noptions = {{ latency_seconds = {fit_seconds} }}',
         f'[strategy]\nkind = "{strategy}"',
     ]
     for size, teacher in enumerate(teachers, 1):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
@@ -28,9 +29,10 @@ from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import EngineError, PersynError, shorten
 from persyn.llm.host import HostDied
-from persyn.llm.protocols import Failed, ModelSpec, Result
+from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
 from persyn.queue import Claim
 from persyn.settings import Settings
+from persyn.stages import fit_router
 from persyn.stages.batch import Batch, Done
 from workers import affinity, owner
 from workers.affinity import Reach
@@ -259,7 +261,7 @@ class Worker:
         with self._database.write() as session:
             bulk.insert_new(session, Load, [row])
 
-    def _land(self, results: Iterable[tuple[Flight, Result]]) -> None:
+    def _land(self, results: Sequence[tuple[Flight, Result]]) -> None:
         """Write results, job by job."""
         assert self._slot.loaded is not None
         engine = self._slot.loaded.version
@@ -273,6 +275,19 @@ class Worker:
         for job_id, done in by_job.items():
             self._save(self._jobs[job_id], done)
         self._slot.emptied()
+        for _, result in results:
+            if isinstance(result, Fitted):
+                self._tidy(result)
+
+    def _tidy(self, fitted: Fitted) -> None:
+        """Remove the checkpoint of a fit that was in vain: its job had gone to another."""
+
+        def is_used() -> bool:
+            with self._database.read() as session:
+                return fit_router.is_used(session, fitted)
+
+        if not self._outlasting(is_used):
+            shutil.rmtree(self._settings.home / fitted.folder, ignore_errors=True)
 
     def _is_open(self, job: OpenJob) -> bool:
         """Whether a job is still held by this claim; it may have been let go, and claimed here anew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,8 +39,9 @@ def load(session: Session, job: Claim) -> Batch:
     """The whole grid, as rewards."""
     run = session.get_one(Run, job.run_id)
     spec, fit = fit_of(session, run)
-    # A folder of the run's own: another run on an equal grid must not replace the files that a row names by hash.
-    folder = f"routers/{_fingerprint(spec, fit, _teacher_ids(session, run))[:16]}-{run.id}"
+    # A folder that nobody else writes to: whoever was suspended in a fit, and wakes when another has done it, must not
+    # replace the files that a row names by hash.
+    folder = f"routers/{_fingerprint(spec, fit, _teacher_ids(session, run))[:16]}-{run.id}-{uuid.uuid4().hex[:8]}"
     return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
 
 
@@ -81,6 +83,11 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         bulk.insert_new(session, Router, [row])
         run.router_id = session.scalars(select(Router.id).where(Router.fingerprint == row["fingerprint"])).one()
         bulk.insert_new(session, RouterScore, _score_rows(session, run, item.result.scores))
+
+
+def is_used(session: Session, fitted: Fitted) -> bool:
+    """Whether a router has this checkpoint; one that was fitted in vain can go: nobody else wrote to its folder."""
+    return session.scalar(select(Router.id).where(Router.path == fitted.folder).limit(1)) is not None
 
 
 def progress(session: Session, run: Run) -> Progress:

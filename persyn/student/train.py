@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from persyn.errors import EngineError, UsageError
-from persyn.folders import replaced
+from persyn.folders import FolderChanged, replaced
 from persyn.llm import options, scoring, template_check
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
@@ -109,8 +109,7 @@ def train(
     Raises `EngineError` when the student cannot be loaded, and when its loss is no number any more.
     """
     if (folder / MODEL / NOTES).is_file():
-        _tidy(folder)
-        return msgspec.json.decode((folder / MODEL / NOTES).read_bytes(), type=Notes)
+        return _finished(folder)
     if spec.gpus > 1:
         raise UsageError(f"a student is trained on one GPU or on the CPU, not on {spec.gpus} GPUs")
     started = time.monotonic()
@@ -128,8 +127,16 @@ def train(
         seconds=time.monotonic() - started,
         losses=[(int(entry["step"]), entry["loss"]) for entry in state.log_history if "loss" in entry],
     )
-    _write(model, spec, notes, folder)
+    try:
+        _write(model, spec, notes, folder)
+    except FolderChanged:  # this process was suspended, and another has finished the same training
+        return _finished(folder)
     return notes
+
+
+def _finished(folder: Path) -> Notes:
+    _tidy(folder)
+    return msgspec.json.decode((folder / MODEL / NOTES).read_bytes(), type=Notes)
 
 
 class _Watch(TrainerCallback):
@@ -282,7 +289,7 @@ def _write(model: Any, spec: ModelSpec, notes: Notes, folder: Path) -> None:
     trained = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     trained.config.use_cache = True  # the trainer's is for training
     stored = getattr(torch, scoring.stored_dtype(scoring.configuration(spec)) or "float32")
-    with replaced(folder / MODEL) as new:
+    with replaced(folder / MODEL, only_new=True) as new:
         trained.to(stored).save_pretrained(new)
         load_tokenizer(spec).save_pretrained(new)
         (new / NOTES).write_bytes(msgspec.json.format(msgspec.json.encode(notes), indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -10,13 +11,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import func, select
 
 from persyn import audit, queue
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
-from persyn.db.results import Response
+from persyn.db.results import Response, Router
 from persyn.db.work import Job, JobState
 from tests.cluster import Broker, Cluster, wait_for
 from tests.factories import make_job, make_run
@@ -101,3 +103,35 @@ def test_a_worker_that_cannot_renew_for_a_lease_knows_it(postgres: Postgres) -> 
         wait_for(lambda: leases.are_kept, 10, "it is renewed again")
     database.close()
     proxy.close()
+
+
+def test_whoever_was_suspended_in_a_fit_wakes_without_harm_to_the_router_that_another_fitted(
+    cluster: Cluster, store: Database, tmp_path: Path
+) -> None:
+    cluster.worker("one")
+    cluster.start("dispatch", "dispatch")
+    cluster.start("run", "run", "start", str(write_run(tmp_path, fit_seconds=2)))
+    wait_for(lambda: is_fitting(store), 90, "the router is being fitted")
+    suspended = psutil.Process(cluster.processes["one"].pid)
+    family = [suspended, *suspended.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    cluster.worker("two")
+    wait_for(lambda: is_done(store), 120, "another worker goes on")
+    with store.read() as session:
+        path, digest = session.execute(select(Router.path, Router.sha256)).one()
+    for process in family:
+        process.resume()
+    time.sleep(4)  # it ends its fit
+
+    folders = list((tmp_path / "home" / "routers").iterdir())
+    assert folders == [tmp_path / "home" / path]
+    assert hashlib.sha256((folders[0] / "router.msgpack").read_bytes()).hexdigest() == digest
+    with store.read() as session:
+        assert len(session.scalars(select(Router.id)).all()) == 1
+
+
+def is_fitting(store: Database) -> bool:
+    with store.read() as session:
+        fits = Job.stage == "fit_router", Job.state == JobState.RUNNING
+        return session.scalar(select(Job.id).where(*fits)) is not None
