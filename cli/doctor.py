@@ -23,10 +23,15 @@ from cli import broker
 from cli.broker import Finding
 from cli.open import JSON, nobody_takes, show
 from cli.open import broker as broker_url
-from persyn import queue
+from cli.waiting import waiting
+from persyn import queue, run_file
+from persyn.checks import host, servers
+from persyn.config import RunConfig, thaw
+from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import UsageError, shorten
+from persyn.llm.identity import hub_silence
 from persyn.queue import Backlog
 from persyn.settings import Settings
 
@@ -52,10 +57,15 @@ _NETWORKED = (
 
 
 @click.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
 @JSON
-def doctor(as_json: bool) -> None:
-    """Check packages, store, broker, disk and GPUs; exit 1 when something would stop a run."""
+def doctor(config: Path | None, as_json: bool) -> None:
+    """Check packages, store, broker, disk, GPUs and hub; exit 1 when something would stop a run.
+
+    With a run file CONFIG also what that run would lack here: keys, servers, GPUs, memory.
+    """
     settings = Settings.from_environment()
+    wanted = run_file.read(config) if config else None
     of_broker = list(broker.look(settings.broker_url)) if settings.broker_url else []
     findings = [
         *_packages(),
@@ -66,6 +76,7 @@ def doctor(as_json: bool) -> None:
         *_disk(settings),
         *_gpus(),
         *_hub(),
+        *(_lacked(wanted) if wanted else _on_cpu(settings)),
     ]
     show(("", "what", "found"), findings, as_json=as_json)
     if any(level == "error" for level, _, _ in findings):
@@ -207,12 +218,38 @@ def _gpus() -> Iterator[Finding]:
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     yield "ok" if listed.returncode == 0 else "error", "GPUs", "; ".join(listed.stdout.strip().splitlines())
+    if listed.returncode == 0:
+        yield "ok", "GPUs", "student, quality and router run on the CPU all the same, but for those with gpus = 1"
+
+
+def _lacked(wanted: RunConfig) -> Iterator[Finding]:
+    """What a run would lack here."""
+    with waiting("looking at GPUs, memory and servers"):
+        found = [*servers.look(wanted), *host.look(wanted)]
+    for whose, finding in found:
+        yield finding.level, whose, finding.message
+
+
+def _on_cpu(settings: Settings) -> Iterator[Finding]:
+    """Which models of runs that are not over work on the CPU of a host that has GPUs."""
+    with contextlib.suppress(UsageError, SQLAlchemyError, OSError):  # what is wrong with the store was said already
+        database = Database(settings.database_url)
+        if database.is_there():
+            with database.read() as session:
+                rows = session.execute(select(Run.name, Run.config).where(Run.state == RunState.RUNNING)).all()
+            for name, config in rows:
+                for whose, finding in host.on_cpu(thaw(config)):
+                    yield finding.level, f"run {name}", f"{whose}: {finding.message}"
+        database.close()
 
 
 def _hub() -> Iterator[Finding]:
-    is_off = os.environ.get("HF_HUB_OFFLINE") == "1"
-    yield (
-        "ok",
-        "model hub",
-        "switched off: only local folders and the cache" if is_off else "asked when a model is not local",
-    )
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        yield "ok", "model hub", "switched off: only local folders and the cache"
+        return
+    with waiting("asking the model hub"):
+        silence = hub_silence()
+    if silence:
+        yield "warning", "model hub", f"{silence}; models come from local folders and the cache alone"
+    else:
+        yield "ok", "model hub", "answers; asked when a model is not local"

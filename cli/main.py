@@ -136,6 +136,8 @@ def _explain(message: str) -> None:
 def _foreign(error: Exception) -> str:
     """A library's error in a line: a database's own words, what is not installed, the file it is about, or its kind."""
     original = getattr(error, "orig", None)
+    if "database is locked" in str(original):
+        return "another process writes to the store and holds it; see which with 'fuser' or 'lsof', then try again"
     if original is not None:
         return f"the database refused: {original}; 'persyn doctor' says how it is"
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""

@@ -14,13 +14,13 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
+from cli import table
 from cli.completion import run_names
+from cli.waiting import waiting
 from persyn.db.catalog import Run
 from persyn.db.connect import BRISK_SECONDS, Database, scratch
 from persyn.errors import StoreAway, UsageError
@@ -72,14 +72,16 @@ def store(*, patient: bool = False) -> Iterator[Database]:
     database = Database(Settings.from_environment().database_url, **limit)
     try:
         if patient:
-            waiting = Retrying(
+            retrying = Retrying(
                 retry=retry_if_exception_type(StoreAway),
                 wait=wait_exponential(multiplier=0.5, max=15),
                 before_sleep=lambda tried: log.warning("the database is away", extra={"tries": tried.attempt_number}),
             )
-            waiting(database.require_head)
+            retrying(database.require_head)
         else:
-            database.require_head()
+            with waiting("opening the store"):
+                database.require_head()
+        database.announce = lambda: waiting("waiting for another process that writes to the store")
         yield database
     finally:
         database.close()
@@ -118,6 +120,11 @@ def actor() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
+def warn(text: str) -> None:
+    """Say something that a person should know, beside what was asked for."""
+    click.echo(f"warning: {plain(text)}", err=True)
+
+
 def find_run(session: Session, name: str) -> Run:
     """The run of this name, or `UsageError`."""
     run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
@@ -153,14 +160,18 @@ def show(
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _ENDLESS  # whoever reads a pipe wants a row on a line
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, column in enumerate(columns):
-        known = [row[place] for row in rows if row[place] is not None]
-        numeric = all(isinstance(value, int | float) for value in known) and known
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(f"{value:,}" if separators and isinstance(value, int) else cell(value)) for value in row))
-    console.print(table)
+    cells = [[_in_table(value, separators=separators) for value in row] for row in rows]
+    table.show(console, columns, cells, [_is_number([row[place] for row in rows]) for place in range(len(columns))])
+
+
+def _in_table(value: Any, *, separators: bool) -> str:
+    is_count = separators and isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if is_count else cell(value)
+
+
+def _is_number(values: Sequence[Any]) -> bool:
+    known = [value for value in values if value is not None]
+    return bool(known) and all(isinstance(value, int | float) for value in known)
 
 
 def cell(value: Any) -> str:

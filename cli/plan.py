@@ -7,12 +7,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from cli.open import JSON, show, store_or_empty
+from cli.beforehand import look_up, require_fit
+from cli.open import JSON, show, store_or_empty, warn
 from cli.progress import counting_rows
+from cli.waiting import waiting
 from persyn import plan as planning
 from persyn import run_file
 from persyn.plan import Amount, Basis, Plan
-from persyn.stages.start import find, identities
+from persyn.stages.start import find
 
 _AMOUNT = ("to ask", "tokens in", "tokens out", "US dollars", "hours")
 
@@ -23,7 +25,8 @@ _AMOUNT = ("to ask", "tokens in", "tokens out", "US dollars", "hours")
 def plan(config: Path, as_json: bool) -> None:
     """Say what the run of file CONFIG would ask of its teachers, and what that comes to; nothing is started or stored.
 
-    The file and its prompts are checked as 'run start' does; prompts take as much room in the folder for temporary
+    The file, its prompts, and what this host and the servers lack are checked as 'run start' does, which refuses what
+    is refused here. Prompts take as much room in the folder for temporary
     files (TMPDIR) as in a store. What the store has of the same prompts and teacher versions is not asked again.
     Lengths and speed are those of each teacher's responses in the store; without any, a response is as long as
     max_tokens allows, and 4 characters are a token. Of a run that is there it says what is left.
@@ -33,14 +36,16 @@ def plan(config: Path, as_json: bool) -> None:
         with database.read() as session:
             run = find(session, wanted)
             found = planning.of_run(session, run) if run is not None else None
-        if found is None:
-            known = identities(wanted)
-            with counting_rows() as count, database.read() as session:
-                found = planning.of_file(session, wanted, known, on_rows=count)
+        if is_new := found is None:
+            known = look_up(wanted)
+            with counting_rows() as count, waiting("counting prompts"), database.read() as session:
+                found = planning.of_file(session, wanted, known, on_rows=count, say=warn)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
         _show(found)
+    if is_new:
+        require_fit(wanted)
 
 
 def _show(found: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -133,32 +134,54 @@ class Bars(Listener):
         self._meter = Meter()
         #: By stage.
         self._counts: dict[str, Counts] = {}
+        #: What goes on, and since when nothing was heard of it.
+        self._doing, self._heard_at = "", time.monotonic()
+        self._over = threading.Event()
+        self._beat = threading.Thread(target=self._say_on, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Bars:
         self._meter.__enter__()
+        self._beat.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._beat.join()
         self._meter.__exit__(kind, error, at)
 
     def loading(self, spec: ModelSpec) -> None:
         """A model begins to load."""
+        self._hear(f"loading {spec.model or spec.engine}")
         if spec.model:
             self._meter.say(f"loading {spec.model} ({spec.engine})")
 
     def loaded(self, spec: ModelSpec, seconds: float) -> None:
         """It is in memory."""
+        self._hear(f"waiting for results of {spec.model or spec.engine}")
         if spec.model:
             self._meter.say(f"loaded in {seconds:.1f} s")
 
     def saved(self, stage: str, done: int, failed: int) -> None:
         """So many rows more are written."""
+        self._hear(self._doing)
         if stage not in self._counts:
             # What the store counts has them already.
             found = self._read(stage)
             self._show(stage, Counts(found.total, found.done - done, found.failed - failed))
         before = self._counts[stage]
         self._show(stage, Counts(before.total, before.done + done, before.failed + failed))
+
+    def _hear(self, doing: str) -> None:
+        self._doing, self._heard_at = doing, time.monotonic()
+
+    def _say_on(self) -> None:
+        """Say now and then what goes on while nothing else is heard."""
+        said_at = time.monotonic()
+        while not self._over.wait(0.5):
+            silent = time.monotonic() - max(self._heard_at, said_at)
+            if silent >= LINE_SECONDS and self._doing:
+                said_at = time.monotonic()
+                self._meter.say(f"{self._doing}, {said_at - self._heard_at:.0f} s so far ...")
 
     def _read(self, stage: str) -> Counts:
         with self._database.read() as session:

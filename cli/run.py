@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,8 +18,10 @@ from rich.console import Console
 from sqlalchemy import func, select
 
 from cli import summary
-from cli.open import JSON, RUN, actor, find_run, nobody_takes, show, store
+from cli.beforehand import look_up, require_fit
+from cli.open import JSON, RUN, actor, find_run, nobody_takes, show, store, warn
 from cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
+from cli.waiting import waiting
 from cli.watch import LOOK_SECONDS, View
 from persyn import pipeline, queue, run_file
 from persyn.db.catalog import Run, RunPrompt, RunState
@@ -27,9 +29,11 @@ from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
 from persyn.folders import FolderChanged
 from persyn.settings import Settings
-from persyn.stages import export, manifest
-from persyn.stages.start import find, identities
+from persyn.stages import export, manifest, same_run
+from persyn.stages.start import find
+from persyn.stages.versions import Identities
 from persyn.watch import Glance
+from workers import owner
 from workers.worker import Worker
 
 
@@ -41,16 +45,23 @@ def run() -> None:
 @run.command(short_help="Start a run, or go on with it.")
 @click.argument("config", type=click.Path(path_type=Path))
 def start(config: Path) -> None:
-    """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was."""
+    """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was.
+
+    Before a new run is stored it is looked for what would stop it here: prompts without what the quality needs, models,
+    keys, servers, GPUs and memory that are not there.
+    """
     wanted = run_file.read(config)
     _require_celery()
     with store() as database:
-        with database.read() as session:
+        with waiting("reading the store"), database.read() as session:
             is_new = find(session, wanted) is None
-        # Looking at models may take minutes; others write to the store meanwhile.
-        known = identities(wanted) if is_new else {}
-        with counting_rows() as count, database.write() as session:
-            run_id = pipeline.start_run(session, wanted, actor=actor(), known=known, on_rows=count).id
+        known: Identities = {}
+        if is_new:
+            # Looking at models may take minutes; others write to the store meanwhile.
+            known = look_up(wanted)
+            require_fit(wanted)
+        with counting_rows() as count, waiting("writing the run and its prompts"), database.write() as session:
+            run_id = pipeline.start_run(session, wanted, actor=actor(), known=known, on_rows=count, say=warn).id
         _work(database, run_id)
 
 
@@ -63,8 +74,10 @@ def resume(run: str) -> None:
     """
     _require_celery()
     with store() as database:
-        with database.write() as session:
+        with waiting("writing to the store"), database.write() as session:
             found = find_run(session, run)
+            if (change := same_run.look(session, found)) is not None:
+                warn(str(change))
             pipeline.resume(session, found, actor=actor())
             run_id = found.id
         _work(database, run_id)
@@ -116,13 +129,23 @@ def cancel(run: str) -> None:
 @run.command("list")
 @JSON
 def list_runs(as_json: bool) -> None:
-    """List the runs."""
+    """List the runs; one that is running, but that no worker holds a job of, is shown as stopped."""
     with store() as database, database.read() as session:
         prompts = select(func.count()).where(RunPrompt.run_id == Run.id).scalar_subquery()
-        rows = session.execute(
-            select(Run.name, Run.state, Run.stage, prompts, Run.created_at, Run.error).order_by(Run.id)
+        found = session.execute(
+            select(Run.id, Run.name, Run.state, Run.stage, prompts, Run.created_at, Run.error).order_by(Run.id)
         ).all()
+        holders = queue.holders(session)
+    rows = [(name, _stands(state, holders.get(run_id, ())), *rest) for run_id, name, state, *rest in found]
     show(("name", "state", "stage", "prompts", "created", "error"), rows, as_json=as_json)
+    if not as_json and any(state == "stopped" for _, state, *_ in rows):
+        click.echo("stopped: no worker holds a job of it; 'persyn run resume RUN' goes on with it")
+
+
+def _stands(state: RunState, holders: Collection[str]) -> str:
+    """A run's state, as far as anybody works it."""
+    is_stopped = state is RunState.RUNNING and len(holders) == len(owner.dead(holders))
+    return "stopped" if is_stopped else state.value
 
 
 @run.command()
@@ -233,7 +256,11 @@ def _finish(database: Database, run_id: int, folder: Path) -> None:
         export.write(database, run_id, folder, manifest.options_of(folder))
     with database.read() as session:
         summary.show(session, session.get_one(Run, run_id))
+        name = session.get_one(Run, run_id).name
     click.echo(f"\ndataset   {folder}\nstore     {database.url.render_as_string(hide_password=True)}")
+    click.echo(
+        f"next      persyn report {name} | persyn compare {name} | persyn export {name} | persyn run status {name}"
+    )
 
 
 @contextmanager

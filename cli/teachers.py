@@ -9,9 +9,13 @@ import click
 from sqlalchemy import func, select
 
 from cli.open import JSON, show, store
-from persyn import checks, run_file
+from cli.waiting import waiting
+from persyn import run_file
+from persyn.checks import host, servers
+from persyn.checks import teachers as checked
 from persyn.db.catalog import Teacher
 from persyn.db.results import Response
+from persyn.llm.protocols import Finding
 from persyn.settings import Settings
 
 
@@ -33,13 +37,31 @@ def list_teachers(as_json: bool) -> None:
 
 @teachers.command(short_help="Load each model once; say what would spoil a run.")
 @click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--ping", is_flag=True, help="Send one tiny request to each server too: is the key good, is the model there?"
+)
 @JSON
-def check(config: Path, as_json: bool) -> None:
-    """Load each model of the run file CONFIG once and say what would spoil the run; exit 1 when something would."""
+def check(config: Path, ping: bool, as_json: bool) -> None:
+    """Load each model of the run file CONFIG once and say what would spoil the run; exit 1 when something would.
+
+    Without --ping nothing is sent to a server; it is only seen whether it listens.
+    """
     wanted = run_file.read(config)
-    findings = []
-    for name, finding in checks.check(wanted, Settings.from_environment().home):
-        findings.append((finding.level, name, finding.topic, finding.message))
+    found: list[tuple[str, Finding]] = []
+    with waiting("looking at GPUs, memory and servers"):
+        found += [*servers.look(wanted), *host.look(wanted)]
+    home = Settings.from_environment().home
+    prompts = checked.longest_prompts(wanted)
+    wrong = {whose for whose, finding in found if finding.level == "error"}
+    for teacher in wanted.teachers:
+        if f"teacher {teacher.name}" in wrong:
+            continue  # it cannot be loaded; why was found already
+        with waiting(f"loading {teacher.name}"):
+            found += checked.check_one(teacher, prompts, home)
+    if ping:
+        with waiting("waiting for servers"):
+            found += servers.ping(wanted)
+    findings = [(one.level, whose.removeprefix("teacher "), one.topic, one.message) for whose, one in found]
     show(("", "model", "what", "found"), findings, as_json=as_json)
     if any(level == "error" for level, *_ in findings):
         sys.exit(1)

@@ -81,6 +81,8 @@ class PromptsTable(_Table, frozen=True):
     file: str | list[str] = []
     #: In place of `file`: the prompts imported before from files of these names; `persyn prompts stats` lists them.
     source: str | list[str] = []
+    #: The content of each file, by which a run knows them wherever they lie; set by PerSyn when the run is started.
+    sha256: list[str] = []
 
     def __post_init__(self) -> None:
         if bool(self.file) == bool(self.source):

@@ -17,6 +17,14 @@ class EngineError(PersynError):
     """A model could not be loaded, or its engine failed as a whole; the job is tried again, then fails."""
 
 
+class PermanentError(EngineError):
+    """A model that never loads, however often it is tried: an option that is wrong, weights that are missing."""
+
+
+class HostLacks(PermanentError):
+    """This host never loads a model: a key, a GPU, a package or a file is missing. Another host may have it."""
+
+
 def shorten(text: str, *, most: int = 200) -> str:
     """A library's message on one line of bounded length, without what a terminal would obey."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())

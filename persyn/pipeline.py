@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn import queue
-from persyn.config import RunConfig
+from persyn.config import RunConfig, thaw
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import take_time
@@ -17,8 +18,9 @@ from persyn.db.results import Assignment
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
 from persyn.errors import UsageError
+from persyn.llm import needs
 from persyn.queue import Claim
-from persyn.stages import assign, calibrate, fit_router, generate, ingest, score, start
+from persyn.stages import assign, calibrate, fit_router, generate, ingest, same_run, score, start
 from persyn.stages.batch import Batch, Done, Progress
 from persyn.stages.versions import Identities
 
@@ -64,6 +66,7 @@ def start_run(
     actor: str,
     known: Identities | None = None,
     on_rows: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Run:
     """The run of this configuration: found, or made with its prompts and its first jobs.
 
@@ -72,32 +75,61 @@ def start_run(
 
     known:   `start.identities` of the configuration, found out before the transaction, which they may outlast.
     on_rows: called now and then with the number of prompt rows read.
+    say:     called with what a person should know of it.
     """
     if (found := start.find(session, config)) is not None:
+        _find_again(session, found, config, actor=actor)
         return found
     start.require_imported(session, config)
-    run = enlist(session, config, start.identities(config) if known is None else known, on_rows=on_rows)
+    known = start.identities(config) if known is None else known
+    run = enlist(session, config, known, on_rows=on_rows, say=say)
     _note(session, run, actor, None, RunState.RUNNING, {"stage": run.stage})
     advance(session, run.id, actor=actor)
     return run
 
 
+def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) -> None:
+    """Take over where a run's files lie now, and have asked again what came of a field that its prompts have now."""
+    paths = [Path(file) for file in config.prompts.files]
+    if all(path.is_file() for path in paths) and not same_run.is_unchanged(thaw(run.config), paths):
+        ingest.import_prompts(session, paths)  # the same conversations, which may have got answers
+    same_run.adopt(session, run, config)
+    if score.forget_mended(session, run) and run.state is RunState.DONE:
+        resume(session, run, actor=actor)
+
+
 def enlist(
-    session: Session, config: RunConfig, known: Identities, *, on_rows: Callable[[int], None] | None = None
+    session: Session,
+    config: RunConfig,
+    known: Identities,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Run:
     """Make a run with its models and its prompts, of which those for calibration are drawn; nothing is planned."""
     run = start.create(session, config, known, stage=_ORDER[0])
     ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
-    ingest.draw(session, run.id, calibration=config.n_calibration, holdout=config.holdout, seed=config.run.seed)
+    said = ingest.draw(
+        session,
+        run.id,
+        calibration=config.n_calibration,
+        holdout=config.holdout,
+        seed=config.run.seed,
+        need=needs.of(config.quality.kind, config.quality.options),
+    )
+    if said and say:
+        say(said)
     return run
 
 
 def resume(session: Session, run: Run, *, actor: str) -> None:
     """Let a run that failed or was cancelled go on: its failed jobs are tried again. A running one goes on as it is.
 
-    One that is done goes on where it misses a row: it shared a failed one, which was taken back or replaced since.
+    One that is done goes on where it misses a row: it shared a failed one, which was taken back or replaced since,
+    or a score failed for want of a field that the prompt has now.
     """
     run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    score.forget_mended(session, run)
     if run.state is not RunState.DONE or _go_back(session, run):
         _go_on(session, run, actor, {})
 
@@ -138,7 +170,8 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     if run.state is RunState.RUNNING:
         raise UsageError(f"run {run.name} is at work; its failed rows can be tried again when it has ended")
-    rows = sum(_FORGET[name](session, run, reasons) for name in needed(session, run))
+    rows = score.forget_mended(session, run, reasons)
+    rows += sum(_FORGET[name](session, run, reasons) for name in needed(session, run))
     if not rows:
         raise UsageError(
             f"no row of run {run.name} that it still needs failed for {', '.join(reasons)}; "

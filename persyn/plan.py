@@ -133,7 +133,12 @@ class _Pile:
 
 
 def of_file(
-    session: Session, config: RunConfig, known: Identities, *, on_rows: Callable[[int], None] | None = None
+    session: Session,
+    config: RunConfig,
+    known: Identities,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Plan:
     """The plan of a run that is not there yet; what is read of the store changes nothing in it.
 
@@ -146,7 +151,7 @@ def of_file(
             prompts = select(Prompt.content_hash, Prompt.text, Prompt.history, Prompt.source, Prompt.meta)
             _copy(there, Prompt, session, prompts.where(Prompt.source == source))
         start.require_imported(session, config)
-        run = pipeline.enlist(there, config, known, on_rows=on_rows)
+        run = pipeline.enlist(there, config, known, on_rows=on_rows, say=say)
         _copy_results(there, run, session)
         if config.n_calibration == 0:
             assign.plan(there, run)

@@ -355,6 +355,15 @@ def is_drained(session: Session) -> bool:
     return session.scalars(select(Job.id).where(Job.state == JobState.QUEUED).limit(1)).one_or_none() is None
 
 
+def holders(session: Session) -> dict[int, set[str]]:
+    """By run, who holds a job of it under a lease that has not run out."""
+    held = select(Job.run_id, Job.owner).where(Job.state == JobState.RUNNING, Job.lease_until > now()).distinct()
+    found: dict[int, set[str]] = {}
+    for run_id, owner in session.execute(held):
+        found.setdefault(run_id, set()).add(str(owner))
+    return found
+
+
 def owners(session: Session) -> list[str]:
     """Who holds running jobs."""
     return list(session.scalars(select(Job.owner).where(Job.state == JobState.RUNNING).distinct()))

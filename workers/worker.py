@@ -27,7 +27,7 @@ from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
-from persyn.errors import EngineError, PersynError, shorten
+from persyn.errors import EngineError, HostLacks, PermanentError, PersynError, shorten
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
 from persyn.queue import Claim
@@ -236,7 +236,7 @@ class Worker:
         except EngineError as error:
             was_loaded = self._slot.loaded is not None
             self._slot.end()
-            self._fail_jobs(str(error), did_load=was_loaded)
+            self._fail_jobs(str(error), did_load=was_loaded, is_final=self._is_final(error))
             return
         self._greet()
         if results:
@@ -354,13 +354,18 @@ class Worker:
                 self._suspicion.finished(flight.key)
                 self._save(flight.job, [Done(flight.request, failure, flight.job.spec.engine)])
 
-    def _fail_jobs(self, reason: str, *, did_load: bool) -> None:
+    def _is_final(self, error: EngineError) -> bool:
+        """Whether no worker would fare better: what this host lacks another may have, if there are others."""
+        is_alone = self._run_id is not None
+        return isinstance(error, PermanentError) and (is_alone or not isinstance(error, HostLacks))
+
+    def _fail_jobs(self, reason: str, *, did_load: bool, is_final: bool = False) -> None:
         if not did_load and self._queue is not None:
             # Another worker may have the memory or the files; alone, a moment is all that can be waited for.
             seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
             self._avoided[self._queue] = time.monotonic() + seconds
         for job in list(self._jobs.values()):
-            self._fail(job.claim, reason, did_load=did_load)
+            self._fail(job.claim, reason, did_load=did_load, is_final=is_final)
 
     def _fail(self, claim: Claim, reason: str, *, is_final: bool = False, did_load: bool = True) -> None:
         self._forget(claim)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,9 +64,13 @@ class Database:
         self.url = _parse(url)
         self._ends_at = float("inf")
         self._patience: Patience | None = None
+        #: Wraps the wait for another process's transaction, which may take a while: a hook for whoever wants to say so.
+        self.announce: Callable[[], AbstractContextManager[None]] = nullcontext
         if self.url.get_backend_name() == "sqlite":
-            self.engine = _sqlite(self.url, begin="BEGIN IMMEDIATE", query_only=False)
-            self._reader = _sqlite(self.url, begin="BEGIN", query_only=True)
+            self.engine = _sqlite(self.url, query_only=False)
+            event.listen(self.engine, "begin", self._begin)
+            self._reader = _sqlite(self.url, query_only=True)
+            event.listen(self._reader, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         else:
             self.engine, self._patience = _postgresql(self.url, idle_seconds, silence_seconds)
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -95,6 +99,11 @@ class Database:
     def is_given_up(self) -> bool:
         """Whether the time that `hurry` gave is over."""
         return time.monotonic() > self._ends_at
+
+    def _begin(self, connection: Connection) -> None:
+        """Begin to write: who read first and wrote later would fail at once, however long it is ready to wait."""
+        with self.announce():
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def close(self) -> None:
         """Give every connection back."""
@@ -241,11 +250,8 @@ def _postgresql(url: URL, idle_seconds: float, silence_seconds: float) -> tuple[
     return engine, patient
 
 
-def _sqlite(url: URL, *, begin: str, query_only: bool) -> Engine:
-    """A SQLite engine whose transactions begin as said.
-
-    Writers begin IMMEDIATE: one that read first and wrote later would fail at once, however long it is ready to wait.
-    """
+def _sqlite(url: URL, *, query_only: bool) -> Engine:
+    """A SQLite engine; how its transactions begin is up to its owner."""
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, **_COMMON)
 
     @event.listens_for(engine, "connect")
@@ -259,9 +265,5 @@ def _sqlite(url: URL, *, begin: str, query_only: bool) -> Engine:
             f"query_only={'ON' if query_only else 'OFF'}",
         ):
             connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def start(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
 
     return engine

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from persyn.errors import EngineError
+from persyn.llm import loading
 from persyn.llm.protocols import Message, ModelSpec
 from persyn.llm.template import Answered, Spans, Template, Written
 
@@ -35,7 +36,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise EngineError(f"no tokenizer for {spec.model!r}: {error}") from error
+        raise loading.explain(spec, error, "no tokenizer for") from error
 
 
 class Chat:

@@ -30,6 +30,11 @@ def used_mib(devices: Sequence[str]) -> int | None:
         return None
 
 
+def total_mib() -> list[int]:
+    """The memory of each GPU, MiB; none where that cannot be told."""
+    return [int(line) for line in _ask("memory.total") if line.strip().isdecimal()]
+
+
 def await_free(devices: Sequence[str], below_mib: int, seconds: float) -> bool:
     """Wait until no more than so much memory is in use; False when it is still in use after so many seconds."""
     until = time.monotonic() + seconds

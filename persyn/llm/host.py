@@ -24,7 +24,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
-from persyn.errors import EngineError, PersynError
+from persyn.errors import EngineError, HostLacks, PermanentError, PersynError, UsageError
 from persyn.llm import gpus
 from persyn.llm.protocols import Engine, ModelSpec, Request, Result
 
@@ -52,9 +52,13 @@ class Broken(Struct, frozen=True, tag="broken"):
     """The engine can serve nothing any more."""
 
     reason: str
+    #: Which of `_ERRORS` the parent raises.
+    kind: str = EngineError.__name__
 
 
 _Up: TypeAlias = Loaded | Finished | Broken
+#: What an engine's end may be, by name; anything else is an `EngineError`.
+_ERRORS: dict[str, type[EngineError]] = {kind.__name__: kind for kind in (EngineError, PermanentError, HostLacks)}
 _decode_up = msgspec.msgpack.Decoder(_Up).decode
 _decode_requests = msgspec.msgpack.Decoder(list[Request]).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -91,7 +95,7 @@ class Host:
         self._limits = (load_seconds, stall_seconds)
         self._inbox: queue.SimpleQueue[_Up | None] = queue.SimpleQueue()
         self._heard_at = time.monotonic()
-        self._broken: str | None = None
+        self._broken: EngineError | None = None
         self._devices = devices.split(",") if devices else []
         self._used_mib = gpus.used_mib(self._devices) if self._devices else None
         self._child, self._down, up = _spawn(home, self.log, _environment(spec.engine, devices, is_alone=is_alone))
@@ -120,13 +124,13 @@ class Host:
             if isinstance(message, Loaded):
                 self.loaded = message
             elif isinstance(message, Broken):
-                self._broken = message.reason
+                self._broken = _ERRORS.get(message.kind, EngineError)(message.reason)
                 break
             else:
                 results += message.results
             wait = 0.0
         if self._broken is not None and not results:
-            raise EngineError(self._broken)
+            raise self._broken
         return results
 
     def close(self) -> None:
@@ -256,8 +260,15 @@ class _Server:
             self._say(Loaded(engine.version, engine.window))
             while True:
                 self._serve(engine)
+        except UsageError as error:  # what was asked for is not there, or not what it was
+            self._end(PermanentError(str(error)))
         except PersynError as error:
-            self._say(Broken(str(error).replace("\0", "\N{REPLACEMENT CHARACTER}")))
+            self._end(error)
+        except ModuleNotFoundError as error:
+            self._end(HostLacks(f"{spec.engine} needs the package {error.name!r}, which is not installed here"))
+
+    def _end(self, error: PersynError) -> None:
+        self._say(Broken(str(error).replace("\0", "\N{REPLACEMENT CHARACTER}"), type(error).__name__))
 
     def tick(self) -> None:
         """Tell the parent that a long step is alive."""

@@ -5,6 +5,7 @@ Reads files only; loads no model and imports no model library.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import msgspec
 
-from persyn.errors import UsageError
+from persyn.errors import UsageError, shorten
 
 #: Files up to this size are digested whole; of larger ones (weights) the size and both ends are.
 _WHOLE_BYTES = 64 * 2**20
 _END_BYTES = 2**20
+#: How long the hub may take to say that it is there.
+_HUB_SECONDS = 5.0
 _CONFIGURATION = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -65,14 +68,38 @@ def hub_revision(revision: str | None) -> str | None:
     return None if revision is None or revision.startswith("sha256:") else revision
 
 
+@functools.cache
+def hub_silence() -> str:
+    """Why the model hub does not answer, asked once; empty when it does, or is switched off.
+
+    Asked before anything is fetched from it: the hub's own client tries each file again and again, for minutes.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return ""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+    except Exception as error:  # of whichever library the client is made of
+        os.environ["HF_HUB_OFFLINE"] = "1"  # engines' processes would wait for it too
+        return f"{constants.ENDPOINT} does not answer: {type(error).__name__}: {shorten(str(error))}"
+    return ""
+
+
 def _snapshot(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    silence = hub_silence()
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(_CONFIGURATION)))
+        return Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=list(_CONFIGURATION), local_files_only=bool(silence)
+            )
+        )
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         offline = " (the hub is switched off: HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        offline = f" ({silence})" if silence else offline
         at = f" at revision {revision!r}" if revision else ""
         raise UsageError(
             f"there is no model {model!r}{at}: no such folder, and not to be had from the hub{offline}; "

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from persyn.errors import EngineError, shorten
+from persyn.errors import PermanentError, shorten
 from persyn.llm import engines, options
 from persyn.llm.protocols import (
     Engine,
@@ -76,7 +76,7 @@ class _Verdict(Struct, frozen=True):
 def wording(chosen: Mapping[str, Any]) -> str:
     """SHA-256 of what a judge with these options is asked; another one is another scorer.
 
-    Raises `EngineError` for wrong options.
+    Raises `PermanentError` for wrong options.
     """
     return _wording(options.decode(ModelSpec("judge", "", options=dict(chosen)), options.Judge))
 
@@ -90,7 +90,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """
     chosen = options.decode(spec, options.Judge)
     if chosen.wording not in (None, _wording(chosen)):
-        raise EngineError(
+        raise PermanentError(
             "this version of PerSyn asks a judge in other words than the run was started with: use that version, "
             "or start a run of another name, which is scored anew"
         )

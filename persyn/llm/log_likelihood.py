@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from persyn.errors import EngineError
+from persyn.errors import PermanentError
 from persyn.llm import options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
@@ -61,7 +61,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 class Student:
     """A causal language model, split into decoder and head so that the head sees only what is scored.
 
-    `EngineError` when the model's logits are not what its head makes of its decoder's hidden states.
+    `PermanentError` when the model's logits are not what its head makes of its decoder's hidden states.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -117,7 +117,7 @@ class Student:
         whole = model(input_ids=ids, use_cache=False).logits[0]
         parts = self._logits(self._decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
         if not torch.allclose(whole.float(), parts.to(whole.device).float(), rtol=0.02, atol=0.02):
-            raise EngineError(f"cannot score under a {type(model).__name__}: its head sees more than hidden states")
+            raise PermanentError(f"cannot score under a {type(model).__name__}: its head sees more than hidden states")
         return int(whole.shape[-1])
 
 

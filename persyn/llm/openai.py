@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import aiohttp
 from yarl import URL
 
-from persyn.errors import EngineError, shorten
+from persyn.errors import EngineError, HostLacks, PermanentError, shorten
 from persyn.llm import chat_completions, options
 from persyn.llm.chat_completions import Again, Never
 from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick
@@ -39,23 +39,23 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def endpoint(base_url: str) -> URL:
-    """Where chat completions are asked for; `EngineError` when the base URL is none."""
+    """Where chat completions are asked for; `PermanentError` when the base URL is none."""
     try:
         url = URL(base_url)
     except ValueError as error:
-        raise EngineError(f"base_url {base_url!r} is no URL: {error}") from error
+        raise PermanentError(f"base_url {base_url!r} is no URL: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
-        raise EngineError(f"base_url {base_url!r} is no http(s) URL; give one like http://localhost:8000/v1")
+        raise PermanentError(f"base_url {base_url!r} is no http(s) URL; give one like http://localhost:8000/v1")
     return url / "chat" / "completions"
 
 
 def read_key(chosen: options.OpenAI) -> str | None:
-    """The API key from the environment; `EngineError` when it is not there."""
+    """The API key from the environment; `HostLacks` when it is not there."""
     if chosen.api_key_env is None:
         return None
     key = os.environ.get(chosen.api_key_env, "").strip()
     if not key:
-        raise EngineError(f"the environment variable {chosen.api_key_env} holds no API key; set it for the worker")
+        raise HostLacks(f"the environment variable {chosen.api_key_env} holds no API key; set it for the worker")
     return key
 
 

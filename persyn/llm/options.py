@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from persyn.config import Count, JudgeEngine, Positive
-from persyn.errors import EngineError
+from persyn.errors import PermanentError
 from persyn.llm.protocols import ModelSpec
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
@@ -222,9 +222,9 @@ Kind = TypeVar("Kind", bound=Options)
 
 
 def decode(spec: ModelSpec, kind: type[Kind]) -> Kind:
-    """The spec's options as the engine's own type; `EngineError` names a wrong option and those there are."""
+    """The spec's options as the engine's own type; `PermanentError` names a wrong option and those there are."""
     try:
         return msgspec.convert(spec.options, kind)
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__)
-        raise EngineError(f"wrong options for engine {spec.engine!r}: {error}; it takes {known}") from error
+        raise PermanentError(f"wrong options for engine {spec.engine!r}: {error}; it takes {known}") from error

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from persyn.errors import EngineError, UsageError, shorten
+from persyn.errors import HostLacks, UsageError, shorten
 from persyn.llm import options
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
@@ -63,7 +63,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
     messages: the prompt's turns, [{"role", "content"}, ...]; answer: its reference answer or None;
     meta: what else its row said. Returns a finite number, or None for no verdict: the score has failed then, as it
-    has when the function raises. Raises `EngineError` when it cannot be imported, or its file is not the one the spec
+    has when the function raises. Raises `HostLacks` when it cannot be imported, or its file is not the one the spec
     means.
     """
     options.decode(spec, options.Python)
@@ -79,9 +79,9 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def take(spec: ModelSpec) -> Callable[..., Any]:
-    """Import a spec's function; `EngineError` when that fails, or its file is not the one the spec means."""
+    """Import a spec's function; `HostLacks` when that fails, or its file is not the one the spec means."""
     if spec.revision is not None and revision(spec.model) != spec.revision:
-        raise EngineError(
+        raise HostLacks(
             f"the file of {spec.model!r} is not the one the run was started with: put that back, "
             "or start a run of another name, which takes the new one"
         )
@@ -89,9 +89,9 @@ def take(spec: ModelSpec) -> Callable[..., Any]:
     try:
         function = getattr(import_module(module), name)
     except Exception as error:  # a module of somebody else's may raise anything
-        raise EngineError(f"cannot import {spec.model!r}: {why(error)}") from error
+        raise HostLacks(f"cannot import {spec.model!r}: {why(error)}") from error
     if not callable(function):
-        raise EngineError(f"{spec.model!r} is no function")
+        raise HostLacks(f"{spec.model!r} is no function")
     return function  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
-from persyn.errors import EngineError
+from persyn.errors import PermanentError
 from persyn.llm import options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
@@ -80,10 +80,10 @@ class RewardModel:
 def _check(spec: ModelSpec, chat: Chat) -> None:
     config = scoring.configuration(spec)
     if config.num_labels != 1:
-        raise EngineError(f"{spec.model!r} is no reward model: it has {config.num_labels} labels, one is wanted")
+        raise PermanentError(f"{spec.model!r} is no reward model: it has {config.num_labels} labels, one is wanted")
     # What was made to fill gaps, as BERT and DeBERTa were, judges at its first token.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not chat.has_template:
-        raise EngineError(
+        raise PermanentError(
             f"{spec.model!r} is an encoder, which judges at a first token such as [CLS]; give its tokenizer a chat "
             "template that writes a conversation as the model was trained on, that token included, or take a reward "
             "model that has one"

@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from persyn.errors import EngineError
-from persyn.llm import options
+from persyn.errors import PermanentError
+from persyn.llm import loading, options
 from persyn.llm.protocols import ModelSpec
 
 #: Rows handed over at once and sorted by length: enough for batches of nearly equal rows.
@@ -35,6 +35,7 @@ def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.Scorer) -> Pr
 
     auto_class: `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
     """
+    loading.require_gpus(spec)
     try:
         model, info = auto_class.from_pretrained(
             spec.model,
@@ -45,10 +46,12 @@ def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.Scorer) -> Pr
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise EngineError(f"cannot load {spec.model!r}: {error}") from error
+        raise loading.explain(spec, error) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))
-        raise EngineError(f"{spec.model!r} has no weights for {missing}; as {type(model).__name__} it would be noise")
+        raise PermanentError(
+            f"{spec.model!r} has no weights for {missing}; as {type(model).__name__} it would be noise"
+        )
     weights: PreTrainedModel = model.eval()
     return weights
 
@@ -60,7 +63,7 @@ def configuration(spec: ModelSpec) -> PreTrainedConfig:
             spec.model, revision=spec.revision, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise EngineError(f"no configuration for {spec.model!r}: {error}") from error
+        raise loading.explain(spec, error, "no configuration for") from error
     return config
 
 

@@ -9,7 +9,7 @@ from operator import eq
 
 from jinja2 import TemplateError
 
-from persyn.errors import EngineError, shorten
+from persyn.errors import PermanentError, shorten
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Finding, Message, ModelSpec
 from persyn.llm.template import LostText, Template
@@ -44,10 +44,10 @@ def check(spec: ModelSpec, *, answers: bool = True) -> list[Finding]:
 
 
 def require(spec: ModelSpec, chat: Chat, *, answers: bool = True) -> Chat:
-    """The chat; `EngineError` when its template would lose a part of a conversation or does not open a response."""
+    """The chat; `PermanentError` when its template would lose a part of a conversation or does not open a response."""
     for finding in look_over(chat, answers=answers):
         if finding.level == "error":
-            raise EngineError(f"{spec.model!r}: {finding.message}")
+            raise PermanentError(f"{spec.model!r}: {finding.message}")
     return chat
 
 

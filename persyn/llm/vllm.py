@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from persyn.errors import EngineError
-from persyn.llm import generation, options, template_check
+from persyn.llm import generation, loading, options, template_check
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.generation import Prompt
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
@@ -27,6 +27,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     `seconds` from admission to vLLM, where a request may wait for its place in the batch. Options: `options.Vllm`.
     """
     chosen = options.decode(spec, options.Vllm)
+    loading.require_gpus(spec)
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     _set_environment(spec.gpus)
     from vllm import LLM
@@ -36,7 +37,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
         llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
     except Exception as error:
         # Whatever a failing start raises, from a wrong option to a driver's complaint, means the same here.
-        raise EngineError(f"vLLM cannot load {spec.model!r}: {type(error).__name__}: {error}") from error
+        raise loading.explain_vllm(spec, error) from error
     return VLLM(llm, chat, f"vllm {__version__}")
 
 

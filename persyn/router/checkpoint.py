@@ -19,7 +19,7 @@ from msgspec import Struct
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from persyn.errors import EngineError
+from persyn.errors import HostLacks
 from persyn.folders import replaced
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import hub_revision, require_unchanged
@@ -68,7 +68,7 @@ def write(folder: Path, router: Router, manifest: Manifest, tokenizer: Any) -> s
 def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
     """Load the router in the folder `spec.model` for scoring.
 
-    `EngineError` when the folder is no checkpoint, or holds what a checkpoint should not; `UsageError` when the
+    `HostLacks` when the folder is no checkpoint, or holds what a checkpoint should not; `UsageError` when the
     backbone that it was fitted to is not there any more.
     """
     folder = Path(spec.model)
@@ -77,7 +77,7 @@ def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
         manifest = msgspec.json.decode((folder / "router.json").read_bytes(), type=Manifest)
         head = load_file(folder / "router.safetensors")
     except (OSError, msgspec.MsgspecError, SafetensorError) as error:
-        raise EngineError(f"{spec.model!r} is not a router's checkpoint: {error}") from error
+        raise HostLacks(f"{spec.model!r} is not a router's checkpoint: {error}") from error
     if manifest.tune == "full":
         backbone = ModelSpec(spec.engine, str(folder / "backbone"), gpus=spec.gpus)
     else:
@@ -114,7 +114,7 @@ def sha256(folder: Path) -> str:
 def _refuse_strangers(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix not in _SUFFIXES:
-            raise EngineError(f"{str(folder)!r} holds {path.name!r}; a checkpoint is safetensors and JSON only")
+            raise HostLacks(f"{str(folder)!r} holds {path.name!r}; a checkpoint is safetensors and JSON only")
 
 
 def _tidy_adapter(folder: Path) -> None:
@@ -130,6 +130,6 @@ def _load_adapter(router: Router, folder: Path) -> None:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise EngineError("a router tuned with lora needs peft: pip install 'persyn[lora]'") from error
+        raise HostLacks("a router tuned with lora needs peft: pip install 'persyn[lora]'") from error
     router.backbone = PeftModel.from_pretrained(router.backbone, folder, use_safetensors=True)
     merge(router)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel
 
-from persyn.errors import EngineError
+from persyn.errors import EngineError, PermanentError
 from persyn.llm import options, scoring
 from persyn.llm.chat import Chat
 from persyn.llm.options import Dtype
@@ -102,9 +102,9 @@ def _lower_half(backbone: Any) -> Any:
 
 
 def refuse_several_gpus(spec: ModelSpec) -> None:
-    """`EngineError` for a spec of more than one GPU: backbone and head lie on one device."""
+    """`PermanentError` for a spec of more than one GPU: backbone and head lie on one device."""
     if spec.gpus > 1:
-        raise EngineError(f"a router runs on one GPU or on the CPU, got gpus = {spec.gpus}")
+        raise PermanentError(f"a router runs on one GPU or on the CPU, got gpus = {spec.gpus}")
 
 
 def precision(spec: ModelSpec, wanted: Dtype | None) -> Dtype:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from persyn.errors import EngineError
+from persyn.errors import HostLacks
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, ModelSpec, Request, Result, Route, Routed, Tick
@@ -19,14 +19,14 @@ _CHUNK = 512
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a checkpoint that answers `Route`; `EngineError` when it is not one, or not the one asked for.
+    """Load a checkpoint that answers `Route`; `HostLacks` when it is not one, or not the one asked for.
 
     No prompt fails: a long one is read without its middle, one that the chat template refuses as plain text.
     """
     chosen = options.decode(spec, options.Route)
     refuse_several_gpus(spec)
     if chosen.sha256 is not None and (found := checkpoint.sha256(Path(spec.model))) != chosen.sha256:
-        raise EngineError(
+        raise HostLacks(
             f"the router in {spec.model!r} is gone or changed (sha256 {found}, not {chosen.sha256}): "
             "restore the folder, or start a run with another seed, which fits one of its own"
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from persyn.errors import EngineError
+from persyn.errors import HostLacks
 from persyn.llm.protocols import Tick
 from persyn.rewards import Matrix
 from persyn.router import evaluate, head
@@ -204,7 +204,7 @@ def _choose_weights(router: Router, plan: Plan) -> None:
         try:
             from peft import LoraConfig, TaskType, get_peft_model
         except ImportError as error:
-            raise EngineError("tune = 'lora' needs peft: pip install 'persyn[lora]'") from error
+            raise HostLacks("tune = 'lora' needs peft: pip install 'persyn[lora]'") from error
         torch.manual_seed(plan.seed)  # the adapters' first values
         config = LoraConfig(
             task_type=TaskType.FEATURE_EXTRACTION,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, exists, func, insert, literal, select, update
 from sqlalchemy.orm import Session
@@ -14,6 +16,7 @@ from sqlalchemy.orm import Session
 from persyn.config import PromptsTable
 from persyn.db.catalog import Prompt, Role, RunPrompt
 from persyn.errors import UsageError
+from persyn.llm.needs import Need
 from persyn.stages import prompt_table, rows
 from persyn.stages.imports import ImportReport, OnError, Tally, batches
 from persyn.stages.layouts import NO_NAMES, Names
@@ -71,33 +74,96 @@ def add_to_run(
         _add_targets(session, run_id, Prompt.source == source)
 
 
-def draw(session: Session, run_id: int, *, calibration: int | None, holdout: float, seed: int) -> None:
+def draw(
+    session: Session,
+    run_id: int,
+    *,
+    calibration: int | None,
+    holdout: float,
+    seed: int,
+    need: Need | None = None,
+) -> str | None:
     """Choose a run's calibration prompts at random, None for all, a share `holdout` of them to measure the router.
 
     The choice depends on the seed and on which conversations the run has, not on their order or
-    ids. Raises `UsageError` when there are fewer prompts.
+    ids. Where some prompts lack what the quality needs, the draw is from the others; returns what to say of that.
+    Raises `UsageError` when there are fewer prompts, or none that could be scored.
     """
-    n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run_id)).one()
     if calibration == 0:
-        return
-    if calibration is None and not holdout:
-        session.execute(update(RunPrompt).where(RunPrompt.run_id == run_id).values(role=Role.CALIBRATION))
-        return
-    calibration = n_prompts if calibration is None else calibration
-    if n_prompts < calibration:
+        return None
+    n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run_id)).one()
+    if calibration is not None and n_prompts < calibration:
         raise UsageError(
             f"{calibration:,} calibration prompts cannot be drawn from {n_prompts:,} prompts; "
             "lower 'calibration' or give more prompts"
         )
-    prompts = session.execute(
-        select(Prompt.content_hash, Prompt.id).join(RunPrompt).where(RunPrompt.run_id == run_id),
-        execution_options={"yield_per": 10_000},
+    lacking = _Lacking(need, n_prompts, _count_lacking(session, run_id, need))
+    lacking.require(calibration)
+    if calibration is None and not holdout:
+        session.execute(update(RunPrompt).where(RunPrompt.run_id == run_id).values(role=Role.CALIBRATION))
+        return lacking.said(is_all=True)
+    is_all = calibration is None
+    calibration = n_prompts if calibration is None else calibration
+    lots = (
+        (_lot(seed, row.content_hash), row.id)
+        for row in _prompts(session, run_id, need)
+        if is_all or need is None or need.is_met(row.answer, row.meta)
     )
-    lots = ((_lot(seed, content_hash), prompt_id) for content_hash, prompt_id in prompts)
     drawn = [prompt_id for _, prompt_id in heapq.nsmallest(calibration, lots)]
     n_holdout = round(calibration * holdout)
     _set_role(session, run_id, drawn[:n_holdout], Role.HOLDOUT)
     _set_role(session, run_id, drawn[n_holdout:], Role.CALIBRATION)
+    return lacking.said(is_all=is_all)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """How many of a run's prompts lack what its quality needs."""
+
+    need: Need | None
+    prompts: int
+    count: int
+
+    def require(self, calibration: int | None) -> None:
+        """Raise `UsageError` where what is left does not do."""
+        if self.need is None or not self.count:
+            return
+        needs = f"quality {self.need.quality!r} {self.need.use}: give each row its {self.need.field!r}"
+        if self.count == self.prompts:
+            raise UsageError(
+                f"none of the {self.prompts:,} prompts has a {self.need.what}, and {needs}, or take another [quality]"
+            )
+        left = self.prompts - self.count
+        if calibration is not None and left < calibration:
+            raise UsageError(
+                f"{self.count:,} of the {self.prompts:,} prompts have no {self.need.what}, so that {calibration:,} "
+                f"calibration prompts cannot be drawn from the other {left:,}; {needs}, or lower 'calibration'"
+            )
+
+    def said(self, *, is_all: bool) -> str | None:
+        """What a person should know of it."""
+        if self.need is None or not self.count:
+            return None
+        some = f"{self.count:,} of {self.prompts:,} prompts have no {self.need.what} (field {self.need.field!r})"
+        if is_all:
+            return f"{some}: their responses get no quality under {self.need.quality!r}"
+        return (
+            f"{some}, which quality {self.need.quality!r} needs: calibration prompts are drawn from the other "
+            f"{self.prompts - self.count:,}, and those without are answered by one teacher each"
+        )
+
+
+def _prompts(session: Session, run_id: int, need: Need | None) -> Iterable[Any]:
+    """What a draw goes by, row by row."""
+    of_row = (Prompt.answer, Prompt.meta) if need is not None else ()
+    wanted = select(Prompt.content_hash, Prompt.id, *of_row).join(RunPrompt).where(RunPrompt.run_id == run_id)
+    return session.execute(wanted, execution_options={"yield_per": 10_000})
+
+
+def _count_lacking(session: Session, run_id: int, need: Need | None) -> int:
+    if need is None:
+        return 0
+    return sum(not need.is_met(row.answer, row.meta) for row in _prompts(session, run_id, need))
 
 
 def _lot(seed: int, content_hash: str) -> bytes:

@@ -35,24 +35,24 @@ def take_turns(session: Session) -> None:
 
 
 def store(session: Session, source: str, batch: Sequence[Row]) -> Stored:
-    """Insert what is new, add answers that are missing."""
+    """Insert what is new, add answers and other fields that are missing."""
     by_hash = [(row.content_hash, row) for row in batch]
-    answers = _known_answers(session, [content_hash for content_hash, _ in by_hash])
+    known = _known(session, [content_hash for content_hash, _ in by_hash])
     new: list[dict[str, Any]] = []
-    late: dict[str, str] = {}
+    late: dict[str, _Known] = {}
     conflicts = 0
     for content_hash, row in by_hash:
-        if content_hash not in answers:
-            answers[content_hash] = row.answer
+        if content_hash not in known:
+            known[content_hash] = _Known(row.answer, row.meta)
             new.append(_columns(row, content_hash, source))
-        elif row.answer is not None and (known := answers[content_hash]) != row.answer:
-            if known is None:
-                answers[content_hash] = late[content_hash] = row.answer
-            else:
-                conflicts += 1
+            continue
+        was = known[content_hash]
+        conflicts += None not in (row.answer, was.answer) and row.answer != was.answer
+        if (completed := was.completed(row)) != was:
+            known[content_hash] = late[content_hash] = completed
     bulk.insert_new(session, Prompt, new)
-    _add_answers(session, late)
-    return Stored(list(answers), len(new), conflicts)
+    _complete(session, late)
+    return Stored(list(known), len(new), conflicts)
 
 
 def repeated_ids(session: Session, sources: Iterable[str]) -> tuple[tuple[str, int, str], ...]:
@@ -68,9 +68,22 @@ def repeated_ids(session: Session, sources: Iterable[str]) -> tuple[tuple[str, i
     return tuple((source, count, source_id) for source, count, source_id in session.execute(found))
 
 
-def _known_answers(session: Session, hashes: list[str]) -> dict[str, str | None]:
-    known = session.execute(select(Prompt.content_hash, Prompt.answer).where(Prompt.content_hash.in_(hashes)))
-    return {content_hash: answer for content_hash, answer in known}
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a prompt has that may have been missing."""
+
+    answer: str | None
+    meta: dict[str, Any]
+
+    def completed(self, row: Row) -> _Known:
+        """With what another row of the same conversation has besides; what is there stays."""
+        lacked = {name: value for name, value in row.meta.items() if self.meta.get(name) is None}
+        return _Known(self.answer if self.answer is not None else row.answer, {**self.meta, **lacked})
+
+
+def _known(session: Session, hashes: list[str]) -> dict[str, _Known]:
+    known = select(Prompt.content_hash, Prompt.answer, Prompt.meta).where(Prompt.content_hash.in_(hashes))
+    return {content_hash: _Known(answer, meta) for content_hash, answer, meta in session.execute(known)}
 
 
 def _columns(row: Row, content_hash: str, source: str) -> dict[str, Any]:
@@ -85,10 +98,10 @@ def _columns(row: Row, content_hash: str, source: str) -> dict[str, Any]:
     }
 
 
-def _add_answers(session: Session, answers: dict[str, str]) -> None:
-    if answers:
+def _complete(session: Session, late: dict[str, _Known]) -> None:
+    if late:
         statement = update(Prompt.__table__).where(Prompt.content_hash == bindparam("of_hash"))  # type: ignore[arg-type]
         session.connection().execute(
-            statement.values(answer=bindparam("answer")),
-            [{"of_hash": content_hash, "answer": answer} for content_hash, answer in answers.items()],
+            statement.values(answer=bindparam("answer"), meta=bindparam("meta")),
+            [{"of_hash": content_hash, "answer": row.answer, "meta": row.meta} for content_hash, row in late.items()],
         )

@@ -14,12 +14,15 @@ from persyn.db import bulk
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
+from persyn.llm import needs
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, told
 
 _PYTHON = "python"
+#: So many scores are deleted at a time.
+_CHUNK = 1_000
 #: The kinds of scorers that are told what else a prompt's row said.
 _READ_META = (_PYTHON, "instructions")
 
@@ -28,6 +31,8 @@ def plan(session: Session, run: Run) -> int:
     """Make jobs for every score that is missing; return how many. One that should have been imported has failed."""
     n_teachers = session.scalars(select(func.count()).where(RunTeacher.run_id == run.id)).one()
     size = max(1, run.config["run"]["job_prompts"] // n_teachers)
+    if not run.plans:  # at first: a field that a scorer still does not find must not keep the run here
+        forget_mended(session, run)
     made = 0
     for scorer_id in (run.learnability_scorer_id, run.quality_scorer_id):
         scorer = session.get_one(Scorer, scorer_id)
@@ -87,6 +92,30 @@ def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
     scorers = select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)
     failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
     return len(session.execute(delete(Score).where(*failed).returning(Score.response_id)).all())
+
+
+def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = None) -> int:
+    """Have the grid's scores made again that failed for want of a field which the prompt has now; return how many.
+
+    reasons: of these failures only; None is all.
+    """
+    scorer = session.get_one(Scorer, run.quality_scorer_id)
+    need = needs.of(scorer.kind, scorer.options)
+    if need is None:
+        return 0
+    wanted = set(need.failures if reasons is None else need.failures & set(reasons))
+    failed = session.execute(
+        _responses(run.id)
+        .join(Score, and_(Score.response_id == Response.id, Score.scorer_id == scorer.id))
+        .join(Prompt, Prompt.id == Response.prompt_id)
+        .where(reason(Score.failure).in_(wanted))
+        .with_only_columns(Response.id, Prompt.answer, Prompt.meta)
+    )
+    mended = [row.id for row in failed if need.is_met(row.answer, row.meta)]
+    for start in range(0, len(mended), _CHUNK):
+        part = mended[start : start + _CHUNK]
+        session.execute(delete(Score).where(Score.scorer_id == scorer.id, Score.response_id.in_(part)))
+    return len(mended)
 
 
 def _owed(run: Run) -> Select[Any]:

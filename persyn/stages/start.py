@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from msgspec.structs import replace
 from sqlalchemy import select
@@ -12,24 +12,22 @@ from persyn.config import IMPORTED, RunConfig, thaw
 from persyn.db.catalog import Run, RunTeacher, Scorer, Teacher
 from persyn.db.results import Origin, Response, Score
 from persyn.errors import UsageError
-from persyn.stages import prompt_table, versions
+from persyn.stages import prompt_table, same_run, versions
 from persyn.stages.versions import Identities
 
 
 def find(session: Session, config: RunConfig) -> Run | None:
-    """The run of this name, if there is one; `UsageError` when it was started from another configuration."""
+    """The run of this name, if there is one; `UsageError` when it was started from another configuration.
+
+    Where prompts and models lie may differ, and what only describes a teacher; see `same_run`.
+    """
     run = session.scalars(select(Run).where(Run.name == config.run.name)).one_or_none()
     if run is None:
         return None
     was = thaw(run.config)
     # Where it names no version it is the one that the run was started with.
     config = _pinned(config, function=was.strategy.revision, backbone=was.router.version)
-    if was.digest() != config.digest():
-        changed = sorted(_differences(was.frozen(), config.frozen()))
-        raise UsageError(
-            f"run {run.name!r} exists with another configuration (changed: {', '.join(changed)}); "
-            f"give the new one another name, or go on with the old one: persyn run resume {run.name}"
-        )
+    same_run.require(session, run, config)
     return run
 
 
@@ -81,6 +79,8 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         function=known[own.model, own.revision].revision if own.kind == "python" else None,
         backbone=known[router.backbone, router.revision].revision if _reads_prompts(config) else None,
     )
+    contents = [same_run.sha256(Path(file)) for file in config.prompts.files]
+    config = replace(config, prompts=replace(config.prompts, sha256=contents))
     run = Run(
         name=config.run.name,
         stage=stage,
@@ -93,8 +93,16 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     )
     session.add(run)
     session.flush()
+    named: dict[int, str] = {}
     for position, table in enumerate(config.teachers):
         teacher_id = versions.teacher(session, table, known)
+        if teacher_id in named:
+            raise UsageError(
+                f"teachers {named[teacher_id]!r} and {table.name!r} are one teacher under two names: the same model "
+                f"{table.model!r}, asked in the same way; remove one of them, or change its system turn, sampling or "
+                "options"
+            )
+        named[teacher_id] = table.name
         session.add(RunTeacher(run_id=run.id, position=position, teacher_id=teacher_id))
     session.flush()
     return run
@@ -107,14 +115,3 @@ def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) ->
         strategy=replace(config.strategy, revision=config.strategy.revision or function),
         router=replace(config.router, version=config.router.version or backbone),
     )
-
-
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [
-            found
-            for key in keys
-            for found in _differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
-        ]
-    return [] if old == new else [place]

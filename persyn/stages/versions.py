@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
@@ -34,7 +35,7 @@ def identities(
     strategy: StrategyTable | None = None,
     router: RouterTable | None = None,
 ) -> Identities:
-    """Find out what models are: a hub may be asked, and large files read. `UsageError` for one that is not there."""
+    """Find out what models are: a hub may be asked, and large files read. `UsageError` names all that are not there."""
     tables = [(table.model, table.revision) for table in teachers if table.engine in _LOADED]
     if student is not None and student.engine != "fake":
         tables.append((student.model, student.revision))
@@ -42,10 +43,11 @@ def identities(
         tables.append((quality.model, quality.revision))
     if router is not None:
         tables.append((router.backbone, router.revision))
-    found = {table: identify(*table) for table in dict.fromkeys(tables)}
-    for table in (quality, strategy):
-        if table is not None and table.kind == "python":
-            found[table.model, table.revision] = Identity(_of_function(table), None)
+    looks: dict[tuple[str, str | None], Callable[[], Identity]] = {table: partial(identify, *table) for table in tables}
+    for function in (quality, strategy):
+        if function is not None and function.kind == "python":
+            looks[function.model, function.revision] = partial(_of_function, function)
+    found = _all(looks)
     if router is not None and router.version not in (None, is_now := found[router.backbone, router.revision].revision):
         raise UsageError(
             f"the backbone {router.backbone!r} is {is_now}, not {router.version}: put that back, or name no version"
@@ -53,13 +55,26 @@ def identities(
     return found
 
 
-def _of_function(table: QualityTable | StrategyTable) -> str:
+def _all(looks: Mapping[tuple[str, str | None], Callable[[], Identity]]) -> dict[tuple[str, str | None], Identity]:
+    """What every look finds; `UsageError` with all that find nothing."""
+    found, missing = {}, []
+    for table, look in looks.items():
+        try:
+            found[table] = look()
+        except UsageError as error:
+            missing.append(str(error))
+    if missing:
+        raise UsageError(missing[0] if len(missing) == 1 else f"{len(missing)} are missing: {' | '.join(missing)}")
+    return found
+
+
+def _of_function(table: QualityTable | StrategyTable) -> Identity:
     revision = python.revision(table.model)
     if table.revision not in (None, revision):
         raise UsageError(
             f"the file of {table.model!r} is {revision}, not {table.revision}: put that back, or name none"
         )
-    return revision
+    return Identity(revision, None)
 
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:

@@ -26,7 +26,7 @@ def write(folder: Path, *options: str) -> str:
 def test_every_template_is_a_run_file_with_rows_beside_it(tmp_path: Path, template: str) -> None:
     said = write(tmp_path, "--template", template)
     read = run_file.read(tmp_path / "run.toml")
-    assert read.run.name == "first"
+    assert read.run.name == template  # no two of them clash in one store
     rows = (tmp_path / ("grid.jsonl" if template == "imported" else "prompts.jsonl")).read_text().splitlines()
     # The cluster's own prompts are still to come.
     assert template == "cluster" or read.run.calibration < len(rows)
@@ -52,7 +52,7 @@ def test_without_a_model_and_without_a_hub_the_next_command_makes_a_dataset(pers
     write(tmp_path / "new", "--template", "fake")
     done = persyn("run", "start", "new/run.toml")
     assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "home/datasets/first/messages.jsonl").read_text().splitlines()) >= 30
+    assert len((tmp_path / "home/datasets/fake/messages.jsonl").read_text().splitlines()) >= 30
 
 
 def test_where_a_model_cannot_be_had_it_is_said_what_needs_none(tmp_path: Path) -> None:

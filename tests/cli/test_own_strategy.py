@@ -41,7 +41,7 @@ def test_the_example_runs_and_is_compared_with_the_other_strategies(persyn: Pers
     by_name = {fact["strategy"]: fact for fact in found["strategies"]}
     assert {"my_strategies:by_group", "static", "random", "oracle"} <= by_name.keys()
     assert sum(by_name["my_strategies:by_group"]["shares"].values()) == 1.0
-    card = (tmp_path / "home/datasets/first/README.md").read_text().replace("\\", "")
+    card = (tmp_path / "home/datasets/fake/README.md").read_text().replace("\\", "")
     assert "my_strategies:by_group at sha256:" in card
 
     # Elsewhere the module is not there, and the others are compared all the same.

@@ -1,4 +1,4 @@
-"""What would spoil a run, found before it begins: each teacher's model is loaded once and looked over."""
+"""Each teacher's model is loaded once and looked over."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import msgspec
 
+from persyn.checks import servers
 from persyn.config import RunConfig, TeacherTable
-from persyn.errors import EngineError
+from persyn.errors import EngineError, UsageError
 from persyn.llm.host import Host, HostDied
+from persyn.llm.identity import identify
 from persyn.llm.protocols import Check, Checked, Finding, Message, ModelSpec
 from persyn.stages import rows
 from persyn.stages.answers import opening_of, with_opening
@@ -25,13 +27,29 @@ def check(config: RunConfig, home: Path) -> Iterator[tuple[str, Finding]]:
 
     home: the folder for the hosts' logs. Nothing is written to the store, nothing sent to a server.
     """
-    prompts = _longest_prompts(config.prompts.file)
+    prompts = longest_prompts(config)
     for teacher in config.teachers:
-        for finding in _check(teacher, prompts, home):
-            yield teacher.name, finding
+        yield from check_one(teacher, prompts, home)
+
+
+def check_one(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) -> Iterator[tuple[str, Finding]]:
+    """Look over one teacher.
+
+    prompts: those that it should be able to answer; see `longest_prompts`.
+    """
+    for finding in _check(teacher, prompts, home):
+        yield teacher.name, finding
 
 
 def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) -> list[Finding]:
+    if teacher.engine == "openai":
+        return [servers.seen(ModelSpec(teacher.engine, teacher.model, options=teacher.options))]
+    if teacher.engine not in ("vllm", "transformers"):
+        return [Finding("ok", "load", f"the engine {teacher.engine!r} has no model to look at")]
+    try:
+        identify(teacher.model, teacher.revision)  # says within seconds what loading would find out in minutes
+    except UsageError as error:
+        return [Finding("error", "load", str(error))]
     opening = opening_of(teacher.system, msgspec.to_builtins(teacher.few_shot))
     spec = ModelSpec(teacher.engine, teacher.model, teacher.revision, teacher.gpus, teacher.options)
     host = Host(ModelSpec("check", teacher.model), home)
@@ -50,8 +68,8 @@ def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) 
     return found.findings
 
 
-def _longest_prompts(files: str | Sequence[str]) -> list[list[Message]]:
-    paths = [files] if isinstance(files, str) else files
-    good = (row for path in paths for row in rows.read(Path(path)) if isinstance(row, Row))
+def longest_prompts(config: RunConfig) -> list[list[Message]]:
+    """The longest prompts of a run file's files, as conversations."""
+    good = (row for path in config.prompts.files for row in rows.read(Path(path)) if isinstance(row, Row))
     longest = heapq.nlargest(_LONGEST, good, key=lambda row: len(row.text))
     return [[*(row.history or []), {"role": "user", "content": row.text}] for row in longest]

@@ -1,0 +1,49 @@
+"""What is said before a run is started: what this host and the servers lack, of what can be seen without a cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cli.open import warn
+from cli.waiting import waiting
+from persyn.checks import host, servers
+from persyn.config import RunConfig
+from persyn.errors import UsageError
+from persyn.llm.identity import hub_silence
+from persyn.llm.protocols import Finding
+from persyn.settings import Settings
+from persyn.stages import start
+from persyn.stages.versions import Identities
+
+
+def look_up(config: RunConfig) -> Identities:
+    """What a run's models are; see `start.identities`."""
+    with waiting("looking up models"):
+        found = start.identities(config)
+    if hub_silence.cache_info().currsize and (silence := hub_silence()):  # it was asked
+        warn(f"{silence}; models come from local folders and the cache alone")
+    return found
+
+
+def require_fit(config: RunConfig) -> None:
+    """Say what would make a run slow here, and raise `UsageError` for what would stop it.
+
+    With a broker it is worked elsewhere, by hosts that may have what this one lacks: then all of it is only said.
+    """
+    with waiting("looking at GPUs, memory and servers"):
+        found = [*servers.look(config), *host.look(config)]
+    is_here = Settings.from_environment().broker_url is None
+    errors = [f"{whose}: {finding.message}" for whose, finding in found if finding.level == "error"]
+    _warn(found, with_errors=not is_here)
+    if errors and is_here:
+        raise UsageError(
+            errors[0] if len(errors) == 1 else f"{len(errors)} things would stop the run here: {' | '.join(errors)}"
+        )
+
+
+def _warn(found: Iterable[tuple[str, Finding]], *, with_errors: bool) -> None:
+    for whose, finding in found:
+        if finding.level == "warning":
+            warn(f"{whose}: {finding.message}")
+        elif with_errors:
+            warn(f"{whose}: {finding.message} (seen from this host; workers may fare better)")

@@ -1,0 +1,64 @@
+"""The models of a run file, and what loads each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from persyn.config import RunConfig
+from persyn.llm.protocols import ModelSpec
+
+#: Engines that load a model here.
+_LOADED = ("vllm", "transformers", "log_likelihood", "reward_model", "router_fit")
+
+
+class Model(Struct, frozen=True):
+    """One model that a run loads, or asks a server for."""
+
+    #: "teacher ada", "the student", "the judge", ...
+    whose: str
+    #: Its table in the run file.
+    table: str
+    spec: ModelSpec
+
+
+def of(config: RunConfig) -> Iterator[Model]:
+    """Every model of a run file that is loaded or asked; fake and imported ones are not."""
+    return (model for model in _all(config) if model.spec.engine in (*_LOADED, "openai"))
+
+
+def loaded(config: RunConfig) -> list[Model]:
+    """Those that are loaded where the run is worked."""
+    return [model for model in _all(config) if model.spec.engine in _LOADED]
+
+
+def served(config: RunConfig) -> list[Model]:
+    """Those that a server is asked for."""
+    return [model for model in _all(config) if model.spec.engine == "openai"]
+
+
+def _all(config: RunConfig) -> Iterator[Model]:
+    student, router = config.student, config.router
+    if config.n_calibration != 0:  # without a grid nothing is scored, and no router is fitted
+        spec = ModelSpec(student.engine, student.model, student.revision, student.gpus, student.options)
+        yield Model("the student", "student", spec)
+        yield from _quality(config)
+    if config.strategy.kind == "persyn":
+        engine = "router_fit" if router.engine == "router" else router.engine
+        spec = ModelSpec(engine, router.backbone, router.revision, router.gpus, router.options)
+        yield Model("the router", "router", spec)
+    for teacher in config.teachers:
+        spec = ModelSpec(teacher.engine, teacher.model, teacher.revision, teacher.gpus, teacher.options)
+        yield Model(f"teacher {teacher.name}", "teachers", spec)
+
+
+def _quality(config: RunConfig) -> Iterator[Model]:
+    quality = config.quality
+    if quality.kind == "judge":
+        options = quality.options.get("options", {})
+        spec = ModelSpec(quality.options["engine"], quality.model, quality.revision, quality.gpus, options)
+        yield Model("the judge", "quality", spec)
+    else:
+        spec = ModelSpec(quality.kind, quality.model, quality.revision, quality.gpus, quality.options)
+        yield Model("the quality", "quality", spec)

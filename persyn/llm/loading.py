@@ -1,0 +1,72 @@
+"""Why a model does not load: in the words of the run file, and final where trying again cannot help."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from persyn.errors import EngineError, HostLacks, shorten
+from persyn.llm.protocols import ModelSpec
+
+#: What a hub's client raises when the hub says that there is no such thing, and not that it cannot be reached.
+_NOT_THERE = {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "EntryNotFoundError"}
+_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def require_gpus(spec: ModelSpec) -> None:
+    """Raise `HostLacks` when a model asks for GPUs that this process does not see."""
+    if not spec.gpus:
+        return
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen >= spec.gpus:
+        return
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    narrowed = f" (CUDA_VISIBLE_DEVICES is {shown!r})" if shown is not None else ""
+    built = "" if torch.version.cuda or torch.version.hip else ", and this torch is built for the CPU alone"
+    raise HostLacks(
+        f"{spec.model!r} asks for gpus = {spec.gpus}, and {seen} are seen here{narrowed}{built}; "
+        "set gpus = 0 to run it on the CPU, or work the run where the GPUs are"
+    )
+
+
+def explain(spec: ModelSpec, error: Exception, what: str = "cannot load") -> EngineError:
+    """A library's error in loading a model as one of ours, final unless another try may do better."""
+    said = f"{what} {spec.model!r}: {error}"
+    if any(words in str(error).lower() for words in _MEMORY):
+        where = "take more gpus" if spec.gpus else "work it on a host with more, or on GPUs"
+        return EngineError(f"{said}; its memory does not do: set options.dtype to a smaller one, or {where}")
+    if isinstance(error, OSError) and _may_come(spec, error):
+        return EngineError(said)
+    if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+        return EngineError(said)
+    return HostLacks(said)
+
+
+def explain_vllm(spec: ModelSpec, error: Exception) -> EngineError:
+    """What vLLM raised when it was started, with the run file's keys that would mend it."""
+    text = str(error)
+    said = f"vLLM cannot load {spec.model!r}: {type(error).__name__}: {shorten(text, most=1000)}"
+    lower = text.lower()
+    if "free memory on device" in lower:  # another process may give it back
+        return EngineError(f"{said}; end what else uses the GPU, or lower options.gpu_memory_utilization")
+    if "max seq len" in lower or "no available memory for the cache" in lower:
+        cache = "raise options.kv_cache_gib, " if "kv_cache_gib" in spec.options or not spec.gpus else ""
+        share = "raise options.gpu_memory_utilization, take more gpus, " if spec.gpus else ""
+        return HostLacks(f"{said}; {cache}{share}or set options.max_model_len to less")
+    if any(words in lower for words in _MEMORY):
+        return EngineError(f"{said}; lower options.max_model_len or options.max_num_seqs, or take more gpus")
+    return HostLacks(said) if isinstance(error, (ValueError, OSError, TypeError)) else EngineError(said)
+
+
+def _may_come(spec: ModelSpec, error: Exception) -> bool:
+    """Whether it was the way to the hub that failed, and not the model that is missing."""
+    if Path(spec.model).is_dir() or Path(spec.model).is_absolute() or os.environ.get("HF_HUB_OFFLINE") == "1":
+        return False
+    raised: BaseException | None = error
+    while raised is not None:
+        if type(raised).__name__ in _NOT_THERE:
+            return False
+        raised = raised.__cause__ or raised.__context__
+    return True

@@ -1,0 +1,58 @@
+"""What never gets better is tried once; what may, as often as ever."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from persyn import pipeline, run_file
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.work import Event, Job, JobState
+from persyn.settings import Settings
+from tests.runs import write_run
+from workers.worker import Worker
+
+
+@pytest.fixture
+def database(migrated: Path, tmp_path: Path) -> Any:
+    shutil.copy(migrated, tmp_path / "persyn.db")
+    store = Database(f"sqlite:///{tmp_path / 'persyn.db'}")
+    yield store
+    store.close()
+
+
+def worked(database: Database, folder: Path, first_teacher: str) -> tuple[str, int]:
+    """A run whose first teacher is this table: why it failed, and how often a job of it was tried at most."""
+    file = write_run(folder, options={"response_words": 3})
+    text = file.read_text().replace('model = "ada"\nengine = "fake"\ngpus = 0', first_teacher)
+    file.write_text(text.replace("options = { response_words = 3 }", "", 1))
+    wanted = run_file.read(file)
+    with database.write() as session:
+        run_id = pipeline.start_run(session, wanted, actor="me").id
+    Worker(database, Settings(str(database.url), folder), run_id=run_id).run()
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        assert run.state is RunState.FAILED
+        claims = select(func.count()).join(Job, Job.id == Event.job_id).where(Event.to_state == JobState.RUNNING)
+        return str(run.error), max(session.scalars(claims.where(Job.error.is_not(None)).group_by(Job.id)))
+
+
+SERVER = 'model = "m"\nengine = "openai"\ngpus = 0\noptions = {{ base_url = "{url}"{more} }}'
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (SERVER.format(url="http://127.0.0.1:9", more=', api_key_env = "NO_SUCH_KEY"'), "NO_SUCH_KEY holds no API key"),
+        (SERVER.format(url="ftp://127.0.0.1:9", more=""), "no http(s) URL"),
+    ],
+)
+def test_a_teacher_that_never_loads_is_tried_once(database: Database, tmp_path: Path, teacher: str, said: str) -> None:
+    error, attempts = worked(database, tmp_path, teacher)
+    assert said in error
+    assert attempts == 1
