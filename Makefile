@@ -19,8 +19,8 @@ chromium: ## Debian's Chromium, in which the console is tested; without one thes
 	@command -v chromium >/dev/null || { $(SUDO) apt-get install -y $(BROWSER) || \
 		{ $(SUDO) apt-get update && $(SUDO) apt-get install -y $(BROWSER); }; }
 
-chaos: .venv/.dev ## A cluster that is hurt while it works, 5,000 prompts a round; SEED=1 ROUNDS=1
-	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1)
+chaos: .venv/.dev ## A cluster that is hurt while it works; SEED=1 ROUNDS=1 PROMPTS=5000
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1) --prompts $(or $(PROMPTS),5000)
 
 test: .venv/.dev .venv/.vllm ## All tests: real models, real vLLM, real PostgreSQL
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup

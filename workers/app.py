@@ -48,6 +48,7 @@ def make(broker_url: str) -> Celery:
         # A broker that is away is waited for.
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # as one that is out of memory raises
         broker_transport_options={
             "visibility_timeout": _VISIBILITY_SECONDS,
             "socket_timeout": 15,
