@@ -33,7 +33,7 @@ _LEADING_WORD = re.compile(r"\w+")
 _CLOSING = "\"')]}"
 
 #: What stands apart from the words around it.
-_APART = re.compile(r"[\s;@#$%&?!*()\[\]{}<>\"`«»“”‘’„]|--|\.\.+|[:,](?!\d)")  # noqa: RUF001
+_APART = re.compile(r"[\s;@#$%&?!*()\[\]{}<>\"`«»“”‘’„]|--|\.\.+|[:,](?!\d)")
 #: Endings that are tokens of their own: I'M is two.
 _CLITIC = re.compile(r"(?<=[^'])(?:'S|'M|'D|'LL|'RE|'VE|N'T)\.?$", re.IGNORECASE)
 _FUSED = frozenset(("CANNOT", "GIMME", "GONNA", "GOTTA", "LEMME", "WANNA"))

@@ -5,6 +5,7 @@ The comparing is done in a child process, `math_child`, that can be killed at an
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from msgspec import Struct
 
 from persyn.errors import EngineError
 from persyn.llm import options
+from persyn.llm.answers import characters
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
 
@@ -31,7 +33,7 @@ _START_SECONDS = 120.0
 _RECYCLE_AFTER = 20_000
 #: How much of a long text is looked at, from its last mark on or from its end.
 _WINDOW = 8_000
-_MARKS = ("\\boxed", '"answer"', "####")
+_MARK = re.compile(r"\\boxed|\"answer\"|####|<\w*answer|\[answer", re.IGNORECASE)
 
 
 class Case(Struct, frozen=True):
@@ -154,9 +156,10 @@ def _how_it_ended(code: int) -> str:
 
 
 def _window(text: str) -> str:
-    """The part of a long text that may hold its answer."""
+    """The part of a long text that may hold its answer; reasoning, of which a part could not be told, never does."""
+    text = characters.without_reasoning(text)
     if len(text) <= _WINDOW:
         return text
-    last_mark = max(text.rfind(mark) for mark in _MARKS)
+    last_mark = max((mark.start() for mark in _MARK.finditer(text)), default=-1)
     start = last_mark if 0 <= last_mark < len(text) - _WINDOW else len(text) - _WINDOW
     return text[start : start + _WINDOW]

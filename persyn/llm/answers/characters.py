@@ -1,0 +1,111 @@
+"""Texts without reasoning, and with one spelling of the digits, signs and punctuation of every script."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+#: Tags and tokens that open and close reasoning, as models and their servers write them.
+_REASONING_NAMES = (
+    "think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis|internal_monologue|chain_of_thought"
+)
+_REASONING = re.compile(
+    rf"(?P<open>[<\[](?:seed:)?(?:{_REASONING_NAMES})(?:\s[^<>\[\]\n]{{0,80}})?[>\]]|◁think▷|<\|START_THINKING\|>"
+    r"|<\|begin_of_thought\|>|<\|channel\|>\s*(?:analysis|commentary)\b|<unused94>)"
+    rf"|(?P<close>[<\[]/(?:seed:)?(?:{_REASONING_NAMES})\s*[>\]]|◁/think▷|<\|END_THINKING\|>"
+    r"|<\|end_of_thought\|>|<\|channel\|>\s*final\s*<\|message\|>|<unused95>)",
+    re.IGNORECASE,
+)
+
+#: Invisible: spaces of no width, marks of direction, variation selectors, the byte order mark.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]")
+_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+_DIGIT = re.compile(r"(?![0-9])\d")
+_FULL_WIDTH = re.compile("[\uff01-\uff5e]")
+_STYLED = re.compile("[\U0001d400-\U0001d7ff]")
+_FRACTION = re.compile("(\\d?)\\s?([\u00bc-\u00be\u2150-\u215e])")
+#: Scripts whose words stand next to digits without a space: Cyrillic to Ethiopic, and those of East Asia.
+FOREIGN = "\u0400-\u1cff\u2e80-\u2fff\u3005-\u3007\u3021-\ud7ff\uf900-\ufaff\ufb1d-\ufdff\ufe70-\ufeff\uff66-\uffdc"
+_SUPERSCRIPT = re.compile(r"(?<=[\w)}\]])[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_SEAM = re.compile(rf"(?<=[0-9%°)\]}}$])(?=[{FOREIGN}])|(?<=[{FOREIGN}])(?=[-+(\[]?[0-9A-Za-z\\$])")
+
+_PUNCTUATION = str.maketrans(
+    {
+        "。": ". ",
+        "．": ".",
+        "।": ". ",
+        "۔": ". ",
+        "、": ", ",
+        "،": ", ",
+        "，": ", ",
+        "؛": "; ",
+        "٫": ".",
+        "٬": ",",
+        "٪": "%",
+        "؟": "? ",
+        "【": "[",
+        "】": "]",
+        "〔": "[",
+        "〕": "]",
+        "「": '"',
+        "」": '"',
+        "“": '"',
+        "”": '"',
+        "„": '"',
+        "«": '"',
+        "»": '"',
+        "‘": "'",
+        "’": "'",
+        "‐": "-",
+        "‑": "-",
+        "‒": "-",
+        "–": "-",
+        "−": "-",
+        "﹣": "-",
+        "∶": ":",
+        "～": "~",
+        "〜": "~",
+    }
+)
+
+
+def without_reasoning(text: str) -> str:
+    """What a response says outside its reasoning.
+
+    What stands before a closing tag that nothing opened is reasoning too, and all that follows an opening
+    tag that nothing closes.
+    """
+    kept: list[str] = []
+    start, is_inside = 0, False
+    for tag in _REASONING.finditer(text):
+        if tag["close"]:
+            if not is_inside:
+                kept.clear()
+            start, is_inside = tag.end(), False
+        elif not is_inside:
+            kept.append(text[start : tag.start()])
+            is_inside = True
+    if not is_inside:
+        kept.append(text[start:])
+    return "".join(kept)
+
+
+def plain(text: str) -> str:
+    """The text with digits, spaces and punctuation as ASCII has them; letters stay as they are."""
+    if text.isascii():
+        return text
+    text = re.sub(r"(?<=\d)，(?=\d{3})", ",", _INVISIBLE.sub("", text))
+    text = _SPACES.sub(" ", text.translate(_PUNCTUATION))
+    text = _FULL_WIDTH.sub(lambda m: chr(ord(m[0]) - 0xFEE0), text)
+    text = _STYLED.sub(lambda m: unicodedata.normalize("NFKC", m[0]), text)
+    text = _DIGIT.sub(lambda m: str(unicodedata.decimal(m[0])), text)
+    text = _FRACTION.sub(_written_out, text)
+    text = _SUPERSCRIPT.sub(
+        lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}".replace("\N{MINUS SIGN}", "-"), text
+    )
+    return _SEAM.sub(" ", text)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    fraction = unicodedata.normalize("NFKC", match[2]).replace("\N{FRACTION SLASH}", "/")
+    return f"{match[1]} {fraction}" if match[1] else fraction

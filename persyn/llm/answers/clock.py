@@ -1,0 +1,81 @@
+"""Times of day, dates, versions and addresses: answers of digits that no arithmetic is meant in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TIME = re.compile(
+    r"(?P<hour>\d{1,2})(?:\s?[:h.]\s?(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?)?\s*(?P<half>[ap]\.?\s?m\b\.?)?"
+    r"\s*(?P<clock>uhr|o'clock|hours|hrs|h)?(?:\s+in the (?P<part>morning|afternoon|evening))?",
+    re.IGNORECASE,
+)
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_MONTH = r"(?P<month>jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_DATES = (
+    re.compile(r"(?P<year>\d{4})[-/.](?P<m>\d{1,2})[-/.](?P<day>\d{1,2})(?!\d)"),
+    re.compile(rf"{_MONTH}\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?!\d)(?:,?\s+(?P<year>\d{{4}}))?", re.IGNORECASE),
+    re.compile(rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?:,?\s+(?P<year>\d{{4}}))?", re.IGNORECASE),
+)
+_MARKED = re.compile(
+    r"v?\d+(?:\.\d+){2,}[\w.+-]*|v\d+(?:\.\d+)*|\d{1,4}[-/.]\d{1,2}[-/.]\d{2,4}|\d{3,}(?:-\d{2,})+|[\da-f]{1,2}(?:[:-][\da-f]{1,2}){3,}",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """A time of day; without a half of the day it may be of either, or of a clock of 24 hours."""
+
+    hour: int
+    minute: int
+    second: int
+    has_half: bool
+
+
+def time(text: str) -> Time | None:
+    """A text as a time of day, `3:30 PM` or `15:30`; None when it is something else, such as the ratio 1:2."""
+    text = re.sub(r"\\(?:text\w*|mathrm)\s*\{([^{}]*)\}|\\ |~", r" \1", text).replace("\\", "").strip(" $*.")
+    found = _TIME.fullmatch(re.sub(r"\s+", " ", text))
+    if not found or int(found["hour"]) > 24:
+        return None
+    half = (found["half"] or {"morning": "a", "afternoon": "p", "evening": "p"}.get((found["part"] or "").lower(), ""))[
+        :1
+    ].lower()
+    is_colon = re.search(r"\d:\d", text) is not None
+    if not (
+        half or is_colon or (found["clock"] or "").lower() in ("uhr", "o'clock") or re.fullmatch(r"\d{1,2}h\d\d", text)
+    ):
+        return None
+    hour = int(found["hour"])
+    if half:
+        hour = hour % 12 + (12 if half == "p" else 0)
+    return Time(hour, int(found["minute"] or 0), int(found["second"] or 0), bool(half))
+
+
+def same_time(gold: Time, stated: Time) -> bool:
+    """Whether two times agree; a reference that leaves the half of the day open agrees with either."""
+    hours = 24 if gold.has_half or not stated.has_half else 12
+    return (gold.hour - stated.hour) % hours == 0 and (gold.minute, gold.second) == (stated.minute, stated.second)
+
+
+def date(text: str) -> tuple[int | None, int, int] | None:
+    """(year, month, day) of the only date that a text names; None for none or several."""
+    found = {
+        (int(m["year"]) if m["year"] else None, _month(m), int(m["day"]))
+        for pattern in _DATES
+        for m in pattern.finditer(text)
+    }
+    with_year = {each for each in found if each[0] is not None}
+    found = {each for each in found if each[0] or not any(each[1:] == other[1:] for other in with_year)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _month(match: re.Match[str]) -> int:
+    groups = match.groupdict()
+    return int(groups["m"]) if groups.get("m") else _MONTHS.index(groups["month"].lower()) + 1
+
+
+def is_label(text: str) -> bool:
+    """Whether a text is a version, an address or a date in digits, which is equal to itself alone."""
+    return _MARKED.fullmatch(text.strip()) is not None and not re.fullmatch(r"\d{1,3}(?:\.\d{3})+", text.strip())
