@@ -65,7 +65,7 @@ def is_prose(text: str) -> bool:
 def first_part(text: str) -> str:
     """Running text up to where its answer ends."""
     text = _HALF_OF_DAY.sub(r"\1m", _ABBREVIATION.sub(r"\1 ", text))
-    return _END.split(text, maxsplit=1)[0].strip(" *_\"'`")
+    return _END.split(text, maxsplit=1)[0].strip(" *_\"'`").removesuffix("(").strip()
 
 
 def without_aside(text: str) -> str:
@@ -160,13 +160,13 @@ def _with_unit(value: str, tokens: Sequence[_Token]) -> str:
     """A value, and the words after it as far as they are a unit that is known."""
     if not value or value[-1] in ".,;:!?":
         return value
-    unit: list[str] = []
+    words: list[str] = []
+    best = 0
     for token in tokens[:6]:
-        word = token.text.strip("*_`\"'|")
-        if not units.is_known(" ".join([*unit, word.rstrip(".,;:!?")])):
-            break
-        unit.append(word)
-    return " ".join([value, *unit])
+        words.append(token.text.strip("*_`\"'|").rstrip(".,;:!?"))
+        if units.is_known(" ".join(words)) and (words[-1] != "in" or len(words) == 1):
+            best = len(words)
+    return " ".join([value, *words[:best]])
 
 
 def _last(tokens: Sequence[_Token]) -> tuple[int, str]:

@@ -46,6 +46,8 @@ rupee: 1 ₹ rs inr rupee रुपये रुपए
 rouble: 1 ₽ rub руб рубль рубля рублей
 won: 1 ₩ krw won 원
 franc: 1 chf
+zloty: 1 zł zl pln złoty złotych
+krona: 1 kr sek nok dkk kronor kroner kč czk korun
 real: 1 r$ brl reais
 force: 1 N newton
 energy: 1 J joule
@@ -109,7 +111,7 @@ _PREFIX = re.compile(
 _VALUE = (
     r"(?:[-+\d.,'\s/*^{}()!_%=]|\\[,!;:%]|\\ "
     r"|\\(?:[dt]?frac|sqrt|pi|times|cdot|pm|mp|left|right|infty|quad)(?![A-Za-z])"
-    r"|(?<=\d)[eE](?=[-+]?\d))+"
+    r"|(?<=\d)[eE](?=[-+]?\d)|(?<![A-Za-z])(?:pi(?![A-Za-z])|sqrt(?=\s?\()))+"
 )
 _WRAPPED = r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname|rm)"
 _SUFFIX = re.compile(
