@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from persyn.checks import memory, models
 from persyn.checks.models import Model
 from persyn.config import RunConfig
 from persyn.llm import gpus
 from persyn.llm.protocols import Finding
+
+#: What a driver of GPUs shows: NVIDIA's, AMD's, Windows's.
+_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
@@ -44,6 +48,8 @@ def n_gpus() -> int:
     """How many GPUs this host shows; asks torch where `nvidia-smi` knows of none, for those of another make."""
     if shown := _shown():
         return len(shown)
+    if not any(device for pattern in _DEVICES for device in Path("/dev").glob(pattern)):
+        return 0
     import torch
 
     return torch.cuda.device_count()
