@@ -27,7 +27,8 @@ from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.llm.protocols import ModelSpec
 from persyn.settings import Settings
-from workers.worker import Listener, Worker
+from workers.listener import Listener
+from workers.worker import Worker
 
 _OPTIONS = {"dtype": "bfloat16", "max_model_len": 1024}
 

@@ -25,7 +25,7 @@ from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import Progress as Counts
-from workers.worker import Listener
+from workers.listener import Listener
 
 #: Between two lines where there is no terminal.
 LINE_SECONDS = 10.0
@@ -138,6 +138,7 @@ class Bars(Listener):
         self._doing, self._heard_at = "", time.monotonic()
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._say_on, name="heartbeat", daemon=True)
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Bars:
         self._meter.__enter__()
@@ -164,12 +165,13 @@ class Bars(Listener):
     def saved(self, stage: str, done: int, failed: int) -> None:
         """So many rows more are written."""
         self._hear(self._doing)
-        if stage not in self._counts:
-            # What the store counts has them already.
-            found = self._read(stage)
-            self._show(stage, Counts(found.total, found.done - done, found.failed - failed))
-        before = self._counts[stage]
-        self._show(stage, Counts(before.total, before.done + done, before.failed + failed))
+        with self._lock:
+            if stage not in self._counts:
+                # What the store counts has them already.
+                found = self._read(stage)
+                self._show(stage, Counts(found.total, found.done - done, found.failed - failed))
+            before = self._counts[stage]
+            self._show(stage, Counts(before.total, before.done + done, before.failed + failed))
 
     def _hear(self, doing: str) -> None:
         self._doing, self._heard_at = doing, time.monotonic()
@@ -190,7 +192,8 @@ class Bars(Listener):
     def _show(self, stage: str, counts: Counts) -> None:
         self._counts[stage] = counts
         note = f"{counts.failed} failed" if counts.failed else ""
-        self._meter.show(stage, counts.total, counts.done + counts.failed, note)
+        # Rows that another worker was writing when the store was first asked are told twice.
+        self._meter.show(stage, counts.total, min(counts.total, counts.done + counts.failed), note)
 
 
 def _rate(task: Task) -> str:

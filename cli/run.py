@@ -24,17 +24,20 @@ from cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from cli.waiting import waiting
 from cli.watch import LOOK_SECONDS, View
 from persyn import pipeline, queue, run_file
+from persyn.config import thaw
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
 from persyn.folders import FolderChanged
+from persyn.llm import gpus as gpu_list
 from persyn.settings import Settings
 from persyn.stages import export, manifest, same_run
 from persyn.stages.start import find
 from persyn.stages.versions import Identities
 from persyn.watch import Glance
 from workers import owner
-from workers.worker import Worker
+from workers.affinity import Reach
+from workers.crew import Crew
 
 
 @click.group()
@@ -198,10 +201,23 @@ def _require_celery() -> None:
 def _work_here(database: Database, settings: Settings, run_id: int) -> str:
     """Work a run in this process; what to say when it was asked to stop, or nothing."""
     with Bars(database, run_id) as bars:
-        worker = Worker(database, settings, run_id=run_id, listener=bars)
-        with _stopping_gently(worker.stop, "stopping: saving what is finished (again to stop at once)"):
-            worker.run()
-    return "stopped; what was finished is stored. Go on with" if worker.stop.is_set() else ""
+        crew = Crew(database, settings, Reach(_shared_gpus(database, run_id)), run_id=run_id, listener=bars)
+        with _stopping_gently(crew.stopping, "stopping: saving what is finished (again to stop at once)"):
+            crew.run()
+    return "stopped; what was finished is stored. Go on with" if crew.stopping.is_set() else ""
+
+
+def _shared_gpus(database: Database, run_id: int) -> tuple[str, ...] | None:
+    """The GPUs that a run's models share; None: one model after the other takes what the environment shows.
+
+    So it is with one GPU, or none, and with fewer than a model asks for: its engine then says what is missing.
+    """
+    gpus = gpu_list.visible()
+    with database.read() as session:
+        config = thaw(session.get_one(Run, run_id).config)
+    teachers = [teacher.gpus for teacher in config.teachers]
+    most = max(config.student.gpus, config.quality.gpus, config.router.gpus, *teachers)
+    return gpus if len(gpus) > 1 and len(gpus) >= most else None
 
 
 def _watch(database: Database, settings: Settings, broker_url: str, run_id: int) -> str:

@@ -69,8 +69,8 @@ class RunTable(_Table, frozen=True):
     holdout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     #: Of the calibration draw, of the responses and of the fit.
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
-    #: Prompts in one job: what a worker claims at a time. `score` divides it by the number of teachers, `assign` takes
-    #: 8 times as many.
+    #: The most prompts in one job, what a worker claims at a time; with fewer than 128 times as many, jobs are smaller,
+    #: down to 8 prompts. `score` divides it by the number of teachers, `assign` takes 8 times as many.
     job_prompts: Positive = 256
 
 

@@ -38,6 +38,8 @@ LEASE = timedelta(seconds=90)
 BEATS = 6
 #: Names the lock under which workers choose; any number that is nobody else's.
 _TURN_LOCK = 0x5045525359
+#: How long a worker without a job still counts as one that may share the next.
+_LATELY = timedelta(seconds=20)
 #: The wait before a failed job is tried again, doubled with each attempt.
 BACKOFF = timedelta(seconds=2)
 
@@ -329,6 +331,23 @@ def backlogs(session: Session, *, run_id: int | None = None, besides: str | None
     if run_id is not None:
         query = query.where(Job.run_id == run_id)
     return [Backlog(name, *(int(number) for number in numbers)) for name, *numbers in session.execute(query)]
+
+
+def share(session: Session, *, on_gpus: bool, run_id: int | None = None) -> float:
+    """How many prompts are left for each worker, those in jobs that are held included.
+
+    Whoever holds a job counts, or did until just now: between two stages nobody holds one.
+
+    on_gpus: of the models that need GPUs, and the workers that are at such; otherwise of the others.
+    """
+    mine = [Job.gpus > 0 if on_gpus else Job.gpus == 0]
+    mine += [] if run_id is None else [Job.run_id == run_id]
+    is_held = Job.state == JobState.RUNNING
+    is_left = or_(is_held, and_(Job.state == JobState.QUEUED, _is_due()))
+    left = session.scalar(select(func.sum(Job.n_prompts)).where(is_left, *mine)) or 0
+    is_there = or_(is_held, Job.heartbeat_at > now(-_LATELY))
+    workers = session.scalar(select(func.count(Job.owner.distinct())).where(is_there, *mine)) or 0
+    return left / max(workers, 1)
 
 
 def due(session: Session, queue: str, *, limit: int) -> list[int]:

@@ -32,10 +32,6 @@ class Reach:
         has_gpus = self.gpus is None or backlog.gpus <= len(self.gpus)
         return has_gpus and (not self.queues or any(part in backlog.queue for part in self.queues))
 
-    def devices(self, gpus: int) -> str | None:
-        """CUDA_VISIBLE_DEVICES for a model that needs so many GPUs; None leaves the environment's."""
-        return None if self.gpus is None else ",".join(self.gpus[:gpus])
-
 
 def order(backlogs: Collection[Backlog], loaded: str | None, reach: Reach) -> list[str]:
     """The queues to try, best first.
@@ -47,12 +43,17 @@ def order(backlogs: Collection[Backlog], loaded: str | None, reach: Reach) -> li
     others = [backlog for backlog in mine if backlog.queue != loaded]
     free = [backlog for backlog in others if not backlog.workers]
     shared = [backlog for backlog in others if backlog.workers and backlog.jobs > _JOBS_WORTH_A_LOAD * backlog.workers]
-    return _names(staying) + _names(sorted(free, key=_weight)) + _names(sorted(shared, key=_weight))
+    return _names(staying) + _names(sorted(free, key=_size)) + _names(sorted(shared, key=_need))
 
 
-def _weight(backlog: Backlog) -> tuple[int, float, str]:
-    """Whatever needs GPUs comes first where there are some; then the most prompts for each worker."""
-    return -backlog.gpus, -backlog.prompts / (backlog.workers + 1), backlog.queue
+def _size(backlog: Backlog) -> tuple[int, int, str]:
+    """What needs the most GPUs comes first: later there would be too few of them free. Then the most prompts."""
+    return -backlog.gpus, -backlog.prompts, backlog.queue
+
+
+def _need(backlog: Backlog) -> tuple[bool, float, int, str]:
+    """Whatever needs GPUs comes first where there are some; then what has the most prompts for each worker."""
+    return not backlog.gpus, -backlog.prompts / (backlog.workers + 1), -backlog.gpus, backlog.queue
 
 
 def _names(backlogs: Sequence[Backlog]) -> list[str]:

@@ -11,16 +11,21 @@ from pathlib import Path
 import psutil
 
 
-def name() -> str:
-    """machine/process id/start time/random: readable, unique, and its death can be seen from the same machine."""
+def name(place: int | None = None) -> str:
+    """machine/process id/start time/random: readable, unique, and its death can be seen from the same machine.
+
+    place: which of its process's workers it is, if there are several.
+    """
     pid = os.getpid()
-    return f"{_machine()}/{pid}/{_started(pid)}/{uuid.uuid4().hex[:8]}"
+    own = uuid.uuid4().hex[:8] if place is None else f"{place}-{uuid.uuid4().hex[:8]}"
+    return f"{_machine()}/{pid}/{_started(pid)}/{own}"
 
 
 def short(owner: str) -> str:
-    """host:process id, for people; it may name two processes where `owner` names one."""
-    machine, pid, *_ = owner.split("/")
-    return f"{machine.partition('.')[0]}:{pid}"
+    """host:process id, and .place where a process has several workers, for people; two owners may have the same."""
+    machine, pid, _, own = owner.split("/")
+    place = own.partition("-")[0] if "-" in own else ""
+    return f"{machine.partition('.')[0]}:{pid}" + (f".{place}" if place else "")
 
 
 def dead(owners: Iterable[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """A Celery worker for one group of GPUs: messages wake it, the database says what it does.
 
-The Celery process imports no torch; models live in the engine host of its `Worker`.
+The Celery process imports no torch; models live in the engine hosts of its `Crew`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from persyn.settings import Settings
 from workers import app as celery_app
 from workers import roll
 from workers.affinity import Reach
-from workers.worker import Worker
+from workers.crew import Crew
 
 log = logging.getLogger(__name__)
 
@@ -38,38 +38,39 @@ _END_SECONDS = 100.0
 
 def serve(database: Database, settings: Settings, broker_url: str, reach: Reach, name: str) -> None:
     """Work jobs until SIGTERM or Ctrl-C: then save what is finished, give the jobs back and return."""
-    worker = Worker(database, settings, reach=reach)
+    crew = Crew(database, settings, reach)
     app = celery_app.make(broker_url)
     hostname = f"{name}@{socket.gethostname()}"
 
-    @app.task(name=celery_app.TASK)  # type: ignore[untyped-decorator]
-    def work(job_id: int) -> None:
+    @app.task(name=celery_app.TASK, bind=True)  # type: ignore[untyped-decorator]
+    def work(task: Any, job_id: int) -> None:
         if not isinstance(job_id, int):
             raise TypeError(f"a job's id is a number, got {type(job_id).__name__}")
         log.debug("woken", extra={"job": job_id})
         try:
-            worker.work()
+            crew.work(task.request.delivery_info.get("routing_key"))
         except Exception:
-            _stop_failed(worker)
+            _stop_failed(crew)
 
     def end(number: int, frame: FrameType | None) -> None:
-        _end_soon(worker)
+        _end_soon(crew)
         state.should_stop = 0
 
     def be_ready(**_: Any) -> None:
         # Instead of Celery's own handlers, which would wait for the task and print beside the log.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
-        log.info("ready", extra={"worker": worker.owner, "host": hostname, "gpus": reach.gpus})
+        owners = [worker.owner for worker in crew.workers]
+        log.info("ready", extra={"workers": owners, "host": hostname, "gpus": reach.gpus})
 
     roll.answer(reach)
     signals.worker_ready.connect(be_ready, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)
-    with worker, _listening(app, database, hostname, reach):
+    with crew, _listening(app, database, hostname, reach):
         app.Worker(
             hostname=hostname,
             pool="threads",
-            concurrency=1,
+            concurrency=len(crew.workers),
             without_gossip=True,
             without_mingle=True,
             loglevel="INFO",
@@ -78,22 +79,22 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
         ).start()
 
 
-def _stop_failed(worker: Worker) -> None:
-    """End a worker after an error, whatever it was: what is held is given back; whoever supervises starts it anew."""
-    if worker.stop.is_set():
+def _stop_failed(crew: Crew) -> None:
+    """End all workers after an error, whatever it was: what is held is given back; a supervisor starts it anew."""
+    if crew.stopping.is_set():
         log.warning("the database does not answer, and the worker has been told to end", exc_info=True)
         return
     log.exception("a worker cannot go on")
-    worker.stop.set()
+    crew.stopping.set()
     state.should_stop = 1
 
 
-def _end_soon(worker: Worker) -> None:
-    if not worker.stop.is_set():
+def _end_soon(crew: Crew) -> None:
+    if not crew.stopping.is_set():
         last_resort = threading.Timer(_END_SECONDS, _end_now)
         last_resort.daemon = True
         last_resort.start()
-    worker.end()
+    crew.end()
 
 
 def _end_now() -> None:

@@ -16,7 +16,6 @@ from persyn.llm.host import Host, Loaded
 from persyn.llm.protocols import ModelSpec, Request, Result
 from persyn.queue import Claim
 from persyn.settings import Settings
-from workers.affinity import Reach
 from workers.suspicion import Key
 
 
@@ -47,14 +46,11 @@ class Flight:
 
 
 class Slot:
-    """Holds at most one engine host.
+    """Holds at most one engine host."""
 
-    reach: which GPUs it has.
-    """
-
-    def __init__(self, settings: Settings, reach: Reach) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._reach = reach
+        self._devices: str | None = None
         self._host: Host | None = None
         self._flying: dict[int, Flight] = {}
         self._serial = itertools.count()
@@ -75,10 +71,9 @@ class Slot:
     def gpus(self) -> str | None:
         """The GPUs that the engine was given, by name; None for a model that needs none."""
         assert self._host is not None
-        wanted = self._host.spec.gpus
-        if not wanted:
+        if not self._host.spec.gpus:
             return None
-        devices = self._reach.devices(wanted) or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        devices = self._devices or os.environ.get("CUDA_VISIBLE_DEVICES", "")
         return gpus.names([device for device in devices.split(",") if device])
 
     @property
@@ -100,17 +95,21 @@ class Slot:
         """Whether the engine here is of this model."""
         return self._host is not None and self._host.spec == spec
 
-    def start(self, spec: ModelSpec) -> None:
-        """Begin to load a model; there is no other."""
+    def start(self, spec: ModelSpec, devices: str | None) -> None:
+        """Begin to load a model; there is no other.
+
+        devices: CUDA_VISIBLE_DEVICES for it; None leaves the environment's: nothing else works on this machine.
+        """
         assert self._host is None
+        self._devices = devices
         self._began_at = time.monotonic()
         self._host = Host(
             spec,
             self._settings.home,
             load_seconds=self._settings.load_seconds,
             stall_seconds=self._settings.stall_seconds,
-            devices=self._reach.devices(spec.gpus),
-            is_alone=self._reach.gpus is None,
+            devices=devices,
+            is_alone=devices is None,
         )
 
     def submit(self, jobs: Iterable[OpenJob], room: int) -> None:

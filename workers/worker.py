@@ -1,4 +1,4 @@
-"""One process that works jobs: it holds leases and one engine host, feeds the one from the other, saves what comes.
+"""Who works jobs: it holds leases and one engine host, feeds the one from the other, saves what comes.
 
 No transaction is open while a model computes, the engine is kept full across job borders, and
 every result is written as soon as it is there: whatever ends this process, only what the engine
@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from persyn import pipeline, queue
@@ -29,14 +28,17 @@ from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import EngineError, HostLacks, PermanentError, PersynError, shorten
 from persyn.llm.host import HostDied
-from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
+from persyn.llm.protocols import Failed, Fitted, Result
 from persyn.queue import Claim
 from persyn.settings import Settings
 from persyn.stages import fit_router
 from persyn.stages.batch import Batch, Done
-from workers import affinity, owner
+from workers import owner
 from workers.affinity import Reach
+from workers.claims import Claims
 from workers.leases import Leases
+from workers.ledger import Ledger
+from workers.listener import Listener
 from workers.slot import Flight, OpenJob, Slot
 from workers.suspicion import Suspicion
 from workers.telemetry import Telemetry
@@ -57,24 +59,12 @@ _STOP_SECONDS = 10.0
 _MOST_FUTILE = 2
 
 
-class Listener:
-    """Whoever wants to see the work go on; this one does not."""
-
-    def loading(self, spec: ModelSpec) -> None:
-        """A model begins to load."""
-
-    def loaded(self, spec: ModelSpec, seconds: float) -> None:
-        """It is in memory."""
-
-    def saved(self, stage: str, done: int, failed: int) -> None:
-        """So many rows more are written."""
-
-
 class Worker:
     """Works jobs until there are none, or `stop` is set.
 
     run_id: only this run's jobs; None takes any.
-    reach:  which GPUs it has, and which queues it takes.
+    reach:  which GPUs its process has, and which queues it takes.
+    ledger: what it shares with other workers of its process, and none if it is alone there.
     """
 
     def __init__(
@@ -85,23 +75,26 @@ class Worker:
         run_id: int | None = None,
         reach: Reach = Reach(),  # noqa: B008  frozen
         listener: Listener | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
-        self.owner = owner.name()
+        #: Held while there is work; whoever has it may end the engine.
+        self._busy = threading.Lock()
+        self._ledger = ledger or Ledger(reach.gpus)
+        self.owner = self._ledger.enlist(self._drop_when_idle)
         self.stop = threading.Event()
         self._database = database
         self._settings = settings
         self._run_id = run_id
-        self._reach = reach
         self._listener = listener or Listener()
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._leases = Leases(database, self._lease)
-        self._slot = Slot(settings, reach)
+        self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=self._lease)
+        self._slot = Slot(settings)
         self._queue: str | None = None
         self._is_loading = False
         self._jobs: dict[int, OpenJob] = {}
         self._suspicion = Suspicion()
         self._telemetry = Telemetry(self.owner)
-        self._avoided: dict[str, float] = {}
         #: Requests that were found guilty of an engine's death, and deaths without any in hand, since a good result.
         self._futile = 0
 
@@ -111,7 +104,8 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            self._leave()
+            with self._busy:
+                self._leave()
         finally:
             self._leases.__exit__(kind, error, at)
 
@@ -127,19 +121,33 @@ class Worker:
                 if not self.work():
                     self.stop.wait(_IDLE_SECONDS)
 
+    @property
+    def queue(self) -> str | None:
+        """The queue of the jobs it works, or worked last; None when it has no engine."""
+        return self._queue
+
     def work(self) -> bool:
         """Work one queue after the other until none has a job for this worker; False when there was none at all.
 
-        The model stays loaded; leaving the worker, as a context, gives back what is open and ends it.
+        The model stays loaded until its GPUs are needed; leaving the worker, as a context, gives back what is open and
+        ends it.
         """
         found = False
-        while not self.stop.is_set() and (claim := self._outlasting(self._choose)) is not None:
-            found = True
-            if claim.queue != self._queue:
-                self._queue, self._futile = claim.queue, 0  # another engine is not to blame for the last one's deaths
-            self._open(claim)
-            self._drain()
+        with self._busy:
+            while not self.stop.is_set():
+                claim = self._outlasting(self._choose)
+                if claim is not None:
+                    found = True
+                    self._turn_to(claim)
+                elif not self._ledger.make_room(self.owner, self._drop):
+                    break
         return found
+
+    def _turn_to(self, claim: Claim) -> None:
+        if claim.queue != self._queue:
+            self._queue, self._futile = claim.queue, 0  # another engine is not to blame for the last one's deaths
+        self._open(claim)
+        self._drain()
 
     def _is_over(self) -> bool:
         with self._database.write() as session:
@@ -149,18 +157,24 @@ class Worker:
             return session.get_one(Run, self._run_id).state is not RunState.RUNNING
 
     def _choose(self) -> Claim | None:
-        """The first job of the queue to work now; None when nothing can be had."""
         with self._database.write() as session:
-            queue.take_turns(session)
-            queue.release_unknown(session, owner=self.owner, known=self._jobs)
-            backlogs = queue.backlogs(session, run_id=self._run_id, besides=self.owner)
-            for name in affinity.order(backlogs, self._queue, self._reach):
-                if not self._is_avoided(name) and (claim := self._claim(session, name)) is not None:
-                    return claim
-        return None
+            return self._claims.first(session, self._queue, self._jobs)
 
-    def _is_avoided(self, name: str) -> bool:
-        return time.monotonic() < self._avoided.get(name, 0.0)
+    def _drop(self) -> None:
+        """End the engine, for others to have its GPUs."""
+        self._slot.end()
+        self._queue = None
+        self._ledger.give_back(self.owner)
+
+    def _drop_when_idle(self) -> bool:
+        """Do so unless there is work; whether it was done."""
+        if not self._busy.acquire(blocking=False):
+            return False
+        try:
+            self._drop()
+        finally:
+            self._busy.release()
+        return True
 
     def _drain(self) -> None:
         """Work the open jobs, and their queue until nothing is left in it."""
@@ -175,8 +189,8 @@ class Worker:
             self._end_fruitless()
 
     def _open_jobs(self) -> None:
-        """Claim jobs while the engine could hold more than what is at hand, so that it never runs dry between two."""
-        while self._at_hand() < self._window() and not self.stop.is_set():
+        """Claim jobs until this worker has its share, so that its engine never runs dry between two."""
+        while not self._claims.is_enough(self._at_hand(), self._window()) and not self.stop.is_set():
             claim = self._outlasting(self._claim_next)
             if claim is None:
                 return
@@ -184,13 +198,8 @@ class Worker:
 
     def _claim_next(self) -> Claim | None:
         assert self._queue is not None
-        if self._is_avoided(self._queue):
-            return None
         with self._database.write() as session:
-            return self._claim(session, self._queue)
-
-    def _claim(self, session: Session, name: str) -> Claim | None:
-        return queue.claim(session, owner=self.owner, queue=name, run_id=self._run_id, lease=self._lease)
+            return self._claims.next(session, self._queue, self._at_hand(), self._window())
 
     def _open(self, claim: Claim) -> None:
         """Load what a claimed job asks; one that cannot be loaded has failed an attempt."""
@@ -216,8 +225,9 @@ class Worker:
         spec = next(iter(self._jobs.values())).spec
         if not self._slot.holds(spec):
             self._slot.end()
+            devices = self._ledger.settle(self.owner)
             try:
-                self._slot.start(spec)
+                self._slot.start(spec, devices)
             except OSError as error:  # a full disk, or no memory for another process
                 self._fail_jobs(f"the engine cannot be started: {error}", did_load=False)
                 return
@@ -249,6 +259,7 @@ class Worker:
             return
         self._is_loading = False
         job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
+        self._ledger.note_load(seconds)
         self._listener.loaded(job.spec, seconds)
         if job.spec.model:  # checking answers takes a process and no model
             log.info("loaded", extra=self._telemetry.about(job.claim, engine=loaded.version, seconds=seconds))
@@ -363,7 +374,7 @@ class Worker:
         if not did_load and self._queue is not None:
             # Another worker may have the memory or the files; alone, a moment is all that can be waited for.
             seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
-            self._avoided[self._queue] = time.monotonic() + seconds
+            self._ledger.avoid(self._queue, seconds)
         for job in list(self._jobs.values()):
             self._fail(job.claim, reason, did_load=did_load, is_final=is_final)
 
@@ -418,12 +429,12 @@ class Worker:
             with contextlib.suppress(HostDied, EngineError):
                 if results := self._slot.receive(0):
                     self._land(results)
-            self._slot.end()
+            self._drop()
             self._give_back()
         except OperationalError as error:
             log.warning("left without the database, the leases run out", extra={"error": shorten(str(error.orig))})
         finally:
-            self._slot.end()
+            self._drop()
 
     def _give_back(self) -> None:
         for job in list(self._jobs.values()):

@@ -69,7 +69,7 @@ def _opened(journal: str) -> BinaryIO:
 
 
 class Fake:
-    """Requests wait, are in flight for the latency, and are answered in the order they came."""
+    """Requests wait, are in flight for the latency, and are answered in the order they came, so many in a second."""
 
     version = "fake 1"
 
@@ -81,6 +81,8 @@ class Fake:
         self._journal = _opened(chosen.journal) if chosen.journal else None
         self._waiting: deque[Request] = deque()
         self._in_flight: deque[tuple[float, Request]] = deque()
+        self._turn_seconds = 1 / chosen.rows_per_second if chosen.rows_per_second else 0.0
+        self._last_due = 0.0
 
     @property
     def pending(self) -> int:
@@ -104,14 +106,14 @@ class Fake:
         return results
 
     def _admit(self, now: float) -> None:
-        due = now + self._options.latency_seconds
         for _ in range(min(len(self._waiting), self._options.concurrency - len(self._in_flight))):
             request = self._waiting.popleft()
             if self._watches and not isinstance(request, Fit | Check):
                 self._watch(request.messages)
             if self._journal is not None and not isinstance(request, Fit | Check):
                 self._journal.write(_encode_json([self._model, request.messages[-1]["content"]]) + b"\n")
-            self._in_flight.append((due, request))
+            self._last_due = max(now + self._options.latency_seconds, max(now, self._last_due) + self._turn_seconds)
+            self._in_flight.append((self._last_due, request))
 
     def _watch(self, messages: Sequence[Message]) -> None:
         prompt = "\n".join(message["content"] for message in messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -13,6 +14,12 @@ _ASK_SECONDS = 30
 def ids() -> list[str]:
     """The GPUs' ids; none without `nvidia-smi`."""
     return [line.strip() for line in _ask("index")]
+
+
+def visible() -> tuple[str, ...]:
+    """The GPUs' ids; of them only those of CUDA_VISIBLE_DEVICES, as a batch system gives some of them out."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(ids() if shown is None else [gpu for gpu in shown.split(",") if gpu])
 
 
 def names(devices: Sequence[str]) -> str | None:

@@ -187,6 +187,8 @@ class Fake(Options, frozen=True):
     latency_seconds: Seconds = 0.0
     #: Requests in flight at a time.
     concurrency: Positive = 64
+    #: The most results in a second, however many requests are in flight; 0: no limit.
+    rows_per_second: Annotated[float, Meta(ge=0)] = 0.0
     #: How long it takes to load.
     load_seconds: Seconds = 0.0
     #: One of so many requests fails, always the same ones; 0 fails none.

@@ -15,6 +15,11 @@ from persyn.db.work import Job
 from persyn.llm.protocols import Message, ModelSpec, Request, Result
 from persyn.queue import Claim
 
+#: A model's part of a stage is cut into so many jobs at least, for workers to have nearly the same share each; but
+#: one with fewer prompts would cost more to claim than it is worth.
+_PIECES = 128
+_LEAST_PROMPTS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -110,12 +115,14 @@ _JOB_COLUMNS = (
 def make_jobs(session: Session, plan: Plan, missing: Select[Any]) -> int:
     """Cut the prompts of `missing` (a select with a `prompt_id`, perhaps repeated) into jobs; return how many jobs.
 
+    None holds more than `plan.size` prompts; where there are few, jobs are smaller, for many workers to share them.
     One INSERT ... SELECT: the prompts never leave the database, however many there are.
     """
     prompts = missing.subquery()
     counted = select(prompts.c.prompt_id, func.count().label("n_items")).group_by(prompts.c.prompt_id).subquery()
+    size = _size(plan.size, session.scalars(select(func.count()).select_from(counted)).one())
     place = func.row_number().over(order_by=counted.c.prompt_id) - 1
-    cut = select(counted.c.prompt_id, counted.c.n_items, (place // plan.size).label("slice")).subquery()
+    cut = select(counted.c.prompt_id, counted.c.n_items, (place // size).label("slice")).subquery()
     jobs = (
         select(
             literal(plan.run_id),
@@ -135,6 +142,10 @@ def make_jobs(session: Session, plan: Plan, missing: Select[Any]) -> int:
     made = session.connection().execute(statement, execution_options={"preserve_rowcount": True})
     assert made.rowcount >= 0
     return made.rowcount
+
+
+def _size(most: int, prompts: int) -> int:
+    return min(most, max(_LEAST_PROMPTS, -(-prompts // _PIECES)))
 
 
 def in_part(missing: Select[Any], job: Claim) -> Select[Any]:

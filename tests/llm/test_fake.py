@@ -92,6 +92,14 @@ def test_as_many_requests_as_concurrency_overlap() -> None:
     assert 0.15 <= time.monotonic() - began < 0.5
 
 
+def test_an_engine_gives_no_more_rows_in_a_second_however_many_it_has() -> None:
+    engine = make(rows_per_second=40, concurrency=64)
+    began = time.monotonic()
+
+    assert len(answer(engine, *[ask(str(i), request_id=i) for i in range(12)])) == 12
+    assert 0.3 <= time.monotonic() - began < 2
+
+
 def test_judges_and_routes_like_for_like() -> None:
     turn = [{"role": "user", "content": "a"}]
     first, second = answer(make(), Judge(1, turn, "two words"), Judge(2, turn, "three words here"))

@@ -44,9 +44,3 @@ def test_a_worker_started_for_some_models_takes_no_others() -> None:
     backlogs = [waiting("vllm.qwen-7b.1", 5), waiting("vllm.llama.2", 50)]
 
     assert order(backlogs, None, Reach(gpus=(), queues=("qwen",))) == ["vllm.qwen-7b.1"]
-
-
-def test_only_the_gpus_that_a_model_needs_are_shown_to_it() -> None:
-    assert Reach(gpus=("2", "3")).devices(1) == "2"
-    assert Reach(gpus=("2", "3")).devices(0) == ""
-    assert Reach().devices(1) is None

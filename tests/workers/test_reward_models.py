@@ -16,7 +16,8 @@ from persyn.llm.protocols import ModelSpec
 from persyn.settings import Settings
 from tests.reward_models import make
 from tests.runs import TEACHERS, write_run
-from workers.worker import Listener, Worker
+from workers.listener import Listener
+from workers.worker import Worker
 
 PROMPTS = 12
 CELLS = PROMPTS * len(TEACHERS)

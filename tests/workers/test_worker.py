@@ -30,7 +30,8 @@ from persyn.settings import Settings
 from persyn.stages import fit_router
 from tests.factories import make_response
 from tests.runs import PROMPTS, TEACHERS, write_run
-from workers.worker import Listener, Worker
+from workers.listener import Listener
+from workers.worker import Worker
 
 
 class Watching(Listener):

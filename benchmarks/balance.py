@@ -1,0 +1,125 @@
+"""How evenly workers share a run: a cluster on loopback, engines that give so many rows a second and no more.
+
+python -m benchmarks.balance [--workers 8] [--teachers 3] [--calibration 2500] [--prompts 10000] [--rate 20] [--small]
+
+For each stage: the mean of the workers' rows over the most that one had (1: all had the same), and how long the stage
+took, as a multiple of what so many engines need that are never idle. Both count the loading of models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from benchmarks import runs
+from persyn import pipeline, run_file
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.work import Job, JobState
+from tests.cluster import Broker, Cluster, wait_for
+from tests.postgres import Postgres
+
+_START_SECONDS, _TIMEOUT_SECONDS = 300, 1200
+#: As many as an engine on a large GPU takes: `max_num_seqs` of vLLM there.
+_CONCURRENCY = 1024
+_STAGES = ("calibrate", "score", "assign", "generate")
+
+
+def balance(options: argparse.Namespace, store: Database, folder: Path) -> None:
+    """Work a run and print its stages."""
+    how = {"rows_per_second": options.rate, "concurrency": _CONCURRENCY, "load_seconds": options.load_seconds}
+    teachers = [{"name": f"t{n}", "model": f"t{n}", "engine": "fake", "options": how} for n in range(options.teachers)]
+    sizes = {"calibration": options.calibration, "job_prompts": 256}
+    file = runs.write(folder, options.prompts, teachers, **sizes)
+    # Scoring a row and routing one take less than writing one.
+    text = file.read_text()
+    for table, faster in (("student", 4), ("router", 4)):
+        fast = ", ".join(f"{key} = {value}" for key, value in {**how, "rows_per_second": faster * options.rate}.items())
+        text = text.replace(f"[{table}]", f"[{table}]\noptions = {{ {fast} }}")
+    file.write_text(text)
+    with store.write() as session:
+        pipeline.start_run(session, run_file.read(file), actor="benchmark")
+
+    def is_over() -> bool:
+        with store.read() as session:
+            return session.scalars(select(Run.state)).one() is not RunState.RUNNING
+
+    wait_for(is_over, _TIMEOUT_SECONDS, "the run is over")
+    _show(options, store)
+
+
+def _show(options: argparse.Namespace, store: Database) -> None:
+    with store.read() as session:
+        assert session.scalars(select(Run.state)).one() is RunState.DONE
+        rows = session.execute(
+            select(Job.stage, Job.owner, func.sum(Job.n_prompts))
+            .where(Job.state == JobState.DONE)
+            .group_by(Job.stage, Job.owner)
+        ).all()
+    times = runs.stages(store)
+    ends = dict(zip(_STAGES, ("score", "fit_router", "generate", "done"), strict=True))
+    print(
+        f"{options.workers} workers, {options.teachers} teachers, {options.rate:g} rows/s, "
+        f"loads {options.load_seconds:g} s"
+    )
+    for stage in _STAGES:
+        of_workers = sorted((int(count) for name, _, count in rows if name == stage), reverse=True)
+        total = sum(of_workers)
+        seconds = runs.seconds(times, stage, ends[stage])
+        ideal = total / options.workers / (options.rate * (1 if stage in ("calibrate", "generate") else 4))
+        print(
+            f"{stage:<10} {total:6} rows, mean/max {total / options.workers / max(of_workers):.2f}; "
+            f"{seconds:5.0f} s, {seconds / ideal:.2f} times the least; {of_workers}",
+            flush=True,
+        )
+
+
+@contextmanager
+def _cluster(options: argparse.Namespace) -> Iterator[tuple[Database, Path]]:
+    broker = Broker()
+    broker.start()
+    try:
+        with Postgres.running() as postgres, tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name:
+            url = postgres.create("balance")
+            cluster, store = Cluster(Path(name), url, broker), Database(url)
+            store.upgrade()
+            workers = [f"worker{n}" for n in range(options.workers)]
+            try:
+                cluster.start("dispatch", "dispatch")
+                for worker in workers:
+                    cluster.worker(worker)
+                up = lambda: all('"ready"' in cluster.said(worker) for worker in workers)  # noqa: E731
+                wait_for(up, _START_SECONDS, "the workers are up")
+                yield store, Path(name)
+            finally:
+                cluster.stop()
+                store.close()
+    finally:
+        broker.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--teachers", type=int, default=3)
+    parser.add_argument("--calibration", type=int, default=2500)
+    parser.add_argument("--prompts", type=int, default=10_000)
+    parser.add_argument("--rate", type=float, default=20.0, help="rows a second that an engine of a teacher gives")
+    parser.add_argument("--load-seconds", type=float, default=2.0, help="how long a model takes to load")
+    parser.add_argument(
+        "--small", action="store_true", help="as little as shows that it works: two workers, 40 prompts"
+    )
+    options = parser.parse_args()
+    if options.small:
+        options.workers, options.calibration, options.prompts, options.load_seconds = 2, 20, 40, 0.0
+    with _cluster(options) as (store, folder):
+        balance(options, store, folder)
+
+
+if __name__ == "__main__":
+    main()
