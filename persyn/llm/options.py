@@ -33,7 +33,7 @@ class Vllm(Options, frozen=True):
     max_model_len: Positive | None = None
     #: Responses written at a time; none: vLLM's choice.
     max_num_seqs: Positive | None = None
-    #: Tokens computed in one step, prompts' included; none: vLLM's choice.
+    #: Tokens computed in one step, prompts' included; none: vLLM's choice. On a CPU at least `max_model_len`.
     max_num_batched_tokens: Positive | None = None
     #: Share of a GPU's memory that vLLM takes.
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9

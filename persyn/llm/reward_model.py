@@ -9,9 +9,10 @@ from jinja2 import TemplateError
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
 from persyn.errors import PermanentError
-from persyn.llm import options, scoring, template_check
+from persyn.llm import fidelity, options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.mates import Mates
 from persyn.llm.padding import Padded, Row, refused, right_pad
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 
@@ -52,16 +53,21 @@ class RewardModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        self._mates = Mates(model)
+        self._how = fidelity.without_cache(model)
         self._detail = scoring.describe(model)
 
-    @torch.inference_mode()
     def judge(self, rows: Sequence[Row]) -> list[Judged]:
         """The logit of each row."""
+        return self._mates.compute(rows, [len(row.ids) for row in rows], self._judge)
+
+    @torch.inference_mode()
+    def _judge(self, rows: Sequence[Row]) -> list[Judged]:
         pad_id = self._choose_pad({row.ids[-1] for row in rows})
         ids = right_pad(rows, pad_id, self._model.device)  # (B, L)
         lengths = torch.tensor([len(row.ids) for row in rows], device=ids.device)
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        logits = self._model(input_ids=ids, attention_mask=mask.long()).logits  # (B, 1)
+        logits = self._model(input_ids=ids, attention_mask=mask.long(), **self._how).logits  # (B, 1)
         values = logits[:, 0].double().tolist()
         return [Judged(row.id, value, detail=self._detail) for row, value in zip(rows, values, strict=True)]
 

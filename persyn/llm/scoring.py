@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from persyn.errors import PermanentError
-from persyn.llm import loading, options
+from persyn.llm import fidelity, loading, options
 from persyn.llm.protocols import ModelSpec
 
 #: Rows handed over at once and sorted by length: enough for batches of nearly equal rows.
@@ -33,9 +33,11 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
 def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.Scorer) -> PreTrainedModel:
     """The model, ready to judge, with every weight from its checkpoint; `EngineError` when that fails.
 
-    auto_class: `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
+    auto_class: `AutoModelForCausalLM`, which a model has to be then, or another.
     """
     loading.require_gpus(spec)
+    if configuration(spec).is_encoder_decoder:
+        raise PermanentError(f"cannot use {spec.model!r}: an encoder-decoder, where a decoder-only model is needed")
     try:
         model, info = auto_class.from_pretrained(
             spec.model,
@@ -53,6 +55,9 @@ def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.Scorer) -> Pr
             f"{spec.model!r} has no weights for {missing}; as {type(model).__name__} it would be noise"
         )
     weights: PreTrainedModel = model.eval()
+    fidelity.choose_attention(weights)
+    if auto_class is AutoModelForCausalLM:
+        fidelity.require_causal(weights)
     return weights
 
 

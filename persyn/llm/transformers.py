@@ -11,6 +11,7 @@ from itertools import groupby, takewhile
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -19,10 +20,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from persyn.llm import generation, options, sampling, scoring, template_check
+from persyn.llm import fidelity, generation, options, sampling, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.generation import Prompt
+from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
 
 #: Batches taken at once and sorted by length.
@@ -61,6 +63,7 @@ class Writer:
         self._pad_id = chat.end_id if pad_id is None else int(pad_id)
         # What the model's makers prefer would fill in for what a request leaves at its default.
         model.generation_config = GenerationConfig(pad_token_id=self._pad_id)  # type: ignore[no-untyped-call]
+        self._mates = Mates(model, sees_padding=self._sees_padding())
 
     def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
         """Yield what cannot be answered, then each batch's results, the longest prompts first."""
@@ -90,10 +93,30 @@ class Writer:
     def _first_batch(self, prompts: list[Prompt]) -> list[Prompt]:
         """The first prompts that go together: a long one is carried on while a short one writes.
 
-        Where positions are learned, as GPT-2's are, to carry it past the last of them is an error.
+        Where positions are learned, as GPT-2's are, to carry it past the last of them is an error; where all of a
+        batch is computed as its longest row, to carry it past `Mates.same_up_to` would change what the others write.
         """
-        room = (self._positions or sys.maxsize) - len(prompts[0].ids)
-        return list(takewhile(lambda prompt: prompt.max_tokens <= room, prompts[: self.batch_size]))
+        longest = len(prompts[0].ids)
+        bounds = (n for n in (self._positions, self._mates.same_up_to) if n)
+        room = min(bounds, default=sys.maxsize) - longest
+        shortest = longest if self._mates.sees_padding else 0
+        batch = takewhile(lambda p: p.max_tokens <= room and len(p.ids) >= shortest, prompts[: self.batch_size])
+        return list(batch) or prompts[:1]
+
+    @torch.inference_mode()
+    def _sees_padding(self) -> bool:
+        """Whether a row is continued otherwise behind padding: some recurrent models take the mask for nothing."""
+
+        def scores(rows: list[list[int]]) -> Tensor:
+            ids = torch.tensor([[self._pad_id] * (8 - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (8 - len(row)) + [1] * len(row) for row in rows])
+            ids, mask = (each[:, -max(map(len, rows)) :].to(self._model.device) for each in (ids, mask))
+            how = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+            logits: Tensor = self._model.generate(ids, attention_mask=mask, **how).logits[0][0]
+            return logits.float()
+
+        short, long = [1, 2, 3], [1, 2, 3, 4, 5, 6, 7, 8]
+        return not fidelity.is_alike(scores([short]), scores([short, long]))
 
     def _attempt(self, batch: Sequence[Prompt]) -> list[Result] | None:
         """The batch's results, or None when a smaller one has to be tried."""
@@ -114,6 +137,7 @@ class Writer:
 
     @torch.inference_mode()
     def _write(self, batch: Sequence[Prompt], processors: LogitsProcessorList) -> list[Result]:
+        self._mates.reset()
         width = max(len(prompt.ids) for prompt in batch)
         gaps = [width - len(prompt.ids) for prompt in batch]
         ids = torch.tensor([[self._pad_id] * gap + prompt.ids for gap, prompt in zip(gaps, batch, strict=True)])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
+import threading
 import time
 from collections.abc import Sequence
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from persyn.errors import EngineError
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Gibibytes of KV cache on a CPU, where vLLM would take its share of all memory.
 _CPU_CACHE_GIB = 2
+#: When one of vLLM's processes has ended, how long its own complaint, which says more, is waited for.
+_COMPLAINT_SECONDS = 2.0
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -38,6 +45,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     except Exception as error:
         # Whatever a failing start raises, from a wrong option to a driver's complaint, means the same here.
         raise loading.explain_vllm(spec, error) from error
+    if children := multiprocessing.active_children():
+        threading.Thread(target=_end_with_any, args=(children,), daemon=True, name="vllm-watch").start()
     return VLLM(llm, chat, f"vllm {__version__}")
 
 
@@ -82,8 +91,9 @@ class VLLM:
         return results
 
     def _add(self, prompt: Prompt) -> Failed | None:
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         request, how = prompt.request, prompt.request.sampling
@@ -100,7 +110,7 @@ class VLLM:
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema else None,
             )
-            self._engine.add_request(str(request.id), TokensPrompt(prompt_token_ids=prompt.ids), sampling)
+            self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling)
         except (VLLMClientError, ValueError, TypeError) as error:
             return generation.refuse(request, str(error))
         self._running[request.id] = (prompt, time.perf_counter())
@@ -132,6 +142,9 @@ def _arguments(spec: ModelSpec, chosen: options.Vllm) -> dict[str, Any]:
         "max_model_len": chosen.max_model_len,
         "max_num_seqs": chosen.max_num_seqs,
         "max_num_batched_tokens": chosen.max_num_batched_tokens,
+        # After a part of a prompt vLLM rewinds the request's random generator, which a CPU's cannot do. Where prompts
+        # are not split, `max_num_batched_tokens` is at least `max_model_len`.
+        "enable_chunked_prefill": None if spec.gpus else False,
         "gpu_memory_utilization": chosen.gpu_memory_utilization,
         "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
         "enforce_eager": chosen.enforce_eager,
@@ -140,6 +153,16 @@ def _arguments(spec: ModelSpec, chosen: options.Vllm) -> dict[str, Any]:
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "trust_remote_code": False,
     }
+
+
+def _end_with_any(children: Sequence[BaseProcess]) -> None:
+    """End this process when a process of vLLM's has ended: vLLM would wait for its answer for ever."""
+    connection.wait([child.sentinel for child in children])
+    time.sleep(_COMPLAINT_SECONDS)
+    ended = ", ".join(f"{each.name} (exit code {each.exitcode})" for each in children if not each.is_alive())
+    sys.stderr.write(f"vLLM's process ended: {ended}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _set_environment(gpus: int) -> None:

@@ -20,8 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel
 
 from persyn.errors import EngineError, PermanentError
-from persyn.llm import options, scoring
+from persyn.llm import fidelity, options, scoring
 from persyn.llm.chat import Chat
+from persyn.llm.mates import Mates
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import Message, ModelSpec, Tick
 
@@ -35,6 +36,8 @@ class Router(nn.Module):
     def __init__(self, backbone: Any, n_teachers: int, reads: Reads = "last") -> None:
         super().__init__()
         self.reads = reads
+        # An encoder sees padding that no mask hides; a causal model never does, and is faster without a mask.
+        self._mates = Mates(backbone, sees_padding=fidelity.looks_ahead(backbone))
         self.backbone = _lower_half(backbone) if reads == "middle" else backbone
         hidden_size = backbone.config.get_text_config().hidden_size
         self.head = nn.Linear(hidden_size, n_teachers, dtype=torch.float32, device=backbone.device)
@@ -45,7 +48,14 @@ class Router(nn.Module):
 
     def features(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, L) right-padded prompts and their (B,) lengths to (B, H) float32 states; see `Reads`."""
-        # The padding lies to the right of all that is read: no causal model looks at it, with a mask or without.
+        rows = range(len(lengths))
+        found = self._mates.compute(rows, lengths.tolist(), lambda some: self._features(input_ids, lengths, some))
+        return torch.stack(found)
+
+    def _features(self, input_ids: Tensor, lengths: Tensor, rows: Sequence[int]) -> Tensor:
+        places = torch.tensor(rows, device=lengths.device)
+        lengths = lengths[places]
+        input_ids = input_ids[places, : lengths.max()]
         states = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, L, H)
         if self.reads == "last":
             last: Tensor = states[torch.arange(len(lengths), device=lengths.device), lengths - 1]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from msgspec import structs
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from persyn.errors import EngineError
 from persyn.llm import vllm
+from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 
 pytestmark = [
@@ -148,3 +152,45 @@ def test_what_cannot_be_loaded_is_an_engine_error(smollm2: Path, tmp_path: Path)
         vllm.load(ModelSpec("vllm", str(smollm2), options={"max_len": 5}), lambda: None)
     with pytest.raises(EngineError, match="no tokenizer"):
         vllm.load(ModelSpec("vllm", str(tmp_path)), lambda: None)
+
+
+def test_long_prompts_that_wait_are_sampled(smollm2: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Together more than vLLM computes in a step: the last of them would be split.
+    options = {"kv_cache_gib": 0.5, "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8}
+    engine = vllm.load(ModelSpec("vllm", str(smollm2), options=options), lambda: None)
+    asked = [ask(f"{i}. " + "The sea is wide. " * 150, i, seed=i, temperature=0.7, max_tokens=3) for i in range(9)]
+
+    results = answer(engine, *asked)
+
+    assert sum(generated(result).prompt_tokens or 0 for result in results.values()) > 4096
+    assert "deprecated" not in caplog.text
+
+
+def test_a_killed_engine_core_is_noticed_at_once(smollm2: Path, tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "two")
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(tmp_path / "two")
+    options = {"kv_cache_gib": 0.1, "enforce_eager": True, "max_num_seqs": 2}
+    # Two shards of a model, each in a process of its own, as on two GPUs.
+    host = Host(ModelSpec("vllm", str(tmp_path / "two"), gpus=2, options=options), tmp_path)
+    try:
+        while host.loaded is None:
+            host.receive(1.0)
+        host.submit([ask("Count.", temperature=0, max_tokens=200)])
+        core = next(child for child in psutil.Process(host.pid).children() if "EngineCore" in " ".join(child.cmdline()))
+        core.kill()
+        began = time.monotonic()
+
+        with pytest.raises((HostDied, EngineError), match=r"EngineCore|EngineDead"):
+            host.receive(30.0)
+        assert time.monotonic() - began < 20
+    finally:
+        host.close()
