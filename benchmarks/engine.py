@@ -1,10 +1,12 @@
 """PerSyn's way of feeding vLLM against bare `LLM.generate`: same prompts, same sampling, tokens per second.
 
-python -m benchmarks.engine [--prompts 512] [--rounds 2] [--max-tokens 64] [--gpus 0]
+python -m benchmarks.engine [--prompts 512] [--rounds 2] [--max-tokens 64] [--temperature 0.7] [--gpus 0]
 
-Each measurement has a process of its own and leaves out the load; they alternate, since two engines
-that compute at once on one machine measure each other. PerSyn's side goes the whole way: an engine host,
-the worker's window, and every response committed to SQLite.
+Every request has a seed of its own. `vllm` is vLLM by its defaults, its engine core in another process;
+`in-process` is the same with the core in the caller's, as PerSyn has it on one device. Each measurement has a
+process of its own and leaves out the load; they alternate, since two engines that compute at once on one machine
+measure each other. PerSyn's side goes the whole way: an engine host, the worker's window, and every response
+committed to SQLite. On a CPU nobody splits prompts: with seeds vLLM's default would die of it.
 """
 
 from __future__ import annotations
@@ -37,6 +39,11 @@ def _options(gpus: int) -> dict[str, Any]:
     return {**_OPTIONS, **({"gpu_memory_utilization": 0.9} if gpus else {"enforce_eager": True})}
 
 
+def _vllm_options(gpus: int) -> dict[str, Any]:
+    on_cpu = {"kv_cache_memory_bytes": 2 * 2**30, "enable_chunked_prefill": False}
+    return {**_options(gpus), **({} if gpus else on_cpu)}
+
+
 class _Clock(Listener):
     """Runs from when vLLM is there to its last response, and stops the worker then."""
 
@@ -62,11 +69,11 @@ class _Clock(Listener):
             self.worker.stop.set()
 
 
-def persyn(prompts: int, max_tokens: int, gpus: int) -> None:
+def persyn(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
     """One teacher answers all prompts, through the worker; prints tokens and seconds."""
     with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name:
         folder = Path(name)
-        sampling = {"temperature": 0.0, "max_tokens": max_tokens}
+        sampling = {"temperature": temperature, "max_tokens": max_tokens}
         model = str(models.smollm2().absolute())
         teacher = {"model": model, "engine": "vllm", "gpus": gpus, "options": _options(gpus)}
         fake = {"name": "other", "model": "other", "engine": "fake"}
@@ -87,9 +94,15 @@ def persyn(prompts: int, max_tokens: int, gpus: int) -> None:
     print(tokens, clock.ended - clock.began)
 
 
-def bare(prompts: int, max_tokens: int, gpus: int) -> None:
+def in_process(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
+    """As `bare`, with the engine core in this process."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    bare(prompts, max_tokens, gpus, temperature)
+
+
+def bare(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
     """The same prompts through `LLM.generate`; prints tokens and seconds."""
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     from vllm import LLM, SamplingParams, TokensPrompt
 
     from persyn.llm.chat import Chat, load_tokenizer
@@ -97,8 +110,9 @@ def bare(prompts: int, max_tokens: int, gpus: int) -> None:
     model = str(models.smollm2().absolute())
     chat = Chat(load_tokenizer(ModelSpec("vllm", model)))
     asked = [chat.prompt_ids([{"role": "user", "content": runs.question(n)}]) for n in range(prompts)]
-    llm = LLM(model, seed=0, kv_cache_memory_bytes=None if gpus else 2 * 2**30, **_options(gpus))
-    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_token_ids=[chat.end_id])
+    llm = LLM(model, **_vllm_options(gpus))
+    how = {"temperature": temperature, "max_tokens": max_tokens, "stop_token_ids": [chat.end_id]}
+    sampling = [SamplingParams(seed=n, **how) for n in range(prompts)]
     began = time.monotonic()
     answers = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in asked], sampling, use_tqdm=False)
     seconds = time.monotonic() - began
@@ -111,21 +125,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--gpus", type=int, choices=(0, 1), default=0)
-    parser.add_argument("--side", choices=("persyn", "bare"))
+    parser.add_argument("--temperature", type=float, default=0.7)
+    sides = {"vllm": bare, "in-process": in_process, "persyn": persyn}
+    parser.add_argument("--side", choices=list(sides))
     options = parser.parse_args()
     if options.side:
-        {"persyn": persyn, "bare": bare}[options.side](options.prompts, options.max_tokens, options.gpus)
+        sides[options.side](options.prompts, options.max_tokens, options.gpus, options.temperature)
         return
-    rates: dict[str, list[float]] = {"bare": [], "persyn": []}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
     for side in list(rates) * options.rounds:
         command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--side", side]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         rates[side].append(int(said[-2]) / float(said[-1]))
         print(
-            f"{side:<7} {said[-2]:>7} tokens in {float(said[-1]):6.1f} s: {rates[side][-1]:6.0f} tokens/s", flush=True
+            f"{side:<10} {said[-2]:>7} tokens in {float(said[-1]):6.1f} s: {rates[side][-1]:6.0f} tokens/s", flush=True
         )
-    ratio = sum(rates["persyn"]) / sum(rates["bare"])
-    print(f"ratio {ratio:.3f}")
+    for side in ("vllm", "in-process"):
+        print(f"PerSyn : {side}: {sum(rates['persyn']) / sum(rates[side]):.3f}")
 
 
 if __name__ == "__main__":

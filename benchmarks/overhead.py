@@ -142,7 +142,7 @@ def _prepare(folder: Path, port: int, prompts: int) -> tuple[Path, str]:
 async def _bare(port: int, prompts: int) -> float:
     """Requests per second of coroutines that do nothing but ask."""
     bodies = [
-        chat_completions.body("stub", Generate(n, _messages(n), Sampling(), n), "max_tokens", {})
+        chat_completions.body("stub", Generate(n, _messages(n), Sampling(), n), "max_tokens", {}, ())
         for n in range(prompts)
     ]
     began = time.perf_counter()

@@ -87,4 +87,4 @@ def _recorded() -> Iterator[set[str]]:
     try:
         yield handed
     finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+        ALL_ATTENTION_FUNCTIONS.pop("sdpa")

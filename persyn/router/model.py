@@ -49,7 +49,9 @@ class Router(nn.Module):
     def features(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, L) right-padded prompts and their (B,) lengths to (B, H) float32 states; see `Reads`."""
         rows = range(len(lengths))
-        found = self._mates.compute(rows, lengths.tolist(), lambda some: self._features(input_ids, lengths, some))
+        found: list[Tensor] = self._mates.compute(
+            rows, lengths.tolist(), lambda some: list(self._features(input_ids, lengths, some))
+        )
         return torch.stack(found)
 
     def _features(self, input_ids: Tensor, lengths: Tensor, rows: Sequence[int]) -> Tensor:

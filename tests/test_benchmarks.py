@@ -1,0 +1,58 @@
+"""Every benchmark starts, at its smallest size, and says what it measured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICK = {
+    "naive_celery": (["--prompts", "40"], "prompts"),
+    "overhead": (["--prompts", "40"], "kill -9 at half"),
+    "queue": (["--prompts", "300", "--parts", "enqueue"], "s"),
+    "router": (["--teachers", "2"], "times"),
+    "store": (["--sizes", "300", "--databases", "sqlite"], "300"),
+    "web": (["--prompts", "300", "--databases", "sqlite", "--repeats", "1"], "within"),
+}
+HEAVY = {
+    "score": (["--rows", "2", "--rounds", "1"], "PerSyn"),
+    "engine": (["--prompts", "2", "--rounds", "1", "--max-tokens", "2"], "PerSyn : vllm: "),
+}
+
+
+def start(name: str, arguments: list[str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_benchmark_starts(name: str) -> None:
+    arguments, says = QUICK[name]
+
+    assert says in start(name, arguments)
+
+
+@pytest.mark.model
+@pytest.mark.vllm
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_benchmark_of_models_starts(name: str, smollm2: Path) -> None:
+    arguments, says = HEAVY[name]
+
+    assert says in start(name, arguments)
+
+
+def test_every_benchmark_is_started_here() -> None:
+    programs = {path.stem for path in Path("benchmarks").glob("*.py") if "argparse" in path.read_text()}
+
+    assert programs == {*QUICK, *HEAVY}
