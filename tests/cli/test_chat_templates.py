@@ -1,0 +1,47 @@
+"""What is said of chat templates before anything is paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from tests.cli.conftest import Persyn
+from tests.cli.test_commands import require_refused
+from tests.llm.families import FAULTY, SOUND, tokenizer
+from tests.runs import write_run
+
+
+def with_student(folder: Path, template: str) -> str:
+    """A run file whose student has this chat template, and no weights."""
+    model = folder / "student"
+    tokenizer(template).save_pretrained(model)
+    LlamaConfig().save_pretrained(model)
+    file = write_run(folder)
+    given = f'model = "{model}"\nengine = "log_likelihood"\ngpus = 0'
+    file.write_text(file.read_text().replace('model = "student"\nengine = "fake"', given))
+    return str(file)
+
+
+@pytest.mark.parametrize("command", ["run start", "teachers check"])
+def test_a_student_whose_template_loses_text_is_refused_before_calibration(
+    persyn: Persyn, tmp_path: Path, command: str
+) -> None:
+    template, said = FAULTY["drops user turns"]
+    file = with_student(tmp_path, template)
+
+    done = persyn(*command.split(), file)
+
+    assert done.returncode != 0
+    assert "the student" in done.stdout + done.stderr
+    assert said in " ".join((done.stdout + done.stderr).split())
+    if command == "run start":
+        require_refused(done, "correct the chat template")
+
+
+def test_a_template_that_opens_the_reasoning_is_named_at_the_start(persyn: Persyn, tmp_path: Path) -> None:
+    done = persyn("teachers", "check", with_student(tmp_path, SOUND["deepseek r1"][0]))
+
+    assert "the generation prompt opens <think>" in " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stdout + done.stderr
