@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -29,6 +30,11 @@ def with_teacher(file: Path, table: str) -> str:
     head, _, tail = text.partition(table)
     file.write_text(head + table + tail.replace("options = {  }", "", 1))
     return str(file)
+
+
+def with_backbone(text: str, model: str) -> str:
+    """A run file's text with a real router over this backbone."""
+    return re.sub(r'backbone = "backbone"\nengine = "fake"\n(options = .*\n)?', f'backbone = "{model}"\n', text)
 
 
 def rows_of(file: Path) -> list[dict[str, object]]:
@@ -95,9 +101,7 @@ def test_every_model_that_is_missing_is_named_in_one_go(persyn: Persyn, tmp_path
     missing = 'model = "{}"\nengine = "transformers"\ngpus = 0'
     file = Path(with_teacher(write_run(tmp_path), missing.format("nobody/first")))
     text = file.read_text().replace('model = "bob"\nengine = "fake"\ngpus = 0', missing.format("./nowhere"))
-    file.write_text(text.replace('backbone = "backbone"\nengine = "fake"', 'backbone = "nobody/third"'))
-    text = file.read_text()
-    file.write_text(text.replace("options = {  }", ""))
+    file.write_text(with_backbone(text, "nobody/third").replace("options = {  }", ""))
     require_refused(persyn("run", "start", str(file)), "3 are missing", "nobody/first", "nowhere", "nobody/third")
 
 
@@ -213,7 +217,7 @@ def test_a_day_on_the_cpu_of_a_host_with_gpus_is_told_of(persyn: Persyn, tmp_pat
     weigh(a_model, 0.001)
     file = write_run(tmp_path)
     text = file.read_text().replace('model = "student"\nengine = "fake"', f'model = "{a_model}"')
-    file.write_text(text.replace('backbone = "backbone"\nengine = "fake"', f'backbone = "{a_model}"'))
+    file.write_text(with_backbone(text, str(a_model)))
     path = with_smi(tmp_path, 40_000)
     for command in (("plan", str(file)), ("doctor", str(file))):
         done = persyn(*command, PATH=path)
