@@ -67,7 +67,7 @@ class Stated:
         """The answer as a number or formula, with its unit; "" when it states none."""
         text = _open_mark(self.text) if self.is_marked else self.text
         text = statements.without_aside(text)
-        if is_prose(text):
+        if is_prose(text) and not units.split(text).has_unit:
             text = statements.expression(text) or (text if self.is_marked else "")
         text = trim(text)
         return text if len(text) <= LONGEST else ""

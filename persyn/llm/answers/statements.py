@@ -69,8 +69,8 @@ def first_part(text: str) -> str:
 
 
 def without_aside(text: str) -> str:
-    """The text without what it adds in brackets."""
-    return _ASIDE.sub("", text).strip()
+    """The text without what it adds in brackets, and without the number of a source."""
+    return re.sub(r"(?<=\d)\s+\[\d{1,2}\]$", "", _ASIDE.sub("", text)).strip()
 
 
 def last_sentence(text: str) -> str:

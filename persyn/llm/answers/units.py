@@ -115,7 +115,8 @@ _VALUE = (
 )
 _WRAPPED = r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname|rm)"
 _SUFFIX = re.compile(
-    rf"(?P<value>{_VALUE}?)(?P<gap>(?:\s|\\[,!;:]|\\ |~)*)(?P<unit>(?:{_WRAPPED}|\\%|\\\$|[^\W\d_]|[°%$€£¥₹₽₩¢]).*)",
+    rf"(?P<value>(?:[A-Za-z]\w?\s*=\s*)?{_VALUE}?)(?P<gap>(?:\s|\\[,!;:]|\\ |~)*)"
+    rf"(?P<unit>(?!(?:pi|sqrt)(?![A-Za-z]))(?:{_WRAPPED}|/(?=[^\W\d_])|\\%|\\\$|[^\W\d_]|[°%$€£¥₹₽₩¢]).*)",
     re.DOTALL,
 )
 _UNWRAP = re.compile(_WRAPPED + r"\s*\{([^{}]*)\}")
@@ -175,6 +176,8 @@ def split(text: str) -> Quantity:
     before = _PREFIX.fullmatch(text)
     if before:
         rest = split(before["rest"])
+        if re.search(r"(?<!\\)\b[^\W\d_]{3,}", rest.value):
+            return Quantity(text)  # a sentence that begins with a price
         named = _read(before["unit"].replace("\\", "")) or Unit()
         unit = rest.unit if rest.unit.dimensions else named  # US$ 5 USD
         return Quantity(before["sign"] + rest.value, Unit(unit.dimensions, unit.factor, rest.unit.scale), True)
