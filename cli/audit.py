@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import click
 import msgspec
 
-from cli.open import JSON, RUN, find_run, store
+from cli.open import JSON, RUN, find_run, plain, store
 from persyn import audit as rules
+from persyn import watch
 from persyn.audit import Finding
 
 
@@ -19,11 +20,15 @@ from persyn.audit import Finding
 def audit(run: str, as_json: bool) -> None:
     """Check counts, responses and the history of every job of RUN; exit 1 when something is wrong.
 
-    Prints a line for each finding, as it is found. May be asked while the run goes on.
+    Prints a line for each finding, as it is found, and then which share of its rows failed and why: that is for you to
+    judge, and no finding. May be asked while the run goes on.
     """
     with store() as database, database.read() as session:
-        findings = rules.audit(session, find_run(session, run))
+        audited = find_run(session, run)
+        findings = rules.audit(session, audited)
         found = _as_json(findings) if as_json else _as_lines(findings)
+        for shortfall in watch.shortfalls(watch.tally(session, audited)):
+            click.echo(plain(str(shortfall)), err=as_json)
     click.echo(f"run {run}: {found} findings" if found else f"run {run} is consistent", err=as_json or bool(found))
     if found:
         sys.exit(1)

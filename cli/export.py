@@ -41,8 +41,9 @@ from persyn.stages.manifest import MANIFEST, Manifest, files_of
     "--finish-reason",
     "finish_reasons",
     multiple=True,
-    type=click.Choice(["stop", "length", UNKNOWN]),
-    help="Only responses that finished so; may be given again. unknown: imported without one.",
+    metavar="REASON",
+    help=f"Only responses that finished so: stop, length, {UNKNOWN} (nobody said), or a server's own word; "
+    "may be given again.",
 )
 @click.option("--min-quality", type=float, help="Only responses of this quality or more, in its scorer's unit.")
 @click.option("--unscored", type=click.Choice(["keep", "drop"]), help="With --min-quality: responses without a score.")

@@ -19,12 +19,17 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from sqlalchemy import select
 
-from persyn import pipeline
+from cli.open import plain
+from persyn import pipeline, watch
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
+from persyn.db.time import now
+from persyn.errors import shorten
 from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import Progress as Counts
+from persyn.watch import Wait
 from workers.listener import Listener
 
 #: Between two lines where there is no terminal.
@@ -185,6 +190,14 @@ class Bars(Listener):
                 said_at = time.monotonic()
                 self._meter.say(f"{self._doing}, {said_at - self._heard_at:.0f} s so far ...")
 
+    def waiting(self, reason: str) -> None:
+        """A server is away, and is asked again later."""
+        with self._database.read() as session:
+            run = session.get_one(Run, self._run_id)
+            found = watch.waits(session, run, session.scalars(select(now())).one())
+        for wait in found:
+            self._meter.say(wait_line(wait))
+
     def _read(self, stage: str) -> Counts:
         with self._database.read() as session:
             return pipeline.STAGES[stage].progress(session, session.get_one(Run, self._run_id))
@@ -209,3 +222,11 @@ def _left(task: Task) -> str:
 def span(seconds: float) -> str:
     """A time in hours, minutes and seconds; in days, where there are some."""
     return str(timedelta(seconds=round(max(seconds, 0.0))))
+
+
+def wait_line(wait: Wait) -> str:
+    """What is waited for, since when, and until when."""
+    return (
+        f"waiting for {plain(wait.model)} since {span(wait.seconds)}; asked again in {span(wait.retry_seconds)}, "
+        f"the run fails after {span(wait.limit_seconds)} (outage_seconds): {plain(shorten(wait.error))}"
+    )

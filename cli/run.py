@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 
 from cli import summary
 from cli.beforehand import look_up, require_fit
-from cli.open import JSON, RUN, actor, find_run, nobody_takes, show, store, warn
+from cli.open import JSON, RUN, actor, find_run, nobody_takes, plain, show, store, warn
 from cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from cli.waiting import waiting
 from cli.watch import LOOK_SECONDS, View
@@ -34,10 +34,13 @@ from persyn.settings import Settings
 from persyn.stages import export, manifest, same_run
 from persyn.stages.start import find
 from persyn.stages.versions import Identities
-from persyn.watch import Glance
+from persyn.watch import Glance, glance, shortfalls, tally
 from workers import owner
 from workers.affinity import Reach
 from workers.crew import Crew
+
+#: The exit code of a run that is done and lacks more rows than anybody meant.
+MANY_FAILED = 3
 
 
 @click.group()
@@ -51,7 +54,8 @@ def start(config: Path) -> None:
     """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was.
 
     Before a new run is stored it is looked for what would stop it here: prompts without what the quality needs, models,
-    keys, servers, GPUs and memory that are not there.
+    keys, servers, GPUs and memory that are not there. Exit 3 when the run is done and more than 3% of a stage's rows
+    failed: the reasons are named.
     """
     wanted = run_file.read(config)
     _require_celery()
@@ -97,8 +101,8 @@ def watch(run: str, interval: float | None) -> None:
     """Watch RUN until it is over; Ctrl-C closes the view, and the run goes on.
 
     Shows its stages, what each teacher writes in a second (over the last minute), who works on what, and what
-    failed. Exit 0 when the run is done, 1 when it failed or was cancelled. Without a terminal it is a line each
-    interval in which something changed.
+    failed. Exit 0 when the run is done, 3 when it is done and more than 3% of a stage's rows failed, 1 when it failed
+    or was cancelled. Without a terminal it is a line each interval in which something changed.
     """
     console = Console()
     seconds = interval or (LOOK_SECONDS if console.is_terminal else LINE_SECONDS)
@@ -108,12 +112,13 @@ def watch(run: str, interval: float | None) -> None:
         meter = Meter(console, line_seconds=seconds)
         view = View(database, run_id, meter, interval=seconds, warnings=lambda: _untaken(database, run_id))
         seen = _follow(view)
+        if seen is not None and seen.state is RunState.DONE:
+            click.echo(f"run {run} is done; 'persyn run status {run}' says what came out")
+            _require_few_failed(database, run_id)
+            return
     if seen is None:
         click.echo(f"the run goes on without this window. Look again with: persyn run watch {run}", err=True)
         sys.exit(130)
-    if seen.state is RunState.DONE:
-        click.echo(f"run {run} is done; 'persyn run status {run}' says what came out")
-        return
     _not_done(run, seen.state, seen.error)
 
 
@@ -159,7 +164,9 @@ def status(run: str, as_json: bool) -> None:
     with store() as database, database.read() as session:
         found = find_run(session, run)
         if as_json:
-            click.echo(msgspec.json.encode(summary.facts(session, found)).decode())
+            waits = glance(session, found).waits
+            said = msgspec.to_builtins(summary.facts(session, found)) | {"waits": msgspec.to_builtins(waits)}
+            click.echo(msgspec.json.encode(said).decode())
         else:
             summary.show(session, found)
 
@@ -176,11 +183,29 @@ def _work(database: Database, run_id: int) -> None:
         name, state, error = found.name, found.state, found.error
     if state is RunState.DONE:
         _finish(database, run_id, settings.home / "datasets" / name)
+        _require_few_failed(database, run_id)
     elif stopped:
         click.echo(f"{stopped}: persyn run resume {name}", err=True)
         sys.exit(130)
     else:
         _not_done(name, state, error)
+
+
+def _require_few_failed(database: Database, run_id: int) -> None:
+    """End the command with `MANY_FAILED` where so many rows of a run that is done failed that somebody must look."""
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        large = [each for each in shortfalls(tally(session, run)) if each.is_large]
+        name = run.name
+    for shortfall in large:
+        click.echo(f"warning: {plain(str(shortfall))}", err=True)
+    if large:
+        click.echo(
+            f"run {name} is done, but rows are missing; mend the cause and ask them again: "
+            f"persyn jobs retry {name} --rows {large[0].reasons[0][0]}",
+            err=True,
+        )
+        sys.exit(MANY_FAILED)
 
 
 def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:

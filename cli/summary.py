@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from cli.open import plain
 from cli.open import show as table
+from cli.progress import wait_line
 from persyn import watch
 from persyn.db.catalog import Run, RunState
 from persyn.summary import MUCH, Facts, facts
@@ -35,7 +36,10 @@ def _hands(session: Session, run: Run) -> None:
     """Whether anybody is at work on a run that is not over; a worker that was killed says nothing itself."""
     if run.state is not RunState.RUNNING:
         return
-    holders = {held.worker for held in watch.glance(session, run).held if held.lease_seconds > 0}
+    seen = watch.glance(session, run)
+    for wait in seen.waits:
+        click.echo(wait_line(wait))
+    holders = {held.worker for held in seen.held if held.lease_seconds > 0}
     at_work = len(holders) - len(owner.dead(holders))
     if at_work:
         click.echo(f"{at_work} worker{'s hold' if at_work > 1 else ' holds'} jobs of it")
@@ -50,15 +54,15 @@ def _stages(found: Facts) -> None:
 
 
 def _failures(session: Session, run: Run, found: Facts) -> None:
-    """Why rows failed, if some did."""
+    """Why rows failed, if some did, and what share of them."""
     spared = [stage.stage for stage in found.stages if not stage.failed]
     if len(spared) < len(found.stages):
-        rows = [
-            (failure.stage, failure.reason, failure.rows)
-            for failure in watch.tally(session, run, known=spared).failures
-        ]
+        counted = watch.tally(session, run, known=spared)
         click.echo()
+        rows = [(failure.stage, failure.reason, failure.rows) for failure in counted.failures]
         table(("failed in", "reason", "rows"), rows, as_json=False, separators=True)
+        for shortfall in watch.shortfalls(counted):
+            click.echo(plain(str(shortfall)))
 
 
 def _teachers(found: Facts) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from sqlalchemy.exc import OperationalError
 
 from cli.open import cell
-from cli.progress import Meter, span
+from cli.progress import Meter, span, wait_line
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState
@@ -99,6 +99,7 @@ class View:
                 self._bar(stage, counts, seen, counted)
         failures = counted.failures if counted else []
         self._meter.frame(_head(name, seen), _tables(seen, failures))
+        self._say_once(f"waiting for {wait.model}, whose server is away: {shorten(wait.error)}" for wait in seen.waits)
         self._say_once(
             f"an attempt at {_many(trouble.jobs, 'job')} of {seen.stage} failed: {shorten(trouble.error)}"
             for trouble in seen.troubles
@@ -195,7 +196,8 @@ def _in_words(seen: Glance) -> list[str]:
     """What the tables below the bars say, in a few words."""
     tokens = sum(pace.tokens for pace in seen.paces)
     workers = _many(len({held.worker for held in seen.held}), "worker")
-    return [f"{tokens:,.0f} tokens/s", workers] if tokens else [workers]
+    waits = [f"waiting for {wait.model}" for wait in seen.waits]
+    return [*([f"{tokens:,.0f} tokens/s"] if tokens else []), workers, *waits]
 
 
 def _many(number: int, what: str) -> str:
@@ -208,8 +210,10 @@ def _tables(seen: Glance, failures: Sequence[Failures]) -> RenderableType:
         parts += ["", _paces(seen.paces)]
     if seen.held:
         parts += ["", _workers(seen.held)]
-    elif seen.state is RunState.RUNNING and seen.jobs.get(JobState.QUEUED):
+    elif seen.state is RunState.RUNNING and seen.jobs.get(JobState.QUEUED) and not seen.waits:
         parts += ["", Text("no worker holds a job of this run", style="bold")]
+    if seen.waits:
+        parts += ["", *(Text(wait_line(wait), style="bold") for wait in seen.waits)]
     if failures:
         parts += ["", _failures(failures)]
     return Group(*parts)

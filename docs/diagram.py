@@ -13,7 +13,7 @@ from persyn.db import Base
 PLACES = (
     ("prompts", "teachers", "students", "scorers", "routers"),
     ("runs", "run_prompts", "run_teachers", "router_scores", "trainings"),
-    ("jobs", "assignments", "responses", "scores"),
+    ("jobs", "outages", "assignments", "responses", "scores"),
     ("events", "loads", "evaluations", "outcomes", "leader"),
 )
 #: What is pointed to most has a colour of its own; each has a contrast of 3 or more on white and on black.

@@ -72,6 +72,9 @@ class RunTable(_Table, frozen=True):
     #: The most prompts in one job, what a worker claims at a time; with fewer than 128 times as many, jobs are smaller,
     #: down to 8 prompts. `score` divides it by the number of teachers, `assign` takes 8 times as many.
     job_prompts: Positive = 256
+    #: How long a server that answers nobody is waited for, in seconds, before the run fails; 0 does not wait. Waiting
+    #: uses up no attempt. A server that refuses everybody (no credit, a wrong key) is not waited for.
+    outage_seconds: Annotated[float, Meta(ge=0)] = 3600.0
 
 
 class PromptsTable(_Table, frozen=True):

@@ -25,6 +25,14 @@ class HostLacks(PermanentError):
     """This host never loads a model: a key, a GPU, a package or a file is missing. Another host may have it."""
 
 
+class AccountError(PermanentError):
+    """A server refuses everybody until a person mends something: no credit, a wrong key, a wrong address or model."""
+
+
+class OutageError(EngineError):
+    """A server serves nobody at the moment; whoever needs it waits, for `outage_seconds` of the run file."""
+
+
 def shorten(text: str, *, most: int = 200) -> str:
     """A library's message on one line of bounded length, without what a terminal would obey."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())

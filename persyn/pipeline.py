@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from persyn import queue
 from persyn.config import RunConfig, thaw
-from persyn.db import bulk
+from persyn.db import bulk, outages
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import take_time
 from persyn.db.results import Assignment
@@ -144,6 +145,8 @@ def _go_back(session: Session, run: Run) -> bool:
 
 
 def _go_on(session: Session, run: Run, actor: str, detail: dict[str, Any]) -> None:
+    for name in outages.forget(session, run.id):
+        queue.postpone(session, run.id, name, None)
     queue.retry(session, run.id, run.stage, actor=actor)
     if run.state is not RunState.RUNNING:
         _note(session, run, actor, run.state, RunState.RUNNING, {"stage": run.stage, **detail})
@@ -218,6 +221,39 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
             _note(session, run, actor, run.state, run.state, {"from_stage": run.stage, "stage": following})
             run.stage, run.plans = following, 0
             session.flush()
+
+
+def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:
+    """Give a job back whose server is away: its queue waits, in this run, and no attempt is used up.
+
+    False when the run has waited for as long as it may: the job has failed, and what waits in its queue with it.
+    """
+    if queue.stop_cancelled(session, job, owner=owner):
+        advance(session, job.run_id, actor=owner)
+        return True
+    run = session.get_one(Run, job.run_id)
+    limit = timedelta(seconds=thaw(run.config).run.outage_seconds)
+    pause = outages.note(session, job.run_id, job.queue, error, limit=limit)
+    if pause is None:
+        waited = f"waited {limit.total_seconds():,.0f} s (outage_seconds); " if limit else ""
+        give_up(session, job, f"{waited}{error}", owner=owner)
+        return False
+    queue.release(session, job, owner=owner)
+    queue.postpone(session, job.run_id, job.queue, pause)
+    return True
+
+
+def answered(session: Session, job: Claim) -> None:
+    """Note that a job's model gave results: whoever waited for it waits no longer."""
+    if outages.over(session, job.run_id, job.queue):
+        queue.postpone(session, job.run_id, job.queue, None)
+
+
+def give_up(session: Session, job: Claim, error: str, *, owner: str) -> None:
+    """Fail a job for good, and what waits in its queue in its run: its model cannot be had. The run is moved on."""
+    if queue.fail(session, job, error, owner=owner, is_final=True) is not None:
+        queue.fail_waiting(session, job, error, owner=owner)
+        advance(session, job.run_id, actor=owner)
 
 
 def cancel_jobs(session: Session, run: Run, job_ids: Collection[int], *, actor: str) -> int:

@@ -210,6 +210,15 @@ def release(session: Session, job: Claim, *, owner: str) -> bool:
     return _end(session, job, JobState.QUEUED, owner, {"attempts": attempts})
 
 
+def postpone(session: Session, run_id: int, queue: str, pause: timedelta | None) -> None:
+    """Let the waiting jobs of a run's queue wait for so long from now on; None: no longer."""
+    not_before = null() if pause is None else now(pause)
+    waiting = Job.run_id == run_id, Job.queue == queue, Job.state == JobState.QUEUED
+    session.execute(
+        update(Job).where(*waiting).values(not_before=not_before).execution_options(synchronize_session=False)
+    )
+
+
 def release_unknown(session: Session, *, owner: str, known: Collection[int]) -> int:
     """Give back what an owner holds and does not know of: jobs whose claim was committed, and the answer lost.
 

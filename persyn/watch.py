@@ -15,11 +15,12 @@ from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn import pipeline
+from persyn.config import thaw
 from persyn.db.catalog import Run, RunState, RunTeacher, Teacher
 from persyn.db.results import Response
 from persyn.db.text import reason
 from persyn.db.time import now
-from persyn.db.work import Event, Job, JobState
+from persyn.db.work import Event, Job, JobState, Outage
 from persyn.stages import calibrate, generate, score
 from persyn.stages.batch import Progress
 
@@ -30,6 +31,10 @@ _OPEN = (JobState.QUEUED, JobState.RUNNING)
 RECENT = timedelta(seconds=60)
 #: Of more responses than these, only the last are looked at, and the time in which they came.
 _MOST_RECENT = 20_000
+#: A larger share of failed rows is no accident.
+MANY_FAILED = 0.03
+#: So many reasons of failed rows are named.
+_MOST_REASONS = 3
 #: So many different errors are told of.
 _MOST_TROUBLES = 3
 
@@ -63,6 +68,18 @@ class Trouble(Struct, frozen=True):
     jobs: int
 
 
+class Wait(Struct, frozen=True):
+    """A server that is waited for."""
+
+    #: The teacher behind it, or the queue of jobs without one.
+    model: str
+    error: str
+    #: How long it has been waited for, until it is asked again, and how long it may be waited for in all.
+    seconds: float
+    retry_seconds: float
+    limit_seconds: float
+
+
 class Glance(Struct, frozen=True):
     """A run at a moment."""
 
@@ -82,6 +99,7 @@ class Glance(Struct, frozen=True):
     held: list[Held]
     paces: list[Pace]
     troubles: list[Trouble]
+    waits: list[Wait]
 
 
 class Failures(Struct, frozen=True):
@@ -90,6 +108,29 @@ class Failures(Struct, frozen=True):
     stage: str
     reason: str
     rows: int
+
+
+class Shortfall(Struct, frozen=True):
+    """How many of a stage's rows failed, and the commonest reasons with how many of them each has."""
+
+    stage: str
+    failed: int
+    total: int
+    reasons: list[tuple[str, int]]
+
+    @property
+    def share(self) -> float:
+        """Of all rows that the stage owes."""
+        return self.failed / self.total
+
+    @property
+    def is_large(self) -> bool:
+        """Whether so many failed that the dataset is hardly what was meant."""
+        return self.share > MANY_FAILED
+
+    def __str__(self) -> str:
+        why = ", ".join(f"{reason} {rows:,}" for reason, rows in self.reasons)
+        return f"{self.stage}: {self.failed:,} of {self.total:,} rows failed ({self.share:.1%}): {why}"
 
 
 class Tally(Struct, frozen=True):
@@ -131,7 +172,34 @@ def glance(session: Session, run: Run) -> Glance:
         held=_held(session, run, at),
         paces=_paces(session, run, at, max(began, at - RECENT)) if run.state is RunState.RUNNING else [],
         troubles=_troubles(session, run),
+        waits=waits(session, run, at),
     )
+
+
+def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
+    """The servers that jobs of a run wait for."""
+    if run.state is not RunState.RUNNING:
+        return []
+    is_open = and_(Job.run_id == Outage.run_id, Job.queue == Outage.queue, Job.state.in_(_OPEN))
+    rows = session.execute(
+        select(Outage.queue, Outage.error, Outage.since, Outage.retry_at, func.min(Teacher.name))
+        .join(Job, is_open)
+        .outerjoin(Teacher, Teacher.id == Job.teacher_id)
+        .where(Outage.run_id == run.id)
+        .group_by(Outage.queue, Outage.error, Outage.since, Outage.retry_at)
+        .order_by(Outage.since, Outage.queue)
+    )
+    limit = thaw(run.config).run.outage_seconds
+    return [
+        Wait(
+            model=teacher or queue,
+            error=error,
+            seconds=(at - since).total_seconds(),
+            retry_seconds=max(0.0, (retry_at - at).total_seconds()),
+            limit_seconds=limit,
+        )
+        for queue, error, since, retry_at, teacher in rows
+    ]
 
 
 def over(seen: Glance, counted: Tally) -> int:
@@ -154,6 +222,20 @@ def rate(seen: Glance, pending: int) -> float | None:
         return sum(pace.responses for pace in seen.paces)
     worked = seen.planned_rows - pending
     return worked / seen.stage_seconds if worked > 0 and seen.stage_seconds > 0 else None
+
+
+def shortfalls(counted: Tally) -> list[Shortfall]:
+    """What each stage lacks, of those in which a row failed."""
+    return [
+        Shortfall(
+            stage,
+            counts.failed,
+            counts.total,
+            [(each.reason, each.rows) for each in counted.failures if each.stage == stage][:_MOST_REASONS],
+        )
+        for stage, counts in counted.stages.items()
+        if counts.failed
+    ]
 
 
 def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:

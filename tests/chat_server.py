@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 
-def completion(text: str | None, finish_reason: str = "stop", **more: Any) -> web.Response:
+def completion(text: Any, finish_reason: Any = "stop", **more: Any) -> web.Response:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
     return web.json_response({"id": "x", "choices": [choice], **more})
 
@@ -25,7 +25,8 @@ class Server:
     """Answers each request by what the test put into `reply`; keeps the bodies and headers it got."""
 
     def __init__(self) -> None:
-        self.reply: Callable[[int], web.Response | Awaitable[web.Response]] = lambda n: completion("Four.")
+        self.reply: Callable[[int], web.Response | Awaitable[web.StreamResponse]] = lambda n: completion("Four.")
+        self.requests: list[web.Request] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.at: list[float] = []
@@ -44,7 +45,8 @@ class Server:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
-    async def handle(self, request: web.Request) -> web.Response:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
         self.headers.append(dict(request.headers))
         self.bodies.append(await request.json())
         self.at.append(time.monotonic())

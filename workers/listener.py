@@ -16,3 +16,6 @@ class Listener:
 
     def saved(self, stage: str, done: int, failed: int) -> None:
         """So many rows more are written."""
+
+    def waiting(self, reason: str) -> None:
+        """A server is away, and is asked again later."""

@@ -15,8 +15,9 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import OperationalError
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
@@ -26,7 +27,7 @@ from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
-from persyn.errors import EngineError, HostLacks, PermanentError, PersynError, shorten
+from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, Fitted, Result
 from persyn.queue import Claim
@@ -243,6 +244,10 @@ class Worker:
         except HostDied as death:
             self._bury(str(death))
             return
+        except (OutageError, AccountError) as error:
+            self._slot.end()
+            self._leave_server(error)
+            return
         except EngineError as error:
             was_loaded = self._slot.loaded is not None
             self._slot.end()
@@ -335,6 +340,8 @@ class Worker:
             if not queue.hold(session, claim, lease=self._lease, is_progress=is_progress):
                 return False
             pipeline.STAGES[claim.stage].save(session, claim, done)
+            if done:
+                pipeline.answered(session, claim)
             if not job.left:
                 queue.complete(session, claim, owner=self.owner)
                 pipeline.advance(session, claim.run_id, actor=self.owner)
@@ -377,6 +384,20 @@ class Worker:
             self._ledger.avoid(self._queue, seconds)
         for job in list(self._jobs.values()):
             self._fail(job.claim, reason, did_load=did_load, is_final=is_final)
+
+    def _leave_server(self, error: EngineError) -> None:
+        """Give back jobs whose server is away, until it is asked again; those that it refuses have failed."""
+        end = pipeline.wait_out if isinstance(error, OutageError) else pipeline.give_up
+        for job in list(self._jobs.values()):
+            self._forget(job.claim)
+            self._telemetry.ended(job.claim, "its server serves nobody", str(error))
+            self._outlasting(partial(self._end_by, end, job.claim, str(error)))
+        if isinstance(error, OutageError):
+            self._listener.waiting(str(error))
+
+    def _end_by(self, end: Callable[..., Any], claim: Claim, reason: str) -> None:
+        with self._database.write() as session:
+            end(session, claim, reason, owner=self.owner)
 
     def _fail(self, claim: Claim, reason: str, *, is_final: bool = False, did_load: bool = True) -> None:
         self._forget(claim)

@@ -79,6 +79,21 @@ class Job(Base):
     finished_at: Mapped[UtcTime | None]
 
 
+class Outage(Base):
+    """A server that serves nobody at the moment, and a run whose jobs of one queue wait for it.
+
+    It is gone when the server answers again, and when the run is resumed.
+    """
+
+    __tablename__ = "outages"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[UtcTime] = mapped_column(comment="when it was first noticed")
+    retry_at: Mapped[UtcTime] = mapped_column(comment="when the server is asked again")
+    error: Mapped[str] = mapped_column(Text, comment="what the server said last, or that it said nothing")
+
+
 class Event(Base):
     """One transition of a run, a job or an assignment. Rows are only ever added."""
 

@@ -1,68 +1,39 @@
-"""What crosses to and from a server of chat completions: a request's body, its answer, its complaints.
+"""What crosses to and from a server of chat completions: a request's body, and the response in its answer.
 
-Knows JSON and HTTP's status codes; opens no connection.
+Knows JSON and server-sent events; opens no connection. An answer is believed as little as can be: whatever of it is not
+as it should be costs that request alone.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import time
-from collections.abc import Collection, Mapping
-from email.utils import parsedate_to_datetime
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from persyn.errors import shorten
-from persyn.llm import generation
+from persyn.llm import complaints, generation
+from persyn.llm.complaints import RefusedError, RetryableError
 from persyn.llm.protocols import Generate, Generated, Result
 
-#: A server that asks for more patience than this gets asked again anyway.
-_LONGEST_PAUSE_SECONDS = 300.0
-#: What servers say of a prompt that does not fit: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic.
-_TOO_LONG = re.compile(
-    r"context.?(length|size|window)|maximum (model|context)|max_model_len|too (long|large|many tokens)"
-    r"|`inputs` tokens|reduce the length",
-    re.IGNORECASE,
+#: By what servers call them, in lower case: the model ended the response, or a limit on tokens did.
+_STOP = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete"}
+_LENGTH = {
+    *("length", "max_tokens", "max_length", "model_length", "max_output_tokens", "max_completion_tokens"),
+    *("token_limit", "model_context_window_exceeded"),
+}
+#: What broke a response off, in which a text may be there and is not whole.
+_BROKEN_OFF = re.compile(
+    r"error|abort|cancel|insufficient|time.?out|overload|interrupt|unavailable|fail", re.IGNORECASE
 )
-
-
-class _Message(Struct):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(Struct):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Completion(Struct):
-    choices: list[_Choice]
-    usage: _Usage | None = None
-
+_LONGEST_REASON = 60
+#: No context is so large; a server that counts more has miscounted.
+_MOST_TOKENS = 2**24
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Completion).decode
-
-
-class Again(Exception):
-    """The server may answer when asked again."""
-
-    def __init__(self, reason: str, *, is_absent: bool = False, pause_seconds: float = 0.0) -> None:
-        super().__init__(reason)
-        self.is_absent = is_absent
-        self.pause_seconds = pause_seconds
-
-
-class Never(Exception):
-    """The server will not answer this request; the message is the reason of its failure."""
 
 
 def body(
@@ -95,62 +66,154 @@ def body(
     return _encode(asked | dict(extra))
 
 
-def read(request_id: int, answer: bytes, seconds: float) -> Result:
-    """The result in a server's answer; `Never` when there is none."""
+def decode(content: bytes, charset: str | None) -> str:
+    """An answer as text, whatever bytes it has.
+
+    charset: what the server says it is written in.
+    """
     try:
-        completion = _decode(answer)
-        choice = completion.choices[0]
-    except (msgspec.DecodeError, IndexError) as error:
-        raise Never(f"server_error: no chat completion in the answer: {shorten(str(error))}") from error
-    if choice.finish_reason == "content_filter":
-        raise Never("refused: content filter")
-    if choice.message.refusal:
-        raise Never(f"refused: {shorten(choice.message.refusal)}")
-    usage = completion.usage or _Usage()
+        text = content.decode(charset or "utf-8", errors="replace")
+    except (LookupError, UnicodeError):
+        text = content.decode("utf-8", errors="replace")
+    return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+
+
+def parse(text: str) -> Any:
+    """What is in an answer: JSON, the pieces of a stream put together, or else the text as it is."""
+    try:
+        return _assemble(text) if _is_stream(text) else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: float) -> Result:
+    """The result in a server's answer; `RetryableError` or `RefusedError` when there is none."""
+    completion = parse(answer)
+    choice = _choice(completion)
+    if choice is None or choice.get("error"):
+        raise complaints.in_answer(choice or completion, headers)
+    message = choice["message"]
+    text, refusal = _text(message.get("content")), message.get("refusal")
+    if isinstance(refusal, str) and refusal:
+        raise RefusedError(f"refused: {shorten(refusal)}")
+    reason = _finish_reason(choice.get("finish_reason"))
+    if reason is None and not text:
+        raise RetryableError("the answer has neither a text nor a finish reason")
+    counts = _table(completion.get("usage"))
     return generation.conclude(
         Generated(
             id=request_id,
-            text=choice.message.content or "",
-            finish_reason="length" if choice.finish_reason == "length" else "stop",
-            prompt_tokens=usage.prompt_tokens,
-            response_tokens=usage.completion_tokens,
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=_count(counts.get("prompt_tokens")),
+            response_tokens=_count(counts.get("completion_tokens")),
             seconds=seconds,
         )
     )
 
 
-def complaint(content: bytes) -> str:
-    """What a server says is wrong: OpenAI's {"error": {"message": ...}} in its variants, or the text as it is."""
-    try:
-        said: Any = msgspec.json.decode(content)
-    except msgspec.DecodeError:
-        return content.decode(errors="replace")
-    for field in ("error", "message", "detail"):
-        if isinstance(said, dict) and said.get(field):
-            said = said[field]
-    return said if isinstance(said, str) else msgspec.json.encode(said).decode()
+def _choice(completion: Any) -> dict[str, Any] | None:
+    """The first choice, which has a message; None when an answer is no chat completion."""
+    if not isinstance(completion, dict) or completion.get("error"):
+        return None
+    choices = completion.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        return None
+    return choice if isinstance(choice.get("message"), dict) or choice.get("error") else None
 
 
-def trouble(status: int, headers: Mapping[str, str], said: str) -> Again | Never:
-    """What an HTTP error says about the request; whether it is worth asking again.
+def _text(content: Any) -> str:
+    """The text of a message: a string, or the texts among its parts; what the model thought is none of it."""
+    parts = content if isinstance(content, list) else [content]
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and part.get("type", "text") in ("text", "output_text"):
+            texts.append(_text(part.get("text")))
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", "".join(texts))
 
-    said: the server's complaint, as it may be shown.
+
+def _finish_reason(said: Any) -> str | None:
+    """Why a response ended, in the store's words where they are known, as the server says it otherwise.
+
+    None where it says nothing. Raises `RetryableError` for one that broke off, `RefusedError` for a refused one.
     """
-    if status in {408, 409, 425, 429} or status >= 500:
-        return Again(f"HTTP {status}: {said}", pause_seconds=_retry_after(headers))
-    if status in {400, 413, 422} and _TOO_LONG.search(said):
-        return Never(f"too_long: {said}")
-    return Never(f"refused: HTTP {status}: {said}")
+    reason = _reason(said)
+    if not reason:
+        return None
+    word = reason.lower()
+    if word in _STOP or word in _LENGTH:
+        return "stop" if word in _STOP else "length"
+    if word == "content_filter":
+        raise RefusedError("refused: content filter")
+    if complaints.REFUSED.search(word):
+        raise RefusedError(f"refused: finish reason {reason}")
+    if _BROKEN_OFF.search(word):
+        raise RetryableError(f"the response broke off, finish reason {reason}")
+    return reason
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds a server asks for, given as seconds or as a date; 0 when it does not."""
-    value = headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(seconds, 0.0), _LONGEST_PAUSE_SECONDS)
+def _reason(said: Any) -> str:
+    if isinstance(said, dict):  # SGLang's own: {"type": "abort", ...}
+        said = said.get("type")
+    if said is None or isinstance(said, bool):
+        return ""
+    plain = said if isinstance(said, str) else json.dumps(said)
+    return shorten(_SURROGATE.sub("", plain), most=_LONGEST_REASON)
+
+
+def _count(said: Any) -> int | None:
+    """A number of tokens; None where it cannot be one."""
+    if isinstance(said, bool) or not isinstance(said, int | float) or said != said:
+        return None
+    return int(said) if 1 <= said <= _MOST_TOKENS and said == int(said) else None
+
+
+def _is_stream(text: str) -> bool:
+    return text.lstrip().startswith(("data:", "event:", "id:", "retry:", ":"))
+
+
+def _assemble(text: str) -> dict[str, Any]:
+    """The completion whose pieces a server streamed; `ValueError` when it broke off."""
+    merged: dict[str, Any] = {}
+    message: dict[str, Any] = {"content": ""}
+    choice: dict[str, Any] = {"message": message}
+    is_over = False
+    for data in _events(text):
+        if data == "[DONE]":
+            is_over = True
+            break
+        piece = _table(json.loads(data))
+        if piece.get("error"):
+            return {"error": piece["error"]}
+        merged["usage"] = piece.get("usage") or merged.get("usage")
+        choices = piece.get("choices")
+        for each in map(_table, choices if isinstance(choices, list) else []):
+            if each.get("index", 0) == 0:
+                _add(choice, message, each)
+    if not is_over and choice.get("finish_reason") is None:
+        raise ValueError("the stream broke off")
+    return {**merged, "choices": [choice]}
+
+
+def _events(text: str) -> Iterator[str]:
+    # Not `splitlines`, which also splits at characters that JSON may hold as they are.
+    for line in re.split(r"\r\n|\n|\r", text):
+        if line.startswith("data:"):
+            yield line.removeprefix("data:").strip()
+
+
+def _add(choice: dict[str, Any], message: dict[str, Any], piece: Mapping[str, Any]) -> None:
+    delta = _table(piece.get("delta") or piece.get("message"))
+    message["content"] += _text(delta.get("content"))
+    if isinstance(delta.get("refusal"), str):
+        message["refusal"] = message.get("refusal", "") + delta["refusal"]
+    for field in ("finish_reason", "error"):
+        if piece.get(field) is not None:
+            choice[field] = piece[field]
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -71,7 +71,9 @@ def _check_server(spec: ModelSpec) -> list[Finding]:
     chosen = options.decode(spec, options.OpenAI)
     url = openai.endpoint(chosen.base_url)
     openai.read_key(chosen)
+    way = openai.proxy(url)
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
+    key += f", by the proxy {way.host}" if way else ""
     return [Finding("ok", "server", f"{url} will be asked for {spec.model!r} with {key}; nothing was sent")]
 
 

@@ -56,7 +56,7 @@ def conclude(result: Generated) -> Generated | Failed:
     """
     text = result.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
     if not text:
-        return Failed(result.id, f"empty: finished by {result.finish_reason} without any text")
+        return Failed(result.id, f"empty: finished by {result.finish_reason or 'an unknown reason'} without any text")
     return Generated(
         id=result.id,
         text=text,

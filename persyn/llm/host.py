@@ -24,7 +24,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
-from persyn.errors import EngineError, HostLacks, PermanentError, PersynError, UsageError
+from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, UsageError
 from persyn.llm import gpus
 from persyn.llm.protocols import Engine, ModelSpec, Request, Result
 
@@ -58,7 +58,9 @@ class Broken(Struct, frozen=True, tag="broken"):
 
 _Up: TypeAlias = Loaded | Finished | Broken
 #: What an engine's end may be, by name; anything else is an `EngineError`.
-_ERRORS: dict[str, type[EngineError]] = {kind.__name__: kind for kind in (EngineError, PermanentError, HostLacks)}
+_ERRORS: dict[str, type[EngineError]] = {
+    kind.__name__: kind for kind in (EngineError, PermanentError, HostLacks, OutageError, AccountError)
+}
 _decode_up = msgspec.msgpack.Decoder(_Up).decode
 _decode_requests = msgspec.msgpack.Decoder(list[Request]).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -116,7 +118,8 @@ class Host:
     def receive(self, timeout: float) -> list[Result]:
         """Everything finished since the last call; waits up to `timeout` seconds for the first of it.
 
-        Raises `HostDied` when the host ended or hangs, `EngineError` when it says it is broken.
+        Raises `HostDied` when the host ended or hangs, `EngineError` when it says it is broken: an `OutageError` or
+        an `AccountError` where the engine raised one.
         """
         results: list[Result] = []
         wait = timeout

@@ -5,19 +5,24 @@ No model library is imported here. The comment above a field is its meaning in d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from persyn.config import Count, JudgeEngine, Positive
-from persyn.errors import PermanentError
+from persyn.errors import PermanentError, shorten
 from persyn.llm.protocols import ModelSpec
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Above0 = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
+_VARIABLE, _HEADER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+#: What a field that holds a secret is called.
+_SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?)$", re.I)
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,15 +68,19 @@ class Transformers(Options, frozen=True):
 class OpenAI(Options, frozen=True):
     """The options of a teacher behind a server."""
 
-    #: Up to and with the version: `http://127.0.0.1:8000/v1`.
+    #: Up to and with the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A password
+    #: or a key in it is refused, since options are stored.
     base_url: str
     #: The environment variable that holds the key; the key itself is never stored. None: no key is sent.
     api_key_env: str | None = None
+    #: The header that carries the key: as `Bearer` in `Authorization`, as it is in any other, like Azure's `api-key`.
+    api_key_header: str = "Authorization"
     #: Requests in flight.
     concurrency: Positive = 64
     #: For one attempt, from connecting to the last byte.
     timeout_seconds: Above0 = 600.0
-    #: Further attempts after HTTP 408, 409, 425, 429 or 5xx, a timeout or a lost connection.
+    #: Further attempts after HTTP 408, 409, 425, 429 or 5xx, a timeout, a lost connection or an answer without a
+    #: response; then one more, once the server has answered another request.
     max_retries: Count = 8
     #: Fields of every request's body, over those that follow from `sampling`.
     extra: dict[str, Any] = {}
@@ -79,6 +88,30 @@ class OpenAI(Options, frozen=True):
     max_tokens_field: str = "max_tokens"
     #: Of `seed`, `temperature` and `top_p` those that are not sent: some servers refuse a request that has one.
     omit: list[Literal["seed", "temperature", "top_p"]] = []
+
+    def __post_init__(self) -> None:
+        _require_no_secret(self)
+        if not _HEADER.fullmatch(self.api_key_header):
+            raise ValueError(f"api_key_header is no name of a header: {shorten(repr(self.api_key_header))}")
+
+
+def _require_no_secret(chosen: OpenAI) -> None:
+    """Raise `ValueError`, which does not repeat it, where what would be stored holds a secret."""
+    if chosen.api_key_env is not None and not _VARIABLE.fullmatch(chosen.api_key_env):
+        raise ValueError(
+            "api_key_env is no name of an environment variable; the key itself belongs into the environment, and only "
+            "the variable's name into the run file"
+        )
+    advice = "it would be stored; put the key into an environment variable and name that in api_key_env"
+    place = urlsplit(chosen.base_url)
+    if "@" in place.netloc:
+        raise ValueError(f"base_url has a user or a password in it; {advice}")
+    for name, _ in parse_qsl(place.query, keep_blank_values=True):
+        if _SECRET.search(name):
+            raise ValueError(f"base_url has {name!r} in its query; {advice}")
+    for name in chosen.extra:
+        if _SECRET.search(name):
+            raise ValueError(f"extra has {name!r}; {advice}")
 
 
 class Scorer(Options, frozen=True):

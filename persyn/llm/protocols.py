@@ -115,8 +115,8 @@ class Generated(Struct, frozen=True, tag="generated"):
 
     id: int
     text: str
-    #: "stop" (the model ended it) or "length" (max_tokens cut it off).
-    finish_reason: str
+    #: "stop" (the model ended it), "length" (max_tokens cut it off), or a server's own word; None: it did not say.
+    finish_reason: str | None
     prompt_tokens: int | None
     response_tokens: int | None
     #: From admission to the engine to the last token.

@@ -25,7 +25,7 @@ from persyn.stages import benchmarks, card
 from persyn.stages.batch import conversation
 from persyn.stages.benchmarks import Benchmark
 from persyn.stages.export_filters import Caps, Drop, Filters, Row
-from persyn.stages.export_options import TRAIN, Options
+from persyn.stages.export_options import FINISH_REASONS, TRAIN, Options
 from persyn.stages.formats import FORMATS, Example, Format, Write, domain_of, jsonl
 from persyn.stages.manifest import (
     CARD,
@@ -165,6 +165,7 @@ class _Export:
 
     def rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
         """The assignments that are in the dataset, in prompt order; what is not is counted, and why."""
+        _require_known(self._session, self._run, self._options)
         _require_decided(self._session, self._run, self._options)
         if self._options.drop_wrong and self._known_wrong is None:
             raise UsageError(
@@ -308,6 +309,21 @@ def _require_decided(session: Session, run: Run, options: Options) -> None:
             "the others only where scores were imported with their responses; say '--unscored keep' or "
             "'--unscored drop' with --min-quality"
         )
+
+
+def _require_known(session: Session, run: Run, options: Options) -> None:
+    """Raise `UsageError` for a finish reason that no response of the run has: mistyped, it would drop every row."""
+    if set(options.finish_reasons) <= FINISH_REASONS:
+        return
+    found = session.scalars(
+        select(Response.finish_reason)
+        .join(Assignment, answers_assignment())
+        .where(Assignment.run_id == run.id, Response.finish_reason.is_not(None))
+        .distinct()
+    )
+    known = FINISH_REASONS | {reason for reason in found if reason}
+    if unknown := set(options.finish_reasons) - known:
+        raise UsageError(f"unknown finish reason {min(unknown)!r}; known are: {', '.join(sorted(known))}")
 
 
 def _teachers(session: Session, run_id: int) -> dict[int, Teacher]:

@@ -20,8 +20,10 @@ TRAIN = "train"
 _SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,29}")
 #: Names that `datasets` keeps for itself: what it means by them.
 _RESERVED = {"all": "all splits together"}
-#: What a response without a finish reason, an imported one, goes by.
+#: What a response without a finish reason goes by.
 UNKNOWN = "unknown"
+#: Those that a response may have anywhere; a server may have words of its own.
+FINISH_REASONS = {"stop", "length", UNKNOWN}
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +36,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     formats: tuple[str, ...] = tuple(FORMATS)
     #: Split -> its share of the prompts; all others are in `train`.
     splits: dict[str, float] = {}
-    #: Only responses that finished so: stop, length or unknown. Empty is any.
+    #: Only responses that finished so: stop, length, a server's own word, or unknown. Empty is any.
     finish_reasons: tuple[str, ...] = ()
     #: Only responses of at least so much quality, in the unit of the run's quality scorer.
     min_quality: float | None = None
@@ -52,8 +54,6 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         _require_formats(self.formats)
         _require_splits(self.splits)
-        if unknown := set(self.finish_reasons) - {"stop", "length", UNKNOWN}:
-            raise UsageError(f"unknown finish reason {min(unknown)!r}; known are: stop, length, {UNKNOWN}")
         if self.min_quality is not None and not math.isfinite(self.min_quality):
             raise UsageError(f"the minimum quality must be a number, got {self.min_quality}")
         if self.unscored is not None and self.min_quality is None:

@@ -107,6 +107,11 @@ def test_of_a_server_only_what_needs_no_request_is_checked(monkeypatch: pytest.M
     assert "sk-secret" not in fine.message
     assert look_at(base_url="http://127.0.0.1:1/v1", api_key_env="PERSYN_NO_SUCH_KEY").level == "error"
     assert look_at(base_url="127.0.0.1/v1").level == "error"
+    assert look_at(base_url="http://me:pw@127.0.0.1/v1").level == "error"
+    monkeypatch.setenv("TEACHER_KEY", "sk-secret\nsk-other")
+    broken = look_at(base_url="http://127.0.0.1:1/v1", api_key_env="TEACHER_KEY")
+    assert broken.level == "error"
+    assert "line break" in broken.message
 
 
 def test_a_check_is_asked_for_like_any_other_request() -> None:

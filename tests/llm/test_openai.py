@@ -7,13 +7,16 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
-from persyn.errors import EngineError
+from persyn.errors import AccountError, EngineError, OutageError
 from persyn.llm import openai
+from persyn.llm.host import Host
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result, Sampling
 from tests.chat_server import Server, completion, error
 
@@ -173,28 +176,247 @@ def test_too_many_requests_are_asked_again_when_the_server_says(server: Server, 
     assert result.seconds >= 1.0
 
 
-def test_a_server_error_is_asked_again_and_then_told(server: Server, connect: Connect) -> None:
+#: Answers with HTTP 200 and no response, and what of the server's words has to be told.
+FAULTY = {
+    "an error": ('{"error": {"message": "overloaded", "code": 502}}', "overloaded"),
+    "an error in words": ('{"error": "Unexpected endpoint"}', "Unexpected endpoint"),
+    "an error in a list": ('[{"error": {"message": "quota of a minute", "code": 429}}]', "quota of a minute"),
+    "an error beside choices": ('{"choices": [{"message": {"content": "A"}}], "error": {"message": "no"}}', "no"),
+    "choices null": ('{"choices": null, "detail": "worker lost"}', "worker lost"),
+    "no choices": ('{"choices": []}', "choices"),
+    "a choice that is null": ('{"choices": [null]}', "choices"),
+    "a message that is null": ('{"choices": [{"message": null, "finish_reason": "stop"}]}', "finish_reason"),
+    "neither text nor reason": ('{"choices": [{"message": {}}]}', "neither a text nor a finish reason"),
+    "an error in the choice": (
+        '{"choices": [{"message": {"content": "Fo"}, "finish_reason": "error", "error": "upstream died"}]}',
+        "upstream died",
+    ),
+    "a page": ("<html><body>Too long a queue: maximum context of this page</body></html>", "<html><body>Too long"),
+    "nothing": ("", "nothing"),
+    "null": ("null", "null"),
+    "a number": ("7", "7"),
+    "a list without end": ("[" * 100_000, "[[["),
+    "cut off": ('{"choices": [{"message": {"content": "The context window is too long', "The context window"),
+    "a stream that broke off": ('data: {"choices": [{"delta": {"content": "Fo"}}]}\n\n', "Fo"),
+    "a stream with an error": ('data: {"choices": []}\n\ndata: {"error": {"message": "midway"}}\n\n', "midway"),
+    "a stream of something else": ("data: [1]\n\ndata: null\n\n", "null"),
+    "cancelled": ('{"choices": [{"message": {"content": "Fo"}, "finish_reason": "abort"}]}', "abort"),
+    "no resources": (
+        '{"choices": [{"message": {"content": "Fo"}, "finish_reason": "insufficient_system_resource"}]}',
+        "insufficient_system_resource",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "said"), FAULTY.values(), ids=FAULTY)
+def test_an_answer_without_a_response_is_asked_for_again_and_an_outage_if_it_goes_on(
+    server: Server, connect: Connect, body: str, said: str
+) -> None:
+    server.reply = lambda n: web.Response(text=body) if n == 1 else completion("Four.")
+    (result,) = answer(connect(), ask())
+    assert isinstance(result, Generated)
+    assert (result.text, len(server.bodies)) == ("Four.", 2)
+
+    server.reply = lambda n: web.Response(text=body)
+    with pytest.raises(OutageError) as outage:
+        answer(connect(max_retries=0), ask(1), ask(2), ask(3))
+    assert said in str(outage.value)
+
+
+def test_an_answer_that_is_shorter_than_announced_is_asked_for_again(server: Server, connect: Connect) -> None:
+    async def cut(n: int) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "500"})
+        await response.prepare(server.requests[-1])
+        await response.write(b'{"choices": [{"message": {"content": "Fo')
+        assert server.requests[-1].transport is not None
+        server.requests[-1].transport.close()
+        return response
+
+    server.reply = lambda n: cut(n) if n == 1 else completion("Four.")
+
+    (result,) = answer(connect(), ask())
+
+    assert isinstance(result, Generated)
+    assert (result.text, len(server.bodies)) == ("Four.", 2)
+
+
+def test_every_other_answer_faulty_costs_no_row(server: Server, connect: Connect) -> None:
+    server.reply = lambda n: web.Response(text='{"error": {"message": "again"}}') if n % 2 else completion("Four.")
+
+    results = answer(connect(concurrency=4), *[ask(i) for i in range(12)])
+
+    assert [type(result) for result in results] == [Generated] * 12
+
+
+def test_a_server_error_is_asked_again_and_then_an_outage(server: Server, connect: Connect) -> None:
     server.reply = lambda n: web.Response(status=500, text="<html>" + "x" * 500)
 
-    (result,) = answer(connect(max_retries=1), ask())
+    with pytest.raises(OutageError, match=r"1 request in a row got no answer from .*: HTTP 500: <html>xxx") as outage:
+        answer(connect(max_retries=1), ask())
 
-    assert reason(result).startswith("server_error: HTTP 500: <html>xxx")
-    assert len(reason(result)) < 250
-    assert len(server.bodies) == 2
+    assert len(str(outage.value)) < 400
+    assert [body["messages"][-1]["content"] for body in server.bodies] == ["2+2?", "2+2?", "Hello!"]
 
 
-def test_an_answer_that_takes_too_long_or_breaks_off_is_a_failure(server: Server, connect: Connect) -> None:
+def test_a_request_that_alone_is_never_answered_fails_and_no_other(server: Server, connect: Connect) -> None:
+    def reply(n: int) -> web.Response:
+        is_poison = server.bodies[-1]["messages"][-1]["content"] == "poison"
+        return error(500, "out of memory") if is_poison else completion("Four.")
+
+    server.reply = reply
+
+    (alone,) = answer(connect(max_retries=1), ask(1, "poison"))
+    found = {result.id: result for result in answer(connect(max_retries=1), ask(1, "poison"), ask(2), ask(3))}
+
+    assert reason(alone) == reason(found[1]) == "server_error: HTTP 500: out of memory"
+    assert isinstance(found[2], Generated)
+    assert isinstance(found[3], Generated)
+
+
+def test_an_answer_that_takes_too_long_is_an_outage(server: Server, connect: Connect) -> None:
     async def sleep(n: int) -> web.Response:
         await asyncio.sleep(5)
         return completion("late")
 
     server.reply = sleep
-    (late,) = answer(connect(timeout_seconds=0.2, max_retries=0), ask())
-    server.reply = lambda n: web.Response(text='{"choices": [')
-    (broken,) = answer(connect(), ask())
 
-    assert reason(late) == "server_error: no answer within 0.2 s"
-    assert reason(broken).startswith("server_error: no chat completion")
+    with pytest.raises(OutageError, match=r"no answer within 0\.2 s"):
+        answer(connect(timeout_seconds=0.2, max_retries=0), ask())
+
+
+@pytest.mark.parametrize(
+    ("said", "stored"),
+    [
+        *[(word, "stop") for word in ("stop", "STOP", "end_turn", "stop_sequence", "eos_token", "eos")],
+        *[(word, "length") for word in ("length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens")],
+        *[(word, word) for word in ("tool_calls", "function_call", "OTHER", "repetition", "Weird Reason")],
+        (None, None),
+        ("", None),
+        (3, "3"),
+    ],
+)
+def test_a_finish_reason_is_stop_or_length_or_stored_as_it_is(
+    server: Server, connect: Connect, said: Any, stored: str | None
+) -> None:
+    server.reply = lambda n: completion("Four.", said)
+
+    (result,) = answer(connect(), ask())
+
+    assert isinstance(result, Generated)
+    assert result.finish_reason == stored
+
+
+@pytest.mark.parametrize("said", ["sensitive", "SAFETY", "RECITATION", "PROHIBITED_CONTENT", "refusal", "guardrail"])
+def test_a_response_that_a_filter_ended_is_refused(server: Server, connect: Connect, said: str) -> None:
+    server.reply = lambda n: completion("Fo", said)
+
+    (result,) = answer(connect(), ask())
+
+    assert reason(result) == f"refused: finish reason {said}"
+
+
+def test_a_call_of_a_tool_is_no_response(server: Server, connect: Connect) -> None:
+    server.reply = lambda n: completion(None, "tool_calls")
+
+    (result,) = answer(connect(), ask())
+
+    assert reason(result) == "empty: finished by tool_calls without any text"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "Fo"}, {"type": "text", "text": "ur."}], "Four."),
+        (["Fo", {"text": "ur."}], "Four."),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "2+2"}]}, {"type": "text", "text": "4"}], "4"),
+        ({"type": "text", "text": "Four."}, "Four."),
+        ("lone \ud83d half", "lone \N{REPLACEMENT CHARACTER} half"),
+    ],
+)
+def test_the_text_is_kept_in_whatever_form_it_comes(server: Server, connect: Connect, content: Any, text: str) -> None:
+    server.reply = lambda n: completion(content)
+
+    (result,) = answer(connect(), ask())
+
+    assert isinstance(result, Generated)
+    assert result.text == text
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 9.0, "completion_tokens": 3}, (9, 3)),
+        ({"prompt_tokens": 9.5, "completion_tokens": "3"}, (None, None)),
+        ({"prompt_tokens": -1, "completion_tokens": 2**40}, (None, None)),
+        ({"prompt_tokens": True, "completion_tokens": 0}, (None, None)),
+        ({"prompt_tokens": 1e300, "completion_tokens": None}, (None, None)),
+        ([9, 3], (None, None)),
+        ("much", (None, None)),
+    ],
+)
+def test_a_usage_that_cannot_be_believed_is_unknown(
+    server: Server, connect: Connect, usage: Any, counts: tuple[int | None, int | None]
+) -> None:
+    server.reply = lambda n: completion("Four.", usage=usage)
+
+    (result,) = answer(connect(), ask())
+
+    assert isinstance(result, Generated)
+    assert (result.prompt_tokens, result.response_tokens) == counts
+
+
+def test_a_refusal_that_is_none_costs_nothing(server: Server, connect: Connect) -> None:
+    message = {"content": "Four.", "refusal": False}
+    server.reply = lambda n: web.json_response({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+    (result,) = answer(connect(), ask())
+
+    assert isinstance(result, Generated)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(200, None), (400, "refused: HTTP 400: caf\N{REPLACEMENT CHARACTER}")]
+)
+def test_a_body_that_is_no_utf_8_is_read_as_well_as_can_be(
+    server: Server, connect: Connect, status: int, expected: str | None
+) -> None:
+    body = (
+        b'{"choices": [{"message": {"content": "caf\xe9"}, "finish_reason": "stop"}]}' if status == 200 else b"caf\xe9"
+    )
+    server.reply = lambda n: web.Response(body=body, status=status)
+
+    (result,) = answer(connect(), ask())
+
+    if expected is not None:
+        assert reason(result) == expected
+        return
+    assert isinstance(result, Generated)
+    assert result.text == "caf\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_server_error_that_is_no_utf_8_is_an_outage_and_no_death(server: Server, connect: Connect) -> None:
+    server.reply = lambda n: web.Response(body=b"caf\xe9", status=500)
+
+    with pytest.raises(OutageError, match="HTTP 500: caf"):
+        answer(connect(max_retries=0), ask())
+
+
+def test_a_server_that_only_streams_is_read(server: Server, connect: Connect) -> None:
+    pieces = [
+        ": OPENROUTER PROCESSING",
+        'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}',
+        'data: {"choices": [{"index": 0, "delta": {"content": "Fo"}}, {"index": 1, "delta": {"content": "?"}}]}',
+        'data: {"choices": [{"index": 0, "delta": {"content": "ur.\u2028"}, "finish_reason": "length"}]}',
+        'data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}',
+        "data: [DONE]",
+    ]
+    server.reply = lambda n: web.Response(text="\r\n\r\n".join(pieces), content_type="text/event-stream")
+
+    (result,) = answer(connect(extra={"stream": True}), ask())
+
+    assert isinstance(result, Generated)
+    assert (result.text, result.finish_reason) == ("Four.", "length")
+    assert (result.prompt_tokens, result.response_tokens) == (9, 3)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +427,22 @@ def test_an_answer_that_takes_too_long_or_breaks_off_is_a_failure(server: Server
         (error(422, "the request exceeds the available context size"), "too_long: the request"),
         (error(400, "Unknown role"), "refused: HTTP 400: Unknown role"),
         (web.json_response({"detail": [{"msg": "no"}]}, status=422), 'refused: HTTP 422: [{"msg":"no"}]'),
+        (
+            error(400, "max_tokens is too large: 50000. This model supports at most 4096 completion tokens"),
+            "refused: HTTP 400: max_tokens is too large",
+        ),
+        (
+            error(400, "`max_tokens` must be at most `8192`, less than the `context_window` of this model"),
+            "refused: HTTP 400: `max_tokens` must",
+        ),
+        (error(400, "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000"), "too_long: input"),
+        (error(400, "The input token count (1200000) exceeds the maximum"), "too_long: The input"),
+        (error(400, "Stream must be set to true"), "refused: HTTP 400: Stream must"),
+        (error(403, "your prompt was flagged"), "refused: HTTP 403: your prompt was flagged"),
+        (error(404, "No endpoints found that support this"), "refused: HTTP 404: No endpoints"),
+        (error(451, "not here"), "refused: HTTP 451: not here"),
+        (web.json_response({"error": {"code": 403, "message": "flagged"}}), "refused: HTTP 403: flagged"),
+        (web.json_response({"error": {"code": "content_filter", "message": "no"}}), "refused: no"),
         (completion("  \n"), "empty: "),
         (completion(None), "empty: "),
     ],
@@ -220,19 +458,68 @@ def test_what_is_about_one_request_fails_that_request_alone(
     assert isinstance(second, Generated)
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 307])
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 307])
 def test_a_wrong_key_model_or_address_ends_the_engine(server: Server, connect: Connect, status: int) -> None:
     server.reply = lambda n: error(status, "no such thing", Location="http://127.0.0.1:1/")
 
-    with pytest.raises(EngineError, match=f"HTTP {status}: no such thing; check base_url, the model 'm'"):
+    with pytest.raises(AccountError, match=f"HTTP {status}: no such thing; check base_url, the model 'm'"):
         answer(connect(), ask())
+
+
+QUOTA = {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": "insufficient_quota"}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        error(402, "Insufficient credits"),
+        error(405, "Method Not Allowed"),
+        error(498, "token expired"),
+        web.json_response({"error": QUOTA}, status=429),
+        error(429, "You exceeded your current quota, please check your plan and billing details."),
+        error(400, "Your credit balance is too low to access the API"),
+        web.json_response({"error": {"message": "Insufficient credits", "code": 402}}),
+        web.json_response({"error": {"message": "User not found.", "code": 401}}),
+    ],
+)
+def test_an_account_that_is_locked_or_empty_ends_the_engine_and_fails_no_prompt(
+    server: Server, connect: Connect, reply: web.Response
+) -> None:
+    server.reply = lambda n: completion("Four.") if n == 1 else reply
+    engine = connect(concurrency=1)
+
+    with pytest.raises(AccountError, match="that the account may use them"):
+        answer(engine, *[ask(i) for i in range(40)])
+
+    assert engine.pending == 39
+
+
+def test_a_limit_of_requests_per_minute_is_no_empty_account(server: Server, connect: Connect) -> None:
+    said = "You exceeded your current quota, please check your plan and billing details. Please retry in 34s."
+    server.reply = lambda n: error(429, said) if n == 1 else completion("Four.")
+
+    (result,) = answer(connect(), ask())
+
+    assert isinstance(result, Generated)
+
+
+def test_a_request_that_nobody_would_be_granted_stops_before_the_prompts_are_used_up(
+    server: Server, connect: Connect
+) -> None:
+    server.reply = lambda n: error(400, "Unsupported parameter: max_tokens")
+    engine = connect(concurrency=2)
+
+    with pytest.raises(AccountError, match="Unsupported parameter: max_tokens"):
+        answer(engine, *[ask(i) for i in range(100)])
+
+    assert engine.pending == 100
 
 
 def test_no_server_ends_the_engine(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
 
-    with pytest.raises(EngineError, match=f"no server at http://127.0.0.1:{port}/v1/chat/completions"):
+    with pytest.raises(OutageError, match=f"no server at http://127.0.0.1:{port}/v1/chat/completions"):
         answer(connect(base_url=f"http://127.0.0.1:{port}/v1", max_retries=1), ask())
 
 
@@ -240,7 +527,7 @@ def test_an_outage_ends_the_engine_and_fails_no_prompt(server: Server, connect: 
     server.reply = lambda n: error(503, "down")
     engine = connect(concurrency=2, max_retries=0)
 
-    with pytest.raises(EngineError, match="17 requests in a row got no answer"):
+    with pytest.raises(OutageError, match="17 requests in a row got no answer"):
         answer(engine, *[ask(i) for i in range(100)])
 
     assert engine.pending == 100
@@ -253,3 +540,96 @@ def test_a_request_that_never_gets_an_answer_fails_when_others_do(server: Server
     found = {result.id: result for result in answer(engine, *[ask(i) for i in range(5)])}
 
     assert [isinstance(found[i], Failed) for i in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_a_prompt_that_met_an_outage_is_asked_again_when_it_is_over(server: Server, connect: Connect) -> None:
+    server.reply = lambda n: error(503, "down") if n <= 4 else completion("here")
+
+    results = answer(connect(concurrency=2, max_retries=1), *[ask(i) for i in range(5)])
+
+    assert [type(result) for result in results] == [Generated] * 5
+
+
+def test_the_query_of_a_base_url_is_kept_and_a_key_goes_into_the_header_that_is_asked_for(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    base_url = f"{server.base_url}?api-version=2024-10-21"
+
+    answer(connect(base_url=base_url, api_key_env="TEACHER_KEY", api_key_header="api-key"), ask())
+
+    assert server.requests[0].path_qs == "/v1/chat/completions?api-version=2024-10-21"
+    assert server.headers[0]["api-key"] == KEY
+    assert "Authorization" not in server.headers[0]
+
+
+@pytest.mark.parametrize("key", ["sk-a\nsk-b", "sk-a\r\nX-Other: 1", "Bearer sk-a", "sk-\N{EM DASH}a", "sk-a\tb"])
+def test_a_key_that_cannot_be_one_is_told_before_the_first_request(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", key)
+
+    with pytest.raises(EngineError, match="TEACHER_KEY holds no single API key") as refused:
+        connect(api_key_env="TEACHER_KEY")
+
+    assert "sk-" not in str(refused.value)
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": "http://me:sk-secret@127.0.0.1/v1"},
+        {"base_url": "http://sk-secret@127.0.0.1/v1"},
+        {"base_url": "http://127.0.0.1/v1?key=sk-secret"},
+        {"base_url": "http://127.0.0.1/v1?x=1&api_key=sk-secret"},
+        {"base_url": "http://127.0.0.1/v1?subscription-key=sk-secret"},
+        {"api_key_env": "sk-secret"},
+        {"extra": {"api_key": "sk-secret"}},
+    ],
+)
+def test_a_secret_among_options_is_refused_and_not_repeated(connect: Connect, options: dict[str, Any]) -> None:
+    with pytest.raises(EngineError, match="environment") as refused:
+        connect(**options)
+
+    assert "sk-secret" not in str(refused.value)
+
+
+def test_a_proxy_of_the_environment_is_heeded_and_its_password_told_to_nobody(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".netrc").write_text("machine api.example.com login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    monkeypatch.setenv("http_proxy", server.base_url.replace("http://", "http://me:hidden@").removesuffix("/v1"))
+    monkeypatch.setenv("no_proxy", "localhost,.internal")
+
+    (result,) = answer(connect(base_url="http://api.example.com/v1", api_key_env="TEACHER_KEY"), ask())
+
+    assert isinstance(result, Generated)
+    assert server.headers[0]["Host"] == "api.example.com"
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert server.headers[0]["Proxy-Authorization"].startswith("Basic ")
+    assert openai.proxy(URL("http://llm.internal/v1")) is None
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(EngineError, match="socks5 proxy"):
+        connect(base_url="http://api.example.com/v1")
+
+
+def receive(host: Host) -> None:
+    while not host.receive(1.0):
+        pass
+
+
+def test_what_an_engine_raises_is_told_by_its_host(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda n: error(402, "Insufficient credits") if n == 1 else error(503, "down")
+
+    for expected in (AccountError, OutageError):
+        options = {"base_url": server.base_url, "max_retries": 0}
+        host = Host(ModelSpec("openai", "m", options=options), tmp_path)
+        try:
+            host.submit([ask()])
+            with pytest.raises(expected):
+                receive(host)
+        finally:
+            host.close()

@@ -412,7 +412,6 @@ def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp
         ({"splits": {"a": 0.5, "b": 0.5}}, "nothing is left for train"),
         ({"splits": {"test": 0.0}}, "above 0"),
         ({"splits": {"../x": 0.1}}, "named by lower-case letters"),
-        ({"finish_reasons": ("done",)}, "unknown finish reason 'done'"),
         ({"min_quality": float("nan")}, "must be a number"),
         ({"unscored": "drop"}, "only with a minimum quality"),
         ({"near_duplicates": 0.4}, "must be 0.5 to 1"),
@@ -422,6 +421,21 @@ def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp
 def test_options_that_make_no_sense_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Options(**given)
+
+
+def test_a_server_s_own_finish_reason_is_filtered_by_and_a_mistyped_one_refused(
+    database: Database, run: MadeRun, tmp_path: Path
+) -> None:
+    with database.write() as session:
+        kept = answered(session, run, "a", finish_reason="tool_calls")
+        dropped_ = answered(session, run, "b", finish_reason="stop")
+
+    write(database, run, tmp_path / "out", finish_reasons=("tool_calls",))
+
+    assert dropped(tmp_path / "out") == [(dropped_, "finish_reason", "stop")]
+    assert prompts_in(tmp_path / "out") == [kept]
+    with pytest.raises(UsageError, match="unknown finish reason 'done'; known are: length, stop, tool_calls, unknown"):
+        write(database, run, tmp_path / "out", finish_reasons=("done",))
 
 
 def test_quality_is_a_column_where_there_is_one(database: Database, run: MadeRun, tmp_path: Path) -> None:
