@@ -2,7 +2,8 @@
 
     python -m studies.answers GRID.jsonl.gz ... --cases CASES.jsonl --second-label FIELD --list disagreements.jsonl
 
-A grid is as for `studies.real_grids`, of prompts with a `reference_answer`; a case is {"gold", "pred", "expected"}.
+A grid is as for `studies.real_grids`, of prompts with a `reference_answer`; a case is
+{"gold", "pred", "expected"} or {"answer", "response", "expected"}.
 Where a grid's `meta` has the `extracted_answer` that its label is of, the checker is asked about that too: then it is
 known whether the two read another answer off a response, or judge the same one otherwise. The tables go into
 studies/answers.md; the disagreements themselves into the file of --list, for a person to read. No row of a grid is kept
@@ -69,7 +70,8 @@ def main() -> None:
 def _cases(path: Path) -> Iterator[Answer]:
     for line in path.read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
-        yield Answer(case["pred"], case["gold"], bool(case["expected"]))
+        given, gold = ("pred", "gold") if "gold" in case else ("response", "answer")
+        yield Answer(case[given], case[gold], bool(case["expected"]))
 
 
 def _grid(path: Path, second: str | None) -> Iterator[Answer]:

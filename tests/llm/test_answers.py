@@ -188,6 +188,7 @@ def test_the_same_answer_is_right(gold: str, response: str) -> None:
         ("5", "The answer is 5.</thinking>I cannot tell."),
         ("3", "The answer is 6 pens for the 3 girls."),
         ("3", "6 pens for 3 girls, so the answer is 2."),
+        ("3", "**Final answer:** He has 3 pens. However, two were asked for, so the answer is 6 pens."),
         ("4", "\\boxed{4} or \\boxed{8}"),
         ("4, 8", "\\boxed{4}, then \\boxed{9}"),
         ("4", "4x"),

@@ -90,10 +90,12 @@ class Mark:
 
 def last(text: str) -> Mark | None:
     """The last mark; a phrase counts only where nothing else is marked, a total only where no answer is stated."""
-    found = [_boxed(text), _tagged(text), _field(_KEY, text), _hashes(text), _phrase(_FINAL, text)]
+    found = [_boxed(text), _tagged(text), _field(_KEY, text), _hashes(text), final := _phrase(_FINAL, text)]
     marks = [mark for mark in found if mark is not None]
     if marks:
-        return max(marks, key=lambda mark: mark.at)
+        best = max(marks, key=lambda mark: mark.at)
+        later = _phrase(_STATED, text) if best is final else None
+        return later if later and later.at > best.at else best
     return _phrase(_STATED, text) or _phrase(_HEADER, text) or _field(_WEAK_KEY, text) or _phrase(_RESULT, text)
 
 
