@@ -45,13 +45,14 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     except Exception as error:
         # Whatever a failing start raises, from a wrong option to a driver's complaint, means the same here.
         raise loading.explain_vllm(spec, error) from error
-    if children := multiprocessing.active_children():
-        threading.Thread(target=_end_with_any, args=(children,), daemon=True, name="vllm-watch").start()
     return VLLM(llm, chat, f"vllm {__version__}")
 
 
 class VLLM:
-    """Hands each request to vLLM as it comes and passes on each response as it is finished."""
+    """Hands each request to vLLM as it comes and passes on each response as it is finished.
+
+    Where vLLM works in processes of its own, this process ends when one of them does.
+    """
 
     def __init__(self, llm: LLM, chat: Chat, version: str) -> None:
         self._engine: Any = llm.llm_engine
@@ -63,6 +64,8 @@ class VLLM:
         self._chat = chat
         self._running: dict[int, tuple[Prompt, float]] = {}
         self._finished: list[Result] = []
+        if children := multiprocessing.active_children():
+            threading.Thread(target=_end_with_any, args=(children,), daemon=True, name="vllm-watch").start()
 
     @property
     def pending(self) -> int:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +20,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from persyn.errors import EngineError
 from persyn.llm import vllm
-from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 
 pytestmark = [
@@ -205,19 +209,23 @@ def test_a_killed_engine_core_is_noticed_at_once(smollm2: Path, tmp_path: Path) 
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "two")
     AutoTokenizer.from_pretrained(smollm2).save_pretrained(tmp_path / "two")
-    options = {"kv_cache_gib": 0.1, "enforce_eager": True, "max_num_seqs": 2}
-    # Two shards of a model, each in a process of its own, as on two GPUs.
-    host = Host(ModelSpec("vllm", str(tmp_path / "two"), gpus=2, options=options), tmp_path)
-    try:
-        while host.loaded is None:
-            host.receive(1.0)
-        host.submit([ask("Count.", temperature=0, max_tokens=200)])
-        core = next(child for child in psutil.Process(host.pid).children() if "EngineCore" in " ".join(child.cmdline()))
-        core.kill()
-        began = time.monotonic()
+    started = [sys.executable, "-m", "tests.llm.two_shards", str(tmp_path / "two")]
+    with (
+        (tmp_path / "log").open("w+") as log,
+        subprocess.Popen(started, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True) as engine,
+    ):
+        try:
+            assert engine.stdout is not None
+            while "writing" not in (line := engine.stdout.readline()):
+                assert line, (tmp_path / "log").read_text()[-2000:]
+            children = {" ".join(each.cmdline()): each for each in psutil.Process(engine.pid).children()}
+            core = next(each for said, each in children.items() if "EngineCore" in said or "spawn_main" in said)
+            core.kill()
+            began = time.monotonic()
 
-        with pytest.raises((HostDied, EngineError), match=r"EngineCore|EngineDead"):
-            host.receive(30.0)
-        assert time.monotonic() - began < 20
-    finally:
-        host.close()
+            assert engine.wait(timeout=60) == 1
+            assert time.monotonic() - began < 20
+            assert "vLLM's process ended: EngineCore" in (tmp_path / "log").read_text()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(engine.pid, signal.SIGKILL)

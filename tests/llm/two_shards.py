@@ -1,0 +1,34 @@
+"""A model in two shards on vLLM, each shard in a process of its own, as on two GPUs; it writes without end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.protocols import Generate, ModelSpec, Sampling
+from persyn.llm.vllm import VLLM
+
+
+def main(folder: Path) -> None:
+    os.environ |= {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    from vllm import LLM
+
+    llm = LLM(str(folder), tensor_parallel_size=2, kv_cache_memory_bytes=2**27, enforce_eager=True, max_num_seqs=2)
+    engine = VLLM(llm, Chat(load_tokenizer(ModelSpec("vllm", str(folder)))), "")
+    number = 0
+    while True:
+        if not engine.pending:
+            number += 1
+            engine.submit([Generate(number, [{"role": "user", "content": "Count."}], Sampling(max_tokens=100), number)])
+        engine.step()
+        if number == 1:
+            sys.stdout.write("writing\n")
+            sys.stdout.flush()
+            number += 1
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
