@@ -83,7 +83,7 @@ def pages(made: MadeRun) -> list[str]:
         f"/runs/{runs.NAME}",
         f"/runs/{runs.NAME}/failures",
         prompts,
-        f"{prompts}?after={ids[-1000]}",
+        f"{prompts}?after={ids[-min(1000, len(ids))]}",
         f"{prompts}?text=Question+99",
         f"{prompts}?text=not+a+word+of+any",
         f"{prompts}?role=holdout",

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 QUICK = {
+    "balance": (["--small"], "generate"),
     "naive_celery": (["--prompts", "40"], "prompts"),
-    "overhead": (["--prompts", "40"], "kill -9 at half"),
+    "overhead": (["--prompts", "40", "--only", "rate"], "requests/s"),
     "queue": (["--prompts", "300", "--parts", "enqueue"], "s"),
     "router": (["--teachers", "2"], "times"),
     "store": (["--sizes", "300", "--databases", "sqlite"], "300"),
