@@ -34,7 +34,7 @@ from persyn.settings import Settings
 from persyn.stages import export, manifest, same_run
 from persyn.stages.start import find
 from persyn.stages.versions import Identities
-from persyn.watch import Glance, glance, shortfalls, tally
+from persyn.watch import Glance, glance, shortfalls, tally, waiting_runs
 from workers import owner
 from workers.affinity import Reach
 from workers.crew import Crew
@@ -137,23 +137,27 @@ def cancel(run: str) -> None:
 @run.command("list")
 @JSON
 def list_runs(as_json: bool) -> None:
-    """List the runs; one that is running, but that no worker holds a job of, is shown as stopped."""
+    """List the runs; a running one that no worker holds a job of is shown as waiting (for a server) or stopped."""
     with store() as database, database.read() as session:
         prompts = select(func.count()).where(RunPrompt.run_id == Run.id).scalar_subquery()
         found = session.execute(
             select(Run.id, Run.name, Run.state, Run.stage, prompts, Run.created_at, Run.error).order_by(Run.id)
         ).all()
-        holders = queue.holders(session)
-    rows = [(name, _stands(state, holders.get(run_id, ())), *rest) for run_id, name, state, *rest in found]
+        holders, waits = queue.holders(session), waiting_runs(session)
+    rows = [
+        (name, _stands(state, holders.get(run_id, ()), is_waiting=run_id in waits), *rest)
+        for run_id, name, state, *rest in found
+    ]
     show(("name", "state", "stage", "prompts", "created", "error"), rows, as_json=as_json)
     if not as_json and any(state == "stopped" for _, state, *_ in rows):
         click.echo("stopped: no worker holds a job of it; 'persyn run resume RUN' goes on with it")
 
 
-def _stands(state: RunState, holders: Collection[str]) -> str:
+def _stands(state: RunState, holders: Collection[str], *, is_waiting: bool) -> str:
     """A run's state, as far as anybody works it."""
-    is_stopped = state is RunState.RUNNING and len(holders) == len(owner.dead(holders))
-    return "stopped" if is_stopped else state.value
+    if state is not RunState.RUNNING or len(holders) > len(owner.dead(holders)):
+        return state.value
+    return "waiting" if is_waiting else "stopped"
 
 
 @run.command()

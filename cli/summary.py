@@ -41,9 +41,10 @@ def _hands(session: Session, run: Run) -> None:
         click.echo(wait_line(wait))
     holders = {held.worker for held in seen.held if held.lease_seconds > 0}
     at_work = len(holders) - len(owner.dead(holders))
+    is_waiting = any(wait.retry_seconds > 0 for wait in seen.waits)
     if at_work:
         click.echo(f"{at_work} worker{'s hold' if at_work > 1 else ' holds'} jobs of it")
-    else:
+    elif not is_waiting:
         click.echo(f"no worker holds a job of it; if that stays so, go on with: persyn run resume {run.name}")
 
 

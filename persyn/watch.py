@@ -176,6 +176,11 @@ def glance(session: Session, run: Run) -> Glance:
     )
 
 
+def waiting_runs(session: Session) -> set[int]:
+    """The ids of runs that wait for a server which is asked again later."""
+    return set(session.scalars(select(Outage.run_id).where(Outage.retry_at > now())))
+
+
 def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
     """The servers that jobs of a run wait for."""
     if run.state is not RunState.RUNNING:

@@ -202,6 +202,30 @@ def test_what_is_waited_for_is_shown(
     assert (wait["model"], wait["limit_seconds"]) == ("ada", 3600)
 
 
+def test_a_run_that_nobody_works_is_listed_as_stopped_unless_it_waits_for_a_server(
+    tmp_path: Path, database: Database, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSYN_HOME", str(tmp_path))
+    monkeypatch.setenv("PERSYN_DATABASE_URL", database.url.render_as_string(hide_password=False))
+
+    def state() -> str:
+        (row,) = json.loads(CliRunner().invoke(persyn, ["run", "list", "--json"]).output)
+        return str(row["state"])
+
+    begin(database, write(tmp_path, server))
+    assert state() == "stopped"
+    with database.write() as session:
+        claim = queue.claim(session, owner="host/1/1/a")
+        assert claim is not None
+    assert state() == "running"
+    with database.write() as session:
+        assert pipeline.wait_out(session, claim, "no server at http://x", owner="host/1/1/a")
+    assert state() == "waiting"
+    with database.write() as session:
+        session.execute(update(Outage).values(retry_at=now(timedelta(seconds=-1))))
+    assert state() == "stopped"
+
+
 def test_a_wait_is_of_one_queue_and_run_and_lasts_however_often_it_is_noted(database: Database) -> None:
     with database.write() as session:
         made = make_run(session)
