@@ -17,7 +17,7 @@ What `--help` says, on one page; made from the program by `make reference`.
 Every command takes `-h` and `--help`. `--json` prints JSON where a list or a status is printed. Tables fit the
 terminal; in a pipe a row is a line, but that `persyn sql` gives each column a line where a row is too wide. Results go
 to standard output, progress and errors to standard error. Exit codes: 0 done, 1 the work failed or a check found
-something, 2 wrong usage, 3 a run is done and more than 3% of a stage's rows failed, 130 or 143 interrupted. Nothing is
+something, 2 wrong usage, 3 a run is done and more than 5% of a stage's rows failed, 130 or 143 interrupted. Nothing is
 coloured where `NO_COLOR` is set.
 
 A shell that completes commands, options, files and runs: see [`persyn completion`](#persyn-completion).

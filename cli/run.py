@@ -54,7 +54,7 @@ def start(config: Path) -> None:
     """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was.
 
     Before a new run is stored it is looked for what would stop it here: prompts without what the quality needs, models,
-    keys, servers, GPUs and memory that are not there. Exit 3 when the run is done and more than 3% of a stage's rows
+    keys, servers, GPUs and memory that are not there. Exit 3 when the run is done and more than 5% of a stage's rows
     failed: the reasons are named.
     """
     wanted = run_file.read(config)
@@ -101,7 +101,7 @@ def watch(run: str, interval: float | None) -> None:
     """Watch RUN until it is over; Ctrl-C closes the view, and the run goes on.
 
     Shows its stages, what each teacher writes in a second (over the last minute), who works on what, and what
-    failed. Exit 0 when the run is done, 3 when it is done and more than 3% of a stage's rows failed, 1 when it failed
+    failed. Exit 0 when the run is done, 3 when it is done and more than 5% of a stage's rows failed, 1 when it failed
     or was cancelled. Without a terminal it is a line each interval in which something changed.
     """
     console = Console()

@@ -32,7 +32,7 @@ RECENT = timedelta(seconds=60)
 #: Of more responses than these, only the last are looked at, and the time in which they came.
 _MOST_RECENT = 20_000
 #: A larger share of failed rows is no accident.
-MANY_FAILED = 0.03
+MANY_FAILED = 0.05
 #: So many reasons of failed rows are named.
 _MOST_REASONS = 3
 #: So many different errors are told of.
