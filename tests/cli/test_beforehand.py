@@ -295,7 +295,7 @@ def test_scores_that_failed_for_want_of_an_answer_are_made_once_it_is_there(pers
     file = with_quality(write_run(tmp_path, strategy="oracle"), 'kind = "math"')
     without(tmp_path, "answer", every=2)
     done = persyn("run", "start", file)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr  # done, and lacking
     assert f"30 of {PROMPTS} prompts have no reference answer" in done.stderr
     failed = "select count(*) as n from scores where failure like 'no_reference_answer%'"
 
@@ -314,7 +314,7 @@ def test_scores_that_failed_for_want_of_an_answer_are_made_once_it_is_there(pers
     file = with_quality(write_run(tmp_path, strategy="oracle", name="next", prompts=80), 'kind = "math"')
     whole = (tmp_path / "prompts.jsonl").read_text()
     without(tmp_path, "answer", every=2)
-    started(persyn, file)
+    assert persyn("run", "start", file).returncode == 3
     assert count() == 30
     (tmp_path / "prompts.jsonl").write_text(whole)
     started(persyn, file)
