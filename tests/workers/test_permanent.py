@@ -38,8 +38,9 @@ def worked(database: Database, folder: Path, first_teacher: str) -> tuple[str, i
     with database.read() as session:
         run = session.get_one(Run, run_id)
         assert run.state is RunState.FAILED
-        claims = select(func.count()).join(Job, Job.id == Event.job_id).where(Event.to_state == JobState.RUNNING)
-        return str(run.error), max(session.scalars(claims.where(Job.error.is_not(None)).group_by(Job.id)))
+        claims = select(func.count()).select_from(Event).join(Job, Job.id == Event.job_id)
+        failed = Event.to_state == JobState.RUNNING, Job.error.is_not(None)
+        return str(run.error), max(session.scalars(claims.where(*failed).group_by(Job.id)))
 
 
 SERVER = 'model = "m"\nengine = "openai"\ngpus = 0\noptions = {{ base_url = "{url}"{more} }}'
