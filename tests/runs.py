@@ -36,7 +36,8 @@ def write_run(
         '[prompts]\nfile = "prompts.jsonl"',
         f'[student]\nname = "student"\nmodel = "student"\nengine = "fake"\nfamily = "{teachers[0]}"',
         '[quality]\nkind = "fake"',
-        f'[router]\nbackbone = "backbone"\nengine = "fake"\noptions = {{ latency_seconds = {fit_seconds} }}',
+        '[router]\nbackbone = "backbone"\nengine = "fake"',
+        *([f"options = {{ latency_seconds = {fit_seconds} }}"] if fit_seconds else []),
         f'[strategy]\nkind = "{strategy}"',
     ]
     for size, teacher in enumerate(teachers, 1):

@@ -51,7 +51,7 @@ def asked(database: Database, folder: Path, table: dict[str, Any] | None, *rows:
     scorer = None if table is None else msgspec.convert(table, QualityTable)
     with database.write() as session:
         run = session.scalars(select(Run)).one()
-        return len(evaluations._prompts(session, run, [file], scorer)[0])
+        return len(evaluations._prompts(session, run, [file], scorer, {})[0])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,6 @@ def asked(database: Database, folder: Path, table: dict[str, Any] | None, *rows:
         (AGAINST, OTHER_ANSWER, "has answer '8', but '7' is stored with it"),
         (PYTHON, OTHER_ANSWER, "has answer '8', but '7' is stored with it"),
         (PYTHON, OTHER_LEVEL, "has level 2, but 1 is stored with it"),
-        (PYTHON, {"new": True}, "has new True, but None is stored with it"),
         (INSTRUCTIONS, OTHER_KWARGS, "has kwargs [{'num_words': 50, 'relation': 'at least'}], but [{"),
     ],
 )
