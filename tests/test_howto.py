@@ -122,7 +122,7 @@ class Desk:
                 (self.folder / name).write_text(text)
 
     def type(self, script: str, **variables: str) -> str:
-        """What a script prints; its `persyn` is this one, and takes a run that is done with rows missing (3) for done."""
+        """What a script prints; its `persyn` is this one, and takes a run that lacks rows (exit code 3) for done."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
         environment |= {"PERSYN_HOME": str(self.folder / "home"), "PYTHONPATH": os.pathsep.join(sys.path), **variables}
         ours = f'persyn() {{ {shlex.quote(sys.executable)} -m cli "$@" || [ $? = 3 ]; }}'
