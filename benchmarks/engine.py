@@ -12,7 +12,9 @@ committed to SQLite. On a CPU nobody splits prompts: with seeds vLLM's default w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -116,7 +118,25 @@ def bare(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
     began = time.monotonic()
     answers = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in asked], sampling, use_tqdm=False)
     seconds = time.monotonic() - began
-    print(sum(len(answer.outputs[0].token_ids) for answer in answers), seconds)
+    print(sum(len(answer.outputs[0].token_ids) for answer in answers), seconds, flush=True)
+    # vLLM's own end may wait for its processes for ever; whoever started this one ends them.
+    os._exit(0)
+
+
+def _measured(command: list[str]) -> list[str]:
+    """The last words of a command; it is ended with everything that it started."""
+    with tempfile.TemporaryFile("w+") as output:
+        with subprocess.Popen(command, stdout=output, start_new_session=True) as process:
+            try:
+                failed = process.wait()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        output.seek(0)
+        said = output.read().split()
+    if failed:
+        raise RuntimeError(f"{' '.join(command)} ended with {failed}")
+    return said
 
 
 def main() -> None:
@@ -135,7 +155,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for side in list(rates) * options.rounds:
         command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--side", side]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        said = _measured(command)
         rates[side].append(int(said[-2]) / float(said[-1]))
         print(
             f"{side:<10} {said[-2]:>7} tokens in {float(said[-1]):6.1f} s: {rates[side][-1]:6.0f} tokens/s", flush=True

@@ -31,7 +31,7 @@ def start(name: str, arguments: list[str]) -> str:
         text=True,
         check=False,
         env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -44,6 +44,7 @@ def test_a_benchmark_starts(name: str) -> None:
     assert says in start(name, arguments)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.model
 @pytest.mark.vllm
 @pytest.mark.parametrize("name", HEAVY)
