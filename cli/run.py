@@ -137,7 +137,10 @@ def cancel(run: str) -> None:
 @run.command("list")
 @JSON
 def list_runs(as_json: bool) -> None:
-    """List the runs; a running one that no worker holds a job of is shown as waiting (for a server) or stopped."""
+    """List the runs and how each stands.
+
+    A running one that no worker holds a job of is waiting for a server, or stopped.
+    """
     with store() as database, database.read() as session:
         prompts = select(func.count()).where(RunPrompt.run_id == Run.id).scalar_subquery()
         found = session.execute(

@@ -69,7 +69,6 @@ def test_a_mistyped_command_is_told_the_nearest() -> None:
     "arguments",
     [
         ("prompts", "show", "9" * 20),
-        ("trace", "first", "9" * 20),
         ("jobs", "cancel", "first", "9" * 20),
         ("prompts", "list", "--after", "9" * 20),
         ("prompts", "list", "--limit", "9" * 20),
