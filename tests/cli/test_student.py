@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import func, select
 
 from cli.main import persyn
+from cli.open import cell
 from persyn import evaluations
 from persyn.db.catalog import Prompt, Run, RunState, Student
 from persyn.db.connect import Database
@@ -100,7 +101,7 @@ def test_from_a_run_to_what_its_student_became(store: Database, tmp_path: Path) 
     perplexities = [(fact["perplexity"], fact["value"]["mean"]) for fact in facts if fact["by"] == "log_likelihood"]
     assert [given for given, _ in perplexities] == [pytest.approx(math.exp(loss)) for _, loss in perplexities]
     assert "perplexity" in by_likelihood.output
-    assert f"{perplexities[0][0]:.4g}" in by_likelihood.output
+    assert cell(perplexities[0][0]) in by_likelihood.output
     listed = json.loads(typed("student", "list", "--json").output)
     assert [(row["run"], row["evaluations"]) for row in listed] == [("run", 2)]
 
