@@ -14,20 +14,20 @@ from typing import Any
 import msgspec
 
 from persyn.errors import shorten
-from persyn.llm import complaints, generation
+from persyn.llm import complaints, finish_reason, generation
 from persyn.llm.complaints import RefusedError, RetryableError
 from persyn.llm.protocols import Generate, Generated, Result
 
-#: By what servers call them, in lower case: the model ended the response, or a limit on tokens did.
-_STOP = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete"}
-_LENGTH = {
-    *("length", "max_tokens", "max_length", "model_length", "max_output_tokens", "max_completion_tokens"),
-    *("token_limit", "model_context_window_exceeded"),
-}
 #: What broke a response off, in which a text may be there and is not whole.
 _BROKEN_OFF = re.compile(
-    r"error|abort|cancel|insufficient|time.?out|overload|interrupt|unavailable|fail", re.IGNORECASE
+    r"error|abort|cancel|insufficient|time.?out|deadline|overload|interrupt|unavailable|fail|disconnect|exception|crash"
+    r"|killed|preempt|shut.?down|memory|\boom\b|internal",
+    re.IGNORECASE,
 )
+#: Parts of a content that are no part of the response, by their type.
+_NO_RESPONSE = re.compile(r"think|reason|refus|tool|function|image|audio|file|video", re.IGNORECASE)
+#: Where a part has its text.
+_OF_PART = ("text", "value", "content", "parts")
 _LONGEST_REASON = 60
 #: No context is so large; a server that counts more has miscounted.
 _MOST_TOKENS = 2**24
@@ -90,13 +90,18 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
     """The result in a server's answer; `RetryableError` or `RefusedError` when there is none."""
     completion = parse(answer)
     choice = _choice(completion)
-    if choice is None or choice.get("error"):
-        raise complaints.in_answer(choice or completion, headers)
-    message = choice["message"]
+    if choice is None:
+        raise complaints.in_answer(completion, headers)
+    message = _table(choice.get("message"))
+    for error in (choice.get("error"), message.get("error")):
+        if complaints.says(error):
+            raise complaints.in_answer({"error": error}, headers)
     text, refusal = _text(message.get("content")), message.get("refusal")
     if isinstance(refusal, str) and refusal:
         raise RefusedError(f"refused: {shorten(refusal)}")
     reason = _finish_reason(choice.get("finish_reason"))
+    if reason == "stop" and (message.get("tool_calls") or message.get("function_call")):
+        reason = "tool_calls"
     if reason is None and not text:
         raise RetryableError("the answer has neither a text nor a finish reason")
     counts = _table(completion.get("usage"))
@@ -114,25 +119,30 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
 
 def _choice(completion: Any) -> dict[str, Any] | None:
     """The first choice, which has a message; None when an answer is no chat completion."""
-    if not isinstance(completion, dict) or completion.get("error"):
+    if not isinstance(completion, dict) or complaints.says(completion.get("error")):
         return None
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
         return None
-    return choice if isinstance(choice.get("message"), dict) or choice.get("error") else None
+    return choice if isinstance(choice.get("message"), dict) or complaints.says(choice.get("error")) else None
 
 
 def _text(content: Any) -> str:
     """The text of a message: a string, or the texts among its parts; what the model thought is none of it."""
-    parts = content if isinstance(content, list) else [content]
-    texts: list[str] = []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, dict) and part.get("type", "text") in ("text", "output_text"):
-            texts.append(_text(part.get("text")))
-    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", "".join(texts))
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", "".join(_texts(content)))
+
+
+def _texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for part in content:
+            yield from _texts(part)
+    elif isinstance(content, dict) and not _NO_RESPONSE.search(str(content.get("type", ""))):
+        yield from _texts(next((content[name] for name in _OF_PART if content.get(name)), None))
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield json.dumps(content)
 
 
 def _finish_reason(said: Any) -> str | None:
@@ -143,14 +153,14 @@ def _finish_reason(said: Any) -> str | None:
     reason = _reason(said)
     if not reason:
         return None
-    word = reason.lower()
-    if word in _STOP or word in _LENGTH:
-        return "stop" if word in _STOP else "length"
-    if word == "content_filter":
+    found = finish_reason.in_our_words(reason)
+    if found in (None, "stop", "length"):
+        return found
+    if reason.lower() == "content_filter":
         raise RefusedError("refused: content filter")
-    if complaints.REFUSED.search(word):
+    if complaints.REFUSED.search(reason):
         raise RefusedError(f"refused: finish reason {reason}")
-    if _BROKEN_OFF.search(word):
+    if _BROKEN_OFF.search(reason):
         raise RetryableError(f"the response broke off, finish reason {reason}")
     return reason
 
@@ -158,7 +168,7 @@ def _finish_reason(said: Any) -> str | None:
 def _reason(said: Any) -> str:
     if isinstance(said, dict):  # SGLang's own: {"type": "abort", ...}
         said = said.get("type")
-    if said is None or isinstance(said, bool):
+    if said is None or isinstance(said, bool) or said == []:
         return ""
     plain = said if isinstance(said, str) else json.dumps(said)
     return shorten(_SURROGATE.sub("", plain), most=_LONGEST_REASON)
@@ -181,13 +191,13 @@ def _assemble(text: str) -> dict[str, Any]:
     message: dict[str, Any] = {"content": ""}
     choice: dict[str, Any] = {"message": message}
     is_over = False
-    for data in _events(text):
+    for name, data in _events(text):
         if data == "[DONE]":
             is_over = True
             break
-        piece = _table(json.loads(data))
-        if piece.get("error"):
-            return {"error": piece["error"]}
+        piece = _piece(name, data)
+        if "error" in piece:
+            return piece
         merged["usage"] = piece.get("usage") or merged.get("usage")
         choices = piece.get("choices")
         for each in map(_table, choices if isinstance(choices, list) else []):
@@ -198,11 +208,35 @@ def _assemble(text: str) -> dict[str, Any]:
     return {**merged, "choices": [choice]}
 
 
-def _events(text: str) -> Iterator[str]:
+def _piece(name: str, data: str) -> dict[str, Any]:
+    """A piece of a completion, or {"error": what the server says}; `ValueError` when it is no JSON."""
+    if name == "error":
+        return {"error": _loaded(data) or "an error event without words"}
+    piece = _table(json.loads(data))
+    error = piece.pop("error", None)
+    if complaints.says(error):
+        return {"error": error}
+    return {"error": piece} if "choices" not in piece and complaints.is_complaint(piece) else piece
+
+
+def _loaded(data: str) -> Any:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return data
+    return found.get("error", found) if isinstance(found, dict) else found
+
+
+def _events(text: str) -> Iterator[tuple[str, str]]:
+    """The name and data of each event; llama.cpp's errors are in a field of that name."""
+    name = ""
     # Not `splitlines`, which also splits at characters that JSON may hold as they are.
     for line in re.split(r"\r\n|\n|\r", text):
-        if line.startswith("data:"):
-            yield line.removeprefix("data:").strip()
+        field, _, value = line.partition(":")
+        if field == "event" or not line:
+            name = value.strip()
+        elif field in ("data", "error"):
+            yield ("error" if field == "error" else name), value.strip()
 
 
 def _add(choice: dict[str, Any], message: dict[str, Any], piece: Mapping[str, Any]) -> None:
@@ -210,9 +244,14 @@ def _add(choice: dict[str, Any], message: dict[str, Any], piece: Mapping[str, An
     message["content"] += _text(delta.get("content"))
     if isinstance(delta.get("refusal"), str):
         message["refusal"] = message.get("refusal", "") + delta["refusal"]
-    for field in ("finish_reason", "error"):
-        if piece.get(field) is not None:
-            choice[field] = piece[field]
+    for field in ("tool_calls", "function_call"):
+        if delta.get(field):
+            message[field] = delta[field]
+    if complaints.says(piece.get("error")):
+        choice["error"] = piece["error"]
+    # Many servers give an empty one with every piece but the last.
+    if said := finish_reason.in_our_words(_reason(piece.get("finish_reason"))):
+        choice["finish_reason"] = said
 
 
 def _table(value: Any) -> dict[str, Any]:

@@ -19,27 +19,45 @@ from persyn.errors import shorten
 _LONGEST_PAUSE_SECONDS = 300.0
 #: What servers say of a prompt that does not fit: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini, DashScope.
 _TOO_LONG = re.compile(
-    r"context.?(length|size|window|limit)|maximum (model|context)|max_model_len|too (long|large|many tokens)"
-    r"|`inputs` tokens|reduce the length|input token count|range of input length",
+    r"context.?(length|size|window|limit)|maximum (model|context)|max_model_len|too (long|many tokens)"
+    r"|(prompt|input|message|request|payload|entity|content|body)\w*\b.{0,60}too large"
+    r"|(prompt|input)\w*\b.{0,40}(exceed|must have less than)"
+    r"|exceed\w*\b.{0,30}token limit|token limit.{0,20}exceed|tokens?( count)? exceed"
+    r"|`inputs` tokens|reduce the length|input token count|range of input length|超长|长度超",
     re.IGNORECASE,
 )
 #: They say the same of an option that is set too high, which no shorter prompt would mend.
-_MAX_TOKENS = re.compile(r"max_?((completion|output|new)_?)?tokens", re.IGNORECASE)
-_OF_THE_PROMPT = re.compile(r"\b(prompts?|inputs?|messages?)\b|requested", re.IGNORECASE)
+MAX_TOKENS = re.compile(r"max[_ ]?((completion|output|new)[_ ]?)?tokens", re.IGNORECASE)
+_OF_THE_PROMPT = re.compile(r"\b(prompts?|inputs?|messages?)\b|\byou requested|tokens requested", re.IGNORECASE)
+_OPTION_AND_CONTEXT = re.compile(r"max\w*tokens\W+is too large: (\d{1,9})\b.*context length is (\d{1,9})\b")
 #: An account that has to be paid for or unlocked: OpenAI, OpenRouter, Anthropic, DeepSeek, Moonshot, Zhipu, DashScope.
 _NO_CREDIT = re.compile(
     r"insufficient[ _-](quota|balance|credit|fund)|credit balance|(out of|not enough|no more|more) credits?\b"
-    r"|billing[ _](hard[ _])?limit|billing_not_active|exceeded_current_quota|spending limit|arrear|欠费|余额不足"
+    r"|(credits?|balance|funds?) (\w+ ){0,2}(insufficient|exhausted|depleted|used up|too low|expired)"
+    r"|billing[ _](hard[ _])?limit|billing_not_active|exceeded_current_quota|spend(ing)? (limit|cap)|payment required"
+    r"|hard limit|key limit exceeded|trial (\w+ )?(ended|expired)|arrear|欠费|余额不足"
     r"|account\b.{0,40}\b(suspended|deactivated|disabled|inactive)",
     re.IGNORECASE,
 )
 #: Gemini says the first of a limit per minute too, and then when to come again.
-_QUOTA, _LATER = (re.compile(words, re.IGNORECASE) for words in (r"exceeded your current quota", r"retry|try again"))
+_QUOTA = re.compile(r"exceeded your current quota|quota (\w+ )?(exhausted|used up)", re.IGNORECASE)
+_LATER = re.compile(r"retry|try again|per[ _](second|minute|hour|day)", re.IGNORECASE)
+#: What is about the key or the model, though it comes as HTTP 400 (Gemini, DeepSeek, OpenRouter, LiteLLM) or 200.
+_ACCESS = re.compile(
+    r"\bapi[ _-]?keys?\b|authenticat|unauthori[sz]ed|permission|invalid model|not a valid model"
+    r"|\bmodels?\b.{0,60}not (exist|found)",
+    re.IGNORECASE,
+)
+_ACCESS_CODE = re.compile(r"invalid_api_key|authentication|unauthori[sz]ed|unauthenticated|permission", re.IGNORECASE)
 #: What a filter that refuses a prompt or a response goes by, as a code or as a finish reason.
 REFUSED = re.compile(
-    r"filter|safety|sensitive|recitation|block|prohibited|\bspii\b|refus|guardrail|moderat|flagged|toxic"
-    r"|content_policy|data_inspection",
+    r"filter|safety|unsafe|sensitive|recitation|block|prohibited|\bspii\b|refus|guardrail|moderat|flagged|toxic"
+    r"|harmful|violat|content_policy|data_inspection",
     re.IGNORECASE,
+)
+#: What is blocked or refused for another reason than a prompt's or a response's content.
+_NOT_CONTENT = re.compile(
+    r"account|conn|key|\bip|user|service|network|address|billing|rate|project|permission", re.IGNORECASE
 )
 
 Blame: TypeAlias = Literal["prompt", "request", "access", "account"]
@@ -96,15 +114,35 @@ def complaint(body: Any) -> Complaint:
     return Complaint(shorten(_words(body)) or "nothing", codes, status)
 
 
+def says(error: Any) -> bool:
+    """Whether an answer's `error` says anything: some servers give one of nulls with every response."""
+    return any(map(says, error.values())) if isinstance(error, dict) else bool(error)
+
+
+def is_complaint(body: Mapping[str, Any]) -> bool:
+    """Whether what has no choices, in a stream, is an error: vLLM's, FastAPI's, ..."""
+    is_named = "error" in (body.get("object"), body.get("type"))
+    return is_named or any(isinstance(body.get(field), str) and body[field] for field in _WORDS)
+
+
+#: Where servers have their words; where several do, as in {"error": "Bad Request", "message": ...}, all are kept.
+_WORDS = ("error", "message", "detail", "msg", "error_message", "error_msg", "error_description", "status_msg")
+
+
 def _words(said: Any) -> str:
     if isinstance(said, list) and len(said) == 1:  # Gemini's
         said = said[0]
-    raw = ""
-    for field in ("error", "message", "detail", "msg"):
-        if isinstance(said, dict) and said.get(field):
-            raw = raw or _raw(said)
-            said = said[field]
-    return (said if isinstance(said, str) else msgspec.json.encode(said).decode()) + raw
+    return _said(said)
+
+
+def _said(said: Any) -> str:
+    if isinstance(said, str):
+        return said
+    if isinstance(said, dict):
+        fields = [said[field] for field in (*_WORDS, "base_resp") if isinstance(said.get(field), str | list | dict)]
+        if words := ": ".join(dict.fromkeys(_said(field) for field in fields if field)):
+            return words + _raw(said)
+    return msgspec.json.encode(said).decode()
 
 
 def _raw(said: Mapping[str, Any]) -> str:
@@ -118,8 +156,12 @@ def _codes(said: Any) -> Iterator[str]:
     if isinstance(said, list) and len(said) == 1:
         said = said[0]
     if isinstance(said, dict):
-        yield from (str(said[field]).lower() for field in ("code", "type", "status") if said.get(field))
+        yield from (str(said[field]).lower() for field in _CODES if said.get(field))
         yield from _codes(said.get("error"))
+        yield from _codes(said.get("base_resp"))
+
+
+_CODES = ("code", "type", "status", "statusCode", "status_code", "error_code", "errorCode", "error_type")
 
 
 def trouble(status: int, headers: Mapping[str, str], found: Complaint) -> RetryableError | RefusedError:
@@ -130,13 +172,13 @@ def trouble(status: int, headers: Mapping[str, str], found: Complaint) -> Retrya
     said = f"HTTP {status}: {found.said}"
     if status in {401, 402, 405, 407, 498} or 300 <= status < 400 or _lacks_credit(found, headers):
         return RefusedError(said, blame="account")
-    if status in {408, 409, 421, 423, 425, 429, 499} or status >= 500:
+    if _is_of_server(status):
         return RetryableError(said, pause_seconds=_retry_after(headers))
     if status in {400, 413, 422} and is_too_long(found):
         return RefusedError(f"too_long: {found.said}")
-    if any(REFUSED.search(code) for code in found.codes):
+    if _is_of_filter(found):
         return RefusedError(f"refused: {said}")
-    is_about_it = status in {400, 413, 414, 422, 431, 451}
+    is_about_it = status in {400, 413, 414, 422, 431, 451} and not _is_of_access(found)
     return RefusedError(f"refused: {said}", blame="request" if is_about_it else "access")
 
 
@@ -144,23 +186,48 @@ def in_answer(body: Any, headers: Mapping[str, str]) -> RetryableError | Refused
     """What becomes of a request that was answered with HTTP 200 and an error, or with what is no chat completion."""
     found = complaint(body)
     again = RetryableError(f"no chat completion in the answer: {found.said}", pause_seconds=_retry_after(headers))
-    if isinstance(body, str):  # a page, or the beginning of a response: whatever it says is no complaint
+    if isinstance(body, str) or _is_response(body):  # a page, or some of a response: what it says is no complaint
         return again
-    if is_too_long(found):
+    if is_too_long(found) and not _is_of_server(found.status):
         return RefusedError(f"too_long: {found.said}")
-    if any(REFUSED.search(code) for code in found.codes):
+    if _is_of_filter(found):
         return RefusedError(f"refused: {found.said}")
     if found.status in {401, 402, 403, 404} or _lacks_credit(found, headers):
         return trouble(found.status or 402, headers, found)
+    if any(map(_ACCESS_CODE.search, found.codes)):
+        return RefusedError(f"refused: {found.said}", blame="access")
     return again
+
+
+def _is_response(body: Any) -> bool:
+    return isinstance(body, dict) and bool(body.get("choices")) and not any(map(body.get, _WORDS))
+
+
+def _is_of_server(status: int | None) -> bool:
+    """Whether a status says that the server may answer later."""
+    return status is not None and (status in {408, 409, 420, 421, 423, 424, 425, 429, 499} or status >= 500)
+
+
+def _is_of_filter(found: Complaint) -> bool:
+    return any(REFUSED.search(code) and not _NOT_CONTENT.search(code) for code in found.codes)
+
+
+def _is_of_access(found: Complaint) -> bool:
+    return bool(_ACCESS.search(" ".join([found.said, *found.codes])))
 
 
 def is_too_long(found: Complaint) -> bool:
     """Whether a complaint is about a prompt that does not fit the model's context."""
     if "context_length_exceeded" in found.codes:
         return True
-    is_about_option = _MAX_TOKENS.search(found.said) and not _OF_THE_PROMPT.search(found.said)
-    return bool(_TOO_LONG.search(found.said)) and not is_about_option
+    is_about_option = MAX_TOKENS.search(found.said) and not _OF_THE_PROMPT.search(found.said)
+    return bool(_TOO_LONG.search(found.said)) and not is_about_option and not _is_beyond_any_prompt(found.said)
+
+
+def _is_beyond_any_prompt(said: str) -> bool:
+    """Whether the option alone is more than the whole context, as vLLM says it."""
+    found = _OPTION_AND_CONTEXT.search(said)
+    return found is not None and int(found[1]) >= int(found[2])
 
 
 def _lacks_credit(found: Complaint, headers: Mapping[str, str]) -> bool:

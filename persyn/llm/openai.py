@@ -10,13 +10,15 @@ another one that was sent later; the server's, when it answers nothing any more,
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import random
 import re
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -57,7 +59,12 @@ def endpoint(base_url: str) -> URL:
         raise PermanentError(f"base_url {base_url!r} is no URL: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
         raise PermanentError(f"base_url {base_url!r} is no http(s) URL; give one like http://localhost:8000/v1")
-    return (url / "chat" / "completions").with_query(url.query)
+    if re.search(r"\s", base_url) or url.fragment:
+        raise PermanentError(f"base_url {base_url!r} has a blank or a # in it, which no base URL has; take it out")
+    path = url.raw_path.rstrip("/")
+    if path.endswith("/chat/completions"):
+        raise PermanentError(f"base_url {base_url!r} must end before /chat/completions, which is added to it")
+    return url.with_path(f"{path}/chat/completions", encoded=True).with_query(url.query)
 
 
 def read_key(chosen: options.OpenAI) -> str | None:
@@ -78,19 +85,41 @@ def read_key(chosen: options.OpenAI) -> str | None:
 def proxy(url: URL) -> URL | None:
     """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY want for an address; `HostLacks` for one of no use."""
     # Not aiohttp's `trust_env`: that reads a .netrc too, and fails where a key is sent besides.
-    if urllib.request.proxy_bypass(url.host or ""):
-        return None
     given = urllib.request.getproxies()
     found = given.get(url.scheme) or given.get("all")
-    if not found:
+    if not found or _is_direct(url, given.get("no", "")):
         return None
-    place = URL(found if "://" in found else f"http://{found}")
+    try:
+        place = URL(found if "://" in found else f"http://{found}")
+    except ValueError as error:  # whose words may repeat a password
+        raise HostLacks(
+            f"the environment names a proxy for {url.host} that is no URL; set HTTP(S)_PROXY anew"
+        ) from error
     if place.scheme not in {"http", "https"} or not place.host:
         raise HostLacks(
             f"the environment names a {place.scheme} proxy for {url.host}; only http and https proxies can be used. "
             "Set HTTP_PROXY or HTTPS_PROXY to one, or NO_PROXY to that host"
         )
     return place
+
+
+def _is_direct(url: URL, no_proxy: str) -> bool:
+    """Whether NO_PROXY names an address: its host, a domain of it, with a port or without, or a network."""
+    host = url.host or ""
+    if urllib.request.proxy_bypass(host) or urllib.request.proxy_bypass(f"{host}:{url.port}"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        domains = [name.strip().lower().removeprefix("*") for name in no_proxy.split(",")]
+        return any(name.startswith(".") and host.endswith(name) for name in domains)
+    return any(address in network for network in _networks(no_proxy))
+
+
+def _networks(no_proxy: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    for name in no_proxy.split(","):
+        with suppress(ValueError):
+            yield ipaddress.ip_network(name.strip(), strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +280,7 @@ class OpenAI:
     async def _greet(self, *, is_much: bool) -> None:
         many = f"{self._unanswered} request{'s' if self._unanswered > 1 else ''} in a row"
         try:
-            await self._ask(_greeting(self._doubts[-1].request))
+            await self._ask(_greeting(self._doubts[-1]))
         except RetryableError as error:
             raise OutageError(f"{many} got no answer from {self._url}: {error}") from error
         except RefusedError as error:
@@ -307,9 +336,14 @@ class OpenAI:
         return text
 
 
-def _greeting(request: Generate) -> Generate:
-    """What is asked in place of a request in doubt, in the same way: little, and nothing that anybody would refuse."""
-    sampling = msgspec.structs.replace(request.sampling, max_tokens=_GREETING_TOKENS)
+def _greeting(doubt: _Doubt) -> Generate:
+    """What is asked in place of a request in doubt, in the same way: little, and nothing that anybody would refuse.
+
+    It may have as many tokens as the request where the server complains of that number.
+    """
+    request, sampling = doubt.request, doubt.request.sampling
+    if not complaints.MAX_TOKENS.search(doubt.reason):
+        sampling = msgspec.structs.replace(sampling, max_tokens=_GREETING_TOKENS)
     return Generate(request.id, [{"role": "user", "content": _GREETING}], sampling, request.seed)
 
 

@@ -112,6 +112,18 @@ def _require_no_secret(chosen: OpenAI) -> None:
     for name in chosen.extra:
         if _SECRET.search(name):
             raise ValueError(f"extra has {name!r}; {advice}")
+    if (within := _secret_within(chosen.extra)) is not None:
+        raise ValueError(f"extra has {within!r} within it; {advice}")
+
+
+def _secret_within(value: Any) -> str | None:
+    """A field with a text that may be a secret; a schema's property that is called `key` has none."""
+    if isinstance(value, list):
+        return next(filter(None, map(_secret_within, value)), None)
+    if not isinstance(value, dict):
+        return None
+    own = (str(name) for name, said in value.items() if isinstance(said, str) and _SECRET.search(str(name)))
+    return next(own, None) or _secret_within(list(value.values()))
 
 
 class Scorer(Options, frozen=True):

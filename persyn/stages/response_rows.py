@@ -12,6 +12,7 @@ import msgspec
 
 from persyn.config import TeacherName
 from persyn.errors import UsageError
+from persyn.llm import finish_reason
 from persyn.stages import files, layouts, rows
 from persyn.stages.layouts import Names, Usual
 from persyn.stages.record import Broken, Flaw, Record
@@ -27,11 +28,6 @@ _USUAL: Usual = {
     "response_tokens": ("response_tokens",),
 }
 FIELDS = tuple(_USUAL)
-#: What other tools call the ends of a response: a limit on tokens, or the model's own.
-_FINISHED = {
-    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length", "max_output_tokens"), "length"),
-    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
-}
 #: What a column of the store takes.
 _MOST_TOKENS = 2**31 - 1
 
@@ -111,7 +107,7 @@ def _row(record: Record, layout: Layout) -> ResponseRow:
         prompt=replace(prompt, meta=of_prompt),
         teacher=_teacher(ours["teacher"]),
         text=_text(reply if ours["response"] is None else ours["response"]),
-        finish_reason=_finish_reason(rows.text_or_number(ours, "finish_reason")),
+        finish_reason=finish_reason.in_our_words(rows.text_or_number(ours, "finish_reason") or ""),
         prompt_tokens=_count(ours, "prompt_tokens"),
         response_tokens=_count(ours, "response_tokens"),
         scores={name: score for name in layout.score if (score := _score(given[name], name)) is not None},
@@ -137,11 +133,6 @@ def _text(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise Flaw(f"'response' must be text, got {value!r:.50}")
     return value if value and value.strip() else None
-
-
-def _finish_reason(said: str | None) -> str | None:
-    """In the store's words where they are known, as the row says it otherwise."""
-    return None if said is None else _FINISHED.get(said.lower(), said)
 
 
 def _count(ours: Record, name: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ from aiohttp import web
 from yarl import URL
 
 from persyn.errors import AccountError, EngineError, OutageError
-from persyn.llm import openai
+from persyn.llm import chat_completions, openai
+from persyn.llm.complaints import RetryableError
 from persyn.llm.host import Host
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result, Sampling
 from tests.chat_server import Server, completion, error
@@ -176,6 +178,7 @@ def test_too_many_requests_are_asked_again_when_the_server_says(server: Server, 
     assert result.seconds >= 1.0
 
 
+STREAM, DONE = 'data: {"choices": [{"delta": {"content": "Fo"}}]}\n\n', "\ndata: [DONE]\n\n"
 #: Answers with HTTP 200 and no response, and what of the server's words has to be told.
 FAULTY = {
     "an error": ('{"error": {"message": "overloaded", "code": 502}}', "overloaded"),
@@ -208,6 +211,41 @@ FAULTY = {
 }
 
 
+#: More of the kind, which need no server to show.
+MORE_FAULTY = {
+    "an error in the message": (
+        '{"choices": [{"message": {"content": "Fo", "error": "upstream died"}, "finish_reason": "stop"}]}',
+        "upstream died",
+    ),
+    "an error beside its name": ('{"error": "Bad Gateway", "message": "no worker"}', "Bad Gateway: no worker"),
+    "an error that is true": ('{"error": true, "message": "no worker"}', "no worker"),
+    "an error of its own form": ('{"base_resp": {"status_code": 1001, "status_msg": "late"}}', "answer: late"),
+    "a refused connection": ('{"error": {"code": "ECONNREFUSED", "message": "upstream"}}', "upstream"),
+    "a long queue": ('{"error": {"code": 503, "message": "request queue too long"}}', "request queue too long"),
+    "a text alone": ('{"choices": [{"text": "reduce the length of it"}]}', "no chat completion"),
+    "a stream with an error event": (
+        STREAM + 'event: error\ndata: {"message": "midway", "code": 500}\n' + DONE,
+        "midway",
+    ),
+    "a stream with an event of words": (STREAM + "event: error\ndata: midway\n" + DONE, "midway"),
+    "a stream with an error field": (STREAM + 'error: {"code": 500, "message": "midway"}\n' + DONE, "midway"),
+    "a stream with an error object": (STREAM + 'data: {"object": "error", "message": "midway"}\n' + DONE, "midway"),
+    "a stream with a detail": (STREAM + 'data: {"detail": "midway"}\n' + DONE, "midway"),
+    "a stream cut after empty reasons": (
+        'data: {"choices": [{"delta": {"content": "Fo"}, "finish_reason": ""}]}\n\n',
+        "Fo",
+    ),
+    "a stream cut after null in words": (
+        'data: {"choices": [{"delta": {"content": "Fo"}, "finish_reason": "null"}]}\n\n',
+        "Fo",
+    ),
+    **{
+        said: (f'{{"choices": [{{"message": {{"content": "Fo"}}, "finish_reason": "{said}"}}]}}', said)
+        for said in ("network_error", "disconnected", "deadline_exceeded", "out_of_memory", "preempted")
+    },
+}
+
+
 @pytest.mark.parametrize(("body", "said"), FAULTY.values(), ids=FAULTY)
 def test_an_answer_without_a_response_is_asked_for_again_and_an_outage_if_it_goes_on(
     server: Server, connect: Connect, body: str, said: str
@@ -221,6 +259,12 @@ def test_an_answer_without_a_response_is_asked_for_again_and_an_outage_if_it_goe
     with pytest.raises(OutageError) as outage:
         answer(connect(max_retries=0), ask(1), ask(2), ask(3))
     assert said in str(outage.value)
+
+
+@pytest.mark.parametrize(("body", "said"), MORE_FAULTY.values(), ids=MORE_FAULTY)
+def test_an_answer_that_breaks_off_or_complains_is_no_response(body: str, said: str) -> None:
+    with pytest.raises(RetryableError, match=re.escape(said)):
+        chat_completions.read(1, body, {}, 0.1)
 
 
 def test_an_answer_that_is_shorter_than_announced_is_asked_for_again(server: Server, connect: Connect) -> None:
@@ -288,10 +332,19 @@ def test_an_answer_that_takes_too_long_is_an_outage(server: Server, connect: Con
     ("said", "stored"),
     [
         *[(word, "stop") for word in ("stop", "STOP", "end_turn", "stop_sequence", "eos_token", "eos")],
+        *[(word, "stop") for word in ("FinishReason.STOP", "stop_str", "endTurn", "completed")],
         *[(word, "length") for word in ("length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens")],
+        *[(word, "length") for word in ("FINISH_REASON_MAX_TOKENS", "maxTokens", "max_new_tokens", "token limit")],
+        *[(word, "length") for word in ("context_length_exceeded", "truncated", "model_context_window_exceeded")],
         *[(word, word) for word in ("tool_calls", "function_call", "OTHER", "repetition", "Weird Reason")],
+        *[
+            (word, word)
+            for word in ("load", "unknown", "MALFORMED_FUNCTION_CALL", "LANGUAGE", "time_limit", "max_turns")
+        ],
         (None, None),
         ("", None),
+        ("null", None),
+        ([], None),
         (3, "3"),
     ],
 )
@@ -315,6 +368,26 @@ def test_a_response_that_a_filter_ended_is_refused(server: Server, connect: Conn
     assert reason(result) == f"refused: finish reason {said}"
 
 
+@pytest.mark.parametrize("more", [{"tool_calls": [{"id": "a"}]}, {"function_call": {"name": "f"}}])
+def test_a_text_beside_a_call_of_a_tool_did_not_stop(server: Server, connect: Connect, more: dict[str, Any]) -> None:
+    choice = {"message": {"content": "Let me see.", **more}, "finish_reason": "stop"}
+    server.reply = lambda n: web.json_response({"choices": [choice]})
+
+    (result,) = answer(connect(), ask())
+
+    assert isinstance(result, Generated)
+    assert result.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("error", [{"message": None, "code": None}, {"code": 0, "message": ""}, {}, "", False])
+def test_an_error_that_says_nothing_costs_nothing(server: Server, connect: Connect, error: Any) -> None:
+    server.reply = lambda n: completion("Four.", error=error)
+
+    (result,) = answer(connect(), ask())
+
+    assert isinstance(result, Generated)
+
+
 def test_a_call_of_a_tool_is_no_response(server: Server, connect: Connect) -> None:
     server.reply = lambda n: completion(None, "tool_calls")
 
@@ -330,6 +403,11 @@ def test_a_call_of_a_tool_is_no_response(server: Server, connect: Connect) -> No
         (["Fo", {"text": "ur."}], "Four."),
         ([{"type": "thinking", "thinking": [{"type": "text", "text": "2+2"}]}, {"type": "text", "text": "4"}], "4"),
         ({"type": "text", "text": "Four."}, "Four."),
+        ([{"type": "text", "text": {"value": "Four.", "annotations": []}}], "Four."),
+        ([[{"type": None, "text": "Fo"}], {"type": "text", "content": "ur."}], "Four."),
+        ([{"type": "reasoning", "text": "2+2"}, {"type": "markdown", "text": "4"}], "4"),
+        ({"parts": [{"text": "Four."}]}, "Four."),
+        (4, "4"),
         ("lone \ud83d half", "lone \N{REPLACEMENT CHARACTER} half"),
     ],
 )
@@ -435,6 +513,30 @@ def test_a_server_that_only_streams_is_read(server: Server, connect: Connect) ->
             error(400, "`max_tokens` must be at most `8192`, less than the `context_window` of this model"),
             "refused: HTTP 400: `max_tokens` must",
         ),
+        (
+            error(400, "too many tokens: max tokens must be at most 4096, the maximum output"),
+            "refused: HTTP 400: too many",
+        ),
+        (
+            error(400, "'max_tokens' is too large: 5000. This model's maximum context length is 4096 and your input"),
+            "refused: HTTP 400: 'max_tokens'",
+        ),
+        (
+            error(400, "'max_tokens' is too large: 900. This model's maximum context length is 4096 and your input"),
+            "too_long: 'max_tokens'",
+        ),
+        (error(400, "Input length 5000 exceeds the maximum allowed length 4096"), "too_long: Input"),
+        (error(400, "Your request exceeded model token limit: 8192"), "too_long: Your"),
+        (error(400, "Model 'm' is too large to load"), "refused: HTTP 400: Model"),
+        (error(400, "API key not valid for this"), "refused: HTTP 400: API key"),
+        (
+            web.json_response({"error": {"code": "account_blocked", "message": "no"}}, status=403),
+            "refused: HTTP 403: no",
+        ),
+        (
+            web.json_response({"error": "Bad Request", "message": "prompt too long"}, status=400),
+            "too_long: Bad Request: pr",
+        ),
         (error(400, "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000"), "too_long: input"),
         (error(400, "The input token count (1200000) exceeds the maximum"), "too_long: The input"),
         (error(400, "Stream must be set to true"), "refused: HTTP 400: Stream must"),
@@ -478,6 +580,14 @@ QUOTA = {"message": "You exceeded your current quota", "type": "insufficient_quo
         web.json_response({"error": QUOTA}, status=429),
         error(429, "You exceeded your current quota, please check your plan and billing details."),
         error(400, "Your credit balance is too low to access the API"),
+        error(403, "Sorry, your account balance is insufficient"),
+        error(429, "Key limit exceeded (total limit)"),
+        error(429, "Monthly spend limit reached"),
+        error(400, "API key not valid. Please pass a valid API key."),
+        error(400, "Model Not Exist"),
+        web.json_response({"error": {"message": "Incorrect key", "code": "invalid_api_key"}}),
+        web.json_response({"error": {"message": "no", "code": "account_blocked"}}, status=403),
+        web.json_response({"code": 1008, "error_msg": "insufficient balance"}),
         web.json_response({"error": {"message": "Insufficient credits", "code": 402}}),
         web.json_response({"error": {"message": "User not found.", "code": 401}}),
     ],
@@ -485,7 +595,8 @@ QUOTA = {"message": "You exceeded your current quota", "type": "insufficient_quo
 def test_an_account_that_is_locked_or_empty_ends_the_engine_and_fails_no_prompt(
     server: Server, connect: Connect, reply: web.Response
 ) -> None:
-    server.reply = lambda n: completion("Four.") if n == 1 else reply
+    # A response can be sent only once.
+    server.reply = lambda n: completion("Four.") if n == 1 else web.Response(body=reply.body, status=reply.status)
     engine = connect(concurrency=1)
 
     with pytest.raises(AccountError, match="that the account may use them"):
@@ -513,6 +624,19 @@ def test_a_request_that_nobody_would_be_granted_stops_before_the_prompts_are_use
         answer(engine, *[ask(i) for i in range(100)])
 
     assert engine.pending == 100
+
+
+def test_a_number_of_tokens_that_nobody_is_granted_stops_though_a_short_greeting_is_answered(
+    server: Server, connect: Connect
+) -> None:
+    def reply(n: int) -> web.Response:
+        is_much = server.bodies[-1]["max_tokens"] > 4096
+        return error(400, "max_tokens is too large: 5000, at most 4096") if is_much else completion("Hi.")
+
+    server.reply = reply
+
+    with pytest.raises(AccountError, match="max_tokens is too large"):
+        answer(connect(concurrency=2), *[ask(i, max_tokens=5000) for i in range(100)])
 
 
 def test_no_server_ends_the_engine(connect: Connect) -> None:
@@ -586,6 +710,7 @@ def test_a_key_that_cannot_be_one_is_told_before_the_first_request(
         {"base_url": "http://127.0.0.1/v1?subscription-key=sk-secret"},
         {"api_key_env": "sk-secret"},
         {"extra": {"api_key": "sk-secret"}},
+        {"extra": {"extra_headers": [{"Authorization": "Bearer sk-secret"}]}},
     ],
 )
 def test_a_secret_among_options_is_refused_and_not_repeated(connect: Connect, options: dict[str, Any]) -> None:
@@ -614,6 +739,48 @@ def test_a_proxy_of_the_environment_is_heeded_and_its_password_told_to_nobody(
     monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
     with pytest.raises(EngineError, match="socks5 proxy"):
         connect(base_url="http://api.example.com/v1")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "said"),
+    [
+        ("http://h/v1/chat/completions", "must end before /chat/completions"),
+        ("http://h/v1/chat/completions/?api-version=1", "must end before /chat/completions"),
+        (" http://h/v1 ", "has a blank or a #"),
+        ("http://h/v1#x", "has a blank or a #"),
+        ("http://h:99999/v1", "is no URL"),
+    ],
+)
+def test_a_base_url_that_cannot_be_meant_is_refused(connect: Connect, base_url: str, said: str) -> None:
+    with pytest.raises(EngineError, match=said):
+        connect(base_url=base_url)
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "is_direct"),
+    [
+        ("llm.example.com:8000", True),
+        ("llm.example.com:9000", False),
+        ("*.example.com", True),
+        ("example.org, .example.com", True),
+        ("10.0.0.0/8", False),
+    ],
+)
+def test_no_proxy_may_name_a_port_a_domain_or_a_network(
+    monkeypatch: pytest.MonkeyPatch, no_proxy: str, is_direct: bool
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", no_proxy)
+
+    assert (openai.proxy(URL("http://llm.example.com:8000/v1")) is None) == is_direct
+    assert (openai.proxy(URL("http://10.1.2.3/v1")) is None) == ("/" in no_proxy)
+
+
+def test_a_proxy_that_is_no_url_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:hidden@127.0.0.1:port")
+    with pytest.raises(EngineError, match="that is no URL") as refused:
+        openai.proxy(URL("http://api.example.com/v1"))
+    assert "hidden" not in str(refused.value)
 
 
 def receive(host: Host) -> None:
