@@ -35,6 +35,8 @@ def renamed(names: Iterable[str], fields: Collection[str]) -> dict[str, str]:
             raise UsageError(f"--map takes FIELD=NAME with FIELD one of {', '.join(fields)}, got {given}")
         if ours in pairs:
             raise UsageError(f"--map names the field {ours} twice: {pairs[ours]} and {theirs}")
+        if theirs in pairs.values():
+            raise UsageError(f"--map names the file's field {theirs} twice; it can be one field of ours")
         pairs[ours] = theirs
     return pairs
 

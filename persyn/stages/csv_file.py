@@ -15,7 +15,7 @@ from persyn.stages.encoding import not_utf8, opened
 from persyn.stages.layouts import KNOWN
 from persyn.stages.record import MAX_BYTES, Broken, Numbered, Record
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
 #: An empty cell of another column is a field that is not there; of these it says something.
 _KEPT_EMPTY = frozenset({"prompt", "input"})
 
@@ -36,7 +36,10 @@ def read(path: Path) -> Iterator[Numbered]:
         delimiter = _told_delimiter(first)
         if delimiter:
             before, first = before + 1, next(lines, "")
-        rows = csv.reader(chain([first], lines), delimiter=delimiter or _delimiter(first), strict=True)
+        delimiter = delimiter or _delimiter(first)
+        # With a blank after each delimiter, a quote is not the first of its cell, and would be a part of it.
+        is_spaced = any(name.startswith(" ") for name in next(csv.reader([first], delimiter=delimiter), [])[1:])
+        rows = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=is_spaced, strict=True)
         yield from _records(path, _Rows(path, rows, before))
 
 
@@ -118,7 +121,7 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     if why := _not_text(cells):
         raise UsageError(f"cannot read the header of {path}: {why}")
     header = [name.strip() for name in cells]
-    if twice := sorted({name for name in header if header.count(name) > 1}):
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise UsageError(f"cannot read {path}: its header names the column {twice[0]!r} twice")
     return header
 
@@ -129,6 +132,10 @@ def _record(header: list[str], cells: list[str]) -> Record | Broken:
         return Broken(f"{len(cells)} fields, where the header has {len(header)}")
     if why := _not_text(cells):
         return Broken(why)
+    if [cell.strip("\ufeff \t") for cell in cells] == header:
+        return Broken("the header again, as in files that were put one after the other")
+    if header.count("") > 1 and any(cell for name, cell in zip(header, cells, strict=True) if not name):
+        return Broken("a cell in one of several columns that have no name")
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name.lower() in _KEPT_EMPTY}
 
 

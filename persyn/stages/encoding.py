@@ -33,13 +33,6 @@ _SIGNATURES = {
     b"<!doctype": ("a web page", "download the file itself"),
     b"<html": ("a web page", "download the file itself"),
 }
-#: Which of the first four bytes are zero, where each character takes two or four.
-_WIDE: dict[tuple[bool, ...], str] = {
-    (False, True, False, True): "UTF-16LE",
-    (True, False, True, False): "UTF-16BE",
-    (False, True, True, True): "UTF-32LE",
-    (True, True, True, False): "UTF-32BE",
-}
 
 
 def opened(path: Path) -> io.BufferedReader[Any]:
@@ -80,9 +73,18 @@ def _require_text(path: Path, head: bytes) -> None:
 
 
 def _wide(head: bytes) -> tuple[str, str] | None:
-    """UTF-16 and UTF-32 without a mark: a text begins with ASCII, whose other bytes are zero."""
-    zeros = tuple(byte == 0 for byte in head[:4])
-    name = _WIDE.get(zeros)
+    """UTF-16 and UTF-32 without a mark: the other bytes of an ASCII character are zero, and text has no other zeros."""
+    zeros = [head[place::4].count(0) for place in range(4)]
+    if not any(zeros):
+        return None
+    n = len(head) // 4
+    names: dict[tuple[bool, ...], str] = {
+        (False, True, True, True): "UTF-32LE",
+        (True, True, True, False): "UTF-32BE",
+        (False, True, False, True): "UTF-16LE",
+        (True, False, True, False): "UTF-16BE",
+    }
+    name = names.get(tuple(count > n / 4 for count in zeros))
     return (f"{name} text", f"convert it: iconv -f {name} -t UTF-8") if name else None
 
 

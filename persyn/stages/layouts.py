@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from persyn.stages.record import Flaw, Record
 
@@ -27,7 +27,7 @@ PROMPT: Usual = {
     "prompt": ("prompt",),
     "messages": ("messages", "conversations", "conversation"),
     "input": (),
-    "system": ("system", "system_prompt"),
+    "system": ("system", "system_prompt", "system_message", "system prompt", "systemprompt"),
     "answer": ("answer", "reference_answer"),
     "id": ("id", "prompt_id"),
 }
@@ -65,8 +65,9 @@ class Fields:
     def likely(self) -> str:
         """How to say which of them is the prompt."""
         keys = spelled(self.rest)
-        likely = [keys[name][0] for name in _LIKELY if name in keys]
-        return " or ".join(f"--map prompt={name}" for name in likely) or "--map prompt=NAME"
+        likely = [f"prompt={keys[name][0]}" for name in _LIKELY if name in keys]
+        likely += [f"messages={name}" for name, value in self.rest.items() if _are_turns(value)]
+        return " or ".join(f"--map {each}" for each in likely) or "--map prompt=NAME"
 
 
 def take(record: Record, names: Names = NO_NAMES, usual: Usual = PROMPT) -> Fields:
@@ -78,8 +79,14 @@ def take(record: Record, names: Names = NO_NAMES, usual: Usual = PROMPT) -> Fiel
             called[ours] = found
     if _is_alpaca(names, called, keys):
         called |= _alpaca(keys, {*called.values()})
+    elif isinstance(record.get(called.get("prompt", "")), str) and _has_pairs(record, keys):
+        called["history"] = keys["history"][0]
     fields = {ours: rest.pop(theirs, None) for ours, theirs in called.items()}
     return Fields({ours: fields.get(ours) for ours in (*usual, "history")}, called, rest, tuple(record))
+
+
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def spelled(record: Iterable[str]) -> Spellings:
@@ -114,6 +121,15 @@ def _is_alpaca(names: Names, called: Names, keys: Spellings) -> bool:
         return names["prompt"].lower() == "instruction"
     is_other = "prompt" in called or "messages" in called
     return not is_other and "instruction" in keys and ("input" in keys or "output" in keys)
+
+
+def _has_pairs(record: Record, keys: Spellings) -> bool:
+    """Whether a row has earlier turns as Alpaca keeps them: nothing else is a list of pairs of texts."""
+    value = record[keys["history"][0]] if "history" in keys else None
+    pairs = value if isinstance(value, list) else []
+    return bool(pairs) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(said, str) for said in pair) for pair in pairs
+    )
 
 
 def _alpaca(keys: Spellings, taken: set[str]) -> dict[str, str]:

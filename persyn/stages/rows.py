@@ -12,7 +12,7 @@ import msgspec
 
 from persyn.errors import UsageError
 from persyn.llm.protocols import Message
-from persyn.stages import files, layouts
+from persyn.stages import files, layouts, strict_json
 from persyn.stages import turns as conversations
 from persyn.stages.layouts import NO_NAMES, Fields, Names
 from persyn.stages.record import Broken, Flaw, Numbered, Record
@@ -139,20 +139,41 @@ def _is_sharegpt(fields: Fields) -> bool:
 
 def _turns(fields: Fields) -> list[Message]:
     """The turns of a row, its system turn aside where that has a field of its own."""
-    prompt, messages, name = fields.ours["prompt"], fields.ours["messages"], fields.called.get("messages", "messages")
+    prompt, messages, name = fields.ours["prompt"], fields.ours["messages"], _name_of_turns(fields)
     if messages:
         if prompt:
             raise Flaw(f"both {fields.called['prompt']!r} and {name!r}; one row is one conversation")
         return conversations.read(messages, name)
     if isinstance(prompt, list) and prompt:
-        return conversations.read(prompt, fields.called["prompt"])
+        return conversations.read(prompt, name)
+    if isinstance(prompt, str) and _spells_turns(prompt):
+        raise Flaw(f"{name!r} is the JSON of turns; say --map messages={name}, or keep them as a list")
     return [*_earlier(fields), {"role": "user", "content": _prompt(fields)}]
+
+
+def _name_of_turns(fields: Fields) -> str:
+    """What the row calls the field that its turns are read from."""
+    ours = "messages" if fields.ours["messages"] or "prompt" not in fields.called else "prompt"
+    return fields.called.get(ours, ours)
+
+
+def _spells_turns(prompt: str) -> bool:
+    """Whether a text is the JSON of turns, as a CSV file keeps them."""
+    if not prompt.lstrip().startswith("["):
+        return False
+    try:
+        turns = msgspec.json.decode(prompt)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return bool(turns) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns)
 
 
 def _prompt(fields: Fields) -> str:
     """The prompt that is a text, with the input that an instruction may have."""
     prompt, more = fields.ours["prompt"], fields.ours["input"]
     if prompt is None:
+        if nothing := [name for ours, name in fields.called.items() if ours in ("prompt", "messages")]:
+            raise Flaw(f"neither 'prompt' nor 'messages': {nothing[0]!r} is empty")
         raise Flaw(
             f"neither 'prompt' nor 'messages'; the row has {fields.listed()}: say which is the prompt by "
             f"{fields.likely()}"
@@ -168,7 +189,8 @@ def _prompt(fields: Fields) -> str:
 def _earlier(fields: Fields) -> list[Message]:
     """Alpaca's history: pairs of what was said and what was answered."""
     turns: list[Message] = []
-    for pair in fields.ours["history"] or []:
+    history = fields.ours["history"] or []
+    for pair in strict_json.decode(history.encode()) if isinstance(history, str) else history:
         match pair:
             case [str(said), str(answered)]:
                 turns += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]
@@ -179,7 +201,7 @@ def _earlier(fields: Fields) -> list[Message]:
 
 def _conversation(turns: list[Message], fields: Fields) -> list[Message]:
     """The turns that end with the prompt, the system turn first."""
-    name = fields.called.get("messages", "messages")
+    name = _name_of_turns(fields)
     if not turns or turns[-1]["role"] != "user":
         last = turns[-1]["role"] if turns else "system"
         advice = "; answers come in by 'persyn responses import'" if last == "assistant" else ""

@@ -10,10 +10,9 @@ from persyn.stages import strict_json
 from persyn.stages.record import Flaw
 
 #: How a turn names its speaker and its text: as chat messages do, and as ShareGPT does.
-_FORMS = (("role", "content"), ("from", "value"))
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-#: What ShareGPT's turns are from, besides.
-_SPEAKERS = {**_ROLES, "human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+_SPEAKER, _TEXT = ("role", "from"), ("content", "value")
+_SPEAKERS = {"system": "system", "user": "user", "assistant": "assistant", "human": "user"}
+_SPEAKERS |= dict.fromkeys(("gpt", "chatgpt"), "assistant")
 #: What says nothing: Parquet gives each turn of a file the keys of all.
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
@@ -44,19 +43,37 @@ def _turn(turn: Any, where: str) -> Message:
         turn = _decoded(turn, where)
     if not isinstance(turn, dict):
         raise Flaw(f"{where} must have a role and a content, got {turn!r:.50}")
-    speaker, content = next((form for form in _FORMS if turn.get(form[0]) is not None), _FORMS[0])
-    if more := [key for key, said in turn.items() if key not in (speaker, content) and said not in _NOTHING]:
+    turn = _spelled(turn)
+    speaker, content = (next((key for key in of if turn.get(key) is not None), of[0]) for of in (_SPEAKER, _TEXT))
+    if speaker == "from" and turn.get(content) is None:
+        content = _TEXT[1]
+    if more := [key for key, said in turn.items() if key not in (speaker, content) and _says(said)]:
         raise Flaw(f"{where} has {more[0]!r}, which would be lost; take it out, or leave the row out")
     return {"role": _role(turn, speaker, where), "content": _content(turn, content, where)}
 
 
+def _says(said: Any) -> bool:
+    """Whether a value says anything; a struct of nulls does not."""
+    if isinstance(said, dict):
+        return any(map(_says, said.values()))
+    return said not in _NOTHING
+
+
+def _spelled(turn: Turn) -> Turn:
+    """The same with the keys that we know as we spell them, unless it has such a key already."""
+    known = {*_SPEAKER, *_TEXT}
+    names = {key: name for key in turn if key not in known and (name := str(key).strip().lower()) in known - {*turn}}
+    return {names.get(key, key): said for key, said in turn.items()} if len({*names.values()}) == len(names) else turn
+
+
 def _role(turn: Turn, key: str, where: str) -> str:
-    role, known = turn.get(key), _ROLES if key == "role" else _SPEAKERS
+    role = turn.get(key)
     if role is None:
         raise Flaw(f"{where} has no {key!r}")
-    if not isinstance(role, str) or role not in known:
-        raise Flaw(f"{where} has the unknown {key} {role!r:.50}; known are {', '.join(known)}")
-    return known[role]
+    known = _SPEAKERS.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise Flaw(f"{where} has the unknown {key} {role!r:.50}; known are {', '.join(_SPEAKERS)}")
+    return known
 
 
 def _content(turn: Turn, key: str, where: str) -> str:
@@ -74,7 +91,7 @@ def _content(turn: Turn, key: str, where: str) -> str:
 def _only_text(parts: list[Any], where: str, key: str) -> str:
     """The text of a content in parts, where it is one part."""
     match parts:
-        case [{"type": "text", "text": str(text), **more}] if all(said in _NOTHING for said in more.values()):
+        case [{"type": "text", "text": str(text), **more}] if not _says(more):
             return text
     kinds = ", ".join(str(part.get("type")) if isinstance(part, dict) else repr(part)[:20] for part in parts[:5])
     raise Flaw(f"{where}: {key!r} must be one text, got {len(parts)} parts ({kinds})")

@@ -52,6 +52,8 @@ def test_an_import_says_which_fields_there_are_and_takes_their_names(persyn: Per
         persyn("prompts", "import", "p.csv"), "the row has 'Question', 'Gold', 'ID'", "--map prompt=Question"
     )
     require_refused(persyn("prompts", "import", "p.csv", "--map", "teacher=Gold"), "FIELD one of prompt, messages")
+    twice = ("--map", "prompt=Question", "--map", "answer=Question")
+    require_refused(persyn("prompts", "import", "p.csv", *twice), "the file's field Question twice")
     done = persyn("prompts", "import", "p.csv", "--map", "prompt=Question", "--map", "answer=Gold")
     assert done.stdout == "2 rows: 2 new, 0 already there, 0 bad\n"
     assert done.stderr == "ids of p.csv that several prompts have: 1, such as 'a'; every prompt was kept\n"

@@ -64,6 +64,8 @@ PLAIN = b'{"prompt": "a"}\n'
         (PLAIN.decode().encode("utf-32"), "UTF-32 text"),
         (PLAIN.decode().encode("utf-32-be"), "UTF-32BE text"),
         (gzip.compress(PLAIN, mtime=0), "compressed with gzip .* a name that ends in .gz"),
+        ("日本,prompt\na,b\n".encode("utf-16-le"), "UTF-16LE text"),
+        ("日本,prompt\na,b\n".encode("utf-16-be"), "UTF-16BE text"),
         (b"\x28\xb5\x2f\xfd" + PLAIN, "compressed with zstd"),
         (b"PK\x03\x04" + PLAIN, "a ZIP archive or a spreadsheet"),
         (b"PAR1" + PLAIN, "Parquet .* ends in .parquet"),
@@ -183,6 +185,20 @@ def test_a_name_that_no_row_has_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "said"),
     [
+        ({"conversations": []}, "'conversations' is empty"),
+        ({"Prompt": None}, "'Prompt' is empty"),
+        ({"dialogue": TURNS, "id": 1}, "--map messages=dialogue"),
+        ({"prompt": json.dumps(TURNS)}, "'prompt' is the JSON of turns; say --map messages=prompt"),
+        ({"prompt": [HI, {"role": "assistant", "content": "a"}]}, "'prompt': the last turn must be the user's"),
+    ],
+)
+def test_what_there_is_in_place_of_a_prompt_is_said(tmp_path: Path, record: Any, said: str) -> None:
+    assert said in why(tmp_path, record)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
         ({"prompt": "a", "Prompt": "b"}, "both 'prompt' and 'Prompt'; say by --map prompt=NAME"),
         ({"prompt": "a", "conversations": SAID}, "both 'prompt' and 'conversations'; one row is one conversation"),
         ({"messages": TURNS, "conversations": SAID}, "both 'messages' and 'conversations'"),
@@ -211,6 +227,29 @@ def test_sharegpt_is_read_by_itself_and_its_reply_kept(tmp_path: Path) -> None:
     assert "unknown from 'function_call'" in why(tmp_path, {"conversations": [{"from": "function_call", "value": "x"}]})
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"from": "Human", "value": "Hi"},
+        {"role": "human", "content": "Hi"},
+        {"role": "USER", "value": "Hi"},
+        {"from": " user ", "content": "Hi"},
+        {"Role": "user", "Content": "Hi"},
+    ],
+)
+def test_a_turn_that_can_be_meant_in_one_way_alone_is_read(tmp_path: Path, turn: Any) -> None:
+    assert one(tmp_path, {"messages": [SYSTEM, turn]}) == Row("Hi", [SYSTEM], None, None, {})
+
+
+def test_earlier_turns_in_pairs_are_turns_beside_a_prompt_too(tmp_path: Path) -> None:
+    pairs = [["Hi", "Hello."]]
+    assert one(tmp_path, {"prompt": "2+2?", "history": pairs}) == Row("2+2?", TURNS[:2], None, None, {})
+    as_text = {"instruction": "2+2?", "input": "", "history": json.dumps(pairs)}
+    assert one(tmp_path, as_text).history == TURNS[:2]
+    for record in ({"messages": TURNS, "history": pairs}, {"prompt": "a", "history": "Rome, 44 BC"}):
+        assert one(tmp_path, record).meta == {"history": record["history"]}
+
+
 def test_alpaca_is_read_by_itself(tmp_path: Path) -> None:
     assert one(tmp_path, {"instruction": "Add.", "input": "1, 2", "output": "3"}) == Row(
         "Add.\n1, 2", None, None, None, {"output": "3"}
@@ -225,6 +264,8 @@ def test_a_system_column_is_the_system_turn(tmp_path: Path) -> None:
         {"messages": [HI], "System": "Be brief."},
         {"messages": [SYSTEM, HI], "system": "Be brief."},
         {"conversations": SAID[:2], "system_prompt": "Be brief."},
+        {"prompt": "Hi", "systemPrompt": "Be brief."},
+        {"prompt": "Hi", "system_message": "Be brief."},
     ):
         assert (row := one(tmp_path, record)).history == [SYSTEM]
         assert row.text == "Hi"
@@ -261,6 +302,7 @@ def test_a_turn_that_says_more_than_can_be_kept_is_refused(tmp_path: Path, more:
 
 def test_a_turn_may_have_keys_that_say_nothing(tmp_path: Path) -> None:
     assert one(tmp_path, {"messages": [HI | {"tool_calls": None, "name": "", "from": None, "x": []}]}).text == "Hi"
+    assert one(tmp_path, {"messages": [HI | {"function_call": {"name": None, "arguments": None}}]}).text == "Hi"
     assert one(tmp_path, {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}).text == "Hi"
 
 
@@ -302,6 +344,9 @@ def test_parquet_of_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
         "sep=;\nPROMPT;ANSWER\nA, or b?;1\n",
         '\n\nprompt,answer\n"A, or b?",1\n',
         "answer;all, in order;prompt\n1;x;A, or b?\n",
+        "prompt|answer\nA, or b?|1\n",
+        'prompt, answer\n"A, or b?", "1"\n',
+        "prompt;answer;;\nA, or b?;1;;\n",
         'prompt,"answer"\r"A, or b?",1\r',
     ],
 )
@@ -334,6 +379,21 @@ def test_a_header_that_names_no_columns_is_refused(tmp_path: Path, text: str, sa
     (tmp_path / "p.csv").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UsageError, match=said):
         read(tmp_path / "p.csv")
+
+
+def test_files_put_one_after_the_other_have_no_prompt_named_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Prompt,x\na,1\n\ufeffPrompt,x\nb,2\n", encoding="utf-8")
+    first, again, second = read(tmp_path / "p.csv")
+    assert isinstance(first, Row)
+    assert isinstance(second, Row)
+    assert str(again) == "p.csv:3: the header again, as in files that were put one after the other"
+
+
+def test_a_cell_whose_column_has_no_name_is_no_loss_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,,\na,,\nb,,1\n")
+    good, bad = read(tmp_path / "p.csv")
+    assert good == Row("a", None, None, None, {})
+    assert "a cell in one of several columns that have no name" in str(bad)
 
 
 def test_what_an_open_quote_swallows_is_counted(tmp_path: Path) -> None:
@@ -382,9 +442,10 @@ def test_responses_come_in_the_usual_layouts_too(tmp_path: Path, record: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"), [("MAX_TOKENS", "length"), ("model_length", "length"), ("end_turn", "stop"), ("abort", "abort")]
+    ("said", "kept"),
+    [("MAX_TOKENS", "length"), ("maxTokens", "length"), ("end_turn", "stop"), ("abort", "abort"), ("None", None)],
 )
-def test_responses_end_in_one_word(tmp_path: Path, said: str, kept: str) -> None:
+def test_responses_end_in_one_word(tmp_path: Path, said: str, kept: str | None) -> None:
     row = responses(tmp_path, {"prompt": "Hi", "response": "Hel", "teacher": "ada", "finish_reason": said})
     assert isinstance(row, ResponseRow)
     assert row.finish_reason == kept
