@@ -73,7 +73,8 @@ class RunTable(_Table, frozen=True):
     #: down to 8 prompts. `score` divides it by the number of teachers, `assign` takes 8 times as many.
     job_prompts: Positive = 256
     #: How long a server that answers nobody is waited for, in seconds, before the run fails; 0 does not wait. Waiting
-    #: uses up no attempt. A server that refuses everybody (no credit, a wrong key) is not waited for.
+    #: uses up no attempt. A server that refuses everybody (no credit, a wrong key) is not waited for. It may change
+    #: later: `persyn run start` with the changed file.
     outage_seconds: Annotated[float, Meta(ge=0)] = 3600.0
 
 

@@ -126,7 +126,7 @@ def sha256(path: Path) -> str:
 
 
 def adopt(session: Session, run: Run, config: RunConfig) -> None:
-    """Take over what may change of a run's file: where models and prompts lie, and what only describes a teacher."""
+    """Take over what may change of a run's file: where models and prompts lie, what describes a teacher, patience."""
     was = thaw(run.config)
     taken = was.frozen()
     for place, row in _moved(session, run, was, config):
@@ -137,6 +137,7 @@ def adopt(session: Session, run: Run, config: RunConfig) -> None:
             row.model = _at(taken, place)
     _describe(taken["teachers"], _teachers(session, run), config)
     taken["student"]["family"] = config.student.family
+    taken["run"]["outage_seconds"] = config.run.outage_seconds
     if config.prompts.files and all(Path(file).is_file() for file in config.prompts.files):
         contents = [sha256(Path(file)) for file in config.prompts.files]
         taken["prompts"] = replace(config.prompts, sha256=contents)
@@ -182,6 +183,7 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
             del teacher[key]
     if "family" not in kept:
         del frozen["student"]["family"]
+    del frozen["run"]["outage_seconds"]
     frozen["prompts"] = {"source": config.prompts.sources}
     return frozen
 

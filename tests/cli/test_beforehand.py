@@ -270,10 +270,13 @@ def test_what_describes_a_teacher_may_change_and_what_decides_is_refused_with_bo
     file = write_run(tmp_path)
     started(persyn, file)
     text = file.read_text()
+    text = text.replace("calibration = 12", "calibration = 12\noutage_seconds = 60")
     file.write_text(
         text.replace('family = "ada"\nparams_b = 1', 'family = "new"\nlicense = "MIT"\nprice_in = 1.5\nprice_out = 3')
     )
     started(persyn, file)
+    (run,) = json.loads(persyn("sql", "select config from runs", "--json").stdout)
+    assert '"outage_seconds":60.0' in json.dumps(run).replace("\\", "").replace(" ", "")
     (row,) = json.loads(persyn("sql", "select family, license, price_in from teachers where id = 1", "--json").stdout)
     assert row == {"family": "new", "license": "MIT", "price_in": 1.5}
 
