@@ -170,7 +170,10 @@ def trouble(status: int, headers: Mapping[str, str], found: Complaint) -> Retrya
     status: HTTP's, or the one that the answer itself names.
     """
     said = f"HTTP {status}: {found.said}"
-    if status in {401, 402, 405, 407, 498} or 300 <= status < 400 or _lacks_credit(found, headers):
+    lacks_credit = _lacks_credit(found, headers)
+    # Words alone may be the prompt's, which some servers repeat: then another request shows whose they are.
+    is_sure = lacks_credit and (_is_of_server(status) or _has_no_credit_code(found))
+    if status in {401, 402, 405, 407, 498} or 300 <= status < 400 or is_sure:
         return RefusedError(said, blame="account")
     if _is_of_server(status):
         return RetryableError(said, pause_seconds=_retry_after(headers))
@@ -178,7 +181,7 @@ def trouble(status: int, headers: Mapping[str, str], found: Complaint) -> Retrya
         return RefusedError(f"too_long: {found.said}")
     if _is_of_filter(found):
         return RefusedError(f"refused: {said}")
-    is_about_it = status in {400, 413, 414, 422, 431, 451} and not _is_of_access(found)
+    is_about_it = status in {400, 413, 414, 422, 431, 451} and not (lacks_credit or _is_of_access(found))
     return RefusedError(f"refused: {said}", blame="request" if is_about_it else "access")
 
 
@@ -193,7 +196,7 @@ def in_answer(body: Any, headers: Mapping[str, str]) -> RetryableError | Refused
     if _is_of_filter(found):
         return RefusedError(f"refused: {found.said}")
     if found.status in {401, 402, 403, 404} or _lacks_credit(found, headers):
-        return trouble(found.status or 402, headers, found)
+        return trouble(found.status or 403, headers, found)
     if any(map(_ACCESS_CODE.search, found.codes)):
         return RefusedError(f"refused: {found.said}", blame="access")
     return again
@@ -228,6 +231,10 @@ def _is_beyond_any_prompt(said: str) -> bool:
     """Whether the option alone is more than the whole context, as vLLM says it."""
     found = _OPTION_AND_CONTEXT.search(said)
     return found is not None and int(found[1]) >= int(found[2])
+
+
+def _has_no_credit_code(found: Complaint) -> bool:
+    return any(map(_NO_CREDIT.search, found.codes))
 
 
 def _lacks_credit(found: Complaint, headers: Mapping[str, str]) -> bool:

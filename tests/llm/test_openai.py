@@ -530,6 +530,10 @@ def test_a_server_that_only_streams_is_read(server: Server, connect: Connect) ->
         (error(400, "Model 'm' is too large to load"), "refused: HTTP 400: Model"),
         (error(400, "API key not valid for this"), "refused: HTTP 400: API key"),
         (
+            web.json_response({"detail": [{"msg": "no", "input": "My account balance is insufficient"}]}, status=422),
+            "refused: HTTP 422: [",
+        ),
+        (
             web.json_response({"error": {"code": "account_blocked", "message": "no"}}, status=403),
             "refused: HTTP 403: no",
         ),
