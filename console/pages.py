@@ -132,11 +132,6 @@ def cell(value: Any) -> str:
     return text if len(text) <= _MOST_IN_A_CELL else f"{text[:_MOST_IN_A_CELL]}… ({len(text):,} characters)"
 
 
-def worker(actor: str) -> str:
-    """Who caused an event, in short: a worker as host:process id, a person as they are."""
-    return owner.short(actor) if actor.count("/") >= 3 else actor
-
-
 def _environment() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("console"),
@@ -154,7 +149,7 @@ def _environment() -> jinja2.Environment:
         duration=duration,
         moment=moment,
         cell=cell,
-        worker=worker,
+        worker=owner.short,
     )
     found.globals.update(link=link)
     for name in found.list_templates(extensions=["html"]):

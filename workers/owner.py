@@ -22,8 +22,14 @@ def name(place: int | None = None) -> str:
 
 
 def short(owner: str) -> str:
-    """host:process id, and .place where a process has several workers, for people; two owners may have the same."""
-    machine, pid, _, own = owner.split("/")
+    """host:process id, and .place where a process has several workers, for people; two owners may have the same.
+
+    Any other text, such as the name of a person who caused an event, is returned unchanged.
+    """
+    parts = owner.split("/")
+    if len(parts) != 4:
+        return owner
+    machine, pid, _, own = parts
     place = own.partition("-")[0] if "-" in own else ""
     return f"{machine.partition('.')[0]}:{pid}" + (f".{place}" if place else "")
 
