@@ -16,7 +16,7 @@ from persyn.checks import models
 from persyn.checks.models import Model
 from persyn.config import RunConfig
 from persyn.errors import EngineError
-from persyn.llm import openai, options
+from persyn.llm import options
 from persyn.llm.protocols import Failed, Finding, Generate, ModelSpec, Sampling
 
 _CONNECT_SECONDS = 5.0
@@ -27,8 +27,14 @@ _PING_TOKENS = 16
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """What can be seen of the servers of a run file without a request: yields (whose, finding) of what is wrong."""
+    served = list(models.served(config))
+    if not served:
+        return
+    # Here and below: every command would wait half a second for aiohttp.
+    from persyn.llm import openai
+
     addresses: dict[str, URL] = {}
-    for model in models.served(config):
+    for model in served:
         try:
             chosen = options.decode(model.spec, options.OpenAI)
             openai.read_key(chosen)
@@ -44,6 +50,8 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 
 def seen(spec: ModelSpec) -> Finding:
     """What a server will be asked for; nothing is sent."""
+    from persyn.llm import openai
+
     try:
         chosen = options.decode(spec, options.OpenAI)
         url = openai.endpoint(chosen.base_url)
@@ -61,6 +69,8 @@ def ping(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 
 
 def _ping(model: Model) -> Finding:
+    from persyn.llm import openai
+
     once = {"max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
     began = time.monotonic()
     try:
