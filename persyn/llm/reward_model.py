@@ -53,7 +53,8 @@ class RewardModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._mates = Mates(model)
+        # XLNet and its like summarise a row at its last position, padding or not.
+        self._mates = Mates(model, sees_padding=hasattr(model, "sequence_summary"))
         self._how = fidelity.without_cache(model)
         self._detail = scoring.describe(model)
 

@@ -149,9 +149,9 @@ def in_float64(model: Any, auto_class: Any) -> Iterator[Any]:
 
     Without end: a new model each time where one keeps what it computed for the row before.
     """
-    # Falcon's own attention adds ALiBi twice, XGLM's knows no float64.
+    # Falcon's own attention adds ALiBi twice; XGLM and XLNet know no float64.
     attention = "sdpa" if model.config.model_type == "falcon" else "eager"
-    dtype = torch.float32 if model.config.model_type == "xglm" else torch.float64
+    dtype = torch.float32 if model.config.model_type in ("xglm", "xlnet") else torch.float64
     double = auto_class.from_config(model.config, attn_implementation=attention, dtype=dtype).eval()
     double.load_state_dict(model.state_dict())
     double.set_experts_implementation("eager")
