@@ -108,7 +108,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield f"sqlite:///{tmp_path / 'persyn.db'}"
         return
     server: Postgres = request.getfixturevalue("postgres")
-    yield server.create(f"t{uuid.uuid4().hex}", template="migrated")
+    name = f"t{uuid.uuid4().hex}"
+    yield server.create(name, template="migrated")
+    server.drop(name)
 
 
 @pytest.fixture

