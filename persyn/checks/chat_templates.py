@@ -12,12 +12,19 @@ from persyn.llm.protocols import Finding, ModelSpec
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """What is wrong with a chat template, or should be known of it: yields (whose, finding)."""
+    found: dict[tuple[str, str | None, bool], list[Finding]] = {}
     for model in models.loaded(config):
-        if model.spec.engine != "router_fit":  # a router reads as plain text what its template refuses
-            yield from ((model.whose, finding) for finding in _look(model.spec))
+        spec = model.spec
+        if spec.engine == "router_fit":  # a router reads as plain text what its template refuses
+            continue
+        answers = spec.engine != "reward_model"
+        key = (spec.model, spec.revision, answers)
+        if key not in found:  # a tokenizer takes seconds to load
+            found[key] = _look(spec, answers=answers)
+        yield from ((model.whose, finding) for finding in found[key])
 
 
-def _look(spec: ModelSpec) -> list[Finding]:
+def _look(spec: ModelSpec, *, answers: bool) -> list[Finding]:
     from persyn.llm import template_check
     from persyn.llm.chat import Chat, load_tokenizer
 
@@ -27,5 +34,5 @@ def _look(spec: ModelSpec) -> list[Finding]:
         return []  # without a tokenizer it cannot be loaded, and loading says why
     if chat.template is None:
         return []  # a base model, as students mostly are
-    found = template_check.look_over(chat, answers=spec.engine != "reward_model")
+    found = template_check.look_over(chat, answers=answers)
     return [finding for finding in found if finding.level != "ok"]
