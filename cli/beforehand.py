@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from cli.open import warn
 from cli.waiting import waiting
-from persyn.checks import chat_templates, host, servers
+from persyn.checks import chat_templates, functions, host, servers
 from persyn.config import RunConfig
 from persyn.errors import UsageError
 from persyn.llm.identity import hub_silence
@@ -34,6 +34,8 @@ def require_fit(config: RunConfig) -> None:
         found = [*servers.look(config), *host.look(config)]
     with waiting("rendering chat templates"):
         found += chat_templates.look(config)
+    with waiting("importing functions"):
+        found += functions.look(config)
     is_here = Settings.from_environment().broker_url is None
     errors = [f"{whose}: {finding.message}" for whose, finding in found if finding.level == "error"]
     _warn(found, with_errors=not is_here)

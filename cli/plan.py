@@ -14,6 +14,7 @@ from cli.waiting import waiting
 from persyn import plan as planning
 from persyn import run_file
 from persyn.plan import Amount, Basis, Plan
+from persyn.stages import same_run
 from persyn.stages.start import find
 
 _AMOUNT = ("to ask", "tokens in", "tokens out", "US dollars", "hours")
@@ -36,6 +37,9 @@ def plan(config: Path, as_json: bool) -> None:
         with database.read() as session:
             run = find(session, wanted)
             found = planning.of_run(session, run) if run is not None else None
+            change = same_run.look(session, run, wanted) if run is not None else None
+        if change is not None:
+            warn(str(change))
         if is_new := found is None:
             known = look_up(wanted)
             with counting_rows() as count, waiting("counting prompts"), database.read() as session:

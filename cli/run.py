@@ -16,6 +16,7 @@ import click
 import msgspec
 from rich.console import Console
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from cli import summary
 from cli.beforehand import look_up, require_fit
@@ -83,11 +84,21 @@ def resume(run: str) -> None:
     with store() as database:
         with waiting("writing to the store"), database.write() as session:
             found = find_run(session, run)
-            if (change := same_run.look(session, found)) is not None:
-                warn(str(change))
+            _warn_of_change(session, found)
             pipeline.resume(session, found, actor=actor())
             run_id = found.id
         _work(database, run_id)
+
+
+def _warn_of_change(session: Session, run: Run) -> None:
+    """Say how the files of a run's prompts changed, or why that cannot be seen; the run keeps its prompts."""
+    try:
+        change = same_run.look(session, run)
+    except UsageError as error:
+        warn(f"{error}; the run keeps the prompts that it was started with")
+    else:
+        if change is not None:
+            warn(str(change))
 
 
 @run.command(short_help="Watch a run until it is over.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: boo
                 book.require_there(session, parameters)
         answer = ask.ask(database, statement, parameters, Limits(rows=limit, seconds=seconds, megabytes=256))
     _show(answer.columns, answer.rows, as_csv=as_csv, as_json=as_json)
+    if not answer.rows and not as_csv and not as_json:
+        click.echo("(no rows)", err=True)
     if answer.is_truncated:
         click.echo(f"(the first {len(answer.rows)} rows; more with --limit)", err=True)
 
@@ -67,6 +70,8 @@ def _statement(
     if sum(each is not None for each in (query, file, name)) != 1:
         raise UsageError("give one of: a query, --file, --ask NAME (see --list)")
     parameters = dict(_parameter(each) for each in given)
+    if len(parameters) < len(given):
+        raise UsageError(f"-p was given twice for one name: {', '.join(given)}")
     if name is not None:
         question = book.find(name)
         if lacking := [each for each in question.parameters if each not in parameters]:
@@ -76,9 +81,10 @@ def _statement(
             takes = " ".join(f"-p {each}=" for each in question.parameters) or "no -p"
             raise UsageError(f"the question {name!r} has no {', '.join(unknown)}; it takes {takes}")
         return question.sql, parameters
-    if file is not None:
-        return _text(file), parameters
-    return sys.stdin.read() if query == "-" else query or "", parameters
+    text = _text(file) if file is not None else sys.stdin.read() if query == "-" else query or ""
+    if unused := [each for each in parameters if not re.search(rf":{re.escape(each)}\b", text)]:
+        raise UsageError(f"the query has no :{', :'.join(unused)}")
+    return text, parameters
 
 
 def _text(file: Path) -> str:

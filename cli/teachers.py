@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from cli.open import JSON, show, store
 from cli.waiting import waiting
 from persyn import run_file
-from persyn.checks import chat_templates, host, servers
+from persyn.checks import chat_templates, functions, host, servers
 from persyn.checks import teachers as checked
 from persyn.db.catalog import Teacher
 from persyn.db.results import Response
@@ -53,6 +53,8 @@ def check(config: Path, ping: bool, as_json: bool) -> None:
     with waiting("rendering chat templates"):
         # A teacher's is looked at with its model.
         found += [each for each in chat_templates.look(wanted) if not each[0].startswith("teacher ")]
+    with waiting("importing functions"):
+        found += functions.look(wanted)
     home = Settings.from_environment().home
     prompts = checked.longest_prompts(wanted)
     wrong = {whose for whose, finding in found if finding.level == "error"}

@@ -79,7 +79,9 @@ def start_run(
     say:     called with what a person should know of it.
     """
     if (found := start.find(session, config)) is not None:
-        _find_again(session, found, config, actor=actor)
+        for each in _find_again(session, found, config, actor=actor):
+            if say:
+                say(each)
         return found
     start.require_imported(session, config)
     known = start.identities(config) if known is None else known
@@ -89,14 +91,27 @@ def start_run(
     return run
 
 
-def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) -> None:
-    """Take over where a run's files lie now, and have asked again what came of a field that its prompts have now."""
+def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) -> list[str]:
+    """Take over where a run's files lie now, and have asked again what came of a field that its prompts have now.
+
+    Returns what a person should know of the files.
+    """
     paths = [Path(file) for file in config.prompts.files]
-    if all(path.is_file() for path in paths) and not same_run.is_unchanged(thaw(run.config), paths):
-        ingest.import_prompts(session, paths)  # the same conversations, which may have got answers
-    same_run.adopt(session, run, config)
+    away = [path.name for path in paths if not path.is_file()]
+    conflicts = 0
+    if not away and not same_run.is_unchanged(thaw(run.config), paths):
+        # the same conversations, which may have got answers
+        conflicts = ingest.import_prompts(session, paths).conflicts
+    same_run.adopt(session, run, config, with_content=not conflicts)
     if score.forget_mended(session, run) and run.state is RunState.DONE:
         resume(session, run, actor=actor)
+    said = [f"no file {', '.join(away)}: the run keeps the prompts that it was started with"] if away else []
+    return [*said, *_of_conflicts(config, conflicts)]
+
+
+def _of_conflicts(config: RunConfig, count: int) -> list[str]:
+    names = ", ".join(Path(file).name for file in config.prompts.files)
+    return [same_run.other_answers(names, count)] if count else []
 
 
 def enlist(
@@ -109,7 +124,7 @@ def enlist(
 ) -> Run:
     """Make a run with its models and its prompts, of which those for calibration are drawn; nothing is planned."""
     run = start.create(session, config, known, stage=_ORDER[0])
-    ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
+    conflicts = ingest.add_to_run(session, run.id, config.prompts, progress=on_rows)
     said = ingest.draw(
         session,
         run.id,
@@ -118,8 +133,8 @@ def enlist(
         seed=config.run.seed,
         need=needs.of(config.quality.kind, config.quality.options),
     )
-    if said and say:
-        say(said)
+    for each in (*said, *_of_conflicts(config, conflicts)) if say else ():
+        say(each)
     return run
 
 

@@ -64,6 +64,8 @@ def _decode(path: Path) -> Any:
         _require_storable(given)
     except (ValueError, RecursionError) as error:
         said = str(error).removesuffix(" - at `$[...]`")  # a place that nobody can find
+        if not is_json and re.search(rb"^\s*\[\s*teachers\s*\]", data, re.MULTILINE):
+            said += "; each teacher is a table of a list: write [[teachers]], in two brackets"
         raise UsageError(f"{path}: not {'JSON' if is_json else 'TOML'}: {said}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     silent = _silent(list(dict.fromkeys(url.origin() for url in addresses.values() if not _by_proxy(url))))
     for whose, url in addresses.items():
         if why := silent.get(url.origin()):
-            message = f"nobody answers at {url.origin()}: {why}; start the server, or mend base_url"
+            message = f"{why}; start the server, or mend base_url"
             yield whose, Finding("error", "server", message)
 
 
@@ -101,10 +102,23 @@ def _silent(origins: Sequence[URL]) -> dict[URL, str]:
 
 
 def _met(origin: URL) -> str:
+    """Why a server cannot be asked at all, if so: nobody listens, or https meets somebody who does not speak it."""
     try:
-        with socket.create_connection((origin.host or "", origin.port or 0), timeout=_CONNECT_SECONDS):
-            return ""
+        with socket.create_connection((origin.host or "", origin.port or 0), timeout=_CONNECT_SECONDS) as met:
+            return _met_by_tls(origin, met) if origin.scheme == "https" else ""
     except TimeoutError:
-        return f"no connection within {_CONNECT_SECONDS:g} s"
+        return f"nobody answers at {origin}: no connection within {_CONNECT_SECONDS:g} s"
     except OSError as error:
-        return error.strerror or str(error)
+        return f"nobody answers at {origin}: {error.strerror or error}"
+
+
+def _met_by_tls(origin: URL, met: socket.socket) -> str:
+    try:
+        with ssl.create_default_context().wrap_socket(met, server_hostname=origin.host):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        return f"the certificate of {origin} is not accepted: {error.verify_message}"
+    except TimeoutError:
+        return f"{origin} does not answer by TLS within {_CONNECT_SECONDS:g} s: does it speak http?"
+    except OSError as error:
+        return f"{origin} does not speak TLS ({error.strerror or error}): does it speak http?"

@@ -6,7 +6,7 @@ as text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +23,8 @@ from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Reque
 _CHUNK = 64
 #: What an English row of a dataset in several languages has before its ids.
 _LANGUAGE_PREFIX = "en:"
+#: What a score says before its colon where the prompt's instructions cannot be checked.
+FLAWS = frozenset({"no_instructions", "malformed_instructions", "unknown_instruction", "missing_package"})
 
 
 class Carried(Struct, frozen=True):
@@ -85,7 +87,16 @@ def _judge(request: Judge, chosen: options.Instructions) -> Result:
     return Judged(request.id, value, detail={"instructions": verdicts})
 
 
-def _instructions(meta: dict[str, Any]) -> list[Instruction]:
+def flaw(meta: Mapping[str, Any]) -> str | None:
+    """Why the instructions that a prompt's row carries cannot be checked; None when they can."""
+    try:
+        _instructions(meta)
+    except CannotCheck as error:
+        return str(error)
+    return None
+
+
+def _instructions(meta: Mapping[str, Any]) -> list[Instruction]:
     """The instructions of a prompt; `CannotCheck` when there are none, or one that is not understood."""
     try:
         carried = msgspec.convert(meta, Carried)

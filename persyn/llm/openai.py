@@ -74,6 +74,10 @@ def read_key(chosen: options.OpenAI) -> str | None:
     key = os.environ.get(chosen.api_key_env, "").strip()
     if not key:
         raise HostLacks(f"the environment variable {chosen.api_key_env} holds no API key; set it for the worker")
+    if key[0] in "'\"":
+        raise HostLacks(
+            f"the environment variable {chosen.api_key_env} holds a key in quotation marks; set it to the key alone"
+        )
     if not _KEY.fullmatch(key):
         raise HostLacks(
             f"the environment variable {chosen.api_key_env} holds no single API key: there is a line break, a blank or "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from persyn.config import PromptsTable
 from persyn.db.catalog import Prompt, Role, RunPrompt
-from persyn.errors import UsageError
-from persyn.llm.needs import Need
+from persyn.errors import UsageError, shorten
+from persyn.llm.needs import Need, is_placeholder
 from persyn.stages import prompt_table, rows
 from persyn.stages.imports import ImportReport, OnError, Tally, batches
 from persyn.stages.layouts import NO_NAMES, Names
@@ -54,8 +54,10 @@ def hashes_of(session: Session, paths: Sequence[Path], names: Names = NO_NAMES) 
 
 def add_to_run(
     session: Session, run_id: int, prompts: PromptsTable, *, progress: Callable[[int], None] | None = None
-) -> None:
+) -> int:
     """Make every prompt of the files, or of those imported before, a target of the run, once.
+
+    Returns how many rows came with another answer, or other instructions, than the stored ones, which stay.
 
     Files are imported as `import_prompts` does; a bad row stops it. Raises `UsageError` also for a
     source of which the store has no prompt.
@@ -66,12 +68,14 @@ def add_to_run(
         if progress:
             progress(n_rows)
 
+    conflicts = 0
     if prompts.files:
-        _import(session, [Path(file) for file in prompts.files], Tally("stop"), link)
+        conflicts = _import(session, [Path(file) for file in prompts.files], Tally("stop"), link).conflicts
     for source in prompts.sources:
         if session.scalars(select(Prompt.id).where(Prompt.source == source).limit(1)).one_or_none() is None:
             raise UsageError(f"no prompt was imported from a file named {source!r}; 'persyn prompts stats' lists them")
         _add_targets(session, run_id, Prompt.source == source)
+    return conflicts
 
 
 def draw(
@@ -82,26 +86,28 @@ def draw(
     holdout: float,
     seed: int,
     need: Need | None = None,
-) -> str | None:
+) -> list[str]:
     """Choose a run's calibration prompts at random, None for all, a share `holdout` of them to measure the router.
 
     The choice depends on the seed and on which conversations the run has, not on their order or
-    ids. Where some prompts lack what the quality needs, the draw is from the others; returns what to say of that.
-    Raises `UsageError` when there are fewer prompts, or none that could be scored.
+    ids. Where some prompts lack what the quality needs, the draw is from the others; returns what to say of that
+    and of answers that look like missing ones.
+    Raises `UsageError` when there are fewer prompts, none that could be scored, or none left to learn from.
     """
     if calibration == 0:
-        return None
+        return []
     n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run_id)).one()
     if calibration is not None and n_prompts < calibration:
         raise UsageError(
             f"{calibration:,} calibration prompts cannot be drawn from {n_prompts:,} prompts; "
             "lower 'calibration' or give more prompts"
         )
-    lacking = _Lacking(need, n_prompts, _count_lacking(session, run_id, need))
+    lacking = _look_over(session, run_id, need, n_prompts)
     lacking.require(calibration)
+    _require_some_to_learn_from(calibration, holdout)
     if calibration is None and not holdout:
         session.execute(update(RunPrompt).where(RunPrompt.run_id == run_id).values(role=Role.CALIBRATION))
-        return lacking.said(is_all=True)
+        return list(lacking.said(is_all=True))
     is_all = calibration is None
     calibration = n_prompts if calibration is None else calibration
     lots = (
@@ -113,16 +119,34 @@ def draw(
     n_holdout = round(calibration * holdout)
     _set_role(session, run_id, drawn[:n_holdout], Role.HOLDOUT)
     _set_role(session, run_id, drawn[n_holdout:], Role.CALIBRATION)
-    return lacking.said(is_all=is_all)
+    return list(lacking.said(is_all=is_all))
+
+
+def _require_some_to_learn_from(calibration: int | None, holdout: float) -> None:
+    if calibration is not None and round(calibration * holdout) >= calibration:
+        raise UsageError(
+            f"holdout = {holdout:g} keeps all of the {calibration:,} calibration prompts to measure the router, and "
+            "leaves none to learn from; lower 'holdout', or raise 'calibration'"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Lacking:
-    """How many of a run's prompts lack what its quality needs."""
+    """How many of a run's prompts lack what its quality needs.
+
+    prompts:      of the run.
+    count:        of those, prompts that lack it.
+    flaw:         the first failure that scores would have, where the field is there and cannot be used; else empty.
+    fields:       what the first prompt that lacks it has besides.
+    placeholders: prompts whose answer reads like a missing one.
+    """
 
     need: Need | None
     prompts: int
-    count: int
+    count: int = 0
+    flaw: str = ""
+    fields: tuple[str, ...] = ()
+    placeholders: int = 0
 
     def require(self, calibration: int | None) -> None:
         """Raise `UsageError` where what is left does not do."""
@@ -130,27 +154,55 @@ class _Lacking:
             return
         needs = f"quality {self.need.quality!r} {self.need.use}: give each row its {self.need.field!r}"
         if self.count == self.prompts:
+            besides = f" (their rows have: {shorten(', '.join(self.fields))})" if self.fields and not self.flaw else ""
             raise UsageError(
-                f"none of the {self.prompts:,} prompts has a {self.need.what}, and {needs}, or take another [quality]"
+                f"none of the {self.prompts:,} prompts has a {self.need.what}{self._example()}, and {needs}{besides}, "
+                "or take another [quality]"
             )
         left = self.prompts - self.count
         if calibration is not None and left < calibration:
             raise UsageError(
-                f"{self.count:,} of the {self.prompts:,} prompts have no {self.need.what}, so that {calibration:,} "
-                f"calibration prompts cannot be drawn from the other {left:,}; {needs}, or lower 'calibration'"
+                f"{self.count:,} of the {self.prompts:,} prompts have no {self.need.what}{self._example()}, so that "
+                f"{calibration:,} calibration prompts cannot be drawn from the other {left:,}; {needs}, or lower "
+                "'calibration'"
             )
 
-    def said(self, *, is_all: bool) -> str | None:
+    def said(self, *, is_all: bool) -> Iterator[str]:
         """What a person should know of it."""
-        if self.need is None or not self.count:
-            return None
-        some = f"{self.count:,} of {self.prompts:,} prompts have no {self.need.what} (field {self.need.field!r})"
+        if self.need is not None and self.count:
+            some = f"{self.count:,} of {self.prompts:,} prompts have no {self.need.what} (field {self.need.field!r})"
+            yield some + self._example() + self._consequence(self.need, is_all=is_all)
+        if self.placeholders:
+            yield (
+                f"{self.placeholders:,} of {self.prompts:,} reference answers read like a missing one (None, nan, N/A, "
+                "...): hardly any response will count as right there; leave the field empty where there is no answer"
+            )
+
+    def _consequence(self, need: Need, *, is_all: bool) -> str:
         if is_all:
-            return f"{some}: their responses get no quality under {self.need.quality!r}"
+            return f": their responses get no quality under {need.quality!r}"
         return (
-            f"{some}, which quality {self.need.quality!r} needs: calibration prompts are drawn from the other "
+            f", which quality {need.quality!r} needs: calibration prompts are drawn from the other "
             f"{self.prompts - self.count:,}, and those without are answered by one teacher each"
         )
+
+    def _example(self) -> str:
+        return f" ({shorten(self.flaw)})" if self.flaw else ""
+
+
+def _look_over(session: Session, run_id: int, need: Need | None, n_prompts: int) -> _Lacking:
+    if need is None:
+        return _Lacking(need, n_prompts)
+    count = placeholders = 0
+    example, fields = "", ()
+    for row in _prompts(session, run_id, need):
+        flaw = need.flaw(row.answer, row.meta)
+        placeholders += need.field == "answer" and is_placeholder(row.answer)
+        if flaw is not None:
+            fields = fields if count else tuple(row.meta)
+            count += 1
+            example = example or flaw
+    return _Lacking(need, n_prompts, count, example, fields, placeholders)
 
 
 def _prompts(session: Session, run_id: int, need: Need | None) -> Iterable[Any]:
@@ -158,12 +210,6 @@ def _prompts(session: Session, run_id: int, need: Need | None) -> Iterable[Any]:
     of_row = (Prompt.answer, Prompt.meta) if need is not None else ()
     wanted = select(Prompt.content_hash, Prompt.id, *of_row).join(RunPrompt).where(RunPrompt.run_id == run_id)
     return session.execute(wanted, execution_options={"yield_per": 10_000})
-
-
-def _count_lacking(session: Session, run_id: int, need: Need | None) -> int:
-    if need is None:
-        return 0
-    return sum(not need.is_met(row.answer, row.meta) for row in _prompts(session, run_id, need))
 
 
 def _lot(seed: int, content_hash: str) -> bytes:

@@ -13,6 +13,9 @@ from persyn.db import bulk
 from persyn.db.catalog import Prompt
 from persyn.stages.rows import Row
 
+#: Fields besides the answer that a quality goes by.
+_SCORED_BY = ("instruction_id_list", "kwargs")
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -20,7 +23,7 @@ class Stored:
 
     hashes:    of its conversations, each once.
     new:       conversations that were not there.
-    conflicts: rows that came with another answer than the stored one, which stays.
+    conflicts: rows that came with another answer, or other instructions, than the stored ones, which stay.
     """
 
     hashes: Sequence[str]
@@ -47,12 +50,18 @@ def store(session: Session, source: str, batch: Sequence[Row]) -> Stored:
             new.append(_columns(row, content_hash, source))
             continue
         was = known[content_hash]
-        conflicts += None not in (row.answer, was.answer) and row.answer != was.answer
+        conflicts += was.differs(row)
         if (completed := was.completed(row)) != was:
             known[content_hash] = late[content_hash] = completed
     bulk.insert_new(session, Prompt, new)
     _complete(session, late)
     return Stored(list(known), len(new), conflicts)
+
+
+def n_conflicts(session: Session, batch: Sequence[Row]) -> int:
+    """How many rows of a batch `store` would count as conflicts with what is stored; nothing is written."""
+    known = _known(session, [row.content_hash for row in batch])
+    return sum(row.content_hash in known and known[row.content_hash].differs(row) for row in batch)
 
 
 def repeated_ids(session: Session, sources: Iterable[str]) -> tuple[tuple[str, int, str], ...]:
@@ -74,6 +83,11 @@ class _Known:
 
     answer: str | None
     meta: dict[str, Any]
+
+    def differs(self, row: Row) -> bool:
+        """Whether a row says otherwise of what its responses are scored by."""
+        pairs = [(self.answer, row.answer), *((self.meta.get(name), row.meta.get(name)) for name in _SCORED_BY)]
+        return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
     def completed(self, row: Row) -> _Known:
         """With what another row of the same conversation has besides; what is there stays."""

@@ -16,7 +16,7 @@ from persyn.config import RunConfig, thaw
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.errors import UsageError, shorten
 from persyn.llm.identity import identify
-from persyn.stages import rows
+from persyn.stages import prompt_table, rows
 from persyn.stages.imports import Tally, batches
 
 #: A teacher's keys that describe it, and decide nothing but where the run's strategy goes by them.
@@ -49,21 +49,43 @@ def _shown(value: Any) -> str:
 
 
 class Change(NamedTuple):
-    """How the prompts of a run's files or sources differ from those that the run was started with."""
+    """How the prompts of a run's files or sources differ from those that the run was started with.
+
+    new, gone: prompts.
+    other:     rows with another answer, or other instructions, than the store has for their prompt.
+    """
 
     names: str
     run: str
     prompts: int
-    new: int
-    gone: int
+    new: int = 0
+    gone: int = 0
+    other: int = 0
+
+    @property
+    def is_of_prompts(self) -> bool:
+        """Whether there are other prompts, and not only other answers."""
+        return bool(self.new or self.gone)
 
     def __str__(self) -> str:
-        parts = [f"{self.new:,} prompts are new"] * bool(self.new)
+        parts = ["1 prompt is new" if self.new == 1 else f"{self.new:,} prompts are new"] * bool(self.new)
         parts += [f"{self.gone:,} of the run's are no longer there"] * bool(self.gone)
-        return (
+        said = (
             f"{self.names} changed since run {self.run!r} was started: {' and '.join(parts)}; the run keeps the "
             f"{self.prompts:,} prompts it was started with"
         )
+        others = other_answers(self.names, self.other) if self.other else ""
+        return "; ".join(each for each in (said if self.is_of_prompts else "", others) if each)
+
+
+def other_answers(names: str, count: int) -> str:
+    """What to say of rows whose answers or instructions are not those that the store has of the same prompts."""
+    rows_have = "1 row has" if count == 1 else f"{count:,} rows have"
+    return (
+        f"{names}: {rows_have} another reference answer, or other instructions, than the store has for the same "
+        "prompt; the stored ones stay, and responses are scored by them: only a new store (PERSYN_HOME or "
+        "PERSYN_DATABASE_URL) takes the new ones"
+    )
 
 
 def require(session: Session, run: Run, config: RunConfig) -> None:
@@ -82,7 +104,8 @@ def require(session: Session, run: Run, config: RunConfig) -> None:
             f"run {run.name!r} exists with another configuration (changed: {keys}): {said}{more}. Give the new one "
             f"another name, or go on with the old one: persyn run resume {run.name}"
         )
-    if (change := look(session, run, config)) is not None:
+    change = look(session, run, config)
+    if change is not None and change.is_of_prompts:
         raise UsageError(
             f"{change}. Go on with them: persyn run resume {run.name}; or start a run of another name, which takes "
             "all of them and asks for nothing again that is there"
@@ -102,13 +125,12 @@ def look(session: Session, run: Run, config: RunConfig | None = None) -> Change 
         there = select(func.count()).where(Prompt.source.in_(prompts.sources))
         new = session.scalars(there).one() - n_prompts
         names = ", ".join(prompts.sources)
-        return Change(names, run.name, n_prompts, new, 0) if new > 0 else None
+        return Change(names, run.name, n_prompts, new) if new > 0 else None
     if not all(path.is_file() for path in paths) or is_unchanged(was, paths):
         return None
-    new, same = _compare(session, run, paths)
-    if not new and same == n_prompts:
-        return None
-    return Change(", ".join(path.name for path in paths), run.name, n_prompts, new, n_prompts - same)
+    new, same, other = _compare(session, run, paths)
+    change = Change(", ".join(path.name for path in paths), run.name, n_prompts, new, n_prompts - same, other)
+    return change if change.is_of_prompts or other else None
 
 
 def is_unchanged(was: RunConfig, paths: Sequence[Path]) -> bool:
@@ -125,8 +147,11 @@ def sha256(path: Path) -> str:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
-def adopt(session: Session, run: Run, config: RunConfig) -> None:
-    """Take over what may change of a run's file: where models and prompts lie, what describes a teacher, patience."""
+def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool = True) -> None:
+    """Take over what may change of a run's file: where models and prompts lie, what describes a teacher, patience.
+
+    with_content: whether the content of the prompts' files becomes the run's; one that differs is said each time.
+    """
     was = thaw(run.config)
     taken = was.frozen()
     for place, row in _moved(session, run, was, config):
@@ -139,7 +164,7 @@ def adopt(session: Session, run: Run, config: RunConfig) -> None:
     taken["student"]["family"] = config.student.family
     taken["run"]["outage_seconds"] = config.run.outage_seconds
     if config.prompts.files and all(Path(file).is_file() for file in config.prompts.files):
-        contents = [sha256(Path(file)) for file in config.prompts.files]
+        contents = [sha256(Path(file)) for file in config.prompts.files] if with_content else was.prompts.sha256
         taken["prompts"] = replace(config.prompts, sha256=contents)
     taken_over = msgspec.convert(msgspec.to_builtins(taken), RunConfig)
     if taken_over != was:
@@ -162,16 +187,23 @@ def _teachers(session: Session, run: Run) -> Sequence[Teacher]:
     ).all()
 
 
-def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, int]:
-    """How many conversations of files a run does not have, and how many it has."""
-    found = {row.content_hash for _, batch in batches(paths, rows.read, Tally("stop")) for row in batch}
+def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, int, int]:
+    """How many conversations of files a run does not have, how many it has, and rows that are scored otherwise.
+
+    Raises `UsageError` for a file that cannot be read, or has a bad row.
+    """
+    tally, found, other = Tally("stop"), set(), 0
+    for _, batch in batches(paths, rows.read, tally):
+        found.update(row.content_hash for row in batch)
+        other += prompt_table.n_conflicts(session, batch)
+    tally.report()
     hashes = list(found)
     of_run = select(func.count()).select_from(RunPrompt).join(Prompt).where(RunPrompt.run_id == run.id)
     same = sum(
         session.scalars(of_run.where(Prompt.content_hash.in_(hashes[start : start + _CHUNK]))).one()
         for start in range(0, len(hashes), _CHUNK)
     )
-    return len(hashes) - same, same
+    return len(hashes) - same, same, other
 
 
 def _decisive(config: RunConfig) -> dict[str, Any]:

@@ -93,19 +93,25 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     )
     session.add(run)
     session.flush()
-    named: dict[int, str] = {}
+    _require_distinct(config, known)
     for position, table in enumerate(config.teachers):
-        teacher_id = versions.teacher(session, table, known)
-        if teacher_id in named:
+        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=versions.teacher(session, table, known)))
+    session.flush()
+    return run
+
+
+def _require_distinct(config: RunConfig, known: Identities) -> None:
+    """Raise `UsageError` for two teachers that write the same, whatever they are called."""
+    named: dict[str, str] = {}
+    for table in config.teachers:
+        asked = versions.asked(table, known)
+        if asked in named:
             raise UsageError(
-                f"teachers {named[teacher_id]!r} and {table.name!r} are one teacher under two names: the same model "
+                f"teachers {named[asked]!r} and {table.name!r} are one teacher under two names: the same model "
                 f"{table.model!r}, asked in the same way; remove one of them, or change its system turn, sampling or "
                 "options"
             )
-        named[teacher_id] = table.name
-        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=teacher_id))
-    session.flush()
-    return run
+        named[asked] = table.name
 
 
 def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) -> RunConfig:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import msgspec
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
+from yarl import URL
 
 from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, StudentTable, TeacherTable
 from persyn.db import bulk
@@ -24,6 +25,12 @@ Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
 
 #: Engines whose model lies here, where it can be looked at.
 _LOADED = ("vllm", "transformers")
+#: Options that a response does not depend on.
+_OF_SPEED = {
+    "openai": ("api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"),
+    "vllm": ("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"),
+    "transformers": ("batch_size",),
+}
 #: A teacher's columns that may change without making another teacher.
 _DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out")
 
@@ -75,6 +82,39 @@ def _of_function(table: QualityTable | StrategyTable) -> Identity:
             f"the file of {table.model!r} is {revision}, not {table.revision}: put that back, or name none"
         )
     return Identity(revision, None)
+
+
+def asked(table: TeacherTable, known: Identities) -> str:
+    """What two tables of one teacher have in common, though they spell or reach it otherwise.
+
+    A server is known by its address, with or without a closing slash, a model by its content where it lies here; what
+    an option does to speed and memory alone does not count.
+    """
+    engine, sampling = table.engine, msgspec.to_builtins(table.sampling)
+    if engine == IMPORTED:
+        return msgspec.json.encode([engine, table.model]).decode()
+    if table.sampling.temperature == 0:
+        sampling |= {"top_p": None, "top_k": None}  # greedy draws from nothing
+    options = {key: value for key, value in table.options.items() if key not in _OF_SPEED.get(engine, ())}
+    model, version = table.model.strip(), None
+    if engine in _LOADED:
+        found = known[table.model, table.revision]
+        model, version = (found.revision, found.template_hash) if found.revision else (model, None)
+    elif engine == "openai":
+        options["base_url"] = _address(str(table.options.get("base_url")))
+    shots = msgspec.to_builtins(table.few_shot)
+    parts = [engine, model, version, options, sampling, table.system or None, shots]
+    return msgspec.json.encode(parts, order="sorted").decode()
+
+
+def _address(base_url: str) -> str:
+    """A server's address, however it is spelled; text that is none as it is."""
+    try:
+        url = URL(base_url.strip())
+        host = "127.0.0.1" if url.host in ("localhost", "::1", "0.0.0.0") else url.host  # noqa: S104
+        return f"{url.scheme}://{host}:{url.port}{url.path.rstrip('/')}?{url.query_string}"
+    except ValueError:
+        return base_url
 
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:

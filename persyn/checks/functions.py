@@ -1,0 +1,47 @@
+"""A run's functions of somebody's own, imported once before anything is paid for, in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from persyn.config import RunConfig
+from persyn.errors import shorten
+from persyn.llm.protocols import Finding
+
+_SECONDS = 120.0
+_IMPORT = """
+import sys
+from persyn.errors import PersynError
+from persyn.llm import python
+from persyn.llm.protocols import ModelSpec
+try:
+    python.take(ModelSpec("python", sys.argv[1]))
+except PersynError as error:
+    sys.exit(str(error))
+"""
+
+
+def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+    """Functions that cannot be imported: yields (whose, finding)."""
+    for whose, table in (("the quality", config.quality), ("the strategy", config.strategy)):
+        if table.kind == "python" and (why := _flaw(table.model)):
+            yield whose, Finding("error", "load", why)
+
+
+def _flaw(model: str) -> str:
+    """Why "module:function" cannot be imported; empty where it can."""
+    # -P: the child looks where this process looks, and nowhere else.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part or os.getcwd() for part in sys.path)}
+    command = [sys.executable, "-P", "-c", _IMPORT, model]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", check=False, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"importing {model!r} took longer than {_SECONDS:g} s"
+    if not done.returncode:
+        return ""
+    return shorten(done.stderr.strip().rpartition("\n")[2], most=500) or f"importing {model!r} ended the process"
