@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -15,23 +16,62 @@ _GAP = 2
 _NARROWEST = 10
 
 
-def show(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], is_number: Sequence[bool]) -> None:
-    """Print a table; on a terminal too narrow for it, each row as a list of its cells.
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A table as wide as there is room; where that is too narrow for it, each row as a list of its cells.
 
     rows:      the cells, as text.
     is_number: of each column; figures stand on the right, and whole.
     """
-    cells = [[row[n] for row in rows] for n in range(len(columns))]
-    widths = _widths(columns, cells, is_number, console.width)
-    if widths is None:
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Text]]
+    is_number: Sequence[bool]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Rich's way to ask what to print in the room that is left."""
+        widths = self._widths(options.max_width)
+        if widths is None:
+            yield self._list()
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name, width, numeric in zip(self.columns, widths, self.is_number, strict=True):
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold", width=width)
+        for row in self.rows:
+            table.add_row(*map(_text, row))
+        yield table
+
+    def fits(self, width: int) -> bool:
+        """Whether it is a table in a room so wide, and no list."""
+        return self._widths(width) is not None
+
+    def _widths(self, width: int) -> list[int] | None:
+        cells = [[str(row[n]) for row in self.rows] for n in range(len(self.columns))]
+        return _widths(self.columns, cells, self.is_number, width)
+
+    def _list(self) -> Table:
+        listed = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+        listed.add_column(no_wrap=True, style="bold")
+        listed.add_column(overflow="fold")
+        for number, row in enumerate(self.rows):
+            if number:
+                listed.add_row("", "")
+            for name, cell in zip(self.columns, row, strict=True):
+                listed.add_row(name, _text(cell))
+        return listed
+
+
+def show(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], is_number: Sequence[bool]) -> None:
+    """Print a table; on a terminal too narrow for it, each row as a list of its cells, which the terminal folds."""
+    table = Fitted(columns, rows, is_number)
+    if table.fits(console.width):
+        console.print(table)
+    else:
         _show_list(console, columns, rows)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, width, numeric in zip(columns, widths, is_number, strict=True):
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", width=width)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+
+
+def _text(cell: str | Text) -> Text:
+    return Text(cell) if isinstance(cell, str) else cell
 
 
 def _widths(

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from cli.open import JSON, show, store
 from cli.waiting import waiting
 from persyn import run_file
-from persyn.checks import chat_templates, functions, host, servers
+from persyn.checks import chat_templates, functions, host, models, servers
 from persyn.checks import teachers as checked
 from persyn.db.catalog import Teacher
 from persyn.db.results import Response
@@ -63,6 +63,8 @@ def check(config: Path, ping: bool, as_json: bool) -> None:
             continue  # it cannot be loaded; why was found already
         with waiting(f"loading {teacher.name}"):
             found += checked.check_one(teacher, prompts, home)
+    judges = [each for each in models.served(wanted) if not each.whose.startswith("teacher ")]
+    found += [(judge.whose, servers.seen(judge.spec)) for judge in judges if judge.whose not in wrong]
     if ping:
         with waiting("waiting for servers"):
             found += servers.ping(wanted)

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import OperationalError
 
 from cli.open import cell
 from cli.progress import Meter, span, wait_line
+from cli.table import Fitted
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState
@@ -219,39 +219,30 @@ def _tables(seen: Glance, failures: Sequence[Failures]) -> RenderableType:
     return Group(*parts)
 
 
-def _paces(paces: Sequence[Pace]) -> Table:
-    table = _table("teacher", "responses/s", "tokens/s", right=(1, 2))
-    for pace in paces:
-        table.add_row(Text(cell(pace.teacher)), f"{pace.responses:,.1f}", f"{pace.tokens:,.0f}")
-    return table
+def _paces(paces: Sequence[Pace]) -> Fitted:
+    rows = [(cell(pace.teacher), f"{pace.responses:,.1f}", f"{pace.tokens:,.0f}") for pace in paces]
+    return Fitted(("teacher", "responses/s", "tokens/s"), rows, (False, True, True))
 
 
 def _workers(held: Sequence[Held]) -> Group:
-    table = _table("worker", "job", "works", "prompts", "for", "lease", right=(1, 3, 4, 5))
-    for job in held[:_MOST]:
-        lease = f"{job.lease_seconds:.0f} s" if job.lease_seconds > 0 else "ran out"
-        table.add_row(
-            Text(owner.short(cell(job.worker))),
+    rows = [
+        (
+            owner.short(cell(job.worker)),
             str(job.job),
-            Text(cell(job.model)),
+            cell(job.model),
             f"{job.prompts:,}",
             span(job.seconds),
-            Text(lease, style="" if job.lease_seconds > 0 else "bold red"),
+            f"{job.lease_seconds:.0f} s" if job.lease_seconds > 0 else Text("ran out", "bold red"),
         )
+        for job in held[:_MOST]
+    ]
+    columns = ("worker", "job", "works", "prompts", "for", "lease")
+    table = Fitted(columns, rows, (False, True, False, True, True, True))
     more = len(held) - _MOST
     workers = _many(len({job.worker for job in held}), "worker")
     return Group(table, *([Text(f"and {_many(more, 'more job')}; {workers} in all")] if more > 0 else []))
 
 
-def _failures(failures: Sequence[Failures]) -> Table:
-    table = _table("failed in", "reason", "rows", right=(2,))
-    for failure in failures[:_MOST]:
-        table.add_row(failure.stage, Text(cell(failure.reason)), f"{failure.rows:,}")
-    return table
-
-
-def _table(*columns: str, right: Sequence[int]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number in right else "left", overflow="ellipsis", no_wrap=True)
-    return table
+def _failures(failures: Sequence[Failures]) -> Fitted:
+    rows = [(failure.stage, cell(failure.reason), f"{failure.rows:,}") for failure in failures[:_MOST]]
+    return Fitted(("failed in", "reason", "rows"), rows, (False, False, True))

@@ -31,15 +31,10 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     served = list(models.served(config))
     if not served:
         return
-    # Here and below: every command would wait half a second for aiohttp.
-    from persyn.llm import openai
-
     addresses: dict[str, URL] = {}
     for model in served:
         try:
-            chosen = options.decode(model.spec, options.OpenAI)
-            openai.read_key(chosen)
-            addresses[model.whose] = openai.endpoint(chosen.base_url)
+            addresses[model.whose] = _examine(model.spec)
         except EngineError as error:
             yield model.whose, Finding("error", "server", str(error))
     silent = _silent(list(dict.fromkeys(url.origin() for url in addresses.values() if not _by_proxy(url))))
@@ -50,17 +45,25 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 
 
 def seen(spec: ModelSpec) -> Finding:
-    """What a server will be asked for; nothing is sent."""
-    from persyn.llm import openai
-
+    """What a teacher's or a judge's server will be asked for; nothing is sent."""
     try:
-        chosen = options.decode(spec, options.OpenAI)
-        url = openai.endpoint(chosen.base_url)
-        openai.read_key(chosen)
+        url, chosen = _examine(spec), options.decode(spec, options.OpenAI)
     except EngineError as error:
         return Finding("error", "load", str(error))
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
     return Finding("ok", "server", f"{url} will be asked for {spec.model!r} with {key}; nothing was sent")
+
+
+def _examine(spec: ModelSpec) -> URL:
+    """The address that a server is asked at; `EngineError` where its options, its key or its proxy will not do."""
+    # Here and below: every command would wait half a second for aiohttp.
+    from persyn.llm import openai
+
+    chosen = options.decode(spec, options.OpenAI)
+    openai.read_key(chosen)
+    url = openai.endpoint(chosen.base_url)
+    openai.proxy(url)
+    return url
 
 
 def ping(config: RunConfig) -> Iterator[tuple[str, Finding]]:

@@ -7,9 +7,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
@@ -127,18 +125,8 @@ def test_a_leader_that_wakes_after_another_has_taken_over_takes_nothing_back(
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, postgres: Postgres, broker: Broker) -> Iterator[Cluster]:
-    url = postgres.create(f"t{uuid.uuid4().hex}", template="migrated")
-    cluster = Cluster(tmp_path, url, broker, PERSYN_LEASE_SECONDS="2")
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture
-def store(cluster: Cluster) -> Iterator[Database]:
-    database = Database(cluster.database_url)
-    yield database
-    database.close()
+def lease_seconds() -> int:
+    return 2
 
 
 def leads(store: Database, cluster: Cluster, name: str) -> bool:

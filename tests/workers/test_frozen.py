@@ -20,7 +20,7 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response, Router
 from persyn.db.work import Job, JobState
-from tests.cluster import Broker, Cluster, wait_for
+from tests.cluster import Cluster, wait_for
 from tests.factories import make_job, make_run
 from tests.postgres import Postgres
 from tests.proxy import Proxy
@@ -29,18 +29,8 @@ from workers.leases import Leases
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, postgres: Postgres, broker: Broker) -> Iterator[Cluster]:
-    url = postgres.create(f"t{uuid.uuid4().hex}", template="migrated")
-    cluster = Cluster(tmp_path, url, broker, PERSYN_LEASE_SECONDS="4")
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture
-def store(cluster: Cluster) -> Iterator[Database]:
-    database = Database(cluster.database_url)
-    yield database
-    database.close()
+def lease_seconds() -> int:
+    return 4
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,7 @@ from persyn.db.catalog import Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response
 from persyn.db.work import Job, Load
-from tests.cluster import Broker, Cluster, wait_for
-from tests.postgres import Postgres
+from tests.cluster import Cluster, wait_for
 
 pytestmark = [pytest.mark.model, pytest.mark.vllm]
 
@@ -75,20 +72,6 @@ def run_file(tmp_path: Path, smollm2: Path, gemma: Path) -> Path:
     models = {"smollm2": smollm2.absolute(), "gemma": gemma.absolute()}
     file.write_text(RUN.format(calibration=CALIBRATION, vllm=VLLM, **models))
     return file
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, postgres: Postgres, broker: Broker) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path, postgres.create(f"t{uuid.uuid4().hex}", template="migrated"), broker)
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture
-def store(cluster: Cluster) -> Iterator[Database]:
-    store = Database(cluster.database_url)
-    yield store
-    store.close()
 
 
 def test_two_celery_workers_take_three_vllm_teachers_from_prompts_to_a_dataset(
