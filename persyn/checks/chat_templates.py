@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from persyn.checks import models
 from persyn.config import RunConfig
 from persyn.errors import PersynError
+from persyn.llm.identity import identify
 from persyn.llm.protocols import Finding, ModelSpec
 
 
@@ -29,6 +31,8 @@ def _look(spec: ModelSpec, *, answers: bool) -> list[Finding]:
     from persyn.llm.chat import Chat, load_tokenizer
 
     try:
+        if not Path(spec.model).is_dir():
+            identify(spec.model, spec.revision)  # asks a silent hub once; a tokenizer would ask it for each file
         chat = Chat(load_tokenizer(spec))
     except PersynError:
         return []  # without a tokenizer it cannot be loaded, and loading says why

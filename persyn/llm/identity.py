@@ -81,7 +81,9 @@ def hub_silence() -> str:
     try:
         get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
     except Exception as error:  # of whichever library the client is made of
-        os.environ["HF_HUB_OFFLINE"] = "1"  # engines' processes would wait for it too
+        # Neither this process, which has read the variable already, nor those of engines shall wait for it again.
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
         return f"{constants.ENDPOINT} does not answer: {type(error).__name__}: {shorten(str(error))}"
     return ""
 

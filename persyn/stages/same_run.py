@@ -29,6 +29,8 @@ _GOES_BY = {
 }
 #: So many differences are named.
 _MOST = 5
+#: So much of a value is shown, and so much of what two long ones begin with alike.
+_VALUE_SHOWN, _ALIKE_SHOWN = 60, 20
 #: So many conversations are looked up at a time.
 _CHUNK = 500
 
@@ -41,11 +43,15 @@ class Difference(NamedTuple):
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.key} was {_shown(self.was)} and is {_shown(self.now)}"
+        was, now = ("not there" if value is None else repr(value) for value in (self.was, self.now))
+        same = next((n for n, pair in enumerate(zip(was, now, strict=False)) if pair[0] != pair[1]), 0)
+        # Of long values what they begin with alike says nothing.
+        skipped = max(0, same - _ALIKE_SHOWN) if max(len(was), len(now)) > _VALUE_SHOWN else 0
+        return f"{self.key} was {_shown(was, skipped)} and is {_shown(now, skipped)}"
 
 
-def _shown(value: Any) -> str:
-    return "not there" if value is None else shorten(repr(value), most=60)
+def _shown(value: str, skipped: int) -> str:
+    return ("…" if skipped else "") + shorten(value[skipped:], most=_VALUE_SHOWN)
 
 
 class Change(NamedTuple):
