@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -194,6 +195,26 @@ def test_a_report_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
         document.write(tmp_path / "report.html", "PerSyn report \ud800")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_several_write_at_once_is_whole_at_every_moment(tmp_path: Path) -> None:
+    path, is_over = tmp_path / "report.html", threading.Event()
+    texts = {f"<!-- PerSyn report -->{letter * 300_000}" for letter in "abc"}
+    document.write(path, next(iter(texts)))
+
+    def write(text: str) -> None:
+        while not is_over.is_set():
+            document.write(path, text)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for writer in writers:
+        writer.start()
+    seen = {path.read_text() for _ in range(200)}
+    is_over.set()
+    for writer in writers:
+        writer.join()
+    assert seen <= texts
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_a_pipe_is_no_report(tmp_path: Path) -> None:
