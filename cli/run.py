@@ -163,6 +163,9 @@ def list_runs(as_json: bool) -> None:
         for run_id, name, state, *rest in found
     ]
     show(("name", "state", "stage", "prompts", "created", "error"), rows, as_json=as_json)
+    if not rows and not as_json:
+        url = database.url.render_as_string(hide_password=True)
+        click.echo(f"no runs in the store {url}; PERSYN_DATABASE_URL or PERSYN_HOME names another store", err=True)
     if not as_json and any(state == "stopped" for _, state, *_ in rows):
         click.echo("stopped: no worker holds a job of it; 'persyn run resume RUN' goes on with it")
 

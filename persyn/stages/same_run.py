@@ -198,7 +198,8 @@ def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, in
 
     Raises `UsageError` for a file that cannot be read, or has a bad row.
     """
-    tally, found, other = Tally("stop"), set(), 0
+    tally, other = Tally("stop"), 0
+    found: set[str] = set()
     for _, batch in batches(paths, rows.read, tally):
         found.update(row.content_hash for row in batch)
         other += prompt_table.n_conflicts(session, batch)

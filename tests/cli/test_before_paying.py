@@ -319,6 +319,10 @@ def test_a_question_is_not_passed_over_in_silence(say: Say, arguments: list[str]
     assert said in say("sql", *arguments)[1]
 
 
+def test_a_store_without_runs_is_named(say: Say, tmp_path: Path) -> None:
+    assert f"no runs in the store sqlite:///{tmp_path}/home/persyn.db" in say("run", "list")[1]
+
+
 @pytest.fixture
 def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A hub that takes connections and never answers, asked for a fraction of a second."""
