@@ -133,8 +133,9 @@ def enlist(
         seed=config.run.seed,
         need=needs.of(config.quality.kind, config.quality.options),
     )
-    for each in (*said, *_of_conflicts(config, conflicts)) if say else ():
-        say(each)
+    for each in (*said, *_of_conflicts(config, conflicts)):
+        if say:
+            say(each)
     return run
 
 
