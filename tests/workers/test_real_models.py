@@ -74,6 +74,7 @@ def run_file(tmp_path: Path, smollm2: Path, gemma: Path) -> Path:
     return file
 
 
+@pytest.mark.timeout(600)
 def test_two_celery_workers_take_three_vllm_teachers_from_prompts_to_a_dataset(
     cluster: Cluster, store: Database, run_file: Path, tmp_path: Path
 ) -> None:
