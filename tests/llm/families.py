@@ -161,6 +161,34 @@ SOUND = {
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         "<|im_start|>user\n{s}\n\n{u}<|im_end|>\n<|im_start|>assistant\n{r}<|im_end|>\n",
     ),
+    # Opens the assistant's turn after every turn of the user, whether it is asked to or not.
+    "phi 4": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|im_end|>"
+        "{% else %}<|im_start|>{{ m.role }}<|message|>{{ m.content }}<|im_end|>"
+        "{{ '<|im_start|>assistant<|message|>' if m.role == 'user' else '' }}{% endif %}{% endfor %}",
+        "<|im_start|>system<|message|>{s}<|im_end|><|im_start|>user<|message|>{u}<|im_end|>"
+        "<|im_start|>assistant<|message|>{r}<|im_end|>",
+    ),
+    # Begins with the end-of-text token; opens a turn within the loop over turns.
+    "olmo": (
+        "{{ eos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' else '' }}{% if not loop.last %}{{ '\n' }}"
+        "{% elif add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}{% endfor %}",
+        "</s><|system|>\n{s}\n<|user|>\n{u}\n<|assistant|>\n{r}</s>",
+    ),
+    # The line break after the header is not in the generation prompt.
+    "zephyr": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}"
+        "{% if loop.last and add_generation_prompt %}<|assistant|>{% endif %}{% endfor %}",
+        "<|system|>\n{s}</s><|user|>\n{u}</s><|assistant|>\n{r}</s>",
+    ),
+    "alpaca": (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n\n"
+        "{% elif m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n"
+        "{% else %}### Response:\n{{ m.content }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}### Response:\n{% endif %}",
+        "{s}\n\n### Instruction:\n{u}\n\n### Response:\n{r}</s>\n\n",
+    ),
     "vicuna": (
         "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }} {% elif m.role == 'user' %}"
         "USER: {{ m.content }} "
