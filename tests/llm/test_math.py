@@ -41,6 +41,16 @@ def hasty() -> Iterator[Engine]:
     return load(timeout_seconds=0.7)
 
 
+@pytest.fixture(scope="module")
+def small() -> math.Child:
+    """A child that may hold little; what its parent holds while it makes it must not hide what the child takes."""
+    held = bytearray(b"x") * 700_000_000
+    child = math.Child(options.Math(memory_mb=512, timeout_seconds=60), lambda: None)
+    child.start()
+    del held
+    return child
+
+
 @pytest.mark.parametrize(
     ("gold", "response"),
     [
@@ -179,30 +189,27 @@ def test_what_takes_for_ever_fails_and_is_not_called_wrong(hasty: Engine) -> Non
     assert (before.value, after.value) == (0.0, 1.0)
 
 
-def test_what_takes_all_memory_fails_and_is_not_called_wrong() -> None:
-    # What the parent holds while it makes the child must not hide what the child takes.
-    held = bytearray(b"x") * 700_000_000
-    small = load(memory_mb=512, timeout_seconds=60)
-    del held
+def test_what_takes_all_memory_fails_and_is_not_called_wrong(small: math.Child) -> None:
+    asked = [Judge(1, [], r"\boxed{(x+y+z+w+v)^{3^{13}}}", "5"), Judge(2, [], "5", "5")]
 
-    hostile, after = results(small, ("5", r"\boxed{(x+y+z+w+v)^{3^{13}}}"), ("5", "5"))
+    found = small.judge(asked)
+    hostile, after = [*found, *small.judge(asked[len(found) :])]
 
     assert isinstance(hostile, Failed)
     assert hostile.reason.startswith("crashed")
+    assert isinstance(after, Judged)
     assert after.value == 1.0
 
 
-def test_a_child_that_was_killed_is_replaced() -> None:
-    child = math.Child(options.Math(), lambda: None)
-    child.start()
-    os.kill(child._process.pid, signal.SIGKILL)
+def test_a_child_that_was_killed_is_replaced(small: math.Child) -> None:
+    os.kill(small._process.pid, signal.SIGKILL)
     asked = [Judge(1, [], "5", "5"), Judge(2, [], "5", "5")]
 
-    (lost,) = child.judge(asked)
+    (lost,) = small.judge(asked)
 
     assert isinstance(lost, Failed)
     assert lost.reason.startswith("crashed")
-    assert [result.id for result in child.judge(asked[1:])] == [2]
+    assert [result.id for result in small.judge(asked[1:])] == [2]
 
 
 def test_an_unknown_option_is_refused_by_name() -> None:
