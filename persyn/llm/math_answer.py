@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from persyn.llm.answers import characters, marks, phrases, statements, units
 from persyn.llm.answers.statements import LONGEST, is_prose
@@ -36,6 +37,14 @@ _SYMBOLS = str.maketrans(
         "\N{NO-BREAK SPACE}": " ",
     }
 )
+
+
+def _as_matrix(found: re.Match[str]) -> str:
+    """Rows in brackets, [[1, 2], [3, 4]], as LaTeX sets them."""
+    rows = (row.replace(",", " & ") for row in re.findall(r"\[([^\[\]]*)\]", found[1]))
+    return r"\begin{pmatrix}" + r" \\ ".join(rows) + r"\end{pmatrix}"
+
+
 _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"√\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
@@ -49,9 +58,29 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"\\?\$|[\N{EURO SIGN}\N{POUND SIGN}]"), ""),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\^\s*(-\d+)"), r"^{\1}"),
+    (re.compile(r"(?<=[)\]}])\s*,?\s*and\s*(?=[(\[{])"), ", "),
+    (re.compile(r"^\[\s*(\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*)\s*\]$"), _as_matrix),
 ]
-_APPROXIMATE = re.compile(r"^(?:=|≈|≃|≅|≒|\\approx\b|\\simeq\b|\\thickapprox\b|\\sim\b|~|\s)+")
+_APPROXIMATE = re.compile(
+    r"^(?:[→⇒]|(?:in|on|at|by)\s+(?=\d)|=|≈|≃|≅|≒|\\approx\b|\\simeq\b|\\thickapprox\b|\\sim\b|~|\s)+"
+)
+#: Runs of white space say nothing, and cost time.
+_BLANKS = re.compile(r"[^\S\n]{3,}")
+_NEW_LINES = re.compile(r"(?:[^\S\n]{0,2}\n){3,}")
+#: "Minus 8" on its own or after a verb; "6 minus 8" is a difference.
+_MINUS = re.compile(
+    rf"(^|(?:{phrases.any_of(phrases.LINK)}|[=:])\s*){phrases.any_of(phrases.MINUS)}\s+(?=\d)", re.IGNORECASE
+)
+#: Before two answers, of which "7 or 8" is both.
+_EITHER = re.compile(r"\b(?:either|entweder|soit)\s+(?=\d)", re.IGNORECASE)
+_REPEATING = re.compile(
+    r"(?<![\d.,])(?P<whole>\d{0,15})\.(?P<fixed>\d{0,15}?)"
+    r"(?:(?:\\(?:overline|bar|dot)\s*\{?|\()(?P<cycle>\d{1,15})(?:\}|\)|(?!\d))"
+    r"|(?P<dots>(?P<digit>\d)(?P=digit){2,15})(?:\.\.\.|…|\s*\\[lc]?dots))"
+)
 _PERCENT = re.compile(rf"(?<=\d)\s*{phrases.any_of(phrases.PERCENT)}", re.IGNORECASE)
+_WRAPPED = re.compile(r"\\(?:text\w*|mbox)\s*\{([^{}]*)\}")
 _NESTED = 3
 
 
@@ -65,6 +94,8 @@ class Stated:
 
     def expression(self) -> str:
         """The answer as a number or formula, with its unit; "" when it states none."""
+        if not self.is_marked and statements.is_cut_off(self.text):
+            return ""
         text = _open_mark(self.text) if self.is_marked else self.text
         text = statements.without_aside(text)
         if is_prose(text) and not units.split(text).has_unit:
@@ -88,6 +119,8 @@ def stated(text: str) -> Stated:
     "answer", a line that begins with ####, else "the answer is" in any of many languages. Reasoning is no answer.
     """
     text = characters.plain(characters.without_reasoning(text)).strip()
+    text = _NEW_LINES.sub("\n\n", _BLANKS.sub("  ", text))
+    text = _EITHER.sub("", _MINUS.sub(r"\1-", text))
     mark = marks.last(text)
     if mark is None:
         return Stated(text, False, text)
@@ -113,7 +146,7 @@ def tidy(text: str) -> str:
 
 def trim(text: str) -> str:
     """An expression without delimiters, mark-up, a leading sign of equality and a closing full stop."""
-    text = re.sub(r"\\?[\"`]", "", text).strip(" \t\n'")
+    text = _REPEATING.sub(_as_fraction, re.sub(r"\\?[\"`]", "", text).strip(" \t\n'"))
     text = re.sub(r"^\*\*(.*?)\*\*$", r"\1", text, flags=re.DOTALL)
     text = text.rstrip(" .,;")
     text = re.sub(r"^\\[\[(](.*)\\[\])]\.?$|^\$\$?([^$]*)\$\$?$", r"\1\2", text, flags=re.DOTALL)
@@ -122,11 +155,20 @@ def trim(text: str) -> str:
     return _APPROXIMATE.sub("", _PERCENT.sub(r"\\%", text)).strip().rstrip(" .,;")
 
 
+def _as_fraction(found: re.Match[str]) -> str:
+    """A repeating decimal, such as 0.1(6), as a fraction."""
+    whole, fixed, cycle = found["whole"] or "0", found["fixed"], found["cycle"] or found["dots"]
+    digits = 10 ** len(fixed)
+    value = Fraction(int(whole + fixed)) / digits + Fraction(int(cycle), (10 ** len(cycle) - 1) * digits)
+    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
 def _open_mark(text: str) -> str:
     """What is marked within what is marked, as a box in a tag."""
     for _ in range(_NESTED):
-        mark = marks.last(characters.plain(text))
-        if mark is None or not mark.text or (not is_prose(text) and "boxed" not in text):
+        said = _WRAPPED.sub(r"\1", text)
+        mark = marks.last(characters.plain(said))
+        if mark is None or not mark.text or (not is_prose(said) and "boxed" not in text):
             break
         text = statements.first_part(mark.text) if mark.is_running else mark.text.strip()
     return text

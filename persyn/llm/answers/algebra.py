@@ -11,6 +11,7 @@ import math_verify
 import sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig
 from math_verify.grader import get_pct_val
+from sympy.core.relational import Relational
 
 from persyn.llm.answers.statements import LONGEST
 
@@ -22,17 +23,43 @@ _NUMBER = re.compile(r"-?(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,5})(?:\.\d{1,15})?|-?\.
 _HUGE_NUMBER = re.compile(r"\d{300}")
 
 
-def equal(*, gold: Any, stated: Any) -> bool:
-    """Whether two expressions are equal; not symmetric, so the reference has its own name."""
+def equal(*, gold: Any, stated: Any, with_relations: bool = False) -> bool:
+    """Whether two expressions are equal; not symmetric, so the reference has its own name.
+
+    with_relations: whether a stated inequality may be equal to the interval of its solutions.
+    """
+    if with_relations:
+        stated = _solutions(stated)
+    if isinstance(stated, sympy.Union):
+        gold = _solutions(gold)
     if _is_infinite(gold) or _is_infinite(stated):
         return bool(gold == stated)
-    agreed = math_verify.verify(gold=gold, target=stated, timeout_seconds=None, raise_on_error=False)
+    agreed = math_verify.verify(
+        gold=gold,
+        target=stated,
+        timeout_seconds=None,
+        raise_on_error=False,
+        allow_set_relation_comp=with_relations,
+    )
     return bool(agreed) and _agrees_closely(gold, stated)
+
+
+def _solutions(stated: Any) -> Any:
+    """Alternative inequalities, `x < 1 or x > 2`, as the set of what solves any of them."""
+    if isinstance(stated, sympy.FiniteSet) and all(isinstance(each, Relational) for each in stated):
+        return sympy.Union(*(each.as_set() for each in stated))
+    return stated
 
 
 def times(value: Any, factor: Fraction) -> Any:
     """An expression of another unit; the same object where the unit is the same."""
-    return value if factor == 1 else value * sympy.Rational(factor.numerator, factor.denominator)
+    if factor == 1:
+        return value
+    if isinstance(value, sympy.FiniteSet):
+        return sympy.FiniteSet(*(times(each, factor) for each in value))
+    if not isinstance(value, sympy.Expr | sympy.MatrixBase):
+        return value  # an interval or an equation, of which no quantity is made
+    return value * sympy.Rational(factor.numerator, factor.denominator)
 
 
 def _is_infinite(value: Any) -> bool:

@@ -18,7 +18,16 @@ _REASONING = re.compile(
 )
 
 #: Invisible: spaces of no width, marks of direction, variation selectors, the byte order mark.
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\u20e3\ufe00-\ufe0f\ufeff]")
+#: A turn ends; what a model writes after that, such as the next user's turn, is no part of its response.
+_TURN_END = re.compile(
+    r"<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|eom_id|END_OF_TURN_TOKEN)\|>|</s>|<end_of_turn>|<eos>"
+)
+_TOKEN = re.compile(r"<\|[A-Za-z_]{3,40}\|>")
+#: Signs that say "right", "hence" or nothing; those that cross something out stay.
+_ORNAMENT = re.compile(
+    "[\u2022\u2023\u25a0-\u25cf\u2234\u2600-\u2716\u2719-\u274b\u274d-\u27bf\u2b50\u2b55\U0001f300-\U0001faff]"
+)
 _SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _DIGIT = re.compile(r"(?![0-9])\d")
 _FULL_WIDTH = re.compile("[\uff01-\uff5e]")
@@ -63,6 +72,11 @@ _PUNCTUATION = str.maketrans(
         "−": "-",
         "﹣": "-",
         "∶": ":",
+        "π": "\\pi ",
+        "℃": "°C",
+        "℉": "°F",
+        "\N{MICRO SIGN}": "μ",
+        "\N{OHM SIGN}": "Ω",
         "～": "~",
         "〜": "~",
     }
@@ -87,14 +101,23 @@ def without_reasoning(text: str) -> str:
             is_inside = True
     if not is_inside:
         kept.append(text[start:])
-    return "".join(kept)
+    return _one_turn("".join(kept))
+
+
+def _one_turn(text: str) -> str:
+    """The text up to where its turn ends, without the special tokens that a server left in it."""
+    if "<" not in text:
+        return text
+    said = (part for part in _TURN_END.split(text) if part.strip())
+    return _TOKEN.sub("\n", next(said, ""))
 
 
 def plain(text: str) -> str:
     """The text with digits, spaces and punctuation as ASCII has them; letters stay as they are."""
     if text.isascii():
         return text
-    text = re.sub(r"(?<=\d)，(?=\d{3})", ",", _INVISIBLE.sub("", text))
+    text = _ORNAMENT.sub(" ", _INVISIBLE.sub("", text))
+    text = re.sub(r"(?<=\d)，(?=\d{3})", ",", text)
     text = _SPACES.sub(" ", text.translate(_PUNCTUATION))
     text = _FULL_WIDTH.sub(lambda m: chr(ord(m[0]) - 0xFEE0), text)
     text = _STYLED.sub(lambda m: unicodedata.normalize("NFKC", m[0]), text)

@@ -10,8 +10,9 @@ from persyn.llm.answers.characters import FOREIGN
 
 _WRAPPED = re.compile(r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|rm|bf)\s*\{([^{}]*)\}")
 _NAMED = rf"(?:{phrases.any_of(phrases.CHOOSE, phrases.CHOOSE_JOINED)}\s*:?\s*)?"
+_ARTICLE = rf"(?:{phrases.any_of(phrases.ARTICLE)}\s+)?"
 _LETTER = re.compile(
-    rf"(?:the\s+)?{_NAMED}(?P<open>[(\[{{]?)\s*(?P<letter>[A-Ja-j])\s*(?P<close>[)\]}}.:]*)(?P<rest>(?:\s.*)?)",
+    rf"{_ARTICLE}{_NAMED}(?P<open>[(\[{{]?)\s*(?P<letter>[A-Ja-j])\s*(?P<close>[)\]}}.:]*)(?P<rest>(?:\s.*)?)",
     re.DOTALL | re.IGNORECASE,
 )
 _TIGHT = re.compile(r"[(\[]?(?P<letter>[A-J])[)\]](?P<rest>\S.*)", re.DOTALL)
@@ -32,6 +33,15 @@ _CHOSEN_BEFORE = re.compile(
 )
 _CHOSEN_AFTER = re.compile(
     rf"(?<![^\W_])(?P<letter>[A-J])[)\]*\s\"']*{phrases.any_of(phrases.CHOSEN, phrases.CHOSEN_JOINED)}", re.IGNORECASE
+)
+_DENIED = re.compile(
+    rf"{phrases.any_of(phrases.LINK, phrases.LINK_JOINED)}\s*(?:\w+\s+)?"
+    rf"{phrases.any_of(phrases.NOT, phrases.NOT_JOINED)}",
+    re.IGNORECASE,
+)
+_CONCLUDED = re.compile(
+    rf"{phrases.any_of(phrases.THEREFORE)}\s+{_ARTICLE}{_NAMED}[(\[*]{{0,3}}(?P<letter>[A-J])[)\]*.!\s]*$",
+    re.IGNORECASE,
 )
 _WRONG = re.compile(rf"[)\]*\s\"']*(?:\w+\s+)?{phrases.any_of(phrases.NOT, phrases.NOT_JOINED)}", re.IGNORECASE)
 
@@ -55,6 +65,8 @@ def read(text: str) -> Choice | None:
     if not found:
         return None
     rest = found["rest"].strip(" \t\n-:*")
+    if _DENIED.match(rest):
+        return None
     is_set_apart = bool(found["close"].strip()) and (
         found["letter"].isupper() or found["open"] or found["close"] == ")"
     )
@@ -67,18 +79,27 @@ def several(text: str) -> frozenset[str] | None:
     return frozenset(re.findall(r"(?<![^\W_])[A-J](?![^\W_])", text.upper())) if _SEVERAL.fullmatch(text) else None
 
 
+def joined(text: str) -> frozenset[str] | None:
+    """The letters of a list without anything between them, in the order of the alphabet; `CAB` is a word."""
+    text = _WRAPPED.sub(r"\1", text).strip(" *_$.")
+    is_list = re.fullmatch(r"[A-J]{2,}", text) is not None and sorted(set(text)) == list(text)
+    return frozenset(text) if is_list else None
+
+
 def named(statement: str) -> str:
     """The letter that a sentence which states an answer names; "" for none."""
     statement = _WRAPPED.sub(r"\1", statement).strip(" \t\n*_$\"'`")
     begins = re.match(
-        rf"(?:the\s+)?{_NAMED}[(\[*]*(?P<letter>[A-Ja-j])(?![^\W_])(?P<close>[)\]*]*)", statement, re.IGNORECASE
+        rf"{_ARTICLE}{_NAMED}[(\[*]*(?P<letter>[A-Ja-j])(?![A-Za-z\d])(?P<close>[)\]*]*)", statement, re.IGNORECASE
     )
     if (
         begins
         and (begins["close"] or _AFTER.match(statement, begins.end()))
         and not _WRONG.match(statement, begins.end())
     ):
-        return begins["letter"].upper()
+        is_plain = begins["letter"].islower() and not begins["close"]
+        if not is_plain or re.match(r"\s*(?:$|[-—,.;:!?)])", statement[begins.end() :]):
+            return begins["letter"].upper()
     return ""
 
 
@@ -87,3 +108,9 @@ def chosen(text: str) -> str:
     found = [m for pattern in (_CHOSEN_BEFORE, _CHOSEN_AFTER) for m in pattern.finditer(text)]
     found = [m for m in found if m["letter"].isupper() and not _WRONG.match(text, m.end())]
     return max(found, key=lambda m: m.start())["letter"] if found else ""
+
+
+def concluded(text: str) -> str:
+    """The letter that a text ends with after a word such as "hence" or "must be"; "" for none."""
+    found = _CONCLUDED.search(_WRAPPED.sub(r"\1", text))
+    return found["letter"] if found and found["letter"].isupper() else ""

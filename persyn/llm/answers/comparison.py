@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from fractions import Fraction
 from importlib.metadata import version
 from typing import Any
@@ -16,13 +17,28 @@ VERSION = f"math-verify {version('math-verify')}"
 _LONGEST_DETAIL = 200
 
 _WRAPPED = re.compile(r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")
+_RATIO = re.compile(r"\$?\s*\d+(?:\s*(?::|\\colon)\s*\d+)+\s*\$?")
+_RATIO_IN_WORDS = re.compile(r"(\d+)\s+(?:is\s+)?to\s+(\d+)")
+#: What can be no point of a plane: a half-open or infinite interval, or a union.
+_INTERVAL = re.compile(r"\\infty|\\cup|\([^()\[\]]*,[^()\[\]]*\]|\[[^()\[\]]*,[^()\[\]]*[)\]]")
+#: That a variable is in an interval is what the interval says.
+_MEMBER = re.compile(r"^[A-Za-z]\s*\\in\s*(?=\\left|[(\[])")
+_FACTORIAL = re.compile(r"[\w)}]!\s*\$?$")
+_APPROXIMATE = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])|[≈≃≅≒]")
 _NO_WORDS = phrases.FUNCTIONS | set(phrases.entries(phrases.AND))
+_TRUTH = re.compile(
+    r"(?P<denied>\b(?:not|never)\s+|n't\s+)?\b(?:(?P<yes>true|correct|right|yes)|false|untrue|incorrect|wrong|no)\b",
+    re.IGNORECASE,
+)
 _OPERATOR = re.compile(r"[=+*^<>|\\/()]")
 
 
 def judge(case: Case) -> Verdict:
     """Compare the answer a response states with the one a reference states."""
-    gold, stated = reference(case.gold), math_answer.stated(case.response)
+    gold, response = reference(case.gold), case.response
+    if _RATIO.fullmatch(gold):
+        response = _RATIO_IN_WORDS.sub(r"\1:\2", response)
+    stated = math_answer.stated(response)
     for compare in (_as_choice, _as_words):
         verdict = compare(gold, stated)
         if verdict is not None:
@@ -49,9 +65,10 @@ def reference(text: str) -> str:
 
 def _as_choice(gold: str, stated: Stated) -> Verdict | None:
     """The verdict where the reference is the letter of a choice, or several."""
-    several = choices.several(gold)
+    text = math_answer.trim(stated.text)
+    several = choices.several(gold) or (choices.joined(gold) if choices.several(text) else None)
     if several:
-        given = choices.several(math_answer.trim(stated.text)) or frozenset()
+        given = choices.several(text) or choices.joined(text) or frozenset()
         return Verdict(given == several, _detail(sorted(several), sorted(given), "choice"))
     choice = choices.read(gold)
     if choice is None or (gold.strip().islower() and len(gold.strip()) == 1):
@@ -74,6 +91,7 @@ def _choice_of(stated: Stated) -> choices.Choice | None:
         letter
         or choices.chosen(stated.text)
         or choices.named(texts[-1])
+        or next(filter(None, map(choices.concluded, texts)), "")
         or choices.named(stated.response.split("\n", 1)[0])
     )
     return choices.Choice(letter) if letter else None
@@ -98,12 +116,16 @@ def _as_words(gold: str, stated: Stated) -> Verdict | None:
     for text in texts:
         if _same_text(gold, text) or (sign and _infinity(text) == sign):
             return Verdict(True, _detail(gold, text, "text"))
-    if (date := clock.date(gold)) and len(gold.split()) <= 4:
-        return Verdict(_same_date(date, texts), _detail(gold, texts[-1], "date"))
+    ranges = [numbers.interval(text) for text in (gold, *texts)]
+    if ranges[0] and any(ranges[1:]):
+        return Verdict(ranges[0] in ranges[1:], _detail(gold, texts[-1], "range"))
+    if (dates := clock.dates(gold)) and len(gold.split()) <= 4:
+        return Verdict(_same_date(dates, texts), _detail(gold, texts[-1], "date"))
     if gold.casefold().strip(" .") in phrases.YES_OR_NO:
         return Verdict(_agrees(gold, stated), _detail(gold, _or_none(_short_text(stated)), "text"))
-    if _is_words(gold) or clock.is_label(gold):
-        ends = any(_ends_with(text, gold) for text in texts)
+    if (_is_words(gold) and not numbers.spelled(gold, nouns=0)) or clock.is_label(gold):
+        texts = [*texts, statements.last_sentence(stated.text)]
+        ends = any(says(text, gold) for text in texts for says in (_ends_with, _ends_as, _begins_with))
         return Verdict(ends, _detail(gold, _or_none(_short_text(stated)), "text"))
     return None
 
@@ -112,14 +134,12 @@ def _time_of(stated: Stated) -> clock.Time | None:
     for text in (*stated.sentences(), stated.expression()):
         if time := clock.time(text):
             return time
-    return None
+    return clock.time_within(stated.sentences()[-1])
 
 
-def _same_date(gold: tuple[int | None, int, int], texts: list[str]) -> bool:
-    for text in texts:
-        if given := clock.date(text):
-            return given[1:] == gold[1:] and (gold[0] is None or given[0] == gold[0])
-    return False
+def _same_date(gold: Collection[clock.Date], texts: list[str]) -> bool:
+    given = next(filter(None, map(clock.dates, texts)), frozenset())
+    return any(one[1:] == other[1:] and one[0] in (None, other[0]) for one in gold for other in given)
 
 
 def _agrees(gold: str, stated: Stated) -> bool:
@@ -129,7 +149,9 @@ def _agrees(gold: str, stated: Stated) -> bool:
         first = re.match(r"[\s*_]*([^\W\d_]+(?:'t)?)", text)
         if first and _meant(first[1]) in phrases.SAME_TEXT[3:5]:
             return _meant(first[1]) == meant
-    return False
+    said = list(_TRUTH.finditer(stated.sentences()[-1])) or list(_TRUTH.finditer(stated.text))
+    is_true = bool(said) and (said[-1]["yes"] is not None) == (said[-1]["denied"] is None)
+    return bool(said) and is_true == (meant == phrases.SAME_TEXT[3])
 
 
 def _meant(word: str) -> frozenset[str]:
@@ -143,13 +165,33 @@ def _ends_with(text: str, gold: str) -> bool:
     if len(whole.split()) > 15 or not whole.endswith(f" {end}"):
         return False
     before = whole[: -len(end)]
+    if re.search(r"(?:than|unlike|except|without|instead of) $", before):
+        return False
     return (
         not re.search(phrases.any_of(f"{phrases.NOT}, {phrases.AND}", phrases.NOT_JOINED), before, re.IGNORECASE)
         and "-" not in before[-1:]
     )
 
 
+def _begins_with(text: str, gold: str) -> bool:
+    """Whether a sentence says of the reference that it is what was asked for: "Anna is the tallest"."""
+    whole, name = _normal(text), _normal(gold)
+    return (
+        bool(name) and re.match(rf"{re.escape(name)} (?:is|was|are|were) the (?!same|only one not)", whole) is not None
+    )
+
+
+def _ends_as(text: str, gold: str) -> bool:
+    """Whether a short sentence ends with words that say what the reference says, such as "has no solution"."""
+    said, meant = _normal(text), _meant(gold)
+    before = [said[: -len(entry)] for entry in meant if said.endswith(f" {entry}")]
+    is_denied = re.compile(phrases.any_of(phrases.DENIAL, phrases.DENIAL_JOINED)).search
+    return len(meant) > 1 and len(said.split()) <= 15 and any(not is_denied(words) for words in before)
+
+
 def _same_text(gold: str, text: str) -> bool:
+    if _FACTORIAL.search(gold) and not _FACTORIAL.search(text):
+        return False
     if math_plain(gold) == math_plain(text):
         return bool(math_plain(gold))
     return _normal(gold) != "" and (_normal(gold) == _normal(text) or _meant(gold) == _meant(text))
@@ -178,10 +220,15 @@ def _is_words(text: str) -> bool:
 
 
 def _as_formula(gold: str, stated: Stated) -> Verdict:
+    gold = numbers.spelled(gold, nouns=0) or gold
     given = stated.expression()
+    if not re.search(r"\d", given):
+        given = next(filter(None, (numbers.spelled(_WRAPPED.sub(r"\1", text)) for text in stated.sentences())), given)
     if not math_answer.tidy(given):
         return Verdict(False, {"gold": _short(gold), "parsed": None, "version": VERSION})
     verdict = compare(gold, given)
+    if verdict.is_right is False and given.endswith("!") and "!" not in gold:
+        return compare(gold, given.rstrip("!"))  # a sentence that ends with an exclamation mark
     if verdict.is_right is False and "," in gold:
         parts = ",".join(marks.boxes(stated.response))
         verdict = compare(gold, parts) if parts and parts != given else verdict
@@ -190,8 +237,17 @@ def _as_formula(gold: str, stated: Stated) -> Verdict:
 
 def compare(gold: str, given: str) -> Verdict:
     """Compare two expressions, each with its unit."""
+    quantities = units.split(gold), units.split(given)
+    dimensions = [each.unit.dimensions for each in quantities]
+    if all(dimensions) and dimensions[0] != dimensions[1]:
+        return Verdict(False, _detail(quantities[0].value, quantities[1].value, "unit"))
     if math_plain(math_answer.tidy(gold)) == math_plain(math_answer.tidy(given)):
         return Verdict(True, _detail(math_answer.tidy(gold), math_answer.tidy(given), "text"))
+    sides = [side for side in _APPROXIMATE.split(given) if side.strip()]
+    if len(sides) > 1:
+        # An exact value, and a decimal that is near it: the answer is either.
+        verdicts = [compare(gold, side) for side in sides]
+        return next((verdict for verdict in verdicts if verdict.is_right), verdicts[0])
     if (signs := (_infinity(gold), _infinity(given))) != ("", ""):
         return Verdict(signs[0] == signs[1], _detail(gold, given, "text"))
     if _is_other_kind(gold, given):
@@ -211,20 +267,22 @@ def _is_other_kind(gold: str, given: str) -> bool:
 
 
 def _by_value(gold: units.Quantity, given: units.Quantity) -> Verdict:
-    if gold.unit.dimensions and given.unit.dimensions and gold.unit.dimensions != given.unit.dimensions:
-        return Verdict(False, _detail(gold.value, given.value, "unit"))
     if gold.may_be_variable and not given.has_unit:
         return Verdict(False, _detail(gold.value, given.value, "unit"))
     is_convertible = gold.unit.dimensions and gold.unit.dimensions == given.unit.dimensions
     factor = given.unit.scale / gold.unit.scale * (given.unit.factor / gold.unit.factor if is_convertible else 1)
-    texts = [numbers.plain(_latex(each.value)) for each in (gold, given)]
+    texts = [_MEMBER.sub("", numbers.plain(_latex(each.value))) for each in (gold, given)]
     gold_parsed, parsed = algebra.parse_reference(texts[0]), algebra.parse(texts[1])
     if gold_parsed is None:
         return Verdict(None, failure="unparsed: the reference is neither a formula nor words")
     if parsed is None:
         return Verdict(False, _detail(gold.value, given.value, "text") | {"parsed": None, "unparsed": _short(texts[1])})
     detail = _detail(gold_parsed, parsed, "math")
-    if algebra.equal(gold=gold_parsed, stated=algebra.times(parsed, factor)):
+    is_interval = _INTERVAL.search(gold.value) is not None or _MEMBER.search(gold.value) is not None
+    if algebra.equal(gold=gold_parsed, stated=algebra.times(parsed, factor), with_relations=is_interval):
+        return Verdict(True, detail)
+    comma = "" if "," in gold.value or numbers.is_doubtful(given.value) else numbers.other_reading(given.value)
+    if comma and algebra.equal(gold=gold_parsed, stated=algebra.times(algebra.parse(comma), factor)):
         return Verdict(True, detail)
     return _by_other_reading(gold.value, given.value, detail)
 
@@ -256,7 +314,7 @@ def _infinity(text: str) -> str:
 def math_plain(text: str) -> str:
     """What two texts have in common that differ only in how they are set."""
     text = re.sub(r"\\(?:text\w*|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|\\(?:left|right|displaystyle|[!,;: ])", r"\1", text)
-    return re.sub(r"[\s$]+", "", text.replace("dfrac", "frac").replace("tfrac", "frac")).casefold()
+    return re.sub(r"(?<!\d)[\s$]+|[\s$]+(?!\d)", "", text.replace("dfrac", "frac").replace("tfrac", "frac")).casefold()
 
 
 # What is kept of a verdict

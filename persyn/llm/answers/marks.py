@@ -76,6 +76,15 @@ _HEADER = re.compile(
     rf"(?:[ \t#*_:]{{0,12}}\n\s{{0,9}}|[ \t*_]{{1,12}}{_VALUE})(?=\S)",
     re.IGNORECASE | re.MULTILINE,
 )
+_SUBJECT = r"(?:(?:it|that|this|the\s+(?:\w+\s+)?(?:answer|result|total|sum|value|number)|c|ce|das|es|это|这|答案)\s*)"
+_IS = rf"(?:{phrases.any_of(phrases.LINK, phrases.LINK_JOINED)}(?:\s+es(?=\s))?|'s|'est)"
+_REVISED = re.compile(
+    rf"(?<![^\W_])(?:{phrases.any_of(phrases.REVISION, phrases.REVISION_JOINED)}|no(?=,))[\s,.:;!?-]{{0,9}}"
+    rf"(?:{phrases.any_of(phrases.REVISION)}[\s,]+)?(?:{_SUBJECT}?{_IS}|(?=\S{{1,60}}\s?(?:[.!\n]|$)))"
+    rf"[\s,:]*(?:(?:actually|rather)\s+)?{_OPEN}{_VALUE}",
+    re.IGNORECASE,
+)
+_DENYING = re.compile(phrases.any_of(phrases.DENIAL, phrases.DENIAL_JOINED), re.IGNORECASE)
 _DENIED = re.compile(phrases.any_of(phrases.NOT, phrases.NOT_JOINED) + r"(?=\s*[^\s.!])", re.IGNORECASE)
 
 
@@ -89,7 +98,16 @@ class Mark:
 
 
 def last(text: str) -> Mark | None:
-    """The last mark; a phrase counts only where nothing else is marked, a total only where no answer is stated."""
+    """The last mark; a phrase counts only where nothing else is marked, a total only where no answer is stated.
+
+    An answer that is taken back, "The answer is 5. Wait, it is 6", is what it is corrected to.
+    """
+    mark = _last(text)
+    revised = _phrase(_REVISED, text[mark.at :], may_deny=True) if mark else None
+    return Mark(mark.at + revised.at, revised.text, is_running=True) if mark and revised else mark
+
+
+def _last(text: str) -> Mark | None:
     found = [_boxed(text), _tagged(text), _field(_KEY, text), _hashes(text), final := _phrase(_FINAL, text)]
     marks = [mark for mark in found if mark is not None]
     if marks:
@@ -189,9 +207,10 @@ def _hashes(text: str) -> Mark | None:
     return Mark(lines[-1].start(), lines[-1][1], is_running=True) if lines else None
 
 
-def _phrase(pattern: re.Pattern[str], text: str) -> Mark | None:
+def _phrase(pattern: re.Pattern[str], text: str, *, may_deny: bool = False) -> Mark | None:
     """What the last phrase that denies nothing says; one that has a number or a short text before any other."""
-    found = [Mark(m.start(), _rest(text, m.end()), is_running=True) for m in pattern.finditer(text)]
+    stating = (m for m in pattern.finditer(text) if may_deny or not _DENYING.search(m[0]))
+    found = [Mark(m.start(), _rest(text, m.end()), is_running=True) for m in stating]
     found = [mark for mark in found if mark.text and not _DENIED.match(mark.text)]
     telling = [mark for mark in found if re.search(r"\d|\\", mark.text) or len(mark.text.split()) <= 4]
     candidates = telling or found

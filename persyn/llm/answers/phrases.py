@@ -64,8 +64,10 @@ genau, approssimativamente, ongeveer, около, примерно, прибли
 #: A reason or an aside follows, and the answer is over.
 REASON = """
 because, since, which, where, so, meaning, as, given, therefore, hence, thus, after, when, if, although, while,
-rather than, instead of, but, porque, ya que, pues, parce que, car, puisque, weil, denn, perché, poiché, pois,
-omdat, want, потому, так как, поскольку, bo, ponieważ, çünkü, vì, क्योंकि, لأن, 因为, 因為, 所以, なので
+rather than, instead of, but, porque, ya que, pues, parce que, car il, car elle, car on, car le,
+car la, car les, puisque, weil, denn, perché, poiché, pois,
+omdat, want het, want de, want er, потому, так как, поскольку, bo, ponieważ, çünkü, vì, क्योंकि,
+لأن, 因为, 因為, 所以, なので
 """
 #: Between the parts of a list.
 AND = """
@@ -73,11 +75,23 @@ and, or, y, o, e, ou, et, und, oder, en, of, och, eller, og, и, или, oraz, l
 atau, और, या, و, أو
 """
 AND_JOINED = "和, 与, 與, 及, 或, と"
+#: What takes back the answer that was given before it.
+REVISION = """
+wait, actually, correction, sorry, oops, scratch that, my mistake, on second thought, hold on, en realidad, mejor dicho,
+en fait, plutôt, eigentlich, korrektur, anzi, na verdade, на самом деле, вернее, точнее
+"""
+REVISION_JOINED = "实际上, 不对, 更正, 訂正, 아니"
 #: What says that the thing named is not the answer.
 NOT = """
 not, isn't, never, nor, neither, cannot, wrong, incorrect, false, nicht, kein, keine, falsch, pas, incorrecte,
 incorrecta, falsa, falso, não, не, неверно, неправильно, ни, nie, değil, không, नहीं, ليس, לא
 """
+#: What says so of the number right after it.
+DENIAL = """
+not, isn't, never, cannot, can't, couldn't, wasn't, nicht, kein, keine, pas, non, não, не, niet, inte, değil, không,
+no
+"""
+DENIAL_JOINED = "不, 아니"
 NOT_JOINED = "不是, 不, 错, 錯, ない, 아니"
 #: What says that a choice is made, before its letter.
 CHOOSE = """
@@ -86,10 +100,21 @@ alternativa, choix, choisis, wähle, opzione, scelgo, opção, escolho, optie, k
 opcja, wybieram, seçenek, şık, pilihan, chọn, विकल्प, الخيار
 """
 CHOOSE_JOINED = "选项, 选择, 应选, 故选, 选, 選択肢, 選, 선택지, 선택, 보기"
+#: What may stand between that, or a verb, and the letter, or before the word for a choice.
+ARTICLE = """
+the, a, la, el, le, die, der, das, il, lo, a letra, letter, lettre, letra, letera, lettera, buchstabe, буква, la letra,
+la lettre, la lettera, der buchstabe, the letter, answer
+"""
+#: What leads from a reason to the choice, which is then the last word.
+THEREFORE = """
+hence, so, therefore, thus, leaves, leaving, remains, go with, going with, must be, has to be, is, it's, was, answer,
+say
+"""
 #: What says so after the letter.
 CHOSEN = """
 is correct, is right, is true, is best, is the correct, is the right, is the best, is the answer, is the only,
-is my answer, es correcta, es la correcta, es la respuesta, est correcte, est la bonne, est la réponse,
+is my answer, it is, şıkkı, şıkkıdır, seçeneği, seçeneğidir,
+es correcta, es la correcta, es la respuesta, est correcte, est la bonne, est la réponse,
 ist richtig, ist korrekt, ist die richtige, ist die antwort, è corretta, è la risposta, está correta,
 é a correta, é a resposta, верен, верно, является правильным, jest poprawna, doğru, đúng, सही
 """
@@ -110,9 +135,13 @@ FUNCTIONS = frozenset(
 #: Texts that say the same, one group a paragraph.
 _SAME = r"""
 no solution, no solutions, no real solution, no real solutions, there is no solution, there are no solutions,
+no real root, no real roots, no roots, no solution exists, no solutions exist,
+no such number exists, none, none exists, there is none,
+ninguna, ninguna solución, aucune, aucune solution, keine lösung, nessuna soluzione, sem solução, нет решений, 无解,
+無解,
 \emptyset, \varnothing, \{\}, {}, ∅, empty set
 
-does not exist, dne, undefined, not defined, doesn't exist, nan, not a number
+does not exist, do not exist, dne, diverges, undefined, not defined, doesn't exist, nan, not a number
 
 infinitely many, infinitely many solutions, infinite solutions
 

@@ -34,7 +34,7 @@ _END = re.compile(
 )
 #: Brackets after a space that hold words or a calculation: "12 (3 boxes of 4)", "20 (4*5)", but not "3 (x + 1)".
 _ASIDE = re.compile(
-    rf"(?<=\S)\s+\((?!\s*\w\s*\))(?=[^()]*(?:[^\W\d_]{{2,}}|[{FOREIGN}]|=)|[\d\s.,*/+×÷-]+\))[^()]*\)(?!\s*[-+*/^=(])|"
+    rf"(?<=\S)(?<!\sand)(?<!\sor)(?<!,)\s+\((?!\s*\w\s*\))(?=[^()]*(?:[^\W\d_]{{2,}}|[{FOREIGN}]|=)|[\d\s.,*/+×÷-]+\))[^()]*\)(?!\s*[-+*/^=(])|"
     rf"(?<=\d)\((?=[^()\\]*(?:[^\W\d_]{{3,}}|[{FOREIGN}]))[^()]*\)"
 )
 _FILLERS = rf"(?:[\s*_:]*{phrases.any_of(phrases.FILLER, phrases.FILLER)}|\s*(?:≈|~|\\approx|\\sim|\\simeq))*"
@@ -44,6 +44,19 @@ _SAYS = re.compile(
     re.IGNORECASE,
 )
 _BEGINS = re.compile(rf"{_FILLERS}{_BEFORE_VALUE}", re.IGNORECASE)
+#: How much text before a number may deny it.
+_DENIAL = 30
+_DENYING = re.compile(
+    rf"{phrases.any_of(phrases.DENIAL, phrases.DENIAL_JOINED)}"
+    rf"(?:\s*(?:{phrases.any_of(f'{phrases.LINK}, be, been, equal, exactly, to', phrases.LINK_JOINED)}))?[\s*$]*$",
+    re.IGNORECASE,
+)
+_CUT_OFF = re.compile(
+    r"(?<![^\W\d_])(?:and|or|the|an|of|to|by|with|for|from|is|are|was|we|then|so|because|which|that|plus|minus|times"
+    r"|has|have|be|than|but|if|as|on|at|und|et|y|e)\s*$|(?<=\w)\s*[+=×÷]\s*$",
+    re.IGNORECASE,
+)
+_DANGLING = re.compile(rf"(?<=\d)\s+{_AND}$", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -62,15 +75,25 @@ def is_prose(text: str) -> bool:
     return len(words) > 1 or (len(words) == 1 and re.search(r"\d", text) is not None)
 
 
+def _without_point(abbreviation: re.Match[str]) -> str:
+    return "number " if abbreviation[1].lower() in ("no", "nr") else f"{abbreviation[1]} "
+
+
 def first_part(text: str) -> str:
     """Running text up to where its answer ends."""
-    text = _HALF_OF_DAY.sub(r"\1m", _ABBREVIATION.sub(r"\1 ", text))
-    return _END.split(text, maxsplit=1)[0].strip(" *_\"'`").removesuffix("(").strip()
+    text = _HALF_OF_DAY.sub(r"\1m", _ABBREVIATION.sub(_without_point, text))
+    text = _END.split(text, maxsplit=1)[0].strip(" *_\"'`").removesuffix("(").strip()
+    return _DANGLING.sub("", text)
 
 
 def without_aside(text: str) -> str:
     """The text without what it adds in brackets, and without the number of a source."""
     return re.sub(r"(?<=\d)\s+\[\d{1,2}\]$", "", _ASIDE.sub("", text)).strip()
+
+
+def is_cut_off(text: str) -> bool:
+    """Whether a text ends in the middle of a sentence, so that what it was about to say is missing."""
+    return _CUT_OFF.search(text) is not None
 
 
 def last_sentence(text: str) -> str:
@@ -80,9 +103,9 @@ def last_sentence(text: str) -> str:
 
 
 def predicate(text: str) -> str:
-    """What a sentence says of its subject; the whole of it where no verb is known."""
+    """What a sentence says of its subject; the whole of it where no verb is known, or it says what is not so."""
     verb = list(re.finditer(phrases.any_of(phrases.LINK, phrases.LINK_JOINED) + r"|:\s", text, re.IGNORECASE))
-    return text[verb[-1].end() :].strip() if verb else text
+    return text[verb[-1].end() :].strip() if verb and not _is_denied(text, verb[-1].end()) else text
 
 
 def expression(text: str) -> str:
@@ -90,7 +113,7 @@ def expression(text: str) -> str:
 
     What follows the last "is", "has" or "=" counts, else what the sentence begins with, else the last one.
     """
-    text = _HALF_OF_DAY.sub(r"\1m", _ABBREVIATION.sub(r"\1 ", text[-2 * LONGEST :]))
+    text = _HALF_OF_DAY.sub(r"\1m", _ABBREVIATION.sub(_without_point, text[-2 * LONGEST :]))
     tokens = list(_tokens(text))
     at, last = _last(tokens)
     if at < 0:
@@ -99,13 +122,22 @@ def expression(text: str) -> str:
     if any(token.start < start < token.start + len(token.text) for token in tokens):
         return last
     told = _told([token for token in tokens if token.start >= start], text, start)
-    return told or last
+    return told or ("" if _is_denied(text, at) else last)
+
+
+def _is_denied(text: str, at: int) -> bool:
+    """Whether what stands there is said not to be: "is not 5", "cannot be 5"."""
+    return _DENYING.search(text[max(0, at - _DENIAL) : at]) is not None
 
 
 def _told(tokens: Sequence[_Token], text: str, start: int) -> str:
     """What a sentence says outright: after its last verb that a number follows, or as its first word."""
     formulas = [(t.start, t.start + len(t.text)) for t in tokens if t.is_formula]
-    says = [m.end() for m in _SAYS.finditer(text, start) if not any(a < m.start() < b for a, b in formulas)]
+    says = [
+        m.end()
+        for m in _SAYS.finditer(text, start)
+        if not any(a < m.start() < b for a, b in formulas) and not _is_denied(text, m.start())
+    ]
     begins = _BEGINS.match(text, start)
     at = says[-1] if says else begins.end() if begins else -1
     return _first([token for token in tokens if token.start >= at]) if at >= 0 else ""

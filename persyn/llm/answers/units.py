@@ -16,17 +16,23 @@ length: 1/1000 mm millimeter millimetre millimetro
 length: 1/100 cm centimeter centimetre centímetro centimètre zentimeter см сантиметр сантиметров 厘米 センチ
 length: 1/10 dm decimeter decimetre
 length: 1000 km kilometer kilometre kilómetro kilomètre км километр километров 千米 公里 キロメートル
+length: 1/1000000 μm micrometer micrometre micron
+length: 1/1000000000 nm nanometer nanometre
 length: 127/5000 in inch inches
 length: 381/1250 ft foot feet
 length: 1143/1250 yd yard
 length: 201168/125 mi mile
 mass: 1 g gram gramme gramo гр грамм граммов 克
+mass: 1/1000000 μg mcg microgram
 mass: 1/1000 mg milligram
 mass: 1000 kg kilogram kilogramme kilo kilogramo кг килограмм килограммов 千克 公斤
 mass: 1000000 tonne
 mass: 45359237/100000 lb lbs pound-mass
 mass: 28349523125/1000000000 oz ounce
 time: 1 s sec second segundo seconde sekunde сек секунд 秒
+time: 1/1000 ms millisecond
+time: 1/1000000 μs microsecond
+time: 1/1000000000 ns nanosecond
 time: 60 min minute minuto minuten мин минут 分钟 分鐘
 time: 3600 h hr hour hora heure stunde stunden час часа часов 小时 小時 時間
 time: 86400 day día jour tag tage день дня дней 天
@@ -37,6 +43,9 @@ volume: 1 l L liter litre litro
 volume: 1/1000 ml mL milliliter millilitre
 volume: 1/100 cl
 volume: 1/10 dl
+volume: 1/1000000 μl μL
+area: 1 acre
+area: 1 ha hectare hektar
 dollar: 1 $ usd us$ dollar dólar dólare доллар долларов 美元
 dollar: 1/100 ¢ cent centavo
 euro: 1 € eur euro евро 欧元
@@ -54,15 +63,33 @@ energy: 1 J joule
 energy: 1000 kJ kilojoule
 power: 1 W watt
 power: 1000 kW kilowatt
+power: 1000000 MW megawatt
+energy: 3600 Wh
+energy: 3600000 kWh
+energy: 523/125 cal calorie
+energy: 4184 kcal kilocalorie
 pressure: 1 Pa pascal
+pressure: 1000 kPa kilopascal
+pressure: 1000000 MPa megapascal
+pressure: 101325 atm
+memory: 1 MB
+memory: 1000 GB
 voltage: 1 V volt
-current: 1 A ampere
+voltage: 1000 kV kilovolt
+voltage: 1/1000 mV millivolt
+current: 1 A ampere amp
+current: 1/1000 mA milliampere
 resistance: 1 Ω ohm
+resistance: 1000 kΩ
 frequency: 1 Hz hertz
+frequency: 1000 kHz kilohertz
+frequency: 1000000 MHz megahertz
+frequency: 1000000000 GHz gigahertz
 celsius: 1 °C celsius centigrade
 fahrenheit: 1 °F fahrenheit
 kelvin: 1 K kelvin
 amount: 1 mol mole
+amount: 1/1000 mmol
 """
 _COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "kmhr": "km/h", "mps": "m/s", "fps": "ft/s"}
 #: Words that multiply the number before them.
@@ -71,7 +98,7 @@ _SCALE = """
 1000 k thousand thousands tausend mil mille mila тысяч тысяча тысячи bin nghìn ngàn हज़ार हजार ألف 千 천
 10000 万 萬 만
 100000 lakh lac lakhs लाख
-1000000 mn million millón millones milhão milhões milione milioni milyon triệu मिलियन مليون 百万
+1000000 mn million millionen millón millones milhão milhões milione milioni milyon triệu मिलियन مليون 百万
 1000000 миллион миллиона миллионов
 10000000 crore crores करोड़
 100000000 亿 億 억
@@ -104,7 +131,10 @@ _SMALL_WORDS = frozenset(
     ]
 )
 
-_CURRENCY = r"(?:US|AU|CA|HK|NT|[RCAS])?\\?\$|[€£¥₹₽₩]|(?:Rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CHF)\b\.?"
+_CURRENCY = (
+    r"(?:US|AU|CA|HK|NT|[RCAS])?\\?\$|[€£¥₹₽₩]"
+    r"|(?:Rs|USD|EUR|GBP|INR|CNY|RMB|JPY|CHF|BRL|KRW|PLN|RUB|SEK|NOK|DKK|kr|zł|Kč)\b\.?"
+)
 _PREFIX = re.compile(
     rf"(?P<sign>[-+]?)\s*(?P<unit>{_CURRENCY})(?:\\[,!; ]|\s)*(?P<rest>[-+]?[.\d\\].*)", re.DOTALL | re.IGNORECASE
 )
@@ -119,12 +149,17 @@ _SUFFIX = re.compile(
     rf"(?P<unit>(?!(?:pi|sqrt)(?![A-Za-z]))(?:{_WRAPPED}|/(?=[^\W\d_])|\\%|\\\$|[^\W\d_]|[°%$€£¥₹₽₩¢]).*)",
     re.DOTALL,
 )
+_PART = re.compile(r"(?P<value>\d+(?:\.\d+)?)\s*(?P<name>[^\W\d_]+)\.?")
+_ONE_PART = r"\d+(?:\.\d+)?\s*[^\W\d_]+\.?"
+_SUM = re.compile(rf"{_ONE_PART}(?:[\s,]*(?:{phrases.any_of(phrases.AND)}\s*)?{_ONE_PART})+")
 _UNWRAP = re.compile(_WRAPPED + r"\s*\{([^{}]*)\}")
+_TEMPERATURE = re.compile(r"\s?\^\{?\\circ\}?\s*\\?(?:(?:text|mathrm|rm)\s*\{)?\s*([CF])(?![^\W\d_])\s*\}?")
 _FACTOR = re.compile(
     r"(?P<per>/)?[\s*(]*(?P<name>[^\W\d_]+\$?|°\s?[CF](?![^\W\d_])|[$€£¥₹₽₩¢Ω])(?:\s?\^?\{?(?P<power>-?\d)\}?)?"
 )
 _SPELLED = (
     (re.compile(r"\\cdot|·"), "*"),
+    (re.compile(r"\bkilowatt[- ]hours?\b"), "kWh"),
     (re.compile(r"\^?\\circ|\^\{\\circ\}"), "°"),
     (re.compile(r"\bcubic\s+([^\W\d_]+)"), r"\1^3"),
     (re.compile(r"\b(?:square|sq\.?)\s+([^\W\d_]+)"), r"\1^2"),
@@ -173,6 +208,9 @@ def is_known(text: str) -> bool:
 
 def split(text: str) -> Quantity:
     """A text as a value and its unit; the whole text as the value where what follows the number is none."""
+    text = _TEMPERATURE.sub(r"°\1", text)
+    if summed := _sum(text):
+        return summed
     before = _PREFIX.fullmatch(text)
     if before:
         rest = split(before["rest"])
@@ -182,6 +220,21 @@ def split(text: str) -> Quantity:
         unit = rest.unit if rest.unit.dimensions else named  # US$ 5 USD
         return Quantity(before["sign"] + rest.value, Unit(unit.dimensions, unit.factor, rest.unit.scale), True)
     return _before_unit(text)
+
+
+def _sum(text: str) -> Quantity | None:
+    """A quantity in several units of one dimension, `2 hours 30 minutes`: in the last of them, money in the first."""
+    if not _SUM.fullmatch(_UNWRAP.sub(r" \1 ", text).strip()):
+        return None
+    parts = [(Fraction(part["value"]), _unit(part["name"])) for part in _PART.finditer(_UNWRAP.sub(r" \1 ", text))]
+    known = [(value, unit) for value, unit in parts if unit is not None]
+    factors = [unit.factor for _, unit in known]
+    if len(known) < len(parts) or len({unit.dimensions for _, unit in known}) > 1 or factors[0] <= factors[-1]:
+        return None
+    unit = known[0][1] if ("dollar", 1) in (known[0][1].dimensions or ()) else known[-1][1]
+    total = sum((value * each.factor for value, each in known), Fraction(0)) / unit.factor
+    value = str(total) if total.denominator == 1 else rf"\frac{{{total.numerator}}}{{{total.denominator}}}"
+    return Quantity(value, unit, True)
 
 
 def _before_unit(text: str) -> Quantity:
@@ -204,6 +257,7 @@ def _is_noun(label: str, *, is_wrapped: bool) -> bool:
     long_enough = [
         len(word) >= 3 or is_wrapped or ord(word[0]) > 0x400 or word.lower() in _SMALL_WORDS | {"dm"} for word in words
     ]
+    label = re.sub(r"\s*\^\s*\{?[23]\}?\s*$", "", label) if is_wrapped else label
     if re.search(r"[\d=+*<>^\\]", label) or not 1 <= len(words) <= 8 or not all(long_enough):
         return False
     return not set(map(str.lower, words)) & (set(phrases.entries(phrases.AND)) | phrases.FUNCTIONS)
