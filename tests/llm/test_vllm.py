@@ -219,7 +219,8 @@ def test_a_killed_engine_core_is_noticed_at_once(smollm2: Path, tmp_path: Path) 
             while "writing" not in (line := engine.stdout.readline()):
                 assert line, (tmp_path / "log").read_text()[-2000:]
             children = {" ".join(each.cmdline()): each for each in psutil.Process(engine.pid).children()}
-            core = next(each for said, each in children.items() if "EngineCore" in said or "spawn_main" in said)
+            core = next((each for said, each in children.items() if "EngineCore" in said or "spawn_main" in said), None)
+            assert core is not None, [*children]
             core.kill()
             began = time.monotonic()
 

@@ -12,7 +12,11 @@ from persyn.llm.vllm import VLLM
 
 
 def main(folder: Path) -> None:
-    os.environ |= {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+    os.environ |= {
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    }
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     from vllm import LLM
 
