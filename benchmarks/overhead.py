@@ -24,7 +24,7 @@ import psutil
 
 from benchmarks import runs, stub
 from persyn.db.connect import Database
-from persyn.llm import chat_completions
+from persyn.llm.teachers import chat_completions
 from persyn.llm.protocols import Generate, Sampling
 
 IN_FLIGHT = 64

@@ -71,7 +71,7 @@ def persyn(folder: Path, url: str, *arguments: str) -> Iterator[subprocess.Popen
     """The command in a process group of its own, ended with the block; what it says goes to `output`."""
     with (folder / "output").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli", *arguments],
+            [sys.executable, "-m", "persyn.cli", *arguments],
             env={**os.environ, "PERSYN_DATABASE_URL": url, "PERSYN_HOME": str(folder / "home")},
             stdout=output,
             stderr=output,

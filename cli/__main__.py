@@ -1,6 +1,6 @@
-"""`python -m cli` is `persyn`."""
+"""`python -m persyn.cli` is `persyn`."""
 
-from cli.main import main
+from persyn.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cli.open import warn
-from cli.waiting import waiting
-from persyn.checks import chat_templates, functions, host, servers
+from persyn.cli.open import warn
+from persyn.cli.waiting import waiting
+from persyn.runs.checks import chat_templates, functions, host, servers
 from persyn.config import RunConfig
 from persyn.errors import UsageError
 from persyn.llm.identity import hub_silence
 from persyn.llm.protocols import Finding
 from persyn.settings import Settings
-from persyn.stages import start
-from persyn.stages.versions import Identities
+from persyn.runs import start
+from persyn.ingest.versions import Identities
 
 
 def look_up(config: RunConfig) -> Identities:

@@ -9,22 +9,23 @@ import click
 import msgspec
 from sqlalchemy import select
 
-from cli.completion import run_names
-from cli.open import JSON, find_run, plain, show, store
-from cli.student import show_students
-from persyn import compare as comparison
-from persyn import own_strategy, students
-from persyn.compare import Comparison, StrategyFacts
+from persyn.cli.completion import run_names
+from persyn.cli.open import JSON, find_run, plain, show, store
+from persyn.cli.student import show_students
+from persyn.analysis import compare as comparison
+from persyn.analysis import own_strategy
+from persyn.student import outcomes
+from persyn.analysis.compare import Comparison, StrategyFacts
 from persyn.config import Per
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
-from persyn.rewards import Matrix, Normalisation
+from persyn.method.rewards import Matrix, Normalisation
 from persyn.settings import Settings
-from persyn.summary import FEW, NEARLY_ALL, dollars
+from persyn.analysis.summary import FEW, NEARLY_ALL, dollars
 
 if TYPE_CHECKING:
-    from persyn.hindsight import Frozen
+    from persyn.analysis.refits import Frozen
 
 _COLUMNS = ("strategy", "reward", "95%", "regret", "closed", "95%", "quality", "learn.", "tokens", "cost")
 #: Of the teachers that a strategy asks, so many are named where several runs stand in one table.
@@ -102,15 +103,15 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
 def _students(names: tuple[str, ...], as_json: bool) -> None:
     with store() as database, database.read() as session:
         runs = [find_run(session, name) for name in names] or list(session.scalars(select(Run).order_by(Run.id)))
-        show_students(students.compare(session, runs), as_json=as_json)
+        show_students(outcomes.compare(session, runs), as_json=as_json)
 
 
 def _freeze(database: Database, run: str, per: Per | None) -> Frozen:
-    from persyn import hindsight  # brings torch
+    from persyn.analysis import refits  # brings torch
 
     with database.read() as session:
-        grid = hindsight.read(session, find_run(session, run), per=per)
-    return hindsight.freeze(grid, Settings.from_environment().home)
+        grid = refits.read(session, find_run(session, run), per=per)
+    return refits.freeze(grid, Settings.from_environment().home)
 
 
 def _own(

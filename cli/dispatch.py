@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.open import broker, store
+from persyn.cli.open import broker, store
 from persyn.settings import Settings
 
 
@@ -17,8 +17,9 @@ def dispatch() -> None:
 
     May run on several hosts: one leads, the next takes over. Holds nothing that could be lost.
     """
-    from workers import app, logs
-    from workers.dispatch import Dispatcher
+    from persyn.workers.cluster import app
+    from persyn.workers.runner import logs
+    from persyn.workers.cluster.dispatch import Dispatcher
 
     settings = Settings.from_environment()
     celery = app.make(broker(settings))

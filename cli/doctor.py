@@ -19,24 +19,25 @@ import click
 from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from cli import broker
-from cli.broker import Finding
-from cli.open import JSON, nobody_takes, show
-from cli.open import broker as broker_url
-from cli.waiting import waiting
-from persyn import queue, run_file
-from persyn.checks import host, servers
+from persyn.cli import broker
+from persyn.cli.broker import Finding
+from persyn.cli.open import JSON, nobody_takes, show
+from persyn.cli.open import broker as broker_url
+from persyn.cli.waiting import waiting
+from persyn.jobs import queue
+from persyn.runs import run_file
+from persyn.runs.checks import host, servers
 from persyn.config import RunConfig, thaw
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import UsageError, shorten
 from persyn.llm.identity import hub_silence
-from persyn.queue import Backlog
+from persyn.jobs.queue import Backlog
 from persyn.settings import Settings
 
 if TYPE_CHECKING:
-    from workers.roll import Present
+    from persyn.workers.cluster.roll import Present
 
 _FREE_GB = 10
 #: Packages a run may rest on, with what each is for.
@@ -165,7 +166,7 @@ def clock(database: datetime, host: datetime) -> Finding:
 
 def _workers(settings: Settings) -> Iterator[Finding]:
     """Ask the workers of this broker who they are."""
-    from workers import app, roll
+    from persyn.workers.cluster import app, roll
 
     waiting: list[Backlog] = []
     # What is wrong with the store was said already.
@@ -184,7 +185,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
 
 def judge_workers(present: Sequence[Present], waiting: Sequence[Backlog]) -> Iterator[Finding]:
     """Who answers, whether all are of this version, and what waits that none of them takes."""
-    from workers import roll
+    from persyn.workers.cluster import roll
 
     if not present:
         yield "warning", "workers", "none answers; start 'persyn worker' on the hosts that are to work"

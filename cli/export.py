@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from cli.open import RUN, cell, find_run, show, store
-from cli.progress import counting_rows
+from persyn.cli.open import RUN, cell, find_run, show, store
+from persyn.cli.progress import counting_rows
 from persyn.errors import UsageError
-from persyn.hub import Repository
+from persyn.dataset.hub import Repository
 from persyn.settings import Settings
-from persyn.stages import card
-from persyn.stages import export as dataset
-from persyn.stages.export_options import UNKNOWN, Options
-from persyn.stages.formats import FORMATS
-from persyn.stages.manifest import MANIFEST, Manifest, files_of
+from persyn.dataset import card
+from persyn.dataset import export as dataset
+from persyn.dataset.options import UNKNOWN, Options
+from persyn.dataset.formats import FORMATS
+from persyn.dataset.manifest import MANIFEST, Manifest, files_of
 
 
 @click.command()

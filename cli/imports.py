@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import click
 
 from persyn.errors import UsageError
-from persyn.stages.imports import ImportReport
+from persyn.ingest.imports import ImportReport
 
 ON_ERROR = click.option(
     "--on-error",

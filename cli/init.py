@@ -41,6 +41,6 @@ def init(folder: Path, template: str) -> None:
         raise UsageError(f"{folder / there[0]} exists already; give another folder, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     for name, packaged in written.items():
-        (folder / name).write_bytes((files("cli") / "templates" / packaged).read_bytes())
+        (folder / name).write_bytes((files("persyn.cli") / "templates" / packaged).read_bytes())
         click.echo(f"wrote {folder / name}")
     click.echo(f"next: {following.replace('FOLDER', shlex.quote(str(folder)))}")

@@ -7,11 +7,11 @@ from typing import Any
 import click
 from sqlalchemy import select
 
-from cli.open import ID, JSON, LIMIT, RUN, actor, find_run, show, store
-from persyn import pipeline
+from persyn.cli.open import ID, JSON, LIMIT, RUN, actor, find_run, show, store
+from persyn.runs import pipeline
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
-from workers import owner
+from persyn.jobs import owner
 
 
 @click.group()

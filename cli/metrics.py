@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli.open import store
+from persyn.cli.open import store
 
 
 @click.command()
@@ -19,7 +19,7 @@ def metrics(port: int, host: str) -> None:
 
     One is enough for a store; all it tells is in the database.
     """
-    from workers import metrics as exporter
+    from persyn.workers.cluster import metrics as exporter
 
     over = threading.Event()
 

@@ -18,13 +18,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
-from cli import table
-from cli.completion import run_names
-from cli.waiting import waiting
+from persyn.cli import table
+from persyn.cli.completion import run_names
+from persyn.cli.waiting import waiting
 from persyn.db.catalog import Run
 from persyn.db.connect import BRISK_SECONDS, Database, scratch
 from persyn.errors import StoreAway, UsageError
-from persyn.queue import Backlog
+from persyn.jobs.queue import Backlog
 from persyn.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -21,16 +21,17 @@ from rich.progress import (
 )
 from sqlalchemy import select
 
-from cli.open import plain
-from persyn import pipeline, watch
+from persyn.cli.open import plain
+from persyn.runs import pipeline
+from persyn.analysis import watch
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import shorten
 from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import Progress as Counts
-from persyn.watch import Wait
-from workers.listener import Listener
+from persyn.analysis.watch import Wait
+from persyn.workers.runner.listener import Listener
 
 #: Between two lines where there is no terminal.
 LINE_SECONDS = 10.0

@@ -9,13 +9,13 @@ import click
 import msgspec
 from sqlalchemy import func, select
 
-from cli.imports import NAMES, ON_ERROR, renamed, show_report
-from cli.open import ID, JSON, LIMIT, cell, plain, show, store
-from cli.progress import counting_rows
+from persyn.cli.imports import NAMES, ON_ERROR, renamed, show_report
+from persyn.cli.open import ID, JSON, LIMIT, cell, plain, show, store
+from persyn.cli.progress import counting_rows
 from persyn.db.catalog import Prompt
 from persyn.errors import UsageError, shorten
-from persyn.stages import ingest
-from persyn.stages.layouts import PROMPT
+from persyn.ingest import prompt_import
+from persyn.ingest.layouts import PROMPT
 
 #: So many characters of a prompt are shown in a table.
 _BEGINNING = 120
@@ -42,7 +42,7 @@ def import_prompts(files: tuple[Path, ...], names: tuple[str, ...], on_error: Li
     persyn prompts import questions.csv --map prompt=question --map answer=gold
     """
     with store() as database, counting_rows() as count, database.write() as session:
-        report = ingest.import_prompts(session, files, names=renamed(names, PROMPT), on_error=on_error, progress=count)
+        report = prompt_import.import_prompts(session, files, names=renamed(names, PROMPT), on_error=on_error, progress=count)
     show_report(report, what="answer")
 
 

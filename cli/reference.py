@@ -1,4 +1,4 @@
-"""The command reference, made from the commands themselves: `python -m cli.reference > docs/commands.md`."""
+"""The command reference, made from the commands themselves: `python -m persyn.cli.reference > docs/commands.md`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from cli.main import persyn
+from persyn.cli.main import persyn
 
 _OPENING = """\
 # Commands

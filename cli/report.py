@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.open import RUN, find_run, store
+from persyn.cli.open import RUN, find_run, store
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.settings import Settings
 
 if TYPE_CHECKING:
-    from persyn.hindsight import Curve
+    from persyn.analysis.refits import Curve
     from persyn.report.drawing import Picture
     from persyn.report.facts import Report
 
@@ -74,11 +74,11 @@ def _gather(database: Database, run: str, group_by: str | None, curve: Curve | N
 
 
 def _curve(database: Database, run: str) -> Curve:
-    from persyn import hindsight  # brings torch
+    from persyn.analysis import refits  # brings torch
 
     with database.read() as session:
-        grid = hindsight.read(session, find_run(session, run))
-    return hindsight.curve(run, hindsight.freeze(grid, Settings.from_environment().home))
+        grid = refits.read(session, find_run(session, run))
+    return refits.curve(run, refits.freeze(grid, Settings.from_environment().home))
 
 
 def _text(form: str, found: Report, pictures: list[Picture], folder: Path | None, output: Path) -> str:

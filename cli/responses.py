@@ -7,13 +7,13 @@ from typing import Literal
 
 import click
 
-from cli.imports import NAMES, ON_ERROR, renamed, show_report
-from cli.open import store
-from cli.progress import counting_rows
-from persyn import run_file
-from persyn.stages import responses as cells
-from persyn.stages import versions
-from persyn.stages.response_rows import FIELDS, Layout
+from persyn.cli.imports import NAMES, ON_ERROR, renamed, show_report
+from persyn.cli.open import store
+from persyn.cli.progress import counting_rows
+from persyn.runs import run_file
+from persyn.ingest import responses as cells
+from persyn.ingest import versions
+from persyn.ingest.response_rows import FIELDS, Layout
 
 
 @click.group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from cli.open import JSON, RUN, cell, find_run, show, store
+from persyn.cli.open import JSON, RUN, cell, find_run, show, store
 from persyn.db.results import Router
 from persyn.errors import UsageError
 from persyn.settings import Settings
@@ -56,10 +56,10 @@ def curve(run: str, as_json: bool) -> None:
     home = Settings.from_environment().home
     with store() as database, database.read() as session:
         row = find_run(session, run)
-        from persyn import hindsight  # brings torch: a run that is not there is told of at once
+        from persyn.analysis import refits  # brings torch: a run that is not there is told of at once
 
-        grid = hindsight.read(session, row)
-    found = hindsight.curve(run, hindsight.freeze(grid, home))
+        grid = refits.read(session, row)
+    found = refits.curve(run, refits.freeze(grid, home))
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return

@@ -18,27 +18,29 @@ from rich.console import Console
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from cli import summary
-from cli.beforehand import look_up, require_fit
-from cli.open import JSON, RUN, actor, find_run, nobody_takes, plain, show, store, warn
-from cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
-from cli.waiting import waiting
-from cli.watch import LOOK_SECONDS, View
-from persyn import pipeline, queue, run_file
+from persyn.cli import summary
+from persyn.cli.beforehand import look_up, require_fit
+from persyn.cli.open import JSON, RUN, actor, find_run, nobody_takes, plain, show, store, warn
+from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
+from persyn.cli.waiting import waiting
+from persyn.cli.watch import LOOK_SECONDS, View
+from persyn.runs import pipeline, run_file
+from persyn.jobs import queue
 from persyn.config import thaw
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
-from persyn.folders import FolderChanged
+from persyn.atomic import FolderChanged
 from persyn.llm import gpus as gpu_list
 from persyn.settings import Settings
-from persyn.stages import export, manifest, same_run
-from persyn.stages.start import find
-from persyn.stages.versions import Identities
-from persyn.watch import Glance, glance, shortfalls, tally, waiting_runs
-from workers import owner
-from workers.affinity import Reach
-from workers.crew import Crew
+from persyn.dataset import export, manifest
+from persyn.runs import same_run
+from persyn.runs.start import find
+from persyn.ingest.versions import Identities
+from persyn.analysis.watch import Glance, glance, shortfalls, tally, waiting_runs
+from persyn.jobs import owner
+from persyn.workers.runner.affinity import Reach
+from persyn.workers.runner.crew import Crew
 
 #: The exit code of a run that is done and lacks more rows than anybody meant.
 MANY_FAILED = 3
@@ -241,7 +243,7 @@ def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
 def _require_celery() -> None:
     """Before a run is written that nobody would work: with a broker, what speaks to it has to be installed."""
     if Settings.from_environment().broker_url is not None:
-        import workers.app  # noqa: F401
+        import persyn.workers.cluster.app  # noqa: F401
 
 
 def _work_here(database: Database, settings: Settings, run_id: int) -> str:
@@ -271,8 +273,8 @@ def _watch(database: Database, settings: Settings, broker_url: str, run_id: int)
 
     Rings and sweeps meanwhile, should no other dispatcher do so.
     """
-    from workers import app
-    from workers.dispatch import Dispatcher
+    from persyn.workers.cluster import app
+    from persyn.workers.cluster.dispatch import Dispatcher
 
     celery = app.make(broker_url)
     dispatcher = Dispatcher(database, celery, lease_seconds=settings.lease_seconds)
@@ -299,7 +301,7 @@ def _untaken(database: Database, run_id: int) -> list[str]:
     settings = Settings.from_environment()
     if settings.broker_url is None:
         return []
-    from workers import app, roll
+    from persyn.workers.cluster import app, roll
 
     with database.read() as session:
         waiting = queue.backlogs(session, run_id=run_id)

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from cli.open import JSON, cell, show, store
+from persyn.cli.open import JSON, cell, show, store
 from persyn.errors import UsageError
-from persyn.questions import ask, book
-from persyn.questions.ask import Limits
+from persyn.sql import ask, saved
+from persyn.sql.ask import Limits
 
 
 @click.command()
@@ -47,7 +47,7 @@ def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: boo
     with store() as database:
         if asked["name"] is not None:
             with database.read() as session:
-                book.require_there(session, parameters)
+                saved.require_there(session, parameters)
         answer = ask.ask(database, statement, parameters, Limits(rows=limit, seconds=seconds, megabytes=256))
     _show(answer.columns, answer.rows, as_csv=as_csv, as_json=as_json)
     if not answer.rows and not as_csv and not as_json:
@@ -59,7 +59,7 @@ def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: boo
 def _listed() -> list[tuple[str, str, str]]:
     return [
         (each.name, " ".join(f"-p {name}=" for name in each.parameters), each.title)
-        for each in book.questions().values()
+        for each in saved.questions().values()
     ]
 
 
@@ -73,7 +73,7 @@ def _statement(
     if len(parameters) < len(given):
         raise UsageError(f"-p was given twice for one name: {', '.join(given)}")
     if name is not None:
-        question = book.find(name)
+        question = saved.find(name)
         if lacking := [each for each in question.parameters if each not in parameters]:
             needs = " ".join(f"-p {each}=..." for each in lacking)
             raise UsageError(f"the question {name!r} needs {needs}")

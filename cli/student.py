@@ -9,17 +9,17 @@ import click
 import msgspec
 from sqlalchemy import func, select
 
-from cli.imports import NAMES, renamed
-from cli.open import JSON, RUN, show, store
-from cli.progress import Meter
-from persyn import students
-from persyn.bootstrap import Interval
+from persyn.cli.imports import NAMES, renamed
+from persyn.cli.open import JSON, RUN, show, store
+from persyn.cli.progress import Meter
+from persyn.student import outcomes
+from persyn.method.intervals import Interval
 from persyn.config import Sampling
 from persyn.db.catalog import Run, Student
 from persyn.db.trained import Evaluation, Training
 from persyn.errors import UsageError
 from persyn.settings import Settings
-from persyn.stages.layouts import PROMPT
+from persyn.ingest.layouts import PROMPT
 
 
 @click.group()
@@ -49,7 +49,7 @@ def train(run: str, gpus: int, **given: Any) -> None:
     """
     from transformers.utils import logging
 
-    from persyn import trainings
+    from persyn.student import trainings
     from persyn.student.train import Settings as Training
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -118,7 +118,7 @@ def evaluate(
     Prompts that the run has are left out: a student is not measured by what it was trained on.
     Answers are greedy, and each is stored; what is there already is not asked again.
     """
-    from persyn.evaluations import Evaluator, How
+    from persyn.student.evaluations import Evaluator, How
 
     wanted = How(
         engine=engine or ("vllm" if given["gpus"] else "transformers"),
@@ -132,7 +132,7 @@ def evaluate(
             evaluator.evaluate(run, files, by=by, how=wanted, retry_failed=given["retry_failed"])
         with database.read() as session:
             found = session.scalars(select(Run).where(Run.name == run)).all()
-            show_students(students.compare(session, found), as_json=False)
+            show_students(outcomes.compare(session, found), as_json=False)
 
 
 @student.command("list")
@@ -150,7 +150,7 @@ def list_trainings(as_json: bool) -> None:
     show(("training", "run", "student", "settings", "evaluations", "path"), rows, as_json=as_json)
 
 
-def show_students(facts: list[students.StudentFacts], *, as_json: bool) -> None:
+def show_students(facts: list[outcomes.StudentFacts], *, as_json: bool) -> None:
     """Print what students became."""
     if as_json:
         click.echo(msgspec.json.encode(facts).decode())
@@ -159,7 +159,7 @@ def show_students(facts: list[students.StudentFacts], *, as_json: bool) -> None:
     show((*columns, "gain", "95% ", "perplexity"), [_row(fact) for fact in facts], as_json=False)
 
 
-def _row(fact: students.StudentFacts) -> tuple[Any, ...]:
+def _row(fact: outcomes.StudentFacts) -> tuple[Any, ...]:
     return (
         fact.student,
         fact.prompts,

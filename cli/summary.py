@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 from sqlalchemy.orm import Session
 
-from cli.open import plain
-from cli.open import show as table
-from cli.progress import wait_line
-from persyn import watch
+from persyn.cli.open import plain
+from persyn.cli.open import show as table
+from persyn.cli.progress import wait_line
+from persyn.analysis import watch
 from persyn.db.catalog import Run, RunState
-from persyn.summary import MUCH, Facts, facts
-from workers import owner
+from persyn.analysis.summary import MUCH, Facts, facts
+from persyn.jobs import owner
 
 __all__ = ["facts", "show"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from sqlalchemy import func, select
 
-from cli.open import JSON, show, store
-from cli.waiting import waiting
-from persyn import run_file
-from persyn.checks import chat_templates, functions, host, models, servers
-from persyn.checks import teachers as checked
+from persyn.cli.open import JSON, show, store
+from persyn.cli.waiting import waiting
+from persyn.runs import run_file
+from persyn.runs.checks import chat_templates, functions, host, models, servers
+from persyn.runs.checks import teachers as checked
 from persyn.db.catalog import Teacher
 from persyn.db.results import Response
 from persyn.llm.protocols import Finding

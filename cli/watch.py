@@ -11,16 +11,16 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from sqlalchemy.exc import OperationalError
 
-from cli.open import cell
-from cli.progress import Meter, span, wait_line
-from cli.table import Fitted
+from persyn.cli.open import cell
+from persyn.cli.progress import Meter, span, wait_line
+from persyn.cli.table import Fitted
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState
 from persyn.errors import shorten
 from persyn.stages.batch import Progress
-from persyn.watch import Failures, Glance, Held, Pace, Tally, glance, over, tally
-from workers import owner
+from persyn.analysis.watch import Failures, Glance, Held, Pace, Tally, glance, over, tally
+from persyn.jobs import owner
 
 #: Between two looks on a terminal.
 LOOK_SECONDS = 1.0

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import click
 
-from cli.open import actor, store
+from persyn.cli.open import actor, store
 from persyn.errors import UsageError
 
 #: A token that can be guessed is none.
@@ -34,8 +34,8 @@ def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: 
     It listens on this machine alone and changes nothing, unless told otherwise. From elsewhere use ssh:
     ssh -L 8321:127.0.0.1:8321 HOST, and open http://127.0.0.1:8321 here.
     """
-    from console import safety
-    from console.serve import serve
+    from persyn.web import safety
+    from persyn.web.serve import serve
 
     if token is None and not safety.is_loopback(host):
         token = secrets.token_urlsafe(32)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from cli.open import broker, store
+from persyn.cli.open import broker, store
 from persyn.errors import UsageError
 from persyn.llm import gpus as gpu_list
 from persyn.settings import Settings
@@ -31,9 +31,9 @@ def worker(gpus: str, models: str, name: str | None, slots: str | None) -> None:
     persyn worker --slots auto
     persyn worker --gpus 0,1 --models llama-70b
     """
-    from workers import logs
-    from workers.affinity import Reach
-    from workers.serve import serve
+    from persyn.workers.runner import logs
+    from persyn.workers.runner.affinity import Reach
+    from persyn.workers.cluster.serve import serve
 
     settings = Settings.from_environment()
     address = broker(settings)

@@ -27,7 +27,7 @@ def main() -> None:
     home = (FOLDER / engine).absolute()
     environment = {**os.environ, "PERSYN_HOME": str(home), "PERSYN_DATABASE_URL": f"sqlite:///{home}/persyn.db"}
     environment |= {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "cli", "run", "start", str(run_file)]
+    command = [sys.executable, "-m", "persyn.cli", "run", "start", str(run_file)]
     sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 
 

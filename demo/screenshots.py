@@ -15,8 +15,8 @@ from typing import Literal
 from PIL import Image
 from playwright.sync_api import Browser
 
-from cli.open import find_run
-from console.safety import Access
+from persyn.cli.open import find_run
+from persyn.web.safety import Access
 from persyn.db.connect import Database
 from persyn.report import document, figures, gather
 from tests import chromium

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from docs import diagram, keys
 from persyn.db import Base
 from persyn.db.connect import Database
-from persyn.questions import book
+from persyn.sql import saved
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,9 +22,9 @@ ROOT = Path(__file__).parent.parent
 def questions() -> str:
     """The book, as a page has it."""
     said = []
-    for asker in book.ASKERS:
+    for asker in saved.ASKERS:
         said.append(f"### The {asker} asks\n")
-        for each in book.questions().values():
+        for each in saved.questions().values():
             if each.asker == asker:
                 values = "".join(f" -p {name}=..." for name in each.parameters)
                 said.append(f"**{each.title}** `persyn sql --ask {each.name}{values}`\n\n{each.note}\n")
@@ -60,7 +60,7 @@ def views() -> dict[str, list[str]]:
 def datasette() -> str:
     """The book, as Datasette is given it."""
     said = []
-    for each in book.questions().values():
+    for each in saved.questions().values():
         said.append(f"      {each.name}:\n        title: {json.dumps(each.title)}\n")
         said.append(f"        description: {json.dumps(each.note)}\n        sql: |-\n")
         said.append(textwrap.indent(each.sql, " " * 10) + "\n")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persyn.llm import math
+from persyn.llm.scorers import math_scorer
 from persyn.llm.protocols import Judge, Judged, ModelSpec
 from studies.common import put, table
 
@@ -116,7 +116,7 @@ def compare(answers: Sequence[Answer]) -> tuple[Counter[str], list[dict[str, Any
 
 def judge(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
     """What the checker says of each (response, reference); None where it comes to no verdict."""
-    engine = math.load(ModelSpec("math", ""), lambda: None)
+    engine = math_scorer.load(ModelSpec("math", ""), lambda: None)
     engine.submit([Judge(number, [], response, reference) for number, (response, reference) in enumerate(pairs)])
     found: dict[int, bool | None] = {}
     while engine.pending:

@@ -15,7 +15,7 @@ def persyn(home: Path, *arguments: str) -> None:
     """Give a command on the store in a folder; raises `CalledProcessError` when it fails."""
     environment = {key: value for key, value in os.environ.items() if key != "PERSYN_DATABASE_URL"}
     environment |= {"PERSYN_HOME": str(home.resolve()), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-m", "cli", *arguments], env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "persyn.cli", *arguments], env=environment, check=True)
 
 
 def put(page: Path, made: str) -> None:

@@ -20,17 +20,17 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from transformers.utils import logging
 
-from persyn import students, trainings
+from persyn.student import outcomes, trainings
 from persyn.config import Sampling
 from persyn.db.catalog import Prompt, Run, Scorer, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import UsageError
-from persyn.evaluations import Evaluator, How
+from persyn.student.evaluations import Evaluator, How
 from persyn.settings import Settings
 from persyn.student import train
-from persyn.students import StudentFacts
+from persyn.student.outcomes import StudentFacts
 from studies import skill_models, skills
 from studies.common import persyn, put, table
 
@@ -216,11 +216,11 @@ def _datasets(session: Session, n_seeds: int) -> dict[str, tuple[float, str]]:
 def _facts(session: Session, case: str, n_seeds: int) -> list[StudentFacts]:
     """What the case's students became, and what the student was before."""
     names = [_name(case, seed) for seed in range(n_seeds)]
-    return students.compare(session, session.scalars(select(Run).where(Run.name.in_(names))).all())
+    return outcomes.compare(session, session.scalars(select(Run).where(Run.name.in_(names))).all())
 
 
 def _became(facts: Mapping[str, Sequence[StudentFacts]], datasets: Mapping[str, tuple[float, str]]) -> str:
-    found = {students.UNTRAINED: next(fact for fact in facts["oracle"] if fact.alpha is None)}
+    found = {outcomes.UNTRAINED: next(fact for fact in facts["oracle"] if fact.alpha is None)}
     found |= {case: _trained(case, each) for case, each in facts.items()}
     rows = []
     for case, fact in sorted(found.items(), key=lambda item: -item[1].value.mean):

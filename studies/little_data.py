@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from persyn import rewards
+from persyn.method import rewards
 from persyn.llm.protocols import Fit, Fitted, ModelSpec
-from persyn.rewards import Matrix
+from persyn.method.rewards import Matrix
 from persyn.router import fit
 from studies import skill_models, skills
 from studies.common import put, table

@@ -24,13 +24,15 @@ import msgspec
 import numpy as np
 from sqlalchemy import select
 
-from persyn import compare, hindsight, rewards, run_file
-from persyn.compare import Comparison
+from persyn.analysis import compare, refits
+from persyn.method import rewards
+from persyn.runs import run_file
+from persyn.analysis.compare import Comparison
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response
-from persyn.hindsight import Frozen
-from persyn.rewards import Matrix
+from persyn.analysis.refits import Frozen
+from persyn.method.rewards import Matrix
 from persyn.router import refit
 from studies.common import persyn, put, table, tables
 
@@ -103,7 +105,7 @@ def _study(case: Case, options: argparse.Namespace) -> str:
             alpha: [_compared(database, name, each, alpha) for name, each in zip(names, frozen, strict=True)]
             for alpha in ALPHAS
         }
-        curves = [hindsight.curve(name, each) for name, each in zip(names, frozen, strict=True)]
+        curves = [refits.curve(name, each) for name, each in zip(names, frozen, strict=True)]
     some = found[ALPHA][0]
     head = (
         f"### {case.name}\n\n{some.n_calibration} calibration prompts, {some.n_holdout} hold-out prompts, "
@@ -177,8 +179,8 @@ def _work(database: Database, case: Case, options: argparse.Namespace, name: str
 
 def _frozen(database: Database, name: str, home: Path) -> Frozen:
     with database.read() as session:
-        grid = hindsight.read(session, session.scalars(select(Run).where(Run.name == name)).one())
-    return hindsight.freeze(grid, home.resolve())
+        grid = refits.read(session, session.scalars(select(Run).where(Run.name == name)).one())
+    return refits.freeze(grid, home.resolve())
 
 
 def _compared(database: Database, name: str, frozen: Frozen, alpha: float) -> Comparison:
@@ -247,7 +249,7 @@ def _sweep(found: Mapping[float, Sequence[Comparison]]) -> str:
     return "Reward (and closed) at other alphas:\n\n" + table(("strategy", *(f"{alpha:g}" for alpha in found)), rows)
 
 
-def _curve(curves: Sequence[hindsight.Curve]) -> str:
+def _curve(curves: Sequence[refits.Curve]) -> str:
     rows = []
     for points in zip(*(curve.points for curve in curves), strict=True):
         closed = [point.closed for point in points if point.closed is not None]

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from persyn.folders import replaced
+from persyn.atomic import replaced
 from persyn.llm.protocols import ModelSpec
 from persyn.student import train
 from persyn.student.train import Settings

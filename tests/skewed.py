@@ -11,7 +11,7 @@ def main() -> None:
     seconds, read, read_ns = float(sys.argv.pop(1)), time.time, time.time_ns
     time.time = lambda: read() + seconds
     time.time_ns = lambda: read_ns() + int(seconds * 1e9)
-    from cli.main import main as persyn
+    from persyn.cli.main import main as persyn
 
     persyn()
 

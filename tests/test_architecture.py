@@ -8,7 +8,7 @@ import sys
 import click
 import pytest
 
-from cli.main import persyn
+from persyn.cli.main import persyn
 
 
 def commands(group: click.Group, path: str = "persyn") -> list[tuple[str, click.Command]]:
@@ -29,7 +29,7 @@ def test_every_command_and_group_has_a_help_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["workers.worker", "workers.serve", "workers.dispatch", "persyn.pipeline", "cli.run", "cli.plan"]
+    "module", ["persyn.workers.runner.worker", "persyn.workers.cluster.serve", "persyn.workers.cluster.dispatch", "persyn.runs.pipeline", "persyn.cli.run", "persyn.cli.plan"]
 )
 def test_who_runs_models_loads_none_of_their_libraries(module: str) -> None:
     """A worker that imported torch would hold its memory, and a GPU, beside the engine host."""

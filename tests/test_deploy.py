@@ -15,7 +15,7 @@ import click
 import pytest
 import yaml
 
-from cli.main import persyn
+from persyn.cli.main import persyn
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

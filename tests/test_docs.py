@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import pytest
 from msgspec import Meta, Struct
 
-from cli import reference
+from persyn.cli import reference
 from docs import keys, make
 from persyn.llm.engines import ENGINES
-from persyn.questions import book
+from persyn.sql import saved
 from persyn.settings import Settings
-from tests.questions.test_views import COLUMNS
+from tests.sql.test_views import COLUMNS
 
 
 @pytest.mark.parametrize("file", list(make.MADE))
@@ -28,7 +28,7 @@ def test_every_view_is_explained_and_its_columns_are_as_promised() -> None:
 
 
 def test_the_page_says_how_many_questions_there_are() -> None:
-    assert len(book.questions()) == 21
+    assert len(saved.questions()) == 21
     assert "## Twenty-one questions" in (make.ROOT / "docs/sql.md").read_text()
 
 

@@ -23,7 +23,9 @@ from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.work import Load
 from persyn.errors import EngineError
-from persyn.llm import gpus, log_likelihood, reward_model, transformers
+from persyn.llm import gpus
+from persyn.llm.scorers import log_likelihood, reward_model
+from persyn.llm.teachers import transformers_engine
 from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import (
     Engine,
@@ -166,7 +168,7 @@ def test_batches_that_do_not_fit_are_halved_until_they_do(smollm2: Path, little_
 
 
 def teacher(folder: Path, n_gpus: int, **options: Any) -> Engine:
-    return transformers.load(ModelSpec("transformers", str(folder), gpus=n_gpus, options=options), rest)
+    return transformers_engine.load(ModelSpec("transformers", str(folder), gpus=n_gpus, options=options), rest)
 
 
 def generates(seeds: Sequence[int], **how: Any) -> list[Generate]:
@@ -421,7 +423,7 @@ def test_a_run_goes_from_prompts_to_a_dataset(smollm2: Path, tmp_path: Path, eng
     }
 
     ran = subprocess.run(
-        [sys.executable, "-m", "cli", "run", "start", "run.toml"],
+        [sys.executable, "-m", "persyn.cli", "run", "start", "run.toml"],
         env=environment,
         capture_output=True,
         text=True,

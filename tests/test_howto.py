@@ -24,9 +24,9 @@ from typing import Any
 
 import pytest
 
-from persyn import run_file
-from persyn.llm import judge
-from persyn.questions import book
+from persyn.runs import run_file
+from persyn.llm.scorers import judge
+from persyn.sql import saved
 from tests.chat_server import Server, completion
 from tests.test_deploy import DEPLOY, problem
 
@@ -65,7 +65,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def template() -> Config:
     """A run of fake models, in which nothing fails."""
-    found = tomllib.loads((files("cli") / "templates" / "fake.toml").read_text())
+    found = tomllib.loads((files("persyn.cli") / "templates" / "fake.toml").read_text())
     found["run"]["name"] = "first"  # as the pages call it
     for teacher in found["teachers"]:
         teacher.pop("options", None)
@@ -125,7 +125,7 @@ class Desk:
         """What a script prints; its `persyn` is this one, and takes a run that lacks rows (exit code 3) for done."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
         environment |= {"PERSYN_HOME": str(self.folder / "home"), "PYTHONPATH": os.pathsep.join(sys.path), **variables}
-        ours = f'persyn() {{ {shlex.quote(sys.executable)} -m cli "$@" || [ $? = 3 ]; }}'
+        ours = f'persyn() {{ {shlex.quote(sys.executable)} -m persyn.cli "$@" || [ $? = 3 ]; }}'
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"{ours}\n{script}"],
             cwd=self.folder,
@@ -156,7 +156,7 @@ def test_the_commands_of_all_pages_are_looked_at() -> None:
     found = [words for page in PAGES for words in commands(page)]
     assert len(found) > 70
     asked = {words[words.index("--ask") + 1] for words in found if "--ask" in words}
-    assert asked <= book.questions().keys()
+    assert asked <= saved.questions().keys()
 
 
 @each_page
@@ -263,7 +263,7 @@ def test_another_run_does_only_what_its_change_asks_for(desk: Desk) -> None:
     second, third, static = (changed(first, part) for part in parts)
     third["run"], static["run"] = {**first["run"], "name": "third"}, {**first["run"], "name": "static"}
     lower = changed(first, {"run": {**first["run"], "name": "lower", "alpha": 0.2}})
-    prompts = (files("cli") / "templates" / "prompts.jsonl").read_text()
+    prompts = (files("persyn.cli") / "templates" / "prompts.jsonl").read_text()
     (desk.folder / "prompts.jsonl").write_text(prompts)
 
     done = {}
@@ -286,7 +286,7 @@ def test_another_run_does_only_what_its_change_asks_for(desk: Desk) -> None:
 def test_responses_are_taken_along_to_another_store(desk: Desk) -> None:
     page = ROOT / "docs" / "faq.md"
     (desk.folder / "run.toml").write_text(toml(template()))
-    (desk.folder / "prompts.jsonl").write_text((files("cli") / "templates" / "prompts.jsonl").read_text())
+    (desk.folder / "prompts.jsonl").write_text((files("persyn.cli") / "templates" / "prompts.jsonl").read_text())
     texts = 'persyn sql --json "select p.text as prompt, r.text, t.fingerprint from responses r'
     texts += ' join prompts p on p.id = r.prompt_id join teachers t on t.id = r.teacher_id order by 1, 3"'
     before = desk.type(f"persyn run start run.toml >&2\n{texts}")
@@ -298,7 +298,7 @@ def test_responses_are_taken_along_to_another_store(desk: Desk) -> None:
 def test_a_run_is_deleted_and_what_is_shared_stays(desk: Desk) -> None:
     (statements,) = [block.text for block in blocks(ROOT / "docs" / "faq.md") if block.language == "sql"]
     (desk.folder / "run.toml").write_text(toml(template()))
-    (desk.folder / "prompts.jsonl").write_text((files("cli") / "templates" / "prompts.jsonl").read_text())
+    (desk.folder / "prompts.jsonl").write_text((files("persyn.cli") / "templates" / "prompts.jsonl").read_text())
     desk.type("persyn run start run.toml")
     with closing(sqlite3.connect(desk.folder / "home/persyn.db")) as connection:
         responses = connection.execute("SELECT count(*) FROM responses").fetchone()

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from persyn.bootstrap import Interval
+from persyn.method.intervals import Interval
 from persyn.errors import UsageError
-from persyn.students import StudentFacts
+from persyn.student.outcomes import StudentFacts
 from studies import controlled, skills
 from studies.common import put, table, tables
 

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from persyn.errors import EngineError
-from persyn.llm import generation, openai, options, scoring, template_check
+from persyn.llm.teachers import generation, chat_server
+from persyn.llm import options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.options import Dtype
@@ -69,9 +70,9 @@ def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) 
 
 def _check_server(spec: ModelSpec) -> list[Finding]:
     chosen = options.decode(spec, options.OpenAI)
-    url = openai.endpoint(chosen.base_url)
-    openai.read_key(chosen)
-    way = openai.proxy(url)
+    url = chat_server.endpoint(chosen.base_url)
+    chat_server.read_key(chosen)
+    way = chat_server.proxy(url)
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
     key += f", by the proxy {way.host}" if way else ""
     return [Finding("ok", "server", f"{url} will be asked for {spec.model!r} with {key}; nothing was sent")]

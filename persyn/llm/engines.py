@@ -9,16 +9,16 @@ from persyn.llm.protocols import Engine, Load, ModelSpec, Tick
 
 ENGINES = {
     # teachers: answer `Generate`
-    "vllm": "persyn.llm.vllm",
-    "transformers": "persyn.llm.transformers",
-    "openai": "persyn.llm.openai",
+    "vllm": "persyn.llm.teachers.vllm_engine",
+    "transformers": "persyn.llm.teachers.transformers_engine",
+    "openai": "persyn.llm.teachers.chat_server",
     # scorers: answer `Judge`
-    "log_likelihood": "persyn.llm.log_likelihood",
-    "reward_model": "persyn.llm.reward_model",
-    "judge": "persyn.llm.judge",
-    "math": "persyn.llm.math",
-    "instructions": "persyn.llm.instructions",
-    "python": "persyn.llm.python",
+    "log_likelihood": "persyn.llm.scorers.log_likelihood",
+    "reward_model": "persyn.llm.scorers.reward_model",
+    "judge": "persyn.llm.scorers.judge",
+    "math": "persyn.llm.scorers.math_scorer",
+    "instructions": "persyn.llm.scorers.instructions",
+    "python": "persyn.llm.scorers.own_function",
     # the router: answers `Fit` and `Route`; a function in its place: answers `Route`
     "router_fit": "persyn.router.fit",
     "router": "persyn.router.route",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from persyn.llm import instructions
+from persyn.llm.scorers import instructions
 
 Meta: TypeAlias = Mapping[str, Any]
 

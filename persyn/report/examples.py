@@ -6,12 +6,12 @@ import numpy as np
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn import summary, trace
+from persyn.analysis import summary, trace
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.report.facts import Example, Shown
-from persyn.rewards import Matrix
+from persyn.method.rewards import Matrix
 
 #: Teachers of whom there is an example from the grid, and of whom there is one that they alone wrote.
 _EXAMPLES, _ALONE = 6, 3

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from persyn.bootstrap import Interval
-from persyn.compare import Comparison
-from persyn.router.evaluate import Believed, Hits
-from persyn.summary import Facts
-from persyn.watch import Failures
+from persyn.method.intervals import Interval
+from persyn.analysis.compare import Comparison
+from persyn.method.routing_metrics import Believed, Hits
+from persyn.analysis.summary import Facts
+from persyn.analysis.watch import Failures
 
 if TYPE_CHECKING:
-    from persyn.hindsight import Curve
+    from persyn.analysis.refits import Curve
 
 
 class Groups(Struct, frozen=True):

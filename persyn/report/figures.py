@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from persyn.compare import Comparison
+from persyn.analysis.compare import Comparison
 from persyn.report.drawing import INK, Picture, label, laid_out, styled
 from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, TeacherMeans, Timeline
-from persyn.router.evaluate import Believed, Hits
-from persyn.summary import TeacherFacts, dollars
+from persyn.method.routing_metrics import Believed, Hits
+from persyn.analysis.summary import TeacherFacts, dollars
 
 if TYPE_CHECKING:
-    from persyn.hindsight import Curve
+    from persyn.analysis.refits import Curve
 
 #: Each has a contrast of 3 or more on white and on black, and differs in lightness or hue to every kind of eye.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _RED, _GREY = "#2f7fc1", "#c9701c", "#1f9a73", "#a866c0", "#d14d57", "#7d838c"

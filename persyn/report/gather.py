@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sqlalchemy import String, Subquery, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
-from persyn import bootstrap, browse, compare, rewards, summary, watch
+from persyn.method import intervals, rewards
+from persyn.analysis import listing, compare, summary, watch
 from persyn.config import RunConfig, thaw
 from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
@@ -35,12 +36,12 @@ from persyn.report.facts import (
     TeacherMeans,
     Timeline,
 )
-from persyn.rewards import Matrix
-from persyn.router import evaluate
+from persyn.method.rewards import Matrix
+from persyn.method import routing_metrics
 from persyn.stages import answers
 
 if TYPE_CHECKING:
-    from persyn.hindsight import Curve
+    from persyn.analysis.refits import Curve
 
 #: What a value of quality means, by the scorer's kind.
 _UNITS = {
@@ -194,15 +195,15 @@ def _swept(
 
 def _measured(
     config: RunConfig, cells: Grid, rewarded: Matrix, scores: Matrix | None, absent: dict[str, str]
-) -> tuple[evaluate.Hits | None, list[evaluate.Believed]]:
+) -> tuple[routing_metrics.Hits | None, list[routing_metrics.Believed]]:
     """The router on the hold-out."""
     holdout = cells.is_holdout & ~np.isnan(rewarded).all(axis=1)
     if scores is None or not holdout.any():
         absent["the router on the hold-out"] = "there is no router that has scored a hold-out prompt"
         return None, []
     return (
-        evaluate.hits(scores[holdout], rewarded[holdout], rewarded[~cells.is_holdout]),
-        evaluate.reliability(scores[holdout], rewarded[holdout], preferences=config.router.preferences),
+        routing_metrics.hits(scores[holdout], rewarded[holdout], rewarded[~cells.is_holdout]),
+        routing_metrics.reliability(scores[holdout], rewarded[holdout], preferences=config.router.preferences),
     )
 
 
@@ -211,7 +212,7 @@ def _means(cells: Grid, names: list[str]) -> list[TeacherMeans]:
     return [TeacherMeans(*row) for row in zip(names, quality, learnability, strict=True)]
 
 
-def _intervals(values: Matrix) -> list[bootstrap.Interval | None]:
+def _intervals(values: Matrix) -> list[intervals.Interval | None]:
     """Each column's mean over the prompts that have one, and how sure it is."""
     present = (~np.isnan(values)).astype(np.float64)
     filled = np.nan_to_num(values)
@@ -219,9 +220,9 @@ def _intervals(values: Matrix) -> list[bootstrap.Interval | None]:
     if not counted.any():
         return [None] * values.shape[1]
     with np.errstate(invalid="ignore"):
-        drawn = np.concatenate([(w @ filled) / (w @ present) for w in bootstrap.weights(len(values), seed=0)])
+        drawn = np.concatenate([(w @ filled) / (w @ present) for w in intervals.weights(len(values), seed=0)])
     means = filled.sum(axis=0) / np.where(counted > 0, counted, 1)
-    return [bootstrap.interval(float(means[k]), drawn[:, k]) if counted[k] else None for k in range(values.shape[1])]
+    return [intervals.interval(float(means[k]), drawn[:, k]) if counted[k] else None for k in range(values.shape[1])]
 
 
 def _rewards(config: RunConfig, rewarded: Matrix, names: list[str]) -> Rewards | None:
@@ -279,7 +280,7 @@ def _groups(
     if chosen is None:
         absent["shares by group"] = "no field of the prompts' meta has few values; --group-by FIELD takes any"
         return None
-    if not browse.is_field(chosen):
+    if not listing.is_field(chosen):
         raise UsageError(f"cannot group by {chosen!r}: the name of the field holds a quote or a backslash")
     valued = _valued(run, chosen)
     counted = select(valued.c.value).group_by(valued.c.value).order_by(func.count().desc(), valued.c.value)
@@ -330,7 +331,7 @@ def _field_of_few(session: Session, run: Run) -> str | None:
     field: str
     for field in metas[0] if metas else ():
         values = [meta.get(field) for meta in metas]
-        if not browse.is_field(field):
+        if not listing.is_field(field):
             continue
         if all(isinstance(value, str) for value in values) and len(set(values)) in _FEW:
             return field

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from persyn.errors import HostLacks
-from persyn.folders import replaced
+from persyn.atomic import replaced
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.options import Dtype

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from persyn.llm.protocols import Tick
-from persyn.rewards import Matrix, static_ranking
+from persyn.method.rewards import Matrix, static_ranking
 from persyn.router.model import pair_loss, preference_weights, prompt_losses
 
 #: Strengths of the penalty on what departs from the static ranking, strong to weak; infinity is that ranking alone.

@@ -22,10 +22,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from persyn.llm import options, python
+from persyn.llm import options
+from persyn.llm.scorers import own_function
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Route, Routed, Tick
-from persyn.strategies import Known
+from persyn.method.strategies import Known
 
 #: Prompts handed over at once, at most.
 _CHUNK = 256
@@ -48,18 +49,18 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Import the function; it answers `Route`. It is called as function(prompts, known, **options).
 
     prompts: {"messages", "meta"} of each of some prompts, which ones it is asked together is chance.
-    known:   `persyn.strategies.Known` of the run.
+    known:   `persyn.method.strategies.Known` of the run.
     returns: (P, T) finite scores of the T teachers, in head order.
     Prompts for which it raises, or returns something else, have failed. Raises `EngineError` as `python.take` does.
     """
     chosen = options.decode(spec, options.Strategy)
-    known, function = unpack(chosen.known), python.take(spec)
+    known, function = unpack(chosen.known), own_function.take(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         routes = [request for request in requests if isinstance(request, Route)]
         return _ask(lambda prompts: function(prompts, known, **chosen.options), routes, len(known.teachers), tick)
 
-    return Batched(compute, version=python.VERSION, chunk=_CHUNK)
+    return Batched(compute, version=own_function.VERSION, chunk=_CHUNK)
 
 
 def _ask(
@@ -72,7 +73,7 @@ def _ask(
         found = function([{"messages": route.messages, "meta": route.meta} for route in routes])
         scores = _checked(found, (len(routes), n_teachers)).tolist()
     except Exception as error:  # a function of somebody else's may raise anything
-        failure = f"strategy_error: {python.why(error)}"
+        failure = f"strategy_error: {own_function.why(error)}"
     if not failure:
         yield [Routed(route.id, row) for route, row in zip(routes, scores, strict=True)]
     elif len(routes) == 1:

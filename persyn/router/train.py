@@ -19,8 +19,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from persyn.errors import HostLacks
 from persyn.llm.protocols import Tick
-from persyn.rewards import Matrix
-from persyn.router import evaluate, head
+from persyn.method.rewards import Matrix
+from persyn.method import routing_metrics
+from persyn.router import head
 from persyn.router.model import Router, pad, pair_loss, preference_weights
 
 TUNES = ("full", "lora", "head")
@@ -232,5 +233,5 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 def _hit_rate(prediction: Any) -> dict[str, float]:
     """Hit@3; with three teachers or two, which it could not tell apart, the largest k that can."""
     scores, rewards = prediction.predictions, np.asarray(prediction.label_ids, dtype=np.float64)
-    hits = evaluate.hit_rate(np.asarray(scores, dtype=np.float64), rewards, k=min(3, rewards.shape[1] - 1))
+    hits = routing_metrics.hit_rate(np.asarray(scores, dtype=np.float64), rewards, k=min(3, rewards.shape[1] - 1))
     return {"hit": hits if hits is not None else 0.0}

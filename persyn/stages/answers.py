@@ -16,7 +16,7 @@ from persyn.db.results import Origin, Response
 from persyn.db.text import reason
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
-from persyn.queue import Claim
+from persyn.jobs.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, conversation, in_part, make_jobs, seed_of
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher
 from persyn.db.results import Response
-from persyn.queue import Claim
+from persyn.jobs.queue import Claim
 from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Progress
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Run
 from persyn.db.results import Assignment, Response, answers_assignment
-from persyn.queue import Claim
+from persyn.jobs.queue import Claim
 from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Progress
 

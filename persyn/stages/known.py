@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from persyn.config import thaw
 from persyn.db.catalog import Run
 from persyn.db.grid import Grid
-from persyn.rewards import Matrix
+from persyn.method.rewards import Matrix
 from persyn.stages import answers
-from persyn.strategies import Known
+from persyn.method.strategies import Known
 
 
 def known(session: Session, run: Run, cells: Grid, rewarded: Matrix, learn: NDArray[np.bool_]) -> Known:

@@ -17,7 +17,7 @@ from persyn.db.text import reason
 from persyn.llm import needs
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
-from persyn.queue import Claim
+from persyn.jobs.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, told
 
 _PYTHON = "python"

@@ -15,21 +15,22 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub import constants
 
-from cli import doctor
-from cli.main import persyn
-from cli.run import _warn_of_change
-from persyn import pipeline, run_file
-from persyn.checks import functions, servers
+from persyn.cli import doctor
+from persyn.cli.main import persyn
+from persyn.cli.run import _warn_of_change
+from persyn.runs import pipeline, run_file
+from persyn.runs.checks import functions, servers
 from persyn.config import RunConfig, TeacherTable
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.llm import identity
 from persyn.llm.identity import UNKNOWN, Identity
-from persyn.stages import start, versions
+from persyn.runs import start
+from persyn.ingest import versions
 from tests.chat_server import Server
 from tests.cli.test_beforehand import SERVER, rows_of, with_quality, with_teacher, write_rows
-from tests.runs import write_run
+from tests.run_files import write_run
 
 Say: TypeAlias = Callable[..., tuple[int, str]]
 

@@ -16,7 +16,7 @@ import pytest
 from tests.chat_server import Server, completion, error
 from tests.cli.conftest import Persyn
 from tests.cli.test_commands import require_refused
-from tests.runs import PROMPTS, write_run
+from tests.run_files import PROMPTS, write_run
 
 
 def with_quality(file: Path, quality: str) -> str:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from tests.cli.conftest import Persyn
 from tests.cli.test_commands import require_refused
 from tests.llm.families import FAULTY, SOUND, tokenizer
-from tests.runs import write_run
+from tests.run_files import write_run
 
 
 def with_student(folder: Path, template: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from persyn.db.connect import Database
 from tests.cli.conftest import Persyn
-from tests.runs import PROMPTS, TEACHERS, write_run
+from tests.run_files import PROMPTS, TEACHERS, write_run
 
 
 def require_refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:

@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from cli import broker, doctor
+from persyn.cli import broker, doctor
 from persyn.errors import UsageError
-from persyn.queue import Backlog
+from persyn.jobs.queue import Backlog
 from tests.cluster import Broker
-from workers import roll
-from workers.affinity import Reach
+from persyn.workers.cluster import roll
+from persyn.workers.runner.affinity import Reach
 
 Doctor: TypeAlias = Callable[..., dict[str, tuple[str, str]]]
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -47,7 +47,7 @@ def examine(tmp_path: Path) -> Doctor:
     def run(*, code: int = 0, **environment: str) -> dict[str, tuple[str, str]]:
         own = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
         done = subprocess.run(
-            [sys.executable, "-m", "cli", "doctor", "--json"],
+            [sys.executable, "-m", "persyn.cli", "doctor", "--json"],
             env={**own, "PERSYN_HOME": str(tmp_path), **environment},
             capture_output=True,
             text=True,

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from huggingface_hub import constants
 from sqlalchemy import update
 
-from cli.main import persyn as persyn_command
+from persyn.cli.main import persyn as persyn_command
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.init import init
-from persyn import run_file
+from persyn.cli.init import init
+from persyn.runs import run_file
 from persyn.errors import UsageError
-from persyn.stages.start import identities
+from persyn.runs.start import identities
 from tests.cli.conftest import Persyn
 
 TEMPLATES = init.params[1].type.choices  # type: ignore[attr-defined]

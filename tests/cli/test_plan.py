@@ -14,7 +14,7 @@ import pytest
 from persyn.db.connect import Database
 from tests.cli.conftest import Persyn
 from tests.cli.test_commands import require_refused
-from tests.runs import TEACHERS, write_run
+from tests.run_files import TEACHERS, write_run
 
 
 def renamed(file: Path, name: str, strategy: str) -> str:
@@ -57,7 +57,7 @@ def test_figures_can_be_read_at_a_glance(persyn: Persyn, tmp_path: Path) -> None
 
 def test_whoever_ends_it_half_way_finds_nothing_of_it(tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
-    plan = [sys.executable, "-m", "cli", "plan", str(write_run(tmp_path, prompts=100_000))]
+    plan = [sys.executable, "-m", "persyn.cli", "plan", str(write_run(tmp_path, prompts=100_000))]
     places = {"PERSYN_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen(plan, env={**os.environ, **places}, stderr=subprocess.DEVNULL) as process:
         while not any((tmp_path / "temporary").iterdir()):

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cli.sql import sql
-from cli.trace import trace
+from persyn.cli.sql import sql
+from persyn.cli.trace import trace
 from persyn.db.catalog import Prompt
 from persyn.db.connect import Database
 from persyn.errors import UsageError
-from tests.questions import by_hand
+from tests.sql import by_hand
 
 
 @pytest.fixture(autouse=True)

@@ -15,15 +15,15 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import func, select
 
-from cli.main import persyn
-from cli.open import cell
-from persyn import evaluations
+from persyn.cli.main import persyn
+from persyn.cli.open import cell
+from persyn.student import evaluations
 from persyn.db.catalog import Prompt, Run, RunState, Student
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Failed, Judge
-from persyn.stages.rows import parse
+from persyn.ingest.rows import parse
 from tests.factories import make_assignment, make_response, make_run
 
 TRAIN = ("student", "train", "run", "--learning-rate", "0.01", "--batch-size", "4")
@@ -210,7 +210,7 @@ def test_a_dataset_whose_rows_cannot_be_found_again_is_not_trained_on(store: Dat
 
 
 def test_a_killed_training_is_done_once_when_it_is_begun_again(store: Database, home: Path) -> None:
-    command = [sys.executable, "-m", "cli", *TRAIN, "--epochs", "30"]
+    command = [sys.executable, "-m", "persyn.cli", *TRAIN, "--epochs", "30"]
     first = subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE, text=True)
     assert first.stderr is not None
     assert "train: " in next(line for line in first.stderr if line.startswith("train: "))

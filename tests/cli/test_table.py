@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cli import table
+from persyn.cli import table
 
 COLUMNS = ("stage", "teacher", "prompts", "stored", "to ask", "prompt tokens", "response tokens", "US dollars")
 ROW = ("calibrate", "qwen2.5-72b-instruct-of-a-long-name", "2,500", "0", "2,500", "1,234,567", "2,500,000", "123.4")

@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import make_url, text, update
 
-from cli.progress import Meter
-from cli.watch import View
+from persyn.cli.progress import Meter
+from persyn.cli.watch import View
 from persyn.db.catalog import Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.time import now
@@ -179,7 +179,7 @@ def test_ctrl_c_closes_the_view_of_a_database_that_is_away(postgres: Postgres) -
         make_run(session)
     database.close()
     with subprocess.Popen(
-        [sys.executable, "-m", "cli", "run", "watch", "run", "--interval", "0.1"],
+        [sys.executable, "-m", "persyn.cli", "run", "watch", "run", "--interval", "0.1"],
         env={**os.environ, "PERSYN_DATABASE_URL": url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -201,7 +201,7 @@ def test_ctrl_c_closes_the_view_and_leaves_the_run_alone(tmp_path: Path) -> None
         with database.write() as session:
             made = make_run(session)
         with subprocess.Popen(
-            [sys.executable, "-m", "cli", "run", "watch", "run", "--interval", "0.1"],
+            [sys.executable, "-m", "persyn.cli", "run", "watch", "run", "--interval", "0.1"],
             env={**os.environ, "PERSYN_HOME": str(tmp_path / "home")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -23,7 +23,7 @@ from tests.cli.conftest import Persyn
 def web(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command and the address that it says."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli", "web", "--port", "0", *arguments],
+        [sys.executable, "-m", "persyn.cli", "web", "--port", "0", *arguments],
         env={**os.environ, "PERSYN_HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

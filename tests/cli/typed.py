@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cli
-from cli.main import main
+import persyn.cli
+from persyn.cli.main import main
 
 for module in pkgutil.iter_modules(cli.__path__):
     if module.name != "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from persyn.llm.answers import characters, comparison, units
-from persyn.llm.math import Case
+from persyn.llm.scorers.answers import characters, comparison, units
+from persyn.llm.scorers.math_scorer import Case
 
 LANGUAGES = [
     ("36", "La respuesta es 36 manzanas."),

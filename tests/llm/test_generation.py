@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persyn.llm.generation import conclude
+from persyn.llm.teachers.generation import conclude
 from persyn.llm.protocols import Failed, Generated
 
 

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from persyn.errors import EngineError
-from persyn.llm import log_likelihood
+from persyn.llm.scorers import log_likelihood
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.padding import Row
+from persyn.llm.scorers.padding import Row
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, Message, ModelSpec, Result
 
 PROMPTS = ["What is 2+2?", "Name a colour.", "Write one sentence about the sea, please."]

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from persyn.errors import EngineError
-from persyn.llm import math, options
+from persyn.llm.scorers import math_scorer
+from persyn.llm import options
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Result
 
 
 def load(**options: object) -> Engine:
-    return math.load(ModelSpec("math", "", options=options), lambda: None)
+    return math_scorer.load(ModelSpec("math", "", options=options), lambda: None)
 
 
 def results(engine: Engine, *cases: tuple[str | None, str]) -> list[Result]:
@@ -42,10 +43,10 @@ def hasty() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def small() -> math.Child:
+def small() -> math_scorer.Child:
     """A child that may hold little; what its parent holds while it makes it must not hide what the child takes."""
     held = bytearray(b"x") * 700_000_000
-    child = math.Child(options.Math(memory_mb=512, timeout_seconds=60), lambda: None)
+    child = math_scorer.Child(options.Math(memory_mb=512, timeout_seconds=60), lambda: None)
     child.start()
     del held
     return child
@@ -189,7 +190,7 @@ def test_what_takes_for_ever_fails_and_is_not_called_wrong(hasty: Engine) -> Non
     assert (before.value, after.value) == (0.0, 1.0)
 
 
-def test_what_takes_all_memory_fails_and_is_not_called_wrong(small: math.Child) -> None:
+def test_what_takes_all_memory_fails_and_is_not_called_wrong(small: math_scorer.Child) -> None:
     asked = [Judge(1, [], r"\boxed{(x+y+z+w+v)^{3^{13}}}", "5"), Judge(2, [], "5", "5")]
 
     found = small.judge(asked)
@@ -201,7 +202,7 @@ def test_what_takes_all_memory_fails_and_is_not_called_wrong(small: math.Child) 
     assert after.value == 1.0
 
 
-def test_a_child_that_was_killed_is_replaced(small: math.Child) -> None:
+def test_a_child_that_was_killed_is_replaced(small: math_scorer.Child) -> None:
     os.kill(small._process.pid, signal.SIGKILL)
     asked = [Judge(1, [], "5", "5"), Judge(2, [], "5", "5")]
 

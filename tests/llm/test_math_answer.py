@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from persyn.llm import math_answer
+from persyn.llm.scorers import math_answer
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from aiohttp import web
 from yarl import URL
 
 from persyn.errors import AccountError, EngineError, OutageError
-from persyn.llm import chat_completions, openai
-from persyn.llm.complaints import RetryableError
+from persyn.llm.teachers import chat_completions, chat_server
+from persyn.llm.teachers.complaints import RetryableError
 from persyn.llm.host import Host
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result, Sampling
 from tests.chat_server import Server, completion, error
@@ -31,17 +31,17 @@ def server() -> Iterator[Server]:
         yield server
 
 
-Connect = Callable[..., openai.OpenAI]
+Connect = Callable[..., chat_server.OpenAI]
 
 
 @pytest.fixture
 def connect(server: Server) -> Iterator[Connect]:
     """Makes engines and closes them after the test."""
-    made: list[openai.OpenAI] = []
+    made: list[chat_server.OpenAI] = []
 
-    def make(**options: Any) -> openai.OpenAI:
-        engine = openai.load(ModelSpec("openai", "m", options={"base_url": server.base_url, **options}), lambda: None)
-        assert isinstance(engine, openai.OpenAI)
+    def make(**options: Any) -> chat_server.OpenAI:
+        engine = chat_server.load(ModelSpec("openai", "m", options={"base_url": server.base_url, **options}), lambda: None)
+        assert isinstance(engine, chat_server.OpenAI)
         made.append(engine)
         return engine
 
@@ -54,7 +54,7 @@ def ask(request_id: int = 1, text: str = "2+2?", **sampling: Any) -> Generate:
     return Generate(request_id, [{"role": "user", "content": text}], Sampling(**sampling), seed=5)
 
 
-def answer(engine: openai.OpenAI, *requests: Generate) -> list[Result]:
+def answer(engine: chat_server.OpenAI, *requests: Generate) -> list[Result]:
     engine.submit(requests)
     results: list[Result] = []
     while engine.pending:
@@ -147,7 +147,7 @@ def test_a_missing_key_and_a_bad_url_are_told_at_once(server: Server, connect: C
     with pytest.raises(EngineError, match="localhost:8000"):
         connect(base_url="localhost:8000/v1")
     with pytest.raises(EngineError, match="base_url"):
-        openai.load(ModelSpec("openai", "m"), lambda: None)
+        chat_server.load(ModelSpec("openai", "m"), lambda: None)
 
 
 def test_a_free_slot_is_filled_while_others_wait(server: Server, connect: Connect) -> None:
@@ -739,7 +739,7 @@ def test_a_proxy_of_the_environment_is_heeded_and_its_password_told_to_nobody(
     assert server.headers[0]["Host"] == "api.example.com"
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert server.headers[0]["Proxy-Authorization"].startswith("Basic ")
-    assert openai.proxy(URL("http://llm.internal/v1")) is None
+    assert chat_server.proxy(URL("http://llm.internal/v1")) is None
     monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
     with pytest.raises(EngineError, match="socks5 proxy"):
         connect(base_url="http://api.example.com/v1")
@@ -776,14 +776,14 @@ def test_no_proxy_may_name_a_port_a_domain_or_a_network(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", no_proxy)
 
-    assert (openai.proxy(URL("http://llm.example.com:8000/v1")) is None) == is_direct
-    assert (openai.proxy(URL("http://10.1.2.3/v1")) is None) == ("/" in no_proxy)
+    assert (chat_server.proxy(URL("http://llm.example.com:8000/v1")) is None) == is_direct
+    assert (chat_server.proxy(URL("http://10.1.2.3/v1")) is None) == ("/" in no_proxy)
 
 
 def test_a_proxy_that_is_no_url_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://me:hidden@127.0.0.1:port")
     with pytest.raises(EngineError, match="that is no URL") as refused:
-        openai.proxy(URL("http://api.example.com/v1"))
+        chat_server.proxy(URL("http://api.example.com/v1"))
     assert "hidden" not in str(refused.value)
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from persyn.errors import EngineError
-from persyn.llm import reward_model
+from persyn.llm.scorers import reward_model
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, Message, ModelSpec, Result
 from tests.reward_models import make
 

@@ -8,7 +8,8 @@ from jinja2 import TemplateError
 from transformers import LlamaConfig
 
 from persyn.errors import EngineError
-from persyn.llm import check, engines, generation, template_check
+from persyn.llm import check, engines, template_check
+from persyn.llm.teachers import generation
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Failed, Generate, Message, ModelSpec, Sampling
 from persyn.llm.template import LostText

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from persyn.errors import EngineError
-from persyn.llm import sampling, transformers
+from persyn.llm.teachers import sampling, transformers_engine
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.generation import Prompt
+from persyn.llm.teachers.generation import Prompt
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ QUESTIONS = ["What is 3 plus 4?", "Name a colour.", "Write one sentence about th
 
 
 def load(folder: Path, **options: Any) -> Engine:
-    return transformers.load(ModelSpec("transformers", str(folder), options=options), lambda: None)
+    return transformers_engine.load(ModelSpec("transformers", str(folder), options=options), lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def learned(smollm2: Path, tmp_path: Path) -> Path:
 def test_a_long_prompt_is_not_carried_past_the_models_positions_by_a_short_one(learned: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(learned)
     chat = Chat(load_tokenizer(ModelSpec("", str(learned))))
-    writer = transformers.Writer(model.eval(), chat, batch_size=4, context=None, tick=lambda: None)
+    writer = transformers_engine.Writer(model.eval(), chat, batch_size=4, context=None, tick=lambda: None)
     requests = [ask("Hi!", 0, temperature=0, max_tokens=12), ask("Hi!" + " sea" * 20, 1, temperature=0, max_tokens=12)]
     requests += [ask("Hi!" + " sea" * 28, 2, temperature=0, max_tokens=99)]
     lengths = [len(chat.prompt_ids(request.messages)) for request in requests]

@@ -19,7 +19,7 @@ from msgspec import structs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from persyn.errors import EngineError
-from persyn.llm import vllm
+from persyn.llm.teachers import vllm_engine
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 
 pytestmark = [
@@ -55,7 +55,7 @@ def complaints() -> Iterator[list[logging.LogRecord]]:
 def teacher(smollm2: Path, complaints: list[logging.LogRecord]) -> Engine:
     lengths = {"max_model_len": 256, "max_num_batched_tokens": 256, "max_num_seqs": 4}
     options = {**lengths, "kv_cache_gib": 0.5, "enforce_eager": True, "dtype": "float32"}
-    return vllm.load(ModelSpec("vllm", str(smollm2), options=options), lambda: None)
+    return vllm_engine.load(ModelSpec("vllm", str(smollm2), options=options), lambda: None)
 
 
 def answer(engine: Engine, *requests: Generate) -> dict[int, Result]:
@@ -82,10 +82,10 @@ def reason(result: Result) -> str:
 
 
 def test_it_writes_what_transformers_writes(teacher: Engine, smollm2: Path) -> None:
-    from persyn.llm import transformers
+    from persyn.llm.teachers import transformers_engine
 
     requests = [ask(q, i, temperature=0, max_tokens=10) for i, q in enumerate(QUESTIONS)]
-    other = answer(transformers.load(ModelSpec("transformers", str(smollm2)), lambda: None), *requests)
+    other = answer(transformers_engine.load(ModelSpec("transformers", str(smollm2)), lambda: None), *requests)
 
     results = answer(teacher, *requests)
 
@@ -174,9 +174,9 @@ def test_max_tokens_is_lowered_to_what_the_context_leaves(teacher: Engine) -> No
 
 def test_what_cannot_be_loaded_is_an_engine_error(smollm2: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"max_len.*it takes dtype, max_model_len"):
-        vllm.load(ModelSpec("vllm", str(smollm2), options={"max_len": 5}), lambda: None)
+        vllm_engine.load(ModelSpec("vllm", str(smollm2), options={"max_len": 5}), lambda: None)
     with pytest.raises(EngineError, match="no tokenizer"):
-        vllm.load(ModelSpec("vllm", str(tmp_path)), lambda: None)
+        vllm_engine.load(ModelSpec("vllm", str(tmp_path)), lambda: None)
 
 
 def test_long_prompts_that_wait_are_sampled(teacher: Engine) -> None:

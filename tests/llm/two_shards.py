@@ -8,7 +8,7 @@ from pathlib import Path
 
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Generate, ModelSpec, Sampling
-from persyn.llm.vllm import VLLM
+from persyn.llm.teachers.vllm_engine import VLLM
 
 
 def main(folder: Path) -> None:

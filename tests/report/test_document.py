@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from markdown_it import MarkdownIt
 
-from persyn import run_file
+from persyn.runs import run_file
 from persyn.errors import UsageError
 from persyn.report import document, figures
 from persyn.report.drawing import Picture

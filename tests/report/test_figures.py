@@ -16,8 +16,8 @@ from PIL import Image
 from persyn.report import drawing, figures
 from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from persyn.router.evaluate import Believed
-from persyn.summary import TeacherFacts
+from persyn.method.routing_metrics import Believed
+from persyn.analysis.summary import TeacherFacts
 
 TEACHERS = [
     TeacherFacts(teacher=name, assigned=n, quality=None, learnability=None, reward=None, tokens=0)

@@ -24,7 +24,8 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import identify
 from persyn.llm.options import RouterFit
 from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Result, Route, Routed
-from persyn.router import checkpoint, evaluate, fit, model, route
+from persyn.router import checkpoint, fit, model, route
+from persyn.method import routing_metrics
 from persyn.router.model import Reader, Router, pair_loss, preference_weights
 from persyn.router.train import Examples, Plan, split, train
 from tests.four_gpus import OnFourGpus
@@ -91,7 +92,7 @@ def test_what_was_measured_is_what_the_checkpoint_routes(tiny: Path, work: Work,
     routed = scores(work(router(fitted.folder, sha256=fitted.sha256), routes(48)))
     rewards = np.array(request.rewards)
     assert (
-        evaluate.compare(routed[36:], rewards[36:], rewards[:36], preferences="weighted")["router"]
+        routing_metrics.compare(routed[36:], rewards[36:], rewards[:36], preferences="weighted")["router"]
         == fitted.metrics["router"]
     )
 

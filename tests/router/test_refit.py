@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from persyn.hindsight import CurvePoint, _verdict, curve_sizes
-from persyn.rewards import Matrix
+from persyn.analysis.refits import CurvePoint, _verdict, curve_sizes
+from persyn.method.rewards import Matrix
 from persyn.router import refit
 
 

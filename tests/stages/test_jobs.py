@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from persyn import pipeline, run_file
+from persyn.runs import pipeline, run_file
 from persyn.db.connect import Database
 from persyn.db.work import Job
-from tests.runs import write_run
+from tests.run_files import write_run
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from persyn.queue import Backlog
-from workers.affinity import Reach, order
+from persyn.jobs.queue import Backlog
+from persyn.workers.runner.affinity import Reach, order
 
 CPU = Reach(gpus=())
 

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
-from persyn import audit, queue
+from persyn.analysis import audit
+from persyn.jobs import queue
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response, Router
@@ -24,8 +25,8 @@ from tests.cluster import Cluster, wait_for
 from tests.factories import make_job, make_run
 from tests.postgres import Postgres
 from tests.proxy import Proxy
-from tests.runs import write_run
-from workers.leases import Leases
+from tests.run_files import write_run
+from persyn.workers.runner.heartbeat import Leases
 
 
 @pytest.fixture

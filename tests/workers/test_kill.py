@@ -21,7 +21,7 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.work import Job, JobState
-from tests.runs import TEACHERS, write_run
+from tests.run_files import TEACHERS, write_run
 
 CONCURRENCY = 8
 #: What a worker hands an engine at most: twice what the engine has in flight.

@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from persyn import queue
+from persyn.jobs import queue
 from persyn.db.connect import Database
 from persyn.db.work import Job, JobState
-from persyn.queue import Claim
+from persyn.jobs.queue import Claim
 from tests.factories import make_job, make_run
-from workers.leases import Leases
+from persyn.workers.runner.heartbeat import Leases
 
 LEASE = timedelta(seconds=0.6)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from workers.ledger import Ledger
+from persyn.workers.runner.ledger import Ledger
 
 
 class Clock:

@@ -15,8 +15,10 @@ from aiohttp import web
 from click.testing import CliRunner
 from sqlalchemy import func, select, update
 
-from cli.main import persyn
-from persyn import pipeline, queue, run_file, watch
+from persyn.cli.main import persyn
+from persyn.runs import pipeline, run_file
+from persyn.jobs import queue
+from persyn.analysis import watch
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
@@ -25,8 +27,8 @@ from persyn.db.work import Job, JobState, Outage
 from persyn.settings import Settings
 from tests.chat_server import Server, completion, error
 from tests.factories import make_job, make_run
-from tests.runs import write_run
-from workers.worker import Worker
+from tests.run_files import write_run
+from persyn.workers.runner.worker import Worker
 
 TEACHERS = ("ada", "bob")
 

@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from persyn import pipeline, run_file, trace
+from persyn.runs import pipeline, run_file
+from persyn.analysis import trace
 from persyn.db.catalog import Prompt, Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, RouterScore
 from persyn.errors import UsageError
-from persyn.llm import python
+from persyn.llm.scorers import own_function
 from persyn.settings import Settings
-from persyn.stages import responses
-from persyn.stages.response_rows import Layout
+from persyn.ingest import responses
+from persyn.ingest.response_rows import Layout
 from tests.foreign import write_module
-from tests.runs import PROMPTS, write_run
+from tests.run_files import PROMPTS, write_run
 from tests.workers.test_strategies import chosen, count, grid, imported_run, work
-from workers.worker import Worker
+from persyn.workers.runner.worker import Worker
 
 #: The teachers are ada, bob and cyd, of 1, 2 and 3 billion parameters.
 SOURCE = """
@@ -123,7 +124,7 @@ def test_who_traces_a_prompt_finds_the_functions_version(database: Database, tmp
         found = trace.trace(session, run, session.scalars(target.limit(1)).one())
     assert found.strategy == {
         "model": f"{module}:by_level",
-        "revision": python.revision(f"{module}:by_level"),
+        "revision": own_function.revision(f"{module}:by_level"),
         "options": {},
     }
     assert found.events  # of the job that asked it
@@ -208,7 +209,7 @@ def test_a_run_file_is_of_the_version_it_was_started_with_or_names(
     database: Database, tmp_path: Path, module: str
 ) -> None:
     file = write(tmp_path, f"{module}:by_level")
-    run_id, revision = start(database, file), python.revision(f"{module}:by_level")
+    run_id, revision = start(database, file), own_function.revision(f"{module}:by_level")
     (tmp_path / f"{module}.py").write_text(SOURCE + "\n")
     assert start(database, file) == run_id
 

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from persyn import audit, pipeline, run_file
-from persyn.compare import compare
+from persyn.analysis import audit
+from persyn.runs import pipeline, run_file
+from persyn.analysis.compare import compare
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
 from persyn.errors import UsageError
 from persyn.settings import Settings
-from persyn.stages import responses
-from persyn.stages.response_rows import Layout
-from tests.runs import PROMPTS, TEACHERS, write_run
-from workers.worker import Worker
+from persyn.ingest import responses
+from persyn.ingest.response_rows import Layout
+from tests.run_files import PROMPTS, TEACHERS, write_run
+from persyn.workers.runner.worker import Worker
 
 
 def work(database: Database, folder: Path, file: Path) -> int:

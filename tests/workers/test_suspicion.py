@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.suspicion import Suspicion
+from persyn.workers.runner.suspicion import Suspicion
 
 
 def test_the_first_death_narrows_nothing() -> None:

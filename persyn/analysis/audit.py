@@ -1,0 +1,207 @@
+"""Whether what the store says of a run fits together: counts, responses, and each job's history.
+
+Every rule is a query whose rows are what breaks it, so that nothing but findings is read, however
+large the run. On a run that is being worked it holds at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
+from sqlalchemy.orm import Session
+
+from persyn.runs import pipeline
+from persyn.config import thaw
+from persyn.db.catalog import Role, Run, RunPrompt, RunState, RunTeacher
+from persyn.db.results import Assignment, Response, answers_assignment
+from persyn.db.work import Event, Job, JobState
+
+_AT_ONCE = 1000
+
+
+class Finding(Struct, frozen=True):
+    """Something that cannot be so.
+
+    rule: which check it breaks; about: the stage, job or prompt; found: what is there.
+    """
+
+    rule: str
+    about: str
+    found: str
+
+
+def audit(session: Session, run: Run) -> Iterator[Finding]:
+    """Check a run within one snapshot, rule by rule; yields what is wrong as it is found."""
+    yield from _counts(session, run)
+    yield from _owed(session, run)
+    yield from _duplicates(session, run)
+    yield from _strays(session, run)
+    yield from _leases(session, run)
+    yield from _transitions(session, run)
+    yield from _ends(session, run)
+
+
+def _counts(session: Session, run: Run) -> Iterator[Finding]:
+    """What a stage was given, counted apart, is done, failed or pending; behind the run nothing is pending."""
+    given = _given(session, run)
+    for stage, counts in pipeline.progress(session, run).items():
+        sums = f"{counts.done} done + {counts.failed} failed + {counts.pending} pending"
+        if given[stage] != counts.total:
+            yield Finding("counts", f"stage {stage}", f"{given[stage]} were given, {sums} are there")
+        if counts.pending and (stage != run.stage or run.state is RunState.DONE):
+            yield Finding("counts", f"stage {stage}", f"it is over, with {sums}")
+
+
+def _given(session: Session, run: Run) -> dict[str, int]:
+    """How many rows each stage of a run owes."""
+    prompts = select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)
+    teachers = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)
+    in_grid = RunPrompt.role != Role.TARGET
+    texts = prompts.join(Response, Response.prompt_id == RunPrompt.prompt_id).where(
+        in_grid, Response.teacher_id.in_(teachers), Response.sample == 0, Response.text.is_not(None)
+    )
+    n_prompts, n_cells = _count(session, prompts), _count(session, prompts.where(in_grid))
+    n_teachers = _count(session, select(func.count()).select_from(teachers.subquery()))
+    return {
+        "calibrate": n_cells * n_teachers,
+        "score": _count(session, texts) * len({run.quality_scorer_id, run.learnability_scorer_id}),
+        "fit_router": int(thaw(run.config).strategy.kind == "persyn"),
+        "assign": n_prompts,
+        "generate": n_prompts,
+    }
+
+
+def _owed(session: Session, run: Run) -> Iterator[Finding]:
+    """Of a run that is done, every assigned prompt has its response, or why there is none, and no job is open."""
+    if run.state is not RunState.DONE:
+        return
+    missing = (
+        select(Assignment.prompt_id, Assignment.teacher_id)
+        .outerjoin(Response, answers_assignment())
+        .where(Assignment.run_id == run.id, Response.id.is_(None))
+        .order_by(Assignment.prompt_id)
+    )
+    for row in _stream(session, missing):
+        yield Finding("response", f"prompt {row.prompt_id}", f"teacher {row.teacher_id} has no response to it")
+    is_open = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
+    for job in _stream(session, select(Job.id, Job.state).where(Job.run_id == run.id, is_open)):
+        yield Finding("response", f"job {job.id}", f"the run is done, and it is {job.state}")
+
+
+def _duplicates(session: Session, run: Run) -> Iterator[Finding]:
+    key = Response.prompt_id, Response.teacher_id, Response.sample
+    repeated = (
+        select(*key, func.count().label("n"))
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Response.prompt_id))
+        .group_by(*key)
+        .having(func.count() > 1)
+    )
+    for row in _stream(session, repeated):
+        found = f"teacher {row.teacher_id} has {row.n} responses of sample {row.sample} to it"
+        yield Finding("duplicate", f"prompt {row.prompt_id}", found)
+
+
+def _strays(session: Session, run: Run) -> Iterator[Finding]:
+    """A response is of the teacher and among the prompts of the job that wrote it, in whichever run that was."""
+    fits = and_(
+        Job.teacher_id == Response.teacher_id,
+        Response.prompt_id.between(Job.first_prompt_id, Job.last_prompt_id),
+    )
+    strays = (
+        select(Response.prompt_id, Response.teacher_id, Response.job_id)
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Response.prompt_id))
+        .join(Job, Job.id == Response.job_id)
+        .where(~func.coalesce(fits, false()))
+    )
+    for row in _stream(session, strays):
+        found = f"job {row.job_id} wrote teacher {row.teacher_id}'s response to it, which was not the job's to write"
+        yield Finding("stray", f"prompt {row.prompt_id}", found)
+
+
+def _leases(session: Session, run: Run) -> Iterator[Finding]:
+    """A running job has an owner and a lease; no other has a lease."""
+    is_running = Job.state == JobState.RUNNING
+    is_held = and_(Job.lease_until.is_not(None), Job.owner.is_not(None))
+    wrong = or_(and_(is_running, ~is_held), and_(~is_running, Job.lease_until.is_not(None)))
+    for job in _stream(session, select(Job.id, Job.state).where(Job.run_id == run.id, wrong)):
+        lack = "without an owner under a lease" if job.state is JobState.RUNNING else "and under a lease"
+        yield Finding("lease", f"job {job.id}", f"it is {job.state} {lack}")
+
+
+def _transitions(session: Session, run: Run) -> Iterator[Finding]:
+    """Each event of a job begins where the one before ended; the fence never falls, and rises with each claim."""
+
+    def before(column: Any, at_first: Any) -> ColumnElement[Any]:
+        return func.coalesce(func.lag(column).over(partition_by=Event.job_id, order_by=Event.id), at_first)
+
+    steps = (
+        select(
+            Event.id,
+            Event.job_id,
+            Event.from_state,
+            Event.to_state,
+            Event.fence,
+            before(Event.to_state, JobState.QUEUED.value).label("was_state"),
+            before(Event.fence, 0).label("was_fence"),
+        )
+        .join(Job, Job.id == Event.job_id)
+        .where(Job.run_id == run.id)
+        .subquery()
+    )
+    columns = steps.c
+    is_broken = columns.from_state.is_distinct_from(columns.was_state)
+    is_claim = columns.to_state == JobState.RUNNING.value
+    is_too_low = or_(
+        columns.fence.is_(None),
+        columns.fence < columns.was_fence,
+        and_(is_claim, columns.fence == columns.was_fence),
+    )
+    wrong = (
+        select(*columns, is_broken.label("is_broken"), is_too_low.label("is_too_low"))
+        .where(is_broken | is_too_low)
+        .order_by(columns.job_id, columns.id)
+    )
+    for row in _stream(session, wrong):
+        if row.is_broken:
+            found = f"event {row.id} takes it from {row.from_state}, where it was {row.was_state}"
+            yield Finding("events", f"job {row.job_id}", found)
+        if row.is_too_low:
+            found = f"event {row.id} ({row.to_state}) has fence {row.fence} after fence {row.was_fence}"
+            yield Finding("fence", f"job {row.job_id}", found)
+
+
+def _ends(session: Session, run: Run) -> Iterator[Finding]:
+    """A job is in the state, and has the fence, that its last event says."""
+    last = (
+        select(Event.job_id, func.max(Event.id).label("event_id"))
+        .join(Job, Job.id == Event.job_id)
+        .where(Job.run_id == run.id)
+        .group_by(Event.job_id)
+        .subquery()
+    )
+    said_state = func.coalesce(Event.to_state, JobState.QUEUED.value)
+    said_fence = func.coalesce(Event.fence, 0)
+    wrong = (
+        select(Job.id, Job.state, Job.fence, said_state.label("said_state"), said_fence.label("said_fence"))
+        .outerjoin(last, last.c.job_id == Job.id)
+        .outerjoin(Event, Event.id == last.c.event_id)
+        .where(Job.run_id == run.id, or_(Job.state != said_state, Job.fence != said_fence))
+        .order_by(Job.id)
+    )
+    for job in _stream(session, wrong):
+        if job.state != job.said_state:
+            yield Finding("events", f"job {job.id}", f"it is {job.state}, by its events {job.said_state}")
+        if job.fence != job.said_fence:
+            yield Finding("fence", f"job {job.id}", f"it has fence {job.fence}, by its events {job.said_fence}")
+
+
+def _count(session: Session, query: Select[int]) -> int:
+    return session.scalars(query).one()
+
+
+def _stream(session: Session, query: Select[*tuple[Any, ...]]) -> Iterator[Any]:
+    """The rows of a query, some at a time: were all of a run wrong, they would not be in memory at once."""
+    return iter(session.execute(query, execution_options={"yield_per": _AT_ONCE}))

@@ -1,0 +1,291 @@
+"""Strategies side by side, on the hold-out prompts of a run: nothing is generated, all is in the grid.
+
+What a strategy goes by it learns from the calibration prompts; what it is worth is measured on
+prompts that it never saw. Every figure is an expectation over the strategy's policy, so that
+random choices add no noise; intervals are of the prompts that happened to be drawn (bootstrap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from persyn.method import rewards, strategies
+from persyn.method.intervals import Interval, interval, weights
+from persyn.config import Per, StrategyTable, thaw
+from persyn.db import grid
+from persyn.db.catalog import Role, Run, RunPrompt, Teacher
+from persyn.db.grid import Grid
+from persyn.db.results import RouterScore
+from persyn.errors import UsageError
+from persyn.method.rewards import Matrix
+from persyn.stages import answers
+from persyn.stages.known import known
+from persyn.method.strategies import Known, Vector
+
+_WITHOUT_PROMPT: tuple[strategies.Kind, ...] = ("static", "strong", "mix", "family-strong", "car", "random")
+_NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
+#: Those that need no calibration grid; its tokens are part of the price of all others.
+_WITHOUT_GRID = frozenset({"strong", "mix", "family-strong", "random"})
+
+
+class StrategyFacts(Struct, frozen=True):
+    """What one strategy comes to."""
+
+    strategy: str
+    #: 0 to 1 for min-max.
+    reward: Interval
+    #: In the quality scorer's unit.
+    quality: Interval
+    #: Nats per token, or as `learnability_per` says.
+    learnability: Interval
+    #: The oracle's reward minus this one.
+    regret: Interval
+    #: Of the way from the best single teacher (static) to the oracle, the part that it goes.
+    closed: Interval | None
+    #: Tokens of all responses that the whole run needs with it, the grid's included where it needs one.
+    tokens: float | None
+    #: US dollars for them, where all prices and token counts are known.
+    cost: float | None
+    #: Share of the prompts, by teacher; those it never chooses are left out.
+    shares: dict[str, float]
+
+
+class Comparison(Struct, frozen=True):
+    """Strategies at one setting of the reward, best first."""
+
+    run: str
+    alpha: float
+    normalise: str
+    learnability_per: str
+    #: Whether it is the run's own reward, to which its router was fitted.
+    is_own: bool
+    #: Hold-out prompts measured on, and calibration prompts learned from.
+    n_holdout: int
+    n_calibration: int
+    strategies: list[StrategyFacts]
+    #: What is not there, and why.
+    notes: list[str]
+
+
+def compare(
+    session: Session,
+    run: Run,
+    *,
+    alpha: float | None = None,
+    how: rewards.Normalisation | None = None,
+    per: Per | None = None,
+    scores: Mapping[str, Matrix | str] | None = None,
+) -> Comparison:
+    """Compare strategies for a run.
+
+    alpha:  another weight of learnability than the run's.
+    how:    another normalisation than the run's.
+    per:    another learnability than the run's, see `grid.read`.
+    scores: {strategy: (P, T)} of more that read the prompt, for all P prompts of the grid in its order, or why there
+            are none; "persyn" unless given is the run's router, which was fitted to the run's own alpha.
+    Raises `UsageError` when the run has no scored hold-out prompt.
+    """
+    alpha = thaw(run.config).run.alpha if alpha is None else alpha
+    cells = grid.read(session, run, per=per)
+    given = dict(scores or {})
+    if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
+        given["persyn"] = stored
+    return _compare(session, run, cells, _Reward(alpha, how, per), given)
+
+
+def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], router: Matrix | None) -> list[Comparison]:
+    """Compare strategies at each of several weights of learnability, all else as in the run.
+
+    cells: the run's grid. router: (P, T) `router_scores` of it.
+    Raises `UsageError` when the run has no scored hold-out prompt.
+    """
+    scores = {} if router is None else {"persyn": router}
+    return [_compare(session, run, cells, _Reward(alpha), scores) for alpha in alphas]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reward:
+    """What makes it; None is the run's own."""
+
+    alpha: float
+    how: rewards.Normalisation | None = None
+    per: Per | None = None
+
+
+def _compare(
+    session: Session, run: Run, cells: Grid, reward: _Reward, scores: Mapping[str, Matrix | str]
+) -> Comparison:
+    config = thaw(run.config)
+    how = reward.how or config.run.normalise
+    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=reward.alpha, how=how)
+    is_known = ~np.isnan(rewarded).all(axis=1)
+    holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
+    if config.n_calibration == 0:
+        raise UsageError(
+            f"run {run.name!r} follows strategy {config.strategy.kind}, which needs no grid, so there is none to "
+            "compare strategies on; a run of strategy persyn, static, car or oracle has one"
+        )
+    if not holdout.any() or not calibration.any():
+        raise UsageError(
+            f"run {run.name!r} has no scored hold-out prompts to compare strategies on; "
+            "it needs calibration and holdout above 0, and to be past its scoring"
+        )
+    present = ~np.isnan(rewarded[holdout])
+    policies, notes = _policies(known(session, run, cells, rewarded, calibration), present, config.strategy)
+    for name, found in scores.items():
+        if isinstance(found, str):
+            notes.append(f"{name}: {found}")
+        else:
+            policies[name] = strategies.by_ranking(found[holdout], present)
+    if config.strategy.kind == "python" and config.strategy.name not in scores:
+        notes.append(f"{config.strategy.name}: 'persyn compare {run.name}' asks it")
+    if "persyn" not in policies:
+        notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
+    policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)
+    counted = _Counted(session, run, cells, holdout)
+    per = reward.per or config.run.learnability_per
+    own = (config.run.alpha, config.run.normalise, config.run.learnability_per)
+    return Comparison(
+        run=run.name,
+        alpha=reward.alpha,
+        normalise=how,
+        learnability_per=per,
+        is_own=(reward.alpha, how, per) == own,
+        n_holdout=int(holdout.sum()),
+        n_calibration=int(calibration.sum()),
+        strategies=_facts(policies, rewarded[holdout], counted),
+        notes=notes,
+    )
+
+
+def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable) -> tuple[dict[str, Matrix], list[str]]:
+    """The strategies that read no prompt, and why others of them cannot be had."""
+    found: dict[str, Matrix] = {}
+    notes: list[str] = []
+    for kind in _WITHOUT_PROMPT:
+        try:
+            found[kind] = strategies.policy(kind, goes_by, present, ratio=table.ratio, beta=table.beta)
+        except ValueError as error:
+            notes.append(f"{kind}: {error}")
+    return found, notes
+
+
+def router_scores(session: Session, run: Run, cells: Grid) -> Matrix | None:
+    """(P, T) of the run's router for the grid's prompts; None when it has none, or said nothing of them."""
+    if run.router_id is None:
+        return None
+    row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
+    column_of = {teacher_id: column for column, teacher_id in enumerate(cells.teacher_ids.tolist())}
+    scores = np.full(cells.quality.shape, np.nan)
+    found = session.execute(
+        select(RouterScore.prompt_id, RouterScore.teacher_id, RouterScore.score)
+        .join(RunPrompt, RunPrompt.prompt_id == RouterScore.prompt_id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, RouterScore.router_id == run.router_id)
+    )
+    for prompt_id, teacher_id, score in found:
+        scores[row_of[prompt_id], column_of[teacher_id]] = score
+    return None if np.isnan(scores).any() else scores
+
+
+class _Counted:
+    """The grid's other figures: what teachers write, and what it costs."""
+
+    def __init__(self, session: Session, run: Run, cells: Grid, holdout: NDArray[np.bool_]) -> None:
+        teachers = answers.teachers_of(session, run.id)
+        self.names = [teacher.name for teacher in teachers]
+        self.quality, self.learnability = cells.quality[holdout], cells.learnability[holdout]
+        self.tokens = cells.response_tokens[holdout]
+        self.cost = _cost(teachers, cells.prompt_tokens, cells.response_tokens)[holdout]
+        self.n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
+        self.n_grid = len(cells.prompt_ids)
+        self.grid_tokens = float(np.nansum(cells.response_tokens))
+        self.grid_cost = float(np.nansum(_cost(teachers, cells.prompt_tokens, cells.response_tokens)))
+
+    def needed(self, strategy: str, policy: Matrix, what: Matrix, of_grid: float) -> float | None:
+        """Of the whole run: what the policy takes for each prompt, after the grid where there must be one."""
+        is_asked = policy > 0 if strategy in _WITHOUT_GRID else np.ones(policy.shape, dtype=np.bool_)
+        # A teacher of whom nothing is known makes the sum unknown; single gaps do not.
+        if (np.isnan(what).all(axis=0) & is_asked.any(axis=0)).any():
+            return None
+        if strategy == "oracle":
+            return float(np.nanmean(what, axis=0).sum() * self.n_prompts)
+        each = float(np.nanmean(_expected(policy, what)))
+        if strategy in _WITHOUT_GRID:
+            return each * self.n_prompts
+        return of_grid + each * (self.n_prompts - self.n_grid)
+
+
+def _cost(teachers: Sequence[Teacher], prompt_tokens: Matrix, response_tokens: Matrix) -> Matrix:
+    """(P, T) US dollars; NaN where a price or a count is unknown."""
+    price_in = np.array([np.nan if teacher.price_in is None else teacher.price_in for teacher in teachers])
+    price_out = np.array([np.nan if teacher.price_out is None else teacher.price_out for teacher in teachers])
+    return np.asarray((prompt_tokens * price_in + response_tokens * price_out) / 1e6)
+
+
+def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) -> list[StrategyFacts]:
+    by_prompt = {name: _expected(policy, rewarded) for name, policy in policies.items()}
+    means = _drawn(by_prompt)
+    quality, learnability = (
+        {name: _expected(policy, raw) for name, policy in policies.items()}
+        for raw in (counted.quality, counted.learnability)
+    )
+    drawn_quality, drawn_learnability = _drawn(quality), _drawn(learnability)
+    facts = []
+    for name, policy in policies.items():
+        shares = policy.mean(axis=0)
+        facts.append(
+            StrategyFacts(
+                strategy=name,
+                reward=interval(float(by_prompt[name].mean()), means[name]),
+                quality=interval(float(np.nanmean(quality[name])), drawn_quality[name]),
+                learnability=interval(float(np.nanmean(learnability[name])), drawn_learnability[name]),
+                regret=interval(float((by_prompt["oracle"] - by_prompt[name]).mean()), means["oracle"] - means[name]),
+                closed=_closed(name, by_prompt, means),
+                tokens=counted.needed(name, policy, counted.tokens, counted.grid_tokens),
+                cost=counted.needed(name, policy, counted.cost, counted.grid_cost),
+                shares={counted.names[k]: float(shares[k]) for k in np.argsort(-shares, kind="stable") if shares[k]},
+            )
+        )
+    return sorted(facts, key=lambda fact: -fact.reward.mean)
+
+
+def _drawn(by_prompt: Mapping[str, Vector]) -> dict[str, Vector]:
+    """Each strategy's mean over prompts that are drawn anew, `DRAWS` times, the same ones for all strategies.
+
+    A prompt without a value has no part in the means; a draw of nothing else has none.
+    """
+    names = list(by_prompt)
+    values = np.stack([by_prompt[name] for name in names], axis=1)  # (P, S)
+    is_there = ~np.isnan(values)
+    sums, counts = [], []
+    for drawn in weights(len(values), seed=0):
+        sums.append(drawn @ np.where(is_there, values, 0.0))
+        counts.append(drawn @ is_there)
+    count = np.concatenate(counts)
+    means = np.divide(np.concatenate(sums), count, out=np.full(count.shape, np.nan), where=count > 0)
+    return dict(zip(names, means.T, strict=True))
+
+
+def _expected(policy: Matrix, values: Matrix) -> Vector:
+    """(P,) what a policy comes to on each prompt, over the cells that have a value."""
+    weight = np.where(np.isnan(values), 0.0, policy)
+    total = weight.sum(axis=1)
+    summed = (weight * np.nan_to_num(values)).sum(axis=1)
+    return np.asarray(np.divide(summed, total, out=np.full(len(total), np.nan), where=total > 0))
+
+
+def _closed(name: str, by_prompt: Mapping[str, Vector], means: Mapping[str, Vector]) -> Interval | None:
+    way = by_prompt["oracle"].mean() - by_prompt["static"].mean()
+    if name in ("static", "oracle") or way <= 0:
+        return None
+    gone = float((by_prompt[name].mean() - by_prompt["static"].mean()) / way)
+    ways = means["oracle"] - means["static"]
+    parts = np.divide(means[name] - means["static"], ways, out=np.full(len(ways), np.nan), where=ways > 0)
+    return interval(gone, parts[~np.isnan(parts)])

@@ -1,0 +1,173 @@
+"""In hindsight: routers that a run might have had, fitted anew to its grid at another reward or to fewer prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from sqlalchemy.orm import Session
+
+from persyn.method import rewards, strategies
+from persyn.config import Per, thaw
+from persyn.db import grid
+from persyn.db.catalog import Run
+from persyn.errors import UsageError
+from persyn.llm.protocols import Fit, ModelSpec
+from persyn.method.rewards import Matrix, Normalisation
+from persyn.router import refit
+from persyn.stages import fit_router
+
+#: The smallest calibration that a curve begins with.
+_CURVE_FROM = 25
+#: Less of the way to the oracle, for twice the prompts, is no gain.
+_GAIN = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A run's grid, and what its router's backbone makes of the grid's prompts.
+
+    features: (P, H).
+    """
+
+    cells: grid.Grid
+    features: Matrix
+    preferences: str
+    seed: int
+    how: Normalisation
+    alpha: float
+    tune: str
+
+    def rewards(self, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
+        """(P, T) at the run's weight of learnability and normalisation, or at others."""
+        alpha = self.alpha if alpha is None else alpha
+        return rewards.combine(self.cells.quality, self.cells.learnability, alpha=alpha, how=how or self.how)
+
+    def scores(self, alpha: float | None = None, how: Normalisation | None = None) -> dict[str, Matrix]:
+        """What reads the prompt and can be had for any reward: (P, T) of a head, and of the nearest neighbours."""
+        rewarded = self.rewards(alpha, how)
+        learn = np.flatnonzero(~self.cells.is_holdout & ~np.isnan(rewarded).all(axis=1))
+        return {
+            "head": refit.scores(self.features, rewarded, learn, preferences=self.preferences, seed=self.seed),
+            "neighbours": strategies.neighbours(self.features[learn], rewarded[learn], self.features),
+        }
+
+
+class CurvePoint(Struct, frozen=True):
+    """A router from so many calibration prompts, on the hold-out; see `refit.Point`."""
+
+    n_calibration: int
+    reward: float
+    deviation: float
+    static: float
+    #: Of the way from the run's best single teacher to the oracle, the part that it goes.
+    closed: float | None
+
+
+class Curve(Struct, frozen=True):
+    """What calibration is worth, and whether more of it would help."""
+
+    run: str
+    n_holdout: int
+    oracle: float
+    points: list[CurvePoint]
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What is read of a run before anything is computed: its cells, and what its router would read."""
+
+    cells: grid.Grid
+    spec: ModelSpec
+    fit: Fit
+    how: Normalisation
+    alpha: float
+
+
+def read(session: Session, run: Run, *, per: Per | None = None) -> Grid:
+    """Read a run's grid; `UsageError` when no router can be fitted to it and measured.
+
+    per: another learnability than the run's, see `grid.read`.
+    """
+    config = thaw(run.config)
+    if config.router.engine == "fake":
+        raise UsageError(f"run {run.name!r} has a fake router: there is no backbone to read its prompts with")
+    spec, request = fit_router.fit_of(session, run)
+    known = ~np.isnan(np.array(request.rewards, dtype=np.float64).reshape(len(request.rewards), -1)).all(axis=1)
+    is_holdout = np.array(request.is_holdout, dtype=np.bool_)
+    if not (known & is_holdout).any() or not (known & ~is_holdout).any():
+        raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")
+    return Grid(grid.read(session, run, per=per), spec, request, config.run.normalise, config.run.alpha)
+
+
+def freeze(found: Grid, home: Path) -> Frozen:
+    """The features of a grid's prompts; those that are not kept in `home` are computed here. Needs no session."""
+    return Frozen(
+        cells=found.cells,
+        features=refit.frozen(home, found.spec, found.fit),
+        preferences=found.fit.preferences,
+        seed=found.fit.seed,
+        how=found.how,
+        alpha=found.alpha,
+        tune=found.fit.tune,
+    )
+
+
+def curve(name: str, frozen: Frozen) -> Curve:
+    """Fit routers to more and more of the calibration prompts, and measure each on the hold-out.
+
+    name: the run's.
+    """
+    rewarded = frozen.rewards()
+    known = ~np.isnan(rewarded).all(axis=1)
+    holdout, calibration = frozen.cells.is_holdout & known, ~frozen.cells.is_holdout & known
+    sizes = curve_sizes(int(calibration.sum()))
+    points = refit.curve(
+        frozen.features,
+        rewarded,
+        frozen.cells.is_holdout,
+        sizes,
+        preferences=frozen.preferences,
+        seed=frozen.seed,
+    )
+    oracle = float(np.nanmax(rewarded[holdout], axis=1).mean())
+    way = oracle - points[-1].static
+    shown = [
+        CurvePoint(
+            p.n_calibration, p.reward, p.deviation, p.static, (p.reward - points[-1].static) / way if way > 0 else None
+        )
+        for p in points
+    ]
+    return Curve(name, int(holdout.sum()), oracle, shown, _verdict(shown, way, frozen.tune))
+
+
+def curve_sizes(n_calibration: int) -> list[int]:
+    """25, 50, 100, ..., half of them, and all."""
+    sizes = {n_calibration, n_calibration // 2}
+    size = _CURVE_FROM
+    while size < n_calibration:
+        sizes.add(size)
+        size *= 2
+    return sorted(size for size in sizes if size >= _CURVE_FROM) or [n_calibration]
+
+
+def _verdict(points: list[CurvePoint], way: float, tune: str) -> str:
+    """Compare all prompts with half of them: would twice as many be worth it?
+
+    way: from the best single teacher to the oracle, in units of the reward.
+    """
+    half = next((point for point in points if point.n_calibration == points[-1].n_calibration // 2), None)
+    if half is None or half.closed is None or points[-1].closed is None:
+        return "too few calibration prompts to tell"
+    gain = points[-1].closed - half.closed
+    # Which half it was is chance, and the mean of a few draws.
+    noise = half.deviation / refit.REPEATS**0.5 / way
+    helps = "may help" if gain > max(_GAIN, 2 * noise) else "would not help"
+    heads = "" if tune == "head" else "; these are heads, a trained backbone may gain from more than they do"
+    return (
+        f"more calibration {helps}: {points[-1].n_calibration} prompts close {gain:+.0%} (+-{noise:.0%}) more of the "
+        f"way to the oracle than {half.n_calibration} did{heads}"
+    )

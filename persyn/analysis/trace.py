@@ -1,0 +1,299 @@
+"""Where a response comes from, and where it went: everything the store knows of a prompt in a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from persyn.method import rewards
+from persyn.config import thaw
+from persyn.db import grid
+from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
+from persyn.db.results import Assignment, Response, Router, RouterScore, Score, answers_assignment
+from persyn.db.trained import Training
+from persyn.db.work import Event, Job, JobState, Load
+from persyn.errors import UsageError, shorten
+
+Row = dict[str, Any]
+#: Prompts that are listed where several could be meant.
+_MOST_MEANT = 5
+#: A number of more is no id in the store.
+_DIGITS = 19
+
+
+class Trace(Struct, frozen=True):
+    """A prompt's way through a run."""
+
+    prompt_id: int
+    role: str
+    text: str
+    #: The file it came from, and its id there.
+    source: str
+    source_id: str | None
+    #: The teacher it was given to; None before it has one.
+    teacher: str | None
+    assignment: Row
+    #: The function that takes the router's place, with the digest of its file; empty where none does.
+    strategy: Row
+    #: The run's router, with the digest of its files; empty before it is fitted.
+    router: Row
+    #: One row per teacher, best first.
+    router_scores: list[Row]
+    #: The responses of the run's teachers, with what they were worth and who made them where.
+    responses: list[Row]
+    #: The raw scores of these responses, and who gave them.
+    scores: list[Row]
+    #: What happened to the jobs that made all this.
+    events: list[Row]
+    #: Each run that has this prompt, whom it asked, and the students that were trained on its dataset; filters may have
+    #: kept the answer out of that.
+    uses: list[Row]
+
+    @property
+    def decided_by_rewards(self) -> bool:
+        """Whether the prompt kept the best of its calibration responses; else a router or a strategy decided."""
+        return str(self.assignment.get("reason", "")).startswith("calibration")
+
+    @property
+    def by_reward(self) -> list[Row]:
+        """The calibration responses, the best rewarded first; those without a reward last."""
+        first = [row for row in self.responses if row["sample"] == 0]
+        return sorted(first, key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
+
+
+def find(session: Session, run: Run, given: str) -> tuple[int, list[int]]:
+    """The prompt of a run that is meant: by its id in the store, its row's in its file, or its content's hash.
+
+    Returns its id in the store, and those of other prompts that have the same id in their files.
+    Raises `UsageError` when the run has none, and when several have the id and none is that in the store.
+    """
+    of_run = select(Prompt.id).join(RunPrompt, and_(RunPrompt.prompt_id == Prompt.id, RunPrompt.run_id == run.id))
+    by_file = of_run.where(or_(Prompt.source_id == given, Prompt.content_hash == given)).order_by(Prompt.id)
+    found = list(session.scalars(by_file.limit(_MOST_MEANT + 1)))
+    number = int(given) if given.isascii() and given.isdigit() and len(given) < _DIGITS else None
+    if number is not None and session.scalars(of_run.where(Prompt.id == number)).one_or_none() is not None:
+        return number, [prompt_id for prompt_id in found if prompt_id != number]
+    if len(found) == 1:
+        return found[0], []
+    if found:
+        listed = ", ".join(map(str, found[:_MOST_MEANT])) + (", ..." if len(found) > _MOST_MEANT else "")
+        raise UsageError(f"several prompts of run {run.name!r} have the id {given!r}: give one of prompt_id {listed}")
+    raise UsageError(
+        f"run {run.name!r} has no prompt {shorten(given)}, by prompt_id or by the id in its file; "
+        "a dataset's rows carry both"
+    )
+
+
+def trace(session: Session, run: Run, prompt_id: int) -> Trace:
+    """Gather a prompt's history in a run; `UsageError` when the run has no such prompt."""
+    place = session.execute(
+        select(Prompt.text, Prompt.source, Prompt.source_id, RunPrompt.role)
+        .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
+        .where(RunPrompt.run_id == run.id, Prompt.id == prompt_id)
+    ).one_or_none()
+    if place is None:
+        raise UsageError(f"run {run.name!r} has no prompt {prompt_id}; a dataset's rows carry their prompt_id")
+    assignment = _rows(
+        session,
+        select(
+            Teacher.name,
+            Assignment.reason,
+            Assignment.score,
+            Assignment.margin,
+            Assignment.job_id,
+            Assignment.created_at,
+        )
+        .join(Teacher, Teacher.id == Assignment.teacher_id)
+        .where(Assignment.run_id == run.id, Assignment.prompt_id == prompt_id),
+    )
+    responses, scores = _rows(session, _responses(run, prompt_id)), _rows(session, _scores(run, prompt_id))
+    _add_worth(session, run, prompt_id, responses)
+    jobs = {row["job_id"] for row in [*assignment, *responses, *scores] if row["job_id"] is not None}
+    return Trace(
+        prompt_id=prompt_id,
+        role=place.role,
+        text=place.text,
+        source=place.source,
+        source_id=place.source_id,
+        teacher=assignment[0].pop("name") if assignment else None,
+        assignment=assignment[0] if assignment else {},
+        strategy=_function(run),
+        router=next(iter(_rows(session, _router(run))), {}),
+        router_scores=_rows(session, _router_scores(run, prompt_id)),
+        responses=responses,
+        scores=scores,
+        events=_rows(session, _events(jobs)),
+        uses=_rows(session, _uses(prompt_id)),
+    )
+
+
+def _function(run: Run) -> Row:
+    strategy = thaw(run.config).strategy
+    if strategy.kind != "python":
+        return {}
+    return {"model": strategy.model, "revision": strategy.revision, "options": strategy.options}
+
+
+def _router(run: Run) -> Any:
+    return select(
+        Router.fingerprint, Router.backbone, Router.revision, Router.tune, Router.path, Router.sha256, Router.created_at
+    ).where(Router.id == run.router_id)
+
+
+def _router_scores(run: Run, prompt_id: int) -> Any:
+    return (
+        select(Teacher.name.label("teacher"), RouterScore.score)
+        .join(Teacher, Teacher.id == RouterScore.teacher_id)
+        .where(RouterScore.router_id == run.router_id, RouterScore.prompt_id == prompt_id)
+        .order_by(RouterScore.score.desc())
+    )
+
+
+def _responses(run: Run, prompt_id: int) -> Any:
+    asked_by = aliased(Run)
+    worker = func.coalesce(_holder(Response), Job.owner)
+    return (
+        select(
+            Teacher.name.label("teacher"),
+            Response.text,
+            Response.failure,
+            Response.finish_reason,
+            Response.response_tokens.label("tokens"),
+            Response.seconds,
+            Response.seed,
+            Response.engine,
+            Response.origin,
+            Teacher.model,
+            Teacher.revision,
+            Teacher.template_hash,
+            Teacher.fingerprint.label("teacher_fingerprint"),
+            Response.id.label("response_id"),
+            Response.sample,
+            Response.job_id,
+            asked_by.name.label("asked_by_run"),
+            worker.label("worker"),
+            _load(Load.gpus, worker).label("gpus"),
+            _load(Load.log, worker).label("engine_log"),
+            Response.created_at,
+        )
+        .join(Teacher, Teacher.id == Response.teacher_id)
+        .join(RunTeacher, and_(RunTeacher.teacher_id == Teacher.id, RunTeacher.run_id == run.id))
+        .outerjoin(Job, Job.id == Response.job_id)
+        .outerjoin(asked_by, asked_by.id == Job.run_id)
+        .where(Response.prompt_id == prompt_id)
+        .order_by(RunTeacher.position, Response.sample)
+    )
+
+
+def _scores(run: Run, prompt_id: int) -> Any:
+    return (
+        select(
+            Teacher.name.label("teacher"),
+            Scorer.kind.label("scorer"),
+            Scorer.model,
+            Scorer.revision,
+            Scorer.fingerprint.label("scorer_fingerprint"),
+            Score.value,
+            Score.n_tokens,
+            Score.failure,
+            Score.detail,
+            Score.response_id,
+            Score.job_id,
+            func.coalesce(_holder(Score), Job.owner).label("worker"),
+            Score.created_at,
+        )
+        .join(Response, Response.id == Score.response_id)
+        .join(Teacher, Teacher.id == Response.teacher_id)
+        .join(RunTeacher, and_(RunTeacher.teacher_id == Teacher.id, RunTeacher.run_id == run.id))
+        .join(Scorer, Scorer.id == Score.scorer_id)
+        .outerjoin(Job, Job.id == Score.job_id)
+        .where(Response.prompt_id == prompt_id, Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id)))
+        .order_by(RunTeacher.position, Response.sample, Scorer.id)
+    )
+
+
+def _holder(made: type[Response] | type[Score]) -> Any:
+    """Who held the job when this was made: it may have been taken over since."""
+    return (
+        select(Event.actor)
+        .where(Event.job_id == made.job_id, Event.to_state == JobState.RUNNING.value, Event.at <= made.created_at)
+        .order_by(Event.id.desc())
+        .limit(1)
+        .correlate(made)
+        .scalar_subquery()
+    )
+
+
+def _load(column: Any, worker: Any) -> Any:
+    """Of the model that a response came from: what its worker had last loaded for that queue."""
+    loaded_for = aliased(Job)
+    return (
+        select(column)
+        .join(loaded_for, loaded_for.id == Load.job_id)
+        .where(Load.owner == worker, loaded_for.queue == Job.queue, Load.at <= Response.created_at)
+        .order_by(Load.id.desc())
+        .limit(1)
+        .correlate(Job, Response)
+        .scalar_subquery()
+    )
+
+
+def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[Row]) -> None:
+    """Quality, learnability and reward of the responses of the grid, as the router was told them; None of others."""
+    for row in responses:
+        row |= {"quality": None, "learnability": None, "reward": None}
+    cells, config = grid.read(session, run, prompt_id=prompt_id), thaw(run.config).run
+    if not len(cells.prompt_ids):
+        return
+    combined = rewards.combine(cells.quality, cells.learnability, alpha=config.alpha, how=config.normalise)
+    names: dict[int, str] = dict(
+        session.execute(select(Teacher.id, Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id)).all()
+    )
+    column_of = {names[teacher_id]: column for column, teacher_id in enumerate(cells.teacher_ids)}
+    for row in responses:
+        if row["sample"] == 0:
+            column = column_of[row["teacher"]]
+            for name, matrix in (
+                ("quality", cells.quality),
+                ("learnability", cells.learnability),
+                ("reward", combined),
+            ):
+                value = float(matrix[0, column])
+                row[name] = None if math.isnan(value) else value
+
+
+def _events(jobs: set[int]) -> Any:
+    return (
+        select(Event.at, Event.actor, Event.job_id, Event.fence, Event.from_state, Event.to_state, Event.detail)
+        .where(Event.job_id.in_(jobs))
+        .order_by(Event.id)
+    )
+
+
+def _uses(prompt_id: int) -> Any:
+    return (
+        select(
+            Run.name.label("run"),
+            RunPrompt.role,
+            Teacher.name.label("teacher"),
+            Response.text.is_not(None).label("is_answered"),
+            Training.id.label("training_id"),
+            Training.path.label("student"),
+        )
+        .select_from(RunPrompt)
+        .join(Run, Run.id == RunPrompt.run_id)
+        .outerjoin(Assignment, and_(Assignment.run_id == Run.id, Assignment.prompt_id == RunPrompt.prompt_id))
+        .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
+        .outerjoin(Response, answers_assignment())
+        .outerjoin(Training, and_(Training.run_id == Run.id, Response.text.is_not(None)))
+        .where(RunPrompt.prompt_id == prompt_id)
+        .order_by(Run.id, Training.id)
+    )
+
+
+def _rows(session: Session, query: Any) -> list[Row]:
+    return [dict(row._mapping) for row in session.execute(query)]

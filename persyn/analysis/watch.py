@@ -1,0 +1,334 @@
+"""What goes on in a run at this moment.
+
+A glance reads jobs by their index and the last responses alone, so that it may be taken every second
+however large the run is. A tally counts rows, all of them: that takes as long as they are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import Select, and_, func, select
+from sqlalchemy.orm import Session
+
+from persyn.runs import pipeline
+from persyn.config import thaw
+from persyn.db.catalog import Run, RunState, RunTeacher, Teacher
+from persyn.db.results import Response
+from persyn.db.text import reason
+from persyn.db.time import now
+from persyn.db.work import Event, Job, JobState, Outage
+from persyn.stages import calibrate, generate, score
+from persyn.stages.batch import Progress
+
+#: The stages of which a row may fail.
+_FAILURES = {"calibrate": calibrate.failures, "score": score.failures, "generate": generate.failures}
+_OPEN = (JobState.QUEUED, JobState.RUNNING)
+#: What "now" means where something is counted per second.
+RECENT = timedelta(seconds=60)
+#: Of more responses than these, only the last are looked at, and the time in which they came.
+_MOST_RECENT = 20_000
+#: A larger share of failed rows is no accident.
+MANY_FAILED = 0.05
+#: So many reasons of failed rows are named.
+_MOST_REASONS = 3
+#: So many different errors are told of.
+_MOST_TROUBLES = 3
+
+
+class Held(Struct, frozen=True):
+    """A job that is being worked."""
+
+    worker: str
+    job: int
+    #: The teacher that answers, or the queue of a job without one.
+    model: str
+    prompts: int
+    #: Since this worker claimed it.
+    seconds: float
+    #: Until the lease runs out; below 0 it has.
+    lease_seconds: float
+
+
+class Pace(Struct, frozen=True):
+    """What one teacher wrote for the run's present stage lately, per second."""
+
+    teacher: str
+    responses: float
+    tokens: float
+
+
+class Trouble(Struct, frozen=True):
+    """Why an attempt at jobs failed that are to be tried again."""
+
+    error: str
+    jobs: int
+
+
+class Wait(Struct, frozen=True):
+    """A server that is waited for."""
+
+    #: The teacher behind it, or the queue of jobs without one.
+    model: str
+    error: str
+    #: How long it has been waited for, until it is asked again, and how long it may be waited for in all.
+    seconds: float
+    retry_seconds: float
+    limit_seconds: float
+
+
+class Glance(Struct, frozen=True):
+    """A run at a moment."""
+
+    at: datetime
+    state: RunState
+    stage: str
+    error: str | None
+    #: When the run was started, and how long ago its present stage was.
+    began: datetime
+    stage_seconds: float
+    #: Of the present stage, by state.
+    jobs: dict[JobState, int]
+    #: Rows that the waiting and running ones of them held when they were planned, and that all but cancelled ones held:
+    #: what those left is planned again.
+    open_rows: int
+    planned_rows: int
+    held: list[Held]
+    paces: list[Pace]
+    troubles: list[Trouble]
+    waits: list[Wait]
+
+
+class Failures(Struct, frozen=True):
+    """Rows of a stage that failed for one reason."""
+
+    stage: str
+    reason: str
+    rows: int
+
+
+class Shortfall(Struct, frozen=True):
+    """How many of a stage's rows failed, and the commonest reasons with how many of them each has."""
+
+    stage: str
+    failed: int
+    total: int
+    reasons: list[tuple[str, int]]
+
+    @property
+    def share(self) -> float:
+        """Of all rows that the stage owes."""
+        return self.failed / self.total
+
+    @property
+    def is_large(self) -> bool:
+        """Whether so many failed that the dataset is hardly what was meant."""
+        return self.share > MANY_FAILED
+
+    def __str__(self) -> str:
+        why = ", ".join(f"{reason} {rows:,}" for reason, rows in self.reasons)
+        return f"{self.stage}: {self.failed:,} of {self.total:,} rows failed ({self.share:.1%}): {why}"
+
+
+class Tally(Struct, frozen=True):
+    """What became of a run's rows, counted."""
+
+    stages: dict[str, Progress]
+    failures: list[Failures]
+    #: When it was counted: the present stage, and the rows of its open jobs.
+    stage: str
+    open_rows: int
+
+    def after(self, earlier: Tally) -> Tally:
+        """This one, with the stages that only an earlier one counted."""
+        kept = {name: counts for name, counts in earlier.stages.items() if name not in self.stages}
+        failures = [failure for failure in earlier.failures if failure.stage in kept]
+        return Tally(kept | self.stages, failures + self.failures, self.stage, self.open_rows)
+
+
+def glance(session: Session, run: Run) -> Glance:
+    """Look at a run's present stage; takes no longer for more prompts, but for their jobs."""
+    mine = Job.run_id == run.id, Job.stage == run.stage
+    counted = session.execute(
+        select(Job.state, func.count(), func.sum(Job.n_prompts), func.min(Job.started_at))
+        .where(*mine)
+        .group_by(Job.state)
+    ).all()
+    at = session.scalars(select(now())).one()
+    began = min((start for *_, start in counted if start is not None), default=at)
+    return Glance(
+        at=at,
+        state=run.state,
+        stage=run.stage,
+        error=run.error,
+        began=run.created_at,
+        stage_seconds=(at - began).total_seconds(),
+        jobs={state: count for state, count, *_ in counted},
+        open_rows=sum(int(rows) for state, _, rows, _ in counted if state in _OPEN),
+        planned_rows=sum(int(rows) for state, _, rows, _ in counted if state is not JobState.CANCELLED),
+        held=_held(session, run, at),
+        paces=_paces(session, run, at, max(began, at - RECENT)) if run.state is RunState.RUNNING else [],
+        troubles=_troubles(session, run),
+        waits=waits(session, run, at),
+    )
+
+
+def waiting_runs(session: Session) -> set[int]:
+    """The ids of runs that wait for a server which is asked again later."""
+    return set(session.scalars(select(Outage.run_id).where(Outage.retry_at > now())))
+
+
+def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
+    """The servers that jobs of a run wait for."""
+    if run.state is not RunState.RUNNING:
+        return []
+    is_open = and_(Job.run_id == Outage.run_id, Job.queue == Outage.queue, Job.state.in_(_OPEN))
+    rows = session.execute(
+        select(Outage.queue, Outage.error, Outage.since, Outage.retry_at, func.min(Teacher.name))
+        .join(Job, is_open)
+        .outerjoin(Teacher, Teacher.id == Job.teacher_id)
+        .where(Outage.run_id == run.id)
+        .group_by(Outage.queue, Outage.error, Outage.since, Outage.retry_at)
+        .order_by(Outage.since, Outage.queue)
+    )
+    limit = thaw(run.config).run.outage_seconds
+    return [
+        Wait(
+            model=teacher or queue,
+            error=error,
+            seconds=(at - since).total_seconds(),
+            retry_seconds=max(0.0, (retry_at - at).total_seconds()),
+            limit_seconds=limit,
+        )
+        for queue, error, since, retry_at, teacher in rows
+    ]
+
+
+def over(seen: Glance, counted: Tally) -> int:
+    """Rows of the present stage that are done or failed: those that were counted, or more where jobs ended since."""
+    counts = counted.stages[seen.stage]
+    known = counts.done + counts.failed
+    if counted.stage != seen.stage:
+        return known
+    # What is missing is in open jobs, which may be half done, but for what no job held when it was counted.
+    in_no_job = max(0, counts.pending - counted.open_rows)
+    return max(known, counts.total - seen.open_rows - in_no_job)
+
+
+def rate(seen: Glance, pending: int) -> float | None:
+    """Rows per second of the present stage: lately, where teachers write, or since it began; None before there are any.
+
+    pending: its rows that are still missing.
+    """
+    if seen.paces:
+        return sum(pace.responses for pace in seen.paces)
+    worked = seen.planned_rows - pending
+    return worked / seen.stage_seconds if worked > 0 and seen.stage_seconds > 0 else None
+
+
+def shortfalls(counted: Tally) -> list[Shortfall]:
+    """What each stage lacks, of those in which a row failed."""
+    return [
+        Shortfall(
+            stage,
+            counts.failed,
+            counts.total,
+            [(each.reason, each.rows) for each in counted.failures if each.stage == stage][:_MOST_REASONS],
+        )
+        for stage, counts in counted.stages.items()
+        if counts.failed
+    ]
+
+
+def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:
+    """Count the rows of the run's stages, and why some failed.
+
+    known: stages to leave out; what is behind a run does not change.
+    """
+    stages = pipeline.progress(session, run, known=known)
+    failures = [
+        Failures(name, why, rows)
+        for name, counts in stages.items()
+        if counts.failed
+        for why, rows in _by_reason(session, _FAILURES[name](run))
+    ]
+    counted = select(func.sum(Job.n_prompts)).where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(_OPEN))
+    return Tally(stages, failures, run.stage, int(session.scalars(counted).one() or 0))
+
+
+def _held(session: Session, run: Run, at: datetime) -> list[Held]:
+    claim = and_(Event.job_id == Job.id, Event.fence == Job.fence, Event.to_state == JobState.RUNNING)
+    rows = session.execute(
+        select(Job, Teacher.name, Event.at)
+        .outerjoin(Teacher, Teacher.id == Job.teacher_id)
+        .outerjoin(Event, claim)
+        .where(Job.run_id == run.id, Job.state == JobState.RUNNING)
+        .order_by(Job.owner, Job.id)
+    )
+    return [
+        Held(
+            worker=job.owner or "",
+            job=job.id,
+            model=teacher or job.queue,
+            prompts=job.n_prompts,
+            seconds=(at - (since or at)).total_seconds(),
+            lease_seconds=((job.lease_until or at) - at).total_seconds(),
+        )
+        for job, teacher, since in rows
+    ]
+
+
+def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pace]:
+    """By teacher, in head order; only those that wrote something. An index leads to the last responses, none to all."""
+    before = select(func.max(Response.id) - _MOST_RECENT).scalar_subquery()
+    is_cut = select(func.min(Response.id)).scalar_subquery() <= before
+    # When the first of those came, whichever run it is of, where there are more.
+    first = select(Response.created_at).where(is_cut, Response.id > before).order_by(Response.id).limit(1)
+    began = max(since, session.scalars(first).first() or since)
+    recent = (
+        select(Response.teacher_id, Response.response_tokens)
+        .join(Job, Job.id == Response.job_id)
+        .where(
+            Response.id > before,
+            Response.created_at > since,
+            Job.run_id == run.id,
+            Job.stage == run.stage,
+        )
+        .subquery()
+    )
+    rows = session.execute(
+        select(
+            Teacher.name,
+            func.count(),
+            func.coalesce(func.sum(recent.c.response_tokens), 0),
+        )
+        .join(RunTeacher, and_(RunTeacher.teacher_id == recent.c.teacher_id, RunTeacher.run_id == run.id))
+        .join(Teacher, Teacher.id == recent.c.teacher_id)
+        .group_by(Teacher.name, RunTeacher.position)
+        .order_by(RunTeacher.position)
+    ).all()
+    seconds = max((at - began).total_seconds(), 1.0)
+    return [Pace(name, count / seconds, int(tokens) / seconds) for name, count, tokens in rows]
+
+
+def _troubles(session: Session, run: Run) -> list[Trouble]:
+    rows = session.execute(
+        select(Job.error, func.count())
+        .where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(_OPEN), Job.error.is_not(None))
+        .group_by(Job.error)
+        .order_by(func.count().desc())
+        .limit(_MOST_TROUBLES)
+    )
+    return [Trouble(error or "", jobs) for error, jobs in rows]
+
+
+def _by_reason(session: Session, failures: Select[Any]) -> list[tuple[str, int]]:
+    failed = failures.subquery()
+    why = reason(failed.c.failure).label("why")
+    return [
+        (word, rows)
+        for word, rows in session.execute(select(why, func.count()).group_by(why).order_by(func.count().desc()))
+    ]

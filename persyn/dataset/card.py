@@ -1,0 +1,310 @@
+"""A dataset's card: README.md, for a person who finds the folder, and for readers that look into its front matter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from persyn.config import thaw
+from persyn.errors import shorten
+from persyn.dataset.formats import FORMATS, PARQUET
+from persyn.dataset.manifest import File, Manifest
+
+_NOT_STATED = "not stated"
+#: Upper bound of rows -> what the hub calls a dataset of fewer.
+_SIZES = {
+    10**3: "n<1K",
+    10**4: "1K<n<10K",
+    10**5: "10K<n<100K",
+    10**6: "100K<n<1M",
+    10**7: "1M<n<10M",
+    10**8: "10M<n<100M",
+    10**9: "100M<n<1B",
+}
+#: It takes no "." for a folder.
+_LOAD = """\
+from pathlib import Path
+
+from datasets import load_dataset
+
+folder = str(Path.cwd())  # or the repository's name on the hub
+"""
+_MOST_DOMAINS = 20
+_FILTERS = {
+    "finish_reason": "finished otherwise than by {finish_reasons}",
+    "quality": "quality below {min_quality:g}",
+    "unscored": "no quality score",
+    "wrong": "known to be wrong",
+    "contaminated": "overlap with a benchmark (13 words in a row, or the same prompt)",
+    "near_duplicate": "prompt nearly the same as an earlier one (similarity {near_duplicates:g})",
+    "cap": "above {cap:,} rows of one teacher",
+}
+
+
+def render(manifest: Manifest) -> str:
+    """The card of a dataset, from its manifest alone."""
+    parts = [
+        f"---\n{_front_matter(manifest)}\n---",
+        f"# {text(manifest.run)}",
+        _what(manifest),
+        "## Teachers",
+        _teachers(manifest),
+        _licences(manifest),
+        "## Counts",
+        _counts(manifest),
+        "## Use",
+        _use(manifest),
+        "## Provenance",
+        _provenance(manifest),
+        "To write it again from the same store:",
+        code(manifest.export.command(manifest.run), "sh"),
+        "`manifest.json` has the run's whole configuration, and the digests of the files.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def text(value: str) -> str:
+    """A foreign text, on one line, as Markdown that shows it and does nothing else."""
+    line = re.sub(r"([\\`*_{}\[\]()!|~#:@$])", r"\\\1", shorten(value))
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"(?i)\bwww\.", r"www\.", line)
+
+
+def code(value: str, language: str) -> str:
+    """A block of code, whose fence is longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", value)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{value}\n{fence}"
+
+
+def _front_matter(manifest: Manifest) -> str:
+    from huggingface_hub import DatasetCardData
+
+    size = next((name for most, name in _SIZES.items() if manifest.exported < most), "1B<n<10B")
+    data = DatasetCardData(
+        pretty_name=manifest.run,
+        task_categories=["text-generation"],
+        size_categories=[size],
+        tags=["synthetic", "sft", "persyn"],
+        configs=[
+            {
+                "config_name": name,
+                **({"default": True} if name == _default(manifest) else {}),
+                "data_files": [{"split": file.split, "path": file.name} for file in files],
+            }
+            for name, files in _loadable(manifest).items()
+        ],
+        dataset_info=[
+            {"config_name": name, "features": features}
+            for name in _loadable(manifest)
+            if (features := FORMATS[name].features)
+        ]
+        or None,
+    )
+    return data.to_yaml(line_break="\n").strip()
+
+
+def _by_format(manifest: Manifest) -> dict[str, list[File]]:
+    """The files of each format, in the order of `FORMATS`."""
+    return {name: files for name in FORMATS if (files := [file for file in manifest.files if file.format == name])}
+
+
+def _loadable(manifest: Manifest) -> dict[str, list[File]]:
+    """The files that `load_dataset` finds by a format's name: it takes one kind of file from one folder."""
+    formats = _by_format(manifest)
+    texts = {name: files for name, files in formats.items() if name != PARQUET}
+    return texts or formats
+
+
+def _default(manifest: Manifest) -> str:
+    """What `load_dataset` reads when it is not told."""
+    return next(iter(_loadable(manifest)))
+
+
+def _what(manifest: Manifest) -> str:
+    strategy = thaw(manifest.config).strategy.name
+    how = (
+        "Each prompt was given to the one teacher that a router, fitted to this student on a calibration sample, "
+        "expected to teach it most, and only that teacher answered it. All teachers answered the sample itself; of "
+        "each of its prompts the best response by its scores was taken."
+        if strategy == "persyn"
+        else f"The teacher of each prompt was chosen by the strategy {text(strategy)}."
+    )
+    so_far = "" if manifest.finished_at else " The run was not finished when this was written: rows are missing."
+    return (
+        f"{manifest.exported:,} conversations to fine-tune {text(manifest.student.name)}, "
+        f"each ending with a response that a model wrote. {how} Made with PerSyn.{so_far}"
+    )
+
+
+def _teachers(manifest: Manifest) -> str:
+    rows = [
+        [
+            text(teacher.name),
+            _model(teacher.model, teacher.revision),
+            text(teacher.license or _NOT_STATED),
+            f"{teacher.exported:,}",
+            f"{teacher.exported / manifest.exported:.1%}",
+        ]
+        for teacher in manifest.teachers
+    ]
+    return _table(["teacher", "model", "licence", "rows", "share"], rows)
+
+
+def _licences(manifest: Manifest) -> str:
+    silent = [each.name for each in manifest.teachers if each.exported and not each.license]
+    said = "A teacher's licence may restrict what is trained on its responses, and who may pass them on."
+    if not silent:
+        return f"{said} The licences are stated as the run file stated them."
+    return (
+        f"**Warning:** no licence is stated for {', '.join(map(text, silent))}. {said} Find out before you do either."
+    )
+
+
+def _counts(manifest: Manifest) -> str:
+    options = manifest.export
+    said = {
+        "finish_reasons": " or ".join(options.finish_reasons),
+        "min_quality": options.min_quality or 0.0,
+        "near_duplicates": options.near_duplicates or 0.0,
+        "cap": options.cap or 0,
+    }
+    rows = [["prompts assigned to a teacher", manifest.assigned]]
+    rows += [[f"no response: {text(reason)}", -count] for reason, count in manifest.failed.items()]
+    rows += [["no response so far", -manifest.missing]] if manifest.missing else []
+    rows += [[f"left out: {_FILTERS[name].format(**said)}", -count] for name, count in manifest.dropped.items()]
+    rows += [["**rows**", manifest.exported]]
+    rows += [[f"in split {split}", count] for split, count in manifest.splits.items() if len(manifest.splits) > 1]
+    parts = [_table(["", "prompts"], [[str(label), f"{count:,}"] for label, count in rows])]
+    if options.min_quality is not None and options.unscored == "keep":
+        parts.append("Responses without a quality score, those of most prompts outside calibration, were kept.")
+    parts += _kept(manifest)
+    if manifest.domains.keys() - {""}:
+        parts.append(_domains(manifest))
+    if manifest.benchmarks:
+        benchmarks = [
+            [text(each.name), f"{each.rows:,}", f"{each.dropped:,}", each.sha256] for each in manifest.benchmarks
+        ]
+        parts.append(_table(["benchmark", "its rows", "rows left out", "SHA-256"], benchmarks))
+    return "\n\n".join(parts)
+
+
+def _kept(manifest: Manifest) -> list[str]:
+    """What a reader may not want, and how it is left out."""
+    said = []
+    if manifest.truncated:
+        by_teacher = ", ".join(f"{text(name)} {count}" for name, count in cut_off(manifest).items())
+        said.append(
+            f"{manifest.truncated:,} responses are cut off at `max_tokens` (`finish_reason` is `length`): {by_teacher}."
+        )
+    if manifest.wrong:
+        said.append(
+            f"**{manifest.wrong:,} responses are known to be wrong**, and were kept; `--drop-wrong` leaves them out. "
+            "What was not scored may be wrong too."
+        )
+    return said
+
+
+def cut_off(manifest: Manifest) -> dict[str, str]:
+    """How many of each teacher's exported responses are cut off, of those that have some: a count and its share."""
+    return {
+        each.name: f"{each.truncated:,} of {each.exported:,} ({each.truncated / each.exported:.0%})"
+        for each in manifest.teachers
+        if each.truncated
+    }
+
+
+def _domains(manifest: Manifest) -> str:
+    """The largest domains, the others in one."""
+    largest = sorted(manifest.domains.items(), key=lambda domain: (-domain[1], domain[0]))
+    rows = [[text(name) if name else "(none)", f"{count:,}"] for name, count in largest[:_MOST_DOMAINS]]
+    if others := sum(count for _, count in largest[_MOST_DOMAINS:]):
+        rows.append([f"({len(largest) - _MOST_DOMAINS:,} others)", f"{others:,}"])
+    return _table(["domain", "rows"], rows)
+
+
+def _use(manifest: Manifest) -> str:
+    formats = _by_format(manifest)
+    loads = [f'load_dataset(folder, "{name}")' for name in _loadable(manifest)]
+    if PARQUET in formats:
+        data_files = ", ".join(f'"{file.split}": "{file.name}"' for file in formats[PARQUET])
+        loads.append(f'load_dataset("parquet", data_files={{{data_files}}})  # with all provenance')
+    parts = [
+        f"With `datasets`, begun in this folder (without a second name it is `{_default(manifest)}`):",
+        code("\n".join([_LOAD, *loads]), "python"),
+    ]
+    for title, make in _TOOLS.items():
+        if snippet := make(manifest, formats):
+            parts += [title, snippet]
+    return "\n\n".join(parts)
+
+
+def _trl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
+    name = next((name for name in ("prompt-completion", "messages") if name in formats), None)
+    return (
+        code(f'SFTTrainer(..., train_dataset=load_dataset(folder, "{name}", split="train"))', "python") if name else ""
+    )
+
+
+def _llama_factory(manifest: Manifest, formats: dict[str, list[File]]) -> str:
+    name = next((name for name in formats if FORMATS[name].llama_factory), None)
+    if name is None:
+        return ""
+    lines = ["dataset_dir: .", f"dataset: {manifest.run}_{name}"]
+    lines += [f"eval_dataset: {manifest.run}_{name}_{file.split}" for file in formats[name] if file.split != "train"][
+        :1
+    ]
+    return code("\n".join([*lines, "mask_history: true  # train on the last response alone"]), "yaml")
+
+
+def _axolotl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
+    if "messages" not in formats:
+        return ""
+    entries = {file.split: file.name for file in formats["messages"]}
+    lines = []
+    for key, splits in (("datasets", ["train"]), ("test_datasets", [each for each in entries if each != "train"][:1])):
+        for split in splits:
+            if split in entries:
+                lines += [f"{key}:", f"  - path: {entries[split]}", "    ds_type: json", "    type: chat_template"]
+                lines += ["    field_messages: messages", "    split: train"]
+    return code("\n".join(lines), "yaml")
+
+
+_TOOLS = {
+    "TRL:": _trl,
+    "LLaMA-Factory, whose entries are in `dataset_info.json`:": _llama_factory,
+    "axolotl, which trains on the earlier responses of a conversation too:": _axolotl,
+}
+
+
+def _provenance(manifest: Manifest) -> str:
+    config = thaw(manifest.config)
+    dials = f"{config.run.alpha:g}, {config.run.normalise}, {config.run.seed}"
+    rows: list[Sequence[str]] = [
+        ["student", f"{text(manifest.student.name)}: {_model(manifest.student.model, manifest.student.revision)}"],
+        ["quality", config.quality.kind],
+        ["strategy", _model(config.strategy.name, config.strategy.revision)],
+        ["alpha, normalisation, seed", dials],
+    ]
+    if manifest.router:
+        rows.append(
+            ["router", f"{_model(manifest.router.backbone, manifest.router.revision)}, {manifest.router.sha256}"]
+        )
+    rows += [[f"served by {text(engine)}", f"{count:,} rows"] for engine, count in manifest.engines.items() if engine]
+    rows += [["configuration", manifest.config_hash]]
+    rows += [["run finished", f"{manifest.finished_at:%Y-%m-%d %H:%M} UTC"]] if manifest.finished_at else []
+    rows += [["versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())]]
+    return _table(["what", "which"], rows)
+
+
+def _model(model: str, revision: str | None) -> str:
+    """A model and its version; of a local folder its name alone, for where it lies is nobody's business."""
+    name = Path(model).name if Path(model).is_absolute() else model
+    return text(name) + (f" at {text(revision)}" if revision else "")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

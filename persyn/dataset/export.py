@@ -1,0 +1,426 @@
+"""A run's dataset: each prompt with its assigned teacher's response, in one folder with its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Result, and_, func, select
+from sqlalchemy.orm import Session
+
+from persyn.config import thaw
+from persyn.db.catalog import Prompt, Run, RunState, RunTeacher, Student, Teacher
+from persyn.db.connect import Database
+from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
+from persyn.errors import PersynError, UsageError
+from persyn.atomic import replaced
+from persyn.dataset import contamination, card
+from persyn.stages.batch import conversation
+from persyn.dataset.contamination import Benchmark
+from persyn.dataset.filters import Caps, Drop, Filters, Row
+from persyn.dataset.options import FINISH_REASONS, TRAIN, Options
+from persyn.dataset.formats import FORMATS, Example, Format, Write, domain_of, jsonl
+from persyn.dataset.manifest import CARD, DATASET_INFO, DROPPED, MANIFEST, BenchmarkCount, File, Manifest, RouterVersion, StudentVersion, Tally, TeacherCount, files_of
+from persyn.dataset.verdicts import known_wrong
+
+#: Between two reports of progress.
+_REPORT_ROWS = 1_000
+
+
+def write(
+    database: Database,
+    run_id: int,
+    folder: Path,
+    options: Options | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Write a run's dataset, ordered by prompt, and return its manifest.
+
+    progress: called now and then with the number of assignments gone by.
+    The folder appears whole or not at all; an earlier dataset in its place is replaced.
+    Raises `UsageError` for an unknown run, a run without a response, one of which no row is left, unscored
+    responses of which the options do not say what becomes, a benchmark that cannot be read, and a folder
+    that holds anything else than an earlier dataset; `PersynError` when the files cannot be written.
+    """
+    options = options or Options()
+    folder = folder.resolve()
+    _require_replaceable(folder)
+    found = _benchmarks(options)
+    try:
+        with database.read() as session, replaced(folder) as new:
+            return _Export(session, run_id, options, found, progress or (lambda n: None)).write(new)
+    except OSError as error:
+        raise PersynError(
+            f"cannot write the dataset {folder}: {error.strerror or error}; nothing was changed"
+        ) from error
+
+
+def preview(
+    database: Database, run_id: int, options: Options, *, progress: Callable[[int], None] | None = None
+) -> Manifest:
+    """The manifest, without its files, of the dataset that `write` would write. Raises `UsageError` as it does."""
+    found = _benchmarks(options)
+    with database.read() as session:
+        return _Export(session, run_id, options, found, progress or (lambda n: None)).count()
+
+
+def training_rows(session: Session, run_id: int, options: Options) -> Generator[Row]:
+    """The rows that `write` would put into the split `train`, in its order; perhaps none.
+
+    Raises `UsageError` as it does.
+    """
+    whole = _Export(session, run_id, options, _benchmarks(options), lambda n: None)
+    with closing(whole.rows(lambda drop, row: None)) as rows:
+        yield from (row for row in rows if options.split_of(row.content_hash) == TRAIN)
+
+
+def _require_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give the name of a folder")
+    there = folder / MANIFEST
+    strangers = {path.name for path in folder.iterdir()} - (files_of(there.read_bytes()) if there.is_file() else set())
+    if strangers:
+        raise UsageError(
+            f"{folder} holds {min(strangers)!r}, which is no part of an earlier dataset; give another folder"
+        )
+
+
+def _benchmarks(options: Options) -> list[Benchmark]:
+    names = [Path(path).name for path in options.benchmarks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two benchmarks are named {twice[0]}, and the dataset names them so; rename one")
+    return [contamination.read(Path(path)) for path in options.benchmarks]
+
+
+class _Export:
+    """One export within one snapshot of the store."""
+
+    def __init__(
+        self,
+        session: Session,
+        run_id: int,
+        options: Options,
+        found: Sequence[Benchmark],
+        progress: Callable[[int], None],
+    ) -> None:
+        run = session.get(Run, run_id)
+        if run is None:
+            raise UsageError(f"there is no run {run_id}")
+        self._session, self._run, self._options, self._benchmarks = session, run, options, found
+        self._progress = progress
+        self._teachers = _teachers(session, run_id)
+        self._known_wrong = known_wrong(session, run)
+        self._tally = Tally()
+
+    def count(self) -> Manifest:
+        """Let the rows go by."""
+        with closing(self.rows(lambda drop, row: None)) as rows:
+            for row in rows:
+                self._tally.export(row, self._options.split_of(row.content_hash))
+        return self._manifest([], [])
+
+    def write(self, folder: Path) -> Manifest:
+        """Write the files into an empty folder."""
+        with ExitStack() as stack:
+            writers: dict[str, list[Write]] = {
+                split: [
+                    stack.enter_context(form.open(folder / self._file_name(form, split)))
+                    for form in self._formats.values()
+                ]
+                for split in self._splits
+            }
+            dropped = stack.enter_context(jsonl(folder / DROPPED, _dropped)) if self._options.filters else _ignore
+            # Entered last, so that a writer's error closes the server's cursor first.
+            rows = stack.enter_context(closing(self.rows(lambda drop, row: dropped((drop, row)))))
+            for row in rows:
+                split = self._options.split_of(row.content_hash)
+                self._tally.export(row, split)
+                example = _example(row, self._teachers[row.teacher_id])
+                for add in writers[split]:
+                    add(example)
+        return self._finish(folder)
+
+    def rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
+        """The assignments that are in the dataset, in prompt order; what is not is counted, and why."""
+        _require_known(self._session, self._run, self._options)
+        _require_decided(self._session, self._run, self._options)
+        if self._options.drop_wrong and self._known_wrong is None:
+            raise UsageError(
+                f"the quality of run {self._run.name}, {thaw(self._run.config).quality.kind}, does not say which "
+                "responses are wrong; leave out those of low quality by --min-quality"
+            )
+        caps = self._caps()
+        filters = Filters(self._options, self._benchmarks)
+        with assigned(self._session, self._run.id) as rows:
+            for number, row in enumerate(rows):
+                if number % _REPORT_ROWS == 0:
+                    self._progress(number)
+                if not self._tally.has_text(row):
+                    continue
+                if drop := filters.drop(row) or (caps.drop(row) if caps else None):
+                    self._tally.dropped[drop.filter] += 1
+                    if drop.filter == "contaminated":
+                        self._tally.contaminated[drop.found] += 1
+                    dropped(drop, row)
+                else:
+                    yield row
+
+    def _caps(self) -> Caps | None:
+        """Reads all rows once; the filters then do to them what they will do again."""
+        if self._options.cap is None:
+            return None
+        filters = Filters(self._options, self._benchmarks)
+        with assigned(self._session, self._run.id) as rows:
+            left = (row for row in rows if row.response is not None and filters.drop(row) is None)
+            return Caps(left, cap=self._options.cap, seed=self._run.seed)
+
+    @property
+    def _formats(self) -> dict[str, Format]:
+        return {name: FORMATS[name] for name in self._options.formats}
+
+    @property
+    def _splits(self) -> list[str]:
+        return [TRAIN, *self._options.splits]
+
+    def _file_name(self, form: Format, split: str) -> str:
+        return form.file_of(split if self._options.splits else None)
+
+    def _finish(self, folder: Path) -> Manifest:
+        files = []
+        for split in self._splits:
+            for name, form in self._formats.items():
+                path = folder / self._file_name(form, split)
+                if rows := self._tally.splits[split]:
+                    files.append(_file(path, name, split, rows))
+                else:  # readers of JSON take no file without a row
+                    path.unlink()
+        entries = {
+            _entry_name(self._run.name, file): {"file_name": file.name, **(FORMATS[file.format].llama_factory or {})}
+            for file in files
+            if FORMATS[file.format].llama_factory
+        }
+        others = [CARD, *([DATASET_INFO] if entries else []), *([DROPPED] if self._options.filters else [])]
+        manifest = self._manifest(files, others)
+        if entries:
+            _write_json(folder / DATASET_INFO, entries)
+        _write_bytes(folder / CARD, card.render(manifest).encode())
+        _write_json(folder / MANIFEST, manifest)
+        return manifest
+
+    def _manifest(self, files: list[File], others: list[str]) -> Manifest:
+        tally, run = self._tally, self._run
+        manifest = Manifest(
+            run=run.name,
+            finished_at=run.finished_at if run.state is RunState.DONE else None,
+            config_hash=run.config_hash,
+            config=run.config,
+            export=self._options,
+            assigned=tally.assigned,
+            exported=tally.exported.total(),
+            truncated=tally.truncated.total(),
+            wrong=None if self._known_wrong is None else tally.wrong,
+            domains=dict(sorted(tally.domains.items())),
+            dropped=tally.dropped_by(self._options),
+            failed=dict(sorted(tally.failed.items())),
+            missing=tally.missing,
+            splits={split: tally.splits[split] for split in self._splits},
+            benchmarks=[
+                BenchmarkCount(each.name, each.sha256, each.rows, tally.contaminated[each.name])
+                for each in self._benchmarks
+            ],
+            teachers=[
+                TeacherCount(
+                    each.name,
+                    each.fingerprint,
+                    each.model,
+                    each.revision,
+                    each.license,
+                    tally.exported[each.id],
+                    tally.truncated[each.id],
+                )
+                for each in self._teachers.values()
+            ],
+            student=_student(self._session, run),
+            router=_router(self._session, run),
+            engines=dict(sorted(tally.engines.items())),
+            files=files,
+            others=others,
+            versions={
+                "python": platform.python_version(),
+                **{package: version(package) for package in ("persyn", "msgspec", "pyarrow", "sqlalchemy", "rensa")},
+            },
+        )
+        self._require_whole(manifest)
+        return manifest
+
+    def _require_whole(self, manifest: Manifest) -> None:
+        """Require that something is left, and that in = out + dropped, the assignments counted apart."""
+        counted = select(func.count()).select_from(Assignment).where(Assignment.run_id == self._run.id)
+        given = self._session.scalars(counted).one()
+        if given != manifest.assigned:
+            raise PersynError(
+                f"{given:,} assignments were to go by, {manifest.assigned:,} did; 'persyn audit' may say why"
+            )
+        if not manifest.exported:
+            dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)
+            raise UsageError(
+                f"run {manifest.run} has no response to export: {manifest.assigned:,} assignments, "
+                + (f"and the filters dropped all that are answered: {dropped}" if dropped else "none answered")
+            )
+
+
+def _require_decided(session: Session, run: Run, options: Options) -> None:
+    """Require that it was said what becomes of unscored responses, if there are any."""
+    if options.min_quality is None or options.unscored is not None:
+        return
+    n_rows, n_scored = session.execute(
+        select(func.count(), func.count(Score.value))
+        .select_from(Assignment)
+        .join(Response, answers_assignment())
+        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
+        .where(Assignment.run_id == run.id, Response.text.is_not(None))
+    ).one()
+    if n_scored < n_rows:
+        raise UsageError(
+            f"{n_rows - n_scored:,} of the {n_rows:,} responses have no quality: a run scores its calibration prompts, "
+            "the others only where scores were imported with their responses; say '--unscored keep' or "
+            "'--unscored drop' with --min-quality"
+        )
+
+
+def _require_known(session: Session, run: Run, options: Options) -> None:
+    """Raise `UsageError` for a finish reason that no response of the run has: mistyped, it would drop every row."""
+    if set(options.finish_reasons) <= FINISH_REASONS:
+        return
+    found = session.scalars(
+        select(Response.finish_reason)
+        .join(Assignment, answers_assignment())
+        .where(Assignment.run_id == run.id, Response.finish_reason.is_not(None))
+        .distinct()
+    )
+    known = FINISH_REASONS | {reason for reason in found if reason}
+    if unknown := set(options.finish_reasons) - known:
+        raise UsageError(f"unknown finish reason {min(unknown)!r}; known are: {', '.join(sorted(known))}")
+
+
+def _teachers(session: Session, run_id: int) -> dict[int, Teacher]:
+    """A run's teachers by id, in head order."""
+    found = session.scalars(
+        select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
+    )
+    return {teacher.id: teacher for teacher in found}
+
+
+def _student(session: Session, run: Run) -> StudentVersion:
+    student = session.get_one(Student, run.student_id)
+    return StudentVersion(student.name, student.model, student.revision)
+
+
+def _router(session: Session, run: Run) -> RouterVersion | None:
+    if run.router_id is None:
+        return None
+    router = session.get_one(Router, run.router_id)
+    return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256)
+
+
+def assigned(session: Session, run_id: int) -> Result[Any]:
+    """A run's assignments in prompt order, each with its prompt and its response, if it has one.
+
+    Read from the server piece by piece: to be used as a context.
+    """
+    return session.execute(
+        select(
+            Assignment.prompt_id,
+            Assignment.teacher_id,
+            Assignment.reason,
+            Assignment.margin,
+            Prompt.content_hash,
+            Prompt.text,
+            Prompt.history,
+            Prompt.answer,
+            Prompt.source,
+            Prompt.source_id,
+            Prompt.meta,
+            Response.id.label("response_id"),
+            Response.text.label("response"),
+            Response.failure,
+            Response.finish_reason,
+            Response.response_tokens,
+            Response.engine,
+            Score.value.label("quality"),
+        )
+        .join(Run, Run.id == Assignment.run_id)
+        .join(Prompt, Prompt.id == Assignment.prompt_id)
+        .outerjoin(Response, answers_assignment())
+        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Run.quality_scorer_id))
+        .where(Assignment.run_id == run_id)
+        .order_by(Assignment.prompt_id),
+        execution_options={"yield_per": 1_000},
+    )
+
+
+def _example(row: Row, teacher: Teacher) -> Example:
+    return Example(
+        id=row.source_id or row.content_hash,
+        prompt_id=row.prompt_id,
+        messages=[*conversation(row), {"role": "assistant", "content": row.response}],
+        answer=row.answer,
+        source=row.source,
+        source_id=row.source_id,
+        domain=domain_of(row.meta),
+        meta=row.meta,
+        teacher=teacher.name,
+        teacher_fingerprint=teacher.fingerprint,
+        finish_reason=row.finish_reason,
+        reason=row.reason,
+        margin=row.margin,
+        response_tokens=row.response_tokens,
+        quality=row.quality,
+    )
+
+
+def _dropped(drop_and_row: tuple[Drop, Row]) -> dict[str, Any]:
+    drop, row = drop_and_row
+    return {
+        "prompt_id": row.prompt_id,
+        "source": row.source,
+        "source_id": row.source_id or "",
+        "filter": drop.filter,
+        "found": drop.found,
+    }
+
+
+def _ignore(drop_and_row: tuple[Drop, Row]) -> None:
+    """Without a filter nothing is dropped."""
+
+
+def _file(path: Path, name: str, split: str, rows: int) -> File:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return File(path.name, name, split, rows, os.fstat(file.fileno()).st_size, digest)
+
+
+def _entry_name(run: str, file: File) -> str:
+    """What LLaMA-Factory calls a file: the run and the format; of another split than train, that too."""
+    return "_".join([run, file.format, *([file.split] if file.split != TRAIN else [])])
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,103 @@
+"""Which rows a dataset leaves out, and why: one filter after the other, a row at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from persyn.dataset.contamination import Benchmark
+from persyn.dataset.options import UNKNOWN, Options
+from persyn.dataset.near_duplicates import NearDuplicates
+from persyn.dataset.verdicts import WRONG
+from persyn.dataset.words import words
+
+Row: TypeAlias = Any
+"""An assignment with its prompt and its response's text, as `export.assigned` reads it."""
+
+#: What may drop a row, in the order in which a row is asked.
+FILTERS = ("finish_reason", "quality", "unscored", "wrong", "contaminated", "near_duplicate", "cap")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Why a row is left out: which filter, and what it found."""
+
+    filter: str
+    found: str
+
+
+class Filters:
+    """All filters but the caps. Rows must come once, in prompt order: the first of two that are alike stays."""
+
+    def __init__(self, options: Options, benchmarks: Sequence[Benchmark]) -> None:
+        self._options = options
+        self._benchmarks = benchmarks
+        self._prompts = NearDuplicates(options.near_duplicates) if options.near_duplicates is not None else None
+        self._asked: list[Callable[[Row], Drop | None]] = [
+            *([self._finish_reason] if options.finish_reasons else []),
+            *([self._quality] if options.min_quality is not None else []),
+            *([self._wrong] if options.drop_wrong else []),
+            *([self._contaminated] if benchmarks else []),
+            *([self._near_duplicate] if self._prompts else []),
+        ]
+
+    def drop(self, row: Row) -> Drop | None:
+        """Why a row is left out; None when it stays."""
+        return next((found for ask in self._asked if (found := ask(row))), None)
+
+    def _finish_reason(self, row: Row) -> Drop | None:
+        reason = row.finish_reason or UNKNOWN
+        return None if reason in self._options.finish_reasons else Drop("finish_reason", reason)
+
+    def _quality(self, row: Row) -> Drop | None:
+        if row.quality is None:
+            return Drop("unscored", "") if self._options.unscored == "drop" else None
+        assert self._options.min_quality is not None
+        return Drop("quality", repr(row.quality)) if row.quality < self._options.min_quality else None
+
+    def _wrong(self, row: Row) -> Drop | None:
+        return Drop("wrong", repr(row.quality)) if row.quality == WRONG else None
+
+    def _contaminated(self, row: Row) -> Drop | None:
+        turns = [words(turn["content"]) for turn in row.history or () if turn["role"] != "system"]
+        prompt, others = words(row.text), [*turns, words(row.response)]
+        found = next((each.name for each in self._benchmarks if each.overlaps(prompt, others)), None)
+        return Drop("contaminated", found) if found else None
+
+    def _near_duplicate(self, row: Row) -> Drop | None:
+        assert self._prompts is not None
+        asked = [turn["content"] for turn in row.history or () if turn["role"] == "user"]
+        earlier = self._prompts.earlier(row.prompt_id, "\n".join([*asked, row.text]))
+        return None if earlier is None else Drop("near_duplicate", f"prompt {earlier}")
+
+
+class Caps:
+    """Which of a teacher's rows are within its cap: those of the lowest lots, drawn by the run's seed.
+
+    rows: all that pass the other filters. Holds so many numbers for each teacher as the cap says.
+    """
+
+    def __init__(self, rows: Iterable[Row], *, cap: int, seed: int) -> None:
+        self._seed = seed
+        heaps: dict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            heap, lot = heaps[row.teacher_id], -self._lot(row)
+            if len(heap) < cap:
+                heapq.heappush(heap, lot)
+            else:
+                heapq.heappushpop(heap, lot)
+        self._highest: Mapping[int, int] = {teacher_id: -heap[0] for teacher_id, heap in heaps.items()}
+
+    def drop(self, row: Row) -> Drop | None:
+        """Why a row is left out; None when it stays."""
+        return Drop("cap", "") if self._lot(row) > self._highest[row.teacher_id] else None
+
+    def _lot(self, row: Row) -> int:
+        # Its own draw: the one that chose the calibration prompts would prefer them here.
+        key = self._seed.to_bytes(8, "big")
+        digest = hashlib.blake2b(row.content_hash.encode(), key=key, digest_size=8, person=b"persyn cap").digest()
+        return int.from_bytes(digest, "big")

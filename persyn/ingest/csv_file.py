@@ -1,0 +1,149 @@
+"""Records from CSV files; columns may be separated by commas, semicolons or tabs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from persyn.errors import UsageError
+from persyn.ingest.encoding import not_utf8, opened
+from persyn.ingest.layouts import KNOWN
+from persyn.ingest.record import MAX_BYTES, Broken, Numbered, Record
+
+_DELIMITERS = ",;\t|"
+#: An empty cell of another column is a field that is not there; of these it says something.
+_KEPT_EMPTY = frozenset({"prompt", "input"})
+
+
+def read(path: Path) -> Iterator[Numbered]:
+    """The records of a file, whose first line that is not blank names the columns.
+
+    Raises `UsageError` for one that has no columns to go by, and for a line or cell beyond all bounds.
+    """
+    csv.field_size_limit(MAX_BYTES)
+    with io.TextIOWrapper(opened(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
+        lines = _lines(path, text)
+        before, first = 0, ""
+        for first in lines:
+            if not first.isspace():
+                break
+            before += 1
+        delimiter = _told_delimiter(first)
+        if delimiter:
+            before, first = before + 1, next(lines, "")
+        delimiter = delimiter or _delimiter(first)
+        # With a blank after each delimiter, a quote is not the first of its cell, and would be a part of it.
+        is_spaced = any(name.startswith(" ") for name in next(csv.reader([first], delimiter=delimiter), [])[1:])
+        rows = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=is_spaced, strict=True)
+        yield from _records(path, _Rows(path, rows, before))
+
+
+def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
+    """Lines with their ends; a bound on each, for the CSV reader has none."""
+    number = 0
+    while line := text.readline(MAX_BYTES + 1):
+        number += 1
+        if len(line) > MAX_BYTES:
+            raise UsageError(f"cannot read {path}: line {number:,} is longer than {MAX_BYTES:,} characters")
+        yield line
+
+
+def _told_delimiter(line: str) -> str | None:
+    """What a spreadsheet's first line, sep=;, says."""
+    told = line.strip("\r\n")
+    return told[4] if len(told) == 5 and told.lower().startswith("sep=") else None
+
+
+def _delimiter(header: str) -> str:
+    """What separates the columns: what splits the header, and of several the one that leaves a name we know."""
+    names = {
+        each: [name.strip().lower() for name in next(csv.reader([header], delimiter=each))] for each in _DELIMITERS
+    }
+    splitting = [each for each in _DELIMITERS if len(names[each]) > 1]
+    telling = [each for each in splitting if KNOWN.intersection(names[each])]
+    return next((found[0] for found in (splitting, telling) if len(found) == 1), ",")
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows of a CSV reader, each with the line it begins in.
+
+    before: lines of the file that the reader was not given.
+    """
+
+    path: Path
+    reader: Any
+    before: int
+
+    def __iter__(self) -> Iterator[tuple[int, list[str] | Broken]]:
+        while True:
+            line = self.before + self.reader.line_num + 1
+            try:
+                yield line, next(self.reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield line, self._broken(line, str(error))
+
+    def _broken(self, line: int, error: str) -> Broken:
+        last = self.before + self.reader.line_num
+        n_lines = last - line + 1
+        if "field limit" in error:
+            raise UsageError(
+                f"cannot read {self.path}: the row of line {line:,} has a cell of more than {MAX_BYTES:,} characters; "
+                "perhaps a quote in it is never closed"
+            )
+        if error == "unexpected end of data":
+            error = "a quote is opened and never closed"
+        lost = f"; lines {line:,} to {last:,} are lost with it, {n_lines:,} in all" if n_lines > 1 else ""
+        return Broken(f"not CSV: {error}{lost}", n_lines)
+
+
+def _records(path: Path, rows: _Rows) -> Iterator[Numbered]:
+    header: list[str] | None = None
+    for line, cells in rows:
+        if isinstance(cells, Broken):
+            if header is None:
+                raise UsageError(f"cannot read the header of {path}: {cells.reason}")
+            yield line, cells
+        elif header is None:
+            header = _header(path, cells) if cells else None
+        elif cells:
+            yield line, _record(header, cells)
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    if why := _not_text(cells):
+        raise UsageError(f"cannot read the header of {path}: {why}")
+    header = [name.strip() for name in cells]
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise UsageError(f"cannot read {path}: its header names the column {twice[0]!r} twice")
+    return header
+
+
+def _record(header: list[str], cells: list[str]) -> Record | Broken:
+    """A cell of nothing is a field that is not there, but for the prompt, which must not be empty."""
+    if len(cells) != len(header):
+        return Broken(f"{len(cells)} fields, where the header has {len(header)}")
+    if why := _not_text(cells):
+        return Broken(why)
+    if [cell.strip("\ufeff \t") for cell in cells] == header:
+        return Broken("the header again, as in files that were put one after the other")
+    if header.count("") > 1 and any(cell for name, cell in zip(header, cells, strict=True) if not name):
+        return Broken("a cell in one of several columns that have no name")
+    return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name.lower() in _KEPT_EMPTY}
+
+
+def _not_text(cells: list[str]) -> str | None:
+    """Why cells are no text; None when they are."""
+    row = ",".join(cells)
+    try:
+        row.encode()
+    except UnicodeEncodeError:
+        return not_utf8(row.encode(errors="surrogateescape"))
+    return None

@@ -1,0 +1,116 @@
+"""Records from files: JSONL, JSON, CSV and Parquet, read in constant memory.
+
+Knows nothing of prompts. A record that cannot be read is a `Broken` in its place, so that one bad
+line does not hide the next; only a file that cannot be read at all raises.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from persyn.errors import UsageError
+from persyn.ingest import csv_file, parquet_file, strict_json
+from persyn.ingest.encoding import opened
+from persyn.ingest.record import MAX_BYTES, Broken, Flaw, Numbered, Record
+
+_ARRAY = "; a file that is one JSON array is named .json"
+
+
+def records(path: Path) -> Iterator[Numbered]:
+    """The records of a file, read as its name says.
+
+    Raises `UsageError` at once for an unknown name or a file that is not there, and while
+    iterating for one that is damaged as a whole.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the files in it by their names")
+    name = path.name.lower()
+    for ending, decode in _DECODERS.items():
+        if name.endswith(ending):
+            if not path.is_file():
+                raise UsageError(f"there is no file {path}")
+            return _guarded(path, decode)
+    raise UsageError(f"cannot tell what {path} holds from its name; known endings: {', '.join(_DECODERS)}")
+
+
+def _guarded(path: Path, decode: Callable[[Path], Iterator[Numbered]]) -> Iterator[Numbered]:
+    number = 0
+    try:
+        for number, record in decode(path):
+            yield number, record
+    except (OSError, EOFError, zlib.error) as error:
+        after = f" after row {number}" if number else ""
+        raise UsageError(f"cannot read {path}{after}: {' '.join(str(error).split())}") from error
+
+
+def _jsonl(path: Path) -> Iterator[Numbered]:
+    with opened(path) as file:
+        for number, line in enumerate(_lines(file), 1):
+            if line is None:
+                yield number, Broken(f"longer than {MAX_BYTES:,} bytes")
+            elif not line.isspace():
+                yield number, _record(line)
+
+
+def _lines(file: io.BufferedReader[Any]) -> Iterator[bytes | None]:
+    """Lines, ended by a line feed and nothing else; None for one that is too long."""
+    while line := file.readline(MAX_BYTES + 1):
+        if len(line) <= MAX_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := file.readline(MAX_BYTES)) and not rest.endswith(b"\n"):
+            pass
+        yield None
+
+
+def _json(path: Path) -> Iterator[Numbered]:
+    """The file's bytes are held whole, its objects one at a time; many rows are better kept as JSONL."""
+    with opened(path) as file:
+        data = file.read()
+    try:
+        items: list[msgspec.Raw] | list[Any] = _items(data)
+    except Flaw as flaw:
+        yield 1, Broken(f"not one JSON array: {flaw}; a file with one object per line is named .jsonl")
+        return
+    for number, item in enumerate(items, 1):
+        yield number, _record(bytes(item)) if isinstance(item, msgspec.Raw) else _as_record(item)
+
+
+def _items(data: bytes) -> list[msgspec.Raw] | list[Any]:
+    try:
+        return msgspec.json.decode(data, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        value = strict_json.decode(data)  # it may have NaN among its numbers, or say better what is wrong
+        if not isinstance(value, list):
+            raise Flaw(str(error)) from error
+        return value
+
+
+def _record(data: bytes) -> Record | Broken:
+    try:
+        return _as_record(strict_json.decode(data))
+    except Flaw as flaw:
+        return Broken(str(flaw) + (_ARRAY if data.lstrip().startswith(b"[") else ""))
+
+
+def _as_record(value: Any) -> Record | Broken:
+    return (
+        value if isinstance(value, dict) else Broken("not a JSON object" + (_ARRAY if isinstance(value, list) else ""))
+    )
+
+
+_DECODERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".json": _json,
+    ".json.gz": _json,
+    ".csv": csv_file.read,
+    ".csv.gz": csv_file.read,
+    ".parquet": parquet_file.read,
+}

@@ -1,0 +1,98 @@
+"""Records from Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from persyn.errors import UsageError
+from persyn.ingest import strict_json
+from persyn.ingest.record import Broken, Flaw, Numbered, Record
+
+_BATCH = 1_000
+
+
+def read(path: Path) -> Iterator[Numbered]:
+    """The records of a file, a batch in memory at a time; raises `OSError` for one that is damaged as a whole."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+            _require_unique(path, file.schema_arrow.names)
+            batches = file.iter_batches(batch_size=_BATCH)
+            yield from enumerate((record for batch in batches for record in _records(batch)), 1)
+    except ArrowException as error:
+        raise OSError(str(error)) from error
+
+
+def _require_unique(path: Path, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"cannot read {path}: it has two columns named {twice[0]!r}")
+
+
+def _records(batch: Any) -> Iterator[Record | Broken]:
+    try:
+        yield from _as_json(batch)
+    except _NOT_JSON:
+        # Arrow takes any bytes for a string, and has values that JSON has not: find whose row it is.
+        for row in range(batch.num_rows):
+            try:
+                yield from _as_json(batch.slice(row, 1))
+            except UnicodeDecodeError:
+                yield Broken("not UTF-8")
+            except Flaw as flaw:
+                yield Broken(str(flaw))
+            except _NOT_JSON as error:
+                yield Broken(f"a value that JSON cannot hold: {error}")
+
+
+#: What a value that JSON has not ends in: a date beyond all years or in no known time zone among them.
+_NOT_JSON = (ValueError, TypeError, OverflowError, KeyError, Flaw)
+
+
+def _as_json(batch: Any) -> list[Record]:
+    """Times and decimals become text, bytes are the text that they spell, NaN becomes null."""
+    spelled = {field.name: decode for field in batch.schema if (decode := _spelled(field.type))}
+    records = batch.to_pylist()
+    for record in records if spelled else ():
+        record |= {name: decode(record[name]) for name, decode in spelled.items()}
+    return [msgspec.json.decode(msgspec.json.encode(_as_text(record), enc_hook=str)) for record in records]
+
+
+def _spelled(of: Any) -> Callable[[Any], Any] | None:
+    """What turns a column's values, JSON text somewhere within, into what that spells; None where there is none.
+
+    The library `datasets` keeps values of mixed types so, such as turns that do not all have the same keys.
+    """
+    from pyarrow import types
+
+    if getattr(of, "extension_name", None) == "arrow.json":
+        return lambda value: None if value is None else strict_json.decode(value.encode())
+    if types.is_list(of) or types.is_large_list(of):
+        return _each(_spelled(of.value_type))
+    if types.is_struct(of):
+        return _fields({field.name: decode for field in of if (decode := _spelled(field.type))})
+    return None
+
+
+def _each(decode: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    return decode and (lambda values: None if values is None else [decode(value) for value in values])
+
+
+def _fields(decoders: dict[str, Callable[[Any], Any]]) -> Callable[[Any], Any] | None:
+    if not decoders:
+        return None
+    return lambda value: value and value | {name: decode(value[name]) for name, decode in decoders.items()}
+
+
+def _as_text(value: Any) -> Any:
+    """The same with text for bytes: a column of text need not say that it is one."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {name: _as_text(part) for name, part in value.items()}
+    return [_as_text(part) for part in value] if isinstance(value, list | tuple) else value

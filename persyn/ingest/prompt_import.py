@@ -1,0 +1,251 @@
+"""Prompts into the store and into a run, and the seeded choice of its calibration prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, bindparam, exists, func, insert, literal, select, update
+from sqlalchemy.orm import Session
+
+from persyn.config import PromptsTable
+from persyn.db.catalog import Prompt, Role, RunPrompt
+from persyn.errors import UsageError, shorten
+from persyn.llm.needs import Need, is_placeholder
+from persyn.ingest import prompt_table, rows
+from persyn.ingest.imports import ImportReport, OnError, Tally, batches
+from persyn.ingest.layouts import NO_NAMES, Names
+
+
+def import_prompts(
+    session: Session,
+    paths: Sequence[Path],
+    *,
+    names: Names = NO_NAMES,
+    on_error: OnError = "stop",
+    progress: Callable[[int], None] | None = None,
+) -> ImportReport:
+    """Store the prompts of files; those already stored stay, and get the reference answer they lack.
+
+    names: what the files call a field of ours, where it is none of the usual names.
+    progress: called now and then with the number of rows read.
+    Raises `UsageError` for a bad row that is not to be skipped, and for a file without a single
+    good one; the caller's transaction must then leave nothing.
+    """
+
+    def stored(hashes: Sequence[str], n_rows: int) -> None:
+        if progress:
+            progress(n_rows)
+
+    return _import(session, paths, Tally(on_error), stored, names)
+
+
+def hashes_of(session: Session, paths: Sequence[Path], names: Names = NO_NAMES) -> set[str]:
+    """Store the prompts of files as `import_prompts` does; the content hashes of all their conversations."""
+    found: set[str] = set()
+    _import(session, paths, Tally("stop"), lambda hashes, n_rows: found.update(hashes), names)
+    return found
+
+
+def add_to_run(
+    session: Session, run_id: int, prompts: PromptsTable, *, progress: Callable[[int], None] | None = None
+) -> int:
+    """Make every prompt of the files, or of those imported before, a target of the run, once.
+
+    Returns how many rows came with another answer, or other instructions, than the stored ones, which stay.
+
+    Files are imported as `import_prompts` does; a bad row stops it. Raises `UsageError` also for a
+    source of which the store has no prompt.
+    """
+
+    def link(hashes: Sequence[str], n_rows: int) -> None:
+        _add_targets(session, run_id, Prompt.content_hash.in_(hashes))
+        if progress:
+            progress(n_rows)
+
+    conflicts = 0
+    if prompts.files:
+        conflicts = _import(session, [Path(file) for file in prompts.files], Tally("stop"), link).conflicts
+    for source in prompts.sources:
+        if session.scalars(select(Prompt.id).where(Prompt.source == source).limit(1)).one_or_none() is None:
+            raise UsageError(f"no prompt was imported from a file named {source!r}; 'persyn prompts stats' lists them")
+        _add_targets(session, run_id, Prompt.source == source)
+    return conflicts
+
+
+def draw(
+    session: Session,
+    run_id: int,
+    *,
+    calibration: int | None,
+    holdout: float,
+    seed: int,
+    need: Need | None = None,
+) -> list[str]:
+    """Choose a run's calibration prompts at random, None for all, a share `holdout` of them to measure the router.
+
+    The choice depends on the seed and on which conversations the run has, not on their order or
+    ids. Where some prompts lack what the quality needs, the draw is from the others; returns what to say of that
+    and of answers that look like missing ones.
+    Raises `UsageError` when there are fewer prompts, none that could be scored, or none left to learn from.
+    """
+    if calibration == 0:
+        return []
+    n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run_id)).one()
+    if calibration is not None and n_prompts < calibration:
+        raise UsageError(
+            f"{calibration:,} calibration prompts cannot be drawn from {n_prompts:,} prompts; "
+            "lower 'calibration' or give more prompts"
+        )
+    lacking = _look_over(session, run_id, need, n_prompts)
+    lacking.require(calibration)
+    _require_some_to_learn_from(calibration, holdout)
+    if calibration is None and not holdout:
+        session.execute(update(RunPrompt).where(RunPrompt.run_id == run_id).values(role=Role.CALIBRATION))
+        return list(lacking.said(is_all=True))
+    is_all = calibration is None
+    calibration = n_prompts if calibration is None else calibration
+    lots = (
+        (_lot(seed, row.content_hash), row.id)
+        for row in _prompts(session, run_id, need)
+        if is_all or need is None or need.is_met(row.answer, row.meta)
+    )
+    drawn = [prompt_id for _, prompt_id in heapq.nsmallest(calibration, lots)]
+    n_holdout = round(calibration * holdout)
+    _set_role(session, run_id, drawn[:n_holdout], Role.HOLDOUT)
+    _set_role(session, run_id, drawn[n_holdout:], Role.CALIBRATION)
+    return list(lacking.said(is_all=is_all))
+
+
+def _require_some_to_learn_from(calibration: int | None, holdout: float) -> None:
+    if calibration is not None and round(calibration * holdout) >= calibration:
+        raise UsageError(
+            f"holdout = {holdout:g} keeps all of the {calibration:,} calibration prompts to measure the router, and "
+            "leaves none to learn from; lower 'holdout', or raise 'calibration'"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """How many of a run's prompts lack what its quality needs.
+
+    prompts:      of the run.
+    count:        of those, prompts that lack it.
+    flaw:         the first failure that scores would have, where the field is there and cannot be used; else empty.
+    fields:       what the first prompt that lacks it has besides.
+    placeholders: prompts whose answer reads like a missing one.
+    """
+
+    need: Need | None
+    prompts: int
+    count: int = 0
+    flaw: str = ""
+    fields: tuple[str, ...] = ()
+    placeholders: int = 0
+
+    def require(self, calibration: int | None) -> None:
+        """Raise `UsageError` where what is left does not do."""
+        if self.need is None or not self.count:
+            return
+        needs = f"quality {self.need.quality!r} {self.need.use}: give each row its {self.need.field!r}"
+        if self.count == self.prompts:
+            besides = f" (their rows have: {shorten(', '.join(self.fields))})" if self.fields and not self.flaw else ""
+            raise UsageError(
+                f"none of the {self.prompts:,} prompts has a {self.need.what}{self._example()}, and {needs}{besides}, "
+                "or take another [quality]"
+            )
+        left = self.prompts - self.count
+        if calibration is not None and left < calibration:
+            raise UsageError(
+                f"{self.count:,} of the {self.prompts:,} prompts have no {self.need.what}{self._example()}, so that "
+                f"{calibration:,} calibration prompts cannot be drawn from the other {left:,}; {needs}, or lower "
+                "'calibration'"
+            )
+
+    def said(self, *, is_all: bool) -> Iterator[str]:
+        """What a person should know of it."""
+        if self.need is not None and self.count:
+            some = f"{self.count:,} of {self.prompts:,} prompts have no {self.need.what} (field {self.need.field!r})"
+            yield some + self._example() + self._consequence(self.need, is_all=is_all)
+        if self.placeholders:
+            yield (
+                f"{self.placeholders:,} of {self.prompts:,} reference answers read like a missing one (None, nan, N/A, "
+                "...): hardly any response will count as right there; leave the field empty where there is no answer"
+            )
+
+    def _consequence(self, need: Need, *, is_all: bool) -> str:
+        if is_all:
+            return f": their responses get no quality under {need.quality!r}"
+        return (
+            f", which quality {need.quality!r} needs: calibration prompts are drawn from the other "
+            f"{self.prompts - self.count:,}, and those without are answered by one teacher each"
+        )
+
+    def _example(self) -> str:
+        return f" ({shorten(self.flaw)})" if self.flaw else ""
+
+
+def _look_over(session: Session, run_id: int, need: Need | None, n_prompts: int) -> _Lacking:
+    if need is None:
+        return _Lacking(need, n_prompts)
+    count = placeholders = 0
+    example, fields = "", ()
+    for row in _prompts(session, run_id, need):
+        flaw = need.flaw(row.answer, row.meta)
+        placeholders += need.field == "answer" and is_placeholder(row.answer)
+        if flaw is not None:
+            fields = fields if count else tuple(row.meta)
+            count += 1
+            example = example or flaw
+    return _Lacking(need, n_prompts, count, example, fields, placeholders)
+
+
+def _prompts(session: Session, run_id: int, need: Need | None) -> Iterable[Any]:
+    """What a draw goes by, row by row."""
+    of_row = (Prompt.answer, Prompt.meta) if need is not None else ()
+    wanted = select(Prompt.content_hash, Prompt.id, *of_row).join(RunPrompt).where(RunPrompt.run_id == run_id)
+    return session.execute(wanted, execution_options={"yield_per": 10_000})
+
+
+def _lot(seed: int, content_hash: str) -> bytes:
+    return hashlib.blake2b(content_hash.encode(), key=seed.to_bytes(8, "big"), digest_size=16).digest()
+
+
+def _set_role(session: Session, run_id: int, prompt_ids: list[int], role: Role) -> None:
+    table = RunPrompt.__table__
+    statement = update(RunPrompt).where(table.c.run_id == run_id, table.c.prompt_id == bindparam("of_prompt"))
+    if prompt_ids:
+        session.connection().execute(
+            statement.values(role=role), [{"of_prompt": prompt_id} for prompt_id in prompt_ids]
+        )
+
+
+def _import(
+    session: Session,
+    paths: Sequence[Path],
+    tally: Tally,
+    stored: Callable[[Sequence[str], int], None],
+    names: Names = NO_NAMES,
+) -> ImportReport:
+    """Store batch by batch; after each, `stored` gets its content hashes and the rows read so far."""
+    prompt_table.take_turns(session)
+    sources = set()
+    for source, batch in batches(paths, partial(rows.read, names=names), tally):
+        sources.add(source)
+        done = prompt_table.store(session, source, batch)
+        tally.new += done.new
+        tally.conflicts += done.conflicts
+        stored(done.hashes, tally.rows)
+    tally.repeated_ids = prompt_table.repeated_ids(session, sources)
+    return tally.report()
+
+
+def _add_targets(session: Session, run_id: int, which: ColumnElement[bool]) -> None:
+    there = exists().where(RunPrompt.run_id == run_id, RunPrompt.prompt_id == Prompt.id)
+    missing = select(literal(run_id), Prompt.id, literal(Role.TARGET, RunPrompt.role.type)).where(which, ~there)
+    session.execute(insert(RunPrompt).from_select(["run_id", "prompt_id", "role"], missing))

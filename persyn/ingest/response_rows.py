@@ -1,0 +1,163 @@
+"""Responses made elsewhere, as files hold them: a row is a prompt, a teacher's name and what it wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from persyn.config import TeacherName
+from persyn.errors import UsageError
+from persyn.llm import finish_reason
+from persyn.ingest import files, layouts, rows
+from persyn.ingest.layouts import Names, Usual
+from persyn.ingest.record import Broken, Flaw, Record
+from persyn.ingest.rows import BadRow, Row
+
+#: What a field may be called, the first name that a row has.
+_USUAL: Usual = {
+    **layouts.PROMPT,
+    "teacher": ("teacher", "model"),
+    "response": ("response", "output"),
+    "finish_reason": ("finish_reason",),
+    "prompt_tokens": ("prompt_tokens",),
+    "response_tokens": ("response_tokens",),
+}
+FIELDS = tuple(_USUAL)
+#: What a column of the store takes.
+_MOST_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a file's rows have what.
+
+    names:  {our field: the file's field}, where it is none of the usual names.
+    prompt: fields that describe the prompt, not the response; they become its meta.
+    score:  fields with a number, or true or false, that is a score of the response.
+    """
+
+    names: Names = field(default_factory=dict)
+    prompt: tuple[str, ...] = ()
+    score: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRow:
+    """One cell of a grid; without a text when the teacher wrote nothing."""
+
+    prompt: Row
+    teacher: str
+    text: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    response_tokens: int | None
+    scores: dict[str, float]
+    meta: dict[str, Any]
+
+
+def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
+    """The responses of a JSONL, JSON, CSV or Parquet file, all but the last gzipped or not.
+
+    Raises as `files.records` does, and `UsageError` at the end where no row has a response, or a field that the
+    layout names: a single row may lack it, which is how a CSV file says null.
+    """
+    named = {*layout.names.values(), *layout.prompt}
+    is_empty, has_response = True, "response" in layout.names
+    for number, record in rows.require_named(path, files.records(path), named):
+        found = _row_or_bad(path, number, record, layout)
+        if not isinstance(record, Broken):
+            is_empty = False
+            has_response = has_response or _has_response(record, found)
+        yield found
+    if not is_empty and not has_response:
+        raise UsageError(
+            f"no row of {path.name} has what the teacher wrote, as 'response' or 'output'; say which field it is by "
+            "--map response=FIELD; nothing was imported"
+        )
+
+
+def _has_response(record: Record, found: ResponseRow | BadRow) -> bool:
+    """Whether a row says what was written, be it nothing."""
+    is_there = not layouts.spelled(record).keys().isdisjoint(_USUAL["response"])
+    return is_there or (isinstance(found, ResponseRow) and found.text is not None)
+
+
+def _row_or_bad(path: Path, number: int, record: Record | Broken, layout: Layout) -> ResponseRow | BadRow:
+    if isinstance(record, Broken):
+        return BadRow(path.name, number, record.reason, record.rows)
+    try:
+        return _row(record, layout)
+    except Flaw as flaw:
+        return BadRow(path.name, number, str(flaw))
+
+
+def _row(record: Record, layout: Layout) -> ResponseRow:
+    left = dict(record)
+    of_prompt = {name: left.pop(name) for name in layout.prompt if name in left}
+    given = {name: left.pop(name, None) for name in layout.score}
+    fields = layouts.take(left, layout.names, _USUAL)
+    ours = fields.ours
+    prompt, reply = rows.of_fields(fields, may_reply=ours["response"] is None)
+    row = ResponseRow(
+        prompt=replace(prompt, meta=of_prompt),
+        teacher=_teacher(ours["teacher"]),
+        text=_text(reply if ours["response"] is None else ours["response"]),
+        finish_reason=finish_reason.in_our_words(rows.text_or_number(ours, "finish_reason") or ""),
+        prompt_tokens=_count(ours, "prompt_tokens"),
+        response_tokens=_count(ours, "response_tokens"),
+        scores={name: score for name in layout.score if (score := _score(given[name], name)) is not None},
+        meta=fields.rest,
+    )
+    rows.require_storable(row)
+    return row
+
+
+def _teacher(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Flaw(
+            "no 'teacher': whose response it is" if value is None else f"'teacher' must be a name, got {value!r:.50}"
+        )
+    try:
+        return msgspec.convert(value, TeacherName)
+    except msgspec.ValidationError as error:
+        raise Flaw(f"'teacher' {value!r:.50} must be at most 100 letters, digits and . _ : + @ / -") from error
+
+
+def _text(value: Any) -> str | None:
+    """What was written; None when it is nothing."""
+    if value is not None and not isinstance(value, str):
+        raise Flaw(f"'response' must be text, got {value!r:.50}")
+    return value if value and value.strip() else None
+
+
+def _count(ours: Record, name: str) -> int | None:
+    value = _number(ours[name])
+    if value is None:
+        return None
+    if value != value or not 0 <= value <= _MOST_TOKENS or value != int(value):
+        raise Flaw(f"{name!r} must be a number of tokens, got {ours[name]!r:.50}")
+    return int(value)
+
+
+def _score(given: Any, name: str) -> float | None:
+    value = _number(given)
+    if value is not None and not math.isfinite(value):
+        raise Flaw(f"{name!r} must be a number, or true or false, got {given!r:.50}")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    """A number, true or false, also as the text that a CSV file must keep it as; NaN for anything else."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

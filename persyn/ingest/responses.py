@@ -1,0 +1,185 @@
+"""Responses made elsewhere into the store: a grid, ragged or whole, as if PerSyn had generated it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sqlalchemy import bindparam, delete, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from persyn.config import QualityTable, TeacherTable
+from persyn.db import bulk
+from persyn.db.catalog import Prompt
+from persyn.db.results import Origin, Response, Score
+from persyn.errors import UsageError
+from persyn.ingest import prompt_table, response_rows, versions
+from persyn.ingest.imports import ImportReport, OnError, Tally, batches
+from persyn.ingest.response_rows import Layout, ResponseRow
+
+Cell: TypeAlias = tuple[int, int]
+"""(prompt id, teacher id)."""
+
+
+def import_responses(
+    session: Session,
+    paths: Sequence[Path],
+    *,
+    layout: Layout = Layout(),  # noqa: B008  frozen
+    teachers: Mapping[str, int] | None = None,
+    on_error: OnError = "stop",
+    progress: Callable[[int], None] | None = None,
+) -> ImportReport:
+    """Store the cells of files, and the prompts and teachers that are not there yet.
+
+    A cell that is there stays, unless it had failed and a text comes for it. A teacher wrote nothing
+    where its row has no text: the cell has failed as `empty`.
+
+    teachers: {name: id} of those whose rows there may be; None takes every name that occurs as a teacher
+              of engine "imported".
+    progress: called now and then with the number of rows read.
+    Raises `UsageError` for a bad row that is not to be skipped, for a file without a single good one,
+    and for a score that no row has; the caller's transaction must then leave nothing.
+    """
+    prompt_table.take_turns(session)
+    ids = dict(teachers or {})
+    scorers = {field: versions.quality(session, QualityTable("imported", field), {}) for field in layout.score}
+    tally, scored, sources = Tally(on_error), set[str](), set[str]()
+    for source, batch in batches(paths, partial(response_rows.read, layout=layout), tally):
+        sources.add(source)
+        strangers = sorted({row.teacher for row in batch} - ids.keys())
+        if strangers and teachers is not None:
+            raise _unknown(strangers[0], teachers)
+        ids |= {name: versions.teacher(session, _stranger(name), {}) for name in strangers}
+        tally.conflicts += prompt_table.store(session, source, [row.prompt for row in batch]).conflicts
+        cells = _cells(session, batch, ids, tally)
+        _store(session, cells, tally)
+        tally.new_scores += _store_scores(session, cells, scorers)
+        scored.update(*(row.scores for row in batch))
+        if progress:
+            progress(tally.rows)
+    tally.repeated_ids = prompt_table.repeated_ids(session, sources)
+    report = tally.report()
+    if lacking := sorted(scorers.keys() - scored):
+        raise UsageError(f"no row has a score in a field {', '.join(lacking)}; nothing was imported")
+    return report
+
+
+def _unknown(name: str, teachers: Mapping[str, int]) -> UsageError:
+    known = ", ".join(sorted(teachers))
+    return UsageError(f"a row is of teacher {name!r}, the teachers' file has {known}; nothing was imported")
+
+
+def _stranger(name: str) -> TeacherTable:
+    return TeacherTable(name=name, model=name, engine="imported", gpus=0)
+
+
+def _cells(
+    session: Session, batch: Sequence[ResponseRow], teachers: dict[str, int], tally: Tally
+) -> dict[Cell, ResponseRow]:
+    """The batch by cell; of several rows for one cell the first that has a text, with the scores of its likes."""
+    hashes = [row.prompt.content_hash for row in batch]
+    found = session.execute(select(Prompt.content_hash, Prompt.id).where(Prompt.content_hash.in_(hashes)))
+    prompts = {content_hash: prompt_id for content_hash, prompt_id in found}
+    cells: dict[Cell, ResponseRow] = {}
+    for content_hash, row in zip(hashes, batch, strict=True):
+        cell = prompts[content_hash], teachers[row.teacher]
+        kept = cells.get(cell)
+        if kept is None or (kept.text is None and row.text is not None):
+            cells[cell] = row
+        elif row.text == kept.text:
+            cells[cell] = replace(kept, scores=row.scores | kept.scores)
+        elif row.text is not None:
+            tally.conflicts += 1
+    return cells
+
+
+def _store(session: Session, cells: dict[Cell, ResponseRow], tally: Tally) -> None:
+    there = _there(session, cells)
+    bulk.insert_new(session, Response, [_columns(cell, row) for cell, row in cells.items() if cell not in there])
+    late = [cell for cell in there if there[cell] is None and cells[cell].text is not None]
+    if late:
+        replaced = update(Response.__table__).where(  # type: ignore[arg-type]
+            Response.prompt_id == bindparam("of_prompt"),
+            Response.teacher_id == bindparam("of_teacher"),
+            Response.sample == 0,
+        )
+        columns = [_said(cells[cell]) | _NOT_MADE_HERE for cell in late]
+        session.connection().execute(
+            replaced.values({name: bindparam(name) for name in columns[0]}),
+            [
+                {**row, "of_prompt": prompt_id, "of_teacher": teacher_id}
+                for row, (prompt_id, teacher_id) in zip(columns, late, strict=True)
+            ],
+        )
+    tally.new += len(cells) - len(there)
+    tally.replaced += len(late)
+    tally.conflicts += sum(
+        there[cell] != cells[cell].text for cell in there if there[cell] is not None and cells[cell].text is not None
+    )
+
+
+#: What the failed attempt left, which the text that takes its place does not come from.
+_NOT_MADE_HERE = {"seed": None, "engine": None, "seconds": None, "job_id": None}
+
+
+def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, str | None]:
+    """The texts of those cells that are there; None of one that failed."""
+    found = session.execute(
+        select(Response.prompt_id, Response.teacher_id, Response.text).where(
+            tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)), Response.sample == 0
+        )
+    )
+    return {(prompt_id, teacher_id): text for prompt_id, teacher_id, text in found}
+
+
+def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int]) -> int:
+    """Store what is not there or failed; return how many."""
+    if not scorers:
+        return 0
+    responses = session.execute(
+        select(Response.id, Response.prompt_id, Response.teacher_id, Response.text).where(
+            tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)),
+            Response.sample == 0,
+            Response.text.is_not(None),
+        )
+    )
+    rows: list[dict[str, Any]] = [
+        {
+            "response_id": response_id,
+            "scorer_id": scorers[field],
+            "value": value,
+            "n_tokens": None,
+            "failure": None,
+            "detail": {},
+            "job_id": None,
+        }
+        for response_id, prompt_id, teacher_id, text in responses
+        if text == cells[prompt_id, teacher_id].text  # a score of another text is not this one's
+        for field, value in cells[prompt_id, teacher_id].scores.items()
+    ]
+    mine = Score.scorer_id.in_(scorers.values()), Score.response_id.in_([row["response_id"] for row in rows])
+    session.execute(delete(Score).where(*mine, Score.failure.is_not(None)))
+    there = {tuple(row) for row in session.execute(select(Score.response_id, Score.scorer_id).where(*mine))}
+    new = [row for row in rows if (row["response_id"], row["scorer_id"]) not in there]
+    bulk.insert_new(session, Score, new)
+    return len(new)
+
+
+def _columns(cell: Cell, row: ResponseRow) -> dict[str, Any]:
+    return {"prompt_id": cell[0], "teacher_id": cell[1], "sample": 0, **_said(row)}
+
+
+def _said(row: ResponseRow) -> dict[str, Any]:
+    return {
+        "text": row.text,
+        "failure": None if row.text is not None else "empty: the teacher wrote nothing",
+        "finish_reason": row.finish_reason,
+        "prompt_tokens": row.prompt_tokens,
+        "response_tokens": row.response_tokens,
+        "origin": Origin.IMPORTED,
+        "meta": row.meta,
+    }

@@ -1,0 +1,259 @@
+"""Prompts as files hold them: a row is checked, and is then fit for any store and any teacher."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from persyn.errors import UsageError
+from persyn.llm.protocols import Message
+from persyn.ingest import files, layouts, strict_json
+from persyn.ingest import turns as conversations
+from persyn.ingest.layouts import NO_NAMES, Fields, Names
+from persyn.ingest.record import Broken, Flaw, Numbered, Record
+
+#: Far below where a JSON writer or PostgreSQL gives up.
+_MAX_DEPTH = 64
+#: So many of a file's columns are listed.
+_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One prompt: the user's last turn, the turns before it, and what else its row said."""
+
+    text: str
+    #: The turns before the last, or None.
+    history: list[Message] | None
+    answer: str | None
+    source_id: str | None
+    meta: dict[str, Any]
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the conversation's canonical JSON: equal conversations are the same prompt."""
+        turns = [*(self.history or ()), {"role": "user", "content": self.text}]
+        return hashlib.sha256(msgspec.json.encode(turns, order="sorted")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that holds no prompt, and why. line: of a JSONL or CSV file; of others, the row."""
+
+    file: str
+    line: int
+    reason: str
+    #: That it stands for: more than one where an open quote has swallowed lines.
+    rows: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+def read(path: Path, names: Names = NO_NAMES) -> Iterator[Row | BadRow]:
+    """The prompts of a JSONL, JSON, CSV or Parquet file, all but the last gzipped or not.
+
+    names: what the file calls a field of ours, where it is none of the usual names.
+    A row has `prompt` (text) or `messages` ([{role, content}, ...], the last the user's), or is laid out as ShareGPT's
+    or Alpaca's; it may have `system`, `answer` and `id`. Any other field goes to `meta`. Raises as `files.records`
+    does, and `UsageError` at the end where no row has a field that `names` has.
+    """
+    numbered = files.records(path)  # at once: a name is checked before a row of another file is stored
+    return (
+        _row_or_bad(path, number, record, names) for number, record in require_named(path, numbered, names.values())
+    )
+
+
+def require_named(path: Path, numbered: Iterable[Numbered], named: Iterable[str]) -> Iterator[Numbered]:
+    """The same records; raises `UsageError` at the end where none has one of the fields that were named.
+
+    A single row may lack it, which is how a CSV file says null.
+    """
+    lacking = set(named)
+    found: dict[str, None] = {}
+    is_empty = True
+    for number, record in numbered:
+        if not isinstance(record, Broken):
+            is_empty = False
+            lacking.difference_update(record)
+            if lacking:
+                found.update(dict.fromkeys(list(record)[:_SHOWN]))
+        yield number, record
+    if lacking and not is_empty:
+        has = ", ".join(list(found)[:_SHOWN])
+        raise UsageError(
+            f"no row of {path.name} has a field {', '.join(sorted(lacking))}; nothing was imported. Rows have {has}"
+        )
+
+
+def _row_or_bad(path: Path, number: int, record: Record | Broken, names: Names) -> Row | BadRow:
+    if isinstance(record, Broken):
+        return BadRow(path.name, number, record.reason, record.rows)
+    try:
+        return parse(record, names)
+    except Flaw as flaw:
+        return BadRow(path.name, number, str(flaw))
+
+
+def parse(record: Record, names: Names = NO_NAMES) -> Row:
+    """The prompt of one record; raises `Flaw` when it holds none."""
+    row, reply = of_fields(layouts.take(record, names))
+    if reply is not None:
+        row = replace(row, meta={"reply": reply, **row.meta})
+    require_storable(row)
+    return row
+
+
+def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[Row, str | None]:
+    """The prompt of a record, and what answers it where its turns go on to that; raises `Flaw` when it holds none.
+
+    may_reply: turns may do so whatever they are called.
+    """
+    turns = _turns(fields)
+    reply = None
+    if turns and turns[-1]["role"] == "assistant" and (may_reply or _is_sharegpt(fields)):
+        reply = turns.pop()["content"]
+    *history, last = _conversation(turns, fields)
+    row = Row(
+        text=last["content"],
+        history=history or None,
+        answer=text_or_number(fields.ours, "answer"),
+        source_id=text_or_number(fields.ours, "id"),
+        meta=fields.rest,
+    )
+    return row, reply
+
+
+def _is_sharegpt(fields: Fields) -> bool:
+    """Whether a row's turns are laid out so, under whatever name: they end with the reply."""
+    turns = fields.ours["messages"] or fields.ours["prompt"]
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    is_form = isinstance(last, dict) and last.get("from") is not None
+    return is_form or fields.called.get("messages", "").lower() in layouts.WITH_REPLY
+
+
+def _turns(fields: Fields) -> list[Message]:
+    """The turns of a row, its system turn aside where that has a field of its own."""
+    prompt, messages, name = fields.ours["prompt"], fields.ours["messages"], _name_of_turns(fields)
+    if messages:
+        if prompt:
+            raise Flaw(f"both {fields.called['prompt']!r} and {name!r}; one row is one conversation")
+        return conversations.read(messages, name)
+    if isinstance(prompt, list) and prompt:
+        return conversations.read(prompt, name)
+    if isinstance(prompt, str) and _spells_turns(prompt):
+        raise Flaw(f"{name!r} is the JSON of turns; say --map messages={name}, or keep them as a list")
+    return [*_earlier(fields), {"role": "user", "content": _prompt(fields)}]
+
+
+def _name_of_turns(fields: Fields) -> str:
+    """What the row calls the field that its turns are read from."""
+    ours = "messages" if fields.ours["messages"] or "prompt" not in fields.called else "prompt"
+    return fields.called.get(ours, ours)
+
+
+def _spells_turns(prompt: str) -> bool:
+    """Whether a text is the JSON of turns, as a CSV file keeps them."""
+    if not prompt.lstrip().startswith("["):
+        return False
+    try:
+        turns = msgspec.json.decode(prompt)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return bool(turns) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns)
+
+
+def _prompt(fields: Fields) -> str:
+    """The prompt that is a text, with the input that an instruction may have."""
+    prompt, more = fields.ours["prompt"], fields.ours["input"]
+    if prompt is None:
+        if nothing := [name for ours, name in fields.called.items() if ours in ("prompt", "messages")]:
+            raise Flaw(f"neither 'prompt' nor 'messages': {nothing[0]!r} is empty")
+        raise Flaw(
+            f"neither 'prompt' nor 'messages'; the row has {fields.listed()}: say which is the prompt by "
+            f"{fields.likely()}"
+        )
+    for field, value in (("prompt", prompt), ("input", more)):
+        if value is not None and not isinstance(value, str):
+            raise Flaw(f"{fields.called[field]!r} must be text, got {value!r:.50}")
+    if not prompt.strip():
+        raise Flaw("empty prompt")
+    return f"{prompt}\n{more}" if more and more.strip() else str(prompt)
+
+
+def _earlier(fields: Fields) -> list[Message]:
+    """Alpaca's history: pairs of what was said and what was answered."""
+    turns: list[Message] = []
+    history = fields.ours["history"] or []
+    for pair in strict_json.decode(history.encode()) if isinstance(history, str) else history:
+        match pair:
+            case [str(said), str(answered)]:
+                turns += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]
+            case _:
+                raise Flaw(f"'history' must be pairs of texts, got {pair!r:.50}")
+    return turns
+
+
+def _conversation(turns: list[Message], fields: Fields) -> list[Message]:
+    """The turns that end with the prompt, the system turn first."""
+    name = _name_of_turns(fields)
+    if not turns or turns[-1]["role"] != "user":
+        last = turns[-1]["role"] if turns else "system"
+        advice = "; answers come in by 'persyn responses import'" if last == "assistant" else ""
+        raise Flaw(f"{name!r}: the last turn must be the user's, not the {last}'s{advice}")
+    if not turns[-1]["content"].strip():
+        raise Flaw("empty prompt: the user's last turn says nothing")
+    turns = _with_system(turns, fields)
+    conversations.require_order(turns, name)
+    return turns
+
+
+def _with_system(turns: list[Message], fields: Fields) -> list[Message]:
+    system = fields.ours["system"]
+    if system is None or system == "":
+        return turns
+    if not isinstance(system, str):
+        raise Flaw(f"{fields.called['system']!r} must be text, got {system!r:.50}")
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if turns[0]["content"] != system:
+        raise Flaw(f"both a system turn and {fields.called['system']!r}, which says something else")
+    return turns
+
+
+def text_or_number(record: Record, name: str) -> str | None:
+    """A field as text; None when it is not there or empty, `Flaw` when it is something else."""
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return msgspec.json.encode(value).decode()
+    raise Flaw(f"{name!r} must be text or a number, got {value!r:.50}")
+
+
+def require_storable(row: Any) -> None:
+    """Raise `Flaw` for what PostgreSQL cannot store, on SQLite too: a run may move from one to the other."""
+    encoded = msgspec.json.encode(row)
+    # Almost every row passes here; only one that could be at fault is looked through.
+    if b"\\u0000" in encoded or encoded.count(b"[") + encoded.count(b"{") > _MAX_DEPTH:
+        _look_through(msgspec.to_builtins(row), _MAX_DEPTH)
+
+
+def _look_through(value: Any, depth: int) -> None:
+    if isinstance(value, str):
+        if "\0" in value:
+            raise Flaw("a NUL character, which no database text can hold")
+        return
+    if not isinstance(value, (dict, list)):
+        return
+    if not depth:
+        raise Flaw(f"nested deeper than {_MAX_DEPTH} levels")
+    for part in (*value, *value.values()) if isinstance(value, dict) else value:
+        _look_through(part, depth - 1)

@@ -1,0 +1,74 @@
+"""JSON as files hold it: NaN and infinities are null, a key that is there twice is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from persyn.ingest.encoding import not_utf8
+from persyn.ingest.record import Flaw
+
+#: Ends a key, as a rule; in the texts of a row it may stand too.
+_END_OF_KEY = re.compile(rb'(?<!\\)"\s*:')
+
+
+def decode(data: bytes) -> Any:
+    """The value that JSON spells; raises `Flaw` when it is none, or is not unique."""
+    try:
+        value = _decoded(data)
+        # A count tells most rows apart from those that must be looked through, which takes longer.
+        if len(_END_OF_KEY.findall(data)) != _keys(value):
+            json.loads(data, object_pairs_hook=_require_unique)
+    except RecursionError as error:
+        raise Flaw("nested too deep") from error
+    return value
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except UnicodeDecodeError as error:
+        raise Flaw(not_utf8(data)) from error
+    except msgspec.DecodeError as error:
+        return _with_nulls(data, error)
+
+
+def _with_nulls(data: bytes, error: msgspec.DecodeError) -> Any:
+    """What the standard library's reader makes of it, which takes NaN and Infinity: Python's own writer writes them."""
+    nulls: list[str] = []
+    try:
+        value = json.loads(data.decode(), parse_constant=nulls.append, parse_float=_finite)
+        msgspec.json.encode(value)
+    except UnicodeEncodeError as surrogate:
+        raise Flaw("a lone surrogate: half of a character escaped as two") from surrogate
+    except ValueError:
+        nulls.clear()
+    if not nulls:
+        raise Flaw(f"not JSON: {error}") from error
+    return value
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"out of range: {digits:.50}")
+    return number
+
+
+def _keys(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(_keys, value.values()))
+    return sum(map(_keys, value)) if isinstance(value, list) else 0
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Flaw(f"the key {twice!r:.50} is there twice in one object")
+    return found

@@ -1,0 +1,106 @@
+"""The turns of a conversation, as files hold them: nothing that a turn says is dropped in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from persyn.llm.protocols import Message
+from persyn.ingest import strict_json
+from persyn.ingest.record import Flaw
+
+#: How a turn names its speaker and its text: as chat messages do, and as ShareGPT does.
+_SPEAKER, _TEXT = ("role", "from"), ("content", "value")
+_SPEAKERS = {"system": "system", "user": "user", "assistant": "assistant", "human": "user"}
+_SPEAKERS |= dict.fromkeys(("gpt", "chatgpt"), "assistant")
+#: What says nothing: Parquet gives each turn of a file the keys of all.
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+
+Turn: TypeAlias = Mapping[str, Any]
+
+
+def read(value: Any, name: str) -> list[Message]:
+    """The turns in a field of this name, also as the JSON text that a CSV file must keep them as.
+
+    Raises `Flaw` for a turn that is none, and for one that has more than its speaker and its text.
+    """
+    if isinstance(value, str):
+        value = _decoded(value, repr(name))
+    if not isinstance(value, list):
+        raise Flaw(f"{name!r} must be a list of turns, got {value!r:.50}")
+    return [_turn(turn, f"{name!r}: turn {number}") for number, turn in enumerate(value, 1)]
+
+
+def _decoded(text: str, where: str) -> Any:
+    try:
+        return strict_json.decode(text.encode())
+    except Flaw as flaw:
+        raise Flaw(f"{where}: {flaw}") from flaw
+
+
+def _turn(turn: Any, where: str) -> Message:
+    if isinstance(turn, str) and turn.lstrip().startswith("{"):
+        turn = _decoded(turn, where)
+    if not isinstance(turn, dict):
+        raise Flaw(f"{where} must have a role and a content, got {turn!r:.50}")
+    turn = _spelled(turn)
+    speaker, content = (next((key for key in of if turn.get(key) is not None), of[0]) for of in (_SPEAKER, _TEXT))
+    if speaker == "from" and turn.get(content) is None:
+        content = _TEXT[1]
+    if more := [key for key, said in turn.items() if key not in (speaker, content) and _says(said)]:
+        raise Flaw(f"{where} has {more[0]!r}, which would be lost; take it out, or leave the row out")
+    return {"role": _role(turn, speaker, where), "content": _content(turn, content, where)}
+
+
+def _says(said: Any) -> bool:
+    """Whether a value says anything; a struct of nulls does not."""
+    if isinstance(said, dict):
+        return any(map(_says, said.values()))
+    return said not in _NOTHING
+
+
+def _spelled(turn: Turn) -> Turn:
+    """The same with the keys that we know as we spell them, unless it has such a key already."""
+    known = {*_SPEAKER, *_TEXT}
+    names = {key: name for key in turn if key not in known and (name := str(key).strip().lower()) in known - {*turn}}
+    return {names.get(key, key): said for key, said in turn.items()} if len({*names.values()}) == len(names) else turn
+
+
+def _role(turn: Turn, key: str, where: str) -> str:
+    role = turn.get(key)
+    if role is None:
+        raise Flaw(f"{where} has no {key!r}")
+    known = _SPEAKERS.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise Flaw(f"{where} has the unknown {key} {role!r:.50}; known are {', '.join(_SPEAKERS)}")
+    return known
+
+
+def _content(turn: Turn, key: str, where: str) -> str:
+    content = turn.get(key)
+    if isinstance(content, str):
+        return content
+    if content is None:
+        said = f"{key!r} is null" if key in turn else f"missing {key!r}"
+        raise Flaw(f"{where} has no text: {said}")
+    if isinstance(content, list):
+        return _only_text(content, where, key)
+    raise Flaw(f"{where}: {key!r} must be text, got {content!r:.50}")
+
+
+def _only_text(parts: list[Any], where: str, key: str) -> str:
+    """The text of a content in parts, where it is one part."""
+    match parts:
+        case [{"type": "text", "text": str(text), **more}] if not _says(more):
+            return text
+    kinds = ", ".join(str(part.get("type")) if isinstance(part, dict) else repr(part)[:20] for part in parts[:5])
+    raise Flaw(f"{where}: {key!r} must be one text, got {len(parts)} parts ({kinds})")
+
+
+def require_order(turns: list[Message], name: str) -> None:
+    """Require what chat templates and training formats know: system at most first, then user and assistant in turn."""
+    opening = bool(turns) and turns[0]["role"] == "system"
+    for number, turn in enumerate(turns[opening:]):
+        expected = "assistant" if number % 2 else "user"
+        if turn["role"] != expected:
+            raise Flaw(f"{name!r}: turn {number + opening + 1} is the {turn['role']}'s, the {expected}'s was due")

@@ -1,0 +1,188 @@
+"""Models as immutable versions: the row of one is found by what decides its output, or made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import msgspec
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+from yarl import URL
+
+from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, StudentTable, TeacherTable
+from persyn.db import bulk
+from persyn.db.base import Base
+from persyn.db.catalog import Scorer, Student, Teacher
+from persyn.errors import UsageError
+from persyn.llm.scorers import judge, own_function
+from persyn.llm.identity import UNKNOWN, Identity, identify
+
+Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
+"""What models are, by (model, revision)."""
+
+#: Engines whose model lies here, where it can be looked at.
+_LOADED = ("vllm", "transformers")
+#: Options that a response does not depend on.
+_OF_SPEED = {
+    "openai": ("api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"),
+    "vllm": ("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"),
+    "transformers": ("batch_size",),
+}
+#: A teacher's columns that may change without making another teacher.
+_DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out")
+
+
+def identities(
+    teachers: Sequence[TeacherTable],
+    student: StudentTable | None = None,
+    quality: QualityTable | None = None,
+    strategy: StrategyTable | None = None,
+    router: RouterTable | None = None,
+) -> Identities:
+    """Find out what models are: a hub may be asked, and large files read. `UsageError` names all that are not there."""
+    tables = [(table.model, table.revision) for table in teachers if table.engine in _LOADED]
+    if student is not None and student.engine != "fake":
+        tables.append((student.model, student.revision))
+    if quality is not None and quality.is_loaded:
+        tables.append((quality.model, quality.revision))
+    if router is not None:
+        tables.append((router.backbone, router.revision))
+    looks: dict[tuple[str, str | None], Callable[[], Identity]] = {table: partial(identify, *table) for table in tables}
+    for function in (quality, strategy):
+        if function is not None and function.kind == "python":
+            looks[function.model, function.revision] = partial(_of_function, function)
+    found = _all(looks)
+    if router is not None and router.version not in (None, is_now := found[router.backbone, router.revision].revision):
+        raise UsageError(
+            f"the backbone {router.backbone!r} is {is_now}, not {router.version}: put that back, or name no version"
+        )
+    return found
+
+
+def _all(looks: Mapping[tuple[str, str | None], Callable[[], Identity]]) -> dict[tuple[str, str | None], Identity]:
+    """What every look finds; `UsageError` with all that find nothing."""
+    found, missing = {}, []
+    for table, look in looks.items():
+        try:
+            found[table] = look()
+        except UsageError as error:
+            missing.append(str(error))
+    if missing:
+        raise UsageError(missing[0] if len(missing) == 1 else f"{len(missing)} are missing: {' | '.join(missing)}")
+    return found
+
+
+def _of_function(table: QualityTable | StrategyTable) -> Identity:
+    revision = own_function.revision(table.model)
+    if table.revision not in (None, revision):
+        raise UsageError(
+            f"the file of {table.model!r} is {revision}, not {table.revision}: put that back, or name none"
+        )
+    return Identity(revision, None)
+
+
+def asked(table: TeacherTable, known: Identities) -> str:
+    """What two tables of one teacher have in common, though they spell or reach it otherwise.
+
+    A server is known by its address, with or without a closing slash, a model by its content where it lies here; what
+    an option does to speed and memory alone does not count.
+    """
+    engine, sampling = table.engine, msgspec.to_builtins(table.sampling)
+    if engine == IMPORTED:
+        return msgspec.json.encode([engine, table.model]).decode()
+    if table.sampling.temperature == 0:
+        sampling |= {"top_p": None, "top_k": None}  # greedy draws from nothing
+    options = {key: value for key, value in table.options.items() if key not in _OF_SPEED.get(engine, ())}
+    model, version = table.model.strip(), None
+    if engine in _LOADED:
+        found = known[table.model, table.revision]
+        model, version = (found.revision, found.template_hash) if found.revision else (model, None)
+    elif engine == "openai":
+        options["base_url"] = _address(str(table.options.get("base_url")))
+    shots = msgspec.to_builtins(table.few_shot)
+    parts = [engine, model, version, options, sampling, table.system or None, shots]
+    return msgspec.json.encode(parts, order="sorted").decode()
+
+
+def _address(base_url: str) -> str:
+    """A server's address, however it is spelled; text that is none as it is."""
+    try:
+        url = URL(base_url.strip())
+        host = "127.0.0.1" if url.host in ("localhost", "::1", "0.0.0.0") else url.host  # noqa: S104
+        return f"{url.scheme}://{host}:{url.port}{url.path.rstrip('/')}?{url.query_string}"
+    except ValueError:
+        return base_url
+
+
+def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
+    """A teacher's id. What only describes it is brought up to date."""
+    found = known[table.model, table.revision] if table.engine in _LOADED else UNKNOWN
+    row = msgspec.to_builtins(table) | _version(found)
+    if table.engine == IMPORTED:  # how it was asked elsewhere is not known here
+        decisive = {"engine": table.engine, "model": table.model}
+    else:
+        decisive = {key: value for key, value in row.items() if key not in _DESCRIPTIVE}
+    teacher_id = _register(session, Teacher, decisive, row)
+    said = {key: row[key] for key in _DESCRIPTIVE if row[key] is not None}
+    columns = Teacher.__table__.c
+    # Only what differs is written: a start that holds no row locks waits for no other start.
+    differs = or_(*(columns[key].is_distinct_from(value) for key, value in said.items()))
+    session.execute(update(Teacher).where(Teacher.id == teacher_id, differs).values(**said))
+    return teacher_id
+
+
+def student(session: Session, table: StudentTable, known: Identities) -> Student:
+    """A student's row."""
+    found = known[table.model, table.revision] if table.engine != "fake" else UNKNOWN
+    row = {"name": table.name, "model": table.model} | _version(found)
+    return session.get_one(Student, _register(session, Student, row, row))
+
+
+def learnability(session: Session, student: Student, table: StudentTable) -> int:
+    """The id of the scorer that is a student's log-likelihood."""
+    row = {
+        "kind": table.engine,
+        "model": student.model,
+        "revision": student.revision,
+        "options": table.options,
+        "gpus": table.gpus,
+        "student_id": student.id,
+    }
+    return _register(session, Scorer, row | {"template_hash": student.template_hash}, row)
+
+
+def likelihood(session: Session, model: str, revision: str | None, *, gpus: int, options: Mapping[str, Any]) -> int:
+    """The id of the scorer that is the log-likelihood under any model of a known version."""
+    row: dict[str, Any] = {"kind": "log_likelihood", "model": model, "revision": revision, "options": dict(options)}
+    row["gpus"] = gpus
+    return _register(session, Scorer, row, row)
+
+
+def quality(session: Session, table: QualityTable, known: Identities) -> int:
+    """A quality scorer's id."""
+    found = known[table.model, table.revision] if table.is_loaded or table.kind == "python" else UNKNOWN
+    # In other words, a judge judges otherwise.
+    words = {"wording": judge.wording(table.options)} if table.kind == "judge" else {}
+    row = {
+        "kind": table.kind,
+        "model": table.model,
+        "revision": found.revision,
+        "options": table.options | words,
+        "gpus": table.gpus,
+    }
+    return _register(session, Scorer, row | {"template_hash": found.template_hash}, row)
+
+
+def _version(found: Identity) -> dict[str, Any]:
+    return {"revision": found.revision, "template_hash": found.template_hash}
+
+
+def _register(session: Session, model: type[Base], decisive: dict[str, Any], row: dict[str, Any]) -> int:
+    """The id of the row with this fingerprint, made if it is new; two who register at once get the same row."""
+    fingerprint = hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
+    bulk.insert_new(session, model, [row | {"fingerprint": fingerprint}])
+    columns: Any = model
+    return int(session.scalars(select(columns.id).where(columns.fingerprint == fingerprint)).one())

@@ -1,0 +1,127 @@
+"""Quality by instructions that a program can verify: whether a response follows those its prompt carries.
+
+A prompt's row has `instruction_id_list` and `kwargs`, as in IFEval (arXiv 2311.07911). A response is only ever read
+as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from persyn.errors import shorten
+from persyn.llm.scorers import instruction_checks as checks
+from persyn.llm import options
+from persyn.llm.batched import Batched
+from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
+
+#: Responses handed over at once.
+_CHUNK = 64
+#: What an English row of a dataset in several languages has before its ids.
+_LANGUAGE_PREFIX = "en:"
+#: What a score says before its colon where the prompt's instructions cannot be checked.
+FLAWS = frozenset({"no_instructions", "malformed_instructions", "unknown_instruction", "missing_package"})
+
+
+class Carried(Struct, frozen=True):
+    """The instructions of a prompt, as its row has them."""
+
+    instruction_id_list: list[str] = []
+    kwargs: list[dict[str, Any] | None] = []
+
+
+class Instruction(Struct, frozen=True):
+    """One instruction that can be checked."""
+
+    id: str
+    check: checks.Check
+    arguments: dict[str, Any]
+
+    def is_followed(self, texts: list[str]) -> bool:
+        """Whether one of the texts follows it; an empty one follows nothing."""
+        return any(text.strip() and self.check(text, **self.arguments) for text in texts)
+
+
+class CannotCheck(Exception):
+    """The instructions of a prompt cannot be checked; the message is the reason of a `Failed`."""
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Make an instruction checker that answers `Judge`; its detail says of each instruction whether it was followed.
+
+    A prompt whose instructions cannot be checked fails as `no_instructions`, `malformed_instructions`,
+    `unknown_instruction` or `missing_package`. `ModelSpec.model` is not used.
+    """
+    chosen = options.decode(spec, options.Instructions)
+
+    def compute(requests: list[Request]) -> Iterator[list[Result]]:
+        for request in requests:
+            assert isinstance(request, Judge)
+            yield [_judge(request, chosen)]
+            tick()
+
+    return Batched(compute, version=_version(), chunk=_CHUNK)
+
+
+def variants(response: str) -> list[str]:
+    """A response, and what may be taken for it: without its first line, its last, both; each without asterisks."""
+    lines = response.split("\n")
+    cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    texts = [response, *cut]
+    return list(dict.fromkeys(texts + [text.replace("*", "") for text in texts]))
+
+
+def _judge(request: Judge, chosen: options.Instructions) -> Result:
+    try:
+        instructions = _instructions(request.meta)
+    except CannotCheck as error:
+        return Failed(request.id, str(error))
+    texts = [request.response] if chosen.strict else variants(request.response)
+    followed = [instruction.is_followed(texts) for instruction in instructions]
+    value = float(all(followed)) if chosen.level == "prompt" else sum(followed) / len(followed)
+    verdicts = [{"id": one.id, "followed": is_it} for one, is_it in zip(instructions, followed, strict=True)]
+    return Judged(request.id, value, detail={"instructions": verdicts})
+
+
+def flaw(meta: Mapping[str, Any]) -> str | None:
+    """Why the instructions that a prompt's row carries cannot be checked; None when they can."""
+    try:
+        _instructions(meta)
+    except CannotCheck as error:
+        return str(error)
+    return None
+
+
+def _instructions(meta: Mapping[str, Any]) -> list[Instruction]:
+    """The instructions of a prompt; `CannotCheck` when there are none, or one that is not understood."""
+    try:
+        carried = msgspec.convert(meta, Carried)
+    except msgspec.ValidationError as error:
+        raise CannotCheck(f"malformed_instructions: {error}") from error
+    ids, kwargs = carried.instruction_id_list, carried.kwargs
+    if not ids:
+        raise CannotCheck("no_instructions: the prompt's row has no instruction_id_list, or an empty one")
+    if len(ids) != len(kwargs):
+        raise CannotCheck(f"malformed_instructions: {len(ids)} in instruction_id_list, {len(kwargs)} in kwargs")
+    return [_instruction(id.removeprefix(_LANGUAGE_PREFIX), given or {}) for id, given in zip(ids, kwargs, strict=True)]
+
+
+def _instruction(id: str, kwargs: dict[str, Any]) -> Instruction:
+    check = checks.CHECKS.get(id)
+    if check is None:
+        raise CannotCheck(f"unknown_instruction: {shorten(id)!r}")
+    if id in checks.NEED_LANGDETECT and not checks.can_detect_language():
+        raise CannotCheck(f"missing_package: {id} needs langdetect: pip install 'persyn[instructions]'")
+    try:
+        return Instruction(id, check, checks.arguments(check, kwargs))
+    except msgspec.ValidationError as error:
+        raise CannotCheck(f"malformed_instructions: {id}: {error}") from error
+
+
+def _version() -> str:
+    detector = f", langdetect {version('langdetect')}" if checks.can_detect_language() else ""
+    return f"persyn {version('persyn')}{detector}"

@@ -1,0 +1,176 @@
+"""Learnability: how likely a student finds a response, as a sum of log-probabilities in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from persyn.llm import fidelity, options, scoring, template_check
+from persyn.llm.batched import Batched
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.mates import Mates
+from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
+from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
+
+#: Positions that go through the LM head at once: in float32, 0.3 GB at a vocabulary of 152,000.
+_HEAD_ROWS = 512
+#: On a GPU so many logits at least, which is more positions where the vocabulary is small: 0.3 GB in float32.
+_HEAD_LOGITS = 2**26
+#: Logits that are turned to float32 at once on a CPU.
+_CACHED = 2_000_000
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Load a student that answers `Judge` with the log-likelihood of the response.
+
+    The value is the sum over the response's tokens, its end token included, given the conversation
+    in the student's own form; `n_tokens` is their number. A response longer than the model's context
+    together with its conversation fails as `too_long`; it is cut only where an option says so.
+    """
+    chosen = options.decode(spec, options.LogLikelihood)
+    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    model = scoring.load_weights(AutoModelForCausalLM, spec, chosen)
+
+    def row(request: Judge, found: tuple[list[int], int] | TemplateError) -> Row | Failed:
+        if isinstance(found, TemplateError):
+            return refused(request, found)
+        ids, start = found
+        return Row(request.id, ids if chosen.response_tokens is None else ids[: start + chosen.response_tokens], start)
+
+    def encode(requests: Sequence[Judge]) -> list[Row | Failed]:
+        found = chat.all_response_ids([(request.messages, request.response) for request in requests])
+        return [row(*pair) for pair in zip(requests, found, strict=True)]
+
+    padded = Padded(
+        encode,
+        Student(model).judge,
+        max_tokens=scoring.max_tokens(model.config),
+        batch_tokens=scoring.batch_tokens(spec, chosen),
+        tick=tick,
+    )
+    return Batched(padded.compute, version=scoring.VERSION, chunk=scoring.CHUNK)
+
+
+class Student:
+    """A causal language model, split into decoder and head so that the head sees only what is scored.
+
+    Where its logits are not what its head makes of its decoder's hidden states, all of them are computed.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
+        self._parts: tuple[nn.Module, nn.Module] | None = _split(model)
+        self._mates = Mates(model)
+        self._device = model.device
+        self._detail = scoring.describe(model)
+        vocabulary = self._check()
+        self._head_rows = _HEAD_ROWS if self._device.type == "cpu" else max(_HEAD_ROWS, _HEAD_LOGITS // vocabulary)
+
+    def judge(self, rows: Sequence[Row]) -> list[Judged]:
+        """The log-likelihood of each row's ids from `start` on."""
+        return self._mates.compute(rows, [len(row.ids) for row in rows], self._judge)
+
+    @torch.inference_mode()
+    def _judge(self, rows: Sequence[Row]) -> list[Judged]:
+        # The padding lies to the right of everything that is scored: no causal model looks at it, so any id
+        # will do, and without a mask the attention may use its fastest kernel.
+        ids = right_pad(rows, rows[0].ids[0], self._device)  # (B, L)
+        width = ids.shape[1]
+        places = torch.tensor(
+            [i * width + j for i, row in enumerate(rows) for j in range(row.start - 1, len(row.ids) - 1)]
+        ).to(self._device)
+        targets = torch.tensor([token for row in rows for token in row.ids[row.start :]]).to(self._device)
+        # What goes to a GPU waits for it, so all of it goes before there is anything to wait for.
+        hidden = self._states(ids)  # (B, L, H)
+        chosen = hidden.flatten(0, 1)[places.to(hidden.device)]  # (N, H)
+        log_probabilities = self._log_probabilities(chosen, targets.to(hidden.device))  # (N,)
+
+        counts = [len(row.ids) - row.start for row in rows]
+        sums = [part.sum().item() for part in torch.split(log_probabilities, counts)]
+        return [
+            Judged(row.id, total, n_tokens=count, detail=self._detail)
+            for row, total, count in zip(rows, sums, counts, strict=True)
+        ]
+
+    def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(N,) float64 log-probability of each target after its (N, H) hidden state, on the CPU."""
+        parts = []
+        n = self._head_rows
+        for states, tokens in zip(torch.split(hidden, n), torch.split(targets, n), strict=True):
+            logits = self._logits(states)  # (n, V)
+            # On a CPU what fits its cache is worked on there, and the pages of a large tensor are never touched.
+            rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+            for some, chosen in zip(torch.split(logits, rows), torch.split(tokens, rows), strict=True):
+                parts.append(_chosen(some.float(), chosen.to(logits.device)).double())
+        return torch.cat(parts).cpu()
+
+    def _states(self, ids: Tensor) -> Tensor:
+        """What `_logits` takes at each of (B, L) positions: hidden states, or the logits themselves."""
+        if self._parts is None:
+            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+            return logits
+        states: Tensor = self._parts[0](input_ids=ids, use_cache=False).last_hidden_state
+        return states
+
+    def _logits(self, states: Tensor) -> Tensor:
+        if self._parts is None:
+            return states
+        logits: Tensor = self._parts[1](inputs_embeds=states[None], use_cache=False).logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def _check(self) -> int:
+        """See whether the parts make the whole; give them up otherwise. Returns the size of the vocabulary."""
+        ids = torch.arange(1, 9, device=self._device)[None]
+        whole: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
+        try:
+            parts = self._logits(self._states(ids)[0]).to(whole.device)
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            # A head may ask its decoder for more than hidden states, each family for something else.
+            parts = None
+        if parts is None or not fidelity.is_alike(whole, parts):
+            self._parts = None
+        return int(whole.shape[-1])
+
+
+def _chosen(logits: Tensor, targets: Tensor) -> Tensor:
+    """(n,) log-probability of each target under (n, V) logits, which are used up."""
+    found = logits.gather(1, targets[:, None]).squeeze(1)
+    # logsumexp, in place: a third of its time, and no second tensor of this size.
+    highest = logits.amax(1)
+    total = logits.sub_(highest[:, None]).exp_().sum(1)
+    return found - highest - total.log()
+
+
+class _Hidden(BaseModelOutputWithPast):
+    """A decoder's output of which only the hidden states are known: whatever else is asked for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _Given(nn.Module):
+    """Stands where the decoder stood and passes on the hidden states it is given."""
+
+    def forward(self, _input_ids: Tensor | None = None, *, inputs_embeds: torch.FloatTensor, **_: Any) -> _Hidden:
+        return _Hidden(last_hidden_state=inputs_embeds)
+
+
+def _split(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+    """The decoder, and a view of the model that does all the rest, sharing its weights.
+
+    What follows the decoder differs between architectures (soft-capped, scaled or plain logits); the
+    model's own code knows it.
+    """
+    head = copy(model)
+    # With several GPUs, accelerate puts a `forward` on the instance that still calls the original.
+    head.__dict__.pop("forward", None)
+    head._modules = {**model._modules, model.base_model_prefix: _Given()}
+    return model.base_model, head

@@ -1,0 +1,259 @@
+"""What crosses to and from a server of chat completions: a request's body, and the response in its answer.
+
+Knows JSON and server-sent events; opens no connection. An answer is believed as little as can be: whatever of it is not
+as it should be costs that request alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from persyn.errors import shorten
+from persyn.llm.teachers import complaints, generation
+from persyn.llm import finish_reason
+from persyn.llm.teachers.complaints import RefusedError, RetryableError
+from persyn.llm.protocols import Generate, Generated, Result
+
+#: What broke a response off, in which a text may be there and is not whole.
+_BROKEN_OFF = re.compile(
+    r"error|abort|cancel|insufficient|time.?out|deadline|overload|interrupt|unavailable|fail|disconnect|exception|crash"
+    r"|killed|preempt|shut.?down|memory|\boom\b|internal",
+    re.IGNORECASE,
+)
+#: Parts of a content that are no part of the response, by their type.
+_NO_RESPONSE = re.compile(r"think|reason|refus|tool|function|image|audio|file|video", re.IGNORECASE)
+#: Where a part has its text.
+_OF_PART = ("text", "value", "content", "parts")
+_LONGEST_REASON = 60
+#: No context is so large; a server that counts more has miscounted.
+_MOST_TOKENS = 2**24
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_encode = msgspec.json.Encoder().encode
+
+
+def body(
+    model: str, request: Generate, max_tokens_field: str, extra: Mapping[str, Any], omit: Collection[str]
+) -> bytes:
+    """The JSON that asks a server for one response; `extra` goes over what follows from the request.
+
+    omit: fields of the request that are left out.
+    """
+    sampling = request.sampling
+    fields: dict[str, Any] = {
+        "model": model,
+        "messages": request.messages,
+        "seed": request.seed,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        max_tokens_field: sampling.max_tokens,
+    }
+    if sampling.stop:
+        fields["stop"] = sampling.stop
+    if request.schema:
+        schema = {"name": "response", "strict": True, "schema": request.schema}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    # Not OpenAI's own: sent only where a run asks for it.
+    if sampling.top_k:
+        fields["top_k"] = sampling.top_k
+    if sampling.repetition_penalty != 1.0:
+        fields["repetition_penalty"] = sampling.repetition_penalty
+    asked = {name: value for name, value in fields.items() if name not in omit}
+    return _encode(asked | dict(extra))
+
+
+def decode(content: bytes, charset: str | None) -> str:
+    """An answer as text, whatever bytes it has.
+
+    charset: what the server says it is written in.
+    """
+    try:
+        text = content.decode(charset or "utf-8", errors="replace")
+    except (LookupError, UnicodeError):
+        text = content.decode("utf-8", errors="replace")
+    return text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+
+
+def parse(text: str) -> Any:
+    """What is in an answer: JSON, the pieces of a stream put together, or else the text as it is."""
+    try:
+        return _assemble(text) if _is_stream(text) else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: float) -> Result:
+    """The result in a server's answer; `RetryableError` or `RefusedError` when there is none."""
+    completion = parse(answer)
+    choice = _choice(completion)
+    if choice is None:
+        raise complaints.in_answer(completion, headers)
+    message = _table(choice.get("message"))
+    for error in (choice.get("error"), message.get("error")):
+        if complaints.says(error):
+            raise complaints.in_answer({"error": error}, headers)
+    text, refusal = _text(message.get("content")), message.get("refusal")
+    if isinstance(refusal, str) and refusal:
+        raise RefusedError(f"refused: {shorten(refusal)}")
+    reason = _finish_reason(choice.get("finish_reason"))
+    if reason == "stop" and (message.get("tool_calls") or message.get("function_call")):
+        reason = "tool_calls"
+    if reason is None and not text:
+        raise RetryableError("the answer has neither a text nor a finish reason")
+    counts = _table(completion.get("usage"))
+    return generation.conclude(
+        Generated(
+            id=request_id,
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=_count(counts.get("prompt_tokens")),
+            response_tokens=_count(counts.get("completion_tokens")),
+            seconds=seconds,
+        )
+    )
+
+
+def _choice(completion: Any) -> dict[str, Any] | None:
+    """The first choice, which has a message; None when an answer is no chat completion."""
+    if not isinstance(completion, dict) or complaints.says(completion.get("error")):
+        return None
+    choices = completion.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        return None
+    return choice if isinstance(choice.get("message"), dict) or complaints.says(choice.get("error")) else None
+
+
+def _text(content: Any) -> str:
+    """The text of a message: a string, or the texts among its parts; what the model thought is none of it."""
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", "".join(_texts(content)))
+
+
+def _texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for part in content:
+            yield from _texts(part)
+    elif isinstance(content, dict) and not _NO_RESPONSE.search(str(content.get("type", ""))):
+        yield from _texts(next((content[name] for name in _OF_PART if content.get(name)), None))
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield json.dumps(content)
+
+
+def _finish_reason(said: Any) -> str | None:
+    """Why a response ended, in the store's words where they are known, as the server says it otherwise.
+
+    None where it says nothing. Raises `RetryableError` for one that broke off, `RefusedError` for a refused one.
+    """
+    reason = _reason(said)
+    if not reason:
+        return None
+    found = finish_reason.in_our_words(reason)
+    if found in (None, "stop", "length"):
+        return found
+    if reason.lower() == "content_filter":
+        raise RefusedError("refused: content filter")
+    if complaints.REFUSED.search(reason):
+        raise RefusedError(f"refused: finish reason {reason}")
+    if _BROKEN_OFF.search(reason):
+        raise RetryableError(f"the response broke off, finish reason {reason}")
+    return reason
+
+
+def _reason(said: Any) -> str:
+    if isinstance(said, dict):  # SGLang's own: {"type": "abort", ...}
+        said = said.get("type")
+    if said is None or isinstance(said, bool) or said == []:
+        return ""
+    plain = said if isinstance(said, str) else json.dumps(said)
+    return shorten(_SURROGATE.sub("", plain), most=_LONGEST_REASON)
+
+
+def _count(said: Any) -> int | None:
+    """A number of tokens; None where it cannot be one."""
+    if isinstance(said, bool) or not isinstance(said, int | float) or said != said:
+        return None
+    return int(said) if 1 <= said <= _MOST_TOKENS and said == int(said) else None
+
+
+def _is_stream(text: str) -> bool:
+    return text.lstrip().startswith(("data:", "event:", "id:", "retry:", ":"))
+
+
+def _assemble(text: str) -> dict[str, Any]:
+    """The completion whose pieces a server streamed; `ValueError` when it broke off."""
+    merged: dict[str, Any] = {}
+    message: dict[str, Any] = {"content": ""}
+    choice: dict[str, Any] = {"message": message}
+    is_over = False
+    for name, data in _events(text):
+        if data == "[DONE]":
+            is_over = True
+            break
+        piece = _piece(name, data)
+        if "error" in piece:
+            return piece
+        merged["usage"] = piece.get("usage") or merged.get("usage")
+        choices = piece.get("choices")
+        for each in map(_table, choices if isinstance(choices, list) else []):
+            if each.get("index", 0) == 0:
+                _add(choice, message, each)
+    if not is_over and choice.get("finish_reason") is None:
+        raise ValueError("the stream broke off")
+    return {**merged, "choices": [choice]}
+
+
+def _piece(name: str, data: str) -> dict[str, Any]:
+    """A piece of a completion, or {"error": what the server says}; `ValueError` when it is no JSON."""
+    if name == "error":
+        return {"error": _loaded(data) or "an error event without words"}
+    piece = _table(json.loads(data))
+    error = piece.pop("error", None)
+    if complaints.says(error):
+        return {"error": error}
+    return {"error": piece} if "choices" not in piece and complaints.is_complaint(piece) else piece
+
+
+def _loaded(data: str) -> Any:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return data
+    return found.get("error", found) if isinstance(found, dict) else found
+
+
+def _events(text: str) -> Iterator[tuple[str, str]]:
+    """The name and data of each event; llama.cpp's errors are in a field of that name."""
+    name = ""
+    # Not `splitlines`, which also splits at characters that JSON may hold as they are.
+    for line in re.split(r"\r\n|\n|\r", text):
+        field, _, value = line.partition(":")
+        if field == "event" or not line:
+            name = value.strip()
+        elif field in ("data", "error"):
+            yield ("error" if field == "error" else name), value.strip()
+
+
+def _add(choice: dict[str, Any], message: dict[str, Any], piece: Mapping[str, Any]) -> None:
+    delta = _table(piece.get("delta") or piece.get("message"))
+    message["content"] += _text(delta.get("content"))
+    if isinstance(delta.get("refusal"), str):
+        message["refusal"] = message.get("refusal", "") + delta["refusal"]
+    for field in ("tool_calls", "function_call"):
+        if delta.get(field):
+            message[field] = delta[field]
+    if complaints.says(piece.get("error")):
+        choice["error"] = piece["error"]
+    # Many servers give an empty one with every piece but the last.
+    if said := finish_reason.in_our_words(_reason(piece.get("finish_reason"))):
+        choice["finish_reason"] = said
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

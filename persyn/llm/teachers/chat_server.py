@@ -1,0 +1,370 @@
+"""Teachers behind any server that speaks OpenAI's chat completions: a hosted API, vLLM, llama.cpp, ...
+
+Many requests wait for the server at a time, in coroutines that take the next request as soon as one is
+answered. The API key is read from the environment and goes nowhere but into the request's header.
+
+A request that gets no response is in doubt until it shows whose fault that is: its own, when the server answers
+another one that was sent later; the server's, when it answers nothing any more, not even a greeting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import random
+import re
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from persyn.errors import AccountError, HostLacks, OutageError, PermanentError
+from persyn.llm.teachers import chat_completions, complaints
+from persyn.llm import options
+from persyn.llm.teachers.complaints import Blame, RefusedError, RetryableError
+from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick
+
+_MOMENT_SECONDS = 0.2
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
+#: So many requests in a row without a response, each after all its retries, and it is looked whose fault that is.
+_DOUBT_AFTER = 16
+#: What a server is asked to see whether it answers anything.
+_GREETING, _GREETING_TOKENS = "Hello!", 16
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Make ready to ask a server; nothing is sent before the first request.
+
+    A server bounds a response by its own context: a prompt that fits, but not with `max_tokens` more, may fail
+    as `too_long`. `seconds` includes retries. Options: `options.OpenAI`. The engine raises `OutageError` when the
+    server serves nobody at the moment, `AccountError` when it will not until a person mends something.
+    """
+    chosen = options.decode(spec, options.OpenAI)
+    url, key = endpoint(chosen.base_url), read_key(chosen)
+    return OpenAI(spec.model, chosen, url, key, proxy(url))
+
+
+def endpoint(base_url: str) -> URL:
+    """Where chat completions are asked for, the base URL's query kept; `PermanentError` when the base URL is none."""
+    try:
+        url = URL(base_url)
+    except ValueError as error:
+        raise PermanentError(f"base_url {base_url!r} is no URL: {error}") from error
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise PermanentError(f"base_url {base_url!r} is no http(s) URL; give one like http://localhost:8000/v1")
+    if re.search(r"\s", base_url) or url.fragment:
+        raise PermanentError(f"base_url {base_url!r} has a blank or a # in it, which no base URL has; take it out")
+    path = url.raw_path.rstrip("/")
+    if path.endswith("/chat/completions"):
+        raise PermanentError(f"base_url {base_url!r} must end before /chat/completions, which is added to it")
+    return url.with_path(f"{path}/chat/completions", encoded=True).with_query(url.query)
+
+
+def read_key(chosen: options.OpenAI) -> str | None:
+    """The API key from the environment; `HostLacks` when it is not there, or cannot be one."""
+    if chosen.api_key_env is None:
+        return None
+    key = os.environ.get(chosen.api_key_env, "").strip()
+    if not key:
+        raise HostLacks(f"the environment variable {chosen.api_key_env} holds no API key; set it for the worker")
+    if key[0] in "'\"":
+        raise HostLacks(
+            f"the environment variable {chosen.api_key_env} holds a key in quotation marks; set it to the key alone"
+        )
+    if not _KEY.fullmatch(key):
+        raise HostLacks(
+            f"the environment variable {chosen.api_key_env} holds no single API key: there is a line break, a blank or "
+            "another character in it that no key has; set it to the key alone"
+        )
+    return key
+
+
+def proxy(url: URL) -> URL | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY want for an address; `HostLacks` for one of no use."""
+    # Not aiohttp's `trust_env`: that reads a .netrc too, and fails where a key is sent besides.
+    given = urllib.request.getproxies()
+    found = given.get(url.scheme) or given.get("all")
+    if not found or _is_direct(url, given.get("no", "")):
+        return None
+    try:
+        place = URL(found if "://" in found else f"http://{found}")
+    except ValueError as error:  # whose words may repeat a password
+        raise HostLacks(
+            f"the environment names a proxy for {url.host} that is no URL; set HTTP(S)_PROXY anew"
+        ) from error
+    if place.scheme not in {"http", "https"} or not place.host:
+        raise HostLacks(
+            f"the environment names a {place.scheme} proxy for {url.host}; only http and https proxies can be used. "
+            "Set HTTP_PROXY or HTTPS_PROXY to one, or NO_PROXY to that host"
+        )
+    return place
+
+
+def _is_direct(url: URL, no_proxy: str) -> bool:
+    """Whether NO_PROXY names an address: its host, a domain of it, with a port or without, or a network."""
+    host = url.host or ""
+    if urllib.request.proxy_bypass(host) or urllib.request.proxy_bypass(f"{host}:{url.port}"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        domains = [name.strip().lower().removeprefix("*") for name in no_proxy.split(",")]
+        return any(name.startswith(".") and host.endswith(name) for name in domains)
+    return any(address in network for network in _networks(no_proxy))
+
+
+def _networks(no_proxy: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    for name in no_proxy.split(","):
+        with suppress(ValueError):
+            yield ipaddress.ip_network(name.strip(), strict=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A request that got no response, and when it was known that it would get none."""
+
+    request: Generate
+    reason: str
+    #: None: the server was out of order.
+    blame: Blame | None
+    at: float
+
+
+class OpenAI:
+    """Requests in a backlog, and up to `concurrency` coroutines that each ask for one at a time."""
+
+    def __init__(self, model: str, chosen: options.OpenAI, url: URL, key: str | None, proxy: URL | None) -> None:
+        self.version = f"openai-compatible {url.host}"
+        self.window = 2 * chosen.concurrency
+        self._model = model
+        self._options = chosen
+        self._url = url
+        self._proxy = proxy
+        self._loop = asyncio.new_event_loop()
+        self._session = self._loop.run_until_complete(_open(chosen, key))
+        self._secrets = {secret: mark for secret, mark in ((key, "[key]"), (_password(proxy), "[password]")) if secret}
+        self._backlog: deque[Generate] = deque()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._finished: list[Result] = []
+        self._error: BaseException | None = None
+        self._is_closing = False
+        self._resume_at = 0.0
+        self._doubts: list[_Doubt] = []
+        #: Ids of requests that are asked a last time.
+        self._last: set[int] = set()
+        self._unanswered = 0
+        self._looking = asyncio.Lock()
+        self.pending = 0
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Put requests into the backlog."""
+        for request in requests:
+            assert isinstance(request, Generate)
+            self._backlog.append(request)
+        self.pending += len(requests)
+
+    def step(self) -> list[Result]:
+        """Serve until something is finished or a moment has passed, and return all that is."""
+        for _ in range(min(len(self._backlog), self._options.concurrency - len(self._workers))):
+            self._begin()
+        if self._doubts and not self._backlog and not self._workers:
+            self._begin()
+        if self._workers and not self._finished:
+            alarm = self._loop.call_later(_MOMENT_SECONDS, self._loop.stop)
+            self._loop.run_forever()
+            alarm.cancel()
+        if self._error is not None and not self._finished:
+            raise self._error
+        results, self._finished = self._finished, []
+        self.pending -= len(results)
+        return results
+
+    def close(self) -> None:
+        """Drop what is in flight and close the connections."""
+        self._is_closing = True
+        self._loop.run_until_complete(self._close())
+        self._loop.close()
+
+    async def _close(self) -> None:
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._session.close()
+
+    def _begin(self) -> None:
+        worker = self._loop.create_task(self._work())
+        self._workers.add(worker)
+        worker.add_done_callback(self._end)
+
+    async def _work(self) -> None:
+        """Serve the backlog; what is in doubt when it is empty, and nothing else in flight, is decided."""
+        while self._backlog and self._error is None:
+            # Looked up after the wait: `step` puts a new list in place of the one it returns.
+            if (result := await self._serve(self._backlog.popleft())) is not None:
+                self._finished.append(result)
+            if self._unanswered > _DOUBT_AFTER:
+                await self._look()
+            self._wake()
+        if self._doubts and len(self._workers) == 1 and self._error is None:
+            await self._look()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have `step` return; who closes waits for more than one worker's end."""
+        if not self._is_closing:
+            self._loop.stop()
+
+    def _end(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        if not worker.cancelled() and (error := worker.exception()) is not None:
+            self._error = self._error or error
+            self._wake()
+
+    async def _serve(self, request: Generate) -> Result | None:
+        """The request's result; None while it is in doubt."""
+        began = self._loop.time()
+        try:
+            result = await self._ask_patiently(request)
+        except RefusedError as error:
+            if error.blame == "account":
+                raise AccountError(self._tell(str(error))) from error
+            if error.blame != "prompt":
+                self._doubt(_Doubt(request, str(error), error.blame, self._loop.time()))
+                return None
+            result = Failed(request.id, str(error))
+        except RetryableError as error:
+            if error.is_absent:
+                raise OutageError(f"no server at {self._url}: {error}; check that it runs and base_url") from error
+            self._doubt(_Doubt(request, f"server_error: {error}", None, self._loop.time()))
+            return None
+        self._settle(began)
+        return result
+
+    def _doubt(self, doubt: _Doubt) -> None:
+        self._doubts.append(doubt)
+        self._unanswered += 1
+
+    def _settle(self, since: float, *, is_greeting: bool = False) -> None:
+        """The server answers what was asked at `since`: what was in doubt before was no fault of its.
+
+        Such requests have failed. One that met a server out of order is asked a last time, which may be in order since.
+        """
+        self._unanswered = 0
+        known = [doubt for doubt in self._doubts if doubt.at <= since]
+        self._doubts = [doubt for doubt in self._doubts if doubt.at > since]
+        for doubt in known:
+            may_retry = is_greeting or self._options.max_retries
+            if doubt.blame is None and may_retry and doubt.request.id not in self._last:
+                self._last.add(doubt.request.id)
+                self._backlog.append(doubt.request)
+            else:
+                self._last.discard(doubt.request.id)
+                self._finished.append(Failed(doubt.request.id, doubt.reason))
+
+    async def _look(self) -> None:
+        """Decide what is in doubt by greeting the server: who answers that is not to blame.
+
+        Raises `OutageError` or `AccountError`, and every request in doubt is still to be answered.
+        """
+        async with self._looking:
+            if not self._doubts or self._error is not None:
+                return  # somebody looked meanwhile
+            is_much = self._unanswered > _DOUBT_AFTER
+            if is_much or any(doubt.blame != "request" for doubt in self._doubts):
+                await self._greet(is_much=is_much)
+            self._settle(self._loop.time(), is_greeting=True)
+
+    async def _greet(self, *, is_much: bool) -> None:
+        many = f"{self._unanswered} request{'s' if self._unanswered > 1 else ''} in a row"
+        try:
+            await self._ask(_greeting(self._doubts[-1]))
+        except RetryableError as error:
+            raise OutageError(f"{many} got no answer from {self._url}: {error}") from error
+        except RefusedError as error:
+            is_form = error.blame == "request" and is_much and any(doubt.blame == "request" for doubt in self._doubts)
+            if error.blame in ("access", "account") or is_form:
+                raise AccountError(self._tell(str(error))) from error
+
+    def _tell(self, reason: str) -> str:
+        key = self._options.api_key_env or "api_key_env, which is not set"
+        return (
+            f"{self._url} answered {reason.removeprefix('refused: ')}; check base_url, the model {self._model!r} and "
+            f"{key}, and that the account may use them"
+        )
+
+    async def _ask_patiently(self, request: Generate) -> Result:
+        began = time.perf_counter()
+        for attempt in range(0 if request.id in self._last else self._options.max_retries):
+            try:
+                return await self._ask(request, began)
+            except RetryableError as error:
+                # A server that is out of breath is so for every request.
+                self._resume_at = max(self._resume_at, self._loop.time() + error.pause_seconds)
+                longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
+                await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - spreads load, hides nothing
+        return await self._ask(request, began)
+
+    async def _ask(self, request: Generate, began: float | None = None) -> Result:
+        """One attempt. Raises `RetryableError` or `RefusedError`."""
+        began = time.perf_counter() if began is None else began
+        chosen = self._options
+        while (pause := self._resume_at - self._loop.time()) > 0:
+            await asyncio.sleep(pause)
+        body = chat_completions.body(self._model, request, chosen.max_tokens_field, chosen.extra, chosen.omit)
+        try:
+            async with self._session.post(self._url, data=body, allow_redirects=False, proxy=self._proxy) as response:
+                content = await response.read()
+        except TimeoutError as error:
+            raise RetryableError(f"no answer within {chosen.timeout_seconds:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            is_absent = isinstance(error, aiohttp.ClientConnectorError)
+            said = self._clean(f"{type(error).__name__}: {error}")
+            raise RetryableError(said, is_absent=is_absent) from error
+        answer = self._clean(chat_completions.decode(content, response.charset))
+        if 200 <= response.status < 300:
+            return chat_completions.read(request.id, answer, response.headers, time.perf_counter() - began)
+        found = complaints.complaint(chat_completions.parse(answer))
+        raise complaints.trouble(response.status, response.headers, found)
+
+    def _clean(self, text: str) -> str:
+        """Another's words without the key, should they repeat it."""
+        for secret, mark in self._secrets.items():
+            text = text.replace(secret, mark)
+        return text
+
+
+def _greeting(doubt: _Doubt) -> Generate:
+    """What is asked in place of a request in doubt, in the same way: little, and nothing that anybody would refuse.
+
+    It may have as many tokens as the request where the server complains of that number.
+    """
+    request, sampling = doubt.request, doubt.request.sampling
+    if not complaints.MAX_TOKENS.search(doubt.reason):
+        sampling = msgspec.structs.replace(sampling, max_tokens=_GREETING_TOKENS)
+    return Generate(request.id, [{"role": "user", "content": _GREETING}], sampling, request.seed)
+
+
+def _password(proxy: URL | None) -> str | None:
+    return proxy.raw_password if proxy is not None else None
+
+
+async def _open(chosen: options.OpenAI, key: str | None) -> aiohttp.ClientSession:
+    headers = {"Content-Type": "application/json"}
+    if key:
+        header = chosen.api_key_header
+        headers[header] = f"Bearer {key}" if header.lower() == "authorization" else key
+    return aiohttp.ClientSession(
+        # How many there are is the workers' matter.
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=chosen.timeout_seconds),
+    )

@@ -1,0 +1,120 @@
+"""How a batch's tokens are drawn and where each of its responses ends: every row by itself.
+
+For `generate` of transformers, which chooses the highest score and knows one length for the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from persyn.llm.teachers import generation
+from persyn.llm.teachers.generation import Prompt
+from persyn.llm.protocols import Tick
+
+_SEED_BITS = 2**63 - 1
+
+
+def processors(batch: Sequence[Prompt], device: torch.device) -> LogitsProcessorList:
+    """What makes a batch's logits the scores to choose the highest of; `ValueError` for impossible sampling."""
+    sampling = batch[0].request.sampling
+    chain: list[Any] = []
+    if sampling.repetition_penalty != 1.0:
+        chain.append(_Penalty(sampling.repetition_penalty, batch))
+    if sampling.temperature != 0.0:
+        chain.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            chain.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p != 1.0:
+            chain.append(TopPLogitsWarper(sampling.top_p))
+        chain.append(Draw([prompt.request.seed for prompt in batch], device))
+    return LogitsProcessorList(chain)
+
+
+class Draw(LogitsProcessor):
+    """Adds each row's own Gumbel noise: the arg-max is then a draw from the row's distribution.
+
+    A row's noise depends on its seed and its place in the response alone, not on the batch around it.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed & _SEED_BITS) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores with noise; what is ruled out stays so."""
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self._generators, strict=True):
+            # Uniform noise and two logarithms are several times as fast on a CPU as `exponential_`.
+            row.uniform_(generator=generator)
+        return scores - noise.log_().neg_().log_()
+
+
+class _Penalty(LogitsProcessor):
+    """Penalises the tokens of a row's prompt and response, not those of its padding."""
+
+    def __init__(self, penalty: float, batch: Sequence[Prompt]) -> None:
+        self._penalise = RepetitionPenaltyLogitsProcessor(penalty)
+        self._batch = batch
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores after the penalty."""
+        seen = input_ids.clone()
+        width = max(len(prompt.ids) for prompt in self._batch)
+        for row, prompt in zip(seen, self._batch, strict=True):
+            row[: width - len(prompt.ids)] = prompt.ids[0]
+        penalised: Tensor = self._penalise(seen, scores)
+        return penalised
+
+
+class Ends(StoppingCriteria):
+    """Ends each row at its end token, its stop text or its `max_tokens`, and notes when that was."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: frozenset[int],
+        stops: Sequence[str],
+        batch: Sequence[Prompt],
+        tick: Tick,
+    ) -> None:
+        #: Tokens of each row's response, the one that ended it included; 0 while it is being written.
+        self.lengths = [0] * len(batch)
+        self.seconds = [0.0] * len(batch)
+        self._tokenizer = tokenizer
+        self._end_ids = end_ids
+        self._stops = stops
+        # A token is at least a byte, and the first and last may hold bytes of the text around it.
+        self._tail = max((len(stop.encode()) + 2 for stop in stops), default=0)
+        self._limits = [prompt.max_tokens for prompt in batch]
+        self._width = max(len(prompt.ids) for prompt in batch)
+        self._tick = tick
+        self._began = perf_counter()
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """(B,) whether each row has ended."""
+        self._tick()
+        length = input_ids.shape[1] - self._width
+        for i, tail in enumerate(input_ids[:, self._width :][:, -max(self._tail, 1) :].tolist()):
+            if not self.lengths[i] and (length >= self._limits[i] or self._is_end(tail)):
+                self.lengths[i] = length
+                self.seconds[i] = perf_counter() - self._began
+        return torch.tensor([n > 0 for n in self.lengths], device=input_ids.device)
+
+    def _is_end(self, tail: list[int]) -> bool:
+        if tail[-1] in self._end_ids:
+            return True
+        return bool(self._stops) and generation.cut(str(self._tokenizer.decode(tail)), self._stops)[1]

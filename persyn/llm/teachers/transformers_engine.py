@@ -1,0 +1,185 @@
+"""Teachers on plain transformers, for machines and models that vLLM does not serve.
+
+Every row of a batch is drawn by itself: from its own seed, up to its own end.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+
+from persyn.llm import fidelity, options, scoring, template_check
+from persyn.llm.teachers import generation, sampling
+from persyn.llm.batched import Batched
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.teachers.generation import Prompt
+from persyn.llm.mates import Mates
+from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+
+#: Batches taken at once and sorted by length.
+_CHUNK_BATCHES = 4
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Load a teacher that answers `Generate`.
+
+    `max_tokens` is lowered to what the context leaves after the prompt. `response_tokens` counts the end token,
+    `seconds` from the start of the batch to the row's last token. Options: `options.Transformers`.
+    """
+    chosen = options.decode(spec, options.Transformers)
+    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    dtype = chosen.dtype or ("bfloat16" if spec.gpus else "float32")
+    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype=dtype))
+    writer = Writer(model, chat, batch_size=chosen.batch_size, context=chosen.max_model_len, tick=tick)
+    return Batched(writer.compute, version=scoring.VERSION, chunk=_CHUNK_BATCHES * chosen.batch_size)
+
+
+class Writer:
+    """A causal language model that writes responses in batches of rows padded on the left.
+
+    context: tokens of prompt and response together, within what the model was made for; None is all of that.
+    """
+
+    def __init__(self, model: PreTrainedModel, chat: Chat, *, batch_size: int, context: int | None, tick: Tick) -> None:
+        self.batch_size = batch_size
+        self._model: Any = model
+        self._chat = chat
+        self._positions = scoring.max_tokens(model.config)
+        self._context = min((n for n in (context, self._positions) if n), default=None)
+        self._tick = tick
+        self._end_ids = _end_ids(model, chat)
+        pad_id = chat.tokenizer.pad_token_id
+        self._pad_id = chat.end_id if pad_id is None else int(pad_id)
+        # What the model's makers prefer would fill in for what a request leaves at its default.
+        model.generation_config = GenerationConfig(pad_token_id=self._pad_id)  # type: ignore[no-untyped-call]
+        self._mates = Mates(model, sees_padding=self._sees_padding())
+
+    def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
+        """Yield what cannot be answered, then each batch's results, the longest prompts first."""
+        prompts: list[Prompt] = []
+        failures: list[Result] = []
+        for request in requests:
+            assert isinstance(request, Generate)
+            prepared = generation.prepare(self._chat, request, self._context)
+            if isinstance(prepared, Failed):
+                failures.append(prepared)
+            else:
+                prompts.append(prepared)
+        if failures:
+            yield failures
+        for alike in _groups(prompts):
+            yield from self._compute_alike(alike)
+
+    def _compute_alike(self, prompts: list[Prompt]) -> Iterator[list[Result]]:
+        """Answer prompts of one sampling, given longest first: whether the memory suffices shows at once."""
+        while prompts:
+            batch = self._first_batch(prompts)
+            results = self._attempt(batch)
+            if results is not None:
+                prompts = prompts[len(batch) :]
+                yield results
+
+    def _first_batch(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The first prompts that go together: a long one is carried on while a short one writes.
+
+        Where positions are learned, as GPT-2's are, to carry it past the last of them is an error; where all of a
+        batch is computed as its longest row, to carry it past `Mates.same_up_to` would change what the others write.
+        """
+        longest = len(prompts[0].ids)
+        bounds = (n for n in (self._positions, self._mates.same_up_to) if n)
+        room = min(bounds, default=sys.maxsize) - longest
+        shortest = longest if self._mates.sees_padding else 0
+        batch = takewhile(lambda p: p.max_tokens <= room and len(p.ids) >= shortest, prompts[: self.batch_size])
+        return list(batch) or prompts[:1]
+
+    @torch.inference_mode()
+    def _sees_padding(self) -> bool:
+        """Whether a row is continued otherwise behind padding: some recurrent models take the mask for nothing."""
+
+        def scores(rows: list[list[int]]) -> Tensor:
+            ids = torch.tensor([[self._pad_id] * (8 - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (8 - len(row)) + [1] * len(row) for row in rows])
+            ids, mask = (each[:, -max(map(len, rows)) :].to(self._model.device) for each in (ids, mask))
+            how = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+            logits: Tensor = self._model.generate(ids, attention_mask=mask, **how).logits[0][0]
+            return logits.float()
+
+        short, long = [1, 2, 3], [1, 2, 3, 4, 5, 6, 7, 8]
+        return not fidelity.is_alike(scores([short]), scores([short, long]))
+
+    def _attempt(self, batch: Sequence[Prompt]) -> list[Result] | None:
+        """The batch's results, or None when a smaller one has to be tried."""
+        try:
+            processors = sampling.processors(batch, self._model.device)
+        except ValueError as error:
+            return [generation.refuse(prompt.request, str(error)) for prompt in batch]
+        try:
+            return self._write(batch, processors)
+        except torch.OutOfMemoryError:
+            pass
+        # Only here, past the except block, has the traceback let go of the batch's tensors.
+        torch.cuda.empty_cache()
+        if len(batch) == 1:
+            return [Failed(batch[0].request.id, f"out_of_memory: {len(batch[0].ids):,} tokens and their response")]
+        self.batch_size = len(batch) // 2
+        return None
+
+    @torch.inference_mode()
+    def _write(self, batch: Sequence[Prompt], processors: LogitsProcessorList) -> list[Result]:
+        self._mates.reset()
+        width = max(len(prompt.ids) for prompt in batch)
+        gaps = [width - len(prompt.ids) for prompt in batch]
+        ids = torch.tensor([[self._pad_id] * gap + prompt.ids for gap, prompt in zip(gaps, batch, strict=True)])
+        mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])  # (B, L)
+        stops = generation.stop_texts(self._chat, batch[0].request.sampling)
+        ends = sampling.Ends(self._chat.tokenizer, self._end_ids, stops, batch, self._tick)
+        written = self._model.generate(
+            ids.to(self._model.device),
+            attention_mask=mask.to(self._model.device),
+            max_new_tokens=max(prompt.max_tokens for prompt in batch),
+            do_sample=False,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([ends]),
+        )
+        rows = written[:, width:].tolist()
+        return [self._result(*row, stops) for row in zip(batch, rows, ends.lengths, ends.seconds, strict=True)]
+
+    def _result(self, prompt: Prompt, row: list[int], length: int, seconds: float, stops: Sequence[str]) -> Result:
+        ids = row[:length]
+        is_ended = ids[-1] in self._end_ids
+        text = self._chat.tokenizer.decode(
+            ids[:-1] if is_ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        text, is_cut = generation.cut(str(text), stops)
+        finish = "stop" if is_ended or is_cut else "length"
+        return generation.conclude(Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds))
+
+
+def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+    """Prompts that may share a batch, the longest first."""
+
+    def kind(prompt: Prompt) -> tuple[Any, ...]:
+        how = prompt.request.sampling
+        return (how.temperature, how.top_p, how.top_k, how.repetition_penalty, how.stop)
+
+    for _, alike in groupby(sorted(prompts, key=lambda p: (*kind(p), -len(p.ids))), kind):
+        yield list(alike)
+
+
+def _end_ids(model: PreTrainedModel, chat: Chat) -> frozenset[int]:
+    """Every token that ends a response: the template's, the tokenizer's, and those the model's makers name."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    named = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (chat.end_id, chat.tokenizer.eos_token_id, *named) if token is not None)

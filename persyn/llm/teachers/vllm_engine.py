@@ -1,0 +1,179 @@
+"""Teachers on vLLM, in this process: requests leave the running batch one by one, as they finish."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from persyn.errors import EngineError
+from persyn.llm.teachers import generation
+from persyn.llm import loading, options, template_check
+from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.teachers.generation import Prompt
+from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+#: Gibibytes of KV cache on a CPU, where vLLM would take its share of all memory.
+_CPU_CACHE_GIB = 2
+#: When one of vLLM's processes has ended, how long its own complaint, which says more, is waited for.
+_COMPLAINT_SECONDS = 2.0
+
+
+def load(spec: ModelSpec, tick: Tick) -> Engine:
+    """Load a teacher that answers `Generate`; with several GPUs its tensors are split over them.
+
+    `max_tokens` is lowered to what the context leaves after the prompt. `response_tokens` counts the end token,
+    `seconds` from admission to vLLM, where a request may wait for its place in the batch. Options: `options.Vllm`.
+    """
+    chosen = options.decode(spec, options.Vllm)
+    loading.require_gpus(spec)
+    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    _set_environment(spec.gpus)
+    from vllm import LLM
+    from vllm.version import __version__
+
+    try:
+        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
+    except Exception as error:
+        # Whatever a failing start raises, from a wrong option to a driver's complaint, means the same here.
+        raise loading.explain_vllm(spec, error) from error
+    return VLLM(llm, chat, f"vllm {__version__}")
+
+
+class VLLM:
+    """Hands each request to vLLM as it comes and passes on each response as it is finished.
+
+    Where vLLM works in processes of its own, this process ends when one of them does.
+    """
+
+    def __init__(self, llm: LLM, chat: Chat, version: str) -> None:
+        self._engine: Any = llm.llm_engine
+        config = self._engine.vllm_config
+        self.version = version
+        #: Twice what runs at a time: vLLM never waits for the next request.
+        self.window = 2 * int(config.scheduler_config.max_num_seqs)
+        self._context = int(config.model_config.max_model_len)
+        self._chat = chat
+        self._running: dict[int, tuple[Prompt, float]] = {}
+        self._finished: list[Result] = []
+        if children := multiprocessing.active_children():
+            threading.Thread(target=_end_with_any, args=(children,), daemon=True, name="vllm-watch").start()
+
+    @property
+    def pending(self) -> int:
+        """How many requests were submitted and are not finished."""
+        return len(self._running) + len(self._finished)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hand requests over; those that cannot be served are finished at once."""
+        for request in requests:
+            assert isinstance(request, Generate)
+            prompt = generation.prepare(self._chat, request, self._context)
+            failed = prompt if isinstance(prompt, Failed) else self._add(prompt)
+            if failed is not None:
+                self._finished.append(failed)
+
+    def step(self) -> list[Result]:
+        """One step of the running batch, in which each of its responses gains a token."""
+        results, self._finished = self._finished, []
+        if self._running:
+            try:
+                outputs = self._engine.step()
+            except Exception as error:
+                # vLLM has no error in a step that leaves it usable.
+                raise EngineError(f"vLLM died: {type(error).__name__}: {error}") from error
+            results += [self._result(output) for output in outputs if output.finished]
+        return results
+
+    def _add(self, prompt: Prompt) -> Failed | None:
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        request, how = prompt.request, prompt.request.sampling
+        try:
+            sampling = SamplingParams(
+                max_tokens=prompt.max_tokens,
+                temperature=how.temperature,
+                top_p=how.top_p,
+                top_k=how.top_k,
+                repetition_penalty=how.repetition_penalty,
+                seed=request.seed,
+                stop=generation.stop_texts(self._chat, how),
+                stop_token_ids=[self._chat.end_id],
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema else None,
+            )
+            self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling)
+        except (VLLMClientError, ValueError, TypeError) as error:
+            return generation.refuse(request, str(error))
+        self._running[request.id] = (prompt, time.perf_counter())
+        return None
+
+    def _result(self, output: RequestOutput) -> Result:
+        prompt, began = self._running.pop(int(output.request_id))
+        (response,) = output.outputs
+        if response.finish_reason not in {"stop", "length"}:
+            return Failed(prompt.request.id, f"server_error: vLLM ended the response by {response.finish_reason}")
+        seconds = time.perf_counter() - began
+        return generation.conclude(
+            Generated(
+                id=prompt.request.id,
+                text=response.text,
+                finish_reason=response.finish_reason,
+                prompt_tokens=len(prompt.ids),
+                response_tokens=len(response.token_ids),
+                seconds=seconds,
+            )
+        )
+
+
+def _arguments(spec: ModelSpec, chosen: options.Vllm) -> dict[str, Any]:
+    cache_gib = chosen.kv_cache_gib or (None if spec.gpus else _CPU_CACHE_GIB)
+    return {
+        "tensor_parallel_size": max(spec.gpus, 1),
+        "dtype": chosen.dtype,
+        "max_model_len": chosen.max_model_len,
+        "max_num_seqs": chosen.max_num_seqs,
+        "max_num_batched_tokens": chosen.max_num_batched_tokens,
+        # After a part of a prompt vLLM rewinds the request's random generator, which a CPU's cannot do. Where prompts
+        # are not split, `max_num_batched_tokens` is at least `max_model_len`.
+        "enable_chunked_prefill": None if spec.gpus else False,
+        "gpu_memory_utilization": chosen.gpu_memory_utilization,
+        "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
+        "enforce_eager": chosen.enforce_eager,
+        "quantization": chosen.quantization,
+        # Held to a schema, a small model may write blanks without end where the schema allows any.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        "trust_remote_code": False,
+    }
+
+
+def _end_with_any(children: Sequence[BaseProcess]) -> None:
+    """End this process when a process of vLLM's has ended: vLLM would wait for its answer for ever."""
+    connection.wait([child.sentinel for child in children])
+    time.sleep(_COMPLAINT_SECONDS)
+    ended = ", ".join(f"{each.name} (exit code {each.exitcode})" for each in children if not each.is_alive())
+    sys.stderr.write(f"vLLM's process ended: {ended}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _set_environment(gpus: int) -> None:
+    """What vLLM reads when it is first imported; a person's own settings stand, but for those that must hold."""
+    # With one device the engine's core runs in this process: nothing is left behind when the process ends.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if gpus > 1 else "0"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

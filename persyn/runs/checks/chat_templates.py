@@ -1,0 +1,42 @@
+"""The chat templates of a run's models, rendered before a model is loaded; see `persyn.llm.template_check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from persyn.runs.checks import models
+from persyn.config import RunConfig
+from persyn.errors import PersynError
+from persyn.llm.identity import identify
+from persyn.llm.protocols import Finding, ModelSpec
+
+
+def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+    """What is wrong with a chat template, or should be known of it: yields (whose, finding)."""
+    found: dict[tuple[str, str | None, bool], list[Finding]] = {}
+    for model in models.loaded(config):
+        spec = model.spec
+        if spec.engine == "router_fit":  # a router reads as plain text what its template refuses
+            continue
+        answers = spec.engine != "reward_model"
+        key = (spec.model, spec.revision, answers)
+        if key not in found:  # a tokenizer takes seconds to load
+            found[key] = _look(spec, answers=answers)
+        yield from ((model.whose, finding) for finding in found[key])
+
+
+def _look(spec: ModelSpec, *, answers: bool) -> list[Finding]:
+    from persyn.llm import template_check
+    from persyn.llm.chat import Chat, load_tokenizer
+
+    try:
+        if not Path(spec.model).is_dir():
+            identify(spec.model, spec.revision)  # asks a silent hub once; a tokenizer would ask it for each file
+        chat = Chat(load_tokenizer(spec))
+    except PersynError:
+        return []  # without a tokenizer it cannot be loaded, and loading says why
+    if chat.template is None:
+        return []  # a base model, as students mostly are
+    found = template_check.look_over(chat, answers=answers)
+    return [finding for finding in found if finding.level != "ok"]

@@ -1,0 +1,76 @@
+"""Whether this host can load a run's models: its GPUs, and the memory of them and of the host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from persyn.runs.checks import memory, models
+from persyn.runs.checks.models import Model
+from persyn.config import RunConfig
+from persyn.llm import gpus
+from persyn.llm.protocols import Finding
+
+#: What a driver of GPUs shows: NVIDIA's, AMD's, Windows's.
+_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
+
+
+def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+    """What is wrong with this host for a run that is worked here alone: yields (whose, finding)."""
+    loaded = models.loaded(config)
+    if not loaded:
+        return
+    seen = n_gpus() if any(model.spec.gpus for model in loaded) else len(_shown())
+    for model in loaded:
+        if model.spec.gpus > seen:
+            yield model.whose, Finding("error", "gpus", _absent(model, seen))
+        elif (found := memory.look(model)) is not None:
+            yield model.whose, found
+    yield from on_cpu(config, seen)
+
+
+def on_cpu(config: RunConfig, seen: int | None = None) -> Iterator[tuple[str, Finding]]:
+    """Models that would run on the CPU of a host that has GPUs: yields (whose, finding).
+
+    seen: how many GPUs; None looks.
+    """
+    seen = len(_shown()) if seen is None else seen
+    for model in models.loaded(config) if seen else ():
+        if not model.spec.gpus:
+            message = (
+                f"{model.spec.model!r} runs on the CPU, though {_many(seen)} here: set gpus = 1 in [{model.table}]"
+            )
+            yield model.whose, Finding("warning", "gpus", message)
+
+
+def n_gpus() -> int:
+    """How many GPUs this host shows; asks torch where `nvidia-smi` knows of none, for those of another make."""
+    if shown := _shown():
+        return len(shown)
+    if not any(device for pattern in _DEVICES for device in Path("/dev").glob(pattern)):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _shown() -> list[str]:
+    ids = gpus.ids()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return ids
+    return [device for device in visible.split(",") if device.strip() and device.strip() != "-1"][: len(ids)]
+
+
+def _absent(model: Model, seen: int) -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    narrowed = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
+    return (
+        f"{model.spec.model!r} asks for gpus = {model.spec.gpus}, and {_many(seen)} here{narrowed}; set gpus = "
+        f"{seen} in [{model.table}], or work the run where the GPUs are"
+    )
+
+
+def _many(seen: int) -> str:
+    return "1 GPU is" if seen == 1 else f"{seen} GPUs are" if seen else "no GPU is"

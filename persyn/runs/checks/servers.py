@@ -1,0 +1,127 @@
+"""Whether servers can be asked: the key is there, somebody listens and, for the price of a few tokens, answers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from msgspec.structs import replace
+from yarl import URL
+
+from persyn.runs.checks import models
+from persyn.runs.checks.models import Model
+from persyn.config import RunConfig
+from persyn.errors import EngineError
+from persyn.llm import options
+from persyn.llm.protocols import Failed, Finding, Generate, ModelSpec, Sampling
+
+_CONNECT_SECONDS = 5.0
+_PING_SECONDS = 60.0
+#: Of a ping's answer; some servers refuse to write one alone.
+_PING_TOKENS = 16
+
+
+def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+    """What can be seen of the servers of a run file without a request: yields (whose, finding) of what is wrong."""
+    served = list(models.served(config))
+    if not served:
+        return
+    addresses: dict[str, URL] = {}
+    for model in served:
+        try:
+            addresses[model.whose] = _examine(model.spec)
+        except EngineError as error:
+            yield model.whose, Finding("error", "server", str(error))
+    silent = _silent(list(dict.fromkeys(url.origin() for url in addresses.values() if not _by_proxy(url))))
+    for whose, url in addresses.items():
+        if why := silent.get(url.origin()):
+            message = f"{why}; start the server, or mend base_url"
+            yield whose, Finding("error", "server", message)
+
+
+def seen(spec: ModelSpec) -> Finding:
+    """What a teacher's or a judge's server will be asked for; nothing is sent."""
+    try:
+        url, chosen = _examine(spec), options.decode(spec, options.OpenAI)
+    except EngineError as error:
+        return Finding("error", "load", str(error))
+    key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
+    return Finding("ok", "server", f"{url} will be asked for {spec.model!r} with {key}; nothing was sent")
+
+
+def _examine(spec: ModelSpec) -> URL:
+    """The address that a server is asked at; `EngineError` where its options, its key or its proxy will not do."""
+    # Here and below: every command would wait half a second for aiohttp.
+    from persyn.llm.teachers import chat_server
+
+    chosen = options.decode(spec, options.OpenAI)
+    chat_server.read_key(chosen)
+    url = chat_server.endpoint(chosen.base_url)
+    chat_server.proxy(url)
+    return url
+
+
+def ping(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+    """Send one tiny request to each server of a run file; yields (whose, finding)."""
+    for model in models.served(config):
+        yield model.whose, _ping(model)
+
+
+def _ping(model: Model) -> Finding:
+    from persyn.llm.teachers import chat_server
+
+    once = {"max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
+    began = time.monotonic()
+    try:
+        engine = chat_server.load(replace(model.spec, options={**model.spec.options, **once}), lambda: None)
+        hello = [{"role": "user", "content": "Say hello."}]
+        with contextlib.closing(engine):  # type: ignore[type-var]
+            engine.submit([Generate(0, hello, Sampling(max_tokens=_PING_TOKENS, temperature=0.0), seed=0)])
+            results = engine.step()
+            while not results:
+                results = engine.step()
+    except EngineError as error:
+        return Finding("error", "ping", str(error))
+    result = results[0]
+    if isinstance(result, Failed) and not result.reason.startswith("empty"):
+        return Finding("error", "ping", result.reason)
+    return Finding("ok", "ping", f"{model.spec.model!r} answered in {time.monotonic() - began:.1f} s")
+
+
+def _by_proxy(url: URL) -> bool:
+    """Whether the environment has a proxy asked in the server's place."""
+    return url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.host or "")
+
+
+def _silent(origins: Sequence[URL]) -> dict[URL, str]:
+    """Those where nobody listens, and what was met there."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return {url: why for url, why in zip(origins, pool.map(_met, origins), strict=True) if why}
+
+
+def _met(origin: URL) -> str:
+    """Why a server cannot be asked at all, if so: nobody listens, or https meets somebody who does not speak it."""
+    try:
+        with socket.create_connection((origin.host or "", origin.port or 0), timeout=_CONNECT_SECONDS) as met:
+            return _met_by_tls(origin, met) if origin.scheme == "https" else ""
+    except TimeoutError:
+        return f"nobody answers at {origin}: no connection within {_CONNECT_SECONDS:g} s"
+    except OSError as error:
+        return f"nobody answers at {origin}: {error.strerror or error}"
+
+
+def _met_by_tls(origin: URL, met: socket.socket) -> str:
+    try:
+        with ssl.create_default_context().wrap_socket(met, server_hostname=origin.host):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        return f"the certificate of {origin} is not accepted: {error.verify_message}"
+    except TimeoutError:
+        return f"{origin} does not answer by TLS within {_CONNECT_SECONDS:g} s: does it speak http?"
+    except OSError as error:
+        return f"{origin} does not speak TLS ({error.strerror or error}): does it speak http?"

@@ -1,0 +1,75 @@
+"""Each teacher's model is loaded once and looked over."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from persyn.runs.checks import servers
+from persyn.config import RunConfig, TeacherTable
+from persyn.errors import EngineError, UsageError
+from persyn.llm.host import Host, HostDied
+from persyn.llm.identity import identify
+from persyn.llm.protocols import Check, Checked, Finding, Message, ModelSpec
+from persyn.ingest import rows
+from persyn.stages.answers import opening_of, with_opening
+from persyn.ingest.rows import Row
+
+#: So many of the longest prompts are held against a model's context.
+_LONGEST = 64
+
+
+def check(config: RunConfig, home: Path) -> Iterator[tuple[str, Finding]]:
+    """Look over each teacher of a run file, in a host of its own; yields (teacher, finding).
+
+    home: the folder for the hosts' logs. Nothing is written to the store, nothing sent to a server.
+    """
+    prompts = longest_prompts(config)
+    for teacher in config.teachers:
+        yield from check_one(teacher, prompts, home)
+
+
+def check_one(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) -> Iterator[tuple[str, Finding]]:
+    """Look over one teacher.
+
+    prompts: those that it should be able to answer; see `longest_prompts`.
+    """
+    for finding in _check(teacher, prompts, home):
+        yield teacher.name, finding
+
+
+def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) -> list[Finding]:
+    if teacher.engine == "openai":
+        return [servers.seen(ModelSpec(teacher.engine, teacher.model, options=teacher.options))]
+    if teacher.engine not in ("vllm", "transformers"):
+        return [Finding("ok", "load", f"the engine {teacher.engine!r} has no model to look at")]
+    try:
+        identify(teacher.model, teacher.revision)  # says within seconds what loading would find out in minutes
+    except UsageError as error:
+        return [Finding("error", "load", str(error))]
+    opening = opening_of(teacher.system, msgspec.to_builtins(teacher.few_shot))
+    spec = ModelSpec(teacher.engine, teacher.model, teacher.revision, teacher.gpus, teacher.options)
+    host = Host(ModelSpec("check", teacher.model), home)
+    try:
+        host.submit(
+            [Check(0, spec, [with_opening(opening, prompt) for prompt in prompts], teacher.sampling.max_tokens)]
+        )
+        while not (results := host.receive(timeout=1.0)):
+            pass
+    except (HostDied, EngineError) as death:
+        return [Finding("error", "load", str(death))]
+    finally:
+        host.close()
+    found = results[0]
+    assert isinstance(found, Checked)
+    return found.findings
+
+
+def longest_prompts(config: RunConfig) -> list[list[Message]]:
+    """The longest prompts of a run file's files, as conversations."""
+    good = (row for path in config.prompts.files for row in rows.read(Path(path)) if isinstance(row, Row))
+    longest = heapq.nlargest(_LONGEST, good, key=lambda row: len(row.text))
+    return [[*(row.history or []), {"role": "user", "content": row.text}] for row in longest]

@@ -1,0 +1,345 @@
+"""The stages in order, and how a run moves from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from persyn.jobs import queue
+from persyn.config import RunConfig, thaw
+from persyn.db import bulk, outages
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import take_time
+from persyn.db.results import Assignment
+from persyn.db.time import now
+from persyn.db.work import Event, Job, JobState
+from persyn.errors import UsageError
+from persyn.llm import needs
+from persyn.jobs.queue import Claim
+from persyn.stages import assign, calibrate, fit_router, generate, score
+from persyn.ingest import prompt_import
+from persyn.runs import same_run, start
+from persyn.stages.batch import Batch, Done, Progress
+from persyn.ingest.versions import Identities
+
+
+class Stage(Protocol):
+    """What a stage module offers. Between `load` and `save` stands the engine."""
+
+    def plan(self, session: Session, run: Run) -> int:
+        """Make jobs for whatever is missing; return how many. None: the stage is complete."""
+
+    def load(self, session: Session, job: Claim) -> Batch:
+        """Read what a job needs, so that no transaction is open while a model computes."""
+
+    def save(self, session: Session, job: Claim, done: Sequence[Done]) -> None:
+        """Write some of a job's results; written twice, they are there once."""
+
+    def progress(self, session: Session, run: Run) -> Progress:
+        """Count what the stage owes: total = done + failed + pending."""
+
+
+STAGES: Mapping[str, Stage] = {
+    "calibrate": calibrate,
+    "score": score,
+    "fit_router": fit_router,
+    "assign": assign,
+    "generate": generate,
+}
+_ORDER = tuple(STAGES)
+#: How each stage whose rows can fail has failed ones asked again.
+_FORGET = {"calibrate": calibrate.forget, "score": score.forget, "generate": generate.forget}
+#: A stage that still misses something after its jobs were done is planned again, up to this often in all.
+_MAX_PLANS = 3
+_OPEN = (JobState.QUEUED, JobState.RUNNING)
+#: A lock on a run's row that keeps out who moves it too, but not who writes a row that only names it: two of those who
+#: then moved it would each wait for the other.
+_AGAINST_OTHERS = {"key_share": True}
+
+
+def start_run(
+    session: Session,
+    config: RunConfig,
+    *,
+    actor: str,
+    known: Identities | None = None,
+    on_rows: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Run:
+    """The run of this configuration: found, or made with its prompts and its first jobs.
+
+    Started twice, it is the same run. Raises `UsageError` when the name is taken by another
+    configuration, a model does not exist, or a prompt file has a bad row; then nothing is written.
+
+    known:   `start.identities` of the configuration, found out before the transaction, which they may outlast.
+    on_rows: called now and then with the number of prompt rows read.
+    say:     called with what a person should know of it.
+    """
+    if (found := start.find(session, config)) is not None:
+        for each in _find_again(session, found, config, actor=actor):
+            if say:
+                say(each)
+        return found
+    start.require_imported(session, config)
+    known = start.identities(config) if known is None else known
+    run = enlist(session, config, known, on_rows=on_rows, say=say)
+    _note(session, run, actor, None, RunState.RUNNING, {"stage": run.stage})
+    advance(session, run.id, actor=actor)
+    return run
+
+
+def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) -> list[str]:
+    """Take over where a run's files lie now, and have asked again what came of a field that its prompts have now.
+
+    Returns what a person should know of the files.
+    """
+    paths = [Path(file) for file in config.prompts.files]
+    away = [path.name for path in paths if not path.is_file()]
+    conflicts = 0
+    if not away and not same_run.is_unchanged(thaw(run.config), paths):
+        # the same conversations, which may have got answers
+        conflicts = prompt_import.import_prompts(session, paths).conflicts
+    same_run.adopt(session, run, config, with_content=not conflicts)
+    if score.forget_mended(session, run) and run.state is RunState.DONE:
+        resume(session, run, actor=actor)
+    said = [f"no file {', '.join(away)}: the run keeps the prompts that it was started with"] if away else []
+    return [*said, *_of_conflicts(config, conflicts)]
+
+
+def _of_conflicts(config: RunConfig, count: int) -> list[str]:
+    names = ", ".join(Path(file).name for file in config.prompts.files)
+    return [same_run.other_answers(names, count)] if count else []
+
+
+def enlist(
+    session: Session,
+    config: RunConfig,
+    known: Identities,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Run:
+    """Make a run with its models and its prompts, of which those for calibration are drawn; nothing is planned."""
+    run = start.create(session, config, known, stage=_ORDER[0])
+    conflicts = prompt_import.add_to_run(session, run.id, config.prompts, progress=on_rows)
+    said = prompt_import.draw(
+        session,
+        run.id,
+        calibration=config.n_calibration,
+        holdout=config.holdout,
+        seed=config.run.seed,
+        need=needs.of(config.quality.kind, config.quality.options),
+    )
+    for each in (*said, *_of_conflicts(config, conflicts)):
+        if say:
+            say(each)
+    return run
+
+
+def resume(session: Session, run: Run, *, actor: str) -> None:
+    """Let a run that failed or was cancelled go on: its failed jobs are tried again. A running one goes on as it is.
+
+    One that is done goes on where it misses a row: it shared a failed one, which was taken back or replaced since,
+    or a score failed for want of a field that the prompt has now.
+    """
+    run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    score.forget_mended(session, run)
+    if run.state is not RunState.DONE or _go_back(session, run):
+        _go_on(session, run, actor, {})
+
+
+def _go_back(session: Session, run: Run) -> bool:
+    """Take a run back to the first stage that misses a row; whether there is one."""
+    for name, counts in progress(session, run).items():
+        if counts.pending:
+            run.stage = name
+            return True
+    return False
+
+
+def _go_on(session: Session, run: Run, actor: str, detail: dict[str, Any]) -> None:
+    for name in outages.forget(session, run.id):
+        queue.postpone(session, run.id, name, None)
+    queue.retry(session, run.id, run.stage, actor=actor)
+    if run.state is not RunState.RUNNING:
+        _note(session, run, actor, run.state, RunState.RUNNING, {"stage": run.stage, **detail})
+        run.state, run.error, run.finished_at, run.plans = RunState.RUNNING, None, None, 0
+        session.flush()
+    advance(session, run.id, actor=actor)
+
+
+def retry(session: Session, run: Run, *, actor: str) -> None:
+    """Try a run's failed and cancelled jobs again; `UsageError` when it is done, and nothing of it waits for that."""
+    if run.state is RunState.DONE:
+        raise UsageError(f"run {run.name} is done; nothing of it waits to be tried again")
+    resume(session, run, actor=actor)
+
+
+def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: str) -> int:
+    """Have rows of a run that failed for these reasons asked again, and the run go on; return how many rows.
+
+    Until the run has its router, or what its strategy goes by, those are responses and scores of the grid, afterwards
+    answers to assigned prompts. They are missing from now on, so the run goes back to the first stage that misses one;
+    of other runs that share a response too, until it is there or they are resumed. Imported ones stay. `UsageError`
+    while the run is at work, and when no row failed so.
+    """
+    run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    if run.state is RunState.RUNNING:
+        raise UsageError(f"run {run.name} is at work; its failed rows can be tried again when it has ended")
+    rows = score.forget_mended(session, run, reasons)
+    rows += sum(_FORGET[name](session, run, reasons) for name in needed(session, run))
+    if not rows:
+        raise UsageError(
+            f"no row of run {run.name} that it still needs failed for {', '.join(reasons)}; "
+            f"'persyn run status {run.name}' shows what failed"
+        )
+    _go_back(session, run)
+    _go_on(session, run, actor, {"reason": "retry", "rows": rows, "failures": sorted(reasons)})
+    return rows
+
+
+def needed(session: Session, run: Run) -> tuple[str, ...]:
+    """The stages whose failed rows a run still needs: those of the grid, until it is learned from."""
+    is_assigned = select(Assignment.prompt_id).where(Assignment.run_id == run.id).limit(1)
+    is_over = _ORDER.index(run.stage) >= _ORDER.index("assign") or session.scalars(is_assigned).first() is not None
+    return ("generate",) if is_over else ("calibrate", "score")
+
+
+def cancel(session: Session, run: Run, *, actor: str) -> None:
+    """Stop a run: no job of it is given out any more; what is finished stays."""
+    queue.cancel(session, run.id, actor=actor)
+    if run.state is RunState.RUNNING:
+        _note(session, run, actor, run.state, RunState.CANCELLED, {"stage": run.stage})
+        run.state, run.finished_at = RunState.CANCELLED, now()
+
+
+def advance(session: Session, run_id: int, *, actor: str) -> None:
+    """Move a run on as far as it goes: if its stage has no open job, plan what is missing, here or in the next stage.
+
+    Called in the transaction that ended a job, under a lock on the run, so that the run goes on
+    whoever else is gone. A stage is complete when planning it finds nothing missing: what a run
+    was given is then done or failed, row by row.
+    """
+    run = session.get_one(Run, run_id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    while run.state is RunState.RUNNING and not _count(session, run, _OPEN):
+        take_time(session)
+        if _count(session, run, (JobState.FAILED,)):
+            _finish(session, run, RunState.FAILED, actor, _failure(session, run))
+        elif STAGES[run.stage].plan(session, run):
+            _count_plan(session, run, actor)
+        elif run.stage == _ORDER[-1]:
+            _finish(session, run, RunState.DONE, actor, None)
+        else:
+            following = _ORDER[_ORDER.index(run.stage) + 1]
+            _note(session, run, actor, run.state, run.state, {"from_stage": run.stage, "stage": following})
+            run.stage, run.plans = following, 0
+            session.flush()
+
+
+def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:
+    """Give a job back whose server is away: its queue waits, in this run, and no attempt is used up.
+
+    False when the run has waited for as long as it may: the job has failed, and what waits in its queue with it.
+    """
+    if queue.stop_cancelled(session, job, owner=owner):
+        advance(session, job.run_id, actor=owner)
+        return True
+    run = session.get_one(Run, job.run_id)
+    limit = timedelta(seconds=thaw(run.config).run.outage_seconds)
+    pause = outages.note(session, job.run_id, job.queue, error, limit=limit)
+    if pause is None:
+        waited = f"waited {limit.total_seconds():,.0f} s (outage_seconds); " if limit else ""
+        give_up(session, job, f"{waited}{error}", owner=owner)
+        return False
+    queue.release(session, job, owner=owner)
+    queue.postpone(session, job.run_id, job.queue, pause)
+    return True
+
+
+def answered(session: Session, job: Claim) -> None:
+    """Note that a job's model gave results: whoever waited for it waits no longer."""
+    if outages.over(session, job.run_id, job.queue):
+        queue.postpone(session, job.run_id, job.queue, None)
+
+
+def give_up(session: Session, job: Claim, error: str, *, owner: str) -> None:
+    """Fail a job for good, and what waits in its queue in its run: its model cannot be had. The run is moved on."""
+    if queue.fail(session, job, error, owner=owner, is_final=True) is not None:
+        queue.fail_waiting(session, job, error, owner=owner)
+        advance(session, job.run_id, actor=owner)
+
+
+def cancel_jobs(session: Session, run: Run, job_ids: Collection[int], *, actor: str) -> int:
+    """Take jobs from whoever has them; what they leave missing is planned again when the stage's other jobs are over.
+
+    Returns how many of them were waiting or running.
+    """
+    cancelled = queue.cancel(session, run.id, actor=actor, job_ids=job_ids)
+    run.plans = 0  # that it is planned once more is what was asked for
+    session.flush()
+    advance(session, run.id, actor=actor)
+    return cancelled
+
+
+def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = (), spare_expired: bool = False) -> int:
+    """Take back the jobs of workers that are gone, and move on the runs that this decides; return how many jobs.
+
+    See `queue.sweep`.
+    """
+    swept = queue.sweep(session, actor=actor, dead_owners=dead_owners, spare_expired=spare_expired)
+    for run_id in sorted({job.run_id for job in swept if job.state is not JobState.QUEUED}):
+        advance(session, run_id, actor=actor)
+    return len(swept)
+
+
+def progress(session: Session, run: Run, *, known: Collection[str] = ()) -> dict[str, Progress]:
+    """The counts of each stage that the run has come to, in order.
+
+    known: stages to leave out.
+    """
+    reached = _ORDER[: _ORDER.index(run.stage) + 1]
+    return {name: STAGES[name].progress(session, run) for name in reached if name not in known}
+
+
+def _count_plan(session: Session, run: Run, actor: str) -> None:
+    """Give a run up whose stage misses rows though its jobs say they are done: nothing loops for ever."""
+    run.plans += 1
+    session.flush()
+    if run.plans > _MAX_PLANS:
+        queue.cancel(session, run.id, actor=actor)
+        reason = f"stage {run.stage} still misses rows after its jobs were done {_MAX_PLANS} times"
+        _finish(session, run, RunState.FAILED, actor, reason)
+
+
+def _finish(session: Session, run: Run, state: RunState, actor: str, error: str | None) -> None:
+    _note(session, run, actor, run.state, state, {"stage": run.stage} | ({"error": error} if error else {}))
+    run.state, run.error = state, error
+    run.finished_at = now()
+    session.flush()
+
+
+def _count(session: Session, run: Run, states: Sequence[JobState]) -> int:
+    counted = select(func.count()).where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(states))
+    return session.scalars(counted).one()
+
+
+def _failure(session: Session, run: Run) -> str:
+    job_id, error = session.execute(
+        select(Job.id, Job.error)
+        .where(Job.run_id == run.id, Job.stage == run.stage, Job.state == JobState.FAILED)
+        .order_by(Job.id)
+        .limit(1)
+    ).one()
+    return f"stage {run.stage}, job {job_id}: {error}"
+
+
+def _note(
+    session: Session, run: Run, actor: str, was: RunState | None, state: RunState, detail: dict[str, Any]
+) -> None:
+    event = {"actor": actor, "run_id": run.id, "from_state": was, "to_state": state, "detail": detail}
+    bulk.insert_new(session, Event, [event])

@@ -1,0 +1,283 @@
+"""Whether a run file is that of a run which is there: by what decides its dataset, wherever its files lie now."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from persyn.config import RunConfig, thaw
+from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
+from persyn.errors import UsageError, shorten
+from persyn.llm.identity import identify
+from persyn.ingest import prompt_table, rows
+from persyn.ingest.imports import Tally, batches
+
+#: A teacher's keys that describe it, and decide nothing but where the run's strategy goes by them.
+_DESCRIPTIVE = ("license", "family", "params_b", "price_in", "price_out")
+_GOES_BY = {
+    "strong": ("params_b",),
+    "mix": ("params_b",),
+    "family-strong": ("params_b", "family"),
+    "python": ("family", "params_b", "price_in", "price_out"),
+}
+#: So many differences are named.
+_MOST = 5
+#: So much of a value is shown, and so much of what two long ones begin with alike.
+_VALUE_SHOWN, _ALIKE_SHOWN = 60, 20
+#: So many conversations are looked up at a time.
+_CHUNK = 500
+
+
+class Difference(NamedTuple):
+    """A key of the run file, as it was when the run was started and as it is."""
+
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        was, now = ("not there" if value is None else repr(value) for value in (self.was, self.now))
+        same = next((n for n, pair in enumerate(zip(was, now, strict=False)) if pair[0] != pair[1]), 0)
+        # Of long values what they begin with alike says nothing.
+        skipped = max(0, same - _ALIKE_SHOWN) if max(len(was), len(now)) > _VALUE_SHOWN else 0
+        return f"{self.key} was {_shown(was, skipped)} and is {_shown(now, skipped)}"
+
+
+def _shown(value: str, skipped: int) -> str:
+    return ("…" if skipped else "") + shorten(value[skipped:], most=_VALUE_SHOWN)
+
+
+class Change(NamedTuple):
+    """How the prompts of a run's files or sources differ from those that the run was started with.
+
+    new, gone: prompts.
+    other:     rows with another answer, or other instructions, than the store has for their prompt.
+    """
+
+    names: str
+    run: str
+    prompts: int
+    new: int = 0
+    gone: int = 0
+    other: int = 0
+
+    @property
+    def is_of_prompts(self) -> bool:
+        """Whether there are other prompts, and not only other answers."""
+        return bool(self.new or self.gone)
+
+    def __str__(self) -> str:
+        parts = ["1 prompt is new" if self.new == 1 else f"{self.new:,} prompts are new"] * bool(self.new)
+        parts += [f"{self.gone:,} of the run's are no longer there"] * bool(self.gone)
+        said = (
+            f"{self.names} changed since run {self.run!r} was started: {' and '.join(parts)}; the run keeps the "
+            f"{self.prompts:,} prompts it was started with"
+        )
+        others = other_answers(self.names, self.other) if self.other else ""
+        return "; ".join(each for each in (said if self.is_of_prompts else "", others) if each)
+
+
+def other_answers(names: str, count: int) -> str:
+    """What to say of rows whose answers or instructions are not those that the store has of the same prompts."""
+    rows_have = "1 row has" if count == 1 else f"{count:,} rows have"
+    return (
+        f"{names}: {rows_have} another reference answer, or other instructions, than the store has for the same "
+        "prompt; the stored ones stay, and responses are scored by them: only a new store (PERSYN_HOME or "
+        "PERSYN_DATABASE_URL) takes the new ones"
+    )
+
+
+def require(session: Session, run: Run, config: RunConfig) -> None:
+    """Raise `UsageError` when a run file differs from a run's in what decides its dataset, prompts included.
+
+    config: with the versions that the run was started with, where it names none.
+    """
+    was = thaw(run.config)
+    moved = {place for place, _ in _moved(session, run, was, config)}
+    changed = [found for found in _differences(_decisive(was), _decisive(config)) if found.key not in moved]
+    if changed:
+        more = f", and {len(changed) - _MOST} more" if len(changed) > _MOST else ""
+        said = "; ".join(map(str, changed[:_MOST]))
+        keys = ", ".join(found.key for found in changed[:_MOST])
+        raise UsageError(
+            f"run {run.name!r} exists with another configuration (changed: {keys}): {said}{more}. Give the new one "
+            f"another name, or go on with the old one: persyn run resume {run.name}"
+        )
+    change = look(session, run, config)
+    if change is not None and change.is_of_prompts:
+        raise UsageError(
+            f"{change}. Go on with them: persyn run resume {run.name}; or start a run of another name, which takes "
+            "all of them and asks for nothing again that is there"
+        )
+
+
+def look(session: Session, run: Run, config: RunConfig | None = None) -> Change | None:
+    """How a run's prompts changed where they came from; None when they did not, or the files are not there.
+
+    config: names the files; None is the run's own.
+    """
+    was = thaw(run.config)
+    prompts = (config or was).prompts
+    paths = [Path(file) for file in prompts.files]
+    n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
+    if prompts.sources:
+        there = select(func.count()).where(Prompt.source.in_(prompts.sources))
+        new = session.scalars(there).one() - n_prompts
+        names = ", ".join(prompts.sources)
+        return Change(names, run.name, n_prompts, new) if new > 0 else None
+    if not all(path.is_file() for path in paths) or is_unchanged(was, paths):
+        return None
+    new, same, other = _compare(session, run, paths)
+    change = Change(", ".join(path.name for path in paths), run.name, n_prompts, new, n_prompts - same, other)
+    return change if change.is_of_prompts or other else None
+
+
+def is_unchanged(was: RunConfig, paths: Sequence[Path]) -> bool:
+    """Whether files hold what those held that a run was started with, byte for byte."""
+    return sorted(was.prompts.sha256) == sorted(map(sha256, paths))
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content; `UsageError` when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool = True) -> None:
+    """Take over what may change of a run's file: where models and prompts lie, what describes a teacher, patience.
+
+    with_content: whether the content of the prompts' files becomes the run's; one that differs is said each time.
+    """
+    was = thaw(run.config)
+    taken = was.frozen()
+    for place, row in _moved(session, run, was, config):
+        if Path(_at(taken, place)).exists():
+            continue  # who works there finds it
+        _put(taken, place, _at(config.frozen(), place))
+        if row is not None:
+            row.model = _at(taken, place)
+    _describe(taken["teachers"], _teachers(session, run), config)
+    taken["student"]["family"] = config.student.family
+    taken["run"]["outage_seconds"] = config.run.outage_seconds
+    if config.prompts.files and all(Path(file).is_file() for file in config.prompts.files):
+        contents = [sha256(Path(file)) for file in config.prompts.files] if with_content else was.prompts.sha256
+        taken["prompts"] = replace(config.prompts, sha256=contents)
+    taken_over = msgspec.convert(msgspec.to_builtins(taken), RunConfig)
+    if taken_over != was:
+        run.config, run.config_hash = taken_over.frozen(), taken_over.digest()
+    session.flush()
+
+
+def _describe(tables: Sequence[dict[str, Any]], rows: Sequence[Teacher], config: RunConfig) -> None:
+    """Write what a file says of its teachers to their tables and, where it says something, to their rows."""
+    for table, row, teacher in zip(tables, rows, config.teachers, strict=True):
+        for key in _DESCRIPTIVE:
+            table[key] = value = getattr(teacher, key)
+            if value is not None:
+                setattr(row, key, value)
+
+
+def _teachers(session: Session, run: Run) -> Sequence[Teacher]:
+    return session.scalars(
+        select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
+    ).all()
+
+
+def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, int, int]:
+    """How many conversations of files a run does not have, how many it has, and rows that are scored otherwise.
+
+    Raises `UsageError` for a file that cannot be read, or has a bad row.
+    """
+    tally, other = Tally("stop"), 0
+    found: set[str] = set()
+    for _, batch in batches(paths, rows.read, tally):
+        found.update(row.content_hash for row in batch)
+        other += prompt_table.n_conflicts(session, batch)
+    tally.report()
+    hashes = list(found)
+    of_run = select(func.count()).select_from(RunPrompt).join(Prompt).where(RunPrompt.run_id == run.id)
+    same = sum(
+        session.scalars(of_run.where(Prompt.content_hash.in_(hashes[start : start + _CHUNK]))).one()
+        for start in range(0, len(hashes), _CHUNK)
+    )
+    return len(hashes) - same, same, other
+
+
+def _decisive(config: RunConfig) -> dict[str, Any]:
+    """What decides a run's dataset, but for the prompts of its files."""
+    frozen = config.frozen()
+    kept = _GOES_BY.get(config.strategy.kind, ())
+    for teacher in frozen["teachers"]:
+        for key in set(_DESCRIPTIVE) - set(kept):
+            del teacher[key]
+    if "family" not in kept:
+        del frozen["student"]["family"]
+    del frozen["run"]["outage_seconds"]
+    frozen["prompts"] = {"source": config.prompts.sources}
+    return frozen
+
+
+def _moved(session: Session, run: Run, was: RunConfig, config: RunConfig) -> Iterator[tuple[str, Any]]:
+    """Models in folders that lie elsewhere now and are what they were: each one's key, and its row."""
+    places: dict[str, Any] = {f"teachers[{n}].model": row for n, row in enumerate(_teachers(session, run))}
+    places["student.model"] = session.get_one(Student, run.student_id)
+    places["quality.model"] = session.get_one(Scorer, run.quality_scorer_id)
+    old, new = was.frozen(), config.frozen()
+    for place, row in places.items():
+        before, after = _at(old, place), _at(new, place)
+        if before != after and _is_folder(after) and identify(after).revision == row.revision:
+            yield place, row
+    before, after = was.router.backbone, config.router.backbone
+    if before != after and _is_folder(after) and identify(after).revision == was.router.version:
+        yield "router.backbone", None
+
+
+def _is_folder(model: Any) -> bool:
+    return bool(model) and Path(model).is_absolute() and Path(model).is_dir()
+
+
+def _at(frozen: Mapping[str, Any], place: str) -> Any:
+    return _table(frozen, place).get(place.rpartition(".")[2])
+
+
+def _put(frozen: Mapping[str, Any], place: str, value: Any) -> None:
+    _table(frozen, place)[place.rpartition(".")[2]] = value
+
+
+def _table(frozen: Mapping[str, Any], place: str) -> Any:
+    """The table that a key as `teachers[0].model` is in; empty where there is none."""
+    name, _, number = place.rpartition(".")[0].partition("[")
+    found = frozen[name]
+    if not number:
+        return found
+    index = int(number.rstrip("]"))
+    return found[index] if index < len(found) else {}
+
+
+def _differences(was: Any, now: Any, place: str = "") -> list[Difference]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = sorted(was.keys() | now.keys())
+        within = [(f"{place}.{key}" if place else key, was.get(key), now.get(key)) for key in keys]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now) and place:
+        within = [(f"{place}[{number}]", *pair) for number, pair in enumerate(zip(was, now, strict=True))]
+    else:
+        return [] if was == now else [Difference(place, *_brief(was, now))]
+    return [found for name, old, new in within for found in _differences(old, new, name)]
+
+
+def _brief(was: Any, now: Any) -> tuple[Any, Any]:
+    """Teachers by their names alone."""
+    return tuple(  # type: ignore[return-value]
+        [part["name"] for part in value] if isinstance(value, list) and value and "name" in value[0] else value
+        for value in (was, now)
+    )

@@ -1,0 +1,124 @@
+"""A run file becomes a run, and is found again by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec.structs import replace
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from persyn.config import IMPORTED, RunConfig, thaw
+from persyn.db.catalog import Run, RunTeacher, Scorer, Teacher
+from persyn.db.results import Origin, Response, Score
+from persyn.errors import UsageError
+from persyn.ingest import prompt_table, versions
+from persyn.runs import same_run
+from persyn.ingest.versions import Identities
+
+
+def find(session: Session, config: RunConfig) -> Run | None:
+    """The run of this name, if there is one; `UsageError` when it was started from another configuration.
+
+    Where prompts and models lie may differ, and what only describes a teacher; see `same_run`.
+    """
+    run = session.scalars(select(Run).where(Run.name == config.run.name)).one_or_none()
+    if run is None:
+        return None
+    was = thaw(run.config)
+    # Where it names no version it is the one that the run was started with.
+    config = _pinned(config, function=was.strategy.revision, backbone=was.router.version)
+    same_run.require(session, run, config)
+    return run
+
+
+def identities(config: RunConfig) -> Identities:
+    """What a run's models are; see `versions.identities`."""
+    router = config.router if _reads_prompts(config) else None
+    return versions.identities(config.teachers, config.student, config.quality, config.strategy, router)
+
+
+def _reads_prompts(config: RunConfig) -> bool:
+    """Whether a backbone will be loaded."""
+    return config.strategy.kind == "persyn" and config.router.engine == "router"
+
+
+def require_imported(session: Session, config: RunConfig) -> None:
+    """Raise `UsageError` for an imported teacher that has no response, and for an imported quality without a score."""
+    for table in config.teachers:
+        if table.engine != IMPORTED:
+            continue
+        imported = select(Response.id).join(Teacher).where(Teacher.engine == IMPORTED, Teacher.model == table.model)
+        if session.scalars(imported.where(Response.origin == Origin.IMPORTED).limit(1)).one_or_none() is None:
+            raise UsageError(
+                f"no response of teacher {table.model!r} was imported; 'persyn teachers list' shows whose were, "
+                "and an imported teacher's model is the name its rows gave it"
+            )
+    if config.quality.kind == IMPORTED:
+        _require_scores(session, config.quality.model)
+
+
+def _require_scores(session: Session, field: str) -> None:
+    """Raise `UsageError` when no score was imported from a field of this name."""
+    has_values = select(Score.response_id).where(Score.scorer_id == Scorer.id, Score.value.is_not(None)).exists()
+    imported = select(Scorer.model).where(Scorer.kind == IMPORTED, has_values).order_by(Scorer.model)
+    if session.scalars(imported.where(Scorer.model == field)).first() is None:
+        known = session.scalars(imported).all()
+        raise UsageError(
+            f"no score {field!r} was imported; there are: {', '.join(known) or 'none'}. "
+            "'persyn responses import --score NAME' takes it from that field, also of rows that are there already"
+        )
+
+
+def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:
+    """Register a run and its models, without prompts yet."""
+    prompt_table.take_turns(session)  # before any other lock, as every import does
+    student = versions.student(session, config.student, known)
+    own, router = config.strategy, config.router
+    config = _pinned(
+        config,
+        function=known[own.model, own.revision].revision if own.kind == "python" else None,
+        backbone=known[router.backbone, router.revision].revision if _reads_prompts(config) else None,
+    )
+    contents = [same_run.sha256(Path(file)) for file in config.prompts.files]
+    config = replace(config, prompts=replace(config.prompts, sha256=contents))
+    run = Run(
+        name=config.run.name,
+        stage=stage,
+        config=config.frozen(),
+        config_hash=config.digest(),
+        seed=config.run.seed,
+        student_id=student.id,
+        quality_scorer_id=versions.quality(session, config.quality, known),
+        learnability_scorer_id=versions.learnability(session, student, config.student),
+    )
+    session.add(run)
+    session.flush()
+    _require_distinct(config, known)
+    for position, table in enumerate(config.teachers):
+        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=versions.teacher(session, table, known)))
+    session.flush()
+    return run
+
+
+def _require_distinct(config: RunConfig, known: Identities) -> None:
+    """Raise `UsageError` for two teachers that write the same, whatever they are called."""
+    named: dict[str, str] = {}
+    for table in config.teachers:
+        asked = versions.asked(table, known)
+        if asked in named:
+            raise UsageError(
+                f"teachers {named[asked]!r} and {table.name!r} are one teacher under two names: the same model "
+                f"{table.model!r}, asked in the same way; remove one of them, or change its system turn, sampling or "
+                "options"
+            )
+        named[asked] = table.name
+
+
+def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) -> RunConfig:
+    """With the version of its strategy's function and of its router's backbone, where it names none."""
+    return replace(
+        config,
+        strategy=replace(config.strategy, revision=config.strategy.revision or function),
+        router=replace(config.router, version=config.router.version or backbone),
+    )

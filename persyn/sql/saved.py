@@ -1,0 +1,86 @@
+"""The questions that ship with PerSyn: one file of SQL each, in `book/`, under the name that it is asked by.
+
+A file begins with `-- asker: title`, then a line that says how to read the answer. What the question is about is a
+parameter: `:run`, `:prompt` or `:job`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from persyn.db.catalog import Prompt, Run
+from persyn.db.work import Job
+from persyn.errors import UsageError, shorten
+from persyn.sql.tokens import parameters
+
+#: Who asks, in the order of the book.
+ASKERS = ("operator", "engineer", "researcher")
+#: What a question may be about: the column that its value is of, and where the values are shown.
+_ABOUT: Mapping[str, tuple[Any, str]] = {
+    "run": (Run.name, "'persyn run list' shows which there are"),
+    "prompt": (Prompt.id, "a dataset's rows carry their prompt_id"),
+    "job": (Job.id, "'persyn jobs list RUN' shows which there are"),
+}
+#: A number of more is no id.
+_DIGITS = 19
+_HEAD = re.compile(r"-- (?P<asker>\w+): (?P<title>.+)\n-- (?P<note>.+)\n(?P<sql>(?s:.+))")
+
+
+class Question(Struct, frozen=True):
+    """One question, and whose it usually is."""
+
+    name: str
+    asker: str
+    title: str
+    #: How to read the answer.
+    note: str
+    sql: str
+    #: What a value must be given for.
+    parameters: list[str]
+
+
+@cache
+def questions() -> dict[str, Question]:
+    """All of them by name, in the order of the book."""
+    found = [
+        _read(file.name.removesuffix(".sql"), file.read_text()) for file in (files(__package__) / "book").iterdir()
+    ]
+    return {
+        question.name: question for question in sorted(found, key=lambda each: (ASKERS.index(each.asker), each.name))
+    }
+
+
+def find(name: str) -> Question:
+    """The question of this name, or `UsageError`."""
+    known = questions()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    raise UsageError(f"there is no question named {name!r}; {meant}'persyn sql --list' shows which there are")
+
+
+def require_there(session: Session, given: Mapping[str, str]) -> None:
+    """Raise `UsageError` for a run, prompt or job that a question is about and the store has not."""
+    for name, value in given.items():
+        column, where = _ABOUT[name]
+        is_id = column.type.python_type is int
+        if is_id and not (value.isascii() and value.isdigit() and len(value) < _DIGITS):
+            raise UsageError(f"{name} takes a number, got {shorten(value)!r}; {where}")
+        if session.scalars(select(column).where(column == (int(value) if is_id else value))).one_or_none() is None:
+            raise UsageError(f"there is no {name} {shorten(value)!r}; {where}")
+
+
+def _read(name: str, text: str) -> Question:
+    told = _HEAD.fullmatch(text)
+    assert told is not None, f"{name}.sql does not begin as a question does"
+    return Question(name, told["asker"], told["title"], told["note"], told["sql"].strip(), parameters(told["sql"]))

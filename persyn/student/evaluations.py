@@ -1,0 +1,398 @@
+"""What a student became: asked prompts it never saw, before a training and after, its answers judged and stored."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from persyn.config import QualityTable, Sampling, thaw
+from persyn.db import bulk
+from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student
+from persyn.db.connect import Database
+from persyn.db.trained import Evaluation, Outcome, Training
+from persyn.errors import EngineError, UsageError, shorten
+from persyn.llm.host import Host, HostDied
+from persyn.llm.identity import hub_revision, require_unchanged
+from persyn.llm.scorers.instructions import Carried
+from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
+from persyn.settings import Settings
+from persyn.ingest import prompt_import, rows, versions
+from persyn.stages import score
+from persyn.stages.batch import conversation, told
+from persyn.ingest.imports import Tally, batches
+from persyn.ingest.layouts import NO_NAMES, Names
+from persyn.ingest.rows import Row
+
+#: Judges the reference answers, not what the student writes.
+PERPLEXITY = "log_likelihood"
+#: Kinds of `[quality]` that can judge what a student writes now.
+_OF_RUN = ("math", "instructions", "reward_model", "judge", "python")
+
+
+class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a student's answers come about."""
+
+    #: None where none are written.
+    engine: str | None
+    gpus: int = 0
+    options: dict[str, Any] = {}
+    sampling: Sampling = Sampling(max_tokens=512, temperature=0.0)
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done ("ask" or "judge"), how many there are, and how many of them are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """Weights to evaluate, and the spec that loads them."""
+
+    student_id: int
+    training_id: int | None
+    model: str
+    revision: str | None
+
+    def spec(self, how: How) -> ModelSpec:
+        """What loads it to write answers."""
+        return ModelSpec(how.engine or "", self.model, hub_revision(self.revision), how.gpus, how.options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request for one prompt of one evaluation."""
+
+    evaluation_id: int
+    prompt_id: int
+    request: Generate | Judge
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What all evaluations of one command have in common."""
+
+    #: None for the likelihood of the reference answers.
+    table: QualityTable | None
+    known: versions.Identities
+    how: How
+    #: Of the prompts' files.
+    name: str
+    prompt_ids: list[int]
+    prompts_hash: str
+
+
+class Evaluator:
+    """Evaluates students; what is there already is not asked again, and a killed evaluation goes on where it was.
+
+    names: what the prompts' files call a field of ours, where it is none of the usual names.
+    """
+
+    def __init__(self, database: Database, settings: Settings, progress: Progress, names: Names = NO_NAMES) -> None:
+        self._names = names
+        self._database = database
+        self._settings = settings
+        self._progress = progress
+
+    def evaluate(
+        self, run_name: str, files: Sequence[Path], *, by: str | None, how: How, retry_failed: bool = False
+    ) -> list[int]:
+        """Evaluate the student of a run before its trainings and after each; returns the evaluations' ids.
+
+        files: prompts with what the scorer needs of them, as it is stored where they are stored already; those that the
+               run has are left out.
+        by:    a kind of scorer, "log_likelihood" for how likely the reference answers are; None is the run's quality.
+        retry_failed: what has failed before is tried again.
+        Raises `UsageError` for what cannot be evaluated, `EngineError` when a model cannot be loaded or dies.
+        """
+        with self._database.read() as session:
+            run = session.scalars(select(Run).where(Run.name == run_name)).one_or_none()
+            if run is None:
+                raise UsageError(f"there is no run named {run_name!r}; 'persyn run list' shows which there are")
+            subjects = _subjects(session, run)
+        for subject in subjects:
+            require_unchanged(subject.model, subject.revision)
+        table = _table(run, by)
+        # Looking at a model may take minutes; others write to the store meanwhile.
+        known = versions.identities([], quality=table)
+        with self._database.write() as session:
+            wanted = _Wanted(
+                table,
+                known,
+                _as_scored(how, run) if table else How(engine=None, gpus=how.gpus, options=_options(run)),
+                ", ".join(path.name for path in files),
+                *_prompts(session, run, files, table, self._names),
+            )
+            made = [(subject, _register(session, subject, wanted)) for subject in subjects]
+        evaluation_ids = [evaluation_id for _, evaluation_id in made]
+        if retry_failed:
+            with self._database.write() as session:
+                failed = Outcome.evaluation_id.in_(evaluation_ids), Outcome.failure.is_not(None)
+                session.execute(update(Outcome).where(*failed).values(failure=None))
+        if wanted.how.engine is not None:
+            for subject, evaluation_id in made:
+                self._ask(subject.spec(wanted.how), evaluation_id, wanted.how.sampling)
+        self._judge(evaluation_ids)
+        with self._database.write() as session:
+            unfinished = Evaluation.id.in_(evaluation_ids), Evaluation.finished_at.is_(None)
+            session.execute(update(Evaluation).where(*unfinished).values(finished_at=datetime.now(UTC)))
+        return evaluation_ids
+
+    def _ask(self, spec: ModelSpec, evaluation_id: int, sampling: Sampling) -> None:
+        """Have the student answer what it has not answered yet."""
+        unasked = _of(evaluation_id).where(Outcome.response.is_(None), Outcome.failure.is_(None))
+        asked: list[_Asked] = []
+        with self._database.read() as session:
+            for place, row in enumerate(session.execute(unasked)):
+                asked.append(_Asked(evaluation_id, row.id, Generate(place, conversation(row), sampling, seed=0)))
+        self._work("ask", spec, asked)
+
+    def _judge(self, evaluation_ids: Sequence[int]) -> None:
+        """Give each answer that has no value one; a scorer that judges several students is loaded once."""
+        asked: dict[int, list[_Asked]] = {}
+        scorers: dict[int, Scorer] = {}
+        with self._database.read() as session:
+            for evaluation_id in evaluation_ids:
+                scorer = session.get_one(Scorer, session.get_one(Evaluation, evaluation_id).scorer_id)
+                scorers[scorer.id] = scorer
+                of_scorer = asked.setdefault(scorer.id, [])
+                unjudged = _of(evaluation_id).where(Outcome.value.is_(None), Outcome.failure.is_(None))
+                for row in session.execute(unjudged):
+                    # Without a response it is the reference answer that is judged.
+                    text = row.answer if row.response is None else row.response
+                    judge = Judge(len(of_scorer), conversation(row), text, row.answer, told(row.meta))
+                    of_scorer.append(_Asked(evaluation_id, row.id, judge))
+        for scorer_id, of_scorer in asked.items():
+            self._work("judge", score.spec_of(scorers[scorer_id]), of_scorer)
+
+    def _work(self, what: str, spec: ModelSpec, asked: Sequence[_Asked]) -> None:
+        """Have a model serve requests, each of which is numbered; what comes of them is stored as it comes."""
+        if not asked:
+            return
+        done = 0
+        self._progress(what, len(asked), done)
+        with _host(spec, self._settings) as host:
+            for results in _served(host, [each.request for each in asked]):
+                with self._database.write() as session:
+                    for result in results:
+                        _store(session, asked[result.id], result)
+                done += len(results)
+                self._progress(what, len(asked), done)
+
+
+def _subjects(session: Session, run: Run) -> list[_Subject]:
+    student = session.get_one(Student, run.student_id)
+    if thaw(run.config).student.engine == "fake":
+        raise UsageError(f"run {run.name} has a fake student: there is nothing to evaluate")
+    trainings = session.scalars(select(Training).where(Training.run_id == run.id).order_by(Training.id)).all()
+    return [
+        _Subject(student.id, None, student.model, student.revision),
+        # Weights that were removed are evaluated no more; what is known of them stays.
+        *(
+            _Subject(student.id, training.id, training.path, training.revision)
+            for training in trainings
+            if Path(training.path).is_dir()
+        ),
+    ]
+
+
+def _prompts(
+    session: Session, run: Run, files: Sequence[Path], table: QualityTable | None, names: Names
+) -> tuple[list[int], str]:
+    """The prompts of files that the run has not: their ids, and a digest of them all."""
+    needs_answer = table is None or table.kind == "math"
+    hashes = prompt_import.hashes_of(session, files, names)
+    of_run = select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id)
+    found: list[tuple[int, str]] = []
+    for some in _pieces(sorted(hashes), 1_000):
+        wanted = select(Prompt.id, Prompt.content_hash).where(Prompt.content_hash.in_(some), Prompt.id.not_in(of_run))
+        if needs_answer:
+            wanted = wanted.where(Prompt.answer.is_not(None))
+        found += session.execute(wanted.order_by(Prompt.content_hash)).all()
+    if not found:
+        what = "a reference answer and is no prompt of the run" if needs_answer else "is no prompt of the run"
+        raise UsageError(f"none of {len(hashes):,} prompts {what}: a student is not measured by what it was trained on")
+    asked = {content_hash for _, content_hash in found}
+    for source, batch in batches(files, partial(rows.read, names=names), Tally("stop")):
+        _require_as_stored(session, source, [row for row in batch if row.content_hash in asked], table)
+    digest = hashlib.sha256("".join(content_hash for _, content_hash in found).encode()).hexdigest()
+    return [prompt_id for prompt_id, _ in found], digest
+
+
+def _require_as_stored(session: Session, source: str, batch: Sequence[Row], table: QualityTable | None) -> None:
+    """Raise `UsageError` for a row that says something else than is stored, by which its answer would be judged."""
+    wanted = select(Prompt.id, Prompt.content_hash, Prompt.answer, Prompt.meta)
+    found = session.execute(wanted.where(Prompt.content_hash.in_([row.content_hash for row in batch])))
+    stored = {prompt.content_hash: prompt for prompt in found}
+    for row in batch:
+        prompt = stored[row.content_hash]
+        known = _judged_by(prompt, table)
+        for name, value in _judged_by(row, table).items():
+            if known.get(name) != value:
+                here, there = (shorten(repr(each), most=80) for each in (value, known.get(name)))
+                raise UsageError(
+                    f"{source}: the prompt {shorten(row.text, most=80)!r} has {name} {here}, but {there} is stored "
+                    f"with it ('persyn prompts show {prompt.id}'), and its answers would be judged by that; "
+                    f"give the row the same {name} or none, or take it out"
+                )
+
+
+def _judged_by(prompt: Any, table: QualityTable | None) -> dict[str, Any]:
+    """What a scorer is told of a prompt beside its conversation, by field; a null says nothing."""
+    kind = table.kind if table else PERPLEXITY
+    fields: dict[str, Any] = {}
+    if kind in (PERPLEXITY, "math", "python") or (kind == "judge" and table and table.options.get("against")):
+        fields["answer"] = prompt.answer
+    if kind == "instructions":
+        fields |= {name: prompt.meta.get(name) for name in Carried.__struct_fields__}
+    elif kind == "python":
+        fields |= prompt.meta
+    found: dict[str, Any] = _without_nulls(fields)
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    """Fields that are null are left out, as other forms of the same file do."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _options(run: Run) -> dict[str, Any]:
+    """How the run has its student score, whole responses."""
+    options = thaw(run.config).student.options
+    return {name: value for name, value in options.items() if name != "response_tokens"}
+
+
+def _as_scored(how: How, run: Run) -> How:
+    """A prompt begins as it did when the student scored responses to it."""
+    begins = {name: value for name, value in _options(run).items() if name == "add_bos"}
+    return msgspec.structs.replace(how, options=begins | how.options)
+
+
+def _table(run: Run, by: str | None) -> QualityTable | None:
+    """The scorer's table; None for the likelihood of the reference answers."""
+    if by == PERPLEXITY:
+        return None
+    if by is not None:
+        return msgspec.convert({"kind": by}, QualityTable)
+    quality = thaw(run.config).quality
+    if quality.kind not in _OF_RUN:
+        raise UsageError(
+            f"run {run.name}'s quality is {quality.kind}, which cannot judge what a student writes; "
+            "say by what, as --by math"
+        )
+    return quality
+
+
+def _register(session: Session, subject: _Subject, wanted: _Wanted) -> int:
+    """The id of an evaluation, made with its prompts if it is not there."""
+    if wanted.table is None:
+        scorer_id = versions.likelihood(
+            session, subject.model, subject.revision, gpus=wanted.how.gpus, options=wanted.how.options
+        )
+    else:
+        scorer_id = versions.quality(session, wanted.table, wanted.known)
+    row = {
+        "student_id": subject.student_id,
+        "training_id": subject.training_id,
+        "scorer_id": scorer_id,
+        "prompts_hash": wanted.prompts_hash,
+        "how": msgspec.to_builtins(wanted.how),
+    }
+    decisive = row | {"revision": subject.revision}
+    fingerprint = hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
+    bulk.insert_new(session, Evaluation, [row | {"fingerprint": fingerprint, "name": wanted.name}])
+    evaluation_id = session.scalars(select(Evaluation.id).where(Evaluation.fingerprint == fingerprint)).one()
+    prompts = [{"evaluation_id": evaluation_id, "prompt_id": prompt_id} for prompt_id in wanted.prompt_ids]
+    bulk.insert_new(session, Outcome, prompts)
+    return evaluation_id
+
+
+def _store(session: Session, asked: _Asked, result: Result) -> None:
+    """Keep what came of a request, unless another process has kept what came of its own."""
+    of = Outcome.evaluation_id == asked.evaluation_id, Outcome.prompt_id == asked.prompt_id, Outcome.failure.is_(None)
+    values: dict[str, Any]
+    match asked.request, result:
+        case Generate(), Generated():
+            values = {"response": result.text}
+        case Generate(), Failed() if result.reason.startswith("empty"):
+            values = {"response": ""}  # nothing is an answer too, and a wrong one
+        case _, Failed():
+            values = {"failure": result.reason}
+        case Judge(), Judged() if not math.isfinite(result.value):
+            values = {"failure": f"not_finite: the score is {result.value}"}
+        case Judge(), Judged():
+            values = {"value": result.value, "n_tokens": result.n_tokens}
+        case _:
+            raise AssertionError(result)
+    unknown = Outcome.response if isinstance(asked.request, Generate) else Outcome.value
+    session.execute(update(Outcome).where(*of, unknown.is_(None)).values(**values))
+
+
+def _of(evaluation_id: int) -> Any:
+    """A select of an evaluation's prompts and their responses."""
+    return (
+        select(Prompt.id, Prompt.text, Prompt.history, Prompt.answer, Prompt.meta, Outcome.response)
+        .join_from(Outcome, Prompt, Prompt.id == Outcome.prompt_id)
+        .where(Outcome.evaluation_id == evaluation_id)
+        .order_by(Outcome.prompt_id)
+    )
+
+
+def _served(host: Host, asked: Sequence[Request]) -> Iterator[list[Result]]:
+    """Results as they come; the engine is kept full."""
+    left = iter(asked)
+    n_open = 0
+    while True:
+        window = host.loaded.window if host.loaded else 0
+        if more := list(islice(left, window - n_open)):
+            host.submit(more)
+            n_open += len(more)
+        elif window and not n_open:
+            return
+        if results := host.receive(timeout=1.0):
+            n_open -= len(results)
+            yield results
+
+
+@contextmanager
+def _host(spec: ModelSpec, settings: Settings) -> Iterator[Host]:
+    host = Host(
+        spec,
+        settings.home,
+        load_seconds=settings.load_seconds,
+        stall_seconds=settings.stall_seconds,
+        # Named, so that the memory of one model is waited for before the next is loaded.
+        devices=_devices(spec.gpus),
+        is_alone=True,
+    )
+    try:
+        yield host
+    except HostDied as death:
+        raise EngineError(f"{death}; what was answered is kept, the same command goes on") from death
+    finally:
+        host.close()
+
+
+def _devices(n: int) -> str | None:
+    """The first GPUs that this process may use."""
+    if not n:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return ",".join(visible.split(",")[:n] if visible else map(str, range(n)))
+
+
+def _pieces(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,166 @@
+"""A student is trained on a run's dataset, once for the same dataset and settings."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from persyn.config import thaw
+from persyn.db import bulk
+from persyn.db.catalog import Run, RunState, Student
+from persyn.db.connect import Database
+from persyn.db.results import Assignment, Response, answers_assignment
+from persyn.db.trained import Training
+from persyn.errors import UsageError
+from persyn.llm.identity import hub_revision, identify, require_unchanged
+from persyn.llm.protocols import ModelSpec
+from persyn.dataset import export, manifest
+from persyn.stages.batch import conversation
+from persyn.dataset.options import Options
+from persyn.student import train as training
+from persyn.student.examples import Conversation
+from persyn.student.train import Progress, Settings
+
+#: Folder of PERSYN_HOME that trained students lie in.
+FOLDER = "students"
+
+
+def train(
+    database: Database, run_name: str, settings: Settings, *, gpus: int, home: Path, progress: Progress
+) -> Training:
+    """Train the student of a finished run on its dataset; a training that is there already is returned as it is.
+
+    home: the weights go into its folder `students`, checkpoints too, so that a killed training goes on. The dataset is
+          what `exported` says of it.
+    Weights that were removed are made again.
+    Raises `UsageError` for a run that is not done, a dataset that cannot be made again or has no row, a student that
+    has changed and one that is being trained already.
+    """
+    options = exported(run_name, home)
+    with database.read() as session:
+        run = _finished(session, run_name)
+        student = session.get_one(Student, run.student_id)
+        dataset_hash = _hash(_conversations(session, run, options))
+    row = {
+        "run_id": run.id,
+        "student_id": student.id,
+        "dataset_hash": dataset_hash,
+        "settings": msgspec.to_builtins(settings),
+    }
+    decisive = {**row, "run_id": run.name, "student_id": student.fingerprint}
+    fingerprint = hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
+    found = _find(database, fingerprint)
+    if found is not None and Path(found.path).is_dir():
+        return found
+    require_unchanged(student.model, student.revision)
+    # It reads as it did when it scored.
+    begins = {name: value for name, value in thaw(run.config).student.options.items() if name == "add_bos"}
+    spec = ModelSpec("", student.model, hub_revision(student.revision), gpus, begins)
+    folder = home / FOLDER / f"{run.name}-{fingerprint[:12]}"
+    with _locked(folder) as require_mine:
+
+        def step(done: int, steps: int, loss: float | None) -> None:
+            require_mine()
+            progress(done, steps, loss)
+
+        if not (folder / training.MODEL).exists():
+            with database.read() as session:
+                training.prepare(spec, _conversations(session, run, options), settings, folder)
+        notes = training.train(spec, settings, folder, step)
+    path = folder / training.MODEL
+    row |= {
+        "fingerprint": fingerprint,
+        "notes": msgspec.to_builtins(notes),
+        "path": str(path),
+        "revision": identify(str(path)).revision,
+    }
+    with database.write() as session:
+        if found is not None:  # its weights had been removed
+            session.execute(update(Training).where(Training.fingerprint == fingerprint).values(**row))
+        bulk.insert_new(session, Training, [row])
+    made = _find(database, fingerprint)
+    assert made is not None
+    return made
+
+
+def exported(run_name: str, home: Path) -> Options:
+    """The options with which a run's own dataset was exported last; where there is none, those of a whole one."""
+    return manifest.options_of(home / "datasets" / run_name) or Options()
+
+
+def n_responses(session: Session, run_id: int) -> int:
+    """How many rows a whole dataset of the run has."""
+    answered = select(func.count()).select_from(Assignment).join(Response, answers_assignment())
+    return session.scalars(answered.where(Assignment.run_id == run_id, Response.text.is_not(None))).one()
+
+
+def _finished(session: Session, name: str) -> Run:
+    run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
+    if run is None:
+        raise UsageError(f"there is no run named {name!r}; 'persyn run list' shows which there are")
+    if run.state is not RunState.DONE:
+        raise UsageError(
+            f"run {name} is {run.state}, its dataset is not whole; 'persyn run resume {name}' goes on with it"
+        )
+    if thaw(run.config).student.engine == "fake":
+        raise UsageError(f"run {name} has a fake student: there is nothing to train")
+    return run
+
+
+def _conversations(session: Session, run: Run, options: Options) -> Iterator[Conversation]:
+    """What the rows to train on are made of, in the dataset's order; at least one."""
+    n_rows = 0
+    try:
+        for row in export.training_rows(session, run.id, options):
+            n_rows += 1
+            yield conversation(row), row.response
+    except UsageError as error:
+        raise UsageError(
+            f"the dataset of run {run.name} cannot be made again as it was exported: {error}; "
+            f"'persyn export {run.name}' with other options writes another"
+        ) from error
+    if not n_rows:
+        raise UsageError(f"nothing to train on: the dataset of run {run.name} has no row in its split train")
+
+
+def _hash(conversations: Iterator[Conversation]) -> str:
+    total = hashlib.sha256()
+    for each in conversations:
+        total.update(msgspec.json.encode(each))
+    return total.hexdigest()
+
+
+def _find(database: Database, fingerprint: str) -> Training | None:
+    with database.read() as session:
+        return session.scalars(select(Training).where(Training.fingerprint == fingerprint)).one_or_none()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[Callable[[], None]]:
+    """Nobody else trains into the folder; the lock goes with the process that holds it.
+
+    Yields what raises `UsageError` once another has it: a file system on the network takes it from a host that is
+    suspended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = uuid.uuid4().hex
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"another process is training in {folder}") from error
+        (folder / "lock").write_text(mine)
+
+        def require_mine() -> None:
+            if (folder / "lock").read_text() != mine:
+                raise UsageError(f"another process is training in {folder} by now, and this one has stopped")
+
+        yield require_mine

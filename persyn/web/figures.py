@@ -1,0 +1,71 @@
+"""The figures of a run: those of its report, drawn beside the pages and served as pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from http import HTTPStatus
+
+from msgspec import Struct
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from persyn.web.pages import Problem, not_found
+from persyn.web.store import counted, find, reading
+from persyn.db.catalog import Run
+
+log = logging.getLogger(__name__)
+
+#: A picture that is opened by itself may have its own colours, and nothing else.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+
+
+class Drawn(Struct, frozen=True):
+    """A figure.
+
+    says:    what is seen in it, for those who do not see it.
+    version: another when it is drawn otherwise, so that a page that is open shows the new one.
+    """
+
+    title: str
+    says: str
+    svg: str
+    version: str
+
+
+def draw(session: Session, run: Run) -> dict[str, Drawn] | str:
+    """All that can be drawn of a run as it is, by name; or what is said where drawing fails: the page stays."""
+    try:
+        return _drawn(session, run)
+    except SQLAlchemyError:
+        raise
+    except Exception:
+        log.exception("the figures of a run cannot be drawn", extra={"run": run.name})
+        return "The figures cannot be drawn; the console's own output says why."
+
+
+def _drawn(session: Session, run: Run) -> dict[str, Drawn]:
+    # They bring matplotlib, which nobody needs who does not look at a run.
+    from persyn.report import drawing, figures, gather
+
+    found = {}
+    for picture in figures.pictures(gather.gather(session, run)):
+        svg = drawing.svg(picture, ink="scheme")
+        version = hashlib.sha256(svg.encode()).hexdigest()[:12]
+        found[picture.name] = Drawn(picture.title, picture.says, svg, version)
+    return found
+
+
+def show(request: Request) -> Response:
+    """One figure, as an SVG file."""
+    with reading(request) as session:
+        run = find(session, request)
+    drawn = counted(request, run.id, figures=draw)["figures"]
+    if drawn is None:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Still being drawn", "Look again in a moment.")
+    figure = None if isinstance(drawn.value, str) else drawn.value.get(request.path_params["name"])
+    if figure is None:
+        raise not_found("There is no such figure of this run.")
+    return Response(figure.svg, media_type="image/svg+xml", headers={"content-security-policy": _POLICY})

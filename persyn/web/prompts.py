@@ -1,0 +1,156 @@
+"""The prompts of a run, and one of them with all that became of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from http import HTTPStatus
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from persyn.web.pages import Problem, link, not_found, page
+from persyn.web.store import counted, find, reading
+from persyn.analysis import listing, watch
+from persyn.analysis import trace as history
+from persyn.analysis.listing import Order, Place, Standing, Wanted
+from persyn.db.catalog import Prompt, Role
+from persyn.errors import UsageError
+
+_PAGE = 50
+#: A search for more would be a pattern that SQLite does not take.
+_MOST_SOUGHT = 1000
+#: What of a response is seen at once; all else is folded.
+_FIRST = (
+    "reward",
+    "quality",
+    "learnability",
+    "tokens",
+    "finish_reason",
+    "seconds",
+    "seed",
+    "engine",
+    "worker",
+    "gpus",
+    "job_id",
+    "asked_by_run",
+)
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def index(request: Request) -> Response:
+    """A page of the run's prompts: those that are wanted."""
+    wanted, after = _wanted(request), _after(request)
+    with reading(request) as session:
+        run = find(session, request)
+        teachers = listing.teachers(session, run)
+        found = listing.prompts(session, run, wanted, after=after, limit=_PAGE)
+    counts = counted(request, run.id, tally=watch.tally, reasons=listing.reasons, fields=listing.fields)
+    reasons, tally, fields = counts["reasons"], counts["tally"], counts["fields"]
+    asked = {name: value for name, value in request.query_params.items() if value and name not in ("after", "margin")}
+    following = None
+    if found.following is not None:
+        place = {"after": found.following.prompt_id, "margin": found.following.margin}
+        following = link("runs", run.name, "prompts", **(asked | place))
+    return page(
+        request,
+        "prompts.html",
+        run=run,
+        wanted=wanted,
+        rows=found.rows,
+        following=following,
+        is_partial=found.is_partial,
+        first=link("runs", run.name, "prompts", **asked) if after else None,
+        is_filtered=bool(asked),
+        choices={
+            "role": list(Role),
+            "standing": list(Standing),
+            "teacher": teachers,
+            "reason": reasons.value if reasons else [],
+            "failure": sorted({found.reason for found in tally.value.failures}) if tally else [],
+            "field": fields.value if fields else [],
+        },
+    )
+
+
+def show(request: Request) -> Response:
+    """One prompt: scores, margin, responses, jobs, and every event."""
+    given = request.path_params["prompt"]
+    if not _is_id(given):
+        raise not_found("A prompt's address ends in its id, a number.")
+    with reading(request) as session:
+        run = find(session, request)
+        try:
+            found = history.trace(session, run, int(given))
+        except UsageError as error:
+            raise not_found(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+        prompt = session.get_one(Prompt, found.prompt_id)
+    return page(request, "prompt.html", run=run, prompt=prompt, trace=found, first=_FIRST)
+
+
+def _wanted(request: Request) -> Wanted:
+    given = request.query_params
+    text = given.get("text", "").strip()
+    if len(text) > _MOST_SOUGHT:
+        raise _bad("text", text, f"of {_MOST_SOUGHT:,} characters at most")
+    return Wanted(
+        text=text,
+        role=_choice(request, "role", Role),
+        standing=_choice(request, "standing", Standing),
+        teacher=given.get("teacher", ""),
+        reason=given.get("reason", ""),
+        failure=given.get("failure", ""),
+        margin_from=_float(request, "margin_from"),
+        margin_to=_float(request, "margin_to"),
+        quality_from=_float(request, "quality_from"),
+        quality_to=_float(request, "quality_to"),
+        field=_field(request),
+        value=given.get("value", ""),
+        order=_choice(request, "order", Order) or Order.ID,
+    )
+
+
+def _after(request: Request) -> Place | None:
+    given = request.query_params.get("after", "")
+    if not given:
+        return None
+    if not _is_id(given):
+        raise _bad("after", given, "a prompt's id")
+    return Place(int(given), _float(request, "margin"))
+
+
+def _is_id(given: str) -> bool:
+    """Whether it is a number that a database takes for an id."""
+    return given.isascii() and given.isdigit() and len(given) <= len(str(2**63)) and int(given) < 2**63
+
+
+def _choice(request: Request, name: str, kind: type[E]) -> E | None:
+    given = request.query_params.get(name, "")
+    if not given:
+        return None
+    try:
+        return kind(given)
+    except ValueError as error:
+        raise _bad(name, given, f"one of {', '.join(kind)}") from error
+
+
+def _field(request: Request) -> str:
+    given = request.query_params.get("field", "").strip()
+    if not listing.is_field(given):
+        raise _bad("field", given, "the name of a metadata field without quotes and backslashes")
+    return given
+
+
+def _float(request: Request, name: str) -> float | None:
+    given = request.query_params.get(name, "").strip()
+    if not given:
+        return None
+    try:
+        return float(given)
+    except ValueError as error:
+        raise _bad(name, given, "a number") from error
+
+
+def _bad(name: str, given: str, wanted: str) -> Problem:
+    return Problem(HTTPStatus.BAD_REQUEST, "That cannot be asked", f"{name} is {wanted}; given was {given[:100]!r}.")

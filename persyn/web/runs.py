@@ -1,0 +1,140 @@
+"""The list of runs, and one run as it goes on."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from persyn.web.figures import draw
+from persyn.web.kept import Counted
+from persyn.web.pages import page
+from persyn.web.store import counted, find, kept, reading
+from persyn.analysis import listing, summary, watch
+from persyn.analysis.listing import RunRow
+from persyn.analysis.compare import Comparison, compare
+from persyn.config import thaw
+from persyn.db.catalog import Run, RunState, Student
+from persyn.errors import UsageError
+from persyn.stages.batch import Progress
+from persyn.analysis.summary import Facts, StageFacts
+from persyn.analysis.watch import Glance, Tally
+
+_MOST_RUNS = 200
+#: Between two looks at a page that shows what goes on, and until the next one at a page that lacks something.
+LOOK_SECONDS, SOON_SECONDS = 2.0, 0.5
+
+
+def index(request: Request) -> Response:
+    """All runs, the newest first."""
+    with reading(request) as session:
+        found = listing.runs(session, limit=_MOST_RUNS)
+    counts = kept(request).get({"sizes": listing.sizes, "spending": summary.spending})
+    return page(
+        request,
+        "runs.html",
+        runs=found,
+        sizes=counts["sizes"].value if counts["sizes"] else {},
+        spending=counts["spending"].value if counts["spending"] else {},
+        shares={run.name: _share_done(request, run) for run in found},
+        most=_MOST_RUNS,
+    )
+
+
+def _share_done(request: Request, run: RunRow) -> float | None:
+    """Of the rows of a run's present stage; None of a run that stopped, or whose rows are still being counted."""
+    if run.state is not RunState.RUNNING:
+        return 1.0 if run.state is RunState.DONE else None
+    tally = counted(request, run.id, tally=watch.tally)["tally"]
+    counts = tally.value.stages.get(run.stage) if tally else None
+    if counts is None:
+        return None
+    return (counts.done + counts.failed) / counts.total if counts.total else 1.0
+
+
+def enter(request: Request) -> Response:
+    """Where a token is given that nobody needs any more."""
+    return RedirectResponse("/", HTTPStatus.SEE_OTHER)
+
+
+def show(request: Request) -> Response:
+    """One run: what goes on, and what came out so far."""
+    with reading(request) as session:
+        run = find(session, request)
+        student = session.get_one(Student, run.student_id)
+        seen = watch.glance(session, run)
+    counts = counted(request, run.id, tally=watch.tally, facts=summary.facts, compared=_compared, figures=draw)
+    is_going = run.state is RunState.RUNNING
+    return page(
+        request,
+        "run.html",
+        run=run,
+        student=student,
+        seen=seen,
+        stages=_stages(seen, counts["tally"], counts["facts"]),
+        live=is_live(request, is_going, *counts.values()),
+        is_going=is_going,
+        per=thaw(run.config).run.learnability_per,
+        **counts,
+    )
+
+
+def is_live(request: Request, is_going: bool, *counts: Counted[Any] | None) -> float | None:
+    """Seconds after which the page looks again by itself; None when nothing will have changed, or nobody wants it to.
+
+    counts: what it shows, or lacks.
+    """
+    if request.query_params.get("live") == "off":
+        return None
+    if None in counts:
+        return SOON_SECONDS
+    return LOOK_SECONDS if is_going or any(count is not None and count.is_old for count in counts) else None
+
+
+class StageRow(Struct, frozen=True):
+    """A stage as it stands at this moment.
+
+    over:    rows that are done or failed.
+    seconds: elapsed from its first claim to its last end, where that is counted.
+    work_seconds: in which workers held its jobs, summed over workers.
+    rate:    of the present one, rows per second.
+    left:    of the present one, seconds.
+    """
+
+    name: str
+    counts: Progress
+    over: int
+    seconds: float | None = None
+    rate: float | None = None
+    left: float | None = None
+    work_seconds: float | None = None
+
+
+def _stages(seen: Glance, tally: Counted[Tally] | None, facts: Counted[Facts] | None) -> list[StageRow]:
+    if tally is None:
+        return []
+    took = {stage.stage: stage for stage in facts.value.stages} if facts else {}
+    return [_stage(name, seen, tally.value, took.get(name)) for name in tally.value.stages]
+
+
+def _stage(name: str, seen: Glance, counted: Tally, took: StageFacts | None) -> StageRow:
+    counts = counted.stages[name]
+    elapsed, worked = (took.seconds, took.work_seconds) if took else (None, None)
+    if name != seen.stage or seen.state is not RunState.RUNNING:
+        return StageRow(name, counts, counts.done + counts.failed, elapsed, work_seconds=worked)
+    over = watch.over(seen, counted)
+    rate = watch.rate(seen, counts.total - over)
+    left = (counts.total - over) / rate if rate else None
+    return StageRow(name, counts, over, seen.stage_seconds, rate, left, worked)
+
+
+def _compared(session: Session, run: Run) -> Comparison | str:
+    """Strategies side by side, or why they cannot be."""
+    try:
+        return compare(session, run)
+    except UsageError as error:
+        return str(error)

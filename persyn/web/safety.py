@@ -1,0 +1,179 @@
+"""Who may ask, and what a browser may do with the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import cast
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from persyn.web.pages import Problem
+
+#: Scripts, styles and pictures of our own alone, and nothing from elsewhere.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-frame-options": "DENY",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "cache-control": "no-store",
+}
+_MOST_FORM_BYTES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may do what.
+
+    hosts: names by which the console may be called, besides addresses and localhost.
+    token: what everybody must show who asks; None lets everybody ask who can reach the port.
+    admin: on whose behalf failed work is tried again, for the audit; None: the console changes nothing.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    token: str | None = None
+    admin: str | None = None
+    #: What a form must carry: no other site can read it.
+    form_secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+
+    @property
+    def cookie(self) -> str:
+        """A name of its own for each token: consoles on several ports of a host share a browser's cookies."""
+        return f"persyn-{hashlib.sha256((self.token or '').encode()).hexdigest()[:8]}"
+
+    def is_form(self, given: str) -> bool:
+        """Whether a form comes from a page of this console."""
+        return _same(given, self.form_secret)
+
+
+class Guard:
+    """Lets in who may ask, and says in each answer what a browser may do with it."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or have the console answer it."""
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            answer = await self._answer(request)
+        except Problem as problem:
+            answer = problem.response()
+        await (self._app if answer is None else answer)(scope, receive, guarded)
+
+    async def _answer(self, request: Request) -> Response | None:
+        """An answer that is not the console's; None lets the request pass."""
+        if not _is_known(request.headers.get("host", ""), self._access.hosts):
+            return Problem(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "The console is not known by this name",
+                "It was asked for under a name that it was not given. Start it with --allow-host NAME if it is yours.",
+            ).response()
+        if "\0" in _path(request) or b"%00" in request.scope["query_string"]:
+            return Problem(
+                HTTPStatus.BAD_REQUEST, "That cannot be asked", "The address holds a NUL character, which no text has."
+            ).response()
+        # A page of another site may link to the console, and load nothing from it.
+        site, mode = request.headers.get("sec-fetch-site", "none"), request.headers.get("sec-fetch-mode", "navigate")
+        if site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET"):
+            return Problem(
+                HTTPStatus.FORBIDDEN, "Another site asked for this", "Open the console itself, in a window of its own."
+            ).response()
+        if self._access.token is None or _path(request).startswith("/static/"):
+            return None
+        return await self._admit(request, self._access.token)
+
+    async def _admit(self, request: Request, token: str) -> Response | None:
+        """Let in who shows the token: in a cookie, in a header, or once in the address or the form."""
+        if _same(request.cookies.get(self._access.cookie, ""), token):
+            return None
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and _same(given.strip(), token):
+            return None
+        if request.method == "POST" and _path(request) == "/enter":
+            given, following = (await form(request)).get("token", ""), "/"
+        else:
+            rest = [pair for pair in request.query_params.multi_items() if pair[0] != "token"]
+            given = request.query_params.get("token", "")
+            following = request.url.path + (f"?{urlencode(rest)}" if rest else "")
+        if request.method in ("GET", "POST") and _same(given, token) and not following.startswith("//"):
+            found = RedirectResponse(following, status_code=HTTPStatus.SEE_OTHER)
+            found.set_cookie(self._access.cookie, token, httponly=True, samesite="lax", path="/")
+            return found
+        return Problem(
+            HTTPStatus.UNAUTHORIZED,
+            "This console asks for its token",
+            "It was printed when the console was started." if not given else "That was not it.",
+        ).response(template="enter.html")
+
+
+async def form(request: Request) -> dict[str, str]:
+    """The fields of a small form; raises `Problem` for a large one."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _MOST_FORM_BYTES:
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is too much", "A form of the console is small.")
+    return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a console that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _path(request: Request) -> str:
+    """By which a page is found; that of `request.url` depends on what the Host header says."""
+    return cast(str, request.scope["path"])
+
+
+def _is_known(header: str, hosts: Collection[str]) -> bool:
+    """An address is always known: a name that another site points at this machine is none."""
+    try:
+        split = urlsplit(f"//{header}")
+    except ValueError:
+        return False
+    host = split.hostname or ""
+    if split.netloc != header or "@" in header:
+        return False
+    if host == "localhost" or host in hosts:
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _same(given: str, wanted: str) -> bool:
+    """Compare in a time that tells nothing of where they differ."""
+    return secrets.compare_digest(given.encode(), wanted.encode())

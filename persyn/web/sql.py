@@ -1,0 +1,138 @@
+"""The SQL page: one question to the store, its answer as a table or as CSV."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from persyn.web import schema
+from persyn.web.pages import Problem, not_found, page
+from persyn.web.store import database, reading
+from persyn.analysis import listing
+from persyn.errors import PersynError, UsageError
+from persyn.sql import saved, tokens
+from persyn.sql.ask import Answer, Limits, ask, write_csv
+from persyn.sql.saved import Question
+
+_PAGE = Limits(rows=500, seconds=10, megabytes=4)
+_FILE = Limits(rows=100_000, seconds=60, megabytes=64)
+#: Questions at a time, each in a process of its own; how many others may wait for their turn, and how long. Whoever
+#: waits holds a thread, and pages need some too.
+_AT_ONCE, _MOST_WAITING, _WAIT_SECONDS = 2, 6, 5.0
+
+_MOST_RUNS = 50
+
+_free = threading.Semaphore(_AT_ONCE)
+_places = threading.Semaphore(_AT_ONCE + _MOST_WAITING)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks: a statement, and the values of its parameters; "" where one is not given."""
+
+    query: str
+    given: dict[str, str]
+    #: Of the book, where it was chosen there.
+    question: Question | None
+
+    @property
+    def lacking(self) -> list[str]:
+        """Parameters without a value."""
+        return [name for name, value in self.given.items() if not value]
+
+
+def show(request: Request) -> Response:
+    """The question, and its answer where there is one."""
+    with reading(request) as session:
+        runs = [run.name for run in listing.runs(session, limit=_MOST_RUNS)]
+    asked = _read(request, newest=runs[0] if runs else "")
+    answer, error, seconds = None, None, 0.0
+    if asked.query and not asked.lacking and not _is_foreign(request):
+        began = time.monotonic()
+        try:
+            if asked.question is not None:
+                with reading(request) as session:
+                    saved.require_there(session, asked.given)
+            answer = _answer(request, asked, _PAGE)
+        except PersynError as refused:
+            error = str(refused)
+        seconds = time.monotonic() - began
+    return page(
+        request,
+        "sql.html",
+        asked=asked,
+        book={asker: [each for each in saved.questions().values() if each.asker == asker] for asker in saved.ASKERS},
+        runs=runs,
+        schema=schema.read(database(request)),
+        answer=answer,
+        error=error,
+        seconds=seconds,
+        limits=_PAGE,
+        most=_FILE.rows,
+    )
+
+
+def download(request: Request) -> Response:
+    """The answer as a CSV file."""
+    asked = _read(request)
+    if not asked.query or asked.lacking:
+        lacks = f"Give a value for {', '.join(asked.lacking)}." if asked.lacking else "Write a question first."
+        raise Problem(HTTPStatus.BAD_REQUEST, "Nothing was asked", lacks)
+    if _is_foreign(request):
+        raise Problem(HTTPStatus.FORBIDDEN, "Another site asked for this", "Ask it on the SQL page.")
+    try:
+        answer = _answer(request, asked, _FILE)
+    except PersynError as refused:
+        raise Problem(HTTPStatus.BAD_REQUEST, "The question has no answer", f"{refused}.") from refused
+    written = io.StringIO()
+    write_csv(written, answer.columns, answer.rows)
+    name = "answer-cut.csv" if answer.is_truncated else "answer.csv"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _read(request: Request, *, newest: str = "") -> Asked:
+    """What is asked; a shipped question that is asked without a run is about the newest one."""
+    query, question = request.query_params.get("query", "").strip(), None
+    if chosen := request.query_params.get("question"):
+        try:
+            question = saved.find(chosen)
+        except UsageError as error:
+            raise not_found("There is no such question in the book.") from error
+        query = question.sql
+    given = {name: request.query_params.get(name, "").strip() for name in tokens.parameters(query)}
+    if question and not given.get("run", "-"):
+        given["run"] = newest
+    return Asked(query, given, question)
+
+
+def _is_foreign(request: Request) -> bool:
+    """Whether a link of another site led here: it fills the form in, and asks nothing."""
+    return request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+
+
+def _answer(request: Request, asked: Asked, limits: Limits) -> Answer:
+    with _turn():
+        return ask(database(request), asked.query, asked.given, limits)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    with ExitStack() as taken:
+        for semaphore, seconds in ((_places, 0.0), (_free, _WAIT_SECONDS)):
+            if not semaphore.acquire(timeout=seconds):
+                raise Problem(
+                    HTTPStatus.TOO_MANY_REQUESTS,
+                    "Others are asking",
+                    "Try again when their questions are answered.",
+                )
+            taken.callback(semaphore.release)
+        yield

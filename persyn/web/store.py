@@ -1,0 +1,71 @@
+"""How pages read the store: each within one short snapshot, and what is said when it does not answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, cast
+
+from sqlalchemy import select
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from persyn.web.kept import Count, Counted, Kept
+from persyn.web.pages import Problem, not_found
+from persyn.db.catalog import Run
+from persyn.db.connect import Database
+from persyn.errors import shorten
+
+log = logging.getLogger(__name__)
+
+#: What is raised while the database is away; whatever else it raises is a fault of the console.
+AWAY: tuple[type[Exception], ...] = (OperationalError, InterfaceError, TimeoutError)
+
+
+@contextmanager
+def reading(request: Request) -> Iterator[Session]:
+    """A session that can write nothing."""
+    with database(request).read() as session:
+        yield session
+
+
+def database(request: Request) -> Database:
+    """The console's store."""
+    return cast(Database, request.app.state.database)
+
+
+def counted(request: Request, run_id: int, **counts: Callable[[Session, Run], Any]) -> dict[str, Counted[Any] | None]:
+    """Counts of a run, by name: kept ones, or None where the first is still made."""
+    return kept(request).get({name: _of(run_id, count) for name, count in counts.items()}, run_id=run_id)
+
+
+def kept(request: Request) -> Kept:
+    """The console's counts."""
+    return cast(Kept, request.app.state.kept)
+
+
+def _of(run_id: int, count: Callable[[Session, Run], Any]) -> Count:
+    return lambda session: count(session, session.get_one(Run, run_id))
+
+
+def find(session: Session, request: Request) -> Run:
+    """The run that the address names; raises `Problem` when there is none."""
+    name = request.path_params["run"]
+    run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
+    if run is None:
+        raise not_found(f"There is no run named {name}.")
+    return run
+
+
+def away(request: Request, error: Exception) -> Response:
+    """The page of a database that does not answer, or not in time."""
+    log.warning("the database does not answer: %s", shorten(str(getattr(error, "orig", None) or error)))
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The database does not answer",
+        "The console goes on when it is back; a run's workers wait for it as well. 'persyn doctor' says how it is.",
+    ).response()

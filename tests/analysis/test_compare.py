@@ -1,0 +1,203 @@
+"""Strategies side by side, on a grid small enough to work them out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import delete, func, select, update
+
+from persyn.analysis import own_strategy
+from persyn.analysis.compare import Comparison, compare
+from persyn.db.catalog import Prompt, Run, Teacher
+from persyn.db.connect import Database
+from persyn.db.results import Response, RouterScore, Score
+from persyn.errors import UsageError
+from persyn.router import strategy
+from tests.factories import make_response, make_router, make_run
+
+#: Quality of teachers a and b on two calibration prompts and four hold-out prompts.
+QUALITY = [(1, 0), (1, 0), (1, 0), (1, 0), (0, 1), (0, 1)]
+#: What the router says of them; the last hold-out prompt it gets wrong.
+ROUTER = [(1, 0), (1, 0), (2, 0), (1, 0), (-1, 3), (5, 0)]
+#: Nats per token, against quality.
+LEARNABILITY = (-2.0, -1.0)
+TOKENS = (10, 20)
+
+
+@pytest.fixture
+def run_id(database: Database) -> int:
+    """A run of eight prompts, six of them in a scored grid, with a router and prices."""
+    with database.write() as session:
+        made = make_run(session, prompts=8, calibration=2, holdout=4)
+        run = session.get_one(Run, made.id)
+        run.router_id = make_router(session, made)
+        for prompt_id, quality, scores in zip(made.prompt_ids, QUALITY, ROUTER, strict=False):
+            for k, teacher_id in enumerate(made.teacher_ids):
+                response_id = make_response(
+                    session, prompt_id, teacher_id, response_tokens=TOKENS[k], prompt_tokens=100
+                )
+                session.add_all(
+                    [
+                        Score(response_id=response_id, scorer_id=run.quality_scorer_id, value=quality[k], detail={}),
+                        Score(
+                            response_id=response_id,
+                            scorer_id=run.learnability_scorer_id,
+                            value=5 * LEARNABILITY[k],
+                            n_tokens=5,
+                            detail={},
+                        ),
+                        RouterScore(
+                            router_id=run.router_id, prompt_id=prompt_id, teacher_id=teacher_id, score=scores[k]
+                        ),
+                    ]
+                )
+        session.execute(update(Teacher).values(price_in=1.0, price_out=10.0))
+        return made.id
+
+
+def facts(database: Database, run_id: int, alpha: float) -> Comparison:
+    with database.read() as session:
+        return compare(session, session.get_one(Run, run_id), alpha=alpha)
+
+
+def test_rewards_regrets_and_the_way_that_is_closed(database: Database, run_id: int) -> None:
+    found = facts(database, run_id, 0.0)
+    by_name = {fact.strategy: fact for fact in found.strategies}
+
+    assert (found.n_holdout, found.n_calibration) == (4, 2)
+    # static takes a, which is right twice in four; the router is right three times.
+    assert {name: fact.reward.mean for name, fact in by_name.items()} == pytest.approx(
+        {"static": 0.5, "car": 0.5, "random": 0.5, "persyn": 0.75, "oracle": 1.0}
+    )
+    assert {name: fact.regret.mean for name, fact in by_name.items()} == pytest.approx(
+        {"static": 0.5, "car": 0.5, "random": 0.5, "persyn": 0.25, "oracle": 0.0}
+    )
+    closed = by_name["persyn"].closed
+    assert closed is not None
+    assert closed.mean == pytest.approx(0.5)  # half the way from 0.5 to 1
+    assert closed.low <= 0.5 <= closed.high
+    assert [fact.strategy for fact in found.strategies][:2] == ["oracle", "persyn"]
+
+
+def test_tokens_and_money_are_the_whole_runs(database: Database, run_id: int) -> None:
+    by_name = {fact.strategy: fact for fact in facts(database, run_id, 0.0).strategies}
+
+    grid = 6 * (10 + 20)
+    assert {name: fact.tokens for name, fact in by_name.items()} == pytest.approx(
+        {
+            "static": grid + 2 * 10,
+            "car": grid + 2 * 10,
+            "persyn": grid + 2 * (3 * 10 + 20) / 4,
+            "random": 8 * 15,
+            "oracle": 8 * 30,
+        }
+    )
+    # A dollar for a million prompt tokens, ten for a million of the response's.
+    assert by_name["random"].cost == pytest.approx(8 * (100 + 15 * 10) / 1e6)
+    assert by_name["persyn"].shares == pytest.approx({"a": 0.75, "b": 0.25})
+
+
+def test_a_cost_that_is_not_known_of_every_teacher_is_none(database: Database, run_id: int) -> None:
+    with database.write() as session:
+        session.execute(update(Teacher).where(Teacher.name == "b").values(price_out=None))
+        session.execute(update(Teacher).where(Teacher.name == "a").values(params_b=2.0))
+        session.execute(update(Teacher).where(Teacher.name == "b").values(params_b=1.0))
+    by_name = {fact.strategy: fact for fact in facts(database, run_id, 0.0).strategies}
+    # Only who never asks b is known to the cent.
+    assert by_name["strong"].cost == pytest.approx(8 * (100 + 10 * 10) / 1e6)
+    assert {name for name, fact in by_name.items() if fact.cost is not None} == {"strong"}
+    assert by_name["oracle"].tokens == 8 * 30
+
+
+def test_another_alpha_is_computed_from_raw_scores(database: Database, run_id: int) -> None:
+    by_name = {fact.strategy: fact for fact in facts(database, run_id, 1.0).strategies}
+    assert by_name["static"].shares == {"b": 1.0}  # what is learned most easily
+    assert by_name["static"].reward.mean == by_name["oracle"].reward.mean == 1.0
+    assert by_name["static"].closed is None
+    assert by_name["static"].learnability.mean == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(("per", "learnability"), [("token", -1.0), ("character", -1.25), ("response", -5.0)])
+def test_learnability_is_per_token_per_character_or_of_the_whole(
+    database: Database, run_id: int, per: Any, learnability: float
+) -> None:
+    """Each response is "Yes.", of five tokens."""
+    with database.read() as session:
+        found = compare(session, session.get_one(Run, run_id), alpha=1.0, per=per)
+
+    assert found.learnability_per == per
+    assert {f.strategy: f for f in found.strategies}["static"].learnability.mean == pytest.approx(learnability)
+
+
+def test_an_interval_holds_the_mean_and_is_the_same_each_time(database: Database, run_id: int) -> None:
+    once, again = facts(database, run_id, 0.0), facts(database, run_id, 0.0)
+    assert once == again
+    for fact in once.strategies:
+        assert 0.0 <= fact.reward.low <= fact.reward.mean <= fact.reward.high <= 1.0
+        assert 0.0 <= fact.regret.low <= fact.regret.mean <= fact.regret.high <= 1.0
+        # At alpha 0 the reward is the quality.
+        assert fact.quality == fact.reward
+        assert -2.0 <= fact.learnability.low <= fact.learnability.mean <= fact.learnability.high <= -1.0
+    oracle = once.strategies[0]
+    assert (oracle.reward.low, oracle.reward.high) == (1.0, 1.0)  # four times one: nothing to draw
+    assert (oracle.regret.low, oracle.regret.high) == (0.0, 0.0)
+    static = next(fact.reward for fact in once.strategies if fact.strategy == "static")
+    # Of four prompts, two right: 0 of 4 and 4 of 4 come up once in sixteen draws each.
+    assert (static.low, static.high) == (0.0, 1.0)
+
+
+def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold_out(
+    database: Database, run_id: int
+) -> None:
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        table = {"kind": "python", "model": "mine:best", "revision": "sha256:1", "options": {"trust": 2}}
+        run.config = {**run.config, "strategy": table}
+        first, second = select(Prompt.id).where(Prompt.text == "run: prompt 0?"), Prompt.text == "run: prompt 1?"
+        session.execute(update(Prompt).where(second).values(meta={"topic": "sums"}))
+        # Of the first prompt, a's response alone has a quality.
+        others = Response.prompt_id.in_(first), Response.teacher_id != select(func.min(Teacher.id)).scalar_subquery()
+        lost = Score.response_id.in_(select(Response.id).where(*others)), Score.scorer_id == run.quality_scorer_id
+        session.execute(delete(Score).where(*lost))
+
+    with database.read() as session:
+        question = own_strategy.read(session, session.get_one(Run, run_id), alpha=1.0, how="rank", per="response")
+
+    assert question is not None
+    spec, known = question.spec, strategy.unpack(question.spec.options["known"])
+    assert (spec.engine, spec.model, spec.revision, spec.options["options"]) == (
+        "strategy",
+        "mine:best",
+        "sha256:1",
+        {"trust": 2},
+    )
+    assert [prompt["meta"] for prompt in known.prompts] == [{}, {"topic": "sums"}]
+    assert known.prompts[0]["messages"] == [{"role": "user", "content": "run: prompt 0?"}]
+    np.testing.assert_array_equal(known.quality, [[1, np.nan], [1, 0]])
+    np.testing.assert_array_equal(known.learnability, [[-10, -5], [-10, -5]])  # of the whole response
+    np.testing.assert_array_equal(known.rewards, [[0, np.nan], [0, 1]])  # b is learned more easily
+    assert (known.teachers, known.price_in.tolist(), known.price_out.tolist()) == (["a", "b"], [1, 1], [10, 10])
+    assert [route.messages[0]["content"] for route in question.routes] == [f"run: prompt {n}?" for n in range(2, 6)]
+
+
+def test_what_cannot_be_had_is_said(database: Database, run_id: int) -> None:
+    assert facts(database, run_id, 0.0).notes == [
+        f"{kind}: strength is size, and params_b is not known of every teacher"
+        for kind in ("strong", "mix", "family-strong")
+    ]
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        run.config = {**run.config, "strategy": {"kind": "python", "model": "mine:best"}}
+    assert facts(database, run_id, 0.0).notes[-1] == "mine:best: 'persyn compare run' asks it"
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        found = compare(session, run, scores={"mine:best": "prompt 3: strategy_error: KeyError: 'topic'"})
+    assert found.notes[-1] == "mine:best: prompt 3: strategy_error: KeyError: 'topic'"
+    with database.write() as session:
+        session.get_one(Run, run_id).router_id = None
+        bare = make_run(session, name="bare").id
+    assert facts(database, run_id, 0.0).notes[-1] == "persyn: the run has no router"
+    with pytest.raises(UsageError, match="run 'bare' has no scored hold-out prompts"):
+        facts(database, bare, 0.0)

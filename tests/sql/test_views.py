@@ -1,0 +1,143 @@
+"""What the views say is what PerSyn itself says, on both databases."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import select, text, update
+from sqlalchemy.orm import Session
+
+from persyn.runs import pipeline
+from persyn.method import rewards
+from persyn.analysis import summary
+from persyn.config import Per
+from persyn.db import grid
+from persyn.db.catalog import Run, Teacher
+from persyn.db.connect import Database
+from persyn.db.results import Response, Score
+from persyn.method.rewards import Normalisation
+from tests.factories import make_config, make_response, make_run
+from tests.sql import by_hand
+
+TEACHERS = ("a", "b", "c", "d", "e")
+
+
+def rows(session: Session, query: str, **values: Any) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in session.execute(text(query), values)]
+
+
+def fill_grid(session: Session, run: Run, prompt_ids: list[int], teacher_ids: list[int]) -> None:
+    """Few distinct scores, so that many are equal; some missing, some failed, some of no tokens."""
+    draw = random.Random(5)
+    for prompt_id in prompt_ids:
+        for teacher_id in teacher_ids:
+            if draw.random() < 0.1:
+                continue
+            response = make_response(session, prompt_id, teacher_id, "\N{SNOWMAN}" * draw.randint(1, 9))
+            if draw.random() < 0.9:
+                value = draw.choice((0.0, 1.0, draw.gauss(0, 5)))
+                session.add(Score(response_id=response, scorer_id=run.quality_scorer_id, value=value, detail={}))
+            tokens = draw.choice((0, 1, 3, 7))
+            nats = {"value": draw.choice((-3.0, -9.5)), "n_tokens": tokens} if draw.random() < 0.9 else {"failure": "x"}
+            session.add(Score(response_id=response, scorer_id=run.learnability_scorer_id, detail={}, **nats))
+
+
+@pytest.mark.parametrize(("how", "per"), [("minmax", "token"), ("rank", "character"), ("minmax", "response")])
+def test_the_reward_matrix_is_that_of_the_rewards(database: Database, how: Normalisation, per: Per) -> None:
+    with database.write() as session:
+        made = make_run(session, teachers=TEACHERS, prompts=25, calibration=15, holdout=5)
+        run = session.get_one(Run, made.id)
+        run.config = make_config("run", TEACHERS, alpha=0.3, normalise=how, learnability_per=per).frozen()
+        fill_grid(session, run, made.prompt_ids, made.teacher_ids)
+    with database.read() as session:
+        cells = grid.read(session, session.get_one(Run, made.id))
+        seen = rows(session, "SELECT prompt_id, position, quality, learnability, reward FROM v_reward_matrix")
+    expected = rewards.combine(cells.quality, cells.learnability, alpha=0.3, how=how)
+    of_view = np.full((3, *expected.shape), np.nan)
+    row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids)}
+    for prompt_id, position, *numbers in seen:
+        of_view[:, row_of[prompt_id], position] = [np.nan if number is None else number for number in numbers]
+    assert (~np.isnan(expected)).sum() > 40
+    np.testing.assert_allclose(of_view, [cells.quality, cells.learnability, expected], rtol=0, atol=1e-9)
+
+
+def test_of_z_scores_the_reward_matrix_gives_no_reward_rather_than_another(database: Database) -> None:
+    with database.write() as session:
+        by_hand.fill(session)
+        session.get_one(Run, 1).config = make_config("first", normalise="zscore").frozen()
+    with database.read() as session:
+        seen = rows(session, "SELECT reward, quality FROM v_reward_matrix WHERE run = 'first' AND prompt_id = 1")
+    assert sorted(seen, key=str) == [(None, 0.0), (None, 1.0)]
+
+
+def test_what_a_teacher_cost_is_unknown_when_one_of_its_responses_has_no_count(database: Database) -> None:
+    with database.write() as session:
+        by_hand.fill(session)
+    dollars = "SELECT dollars FROM v_teacher_cost WHERE run = 'first' AND teacher = 'ada'"
+    with database.read() as session:
+        assert rows(session, dollars) == [(pytest.approx(0.00026),)]
+    with database.write() as session:
+        one = session.scalars(
+            select(Response).join(Teacher).where(Teacher.name == "ada", Response.text.is_not(None)).limit(1)
+        ).one()
+        one.response_tokens = None
+    with database.read() as session:
+        assert rows(session, dollars) == [(None,)]
+        (ada, _) = summary.facts(session, session.get_one(Run, 1)).teachers
+        assert ada.cost is None
+
+
+def test_progress_is_what_status_says_at_every_stage(database: Database) -> None:
+    with database.write() as session:
+        by_hand.fill(session)
+        make_run(session, name="empty", prompts=0)
+    for stage in pipeline.STAGES:
+        with database.write() as session:
+            session.execute(update(Run).values(stage=stage))
+        with database.read() as session:
+            for run in session.scalars(select(Run)):
+                require_alike(session, run)
+
+
+def require_alike(session: Session, run: Run) -> None:
+    """The views of a run's progress, of what it misses and of what failed say what `pipeline.progress` does."""
+    said = pipeline.progress(session, run)
+    progress = "SELECT stage, total, done, failed, pending FROM v_progress WHERE run = :run ORDER BY place"
+    assert rows(session, progress, run=run.name) == [
+        (name, counts.total, counts.done, counts.failed, counts.pending) for name, counts in said.items()
+    ]
+    for view, count in (("v_missing", "pending"), ("v_failures", "failed")):
+        listed = rows(session, f"SELECT stage, count(*) FROM {view} WHERE run = :run GROUP BY stage", run=run.name)
+        owed = {name: getattr(counts, count) for name, counts in said.items() if getattr(counts, count)}
+        assert {name: n for name, n in listed if name in said} == owed
+
+
+def test_both_databases_give_the_views_the_same_columns(database: Database) -> None:
+    with database.read() as session:
+        for view, columns in COLUMNS.items():
+            assert list(session.execute(text(f"SELECT * FROM {view}")).keys()) == columns.split()
+
+
+#: People build on them: a column may be added, and none is taken away.
+COLUMNS = {
+    "v_dataset": "run prompt_id role source source_id history prompt answer response teacher model revision "
+    "template_hash reason score margin finish_reason prompt_tokens response_tokens seed engine origin response_id "
+    "job_id created_at",
+    "v_progress": "run place stage total done failed pending",
+    "v_teacher_cost": "run position teacher assigned responses failed prompt_tokens response_tokens dollars "
+    "response_tokens_if_all dollars_if_all",
+    "v_reward_matrix": "run prompt_id role position teacher response_id quality learnability reward",
+    "v_why_teacher": "run prompt_id role position teacher router_score router_rank quality learnability is_chosen "
+    "reason margin",
+    "v_missing": "run place stage prompt_id teacher scorer",
+    "v_failures": "run place stage prompt_id teacher scorer reason failure response_id job_id created_at",
+    "v_jobs": "run job_id stage teacher scorer queue state first_prompt_id last_prompt_id n_prompts attempts fence "
+    "worker error created_at started_at finished_at seconds",
+    "v_events": "run event_id at actor job_id stage teacher scorer from_state to_state fence detail",
+    "v_uses": "prompt_id run role teacher reason response_id is_answered training_id training_path trained_at",
+    "v_evaluations": "student run training_id evaluation_id prompts_file scorer prompts judged failed mean created_at "
+    "finished_at",
+}

@@ -1,0 +1,59 @@
+"""The console as a browser asks it, without a socket."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from persyn.web import app
+from persyn.web.kept import Kept
+from persyn.web.safety import Access
+from persyn.db.connect import Database
+from tests.web.stores import MadeStore, fill
+from tests.postgres import Postgres
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A store, what is in it, and its console."""
+
+    database: Database
+    made: MadeStore
+    console: TestClient
+
+    def get(self, path: str) -> str:
+        """A page."""
+        return self.console.get(path).text
+
+
+def client(database: Database, **access: Any) -> TestClient:
+    """A browser's requests to a console that counts before it answers; what it may do is said as of `Access`."""
+    console = app.make(database, Access(**access), Kept(database, patience=30))
+    return TestClient(console, base_url="http://localhost", raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """A store without rows, for what does not depend on it."""
+    store = Database(f"sqlite:///{tmp_path_factory.mktemp('console')}/persyn.db")
+    store.upgrade()
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+    """A filled store to look at, once on each kind of database, for all tests of a module."""
+    if request.param == "sqlite":
+        store = Database(f"sqlite:///{tmp_path_factory.mktemp('filled')}/persyn.db")
+        store.upgrade()
+    else:
+        server: Postgres = request.getfixturevalue("postgres")
+        store = Database(server.create(f"t{uuid.uuid4().hex}", template="migrated"))
+    yield Filled(store, fill(store), client(store))
+    store.close()

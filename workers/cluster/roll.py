@@ -1,0 +1,63 @@
+"""Which workers are up, at which version, and what none of them can work: asked of the workers themselves."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from celery.worker.control import inspect_command
+
+from persyn.jobs.queue import Backlog
+from persyn.workers.runner.affinity import Reach
+
+_COMMAND = "persyn"
+_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """A worker that answered: its name at the broker, PerSyn's version there, and what it takes."""
+
+    host: str
+    version: str
+    reach: Reach
+
+
+def version() -> str:
+    """PerSyn's version in this process."""
+    return importlib.metadata.version("persyn")
+
+
+def answer(reach: Reach) -> None:
+    """Let this process's worker answer a roll call."""
+    running = version()  # read now: another may be installed while this one runs
+
+    @inspect_command(name=_COMMAND)  # type: ignore[untyped-decorator]
+    def tell(state: Any, **_: Any) -> dict[str, Any]:
+        gpus = None if reach.gpus is None else list(reach.gpus)
+        return {"version": running, "gpus": gpus, "queues": list(reach.queues)}
+
+
+def call(app: Celery) -> list[Present]:
+    """The workers that answer within two seconds, by name; what they say is theirs to say, and only shown.
+
+    Raises one of `persyn.workers.cluster.app.AWAY` when the broker does not answer.
+    """
+    replies = app.control.broadcast(_COMMAND, reply=True, timeout=_SECONDS)
+    said = {host: what for reply in replies for host, what in reply.items() if isinstance(what, Mapping)}
+    return [_present(host, what) for host, what in sorted(said.items())]
+
+
+def untaken(backlogs: Iterable[Backlog], present: Collection[Present]) -> list[Backlog]:
+    """What waits and none of these workers takes."""
+    return [backlog for backlog in backlogs if not any(worker.reach.fits(backlog) for worker in present)]
+
+
+def _present(host: str, what: Mapping[str, Any]) -> Present:
+    gpus, queues = what.get("gpus"), what.get("queues") or ()
+    reach = Reach(None if gpus is None else tuple(map(str, gpus)), tuple(map(str, queues)))
+    # Another version may not know the question.
+    return Present(host, str(what.get("version", "of an unknown version")), reach)

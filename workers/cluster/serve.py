@@ -1,0 +1,142 @@
+"""A Celery worker for one group of GPUs: messages wake it, the database says what it does.
+
+The Celery process imports no torch; models live in the engine hosts of its `Crew`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from celery import Celery, signals
+from celery.worker import state
+from sqlalchemy.exc import DBAPIError
+
+from persyn.jobs import queue
+from persyn.db.connect import Database
+from persyn.errors import shorten
+from persyn.settings import Settings
+from persyn.workers.cluster import app as celery_app
+from persyn.workers.cluster import roll
+from persyn.workers.runner.affinity import Reach
+from persyn.workers.runner.crew import Crew
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+#: A worker that was told to end, and has not when its database, its broker and its GPUs should have let it, ends
+#: itself: what it holds is left to the leases' end.
+_END_SECONDS = 100.0
+
+
+def serve(database: Database, settings: Settings, broker_url: str, reach: Reach, name: str) -> None:
+    """Work jobs until SIGTERM or Ctrl-C: then save what is finished, give the jobs back and return."""
+    crew = Crew(database, settings, reach)
+    app = celery_app.make(broker_url)
+    hostname = f"{name}@{socket.gethostname()}"
+
+    @app.task(name=celery_app.TASK, bind=True)  # type: ignore[untyped-decorator]
+    def work(task: Any, job_id: int) -> None:
+        if not isinstance(job_id, int):
+            raise TypeError(f"a job's id is a number, got {type(job_id).__name__}")
+        log.debug("woken", extra={"job": job_id})
+        try:
+            crew.work(task.request.delivery_info.get("routing_key"))
+        except Exception:
+            _stop_failed(crew)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _end_soon(crew)
+        state.should_stop = 0
+
+    def be_ready(**_: Any) -> None:
+        # Instead of Celery's own handlers, which would wait for the task and print beside the log.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+        owners = [worker.owner for worker in crew.workers]
+        log.info("ready", extra={"workers": owners, "host": hostname, "gpus": reach.gpus})
+
+    roll.answer(reach)
+    signals.worker_ready.connect(be_ready, weak=False)
+    signals.setup_logging.connect(_keep_logging, weak=False)
+    with crew, _listening(app, database, hostname, reach):
+        app.Worker(
+            hostname=hostname,
+            pool="threads",
+            concurrency=len(crew.workers),
+            without_gossip=True,
+            without_mingle=True,
+            loglevel="INFO",
+            optimization="fair",
+            quiet=True,
+        ).start()
+
+
+def _stop_failed(crew: Crew) -> None:
+    """End all workers after an error, whatever it was: what is held is given back; a supervisor starts it anew."""
+    if crew.stopping.is_set():
+        log.warning("the database does not answer, and the worker has been told to end", exc_info=True)
+        return
+    log.exception("a worker cannot go on")
+    crew.stopping.set()
+    state.should_stop = 1
+
+
+def _end_soon(crew: Crew) -> None:
+    if not crew.stopping.is_set():
+        last_resort = threading.Timer(_END_SECONDS, _end_now)
+        last_resort.daemon = True
+        last_resort.start()
+    crew.end()
+
+
+def _end_now() -> None:
+    log.error("not ended in time; what is held is left to the leases' end", extra={"seconds": _END_SECONDS})
+    os._exit(1)  # the engine ends with its pipe
+
+
+def _keep_logging(**_: Any) -> None:
+    """Whoever listens to this signal sets logging up; Celery does not."""
+
+
+@contextmanager
+def _listening(app: Celery, database: Database, hostname: str, reach: Reach) -> Iterator[None]:
+    """Keep the worker subscribed to the queues whose models it can work, those of runs yet to come included."""
+    over = threading.Event()
+
+    def look() -> None:
+        heard: set[str] = set()
+        while not over.wait(_LOOK_SECONDS):
+            try:
+                heard = _subscribe(app, database, hostname, reach, heard)
+            except (DBAPIError, *celery_app.AWAY) as error:
+                log.warning("broker or database away", extra={"error": shorten(str(error))})
+
+    thread = threading.Thread(target=look, daemon=True, name="queues")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _subscribe(app: Celery, database: Database, hostname: str, reach: Reach, heard: set[str]) -> set[str]:
+    with database.read() as session:
+        wanted = {backlog.queue for backlog in queue.backlogs(session) if reach.fits(backlog)}
+    now_heard = set(heard)
+    for name in wanted - heard:
+        # Remote control reaches the consumer in its own thread; without a reply it was not up yet.
+        if app.control.add_consumer(name, destination=[hostname], reply=True, timeout=2):
+            now_heard.add(name)
+    for name in heard - wanted:
+        if app.control.cancel_consumer(name, destination=[hostname], reply=True, timeout=2):
+            now_heard.discard(name)
+    return now_heard

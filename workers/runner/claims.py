@@ -1,0 +1,103 @@
+"""Which job a worker takes next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from persyn.jobs import queue
+from persyn.jobs.queue import Backlog, Claim
+from persyn.workers.runner import affinity
+from persyn.workers.runner.affinity import Reach
+from persyn.workers.runner.ledger import Ledger
+
+#: How long the share that a worker has of what is left counts as known.
+_MOMENT_SECONDS = 2.0
+
+
+class Claims:
+    """Takes jobs for one worker, each in the caller's transaction.
+
+    run_id: only this run's jobs; None takes any.
+    ledger: what the worker shares with others of its process.
+    """
+
+    def __init__(self, owner: str, reach: Reach, ledger: Ledger, *, run_id: int | None, lease: timedelta) -> None:
+        self._owner = owner
+        self._reach = reach
+        self._ledger = ledger
+        self._run_id = run_id
+        self._lease = lease
+        #: Prompts left for each worker, and when that was so.
+        self._share, self._shared_at = 0.0, float("-inf")
+        #: Of the queue that it is at: whether its model needs GPUs, and how many prompts a job has.
+        self._on_gpus, self._job_prompts = False, 1.0
+
+    def first(self, session: Session, loaded: str | None, known: Collection[int]) -> Claim | None:
+        """The first job of the queue to work now, whose model has its GPUs then; None when nothing can be had.
+
+        loaded: the queue whose model is in memory.
+        known:  the jobs that the worker holds; what else is held in its name is given back.
+        """
+        queue.take_turns(session)
+        queue.release_unknown(session, owner=self._owner, known=known)
+        backlogs = {backlog.queue: backlog for backlog in self._look(session)}
+        for name in affinity.order(backlogs.values(), loaded, self._reach):
+            gpus = backlogs[name].gpus
+            if self._is_to_be_had(name, gpus) and (claim := self._claim(session, name)) is not None:
+                self._ledger.take(self._owner, name, gpus)
+                self._on_gpus, self._shared_at = gpus > 0, float("-inf")
+                self._job_prompts = backlogs[name].prompts / backlogs[name].jobs
+                return claim
+        return None
+
+    def is_enough(self, at_hand: int, window: int) -> bool:
+        """Whether a worker has its share of what is left, as far as was known a moment ago.
+
+        at_hand: requests that it has.
+        window:  how many its engine takes, which is about twice what it computes at a time.
+        """
+        if at_hand >= window:
+            return True
+        if time.monotonic() - self._shared_at > _MOMENT_SECONDS:
+            return False
+        # What fills the engine, if there is so much for each worker; beyond that half the share, since others may be
+        # faster. A job more or less is half of one, on the average.
+        most = max(self._share / 2, min(self._share, window / 2))
+        return at_hand > 0 and at_hand + self._job_prompts / 2 > most
+
+    def next(self, session: Session, name: str, at_hand: int, window: int) -> Claim | None:
+        """Another job of the queue that the worker is at.
+
+        None when there is none, the worker has its share, or another model has its turn.
+        """
+        if self._ledger.is_avoided(name):
+            return None
+        if self._ledger.is_to_look():
+            self._look(session, at=name)
+        if time.monotonic() - self._shared_at > _MOMENT_SECONDS:
+            self._share = queue.share(session, on_gpus=self._on_gpus, run_id=self._run_id)
+            self._shared_at = time.monotonic()
+        if self._ledger.is_asked(self._owner) or self.is_enough(at_hand, window):
+            return None
+        return self._claim(session, name)
+
+    def _look(self, session: Session, at: str | None = None) -> list[Backlog]:
+        """What waits; the ledger is told of what nobody works and this process could.
+
+        at: a queue that the worker has jobs of.
+        """
+        backlogs = queue.backlogs(session, run_id=self._run_id, besides=self._owner)
+        idle = [backlog for backlog in backlogs if not backlog.workers and backlog.queue != at]
+        here = [found for found in idle if self._reach.fits(found) and not self._ledger.is_avoided(found.queue)]
+        self._ledger.note_waiting({backlog.queue: backlog.gpus for backlog in here})
+        return backlogs
+
+    def _is_to_be_had(self, name: str, gpus: int) -> bool:
+        return not self._ledger.is_avoided(name) and self._ledger.has_room(self._owner, name, gpus)
+
+    def _claim(self, session: Session, name: str) -> Claim | None:
+        return queue.claim(session, owner=self._owner, queue=name, run_id=self._run_id, lease=self._lease)

@@ -1,0 +1,86 @@
+"""The workers of one process: as many as it has GPUs, so that as many models as fit are worked side by side."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from types import TracebackType
+
+from persyn.db.connect import Database
+from persyn.settings import Settings
+from persyn.workers.runner.affinity import Reach
+from persyn.workers.runner.ledger import Ledger
+from persyn.workers.runner.listener import Listener
+from persyn.workers.runner.worker import Worker
+
+
+class Crew:
+    """A worker for each GPU, each with an engine host of its own; without GPUs there is one.
+
+    They share the GPUs by what their models need: some work while others wait for theirs. Setting `stopping` asks all
+    of them to stop, as soon as what is finished is stored.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        reach: Reach,
+        *,
+        run_id: int | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        ledger = Ledger(reach.gpus)
+        self.workers = [
+            Worker(database, settings, run_id=run_id, reach=reach, listener=listener, ledger=ledger)
+            for _ in range(max(1, len(reach.gpus or ())))
+        ]
+        self.stopping = threading.Event()
+        for worker in self.workers:
+            worker.stop = self.stopping
+        self._idle = list(self.workers)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Crew:
+        for worker in self.workers:
+            worker.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # All at once: each may wait a minute for its GPUs' memory.
+        with ThreadPoolExecutor(len(self.workers)) as pool:
+            left = [pool.submit(worker.__exit__, kind, error, at) for worker in self.workers]
+        for leaving in left:
+            leaving.result()
+
+    def run(self) -> None:
+        """Work until the run is over; without a run, until no job is left. Raises what ended a worker, after all."""
+        if len(self.workers) == 1:
+            self.workers[0].run()
+            return
+        with ThreadPoolExecutor(len(self.workers)) as pool:
+            ends = [pool.submit(worker.run) for worker in self.workers]
+            wait(ends, return_when=FIRST_EXCEPTION)
+            if any(end.done() and end.exception() for end in ends):
+                self.stopping.set()
+        for end in ends:
+            end.result()
+
+    def work(self, queue: str | None = None) -> None:
+        """Let an idle worker work until it finds no more: the one whose engine is of this queue, if there is one.
+
+        Called by as many threads as there are workers, at most.
+        """
+        with self._lock:
+            worker = min(self._idle, key=lambda idle: (idle.queue != queue, idle.queue is not None))
+            self._idle.remove(worker)
+        try:
+            worker.work()
+        finally:
+            with self._lock:
+                self._idle.append(worker)
+
+    def end(self) -> None:
+        """Have all of them stop, however the database fares; see `Worker.end`."""
+        for worker in self.workers:
+            worker.end()

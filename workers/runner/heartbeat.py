@@ -1,0 +1,107 @@
+"""The heartbeat: a thread with its own connection that keeps this process's leases alive, also while a model loads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from datetime import timedelta
+from types import TracebackType
+
+from sqlalchemy.exc import DBAPIError
+
+from persyn.jobs import queue
+from persyn.db.connect import Database
+from persyn.errors import shorten
+from persyn.jobs.queue import Claim
+
+log = logging.getLogger(__name__)
+
+#: How long leases are renewed for a worker whose main loop stands still: it takes a breath many times a minute, and
+#: one that hangs would keep its jobs from everybody for ever.
+_PATIENCE_SECONDS = 600.0
+
+
+class Leases:
+    """The jobs this process holds; one that was taken away is lost.
+
+    patience_seconds: how long they are renewed without a call of `alive`.
+
+    While the database is away nothing is lost yet: nobody can take anything either, and if somebody
+    did when it came back, the fence refuses what is written here.
+    """
+
+    def __init__(self, database: Database, lease: timedelta, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+        self._database = database
+        self._lease = lease
+        self._lock = threading.Lock()
+        self._held: dict[int, int] = {}
+        self._lost: set[int] = set()
+        self._patience_seconds = patience_seconds
+        self._alive_at = self._renewed_at = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
+
+    def __enter__(self) -> Leases:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def alive(self) -> None:
+        """The main loop goes on."""
+        self._alive_at = time.monotonic()
+
+    def renewed(self) -> None:
+        """The database has just taken a write of this worker's."""
+        self._renewed_at = time.monotonic()
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether the last renewal is less than a lease ago; if not, others may hold the jobs by now."""
+        return time.monotonic() - self._renewed_at < self._lease.total_seconds()
+
+    def add(self, job: Claim) -> None:
+        """Renew a job that was just claimed from now on."""
+        self.renewed()
+        with self._lock:
+            self._held[job.id] = job.fence
+            self._lost.discard(job.id)
+
+    def remove(self, job: Claim) -> None:
+        """Stop renewing a job."""
+        with self._lock:
+            self._held.pop(job.id, None)
+
+    def lost(self) -> set[int]:
+        """The ids of jobs that are held no more and were not given up here."""
+        with self._lock:
+            lost, self._lost = self._lost, set()
+            return lost
+
+    def beat(self) -> None:
+        """Renew everything held, once."""
+        with self._lock:
+            held = dict(self._held)
+        if not held:
+            return
+        if (still := time.monotonic() - self._alive_at) > self._patience_seconds:
+            log.error("the worker stands still, its leases run out", extra={"seconds": still, "jobs": sorted(held)})
+            return
+        try:
+            with self._database.write() as session:
+                gone = queue.extend(session, held, lease=self._lease)
+        except DBAPIError as error:
+            log.warning("a heartbeat could not be written", extra={"error": shorten(str(error.orig))})
+            return
+        self.renewed()
+        with self._lock:
+            self._lost |= {job_id for job_id in gone if self._held.get(job_id) == held[job_id]}
+            for job_id in self._lost:
+                self._held.pop(job_id, None)
+
+    def _run(self) -> None:
+        while not self._over.wait(self._lease.total_seconds() / queue.BEATS):
+            self.beat()

@@ -1,0 +1,150 @@
+"""A worker's place for one engine: it is loaded, fed, emptied and ended here, and what it has in hand is known."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from persyn.llm import gpus
+from persyn.llm.host import Host, Loaded
+from persyn.llm.protocols import ModelSpec, Request, Result
+from persyn.jobs.queue import Claim
+from persyn.settings import Settings
+from persyn.workers.runner.suspicion import Key
+
+
+@dataclass(slots=True, eq=False)
+class OpenJob:
+    """A job under lease: what is still to be asked, and how many results are still to come."""
+
+    claim: Claim
+    spec: ModelSpec
+    waiting: deque[Request]
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = len(self.waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A request that the engine has."""
+
+    job: OpenJob
+    request: Request
+
+    @property
+    def key(self) -> Key:
+        """Which request it is, whatever engine has it."""
+        return self.job.claim.id, self.request.id
+
+
+class Slot:
+    """Holds at most one engine host."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._devices: str | None = None
+        self._host: Host | None = None
+        self._flying: dict[int, Flight] = {}
+        self._serial = itertools.count()
+        self._began_at = self._result_at = 0.0
+
+    @property
+    def loaded(self) -> Loaded | None:
+        """What the engine said when its model was in memory; None while it is not."""
+        return self._host.loaded if self._host is not None else None
+
+    @property
+    def log(self) -> str:
+        """The name of the engine's log file."""
+        assert self._host is not None
+        return self._host.log.name
+
+    @property
+    def gpus(self) -> str | None:
+        """The GPUs that the engine was given, by name; None for a model that needs none."""
+        assert self._host is not None
+        if not self._host.spec.gpus:
+            return None
+        devices = self._devices or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return gpus.names([device for device in devices.split(",") if device])
+
+    @property
+    def in_hand(self) -> int:
+        """How many requests the engine has."""
+        return len(self._flying)
+
+    @property
+    def load_seconds(self) -> float:
+        """How long ago the engine's process was started."""
+        return time.monotonic() - self._began_at
+
+    @property
+    def fruitless_seconds(self) -> float:
+        """For how long an engine with something in hand has given no result."""
+        return time.monotonic() - self._result_at if self._flying else 0.0
+
+    def holds(self, spec: ModelSpec) -> bool:
+        """Whether the engine here is of this model."""
+        return self._host is not None and self._host.spec == spec
+
+    def start(self, spec: ModelSpec, devices: str | None) -> None:
+        """Begin to load a model; there is no other.
+
+        devices: CUDA_VISIBLE_DEVICES for it; None leaves the environment's: nothing else works on this machine.
+        """
+        assert self._host is None
+        self._devices = devices
+        self._began_at = time.monotonic()
+        self._host = Host(
+            spec,
+            self._settings.home,
+            load_seconds=self._settings.load_seconds,
+            stall_seconds=self._settings.stall_seconds,
+            devices=devices,
+            is_alone=devices is None,
+        )
+
+    def submit(self, jobs: Iterable[OpenJob], room: int) -> None:
+        """Hand over up to `room` of what waits, job by job."""
+        assert self._host is not None
+        was_idle = not self._flying
+        requests: list[Request] = []
+        for job in jobs:
+            while job.waiting and len(requests) < room:
+                flight = Flight(job, job.waiting.popleft())
+                serial = next(self._serial)  # ids of two jobs may be the same
+                self._flying[serial] = flight
+                requests.append(msgspec.structs.replace(flight.request, id=serial))
+        if requests:
+            if was_idle:
+                self._result_at = time.monotonic()  # it had nothing to do until now
+            self._host.submit(requests)
+
+    def receive(self, timeout: float) -> list[tuple[Flight, Result]]:
+        """What is finished; waits up to `timeout` seconds for the first of it. Raises what `Host.receive` does."""
+        if self._host is None:
+            return []
+        return [(self._flying.pop(result.id), result) for result in self._host.receive(timeout)]
+
+    def emptied(self) -> None:
+        """What it gave is written; the time until it gives more counts from here."""
+        self._result_at = time.monotonic()
+
+    def end(self) -> list[Flight]:
+        """End the engine, and return what it had in hand: it waits for the next one, first in its job."""
+        flights = list(self._flying.values())
+        for flight in reversed(flights):
+            flight.job.waiting.appendleft(flight.request)
+        self._flying = {}
+        if self._host is not None:
+            self._host.close()
+            self._host = None
+        return flights

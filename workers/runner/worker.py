@@ -1,0 +1,494 @@
+"""Who works jobs: it holds leases and one engine host, feeds the one from the other, saves what comes.
+
+No transaction is open while a model computes, the engine is kept full across job borders, and
+every result is written as soon as it is there: whatever ends this process, only what the engine
+was computing is computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import OperationalError
+from tenacity import Retrying, retry_if_exception_type, wait_exponential
+
+from persyn.runs import pipeline
+from persyn.jobs import queue
+from persyn.db import bulk
+from persyn.db.catalog import Run, RunState
+from persyn.db.connect import Database
+from persyn.db.work import JobState, Load
+from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
+from persyn.llm.host import HostDied
+from persyn.llm.protocols import Failed, Fitted, Result
+from persyn.jobs.queue import Claim
+from persyn.settings import Settings
+from persyn.stages import fit_router
+from persyn.stages.batch import Batch, Done
+from persyn.jobs import owner
+from persyn.workers.runner.affinity import Reach
+from persyn.workers.runner.claims import Claims
+from persyn.workers.runner.heartbeat import Leases
+from persyn.workers.runner.ledger import Ledger
+from persyn.workers.runner.listener import Listener
+from persyn.workers.runner.slot import Flight, OpenJob, Slot
+from persyn.workers.runner.suspicion import Suspicion
+from persyn.workers.runner.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: How long one look for results waits, and how long a worker without a job does.
+_RECEIVE_SECONDS = 0.5
+_IDLE_SECONDS = 0.5
+#: How long a worker leaves a queue to others whose model did not load here.
+_AVOID_SECONDS = 600.0
+#: How long a database that does not answer is waited for.
+_OUTAGE_SECONDS = 900
+#: How long it is waited for by a worker that has been told to end.
+_STOP_SECONDS = 10.0
+#: So many in a row, and it is the engine that dies of anything, or the machine that kills it.
+_MOST_FUTILE = 2
+
+
+class Worker:
+    """Works jobs until there are none, or `stop` is set.
+
+    run_id: only this run's jobs; None takes any.
+    reach:  which GPUs its process has, and which queues it takes.
+    ledger: what it shares with other workers of its process, and none if it is alone there.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        run_id: int | None = None,
+        reach: Reach = Reach(),  # noqa: B008  frozen
+        listener: Listener | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        #: Held while there is work; whoever has it may end the engine.
+        self._busy = threading.Lock()
+        self._ledger = ledger or Ledger(reach.gpus)
+        self.owner = self._ledger.enlist(self._drop_when_idle)
+        self.stop = threading.Event()
+        self._database = database
+        self._settings = settings
+        self._run_id = run_id
+        self._listener = listener or Listener()
+        self._lease = timedelta(seconds=settings.lease_seconds)
+        self._leases = Leases(database, self._lease)
+        self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=self._lease)
+        self._slot = Slot(settings)
+        self._queue: str | None = None
+        self._is_loading = False
+        self._jobs: dict[int, OpenJob] = {}
+        self._suspicion = Suspicion()
+        self._telemetry = Telemetry(self.owner)
+        #: Requests that were found guilty of an engine's death, and deaths without any in hand, since a good result.
+        self._futile = 0
+
+    def __enter__(self) -> Worker:
+        self._leases.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            with self._busy:
+                self._leave()
+        finally:
+            self._leases.__exit__(kind, error, at)
+
+    def end(self) -> None:
+        """Stop, however the database fares: what it does not take within seconds is left to the leases' end."""
+        self.stop.set()
+        self._database.hurry(_STOP_SECONDS)
+
+    def run(self) -> None:
+        """Work until the run is over; without a run, until no job is left."""
+        with self:
+            while not self.stop.is_set() and not self._outlasting(self._is_over):
+                if not self.work():
+                    self.stop.wait(_IDLE_SECONDS)
+
+    @property
+    def queue(self) -> str | None:
+        """The queue of the jobs it works, or worked last; None when it has no engine."""
+        return self._queue
+
+    def work(self) -> bool:
+        """Work one queue after the other until none has a job for this worker; False when there was none at all.
+
+        The model stays loaded until its GPUs are needed; leaving the worker, as a context, gives back what is open and
+        ends it.
+        """
+        found = False
+        with self._busy:
+            while not self.stop.is_set():
+                claim = self._outlasting(self._choose)
+                if claim is not None:
+                    found = True
+                    self._turn_to(claim)
+                elif not self._ledger.make_room(self.owner, self._drop):
+                    break
+        return found
+
+    def _turn_to(self, claim: Claim) -> None:
+        if claim.queue != self._queue:
+            self._queue, self._futile = claim.queue, 0  # another engine is not to blame for the last one's deaths
+        self._open(claim)
+        self._drain()
+
+    def _is_over(self) -> bool:
+        with self._database.write() as session:
+            pipeline.sweep(session, actor=self.owner, dead_owners=owner.dead(queue.owners(session)))
+            if self._run_id is None:
+                return queue.is_drained(session)
+            return session.get_one(Run, self._run_id).state is not RunState.RUNNING
+
+    def _choose(self) -> Claim | None:
+        with self._database.write() as session:
+            return self._claims.first(session, self._queue, self._jobs)
+
+    def _drop(self) -> None:
+        """End the engine, for others to have its GPUs."""
+        self._slot.end()
+        self._queue = None
+        self._ledger.give_back(self.owner)
+
+    def _drop_when_idle(self) -> bool:
+        """Do so unless there is work; whether it was done."""
+        if not self._busy.acquire(blocking=False):
+            return False
+        try:
+            self._drop()
+        finally:
+            self._busy.release()
+        return True
+
+    def _drain(self) -> None:
+        """Work the open jobs, and their queue until nothing is left in it."""
+        while not self.stop.is_set():
+            self._leases.alive()
+            self._open_jobs()
+            if not self._jobs:
+                return
+            self._feed()
+            self._collect()
+            self._drop_lost()
+            self._end_fruitless()
+
+    def _open_jobs(self) -> None:
+        """Claim jobs until this worker has its share, so that its engine never runs dry between two."""
+        while not self._claims.is_enough(self._at_hand(), self._window()) and not self.stop.is_set():
+            claim = self._outlasting(self._claim_next)
+            if claim is None:
+                return
+            self._open(claim)
+
+    def _claim_next(self) -> Claim | None:
+        assert self._queue is not None
+        with self._database.write() as session:
+            return self._claims.next(session, self._queue, self._at_hand(), self._window())
+
+    def _open(self, claim: Claim) -> None:
+        """Load what a claimed job asks; one that cannot be loaded has failed an attempt."""
+        self._leases.add(claim)
+        self._telemetry.claimed(claim)
+        try:
+            batch = self._outlasting(lambda: self._load(claim))
+        except OperationalError:
+            raise
+        except Exception as error:
+            log.exception("a job cannot be loaded", extra=self._telemetry.about(claim))
+            self._fail(claim, _reason(error))
+            return
+        job = self._jobs[claim.id] = OpenJob(claim, batch.spec, deque(batch.requests))
+        if not job.left:
+            self._save(job, [])
+
+    def _load(self, claim: Claim) -> Batch:
+        with self._database.read() as session:
+            return pipeline.STAGES[claim.stage].load(session, claim)
+
+    def _feed(self) -> None:
+        spec = next(iter(self._jobs.values())).spec
+        if not self._slot.holds(spec):
+            self._slot.end()
+            devices = self._ledger.settle(self.owner)
+            try:
+                self._slot.start(spec, devices)
+            except OSError as error:  # a full disk, or no memory for another process
+                self._fail_jobs(f"the engine cannot be started: {error}", did_load=False)
+                return
+            self._is_loading = True
+            self._listener.loading(spec)
+        # A worker that cannot renew its leases asks nothing new: others may have its jobs.
+        if self._slot.loaded is not None and self._leases.are_kept:
+            self._slot.submit(self._jobs.values(), self._window() - self._slot.in_hand)
+
+    def _collect(self) -> None:
+        try:
+            results = self._slot.receive(_RECEIVE_SECONDS)
+        except HostDied as death:
+            self._bury(str(death))
+            return
+        except (OutageError, AccountError) as error:
+            self._slot.end()
+            self._leave_server(error)
+            return
+        except EngineError as error:
+            was_loaded = self._slot.loaded is not None
+            self._slot.end()
+            self._fail_jobs(str(error), did_load=was_loaded, is_final=self._is_final(error))
+            return
+        self._greet()
+        if results:
+            self._land(results)
+
+    def _greet(self) -> None:
+        """Say once, to the listener, in the log and in the store, that the model is there."""
+        loaded = self._slot.loaded
+        if loaded is None or not self._is_loading:
+            return
+        self._is_loading = False
+        job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
+        self._ledger.note_load(seconds)
+        self._listener.loaded(job.spec, seconds)
+        if job.spec.model:  # checking answers takes a process and no model
+            log.info("loaded", extra=self._telemetry.about(job.claim, engine=loaded.version, seconds=seconds))
+            where = {"log": self._slot.log, "gpus": self._slot.gpus}
+            self._outlasting(lambda: self._note_load(job.claim, loaded.version, seconds, where))
+
+    def _note_load(self, claim: Claim, engine: str, seconds: float, where: dict[str, str | None]) -> None:
+        row = {"run_id": claim.run_id, "job_id": claim.id, "owner": self.owner}
+        row |= {"engine": engine, "seconds": seconds, **where}
+        with self._database.write() as session:
+            bulk.insert_new(session, Load, [row])
+
+    def _land(self, results: Sequence[tuple[Flight, Result]]) -> None:
+        """Write results, job by job."""
+        assert self._slot.loaded is not None
+        engine = self._slot.loaded.version
+        by_job: dict[int, list[Done]] = defaultdict(list)
+        for flight, result in results:
+            self._suspicion.finished(flight.key)
+            if not isinstance(result, Failed):
+                self._futile = 0
+            if self._is_open(flight.job):
+                by_job[flight.job.claim.id].append(Done(flight.request, result, engine))
+        for job_id, done in by_job.items():
+            self._save(self._jobs[job_id], done)
+        self._slot.emptied()
+        for _, result in results:
+            if isinstance(result, Fitted):
+                self._tidy(result)
+
+    def _tidy(self, fitted: Fitted) -> None:
+        """Remove the checkpoint of a fit that was in vain: its job had gone to another."""
+
+        def is_used() -> bool:
+            with self._database.read() as session:
+                return fit_router.is_used(session, fitted)
+
+        if not self._outlasting(is_used):
+            shutil.rmtree(self._settings.home / fitted.folder, ignore_errors=True)
+
+    def _is_open(self, job: OpenJob) -> bool:
+        """Whether a job is still held by this claim; it may have been let go, and claimed here anew."""
+        return self._jobs.get(job.claim.id) is job
+
+    def _save(self, job: OpenJob, done: Sequence[Done]) -> None:
+        job.left -= len(done)
+        try:
+            is_held = self._outlasting(lambda: self._write(job, done))
+        except OperationalError:
+            raise
+        except PersynError as error:
+            self._fail(job.claim, str(error), is_final=True)
+            return
+        except Exception as error:
+            # Of one job: what a database does not take must not end the worker, and the next one, and the next.
+            log.exception("results cannot be saved", extra=self._telemetry.about(job.claim))
+            self._fail(job.claim, _reason(error))
+            return
+        if not is_held:
+            self._let_go(job)
+            return
+        if not job.left:
+            self._forget(job.claim)
+            self._telemetry.ended(job.claim, "done")
+        failed = sum(isinstance(item.result, Failed) for item in done)
+        self._listener.saved(job.claim.stage, len(done) - failed, failed)
+
+    def _write(self, job: OpenJob, done: Sequence[Done]) -> bool:
+        """Write some results of a job and, with the last, its end and what follows; False when it is not held."""
+        claim = job.claim
+        with self._database.write() as session:
+            is_progress = any(not isinstance(item.result, Failed) for item in done)
+            if not queue.hold(session, claim, lease=self._lease, is_progress=is_progress):
+                return False
+            pipeline.STAGES[claim.stage].save(session, claim, done)
+            if done:
+                pipeline.answered(session, claim)
+            if not job.left:
+                queue.complete(session, claim, owner=self.owner)
+                pipeline.advance(session, claim.run_id, actor=self.owner)
+        self._leases.renewed()
+        return True
+
+    def _bury(self, reason: str) -> None:
+        """An engine died: its requests are asked again, of a new one, unless one of them is what kills it.
+
+        Where one after the other is found to, the engine is to blame, and its jobs have failed an attempt.
+        """
+        was_loaded = self._slot.loaded is not None
+        flying = self._slot.end()
+        if not was_loaded:
+            self._fail_jobs(f"the model did not load: {reason}", did_load=False)
+            return
+        log.warning("an engine died: %s", reason, extra={"worker": self.owner, "in_flight": len(flying)})
+        guilty = self._suspicion.died([flight.key for flight in flying])
+        self._futile += guilty is not None or not flying
+        if self._futile >= _MOST_FUTILE:
+            self._futile = 0
+            self._fail_jobs(f"the engine loads and dies of whatever it is asked: {reason}", did_load=False)
+            return
+        for flight in flying:
+            if flight.key == guilty and self._is_open(flight.job):
+                flight.job.waiting.remove(flight.request)
+                failure = Failed(flight.request.id, f"killed_engine: {reason}")
+                self._suspicion.finished(flight.key)
+                self._save(flight.job, [Done(flight.request, failure, flight.job.spec.engine)])
+
+    def _is_final(self, error: EngineError) -> bool:
+        """Whether no worker would fare better: what this host lacks another may have, if there are others."""
+        is_alone = self._run_id is not None
+        return isinstance(error, PermanentError) and (is_alone or not isinstance(error, HostLacks))
+
+    def _fail_jobs(self, reason: str, *, did_load: bool, is_final: bool = False) -> None:
+        if not did_load and self._queue is not None:
+            # Another worker may have the memory or the files; alone, a moment is all that can be waited for.
+            seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
+            self._ledger.avoid(self._queue, seconds)
+        for job in list(self._jobs.values()):
+            self._fail(job.claim, reason, did_load=did_load, is_final=is_final)
+
+    def _leave_server(self, error: EngineError) -> None:
+        """Give back jobs whose server is away, until it is asked again; those that it refuses have failed."""
+        end = pipeline.wait_out if isinstance(error, OutageError) else pipeline.give_up
+        for job in list(self._jobs.values()):
+            self._forget(job.claim)
+            self._telemetry.ended(job.claim, "its server serves nobody", str(error))
+            self._outlasting(partial(self._end_by, end, job.claim, str(error)))
+        if isinstance(error, OutageError):
+            self._listener.waiting(str(error))
+
+    def _end_by(self, end: Callable[..., Any], claim: Claim, reason: str) -> None:
+        with self._database.write() as session:
+            end(session, claim, reason, owner=self.owner)
+
+    def _fail(self, claim: Claim, reason: str, *, is_final: bool = False, did_load: bool = True) -> None:
+        self._forget(claim)
+        self._telemetry.ended(claim, "an attempt failed", reason)
+
+        def write() -> None:
+            with self._database.write() as session:
+                state = queue.fail(session, claim, reason, owner=self.owner, is_final=is_final)
+                if state is JobState.FAILED:
+                    if not did_load:
+                        queue.fail_waiting(session, claim, reason, owner=self.owner)
+                    pipeline.advance(session, claim.run_id, actor=self.owner)
+
+        self._outlasting(write)
+
+    def _drop_lost(self) -> None:
+        """Let go of jobs that were cancelled or given to another: what is in flight for them is not written."""
+        for job_id in self._leases.lost():
+            if job_id in self._jobs:
+                self._let_go(self._jobs[job_id])
+
+    def _let_go(self, job: OpenJob) -> None:
+        """Stop work on a job that may not be written any more; one that was cancelled ends here."""
+        self._forget(job.claim)
+        self._telemetry.ended(job.claim, "let go")
+
+        def write() -> None:
+            with self._database.write() as session:
+                if queue.stop_cancelled(session, job.claim, owner=self.owner):
+                    pipeline.advance(session, job.claim.run_id, actor=self.owner)
+
+        self._outlasting(write)
+
+    def _end_fruitless(self) -> None:
+        """End an engine that is alive and gives no result in all the time it may have; its jobs have failed a try."""
+        limit = self._settings.result_seconds
+        if limit is None or self._slot.fruitless_seconds < limit:
+            return
+        self._slot.end()
+        self._fail_jobs(f"the engine gave no result for {limit:.0f} s", did_load=True)
+
+    def _forget(self, claim: Claim) -> None:
+        self._leases.remove(claim)
+        self._jobs.pop(claim.id, None)
+        self._suspicion.forget(claim.id)
+
+    def _leave(self) -> None:
+        """Write what has arrived, give unfinished jobs back, end the engine."""
+        try:
+            with contextlib.suppress(HostDied, EngineError):
+                if results := self._slot.receive(0):
+                    self._land(results)
+            self._drop()
+            self._give_back()
+        except OperationalError as error:
+            log.warning("left without the database, the leases run out", extra={"error": shorten(str(error.orig))})
+        finally:
+            self._drop()
+
+    def _give_back(self) -> None:
+        for job in list(self._jobs.values()):
+            self._forget(job.claim)
+            self._telemetry.ended(job.claim, "given back")
+            with self._database.write() as session:
+                queue.release(session, job.claim, owner=self.owner)
+
+    def _window(self) -> int:
+        loaded = self._slot.loaded
+        return self._suspicion.limit(loaded.window) if loaded is not None else 1
+
+    def _at_hand(self) -> int:
+        return sum(job.left for job in self._jobs.values())
+
+    def _outlasting(self, transaction: Callable[[], T]) -> T:
+        """Try a transaction again while the database does not answer; each commits whole or not at all."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(OperationalError),
+            wait=wait_exponential(multiplier=0.2, max=15),
+            stop=lambda tried: self._database.is_given_up or (tried.seconds_since_start or 0) >= _OUTAGE_SECONDS,
+            sleep=self._pause,
+            before=lambda attempt: self._leases.alive(),
+            reraise=True,
+        )
+        return retrying(transaction)
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep; one that has been told to end looks again sooner."""
+        if self.stop.wait(seconds):
+            time.sleep(min(seconds, _IDLE_SECONDS))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {shorten(str(getattr(error, 'orig', None) or error))}"
