@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ENGINE ?= transformers
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BROWSER := --no-install-recommends chromium fonts-dejavu-core
-SOURCES := persyn workers console cli migrations demo benchmarks studies tests
+SOURCES := persyn workers cli migrations demo benchmarks studies tests
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

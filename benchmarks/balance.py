@@ -17,10 +17,10 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from benchmarks import runs
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import Job, JobState
+from persyn.runs import pipeline, run_file
 from tests.cluster import Broker, Cluster, wait_for
 from tests.postgres import Postgres
 

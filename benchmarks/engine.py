@@ -26,10 +26,10 @@ from sqlalchemy import func, select
 
 from benchmarks import runs
 from demo import models
-from persyn.runs import pipeline, run_file
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.llm.protocols import ModelSpec
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.worker import Worker

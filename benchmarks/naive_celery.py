@@ -22,10 +22,10 @@ from celery import Celery
 from sqlalchemy import create_engine, func, select, text
 
 from benchmarks import runs
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
+from persyn.runs import pipeline, run_file
 from tests.cluster import Broker, Cluster, wait_for
 from tests.postgres import Postgres
 

@@ -24,8 +24,8 @@ import psutil
 
 from benchmarks import runs, stub
 from persyn.db.connect import Database
-from persyn.llm.teachers import chat_completions
 from persyn.llm.protocols import Generate, Sampling
+from persyn.llm.teachers import chat_completions
 
 IN_FLIGHT = 64
 MEAN_SECONDS = 0.2

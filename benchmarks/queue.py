@@ -19,18 +19,18 @@ from typing import Any
 from sqlalchemy import func, select
 
 from benchmarks import runs
-from persyn.runs import pipeline, run_file
-from persyn.jobs import queue
+from persyn.analysis.summary import facts
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.work import Job, Load
-from persyn.analysis.summary import facts
-from tests.cluster import Broker, Cluster, wait_for
-from tests.postgres import Postgres
+from persyn.jobs import queue
+from persyn.runs import pipeline, run_file
 from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster.dispatch import Dispatcher
+from tests.cluster import Broker, Cluster, wait_for
+from tests.postgres import Postgres
 
 TEACHERS = 8
 _CLAIMS = 4_000

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from demo import models
-from persyn.llm.scorers import log_likelihood
 from persyn.llm import options, scoring
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.scorers.padding import Row, right_pad
 from persyn.llm.protocols import Judge, Judged, ModelSpec
+from persyn.llm.scorers import log_likelihood
+from persyn.llm.scorers.padding import Row, right_pad
 
 #: Responses of so many words, each length as likely on a logarithmic scale.
 _SHORTEST, _LONGEST = 8, 384

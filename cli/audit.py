@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import click
 import msgspec
 
-from persyn.cli.open import JSON, RUN, find_run, plain, store
 from persyn.analysis import audit as rules
 from persyn.analysis import watch
 from persyn.analysis.audit import Finding
+from persyn.cli.open import JSON, RUN, find_run, plain, store
 
 
 @click.command()

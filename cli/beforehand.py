@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from persyn.cli.open import warn
 from persyn.cli.waiting import waiting
-from persyn.runs.checks import chat_templates, functions, host, servers
 from persyn.config import RunConfig
 from persyn.errors import UsageError
+from persyn.ingest.versions import Identities
 from persyn.llm.identity import hub_silence
 from persyn.llm.protocols import Finding
-from persyn.settings import Settings
 from persyn.runs import start
-from persyn.ingest.versions import Identities
+from persyn.runs.checks import chat_templates, functions, host, servers
+from persyn.settings import Settings
 
 
 def look_up(config: RunConfig) -> Identities:

@@ -9,20 +9,20 @@ import click
 import msgspec
 from sqlalchemy import select
 
+from persyn.analysis import compare as comparison
+from persyn.analysis import own_strategy
+from persyn.analysis.compare import Comparison, StrategyFacts
+from persyn.analysis.summary import FEW, NEARLY_ALL, dollars
 from persyn.cli.completion import run_names
 from persyn.cli.open import JSON, find_run, plain, show, store
 from persyn.cli.student import show_students
-from persyn.analysis import compare as comparison
-from persyn.analysis import own_strategy
-from persyn.student import outcomes
-from persyn.analysis.compare import Comparison, StrategyFacts
 from persyn.config import Per
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.method.rewards import Matrix, Normalisation
 from persyn.settings import Settings
-from persyn.analysis.summary import FEW, NEARLY_ALL, dollars
+from persyn.student import outcomes
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Frozen

@@ -18,8 +18,8 @@ def dispatch() -> None:
     May run on several hosts: one leads, the next takes over. Holds nothing that could be lost.
     """
     from persyn.workers.cluster import app
-    from persyn.workers.runner import logs
     from persyn.workers.cluster.dispatch import Dispatcher
+    from persyn.workers.runner import logs
 
     settings = Settings.from_environment()
     celery = app.make(broker(settings))

@@ -24,16 +24,16 @@ from persyn.cli.broker import Finding
 from persyn.cli.open import JSON, nobody_takes, show
 from persyn.cli.open import broker as broker_url
 from persyn.cli.waiting import waiting
-from persyn.jobs import queue
-from persyn.runs import run_file
-from persyn.runs.checks import host, servers
 from persyn.config import RunConfig, thaw
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import UsageError, shorten
-from persyn.llm.identity import hub_silence
+from persyn.jobs import queue
 from persyn.jobs.queue import Backlog
+from persyn.llm.identity import hub_silence
+from persyn.runs import run_file
+from persyn.runs.checks import host, servers
 from persyn.settings import Settings
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import click
 
 from persyn.cli.open import RUN, cell, find_run, show, store
 from persyn.cli.progress import counting_rows
-from persyn.errors import UsageError
-from persyn.dataset.hub import Repository
-from persyn.settings import Settings
 from persyn.dataset import card
 from persyn.dataset import export as dataset
-from persyn.dataset.options import UNKNOWN, Options
 from persyn.dataset.formats import FORMATS
+from persyn.dataset.hub import Repository
 from persyn.dataset.manifest import MANIFEST, Manifest, files_of
+from persyn.dataset.options import UNKNOWN, Options
+from persyn.errors import UsageError
+from persyn.settings import Settings
 
 
 @click.command()

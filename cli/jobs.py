@@ -8,10 +8,10 @@ import click
 from sqlalchemy import select
 
 from persyn.cli.open import ID, JSON, LIMIT, RUN, actor, find_run, show, store
-from persyn.runs import pipeline
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
 from persyn.jobs import owner
+from persyn.runs import pipeline
 
 
 @click.group()

@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 import msgspec
 
+from persyn.analysis import plan as planning
+from persyn.analysis.plan import Amount, Basis, Plan
 from persyn.cli.beforehand import look_up, require_fit
 from persyn.cli.open import JSON, show, store_or_empty, warn
 from persyn.cli.progress import counting_rows
 from persyn.cli.waiting import waiting
-from persyn.analysis import plan as planning
-from persyn.runs import run_file
-from persyn.analysis.plan import Amount, Basis, Plan
-from persyn.runs import same_run
+from persyn.runs import run_file, same_run
 from persyn.runs.start import find
 
 _AMOUNT = ("to ask", "tokens in", "tokens out", "US dollars", "hours")

@@ -21,16 +21,16 @@ from rich.progress import (
 )
 from sqlalchemy import select
 
-from persyn.cli.open import plain
-from persyn.runs import pipeline
 from persyn.analysis import watch
+from persyn.analysis.watch import Wait
+from persyn.cli.open import plain
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import shorten
 from persyn.llm.protocols import ModelSpec
+from persyn.runs import pipeline
 from persyn.stages.batch import Progress as Counts
-from persyn.analysis.watch import Wait
 from persyn.workers.runner.listener import Listener
 
 #: Between two lines where there is no terminal.

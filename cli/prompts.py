@@ -42,7 +42,9 @@ def import_prompts(files: tuple[Path, ...], names: tuple[str, ...], on_error: Li
     persyn prompts import questions.csv --map prompt=question --map answer=gold
     """
     with store() as database, counting_rows() as count, database.write() as session:
-        report = prompt_import.import_prompts(session, files, names=renamed(names, PROMPT), on_error=on_error, progress=count)
+        report = prompt_import.import_prompts(
+            session, files, names=renamed(names, PROMPT), on_error=on_error, progress=count
+        )
     show_report(report, what="answer")
 
 

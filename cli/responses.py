@@ -10,10 +10,10 @@ import click
 from persyn.cli.imports import NAMES, ON_ERROR, renamed, show_report
 from persyn.cli.open import store
 from persyn.cli.progress import counting_rows
-from persyn.runs import run_file
 from persyn.ingest import responses as cells
 from persyn.ingest import versions
 from persyn.ingest.response_rows import FIELDS, Layout
+from persyn.runs import run_file
 
 
 @click.group()

@@ -18,27 +18,25 @@ from rich.console import Console
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from persyn.analysis.watch import Glance, glance, shortfalls, tally, waiting_runs
+from persyn.atomic import FolderChanged
 from persyn.cli import summary
 from persyn.cli.beforehand import look_up, require_fit
 from persyn.cli.open import JSON, RUN, actor, find_run, nobody_takes, plain, show, store, warn
 from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from persyn.cli.waiting import waiting
 from persyn.cli.watch import LOOK_SECONDS, View
-from persyn.runs import pipeline, run_file
-from persyn.jobs import queue
 from persyn.config import thaw
+from persyn.dataset import export, manifest
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
-from persyn.atomic import FolderChanged
-from persyn.llm import gpus as gpu_list
-from persyn.settings import Settings
-from persyn.dataset import export, manifest
-from persyn.runs import same_run
-from persyn.runs.start import find
 from persyn.ingest.versions import Identities
-from persyn.analysis.watch import Glance, glance, shortfalls, tally, waiting_runs
-from persyn.jobs import owner
+from persyn.jobs import owner, queue
+from persyn.llm import gpus as gpu_list
+from persyn.runs import pipeline, run_file, same_run
+from persyn.runs.start import find
+from persyn.settings import Settings
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.crew import Crew
 

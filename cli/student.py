@@ -12,14 +12,14 @@ from sqlalchemy import func, select
 from persyn.cli.imports import NAMES, renamed
 from persyn.cli.open import JSON, RUN, show, store
 from persyn.cli.progress import Meter
-from persyn.student import outcomes
-from persyn.method.intervals import Interval
 from persyn.config import Sampling
 from persyn.db.catalog import Run, Student
 from persyn.db.trained import Evaluation, Training
 from persyn.errors import UsageError
-from persyn.settings import Settings
 from persyn.ingest.layouts import PROMPT
+from persyn.method.intervals import Interval
+from persyn.settings import Settings
+from persyn.student import outcomes
 
 
 @click.group()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 from sqlalchemy.orm import Session
 
+from persyn.analysis import watch
+from persyn.analysis.summary import MUCH, Facts, facts
 from persyn.cli.open import plain
 from persyn.cli.open import show as table
 from persyn.cli.progress import wait_line
-from persyn.analysis import watch
 from persyn.db.catalog import Run, RunState
-from persyn.analysis.summary import MUCH, Facts, facts
 from persyn.jobs import owner
 
 __all__ = ["facts", "show"]

@@ -10,12 +10,12 @@ from sqlalchemy import func, select
 
 from persyn.cli.open import JSON, show, store
 from persyn.cli.waiting import waiting
-from persyn.runs import run_file
-from persyn.runs.checks import chat_templates, functions, host, models, servers
-from persyn.runs.checks import teachers as checked
 from persyn.db.catalog import Teacher
 from persyn.db.results import Response
 from persyn.llm.protocols import Finding
+from persyn.runs import run_file
+from persyn.runs.checks import chat_templates, functions, host, models, servers
+from persyn.runs.checks import teachers as checked
 from persyn.settings import Settings
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 import msgspec
 
-from persyn.cli.open import JSON, RUN, cell, find_run, show, store
 from persyn.analysis import trace as history
+from persyn.cli.open import JSON, RUN, cell, find_run, show, store
 
 
 @click.command()

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from sqlalchemy.exc import OperationalError
 
+from persyn.analysis.watch import Failures, Glance, Held, Pace, Tally, glance, over, tally
 from persyn.cli.open import cell
 from persyn.cli.progress import Meter, span, wait_line
 from persyn.cli.table import Fitted
@@ -18,9 +19,8 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState
 from persyn.errors import shorten
-from persyn.stages.batch import Progress
-from persyn.analysis.watch import Failures, Glance, Held, Pace, Tally, glance, over, tally
 from persyn.jobs import owner
+from persyn.stages.batch import Progress
 
 #: Between two looks on a terminal.
 LOOK_SECONDS = 1.0

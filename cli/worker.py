@@ -31,9 +31,9 @@ def worker(gpus: str, models: str, name: str | None, slots: str | None) -> None:
     persyn worker --slots auto
     persyn worker --gpus 0,1 --models llama-70b
     """
+    from persyn.workers.cluster.serve import serve
     from persyn.workers.runner import logs
     from persyn.workers.runner.affinity import Reach
-    from persyn.workers.cluster.serve import serve
 
     settings = Settings.from_environment()
     address = broker(settings)

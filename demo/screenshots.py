@@ -16,9 +16,9 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 from persyn.cli.open import find_run
-from persyn.web.safety import Access
 from persyn.db.connect import Database
 from persyn.report import document, figures, gather
+from persyn.web.safety import Access
 from tests import chromium
 
 _FOLDER = Path("docs/images")

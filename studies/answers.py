@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persyn.llm.scorers import math_scorer
 from persyn.llm.protocols import Judge, Judged, ModelSpec
+from persyn.llm.scorers import math_scorer
 from studies.common import put, table
 
 REPORT = Path(__file__).with_suffix(".md")

@@ -20,16 +20,15 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from transformers.utils import logging
 
-from persyn.student import outcomes, trainings
 from persyn.config import Sampling
 from persyn.db.catalog import Prompt, Run, Scorer, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import UsageError
-from persyn.student.evaluations import Evaluator, How
 from persyn.settings import Settings
-from persyn.student import train
+from persyn.student import outcomes, train, trainings
+from persyn.student.evaluations import Evaluator, How
 from persyn.student.outcomes import StudentFacts
 from studies import skill_models, skills
 from studies.common import persyn, put, table

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from persyn.method import rewards
 from persyn.llm.protocols import Fit, Fitted, ModelSpec
+from persyn.method import rewards
 from persyn.method.rewards import Matrix
 from persyn.router import fit
 from studies import skill_models, skills

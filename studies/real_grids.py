@@ -25,15 +25,15 @@ import numpy as np
 from sqlalchemy import select
 
 from persyn.analysis import compare, refits
-from persyn.method import rewards
-from persyn.runs import run_file
 from persyn.analysis.compare import Comparison
+from persyn.analysis.refits import Frozen
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response
-from persyn.analysis.refits import Frozen
+from persyn.method import rewards
 from persyn.method.rewards import Matrix
 from persyn.router import refit
+from persyn.runs import run_file
 from studies.common import persyn, put, table, tables
 
 REPORT = Path(__file__).with_suffix(".md")

@@ -29,15 +29,15 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
 from persyn.analysis import audit
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response, Router
 from persyn.db.work import Event, Job, JobState, Leader
+from persyn.runs import pipeline, run_file
+from persyn.workers.cluster import app as celery_app
 from tests.cluster import Broker, Cluster
 from tests.postgres import Postgres
 from tests.run_files import write_run
-from persyn.workers.cluster import app as celery_app
 
 TEACHERS = ("ada", "bob", "cyd", "dee")
 WORKERS = ("one", "two", "three")

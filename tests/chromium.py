@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, sync_playwright
 
+from persyn.db.connect import Database
 from persyn.web import serve
 from persyn.web.safety import Access
-from persyn.db.connect import Database
 
 MISSING = "there is no Chromium: 'make chromium' installs Debian's, or set CHROMIUM to the path of one"
 _ARGUMENTS = [

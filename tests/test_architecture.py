@@ -29,7 +29,15 @@ def test_every_command_and_group_has_a_help_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["persyn.workers.runner.worker", "persyn.workers.cluster.serve", "persyn.workers.cluster.dispatch", "persyn.runs.pipeline", "persyn.cli.run", "persyn.cli.plan"]
+    "module",
+    [
+        "persyn.workers.runner.worker",
+        "persyn.workers.cluster.serve",
+        "persyn.workers.cluster.dispatch",
+        "persyn.runs.pipeline",
+        "persyn.cli.run",
+        "persyn.cli.plan",
+    ],
 )
 def test_who_runs_models_loads_none_of_their_libraries(module: str) -> None:
     """A worker that imported torch would hold its memory, and a GPU, beside the engine host."""

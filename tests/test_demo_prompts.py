@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from demo import prompts
-from persyn.runs import run_file
 from persyn.llm.scorers import math_answer
+from persyn.runs import run_file
 
 
 @pytest.fixture(scope="module")

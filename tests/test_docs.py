@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from msgspec import Meta, Struct
 
-from persyn.cli import reference
 from docs import keys, make
+from persyn.cli import reference
 from persyn.llm.engines import ENGINES
-from persyn.sql import saved
 from persyn.settings import Settings
+from persyn.sql import saved
 from tests.sql.test_views import COLUMNS
 
 

@@ -24,8 +24,6 @@ from persyn.db.results import Response
 from persyn.db.work import Load
 from persyn.errors import EngineError
 from persyn.llm import gpus
-from persyn.llm.scorers import log_likelihood, reward_model
-from persyn.llm.teachers import transformers_engine
 from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import (
     Engine,
@@ -42,6 +40,8 @@ from persyn.llm.protocols import (
     Routed,
     Sampling,
 )
+from persyn.llm.scorers import log_likelihood, reward_model
+from persyn.llm.teachers import transformers_engine
 from persyn.router import fit, route
 from persyn.student import train
 from persyn.student.train import Settings

@@ -24,8 +24,8 @@ from typing import Any
 
 import pytest
 
-from persyn.runs import run_file
 from persyn.llm.scorers import judge
+from persyn.runs import run_file
 from persyn.sql import saved
 from tests.chat_server import Server, completion
 from tests.test_deploy import DEPLOY, problem

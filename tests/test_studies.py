@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from persyn.method.intervals import Interval
 from persyn.errors import UsageError
+from persyn.method.intervals import Interval
 from persyn.student.outcomes import StudentFacts
 from studies import controlled, skills
 from studies.common import put, table, tables

@@ -13,11 +13,11 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.runs import pipeline
 from persyn.config import thaw
 from persyn.db.catalog import Role, Run, RunPrompt, RunState, RunTeacher
 from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.db.work import Event, Job, JobState
+from persyn.runs import pipeline
 
 _AT_ONCE = 1000
 

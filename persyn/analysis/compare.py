@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.method import rewards, strategies
-from persyn.method.intervals import Interval, interval, weights
 from persyn.config import Per, StrategyTable, thaw
 from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import RouterScore
 from persyn.errors import UsageError
+from persyn.method import rewards, strategies
+from persyn.method.intervals import Interval, interval, weights
 from persyn.method.rewards import Matrix
+from persyn.method.strategies import Known, Vector
 from persyn.stages import answers
 from persyn.stages.known import known
-from persyn.method.strategies import Known, Vector
 
 _WITHOUT_PROMPT: tuple[strategies.Kind, ...] = ("static", "strong", "mix", "family-strong", "car", "random")
 _NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"

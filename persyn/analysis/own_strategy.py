@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy.orm import Session
 
-from persyn.method import rewards
 from persyn.config import Per, thaw
 from persyn.db import grid
 from persyn.db.catalog import Role, Run
 from persyn.errors import EngineError
 from persyn.llm.host import Host, HostDied
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
+from persyn.method import rewards
 from persyn.method.rewards import Matrix, Normalisation
 from persyn.settings import Settings
 from persyn.stages import assign

@@ -14,7 +14,6 @@ from msgspec import Struct, structs
 from sqlalchemy import Text, and_, case, cast, func, literal, null, select
 from sqlalchemy.orm import Session
 
-from persyn.runs import pipeline
 from persyn.analysis import summary
 from persyn.config import IMPORTED, RunConfig, thaw
 from persyn.db import bulk
@@ -23,9 +22,9 @@ from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, 
 from persyn.db.connect import scratch
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.work import Event, Job, Load
-from persyn.stages import answers, assign
-from persyn.runs import start
 from persyn.ingest.versions import Identities
+from persyn.runs import pipeline, start
+from persyn.stages import answers, assign
 
 #: So many of a teacher's last responses say how long its responses are.
 _LAST = 10_000

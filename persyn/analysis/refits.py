@@ -9,12 +9,12 @@ import numpy as np
 from msgspec import Struct
 from sqlalchemy.orm import Session
 
-from persyn.method import rewards, strategies
 from persyn.config import Per, thaw
 from persyn.db import grid
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
 from persyn.llm.protocols import Fit, ModelSpec
+from persyn.method import rewards, strategies
 from persyn.method.rewards import Matrix, Normalisation
 from persyn.router import refit
 from persyn.stages import fit_router

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.runs import pipeline
-from persyn.method import rewards
 from persyn.config import thaw
+from persyn.dataset.verdicts import known_wrong
 from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
-from persyn.dataset.verdicts import known_wrong
+from persyn.method import rewards
+from persyn.runs import pipeline
 
 #: A teacher with a larger share of the routed prompts has them all; of fewer prompts nothing is said.
 NEARLY_ALL, FEW = 0.9, 50

@@ -9,7 +9,6 @@ from msgspec import Struct
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from persyn.method import rewards
 from persyn.config import thaw
 from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
@@ -17,6 +16,7 @@ from persyn.db.results import Assignment, Response, Router, RouterScore, Score, 
 from persyn.db.trained import Training
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError, shorten
+from persyn.method import rewards
 
 Row = dict[str, Any]
 #: Prompts that are listed where several could be meant.

@@ -14,13 +14,13 @@ from msgspec import Struct
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn.runs import pipeline
 from persyn.config import thaw
 from persyn.db.catalog import Run, RunState, RunTeacher, Teacher
 from persyn.db.results import Response
 from persyn.db.text import reason
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Outage
+from persyn.runs import pipeline
 from persyn.stages import calibrate, generate, score
 from persyn.stages.batch import Progress
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from persyn.config import thaw
-from persyn.errors import shorten
 from persyn.dataset.formats import FORMATS, PARQUET
 from persyn.dataset.manifest import File, Manifest
+from persyn.errors import shorten
 
 _NOT_STATED = "not stated"
 #: Upper bound of rows -> what the hub calls a dataset of fewer.

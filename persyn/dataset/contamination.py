@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from persyn.dataset.words import n_grams, words
 from persyn.errors import UsageError
 from persyn.ingest import files
 from persyn.ingest.record import Broken
-from persyn.dataset.words import n_grams, words
 
 #: So many words in a row that both have are no chance: the usual measure of contamination.
 N = 13

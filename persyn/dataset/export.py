@@ -15,20 +15,33 @@ import msgspec
 from sqlalchemy import Result, and_, func, select
 from sqlalchemy.orm import Session
 
+from persyn.atomic import replaced
 from persyn.config import thaw
+from persyn.dataset import card, contamination
+from persyn.dataset.contamination import Benchmark
+from persyn.dataset.filters import Caps, Drop, Filters, Row
+from persyn.dataset.formats import FORMATS, Example, Format, Write, domain_of, jsonl
+from persyn.dataset.manifest import (
+    CARD,
+    DATASET_INFO,
+    DROPPED,
+    MANIFEST,
+    BenchmarkCount,
+    File,
+    Manifest,
+    RouterVersion,
+    StudentVersion,
+    Tally,
+    TeacherCount,
+    files_of,
+)
+from persyn.dataset.options import FINISH_REASONS, TRAIN, Options
+from persyn.dataset.verdicts import known_wrong
 from persyn.db.catalog import Prompt, Run, RunState, RunTeacher, Student, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
 from persyn.errors import PersynError, UsageError
-from persyn.atomic import replaced
-from persyn.dataset import contamination, card
 from persyn.stages.batch import conversation
-from persyn.dataset.contamination import Benchmark
-from persyn.dataset.filters import Caps, Drop, Filters, Row
-from persyn.dataset.options import FINISH_REASONS, TRAIN, Options
-from persyn.dataset.formats import FORMATS, Example, Format, Write, domain_of, jsonl
-from persyn.dataset.manifest import CARD, DATASET_INFO, DROPPED, MANIFEST, BenchmarkCount, File, Manifest, RouterVersion, StudentVersion, Tally, TeacherCount, files_of
-from persyn.dataset.verdicts import known_wrong
 
 #: Between two reports of progress.
 _REPORT_ROWS = 1_000

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from persyn.dataset.contamination import Benchmark
-from persyn.dataset.options import UNKNOWN, Options
 from persyn.dataset.near_duplicates import NearDuplicates
+from persyn.dataset.options import UNKNOWN, Options
 from persyn.dataset.verdicts import WRONG
 from persyn.dataset.words import words
 

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from persyn.errors import UsageError
 from persyn.dataset.filters import FILTERS, Row
-from persyn.dataset.options import Options
 from persyn.dataset.formats import domain_of
+from persyn.dataset.options import Options
 from persyn.dataset.verdicts import WRONG
+from persyn.errors import UsageError
 
 MANIFEST = "manifest.json"
 DATASET_INFO = "dataset_info.json"

@@ -12,8 +12,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from persyn.errors import UsageError
 from persyn.dataset.formats import FORMATS
+from persyn.errors import UsageError
 
 #: The split of every prompt that is in no other.
 TRAIN = "train"

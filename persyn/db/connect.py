@@ -201,7 +201,7 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 def _alembic() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
+    config.set_main_option("script_location", str(files("persyn.migrations")).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
 

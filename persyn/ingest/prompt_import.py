@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 from persyn.config import PromptsTable
 from persyn.db.catalog import Prompt, Role, RunPrompt
 from persyn.errors import UsageError, shorten
-from persyn.llm.needs import Need, is_placeholder
 from persyn.ingest import prompt_table, rows
 from persyn.ingest.imports import ImportReport, OnError, Tally, batches
 from persyn.ingest.layouts import NO_NAMES, Names
+from persyn.llm.needs import Need, is_placeholder
 
 
 def import_prompts(

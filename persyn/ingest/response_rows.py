@@ -12,11 +12,11 @@ import msgspec
 
 from persyn.config import TeacherName
 from persyn.errors import UsageError
-from persyn.llm import finish_reason
 from persyn.ingest import files, layouts, rows
 from persyn.ingest.layouts import Names, Usual
 from persyn.ingest.record import Broken, Flaw, Record
 from persyn.ingest.rows import BadRow, Row
+from persyn.llm import finish_reason
 
 #: What a field may be called, the first name that a row has.
 _USUAL: Usual = {

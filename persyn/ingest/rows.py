@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from persyn.errors import UsageError
-from persyn.llm.protocols import Message
 from persyn.ingest import files, layouts, strict_json
 from persyn.ingest import turns as conversations
 from persyn.ingest.layouts import NO_NAMES, Fields, Names
 from persyn.ingest.record import Broken, Flaw, Numbered, Record
+from persyn.llm.protocols import Message
 
 #: Far below where a JSON writer or PostgreSQL gives up.
 _MAX_DEPTH = 64

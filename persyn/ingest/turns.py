@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from persyn.llm.protocols import Message
 from persyn.ingest import strict_json
 from persyn.ingest.record import Flaw
+from persyn.llm.protocols import Message
 
 #: How a turn names its speaker and its text: as chat messages do, and as ShareGPT does.
 _SPEAKER, _TEXT = ("role", "from"), ("content", "value")

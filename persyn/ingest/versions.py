@@ -17,8 +17,8 @@ from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
 from persyn.errors import UsageError
-from persyn.llm.scorers import judge, own_function
 from persyn.llm.identity import UNKNOWN, Identity, identify
+from persyn.llm.scorers import judge, own_function
 
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
 """What models are, by (model, revision)."""

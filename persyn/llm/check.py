@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from persyn.errors import EngineError
-from persyn.llm.teachers import generation, chat_server
 from persyn.llm import options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
@@ -32,6 +31,7 @@ from persyn.llm.protocols import (
     Sampling,
     Tick,
 )
+from persyn.llm.teachers import chat_server, generation
 
 _Options: TypeAlias = options.Vllm | options.Transformers
 

@@ -19,12 +19,12 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from persyn.errors import PersynError, UsageError
+from persyn.analysis.summary import dollars
 from persyn.atomic import replaced
+from persyn.errors import PersynError, UsageError
 from persyn.report import drawing, figures
 from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from persyn.analysis.summary import dollars
 
 #: What the first bytes of a report say, so that no other file is overwritten.
 _MARK = b"PerSyn report"

@@ -10,8 +10,8 @@ from persyn.analysis import summary, trace
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, answers_assignment
-from persyn.report.facts import Example, Shown
 from persyn.method.rewards import Matrix
+from persyn.report.facts import Example, Shown
 
 #: Teachers of whom there is an example from the grid, and of whom there is one that they alone wrote.
 _EXAMPLES, _ALONE = 6, 3

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from persyn.method.intervals import Interval
 from persyn.analysis.compare import Comparison
-from persyn.method.routing_metrics import Believed, Hits
 from persyn.analysis.summary import Facts
 from persyn.analysis.watch import Failures
+from persyn.method.intervals import Interval
+from persyn.method.routing_metrics import Believed, Hits
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve

@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from persyn.analysis.compare import Comparison
+from persyn.analysis.summary import TeacherFacts, dollars
+from persyn.method.routing_metrics import Believed, Hits
 from persyn.report.drawing import INK, Picture, label, laid_out, styled
 from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, TeacherMeans, Timeline
-from persyn.method.routing_metrics import Believed, Hits
-from persyn.analysis.summary import TeacherFacts, dollars
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy import String, Subquery, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.method import intervals, rewards
-from persyn.analysis import listing, compare, summary, watch
+from persyn.analysis import compare, listing, summary, watch
 from persyn.config import RunConfig, thaw
 from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
@@ -21,6 +20,8 @@ from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, Router, answers_assignment
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
+from persyn.method import intervals, rewards, routing_metrics
+from persyn.method.rewards import Matrix
 from persyn.report import examples
 from persyn.report.facts import (
     AlphaPoint,
@@ -36,8 +37,6 @@ from persyn.report.facts import (
     TeacherMeans,
     Timeline,
 )
-from persyn.method.rewards import Matrix
-from persyn.method import routing_metrics
 from persyn.stages import answers
 
 if TYPE_CHECKING:

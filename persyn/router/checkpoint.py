@@ -19,8 +19,8 @@ from msgspec import Struct
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from persyn.errors import HostLacks
 from persyn.atomic import replaced
+from persyn.errors import HostLacks
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.options import Dtype

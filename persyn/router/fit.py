@@ -17,8 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from persyn.method import rewards as reward_matrix
-from persyn.method import strategies
 from persyn.errors import EngineError, shorten
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
@@ -26,9 +24,10 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import hub_revision, identify, require_unchanged
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Tick
+from persyn.method import rewards as reward_matrix
+from persyn.method import routing_metrics, strategies
 from persyn.method.rewards import Matrix
 from persyn.router import checkpoint, features, head, model
-from persyn.method import routing_metrics
 from persyn.router.checkpoint import Manifest
 from persyn.router.model import Reader, Router
 from persyn.router.train import TUNES, Examples, Plan, split, train
@@ -305,6 +304,8 @@ def _measure(
     learn = ~is_holdout & ~np.isnan(rewards).all(axis=1)
     near = strategies.neighbours(frozen[learn], rewards[learn], frozen[is_holdout])
     return {
-        **routing_metrics.compare(scores[is_holdout], rewards[is_holdout], rewards[~is_holdout], preferences=preferences),
+        **routing_metrics.compare(
+            scores[is_holdout], rewards[is_holdout], rewards[~is_holdout], preferences=preferences
+        ),
         "neighbours": routing_metrics.evaluate(np.nan_to_num(near, nan=-np.inf), rewards[is_holdout]),
     }

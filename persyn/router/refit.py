@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from persyn.method import rewards as reward_matrix
 from persyn.llm import options, scoring
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Fit, ModelSpec
-from persyn.method.rewards import Indices, Matrix
+from persyn.method import rewards as reward_matrix
 from persyn.method import routing_metrics
+from persyn.method.rewards import Indices, Matrix
 from persyn.router import features, fit, head, model
 
 #: Times that prompts are drawn for one point of a curve.
@@ -97,7 +97,9 @@ def curve(
         for repeat in range(repeats):
             drawn = np.random.default_rng([seed, repeat]).permutation(calibration)[:size]
             fitted = scores(frozen, rewards, drawn, preferences=preferences, seed=seed)
-            measured = routing_metrics.compare(fitted[holdout], rewards[holdout], rewards[drawn], preferences=preferences)
+            measured = routing_metrics.compare(
+                fitted[holdout], rewards[holdout], rewards[drawn], preferences=preferences
+            )
             routed.append(measured["router"]["routed_reward"])
             static.append(measured["static"]["routed_reward"])
         points.append(Point(size, float(np.mean(routed)), float(np.std(routed)), float(np.mean(static))))

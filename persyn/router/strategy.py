@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn.llm import options
-from persyn.llm.scorers import own_function
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Route, Routed, Tick
+from persyn.llm.scorers import own_function
 from persyn.method.strategies import Known
 
 #: Prompts handed over at once, at most.

@@ -19,8 +19,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from persyn.errors import HostLacks
 from persyn.llm.protocols import Tick
-from persyn.method.rewards import Matrix
 from persyn.method import routing_metrics
+from persyn.method.rewards import Matrix
 from persyn.router import head
 from persyn.router.model import Router, pad, pair_loss, preference_weights
 

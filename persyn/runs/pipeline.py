@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.jobs import queue
 from persyn.config import RunConfig, thaw
 from persyn.db import bulk, outages
 from persyn.db.catalog import Run, RunState
@@ -19,13 +18,14 @@ from persyn.db.results import Assignment
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
 from persyn.errors import UsageError
-from persyn.llm import needs
-from persyn.jobs.queue import Claim
-from persyn.stages import assign, calibrate, fit_router, generate, score
 from persyn.ingest import prompt_import
-from persyn.runs import same_run, start
-from persyn.stages.batch import Batch, Done, Progress
 from persyn.ingest.versions import Identities
+from persyn.jobs import queue
+from persyn.jobs.queue import Claim
+from persyn.llm import needs
+from persyn.runs import same_run, start
+from persyn.stages import assign, calibrate, fit_router, generate, score
+from persyn.stages.batch import Batch, Done, Progress
 
 
 class Stage(Protocol):

@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 from persyn.config import RunConfig, thaw
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.errors import UsageError, shorten
-from persyn.llm.identity import identify
 from persyn.ingest import prompt_table, rows
 from persyn.ingest.imports import Tally, batches
+from persyn.llm.identity import identify
 
 #: A teacher's keys that describe it, and decide nothing but where the run's strategy goes by them.
 _DESCRIPTIVE = ("license", "family", "params_b", "price_in", "price_out")

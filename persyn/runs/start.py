@@ -13,8 +13,8 @@ from persyn.db.catalog import Run, RunTeacher, Scorer, Teacher
 from persyn.db.results import Origin, Response, Score
 from persyn.errors import UsageError
 from persyn.ingest import prompt_table, versions
-from persyn.runs import same_run
 from persyn.ingest.versions import Identities
+from persyn.runs import same_run
 
 
 def find(session: Session, config: RunConfig) -> Run | None:

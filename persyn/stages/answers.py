@@ -14,9 +14,9 @@ from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
 from persyn.db.results import Origin, Response
 from persyn.db.text import reason
+from persyn.jobs.queue import Claim
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
-from persyn.jobs.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, conversation, in_part, make_jobs, seed_of
 
 

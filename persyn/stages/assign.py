@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn.method import rewards, strategies
 from persyn.config import IMPORTED, StrategyTable, thaw
 from persyn.db import bulk, grid
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.errors import EngineError, UsageError
-from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.jobs.queue import Claim
+from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
+from persyn.method import rewards, strategies
 from persyn.router import strategy as own
 from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of, told

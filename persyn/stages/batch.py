@@ -12,8 +12,8 @@ from sqlalchemy import Integer, Select, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.db.work import Job
-from persyn.llm.protocols import Message, ModelSpec, Request, Result
 from persyn.jobs.queue import Claim
+from persyn.llm.protocols import Message, ModelSpec, Request, Result
 
 #: A model's part of a stage is cut into so many jobs at least, for workers to have nearly the same share each; but
 #: one with fewer prompts would cost more to claim than it is worth.

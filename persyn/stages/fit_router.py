@@ -11,14 +11,14 @@ import msgspec
 from sqlalchemy import literal, select
 from sqlalchemy.orm import Session
 
-from persyn.method import rewards
 from persyn.config import thaw
 from persyn.db import bulk, grid
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.results import Router, RouterScore
 from persyn.errors import EngineError
-from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.jobs.queue import Claim
+from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
+from persyn.method import rewards
 from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, make_jobs
 

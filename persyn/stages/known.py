@@ -10,8 +10,8 @@ from persyn.config import thaw
 from persyn.db.catalog import Run
 from persyn.db.grid import Grid
 from persyn.method.rewards import Matrix
-from persyn.stages import answers
 from persyn.method.strategies import Known
+from persyn.stages import answers
 
 
 def known(session: Session, run: Run, cells: Grid, rewarded: Matrix, learn: NDArray[np.bool_]) -> Known:

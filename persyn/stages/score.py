@@ -14,10 +14,10 @@ from persyn.db import bulk
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
+from persyn.jobs.queue import Claim
 from persyn.llm import needs
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
-from persyn.jobs.queue import Claim
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, told
 
 _PYTHON = "python"

@@ -24,17 +24,17 @@ from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import EngineError, UsageError, shorten
-from persyn.llm.host import Host, HostDied
-from persyn.llm.identity import hub_revision, require_unchanged
-from persyn.llm.scorers.instructions import Carried
-from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
-from persyn.settings import Settings
 from persyn.ingest import prompt_import, rows, versions
-from persyn.stages import score
-from persyn.stages.batch import conversation, told
 from persyn.ingest.imports import Tally, batches
 from persyn.ingest.layouts import NO_NAMES, Names
 from persyn.ingest.rows import Row
+from persyn.llm.host import Host, HostDied
+from persyn.llm.identity import hub_revision, require_unchanged
+from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
+from persyn.llm.scorers.instructions import Carried
+from persyn.settings import Settings
+from persyn.stages import score
+from persyn.stages.batch import conversation, told
 
 #: Judges the reference answers, not what the student writes.
 PERPLEXITY = "log_likelihood"

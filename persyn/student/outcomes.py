@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from persyn.method import intervals
-from persyn.method.intervals import Interval
 from persyn.config import thaw
 from persyn.db.catalog import Run, Scorer, Student
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import UsageError
+from persyn.method import intervals
+from persyn.method.intervals import Interval
 
 #: The scorer whose values are sums over tokens: their mean is over tokens, turned round to be a loss.
 _LIKELIHOOD = "log_likelihood"

@@ -26,8 +26,8 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from persyn.errors import EngineError, UsageError
 from persyn.atomic import FolderChanged, replaced
+from persyn.errors import EngineError, UsageError
 from persyn.llm import options, scoring, template_check
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec

@@ -14,6 +14,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import thaw
+from persyn.dataset import export, manifest
+from persyn.dataset.options import Options
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
@@ -22,9 +24,7 @@ from persyn.db.trained import Training
 from persyn.errors import UsageError
 from persyn.llm.identity import hub_revision, identify, require_unchanged
 from persyn.llm.protocols import ModelSpec
-from persyn.dataset import export, manifest
 from persyn.stages.batch import conversation
-from persyn.dataset.options import Options
 from persyn.student import train as training
 from persyn.student.examples import Conversation
 from persyn.student.train import Progress, Settings

@@ -13,11 +13,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from persyn.db.connect import Database
 from persyn.web import failures, figures, pages, prompts, runs, sql, store
 from persyn.web.kept import Kept
 from persyn.web.pages import Problem
 from persyn.web.safety import Access, Guard
-from persyn.db.connect import Database
 
 Page = Callable[[Request], Response]
 
@@ -39,7 +39,7 @@ def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
             Route("/runs/{run}/retry", failures.retry, methods=["POST"]),
             Route("/sql", sql.show),
             Route("/sql.csv", sql.download),
-            Mount("/static", StaticFiles(directory=str(files("console") / "static"))),
+            Mount("/static", StaticFiles(directory=str(files("persyn.web") / "static"))),
         ],
         exception_handlers={
             Problem: pages.explain,

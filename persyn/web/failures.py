@@ -9,14 +9,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from persyn.analysis import listing, watch
+from persyn.db.catalog import RunState
+from persyn.errors import UsageError
+from persyn.runs import pipeline
 from persyn.web.pages import Problem, link, page
 from persyn.web.runs import is_live
 from persyn.web.safety import Access, form
 from persyn.web.store import counted, database, find, reading
-from persyn.analysis import listing, watch
-from persyn.runs import pipeline
-from persyn.db.catalog import RunState
-from persyn.errors import UsageError
 
 _MOST = 100
 

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from persyn.db.catalog import Run
 from persyn.web.pages import Problem, not_found
 from persyn.web.store import counted, find, reading
-from persyn.db.catalog import Run
 
 log = logging.getLogger(__name__)
 

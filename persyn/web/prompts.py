@@ -9,13 +9,13 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from persyn.web.pages import Problem, link, not_found, page
-from persyn.web.store import counted, find, reading
 from persyn.analysis import listing, watch
 from persyn.analysis import trace as history
 from persyn.analysis.listing import Order, Place, Standing, Wanted
 from persyn.db.catalog import Prompt, Role
 from persyn.errors import UsageError
+from persyn.web.pages import Problem, link, not_found, page
+from persyn.web.store import counted, find, reading
 
 _PAGE = 50
 #: A search for more would be a pattern that SQLite does not take.

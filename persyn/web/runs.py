@@ -10,19 +10,19 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from persyn.web.figures import draw
-from persyn.web.kept import Counted
-from persyn.web.pages import page
-from persyn.web.store import counted, find, kept, reading
 from persyn.analysis import listing, summary, watch
-from persyn.analysis.listing import RunRow
 from persyn.analysis.compare import Comparison, compare
+from persyn.analysis.listing import RunRow
+from persyn.analysis.summary import Facts, StageFacts
+from persyn.analysis.watch import Glance, Tally
 from persyn.config import thaw
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
 from persyn.stages.batch import Progress
-from persyn.analysis.summary import Facts, StageFacts
-from persyn.analysis.watch import Glance, Tally
+from persyn.web.figures import draw
+from persyn.web.kept import Counted
+from persyn.web.pages import page
+from persyn.web.store import counted, find, kept, reading
 
 _MOST_RUNS = 200
 #: Between two looks at a page that shows what goes on, and until the next one at a page that lacks something.

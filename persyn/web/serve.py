@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from persyn.db.connect import Database
+from persyn.errors import UsageError
 from persyn.web import app
 from persyn.web.kept import Kept
 from persyn.web.safety import Access
-from persyn.db.connect import Database
-from persyn.errors import UsageError
 
 #: Python's own 5 ms are too long: a page gives the interpreter away at every row that it reads, and while something is
 #: counted in another thread it would wait so long for each.

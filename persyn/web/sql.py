@@ -13,14 +13,14 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import Response
 
-from persyn.web import schema
-from persyn.web.pages import Problem, not_found, page
-from persyn.web.store import database, reading
 from persyn.analysis import listing
 from persyn.errors import PersynError, UsageError
 from persyn.sql import saved, tokens
 from persyn.sql.ask import Answer, Limits, ask, write_csv
 from persyn.sql.saved import Question
+from persyn.web import schema
+from persyn.web.pages import Problem, not_found, page
+from persyn.web.store import database, reading
 
 _PAGE = Limits(rows=500, seconds=10, megabytes=4)
 _FILE = Limits(rows=100_000, seconds=60, megabytes=64)

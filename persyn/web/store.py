@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
-from persyn.web.kept import Count, Counted, Kept
-from persyn.web.pages import Problem, not_found
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import shorten
+from persyn.web.kept import Count, Counted, Kept
+from persyn.web.pages import Problem, not_found
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from persyn.analysis import audit
-from persyn.jobs import queue
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Router, Score
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
+from persyn.jobs import queue
 from tests.factories import MadeRun, digest, make_assignment, make_response, make_run
 
 GRID = 2

@@ -13,17 +13,16 @@ from msgspec import structs
 from sqlalchemy import func, select
 
 from persyn import config
-from persyn.runs import pipeline, run_file
 from persyn.analysis import plan
+from persyn.analysis.plan import Plan, Share
 from persyn.db import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.connect import Database, scratch
 from persyn.db.results import Assignment, Origin, Score
 from persyn.db.work import Event, Load
 from persyn.errors import UsageError
-from persyn.analysis.plan import Plan, Share
 from persyn.ingest import prompt_import
-from persyn.runs import start
+from persyn.runs import pipeline, run_file, start
 from tests.factories import make_job, make_prompt, make_response
 from tests.foreign import write_module
 

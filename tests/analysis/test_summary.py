@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from persyn.cli.summary import show
 from persyn.analysis import summary
+from persyn.cli.summary import show
 from persyn.db.catalog import Run, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Origin, Score

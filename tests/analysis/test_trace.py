@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import select
 
 from persyn.analysis import trace
+from persyn.analysis.trace import Trace
 from persyn.db.catalog import Run, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.errors import UsageError
-from persyn.analysis.trace import Trace
 from tests.factories import digest
 from tests.sql import by_hand
 from tests.sql.by_hand import NOON

@@ -9,13 +9,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.analysis import watch
+from persyn.analysis.watch import Failures, Trouble
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.db.time import now
 from persyn.db.work import Event
 from persyn.stages.batch import Progress
-from persyn.analysis.watch import Failures, Trouble
 from tests.factories import make_assignment, make_job, make_response, make_run
 
 

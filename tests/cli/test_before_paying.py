@@ -18,16 +18,15 @@ from huggingface_hub import constants
 from persyn.cli import doctor
 from persyn.cli.main import persyn
 from persyn.cli.run import _warn_of_change
-from persyn.runs import pipeline, run_file
-from persyn.runs.checks import functions, servers
 from persyn.config import RunConfig, TeacherTable
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.connect import Database
 from persyn.errors import UsageError
+from persyn.ingest import versions
 from persyn.llm import identity
 from persyn.llm.identity import UNKNOWN, Identity
-from persyn.runs import start
-from persyn.ingest import versions
+from persyn.runs import pipeline, run_file, start
+from persyn.runs.checks import functions, servers
 from tests.chat_server import Server
 from tests.cli.test_beforehand import SERVER, rows_of, with_quality, with_teacher, write_rows
 from tests.run_files import write_run

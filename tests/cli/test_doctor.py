@@ -16,9 +16,9 @@ import pytest
 from persyn.cli import broker, doctor
 from persyn.errors import UsageError
 from persyn.jobs.queue import Backlog
-from tests.cluster import Broker
 from persyn.workers.cluster import roll
 from persyn.workers.runner.affinity import Reach
+from tests.cluster import Broker
 
 Doctor: TypeAlias = Callable[..., dict[str, tuple[str, str]]]
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

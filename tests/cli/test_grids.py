@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from persyn.analysis.compare import Comparison, StrategyFacts
 from persyn.cli import compare
 from persyn.method.intervals import Interval
-from persyn.analysis.compare import Comparison, StrategyFacts
 from tests.cli.conftest import Persyn
 
 TEACHERS = ("lab/ada", "lab/bob", "lab/cyd")

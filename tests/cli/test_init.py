@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from persyn.cli.init import init
-from persyn.runs import run_file
 from persyn.errors import UsageError
+from persyn.runs import run_file
 from persyn.runs.start import identities
 from tests.cli.conftest import Persyn
 

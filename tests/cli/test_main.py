@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from sqlalchemy import select, update
 
 from persyn.cli.main import persyn as command
-from persyn.runs import run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import Job
 from persyn.errors import UsageError
+from persyn.runs import run_file
 from tests.cli.conftest import Persyn
 from tests.factories import MadeRun, make_job, make_prompt, make_run
 from tests.run_files import write_run
@@ -191,7 +191,9 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path: Path) 
             make_prompt(session, f"prompt {number}")
     store.close()
     for more in ([], ["--json"]):
-        line = " ".join([sys.executable, "-m", "persyn.cli", "prompts", "list", "--limit", "2000", *more, "| head -c 5"])
+        line = " ".join(
+            [sys.executable, "-m", "persyn.cli", "prompts", "list", "--limit", "2000", *more, "| head -c 5"]
+        )
         environment = {"PERSYN_HOME": str(tmp_path / "home"), "PATH": "/bin:/usr/bin", "PYTHONPATH": ":".join(sys.path)}
         done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=True)
         assert (len(done.stdout), done.stderr) == (5, "")

@@ -17,13 +17,13 @@ from sqlalchemy import func, select
 
 from persyn.cli.main import persyn
 from persyn.cli.open import cell
-from persyn.student import evaluations
 from persyn.db.catalog import Prompt, Run, RunState, Student
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
+from persyn.ingest.rows import parse
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Failed, Judge
-from persyn.ingest.rows import parse
+from persyn.student import evaluations
 from tests.factories import make_assignment, make_response, make_run
 
 TRAIN = ("student", "train", "run", "--learning-rate", "0.01", "--batch-size", "4")

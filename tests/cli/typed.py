@@ -13,9 +13,9 @@ from pathlib import Path
 import persyn.cli
 from persyn.cli.main import main
 
-for module in pkgutil.iter_modules(cli.__path__):
+for module in pkgutil.iter_modules(persyn.cli.__path__):
     if module.name != "__main__":
-        importlib.import_module(f"cli.{module.name}")
+        importlib.import_module(f"persyn.cli.{module.name}")
 # What commands import when they come to need it.
 importlib.import_module("pyarrow.pandas_compat")
 importlib.import_module("transformers.models.auto.tokenization_auto")

@@ -17,10 +17,10 @@ import yaml
 from huggingface_hub import DatasetCard
 from sqlalchemy import update
 
-from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
-from persyn.db.connect import Database
 from persyn.dataset import card, export
 from persyn.dataset.options import Options
+from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
+from persyn.db.connect import Database
 from tests.factories import MadeRun, make_assignment, make_prompt, make_response, make_run
 
 # A card is made of a manifest alone, whatever the database.

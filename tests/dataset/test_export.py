@@ -15,14 +15,14 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from persyn.dataset import export, formats
+from persyn.dataset.manifest import Manifest
+from persyn.dataset.options import Options
 from persyn.db import bulk
 from persyn.db.catalog import Prompt
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Origin, Response
 from persyn.errors import UsageError
-from persyn.dataset import export, formats
-from persyn.dataset.options import Options
-from persyn.dataset.manifest import Manifest
 from tests.factories import MadeRun, digest, make_assignment, make_prompt, make_response, make_run
 
 ALL = ("messages", "prompt-completion", "sharegpt", "alpaca", "parquet")

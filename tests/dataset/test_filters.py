@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from persyn.dataset import export
+from persyn.dataset.manifest import Manifest
+from persyn.dataset.options import Options
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.errors import PersynError, UsageError
-from persyn.dataset import export
-from persyn.dataset.options import Options
-from persyn.dataset.manifest import Manifest
 from tests.factories import MadeRun, make_assignment, make_prompt, make_response, make_run
 
 #: For what is decided in Python, row by row.

@@ -11,11 +11,11 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from persyn.runs import pipeline
-from persyn.jobs import queue
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
+from persyn.jobs import queue
+from persyn.runs import pipeline
 from tests.cluster import wait_for
 from tests.factories import make_job, make_run
 from tests.postgres import Postgres

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from persyn.llm.teachers.generation import conclude
 from persyn.llm.protocols import Failed, Generated
+from persyn.llm.teachers.generation import conclude
 
 
 def generated(text: str) -> Generated:

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.errors import EngineError
-from persyn.llm.scorers import english, instruction_checks, instructions
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec, Result
+from persyn.llm.scorers import english, instruction_checks, instructions
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
-from tests.run_files import write_run
 from persyn.workers.runner.worker import Worker
+from tests.run_files import write_run
 
 ENGLISH = "the quick brown fox jumps over the lazy dog and then it goes back home to sleep"
 

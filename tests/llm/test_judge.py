@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from persyn import config
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.errors import EngineError, UsageError
-from persyn.llm.scorers import judge
+from persyn.ingest import versions
 from persyn.llm import options
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec, Result
+from persyn.llm.scorers import judge
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
-from persyn.ingest import versions
+from persyn.workers.runner.worker import Worker
 from tests.chat_server import Server, completion, error
 from tests.run_files import write_run
-from persyn.workers.runner.worker import Worker
 
 PROMPT = [{"role": "user", "content": "Name a prime below 4."}]
 Say = Callable[[dict[str, Any], str], str]

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from persyn.errors import EngineError
-from persyn.llm.scorers import log_likelihood
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.scorers.padding import Row
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, Message, ModelSpec, Result
+from persyn.llm.scorers import log_likelihood
+from persyn.llm.scorers.padding import Row
 
 PROMPTS = ["What is 2+2?", "Name a colour.", "Write one sentence about the sea, please."]
 RESPONSES = ["4", "Blue.", "The sea is wide and calm at night, and it is loud and grey in the morning."]

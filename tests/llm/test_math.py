@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from persyn.errors import EngineError
-from persyn.llm.scorers import math_scorer
 from persyn.llm import options
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Result
+from persyn.llm.scorers import math_scorer
 
 
 def load(**options: object) -> Engine:

@@ -16,10 +16,10 @@ from aiohttp import web
 from yarl import URL
 
 from persyn.errors import AccountError, EngineError, OutageError
-from persyn.llm.teachers import chat_completions, chat_server
-from persyn.llm.teachers.complaints import RetryableError
 from persyn.llm.host import Host
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result, Sampling
+from persyn.llm.teachers import chat_completions, chat_server
+from persyn.llm.teachers.complaints import RetryableError
 from tests.chat_server import Server, completion, error
 
 KEY = "sk-very-secret"
@@ -40,7 +40,9 @@ def connect(server: Server) -> Iterator[Connect]:
     made: list[chat_server.OpenAI] = []
 
     def make(**options: Any) -> chat_server.OpenAI:
-        engine = chat_server.load(ModelSpec("openai", "m", options={"base_url": server.base_url, **options}), lambda: None)
+        engine = chat_server.load(
+            ModelSpec("openai", "m", options={"base_url": server.base_url, **options}), lambda: None
+        )
         assert isinstance(engine, chat_server.OpenAI)
         made.append(engine)
         return engine

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from jinja2 import TemplateError
 
-from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 from persyn.llm.protocols import Failed, Judge, Judged, Result
+from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 
 
 class Memory:

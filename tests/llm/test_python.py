@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.errors import EngineError, UsageError
-from persyn.llm.scorers import own_function
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec, Result
+from persyn.llm.scorers import own_function
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
+from persyn.workers.runner.worker import Worker
 from tests.foreign import write_module
 from tests.run_files import write_run
-from persyn.workers.runner.worker import Worker
 
 SOURCE = """
 def length(messages, response, answer, meta):

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from persyn.errors import EngineError
-from persyn.llm.scorers import reward_model
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, Message, ModelSpec, Result
+from persyn.llm.scorers import reward_model
 from tests.reward_models import make
 
 RESPONSES = ["4", "Blue.", "Four, of course.", "I do not know.", "The sea is wide. " * 8, "No", "Yes, " * 20, "!"]

@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from persyn.errors import EngineError
 from persyn.llm import fidelity, options, scoring
 from persyn.llm.chat import Chat
+from persyn.llm.protocols import Generate, Generated, ModelSpec, Sampling
 from persyn.llm.scorers.log_likelihood import Student
 from persyn.llm.scorers.padding import Row
-from persyn.llm.protocols import Generate, Generated, ModelSpec, Sampling
 from persyn.llm.scorers.reward_model import RewardModel
 from persyn.llm.teachers.transformers_engine import Writer
 from persyn.router.model import Reads, Router, all_features

@@ -9,9 +9,9 @@ from transformers import LlamaConfig
 
 from persyn.errors import EngineError
 from persyn.llm import check, engines, template_check
-from persyn.llm.teachers import generation
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Failed, Generate, Message, ModelSpec, Sampling
+from persyn.llm.teachers import generation
 from persyn.llm.template import LostText
 from persyn.student import train
 from tests.llm.families import CHATML, FAULTY, SOUND, SPECIAL, tokenizer

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from persyn.errors import EngineError
-from persyn.llm.teachers import sampling, transformers_engine
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.teachers.generation import Prompt
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
+from persyn.llm.teachers import sampling, transformers_engine
+from persyn.llm.teachers.generation import Prompt
 
 CPU = torch.device("cpu")
 QUESTIONS = ["What is 3 plus 4?", "Name a colour.", "Write one sentence about the sea, please.", "Hi!"]

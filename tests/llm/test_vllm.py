@@ -19,8 +19,8 @@ from msgspec import structs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from persyn.errors import EngineError
-from persyn.llm.teachers import vllm_engine
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
+from persyn.llm.teachers import vllm_engine
 
 pytestmark = [
     pytest.mark.model,

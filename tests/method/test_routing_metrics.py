@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from persyn.method.rewards import Matrix
 from persyn.method import routing_metrics
+from persyn.method.rewards import Matrix
 
 NAN = np.nan
 

@@ -13,11 +13,11 @@ import msgspec
 import pytest
 from markdown_it import MarkdownIt
 
-from persyn.runs import run_file
 from persyn.errors import UsageError
 from persyn.report import document, figures
 from persyn.report.drawing import Picture
 from persyn.report.facts import Groups, Report
+from persyn.runs import run_file
 from tests.report.conftest import HOSTILE
 
 #: In the order of the page.

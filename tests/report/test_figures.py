@@ -13,11 +13,11 @@ import msgspec
 import pytest
 from PIL import Image
 
+from persyn.analysis.summary import TeacherFacts
+from persyn.method.routing_metrics import Believed
 from persyn.report import drawing, figures
 from persyn.report.drawing import Picture
 from persyn.report.facts import Report
-from persyn.method.routing_metrics import Believed
-from persyn.analysis.summary import TeacherFacts
 
 TEACHERS = [
     TeacherFacts(teacher=name, assigned=n, quality=None, learnability=None, reward=None, tokens=0)

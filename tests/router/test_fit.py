@@ -24,8 +24,8 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import identify
 from persyn.llm.options import RouterFit
 from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Result, Route, Routed
-from persyn.router import checkpoint, fit, model, route
 from persyn.method import routing_metrics
+from persyn.router import checkpoint, fit, model, route
 from persyn.router.model import Reader, Router, pair_loss, preference_weights
 from persyn.router.train import Examples, Plan, split, train
 from tests.four_gpus import OnFourGpus

@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from persyn.method.rewards import Matrix, preferences, static_ranking
 from persyn.method import routing_metrics
+from persyn.method.rewards import Matrix, preferences, static_ranking
 from persyn.router import head
 from persyn.router.head import Head
 
@@ -35,7 +35,9 @@ def test_what_depends_on_the_features_is_learned_in_their_own_unit() -> None:
 
     fitted = fit(features[:200], rewards[:200])
 
-    found = routing_metrics.compare(scores(fitted, features[200:]), rewards[200:], rewards[:200], preferences="weighted")
+    found = routing_metrics.compare(
+        scores(fitted, features[200:]), rewards[200:], rewards[:200], preferences="weighted"
+    )
     assert math.isfinite(fitted.penalty)
     assert found["router"]["hit1"] > 0.9 > 0.6 > found["static"]["hit1"]  # type: ignore[operator]
 
@@ -105,7 +107,9 @@ def test_pure_noise_is_not_taken_for_knowledge() -> None:
         # One teacher is a little better on average, whatever the prompt.
         rewards = draw.normal(size=(400, 5)) + np.array([0.3, 0, 0, 0, 0])
         fitted = fit(features[:100], rewards[:100], seed)
-        found = routing_metrics.compare(scores(fitted, features[100:]), rewards[100:], rewards[:100], preferences="weighted")
+        found = routing_metrics.compare(
+            scores(fitted, features[100:]), rewards[100:], rewards[:100], preferences="weighted"
+        )
         static.append(fitted.penalty == math.inf)
         gains.append(found["router"]["routed_reward"] - found["static"]["routed_reward"])  # type: ignore[operator]
 

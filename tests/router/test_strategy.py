@@ -12,8 +12,8 @@ import pytest
 
 from persyn.errors import EngineError
 from persyn.llm.protocols import Failed, ModelSpec, Result, Route, Routed
-from persyn.router import strategy
 from persyn.method.strategies import Known
+from persyn.router import strategy
 from tests.foreign import write_module
 
 NAN = np.nan

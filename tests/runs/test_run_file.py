@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from persyn.runs import run_file
 from persyn.errors import UsageError
+from persyn.runs import run_file
 
 JUDGE = {"kind": "judge", "model": "judge", "options": {"engine": "vllm"}}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.llm.identity import identify
+from persyn.runs import pipeline, run_file
 from persyn.stages import fit_router
 from tests.run_files import write_run
 

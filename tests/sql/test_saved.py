@@ -8,7 +8,7 @@ import pytest
 
 from persyn.db.connect import Database
 from persyn.errors import UsageError
-from persyn.sql import ask, saved, child
+from persyn.sql import ask, child, saved
 from persyn.sql.ask import Limits
 from tests.factories import digest
 from tests.sql import by_hand

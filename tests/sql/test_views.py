@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from persyn.runs import pipeline
-from persyn.method import rewards
 from persyn.analysis import summary
 from persyn.config import Per
 from persyn.db import grid
 from persyn.db.catalog import Run, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
+from persyn.method import rewards
 from persyn.method.rewards import Normalisation
+from persyn.runs import pipeline
 from tests.factories import make_config, make_response, make_run
 from tests.sql import by_hand
 

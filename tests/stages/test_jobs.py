@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from persyn.runs import pipeline, run_file
 from persyn.db.connect import Database
 from persyn.db.work import Job
+from persyn.runs import pipeline, run_file
 from tests.run_files import write_run
 
 

@@ -10,14 +10,14 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
-from persyn.student import evaluations
 from persyn.config import QualityTable
 from persyn.db.catalog import Prompt, Run
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome
 from persyn.errors import UsageError
-from persyn.llm.protocols import Judge, Judged
 from persyn.ingest.rows import parse
+from persyn.llm.protocols import Judge, Judged
+from persyn.student import evaluations
 from tests.factories import MadeRun, digest, make_prompt, make_run, make_scorer
 
 MATH, REWARD_MODEL = {"kind": "math"}, {"kind": "reward_model", "model": "lab/reward"}

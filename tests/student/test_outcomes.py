@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from persyn.student import outcomes
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import UsageError
+from persyn.student import outcomes
 from tests.factories import digest, make_prompt, make_run, make_scorer
 
 

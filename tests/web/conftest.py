@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from persyn.db.connect import Database
 from persyn.web import app
 from persyn.web.kept import Kept
 from persyn.web.safety import Access
-from persyn.db.connect import Database
-from tests.web.stores import MadeStore, fill
 from tests.postgres import Postgres
+from tests.web.stores import MadeStore, fill
 
 
 @dataclass(frozen=True, slots=True)

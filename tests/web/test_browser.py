@@ -12,12 +12,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from persyn.web.safety import Access
 from persyn.db.connect import Database
+from persyn.web.safety import Access
 from tests import chromium
+from tests.factories import make_response
 from tests.web.stores import MadeStore, fill, named
 from tests.web.test_pages import pages
-from tests.factories import make_response
 
 HOSTILE = """'"><img src=x onerror="window.probe=1"><script>window.probe=1</script><a href="javascript:probe=1">x</a>"""
 

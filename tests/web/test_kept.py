@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from persyn.web.kept import Counted, Kept
 from persyn.db.connect import Database
+from persyn.web.kept import Counted, Kept
 
 
 def get(kept: Kept, name: str, count: Callable[[Session], int]) -> Counted[int] | None:

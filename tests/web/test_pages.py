@@ -10,15 +10,15 @@ from xml.etree import ElementTree
 import pytest
 from sqlalchemy import func, select, update
 
-from persyn.web.pages import number
 from persyn.db import Base
 from persyn.db.catalog import Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.db.work import Event, Job, JobState
+from persyn.web.pages import number
+from tests.factories import make_config, make_response
 from tests.web.conftest import Filled, client
 from tests.web.stores import MadeStore, fill, named
-from tests.factories import make_config, make_response
 
 INLINE = {"a", "bdi", "strong", "span", "time", "code"}
 

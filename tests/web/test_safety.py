@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from persyn.db.connect import Database
-from tests.web.conftest import client
 from tests.postgres import Postgres
+from tests.web.conftest import client
 
 TOKEN = "a-token-of-enough-characters"
 

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from persyn.web import sql
 from persyn.sql import saved
+from persyn.web import sql
 from tests.web.conftest import Filled
 from tests.web.test_pages import Read, rows
 

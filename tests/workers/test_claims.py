@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from persyn.jobs import queue
 from persyn.db.connect import Database
 from persyn.db.work import Job
+from persyn.jobs import queue
 from persyn.jobs.queue import LEASE
-from tests.factories import make_run
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.ledger import Ledger
+from tests.factories import make_run
 
 PROMPTS = 10
 

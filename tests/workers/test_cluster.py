@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from persyn.jobs import queue
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.work import Event, Job, JobState
-from tests.cluster import Broker, Cluster, wait_for
-from tests.run_files import PROMPTS, TEACHERS, write_run
+from persyn.jobs import queue
 from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster import roll
+from tests.cluster import Broker, Cluster, wait_for
+from tests.run_files import PROMPTS, TEACHERS, write_run
 
 GRID = 12 * len(TEACHERS)
 NEEDED = GRID + PROMPTS - 12

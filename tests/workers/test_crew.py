@@ -11,15 +11,15 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.work import Job, Load
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
-from tests.run_files import write_run
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.crew import Crew
 from persyn.workers.runner.listener import Listener
+from tests.run_files import write_run
 
 GPUS = ("0", "1", "2", "3")
 

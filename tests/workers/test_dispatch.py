@@ -12,15 +12,15 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, text
 
-from persyn.jobs import queue
 from persyn.db.connect import Database
 from persyn.db.work import Job, JobState, Leader
-from tests.cluster import Broker, Cluster, wait_for
-from tests.factories import make_job, make_run
-from tests.postgres import Postgres
+from persyn.jobs import queue
 from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster.dispatch import Dispatcher
 from persyn.workers.cluster.lead import Lead
+from tests.cluster import Broker, Cluster, wait_for
+from tests.factories import make_job, make_run
+from tests.postgres import Postgres
 
 #: How long the lead is kept in these tests without a sign.
 LEASE = timedelta(seconds=0.4)

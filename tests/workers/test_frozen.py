@@ -16,17 +16,17 @@ import pytest
 from sqlalchemy import func, select
 
 from persyn.analysis import audit
-from persyn.jobs import queue
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response, Router
 from persyn.db.work import Job, JobState
+from persyn.jobs import queue
+from persyn.workers.runner.heartbeat import Leases
 from tests.cluster import Cluster, wait_for
 from tests.factories import make_job, make_run
 from tests.postgres import Postgres
 from tests.proxy import Proxy
 from tests.run_files import write_run
-from persyn.workers.runner.heartbeat import Leases
 
 
 @pytest.fixture

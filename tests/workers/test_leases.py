@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from persyn.jobs import queue
 from persyn.db.connect import Database
 from persyn.db.work import Job, JobState
+from persyn.jobs import queue
 from persyn.jobs.queue import Claim
-from tests.factories import make_job, make_run
 from persyn.workers.runner.heartbeat import Leases
+from tests.factories import make_job, make_run
 
 LEASE = timedelta(seconds=0.6)
 

@@ -18,14 +18,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
-from persyn.jobs import queue
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
-from tests.factories import make_response, make_run, make_teacher
+from persyn.jobs import queue
 from persyn.workers.cluster import metrics
+from tests.factories import make_response, make_run, make_teacher
 
 Read = Callable[..., float | None]
 
@@ -200,7 +200,10 @@ def test_a_port_that_is_taken_is_named(database: Database) -> None:
 def test_the_command_serves_until_it_is_told_to_end(tmp_path: Path, database_url: str) -> None:
     environment = {**os.environ, "PERSYN_DATABASE_URL": database_url, "PERSYN_HOME": str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "persyn.cli", "metrics", "--port", "0"], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "persyn.cli", "metrics", "--port", "0"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

@@ -15,20 +15,20 @@ from aiohttp import web
 from click.testing import CliRunner
 from sqlalchemy import func, select, update
 
-from persyn.cli.main import persyn
-from persyn.runs import pipeline, run_file
-from persyn.jobs import queue
 from persyn.analysis import watch
+from persyn.cli.main import persyn
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.time import now
 from persyn.db.work import Job, JobState, Outage
+from persyn.jobs import queue
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
+from persyn.workers.runner.worker import Worker
 from tests.chat_server import Server, completion, error
 from tests.factories import make_job, make_run
 from tests.run_files import write_run
-from persyn.workers.runner.worker import Worker
 
 TEACHERS = ("ada", "bob")
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from persyn.runs import pipeline, run_file
 from persyn.analysis import trace
 from persyn.db.catalog import Prompt, Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, RouterScore
 from persyn.errors import UsageError
-from persyn.llm.scorers import own_function
-from persyn.settings import Settings
 from persyn.ingest import responses
 from persyn.ingest.response_rows import Layout
+from persyn.llm.scorers import own_function
+from persyn.runs import pipeline, run_file
+from persyn.settings import Settings
+from persyn.workers.runner.worker import Worker
 from tests.foreign import write_module
 from tests.run_files import PROMPTS, write_run
 from tests.workers.test_strategies import chosen, count, grid, imported_run, work
-from persyn.workers.runner.worker import Worker
 
 #: The teachers are ada, bob and cyd, of 1, 2 and 3 billion parameters.
 SOURCE = """

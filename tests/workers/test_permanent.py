@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import Event, Job, JobState
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
-from tests.run_files import write_run
 from persyn.workers.runner.worker import Worker
+from tests.run_files import write_run
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ import pytest
 from sqlalchemy import func, select
 from transformers import AutoTokenizer
 
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.llm.protocols import ModelSpec
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
-from tests.reward_models import make
-from tests.run_files import TEACHERS, write_run
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.worker import Worker
+from tests.reward_models import make
+from tests.run_files import TEACHERS, write_run
 
 PROMPTS = 12
 CELLS = PROMPTS * len(TEACHERS)

@@ -11,17 +11,17 @@ import pytest
 from sqlalchemy import func, select
 
 from persyn.analysis import audit
-from persyn.runs import pipeline, run_file
 from persyn.analysis.compare import compare
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
 from persyn.errors import UsageError
-from persyn.settings import Settings
 from persyn.ingest import responses
 from persyn.ingest.response_rows import Layout
-from tests.run_files import PROMPTS, TEACHERS, write_run
+from persyn.runs import pipeline, run_file
+from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
+from tests.run_files import PROMPTS, TEACHERS, write_run
 
 
 def work(database: Database, folder: Path, file: Path) -> int:

@@ -12,12 +12,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import func, select
 
-from persyn.runs import pipeline, run_file
 from persyn.db.connect import Database
 from persyn.db.work import Event, Job, JobState
+from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
-from tests.run_files import write_run
 from persyn.workers.runner.worker import Worker
+from tests.run_files import write_run
 
 SECRET = "plus"  # a word of every prompt
 

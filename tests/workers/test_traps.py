@@ -15,15 +15,15 @@ import pytest
 from kombu import Exchange, Queue
 from sqlalchemy import func, select
 
-from persyn.runs import pipeline, run_file
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.work import Event, Job, JobState
+from persyn.runs import pipeline, run_file
+from persyn.workers.cluster import app as celery_app
 from tests.cluster import Broker, Cluster, wait_for
 from tests.postgres import Postgres
 from tests.run_files import TEACHERS, write_run
-from persyn.workers.cluster import app as celery_app
 
 GRID = 12 * len(TEACHERS)
 NEEDED = GRID + 60 - 12

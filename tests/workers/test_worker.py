@@ -19,22 +19,22 @@ import pytest
 from sqlalchemy import delete, func, select
 
 from persyn.analysis import audit, summary
-from persyn.runs import pipeline, run_file
-from persyn.jobs import queue
 from persyn.db.catalog import Role, Run, RunPrompt, RunState, Scorer, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError
+from persyn.jobs import queue
 from persyn.llm.protocols import ModelSpec
+from persyn.runs import pipeline, run_file
 from persyn.runs.pipeline import STAGES
 from persyn.settings import Settings
 from persyn.stages import fit_router
-from tests.factories import make_response
-from tests.run_files import PROMPTS, TEACHERS, write_run
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.worker import Worker
+from tests.factories import make_response
+from tests.run_files import PROMPTS, TEACHERS, write_run
 
 
 class Watching(Listener):

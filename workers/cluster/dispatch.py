@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from celery import Celery
 from sqlalchemy.exc import DBAPIError
 
-from persyn.runs import pipeline
-from persyn.jobs import queue
 from persyn.db.connect import Database
 from persyn.errors import shorten
+from persyn.jobs import owner, queue
+from persyn.runs import pipeline
 from persyn.workers.cluster import app as celery_app
-from persyn.jobs import owner
 from persyn.workers.cluster.lead import Lead
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,7 @@
-"""The application of PERSYN_BROKER_URL, for tools that are given a module: `celery --app workers.celery flower`."""
+"""The Celery application of PERSYN_BROKER_URL, for tools that take a module.
+
+As in `celery --app persyn.workers.cluster.entry flower`.
+"""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from celery import Celery, signals
 from celery.worker import state
 from sqlalchemy.exc import DBAPIError
 
-from persyn.jobs import queue
 from persyn.db.connect import Database
 from persyn.errors import shorten
+from persyn.jobs import queue
 from persyn.settings import Settings
 from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster import roll

@@ -10,9 +10,9 @@ from types import TracebackType
 
 from sqlalchemy.exc import DBAPIError
 
-from persyn.jobs import queue
 from persyn.db.connect import Database
 from persyn.errors import shorten
+from persyn.jobs import queue
 from persyn.jobs.queue import Claim
 
 log = logging.getLogger(__name__)

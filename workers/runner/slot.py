@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from persyn.jobs.queue import Claim
 from persyn.llm import gpus
 from persyn.llm.host import Host, Loaded
 from persyn.llm.protocols import ModelSpec, Request, Result
-from persyn.jobs.queue import Claim
 from persyn.settings import Settings
 from persyn.workers.runner.suspicion import Key
 

@@ -22,20 +22,19 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import OperationalError
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
-from persyn.runs import pipeline
-from persyn.jobs import queue
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
+from persyn.jobs import owner, queue
+from persyn.jobs.queue import Claim
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, Fitted, Result
-from persyn.jobs.queue import Claim
+from persyn.runs import pipeline
 from persyn.settings import Settings
 from persyn.stages import fit_router
 from persyn.stages.batch import Batch, Done
-from persyn.jobs import owner
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases

@@ -14,10 +14,10 @@ import msgspec
 from msgspec import Struct
 
 from persyn.errors import shorten
-from persyn.llm.scorers import instruction_checks as checks
 from persyn.llm import options
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
+from persyn.llm.scorers import instruction_checks as checks
 
 #: Responses handed over at once.
 _CHUNK = 64

@@ -16,8 +16,8 @@ from persyn.llm import fidelity, options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.mates import Mates
-from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
+from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 
 #: Positions that go through the LM head at once: in float32, 0.3 GB at a vocabulary of 152,000.
 _HEAD_ROWS = 512

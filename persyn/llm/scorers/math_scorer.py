@@ -21,9 +21,9 @@ from msgspec import Struct
 
 from persyn.errors import EngineError
 from persyn.llm import options
-from persyn.llm.scorers.answers import characters
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
+from persyn.llm.scorers.answers import characters
 
 #: Requests sent to the child at once.
 _CHUNK = 64

@@ -13,8 +13,8 @@ from persyn.llm import fidelity, options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.mates import Mates
-from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
+from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:

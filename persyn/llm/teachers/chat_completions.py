@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from persyn.errors import shorten
-from persyn.llm.teachers import complaints, generation
 from persyn.llm import finish_reason
-from persyn.llm.teachers.complaints import RefusedError, RetryableError
 from persyn.llm.protocols import Generate, Generated, Result
+from persyn.llm.teachers import complaints, generation
+from persyn.llm.teachers.complaints import RefusedError, RetryableError
 
 #: What broke a response off, in which a text may be there and is not whole.
 _BROKEN_OFF = re.compile(

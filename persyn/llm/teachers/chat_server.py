@@ -26,10 +26,10 @@ import msgspec
 from yarl import URL
 
 from persyn.errors import AccountError, HostLacks, OutageError, PermanentError
-from persyn.llm.teachers import chat_completions, complaints
 from persyn.llm import options
-from persyn.llm.teachers.complaints import Blame, RefusedError, RetryableError
 from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick
+from persyn.llm.teachers import chat_completions, complaints
+from persyn.llm.teachers.complaints import Blame, RefusedError, RetryableError
 
 _MOMENT_SECONDS = 0.2
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0

@@ -22,9 +22,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from persyn.llm.protocols import Tick
 from persyn.llm.teachers import generation
 from persyn.llm.teachers.generation import Prompt
-from persyn.llm.protocols import Tick
 
 _SEED_BITS = 2**63 - 1
 

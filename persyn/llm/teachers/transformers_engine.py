@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from persyn.llm import fidelity, options, scoring, template_check
-from persyn.llm.teachers import generation, sampling
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.teachers.generation import Prompt
 from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+from persyn.llm.teachers import generation, sampling
+from persyn.llm.teachers.generation import Prompt
 
 #: Batches taken at once and sorted by length.
 _CHUNK_BATCHES = 4

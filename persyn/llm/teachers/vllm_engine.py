@@ -13,11 +13,11 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from persyn.errors import EngineError
-from persyn.llm.teachers import generation
 from persyn.llm import loading, options, template_check
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.teachers.generation import Prompt
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+from persyn.llm.teachers import generation
+from persyn.llm.teachers.generation import Prompt
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from persyn.runs.checks import models
 from persyn.config import RunConfig
 from persyn.errors import PersynError
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Finding, ModelSpec
+from persyn.runs.checks import models
 
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from persyn.runs.checks import memory, models
-from persyn.runs.checks.models import Model
 from persyn.config import RunConfig
 from persyn.llm import gpus
 from persyn.llm.protocols import Finding
+from persyn.runs.checks import memory, models
+from persyn.runs.checks.models import Model
 
 #: What a driver of GPUs shows: NVIDIA's, AMD's, Windows's.
 _DEVICES = ("nvidia[0-9]*", "kfd", "dxg")

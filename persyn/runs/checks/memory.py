@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from persyn.runs.checks.models import Model
 from persyn.llm import gpus
 from persyn.llm.protocols import Finding, ModelSpec
+from persyn.runs.checks.models import Model
 
 _GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

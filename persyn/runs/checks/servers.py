@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from msgspec.structs import replace
 from yarl import URL
 
-from persyn.runs.checks import models
-from persyn.runs.checks.models import Model
 from persyn.config import RunConfig
 from persyn.errors import EngineError
 from persyn.llm import options
 from persyn.llm.protocols import Failed, Finding, Generate, ModelSpec, Sampling
+from persyn.runs.checks import models
+from persyn.runs.checks.models import Model
 
 _CONNECT_SECONDS = 5.0
 _PING_SECONDS = 60.0

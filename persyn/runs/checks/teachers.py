@@ -8,15 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from persyn.runs.checks import servers
 from persyn.config import RunConfig, TeacherTable
 from persyn.errors import EngineError, UsageError
+from persyn.ingest import rows
+from persyn.ingest.rows import Row
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Check, Checked, Finding, Message, ModelSpec
-from persyn.ingest import rows
+from persyn.runs.checks import servers
 from persyn.stages.answers import opening_of, with_opening
-from persyn.ingest.rows import Row
 
 #: So many of the longest prompts are held against a model's context.
 _LONGEST = 64

@@ -10,8 +10,8 @@ from typing import Any
 
 from persyn.llm.scorers import math_answer
 from persyn.llm.scorers.answers import algebra, choices, clock, marks, numbers, phrases, statements, units
-from persyn.llm.scorers.math_scorer import Case, Verdict
 from persyn.llm.scorers.math_answer import Stated
+from persyn.llm.scorers.math_scorer import Case, Verdict
 
 VERSION = f"math-verify {version('math-verify')}"
 _LONGEST_DETAIL = 200

@@ -1,0 +1,1 @@
+"""What the store says of runs, read and never written: summaries, comparisons, provenance, estimates."""

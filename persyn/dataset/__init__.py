@@ -1,0 +1,1 @@
+"""What a run leaves: its dataset in files, filtered, described and published."""

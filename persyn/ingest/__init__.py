@@ -1,0 +1,1 @@
+"""Prompts and responses from files into the store."""

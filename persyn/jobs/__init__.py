@@ -1,0 +1,1 @@
+"""Who works what: claims on jobs under leases with fences, and the names of those who hold them."""

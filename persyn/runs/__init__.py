@@ -1,0 +1,1 @@
+"""A run from its file to its end: read, checked, started, moved from stage to stage."""

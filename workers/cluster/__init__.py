@@ -1,0 +1,1 @@
+"""Many workers on many hosts: Celery, the dispatcher, metrics."""

@@ -1,0 +1,1 @@
+"""One process that works jobs, with or without a cluster around it."""
