@@ -1,4 +1,4 @@
-"""What is said before a run is started: what this host and the servers lack, of what can be seen without a cost."""
+"""Check before the start of a run what this host and the servers lack, at no cost."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from persyn.settings import Settings
 
 
 def look_up(config: RunConfig) -> Identities:
-    """What a run's models are; see `start.identities`."""
+    """The identities of a run's models; see `start.identities`."""
     with waiting("looking up models"):
         found = start.identities(config)
-    if hub_silence.cache_info().currsize and (silence := hub_silence()):  # it was asked
+    if hub_silence.cache_info().currsize and (silence := hub_silence()):  # the hub was contacted
         warn(f"{silence}; models come from local folders and the cache alone")
     return found
 
 
 def require_fit(config: RunConfig) -> None:
-    """Say what would make a run slow here, and raise `UsageError` for what would stop it.
+    """Warn about what would slow a run down here, and raise `UsageError` for what would stop it.
 
-    With a broker it is worked elsewhere, by hosts that may have what this one lacks: then all of it is only said.
+    With a broker, other hosts work the run and may have what this one lacks, so errors become warnings.
     """
     with waiting("looking at GPUs, memory and servers"):
         found = [*servers.look(config), *host.look(config)]
