@@ -3,13 +3,10 @@
 python -m benchmarks.engine [--prompts 512] [--rounds 2] [--max-tokens 64] [--temperature 0.7] [--gpus 0]
 
 Every request has its own seed. `vllm` is vLLM with its defaults, with the engine core in another process; `in-process`
-has
-the core in the caller's process, like PerSyn on one device. Each measurement runs in its own process and excludes
+has the core in the caller's process, like PerSyn on one device. Each measurement runs in its own process and excludes
 loading; they alternate, since two engines on one machine would slow each other down. PerSyn's side is complete: an
-engine
-host, the worker's window, and every response committed to SQLite. On a CPU prompts are not split, because vLLM's
-default
-crashes with seeds there.
+engine host, the worker's window, and every response committed to SQLite. On a CPU prompts are not split, because vLLM's
+default crashes with seeds there.
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ class Naive:
             connection.execute(text("CREATE TABLE answers (prompt integer)"))
 
     def run(self, prompts: int) -> None:
-        """Send prompts, kill the worker halfway, start another, and count; then repeat, as a user missing rows would.
-        """
+        """Send prompts, kill the worker halfway, start another, count; then repeat, as a user missing rows would."""
         app.conf.broker_url = self._broker.url
         self._send(prompts)
         worker = self._start()

@@ -3,9 +3,8 @@
 python -m benchmarks.overhead [--prompts 5000]
 
 Two teachers share one server, with 64 requests in flight. Reports requests per second with a server that answers at
-once,
-compared with a bare client; the share of the ideal time with a server that takes 200 ms on average; and the cost of
-`kill -9` halfway.
+once, compared with a bare client; the share of the ideal time with a server that takes 200 ms on average; and the cost
+of `kill -9` halfway.
 """
 
 from __future__ import annotations

@@ -3,10 +3,8 @@
 python -m benchmarks.score [--model FOLDER] [--rows 128] [--rounds 2] [--gpus 0]
 
 All three receive the same token ids, of mixed lengths. The harness is needed only here: pip install lm-eval. The bare
-pass
-sorts rows by length, pads them to the longest of each batch, and discards the logits. On the CPU all compute in
-float32,
-on a GPU in bfloat16 with larger batches.
+pass sorts rows by length, pads them to the longest of each batch, and discards the logits. On the CPU all compute in
+float32, on a GPU in bfloat16 with larger batches.
 """
 
 from __future__ import annotations

@@ -66,8 +66,7 @@ def store(*, patient: bool = False) -> Iterator[Database]:
     """Open the store of the environment; raise `UsageError` when its schema is at another revision.
 
     patient: wait for a database that does not respond yet, for services that start together with it; and limit the time
-    that a
-             writing transaction may be idle, since others wait for it.
+             that a writing transaction may be idle, since others wait for it.
     """
     limit = {"idle_seconds": BRISK_SECONDS} if patient else {}
     database = Database(Settings.from_environment().database_url, **limit)

@@ -5,8 +5,7 @@
 A grid has the format of `studies.real_grids`, with prompts that have a `reference_answer`; a case is
 {"gold", "pred", "expected"} or {"answer", "response", "expected"}.
 If a grid's `meta` has the `extracted_answer` on which its label is based, the checker also judges that answer. This
-shows
-whether the two extract different answers from a response, or judge the same answer differently. The tables go to
+shows whether the two extract different answers from a response, or judge the same answer differently. The tables go to
 studies/answers.md, and the disagreements to the file given by --list, for manual review. No row of a grid is stored in
 this repository.
 """
@@ -88,8 +87,7 @@ def compare(answers: Sequence[Answer]) -> tuple[Counter[str], list[dict[str, Any
     """Count and list the ways in which the checker and the other judge differ.
 
     returns: counts of "alike", "called_wrong", "called_right" and "undecided", and for the last three how many are due
-    to
-             "another_answer": for the answer that the other judge extracted, the checker agrees with that judge.
+             to "another_answer": for the answer that the other judge extracted, the checker agrees with that judge.
     """
     counts: Counter[str] = Counter()
     apart = []

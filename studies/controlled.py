@@ -4,8 +4,7 @@
 
 All data is generated (studies/skills.py defines the world) and stored under --home; existing parts are reused. For each
 seed new prompts are drawn; a run of each strategy generates its dataset, and the student is trained on it and evaluated
-on
-prompts outside all runs. The tables go to studies/controlled.md.
+on prompts outside all runs. The tables go to studies/controlled.md.
 """
 
 from __future__ import annotations

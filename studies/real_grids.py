@@ -4,9 +4,8 @@
 
 A grid is a file for `persyn responses import` whose rows have a `label`: right or wrong. Every response is scored under
 each student; then, for each seed, a run draws its calibration and hold-out prompts, and all strategies are compared on
-the
-hold-out. The tables go to studies/real_grids.md, replacing earlier ones of the same grid and student. Scoring is most
-of
+the hold-out. The tables go to studies/real_grids.md, replacing earlier ones of the same grid and student. Scoring is
+most of
 the work and is not repeated: the stores are kept under --home. No row of a grid is stored in this repository.
 """
 

@@ -1,9 +1,8 @@
 """Define a small world with known truth: five skills, teachers that have some of them, and a student without any.
 
 A prompt names a skill and five digits below seven; a skill is a 7 x 7 table of digits, and a response processes the
-digits
-from left to right with one table lookup per step. A teacher is defined by its version of each table, and by whether it
-writes digits or letters; `skill_models` trains a two-layer model to behave accordingly.
+digits from left to right with one table lookup per step. A teacher is defined by its version of each table, and by
+whether it writes digits or letters; `skill_models` trains a two-layer model to behave accordingly.
 """
 
 from __future__ import annotations

@@ -3,12 +3,9 @@
 python -m tests.chaos [--seed 1] [--rounds 1] [--prompts 5000]
 
 Each round has its own PostgreSQL, Valkey, two dispatchers and three workers whose clocks differ by minutes, a slow
-engine,
-and faults drawn from the round's seed. One dispatcher and one worker reach the database through a proxy that can
-freeze.
-Processes that exit are restarted, as a service manager would do. Filling a disk needs a separate file system, which
-only
-root can create. Prints one line per round.
+engine, and faults drawn from the round's seed. One dispatcher and one worker reach the database through a proxy that
+can freeze. Processes that exit are restarted, as a service manager would do. Filling a disk needs a separate file
+system, which only root can create. Prints one line per round.
 """
 
 from __future__ import annotations

@@ -88,8 +88,7 @@ def compare(
     how:    normalisation; None is the run's.
     per:    unit of learnability, see `grid.read`; None is the run's.
     scores: {strategy: (P, T)} of strategies that read prompts, for all P prompts of the grid in order, or the reason
-    why there
-            are none; "persyn" defaults to the run's router, which was fitted to the run's own alpha.
+            why there are none; "persyn" defaults to the run's router, which was fitted to the run's own alpha.
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
     alpha = thaw(run.config).run.alpha if alpha is None else alpha

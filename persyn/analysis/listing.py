@@ -237,8 +237,7 @@ def prompts(
     """A page of a run's prompts; sorting by margin excludes prompts without one.
 
     seconds: time limit of the search; when it is reached, the page may have fewer rows than exist, or none, so that
-    response
-             times stay bounded for any run and filter.
+             response times stay bounded for any run and filter.
     """
     until = time.monotonic() + seconds
     keys = (Assignment.margin, Assignment.prompt_id) if wanted.order is Order.MARGIN else (RunPrompt.prompt_id,)

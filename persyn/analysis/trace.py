@@ -70,8 +70,7 @@ def find(session: Session, run: Run, given: str) -> tuple[int, list[int]]:
     """Find a prompt of a run by its id in the store, its id in its file, or its content hash.
 
     Returns its id in the store, and the ids of other prompts that share its id in their files. Raises `UsageError` when
-    there
-    is none, and when several match but none by its id in the store.
+    there is none, and when several match but none by its id in the store.
     """
     of_run = select(Prompt.id).join(RunPrompt, and_(RunPrompt.prompt_id == Prompt.id, RunPrompt.run_id == run.id))
     by_file = of_run.where(or_(Prompt.source_id == given, Prompt.content_hash == given)).order_by(Prompt.id)

@@ -59,10 +59,9 @@ def write(
 
     progress: called from time to time with the number of assignments processed.
     The folder appears atomically; an earlier dataset in its place is replaced. Raises `UsageError` for an unknown run,
-    a run
-    without responses, a dataset without rows, unscored responses that the options do not cover, an unreadable
-    benchmark, and
-    a folder that contains anything other than an earlier dataset; `PersynError` when the files cannot be written.
+    a run without responses, a dataset without rows, unscored responses that the options do not cover, an unreadable
+    benchmark, and a folder that contains anything other than an earlier dataset; `PersynError` when the files cannot be
+    written.
     """
     options = options or Options()
     folder = folder.resolve()

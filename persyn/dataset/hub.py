@@ -61,8 +61,7 @@ class Repository:
         public:   whether a new repository is public; an existing one keeps its visibility.
         manifest: the file that describes a dataset; `files_of` extracts the names of the dataset's files from it.
         Raises `UsageError` if the hub refuses, if the repository holds something else, and for a public one when
-        `public` is
-        False; `PersynError` if the hub cannot be reached, after which the same push can be repeated.
+        `public` is False; `PersynError` if the hub cannot be reached, after which the same push can be repeated.
         """
         with _explained(self.name):
             self._api.create_repo(self.name, repo_type="dataset", private=not public, exist_ok=True)

@@ -15,8 +15,7 @@ class NearDuplicates:
     """The prompts seen so far that are not near-duplicates of each other.
 
     threshold: minimum Jaccard similarity of word triples, 0.5 to 1. It is estimated: a pair within 0.1 of the threshold
-    may
-               be classified either way; one above that is found nearly always.
+               may be classified either way; one above that is found nearly always.
     """
 
     def __init__(self, threshold: float) -> None:

@@ -1,8 +1,7 @@
 """Read records from JSONL, JSON, CSV and Parquet files in constant memory.
 
 This module knows nothing of prompts. An unreadable record is yielded as `Broken` in its place, so that one bad line
-does
-not hide the next; only a file that cannot be read at all raises.
+does not hide the next; only a file that cannot be read at all raises.
 """
 
 from __future__ import annotations

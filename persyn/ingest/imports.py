@@ -97,8 +97,7 @@ def batches(
     """Yield the good rows of files in batches, each with the name of its file.
 
     After a bad row that stops the import no more batches are yielded, but all rows are still checked. Raises
-    `UsageError`
-    for a file that cannot be read, has no rows, or has no good ones.
+    `UsageError` for a file that cannot be read, has no rows, or has no good ones.
     """
     readers = [(path, read(path)) for path in paths]  # check every file name before storing a row
     for path, reader in readers:

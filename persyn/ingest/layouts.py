@@ -1,8 +1,7 @@
 """Map the fields of a row: our names, common alternatives, and the names given with --map.
 
 Only layouts in which every field has a known name are recognised automatically. A row with, say, a `question` is not:
-it
-may have a `context` that belongs to the question.
+it may have a `context` that belongs to the question.
 """
 
 from __future__ import annotations

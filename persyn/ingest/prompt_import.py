@@ -35,8 +35,7 @@ def import_prompts(
     names:    {our field: the file's field}, for fields without a common name.
     progress: called from time to time with the number of rows read.
     Raises `UsageError` for a bad row that is not skipped, and for a file without a good row; the caller must then roll
-    the
-    transaction back.
+    the transaction back.
     """
 
     def stored(hashes: Sequence[str], n_rows: int) -> None:
@@ -61,8 +60,7 @@ def add_to_run(
     Returns the number of rows whose answer or instructions differ from the stored ones, which are kept.
 
     Files are imported like `import_prompts` does; a bad row stops the import. Raises `UsageError` also for a source
-    without
-    prompts in the store.
+    without prompts in the store.
     """
 
     def link(hashes: Sequence[str], n_rows: int) -> None:
@@ -92,10 +90,8 @@ def draw(
     """Draw a run's calibration prompts at random (None: all), with a share `holdout` of them as the hold-out.
 
     The draw depends only on the seed and on the set of conversations, not on their order or ids. Prompts that lack a
-    field
-    that the quality scorer needs are not drawn. Returns notices for the user about those, and about placeholder
-    answers.
-    Raises `UsageError` when there are too few prompts, none that can be scored, or none left to learn from.
+    field that the quality scorer needs are not drawn. Returns notices for the user about those, and about placeholder
+    answers. Raises `UsageError` when there are too few prompts, none that can be scored, or none left to learn from.
     """
     if calibration == 0:
         return []

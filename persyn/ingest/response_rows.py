@@ -64,8 +64,7 @@ def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
     """Yield the responses of a JSONL, JSON, CSV or Parquet file; all but Parquet may be gzipped.
 
     Raises like `files.records`, and `UsageError` at the end if no row has a response or a field that the layout names.
-    A
-    single row may lack a field, because CSV files omit nulls.
+    A single row may lack a field, because CSV files omit nulls.
     """
     named = {*layout.names.values(), *layout.prompt}
     is_empty, has_response = True, "response" in layout.names

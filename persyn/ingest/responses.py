@@ -36,14 +36,12 @@ def import_responses(
     """Store the cells of files, with prompts and teachers that are not stored yet.
 
     A stored cell is kept, unless it had failed and the file has a text for it. A row without a text is stored as a
-    failure,
-    `empty`.
+    failure, `empty`.
 
     teachers: {name: id} of the permitted teachers; None accepts every name, as a teacher of engine "imported".
     progress: called from time to time with the number of rows read.
     Raises `UsageError` for a bad row that is not skipped, for a file without a good row, and for a score that no row
-    has;
-    the caller must then roll the transaction back.
+    has; the caller must then roll the transaction back.
     """
     prompt_table.take_turns(session)
     ids = dict(teachers or {})

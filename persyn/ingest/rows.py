@@ -63,8 +63,7 @@ def read(path: Path, names: Names = NO_NAMES) -> Iterator[Row | BadRow]:
 
     names: {our field: the file's field}, for fields without a common name.
     A row has `prompt` (text) or `messages` ([{role, content}, ...], the last one from the user), or follows the layout
-    of
-    ShareGPT or Alpaca; it may have `system`, `answer` and `id`. Other fields are stored in `meta`. Raises like
+    of ShareGPT or Alpaca; it may have `system`, `answer` and `id`. Other fields are stored in `meta`. Raises like
     `files.records`, and `UsageError` at the end if no row has a field listed in `names`.
     """
     numbered = files.records(path)  # evaluated eagerly, to check a file name before rows of another file are stored

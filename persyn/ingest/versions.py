@@ -88,8 +88,7 @@ def asked(table: TeacherTable, known: Identities) -> str:
     """A canonical key of a teacher: equal for tables that describe the same teacher differently.
 
     A server is identified by its normalised address, a local model by its content. Options that only affect speed and
-    memory
-    are ignored.
+    memory are ignored.
     """
     engine, sampling = table.engine, msgspec.to_builtins(table.sampling)
     if engine == IMPORTED:

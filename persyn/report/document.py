@@ -1,8 +1,7 @@
 """Render a report as a self-contained HTML file or as Markdown.
 
 All texts of a run are untrusted. Jinja escapes them in HTML; in Markdown, everything a template prints is escaped
-unless
-marked otherwise; in both, control characters are replaced.
+unless marked otherwise; in both, control characters are replaced.
 """
 
 from __future__ import annotations

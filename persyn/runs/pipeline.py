@@ -75,8 +75,7 @@ def start_run(
     """Return the run of this configuration; create it with its prompts and first jobs if it does not exist.
 
     Starting twice returns the same run. Raises `UsageError` when the name is taken by another configuration, a model
-    does
-    not exist, or a prompt file has an invalid row; then nothing is written.
+    does not exist, or a prompt file has an invalid row; then nothing is written.
 
     known:   `start.identities` of the configuration, computed outside the transaction because it may take long.
     on_rows: called from time to time with the number of prompt rows read.
@@ -186,11 +185,9 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     """Delete rows of a run that failed for these reasons and continue the run; return the number of rows.
 
     Until the run is assigned, these are responses and scores of the grid; afterwards, responses to assigned prompts.
-    The
-    run returns to the first stage that misses a row. Other runs that share a deleted response miss it too, until it is
-    generated again or they are resumed. Imported rows are kept. Raises `UsageError` while the run is running, and when
-    no
-    row failed for these reasons.
+    The run returns to the first stage that misses a row. Other runs that share a deleted response miss it too, until it
+    is generated again or they are resumed. Imported rows are kept. Raises `UsageError` while the run is running, and
+    when no row failed for these reasons.
     """
     run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     if run.state is RunState.RUNNING:
@@ -226,8 +223,7 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
     """Advance a run as far as possible: if its stage has no open job, plan what is missing here or in the next stage.
 
     Called in the transaction that ended a job, under a lock on the run, so that the run continues whichever process
-    dies. A
-    stage is complete when planning finds nothing missing: every row is then done or failed.
+    dies. A stage is complete when planning finds nothing missing: every row is then done or failed.
     """
     run = session.get_one(Run, run_id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     while run.state is RunState.RUNNING and not _count(session, run, _OPEN):

@@ -39,8 +39,7 @@ def read_teachers(path: Path) -> list[TeacherTable]:
     """Read the [[teachers]] of a TOML or JSON file, which may be a run file.
 
     A teacher's engine defaults to "imported" and its model to its name. Raises `UsageError` with the location of the
-    first
-    error.
+    first error.
     """
     try:
         given = _decode(path)

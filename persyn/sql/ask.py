@@ -3,8 +3,7 @@
 The query runs in a child process with its own connection: untrusted SQL can take all memory, or spend hours in a single
 call of C code that no exception interrupts, but a child process can be limited and killed. The restrictions set on the
 database connection are in `child.py`; the names a query may use on PostgreSQL, where a role can do more than read, are
-in
-`postgres.py`.
+in `postgres.py`.
 """
 
 from __future__ import annotations
@@ -62,8 +61,7 @@ def ask(
     parameters: values for the names that the statement contains as `:name`; they are bound, never interpolated.
 
     Raises `UsageError` for statements that are not allowed, errors of the database, and exceeded limits; `PersynError`
-    when
-    the child process ends prematurely.
+    when the child process ends prematurely.
     """
     limits = limits or Limits()
     request = requested(database, statement, dict(parameters or {}), limits)

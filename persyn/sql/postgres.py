@@ -1,9 +1,8 @@
 """Check which names a query uses on PostgreSQL, and translate its parameters.
 
 A read-only transaction still permits everything except changing rows: reading server files, ending other sessions,
-taking
-locks that block workers, sleeping. A query is therefore tokenised, and rejected unless every function in it is listed
-below and no name belongs to the system catalogs. Whatever is not recognised is rejected.
+taking locks that block workers, sleeping. A query is therefore tokenised, and rejected unless every function in it is
+listed below and no name belongs to the system catalogs. Whatever is not recognised is rejected.
 """
 
 from __future__ import annotations

@@ -119,8 +119,7 @@ def make_jobs(session: Session, plan: Plan, missing: Select[Any]) -> int:
     missing: a select with a `prompt_id` column; a prompt may occur more than once.
 
     No job holds more than `plan.size` prompts; few prompts are cut into smaller jobs, so that many workers can share
-    them.
-    It is one INSERT ... SELECT, so the prompts never leave the database.
+    them. It is one INSERT ... SELECT, so the prompts never leave the database.
     """
     prompts = missing.subquery()
     counted = select(prompts.c.prompt_id, func.count().label("n_items")).group_by(prompts.c.prompt_id).subquery()

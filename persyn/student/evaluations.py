@@ -111,10 +111,9 @@ class Evaluator:
         """Evaluate a run's student before training and after each of its trainings; return the ids of the evaluations.
 
         files: prompts with the fields that the scorer needs, as stored if they are stored already; prompts of the run
-        itself are
-               excluded.
+               itself are excluded.
         by:    a kind of scorer, or "log_likelihood" for the likelihood of the reference answers; None is the run's
-        quality.
+               quality.
         retry_failed: retry earlier failures.
         Raises `UsageError` for what cannot be evaluated, `EngineError` when a model cannot be loaded or crashes.
         """

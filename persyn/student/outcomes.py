@@ -92,8 +92,7 @@ def compare(session: Session, runs: Sequence[Run]) -> list[StudentFacts]:
 
     Intervals are bootstrapped over trainings and prompts. Runs that differ only in name, seed and prompts count as one
     strategy, and trainings that differ only in seed as one setting. Raises `UsageError` when no student of these runs
-    was
-    evaluated.
+    was evaluated.
     """
     facts: list[StudentFacts] = []
     for (student, prompts, by), evaluated in _measures(session, runs):

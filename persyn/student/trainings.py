@@ -39,12 +39,10 @@ def train(
     """Train the student of a finished run on its dataset; an existing training is returned unchanged.
 
     home: weights and checkpoints are stored in its folder `students`, so that an interrupted training can resume. The
-    dataset
-          is the one described by `exported`.
+          dataset is the one described by `exported`.
     Deleted weights are trained again.
     Raises `UsageError` for an unfinished run, a dataset that cannot be reproduced or is empty, a student that has
-    changed,
-    and one that is being trained by another process.
+    changed, and one that is being trained by another process.
     """
     options = exported(run_name, home)
     with database.read() as session:
@@ -150,8 +148,7 @@ def _locked(folder: Path) -> Iterator[Callable[[], None]]:
     """Lock a training's folder; the lock is released when the process ends.
 
     Yields a function that raises `UsageError` once another process holds the lock: network file systems release the
-    lock of a
-    suspended host.
+    lock of a suspended host.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mine = uuid.uuid4().hex
