@@ -21,8 +21,8 @@ from persyn.llm.template import Answered, Spans, Template, Written
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Tokens that exist only to begin a text. Others named as BOS (Qwen's end-of-text, SmolLM2's
-#: turn marker) are not put before plain text in training, and must not be here.
+#: Tokens that exist only to begin a text. Others named as BOS (Qwen's end-of-text, SmolLM2's turn marker) are not put
+#: before plain text in training, and must not be here.
 _BEGIN_TOKENS = frozenset({"<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|begin▁of▁sentence|>"})
 
 #: Ends a base model's turn: without a template nothing else tells it to stop.

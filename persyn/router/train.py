@@ -26,8 +26,8 @@ from persyn.router.model import Router, pad, pair_loss, preference_weights
 
 TUNES = ("full", "lora", "head")
 
-#: Share of the calibration prompts that fine-tuning does not learn from: they decide when it stops. Where that is
-#: few, so many, up to a larger share.
+#: Share of the calibration prompts that fine-tuning does not learn from: they decide when it stops. Where that is few,
+#: so many, up to a larger share.
 VALIDATION, VALIDATION_PROMPTS, VALIDATION_AT_MOST = 0.1, 25, 0.2
 #: How often they are asked in the course of a training, and how many times without a gain end it.
 CHECKS, PATIENCE = 10, 5

@@ -17,8 +17,8 @@ from persyn.jobs.queue import Claim
 
 log = logging.getLogger(__name__)
 
-#: How long leases are renewed for a worker whose main loop stands still: it takes a breath many times a minute, and
-#: one that hangs would keep its jobs from everybody for ever.
+#: How long leases are renewed for a worker whose main loop stands still: it takes a breath many times a minute, and one
+#: that hangs would keep its jobs from everybody for ever.
 _PATIENCE_SECONDS = 600.0
 
 

@@ -50,8 +50,8 @@ _COMPARE = """\
 Which of the two responses in the material, A and B, is the better one? \
 Reply with {"better": "A"}, {"better": "B"} or, when neither is better, {"better": "tie"}."""
 
-#: What a chat template's special tokens begin with: <|im_end|>, </s>, [INST]. A tokenizer would take them for the
-#: end of a turn, inside a JSON string too.
+#: What a chat template's special tokens begin with: <|im_end|>, </s>, [INST]. A tokenizer would take them for the end
+#: of a turn, inside a JSON string too.
 _TOKEN_BEGINS = re.compile(r"<(?=[^\s=\d])|\[(?=/?[a-z]?[A-Z])")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _PREFERENCE = {"A": 1.0, "tie": 0.5, "B": 0.0}

@@ -79,8 +79,8 @@ class Student:
 
     @torch.inference_mode()
     def _judge(self, rows: Sequence[Row]) -> list[Judged]:
-        # The padding lies to the right of everything that is scored: no causal model looks at it, so any id
-        # will do, and without a mask the attention may use its fastest kernel.
+        # The padding lies to the right of everything that is scored: no causal model looks at it, so any id will do,
+        # and without a mask the attention may use its fastest kernel.
         ids = right_pad(rows, rows[0].ids[0], self._device)  # (B, L)
         width = ids.shape[1]
         places = torch.tensor(
