@@ -53,8 +53,7 @@ def _all(wrong: float, **but: float) -> dict[str, float]:
 
 
 #: `large` knows everything and writes in an alphabet that the student has never seen; `echo` writes what the student
-#: finds
-#: most likely, and knows nothing; two know two skills each, and the others know all skills more or less.
+#: finds most likely, and knows nothing; two know two skills each, and the others know all skills more or less.
 TEACHERS = (
     Teacher("large", 32.0, _all(0.0), alphabet=LETTERS),
     Teacher("medium", 7.0, _all(0.09)),

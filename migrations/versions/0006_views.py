@@ -132,8 +132,8 @@ _VIEWS = {
         ) AS written
     """,
     # The cells of the calibration grid: raw quality, learnability, and the reward with the run's own alpha and
-    # normalisation. The
-    # reward is null where a score is missing, and for z-scores, which need a square root. Ties share their mean rank.
+    # normalisation. The reward is null where a score is missing, and for z-scores, which need a square root. Ties share
+    # their mean rank.
     "v_reward_matrix": """
         SELECT run, prompt_id, role, position, teacher, response_id, quality, learnability,
                CASE

@@ -50,8 +50,7 @@ class Trace(Struct, frozen=True):
     #: The events of the jobs that produced them.
     events: list[Row]
     #: Each run with this prompt, its assigned teacher, and the students trained on its dataset; filters may have
-    #: excluded the
-    #: response from that dataset.
+    #: excluded the response from that dataset.
     uses: list[Row]
 
     @property

@@ -93,8 +93,7 @@ class Glance(Struct, frozen=True):
     #: Jobs of the current stage by state.
     jobs: dict[JobState, int]
     #: Rows at planning time of its waiting and running jobs, and of all jobs except cancelled ones, whose rows are
-    #: planned
-    #: again.
+    #: planned again.
     open_rows: int
     planned_rows: int
     held: list[Held]

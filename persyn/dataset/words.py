@@ -14,8 +14,7 @@ _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 #: Combining vowels and tones of many scripts, which belong to the preceding letter.
 _MARKS = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
 #: Operators before a number, a bracket or a single letter; elsewhere such a character is layout, like asterisks around
-#: a
-#: word or a hyphen.
+#: a word or a hyphen.
 _SIGNS = re.escape("+*/=<>^%\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}\N{MINUS SIGN}\N{SQUARE ROOT}")
 _OPERATOR = rf"(?:[{_SIGNS}]|(?<![^\W\d_])-)(?=\s*(?:[\d(\\]|[^\W\d_](?![^\W_])))"
 _WORD = re.compile(rf"[{_ALONE}]|(?:[^\W_{_ALONE}]|[{_MARKS}])+|{_OPERATOR}")

@@ -100,8 +100,8 @@ class Chat:
                  What the template writes between the two belongs to the prompt. The text is tokenised at one go.
                  A token that holds the end of that and the beginning of the response, such as "▁Paris", is the
                  response's first; none straddles the end of what the model is given to answer: where one would, the
-                 response is tokenised by itself.
-                 A special token that is spelt out in the response is so many characters, and ends nothing.
+                 response is tokenised by itself. A special token that is spelt out in the response is so many
+                 characters, and ends nothing.
         """
         (found,) = self.all_response_ids([(messages, response)])
         if isinstance(found, TemplateError):

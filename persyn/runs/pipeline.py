@@ -58,8 +58,7 @@ _FORGET = {"calibrate": calibrate.forget, "score": score.forget, "generate": gen
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
 #: A row lock on the run that excludes other transitions but not transactions that insert a row with a foreign key to
-#: it;
-#: two of those, each moving the run afterwards, would deadlock.
+#: it; two of those, each moving the run afterwards, would deadlock.
 _AGAINST_OTHERS = {"key_share": True}
 
 

@@ -16,8 +16,7 @@ from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Message, ModelSpec, Request, Result
 
 #: A model's part of a stage is cut into at least this many jobs, so that workers get nearly equal shares; jobs with
-#: fewer
-#: than _LEAST_PROMPTS prompts would cost more to claim than to work.
+#: fewer than _LEAST_PROMPTS prompts would cost more to claim than to work.
 _PIECES = 128
 _LEAST_PROMPTS = 8
 

@@ -40,8 +40,7 @@ def load(session: Session, job: Claim) -> Batch:
     run = session.get_one(Run, job.run_id)
     spec, fit = fit_of(session, run)
     # Each fit writes to its own folder: a worker that was suspended during a fit, and resumes after another has
-    # finished
-    # it, must not replace files whose hash is already stored.
+    # finished it, must not replace files whose hash is already stored.
     folder = f"routers/{_fingerprint(spec, fit, _teacher_ids(session, run))[:16]}-{run.id}-{uuid.uuid4().hex[:8]}"
     return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
 

@@ -16,8 +16,7 @@ from persyn.web.kept import Kept
 from persyn.web.safety import Access
 
 #: Python's default of 5 ms is too long: a page releases the interpreter for every row that it reads, and would wait
-#: that
-#: long each time while another thread is counting.
+#: that long each time while another thread is counting.
 _SWITCH_SECONDS = 0.0005
 
 
