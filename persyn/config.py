@@ -1,7 +1,7 @@
-"""The tables of a run file: checked strictly, frozen.
+"""The run file's tables as frozen, strictly validated structs.
 
-Every key is a field below; a key that is no field is an error, so that a typing mistake
-cannot pass for a default. The comment above a field is its meaning in docs/run-file.md too.
+Every key is a field below and an unknown key is an error, so that a misspelled key cannot silently
+become a default. The comment above a field is also its description in docs/run-file.md.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class _Table(Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file."""
+    """A table of the run file."""
 
 
 class Sampling(_Table, frozen=True):
-    """How a response is drawn. `max_tokens` always bounds it."""
+    """How responses are sampled. `max_tokens` always bounds their length."""
 
     #: The most tokens of a response; lowered to what the context leaves.
     max_tokens: Positive = 1024
@@ -51,7 +51,7 @@ class Sampling(_Table, frozen=True):
 
 
 class RunTable(_Table, frozen=True):
-    """[run]: its name, and the dials of the method."""
+    """[run]: the run's name and the method's parameters."""
 
     #: The run's name, unique in the store.
     name: Name
@@ -79,7 +79,7 @@ class RunTable(_Table, frozen=True):
 
 
 class PromptsTable(_Table, frozen=True):
-    """[prompts]: where they come from, one of the two."""
+    """[prompts]: where the prompts come from; either `file` or `source`."""
 
     #: Paths, to be imported: JSONL, JSON, CSV (these also as `.gz`) or Parquet, told by the file's ending.
     file: str | list[str] = []
@@ -99,7 +99,7 @@ class PromptsTable(_Table, frozen=True):
 
     @property
     def sources(self) -> list[str]:
-        """The names of the files imported already."""
+        """The names of the files that were imported before."""
         return [self.source] if isinstance(self.source, str) else self.source
 
 
@@ -123,7 +123,7 @@ class StudentTable(_Table, frozen=True):
 
 
 class QualityTable(_Table, frozen=True):
-    """[quality]: what makes a response good."""
+    """[quality]: how the quality of a response is scored."""
 
     #: `math`: 1 when the final answer is the reference's, else 0. `instructions`: 1 when all instructions that the
     #: prompt's row names are followed, else 0. `reward_model`: its logit. `judge`: an LLM's rating, or its comparison
@@ -160,19 +160,19 @@ class QualityTable(_Table, frozen=True):
 
     @property
     def may_be_verdict(self) -> bool:
-        """Whether its values may say right or wrong, 1 or 0; of what was imported or is one's own, they decide."""
+        """Whether a score may be a verdict, 1 (right) or 0 (wrong); the values of imported and custom scores decide."""
         return self.kind in ("math", "instructions", "python", IMPORTED)
 
     @property
     def is_loaded(self) -> bool:
-        """Whether its model is a folder or a hub id, and not what a server or Python knows by that name."""
+        """Whether `model` is a folder or a hub id that gets loaded, not a server's model name or a Python function."""
         return self.kind == "reward_model" or (
             self.kind == "judge" and self.options["engine"] in ("vllm", "transformers")
         )
 
 
 class RouterTable(_Table, frozen=True):
-    """[router]: the model that predicts whose response will be rewarded most."""
+    """[router]: the model that predicts which teacher's response will have the highest reward."""
 
     #: The language model under the head.
     backbone: Model = "Qwen/Qwen2.5-1.5B"
@@ -194,10 +194,10 @@ class RouterTable(_Table, frozen=True):
 
 
 class StrategyTable(_Table, frozen=True):
-    """[strategy]: whom to ask.
+    """[strategy]: how a teacher is chosen for each prompt.
 
-    persyn, static and car are decided by the calibration grid, a python function is told it, oracle has every teacher
-    answer every prompt, the others need no grid.
+    persyn, static and car learn from the calibration grid, a Python function receives it, oracle has every teacher
+    answer every prompt, and the others need no grid.
     """
 
     #: Who answers a prompt.
@@ -221,19 +221,19 @@ class StrategyTable(_Table, frozen=True):
 
     @property
     def name(self) -> str:
-        """What it is called beside others: a function by its own name."""
+        """The strategy's display name; for a Python function, its `module:function`."""
         return self.model or self.kind
 
 
 class Shot(_Table, frozen=True):
-    """One worked example that a teacher is shown before the prompt."""
+    """One worked example shown to a teacher before the prompt."""
 
     user: str
     assistant: str
 
 
 class TeacherTable(_Table, frozen=True):
-    """[[teachers]]: a model that writes responses. All but the descriptive fields make its version."""
+    """[[teachers]]: a model that writes responses. All fields but the descriptive ones are part of its version."""
 
     #: What reports call it.
     name: TeacherName
@@ -266,7 +266,7 @@ class TeacherTable(_Table, frozen=True):
 
 
 class RunConfig(_Table, frozen=True):
-    """The whole file."""
+    """The whole run file."""
 
     run: RunTable
     prompts: PromptsTable
@@ -299,26 +299,26 @@ class RunConfig(_Table, frozen=True):
 
     @property
     def n_calibration(self) -> int | None:
-        """How many of the prompts every teacher answers, those that measure the router included; None is all."""
+        """How many prompts every teacher answers, the hold-out included; None means all of them."""
         if self.strategy.kind == "oracle":
             return None
         return self.run.calibration if self.strategy.kind in ("persyn", "static", "car", "python") else 0
 
     @property
     def holdout(self) -> float:
-        """The share of them on which the router is measured, and strategies are compared."""
+        """The share of calibration prompts held out to measure the router and to compare strategies."""
         return 0.0 if self.n_calibration == 0 else self.run.holdout
 
     def frozen(self) -> dict[str, Any]:
-        """The configuration as the store keeps it."""
+        """Return the configuration as the store keeps it."""
         built: dict[str, Any] = msgspec.to_builtins(self)
         return built
 
     def digest(self) -> str:
-        """SHA-256 of the configuration; equal files, equal digests."""
+        """SHA-256 of the configuration; equal configurations have equal digests."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 def thaw(frozen: dict[str, Any]) -> RunConfig:
-    """The configuration of a stored run."""
+    """Decode the configuration of a stored run."""
     return msgspec.convert(frozen, RunConfig)

@@ -1,4 +1,4 @@
-"""What the environment says, read once into one frozen object."""
+"""Read the environment variables into one frozen object."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persyn.errors import UsageError
 
 @dataclass(frozen=True)
 class Settings:
-    """Where this process finds its store and keeps its files: each field is a variable, `PERSYN_HOME` and so on."""
+    """Where this process finds its store and keeps its files; each field is a variable such as `PERSYN_HOME`."""
 
     #: The store; or `postgresql+psycopg://user@host/name`.
     database_url: str
@@ -33,7 +33,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read the variables; each has a default that works on one machine."""
+        """Read the variables; each has a default that works on a single machine."""
         home = Path(environ.get("PERSYN_HOME") or "persyn-data").absolute()
         return cls(
             database_url=environ.get("PERSYN_DATABASE_URL") or f"sqlite:///{home / 'persyn.db'}",
