@@ -1,6 +1,6 @@
-"""The options of each engine: what a run file may say of it, checked when the file is read and when a model loads.
+"""The options of each engine, validated when the run file is read and when a model loads.
 
-No model library is imported here. The comment above a field is its meaning in docs/run-file.md too.
+Imports no model library. The comment above a field is also its description in docs/run-file.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Above0 = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 _VARIABLE, _HEADER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-#: What a field that holds a secret is called.
+#: Field names that suggest a secret.
 _SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?)$", re.I)
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine may be told; one that it does not know is refused."""
+    """The options of an engine; unknown ones are rejected."""
 
 
 class Vllm(Options, frozen=True):
@@ -96,7 +96,7 @@ class OpenAI(Options, frozen=True):
 
 
 def _require_no_secret(chosen: OpenAI) -> None:
-    """Raise `ValueError`, which does not repeat it, where what would be stored holds a secret."""
+    """Raise `ValueError`, without repeating the secret, if the stored options would contain one."""
     if chosen.api_key_env is not None and not _VARIABLE.fullmatch(chosen.api_key_env):
         raise ValueError(
             "api_key_env is no name of an environment variable; the key itself belongs into the environment, and only "
@@ -117,7 +117,7 @@ def _require_no_secret(chosen: OpenAI) -> None:
 
 
 def _secret_within(value: Any) -> str | None:
-    """A field with a text that may be a secret; a schema's property that is called `key` has none."""
+    """The name of a field whose text may be a secret; a schema property that happens to be named `key` is not."""
     if isinstance(value, list):
         return next(filter(None, map(_secret_within, value)), None)
     if not isinstance(value, dict):
@@ -185,11 +185,11 @@ class Instructions(Options, frozen=True):
 
 
 class Python(Options, frozen=True):
-    """A function of your own takes none; what it needs it finds in its module."""
+    """A custom scorer has no options; it reads what it needs in its own module."""
 
 
 class RouterFit(Scorer, frozen=True):
-    """The options of a `router_fit`; its model is the backbone. The last four are for fine-tuning."""
+    """The options of a `router_fit`, whose model is the backbone. The last four are for fine-tuning."""
 
     #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU. `full` trains in float32.
     dtype: Dtype | None = None
@@ -206,7 +206,7 @@ class RouterFit(Scorer, frozen=True):
 
 
 class Route(Options, frozen=True):
-    """The options of a `router`; its model is the checkpoint's folder."""
+    """The options of a `router`, whose model is the checkpoint's folder."""
 
     #: Of the backbone; none: bfloat16 on a GPU, and float32 on the CPU. The head is always float32.
     dtype: Dtype | None = None
@@ -217,7 +217,7 @@ class Route(Options, frozen=True):
 
 
 class Strategy(Options, frozen=True):
-    """What PerSyn hands to a function in the router's place."""
+    """The options PerSyn passes to a custom strategy."""
 
     #: `Known`, as `persyn.router.strategy.pack` makes it.
     known: dict[str, Any]
@@ -226,7 +226,7 @@ class Strategy(Options, frozen=True):
 
 
 class Fake(Options, frozen=True):
-    """How an engine without a model behaves."""
+    """The options of the engine without a model."""
 
     #: From admission to result.
     latency_seconds: Seconds = 0.0
@@ -250,7 +250,7 @@ class Fake(Options, frozen=True):
     teachers: Count = 0
 
 
-#: By the name of the engine, of those that a run file says options of.
+#: Option types by engine name, for the engines whose options a run file may set.
 OF_ENGINE: Mapping[str, type[Options]] = {
     "vllm": Vllm,
     "transformers": Transformers,
@@ -269,7 +269,7 @@ Kind = TypeVar("Kind", bound=Options)
 
 
 def decode(spec: ModelSpec, kind: type[Kind]) -> Kind:
-    """The spec's options as the engine's own type; `PermanentError` names a wrong option and those there are."""
+    """Decode the spec's options; `PermanentError` names an invalid option and lists the valid ones."""
     try:
         return msgspec.convert(spec.options, kind)
     except msgspec.ValidationError as error:
