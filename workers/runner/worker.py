@@ -111,7 +111,7 @@ class Worker:
             self._leases.__exit__(kind, error, at)
 
     def end(self) -> None:
-        """Stop even if the database does not answer; what it does not accept in seconds is left to the leases' expiry."""
+        """Stop even if the database does not answer; what it does not accept in seconds waits for leases to expire."""
         self.stop.set()
         self._database.hurry(_STOP_SECONDS)
 

@@ -94,8 +94,8 @@ class Writer:
     def _first_batch(self, prompts: list[Prompt]) -> list[Prompt]:
         """The first prompts that may share a batch: a long row keeps growing while shorter ones are unfinished.
 
-        With learned positions, as in GPT-2, growing past the last position is an error. Where a batch is computed at the
-        length of its longest row, growing past `Mates.same_up_to` would change the other rows' results.
+        With learned positions, as in GPT-2, growing past the last position is an error. Where a batch is computed at
+        the length of its longest row, growing past `Mates.same_up_to` would change the other rows' results.
         """
         longest = len(prompts[0].ids)
         bounds = (n for n in (self._positions, self._mates.same_up_to) if n)
