@@ -14,7 +14,7 @@ from persyn.errors import UsageError
 class Settings:
     """Where this process finds its store and keeps its files; each field is a variable such as `PERSYN_HOME`."""
 
-    #: URL of the store; or `postgresql+psycopg://user@host/name`.
+    #: URL of the store; `postgresql+psycopg://user@host/name` for PostgreSQL.
     database_url: str
     #: Folder for router checkpoints, datasets, trained students and engine logs.
     home: Path
