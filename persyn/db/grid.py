@@ -39,8 +39,8 @@ class Grid:
 def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int | None = None) -> Grid:
     """Read a run's grid as far as it is complete, or only one prompt's row (no row if it is not a calibration prompt).
 
-    per: the divisor of the log-likelihood; None means the run's. Raises `UsageError` where a whole response's
-         log-likelihood is required and was not stored.
+    per: the divisor of the log-likelihood; None means the run's. Raises `UsageError` if it requires whole
+         responses and the run scored only their first tokens.
     """
     per = per or run.config["run"].get("learnability_per", "token")
     if per != "token" and run.config["student"].get("options", {}).get("response_tokens"):

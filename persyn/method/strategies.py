@@ -101,7 +101,7 @@ def by_ranking(scores: Vector | Matrix, present: Present) -> Matrix:
 
 
 def random(present: Present) -> Matrix:
-    """Choose every present teacher with equal probability."""
+    """Choose every present teacher with equal probability, the random mix of the literature."""
     count = present.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(present, count, out=np.zeros(present.shape), where=count > 0))
 

@@ -259,7 +259,7 @@ def compare(gold: str, given: str) -> Verdict:
 
 
 def _is_other_kind(gold: str, given: str) -> bool:
-    """Whether exactly one of the two is a time, a version or words, so that they cannot be equal."""
+    """Whether the two cannot be equal because one of them is a time, a version or words."""
     if clock.is_label(gold) or clock.is_label(given) or _is_words(given):
         return True
     is_ratio = any(re.search(r":|\\colon", text) and not clock.time(text) for text in (gold, given))
