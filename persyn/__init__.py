@@ -1,1 +1,1 @@
-"""PerSyn: route each prompt to the teacher a student learns most from, then generate."""
+"""PerSyn: route each prompt to the teacher whose response helps the student most, then generate."""

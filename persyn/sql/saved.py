@@ -52,7 +52,7 @@ class Question(Struct, frozen=True):
 def questions() -> dict[str, Question]:
     """All saved queries by name, in display order."""
     found = [
-        _read(file.name.removesuffix(".sql"), file.read_text()) for file in (files(__package__) / "book").iterdir()
+        _read(file.name.removesuffix(".sql"), file.read_text()) for file in (files(__package__) / "queries").iterdir()
     ]
     return {
         question.name: question for question in sorted(found, key=lambda each: (ASKERS.index(each.asker), each.name))

@@ -1,4 +1,4 @@
-"""The workers of one process: as many as it has GPUs, so that as many models as fit are worked side by side."""
+"""Run one worker per GPU in one process, so that as many models as fit are served at the same time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from persyn.workers.runner.worker import Worker
 
 
 class Crew:
-    """A worker for each GPU, each with an engine host of its own; without GPUs there is one.
+    """One worker per GPU, each with its own engine host; a single worker without GPUs.
 
-    They share the GPUs by what their models need: some work while others wait for theirs. Setting `stopping` asks all
-    of them to stop, as soon as what is finished is stored.
+    They share the GPUs according to their models' needs: some work while others wait for GPUs. Setting `stopping` asks
+    all of them to stop once finished results are stored.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # All at once: each may wait a minute for its GPUs' memory.
+        # In parallel, since each may wait a minute for GPU memory.
         with ThreadPoolExecutor(len(self.workers)) as pool:
             left = [pool.submit(worker.__exit__, kind, error, at) for worker in self.workers]
         for leaving in left:
             leaving.result()
 
     def run(self) -> None:
-        """Work until the run is over; without a run, until no job is left. Raises what ended a worker, after all."""
+        """Work until the run is over or, without a run, until no job is left. Then raises a worker's error, if any."""
         if len(self.workers) == 1:
             self.workers[0].run()
             return
@@ -67,9 +67,9 @@ class Crew:
             end.result()
 
     def work(self, queue: str | None = None) -> None:
-        """Let an idle worker work until it finds no more: the one whose engine is of this queue, if there is one.
+        """Let an idle worker work until it finds no more jobs; prefers the one whose engine is of this queue.
 
-        Called by as many threads as there are workers, at most.
+        May be called by at most as many threads as there are workers.
         """
         with self._lock:
             worker = min(self._idle, key=lambda idle: (idle.queue != queue, idle.queue is not None))
@@ -81,6 +81,6 @@ class Crew:
                 self._idle.append(worker)
 
     def end(self) -> None:
-        """Have all of them stop, however the database fares; see `Worker.end`."""
+        """Stop all workers even if the database does not answer; see `Worker.end`."""
         for worker in self.workers:
             worker.end()

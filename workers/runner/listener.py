@@ -1,4 +1,4 @@
-"""Whoever wants to see work go on in this process."""
+"""An interface for observing the progress of workers in this process."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from persyn.llm.protocols import ModelSpec
 
 
 class Listener:
-    """Is told what workers do; this one does nothing with it. Several workers tell from a thread each."""
+    """Receives workers' events and ignores them; subclasses override. Each worker calls from its own thread."""
 
     def loading(self, spec: ModelSpec) -> None:
-        """A model begins to load."""
+        """A model starts to load."""
 
     def loaded(self, spec: ModelSpec, seconds: float) -> None:
-        """It is in memory."""
+        """A model is in memory."""
 
     def saved(self, stage: str, done: int, failed: int) -> None:
-        """So many rows more are written."""
+        """More rows are saved, this many done and failed."""
 
     def waiting(self, reason: str) -> None:
-        """A server is away, and is asked again later."""
+        """A server is unavailable and will be retried later."""
