@@ -162,7 +162,7 @@ def facts(session: Session, run: Run) -> Facts:
 
 
 def dollars(amount: float) -> str:
-    """Format an amount in cents, or a small one with two significant digits."""
+    """Format an amount with two decimals, or a small one with two significant digits."""
     return f"${amount:,.2f}" if amount >= 0.1 or not amount else f"${amount:.2g}"
 
 

@@ -244,7 +244,7 @@ def _names(prompts: dict[str, Any]) -> list[str]:
 def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
     environment = Environment(
         loader=PackageLoader("persyn.report"),
-        autoescape=autoescape,  # noqa: S701 - Markdown has an escape of its own, in `finalize`
+        autoescape=autoescape,  # noqa: S701 - Markdown is escaped by `finalize`
         finalize=finalize,
         undefined=StrictUndefined,
         trim_blocks=True,

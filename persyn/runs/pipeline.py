@@ -57,8 +57,8 @@ _FORGET = {"calibrate": calibrate.forget, "score": score.forget, "generate": gen
 #: A stage that still misses rows after its jobs are done is planned again, up to this often in total.
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
-#: A row lock on the run that excludes other transitions but not transactions that insert a row with a foreign key to
-#: it; two of those, each moving the run afterwards, would deadlock.
+#: A row lock on the run that excludes other transitions, but not the insertion of rows with a foreign key to it. Under
+#: a stronger lock, two transactions that each insert such a row and then advance the run would deadlock.
 _AGAINST_OTHERS = {"key_share": True}
 
 

@@ -39,9 +39,10 @@ def train(
     """Train the student of a finished run on its dataset; an existing training is returned unchanged.
 
     home: weights and checkpoints are stored in its folder `students`, so that an interrupted training can resume. The
-          dataset is the one described by `exported`. Deleted weights are trained again. Raises `UsageError` for an
-          unfinished run, a dataset that cannot be reproduced or is empty, a student that has changed, and one that is
-          being trained by another process.
+          dataset is the one described by `exported`.
+
+    Deleted weights are trained again. Raises `UsageError` for an unfinished run, a dataset that cannot be reproduced or
+    is empty, a student that has changed, and one that is being trained by another process.
     """
     options = exported(run_name, home)
     with database.read() as session:
