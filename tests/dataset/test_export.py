@@ -394,7 +394,7 @@ import resource, sys
 from pathlib import Path
 from persyn.db.connect import Database
 from persyn.errors import PersynError
-from persyn.stages import export, formats
+from persyn.dataset import export, formats
 from persyn.dataset.options import Options
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
