@@ -211,7 +211,9 @@ def needed(session: Session, run: Run) -> tuple[str, ...]:
 
 
 def cancel(session: Session, run: Run, *, actor: str) -> None:
-    """Stop a run: no job of it is given out any more; what is finished stays."""
+    """Stop a run: no job of it is given out any more; what is finished stays. `UsageError` when the run has ended."""
+    if run.state in (RunState.DONE, RunState.FAILED):
+        raise UsageError(f"run {run.name} is {run.state} already; there is nothing to stop")
     queue.cancel(session, run.id, actor=actor)
     if run.state is RunState.RUNNING:
         _note(session, run, actor, run.state, RunState.CANCELLED, {"stage": run.stage})
