@@ -9,7 +9,7 @@ import os
 import queue
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -24,15 +24,15 @@ from sqlalchemy.orm import Session
 
 from persyn.analysis import compare, own_strategy, summary, tables, watch
 from persyn.analysis import plan as planning
-from persyn.analysis.plan import Plan as Plan
+from persyn.analysis.plan import Plan
 from persyn.analysis.summary import Facts as Summary
 from persyn.analysis.watch import Glance as Snapshot
 from persyn.config import Per, RunConfig, thaw
 from persyn.dataset import export, formats
-from persyn.dataset.manifest import Manifest as Manifest
+from persyn.dataset.manifest import Manifest
 from persyn.dataset.options import Options as ExportOptions
 from persyn.db import catalog, lookup
-from persyn.db.catalog import RunState as RunState
+from persyn.db.catalog import RunState
 from persyn.db.connect import Database
 from persyn.errors import EngineError, PersynError, UsageError
 from persyn.ingest import turns
@@ -53,6 +53,20 @@ if TYPE_CHECKING:
     import datasets
 
     from persyn.report.drawing import Picture
+
+__all__ = [
+    "Counts",
+    "ExportOptions",
+    "Figure",
+    "Manifest",
+    "Plan",
+    "Run",
+    "RunState",
+    "Snapshot",
+    "Store",
+    "Summary",
+    "open",
+]
 
 Config: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
 """The tables of a run file as a dict, or the path of such a file."""
@@ -334,7 +348,7 @@ class Run:
         options = options or ExportOptions()
         splits: list[str] = []
 
-        def examples(session: Session) -> Iterator[formats.Example]:
+        def examples(session: Session) -> Generator[formats.Example]:
             with closing(export.examples(session, self._id, options)) as rows:
                 for split, example in rows:
                     splits.append(split)

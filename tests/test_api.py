@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from persyn.db.connect import Database
 from persyn.db.results import Score
 from tests.factories import make_response, make_run
 
+ROOT = Path(__file__).parents[1]
 #: What the fake template has: prompts, those of the grid, those of them in the hold-out, teachers.
 PROMPTS, GRID, HOLDOUT, TEACHERS = 40, 16, 4, 2
 
@@ -42,9 +44,19 @@ def store(run_folder: Path) -> Iterator[persyn.Store]:
 
 
 @pytest.fixture(scope="module")
-def run(store: persyn.Store, run_folder: Path) -> persyn.Run:
-    """The fake template, worked here."""
-    return store.start(run_folder / "run.toml").work()
+def worked(store: persyn.Store, run_folder: Path) -> tuple[persyn.Run, list[tuple[str, Counts, threading.Thread]]]:
+    """The fake template, worked here, and what was said of its progress."""
+    said: list[tuple[str, Counts, threading.Thread]] = []
+
+    def count(stage: str, counts: Counts) -> None:
+        said.append((stage, counts, threading.current_thread()))
+
+    return store.start(run_folder / "run.toml").work(count), said
+
+
+@pytest.fixture(scope="module")
+def run(worked: tuple[persyn.Run, object]) -> persyn.Run:
+    return worked[0]
 
 
 def config(folder: Path, **table: object) -> dict[str, object]:
@@ -74,18 +86,14 @@ def test_the_package_is_typed_and_offers_what_it_lists() -> None:
         persyn.opens  # noqa: B018
 
 
-def test_a_run_is_worked_and_counts_every_row_on_the_way(store: persyn.Store, run_folder: Path) -> None:
-    counted: dict[str, Counts] = {}
-    threads = set()
-
-    def count(stage: str, counts: Counts) -> None:
-        counted[stage] = counts
-        threads.add(threading.current_thread())
-
-    found = store.start(config(run_folder, name="counted", seed=1)).work(count)
-    assert found.state == "done"
-    assert threads == {threading.current_thread()}
-    assert counted == {stage: counts for stage, counts in found.progress().items() if stage in counted}
+def test_a_run_is_worked_and_counts_every_row_on_the_way(
+    worked: tuple[persyn.Run, list[tuple[str, Counts, threading.Thread]]],
+) -> None:
+    run, said = worked
+    assert run.state == "done"
+    assert {thread for _, _, thread in said} == {threading.current_thread()}
+    counted = {stage: counts for stage, counts, _ in said}
+    assert counted == {stage: counts for stage, counts in run.progress().items() if stage in counted}
     assert counted["calibrate"].total == GRID * TEACHERS
     assert counted["generate"].total == PROMPTS
 
@@ -303,3 +311,32 @@ def test_errors_say_what_there_is(store: persyn.Store, run: persyn.Run, run_fold
         store.start(config(run_folder, alpha=0.3))
     with pytest.raises(persyn.UsageError, match="cannot read the run file"):
         store.start(run_folder / "absent.toml")
+
+
+def test_the_page_and_the_readme_show_lines_that_run(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets")
+    pytest.importorskip("pandas")
+    fence, code = re.findall(r"(```python\n(.*?)```\n)", (ROOT / "docs/python.md").read_text(), re.DOTALL)[0]
+    assert fence in (ROOT / "README.md").read_text()
+    for name in ("run.toml", "prompts.jsonl"):
+        (tmp_path / name).write_bytes((run_folder / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for name in ("PERSYN_HOME", "PERSYN_DATABASE_URL", "PERSYN_BROKER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    exec(code, shown := {})
+    assert len(shown["rewards"]) == GRID * TEACHERS
+    assert shown["routed"].num_rows == 2
+    assert "Name a prime number above 90." in capsys.readouterr().out
+    assert (tmp_path / "strategies.svg").is_file()
+
+
+def test_the_page_explains_every_name_and_every_column(run: persyn.Run) -> None:
+    page = re.sub(r"```.*?```", "", (ROOT / "docs/python.md").read_text(), flags=re.DOTALL)
+    explained = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]+)`", page))))
+    offered = {name for kind in (persyn.Store, persyn.Run, persyn.Figure) for name in vars(kind) if name[0] != "_"}
+    assert offered <= explained
+    tables = run.prompts(), run.responses(), run.scores(), run.rewards(), run.assignments(), run.comparison()
+    columns = {re.sub("_(low|high)$", "", name) for table in tables for name in table.column_names}
+    assert columns <= explained

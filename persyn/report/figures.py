@@ -85,7 +85,7 @@ def drawable(report: Report) -> dict[str, Callable[[], Picture]]:
         "router-curve": _if(report.curve, router_curve),
         "reliability": _if(report.reliability, reliability),
         "alpha-winners": _if(report.alphas, alpha_winners),
-        "alpha-strategies": _if(report.comparison and report.alphas, alpha_strategies),
+        "alpha-strategies": _if(report.alphas if report.comparison else None, alpha_strategies),
         "savings": _if(report.savings, savings),
         "progress": _if(report.timeline, progress),
     }
