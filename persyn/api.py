@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -235,12 +236,15 @@ class Run:
         progress: called in this thread with a stage and its counts, whenever rows of it were written. An exception in
                   it, or an interrupt, stops the work; finished rows are stored, and `work` goes on with the others.
 
-        Raises `PersynError` when the run failed or was cancelled; `resume` tries again what failed.
+        Raises `PersynError` when the run failed or was cancelled; `resume` tries again what failed. Warns of a run
+        that is done although more than 5% of a stage's rows failed; `retry` has them asked again.
         """
         if self.state is RunState.RUNNING:
             self._work(progress)
-        with self._read() as (_, run):
+        with self._read() as (session, run):
             state, error = run.state, run.error
+            if state is RunState.DONE:
+                _warn_of_failures(session, run)
         if state is RunState.FAILED:
             raise PersynError(f"run {self.name} failed in {error}; correct the cause, then call resume() and work()")
         if state is RunState.CANCELLED:
@@ -262,6 +266,18 @@ class Run:
                 if change is not None:
                     _warn(str(change))
             pipeline.resume(session, run, actor=owner.actor())
+        return self
+
+    def retry(self, reasons: Collection[str]) -> Run:
+        """Have rows that failed for these reasons asked again; return the run, for `work`.
+
+        reasons: first words of failures, such as `refused` or `server_error`.
+
+        Raises `UsageError` while the run is worked, and when no row that it still needs failed so.
+        """
+        with self._database.write() as session:
+            run = session.get_one(catalog.Run, self._id)
+            pipeline.retry_rows(session, run, reasons, actor=owner.actor())
         return self
 
     def cancel(self) -> None:
@@ -541,6 +557,13 @@ def _require_router(run: catalog.Run) -> None:
         raise UsageError(f"run {run.name} has no router yet: it is in stage {run.stage}")
 
 
+def _warn_of_failures(session: Session, run: catalog.Run) -> None:
+    for shortfall in watch.shortfalls(watch.tally(session, run)):
+        if shortfall.is_large:
+            reasons = [reason for reason, _ in shortfall.reasons]
+            _warn(f"run {run.name}: {shortfall}; correct the cause, then call retry({reasons}) and work()")
+
+
 def _routed(prompts: Sequence[str], teachers: Sequence[str], rows: Sequence[Sequence[float]]) -> pa.Table:
     """A row for each prompt, with the teacher of the highest score and its lead over the next one."""
     scores = np.array(rows, dtype=np.float64).reshape(len(prompts), len(teachers))
@@ -557,4 +580,8 @@ def _routed(prompts: Sequence[str], teachers: Sequence[str], rows: Sequence[Sequ
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
+    """Warn, at the line of the caller's that called into this package."""
+    frame, depth = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "persyn":
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, stacklevel=depth)

@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 import persyn
 from persyn.api import Counts
+from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.results import Score
-from tests.factories import make_response, make_run
+from tests.factories import make_assignment, make_response, make_run
 
 ROOT = Path(__file__).parents[1]
 #: What the fake template has: prompts, those of the grid, those of them in the hold-out, teachers.
@@ -59,7 +61,7 @@ def run(worked: tuple[persyn.Run, object]) -> persyn.Run:
     return worked[0]
 
 
-def config(folder: Path, **table: object) -> dict[str, object]:
+def config(folder: Path, **table: object) -> dict[str, Any]:
     """The run file as a dict."""
     given = tomllib.loads((folder / "run.toml").read_text())
     given["prompts"]["file"] = folder / "prompts.jsonl"
@@ -182,14 +184,9 @@ def test_rewards_of_the_grid_are_those_of_its_scores(run: persyn.Run) -> None:
         run.rewards(2)
 
 
-def test_the_rewards_of_one_prompt_worked_out_by_hand(migrated: Path, tmp_path: Path) -> None:
-    path = tmp_path / "store.db"
-    path.write_bytes(migrated.read_bytes())
-    database = Database(f"sqlite:///{path}")
+def test_the_rewards_of_one_prompt_worked_out_by_hand(database: Database, database_url: str, tmp_path: Path) -> None:
     with database.write() as session:
         made = make_run(session, teachers=("a", "b", "c"), prompts=2, calibration=1)
-        from persyn.db.catalog import Run
-
         row = session.get_one(Run, made.id)
         # Quality 1, 3 and 2; log-likelihoods of -8, -2 and -6 nats over 4, 4 and 2 tokens.
         for teacher_id, quality, nats, tokens in zip(made.teacher_ids, (1, 3, 2), (-8, -2, -6), (4, 4, 2), strict=True):
@@ -200,9 +197,20 @@ def test_the_rewards_of_one_prompt_worked_out_by_hand(migrated: Path, tmp_path: 
             ):
                 score = {"response_id": response_id, "scorer_id": scorer_id, "detail": {}}
                 session.add(Score(**score, value=float(value), n_tokens=n_tokens))
-    database.close()
-    with persyn.open(path) as store:
+        make_assignment(session, made.id, made.prompt_ids[1], made.teacher_ids[2], margin=0.5)
+        make_response(session, made.prompt_ids[1], made.teacher_ids[2], text="No.")
+        make_response(session, made.prompt_ids[1], made.teacher_ids[0], text="Written for another run.")
+    with persyn.open(database_url, home=tmp_path) as store:
         found = store.run("run")
+        assert found.prompts().column("role").to_pylist() == ["calibration", "target"]
+        assert found.prompts().column("meta").to_pylist() == ["{}", "{}"]
+        assert found.responses().column("text").to_pylist() == ["Yes.", "Yes.", "Yes.", "No."]
+        assert found.responses().column("teacher").to_pylist() == ["a", "b", "c", "c"]
+        assert found.assignments().select(["teacher", "score", "margin", "reason"]).to_pylist() == [
+            {"teacher": "c", "score": None, "margin": 0.5, "reason": "router"}
+        ]
+        assert found.scores().column("measure").to_pylist() == ["quality", "learnability"] * 3
+        assert found.scores().column("value").to_pylist() == [1.0, -8.0, 3.0, -2.0, 2.0, -6.0]
         table = found.rewards()
         assert table.column("teacher").to_pylist() == ["a", "b", "c"]
         assert table.column("learnability").to_pylist() == [-2.0, -0.5, -3.0]
@@ -286,10 +294,23 @@ def test_new_prompts_are_routed(run: persyn.Run) -> None:
         run.route([conversation[:2]])
 
 
-def test_a_run_of_a_strategy_that_reads_no_prompt_routes_none(store: persyn.Store, run_folder: Path) -> None:
-    started = store.start(config(run_folder, name="random") | {"strategy": {"kind": "random"}})
+def test_a_run_without_a_router_routes_none_and_failed_rows_are_a_warning(
+    store: persyn.Store, run_folder: Path
+) -> None:
+    given = config(run_folder, name="random") | {"strategy": {"kind": "random"}}
+    teachers = [
+        {"name": name, "model": name, "engine": "fake", "gpus": 0, "options": {"fail_every": 2}} for name in "ab"
+    ]
+    started = store.start(given | {"teachers": teachers})
     with pytest.raises(persyn.UsageError, match="strategy random, which reads no prompt"):
         started.route(["What is 2 plus 2?"])
+    with pytest.warns(UserWarning, match=r"generate: \d+ of 40 rows failed .* retry\(\['refused'\]\)") as caught:
+        started.work()
+    assert caught[0].filename == __file__
+    failed = started.progress()["generate"].failed
+    assert started.retry(["refused"]).state == "running"
+    assert started.progress()["generate"].pending == failed
+    started.cancel()
 
 
 def test_a_plan_stores_nothing(store: persyn.Store, run: persyn.Run, run_folder: Path) -> None:
@@ -325,7 +346,8 @@ def test_the_page_and_the_readme_show_lines_that_run(
     monkeypatch.chdir(tmp_path)
     for name in ("PERSYN_HOME", "PERSYN_DATABASE_URL", "PERSYN_BROKER_URL"):
         monkeypatch.delenv(name, raising=False)
-    exec(code, shown := {})
+    shown: dict[str, Any] = {}
+    exec(code, shown)
     assert len(shown["rewards"]) == GRID * TEACHERS
     assert shown["routed"].num_rows == 2
     assert "Name a prime number above 90." in capsys.readouterr().out
