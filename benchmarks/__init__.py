@@ -1,1 +1,1 @@
-"""What PerSyn costs by itself, measured: `python -m benchmarks.store`, `.overhead`, `.engine`."""
+"""Benchmarks of PerSyn's own costs: `python -m benchmarks.store`, `.overhead`, `.engine` and others."""

@@ -1,9 +1,9 @@
-"""How evenly workers share a run: a cluster on loopback, engines that give so many rows a second and no more.
+"""Measure how evenly workers share a run, in a cluster on loopback with engines of limited speed.
 
 python -m benchmarks.balance [--workers 8] [--teachers 3] [--calibration 2500] [--prompts 10000] [--rate 20] [--small]
 
-For each stage: the mean of the workers' rows over the most that one had (1: all had the same), and how long the stage
-took, as a multiple of what so many engines need that are never idle. Both count the loading of models.
+Reports for each stage the mean of the workers' rows divided by the maximum (1: perfectly even), and the duration as a
+multiple of what as many engines need that are never idle. Both include model loads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.cluster import Broker, Cluster, wait_for
 from tests.postgres import Postgres
 
 _START_SECONDS, _TIMEOUT_SECONDS = 300, 1200
-#: As many as an engine on a large GPU takes: `max_num_seqs` of vLLM there.
+#: The concurrency of an engine on a large GPU: vLLM's `max_num_seqs` there.
 _CONCURRENCY = 1024
 _STAGES = ("calibrate", "score", "assign", "generate")
 
@@ -36,7 +36,7 @@ def balance(options: argparse.Namespace, store: Database, folder: Path) -> None:
     teachers = [{"name": f"t{n}", "model": f"t{n}", "engine": "fake", "options": how} for n in range(options.teachers)]
     sizes = {"calibration": options.calibration, "job_prompts": 256}
     file = runs.write(folder, options.prompts, teachers, **sizes)
-    # Scoring a row and routing one take less than writing one.
+    # Scoring and routing a row take less time than generating one.
     text = file.read_text()
     for table, faster in (("student", 4), ("router", 4)):
         fast = ", ".join(f"{key} = {value}" for key, value in {**how, "rows_per_second": faster * options.rate}.items())

@@ -1,12 +1,12 @@
-"""PerSyn's way of feeding vLLM against bare `LLM.generate`: same prompts, same sampling, tokens per second.
+"""Compare PerSyn on vLLM with bare `LLM.generate`: same prompts, same sampling, tokens per second.
 
 python -m benchmarks.engine [--prompts 512] [--rounds 2] [--max-tokens 64] [--temperature 0.7] [--gpus 0]
 
-Every request has a seed of its own. `vllm` is vLLM by its defaults, its engine core in another process;
-`in-process` is the same with the core in the caller's, as PerSyn has it on one device. Each measurement has a
-process of its own and leaves out the load; they alternate, since two engines that compute at once on one machine
-measure each other. PerSyn's side goes the whole way: an engine host, the worker's window, and every response
-committed to SQLite. On a CPU nobody splits prompts: with seeds vLLM's default would die of it.
+Every request has its own seed. `vllm` is vLLM with its defaults, with the engine core in another process; `in-process`
+has the core in the caller's process, like PerSyn on one device. Each measurement runs in its own process and excludes
+loading; they alternate, since two engines on one machine would slow each other down. PerSyn's side is complete: an
+engine host, the worker's window, and every response committed to SQLite. On a CPU prompts are not split, because vLLM's
+default crashes with seeds there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _vllm_options(gpus: int) -> dict[str, Any]:
 
 
 class _Clock(Listener):
-    """Runs from when vLLM is there to its last response, and stops the worker then."""
+    """Measures the time from the load of vLLM to its last response, then stops the worker."""
 
     def __init__(self, prompts: int) -> None:
         self.began = self.ended = 0.0
@@ -56,15 +56,15 @@ class _Clock(Listener):
         self._engine = ""
 
     def loading(self, spec: ModelSpec) -> None:
-        """Only vLLM's responses count."""
+        """Count only responses of vLLM."""
         self._engine = spec.engine
 
     def loaded(self, spec: ModelSpec, seconds: float) -> None:
-        """The clock runs from here."""
+        """Start the clock."""
         self.began = time.monotonic()
 
     def saved(self, stage: str, done: int, failed: int) -> None:
-        """With the last response committed it stops."""
+        """Stop the clock when the last response is committed."""
         self._left -= (done + failed) * (self._engine == "vllm")
         if self._left <= 0 and self.worker is not None:
             self.ended = self.ended or time.monotonic()
@@ -72,7 +72,7 @@ class _Clock(Listener):
 
 
 def persyn(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
-    """One teacher answers all prompts, through the worker; prints tokens and seconds."""
+    """Have one teacher answer all prompts through the worker; print tokens and seconds."""
     with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name:
         folder = Path(name)
         sampling = {"temperature": temperature, "max_tokens": max_tokens}
@@ -80,7 +80,7 @@ def persyn(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None
         teacher = {"model": model, "engine": "vllm", "gpus": gpus, "options": _options(gpus)}
         fake = {"name": "other", "model": "other", "engine": "fake"}
         teachers = [{"name": "one", **teacher, "sampling": sampling}, fake]
-        # All but one prompt are calibration, so the first stage is the whole measurement.
+        # All prompts but one are calibration prompts, so the first stage is the whole measurement.
         file = runs.write(folder, prompts + 1, teachers, calibration=prompts, job_prompts=128)
         store = Database(f"sqlite:///{folder / 'persyn.db'}")
         store.upgrade()
@@ -97,13 +97,13 @@ def persyn(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None
 
 
 def in_process(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
-    """As `bare`, with the engine core in this process."""
+    """Like `bare`, with the engine core in this process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     bare(prompts, max_tokens, gpus, temperature)
 
 
 def bare(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
-    """The same prompts through `LLM.generate`; prints tokens and seconds."""
+    """Generate for the same prompts with `LLM.generate`; print tokens and seconds."""
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     from vllm import LLM, SamplingParams, TokensPrompt
 
@@ -119,12 +119,12 @@ def bare(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
     answers = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in asked], sampling, use_tqdm=False)
     seconds = time.monotonic() - began
     print(sum(len(answer.outputs[0].token_ids) for answer in answers), seconds, flush=True)
-    # vLLM's own end may wait for its processes for ever; whoever started this one ends them.
+    # vLLM may wait for its processes forever at exit; the parent process ends them.
     os._exit(0)
 
 
 def _measured(command: list[str]) -> list[str]:
-    """The last words of a command; it is ended with everything that it started."""
+    """The last words of a command's output; its whole process group is ended."""
     with tempfile.TemporaryFile("w+") as output:
         with subprocess.Popen(command, stdout=output, start_new_session=True) as process:
             try:

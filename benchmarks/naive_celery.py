@@ -1,9 +1,9 @@
-"""The same parts used in the obvious way: one Celery task a prompt, default settings, a worker killed at half.
+"""Compare PerSyn with plain Celery (one task per prompt, default settings) when a worker is killed halfway.
 
 python -m benchmarks.naive_celery [--prompts 2000]
 
-Both sides answer the same number of prompts, eight at a time, each in a tenth of a second; both lose their
-worker to SIGKILL at half and get another. Rows and prompts that were asked are counted when nothing moves any more.
+Both sides answer the same number of prompts, eight at a time, each in a tenth of a second; both lose their worker to
+SIGKILL halfway and get another one. Rows and requested prompts are counted when nothing changes any more.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tests.postgres import Postgres
 
 _CONCURRENCY, _LATENCY_SECONDS = 8, 0.1
 _TIMEOUT_SECONDS = 600.0
-#: Nothing came for so long: it is over.
+#: Without progress for this long, it has ended.
 _STILL_SECONDS = 5.0
 
 app = Celery("naive", broker=os.environ.get("NAIVE_BROKER_URL"))
 
 
-@app.task(name="naive.answer")  # as a script this module has another name than in its worker
+@app.task(name="naive.answer")  # as a script, this module has another name than in its worker
 def answer(prompt: int) -> None:
     """Answer a prompt and store the answer."""
     time.sleep(_LATENCY_SECONDS)
@@ -59,7 +59,7 @@ class Naive:
             connection.execute(text("CREATE TABLE answers (prompt integer)"))
 
     def run(self, prompts: int) -> None:
-        """Send, kill at half, start another worker, count; then do it all again, as who misses rows would."""
+        """Send prompts, kill the worker halfway, start another, count; then repeat, as a user missing rows would."""
         app.conf.broker_url = self._broker.url
         self._send(prompts)
         worker = self._start()
@@ -103,7 +103,7 @@ class Naive:
 
 
 def persyn(url: str, broker: Broker, folder: Path, prompts: int) -> None:
-    """The same with PerSyn: the calibration grid of two teachers holds the prompts."""
+    """The same with PerSyn: the prompts are the calibration grid of two teachers."""
     store = Database(url)
     store.upgrade()
     journal = folder / "journal"
@@ -136,7 +136,7 @@ def persyn(url: str, broker: Broker, folder: Path, prompts: int) -> None:
         distinct = session.scalars(select(func.count()).select_from(keys)).one()
     rows, asked = count(), [line for line in journal.read_text().splitlines() if line]
     store.close()
-    needed = prompts // 2 * len(teachers) + 1  # the one prompt that is not in the grid
+    needed = prompts // 2 * len(teachers) + 1  # the one prompt outside the grid
     print(
         f"PerSyn: {needed - distinct} of {needed:,} have no row, {rows - distinct} have two; "
         f"{len(asked) - len(set(asked))} were asked twice (the window holds {2 * _CONCURRENCY})",

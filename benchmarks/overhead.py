@@ -1,10 +1,10 @@
-"""What PerSyn adds to a server's own time: a run against a stub that speaks chat completions.
+"""Measure what PerSyn adds to a server's own time: a run against a stub of chat completions.
 
 python -m benchmarks.overhead [--prompts 5000]
 
-Teachers are two on one server, 64 requests in flight. Reports requests per second against a server
-that answers at once, beside a bare client's; the share of the ideal time against one that takes
-200 ms on average; and what `kill -9` at half costs.
+Two teachers share one server, with 64 requests in flight. Reports requests per second with a server that answers at
+once, compared with a bare client; the share of the ideal time with a server that takes 200 ms on average; and the cost
+of `kill -9` halfway.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _await_death(processes: Sequence[psutil.Process]) -> None:
 
 
 def _work(folder: Path, port: int, prompts: int) -> tuple[runs.Times, list[float]]:
-    """Work a whole run; when it came to each stage, and when each request of its generation arrived."""
+    """Work a whole run; return the start of each stage, and the arrival of each request of its generation."""
     file, url = _prepare(folder, port, prompts)
     before = len(stub.asked(port).at)
     with runs.persyn(folder, url, "run", "start", str(file)) as process:
@@ -140,7 +140,7 @@ def _prepare(folder: Path, port: int, prompts: int) -> tuple[Path, str]:
 
 
 async def _bare(port: int, prompts: int) -> float:
-    """Requests per second of coroutines that do nothing but ask."""
+    """Requests per second of coroutines that only send requests."""
     bodies = [
         chat_completions.body("stub", Generate(n, _messages(n), Sampling(), n), "max_tokens", {}, ())
         for n in range(prompts)
@@ -166,7 +166,7 @@ def _messages(n: int) -> list[dict[str, str]]:
 
 
 def _schedule(latencies: Sequence[float]) -> float:
-    """Seconds until all is answered when each place in flight is filled again at once, in the given order."""
+    """Ideal duration with every slot refilled at once, in the given order, in seconds."""
     free = [0.0] * IN_FLIGHT
     for latency in latencies:
         heapq.heapreplace(free, free[0] + latency)

@@ -1,4 +1,4 @@
-"""What the queue costs, and how it grows with workers: real PostgreSQL, real broker, engines that only take their time.
+"""Measure the queue's costs and its scaling with workers: real PostgreSQL, real broker, engines that only wait.
 
 python -m benchmarks.queue [--parts claims dispatch enqueue scaling loads] [--prompts 1000000]
 """
@@ -36,7 +36,7 @@ TEACHERS = 8
 _CLAIMS = 4_000
 _DUE = 100_000
 _TICKS = 20
-#: In the scaling part a worker has so many requests in flight, each for so long: one worker's cells a second.
+#: In the scaling part, the requests in flight per worker and their latency; their ratio is one worker's rate.
 _CONCURRENCY, _LATENCY_SECONDS = 32, 0.5
 _RATE = _CONCURRENCY / _LATENCY_SECONDS
 _SCALING_SECONDS = 40
@@ -44,7 +44,7 @@ _TIMEOUT_SECONDS = 600.0
 
 
 def claims(postgres: Postgres) -> None:
-    """Claim and end jobs that hold nothing, by several processes at once: two transactions for each."""
+    """Claim and end empty jobs in several processes at once, with two transactions per job."""
     url = postgres.create("claims")
     with _store(url) as store, tempfile.TemporaryDirectory() as name:
         _start(store, _run_file(Path(name), 100, TEACHERS))
@@ -60,7 +60,7 @@ def claims(postgres: Postgres) -> None:
 
 
 def dispatch(postgres: Postgres, broker: Broker) -> None:
-    """A dispatcher's tick over many waiting jobs: when every queue is full of messages, and when all are to be sent."""
+    """Time a dispatcher's tick over many waiting jobs: with full queues, and with all messages still to send."""
     with _store(postgres.create("dispatch")) as store, tempfile.TemporaryDirectory() as name:
         _start(store, _run_file(Path(name), 100, TEACHERS))
         for n in range(TEACHERS):
@@ -84,7 +84,7 @@ def dispatch(postgres: Postgres, broker: Broker) -> None:
 
 
 def enqueue(postgres: Postgres, prompts: int) -> None:
-    """Start runs in which every teacher answers every prompt: import, and a job for each piece of each teacher."""
+    """Start runs in which every teacher answers every prompt: imports, and jobs for each part of each teacher."""
     for size in sorted({prompts // 100, prompts // 10, prompts}):
         url = postgres.create(f"enqueue{size}")
         with tempfile.TemporaryDirectory() as name:
@@ -99,7 +99,7 @@ def enqueue(postgres: Postgres, prompts: int) -> None:
 
 
 def scaling(postgres: Postgres, broker: Broker) -> None:
-    """Throughput with more and more workers on engines of a fixed latency, each given as much to do."""
+    """Measure throughput with 1 to 8 workers on engines of fixed latency, with constant work per worker."""
     first = None
     for workers in (1, 2, 4, 8):
         cells = int(_RATE * _SCALING_SECONDS * workers)
@@ -119,7 +119,7 @@ def scaling(postgres: Postgres, broker: Broker) -> None:
 
 
 def loads(postgres: Postgres, broker: Broker) -> None:
-    """Three workers, six teachers, 6,000 prompts: how often models are loaded, and what workers wait for."""
+    """Three workers, six teachers, 6,000 prompts: count model loads, and measure what workers wait for."""
     workers, teachers = 3, 6
     with _cluster(postgres, broker, "loads", workers) as (store, folder):
         options = {"latency_seconds": 0.2, "concurrency": 16, "load_seconds": 2.0}
@@ -148,7 +148,7 @@ def _store(url: str) -> Iterator[Database]:
 
 @contextmanager
 def _cluster(postgres: Postgres, broker: Broker, name: str, workers: int) -> Iterator[tuple[Database, Path]]:
-    """A dispatcher and workers that are all up, over an empty store."""
+    """A running dispatcher and workers, on an empty store."""
     broker.wipe()
     with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as folder:
         url = postgres.create(name)
@@ -185,7 +185,7 @@ def _start(store: Database, file: Path) -> None:
 
 
 def _queue_up(store: Database, name: str, jobs: int) -> None:
-    """Waiting jobs like one that is there, in a queue of their own."""
+    """Insert waiting jobs copied from an existing one, in their own queue."""
     with store.write() as session:
         like = session.scalars(select(Job).order_by(Job.id).limit(1)).one()
         row = {"run_id": like.run_id, "stage": like.stage, "queue": name, "teacher_id": like.teacher_id}
@@ -211,7 +211,7 @@ def _claim_all(url: str, name: str) -> int:
 
 
 def _enqueue(url: str, file: Path) -> tuple[int, float, float]:
-    """Jobs, seconds, and the most memory this process took, MiB."""
+    """The number of jobs, seconds, and this process's peak memory in MiB."""
     with _store(url) as store:
         began = time.monotonic()
         _start(store, file)
@@ -234,7 +234,7 @@ def _messages(broker: Broker) -> int:
 
 
 def _rates(times: Any) -> tuple[float, float]:
-    """Responses a second: over all, and between the first and the last quarter of them."""
+    """Responses per second, in total and between the first and the last quarter of them."""
     whole = len(times) / (times[-1] - times[0]).total_seconds()
     first, last = len(times) // 4, 3 * len(times) // 4
     return whole, (last - first) / (times[last] - times[first]).total_seconds()

@@ -1,8 +1,8 @@
-"""What it saves to encode a prompt once and not once for each pair of teachers: time of a step, at equal loss.
+"""Compare encoding each prompt once with encoding it for each pair of teachers: time per step, at equal loss.
 
 python -m benchmarks.router [--teachers 8 19] [--backbone FOLDER] [--gpus 0]
 
-Without a backbone a Llama of four layers with random weights is taken: the ratio hardly depends on it.
+The default backbone is a four-layer Llama with random weights: the ratio hardly depends on it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _measure(n_teachers: int, folder: str | None, device: torch.device) -> None:
     rewards = torch.rand(_PROMPTS, n_teachers, dtype=torch.float64).to(device)
     took: dict[str, list[float]] = {"once": [], "pairs": []}
     losses: dict[str, float] = {}
-    for _ in range(_ROUNDS):  # alternating: noise meets both
+    for _ in range(_ROUNDS):  # alternating, so that noise affects both
         for name, loss_of in (("once", _once), ("pairs", _by_pairs)):
             seconds, losses[name] = _step(router, lambda loss_of=loss_of: loss_of(router, input_ids, lengths, rewards))  # type: ignore[misc]
             took[name].append(seconds)
@@ -78,11 +78,11 @@ def _once(router: Router, input_ids: Tensor, lengths: Tensor, rewards: Tensor) -
 
 
 def _by_pairs(router: Router, input_ids: Tensor, lengths: Tensor, rewards: Tensor) -> float:
-    """The usual form: every preference is a row of its own, and reads its prompt."""
+    """The usual form: every preference is its own row and encodes its prompt again."""
     better = (rewards[:, :, None] > rewards[:, None, :]).nonzero().tolist()
     total = 0.0
     for start in range(0, len(better), _PROMPTS):
-        rows = better[start : start + _PROMPTS]  # a batch of as many rows as the other form has prompts
+        rows = better[start : start + _PROMPTS]  # a batch with as many rows as the other form has prompts
         prompt = torch.tensor([row[0] for row in rows])
         scores = router(input_ids[prompt], lengths[prompt])
         place = torch.arange(len(rows))

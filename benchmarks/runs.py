@@ -1,4 +1,4 @@
-"""Whole runs to be measured: a run file in a folder, `persyn` in a process of its own, what it took."""
+"""Write, execute and time whole runs for benchmarks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(
     job_prompts: int,
     strategy: str = "persyn",
 ) -> Path:
-    """A run file and its prompts in a folder; everything but its teachers is fake."""
+    """Write a run file and its prompts to a folder; everything except its teachers is fake."""
     with (folder / "prompts.jsonl").open("w") as file:
         for n in range(prompts):
             file.write(json.dumps({"id": str(n), "prompt": question(n), "answer": str(3 * n)}) + "\n")
@@ -59,7 +59,7 @@ def write(
 
 
 def question(n: int) -> str:
-    """The text of prompt number n, a short paragraph; all differ."""
+    """The text of prompt number n, a short paragraph; all texts differ."""
     return (
         f"Question {n}. A baker sells {n} loaves in the morning and twice as many in the afternoon. "
         "Write down how many loaves that is in all, and explain each step of the calculation in a sentence of its own."
@@ -68,7 +68,7 @@ def question(n: int) -> str:
 
 @contextmanager
 def persyn(folder: Path, url: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a process group of its own, ended with the block; what it says goes to `output`."""
+    """Run the command in its own process group, ended with the block; output goes to the file `output`."""
     with (folder / "output").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "persyn.cli", *arguments],
@@ -84,14 +84,14 @@ def persyn(folder: Path, url: str, *arguments: str) -> Iterator[subprocess.Popen
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL a process and its group, unless it is over."""
+    """SIGKILL a process and its group, unless it has ended."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path, timeout: float) -> Peaks:
-    """Wait for a run to end well; return the most memory it took. Raises `RuntimeError` when it fails or takes long."""
+    """Wait for a run to succeed and return its peak memory; raise `RuntimeError` on failure or timeout."""
     peaks, deadline = Peaks(), time.monotonic() + timeout
     while process.poll() is None:
         peaks.look(process.pid)
@@ -105,13 +105,13 @@ def finish(process: subprocess.Popen[bytes], folder: Path, timeout: float) -> Pe
 
 @dataclass(slots=True)
 class Peaks:
-    """The most resident memory of a worker, and of any of its engine hosts, MiB."""
+    """Peak resident memory of a worker, and of any of its engine hosts, in MiB."""
 
     worker: float = 0.0
     host: float = 0.0
 
     def look(self, pid: int) -> None:
-        """Look at the processes that live now; each knows its own peak."""
+        """Update from the running processes, each of which reports its own peak."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             self.worker = max(self.worker, _peak(pid))
@@ -119,7 +119,7 @@ class Peaks:
 
 
 def stages(database: Database) -> Times:
-    """When the store's one run came to each stage, and to its end."""
+    """When the store's only run reached each stage and its end."""
     with database.read() as session:
         events = session.execute(
             select(Event.at, Event.to_state, Event.detail).where(Event.job_id.is_(None)).order_by(Event.id)
@@ -128,7 +128,7 @@ def stages(database: Database) -> Times:
 
 
 def seconds(times: Times, first: str, last: str) -> float:
-    """From the beginning of one stage to the beginning of another."""
+    """Seconds from the start of one stage to the start of another."""
     return (times[last] - times[first]).total_seconds()
 
 
@@ -138,7 +138,7 @@ def _peak(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     kib = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(kib[0]) / 1024 if kib else 0.0  # a process that is just ending has none
+    return int(kib[0]) / 1024 if kib else 0.0  # a process that is ending has no such value
 
 
 def _toml(value: Any) -> str:

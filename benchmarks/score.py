@@ -1,10 +1,10 @@
-"""Learnability's tokens per second, against lm-evaluation-harness and a bare forward pass, in one run.
+"""Compare the scoring speed of learnability (tokens per second) with lm-evaluation-harness and a bare forward pass.
 
 python -m benchmarks.score [--model FOLDER] [--rows 128] [--rounds 2] [--gpus 0]
 
-All three are given the same token ids, of mixed lengths. The harness is wanted for this alone: pip install lm-eval.
-The bare pass takes the rows by length, padded to the longest of each batch, and keeps nothing of the logits.
-On the CPU all compute in float32, on a GPU in bfloat16, there in larger batches.
+All three receive the same token ids, of mixed lengths. The harness is needed only here: pip install lm-eval. The bare
+pass sorts rows by length, pads them to the longest of each batch, and discards the logits. On the CPU all compute in
+float32, on a GPU in bfloat16 with larger batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from persyn.llm.protocols import Judge, Judged, ModelSpec
 from persyn.llm.scorers import log_likelihood
 from persyn.llm.scorers.padding import Row, right_pad
 
-#: Responses of so many words, each length as likely on a logarithmic scale.
+#: Response lengths in words, uniform on a logarithmic scale.
 _SHORTEST, _LONGEST = 8, 384
 _BATCH, _BATCH_ON_GPU = 8, 32
 _WORDS = (
@@ -56,7 +56,7 @@ def main() -> None:
     values: dict[str, list[float]] = {}
     if options.gpus:
         _warm(runs)
-    for _ in range(options.rounds):  # alternating: noise meets all of them
+    for _ in range(options.rounds):  # alternating, so that noise affects all of them
         for name, run in runs.items():
             began = time.perf_counter()
             values[name] = run()
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _warm(runs: dict[str, Callable[[], list[float]]]) -> None:
-    """A GPU's first pass compiles, and finds its memory."""
+    """Run once before timing: a GPU's first pass compiles kernels and allocates memory."""
     for run in runs.values():
         run()
 

@@ -1,4 +1,4 @@
-"""What the store and the worker cost: whole runs on engines that answer at once.
+"""Measure the costs of the store and the worker: whole runs on engines that answer at once.
 
 python -m benchmarks.store [--sizes 10000 100000 1000000] [--databases sqlite postgresql]
 """
@@ -20,13 +20,13 @@ from tests.postgres import Postgres
 TEACHERS = 8
 CALIBRATION = 256
 _TIMEOUT_SECONDS = 3600.0
-#: Whatever the size, starting nine engines and one command is paid once.
+#: Starting nine engines and one command is a fixed cost, whatever the size.
 DATABASES = ("sqlite", "postgresql")
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One run, seconds."""
+    """The timings of one run, in seconds."""
 
     prompts: int
     start: float
@@ -45,7 +45,7 @@ class Figures:
 
     @property
     def work_per_prompt(self) -> float:
-        """Seconds of assigning, generating and saving."""
+        """Seconds per prompt for assigning, generating and saving."""
         return self.work / (self.prompts - CALIBRATION)
 
 
@@ -95,7 +95,7 @@ def _measure(folder: Path, url: str, prompts: int, job_prompts: int) -> Figures:
 
 @contextmanager
 def database(kind: str, folder: Path) -> Iterator[str]:
-    """An empty store at head: a SQLite file, or a PostgreSQL server of its own as it is by default."""
+    """An empty, migrated store: a SQLite file, or a PostgreSQL server with default settings."""
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'persyn.db'}"
         return

@@ -1,9 +1,9 @@
-"""The cheapest server of chat completions: it waits, answers every prompt alike, and remembers what it was asked.
+"""A minimal chat-completions server: it waits, gives the same answer to every prompt, and records requests.
 
 python -m benchmarks.stub MEAN_SECONDS
 
-Latencies are exponential with that mean, drawn from a seed in the order of arrival; 0 answers at once.
-The first line it prints is its port. GET returns `Asked` as JSON. It ends when its standard input does.
+Latencies are exponential with that mean, drawn from a seed in order of arrival; 0 answers at once. Its first line of
+output is its port. GET returns `Asked` as JSON. It ends when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _SEED = 0
 
 
 class Asked(Struct):
-    """What a server was asked, in order of arrival."""
+    """The requests of a server in order of arrival."""
 
     #: Seconds since the epoch.
     at: list[float]
-    #: How long each answer was held back, seconds.
+    #: The delay of each answer, in seconds.
     latency: list[float]
-    #: Which request it was: two of the same content have the same number.
+    #: The number of the request's content: equal contents have the same number.
     which: list[int]
 
 
@@ -49,7 +49,7 @@ _ANSWER = _answer()
 
 
 class _Connection(asyncio.Protocol):
-    """Requests one after the other, as a client that waits for each answer sends them."""
+    """Sequential requests, as sent by a client that waits for each answer."""
 
     def __init__(self, asked: Asked, mean_seconds: float) -> None:
         self._asked = asked
@@ -91,7 +91,7 @@ class _Connection(asyncio.Protocol):
 
 @contextmanager
 def serving(mean_seconds: float) -> Iterator[int]:
-    """A stub in a process of its own; yields its port."""
+    """Run a stub in its own process; yields its port."""
     command = [sys.executable, "-m", "benchmarks.stub", str(mean_seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -99,7 +99,7 @@ def serving(mean_seconds: float) -> Iterator[int]:
 
 
 def asked(port: int) -> Asked:
-    """What the stub at a port was asked so far."""
+    """The requests that the stub on a port has received so far."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as response:
         return msgspec.json.decode(response.read(), type=Asked)
 

@@ -1,4 +1,4 @@
-"""What the console's pages take at the server, on a run of many prompts made by bulk insert.
+"""Measure the console's server-side response times on a large run created by bulk insert.
 
 python -m benchmarks.web [--prompts 100000] [--databases sqlite postgresql] [--repeats 15]
 """
@@ -45,7 +45,7 @@ def main() -> None:
             store = Database(url)
             store.upgrade()
             made = fill(store, options.prompts)
-            if kind == "postgresql":  # which does so by itself, sooner or later; SQLite never does
+            if kind == "postgresql":  # PostgreSQL would do so by itself sooner or later; SQLite never does
                 with store.engine.begin() as connection:
                     connection.exec_driver_sql("ANALYZE")
             store.close()
@@ -56,7 +56,7 @@ def main() -> None:
 
 @contextmanager
 def console(folder: Path, url: str) -> Iterator[str]:
-    """`persyn web` in a process of its own; yields its address."""
+    """Run `persyn web` in its own process; yields its address."""
     with runs.persyn(folder, url, "web", "--port", "0"):
         while not (found := re.search(r"http://\S+\d", (folder / "output").read_text())):
             time.sleep(0.1)
@@ -64,7 +64,7 @@ def console(folder: Path, url: str) -> Iterator[str]:
 
 
 def measure(address: str, made: MadeRun, repeats: int) -> None:
-    """Ask for each page, one after the other, and say what the answers took."""
+    """Request each page repeatedly and print the response times."""
     print(f"{'page':<65} {'first':>8} {'median':>8} {'worst':>8} ms")
     slowest = 0.0
     with httpx2.Client(base_url=address) as browser:
@@ -115,7 +115,7 @@ def _milliseconds(browser: httpx2.Client, page: str) -> float:
 
 
 def fill(store: Database, prompts: int) -> MadeRun:
-    """A run in its last stage: nine of ten targets are answered, one of a thousand failed."""
+    """Create a run in its last stage: nine of ten targets are answered, one of a thousand failed."""
     with store.write() as session:
         made = make_run(session, name=runs.NAME, teachers=[f"t{k}" for k in range(TEACHERS)], prompts=0)
         router = Router(

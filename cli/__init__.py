@@ -1,1 +1,1 @@
-"""The `persyn` command."""
+"""The `persyn` command line."""

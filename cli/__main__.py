@@ -1,4 +1,4 @@
-"""`python -m persyn.cli` is `persyn`."""
+"""Run the command line with `python -m persyn.cli`."""
 
 from persyn.cli.main import main
 

@@ -1,4 +1,4 @@
-"""`persyn audit`: does what the store says of a run fit together?"""
+"""`persyn audit`: check the consistency of a run in the store."""
 
 from __future__ import annotations
 

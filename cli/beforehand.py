@@ -1,4 +1,4 @@
-"""What is said before a run is started: what this host and the servers lack, of what can be seen without a cost."""
+"""Check before the start of a run what this host and the servers lack, at no cost."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from persyn.settings import Settings
 
 
 def look_up(config: RunConfig) -> Identities:
-    """What a run's models are; see `preflight.identify`."""
+    """The identities of a run's models; see `preflight.identify`."""
     with waiting("looking up models"):
         return preflight.identify(config, say=warn)
 
 
 def require_fit(config: RunConfig) -> None:
-    """Say what would make a run slow here, and raise `UsageError` for what would stop it.
+    """Warn about what would slow a run down here, and raise `UsageError` for what would stop it.
 
-    With a broker it is worked elsewhere, by hosts that may have what this one lacks: then all of it is only said.
+    With a broker, other hosts work the run and may have what this one lacks, so errors become warnings.
     """
     found = preflight.look(config, announce=waiting)
     is_here = Settings.from_environment().broker_url is None

@@ -1,4 +1,4 @@
-"""What `persyn doctor` says of the broker. Its password is in nothing that is said."""
+"""The broker checks of `persyn doctor`; no message contains the broker's password."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from urllib.parse import urlsplit
 from persyn.errors import UsageError
 
 Finding: TypeAlias = tuple[str, str, str]
-"""(ok | warning | error, what was looked at, what was found and what to do)."""
+"""(ok | warning | error, what was checked, the finding and what to do about it)."""
 
 _SECONDS = 5.0
 _OLDEST_REDIS = (7, 2)
-#: CVE-2025-49844 lets whoever may send scripts run code on the server; the first patch of each series without it.
+#: CVE-2025-49844 allows anyone who may run scripts to execute code on the server; the first fixed patch of each series.
 _PATCHED_REDIS: Mapping[tuple[int, ...], int] = {(7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2}
 
 
 def look(url: str) -> Iterator[Finding]:
-    """Ask a broker what it is; one that does not answer is an error."""
+    """Query a broker's properties; an unreachable broker is an error."""
     if importlib.util.find_spec("redis") is None or importlib.util.find_spec("celery") is None:
         yield "error", "broker", "PERSYN_BROKER_URL is set and Celery is not installed; pip install 'persyn[celery]'"
         return
@@ -36,7 +36,7 @@ def look(url: str) -> Iterator[Finding]:
         yield "warning", "broker", f"{place} answers, but does not let this user ask INFO: see its version yourself"
     except redis.RedisError as error:
         yield "error", "broker", f"{place} does not answer: {error}; check PERSYN_BROKER_URL"
-    except (TypeError, ValueError):  # what it complains of may be the password
+    except (TypeError, ValueError):  # the exception's text may contain the password
         yield "error", "broker", f"{place} is given options, after the ?, that mean nothing"
     else:
         yield "ok", "broker", f"{place} answers"
@@ -44,13 +44,13 @@ def look(url: str) -> Iterator[Finding]:
 
 
 def place_of(url: str) -> str:
-    """A broker's address without user, password or options; `UsageError`, with nothing of it, when it is none."""
+    """A broker's URL without user, password or options; raise a `UsageError` that reveals nothing of an invalid URL."""
     try:
         parts = urlsplit(url)
         port = parts.port or 6379
     except ValueError:
         parts, port = urlsplit(""), 0
-    # An @ behind the host was meant to be before it: what looks like the host is a piece of the password.
+    # An @ after the host belongs before it: what looks like the host is then part of the password.
     is_cut = "@" in f"{parts.path}{parts.query}{parts.fragment}"
     is_number = parts.path.strip("/").isdigit() or not parts.path.strip("/")
     if parts.scheme not in ("redis", "rediss") or not parts.hostname or is_cut or not is_number:
@@ -62,7 +62,7 @@ def place_of(url: str) -> str:
 
 
 def judge(facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """What a server's INFO means for PerSyn."""
+    """Evaluate the INFO of a server."""
     yield _version(facts)
     policy = facts.get("maxmemory_policy", "unknown")
     if policy == "noeviction":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from persyn.analysis.refits import Frozen
 
 _COLUMNS = ("strategy", "reward", "95%", "regret", "closed", "95%", "quality", "learn.", "tokens", "cost")
-#: Of the teachers that a strategy asks, so many are named where several runs stand in one table.
+#: Teachers named per strategy when one table shows several runs.
 _MOST_NAMED = 3
 
 
@@ -112,7 +112,7 @@ def _students(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _freeze(database: Database, run: str, per: Per | None) -> Frozen:
-    from persyn.analysis import refits  # brings torch
+    from persyn.analysis import refits  # imports torch
 
     with database.read() as session:
         grid = refits.read(session, find_run(session, run), per=per)
@@ -132,7 +132,7 @@ def _alphas(text: str | None) -> list[float | None]:
 
 
 def _show(compared: Sequence[Comparison]) -> None:
-    """One table of all: of several runs, or settings of the reward, each row says which."""
+    """Print one table for all comparisons, with columns for the run and alpha where they differ."""
     for one in compared:
         per = "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
         click.echo(
@@ -157,7 +157,7 @@ def _show(compared: Sequence[Comparison]) -> None:
 
 
 def _show_shares(compared: Sequence[Comparison], *, has_runs: bool, has_alphas: bool) -> None:
-    """Which teachers each strategy asks: a row a teacher for one comparison, a row a strategy for several."""
+    """Print each strategy's shares by teacher: one row per teacher, or one row per strategy for several comparisons."""
     if len(compared) == 1:
         facts = compared[0].strategies
         teachers = sorted({name for fact in facts for name in fact.shares})

@@ -1,4 +1,4 @@
-"""`persyn completion`: a shell that knows the commands, and the runs in the store."""
+"""`persyn completion`: shell completion of commands, options, files and runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
-#: A store that does not answer so soon is not waited for: a TAB is pressed.
+#: Time limit for querying the store, since the user is waiting for a completion.
 _SECONDS = 2.0
 
 
@@ -29,7 +29,7 @@ def completion(shell: str) -> None:
 
 
 def run_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The runs whose name begins like this; none where there is no store, or none that answers soon."""
+    """Complete run names; empty if there is no store, or it does not answer in time."""
     found: list[str] = []
     asking = threading.Thread(target=lambda: found.extend(_names(incomplete)), daemon=True)
     asking.start()
@@ -38,7 +38,7 @@ def run_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 
 def _names(incomplete: str) -> list[str]:
-    with contextlib.suppress(Exception):  # whatever is wrong, the command itself will say it
+    with contextlib.suppress(Exception):  # the command itself will report any error
         from sqlalchemy import select
 
         from persyn.db.catalog import Run

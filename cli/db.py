@@ -1,4 +1,4 @@
-"""`persyn db`: the store's schema."""
+"""`persyn db`: create, upgrade and check the store's schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`persyn dispatch`: ring for waiting jobs, take back lost ones."""
+"""`persyn dispatch`: notify workers of waiting jobs, and requeue the jobs of lost workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`persyn doctor`: can this machine do the work?"""
+"""`persyn doctor`: check this host, the store, the broker and the workers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from persyn.workers.cluster.roll import Present
 
 _FREE_GB = 10
-#: Packages a run may rest on, with what each is for.
+#: Optional packages, with their purpose.
 _OPTIONAL = {
     "vllm": "vllm teachers",
     "psycopg": "PostgreSQL",
@@ -48,9 +48,9 @@ _OPTIONAL = {
     "langdetect": 'quality kind "instructions", where one asks for a language',
     "celery": "persyn worker and persyn dispatch",
 }
-#: How far this host's clock may be from the database's before it is said.
+#: Clock differences to the database above this are reported.
 _SKEW_SECONDS = 5.0
-#: Kinds of file systems, without "fuse.", whose locks do not keep two hosts from writing to one SQLite file.
+#: File systems (without "fuse.") whose locks do not protect a SQLite file from writers on two hosts.
 _NETWORKED = (
     "nfs nfs4 cifs smb smb3 smbfs afs ceph lustre gpfs beegfs glusterfs orangefs pvfs2 ocfs2 gfs2 panfs wekafs "
     "sshfs s3fs gcsfuse rclone goofys juicefs davfs davfs2"
@@ -93,7 +93,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _transformers() -> Iterator[Finding]:
-    """A torchvision that does not fit torch spoils every model: transformers imports it when it is there."""
+    """Check torchvision: transformers imports it if installed, so a mismatch with torch breaks every model."""
     if importlib.util.find_spec("torchvision") is None:
         return
     tried = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
@@ -116,13 +116,13 @@ def _store(settings: Settings) -> Iterator[Finding]:
         database.close()
     except UsageError as error:
         yield "error", "store", str(error)
-    except (OSError, SQLAlchemyError) as error:  # the folder that cannot be made, the file that cannot be opened
+    except (OSError, SQLAlchemyError) as error:  # a folder that cannot be created, or a file that cannot be opened
         place = make_url(settings.database_url).render_as_string(hide_password=True)
         yield "error", "store", f"{place} cannot be opened: {shorten(str(getattr(error, 'orig', error)))}"
 
 
 def judge_file(file: Path, kind: str, *, has_broker: bool) -> Iterator[Finding]:
-    """What is wrong with a SQLite file on this kind of file system."""
+    """Report problems of a SQLite file on this kind of file system."""
     if kind.removeprefix("fuse.") in _NETWORKED.split():
         found = f"{file} is on {kind}, where SQLite loses data; keep it on a local disk, or take PostgreSQL"
         yield "error", "store", found
@@ -132,18 +132,18 @@ def judge_file(file: Path, kind: str, *, has_broker: bool) -> Iterator[Finding]:
 
 
 def file_system(file: Path, mounts: str) -> str:
-    """The kind of file system a file is on, by the lines of /proc/mounts; "" when none of them says."""
+    """The kind of file system that holds a file, from the content of /proc/mounts; "" if unknown."""
     path = file.absolute().resolve()
     kinds = {}
     for line in mounts.splitlines():
         _, point, kind, *_ = line.split(" ")
-        # Blanks, tabs, line breaks and backslashes are written as octal numbers.
+        # Spaces, tabs, line breaks and backslashes are written as octal escapes.
         kinds[Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point))] = kind
     return next((kinds[point] for point in (path, *path.parents) if point in kinds), "")
 
 
 def _server(database: Database) -> Iterator[Finding]:
-    """What the database is, and what time it has."""
+    """Report the database's version and clock."""
     is_sqlite = database.engine.dialect.name == "sqlite"
     version = func.sqlite_version() if is_sqlite else func.current_setting("server_version")
     with database.read() as session:
@@ -156,7 +156,7 @@ def _server(database: Database) -> Iterator[Finding]:
 
 
 def clock(database: datetime, host: datetime) -> Finding:
-    """How far this host's clock is from the database's. Leases follow the database's alone."""
+    """Compare this host's clock with the database's, which alone determines leases."""
     seconds = (host - database).total_seconds()
     if abs(seconds) <= _SKEW_SECONDS:
         return "ok", "clock", "this host's agrees with the database's"
@@ -165,11 +165,11 @@ def clock(database: datetime, host: datetime) -> Finding:
 
 
 def _workers(settings: Settings) -> Iterator[Finding]:
-    """Ask the workers of this broker who they are."""
+    """Query the workers of this broker."""
     from persyn.workers.cluster import app, roll
 
     waiting: list[Backlog] = []
-    # What is wrong with the store was said already.
+    # Errors of the store have been reported already.
     with contextlib.suppress(UsageError, SQLAlchemyError):
         database = Database(settings.database_url)
         with database.read() as session:
@@ -184,7 +184,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
 
 
 def judge_workers(present: Sequence[Present], waiting: Sequence[Backlog]) -> Iterator[Finding]:
-    """Who answers, whether all are of this version, and what waits that none of them takes."""
+    """Report which workers respond, whether their versions agree, and which queues no worker serves."""
     from persyn.workers.cluster import roll
 
     if not present:
@@ -224,7 +224,7 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _lacked(wanted: RunConfig) -> Iterator[Finding]:
-    """What a run would lack here."""
+    """Report what a run would lack on this host."""
     with waiting("looking at GPUs, memory and servers"):
         found = [*servers.look(wanted), *host.look(wanted)]
     for whose, finding in found:
@@ -232,8 +232,8 @@ def _lacked(wanted: RunConfig) -> Iterator[Finding]:
 
 
 def _on_cpu(settings: Settings) -> Iterator[Finding]:
-    """Which models of runs that are not over work on the CPU of a host that has GPUs."""
-    with contextlib.suppress(UsageError, SQLAlchemyError, OSError):  # what is wrong with the store was said already
+    """Report models of running runs that use the CPU of a host with GPUs."""
+    with contextlib.suppress(UsageError, SQLAlchemyError, OSError):  # errors of the store have been reported already
         database = Database(settings.database_url)
         if database.is_there():
             with database.read() as session:

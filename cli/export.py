@@ -1,4 +1,4 @@
-"""`persyn export`: a run's dataset."""
+"""`persyn export`: write a run's dataset."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def _show(manifest: Manifest) -> None:
-    """What became of every assignment, line by line."""
+    """Print the number of assignments by outcome."""
     rows: list[tuple[str, int]] = [("assigned", manifest.assigned)]
     rows += [(f"failed: {reason}", count) for reason, count in manifest.failed.items()]
     rows += [("missing so far", manifest.missing)] if manifest.missing else []

@@ -1,4 +1,4 @@
-"""What every import says to a person: what a bad row does, and what came of it all."""
+"""Options and output shared by all import commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = click.option(
 
 
 def renamed(names: Iterable[str], fields: Collection[str]) -> dict[str, str]:
-    """What --map was given: {our field: the file's}. Raises `UsageError` for a field that is not ours."""
+    """Parse --map options to {our field: the file's field}; raise `UsageError` for an unknown field."""
     pairs: dict[str, str] = {}
     for given in names:
         ours, _, theirs = given.partition("=")
@@ -42,9 +42,9 @@ def renamed(names: Iterable[str], fields: Collection[str]) -> dict[str, str]:
 
 
 def show_report(report: ImportReport, *, what: str) -> None:
-    """Print the counts, and the first bad rows.
+    """Print the counts and the first bad rows.
 
-    what: that differed in a row that conflicts with a stored one.
+    what: the field that differed in rows that conflict with stored ones.
     """
     replaced = f"{report.replaced:,} in place of failed ones, " if report.replaced else ""
     scores = f"; {report.new_scores:,} new scores" if report.new_scores else ""

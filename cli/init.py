@@ -1,4 +1,4 @@
-"""`persyn init`: something to begin with."""
+"""`persyn init`: write a run file and example rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from persyn.errors import UsageError
 
-#: Name: (the rows that come with it, what is to be done next; FOLDER stands for the folder).
+#: Name: (the file of rows, the next step); FOLDER stands for the target folder.
 _TEMPLATES = {
     "small": ("prompts.jsonl", "persyn run start FOLDER/run.toml"),
     "fake": ("prompts.jsonl", "persyn run start FOLDER/run.toml"),

@@ -1,4 +1,4 @@
-"""`persyn jobs`: the pieces of a run's work."""
+"""`persyn jobs`: list, retry and cancel the jobs of a run."""
 
 from __future__ import annotations
 

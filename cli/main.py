@@ -1,6 +1,6 @@
-"""The `persyn` command: which groups there are, and what a person sees of an error.
+"""The `persyn` command: its subcommands, and the reporting of errors.
 
-A group's module is imported only when it is asked for, so that help answers at once.
+The module of a subcommand is imported only when it is called, so that help is fast.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _COMMANDS = {
 
 
 class _Lazy(click.Group):
-    """A group that knows its commands by name and help, and imports one when it is called."""
+    """A group that lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -57,14 +57,14 @@ class _Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is meant; of one that is not there, which is nearest."""
+        """Find the command; for an unknown name, suggest the nearest."""
         try:
             return super().resolve_command(ctx, args)
         except click.NoSuchCommand as error:
             raise click.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Commands and options; no command is imported for it."""
+        """Complete commands and options without importing any command."""
         commands = [
             CompletionItem(name, help=text) for name, (_, _, text) in _COMMANDS.items() if name.startswith(incomplete)
         ]
@@ -75,7 +75,7 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
 
 
-#: Packages that come with an extra alone.
+#: Packages that are installed only with an extra.
 _EXTRAS = {
     "celery": "celery",
     "kombu": "celery",
@@ -104,8 +104,8 @@ def persyn(ctx: click.Context, debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command; exit 0 when done, 1 when the work failed, 2 on wrong usage, 130 or 143 when interrupted."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is temporary is removed on the way out
+    """Run the command; exit 0 on success, 1 on failure, 2 on wrong usage, 130 or 143 when interrupted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed on exit
     try:
         persyn(prog_name="persyn", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def _explain(message: str) -> None:
-    """One line, however many the message has; with --debug the traceback first."""
+    """Print an error on one line; with --debug, print the traceback first."""
     if "--debug" in sys.argv:
         import traceback
 
@@ -134,7 +134,7 @@ def _explain(message: str) -> None:
 
 
 def _foreign(error: Exception) -> str:
-    """A library's error in a line: a database's own words, what is not installed, the file it is about, or its kind."""
+    """Summarise a library's error on one line: a database error, a missing package, a file error, or its type."""
     original = getattr(error, "orig", None)
     if "database is locked" in str(original):
         return "another process writes to the store and holds it; see which with 'fuser' or 'lsof', then try again"

@@ -1,4 +1,4 @@
-"""`persyn metrics`: figures for Prometheus."""
+"""`persyn metrics`: export metrics for Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command opens first: the settings and the store, at the right revision."""
+"""Open the settings and the store for a command, and print tables and values."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from persyn.settings import Settings
 log = logging.getLogger(__name__)
 
 _ENDLESS = 1_000_000
-#: From here on a number is easier to read as a power of ten.
+#: Larger numbers are printed in scientific notation.
 _LARGEST_IN_FULL = 1e15
 
 RUN = click.argument("run", shell_complete=run_names)
 
 
 class _Whole(click.ParamType[int]):
-    """A whole number that every database takes; the limits are no news to a reader of the help."""
+    """An integer in the range of every database; the range is not shown in the help."""
 
     name = "integer"
 
@@ -44,7 +44,7 @@ class _Whole(click.ParamType[int]):
         self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number, or wrong usage."""
+        """Parse the number; fail with a usage error."""
         try:
             number = int(value)
         except ValueError:
@@ -61,10 +61,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead 
 
 @contextmanager
 def store(*, patient: bool = False) -> Iterator[Database]:
-    """The store of the environment; `UsageError` when it is not at this code's revision.
+    """Open the store of the environment; raise `UsageError` when its schema is at another revision.
 
-    patient: one that does not answer is waited for, as whoever is started with it must; and no transaction that
-             writes stands still, since others wait for it.
+    patient: wait for a database that does not respond yet, for services that start together with it; and limit the time
+             that a writing transaction may be idle, since others wait for it.
     """
     limit = {"idle_seconds": BRISK_SECONDS} if patient else {}
     database = Database(Settings.from_environment().database_url, **limit)
@@ -87,7 +87,7 @@ def store(*, patient: bool = False) -> Iterator[Database]:
 
 @contextmanager
 def store_or_empty() -> Iterator[Database]:
-    """The store, as above; where there is none none is made, and an empty one stands for it."""
+    """Open the store; if it does not exist, use an empty temporary one instead of creating it."""
     database = Database(Settings.from_environment().database_url)
     try:
         is_there = database.is_there()
@@ -98,14 +98,14 @@ def store_or_empty() -> Iterator[Database]:
 
 
 def broker(settings: Settings) -> str:
-    """The broker's address, or `UsageError`."""
+    """The broker's URL; raise `UsageError` if it is not set."""
     if settings.broker_url is None:
         raise UsageError("PERSYN_BROKER_URL is not set; give redis://host:port/0, the same to every worker")
     return settings.broker_url
 
 
 def nobody_takes(backlog: Backlog) -> str:
-    """What is said of a queue that waits for a worker that is not there."""
+    """The message for a queue that no running worker serves."""
     need = f"{backlog.gpus} GPUs" if backlog.gpus > 1 else ["no GPU", "a GPU"][backlog.gpus]
     return (
         f"{backlog.jobs} jobs of {backlog.queue} wait, and no worker that is up takes them; "
@@ -114,12 +114,12 @@ def nobody_takes(backlog: Backlog) -> str:
 
 
 def warn(text: str) -> None:
-    """Say something that a person should know, beside what was asked for."""
+    """Print a warning to standard error."""
     click.echo(f"warning: {plain(text)}", err=True)
 
 
 def find_run(session: Session, name: str) -> Run:
-    """The run of this name, or `UsageError`."""
+    """The run of this name; raise `UsageError` if there is none."""
     return lookup.run(session, name)
 
 
@@ -133,8 +133,8 @@ def show(
 ) -> None:
     """Print rows as a table, or as a JSON array of objects.
 
-    skip_empty: leave out of the table each column in which every row is None.
-    separators: show whole numbers as 1,234,567; they are counts, not ids.
+    skip_empty: omit columns in which every row is None from the table.
+    separators: print integers as 1,234,567, for counts rather than ids.
     """
     if as_json:
         click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], default=str, ensure_ascii=False))
@@ -145,7 +145,7 @@ def show(
         rows = [[row[place] for place in filled] for row in rows]
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _ENDLESS  # whoever reads a pipe wants a row on a line
+        console.width = _ENDLESS  # in a pipe, each row is one line
     cells = [[_in_table(value, separators=separators) for value in row] for row in rows]
     table.show(console, columns, cells, [_is_number([row[place] for row in rows]) for place in range(len(columns))])
 
@@ -161,7 +161,7 @@ def _is_number(values: Sequence[Any]) -> bool:
 
 
 def cell(value: Any) -> str:
-    """A value on one line, harmless on a terminal."""
+    """Format a value on one line, safe for a terminal."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -179,5 +179,5 @@ def number(value: float) -> str:
 
 
 def plain(text: str) -> str:
-    """A text whose control characters are shown, not obeyed; only line breaks and tabs stay."""
+    """Escape the control characters of a text, except line breaks and tabs."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

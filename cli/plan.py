@@ -1,4 +1,4 @@
-"""`persyn plan`: what a run would cost."""
+"""`persyn plan`: estimate the costs of a run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _show(found: Plan) -> None:
 
 
 def _explain(found: Plan) -> None:
-    """What the figures are not."""
+    """Explain the limits of the estimates."""
     if not found.most.responses:
         click.echo("nothing is left to ask")
         return

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a bar per stage with rate and ETA, or plain lines without a terminal."""
+"""Show the progress of a run: a bar per stage with rate and ETA on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import Progress as Counts
 from persyn.workers.runner.listener import Counter
 
-#: Between two lines where there is no terminal.
+#: Interval between lines without a terminal.
 LINE_SECONDS = 10.0
-#: A line of so many columns has room for a long bar.
+#: Terminals with at least this many columns show a long bar.
 _WIDE = 100
 
 
 @contextmanager
 def counting_rows() -> Iterator[Callable[[int], None]]:
-    """A counter of prompt rows on the terminal, while files are read; yields what to call with the number so far."""
+    """Show a counter of prompt rows while files are read; yields a function to call with the current number."""
     columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} prompt rows"), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -49,22 +49,22 @@ def counting_rows() -> Iterator[Callable[[int], None]]:
 
 
 class _Framed(Progress):
-    """Bars with something above and below."""
+    """Progress bars with content above and below."""
 
     above: RenderableType | None = None
     below: RenderableType | None = None
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """All of it, from the top."""
+        """The content from top to bottom."""
         frame = self.above, self.make_tasks_table(self.tasks), self.below
         return [part for part in frame if part is not None]
 
 
 class Meter:
-    """A bar for each thing that goes on, with rate and ETA; a line now and then where there is no terminal.
+    """A progress bar per task with rate and ETA; periodic lines where there is no terminal.
 
-    console:      where it is shown; standard error, if none is given.
-    line_seconds: between two lines.
+    console:      where it is shown; None means standard error.
+    line_seconds: interval between lines.
     """
 
     def __init__(self, console: Console | None = None, *, line_seconds: float = LINE_SECONDS) -> None:
@@ -86,7 +86,7 @@ class Meter:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether there are bars, and not lines."""
+        """Whether bars are shown, and not lines."""
         return self.console.is_terminal
 
     def __enter__(self) -> Meter:
@@ -97,7 +97,7 @@ class Meter:
         self._progress.stop()
 
     def show(self, name: str, total: int, done: int, note: str = "", *, ago: float = 0.0) -> None:
-        """So much of it is done; the first time says where it begins, and how many seconds ago it began."""
+        """Update a task's progress; the first call creates it, started `ago` seconds earlier."""
         if name not in self._tasks:
             task_id = self._progress.add_task(name, total=total, completed=done, rate="", left="", note=note)
             self._tasks[name] = task_id
@@ -115,11 +115,11 @@ class Meter:
             self._line(task, note)
 
     def frame(self, above: RenderableType | None, below: RenderableType | None) -> None:
-        """Put something above and below the bars; lines have no such thing."""
+        """Show content above and below the bars; ignored without a terminal."""
         self._progress.above, self._progress.below = above, below
 
     def say(self, text: str) -> None:
-        """Say something between."""
+        """Print a message between the bars."""
         self.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, task: Task, note: str) -> None:
@@ -131,12 +131,12 @@ class Meter:
 
 
 class Bars(Counter):
-    """Shows the stages of one run as they are worked."""
+    """Shows the progress of one run's stages while they are worked."""
 
     def __init__(self, database: Database, run_id: int) -> None:
         super().__init__(database, run_id)
         self._meter = Meter()
-        #: What goes on, and since when nothing was heard of it.
+        #: The current activity, and the time of the last event.
         self._doing, self._heard_at = "", time.monotonic()
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._say_on, name="heartbeat", daemon=True)
@@ -152,19 +152,19 @@ class Bars(Counter):
         self._meter.__exit__(kind, error, at)
 
     def loading(self, spec: ModelSpec) -> None:
-        """A model begins to load."""
+        """Announce that a model is being loaded."""
         self._hear(f"loading {spec.model or spec.engine}")
         if spec.model:
             self._meter.say(f"loading {spec.model} ({spec.engine})")
 
     def loaded(self, spec: ModelSpec, seconds: float) -> None:
-        """It is in memory."""
+        """Announce that the model is loaded."""
         self._hear(f"waiting for results of {spec.model or spec.engine}")
         if spec.model:
             self._meter.say(f"loaded in {seconds:.1f} s")
 
     def saved(self, stage: str, done: int, failed: int) -> None:
-        """So many rows more are written."""
+        """Count rows that were stored."""
         self._hear(self._doing)
         super().saved(stage, done, failed)
 
@@ -172,7 +172,7 @@ class Bars(Counter):
         self._doing, self._heard_at = doing, time.monotonic()
 
     def _say_on(self) -> None:
-        """Say now and then what goes on while nothing else is heard."""
+        """Print the current activity periodically while there are no events."""
         said_at = time.monotonic()
         while not self._over.wait(0.5):
             silent = time.monotonic() - max(self._heard_at, said_at)
@@ -181,7 +181,7 @@ class Bars(Counter):
                 self._meter.say(f"{self._doing}, {said_at - self._heard_at:.0f} s so far ...")
 
     def waiting(self, reason: str) -> None:
-        """A server is away, and is asked again later."""
+        """Announce that a server is unavailable and will be retried."""
         with self._database.read() as session:
             run = session.get_one(Run, self._run_id)
             found = watch.waits(session, run, session.scalars(select(now())).one())
@@ -205,12 +205,12 @@ def _left(task: Task) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time in hours, minutes and seconds; in days, where there are some."""
+    """Format a duration as hours, minutes and seconds, with days if needed."""
     return str(timedelta(seconds=round(max(seconds, 0.0))))
 
 
 def wait_line(wait: Wait) -> str:
-    """What is waited for, since when, and until when."""
+    """Say which server the run waits for, since when, and until when."""
     return (
         f"waiting for {plain(wait.model)} since {span(wait.seconds)}; asked again in {span(wait.retry_seconds)}, "
         f"the run fails after {span(wait.limit_seconds)} (outage_seconds): {plain(shorten(wait.error))}"

@@ -1,4 +1,4 @@
-"""`persyn prompts`: what is to be answered."""
+"""`persyn prompts`: import and list prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_import
 from persyn.ingest.layouts import PROMPT
 
-#: So many characters of a prompt are shown in a table.
+#: Characters of a prompt shown in a table.
 _BEGINNING = 120
 
 

@@ -1,4 +1,4 @@
-"""The command reference, made from the commands themselves: `python -m persyn.cli.reference > docs/commands.md`."""
+"""Generate the command reference from the commands: `python -m persyn.cli.reference > docs/commands.md`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ A shell that completes commands, options, files and runs: see [`persyn completio
 
 
 def page() -> str:
-    """The whole page, as Markdown."""
+    """The whole page as Markdown."""
     return "\n".join([_OPENING, *_lines(click.Context(persyn, info_name="persyn"))])
 
 
 def _lines(context: click.Context) -> Iterator[str]:
-    """A command, and those below it."""
+    """Describe a command and its subcommands."""
     command = context.command
     depth = 2 if context.parent is None or context.parent.parent is None else 3
     yield f"{'#' * depth} {context.command_path}\n"
@@ -49,7 +49,7 @@ def _lines(context: click.Context) -> Iterator[str]:
 
 
 def _prose(text: str) -> Iterator[str]:
-    """Paragraphs; one that click is told to leave as it is, is a block."""
+    """Paragraphs; those marked as preformatted for click become code blocks."""
     for paragraph in text.split("\n\n"):
         block = paragraph.removeprefix("\b\n")
         yield f"```sh\n{block}\n```\n" if block != paragraph else f"{block}\n"

@@ -1,4 +1,4 @@
-"""`persyn report`: a run as one file, for a colleague."""
+"""`persyn report`: write the report of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from persyn.report.facts import Report
 
 
-#: By how a file's name ends.
+#: File extension -> format.
 _FORMS = {"": "html", ".html": "html", ".htm": "html", ".md": "md", ".markdown": "md"}
 
 
@@ -40,7 +40,7 @@ def report(
     The HTML is one file that needs no network and runs no script. A run that is not done has a report too, which
     says what is not there yet. An earlier report, or folder of figures, is replaced; nothing else is.
     """
-    from persyn.report import document, figures  # bring matplotlib
+    from persyn.report import document, figures  # import matplotlib
 
     form = form or _form(output)
     output = output or Path(f"{run}-report.{form}")
@@ -59,7 +59,7 @@ def report(
 
 
 def _form(output: Path | None) -> str:
-    """The format that a file's name ends with; `UsageError` when that is another."""
+    """The format for a file name's extension; raise `UsageError` for an unknown extension."""
     ending = "" if output is None else output.suffix.lower()
     if ending not in _FORMS:
         raise UsageError(f"a report is HTML or Markdown, not {ending}; give a file's name that ends so, or --format")
@@ -74,7 +74,7 @@ def _gather(database: Database, run: str, group_by: str | None, curve: Curve | N
 
 
 def _curve(database: Database, run: str) -> Curve:
-    from persyn.analysis import refits  # brings torch
+    from persyn.analysis import refits  # imports torch
 
     with database.read() as session:
         grid = refits.read(session, find_run(session, run))

@@ -1,4 +1,4 @@
-"""`persyn responses`: what teachers wrote elsewhere."""
+"""`persyn responses`: import responses generated elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`persyn router`: what a run's router is, and what it would be with fewer calibration prompts."""
+"""`persyn router`: show a run's router and its learning curve."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def curve(run: str, as_json: bool) -> None:
     home = Settings.from_environment().home
     with store() as database, database.read() as session:
         row = find_run(session, run)
-        from persyn.analysis import refits  # brings torch: a run that is not there is told of at once
+        from persyn.analysis import refits  # imports torch; an unknown run is reported before that
 
         grid = refits.read(session, row)
     found = refits.curve(run, refits.freeze(grid, home))

@@ -1,4 +1,4 @@
-"""`persyn run`: a run from start to dataset."""
+"""`persyn run`: start, resume, watch, list and cancel runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from persyn.runs.start import find
 from persyn.settings import Settings
 from persyn.workers.runner.crew import Crew
 
-#: The exit code of a run that is done and lacks more rows than anybody meant.
+#: The exit code of a finished run in which too many rows failed.
 MANY_FAILED = 3
 
 
@@ -62,7 +62,7 @@ def start(config: Path) -> None:
             is_new = find(session, wanted) is None
         known: Identities = {}
         if is_new:
-            # Looking at models may take minutes; others write to the store meanwhile.
+            # Identifying models may take minutes, so it happens outside the write transaction.
             known = look_up(wanted)
             require_fit(wanted)
         with counting_rows() as count, waiting("writing the run and its prompts"), database.write() as session:
@@ -88,7 +88,7 @@ def resume(run: str) -> None:
 
 
 def _warn_of_change(session: Session, run: Run) -> None:
-    """Say how the files of a run's prompts changed, or why that cannot be seen; the run keeps its prompts."""
+    """Warn if the files of a run's prompts changed or cannot be compared; the run keeps its prompts."""
     try:
         change = same_run.look(session, run)
     except UsageError as error:
@@ -165,7 +165,7 @@ def list_runs(as_json: bool) -> None:
 
 
 def _stands(state: RunState, holders: Collection[str], *, is_waiting: bool) -> str:
-    """A run's state, as far as anybody works it."""
+    """A run's state, taking into account whether any worker is active."""
     if state is not RunState.RUNNING or len(holders) > len(owner.dead(holders)):
         return state.value
     return "waiting" if is_waiting else "stopped"
@@ -187,7 +187,7 @@ def status(run: str, as_json: bool) -> None:
 
 
 def _work(database: Database, run_id: int) -> None:
-    """Work a run until it is over, here or by workers elsewhere; then write its dataset and say what came out."""
+    """Work a run to its end, here or by workers elsewhere; then write its dataset and print a summary."""
     settings = Settings.from_environment()
     if settings.broker_url is None:
         stopped = _work_here(database, settings, run_id)
@@ -207,7 +207,7 @@ def _work(database: Database, run_id: int) -> None:
 
 
 def _require_few_failed(database: Database, run_id: int) -> None:
-    """End the command with `MANY_FAILED` where so many rows of a run that is done failed that somebody must look."""
+    """Exit with `MANY_FAILED` if a finished run has an unusual share of failed rows."""
     with database.read() as session:
         run = session.get_one(Run, run_id)
         large = [each for each in shortfalls(tally(session, run)) if each.is_large]
@@ -233,13 +233,13 @@ def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
 
 
 def _require_celery() -> None:
-    """Before a run is written that nobody would work: with a broker, what speaks to it has to be installed."""
+    """With a broker, require Celery before creating a run that could not be worked without it."""
     if Settings.from_environment().broker_url is not None:
         import persyn.workers.cluster.app  # noqa: F401
 
 
 def _work_here(database: Database, settings: Settings, run_id: int) -> str:
-    """Work a run in this process; what to say when it was asked to stop, or nothing."""
+    """Work a run in this process; return a message if it was asked to stop, otherwise an empty text."""
     with Bars(database, run_id) as bars:
         crew = Crew.of_run(database, settings, run_id, bars)
         with _stopping_gently(crew.stopping, "stopping: saving what is finished (again to stop at once)"):
@@ -248,9 +248,9 @@ def _work_here(database: Database, settings: Settings, run_id: int) -> str:
 
 
 def _watch(database: Database, settings: Settings, broker_url: str, run_id: int) -> str:
-    """Show a run that workers work, until it is over or Ctrl-C; what to say in that case, or nothing.
+    """Watch a run worked by workers until it ends or Ctrl-C; return a message in that case, otherwise an empty text.
 
-    Rings and sweeps meanwhile, should no other dispatcher do so.
+    Also dispatches jobs meanwhile, in case no other dispatcher is running.
     """
     from persyn.workers.cluster import app
     from persyn.workers.cluster.dispatch import Dispatcher
@@ -269,14 +269,14 @@ def _watch(database: Database, settings: Settings, broker_url: str, run_id: int)
 
 
 def _follow(view: View) -> Glance | None:
-    """Follow a run until it is over, or Ctrl-C; what was seen last, or None."""
+    """Follow a run until it ends or Ctrl-C; return the last snapshot, or None."""
     closed = threading.Event()
     with _stopping_gently(closed, ""):
         return view.follow(closed)
 
 
 def _untaken(database: Database, run_id: int) -> list[str]:
-    """What of a run waits for a worker that is not there, as far as a broker can be asked."""
+    """Describe queues of a run that no running worker serves, as far as the broker can be queried."""
     settings = Settings.from_environment()
     if settings.broker_url is None:
         return []
@@ -289,13 +289,13 @@ def _untaken(database: Database, run_id: int) -> list[str]:
     try:
         present = roll.call(app.make(settings.broker_url))
     except app.AWAY:
-        return []  # the dispatcher says so
+        return []  # reported by the dispatcher
     return [nobody_takes(backlog) for backlog in roll.untaken(waiting, present) if not backlog.workers]
 
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:
-    # As it was exported last: a run that is resumed must not undo what a person left out.
-    with contextlib.suppress(FolderChanged):  # by another window of this run
+    # Repeat the last export's options: resuming a run must not undo a user's filters.
+    with contextlib.suppress(FolderChanged):  # another process of this run wrote it
         export.write(database, run_id, folder, manifest.options_of(folder))
     with database.read() as session:
         summary.show(session, session.get_one(Run, run_id))
@@ -308,7 +308,7 @@ def _finish(database: Database, run_id: int, folder: Path) -> None:
 
 @contextmanager
 def _stopping_gently(stop: threading.Event, what: str) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM sets `stop` and says what follows, if anything; a second one interrupts."""
+    """Set `stop` and print a message on the first Ctrl-C or SIGTERM; interrupt on the second."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.is_set():

@@ -1,4 +1,4 @@
-"""`persyn sql`: a question to the store."""
+"""`persyn sql`: run a query or a saved query against the store."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _listed() -> list[tuple[str, str, str]]:
 def _statement(
     query: str | None, file: Path | None, name: str | None, given: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
-    """What is asked, and the values of its parameters."""
+    """The statement to run, and the values of its parameters."""
     if sum(each is not None for each in (query, file, name)) != 1:
         raise UsageError("give one of: a query, --file, --ask NAME (see --list)")
     parameters = dict(_parameter(each) for each in given)
@@ -111,7 +111,7 @@ def _show(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_csv: bool
 
 
 def _fits(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bool:
-    """Whether a table of these has room for its columns beside each other; long texts may be folded."""
+    """Whether a table of these rows fits the terminal's width, folding long texts."""
     most_folded = 40
     widths = [
         max(len(column), *(min(len(cell(row[n])), most_folded) for row in rows), 0) for n, column in enumerate(columns)
@@ -120,7 +120,7 @@ def _fits(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bool:
 
 
 def _show_upright(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A row of many columns takes a line for each."""
+    """Print one line per column for each row."""
     width = max(map(len, columns))
     for number, row in enumerate(rows, 1):
         click.secho(f"-- row {number}", dim=True)

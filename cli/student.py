@@ -1,4 +1,4 @@
-"""`persyn student`: train a run's student on its dataset, and see what it became."""
+"""`persyn student`: train and evaluate a run's student."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def list_trainings(as_json: bool) -> None:
 
 
 def show_students(facts: list[outcomes.StudentFacts], *, as_json: bool) -> None:
-    """Print what students became."""
+    """Print the comparison of students."""
     if as_json:
         click.echo(msgspec.json.encode(facts).decode())
         return

@@ -1,4 +1,4 @@
-"""A run's figures, as a person reads them."""
+"""Print the figures of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def show(session: Session, run: Run) -> None:
 
 
 def _hands(session: Session, run: Run) -> None:
-    """Whether anybody is at work on a run that is not over; a worker that was killed says nothing itself."""
+    """Print whether workers are active on a running run, since a killed worker reports nothing."""
     if run.state is not RunState.RUNNING:
         return
     seen = watch.glance(session, run)
@@ -55,7 +55,7 @@ def _stages(found: Facts) -> None:
 
 
 def _failures(session: Session, run: Run, found: Facts) -> None:
-    """Why rows failed, if some did, and what share of them."""
+    """Print the reasons and shares of failed rows, if any."""
     spared = [stage.stage for stage in found.stages if not stage.failed]
     if len(spared) < len(found.stages):
         counted = watch.tally(session, run, known=spared)
@@ -92,7 +92,7 @@ def _teachers(found: Facts) -> None:
 
 
 def _doubtful(found: Facts) -> None:
-    """What a dataset would better not have."""
+    """Print warnings about the quality of the dataset."""
     if cut := [plain(t.teacher) for t in found.teachers if (t.truncated or 0) > MUCH]:
         click.echo(
             f"of the responses of {', '.join(cut)} more than {MUCH:.0%} are cut off at max_tokens; "
@@ -111,7 +111,7 @@ def _share(value: float | None) -> str | None:
 
 def _workers(found: Facts) -> None:
     if len(found.workers) < 2:
-        return  # who worked alone waited for nobody; --json has its figures
+        return  # a single worker waits for nobody; --json includes its figures
     rows = [
         (owner.short(w.worker), w.claims, w.loads, w.load_seconds, w.work_seconds, w.idle_seconds)
         for w in found.workers

@@ -1,4 +1,4 @@
-"""Tables that fit the width there is: no figure is cut, and what does not fit at all becomes a list."""
+"""Print tables that fit the available width: numbers are never cut, and a table that is too wide becomes a list."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-#: Between two columns.
+#: Spaces between two columns.
 _GAP = 2
-#: Text is folded to no less than this, where it is longer.
+#: Minimum width to which longer text is folded.
 _NARROWEST = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A table as wide as there is room; where that is too narrow for it, each row as a list of its cells.
+    """A table fitted to the available width, or a list of each row's cells if that is too narrow.
 
     rows:      the cells, as text.
-    is_number: of each column; figures stand on the right, and whole.
+    is_number: per column; numbers are right-aligned and never folded.
     """
 
     columns: Sequence[str]
@@ -29,7 +29,7 @@ class Fitted:
     is_number: Sequence[bool]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Rich's way to ask what to print in the room that is left."""
+        """Render for rich, in the available width."""
         widths = self._widths(options.max_width)
         if widths is None:
             yield self._list()
@@ -42,7 +42,7 @@ class Fitted:
         yield table
 
     def fits(self, width: int) -> bool:
-        """Whether it is a table in a room so wide, and no list."""
+        """Whether the table fits this width, without becoming a list."""
         return self._widths(width) is not None
 
     def _widths(self, width: int) -> list[int] | None:
@@ -62,7 +62,7 @@ class Fitted:
 
 
 def show(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], is_number: Sequence[bool]) -> None:
-    """Print a table; on a terminal too narrow for it, each row as a list of its cells, which the terminal folds."""
+    """Print a table; on a terminal too narrow for it, print each row as a list of its cells, folded by the terminal."""
     table = Fitted(columns, rows, is_number)
     if table.fits(console.width):
         console.print(table)
@@ -77,7 +77,7 @@ def _text(cell: str | Text) -> Text:
 def _widths(
     columns: Sequence[str], cells: Sequence[Sequence[str]], is_number: Sequence[bool], room: int
 ) -> list[int] | None:
-    """How wide each column is to be, None where they do not fit; texts share what figures leave."""
+    """The width of each column, None if they do not fit; text columns share what numbers leave."""
     longest = [max(map(cell_len, each), default=0) for each in cells]
     wanted = [max(most, cell_len(name)) for most, name in zip(longest, columns, strict=True)]
     least = [
@@ -87,7 +87,7 @@ def _widths(
     left = room - _GAP * (len(columns) - 1) - sum(least)
     if left < 0 and any(longest):
         return None
-    # The narrowest first: what it does not need is left to the wider ones.
+    # Narrowest first: the width that they do not need is left to wider columns.
     widths = list(least)
     for place, n in enumerate(sorted(range(len(columns)), key=lambda n: wanted[n] - least[n])):
         more = min(wanted[n] - least[n], max(left, 0) // (len(columns) - place))

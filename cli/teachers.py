@@ -1,4 +1,4 @@
-"""`persyn teachers`: the models that answer."""
+"""`persyn teachers`: list and check teachers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check(config: Path, ping: bool, as_json: bool) -> None:
     with waiting("looking at GPUs, memory and servers"):
         found += [*servers.look(wanted), *host.look(wanted)]
     with waiting("rendering chat templates"):
-        # A teacher's is looked at with its model.
+        # A teacher's template is checked together with its model.
         found += [each for each in chat_templates.look(wanted) if not each[0].startswith("teacher ")]
     with waiting("importing functions"):
         found += functions.look(wanted)
@@ -60,7 +60,7 @@ def check(config: Path, ping: bool, as_json: bool) -> None:
     wrong = {whose for whose, finding in found if finding.level == "error"}
     for teacher in wanted.teachers:
         if f"teacher {teacher.name}" in wrong:
-            continue  # it cannot be loaded; why was found already
+            continue  # loading failed already, with the reason
         with waiting(f"loading {teacher.name}"):
             found += checked.check_one(teacher, prompts, home)
     judges = [each for each in models.served(wanted) if not each.whose.startswith("teacher ")]

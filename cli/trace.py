@@ -1,4 +1,4 @@
-"""`persyn trace`: where one response comes from, and where it went."""
+"""`persyn trace`: show the provenance and uses of one response."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def trace(run: str, prompt: str, as_json: bool) -> None:
     _table("used by", found.uses)
 
 
-#: What of a raw score has room in a line; --json has all.
+#: The columns of a raw score that fit on a line; --json shows all.
 _SCORE_COLUMNS = ("teacher", "scorer", "value", "n_tokens", "failure", "response_id", "job_id")
 
 

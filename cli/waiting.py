@@ -1,4 +1,4 @@
-"""No silence: whatever takes longer than a few seconds says so on standard error."""
+"""Report on standard error whatever takes longer than a few seconds."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 import click
 
-#: How long a command may be silent before it says what it waits for, and how long between two such lines.
+#: How long a command may be silent before the first message, and the interval between further messages.
 FIRST_SECONDS = 3.0
 NEXT_SECONDS = 10.0
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say what is waited for, should it take longer than a few seconds, and again now and then.
+    """Print a message if the body takes longer than a few seconds, and repeat it periodically.
 
-    what: as "asking the model hub".
+    what: the activity, such as "asking the model hub".
     """
     over, began = threading.Event(), time.monotonic()
 

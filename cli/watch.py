@@ -1,4 +1,4 @@
-"""A run as it is worked elsewhere: a live view on a terminal, a line now and then without one."""
+"""Watch a run that is worked elsewhere: a live view on a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from persyn.errors import shorten
 from persyn.jobs import owner
 from persyn.stages.batch import Progress
 
-#: Between two looks on a terminal.
+#: Interval between snapshots on a terminal.
 LOOK_SECONDS = 1.0
-#: After so many looks it is asked again what should be warned of.
+#: Warnings are checked once per this many snapshots.
 _LOOKS_A_WARNING = 15
-#: Rows are counted at most one part in so many of the time.
+#: Counting rows may take at most one part in this many of the time.
 _COUNTING_SHARE = 10
-#: Workers that are shown one by one, and kinds of failures.
+#: The number of workers and kinds of failures listed.
 _MOST = 12
 
 
 class View:
-    """Looks at a run again and again, and shows what it sees.
+    """Takes snapshots of a run periodically, and shows them.
 
-    interval: seconds between two looks, and between two lines.
-    warnings: asked now and then what a person should know besides; each is said once.
+    interval: seconds between two snapshots, and between two lines.
+    warnings: called from time to time for warnings; each is printed once.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class View:
         self._is_away = False
 
     def follow(self, closed: threading.Event) -> Glance | None:
-        """Show the run until it is over, and return what was seen last; None when `closed` came first."""
+        """Show the run until it ends and return the last snapshot; None if `closed` was set first."""
         looks = 0
         with self._meter:
             while not closed.is_set():
@@ -69,13 +69,13 @@ class View:
                     return seen
                 looks += 1
                 if seen is not None and looks % _LOOKS_A_WARNING == 0:
-                    with contextlib.suppress(OperationalError):  # the next look says so
+                    with contextlib.suppress(OperationalError):  # the next snapshot reports it
                         self._say_once(self._warnings())
                 closed.wait(self._interval)
         return None
 
     def _look(self) -> Glance | None:
-        """One look; None when the database does not answer, which is said once."""
+        """Take a snapshot; None if the database does not respond, which is reported once."""
         try:
             with self._database.read() as session:
                 run = session.get_one(Run, self._run_id)
@@ -117,7 +117,7 @@ class View:
         self._meter.show(stage, counts.total, over(seen, counted), ", ".join(notes), ago=seen.stage_seconds)
 
     def _sum_up(self) -> None:
-        """Where there is no table of what failed, say it at the end."""
+        """Print failures at the end if they were not shown in a table."""
         counted = self._rows.newest(0.0)
         if counted is not None and not self._meter.is_terminal:
             for failure in counted.failures:
@@ -131,7 +131,7 @@ class View:
 
 
 class _Rows:
-    """A run's rows, counted beside the view: it waits for a count no longer than it would for its next look."""
+    """Counts a run's rows in the background, so that the view never waits longer than one interval."""
 
     def __init__(self, database: Database, run_id: int) -> None:
         self._database = database
@@ -141,7 +141,7 @@ class _Rows:
         self._count_at = 0.0
 
     def newest(self, seconds: float) -> Tally | None:
-        """The newest count there is after at most so many seconds."""
+        """The latest count available within the given number of seconds."""
         if self._thread is None and time.monotonic() >= self._count_at:
             self._begin()
         if self._thread is not None:
@@ -151,7 +151,7 @@ class _Rows:
         return self._found
 
     def last(self) -> Tally | None:
-        """A count that begins now, however long it takes: nothing will change any more."""
+        """A final count that starts now, however long it takes."""
         if self._thread is not None:
             self._thread.join()
         self._begin().join()
@@ -159,7 +159,7 @@ class _Rows:
         return self._found
 
     def _begin(self) -> threading.Thread:
-        # A count of many rows cannot be interrupted; whoever closes the window does not wait for it.
+        # Counting cannot be interrupted; a daemon thread lets the user close the view without waiting.
         self._thread = threading.Thread(target=self._count, name="counting", daemon=True)
         self._thread.start()
         return self._thread
@@ -171,7 +171,7 @@ class _Rows:
                 run = session.get_one(Run, self._run_id)
                 found = tally(session, run, known=self._behind(run.stage))
         except OperationalError:
-            return  # the view says so
+            return  # reported by the view
         ended = time.monotonic()
         self._count_at = ended + _COUNTING_SHARE * (ended - began)
         before = self._found
@@ -180,7 +180,7 @@ class _Rows:
         self._found = found
 
     def _behind(self, stage: str) -> list[str]:
-        """Stages that were counted when nothing of them was missing any more."""
+        """Stages that had no missing rows when they were counted."""
         if self._found is None:
             return []
         return [name for name, counts in self._found.stages.items() if name != stage and not counts.pending]
@@ -193,7 +193,7 @@ def _head(name: str, seen: Glance) -> Text:
 
 
 def _in_words(seen: Glance) -> list[str]:
-    """What the tables below the bars say, in a few words."""
+    """Summarise the tables below the bars in a few words."""
     tokens = sum(pace.tokens for pace in seen.paces)
     workers = _many(len({held.worker for held in seen.held}), "worker")
     waits = [f"waiting for {wait.model}" for wait in seen.waits]

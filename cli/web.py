@@ -1,4 +1,4 @@
-"""`persyn web`: the console."""
+"""`persyn web`: serve the web console."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from persyn.cli.open import actor, store
 from persyn.errors import UsageError
 
-#: A token that can be guessed is none.
+#: Shorter tokens could be guessed.
 _LEAST_TOKEN = 16
 
 

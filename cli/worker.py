@@ -52,7 +52,7 @@ def _ids(given: str) -> tuple[str, ...]:
 
 
 def _default_name(gpus: Sequence[str]) -> str:
-    # Several CPU workers may run on one host, and a broker wants them told apart.
+    # Several CPU workers may run on one host, and the broker needs distinct names.
     return f"gpu-{'-'.join(gpus)}" if gpus else f"cpu-{os.getpid()}"
 
 

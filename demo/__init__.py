@@ -1,1 +1,1 @@
-"""The demo: the whole job on two small real models that come from the package index."""
+"""The demo: a complete run with two small real models from the package index."""

@@ -1,4 +1,4 @@
-"""`python -m demo [transformers | vllm]`: prepare models and prompts under build/, then start the run, or resume it."""
+"""Prepare the demo under build/ and start or resume its run: `python -m demo [transformers | vllm]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = Path("build/demo")
 
 
 def main() -> None:
-    """Write what the run needs, once, and hand over to `persyn run start`."""
+    """Write the run's files on first use, then call `persyn run start`."""
     engine = sys.argv[1] if len(sys.argv) > 1 else "transformers"
     if engine not in ("transformers", "vllm"):
         sys.exit(f"error: ENGINE is transformers or vllm, got {engine!r}")
@@ -23,7 +23,7 @@ def main() -> None:
     prompts.write(FOLDER / "prompts.jsonl")
     run_file = FOLDER / f"run-{engine}.toml"
     run_file.write_text(_run_file(engine))
-    # Each engine has a store of its own, so that the two can be compared.
+    # Each engine has its own store, so that the two can be compared.
     home = (FOLDER / engine).absolute()
     environment = {**os.environ, "PERSYN_HOME": str(home), "PERSYN_DATABASE_URL": f"sqlite:///{home}/persyn.db"}
     environment |= {"HF_HUB_OFFLINE": "1"}

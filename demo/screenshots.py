@@ -1,4 +1,4 @@
-"""The pictures of the documents: the console and the report, as they show the demo's run.
+"""Take the screenshots of the documentation: the console and the report of the demo's run.
 
 python -m demo.screenshots [build/demo/transformers/persyn.db]
 """
@@ -27,7 +27,7 @@ _RUN = "demo"
 
 @dataclass(frozen=True)
 class Picture:
-    """A page, and the window that it is seen through."""
+    """A page and its viewport."""
 
     name: str
     page: str
@@ -51,7 +51,7 @@ _REPORT = (
 
 
 def main(path: Path) -> None:
-    """Serve the store, write the report, look at each page, keep what is seen."""
+    """Serve the store, write the report, and save a screenshot of each page."""
     if chromium.find() is None:
         sys.exit(chromium.MISSING)
     if not path.exists():
@@ -69,7 +69,7 @@ def main(path: Path) -> None:
 
 
 def _report(store: Database, file: Path) -> str:
-    """Write the run's report, and return its address."""
+    """Write the run's report and return its address."""
     with store.read() as session:
         found = gather.gather(session, find_run(session, _RUN))
     file.write_text(document.html(found, figures.pictures(found)), encoding="utf-8")
@@ -80,10 +80,10 @@ def _seen(browser: Browser, address: str, picture: Picture) -> Image.Image:
     page = browser.new_page(viewport={"width": picture.width, "height": picture.height}, device_scale_factor=1.5)
     page.emulate_media(color_scheme=picture.scheme)
     page.goto(address + picture.page)
-    page.wait_for_function("() => !document.body.dataset.live")  # everything is counted
+    page.wait_for_function("() => !document.body.dataset.live")  # all counts are complete
     page.reload()
     page.wait_for_load_state("networkidle")
-    # Figures that came later have pushed down what the address names.
+    # Figures loaded late have shifted the element that the URL refers to.
     page.evaluate("document.querySelector(':target')?.scrollIntoView()")
     found = Image.open(io.BytesIO(page.screenshot()))
     page.close()
@@ -92,7 +92,7 @@ def _seen(browser: Browser, address: str, picture: Picture) -> Image.Image:
 
 def _keep(picture: Picture, seen: Image.Image) -> None:
     file = _FOLDER / f"{picture.name}.png"
-    # Median cut, the default, would take the colours of thin lines for those of what is around.
+    # Median cut, the default, would merge the colours of thin lines with their surroundings.
     seen.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(file, "PNG", optimize=True)
     print(f"{file} {file.stat().st_size / 1024:.0f} KiB")
 

@@ -1,1 +1,1 @@
-"""The schema's history, one revision a file; run by Alembic."""
+"""Alembic revisions of the database schema."""

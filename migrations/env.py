@@ -1,4 +1,4 @@
-"""Run the migrations: on the connection that was handed in, or on the database of the settings."""
+"""Run the migrations, on a given connection or on the database of the settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from persyn.settings import Settings
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the schema where the command says; SQLite's missing ALTERs become table copies."""
+    """Migrate to the requested revision; SQLite, which lacks most ALTERs, copies tables instead."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

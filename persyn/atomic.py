@@ -1,4 +1,4 @@
-"""A folder that is replaced as a whole: written beside its place, then swapped in."""
+"""Replace a folder atomically: write the new content beside it, then swap it in."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from persyn.errors import PersynError
 
 
 class FolderChanged(PersynError):
-    """Another process replaced, made or removed the folder meanwhile; what it put there stays."""
+    """Another process replaced, created or removed the folder in the meantime; its version is kept."""
 
 
 @contextmanager
 def replaced(folder: Path, *, only_new: bool = False) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder`, or of nothing, when all went well.
+    """Yield an empty folder that replaces `folder` (or creates it) if the block succeeds.
 
-    only_new: `folder` is not to be replaced: it is not there.
-    On any error what was written is removed and `folder` stays as it was. So it does, with `FolderChanged`, when it is
-    another than it was at the beginning: whoever was suspended must not undo what was done meanwhile. A process that
-    is killed leaves at most a sibling named NAME.new-... or, for the moment of the swap, NAME.old-...
+    only_new: do not replace an existing folder; `folder` must not exist.
+    On any error the new content is removed and `folder` is left unchanged. If `folder` was changed by another process
+    since the start, it is also left unchanged and `FolderChanged` is raised: a process that was suspended must not
+    overwrite newer work. A killed process leaves at most a sibling named NAME.new-... or, during the swap, NAME.old-...
     """
     mark = uuid.uuid4().hex[:8]
     new, old = (folder.with_name(f"{folder.name}.{word}-{mark}") for word in ("new", "old"))
@@ -42,7 +42,7 @@ def replaced(folder: Path, *, only_new: bool = False) -> Iterator[Path]:
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
-    """Tells a folder from whatever takes its place; an inode alone may be used again."""
+    """Identify the folder itself, not its path; the inode alone is not enough because inodes are reused."""
     try:
         found = folder.stat()
     except FileNotFoundError:
@@ -51,7 +51,7 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
 
 
 def _put_aside(folder: Path, old: Path, before: tuple[int, ...]) -> None:
-    """Looked at once it is moved: nobody can replace it any more."""
+    """Move the folder aside, then compare it with `before`: after the move nobody can replace it."""
     try:
         folder.rename(old)
     except FileNotFoundError as error:
@@ -74,7 +74,7 @@ def _put(new: Path, folder: Path, old: Path) -> None:
 
 
 def _put_back(old: Path, folder: Path) -> None:
-    """What was put aside, unless something newer is there."""
+    """Restore the folder that was moved aside, unless a newer one has taken its place."""
     if old.exists() and not folder.exists():
         old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -87,7 +87,7 @@ def _changed(folder: Path) -> FolderChanged:
 
 
 def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make directory entries durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

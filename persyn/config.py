@@ -1,7 +1,7 @@
-"""The tables of a run file: checked strictly, frozen.
+"""The run file's tables as frozen, strictly validated structs.
 
-Every key is a field below; a key that is no field is an error, so that a typing mistake
-cannot pass for a default. The comment above a field is its meaning in docs/run-file.md too.
+Every key is a field below and an unknown key is an error, so that a misspelled key cannot silently
+become a default. The comment above a field is also its description in docs/run-file.md.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 Name = Annotated[str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
-#: The engine of a teacher, and the kind of a scorer, that do nothing here: what they did elsewhere was imported.
+#: The engine of a teacher, or the kind of a scorer, whose results were imported and that does nothing here.
 IMPORTED = "imported"
-#: What a judge runs on.
+#: The engines a judge can run on.
 JudgeEngine: TypeAlias = Literal["vllm", "transformers", "openai", "fake"]
-#: A teacher's may be a hub id.
+#: A teacher's name may be a hub id.
 TeacherName = Annotated[
     str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")
 ]
 Model = Annotated[str, Meta(title="folder or hub id")]
-#: What a log-likelihood is divided by: "response" is the sum over all its tokens.
+#: The divisor of a log-likelihood: "response" means the sum over all its tokens.
 Per: TypeAlias = Literal["token", "character", "response"]
 Unit = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -30,62 +30,62 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class _Table(Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file."""
+    """A table of the run file."""
 
 
 class Sampling(_Table, frozen=True):
-    """How a response is drawn. `max_tokens` always bounds it."""
+    """How responses are sampled. `max_tokens` always bounds their length."""
 
-    #: The most tokens of a response; lowered to what the context leaves.
+    #: Maximum number of tokens of a response; lowered to the room left in the context.
     max_tokens: Positive = 1024
-    #: How freely tokens are drawn; 0 is greedy, always the likeliest one.
+    #: Sampling temperature; 0 is greedy decoding.
     temperature: Annotated[float, Meta(ge=0)] = 0.7
-    #: Tokens are drawn from the likeliest that have this probability together.
+    #: Nucleus sampling: sample from the most likely tokens with this total probability.
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    #: Tokens are drawn from so many of the likeliest; 0 considers every token.
+    #: Sample from this many of the most likely tokens; 0 considers every token.
     top_k: Count = 0
-    #: Above 1, tokens that are there already become less likely; 1 is none.
+    #: Values above 1 make tokens that already occur less likely; 1 has no effect.
     repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
-    #: Texts that end a response; they are no part of it.
+    #: Texts that end a response; they are not part of it.
     stop: list[str] = []
 
 
 class RunTable(_Table, frozen=True):
-    """[run]: its name, and the dials of the method."""
+    """[run]: the run's name and the method's parameters."""
 
     #: The run's name, unique in the store.
     name: Name
-    #: What the run is about; a label that is kept. What decides is `[quality]`.
+    #: What the run is about; only a label. The scorer is set in `[quality]`.
     setting: Literal["math", "instruct"]
-    #: Weight of learnability; quality has the rest.
+    #: Weight of learnability; quality has the remaining weight.
     alpha: Unit = 0.4
-    #: How raw scores are made comparable within a prompt.
+    #: How raw scores are normalised within a prompt.
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
-    #: What a response's log-likelihood is divided by; for `response` it is the sum over all its tokens.
+    #: The divisor of a response's log-likelihood; `response` means the sum over all its tokens.
     learnability_per: Per = "token"
-    #: Prompts answered by every teacher, the hold-out included; at most as many as there are prompts.
+    #: Number of prompts answered by every teacher, including the hold-out; at most the number of prompts.
     calibration: Positive = 2500
-    #: Share of them kept out of the fit, to measure the router and to compare strategies.
+    #: Share of the calibration prompts excluded from the fit, to measure the router and to compare strategies.
     holdout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
-    #: Of the calibration draw, of the responses and of the fit.
+    #: Seed of the calibration draw, the responses and the fit.
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
-    #: The most prompts in one job, what a worker claims at a time; with fewer than 128 times as many, jobs are smaller,
-    #: down to 8 prompts. `score` divides it by the number of teachers, `assign` takes 8 times as many.
+    #: Maximum number of prompts in one job, the unit that a worker claims. With fewer than 128 times as many prompts,
+    #: jobs are smaller, down to 8 prompts. `score` divides it by the number of teachers, `assign` multiplies it by 8.
     job_prompts: Positive = 256
-    #: How long a server that answers nobody is waited for, in seconds, before the run fails; 0 does not wait. Waiting
-    #: uses up no attempt. A server that refuses everybody (no credit, a wrong key) is not waited for. It may change
+    #: How long to wait for an unavailable server, in seconds, before the run fails; 0 means not to wait. Waiting uses
+    #: no attempts. A server that rejects every request (no credit, a wrong key) is not waited for. It may be changed
     #: later: `persyn run start` with the changed file.
     outage_seconds: Annotated[float, Meta(ge=0)] = 3600.0
 
 
 class PromptsTable(_Table, frozen=True):
-    """[prompts]: where they come from, one of the two."""
+    """[prompts]: where the prompts come from; either `file` or `source`."""
 
-    #: Paths, to be imported: JSONL, JSON, CSV (these also as `.gz`) or Parquet, told by the file's ending.
+    #: Paths to import: JSONL, JSON, CSV (each also as `.gz`) or Parquet, recognised by the file's extension.
     file: str | list[str] = []
-    #: In place of `file`: the prompts imported before from files of these names; `persyn prompts stats` lists them.
+    #: Instead of `file`: names of files whose prompts were imported before; `persyn prompts stats` lists them.
     source: str | list[str] = []
-    #: The content of each file, by which a run knows them wherever they lie; set by PerSyn when the run is started.
+    #: The hash of each file's content, by which a run recognises it at any path; set by PerSyn at the start of the run.
     sha256: list[str] = []
 
     def __post_init__(self) -> None:
@@ -99,46 +99,46 @@ class PromptsTable(_Table, frozen=True):
 
     @property
     def sources(self) -> list[str]:
-        """The names of the files imported already."""
+        """The names of the files that were imported before."""
         return [self.source] if isinstance(self.source, str) else self.source
 
 
 class StudentTable(_Table, frozen=True):
     """[student]: the model the dataset is for."""
 
-    #: What reports call it.
+    #: Its name in reports.
     name: Name
-    #: The student's weights, as they are before training.
+    #: The student's weights before training.
     model: Model
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
-    #: GPUs to score with; 0 is the CPU.
+    #: GPUs for scoring; 0 is the CPU.
     gpus: Count = 0
     #: For the strategy `family-strong`: one of the teachers' families.
     family: str | None = None
     #: Options of its engine.
     options: dict[str, Any] = {}
-    #: What computes the learnability.
+    #: The engine that computes learnability.
     engine: Literal["log_likelihood", "fake"] = "log_likelihood"
 
 
 class QualityTable(_Table, frozen=True):
-    """[quality]: what makes a response good."""
+    """[quality]: how the quality of a response is scored."""
 
-    #: `math`: 1 when the final answer is the reference's, else 0. `instructions`: 1 when all instructions that the
-    #: prompt's row names are followed, else 0. `reward_model`: its logit. `judge`: an LLM's rating, or its comparison
-    #: with the reference answer. `python`: a function of your own. `imported`: a score that came with imported
-    #: responses. `fake`: numbers without sense, for trying things out.
+    #: `math`: 1 if the final answer equals the reference, else 0. `instructions`: 1 if all instructions in the prompt's
+    #: row are followed, else 0. `reward_model`: its logit. `judge`: an LLM's rating, or its comparison with the
+    #: reference answer. `python`: your own function. `imported`: a score that came with imported responses. `fake`:
+    #: meaningless numbers, for trying things out.
     kind: Literal["math", "instructions", "reward_model", "judge", "python", "imported", "fake"]
-    #: `reward_model`: a folder or hub id, a sequence classifier with one label; an encoder needs a chat template.
+    #: `reward_model`: a folder or hub id of a sequence classifier with one label; an encoder needs a chat template.
     #: `judge`: a folder, a hub id, or a server's name for it. `python`: `module:function`, on every worker's
     #: `PYTHONPATH`. `imported`: the field that was given to `persyn responses import --score`.
     model: str = ""
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
-    #: GPUs to score with; 0 is the CPU, or a server.
+    #: GPUs for scoring; 0 is the CPU, or a server.
     gpus: Count = 0
-    #: Options of its engine, which has the name of the kind.
+    #: Options of its engine, which has the same name as the kind.
     options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -160,59 +160,59 @@ class QualityTable(_Table, frozen=True):
 
     @property
     def may_be_verdict(self) -> bool:
-        """Whether its values may say right or wrong, 1 or 0; of what was imported or is one's own, they decide."""
+        """Whether a score may be a verdict, 1 (right) or 0 (wrong); the values of imported and custom scores decide."""
         return self.kind in ("math", "instructions", "python", IMPORTED)
 
     @property
     def is_loaded(self) -> bool:
-        """Whether its model is a folder or a hub id, and not what a server or Python knows by that name."""
+        """Whether `model` is a folder or a hub id that gets loaded, not a server's model name or a Python function."""
         return self.kind == "reward_model" or (
             self.kind == "judge" and self.options["engine"] in ("vllm", "transformers")
         )
 
 
 class RouterTable(_Table, frozen=True):
-    """[router]: the model that predicts whose response will be rewarded most."""
+    """[router]: the model that predicts which teacher's response will have the highest reward."""
 
     #: The language model under the head.
     backbone: Model = "Qwen/Qwen2.5-1.5B"
     #: Hub commit, branch or tag.
     revision: str | None = None
-    #: Its hub commit, or its folder's digest; set by PerSyn when the run is started.
+    #: Its hub commit, or its folder's digest; set by PerSyn at the start of the run.
     version: str | None = None
-    #: What is trained: everything (the paper's), low-rank adapters (needs `persyn[lora]`), or the head alone (seconds);
-    #: `auto` is `full` where prompts kept for it show that it is better than `head` by more than chance, else `head`.
+    #: What is trained: all weights (as in the paper), low-rank adapters (needs `persyn[lora]`), or only the head (takes
+    #: seconds). `auto` is `full` if it beats `head` on validation prompts by more than chance, else `head`.
     tune: Literal["auto", "full", "lora", "head"] = "auto"
-    #: How much each preference counts in the fit: by the difference of its rewards, or all the same (the paper's).
+    #: How preferences are weighted in the fit: by the difference of their rewards, or equally (as in the paper).
     preferences: Literal["weighted", "equal"] = "weighted"
     #: 0 or 1: a router runs on one GPU or on the CPU.
     gpus: Annotated[int, Meta(ge=0, le=1)] = 0
-    #: Options of `router_fit`; `dtype` and `batch_tokens` hold for routing too.
+    #: Options of `router_fit`; `dtype` and `batch_tokens` also apply to routing.
     options: dict[str, Any] = {}
-    #: What fits it, and routes.
+    #: The engine that fits the router and routes.
     engine: Literal["router", "fake"] = "router"
 
 
 class StrategyTable(_Table, frozen=True):
-    """[strategy]: whom to ask.
+    """[strategy]: how a teacher is chosen for each prompt.
 
-    persyn, static and car are decided by the calibration grid, a python function is told it, oracle has every teacher
-    answer every prompt, the others need no grid.
+    persyn, static and car learn from the calibration grid, a Python function receives it, oracle has every teacher
+    answer every prompt, and the others need no grid.
     """
 
-    #: Who answers a prompt.
+    #: How a teacher is chosen for a prompt.
     kind: Literal["persyn", "static", "strong", "mix", "family-strong", "car", "random", "oracle", "python"] = "persyn"
-    #: `mix`: the largest teacher's share; the smallest has the others.
+    #: `mix`: share of prompts for the largest teacher; the smallest answers the others.
     ratio: Unit = 0.2
     #: `car`: weight of the student's loss.
     beta: Annotated[float, Meta(ge=0)] = 3.0
     #: `python`: `module:function`, on every worker's `PYTHONPATH`.
     model: str = ""
-    #: `python`: `sha256:...` of the function's file; set by PerSyn when the run is started.
+    #: `python`: `sha256:...` of the function's file; set by PerSyn at the start of the run.
     revision: str | None = None
     #: `python`: GPUs it needs; 0 is the CPU.
     gpus: Count = 0
-    #: `python`: further arguments of the function.
+    #: `python`: additional arguments of the function.
     options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -221,25 +221,25 @@ class StrategyTable(_Table, frozen=True):
 
     @property
     def name(self) -> str:
-        """What it is called beside others: a function by its own name."""
+        """The strategy's display name; for a Python function, its `module:function`."""
         return self.model or self.kind
 
 
 class Shot(_Table, frozen=True):
-    """One worked example that a teacher is shown before the prompt."""
+    """One worked example shown to a teacher before the prompt."""
 
     user: str
     assistant: str
 
 
 class TeacherTable(_Table, frozen=True):
-    """[[teachers]]: a model that writes responses. All but the descriptive fields make its version."""
+    """[[teachers]]: a model that writes responses. All fields but the descriptive ones are part of its version."""
 
-    #: What reports call it.
+    #: Its name in reports.
     name: TeacherName
-    #: A folder, a hub id, or a server's name for it; of an imported one, the name its rows give it.
+    #: A folder, a hub id, or a server's name for it; for an imported teacher, its name in the imported rows.
     model: str
-    #: What it runs on. `imported`: it writes nothing here, what it wrote elsewhere was imported.
+    #: The engine that runs it. `imported`: it generates nothing here; its responses were imported.
     engine: Literal["vllm", "transformers", "openai", "imported", "fake"] = "vllm"
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
@@ -247,17 +247,17 @@ class TeacherTable(_Table, frozen=True):
     gpus: Count = 1
     #: Options of its engine.
     options: dict[str, Any] = {}
-    #: How a response is drawn.
+    #: How its responses are sampled.
     sampling: Sampling = Sampling()
-    #: A system turn before every prompt; a prompt's own system turn is joined to it.
+    #: A system turn before every prompt; a prompt's own system turn is merged into it.
     system: str | None = None
-    #: Worked examples `{ user, assistant }`, before every prompt.
+    #: Worked examples `{ user, assistant }` before every prompt.
     few_shot: list[Shot] = []
-    #: Descriptive: of models that were made together.
+    #: Descriptive: the model family it belongs to.
     family: str | None = None
-    #: Descriptive: what its responses are bound by, as [the dataset's card](dataset.md#licences) states it.
+    #: Descriptive: the licence of its responses, stated in [the dataset's card](dataset.md#licences).
     license: str | None = None
-    #: Descriptive: parameters, in billions.
+    #: Descriptive: number of parameters, in billions.
     params_b: Annotated[float, Meta(gt=0)] | None = None
     #: Descriptive: US dollars per million prompt tokens.
     price_in: Annotated[float, Meta(ge=0)] | None = None
@@ -266,7 +266,7 @@ class TeacherTable(_Table, frozen=True):
 
 
 class RunConfig(_Table, frozen=True):
-    """The whole file."""
+    """The whole run file."""
 
     run: RunTable
     prompts: PromptsTable
@@ -299,26 +299,26 @@ class RunConfig(_Table, frozen=True):
 
     @property
     def n_calibration(self) -> int | None:
-        """How many of the prompts every teacher answers, those that measure the router included; None is all."""
+        """How many prompts every teacher answers, the hold-out included; None means all of them."""
         if self.strategy.kind == "oracle":
             return None
         return self.run.calibration if self.strategy.kind in ("persyn", "static", "car", "python") else 0
 
     @property
     def holdout(self) -> float:
-        """The share of them on which the router is measured, and strategies are compared."""
+        """The share of calibration prompts held out to measure the router and to compare strategies."""
         return 0.0 if self.n_calibration == 0 else self.run.holdout
 
     def frozen(self) -> dict[str, Any]:
-        """The configuration as the store keeps it."""
+        """Return the configuration as the store keeps it."""
         built: dict[str, Any] = msgspec.to_builtins(self)
         return built
 
     def digest(self) -> str:
-        """SHA-256 of the configuration; equal files, equal digests."""
+        """SHA-256 of the configuration; equal configurations have equal digests."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 def thaw(frozen: dict[str, Any]) -> RunConfig:
-    """The configuration of a stored run."""
+    """Decode the configuration of a stored run."""
     return msgspec.convert(frozen, RunConfig)

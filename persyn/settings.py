@@ -1,4 +1,4 @@
-"""What the environment says, read once into one frozen object."""
+"""Read the environment variables into one frozen object."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from persyn.errors import UsageError
 
 @dataclass(frozen=True)
 class Settings:
-    """Where this process finds its store and keeps its files: each field is a variable, `PERSYN_HOME` and so on."""
+    """Where this process finds its store and keeps its files; each field is a variable such as `PERSYN_HOME`."""
 
-    #: The store; or `postgresql+psycopg://user@host/name`.
+    #: URL of the store; `postgresql+psycopg://user@host/name` for PostgreSQL.
     database_url: str
-    #: Router checkpoints, datasets, trained students and engine logs.
+    #: Folder for router checkpoints, datasets, trained students and engine logs.
     home: Path
-    #: A Redis or Valkey, for many hosts; none: a run is worked by the process that starts it.
+    #: URL of Redis or Valkey, to use many hosts; without one, a run is worked by the process that starts it.
     broker_url: str | None = None
-    #: How long a worker that gives no sign keeps its jobs; the same on every host.
+    #: How long a silent worker keeps its jobs; the same on every host.
     lease_seconds: float = 90.0
-    #: How long a loading model may say nothing before it counts as hung.
+    #: How long a loading model may be silent before it counts as hung.
     load_seconds: float = 3600.0
-    #: How long an engine with work in hand may say nothing before it counts as hung.
+    #: How long an engine with work may be silent before it counts as hung.
     stall_seconds: float = 600.0
-    #: How long a loaded engine with work in hand may give no result, however alive it is, before it is replaced and its
-    #: jobs have failed an attempt; more than the longest response and, where a router is fitted, the whole fit takes.
-    #: None: for ever.
+    #: How long a loaded engine with work may return no result, even if it shows signs of life, before it is replaced
+    #: and its jobs have a failed attempt; must exceed the longest response and, for a router, the whole fit. None:
+    #: unlimited.
     result_seconds: float | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Read the variables; each has a default that works on one machine."""
+        """Read the variables; each has a default that works on a single machine."""
         home = Path(environ.get("PERSYN_HOME") or "persyn-data").absolute()
         return cls(
             database_url=environ.get("PERSYN_DATABASE_URL") or f"sqlite:///{home / 'persyn.db'}",

@@ -1,1 +1,1 @@
-"""Studies of the method on real data: each a command, and the report that it makes."""
+"""Studies of the method on real data, each a command with a report of its results."""

@@ -1,13 +1,13 @@
-"""The answer checker beside other judges of the same answers: how often they agree, and where they part.
+"""Compare the answer checker with other judges of the same answers: agreement, and where they differ.
 
     python -m studies.answers GRID.jsonl.gz ... --cases CASES.jsonl --second-label FIELD --list disagreements.jsonl
 
-A grid is as for `studies.real_grids`, of prompts with a `reference_answer`; a case is
+A grid has the format of `studies.real_grids`, with prompts that have a `reference_answer`; a case is
 {"gold", "pred", "expected"} or {"answer", "response", "expected"}.
-Where a grid's `meta` has the `extracted_answer` that its label is of, the checker is asked about that too: then it is
-known whether the two read another answer off a response, or judge the same one otherwise. The tables go into
-studies/answers.md; the disagreements themselves into the file of --list, for a person to read. No row of a grid is kept
-in this repository.
+If a grid's `meta` has the `extracted_answer` on which its label is based, the checker also judges that answer. This
+shows whether the two extract different answers from a response, or judge the same answer differently. The tables go to
+studies/answers.md, and the disagreements to the file given by --list, for manual review. No row of a grid is stored in
+this repository.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REPORT = Path(__file__).with_suffix(".md")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was written, the reference, what another judge said of it, and the answer that judge read, if it tells."""
+    """A response, the reference, another judge's verdict, and the answer that judge extracted, if known."""
 
     response: str
     reference: str
@@ -39,7 +39,7 @@ class Answer:
 
 
 def main() -> None:
-    """Ask the checker about everything, write the tables and the list."""
+    """Run the checker on everything, and write the tables and the list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grids", nargs="*", type=Path)
     parser.add_argument("--cases", type=Path, action="append", default=[])
@@ -84,10 +84,10 @@ def _grid(path: Path, second: str | None) -> Iterator[Answer]:
 
 
 def compare(answers: Sequence[Answer]) -> tuple[Counter[str], list[dict[str, Any]]]:
-    """Count in which way the checker and the other judge part, and list where.
+    """Count and list the ways in which the checker and the other judge differ.
 
-    returns: how many are "alike", "called_wrong", "called_right" and "undecided", and of these last three how many
-             were of "another_answer": of the one that the other judge read the checker says what that judge says.
+    returns: counts of "alike", "called_wrong", "called_right" and "undecided", and for the last three how many are due
+             to "another_answer": for the answer that the other judge extracted, the checker agrees with that judge.
     """
     counts: Counter[str] = Counter()
     apart = []
@@ -115,7 +115,7 @@ def compare(answers: Sequence[Answer]) -> tuple[Counter[str], list[dict[str, Any
 
 
 def judge(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-    """What the checker says of each (response, reference); None where it comes to no verdict."""
+    """The checker's verdict on each (response, reference); None where it reaches none."""
     engine = math_scorer.load(ModelSpec("math", ""), lambda: None)
     engine.submit([Judge(number, [], response, reference) for number, (response, reference) in enumerate(pairs)])
     found: dict[int, bool | None] = {}

@@ -1,4 +1,4 @@
-"""What studies share: the command line on a store of their own, and tables in a page."""
+"""Helpers of the studies: the command line on a separate store, and tables in a page."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def persyn(home: Path, *arguments: str) -> None:
-    """Give a command on the store in a folder; raises `CalledProcessError` when it fails."""
+    """Run a command on the store in a folder; raise `CalledProcessError` on failure."""
     environment = {key: value for key, value in os.environ.items() if key != "PERSYN_DATABASE_URL"}
     environment |= {"PERSYN_HOME": str(home.resolve()), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-m", "persyn.cli", *arguments], env=environment, check=True)
 
 
 def put(page: Path, made: str) -> None:
-    """Put tables in the place of a page's earlier ones."""
+    """Replace the tables in a page."""
     text = page.read_text()
     before, after = text.partition(_BEGIN)[0], text.partition(_END)[2]
     page.write_text(f"{before}{_BEGIN}\n\n{made}{_END}{after}")
 
 
 def tables(page: Path) -> str:
-    """The tables that a page has."""
+    """The tables in a page."""
     return page.read_text().partition(_BEGIN)[2].partition(_END)[0].lstrip("\n")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines) + "\n\n"

@@ -1,10 +1,10 @@
-"""The method in small, from end to end: known teachers, one student, all strategies, and what the student becomes.
+"""Run the method end to end in a small controlled world: known teachers, one student, all strategies.
 
     python -m studies.controlled
 
-Everything is made here (studies/skills.py is the world) and lies under --home; what is there is not made again. For
-each seed the prompts are drawn anew; a run of each strategy makes its dataset, the student is trained on it, and asked
-prompts that no run has. The tables go into studies/controlled.md.
+All data is generated (studies/skills.py defines the world) and stored under --home; existing parts are reused. For each
+seed new prompts are drawn; a run of each strategy generates its dataset, and the student is trained on it and evaluated
+on prompts outside all runs. The tables go to studies/controlled.md.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from studies.common import persyn, put, table
 
 REPORT = Path(__file__).with_suffix(".md")
 _HEAD = 'tune = "head"'
-#: Rates for a model of 100,000 weights.
+#: Hyper-parameters for a model of 100,000 weights.
 _FULL = 'tune = "full"\noptions = { learning_rate = 0.001, epochs = 30 }'
-#: What had something to choose, which was chosen on the first seed.
+#: The case with tunable choices, which were made on the first seed.
 _CHOSEN = "PerSyn, tuned in full"
-#: A run's strategy, alpha and router. The oracle comes first: everybody answers everything, and nobody is asked again.
+#: A run's strategy, alpha and router. The oracle comes first: it has every response generated, and the others reuse
+#: them.
 CASES = {
     "oracle": ("oracle", 0.4, _HEAD),
     "PerSyn": ("persyn", 0.4, _HEAD),
@@ -53,7 +54,7 @@ CASES = {
     "strong": ("strong", 0.4, _HEAD),
     "random": ("random", 0.4, _HEAD),
 }
-#: Who trains the better student, as the paper has it.
+#: Which of two strategies trains the better student, according to the paper.
 CLAIMS = (
     ("PerSyn", "CAR"),
     ("CAR", "mix"),
@@ -71,7 +72,7 @@ _BATCH = 256
 
 
 def main() -> None:
-    """Make what is not there, train, ask, write the tables."""
+    """Generate what is missing, train, evaluate, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("build/studies/controlled"))
     parser.add_argument("--prompts", type=int, default=2_400, help="of a run")
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def _prepare(home: Path, options: argparse.Namespace) -> None:
-    """Models and prompts; the seeds' prompts and those that students are asked have none in common."""
+    """Prepare models and prompts; the seeds' prompts and the evaluation prompts are disjoint."""
     home.mkdir(parents=True, exist_ok=True)
     for teacher in skills.TEACHERS:
         skill_models.teacher(teacher, home / "models")
@@ -114,12 +115,12 @@ def _prepare(home: Path, options: argparse.Namespace) -> None:
 
 
 def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibration: int) -> None:
-    """One run, the student trained on its dataset, and that student asked."""
+    """Work one run, train the student on its dataset, and evaluate that student."""
     name = _name(case, seed)
     file = home / f"{name}.toml"
     file.write_text(_run_file(name, case, seed, calibration, home / "models"))
     persyn(home, "run", "start", str(file))
-    torch.set_num_threads(1)  # models this small gain nothing from more
+    torch.set_num_threads(1)  # models this small do not benefit from more threads
     how = train.Settings(epochs=12, learning_rate=3e-3, batch_size=32, seed=seed)
     trainings.train(database, name, how, gpus=0, home=home, progress=lambda done, total, loss: None)
     settings = Settings(f"sqlite:///{home / 'persyn.db'}", home)
@@ -165,7 +166,7 @@ def _tables(database: Database, n_seeds: int) -> str:
 
 
 def _teachers(session: Session) -> str:
-    """How often each teacher is right, by skill, and how likely the student finds its responses."""
+    """Each teacher's accuracy by skill, and the student's likelihood of its responses."""
     rows = []
     for facts in skills.TEACHERS:
         of_teacher = (
@@ -188,7 +189,7 @@ def _teachers(session: Session) -> str:
 
 
 def _datasets(session: Session, n_seeds: int) -> dict[str, tuple[float, str]]:
-    """Of each case the share of right responses in its datasets, and whom it asks most."""
+    """For each case, the share of right responses in its datasets, and its most frequent teachers."""
     found = {}
     for case in CASES:
         asked = session.execute(
@@ -213,7 +214,7 @@ def _datasets(session: Session, n_seeds: int) -> dict[str, tuple[float, str]]:
 
 
 def _facts(session: Session, case: str, n_seeds: int) -> list[StudentFacts]:
-    """What the case's students became, and what the student was before."""
+    """The results of the case's students, and of the student before training."""
     names = [_name(case, seed) for seed in range(n_seeds)]
     return outcomes.compare(session, session.scalars(select(Run).where(Run.name.in_(names))).all())
 
@@ -239,7 +240,7 @@ def _became(facts: Mapping[str, Sequence[StudentFacts]], datasets: Mapping[str, 
 
 
 def _trained(case: str, facts: Sequence[StudentFacts]) -> StudentFacts:
-    """The students of a case, which must have been trained in one way: of several the best would be no fair choice."""
+    """The only result of a case; several training settings are an error, since picking the best would be unfair."""
     found = [fact for fact in facts if fact.alpha is not None]
     if len(found) != 1:
         raise UsageError(f"the students of {case} were trained or asked in {len(found)} ways; give another --home")
@@ -251,7 +252,7 @@ def _marked(case: str) -> str:
 
 
 def _order(accuracy: Mapping[str, Sequence[float]]) -> str:
-    """The paper's claims, seed by seed."""
+    """Check the paper's claims, seed by seed."""
     rows = []
     for better, worse in CLAIMS:
         more = [a - b for a, b in zip(accuracy[better], accuracy[worse], strict=True)]
@@ -269,7 +270,7 @@ def _order(accuracy: Mapping[str, Sequence[float]]) -> str:
 
 
 def _accuracies(session: Session, case: str, n_seeds: int) -> list[float]:
-    """How often the student of each seed is right."""
+    """The accuracy of the student of each seed."""
     rows = session.execute(
         select(Run.name, func.avg(Outcome.value))
         .join(Training, Training.run_id == Run.id)

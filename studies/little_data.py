@@ -1,10 +1,10 @@
-"""How few calibration prompts a router can do with: each way to tune it, from 50 of them to 2,500.
+"""Measure how few calibration prompts a router needs: each way of tuning it, with 50 to 2,500 prompts.
 
     python -m studies.little_data
 
-The world is that of studies/skills.py, where the skill that a prompt names decides which teacher is good for it; beside
-it stands the same world with the prompts dealt out anew, where nothing can be read off them. Teachers' responses are
-those that they should give; nothing is generated. The tables go into studies/little_data.md.
+The world is that of studies/skills.py, where the skill named by a prompt determines which teacher is good at it; for
+comparison, the prompts are also shuffled, so that they carry no information. The teachers' ideal responses are used;
+nothing is generated. The tables go to studies/little_data.md.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ REPORT = Path(__file__).with_suffix(".md")
 SIZES = (50, 100, 250, 500, 1_000, 2_500)
 TUNES = ("head", "full", "auto")
 ALPHA = 0.4
-#: Rates for a model of 100,000 weights.
+#: Hyper-parameters for a model of 100,000 weights.
 _OPTIONS = {"learning_rate": 0.001, "epochs": 30}
 _HOLDOUT = 1_000
 
 
 def main() -> None:
-    """Fit every router to every world, write the tables."""
+    """Fit every router in every world, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("build/studies/little_data"))
     parser.add_argument("--seeds", type=int, default=5)
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(1)  # models this small gain nothing from more
+    torch.set_num_threads(1)  # models this small do not benefit from more threads
     backbone = skill_models.student(options.home / "models")
     parts = []
     for title, deal in (("The prompt tells", _as_they_are), ("Nothing tells", _dealt_anew)):
@@ -65,7 +65,7 @@ def _dealt_anew(rewarded: Matrix, seed: int) -> Matrix:
 def _rewards_of(
     backbone: Path, folder: Path, size: int, seed: int, deal: Callable[[Matrix, int], Matrix]
 ) -> dict[str, float]:
-    """The mean reward on the hold-out of each way to tune, of the static choice, and of the oracle."""
+    """The mean hold-out reward of each way of tuning, of the static choice, and of the oracle."""
     prompts = skills.prompts(size + _HOLDOUT, seed=1_000 + seed)
     rewarded = deal(_grid(prompts, seed), seed)
     found = {"oracle": float(rewarded[size:].max(axis=1).mean())}
@@ -93,7 +93,7 @@ def _rewards_of(
 
 
 def _grid(prompts: Sequence[tuple[str, list[int]]], seed: int) -> Matrix:
-    """(P, T) rewards: whether a teacher is right, and how strange what it writes is to the student, with some noise."""
+    """(P, T) rewards from each teacher's correctness and the student's surprise at its responses, with some noise."""
     quality = np.array([[_is_right(teacher, *prompt) for teacher in skills.TEACHERS] for prompt in prompts])
     strange = np.array([_strangeness(teacher) for teacher in skills.TEACHERS])
     noise = np.random.default_rng([seed, 2]).normal(0.0, 0.1, quality.shape)
@@ -106,7 +106,7 @@ def _is_right(teacher: skills.Teacher, skill: str, digits: list[int]) -> float:
 
 
 def _strangeness(teacher: skills.Teacher) -> float:
-    """Nats per token, about what the controlled study has measured."""
+    """Nats per token, about as measured in the controlled study."""
     if teacher.alphabet != skills.DIGITS:
         return 9.3
     return 1.4 if teacher.wrong else 0.0

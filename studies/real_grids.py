@@ -1,12 +1,12 @@
-"""Strategies on grids of real responses: which teacher for which prompt, and what knowing it is worth.
+"""Compare strategies on grids of real responses: the value of choosing a teacher per prompt.
 
     python -m studies.real_grids GRID.jsonl.gz ... --teachers teachers.toml --student NAME=FOLDER=FAMILY ...
 
-A grid is a file for `persyn responses import` whose rows have a `label`: right or wrong. Every response is scored
-by each student; then, for each seed, a run draws its calibration and hold-out prompts, and everything is compared on
-the hold-out. The tables go into studies/real_grids.md, those of a grid and student in the place of their earlier ones.
-Scoring is most of the work and is not done twice: the stores lie under --home. No row of a grid is kept in this
-repository.
+A grid is a file for `persyn responses import` whose rows have a `label`: right or wrong. Every response is scored under
+each student; then, for each seed, a run draws its calibration and hold-out prompts, and all strategies are compared on
+the hold-out. The tables go to studies/real_grids.md, replacing earlier ones of the same grid and student. Scoring is
+most of
+the work and is not repeated: the stores are kept under --home. No row of a grid is stored in this repository.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ ALPHA = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One grid under one student, in a store of its own."""
+    """One grid with one student, in its own store."""
 
     grid: Path
     student: str
     model: Path
-    #: Of the teachers' families the student's, or nothing.
+    #: The student's family among the teachers' families, or empty.
     family: str
     home: Path
 
     @property
     def name(self) -> str:
-        """For a heading."""
+        """The name in headings."""
         return f"{_short(self.grid)}, {self.student}"
 
 
@@ -63,7 +63,7 @@ def _short(grid: Path) -> str:
 
 
 def main() -> None:
-    """Score what is not scored, compare, write the tables."""
+    """Compute missing scores, compare, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grids", nargs="+", type=Path)
     parser.add_argument("--teachers", type=Path, required=True, help="what is known of them: family, params_b")
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def _sections(text: str) -> dict[str, str]:
-    """Tables that are there, by the name of their case, with their headings."""
+    """Existing tables with their headings, by the name of their case."""
     return {part.partition("\n")[0]: f"### {part}" for part in text.split("### ")[1:]}
 
 
@@ -131,7 +131,7 @@ def _store(case: Case, options: argparse.Namespace) -> Iterator[Database]:
 
 
 def _taken(case: Case, options: argparse.Namespace) -> Path:
-    """The grid as it is studied, in the case's home: so many of its prompts, and no label that is doubtful."""
+    """Write the part of the grid to study to the case's home: a limited number of prompts, without doubtful labels."""
     with gzip.open(case.grid, "rt", encoding="utf-8") as whole:
         rows = [json.loads(line) for line in whole]
     prompts = sorted({row["prompt"] for row in rows})
@@ -147,7 +147,7 @@ def _taken(case: Case, options: argparse.Namespace) -> Path:
 
 
 def _work(database: Database, case: Case, options: argparse.Namespace, name: str, seed: int) -> None:
-    """Start the seed's run, or go on with it; responses that another seed's run has scored are scored."""
+    """Start or continue the seed's run; scores of other seeds' runs are reused."""
     with database.read() as session:
         n_prompts = len(session.scalars(select(Prompt.id)).all())
         teachers = session.scalars(
@@ -188,12 +188,12 @@ def _compared(database: Database, name: str, frozen: Frozen, alpha: float) -> Co
     with database.read() as session:
         run = session.scalars(select(Run).where(Run.name == name)).one()
         found = compare.compare(session, run, alpha=alpha, scores=scores)
-    # The run's own router is the head at the run's alpha, and nothing of its kind at others.
+    # At the run's alpha, the run's own router is the same as the head; at other alphas it has no counterpart.
     return msgspec.structs.replace(found, strategies=[each for each in found.strategies if each.strategy != "persyn"])
 
 
 def _hypothetical(frozen: Frozen, alpha: float) -> dict[str, Matrix]:
-    """What routers would come to that knew more than a prompt tells, and one of the paper's loss."""
+    """Results of hypothetical routers that know more than the prompt, and of one with the paper's loss."""
     rewarded = frozen.rewards(alpha)
     learn = np.flatnonzero(~frozen.cells.is_holdout & ~np.isnan(rewarded).all(axis=1))
     quality = np.nan_to_num(frozen.cells.quality)
@@ -210,7 +210,7 @@ def _hypothetical(frozen: Frozen, alpha: float) -> dict[str, Matrix]:
 
 
 def _strategies(found: Sequence[Comparison]) -> str:
-    """A table of what each strategy comes to, means over the seeds."""
+    """A table of each strategy's results, averaged over seeds."""
     names = list(dict.fromkeys(fact.strategy for one in found for fact in one.strategies))
     rows = []
     for name in names:

@@ -1,4 +1,4 @@
-"""The models of the world of `skills`: each is trained, on first use, to be what it says there."""
+"""Train the models of the world of `skills` on first use."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from studies.skills import DIGITS, LETTERS, SKILLS, WALKS, Teacher, Turns
 
 
 def student(folder: Path) -> Path:
-    """The student's folder: it knows the form of a response and how to walk through digits."""
+    """The student's folder; it knows the form of a response and how to process digits."""
     return _trained(_blank(folder / "blank"), skills.walking(8_000, seed=0), folder / "student", epochs=3)
 
 
 def teacher(facts: Teacher, folder: Path) -> Path:
-    """A teacher's folder; one that writes letters has more to learn."""
+    """A teacher's folder; one that writes letters needs more training."""
     epochs = 4 if facts.alphabet == DIGITS else 10
     return _trained(student(folder), skills.responses(facts, 16_000, seed=1), folder / facts.name, epochs=epochs)
 
 
 def _trained(begin: Path, rows: Iterator[Turns], folder: Path, *, epochs: int) -> Path:
-    """PerSyn's own training of students makes the teachers too."""
+    """Train a model with PerSyn's own training of students, for teachers too."""
     spec = ModelSpec("", str(begin))
     settings = Settings(epochs=epochs, learning_rate=3e-3, batch_size=32)
     if not (folder / train.MODEL).exists():
@@ -40,7 +40,7 @@ def _trained(begin: Path, rows: Iterator[Turns], folder: Path, *, epochs: int) -
 
 
 def _blank(folder: Path) -> Path:
-    """A model of 100,000 weights that knows nothing, and its words."""
+    """An untrained model of 100,000 weights with its tokenizer."""
     if folder.exists():
         return folder
     words = ["<pad>", "<end>", "?", ":", ",", "answer", *DIGITS, *LETTERS, *SKILLS, *WALKS]

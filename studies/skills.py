@@ -1,8 +1,8 @@
-"""A small world of known truth: five skills, teachers that have some of them, and a student that has none.
+"""Define a small world with known truth: five skills, teachers that have some of them, and a student without any.
 
-A prompt names a skill and five digits below seven; a skill is a table of 7 x 7 of them, and a response works through
-the digits from the left, one look into the table at a time. What a teacher believes of each table, and whether it
-writes digits or letters, is all that it is; `skill_models` trains a model of two layers to be it.
+A prompt names a skill and five digits below seven; a skill is a 7 x 7 table of digits, and a response processes the
+digits from left to right with one table lookup per step. A teacher is defined by its version of each table, and by
+whether it writes digits or letters; `skill_models` trains a two-layer model to behave accordingly.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-#: Each is a function of what came out so far and the next digit, modulo 7.
+#: Each is a function of the intermediate result and the next digit, modulo 7.
 SKILLS = {
     "plus": lambda a, b: a + b,
     "minus": lambda a, b: a - b,
@@ -21,7 +21,7 @@ SKILLS = {
     "thrice": lambda a, b: a + 3 * b,
     "fourth": lambda a, b: 4 * a + b + 1,
 }
-#: What every model has learned before anything else: to walk through digits, without any of the skills.
+#: The tables that every model learns first: processing digits without any of the skills.
 WALKS = {"first": lambda a, b: a, "max": max}
 DIGITS, LETTERS = "0123456", "abcdefg"
 #: Digits in a prompt.
@@ -37,14 +37,14 @@ _PAIRS = [(a, b) for a in range(_BASE) for b in range(_BASE)]
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """What a teacher is."""
+    """The definition of a teacher."""
 
     name: str
-    #: It is said to have so many parameters, billions; strategies that go by strength go by it.
+    #: Its nominal size in billions of parameters, used by strategies based on size.
     params_b: float
-    #: How likely each entry of a skill's table is wrong in its belief, by skill; an answer takes four entries.
+    #: Probability that an entry of its table is wrong, by skill; an answer uses four entries.
     wrong: dict[str, float]
-    #: What it writes its working in; the answer is always in digits.
+    #: The alphabet of its working; the answer is always in digits.
     alphabet: str = DIGITS
 
 
@@ -52,8 +52,8 @@ def _all(wrong: float, **but: float) -> dict[str, float]:
     return {skill: but.get(skill, wrong) for skill in SKILLS}
 
 
-#: The largest knows everything and writes what the student has never seen; `echo` writes what the student finds
-#: likeliest, and knows nothing; two are right about two skills each, and the others about all, more or less.
+#: `large` knows everything and writes in an alphabet that the student has never seen; `echo` writes what the student
+#: finds most likely, and knows nothing; two know two skills each, and the others know all skills more or less.
 TEACHERS = (
     Teacher("large", 32.0, _all(0.0), alphabet=LETTERS),
     Teacher("medium", 7.0, _all(0.09)),
@@ -65,7 +65,7 @@ TEACHERS = (
 
 
 def prompts(n: int, *, seed: int) -> list[tuple[str, list[int]]]:
-    """Skills and digits, no two the same."""
+    """Distinct pairs of a skill and digits."""
     drawn = random.Random(seed)
     found: dict[tuple[str, ...], tuple[str, list[int]]] = {}
     while len(found) < n:
@@ -75,12 +75,12 @@ def prompts(n: int, *, seed: int) -> list[tuple[str, list[int]]]:
 
 
 def text(skill: str, digits: Sequence[int]) -> str:
-    """The prompt."""
+    """The text of the prompt."""
     return f"{skill} {' '.join(map(str, digits))}"
 
 
 def answer(skill: str, digits: Sequence[int]) -> str:
-    """The right one: what comes out after the last digit but one, and after the last; luck hits one of 49."""
+    """The right answer: the results after the last two digits; guessing succeeds once in 49."""
     return _answer(_walk(digits, _table(None, skill)))
 
 
@@ -90,7 +90,7 @@ def is_right(messages: Any, response: str, answer: str, meta: Any) -> float:
 
 
 def walking(n: int, *, seed: int) -> Iterator[Turns]:
-    """What the student has learned before anything else."""
+    """The training data that every model learns first."""
     drawn = random.Random(seed)
     for _ in range(n):
         skill, digits = _draw(drawn, list(WALKS))
@@ -98,7 +98,7 @@ def walking(n: int, *, seed: int) -> Iterator[Turns]:
 
 
 def responses(facts: Teacher, n: int, *, seed: int) -> Iterator[Turns]:
-    """What a teacher should say, to prompts drawn by lot."""
+    """A teacher's ideal responses to random prompts."""
     drawn = random.Random(seed)
     tables = {skill: _table(facts, skill) for skill in SKILLS}
     for _ in range(n):
@@ -107,7 +107,7 @@ def responses(facts: Teacher, n: int, *, seed: int) -> Iterator[Turns]:
 
 
 def conversation(facts: Teacher, skill: str, digits: Sequence[int]) -> Turns:
-    """A prompt, and what a teacher should say to it."""
+    """A prompt and a teacher's ideal response to it."""
     return _conversation(skill, digits, _table(facts, skill), facts.alphabet)
 
 
@@ -120,7 +120,7 @@ def _answer(so_far: Sequence[int]) -> str:
 
 
 def _table(facts: Teacher | None, skill: str) -> Table:
-    """What a teacher believes of a skill; None knows it."""
+    """A teacher's version of a skill's table; None gives the right table."""
     if facts is not None and not facts.wrong:
         return {(a, b): a for a, b in _PAIRS}
     right = {**SKILLS, **WALKS}[skill]
@@ -134,7 +134,7 @@ def _table(facts: Teacher | None, skill: str) -> Table:
 
 
 def _walk(digits: Sequence[int], table: Table) -> list[int]:
-    """What comes out after each digit, the first one included."""
+    """The result after each digit, including the first."""
     found = [digits[0]]
     for digit in digits[1:]:
         found.append(table[found[-1], digit])

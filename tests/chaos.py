@@ -1,11 +1,11 @@
-"""A cluster on loopback that is hurt, again and again, while it works a run: nothing may be lost or done twice.
+"""Inject faults into a cluster on loopback while it works a run: nothing may be lost or done twice.
 
 python -m tests.chaos [--seed 1] [--rounds 1] [--prompts 5000]
 
-Each round has a PostgreSQL, a Valkey, two dispatchers and three workers of its own whose clocks differ by
-minutes, an engine that takes its time, and faults drawn from the round's seed. One dispatcher and one worker reach
-the database through a proxy that can freeze. Whoever ends by himself is started again, as a service would. A full
-disk needs a file system of its own, which only root can make. Prints a line for each round.
+Each round has its own PostgreSQL, Valkey, two dispatchers and three workers whose clocks differ by minutes, a slow
+engine, and faults drawn from the round's seed. One dispatcher and one worker reach the database through a proxy that
+can freeze. Processes that exit are restarted, as a service manager would do. Filling a disk needs a separate file
+system, which only root can create. Prints one line per round.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ CONCURRENCY = 8
 LATENCY_SECONDS = 0.15
 CALIBRATION = 60
 _POLL_SECONDS = 0.1
-#: Between two sweeps, with what a busy machine, a database that is away and a leader that is frozen add.
+#: Between two sweeps, including allowances for a busy machine, a database outage and a frozen leader.
 _SWEEP_SECONDS = 16.0
-#: How long a leader or a connection is frozen: longer than the lead is kept without a sign, and than a lease.
+#: How long a leader or connection is frozen: longer than the leader's lease and than a job's lease.
 _FROZEN_SECONDS = 8.0
-#: How often the worker that fits the router is suspended in it.
+#: Probability that the worker fitting the router is suspended.
 _SUSPENDED_FITS = 0.7
-#: Of the file system that the store's tables are on, with nothing in it.
+#: Size of the file system for the store's tables.
 _DISK_MIB = 256
 _LIMIT_SECONDS = 600.0
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a round came to."""
+    """The result of a round."""
 
     seed: int
     seconds: float = 0.0
@@ -68,9 +68,9 @@ class Outcome:
     lost: int = 0
     duplicate: int = 0
     twice: int = 0
-    #: The longest time without a new response while some were to come.
+    #: The longest time without a new response while responses were pending.
     longest_pause: float = 0.0
-    #: From a worker's last sign of life to its job being taken back, the longest.
+    #: The longest time from a worker's last sign of life to the requeueing of its job.
     longest_recovery: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -85,7 +85,7 @@ class Outcome:
 
 
 class Chaos:
-    """One round: a cluster and what is done to it."""
+    """One round: a cluster, and the faults injected into it."""
 
     def __init__(self, folder: Path, postgres: Postgres, broker: Broker, seed: int, disk: Path | None = None) -> None:
         self.outcome = Outcome(seed)
@@ -101,7 +101,7 @@ class Chaos:
         for name in (WORKERS[0], DISPATCHERS[0]):
             self._through[name], self._proxies[name] = postgres.behind(self._url)
         self._cluster = Cluster(folder, self._url, broker, PERSYN_LEASE_SECONDS=str(LEASE_SECONDS))
-        #: What ends a freeze, and when.
+        #: (end, function that ends the freeze).
         self._frozen: list[tuple[float, Callable[[], None]]] = []
         self._met_fit = False
         self._faults: list[Callable[[], None]] = [
@@ -123,7 +123,7 @@ class Chaos:
         ]
 
     def run(self, prompts: int) -> Outcome:
-        """Work a run under faults until it is over, then count."""
+        """Work a run under faults until it ends, then count losses and duplicates."""
         began = time.monotonic()
         database = Database(self._url)
         database.upgrade()
@@ -157,31 +157,31 @@ class Chaos:
         return self.outcome
 
     def kill_worker(self) -> None:
-        """SIGKILL a worker; its engine must go with it."""
+        """SIGKILL a worker; its engine must end with it."""
         name = self._random.choice(WORKERS)
         self._cluster.kill(name)
         self._start_worker(name)
 
     def kill_host(self) -> None:
-        """SIGKILL an engine under its worker."""
+        """SIGKILL an engine of a running worker."""
         hosts = list(self._hosts())
         if hosts:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._random.choice(sorted(hosts, key=lambda host: host.pid)).kill()
 
     def kill_dispatcher(self) -> None:
-        """SIGKILL a dispatcher, which may be the one that leads."""
+        """SIGKILL a dispatcher, which may be the leader."""
         name = self._random.choice(DISPATCHERS)
         self._cluster.kill(name)
         self._start_dispatcher(name)
 
     def freeze_worker(self) -> None:
-        """Stop a worker for longer than its lease: woken, it must write nothing of what it held."""
+        """Suspend a worker for longer than its lease; after resuming it must not write any results of its lost jobs."""
         pid = self._cluster.processes[self._random.choice(WORKERS)].pid
         self._suspend([psutil.Process(pid)], 1.5 * LEASE_SECONDS)
 
     def freeze_leader(self) -> None:
-        """Stop the dispatcher that leads; the other one has to lead meanwhile."""
+        """Suspend the leading dispatcher, so that the other one takes over."""
         for name in DISPATCHERS:
             pid = self._cluster.processes[name].pid
             if f"/{pid}/" in self._leader():
@@ -194,7 +194,7 @@ class Chaos:
         self._frozen.append((time.monotonic() + _FROZEN_SECONDS, proxy.thaw))
 
     def suspend_fit(self, owner: str) -> None:
-        """Stop who fits the router, engine and all, until another has fitted it."""
+        """Suspend the worker that fits the router, with its engine, until another worker has fitted it."""
         for name in WORKERS:
             pid = self._cluster.processes[name].pid
             if f"/{pid}/" in owner:
@@ -202,13 +202,13 @@ class Chaos:
                 self._suspend([worker, *worker.children(recursive=True)], 3 * LEASE_SECONDS)
 
     def make_read_only(self) -> None:
-        """Have the database take no write for some seconds."""
+        """Make the database reject writes for some seconds."""
         self._postgres.set_read_only(True)
         time.sleep(self._random.uniform(1, 3))
         self._postgres.set_read_only(False)
 
     def fill_disk(self) -> None:
-        """Leave no room on the disk of the store's tables for some seconds."""
+        """Fill the disk of the store's tables for some seconds."""
         assert self._disk is not None
         filler = self._disk / "filler"
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -218,32 +218,32 @@ class Chaos:
         filler.unlink()
 
     def fill_broker(self) -> None:
-        """Have the broker take no message for want of memory for some seconds."""
+        """Make the broker reject messages for lack of memory for some seconds."""
         with self._broker.client() as client:
             client.config_set("maxmemory", 1)
             time.sleep(self._random.uniform(1, 3))
             client.config_set("maxmemory", 0)
 
     def kill_broker(self) -> None:
-        """Lose the broker and all it held for a second."""
+        """Kill the broker with all its messages, and restart it after a second."""
         self._broker.kill()
         time.sleep(1)
         self._broker.start()
 
     def wipe_broker(self) -> None:
-        """Lose every message."""
+        """Delete every message."""
         self._broker.wipe()
 
     def cut_database(self) -> None:
-        """End every connection to the database."""
+        """Terminate every connection to the database."""
         self._postgres.cut()
 
     def restart_database(self) -> None:
-        """Crash the database and start it again."""
+        """Crash the database and restart it."""
         self._postgres.restart()
 
     def repeat_messages(self) -> None:
-        """Send messages for any jobs, in any order, over again."""
+        """Send messages for random jobs again, in random order."""
         database = Database(self._url)
         with database.read() as session:
             jobs = session.execute(select(Job.id, Job.queue)).all()
@@ -281,14 +281,14 @@ class Chaos:
             time.sleep(_POLL_SECONDS)
 
     def _harmless(self) -> list[Callable[[], None]]:
-        """Faults that take no lease: a fit saves nothing on its way, and fails, as it should, with its third."""
+        """Faults that cost no lease: a fit saves no intermediate results, and fails by design with its third loss."""
         return [fault for fault in self._faults if fault not in (self.freeze_worker, self.freeze_connection)]
 
     def _note(self, fault: str) -> None:
         self.outcome.faults[fault] = self.outcome.faults.get(fault, 0) + 1
 
     def _meet_fit(self, database: Database) -> None:
-        """Once the router is being fitted, perhaps suspend who does."""
+        """Suspend the worker that fits the router with some probability."""
         if self._met_fit:
             return
         with contextlib.suppress(DBAPIError), database.read() as session:
@@ -310,7 +310,7 @@ class Chaos:
             database.close()
 
     def _revive(self) -> None:
-        """Start again who ended by himself, as a service does."""
+        """Restart processes that ended by themselves, as a service manager does."""
         for name, process in list(self._cluster.processes.items()):
             if process.poll() is not None:
                 self._note("ended_by_itself")
@@ -318,7 +318,7 @@ class Chaos:
 
     @staticmethod
     def _look(database: Database) -> tuple[RunState, int, str] | None:
-        """The run's state, how many responses there are, and its stage; None while the database is away."""
+        """The run's state, the number of responses, and its stage; None while the database is unavailable."""
         try:
             with database.read() as session:
                 state, stage = session.execute(select(Run.state, Run.stage)).one()
@@ -346,13 +346,13 @@ class Chaos:
                 checkpoint = self._file / "home" / path / "router.msgpack"
                 if hashlib.sha256(checkpoint.read_bytes()).hexdigest() != sha256:
                     self.outcome.problems.append(f"the router's checkpoint {path} is not the one that was fitted")
-        # No lease counts as run out until a lease's time after the database was away.
+        # After a database outage, leases expire no earlier than one lease time after it ended.
         if self.outcome.longest_recovery > 2 * LEASE_SECONDS + _SWEEP_SECONDS:
             self.outcome.problems.append(f"a job was taken back after {self.outcome.longest_recovery:.1f} s")
         self.outcome.lost, self.outcome.duplicate = needed - distinct, rows - distinct
         asked = [line for line in self._journal.read_text().splitlines() if line.endswith('"]')]
         self.outcome.twice = len(asked) - len(set(asked))
-        # What a death can cost: a worker hands an engine twice what it works at.
+        # The possible cost of a death: an engine's window is twice its concurrency.
         fatal = ("kill_worker", "kill_host", "freeze_worker", "freeze_connection", "suspend_fit", "ended_by_itself")
         deaths = sum(self.outcome.faults.get(name, 0) for name in fatal)
         if self.outcome.twice > 2 * CONCURRENCY * deaths:
@@ -366,7 +366,7 @@ class Chaos:
         self._cluster.start(name, "dispatch", skew=self._skew(), PERSYN_DATABASE_URL=through)
 
     def _skew(self) -> float:
-        """How far the clock of the next process is ahead; its lease is a hundredth of that."""
+        """The clock offset of the next process; leases are a hundredth of it."""
         return self._random.choice((0.0, -100.0, 100.0)) * LEASE_SECONDS
 
     def _suspend(self, processes: Sequence[psutil.Process], seconds: float) -> None:
@@ -408,7 +408,7 @@ def _resume(processes: Sequence[psutil.Process]) -> None:
 
 @contextlib.contextmanager
 def _small_disk(postgres: Postgres) -> Iterator[Path | None]:
-    """A file system that can be filled, for the store's tables; None where this user can make none."""
+    """A small file system for the store's tables; None if this user cannot create one."""
     folder = Path(tempfile.mkdtemp(prefix="persyn-disk-"))
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_MIB}m", "tmpfs", folder], capture_output=True)
     try:
@@ -422,7 +422,7 @@ def _small_disk(postgres: Postgres) -> Iterator[Path | None]:
 
 
 def round_of(seed: int, prompts: int) -> Outcome:
-    """One round from nothing to nothing."""
+    """Run one round from setup to teardown."""
     broker = Broker()
     broker.start()
     try:
@@ -437,13 +437,13 @@ def round_of(seed: int, prompts: int) -> Outcome:
 
 
 def main() -> None:
-    """Play the rounds; exit 1 when anything was lost, doubled or left behind."""
+    """Run the rounds; exit 1 if anything was lost, duplicated or left behind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=5_000)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whatever was started is ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all started processes are ended on exit
     failed = False
     for seed in range(options.seed, options.seed + options.rounds):
         outcome = round_of(seed, options.prompts)

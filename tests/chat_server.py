@@ -1,4 +1,4 @@
-"""A real server of chat completions on the loopback that answers as a test tells it."""
+"""A chat-completions server on loopback with scripted replies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def error(status: int, message: str, **headers: str) -> web.Response:
 
 
 class Server:
-    """Answers each request by what the test put into `reply`; keeps the bodies and headers it got."""
+    """Answers each request with the test's `reply`, and records bodies and headers."""
 
     def __init__(self) -> None:
         self.reply: Callable[[int], web.Response | Awaitable[web.StreamResponse]] = lambda n: completion("Four.")
@@ -36,7 +36,7 @@ class Server:
     @classmethod
     @contextmanager
     def running(cls) -> Iterator[Server]:
-        """A server in a thread of this process."""
+        """Run a server in a thread of this process."""
         server, ready, loop = cls(), threading.Event(), asyncio.new_event_loop()
         thread = threading.Thread(target=server.run, args=(ready, loop), daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""The console as people see it: served, and looked at with the system's Chromium."""
+"""View the console in the system's Chromium."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _ARGUMENTS = [
 
 
 def find() -> str | None:
-    """Where it is; None when there is none."""
+    """The path of Chromium; None if it is not installed."""
     return shutil.which(os.environ.get("CHROMIUM") or "chromium") or shutil.which("chromium-browser")
 
 
 @contextmanager
 def running() -> Iterator[Browser]:
-    """A browser without windows. While it lives, its thread has an event loop."""
+    """A headless browser; while it runs, its thread has an event loop."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find(), args=_ARGUMENTS)
         try:
@@ -43,7 +43,7 @@ def running() -> Iterator[Browser]:
 
 @contextmanager
 def console(database: Database, access: Access) -> Iterator[str]:
-    """A console that is served by this process, in a thread; yields its address."""
+    """Serve a console in a thread of this process; yields its address."""
     with serve.listen("127.0.0.1", 0) as listener, serve.serving(database, access) as server:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

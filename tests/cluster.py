@@ -1,4 +1,4 @@
-"""A cluster on loopback for tests: a real broker, and `persyn` processes that can be killed one by one."""
+"""Run a cluster on loopback for tests: a real broker, and `persyn` processes that can be killed individually."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _START_SECONDS = 10.0
 
 
 class Broker:
-    """A Valkey server that keeps its port however often it is killed, and nothing else."""
+    """A Valkey server that keeps its port across restarts, but no data."""
 
     def __init__(self) -> None:
         with socket.socket() as probe:
@@ -28,25 +28,25 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the server, empty; returns when it answers."""
+        """Start the server empty; returns when it responds."""
         settings = {"port": str(self.port), "bind": "127.0.0.1", "save": "", "appendonly": "no"}
         arguments = [word for key, value in settings.items() for word in (f"--{key}", value)]
         self._process = subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL)
         wait_for(lambda: self._answers(), _START_SECONDS, "the broker answers")
 
     def kill(self) -> None:
-        """SIGKILL the server; what it held is lost."""
+        """SIGKILL the server; its content is lost."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def wipe(self) -> None:
-        """Forget every message and every binding."""
+        """Delete every message and binding."""
         with self.client() as client:
             client.flushall()
 
     def client(self) -> redis.Redis:
-        """A connection to it."""
+        """A client connection."""
         return redis.Redis(port=self.port)
 
     def _answers(self) -> bool:
@@ -58,9 +58,9 @@ class Broker:
 
 
 class Cluster:
-    """`persyn` processes over one store and one broker; none outlives `stop`.
+    """`persyn` processes sharing one store and broker; `stop` ends all of them.
 
-    Each is in a process group of its own; what all of them say goes to files in `folder`.
+    Each has its own process group; their output goes to files in `folder`.
     """
 
     def __init__(self, folder: Path, database_url: str, broker: Broker, **environment: str) -> None:
@@ -76,10 +76,10 @@ class Cluster:
         }
 
     def start(self, name: str, *arguments: str, skew: float = 0.0, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a command under a name; one of that name that ended is replaced.
+        """Start a command under a name, replacing a process of that name that has ended.
 
-        skew:        seconds that its clock is ahead.
-        environment: what this one is told besides, or instead.
+        skew:        seconds by which its clock is ahead.
+        environment: additional or overriding variables for this process.
         """
         program = ["tests.skewed", str(skew)] if skew else ["cli"]
         with (self.folder / f"{name}.log").open("ab") as output:
@@ -104,17 +104,17 @@ class Cluster:
         process.wait()
 
     def said(self, name: str) -> str:
-        """What the processes of this name have said so far."""
+        """The output of the processes of this name so far."""
         return (self.folder / f"{name}.log").read_text()
 
     def stop(self) -> None:
-        """End everything that still runs."""
+        """End everything that is still running."""
         for name in self.processes:
             self.kill(name)
 
 
 def wait_for(is_so: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until something is so; `AssertionError` when it is not within so many seconds."""
+    """Wait until a condition holds; raise `AssertionError` if it does not within the given time."""
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"

@@ -1,4 +1,4 @@
-"""What tests share: real small models, real databases."""
+"""Shared fixtures: small real models and real databases."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tests.postgres import Postgres
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# No test may ask a model hub for anything.
+# No test may contact a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Nor has a pipe a width, whatever pytest's processes say of their own.
+# Pipes have no width, whatever pytest's processes set for their own output.
 os.environ.pop("COLUMNS", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # As many processes compute as there are cores; more threads would only wait for each other.
+    # There are as many processes as cores, so more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: What loads a real model, which nothing else should compute beside.
+#: Markers of tests that load a real model, which should not run concurrently.
 _HEAVY = ("model", "vllm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, a file's tests run in one of them, and all that load real models in one."""
+    """With several processes, run each file's tests in one of them, and all tests with real models in one."""
     has_gpu = bool(gpus.ids())
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """While one process makes a model's folder, others wait for it."""
+    """Serialise the creation of a model's folder across processes."""
     Path("build").mkdir(exist_ok=True)
     with FileLock("build/models.lock"):
         yield
@@ -55,7 +55,7 @@ def _alone() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct: has a chat template."""
+    """SmolLM2-135M-Instruct, which has a chat template."""
     from demo import models
 
     with _alone():
@@ -64,7 +64,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def gemma() -> Path:
-    """Gemma 3 270M: a base model without a template, noise without BOS."""
+    """Gemma 3 270M: a base model without a template, which produces noise without BOS."""
     from demo import models
 
     with _alone():
@@ -73,7 +73,7 @@ def gemma() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A real PostgreSQL server, its database `migrated` brought to head by the real migrations."""
+    """A real PostgreSQL server with a fully migrated database `migrated`."""
     with Postgres.running() as server:
         migrated = Database(server.create("migrated"))
         migrated.upgrade()
@@ -83,7 +83,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file brought to head by the real migrations, to be copied."""
+    """A fully migrated SQLite file, to be copied."""
     path = tmp_path_factory.mktemp("migrated") / "persyn.db"
     store = Database(f"sqlite:///{path}")
     store.upgrade()
@@ -93,7 +93,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def broker() -> Iterator[Broker]:
-    """A real broker, empty."""
+    """A real, empty broker."""
     broker = Broker()
     broker.start()
     yield broker
@@ -102,7 +102,7 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty store at head, once on each kind of database."""
+    """An empty, fully migrated store, on each kind of database."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("migrated"), tmp_path / "persyn.db")
         yield f"sqlite:///{tmp_path / 'persyn.db'}"
@@ -115,7 +115,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    """The store, open."""
+    """The opened store."""
     store = Database(database_url)
     yield store
     store.close()
@@ -123,7 +123,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium. Ended with its module: while it lives, its thread has an event loop."""
+    """The system's Chromium, closed after its module because its thread has an event loop while it runs."""
     from tests import chromium
 
     if chromium.find() is None:
@@ -136,7 +136,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def tiny(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers with random weights and SmolLM2's tokenizer."""
+    """A two-layer Llama with random weights and SmolLM2's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""Valid rows for tests that need a run without having worked one."""
+"""Create valid rows for tests that need a run without working one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from persyn.db.work import Job
 
 @dataclass(frozen=True, slots=True)
 class MadeRun:
-    """The ids of a run and of what it was given, in head order and in prompt order."""
+    """The ids of a run and its rows, in head order and prompt order."""
 
     id: int
     teacher_ids: list[int]
@@ -32,7 +32,7 @@ def digest(text: str) -> str:
 
 
 def make_config(name: str = "run", teachers: Sequence[str] = ("a", "b"), **run: Any) -> RunConfig:
-    """A run's file with fake models."""
+    """A run file with fake models."""
     return msgspec.convert(
         {
             "run": {"name": name, "setting": "instruct", "calibration": 4, "holdout": 0.25, **run},
@@ -56,10 +56,10 @@ def make_run(
     holdout: int = 0,
     stage: str = "calibrate",
 ) -> MadeRun:
-    """A running run with its student, scorers, teachers and prompts.
+    """Create a running run with its student, scorers, teachers and prompts.
 
-    calibration, holdout: how many of the prompts, from the first on, have these roles; the others are targets.
-    Runs of different names share teachers of the same name, the student and the scorers.
+    calibration, holdout: how many prompts, from the first on, have these roles; the others are targets.
+    Runs of different names share the student, the scorers, and teachers of the same name.
     """
     config = make_config(name, teachers)
     student_id = make_student(session)
@@ -98,7 +98,7 @@ def make_prompt(session: Session, text: str, **columns: Any) -> int:
 
 
 def make_teacher(session: Session, name: str, **columns: Any) -> int:
-    """The teacher of that name, made at first use."""
+    """The teacher of this name, created on first use."""
     row = {
         "name": name,
         "fingerprint": digest(f"teacher {name}"),
@@ -130,13 +130,13 @@ def make_scorer(session: Session, kind: str, *, student_id: int | None = None) -
 
 
 def make_job(session: Session, run_id: int, **columns: Any) -> int:
-    """A job that waits."""
+    """Create a waiting job."""
     values = {"stage": "generate", "queue": "vllm.a", "first_prompt_id": 1, "last_prompt_id": 9, "n_prompts": 9}
     return _add(session, Job(run_id=run_id, **values | columns))
 
 
 def make_response(session: Session, prompt_id: int, teacher_id: int, text: str | None = "Yes.", **columns: Any) -> int:
-    """A finished response; give `text=None` and `failure` for one that is none."""
+    """Create a finished response; pass `text=None` and `failure` for a failed one."""
     row = {
         "prompt_id": prompt_id,
         "teacher_id": teacher_id,
@@ -156,7 +156,7 @@ def make_assignment(session: Session, run_id: int, prompt_id: int, teacher_id: i
 
 
 def make_router(session: Session, run: MadeRun, **columns: Any) -> int:
-    """A fitted router, of whose checkpoint there is only the name."""
+    """Create a fitted router without checkpoint files."""
     row = {
         "fingerprint": digest(f"router {run.id}"),
         "backbone": "b",

@@ -1,4 +1,4 @@
-"""Modules of somebody else's, for tests of what PerSyn calls and did not write."""
+"""Create user modules for tests of custom functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 def write_module(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> str:
-    """A module of its own name on the path of this process and of those it starts; returns the name."""
+    """Write a module with a unique name to the path of this process and its children; return the name."""
     name = f"foreign_{uuid.uuid4().hex[:12]}"
     (folder / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(str(folder))

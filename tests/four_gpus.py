@@ -1,4 +1,4 @@
-"""A host of several GPUs, as far as a trainer sees it."""
+"""Simulate a host with several GPUs for the trainer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from transformers import TrainingArguments
 
 
 class OnFourGpus(TrainingArguments):
-    """What a trainer finds on a host that hides none of its GPUs."""
+    """Training arguments as on a host with four visible GPUs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

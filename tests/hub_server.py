@@ -1,4 +1,4 @@
-"""A hub on the loopback: as much of the Hugging Face hub as pushing a dataset asks of it, by its own client."""
+"""A minimal Hugging Face hub on loopback, sufficient for pushing a dataset with its own client."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TOKEN = "hf_of_the_test"
 
 @dataclass
 class Repo:
-    """What was pushed to it."""
+    """A repository and its pushed content."""
 
     private: bool
     files: dict[str, bytes] = field(default_factory=lambda: {".gitattributes": b"*.parquet filter=lfs\n"})
-    #: One message for each.
+    #: One message per commit.
     commits: list[str] = field(default_factory=lambda: ["initial commit"])
 
     @property
@@ -31,14 +31,14 @@ class Repo:
 
 
 def oid_of(path: str, data: bytes) -> str:
-    """What the hub knows a file by: large ones by SHA-256, others as git does."""
+    """The hub's object id: SHA-256 for large files, git's hash for others."""
     if path.endswith(".parquet"):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class Hub:
-    """Repositories by name. `fails` answers every upload of a large file by HTTP 500."""
+    """Repositories by name; `fails` makes every upload of a large file fail with HTTP 500."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -49,7 +49,7 @@ class Hub:
     @classmethod
     @contextmanager
     def running(cls) -> Iterator[Hub]:
-        """A hub in a thread of this process."""
+        """Run a hub in a thread of this process."""
         hub, ready, loop = cls(), threading.Event(), asyncio.new_event_loop()
         thread = threading.Thread(target=hub._run, args=(ready, loop), daemon=True)
         thread.start()

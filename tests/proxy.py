@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can stop forwarding without closing anything, as a half-open connection does."""
+"""A TCP proxy on loopback that can stop forwarding without closing, like a half-open connection."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 class Proxy:
-    """Forwards to a Unix socket until it is frozen; what it took meanwhile goes on when it is thawed."""
+    """Forwards to a Unix socket; data received while frozen is forwarded after thawing."""
 
     def __init__(self, target: Path) -> None:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._is_open = True
-        #: One for each connection, and those of connections that are frozen for good.
+        #: One gate per connection, and the gates of permanently frozen connections.
         self._gates: list[threading.Event] = []
         self._stranded: list[threading.Event] = []
         self._sockets: list[socket.socket] = []
@@ -24,26 +24,26 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def freeze(self) -> None:
-        """Neither forward nor close from now on, on connections yet to come too."""
+        """Stop forwarding without closing, including on future connections."""
         self._is_open = False
         for gate in self._gates:
             gate.clear()
 
     def strand(self) -> None:
-        """Neither forward nor close on the connections there are; new ones work."""
+        """Stop forwarding on existing connections without closing them; new connections work."""
         for gate in self._gates:
             gate.clear()
         self._stranded += self._gates
         self._gates = []
 
     def thaw(self) -> None:
-        """Forward again, what was taken meanwhile first."""
+        """Resume forwarding, starting with the data received meanwhile."""
         self._is_open = True
         for gate in self._gates:
             gate.set()
 
     def close(self) -> None:
-        """End every connection."""
+        """Close every connection."""
         for each in (self._listener, *self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Reward models for tests: too small to know anything, fit to tell rows and positions apart."""
+"""Create tiny random reward models that distinguish rows and positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 
 def make(folder: Path, tokenizer: Any, *, num_labels: int = 1, pad_token_id: int | None = None, seed: int = 0) -> Path:
-    """A tiny Llama with a random head; another seed is another model."""
+    """A tiny Llama with a random head, determined by the seed."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

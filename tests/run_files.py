@@ -1,4 +1,4 @@
-"""Run files for tests that work a whole run on fake models."""
+"""Write run files for tests that work a whole run on fake models."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ def write_run(
     fit_seconds: float = 0.0,
     **run: Any,
 ) -> Path:
-    """A run file and its prompts in a folder; `options` are the fake teachers', `run` goes into [run].
+    """Write a run file and its prompts; `options` are the fake teachers', `run` goes into [run].
 
-    fit_seconds: how long the fit of the router takes.
-
-    The teachers are of 1, 2, 3, ... billion parameters, and the first is of the student's family.
+    fit_seconds: how long fitting the router takes.
+    The teachers have 1, 2, 3, ... billion parameters; the first belongs to the student's family.
     """
     questions = [{"id": str(n), "prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(prompts)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))

@@ -1,4 +1,4 @@
-"""`persyn` on a host whose clock is wrong: python -m tests.skewed SECONDS ARGUMENTS..."""
+"""Run `persyn` with a wrong clock: python -m tests.skewed SECONDS ARGUMENTS..."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 def main() -> None:
-    """Move this process's clock, before anything looks at it, and run the command."""
+    """Shift this process's clock before anything reads it, then run the command."""
     seconds, read, read_ns = float(sys.argv.pop(1)), time.time, time.time_ns
     time.time = lambda: read() + seconds
     time.time_ns = lambda: read_ns() + int(seconds * 1e9)

@@ -1,4 +1,4 @@
-"""What holds of the code as a whole."""
+"""Properties of the code base as a whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persyn.cli.main import persyn
 
 
 def commands(group: click.Group, path: str = "persyn") -> list[tuple[str, click.Command]]:
-    """Every command below a group, by what a person types."""
+    """Every command below a group, by its full name."""
     context = click.Context(group)
     found: list[tuple[str, click.Command]] = []
     for name in group.list_commands(context):
@@ -40,7 +40,7 @@ def test_every_command_and_group_has_a_help_text() -> None:
     ],
 )
 def test_who_runs_models_loads_none_of_their_libraries(module: str) -> None:
-    """A worker that imported torch would hold its memory, and a GPU, beside the engine host."""
+    """A worker that imported torch would occupy memory, and a GPU, in addition to the engine host."""
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""A folder is replaced as a whole or stays as it was."""
+"""A folder is replaced atomically or stays unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every benchmark starts, at its smallest size, and says what it measured."""
+"""Every benchmark runs at its smallest size and prints its measurements."""
 
 from __future__ import annotations
 

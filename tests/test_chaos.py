@@ -1,4 +1,4 @@
-"""One short round of `make chaos`."""
+"""Run one short round of `make chaos`."""
 
 from __future__ import annotations
 

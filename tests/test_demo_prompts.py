@@ -69,7 +69,7 @@ def test_groups_do_not_come_one_after_the_other(records: list[dict[str, str]]) -
 def test_repeating_the_question_is_no_answer(records: list[dict[str, str]]) -> None:
     answers = {r["id"]: math_answer.find(r["prompt"].rstrip("?.")) for r in records if r["group"] != "last"}
 
-    # Two numbers may happen to be the same: the sum of 40 and 0 would be.
+    # Two numbers may be equal by chance: 40 and the sum of 40 and 0.
     assert [r["id"] for r in records if answers.get(r["id"]) == r["answer"]] == []
 
 
@@ -84,7 +84,7 @@ def test_the_run_file_is_a_valid_one_whose_teachers_are_right_in_their_examples(
 
 
 def _expected(question: str) -> str:
-    """What a worked example has to end with, from the question's own numbers."""
+    """The required end of a worked example, computed from the numbers in its question."""
     words = {"ten": "10", "twenty-one": "21", "sixty": "60", "thirty-five": "35"}
     words |= {"one hundred": "100", "eighty-eight": "88"}
     if question.startswith("Write "):

@@ -1,4 +1,4 @@
-"""What stands in deploy/ and docs/operations.md is what the program can do, and gives no secret away."""
+"""The files in deploy/ and docs/operations.md match the program, and contain no secrets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each workload's name, and what its pods are."""
+    """The name and the pod of each workload."""
     for path in MANIFESTS:
         for document in documents(path):
             if "template" in document.get("spec", {}):
@@ -58,16 +58,16 @@ def unit(path: Path) -> configparser.ConfigParser:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """Every command line that a text shows: in backticks, in a block, in a comment or to be run."""
+    """Every command line shown in a text: in backticks, in a block, in a comment, or to be executed."""
     text = path.read_text()
     yield from re.findall(r"`(persyn [^`\n]+)`", text)
-    # After the two spaces that a comment's own example is set in, an `exec` or a path; `  #` or five blanks end it.
+    # Matches after a comment's two spaces of indentation, an `exec` or a path; `  #` or five spaces end a command.
     for line in re.findall(r"^(?:#? {0,3}|exec |ExecStart=\S*/)(persyn [a-z].*)$", text, flags=re.MULTILINE):
         yield re.split(r"\s+#|\s{5,}", line)[0]
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:
-    """Where a command stands, and its words after `persyn`."""
+    """The location of each command, and its words after `persyn`."""
     for path in TEXTS:
         for line in lines_of(path):
             yield name(path), shlex.split(line)[1:]
@@ -82,7 +82,7 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
 
 
 def problem(words: list[str]) -> str | None:
-    """What is wrong with a command line; None when the program takes it."""
+    """What is wrong with a command line; None if the program accepts it."""
     command: click.Command = persyn
     context = click.Context(persyn)
     words = list(words)
@@ -142,7 +142,7 @@ def test_a_script_is_valid_and_becomes_the_worker(path: Path) -> None:
     text = path.read_text()
     assert "set -euo pipefail" in text
     assert text.rstrip().splitlines()[-1].startswith("exec persyn worker ")
-    # The batch shell is what is told, since the worker takes its place.
+    # The signal goes to the batch shell, which the worker replaces by exec.
     assert "#SBATCH --signal=B:TERM@120" in text
 
 
@@ -204,7 +204,7 @@ def test_every_pod_is_no_root_and_reads_its_urls_from_the_secret() -> None:
 
 def test_no_file_holds_a_secret_or_a_default_for_one() -> None:
     for path in TEXTS:
-        # A variable that has to be set is no secret; one that has a default stays as it is, and is found.
+        # A mandatory variable is no secret; one with a default is left in place and checked.
         text = re.sub(r"\$\{\w+:\?[^}]*\}", "<given>", path.read_text())
         in_urls = re.findall(r"://[^\s/@:]*:([^\s@]+)@", text)
         called = r"\b(?!automount)\w*(?:password|token|secret_?key|api_?key|requirepass|auth)\b"

@@ -1,4 +1,4 @@
-"""What of the documentation is made from the code is as the code has it."""
+"""The generated parts of the documentation match the code."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_key_of_which_nothing_is_said_is_named() -> None:
 def test_every_engine_has_a_section_with_its_options() -> None:
     page = (make.ROOT / "docs/run-file.md").read_text()
     sections = " ".join(re.findall(r"^### (.+)$", page.partition("## Options of the engines")[2], re.MULTILINE))
-    # check loads teachers, with their options; what strategy takes is under [strategy].
+    # check loads teachers with their options; those of strategy are under [strategy].
     assert set(ENGINES) - set(sections.split()) == {"check", "strategy"}
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows: numbers, memory that runs out, memory that is given back. Skipped where there is none."""
+"""Tests that need a GPU: numerics, running out of memory, releasing memory. Skipped without one."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ from tests.router import topics
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.model,
-    # What the authors of drivers and compilers have to say to each other.
+    # Warnings of drivers and compilers.
     pytest.mark.filterwarnings("ignore"),
 ]
 
 QUESTIONS = ["What is 3 plus 4?", "Name a colour.", "Write one sentence about the sea, please.", "Hi!"]
 RESPONSES = ["7", "Blue.", "The sea is wide and calm at night, and it is loud and grey in the morning.", "Hello! " * 40]
-#: What a random or small model bears in a test; `[router] options` and the like are for real ones.
+#: A random or small model tolerates these in a test; the defaults are for real ones.
 TUNING: dict[str, dict[str, Any]] = {
     "head": {},
     "lora": {"epochs": 4, "learning_rate": 1e-3},
@@ -67,11 +67,11 @@ TUNING: dict[str, dict[str, Any]] = {
 
 
 def rest() -> None:
-    """A tick that nobody waits for."""
+    """A tick that nobody observes."""
 
 
 def first() -> str:
-    """The GPU that this process computes on, too."""
+    """The GPU that this process uses."""
     return gpus.ids()[0]
 
 
@@ -100,7 +100,7 @@ def texts(results: Sequence[Result]) -> list[str]:
 
 @pytest.fixture
 def little_memory() -> Iterator[Any]:
-    """Leave this process so many MiB of the GPU's memory."""
+    """Limit this process to the given MiB of GPU memory."""
 
     def leave(mib: int) -> None:
         gc.collect()
@@ -114,7 +114,7 @@ def little_memory() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Engines work in the home folder."""
+    """The home folder as working directory of engines."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -157,7 +157,7 @@ def test_batches_that_do_not_fit_are_halved_until_they_do(smollm2: Path, little_
     many = [Judge(i, ask("Tell me of the sea."), "wide and calm " * (50 + i)) for i in range(256)]
     fair = values(work(student(smollm2, 1), many))
     engine = student(smollm2, 1, batch_tokens=10**9)
-    # 260 of weights; some 150,000 tokens at once would take thousands.
+    # 260 MiB of weights; about 150,000 tokens at once would take thousands.
     little_memory(800)
     before = torch.cuda.memory_stats()["num_ooms"]
 
@@ -218,7 +218,7 @@ def test_a_router_learns_whom_each_topic_suits(smollm2: Path, tmp_path: Path, tu
     for n_gpus in (1, 0):
         engine = route.load(ModelSpec("router", fitted.folder, gpus=n_gpus, options={"sha256": fitted.sha256}), rest)
         routed = [result.scores for result in work(engine, asked) if isinstance(result, Routed)]
-        # In bfloat16 there, in float32 here.
+        # bfloat16 on the GPU, float32 on the CPU.
         best = [max(range(4), key=row.__getitem__) for row in routed]
         measured = [max(range(4), key=row.__getitem__) for row in fitted.scores]
         assert sum(a != b for a, b in zip(best, measured, strict=True)) <= 3
@@ -228,7 +228,7 @@ def test_auto_takes_the_head_where_the_memory_does_not_do_for_more(
     smollm2: Path, tmp_path: Path, little_memory: Any
 ) -> None:
     engine = fit.load(ModelSpec("router_fit", str(smollm2), gpus=1), rest)
-    # The weights in float32 take 540, their gradients as much again, what the optimizer keeps of them twice that.
+    # The float32 weights take 540 MiB, gradients the same, and the optimizer's state twice that.
     little_memory(900)
 
     (fitted,) = work(engine, [topics.grid(120, holdout=30, tune="auto", folder=tmp_path / "router")])
@@ -270,7 +270,7 @@ ENGINES = {
 }
 
 
-#: What an engine has of the GPU at least: its weights and what every process on a GPU has; vLLM its cache too.
+#: Minimum GPU memory of an engine: its weights and the overhead of any process on a GPU; for vLLM also its cache.
 LOADED_MIB = {"transformers": 450, "vllm": 2_000}
 
 
@@ -280,7 +280,7 @@ def installed(engine: str) -> None:
 
 
 def last_words(host: Host) -> str:
-    """What is said of a host that has died, past the results it still gave."""
+    """The error of a dead host, after the results that it still returned."""
     while True:
         try:
             host.receive(1.0)
@@ -314,7 +314,7 @@ def vllm(folder: Path, **options: Any) -> ModelSpec:
 
 
 def hosted(spec: ModelSpec, home: Path, *batches: Sequence[Request]) -> list[list[Result]]:
-    """Each batch's results, one batch after the other, from an engine in a process of its own."""
+    """Each batch's results in sequence, from an engine in its own process."""
     host = Host(spec, home, devices=first(), load_seconds=240)
     found: list[list[Result]] = []
     try:

@@ -1,7 +1,7 @@
-"""The pages that show how something is done show what works: every command, every file, and what comes of them.
+"""Every command and file on the how-to pages works, with the results that the pages show.
 
 A block after `<!-- file: NAME -->` is written to a file, one after `<!-- try -->` is run in a shell, with fake models
-in place of real ones.
+instead of real ones.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words after `persyn` of every command that a page shows, in a sentence or in a block."""
+    """The words after `persyn` of every command shown on a page, inline or in a block."""
     shown = re.findall(r"`(persyn [^`\n]+)`", page.read_text())
     shown += [block.text for block in blocks(page) if block.language == "sh"]
     for text in shown:
@@ -64,21 +64,21 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def template() -> Config:
-    """A run of fake models, in which nothing fails."""
+    """A run of fake models without failures."""
     found = tomllib.loads((files("persyn.cli") / "templates" / "fake.toml").read_text())
-    found["run"]["name"] = "first"  # as the pages call it
+    found["run"]["name"] = "first"  # the name used on the pages
     for teacher in found["teachers"]:
         teacher.pop("options", None)
     return found
 
 
 def changed(base: Config, part: Config) -> Config:
-    """A run file with some of its tables changed, and teachers added."""
+    """A run file with some tables replaced, and teachers added."""
     return {**base, **part, "teachers": [*base["teachers"], *part.get("teachers", [])]}
 
 
 def faked(run: Config, server: str = "") -> Config:
-    """The run with models that need no weights, and servers that are there."""
+    """The run with models that need no weights, and with servers that exist."""
     made = json.loads(json.dumps(run))
     made["student"] = {key: made["student"][key] for key in ("name", "model")} | {"engine": "fake"}
     made["router"] = {"backbone": "router", "engine": "fake"}
@@ -109,7 +109,7 @@ def _inline(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Desk:
-    """A folder in which a page's files lie and its commands are typed."""
+    """A folder for a page's files, in which its commands are run."""
 
     folder: Path
 
@@ -122,7 +122,7 @@ class Desk:
                 (self.folder / name).write_text(text)
 
     def type(self, script: str, **variables: str) -> str:
-        """What a script prints; its `persyn` is this one, and takes a run that lacks rows (exit code 3) for done."""
+        """The output of a script; `persyn` is this version, and exit code 3 (missing rows) counts as success."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
         environment |= {"PERSYN_HOME": str(self.folder / "home"), "PYTHONPATH": os.pathsep.join(sys.path), **variables}
         ours = f'persyn() {{ {shlex.quote(sys.executable)} -m persyn.cli "$@" || [ $? = 3 ]; }}'
@@ -275,7 +275,7 @@ def test_another_run_does_only_what_its_change_asks_for(desk: Desk) -> None:
         done[name] = {row["stage"]: row["n_prompts"] for row in jobs}
     assert done["first"] == done["first"] | {"calibrate": 2 * 16, "score": 2 * 2 * 16}
     assert "calibrate" not in done["second"]
-    assert done["second"]["score"] == 2 * 16  # the learnability alone
+    assert done["second"]["score"] == 2 * 16  # only the learnability
     assert done["third"]["calibrate"] == 16
     assert done["third"]["score"] == 2 * 16
     assert not {"calibrate", "score", "fit_router"} & done["static"].keys()

@@ -1,4 +1,4 @@
-"""What is installed: one package, which a user's own modules do not disturb."""
+"""Only one package is installed, and users' own modules do not interfere with it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ HOSTILE = "raise SystemExit('a module of the user was imported in place of ours'
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the code as it lies here."""
+    """A wheel built from the present code."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("persyn", "cli", "workers", "migrations"):  # what a build leaves behind would be in the next one
+    for name in ("persyn", "cli", "workers", "migrations"):  # leftovers of a build would be included in the next one
         shutil.copytree(name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(name, folder)
@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the wheel installs and nothing else."""
+    """A folder with only the wheel installed."""
     folder = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(folder)

@@ -1,4 +1,4 @@
-"""The documentation as a site: whole, the same as on a code host, and in need of nothing from elsewhere."""
+"""The documentation site is complete, equal to the pages on a code host, and self-contained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = {
     **{page.relative_to(hooks.ROOT / "docs").as_posix(): page for page in (hooks.ROOT / "docs").rglob("*.md")},
     **{uri: hooks.ROOT / place for place, uri in hooks.ELSEWHERE.items()},
 }
-#: What a page is made of; its text is inside.
+#: The elements of a page that contain its text.
 ELEMENTS = re.compile(r"<(h\d|p|ul|ol|li|table|tr|th|td|pre|code|em|strong|img)\b")
 
 
@@ -37,7 +37,7 @@ def build(source: Path, site: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that it was built into."""
+    """The folder of the built site."""
     folder = tmp_path_factory.mktemp("site")
     done = build(hooks.ROOT, folder)
     assert done.returncode == 0, done.stderr
@@ -45,14 +45,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def article(site: Path, uri: str) -> str:
-    """What the page says, without what the site puts around it."""
+    """The content of a page, without navigation."""
     page = (site / uri).with_suffix(".html").read_text()
     return page[page.index("<article") : page.index("</article>")]
 
 
 @pytest.mark.parametrize("uri", sorted(PAGES))
 def test_a_page_has_the_same_parts_as_on_a_code_host(site: Path, uri: str) -> None:
-    # A formula is a block of code or plain text there, and neither here.
+    # Formulas are rendered differently, so they are left out on both sides.
     source = re.sub(r"^```math\n.*?^```\n", "", PAGES[uri].read_text(), flags=re.DOTALL | re.MULTILINE)
     there = MarkdownIt().enable("table").render(source)
     assert Counter(ELEMENTS.findall(article(site, uri))) == Counter(ELEMENTS.findall(there))

@@ -1,4 +1,4 @@
-"""Studies: the small world of the controlled one is what its page says it is; those of data made elsewhere run."""
+"""The controlled study's world matches its description, and studies of external data run."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_tables_take_the_place_of_a_page_s_earlier_ones(tmp_path: Path) -> None:
 
 
 def page(folder: Path, made: str = "") -> Path:
-    """A page without tables, or with these."""
+    """A page without tables, or with the given ones."""
     path = folder / "page.md"
     path.write_text(f"Said.\n\n<!-- tables: begin -->\n\n{made}<!-- tables: end -->\n")
     return path
@@ -115,7 +115,7 @@ def test_a_grid_is_studied_and_other_tables_of_the_page_stay(tmp_path: Path, tin
             "prompt": f"What is {n} plus {n}?",
             "teacher": name,
             "response": f"{name} says {2 * n}.",
-            # Each of the first two is right about every other prompt, the third about every third.
+            # Each of the first two is right on every other prompt, the third on every third.
             "label": n % 2 == place if place < 2 else n % 3 == 0,
             "meta": {"second": n % 2 == place if place < 2 else n % 3 == 0},
         }
@@ -139,7 +139,7 @@ def test_a_grid_is_studied_and_other_tables_of_the_page_stay(tmp_path: Path, tin
     assert "20 calibration prompts, 10 hold-out prompts, 3 teachers, 1 seeds." in made
     strategies = {line.split(" | ")[0].removeprefix("| ") for line in made.splitlines() if line.startswith("| ")}
     assert {"oracle", "static", "strong", "family-strong", "mix", "car", "random", "head", "neighbours"} <= strategies
-    assert "| oracle | 1.000 |" in made  # for quality alone: of the first two one is right
+    assert "| oracle | 1.000 |" in made  # for quality alone: one of the first two is always right
 
 
 def test_the_checker_is_held_against_other_judges(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_checker_is_held_against_other_judges(tmp_path: Path) -> None:
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
     rows = [
         {"response": "So it is \\boxed{4}.", "reference_answer": "4", "label": True, "meta": {}},
-        # Of another answer in the text that judge said it is right.
+        # The other judge called another answer in the text right.
         {
             "response": "It is 4, or \\boxed{5}.",
             "reference_answer": 4,

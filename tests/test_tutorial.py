@@ -1,8 +1,8 @@
-"""The tutorial is true: its commands do what it says, and print what it shows.
+"""The tutorial's commands work and print what it shows.
 
-A block marked `sh` is run, each where the one before left off; a block marked `bash` is for the reader alone. A block
-marked `text` right after a block that is run shows what that prints. There `...` stands for anything within a line, or,
-if it is all of a line, for any number of lines; spaces between words do not count.
+Blocks marked `sh` are run in sequence; blocks marked `bash` are not run. A block marked `text` directly after a block
+that is run shows its output. There `...` stands for anything within a line or, on a line of its own, for any number of
+lines; the amount of space between words is ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def blocks(page: str) -> list[tuple[str, str | None]]:
-    """What is run, and what is shown of it."""
+    """The commands to run, each with the output shown for it."""
     found: list[tuple[str, str | None]] = []
     is_shown_next = False
     for token in MarkdownIt().parse(page):
@@ -44,7 +44,7 @@ def pattern(lines: list[str]) -> str:
 
 
 def wrong(shown: str, printed: str) -> str | None:
-    """The first line that is shown and not printed, or where more is printed than is shown."""
+    """The first line that is shown but not printed, or printed but not shown."""
     lines = plain(shown)
     text = "".join(f"{line}\n" for line in plain(printed))
     if re.fullmatch(pattern(lines), text):

@@ -1,1 +1,1 @@
-"""The processes that work jobs."""
+"""The worker processes: the runner that works jobs, and the cluster around it."""

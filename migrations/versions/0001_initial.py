@@ -1,4 +1,4 @@
-"""The store as it was first released."""
+"""Create the initial schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models were loaded, for which job, and how long it took."""
+"""Record model loads with their job and duration."""
 
 from __future__ import annotations
 

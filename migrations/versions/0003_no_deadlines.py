@@ -1,4 +1,4 @@
-"""A job has no deadline: what an engine owes is measured where it is fed."""
+"""Drop the deadlines of jobs; the time limit of an engine is measured by the process that feeds it."""
 
 from __future__ import annotations
 

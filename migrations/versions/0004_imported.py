@@ -1,4 +1,4 @@
-"""Responses made elsewhere bring what else their rows said."""
+"""Store the other fields of imported responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Students are trained and evaluated: trainings, evaluations, outcomes."""
+"""Add trainings, evaluations and outcomes of students."""
 
 from __future__ import annotations
 

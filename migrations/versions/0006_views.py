@@ -1,7 +1,7 @@
-"""Views for whoever asks in SQL; a load says which GPUs it was given.
+"""Add views for SQL queries, and the GPUs of each model load.
 
-The views are the same on both databases but for what stands in _SQLITE and _POSTGRESQL. A later revision that changes
-a table which they read drops them before and makes them again after: PostgreSQL refuses it otherwise.
+The views are the same on both databases except for the expressions in _SQLITE and _POSTGRESQL. A later revision that
+changes a table used by a view must drop the views before and create them again afterwards, as PostgreSQL requires.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-#: Of a run's frozen configuration, and of a failure its first word.
+#: Values from a run's frozen configuration, and the first word of a failure.
 _SQLITE = {
     "alpha": "json_extract(r.config, '$.run.alpha')",
     "normalise": "json_extract(r.config, '$.run.normalise')",
@@ -32,7 +32,7 @@ _POSTGRESQL = {
     "seconds": "CAST(extract(epoch FROM {1} - {0}) AS double precision)",
 }
 
-#: A log-likelihood by what the run divides it by; null where no token was scored.
+#: The log-likelihood in the run's unit; null where no token was scored.
 _LEARNABILITY = """l.value / CASE
     WHEN coalesce(l.n_tokens, 0) = 0 THEN NULL
     WHEN {per} = 'token' THEN l.n_tokens
@@ -40,7 +40,7 @@ _LEARNABILITY = """l.value / CASE
     ELSE 1
 END"""
 _VIEWS = {
-    # The rows of a run's dataset, as an export without filters writes them, and where each comes from.
+    # The rows of a run's dataset, as an unfiltered export writes them, with the origin of each.
     "v_dataset": """
         SELECT r.name AS run, a.prompt_id, rp.role, p.source, p.source_id, p.history, p.text AS prompt, p.answer,
                x.text AS response, t.name AS teacher, t.model, t.revision, t.template_hash,
@@ -54,7 +54,7 @@ _VIEWS = {
         JOIN responses x ON x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id AND x.sample = 0
         WHERE x.text IS NOT NULL
     """,
-    # What each stage that a run has come to owes: total = done + failed + pending.
+    # The rows of each stage that a run has reached: total = done + failed + pending.
     "v_progress": """
         SELECT run, place, stage, total, done, failed, total - done - failed AS pending
         FROM (
@@ -97,7 +97,7 @@ _VIEWS = {
             GROUP BY r.name
         ) AS stages
     """,
-    # What each teacher of a run was given and wrote for it, and what it would have written had it answered everything.
+    # Per teacher of a run: assignments, responses and costs, and an estimate if it had answered every prompt.
     "v_teacher_cost": """
         SELECT run, position, teacher, assigned, responses, failed, prompt_tokens, response_tokens,
                CASE WHEN uncounted = 0 THEN (prompt_tokens * price_in + response_tokens * price_out) / 1000000.0 END
@@ -131,9 +131,9 @@ _VIEWS = {
             GROUP BY r.name, r.id, t.position, t.teacher_id, m.name, m.price_in, m.price_out
         ) AS written
     """,
-    # The calibration grid by its cells: raw quality, learnability, and the reward by the run's own alpha and
-    # normalisation. A reward is null where a score is missing, and of z-scores, which need a root. Equal scores share
-    # their mean rank: as many below as above it.
+    # The cells of the calibration grid: raw quality, learnability, and the reward with the run's own alpha and
+    # normalisation. The reward is null where a score is missing, and for z-scores, which need a square root. Ties share
+    # their mean rank.
     "v_reward_matrix": """
         SELECT run, prompt_id, role, position, teacher, response_id, quality, learnability,
                CASE
@@ -181,7 +181,7 @@ _VIEWS = {
             WINDOW prompt AS (PARTITION BY run, prompt_id, is_incomplete)
         ) AS compared
     """,
-    # Every teacher for every prompt of a run: what the router thought of it, what is known of it, and who was chosen.
+    # Every teacher for every prompt of a run: its router score, its other scores, and whether it was chosen.
     "v_why_teacher": """
         SELECT r.name AS run, p.prompt_id, p.role, t.position, m.name AS teacher,
                o.score AS router_score,
@@ -204,7 +204,7 @@ _VIEWS = {
         LEFT JOIN scores q ON q.response_id = x.id AND q.scorer_id = r.quality_scorer_id
         LEFT JOIN scores l ON l.response_id = x.id AND l.scorer_id = r.learnability_scorer_id
     """,
-    # What is not there yet of the stages that a run has come to; as many rows as v_progress says are pending.
+    # The missing rows of the stages that a run has reached; as many as v_progress reports as pending.
     "v_missing": """
         SELECT r.name AS run, 1 AS place, 'calibrate' AS stage, p.prompt_id, m.name AS teacher, NULL AS scorer
         FROM runs r
@@ -241,7 +241,7 @@ _VIEWS = {
         LEFT JOIN responses x ON x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id AND x.sample = 0
         WHERE r.stage = 'generate' AND x.id IS NULL
     """,
-    # What ended without a result, by stage. reason is the first word of the failure.
+    # Rows that failed, by stage. reason is the first word of the failure.
     "v_failures": """
         SELECT r.name AS run, 1 AS place, 'calibrate' AS stage, p.prompt_id, m.name AS teacher, NULL AS scorer,
                {reason_x} AS reason, x.failure, x.id AS response_id, x.job_id, x.created_at
@@ -269,7 +269,7 @@ _VIEWS = {
         JOIN responses x ON x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id AND x.sample = 0
         WHERE x.failure IS NOT NULL
     """,
-    # The pieces of the work, by name.
+    # The jobs of each run, by name.
     "v_jobs": """
         SELECT r.name AS run, j.id AS job_id, j.stage, m.name AS teacher, s.kind AS scorer, j.queue, j.state,
                j.first_prompt_id, j.last_prompt_id, j.n_prompts, j.attempts, j.fence, j.owner AS worker, j.error,
@@ -279,7 +279,7 @@ _VIEWS = {
         LEFT JOIN teachers m ON m.id = j.teacher_id
         LEFT JOIN scorers s ON s.id = j.scorer_id
     """,
-    # Everything that ever happened to runs and jobs.
+    # All events of runs and jobs.
     "v_events": """
         SELECT r.name AS run, e.id AS event_id, e.at, e.actor, e.job_id, j.stage, m.name AS teacher, s.kind AS scorer,
                e.from_state, e.to_state, e.fence, e.detail
@@ -289,7 +289,8 @@ _VIEWS = {
         LEFT JOIN teachers m ON m.id = j.teacher_id
         LEFT JOIN scorers s ON s.id = j.scorer_id
     """,
-    # Where a prompt is used: each run that has it, who answers it there, and the students trained on that dataset.
+    # The uses of a prompt: each run that has it, the teacher that answers it there, and students trained on that
+    # dataset.
     "v_uses": """
         SELECT p.prompt_id, r.name AS run, p.role, m.name AS teacher, a.reason, x.id AS response_id,
                CASE WHEN x.text IS NULL THEN 0 ELSE 1 END AS is_answered,
@@ -301,7 +302,7 @@ _VIEWS = {
         LEFT JOIN responses x ON x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id AND x.sample = 0
         LEFT JOIN trainings g ON g.run_id = r.id AND x.text IS NOT NULL
     """,
-    # Students before and after training: the mean of what one scorer said; of log-likelihoods, nats per token.
+    # Students before and after training: the mean value of one scorer; for log-likelihoods, nats per token.
     "v_evaluations": """
         SELECT s.name AS student, r.name AS run, e.training_id, e.id AS evaluation_id, e.name AS prompts_file,
                k.kind AS scorer, count(*) AS prompts, count(o.value) AS judged, count(o.failure) AS failed,

@@ -1,4 +1,4 @@
-"""What the console looks up: assignments by margin, and the few responses and scores that failed."""
+"""Add indexes for the console: assignments by margin, and failed responses and scores."""
 
 from __future__ import annotations
 

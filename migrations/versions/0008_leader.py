@@ -1,4 +1,4 @@
-"""Which dispatcher leads, and until when."""
+"""Add the lease of the leading dispatcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that are waited for."""
+"""Add outages of servers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the store says of runs, read and never written: summaries, comparisons, provenance, estimates."""
+"""Read models of runs: summaries, comparisons, provenance and estimates; nothing here writes to the store."""

@@ -1,7 +1,7 @@
-"""Whether what the store says of a run fits together: counts, responses, and each job's history.
+"""Check the consistency of a run in the store: counts, responses, and the history of each job.
 
-Every rule is a query whose rows are what breaks it, so that nothing but findings is read, however
-large the run. On a run that is being worked it holds at any moment.
+Every rule is a query that selects violations, so only findings are read, however large the run. The rules also hold at
+any moment of a running run.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ _AT_ONCE = 1000
 
 
 class Finding(Struct, frozen=True):
-    """Something that cannot be so.
+    """An inconsistency.
 
-    rule: which check it breaks; about: the stage, job or prompt; found: what is there.
+    rule:  the violated rule.
+    about: the stage, job or prompt.
+    found: the state found.
     """
 
     rule: str
@@ -34,7 +36,7 @@ class Finding(Struct, frozen=True):
 
 
 def audit(session: Session, run: Run) -> Iterator[Finding]:
-    """Check a run within one snapshot, rule by rule; yields what is wrong as it is found."""
+    """Check a run within one snapshot, rule by rule; yield each violation as it is found."""
     yield from _counts(session, run)
     yield from _owed(session, run)
     yield from _duplicates(session, run)
@@ -45,7 +47,7 @@ def audit(session: Session, run: Run) -> Iterator[Finding]:
 
 
 def _counts(session: Session, run: Run) -> Iterator[Finding]:
-    """What a stage was given, counted apart, is done, failed or pending; behind the run nothing is pending."""
+    """Each stage's rows, counted independently, equal done + failed + pending; completed stages have none pending."""
     given = _given(session, run)
     for stage, counts in pipeline.progress(session, run).items():
         sums = f"{counts.done} done + {counts.failed} failed + {counts.pending} pending"
@@ -56,7 +58,7 @@ def _counts(session: Session, run: Run) -> Iterator[Finding]:
 
 
 def _given(session: Session, run: Run) -> dict[str, int]:
-    """How many rows each stage of a run owes."""
+    """The number of rows that each stage of a run should produce."""
     prompts = select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)
     teachers = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)
     in_grid = RunPrompt.role != Role.TARGET
@@ -75,7 +77,7 @@ def _given(session: Session, run: Run) -> dict[str, int]:
 
 
 def _owed(session: Session, run: Run) -> Iterator[Finding]:
-    """Of a run that is done, every assigned prompt has its response, or why there is none, and no job is open."""
+    """In a finished run every assigned prompt has a response or a failure, and no job is open."""
     if run.state is not RunState.DONE:
         return
     missing = (
@@ -105,7 +107,7 @@ def _duplicates(session: Session, run: Run) -> Iterator[Finding]:
 
 
 def _strays(session: Session, run: Run) -> Iterator[Finding]:
-    """A response is of the teacher and among the prompts of the job that wrote it, in whichever run that was."""
+    """A response matches the teacher and the prompt range of the job that wrote it, in any run."""
     fits = and_(
         Job.teacher_id == Response.teacher_id,
         Response.prompt_id.between(Job.first_prompt_id, Job.last_prompt_id),
@@ -122,7 +124,7 @@ def _strays(session: Session, run: Run) -> Iterator[Finding]:
 
 
 def _leases(session: Session, run: Run) -> Iterator[Finding]:
-    """A running job has an owner and a lease; no other has a lease."""
+    """A running job has an owner and a lease; no other job has a lease."""
     is_running = Job.state == JobState.RUNNING
     is_held = and_(Job.lease_until.is_not(None), Job.owner.is_not(None))
     wrong = or_(and_(is_running, ~is_held), and_(~is_running, Job.lease_until.is_not(None)))
@@ -132,7 +134,7 @@ def _leases(session: Session, run: Run) -> Iterator[Finding]:
 
 
 def _transitions(session: Session, run: Run) -> Iterator[Finding]:
-    """Each event of a job begins where the one before ended; the fence never falls, and rises with each claim."""
+    """Each event of a job starts in the previous one's end state; the fence never falls, and rises with each claim."""
 
     def before(column: Any, at_first: Any) -> ColumnElement[Any]:
         return func.coalesce(func.lag(column).over(partition_by=Event.job_id, order_by=Event.id), at_first)
@@ -174,7 +176,7 @@ def _transitions(session: Session, run: Run) -> Iterator[Finding]:
 
 
 def _ends(session: Session, run: Run) -> Iterator[Finding]:
-    """A job is in the state, and has the fence, that its last event says."""
+    """A job's state and fence match its last event."""
     last = (
         select(Event.job_id, func.max(Event.id).label("event_id"))
         .join(Job, Job.id == Event.job_id)
@@ -203,5 +205,5 @@ def _count(session: Session, query: Select[int]) -> int:
 
 
 def _stream(session: Session, query: Select[*tuple[Any, ...]]) -> Iterator[Any]:
-    """The rows of a query, some at a time: were all of a run wrong, they would not be in memory at once."""
+    """Yield the rows of a query in batches, so that even a run full of violations fits in memory."""
     return iter(session.execute(query, execution_options={"yield_per": _AT_ONCE}))

@@ -1,8 +1,7 @@
-"""Strategies side by side, on the hold-out prompts of a run: nothing is generated, all is in the grid.
+"""Compare strategies on the hold-out prompts of a run, using only the responses of the grid.
 
-What a strategy goes by it learns from the calibration prompts; what it is worth is measured on
-prompts that it never saw. Every figure is an expectation over the strategy's policy, so that
-random choices add no noise; intervals are of the prompts that happened to be drawn (bootstrap).
+A strategy learns from the calibration prompts and is measured on unseen hold-out prompts. All figures are expectations
+over the strategy's policy, so random choices add no noise; intervals are bootstrapped over prompts.
 """
 
 from __future__ import annotations
@@ -31,46 +30,46 @@ from persyn.stages.known import known
 
 _WITHOUT_PROMPT: tuple[strategies.Kind, ...] = ("static", "strong", "mix", "family-strong", "car", "random")
 _NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
-#: Those that need no calibration grid; its tokens are part of the price of all others.
+#: Strategies that need no calibration grid; for all others, its tokens are part of the cost.
 _WITHOUT_GRID = frozenset({"strong", "mix", "family-strong", "random"})
 
 
 class StrategyFacts(Struct, frozen=True):
-    """What one strategy comes to."""
+    """Estimated reward, quality and cost of a strategy."""
 
     strategy: str
-    #: 0 to 1 for min-max.
+    #: 0 to 1 for min-max normalisation.
     reward: Interval
     #: In the quality scorer's unit.
     quality: Interval
-    #: Nats per token, or as `learnability_per` says.
+    #: In nats per token, or as given by `learnability_per`.
     learnability: Interval
-    #: The oracle's reward minus this one.
+    #: The oracle's reward minus this strategy's.
     regret: Interval
-    #: Of the way from the best single teacher (static) to the oracle, the part that it goes.
+    #: Share of the gap between the best single teacher (static) and the oracle that it closes.
     closed: Interval | None
-    #: Tokens of all responses that the whole run needs with it, the grid's included where it needs one.
+    #: Response tokens of the whole run with this strategy, including the grid's if it needs one.
     tokens: float | None
-    #: US dollars for them, where all prices and token counts are known.
+    #: US dollars for them, if all prices and token counts are known.
     cost: float | None
-    #: Share of the prompts, by teacher; those it never chooses are left out.
+    #: Share of the prompts by teacher, without teachers that are never chosen.
     shares: dict[str, float]
 
 
 class Comparison(Struct, frozen=True):
-    """Strategies at one setting of the reward, best first."""
+    """Strategies under one definition of the reward, best first."""
 
     run: str
     alpha: float
     normalise: str
     learnability_per: str
-    #: Whether it is the run's own reward, to which its router was fitted.
+    #: Whether this is the run's own reward, to which its router was fitted.
     is_own: bool
     #: Hold-out prompts measured on, and calibration prompts learned from.
     n_holdout: int
     n_calibration: int
     strategies: list[StrategyFacts]
-    #: What is not there, and why.
+    #: Unavailable strategies, with the reason.
     notes: list[str]
 
 
@@ -85,11 +84,11 @@ def compare(
 ) -> Comparison:
     """Compare strategies for a run.
 
-    alpha:  another weight of learnability than the run's.
-    how:    another normalisation than the run's.
-    per:    another learnability than the run's, see `grid.read`.
-    scores: {strategy: (P, T)} of more that read the prompt, for all P prompts of the grid in its order, or why there
-            are none; "persyn" unless given is the run's router, which was fitted to the run's own alpha.
+    alpha:  weight of learnability; None is the run's.
+    how:    normalisation; None is the run's.
+    per:    unit of learnability, see `grid.read`; None is the run's.
+    scores: {strategy: (P, T)} of strategies that read prompts, for all P prompts of the grid in order, or the reason
+            why there are none; "persyn" defaults to the run's router, which was fitted to the run's own alpha.
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
     alpha = thaw(run.config).run.alpha if alpha is None else alpha
@@ -101,9 +100,10 @@ def compare(
 
 
 def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], router: Matrix | None) -> list[Comparison]:
-    """Compare strategies at each of several weights of learnability, all else as in the run.
+    """Compare strategies at each of several weights of learnability; everything else is as in the run.
 
-    cells: the run's grid. router: (P, T) `router_scores` of it.
+    cells:  the run's grid.
+    router: (P, T) `router_scores` of it.
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
     scores = {} if router is None else {"persyn": router}
@@ -112,7 +112,7 @@ def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], rout
 
 @dataclass(frozen=True, slots=True)
 class _Reward:
-    """What makes it; None is the run's own."""
+    """The definition of the reward; None means the run's own."""
 
     alpha: float
     how: rewards.Normalisation | None = None
@@ -166,7 +166,7 @@ def _compare(
 
 
 def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable) -> tuple[dict[str, Matrix], list[str]]:
-    """The strategies that read no prompt, and why others of them cannot be had."""
+    """The policies of strategies that read no prompt, and the reasons why others are unavailable."""
     found: dict[str, Matrix] = {}
     notes: list[str] = []
     for kind in _WITHOUT_PROMPT:
@@ -178,7 +178,7 @@ def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable)
 
 
 def router_scores(session: Session, run: Run, cells: Grid) -> Matrix | None:
-    """(P, T) of the run's router for the grid's prompts; None when it has none, or said nothing of them."""
+    """(P, T) scores of the run's router for the grid's prompts; None if it has no router, or no stored scores."""
     if run.router_id is None:
         return None
     row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
@@ -195,7 +195,7 @@ def router_scores(session: Session, run: Run, cells: Grid) -> Matrix | None:
 
 
 class _Counted:
-    """The grid's other figures: what teachers write, and what it costs."""
+    """Token counts and costs of the grid's responses."""
 
     def __init__(self, session: Session, run: Run, cells: Grid, holdout: NDArray[np.bool_]) -> None:
         teachers = answers.teachers_of(session, run.id)
@@ -209,9 +209,9 @@ class _Counted:
         self.grid_cost = float(np.nansum(_cost(teachers, cells.prompt_tokens, cells.response_tokens)))
 
     def needed(self, strategy: str, policy: Matrix, what: Matrix, of_grid: float) -> float | None:
-        """Of the whole run: what the policy takes for each prompt, after the grid where there must be one."""
+        """The total for the whole run: the policy's expected amount per prompt, plus the grid's if needed."""
         is_asked = policy > 0 if strategy in _WITHOUT_GRID else np.ones(policy.shape, dtype=np.bool_)
-        # A teacher of whom nothing is known makes the sum unknown; single gaps do not.
+        # A teacher without any known amount makes the sum unknown; single gaps do not.
         if (np.isnan(what).all(axis=0) & is_asked.any(axis=0)).any():
             return None
         if strategy == "oracle":
@@ -257,9 +257,9 @@ def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) 
 
 
 def _drawn(by_prompt: Mapping[str, Vector]) -> dict[str, Vector]:
-    """Each strategy's mean over prompts that are drawn anew, `DRAWS` times, the same ones for all strategies.
+    """{strategy: (DRAWS,) bootstrap means over prompts}, with the same draws for all strategies.
 
-    A prompt without a value has no part in the means; a draw of nothing else has none.
+    Prompts without a value are excluded from the means; a draw without any value gives NaN.
     """
     names = list(by_prompt)
     values = np.stack([by_prompt[name] for name in names], axis=1)  # (P, S)
@@ -274,7 +274,7 @@ def _drawn(by_prompt: Mapping[str, Vector]) -> dict[str, Vector]:
 
 
 def _expected(policy: Matrix, values: Matrix) -> Vector:
-    """(P,) what a policy comes to on each prompt, over the cells that have a value."""
+    """(P,) expected value of a policy on each prompt, over the cells that have a value."""
     weight = np.where(np.isnan(values), 0.0, policy)
     total = weight.sum(axis=1)
     summed = (weight * np.nan_to_num(values)).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Lists of runs, prompts and failed jobs: a page at a time, searched and filtered, never read as a whole."""
+"""List runs, prompts and failed jobs page by page, with search and filters, in bounded time."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from persyn.db.results import Assignment, Response, Router, Score
 from persyn.db.text import reason
 from persyn.db.work import Job, JobState
 
-#: Of a prompt's text, the first characters are shown in a list.
+#: Characters of a prompt's text shown in a list.
 _EXCERPT = 240
-#: Prompts are searched so many at a time, until a page is full or has taken so many seconds.
+#: Prompts searched per query, and the time limit for filling a page.
 _STRETCH, _SECONDS = 4000, 0.08
-#: Prompts whose metadata is looked at for the names of its fields.
+#: Prompts inspected for the names of metadata fields.
 _LOOKED_AT = 2_000
 _NO_FIELD = '"\\'
 
 
 class Standing(StrEnum):
-    """How far a prompt is in a run."""
+    """The progress of a prompt in a run."""
 
     UNASSIGNED = "unassigned"
     WAITING = "waiting"
@@ -51,29 +51,29 @@ class Standing(StrEnum):
 
 
 class Order(StrEnum):
-    """How prompts are sorted: by id, or from the smallest margin on, where the choice was closest."""
+    """The order of prompts: by id, or by ascending margin, closest decisions first."""
 
     ID = "id"
     MARGIN = "margin"
 
 
 class Wanted(Struct, frozen=True):
-    """Which prompts; what is None, or an empty text, selects nothing."""
+    """Filters for prompts; None or an empty text does not filter."""
 
-    #: In the prompt's text, in any case; or its whole id in its file.
+    #: Case-insensitive match in the prompt's text, or its exact id in its file.
     text: str = ""
     role: Role | None = None
     standing: Standing | None = None
-    #: The name of the teacher it was given to.
+    #: The name of the assigned teacher.
     teacher: str = ""
-    #: The first word of its assignment's reason.
+    #: The first word of the assignment's reason.
     reason: str = ""
-    #: The first word of why a response or a score of it failed that the run rests on; "any" is any.
+    #: The first word of the failure of a response or score used by the run; "any" matches all failures.
     failure: str = ""
-    #: Bounds of the margin, inclusive.
+    #: Inclusive bounds of the margin.
     margin_from: float | None = None
     margin_to: float | None = None
-    #: Bounds of the raw quality of the response that the prompt was assigned, inclusive.
+    #: Inclusive bounds of the quality of the assigned response, not normalised.
     quality_from: float | None = None
     quality_to: float | None = None
     #: A field of the prompt's metadata, and its value as text.
@@ -83,12 +83,12 @@ class Wanted(Struct, frozen=True):
 
     @property
     def has_margin(self) -> bool:
-        """Whether a prompt without a margin is none of them."""
+        """Whether prompts without a margin are excluded."""
         return self.order is Order.MARGIN or self.margin_from is not None or self.margin_to is not None
 
 
 class Place(Struct, frozen=True):
-    """The last row of a page: the next page begins behind it."""
+    """The last row of a page, after which the next page begins."""
 
     prompt_id: int
     margin: float | None = None
@@ -99,7 +99,7 @@ class Row(Struct, frozen=True):
 
     prompt_id: int
     role: Role
-    #: The beginning of its text, and how many characters the whole has.
+    #: The beginning of its text, and the length of the whole in characters.
     excerpt: str
     characters: int
     teacher: str | None
@@ -108,16 +108,16 @@ class Row(Struct, frozen=True):
     standing: Standing
     failure: str | None
     response_tokens: int | None
-    #: Raw, in the quality scorer's unit; None of a response that was not scored.
+    #: In the quality scorer's unit, not normalised; None if the response was not scored.
     quality: float | None
 
 
 class Page(Struct, frozen=True):
-    """Some rows, and where the next begin; None on the last page."""
+    """Rows of a page and the place after which the next begins; None on the last page."""
 
     rows: list[Row]
     following: Place | None
-    #: The search had no more time: behind here are prompts that were not looked at.
+    #: The time limit ended the search: prompts beyond this page were not searched.
     is_partial: bool = False
 
 
@@ -132,7 +132,7 @@ class RunRow(Struct, frozen=True):
     created_at: datetime
     finished_at: datetime | None
     error: str | None
-    #: Mean on the hold-out prompts: the router's, and the best single teacher's; None before there is a router.
+    #: Mean hold-out reward of the router, and of the best single teacher; None before a router is fitted.
     reward: float | None
     static_reward: float | None
 
@@ -144,13 +144,13 @@ class FailedJobs(Struct, frozen=True):
     state: JobState
     error: str | None
     jobs: int
-    #: One of them, to look it up.
+    #: One of the jobs, for reference.
     first_id: int
     last_at: datetime | None
 
 
 def runs(session: Session, *, limit: int) -> list[RunRow]:
-    """The newest runs first."""
+    """List the newest runs first."""
     found = session.execute(
         select(
             Run.id,
@@ -177,13 +177,13 @@ def _run_row(metrics: dict[str, Any] | None, **columns: Any) -> RunRow:
 
 
 def sizes(session: Session) -> dict[str, int]:
-    """How many prompts each run has, by its name; takes as long as they are many."""
+    """The number of prompts per run name; takes time proportional to the number of prompts."""
     counted = select(Run.name, func.count()).join(RunPrompt, RunPrompt.run_id == Run.id).group_by(Run.name)
     return dict(session.execute(counted).all())
 
 
 def failed_jobs(session: Session, run: Run, *, limit: int) -> list[FailedJobs]:
-    """What ended jobs of a run without success, the most frequent first."""
+    """List the errors of unsuccessful jobs of a run, the most frequent first."""
     found = session.execute(
         select(
             Job.stage,
@@ -202,25 +202,25 @@ def failed_jobs(session: Session, run: Run, *, limit: int) -> list[FailedJobs]:
 
 
 def teachers(session: Session, run: Run) -> list[str]:
-    """Their names, in head order."""
+    """The names of a run's teachers, in head order."""
     found = select(Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
     return list(session.scalars(found))
 
 
 def fields(session: Session, run: Run) -> list[str]:
-    """The names of the metadata fields that a run's first prompts have; those that no query can name are left out."""
+    """The metadata fields of a run's first prompts, without those that queries cannot address."""
     first = select(Prompt.meta).join(RunPrompt, RunPrompt.prompt_id == Prompt.id).where(RunPrompt.run_id == run.id)
     metas = session.scalars(first.order_by(RunPrompt.prompt_id).limit(_LOOKED_AT))
     return sorted({field for meta in metas for field in meta if is_field(field)})
 
 
 def is_field(name: str) -> bool:
-    """Whether a metadata field of that name can be looked up: SQLite's paths into JSON cannot quote every name."""
+    """Whether queries can address a metadata field of this name: SQLite's JSON paths cannot quote every name."""
     return not any(character in name for character in _NO_FIELD)
 
 
 def reasons(session: Session, run: Run) -> list[str]:
-    """The first words of the reasons of a run's assignments; takes as long as they are many."""
+    """The first words of the reasons of a run's assignments; takes time proportional to their number."""
     given = select(reason(Assignment.reason)).where(Assignment.run_id == run.id).distinct()
     return sorted(session.scalars(given))
 
@@ -234,10 +234,10 @@ def prompts(
     limit: int = 50,
     seconds: float = _SECONDS,
 ) -> Page:
-    """A page of a run's prompts. Sorted by margin, those without one are left out.
+    """A page of a run's prompts; sorting by margin excludes prompts without one.
 
-    seconds: after so many the search stops where it is, and the page may have fewer rows than there are, or none:
-             however large the run and however rare what is wanted, nobody waits.
+    seconds: time limit of the search; when it is reached, the page may have fewer rows than exist, or none, so that
+             response times stay bounded for any run and filter.
     """
     until = time.monotonic() + seconds
     keys = (Assignment.margin, Assignment.prompt_id) if wanted.order is Order.MARGIN else (RunPrompt.prompt_id,)
@@ -247,7 +247,7 @@ def prompts(
         end = _end(session, run, wanted, after)
         stretch = query.where(*_between(keys, after, end))
         if wanted.order is Order.ID:
-            # It follows from the join, but PostgreSQL does not see it, and would read all prompts.
+            # Implied by the join, but PostgreSQL does not infer it and would read all prompts.
             stretch = stretch.where(*_between((Prompt.id,), after, end))
         found += session.execute(stretch.limit(limit + 1 - len(found))).all()
         rows = [_row(row) for row in found[:limit]]
@@ -259,7 +259,7 @@ def prompts(
 
 
 def _end(session: Session, run: Run, wanted: Wanted, after: Place | None) -> Place | None:
-    """The last of the next so many prompts that an index leads to; None when there are fewer."""
+    """The last of the next prompts in index order that fill one stretch; None if there are fewer."""
     if wanted.order is Order.MARGIN:
         query = select(Assignment.prompt_id, Assignment.margin).where(Assignment.run_id == run.id)
         query = query.where(*_in_margin(wanted))
@@ -315,7 +315,7 @@ def _rows(run: Run, wanted: Wanted) -> Select[Any]:
             Score.value.label("quality"),
         )
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
-        # What must be there is joined so: an outer join is read from the left, whatever the indexes.
+        # Required rows use an inner join, because an outer join is read from its left side, whatever the indexes.
         .join(Assignment, assigned, isouter=not wanted.has_margin)
         .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
         .outerjoin(Response, answered)
@@ -325,7 +325,7 @@ def _rows(run: Run, wanted: Wanted) -> Select[Any]:
 
 
 def _conditions(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
-    """Of all that can be wanted, what is."""
+    """The conditions of all active filters."""
     text = wanted.text
     possible: list[tuple[bool, Callable[[], ColumnElement[bool]]]] = [
         (bool(text), lambda: or_(Prompt.text.icontains(text, autoescape=True), Prompt.source_id == text)),
@@ -341,7 +341,7 @@ def _conditions(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
 
 
 def _is_placed(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
-    """Conditions on a prompt's place in the run, to which an index leads."""
+    """Conditions on columns of the run's own rows that an index supports."""
     found: list[ColumnElement[bool]] = []
     if wanted.role is not None:
         found.append(RunPrompt.role == wanted.role)
@@ -370,9 +370,10 @@ def _stands(standing: Standing | None) -> ColumnElement[bool]:
 
 
 def _failed(run: Run, why: str) -> list[ColumnElement[bool]]:
-    """Of a prompt a response that the run rests on, or a score of one in its grid, failed.
+    """Conditions for a failed response used by the run, or a failed score of one in its grid.
 
-    Said twice: an index leads to what failed for any run, and of these few it is seen whether it is this run's.
+    There are two conditions: the first uses the index on failures across runs; the second restricts its few rows to
+    this run.
     """
     found, given = aliased(Response), aliased(Assignment)
     mine = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)

@@ -1,4 +1,4 @@
-"""A run's own strategy, asked about the hold-out: what it would have come to stands beside the others."""
+"""Evaluate a custom strategy on the hold-out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from persyn.stages import assign
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The function, told the calibration prompts' rewards, and the hold-out prompts that it is asked about."""
+    """A custom strategy with its inputs from the calibration prompts, and requests for the hold-out prompts."""
 
     cells: grid.Grid
     spec: ModelSpec
@@ -33,7 +33,7 @@ class Question:
 def read(
     session: Session, run: Run, *, alpha: float | None, how: Normalisation | None, per: Per | None
 ) -> Question | None:
-    """What is to be asked at these dials, as `compare.compare` takes them; None when the strategy is no function."""
+    """Prepare the evaluation with the settings of `compare.compare`; None if the run's strategy is not a function."""
     config = thaw(run.config)
     if config.strategy.kind != "python":
         return None
@@ -45,9 +45,9 @@ def read(
 
 
 def scores(question: Question, settings: Settings) -> Matrix | str:
-    """(P, T) in the grid's order, NaN but for the hold-out; or why there are none. Needs no session.
+    """(P, T) scores in the grid's order, NaN except for the hold-out, or the reason why there are none.
 
-    The function is asked in a process of its own.
+    The function runs in a separate process. Needs no session.
     """
     limits = {"load_seconds": settings.load_seconds, "stall_seconds": settings.stall_seconds}
     try:

@@ -1,7 +1,7 @@
-"""What a run would ask of its teachers, and what that comes to, before anything of it is started.
+"""Estimate the requests, tokens, costs and time of a run before it starts.
 
-A run that is not there yet is made in a scratch store, by the code that starts runs, beside what the store has of the
-same prompts and versions. So it is counted as one that is there.
+A run that does not exist yet is created in a temporary store with the usual code, next to copies of what the store has
+for the same prompts and versions. It can then be counted like an existing run.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from persyn.ingest.versions import Identities
 from persyn.runs import pipeline, same_run, start
 from persyn.stages import answers, assign
 
-#: So many of a teacher's last responses say how long its responses are.
+#: The number of a teacher's latest responses from which its response length is estimated.
 _LAST = 10_000
-#: Where no response tells.
+#: The default where no response exists.
 _TOKENS_PER_CHARACTER = 0.25
 _CHUNK = 1_000
 _CHARACTERS = func.length(Prompt.text) + func.coalesce(func.length(cast(Prompt.history, Text)), 0)
 
 
 class Basis(Struct, frozen=True):
-    """What the figures of one teacher version rest on."""
+    """The sources of the estimates for one teacher version."""
 
     teacher: str
     engine: str
     gpus: int
-    #: Of one response: the mean in the store, or the most that may be sampled.
+    #: Tokens per response: the mean in the store, or the sampling limit.
     response_tokens: float
     response_tokens_from: Literal["store", "max_tokens"]
-    #: By what it read for the responses in the store, or a guess.
+    #: Measured on the responses in the store, or a default.
     tokens_per_character: float
     prompt_tokens_from: Literal["store", "characters"]
-    #: Of what it is shown before each prompt.
+    #: Characters of the messages that precede each prompt.
     opening_characters: int
-    #: Response tokens by one engine while it had work; None where the store has no work of it.
+    #: Response tokens per second of one busy engine; None if the store has no measurement.
     tokens_per_second: float | None
-    #: One load of its model; None where none was seen.
+    #: Time to load its model once; None if the store has no measurement.
     load_seconds: float | None
     #: US dollars per million tokens.
     price_in: float | None
@@ -58,14 +58,14 @@ class Basis(Struct, frozen=True):
 
 
 class Amount(Struct, frozen=True):
-    """Responses to be asked for, and what they come to; None where it cannot be known."""
+    """Responses to request, with their tokens and costs; None where unknown."""
 
     responses: float
     prompt_tokens: float
     response_tokens: float
     #: US dollars.
     cost: float | None
-    #: Loads left out; several engines share them.
+    #: Without model loads; several engines share these hours.
     engine_hours: float | None
 
 
@@ -75,44 +75,45 @@ _NOTHING = Amount(0.0, 0.0, 0.0, 0.0, 0.0)
 class Share(Struct, frozen=True):
     """One teacher's part of a run's work."""
 
-    #: calibrate; generate; undecided: as if it alone answered what has no teacher yet; all: as if all answered all.
+    #: calibrate; generate; undecided: as if it alone answered the unassigned prompts; all: as if every teacher answered
+    #: all prompts.
     stage: str
     teacher: str
     prompts: int
-    #: Responses of it that are there, failed ones too: none of them is asked for again.
+    #: Its stored responses, including failed ones: none of them is requested again.
     stored: int
     ask: Amount
-    #: In calibrate, of scores that are not imported: those that are there, and those to be made at most.
+    #: In calibrate: stored scores, and an upper bound on those to compute; imported scores are not counted.
     scores_stored: int
     scores_to_make: int
 
 
 class Plan(Struct, frozen=True):
-    """What is left to ask for a run."""
+    """The remaining work of a run."""
 
     name: str
-    #: None of a run that is not there yet.
+    #: None for a run that does not exist yet.
     state: str | None
     strategy: str
     prompts: int
     #: Prompts that all teachers answer.
     calibration: int
-    #: Prompts whose teacher is decided only while the run goes on.
+    #: Prompts whose teacher is decided during the run.
     undecided: int
     teachers: list[Basis]
     shares: list[Share]
-    #: In all, with each figure's cheapest and dearest teacher for what is undecided.
+    #: Totals with the cheapest and the most expensive teacher for undecided prompts, figure by figure.
     least: Amount
     most: Amount
-    #: If teachers share evenly what is undecided; None where nothing is, or one teacher will have it all.
+    #: Totals if the teachers share undecided prompts evenly; None if there are none, or one teacher gets all.
     even: Amount | None
-    #: If all teachers answer all prompts.
+    #: Totals if all teachers answer all prompts.
     generate_all: Amount
 
 
 @dataclass(frozen=True, slots=True)
 class _Pile:
-    """Prompts of one role that were assigned to one teacher, or to none; or one teacher's responses to such prompts."""
+    """Prompts of one role assigned to one teacher or none; or one teacher's responses to such prompts."""
 
     role: Role
     assigned_id: int | None
@@ -123,7 +124,7 @@ class _Pile:
     scores: int
 
     def is_of(self, stage: str, teacher: Teacher) -> bool:
-        """Whether a stage asks a teacher for responses to such prompts, or finds them there."""
+        """Whether a stage needs a teacher's responses to such prompts, or contains them."""
         in_stage = {
             "calibrate": self.role != Role.TARGET,
             "generate": self.role == Role.TARGET and self.assigned_id == teacher.id,
@@ -141,9 +142,9 @@ def of_file(
     on_rows: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Plan:
-    """The plan of a run that is not there yet; what is read of the store changes nothing in it.
+    """The plan of a run that does not exist yet; the store is only read.
 
-    Raises `UsageError` for whatever `pipeline.start_run` would refuse, which also explains the arguments.
+    Raises `UsageError` like `pipeline.start_run`, which also documents the arguments.
     """
     with scratch() as database, database.write() as there:
         for model in (Student, Teacher, Scorer):
@@ -185,9 +186,9 @@ def of_config(
 
 
 def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
-    """The plan of what is left of a run that is there.
+    """The plan of the remaining work of an existing run.
 
-    past: where it is kept what its teachers did before, if that is another store.
+    past: the store with its teachers' history, if that is another one.
     """
     teachers = answers.teachers_of(session, run.id)
     bases = [_basis(past or session, teacher) for teacher in teachers]
@@ -228,7 +229,7 @@ def _copy(there: Session, model: type[Base], session: Session, rows: Any) -> Non
 
 
 def _copy_results(there: Session, run: Run, session: Session) -> None:
-    """Copy which responses and scores there are to the run's prompts, and not what they say."""
+    """Copy which responses and scores exist for the run's prompts, without their content."""
     teacher_ids = there.scalars(select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)).all()
     scorer_ids = run.quality_scorer_id, run.learnability_scorer_id
     prompts = select(Prompt.id, Prompt.content_hash).join(RunPrompt).where(RunPrompt.run_id == run.id)
@@ -268,12 +269,12 @@ def _piles(session: Session, run: Run, scorer_ids: Sequence[int]) -> list[_Pile]
 
 
 def _share(stage: str, basis: Basis, piles: Sequence[_Pile], split: int, n_scorers: int) -> Share:
-    """A teacher's part of a stage; asked of it is one in `split` of what is missing."""
+    """A teacher's part of a stage; it is asked for 1/`split` of the missing responses."""
     owed = [pile for pile in piles if pile.teacher_id is None]
     there = [pile for pile in piles if pile.teacher_id is not None]
     prompts, stored = sum(pile.count for pile in owed), sum(pile.count for pile in there)
     characters = sum(pile.characters for pile in owed) - sum(pile.characters for pile in there)
-    # An imported teacher is never asked: what it did not bring stays away.
+    # Imported teachers are never asked: their missing responses stay missing.
     missing = 0 if basis.engine == IMPORTED else prompts - stored
     scores = sum(pile.scores for pile in there) if n_scorers else 0
     texts = stored + missing - sum(pile.failed for pile in there)
@@ -293,7 +294,7 @@ def _amount(basis: Basis, responses: float, characters: float) -> Amount:
 
 
 def _merge(how: Callable[[Iterable[Any]], Any], parts: Sequence[Share | Amount]) -> Amount:
-    """One amount of several, figure by figure; what is not known of one is not known."""
+    """Combine amounts figure by figure; a figure unknown in one is unknown in the result."""
     amounts = [part.ask if isinstance(part, Share) else part for part in parts] or [_NOTHING]
     columns = zip(*(structs.astuple(amount) for amount in amounts), strict=True)
     figures: Iterable[Any] = (None if None in column else how(column) for column in columns)
@@ -332,9 +333,9 @@ def _basis(session: Session, teacher: Teacher) -> Basis:
 
 
 def _pace(session: Session, teacher_id: int) -> tuple[float | None, float | None]:
-    """Response tokens in a second of work, and seconds of a load.
+    """Response tokens per second of work, and seconds per model load.
 
-    Work is the time with jobs in hand: responses are written side by side, so that the seconds of each overlap.
+    Work is the time with jobs in hand, since responses are generated concurrently and their durations overlap.
     """
     jobs = select(Job.id).where(Job.teacher_id == teacher_id)
     written = select(func.sum(Response.response_tokens)).where(Response.teacher_id == teacher_id)

@@ -1,4 +1,4 @@
-"""In hindsight: routers that a run might have had, fitted anew to its grid at another reward or to fewer prompts."""
+"""Refit heads on a run's grid at another alpha or calibration size."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from persyn.method.rewards import Matrix, Normalisation
 from persyn.router import refit
 from persyn.stages import fit_router
 
-#: The smallest calibration that a curve begins with.
+#: The smallest calibration size on a learning curve.
 _CURVE_FROM = 25
-#: Less of the way to the oracle, for twice the prompts, is no gain.
+#: Doubling the prompts helps only if it closes more than this share of the gap to the oracle.
 _GAIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A run's grid, and what its router's backbone makes of the grid's prompts.
+    """A run's grid with frozen backbone features of its prompts.
 
     features: (P, H).
     """
@@ -41,12 +41,12 @@ class Frozen:
     tune: str
 
     def rewards(self, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
-        """(P, T) at the run's weight of learnability and normalisation, or at others."""
+        """(P, T) rewards at the run's alpha and normalisation, or at others."""
         alpha = self.alpha if alpha is None else alpha
         return rewards.combine(self.cells.quality, self.cells.learnability, alpha=alpha, how=how or self.how)
 
     def scores(self, alpha: float | None = None, how: Normalisation | None = None) -> dict[str, Matrix]:
-        """What reads the prompt and can be had for any reward: (P, T) of a head, and of the nearest neighbours."""
+        """Scores of strategies that can be refitted to any reward: (P, T) of a head, and of nearest neighbours."""
         rewarded = self.rewards(alpha, how)
         learn = np.flatnonzero(~self.cells.is_holdout & ~np.isnan(rewarded).all(axis=1))
         return {
@@ -56,18 +56,18 @@ class Frozen:
 
 
 class CurvePoint(Struct, frozen=True):
-    """A router from so many calibration prompts, on the hold-out; see `refit.Point`."""
+    """A head fitted to a given number of calibration prompts, measured on the hold-out; see `refit.Point`."""
 
     n_calibration: int
     reward: float
     deviation: float
     static: float
-    #: Of the way from the run's best single teacher to the oracle, the part that it goes.
+    #: Share of the gap between the run's best single teacher and the oracle that it closes.
     closed: float | None
 
 
 class Curve(Struct, frozen=True):
-    """What calibration is worth, and whether more of it would help."""
+    """A learning curve over calibration sizes, and whether more prompts would help."""
 
     run: str
     n_holdout: int
@@ -78,7 +78,7 @@ class Curve(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What is read of a run before anything is computed: its cells, and what its router would read."""
+    """The inputs of a refit, read from the store: the grid, and the fit that defines the features."""
 
     cells: grid.Grid
     spec: ModelSpec
@@ -88,9 +88,9 @@ class Grid:
 
 
 def read(session: Session, run: Run, *, per: Per | None = None) -> Grid:
-    """Read a run's grid; `UsageError` when no router can be fitted to it and measured.
+    """Read a run's grid; raise `UsageError` when no router can be fitted to it and measured.
 
-    per: another learnability than the run's, see `grid.read`.
+    per: unit of learnability, see `grid.read`; None is the run's.
     """
     config = thaw(run.config)
     if config.router.engine == "fake":
@@ -104,7 +104,7 @@ def read(session: Session, run: Run, *, per: Per | None = None) -> Grid:
 
 
 def freeze(found: Grid, home: Path) -> Frozen:
-    """The features of a grid's prompts; those that are not kept in `home` are computed here. Needs no session."""
+    """Compute the features of a grid's prompts, or load them from the cache in `home`. Needs no session."""
     return Frozen(
         cells=found.cells,
         features=refit.frozen(home, found.spec, found.fit),
@@ -117,9 +117,9 @@ def freeze(found: Grid, home: Path) -> Frozen:
 
 
 def curve(name: str, frozen: Frozen) -> Curve:
-    """Fit routers to more and more of the calibration prompts, and measure each on the hold-out.
+    """Fit heads to increasing numbers of calibration prompts, and measure each on the hold-out.
 
-    name: the run's.
+    name: the run's name.
     """
     rewarded = frozen.rewards()
     known = ~np.isnan(rewarded).all(axis=1)
@@ -145,7 +145,7 @@ def curve(name: str, frozen: Frozen) -> Curve:
 
 
 def curve_sizes(n_calibration: int) -> list[int]:
-    """25, 50, 100, ..., half of them, and all."""
+    """The sizes 25, 50, 100, ..., half of the prompts, and all of them."""
     sizes = {n_calibration, n_calibration // 2}
     size = _CURVE_FROM
     while size < n_calibration:
@@ -155,15 +155,15 @@ def curve_sizes(n_calibration: int) -> list[int]:
 
 
 def _verdict(points: list[CurvePoint], way: float, tune: str) -> str:
-    """Compare all prompts with half of them: would twice as many be worth it?
+    """Compare all prompts with half of them, to judge whether doubling would help.
 
-    way: from the best single teacher to the oracle, in units of the reward.
+    way: the gap between the best single teacher and the oracle, in units of the reward.
     """
     half = next((point for point in points if point.n_calibration == points[-1].n_calibration // 2), None)
     if half is None or half.closed is None or points[-1].closed is None:
         return "too few calibration prompts to tell"
     gain = points[-1].closed - half.closed
-    # Which half it was is chance, and the mean of a few draws.
+    # The drawn half is random; its reward is a mean over a few draws.
     noise = half.deviation / refit.REPEATS**0.5 / way
     helps = "may help" if gain > max(_GAIN, 2 * noise) else "would not help"
     heads = "" if tune == "head" else "; these are heads, a trained backbone may gain from more than they do"

@@ -1,4 +1,4 @@
-"""Where a response comes from, and where it went: everything the store knows of a prompt in a run."""
+"""Collect the provenance and uses of a prompt's responses in a run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from persyn.errors import UsageError, shorten
 from persyn.method import rewards
 
 Row = dict[str, Any]
-#: Prompts that are listed where several could be meant.
+#: Candidates listed for an ambiguous prompt.
 _MOST_MEANT = 5
-#: A number of more is no id in the store.
+#: A longer number cannot be an id in the store.
 _DIGITS = 19
 
 
 class Trace(Struct, frozen=True):
-    """A prompt's way through a run."""
+    """The history of a prompt in a run."""
 
     prompt_id: int
     role: str
@@ -34,42 +34,42 @@ class Trace(Struct, frozen=True):
     #: The file it came from, and its id there.
     source: str
     source_id: str | None
-    #: The teacher it was given to; None before it has one.
+    #: The assigned teacher; None before assignment.
     teacher: str | None
     assignment: Row
-    #: The function that takes the router's place, with the digest of its file; empty where none does.
+    #: The custom strategy with the digest of its file; empty if there is none.
     strategy: Row
-    #: The run's router, with the digest of its files; empty before it is fitted.
+    #: The run's router with the digest of its files; empty before it is fitted.
     router: Row
     #: One row per teacher, best first.
     router_scores: list[Row]
-    #: The responses of the run's teachers, with what they were worth and who made them where.
+    #: The responses of the run's teachers, with their rewards and origin.
     responses: list[Row]
-    #: The raw scores of these responses, and who gave them.
+    #: The raw scores of these responses, with their scorers.
     scores: list[Row]
-    #: What happened to the jobs that made all this.
+    #: The events of the jobs that produced them.
     events: list[Row]
-    #: Each run that has this prompt, whom it asked, and the students that were trained on its dataset; filters may have
-    #: kept the answer out of that.
+    #: Each run with this prompt, its assigned teacher, and the students trained on its dataset; filters may have
+    #: excluded the response from that dataset.
     uses: list[Row]
 
     @property
     def decided_by_rewards(self) -> bool:
-        """Whether the prompt kept the best of its calibration responses; else a router or a strategy decided."""
+        """Whether the best calibration response was kept; otherwise a router or a strategy decided."""
         return str(self.assignment.get("reason", "")).startswith("calibration")
 
     @property
     def by_reward(self) -> list[Row]:
-        """The calibration responses, the best rewarded first; those without a reward last."""
+        """The calibration responses, highest reward first; those without a reward last."""
         first = [row for row in self.responses if row["sample"] == 0]
         return sorted(first, key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
 
 
 def find(session: Session, run: Run, given: str) -> tuple[int, list[int]]:
-    """The prompt of a run that is meant: by its id in the store, its row's in its file, or its content's hash.
+    """Find a prompt of a run by its id in the store, its id in its file, or its content hash.
 
-    Returns its id in the store, and those of other prompts that have the same id in their files.
-    Raises `UsageError` when the run has none, and when several have the id and none is that in the store.
+    Returns its id in the store, and the ids of other prompts that share its id in their files. Raises `UsageError` when
+    there is none, and when several match but none by its id in the store.
     """
     of_run = select(Prompt.id).join(RunPrompt, and_(RunPrompt.prompt_id == Prompt.id, RunPrompt.run_id == run.id))
     by_file = of_run.where(or_(Prompt.source_id == given, Prompt.content_hash == given)).order_by(Prompt.id)
@@ -89,7 +89,7 @@ def find(session: Session, run: Run, given: str) -> tuple[int, list[int]]:
 
 
 def trace(session: Session, run: Run, prompt_id: int) -> Trace:
-    """Gather a prompt's history in a run; `UsageError` when the run has no such prompt."""
+    """Collect a prompt's history in a run; raise `UsageError` when the run has no such prompt."""
     place = session.execute(
         select(Prompt.text, Prompt.source, Prompt.source_id, RunPrompt.role)
         .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
@@ -217,7 +217,7 @@ def _scores(run: Run, prompt_id: int) -> Any:
 
 
 def _holder(made: type[Response] | type[Score]) -> Any:
-    """Who held the job when this was made: it may have been taken over since."""
+    """The worker that held the job when a row was written; another may have taken it over since."""
     return (
         select(Event.actor)
         .where(Event.job_id == made.job_id, Event.to_state == JobState.RUNNING.value, Event.at <= made.created_at)
@@ -229,7 +229,7 @@ def _holder(made: type[Response] | type[Score]) -> Any:
 
 
 def _load(column: Any, worker: Any) -> Any:
-    """Of the model that a response came from: what its worker had last loaded for that queue."""
+    """A column of the model load behind a response: its worker's latest load for that queue."""
     loaded_for = aliased(Job)
     return (
         select(column)
@@ -243,7 +243,7 @@ def _load(column: Any, worker: Any) -> Any:
 
 
 def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[Row]) -> None:
-    """Quality, learnability and reward of the responses of the grid, as the router was told them; None of others."""
+    """Add quality, learnability and reward to the grid's responses, as used for the router; None for others."""
     for row in responses:
         row |= {"quality": None, "learnability": None, "reward": None}
     cells, config = grid.read(session, run, prompt_id=prompt_id), thaw(run.config).run

@@ -1,7 +1,7 @@
-"""What goes on in a run at this moment.
+"""Take snapshots of a running run.
 
-A glance reads jobs by their index and the last responses alone, so that it may be taken every second
-however large the run is. A tally counts rows, all of them: that takes as long as they are many.
+A glance reads jobs through an index and only the latest responses, so it can be taken every second for a run of any
+size. A tally counts all rows, which takes time proportional to their number.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from persyn.runs import pipeline
 from persyn.stages import calibrate, generate, score
 from persyn.stages.batch import Progress
 
-#: The stages of which a row may fail.
+#: The stages whose rows can fail.
 _FAILURES = {"calibrate": calibrate.failures, "score": score.failures, "generate": generate.failures}
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
-#: What "now" means where something is counted per second.
+#: The window for rates per second.
 RECENT = timedelta(seconds=60)
-#: Of more responses than these, only the last are looked at, and the time in which they came.
+#: Of more responses than this, only the latest are considered, with the time span in which they arrived.
 _MOST_RECENT = 20_000
-#: A larger share of failed rows is no accident.
+#: A larger share of failed rows indicates a systematic problem.
 MANY_FAILED = 0.05
-#: So many reasons of failed rows are named.
+#: Reasons of failed rows that are listed.
 _MOST_REASONS = 3
-#: So many different errors are told of.
+#: Distinct errors that are listed.
 _MOST_TROUBLES = 3
 
 
 class Held(Struct, frozen=True):
-    """A job that is being worked."""
+    """A job in progress."""
 
     worker: str
     job: int
-    #: The teacher that answers, or the queue of a job without one.
+    #: The answering teacher, or the queue of a job without a teacher.
     model: str
     prompts: int
     #: Since this worker claimed it.
     seconds: float
-    #: Until the lease runs out; below 0 it has.
+    #: Remaining time of the lease; negative if it has expired.
     lease_seconds: float
 
 
 class Pace(Struct, frozen=True):
-    """What one teacher wrote for the run's present stage lately, per second."""
+    """One teacher's recent rate in the run's current stage, per second."""
 
     teacher: str
     responses: float
@@ -62,38 +62,38 @@ class Pace(Struct, frozen=True):
 
 
 class Trouble(Struct, frozen=True):
-    """Why an attempt at jobs failed that are to be tried again."""
+    """An error of jobs that will be retried."""
 
     error: str
     jobs: int
 
 
 class Wait(Struct, frozen=True):
-    """A server that is waited for."""
+    """A server that the run is waiting for."""
 
     #: The teacher behind it, or the queue of jobs without one.
     model: str
     error: str
-    #: How long it has been waited for, until it is asked again, and how long it may be waited for in all.
+    #: Waiting time so far, time until the next attempt, and the limit on waiting.
     seconds: float
     retry_seconds: float
     limit_seconds: float
 
 
 class Glance(Struct, frozen=True):
-    """A run at a moment."""
+    """A snapshot of a run."""
 
     at: datetime
     state: RunState
     stage: str
     error: str | None
-    #: When the run was started, and how long ago its present stage was.
+    #: When the run was started, and the age of its current stage.
     began: datetime
     stage_seconds: float
-    #: Of the present stage, by state.
+    #: Jobs of the current stage by state.
     jobs: dict[JobState, int]
-    #: Rows that the waiting and running ones of them held when they were planned, and that all but cancelled ones held:
-    #: what those left is planned again.
+    #: Rows at planning time of its waiting and running jobs, and of all jobs except cancelled ones, whose rows are
+    #: planned again.
     open_rows: int
     planned_rows: int
     held: list[Held]
@@ -111,7 +111,7 @@ class Failures(Struct, frozen=True):
 
 
 class Shortfall(Struct, frozen=True):
-    """How many of a stage's rows failed, and the commonest reasons with how many of them each has."""
+    """The failed rows of a stage, with the most frequent reasons and their counts."""
 
     stage: str
     failed: int
@@ -120,12 +120,12 @@ class Shortfall(Struct, frozen=True):
 
     @property
     def share(self) -> float:
-        """Of all rows that the stage owes."""
+        """The share of all rows that the stage should produce."""
         return self.failed / self.total
 
     @property
     def is_large(self) -> bool:
-        """Whether so many failed that the dataset is hardly what was meant."""
+        """Whether so many rows failed that the dataset is probably not as intended."""
         return self.share > MANY_FAILED
 
     def __str__(self) -> str:
@@ -134,23 +134,23 @@ class Shortfall(Struct, frozen=True):
 
 
 class Tally(Struct, frozen=True):
-    """What became of a run's rows, counted."""
+    """Counts of a run's rows by outcome."""
 
     stages: dict[str, Progress]
     failures: list[Failures]
-    #: When it was counted: the present stage, and the rows of its open jobs.
+    #: At the time of counting: the current stage, and the rows of its open jobs.
     stage: str
     open_rows: int
 
     def after(self, earlier: Tally) -> Tally:
-        """This one, with the stages that only an earlier one counted."""
+        """Complete this tally with stages that only an earlier one counted."""
         kept = {name: counts for name, counts in earlier.stages.items() if name not in self.stages}
         failures = [failure for failure in earlier.failures if failure.stage in kept]
         return Tally(kept | self.stages, failures + self.failures, self.stage, self.open_rows)
 
 
 def glance(session: Session, run: Run) -> Glance:
-    """Look at a run's present stage; takes no longer for more prompts, but for their jobs."""
+    """Take a snapshot of a run's current stage; the cost depends on the number of jobs, not of prompts."""
     mine = Job.run_id == run.id, Job.stage == run.stage
     counted = session.execute(
         select(Job.state, func.count(), func.sum(Job.n_prompts), func.min(Job.started_at))
@@ -177,12 +177,12 @@ def glance(session: Session, run: Run) -> Glance:
 
 
 def waiting_runs(session: Session) -> set[int]:
-    """The ids of runs that wait for a server which is asked again later."""
+    """The ids of runs that are waiting for a server."""
     return set(session.scalars(select(Outage.run_id).where(Outage.retry_at > now())))
 
 
 def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
-    """The servers that jobs of a run wait for."""
+    """The servers that a run's jobs are waiting for."""
     if run.state is not RunState.RUNNING:
         return []
     is_open = and_(Job.run_id == Outage.run_id, Job.queue == Outage.queue, Job.state.in_(_OPEN))
@@ -208,18 +208,18 @@ def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
 
 
 def over(seen: Glance, counted: Tally) -> int:
-    """Rows of the present stage that are done or failed: those that were counted, or more where jobs ended since."""
+    """Rows of the current stage that are done or failed: those counted, or more if jobs have ended since."""
     counts = counted.stages[seen.stage]
     known = counts.done + counts.failed
     if counted.stage != seen.stage:
         return known
-    # What is missing is in open jobs, which may be half done, but for what no job held when it was counted.
+    # Missing rows are in open jobs, which may be half done, except those in no job at the time of counting.
     in_no_job = max(0, counts.pending - counted.open_rows)
     return max(known, counts.total - seen.open_rows - in_no_job)
 
 
 def rate(seen: Glance, pending: int) -> float | None:
-    """Rows per second of the present stage: lately, where teachers write, or since it began; None before there are any.
+    """Rows per second of the current stage: recent if teachers are generating, else since it began; None at first.
 
     pending: its rows that are still missing.
     """
@@ -230,7 +230,7 @@ def rate(seen: Glance, pending: int) -> float | None:
 
 
 def shortfalls(counted: Tally) -> list[Shortfall]:
-    """What each stage lacks, of those in which a row failed."""
+    """The shortfall of each stage in which rows failed."""
     return [
         Shortfall(
             stage,
@@ -244,9 +244,9 @@ def shortfalls(counted: Tally) -> list[Shortfall]:
 
 
 def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:
-    """Count the rows of the run's stages, and why some failed.
+    """Count the rows of the run's stages by outcome and reason of failure.
 
-    known: stages to leave out; what is behind a run does not change.
+    known: stages to leave out; completed stages do not change.
     """
     stages = pipeline.progress(session, run, known=known)
     failures = [
@@ -282,10 +282,10 @@ def _held(session: Session, run: Run, at: datetime) -> list[Held]:
 
 
 def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pace]:
-    """By teacher, in head order; only those that wrote something. An index leads to the last responses, none to all."""
+    """Rates by teacher in head order, without idle ones. An index finds the latest responses without reading all."""
     before = select(func.max(Response.id) - _MOST_RECENT).scalar_subquery()
     is_cut = select(func.min(Response.id)).scalar_subquery() <= before
-    # When the first of those came, whichever run it is of, where there are more.
+    # If there are more, the time at which the first of these arrived, in any run.
     first = select(Response.created_at).where(is_cut, Response.id > before).order_by(Response.id).limit(1)
     began = max(since, session.scalars(first).first() or since)
     recent = (

@@ -1,1 +1,1 @@
-"""What a run leaves: its dataset in files, filtered, described and published."""
+"""Export, filter, describe and publish a run's dataset."""

@@ -1,4 +1,4 @@
-"""A dataset's card: README.md, for a person who finds the folder, and for readers that look into its front matter."""
+"""Render a dataset card: README.md with front matter for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from persyn.dataset.manifest import File, Manifest
 from persyn.errors import shorten
 
 _NOT_STATED = "not stated"
-#: Upper bound of rows -> what the hub calls a dataset of fewer.
+#: Upper bound of rows -> the hub's size category for a dataset with fewer rows.
 _SIZES = {
     10**3: "n<1K",
     10**4: "1K<n<10K",
@@ -23,7 +23,7 @@ _SIZES = {
     10**8: "10M<n<100M",
     10**9: "100M<n<1B",
 }
-#: It takes no "." for a folder.
+#: `load_dataset` does not accept "." as a folder.
 _LOAD = """\
 from pathlib import Path
 
@@ -44,7 +44,7 @@ _FILTERS = {
 
 
 def render(manifest: Manifest) -> str:
-    """The card of a dataset, from its manifest alone."""
+    """The card of a dataset, rendered from its manifest alone."""
     parts = [
         f"---\n{_front_matter(manifest)}\n---",
         f"# {text(manifest.run)}",
@@ -66,14 +66,14 @@ def render(manifest: Manifest) -> str:
 
 
 def text(value: str) -> str:
-    """A foreign text, on one line, as Markdown that shows it and does nothing else."""
+    """Escape untrusted text to one line of inert Markdown."""
     line = re.sub(r"([\\`*_{}\[\]()!|~#:@$])", r"\\\1", shorten(value))
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"(?i)\bwww\.", r"www\.", line)
 
 
 def code(value: str, language: str) -> str:
-    """A block of code, whose fence is longer than any in it."""
+    """A code block with a fence longer than any in the code."""
     longest = max((len(run) for run in re.findall("`+", value)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{value}\n{fence}"
@@ -112,14 +112,14 @@ def _by_format(manifest: Manifest) -> dict[str, list[File]]:
 
 
 def _loadable(manifest: Manifest) -> dict[str, list[File]]:
-    """The files that `load_dataset` finds by a format's name: it takes one kind of file from one folder."""
+    """The files that `load_dataset` finds by format name; it accepts one file type per folder."""
     formats = _by_format(manifest)
     texts = {name: files for name, files in formats.items() if name != PARQUET}
     return texts or formats
 
 
 def _default(manifest: Manifest) -> str:
-    """What `load_dataset` reads when it is not told."""
+    """The format that `load_dataset` reads by default."""
     return next(iter(_loadable(manifest)))
 
 
@@ -192,7 +192,7 @@ def _counts(manifest: Manifest) -> str:
 
 
 def _kept(manifest: Manifest) -> list[str]:
-    """What a reader may not want, and how it is left out."""
+    """Notices about responses that a reader may want to exclude, and how to exclude them."""
     said = []
     if manifest.truncated:
         by_teacher = ", ".join(f"{text(name)} {count}" for name, count in cut_off(manifest).items())
@@ -208,7 +208,7 @@ def _kept(manifest: Manifest) -> list[str]:
 
 
 def cut_off(manifest: Manifest) -> dict[str, str]:
-    """How many of each teacher's exported responses are cut off, of those that have some: a count and its share."""
+    """For each teacher with truncated responses in the dataset, their number and share."""
     return {
         each.name: f"{each.truncated:,} of {each.exported:,} ({each.truncated / each.exported:.0%})"
         for each in manifest.teachers
@@ -217,7 +217,7 @@ def cut_off(manifest: Manifest) -> dict[str, str]:
 
 
 def _domains(manifest: Manifest) -> str:
-    """The largest domains, the others in one."""
+    """Row counts of the largest domains; the others are summed."""
     largest = sorted(manifest.domains.items(), key=lambda domain: (-domain[1], domain[0]))
     rows = [[text(name) if name else "(none)", f"{count:,}"] for name, count in largest[:_MOST_DOMAINS]]
     if others := sum(count for _, count in largest[_MOST_DOMAINS:]):
@@ -300,7 +300,7 @@ def _provenance(manifest: Manifest) -> str:
 
 
 def _model(model: str, revision: str | None) -> str:
-    """A model and its version; of a local folder its name alone, for where it lies is nobody's business."""
+    """A model and its version; a local model by its folder name only, so that no path is published."""
     name = Path(model).name if Path(model).is_absolute() else model
     return text(name) + (f" at {text(revision)}" if revision else "")
 

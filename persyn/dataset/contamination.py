@@ -1,4 +1,4 @@
-"""Benchmarks that a dataset must not give away: which conversations overlap with their texts."""
+"""Detect conversations that overlap with the texts of a benchmark."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from persyn.errors import UsageError
 from persyn.ingest import files
 from persyn.ingest.record import Broken
 
-#: So many words in a row that both have are no chance: the usual measure of contamination.
+#: Words per n-gram; 13 is the usual choice in contamination checks, as longer matches are unlikely by chance.
 N = 13
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """The texts of one file, as hashes: of every 13 words in a row, and of each text as a whole."""
+    """A benchmark's texts as hashes of their 13-grams and of each whole text."""
 
     name: str
     sha256: str
@@ -28,16 +28,16 @@ class Benchmark:
     wholes: frozenset[int]
 
     def overlaps(self, prompt: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
-        """Whether a prompt is one of its texts, or shares 13 words in a row with one, or others (as words) do."""
+        """Whether a prompt equals a benchmark text, or it or another text (as words) shares a 13-gram with one."""
         if hash(" ".join(prompt)) in self.wholes:
             return True
         return any(hash(gram) in self.grams for text in (prompt, *others) for gram in n_grams(text, N))
 
 
 def read(path: Path) -> Benchmark:
-    """A benchmark's file: JSONL, JSON, CSV or Parquet; every text in a row counts, whatever its field is called.
+    """Read a benchmark from a JSONL, JSON, CSV or Parquet file, using every text in a row, whatever its field.
 
-    Raises `UsageError` for a file that is not there, cannot be read, or holds no text.
+    Raises `UsageError` for a file that is missing, unreadable or without text.
     """
     grams: set[int] = set()
     wholes: set[int] = set()

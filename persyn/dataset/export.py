@@ -1,4 +1,4 @@
-"""A run's dataset: each prompt with its assigned teacher's response, in one folder with its manifest."""
+"""Export a run's dataset: each prompt with its assigned teacher's response, in a folder with a manifest."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from persyn.db.results import Assignment, Response, Router, Score, answers_assig
 from persyn.errors import PersynError, UsageError
 from persyn.stages.batch import conversation
 
-#: Between two reports of progress.
+#: Rows between two progress reports.
 _REPORT_ROWS = 1_000
 
 
@@ -57,11 +57,11 @@ def write(
 ) -> Manifest:
     """Write a run's dataset, ordered by prompt, and return its manifest.
 
-    progress: called now and then with the number of assignments gone by.
-    The folder appears whole or not at all; an earlier dataset in its place is replaced.
-    Raises `UsageError` for an unknown run, a run without a response, one of which no row is left, unscored
-    responses of which the options do not say what becomes, a benchmark that cannot be read, and a folder
-    that holds anything else than an earlier dataset; `PersynError` when the files cannot be written.
+    progress: called from time to time with the number of assignments processed.
+    The folder appears atomically; an earlier dataset in its place is replaced. Raises `UsageError` for an unknown run,
+    a run without responses, a dataset without rows, unscored responses that the options do not cover, an unreadable
+    benchmark, and a folder that contains anything other than an earlier dataset; `PersynError` when the files cannot be
+    written.
     """
     options = options or Options()
     folder = folder.resolve()
@@ -79,16 +79,16 @@ def write(
 def preview(
     database: Database, run_id: int, options: Options, *, progress: Callable[[int], None] | None = None
 ) -> Manifest:
-    """The manifest, without its files, of the dataset that `write` would write. Raises `UsageError` as it does."""
+    """The manifest of the dataset that `write` would write, without its files; raises `UsageError` like `write`."""
     found = _benchmarks(options)
     with database.read() as session:
         return _Export(session, run_id, options, found, progress or (lambda n: None)).count()
 
 
 def training_rows(session: Session, run_id: int, options: Options) -> Generator[Row]:
-    """The rows that `write` would put into the split `train`, in its order; perhaps none.
+    """Yield the rows that `write` would put into the split `train`, in the same order.
 
-    Raises `UsageError` as it does.
+    Raises `UsageError` like `write`.
     """
     whole = _Export(session, run_id, options, _benchmarks(options), lambda n: None)
     with closing(whole.rows(lambda drop, row: None)) as rows:
@@ -147,7 +147,7 @@ class _Export:
         self._tally = Tally()
 
     def count(self) -> Manifest:
-        """Let the rows go by."""
+        """Count rows without writing files."""
         with closing(self.rows(lambda drop, row: None)) as rows:
             for row in rows:
                 self._tally.export(row, self._options.split_of(row.content_hash))
@@ -164,7 +164,7 @@ class _Export:
                 for split in self._splits
             }
             dropped = stack.enter_context(jsonl(folder / DROPPED, _dropped)) if self._options.filters else _ignore
-            # Entered last, so that a writer's error closes the server's cursor first.
+            # Entered last, so that a writer's error closes the database cursor first.
             rows = stack.enter_context(closing(self.rows(lambda drop, row: dropped((drop, row)))))
             for row in rows:
                 split = self._options.split_of(row.content_hash)
@@ -179,7 +179,7 @@ class _Export:
         return _example(row, self._teachers[row.teacher_id])
 
     def rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
-        """The assignments that are in the dataset, in prompt order; what is not is counted, and why."""
+        """Yield the dataset's rows in prompt order; count the others by reason."""
         _require_known(self._session, self._run, self._options)
         _require_decided(self._session, self._run, self._options)
         if self._options.drop_wrong and self._known_wrong is None:
@@ -204,7 +204,7 @@ class _Export:
                     yield row
 
     def _caps(self) -> Caps | None:
-        """Reads all rows once; the filters then do to them what they will do again."""
+        """Read all rows once, through the same filters that the export applies afterwards."""
         if self._options.cap is None:
             return None
         filters = Filters(self._options, self._benchmarks)
@@ -230,7 +230,7 @@ class _Export:
                 path = folder / self._file_name(form, split)
                 if rows := self._tally.splits[split]:
                     files.append(_file(path, name, split, rows))
-                else:  # readers of JSON take no file without a row
+                else:  # JSON readers reject files without rows
                     path.unlink()
         entries = {
             _entry_name(self._run.name, file): {"file_name": file.name, **(FORMATS[file.format].llama_factory or {})}
@@ -292,7 +292,7 @@ class _Export:
         return manifest
 
     def _require_whole(self, manifest: Manifest) -> None:
-        """Require that something is left, and that in = out + dropped, the assignments counted apart."""
+        """Require that rows are left, and that every assignment is accounted for, compared with a separate count."""
         counted = select(func.count()).select_from(Assignment).where(Assignment.run_id == self._run.id)
         given = self._session.scalars(counted).one()
         if given != manifest.assigned:
@@ -308,7 +308,7 @@ class _Export:
 
 
 def _require_decided(session: Session, run: Run, options: Options) -> None:
-    """Require that it was said what becomes of unscored responses, if there are any."""
+    """Require an option for unscored responses, if there are any."""
     if options.min_quality is None or options.unscored is not None:
         return
     n_rows, n_scored = session.execute(
@@ -327,7 +327,7 @@ def _require_decided(session: Session, run: Run, options: Options) -> None:
 
 
 def _require_known(session: Session, run: Run, options: Options) -> None:
-    """Raise `UsageError` for a finish reason that no response of the run has: mistyped, it would drop every row."""
+    """Raise `UsageError` for a finish reason that no response has, since a misspelt one would drop every row."""
     if set(options.finish_reasons) <= FINISH_REASONS:
         return
     found = session.scalars(
@@ -362,9 +362,9 @@ def _router(session: Session, run: Run) -> RouterVersion | None:
 
 
 def assigned(session: Session, run_id: int) -> Result[Any]:
-    """A run's assignments in prompt order, each with its prompt and its response, if it has one.
+    """Select a run's assignments in prompt order, with prompts and responses where they exist.
 
-    Read from the server piece by piece: to be used as a context.
+    The result is streamed from the server; use it as a context manager.
     """
     return session.execute(
         select(
@@ -429,7 +429,7 @@ def _dropped(drop_and_row: tuple[Drop, Row]) -> dict[str, Any]:
 
 
 def _ignore(drop_and_row: tuple[Drop, Row]) -> None:
-    """Without a filter nothing is dropped."""
+    """Discard nothing: without filters no row is dropped."""
 
 
 def _file(path: Path, name: str, split: str, rows: int) -> File:
@@ -439,7 +439,7 @@ def _file(path: Path, name: str, split: str, rows: int) -> File:
 
 
 def _entry_name(run: str, file: File) -> str:
-    """What LLaMA-Factory calls a file: the run and the format; of another split than train, that too."""
+    """The name of a file's entry in LLaMA-Factory: run and format, and the split unless it is train."""
     return "_".join([run, file.format, *([file.split] if file.split != TRAIN else [])])
 
 

@@ -1,4 +1,4 @@
-"""Which rows a dataset leaves out, and why: one filter after the other, a row at a time."""
+"""Filter the rows of a dataset one at a time, and record why each dropped row is left out."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from persyn.dataset.verdicts import WRONG
 from persyn.dataset.words import words
 
 Row: TypeAlias = Any
-"""An assignment with its prompt and its response's text, as `export.assigned` reads it."""
+"""An assignment with its prompt and response text, as `export.assigned` returns it."""
 
-#: What may drop a row, in the order in which a row is asked.
+#: The filters, in the order in which they are applied.
 FILTERS = ("finish_reason", "quality", "unscored", "wrong", "contaminated", "near_duplicate", "cap")
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Why a row is left out: which filter, and what it found."""
+    """Why a row is left out: the filter, and what it found."""
 
     filter: str
     found: str
 
 
 class Filters:
-    """All filters but the caps. Rows must come once, in prompt order: the first of two that are alike stays."""
+    """All filters except caps. Rows must be passed once, in prompt order: of two near-duplicates the first is kept."""
 
     def __init__(self, options: Options, benchmarks: Sequence[Benchmark]) -> None:
         self._options = options
@@ -46,7 +46,7 @@ class Filters:
         ]
 
     def drop(self, row: Row) -> Drop | None:
-        """Why a row is left out; None when it stays."""
+        """Why a row is left out; None if it is kept."""
         return next((found for ask in self._asked if (found := ask(row))), None)
 
     def _finish_reason(self, row: Row) -> Drop | None:
@@ -76,9 +76,9 @@ class Filters:
 
 
 class Caps:
-    """Which of a teacher's rows are within its cap: those of the lowest lots, drawn by the run's seed.
+    """Limit the rows of each teacher to a random sample, drawn with the run's seed.
 
-    rows: all that pass the other filters. Holds so many numbers for each teacher as the cap says.
+    rows: all rows that pass the other filters. Memory: `cap` integers per teacher.
     """
 
     def __init__(self, rows: Iterable[Row], *, cap: int, seed: int) -> None:
@@ -93,11 +93,11 @@ class Caps:
         self._highest: Mapping[int, int] = {teacher_id: -heap[0] for teacher_id, heap in heaps.items()}
 
     def drop(self, row: Row) -> Drop | None:
-        """Why a row is left out; None when it stays."""
+        """Why a row is left out; None if it is kept."""
         return Drop("cap", "") if self._lot(row) > self._highest[row.teacher_id] else None
 
     def _lot(self, row: Row) -> int:
-        # Its own draw: the one that chose the calibration prompts would prefer them here.
+        # A separate hash: the one that drew the calibration prompts would favour them here.
         key = self._seed.to_bytes(8, "big")
         digest = hashlib.blake2b(row.content_hash.encode(), key=key, digest_size=8, person=b"persyn cap").digest()
         return int.from_bytes(digest, "big")

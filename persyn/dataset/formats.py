@@ -1,10 +1,9 @@
-"""The forms of a dataset: chat messages, prompt and completion, ShareGPT and Alpaca as JSONL, and Parquet with
-all provenance.
+"""Write a dataset as messages, prompt-completion, ShareGPT or Alpaca (JSONL), or as Parquet with full provenance.
 
-Each row of a JSONL file has the same keys and types, without null: readers that infer a type from
-a file's beginning (Hugging Face datasets, and LLaMA-Factory through it) refuse one that turns up
-late. For the same reason a conversation of several turns is best read as messages or sharegpt:
-in Alpaca, a history that is first met after many rows without one may be refused.
+Every row of a JSONL file has the same keys and types, without nulls: readers that infer types from the beginning of a
+file (Hugging Face datasets, and LLaMA-Factory through it) reject a type that appears later. For the same reason,
+multi-turn conversations are best read as messages or sharegpt: in Alpaca, a history that first appears after many rows
+without one may be rejected.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ if TYPE_CHECKING:
 
 _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
-#: The one format that is no text.
+#: The only binary format.
 PARQUET = "parquet"
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation that ends with its teacher's response, and where both come from."""
+    """One conversation that ends with its teacher's response, and the origin of both."""
 
-    #: Its row's own in its file; of one without, the SHA-256 of the conversation.
+    #: The row's id in its file; if it had none, the SHA-256 of the conversation.
     id: str
     prompt_id: int
-    #: An optional system turn, then user and assistant in turn; the last is the response.
+    #: An optional system turn, then user and assistant alternating; the last is the response.
     messages: list[Message]
     answer: str | None
     source: str
     source_id: str | None
-    #: What its row says as `domain`; empty text for nothing.
+    #: The `domain` field of the row; empty if absent.
     domain: str
     meta: dict[str, Any]
     teacher: str
@@ -51,12 +50,12 @@ class Example:
     reason: str
     margin: float | None
     response_tokens: int | None
-    #: Raw, in the unit of the run's quality scorer; None where the response was not scored.
+    #: In the unit of the run's quality scorer, not normalised; None if the response was not scored.
     quality: float | None
 
 
 def domain_of(meta: Mapping[str, Any]) -> str:
-    """What a prompt's row says as `domain`, as text; empty for nothing."""
+    """The `domain` field of a prompt's row as text; empty if absent."""
     domain = meta.get("domain")
     if domain is None or isinstance(domain, str):
         return domain or ""
@@ -69,18 +68,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A form of the dataset: its file, how to write it, and how LLaMA-Factory is told to read it."""
+    """A dataset format: its file, its writer, and its entry for LLaMA-Factory."""
 
-    #: Without a split's name.
+    #: The file name without a split.
     file: str
     open: Callable[[Path], AbstractContextManager[Write]]
-    #: Its entry in dataset_info.json but for the file's name; None when it is left out there.
+    #: Its entry in dataset_info.json without the file name; None if it has no entry.
     llama_factory: dict[str, Any] | None = None
-    #: Its columns as a dataset card declares them; None where the first rows show their types.
+    #: Its columns as declared in a dataset card; None where readers infer them correctly.
     features: list[dict[str, Any]] | None = None
 
     def file_of(self, split: str | None) -> str:
-        """The name of a split's file; None is a dataset without splits."""
+        """The file name of a split; None means a dataset without splits."""
         stem, dot, ending = self.file.partition(".")
         return self.file if split is None else f"{stem}-{split}{dot}{ending}"
 
@@ -137,7 +136,7 @@ def _without_system(example: Example) -> tuple[str, list[Message]]:
 
 @contextmanager
 def jsonl(path: Path, shape: Callable[[T], dict[str, Any]]) -> Iterator[Callable[[T], object]]:
-    """A new file, and what adds a line to it: an item in that shape."""
+    """Create a JSONL file and yield a function that writes an item to it, converted by `shape`."""
     encode = msgspec.json.Encoder().encode
     with path.open("xb") as file:
         yield lambda item: file.write(encode(shape(item)) + b"\n")
@@ -198,7 +197,7 @@ def arrow_table(examples: Iterable[Example]) -> pa.Table:
 
 
 class _RowGroup:
-    """Rows until they are worth writing; `write` gets them all at once, as a record batch."""
+    """Buffer rows until a row group is full, then pass them to `write` as a record batch."""
 
     def __init__(self, write: Callable[[pa.RecordBatch], object]) -> None:
         self._write = write
@@ -237,12 +236,13 @@ def _strings(*names: str) -> list[dict[str, Any]]:
 
 
 def _turns(name: str) -> dict[str, Any]:
-    # Made anew each time: of one thing in two places YAML makes an alias, which `datasets` cannot read.
+    # Built anew each time: YAML would write a shared object as an alias, which `datasets` cannot read.
     return {"name": name, "list": _strings("role", "content")}
 
 
 def _origins() -> list[dict[str, Any]]:
-    # A reader that meets ids such as 2020-01-31 first takes them for times, and refuses others later.
+    # Types are declared because a reader that first sees ids such as 2020-01-31 infers timestamps, and rejects other
+    # ids.
     names = "id", "domain", "source", "source_id", "teacher", "teacher_fingerprint", "finish_reason", "reason"
     return [{"name": "prompt_id", "dtype": "int64"}, *_strings(*names)]
 
@@ -288,7 +288,7 @@ FORMATS = {
                 "history": "history",
             },
         },
-        # The first rows may all be without a history.
+        # The first rows may all lack a history.
         [
             *_strings("instruction", "input", "output", "system"),
             {"name": "history", "list": {"list": "string"}},

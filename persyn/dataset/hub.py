@@ -1,4 +1,4 @@
-"""A dataset's folder on the Hugging Face hub: pushed again it is the same there, and nothing of it is left over."""
+"""Push a dataset's folder to the Hugging Face hub, replacing an earlier version of it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from persyn.errors import PersynError, UsageError, shorten
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
 
-#: What the hub itself puts into a new repository.
+#: Files that the hub itself adds to a new repository.
 _ITS_OWN = {".gitattributes"}
 
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Where a dataset lies now.
+    """The location of a pushed dataset.
 
-    is_new: whether a commit was made; False when the same was there already.
+    is_new: whether a commit was made; False if the content was unchanged.
     """
 
     url: str
@@ -30,9 +30,9 @@ class Pushed:
 
 
 class Repository:
-    """A dataset's repository on the hub that HF_ENDPOINT names, with the token that huggingface_hub finds.
+    """A dataset repository on the hub (HF_ENDPOINT), accessed with the token that huggingface_hub finds.
 
-    Raises `UsageError` at once for a name that is none, and where there is no token or HF_HUB_OFFLINE is set.
+    Raises `UsageError` at once for an invalid name, a missing token, or if HF_HUB_OFFLINE is set.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,12 +56,12 @@ class Repository:
     def push(
         self, folder: Path, *, message: str, public: bool, manifest: str, files_of: Callable[[bytes], set[str]]
     ) -> Pushed:
-        """Make the repository hold the files of a folder; files of an earlier dataset that it no longer has go.
+        """Upload the files of a folder, and delete files of an earlier dataset that it no longer has.
 
-        public:   whether a new repository may be seen by anyone; one that exists keeps its visibility.
-        manifest: the file that says what a dataset is; `files_of` reads from it which files are its own.
-        Raises `UsageError` where the hub refuses, for a repository that holds something else, and for a public
-        one when `public` is False; `PersynError` when the hub cannot be reached: the same push goes on.
+        public:   whether a new repository is public; an existing one keeps its visibility.
+        manifest: the file that describes a dataset; `files_of` extracts the names of the dataset's files from it.
+        Raises `UsageError` if the hub refuses, if the repository holds something else, and for a public one when
+        `public` is False; `PersynError` if the hub cannot be reached, after which the same push can be repeated.
         """
         with _explained(self.name):
             self._api.create_repo(self.name, repo_type="dataset", private=not public, exist_ok=True)
@@ -79,7 +79,7 @@ class Repository:
         return Pushed(f"{self._api.endpoint}/datasets/{self.name}", bool(info.private), done.oid != info.sha)
 
     def _earlier(self, info: DatasetInfo, manifest: str, files_of: Callable[[bytes], set[str]]) -> set[str]:
-        """The files of the dataset that is there; `UsageError` when what is there is none."""
+        """The files of the dataset in the repository; raise `UsageError` if it holds something else."""
         there = {file.rfilename for file in info.siblings or ()} - _ITS_OWN
         if not there:
             return set()
@@ -94,7 +94,7 @@ class Repository:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """The hub's refusals and silences as errors that say what to do."""
+    """Convert errors of the hub client to errors that say what to do."""
     from huggingface_hub import errors
 
     try:
@@ -109,6 +109,6 @@ def _explained(name: str) -> Iterator[None]:
         raise PersynError(f"pushing to {name} failed {said}; give the same command again") from error
     except errors.HTTPError as error:  # type: ignore[attr-defined] # httpx's, of whichever version
         raise PersynError(f"the hub cannot be reached: {shorten(str(error))}; give the same command again") from error
-    except (OSError, RuntimeError) as error:  # an upload that broke off, as the client says it
+    except (OSError, RuntimeError) as error:  # an interrupted upload, as reported by the client
         why = f"{error}{f': {error.__cause__}' if error.__cause__ else ''}"
         raise PersynError(f"pushing to {name} failed: {shorten(why)}; give the same command again") from error

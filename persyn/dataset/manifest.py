@@ -1,6 +1,6 @@
-"""What a dataset says of itself: its run, what became of each assignment, its files and their digests.
+"""Describe a dataset: its run, the outcome of each assignment, its files and their digests.
 
-docs/dataset.md says what each key of a manifest is.
+docs/dataset.md documents each key of a manifest.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class TeacherCount:
-    """A teacher of the run, and how many of its responses are in the dataset."""
+    """A teacher of the run, and the number of its responses in the dataset."""
 
     name: str
     fingerprint: str
@@ -50,7 +50,7 @@ class TeacherCount:
     #: As the run file states it.
     license: str | None
     exported: int
-    #: Of these, cut off at max_tokens.
+    #: Of the exported responses, those truncated at max_tokens.
     truncated: int = 0
 
 
@@ -65,7 +65,7 @@ class StudentVersion:
 
 @dataclass(frozen=True, slots=True)
 class RouterVersion:
-    """What chose the teachers."""
+    """The router that chose the teachers."""
 
     backbone: str
     revision: str | None
@@ -76,7 +76,7 @@ class RouterVersion:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkCount:
-    """A benchmark that rows were compared with, and how many of them overlapped."""
+    """A benchmark that rows were compared with, and the number of rows that overlapped."""
 
     name: str
     sha256: str
@@ -86,29 +86,29 @@ class BenchmarkCount:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a dataset is. Always: assigned = exported + the sums of dropped and of failed + missing.
+    """The description of a dataset; always assigned = exported + sum(dropped) + sum(failed) + missing.
 
-    It says nothing of when or where it was written: the same data gives the same bytes.
+    It records neither time nor place of writing, so the same data gives the same bytes.
     """
 
     run: str
-    #: When the run was done; None while it is not, and more responses may come.
+    #: When the run finished; None while it is unfinished and more responses may follow.
     finished_at: datetime | None
     config_hash: str
     config: dict[str, Any]
-    #: What was asked for.
+    #: The options of the export.
     export: Options
     assigned: int
     exported: int
-    #: Responses that are cut off at max_tokens; they are among the exported.
+    #: Exported responses that are truncated at max_tokens.
     truncated: int
-    #: Responses that are known to be wrong, among the exported; None where the run's quality is no verdict.
+    #: Exported responses known to be wrong; None where the run's quality is not a verdict.
     wrong: int | None
-    #: The prompts' `domain`, a field of their rows -> exported rows; empty text for those without.
+    #: Prompts' `domain` field -> exported rows; empty text for prompts without one.
     domains: dict[str, int]
-    #: Filter -> assignments with a text that it left out; every filter that was asked for is named.
+    #: Filter -> assignments with text that it dropped; every active filter is listed.
     dropped: dict[str, int]
-    #: First word of the reason -> assignments whose teacher gave no text.
+    #: First word of the reason -> assignments whose response failed.
     failed: dict[str, int]
     #: Assignments without a response so far.
     missing: int
@@ -118,10 +118,10 @@ class Manifest:
     teachers: list[TeacherCount]
     student: StudentVersion
     router: RouterVersion | None
-    #: What served the teachers' models -> exported responses.
+    #: Serving engine -> exported responses.
     engines: dict[str, int]
     files: list[File]
-    #: Names of what else is in the folder, the manifest apart.
+    #: Names of the other files in the folder, except the manifest.
     others: list[str]
     versions: dict[str, str]
     kind: str = f"{_KIND}2"
@@ -129,24 +129,24 @@ class Manifest:
 
 @dataclass(slots=True)
 class Tally:
-    """The counts of a manifest, while the assignments go by."""
+    """The counts of a manifest, updated row by row."""
 
     exported: Counter[int] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
-    #: Benchmark -> rows it dropped.
+    #: Benchmark -> rows dropped for overlapping with it.
     contaminated: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     engines: Counter[str] = field(default_factory=Counter)
-    #: Teacher -> exported responses that are cut off.
+    #: Teacher -> exported responses that are truncated.
     truncated: Counter[int] = field(default_factory=Counter)
     domains: Counter[str] = field(default_factory=Counter)
-    #: Exported responses of the lowest quality that a verdict has.
+    #: Exported responses with the lowest value of a verdict.
     wrong: int = 0
     missing: int = 0
 
     def has_text(self, row: Row) -> bool:
-        """Whether an assignment has a text; one that has none is counted."""
+        """Whether an assignment has a response text; counts it if it has none."""
         if row.response_id is None:
             self.missing += 1
         elif row.failure is not None:
@@ -154,7 +154,7 @@ class Tally:
         return row.response is not None
 
     def export(self, row: Row, split: str) -> None:
-        """Count a row that is in the dataset."""
+        """Count a row of the dataset."""
         self.exported[row.teacher_id] += 1
         self.splits[split] += 1
         self.engines[row.engine or ""] += 1
@@ -164,11 +164,11 @@ class Tally:
 
     @property
     def assigned(self) -> int:
-        """All that went by."""
+        """The number of assignments processed."""
         return self.exported.total() + self.dropped.total() + self.failed.total() + self.missing
 
     def dropped_by(self, options: Options) -> dict[str, int]:
-        """Every filter that was asked for, in the order they were asked, with what it dropped."""
+        """Every active filter, in order of application, with the number of rows it dropped."""
         asked = {
             "finish_reason": bool(options.finish_reasons),
             "quality": options.min_quality is not None,
@@ -186,16 +186,16 @@ class _FileName(Struct):
 
 
 class _Earlier(Struct):
-    """What must be known of a dataset that may have been written by another version."""
+    """The keys read from a manifest that another version may have written."""
 
     kind: str
     files: list[_FileName]
-    #: Before 2, a dataset could have no other file than these.
+    #: Before version 2, a dataset had no other files than these.
     others: tuple[str, ...] = (DATASET_INFO,)
 
 
 def files_of(manifest: bytes) -> set[str]:
-    """The names of the files of the dataset that has this manifest; none if it is no dataset's."""
+    """The names of the files of the dataset with this manifest; empty if it is not a dataset's."""
     try:
         earlier = msgspec.json.decode(manifest, type=_Earlier)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -206,14 +206,14 @@ def files_of(manifest: bytes) -> set[str]:
 
 
 class _Exported(Struct):
-    #: Before 2, a manifest had none.
+    #: Absent before version 2.
     export: Options | None = None
 
 
 def options_of(folder: Path) -> Options | None:
-    """The options with which the dataset in a folder was exported; None where there is none, or of an older kind.
+    """The options with which the dataset in a folder was exported; None if there is none, or it is of an older version.
 
-    Raises `UsageError` for a manifest that cannot be read: what it left out must not come back in silence.
+    Raises `UsageError` for an unreadable manifest, since otherwise excluded rows would silently return.
     """
     path = folder / MANIFEST
     try:

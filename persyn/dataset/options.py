@@ -1,4 +1,4 @@
-"""What a dataset is wanted to be: its formats, which rows it leaves out, and its splits."""
+"""Define and validate the options of an export: formats, filters and splits."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from msgspec import Struct
 from persyn.dataset.formats import FORMATS
 from persyn.errors import UsageError
 
-#: The split of every prompt that is in no other.
+#: The split of every prompt that belongs to no other.
 TRAIN = "train"
 _SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,29}")
-#: Names that `datasets` keeps for itself: what it means by them.
+#: Names reserved by `datasets`, with their meaning there.
 _RESERVED = {"all": "all splits together"}
-#: What a response without a finish reason goes by.
+#: The finish reason of a response that has none.
 UNKNOWN = "unknown"
-#: Those that a response may have anywhere; a server may have words of its own.
+#: The standard finish reasons; a server may report others.
 FINISH_REASONS = {"stop", "length", UNKNOWN}
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """The options of an export, as the command has them and the manifest keeps them.
+    """The options of an export, given to the command and recorded in the manifest.
 
-    Raises `UsageError` for one that makes no sense.
+    Raises `UsageError` for invalid values.
     """
 
-    #: Names of `formats.FORMATS`.
+    #: Names from `formats.FORMATS`.
     formats: tuple[str, ...] = tuple(FORMATS)
-    #: Split -> its share of the prompts; all others are in `train`.
+    #: Split -> its share of the prompts; the others are in `train`.
     splits: dict[str, float] = {}
-    #: Only responses that finished so: stop, length, a server's own word, or unknown. Empty is any.
+    #: Keep only responses with these finish reasons: stop, length, a server's own, or unknown. Empty means any.
     finish_reasons: tuple[str, ...] = ()
-    #: Only responses of at least so much quality, in the unit of the run's quality scorer.
+    #: Keep only responses of at least this quality, in the unit of the run's quality scorer.
     min_quality: float | None = None
-    #: What becomes of responses without a score of it.
+    #: How responses without a quality score are handled.
     unscored: Literal["keep", "drop"] | None = None
-    #: Without responses that are known to be wrong, where the run's quality says right or wrong.
+    #: Drop responses known to be wrong, where the run's quality is a verdict.
     drop_wrong: bool = False
-    #: Files whose texts no row may overlap with.
+    #: Benchmark files; rows that overlap with their texts are dropped.
     benchmarks: tuple[str, ...] = ()
-    #: Of prompts at least so alike, 0.5 to 1, the first one stays.
+    #: Similarity from which the later of two prompts is dropped, 0.5 to 1.
     near_duplicates: float | None = None
-    #: At most so many rows of each teacher.
+    #: Maximum number of rows per teacher.
     cap: int | None = None
 
     def __post_init__(self) -> None:
@@ -65,12 +65,12 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def filters(self) -> bool:
-        """Whether rows may be left out."""
+        """Whether any filter is active."""
         plain = Options(formats=self.formats, splits=self.splits)
         return self != plain
 
     def split_of(self, content_hash: str) -> str:
-        """The split of a prompt: the same in every run, however large."""
+        """The split of a prompt: the same in every run, regardless of the other prompts."""
         digest = hashlib.blake2b(content_hash.encode(), digest_size=8, person=b"persyn split").digest()
         place, end = int.from_bytes(digest, "big") / 2**64, 0.0
         for name, share in self.splits.items():
@@ -80,7 +80,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
         return TRAIN
 
     def command(self, run: str) -> str:
-        """The command that exports so, benchmarks by their files' names."""
+        """The equivalent command, with benchmarks by their file names."""
         return shlex.join(["persyn", "export", run, *self._arguments()])
 
     def _arguments(self) -> Iterator[str]:

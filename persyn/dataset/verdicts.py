@@ -1,4 +1,4 @@
-"""Whether a run's quality says right or wrong, and what it says of the responses that the dataset is made of."""
+"""Decide whether a run's quality is a verdict (right or wrong), and count the assigned responses that are wrong."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from persyn.config import thaw
 from persyn.db.catalog import Run
 from persyn.db.results import Assignment, Response, Score, answers_assignment
 
-#: A value of quality that says that a response is wrong.
+#: The quality of a wrong response.
 WRONG = 0.0
 
 
 def known_wrong(session: Session, run: Run) -> int | None:
-    """How many of a run's assigned responses are known to be wrong; None where its quality is no verdict."""
+    """The number of a run's assigned responses known to be wrong; None if its quality is not a verdict."""
     if not thaw(run.config).quality.may_be_verdict:
         return None
     of_run = Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id

@@ -1,4 +1,4 @@
-"""The words every table is written in."""
+"""The declarative base and the column types shared by all tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Hash = Annotated[str, mapped_column(String(64), comment="SHA-256, hexadecimal")]
 
 
 class Base(DeclarativeBase):
-    """All tables; every constraint has a name that says what it is on."""
+    """Base of all tables; every constraint has a descriptive name."""
 
     metadata = MetaData(
         naming_convention={
@@ -38,7 +38,7 @@ class Base(DeclarativeBase):
 
 
 def words(enum: type[StrEnum], name: str) -> Enum:
-    """A column type that stores an enum's values as text, with a CHECK of that name."""
+    """A column type that stores an enum's values as text, with a CHECK constraint of that name."""
     return Enum(
         enum,
         name=name,

@@ -1,4 +1,4 @@
-"""Fast writes: many rows in one statement, rows that exist already left as they are."""
+"""Insert many rows in one statement, skipping rows that exist already."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from persyn.db.base import Base
 
 
 def insert_new(session: Session, model: type[Base], rows: Sequence[dict[str, Any]]) -> None:
-    """Insert rows; one that meets a unique key is skipped, so that doing it twice does nothing.
+    """Insert rows and skip those that violate a unique key, so that repeating an insert has no effect.
 
-    The rows go to the driver as one list of parameters: 30 times the speed of a row at a time.
+    The rows are passed to the driver as one list of parameters, about 30 times faster than row by row.
     """
     if rows:
         session.connection().execute(_insert_new(session, model), rows)
 
 
 def insert_found(session: Session, model: type[Base], columns: Sequence[str], rows: Select[*tuple[Any, ...]]) -> None:
-    """Insert what a query finds; as above, and the rows never leave the database."""
-    # SQLite's grammar takes ON CONFLICT after a SELECT only when that has a WHERE.
+    """Insert the result of a query like `insert_new`, without moving rows out of the database."""
+    # In SQLite's grammar, ON CONFLICT may follow a SELECT only if the SELECT has a WHERE clause.
     session.execute(_insert_new(session, model).from_select(list(columns), rows.where(true())))
 
 

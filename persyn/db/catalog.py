@@ -1,4 +1,4 @@
-"""What a run is given: prompts, teachers, students, scorers and the run itself."""
+"""Tables of a run's inputs: prompts, teachers, students, scorers, and the run itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persyn.db.base import Base, Big, CreatedAt, Hash, Id, UtcTime, words
 
 
 class RunState(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     RUNNING = "running"
     DONE = "done"
@@ -21,7 +21,7 @@ class RunState(StrEnum):
 
 
 class Role(StrEnum):
-    """What a prompt is for in a run; the first two are answered by every teacher."""
+    """The role of a prompt in a run; the first two are answered by every teacher."""
 
     CALIBRATION = "calibration"
     HOLDOUT = "holdout"
@@ -29,7 +29,7 @@ class Role(StrEnum):
 
 
 class Prompt(Base):
-    """One instruction to be answered; the same conversation is the same prompt, whatever file it came in."""
+    """One instruction to be answered; equal conversations are one prompt, whatever file they came from."""
 
     __tablename__ = "prompts"
 
@@ -45,7 +45,7 @@ class Prompt(Base):
 
 
 class Teacher(Base):
-    """A model that writes responses, as an immutable version: change anything and it is another teacher."""
+    """A model that writes responses, as an immutable version: any change makes it another teacher."""
 
     __tablename__ = "teachers"
 
@@ -84,7 +84,7 @@ class Student(Base):
 
 
 class Scorer(Base):
-    """One way of giving a response a raw score, as an immutable version."""
+    """One way of scoring responses, as an immutable version."""
 
     __tablename__ = "scorers"
 
@@ -102,7 +102,7 @@ class Scorer(Base):
 
 
 class Run(Base):
-    """One student, one ordered set of teachers, one frozen configuration; one pass from prompts to dataset."""
+    """One pass from prompts to dataset: one student, an ordered set of teachers, a frozen configuration."""
 
     __tablename__ = "runs"
 
@@ -124,7 +124,7 @@ class Run(Base):
 
 
 class RunTeacher(Base):
-    """A teacher's place in a run: its position is its row in the router's head."""
+    """A teacher's position in a run, which is also its row in the router's head."""
 
     __tablename__ = "run_teachers"
     __table_args__ = (UniqueConstraint("run_id", "teacher_id"),)
@@ -135,7 +135,7 @@ class RunTeacher(Base):
 
 
 class RunPrompt(Base):
-    """A prompt's place in a run."""
+    """A prompt's position in a run."""
 
     __tablename__ = "run_prompts"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""Connections to the store: a SQLite file or PostgreSQL, at the revision this code was written for."""
+"""Connect to the store, a SQLite file or PostgreSQL, and keep its schema at this code's revision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from persyn.db.patience import Patience
 
 _BUSY_SECONDS = 30
-#: A peer that vanished without a word is noticed within a minute, on both sides: the server's locks go with it.
+#: Both sides detect a vanished peer within a minute, so the server releases its locks.
 _ALIVE = {
     "connect_timeout": 10,
     "keepalives_idle": 20,
@@ -36,26 +36,26 @@ _ALIVE = {
 _SERVER_ALIVE = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 -c tcp_user_timeout=60000"
 )
-#: The server ends who begins to write and then says nothing for so long: frozen, he would keep his locks.
+#: The server ends a write transaction that stays idle for this long; a frozen client would keep its locks.
 _IDLE_SECONDS = 60.0
-#: As above, for those who write again and again, on whom others wait; and for what computes between two statements.
+#: The same for frequent writers that others wait for, and for transactions that compute between two statements.
 BRISK_SECONDS, _THINKING_SECONDS = 5.0, 120
-#: After so long without an answer it is found out whether the server is at work, or the connection frozen.
+#: After this long without an answer, check whether the server is working or the connection is frozen.
 _SILENCE_SECONDS = 15.0
 _COMMON: dict[str, Any] = {
-    "hide_parameters": True,  # errors are logged; prompts and responses are not
+    "hide_parameters": True,  # errors are logged; prompts and responses must not be
     "json_serializer": lambda value: msgspec.json.encode(value).decode(),
     "json_deserializer": msgspec.json.decode,
 }
 
 
 class Database:
-    """One store. Its sessions are short: none is open while a model computes.
+    """One store. Its sessions are short; none is open while a model computes.
 
-    url:             SQLAlchemy's: sqlite:///persyn.db or postgresql+psycopg://user@host/name.
-    idle_seconds:    how long a transaction that writes may stand still between two statements before PostgreSQL ends
-                     it: for so long a frozen client keeps its locks.
-    silence_seconds: how long PostgreSQL may say nothing before it is asked whether it is at work.
+    url:             SQLAlchemy URL: sqlite:///persyn.db or postgresql+psycopg://user@host/name.
+    idle_seconds:    how long a write transaction may be idle between two statements before PostgreSQL ends it; a
+                     frozen client keeps its locks for as long.
+    silence_seconds: how long PostgreSQL may be silent before another connection checks whether it is working.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Database:
         self.url = _parse(url)
         self._ends_at = float("inf")
         self._patience: Patience | None = None
-        #: Wraps the wait for another process's transaction, which may take a while: a hook for whoever wants to say so.
+        #: Wraps the wait for another process's transaction, which may take a while; lets a caller report the wait.
         self.announce: Callable[[], AbstractContextManager[None]] = nullcontext
         if self.url.get_backend_name() == "sqlite":
             self.engine = _sqlite(self.url, query_only=False)
@@ -77,45 +77,45 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that commits at the end, or not at all."""
+        """A session that commits at the end, or rolls back on an error."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session on one consistent snapshot, that can write nothing and blocks no writer."""
+        """A read-only session on one consistent snapshot; it never blocks a writer."""
         with Session(self._reader, expire_on_commit=False) as session, session.begin():
-            if self._patience is not None:  # it keeps nobody waiting, and may write files between two rows
+            if self._patience is not None:  # readers block nobody, and may write files between two rows
                 session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             yield session
 
     def hurry(self, seconds: float) -> None:
-        """Wait for nothing longer than so many seconds from now on: whoever uses this store has to end."""
+        """Limit all waiting to `seconds` from now, because the process has to stop."""
         self._ends_at = min(self._ends_at, time.monotonic() + seconds)
         if self._patience is not None:
             self._patience.ends_at = self._ends_at
 
     @property
     def is_given_up(self) -> bool:
-        """Whether the time that `hurry` gave is over."""
+        """Whether the time limit set by `hurry` has passed."""
         return time.monotonic() > self._ends_at
 
     def _begin(self, connection: Connection) -> None:
-        """Begin to write: who read first and wrote later would fail at once, however long it is ready to wait."""
+        """Take the write lock at once: a transaction that reads first and writes later can fail without waiting."""
         with self.announce():
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def close(self) -> None:
-        """Give every connection back."""
+        """Close every connection."""
         self.engine.dispose()
         self._reader.dispose()
 
     def upgrade(self) -> None:
-        """Bring the schema to this code's revision; a new file is made, nothing is lost."""
+        """Upgrade the schema to this code's revision; creates the file if it is missing and loses no data."""
         _in_transaction(self.engine, lambda config: command.upgrade(config, "head"))
 
     def is_there(self) -> bool:
-        """Whether a store was ever made here, at whatever revision; none is made by asking."""
+        """Whether a store of any revision exists here; does not create one."""
         return not self._is_new_file() and self.revision() is not None
 
     def revision(self) -> str | None:
@@ -126,8 +126,7 @@ class Database:
     def require_head(self) -> None:
         """Raise `UsageError` unless the schema is at the revision this code was written for.
 
-        A SQLite file that does not exist yet is made; one that is empty is being made by another process, which is
-        waited for.
+        A missing SQLite file is created. An empty one is being created by another process, which is waited for.
         """
         head = ScriptDirectory.from_config(_alembic()).get_current_head()
         if self._is_new_file():
@@ -159,7 +158,7 @@ class Database:
         return self._is_file and not Path(str(self.url.database)).exists()
 
     def _is_empty(self) -> bool:
-        """Whether there is no table at all."""
+        """Whether the database has no tables."""
         with self._connect() as connection:
             return not inspect(connection).get_table_names()
 
@@ -175,14 +174,14 @@ class Database:
 
 
 def take_time(session: Session) -> None:
-    """Let the rest of a transaction compute between its statements, as planning a stage may have to."""
+    """Allow the rest of a transaction to compute for longer between its statements, e.g. to plan a stage."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_THINKING_SECONDS}s'"))
 
 
 @contextmanager
 def scratch() -> Iterator[Database]:
-    """An empty store at this code's revision, in the system's folder for temporary files; gone afterwards."""
+    """An empty store at this code's revision in the system's temporary folder, deleted afterwards."""
     with TemporaryDirectory(prefix="persyn-") as folder:
         database = Database(f"sqlite:///{folder}/scratch.db")
         try:
@@ -193,7 +192,7 @@ def scratch() -> Iterator[Database]:
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration, for a given connection; the scripts lie in the installed package."""
+    """Alembic's configuration for the migrations of the installed package, with an optional connection."""
     config = _alembic()
     config.attributes["connection"] = connection
     return config
@@ -207,7 +206,7 @@ def _alembic() -> Config:
 
 
 def _in_transaction(engine: Engine, act: Any) -> None:
-    # Batch migrations copy tables; SQLite would follow the foreign keys and delete their rows.
+    # Batch migrations copy and drop tables; with foreign keys on, SQLite would delete the dependent rows.
     is_sqlite = engine.dialect.name == "sqlite"
     with engine.connect() as connection:
         if is_sqlite:
@@ -251,12 +250,12 @@ def _postgresql(url: URL, idle_seconds: float, silence_seconds: float) -> tuple[
 
 
 def _sqlite(url: URL, *, query_only: bool) -> Engine:
-    """A SQLite engine; how its transactions begin is up to its owner."""
+    """A SQLite engine; the caller decides how its transactions begin."""
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, **_COMMON)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # the driver begins nothing by itself
+        connection.isolation_level = None  # stop the driver from starting transactions itself
         for pragma in (
             "journal_mode=WAL",
             "synchronous=NORMAL",

@@ -1,4 +1,4 @@
-"""A run's calibration grid as arrays: prompts x teachers of raw scores. Knows nothing of rewards."""
+"""Read a run's calibration grid as arrays of raw scores, prompts x teachers. Independent of rewards."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from persyn.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """P prompts x T teachers; a cell without a response or without a score is NaN.
+    """P prompts x T teachers; a cell without a response or a score is NaN.
 
     prompt_ids:   (P,) ascending.
-    is_holdout:   (P,) which prompts only measure the router.
+    is_holdout:   (P,) prompts used only to measure the router.
     teacher_ids:  (T,) in head order.
     quality:      (P, T) raw, in the quality scorer's unit.
     learnability: (P, T) log-likelihood under the student, nats per token, per character or of the whole response.
@@ -37,9 +37,10 @@ class Grid:
 
 
 def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int | None = None) -> Grid:
-    """Read the grid of a run, as far as it is filled; or one prompt's row of it, none for a target.
+    """Read a run's grid as far as it is complete, or only one prompt's row (no row if it is not a calibration prompt).
 
-    per: what a log-likelihood is divided by; None is the run's. `UsageError` where it must be whole and is not.
+    per: the divisor of the log-likelihood; None means the run's. Raises `UsageError` if it requires whole
+         responses and the run scored only their first tokens.
     """
     per = per or run.config["run"].get("learnability_per", "token")
     if per != "token" and run.config["student"].get("options", {}).get("response_tokens"):

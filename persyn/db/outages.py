@@ -1,4 +1,4 @@
-"""Which servers are waited for, by run and queue: in the store, so that a wait survives whoever began it."""
+"""Record which servers are being waited for, by run and queue, so that a wait survives the process that began it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from persyn.db import bulk
 from persyn.db.time import now
 from persyn.db.work import Outage
 
-#: How long a server is left alone: a part of the time it has been away for, within bounds.
+#: A server is retried after this fraction (1/4) of its outage so far, within bounds.
 _SHARE = 4
 _SHORTEST, _LONGEST = timedelta(seconds=2), timedelta(seconds=60)
 
 
 def note(session: Session, run_id: int, queue: str, error: str, *, limit: timedelta) -> timedelta | None:
-    """Note that a queue's server is away; how long it is left alone, or None when it was waited for long enough.
+    """Record that a queue's server is unavailable; return the pause before the next try, or None past the limit.
 
-    limit: how long it is waited for, from the first note on.
+    limit: how long to wait in total, from the first record on.
     """
     at = session.scalars(select(now())).one()
     row = {"run_id": run_id, "queue": queue, "since": at, "retry_at": at, "error": error}
     bulk.insert_new(session, Outage, [row])
     outage = session.get(Outage, (run_id, queue), with_for_update=True, populate_existing=True)
-    if outage is None:  # it answered somebody else this very moment
+    if outage is None:  # the server has just answered another worker
         return _SHORTEST
     left = limit - (at - outage.since)
     if left <= timedelta(0):
-        return None  # and stays noted: others that wait for it have waited for as long
+        return None  # the row is kept, so that other workers stop waiting too
     pause = min(max((at - outage.since) / _SHARE, _SHORTEST), _LONGEST, left)
     outage.error, outage.retry_at = error, at + pause
     session.flush()
@@ -37,7 +37,7 @@ def note(session: Session, run_id: int, queue: str, error: str, *, limit: timede
 
 
 def over(session: Session, run_id: int, queue: str) -> bool:
-    """Note that a queue's server answers; whether it was waited for."""
+    """Record that a queue's server answers again; return whether it was being waited for."""
     ended = session.execute(
         delete(Outage)
         .where(Outage.run_id == run_id, Outage.queue == queue)
@@ -48,6 +48,6 @@ def over(session: Session, run_id: int, queue: str) -> bool:
 
 
 def forget(session: Session, run_id: int) -> list[str]:
-    """Begin every wait of a run anew, should its servers still be away; the queues that waited."""
+    """Restart every wait of a run, in case its servers are still unavailable; return the queues that were waiting."""
     ended = delete(Outage).where(Outage.run_id == run_id).returning(Outage.queue)
     return list(session.scalars(ended.execution_options(synchronize_session=False)))

@@ -1,7 +1,7 @@
-"""How long PostgreSQL is waited for: a connection that is frozen on its way is given up, a long statement is not.
+"""Detect a frozen PostgreSQL connection and give it up, without interrupting a long statement.
 
-Whatever stands between may take what is sent, answer TCP's questions and pass nothing on; neither side's kernel sees
-that. So whoever has waited a while asks over another connection whether the server is still at work on it.
+A proxy or firewall in between may accept data and answer TCP keepalives while forwarding nothing; neither kernel
+notices. After a silence, another connection therefore checks whether the server still works on the statement.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import OperationalError
 
-#: How long a connection is made, at most, and how long one is made to ask after another.
+#: Timeout of a connection attempt, and of the connection that checks on another one.
 _CONNECT_SECONDS, _ASK_SECONDS = 10, 5
-#: A server is at work on a statement unless it waits for the client.
+#: A server works on a statement unless it waits for the client.
 _AT_WORK = """
 SELECT count(*) FROM pg_stat_activity
 WHERE application_name = %s AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Client'
 """
-#: A server that is, or has become, one that others may only read: perhaps another connection finds one to write to.
+#: The server is, or has become, a read-only replica; a new connection may reach the primary.
 _READ_ONLY = psycopg.errors.ReadOnlySqlTransaction
 
 
 class Patience:
-    """Shared by the connections of one store.
+    """Timeouts shared by the connections of one store.
 
-    silence_seconds: after so long without an answer the server is asked whether it is at work.
+    silence_seconds: after this long without an answer, check whether the server is working.
     """
 
     def __init__(self, silence_seconds: float) -> None:
@@ -39,19 +39,19 @@ class Patience:
 
     @property
     def left(self) -> float:
-        """Seconds for which anything may still be waited for."""
+        """Seconds left to wait for anything."""
         return max(0.0, self.ends_at - time.monotonic())
 
 
 class PatientConnection(psycopg.Connection[Any]):
-    """A connection on which no answer is waited for in vain; `psycopg.OperationalError` instead, and it is closed."""
+    """A connection that never waits in vain: it closes itself and raises `psycopg.OperationalError`."""
 
     patience: Patience
     address: dict[str, Any]
 
     @classmethod
     def reach(cls, patience: Patience, address: dict[str, Any]) -> Self:
-        """Connect; each connection has a name of its own, by which the server can be asked for it."""
+        """Connect under a unique application name, by which the server can be asked about this connection."""
         name = f"{address.get('application_name', 'persyn')[:50]} {uuid.uuid4().hex[:12]}"
         seconds = max(1, int(min(patience.left, float(address.get("connect_timeout", _CONNECT_SECONDS)))))
         connection = cls.connect(**{**address, "application_name": name, "connect_timeout": seconds})
@@ -59,7 +59,7 @@ class PatientConnection(psycopg.Connection[Any]):
         return connection
 
     def wait(self, gen: PQGen[Any], *arguments: Any, **more: Any) -> Any:
-        """As psycopg's, which calls this for all that goes over the connection."""
+        """Override psycopg's method, through which every exchange with the server passes."""
         return super().wait(self._watched(gen) if hasattr(self, "patience") else gen, *arguments, **more)
 
     def _watched(self, gen: PQGen[Any]) -> PQGen[Any]:
@@ -74,7 +74,7 @@ class PatientConnection(psycopg.Connection[Any]):
             return end.value
 
     def _still_waited_for(self, heard_at: float) -> float:
-        """When the server was last known to be at work on this; raises when it is not."""
+        """When the server was last known to be working on the statement; raises if it is not."""
         if not self.patience.left:
             self._give_up("there is no more time to wait for it")
         silent = time.monotonic() - heard_at
@@ -89,7 +89,7 @@ class PatientConnection(psycopg.Connection[Any]):
         address = {**self.address, "application_name": "persyn asks", "connect_timeout": seconds}
         try:
             with PatientConnection.connect(**address, autocommit=True) as other:
-                # Its own answer is waited for no longer than that.
+                # The check itself must not wait longer than this.
                 other.patience = Patience(float("inf"))
                 other.patience.ends_at = time.monotonic() + seconds
                 row = other.execute(_AT_WORK, [self.address["application_name"]]).fetchone()
@@ -103,7 +103,7 @@ class PatientConnection(psycopg.Connection[Any]):
 
 
 def install(engine: Engine, patience: Patience) -> None:
-    """Have an engine make such connections, and tell every way in which a database is away as `OperationalError`."""
+    """Make an engine use these connections and report every lost connection as `OperationalError`."""
 
     @event.listens_for(engine, "do_connect")
     def connect(dialect: Any, record: Any, arguments: Any, address: dict[str, Any]) -> PatientConnection:

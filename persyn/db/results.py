@@ -1,4 +1,4 @@
-"""What came out: responses, raw scores, routers, their scores, and assignments."""
+"""Tables of a run's results: responses, raw scores, routers, router scores, and assignments."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from persyn.db.base import Base, Big, CreatedAt, Hash, Id, words
 
-#: Failures are few: an index of them alone finds them among millions.
+#: Failures are rare: a partial index finds them among millions of rows.
 _FAILED = text("failure IS NOT NULL")
 
 
 class Origin(StrEnum):
-    """Where a response comes from."""
+    """How a response was obtained."""
 
     GENERATED = "generated"
     IMPORTED = "imported"
@@ -51,7 +51,7 @@ class Response(Base):
 
 
 class Score(Base):
-    """One scorer's raw value of one response, never normalised; or why it has none."""
+    """One scorer's raw value for one response, never normalised; or why there is none."""
 
     __tablename__ = "scores"
     __table_args__ = (
@@ -89,7 +89,7 @@ class Router(Base):
 
 
 class RouterScore(Base):
-    """A router's score of one teacher for one prompt; differences are log-odds of being rewarded more."""
+    """A router's score of one teacher for one prompt; score differences are log-odds of a higher reward."""
 
     __tablename__ = "router_scores"
     __table_args__ = ({"sqlite_with_rowid": False},)
@@ -101,7 +101,7 @@ class RouterScore(Base):
 
 
 class Assignment(Base):
-    """The one teacher for a prompt in a run, by how much it won, and why it was chosen."""
+    """The teacher chosen for a prompt in a run, its margin over the runner-up, and the reason for the choice."""
 
     __tablename__ = "assignments"
     __table_args__ = (
@@ -121,7 +121,7 @@ class Assignment(Base):
 
 
 def answers_assignment() -> ColumnElement[bool]:
-    """Whether a response is the one that an assignment asked for."""
+    """Join condition: the response is the one its assignment asked for."""
     return and_(
         Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
     )

@@ -1,4 +1,4 @@
-"""What both databases can do with a text, under one name."""
+"""Text functions with one name on both databases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class reason(FunctionElement[str]):
-    """The first word of a failure, up to its colon: what failures are counted by."""
+    """The text of a failure up to its first colon, by which failures are grouped."""
 
     type = Text()
     inherit_cache = True

@@ -1,4 +1,4 @@
-"""Time as the database tells it: always its own clock, always UTC, so that workers' clocks do not matter."""
+"""Database time: the server's own clock, always UTC, so that differences between workers' clocks do not matter."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time, also on SQLite, which stores none."""
+    """A timezone-aware UTC time, also on SQLite, which stores no time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse a naive time: it would be somebody's local one."""
+        """Reject naive times, whose time zone is ambiguous."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -26,7 +26,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give every time its zone."""
+        """Attach UTC to times from SQLite."""
         if value is None or value.tzinfo is not None:
             return value
         return value.replace(tzinfo=UTC)
@@ -51,6 +51,6 @@ def _sqlite(element: now, compiler: SQLCompiler, **kwargs: Any) -> str:
 
 @compiles(now, "postgresql")
 def _postgresql(element: now, compiler: SQLCompiler, **kwargs: Any) -> str:
-    # now() stands still within a transaction; a lease must not begin in its past.
+    # now() is the start of the transaction; a lease must not start in the past.
     shift = f" + interval '{element.seconds:.3f} seconds'" if element.seconds else ""
     return f"(clock_timestamp(){shift})"

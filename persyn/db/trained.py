@@ -1,4 +1,4 @@
-"""What became of the student: trainings on runs' datasets, and how well each answers prompts that it never saw."""
+"""Tables of trained students: trainings on runs' datasets, and evaluations on unseen prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from persyn.db.base import Base, CreatedAt, Hash, Id, UtcTime
 
 
 class Training(Base):
-    """A student, trained on the dataset of a run. The row is made when its weights are there."""
+    """A student trained on the dataset of a run. The row is inserted once the weights are saved."""
 
     __tablename__ = "trainings"
 
@@ -30,7 +30,7 @@ class Training(Base):
 
 
 class Evaluation(Base):
-    """A student before or after a training, asked a set of prompts, its answers judged by one scorer."""
+    """A student, before or after a training, answering a set of prompts; its answers are scored by one scorer."""
 
     __tablename__ = "evaluations"
 
@@ -49,7 +49,7 @@ class Evaluation(Base):
 
 
 class Outcome(Base):
-    """What came of one prompt of an evaluation; all are null until it was asked."""
+    """The result of one prompt of an evaluation; all values are null until it is answered."""
 
     __tablename__ = "outcomes"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""What has to be done: jobs under lease, the audit of every transition, the models loaded for them, who leads."""
+"""Tables of the work to do: jobs under lease, the events that audit them, model loads, outages, the leader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persyn.db.base import Base, Big, CreatedAt, Id, UtcTime, words
 
 
 class JobState(StrEnum):
-    """Where a job stands. Only a running job has an owner and a lease."""
+    """The state of a job. Only a running job has an owner and a lease."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -24,8 +24,8 @@ class JobState(StrEnum):
 class Job(Base):
     """One leasable piece of one stage of one run: some prompts, for one model.
 
-    Its prompts are those of the run between two ids; what of them is still missing is a
-    query, so a job that was half done before its worker died is half as long for the next.
+    Its prompts are the run's prompts between two ids. A query finds those still missing, so a job
+    that was half done when its worker died is half as long for the next worker.
     """
 
     __tablename__ = "jobs"
@@ -48,7 +48,7 @@ class Job(Base):
             postgresql_where=text("state = 'running'"),
         ),
         Index("ix_jobs_run_id_stage_state", "run_id", "stage", "state"),
-        # Heartbeats touch no indexed column and find room on the same page.
+        # Heartbeats change no indexed column; free space on the page keeps those updates in place (HOT).
         {"postgresql_with": {"fillfactor": "70"}},
     )
 
@@ -80,9 +80,9 @@ class Job(Base):
 
 
 class Outage(Base):
-    """A server that serves nobody at the moment, and a run whose jobs of one queue wait for it.
+    """A server that is temporarily unavailable, and a run whose jobs of one queue wait for it.
 
-    It is gone when the server answers again, and when the run is resumed.
+    The row is deleted when the server answers again, and when the run is resumed.
     """
 
     __tablename__ = "outages"
@@ -95,7 +95,7 @@ class Outage(Base):
 
 
 class Event(Base):
-    """One transition of a run, a job or an assignment. Rows are only ever added."""
+    """One state transition of a run, a job or an assignment. Append-only."""
 
     __tablename__ = "events"
 
@@ -112,7 +112,7 @@ class Event(Base):
 
 
 class Load(Base):
-    """A model that a worker brought into memory: what every change of teacher costs."""
+    """A model loaded by a worker: the cost of each change of teacher."""
 
     __tablename__ = "loads"
 
@@ -130,7 +130,7 @@ class Load(Base):
 
 
 class Leader(Base):
-    """Which dispatcher leads, and until when: one row at most. Whoever leads checks the fence in all it writes."""
+    """Which dispatcher leads and until when; at most one row. The leader checks the fence in every write."""
 
     __tablename__ = "leader"
     __table_args__ = (CheckConstraint("id = 1", name="one"),)

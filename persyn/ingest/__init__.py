@@ -1,1 +1,1 @@
-"""Prompts and responses from files into the store."""
+"""Import prompts and responses from files into the store."""

@@ -1,4 +1,4 @@
-"""Records from CSV files; columns may be separated by commas, semicolons or tabs."""
+"""Read records from CSV files separated by commas, semicolons, tabs or bars."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from persyn.ingest.layouts import KNOWN
 from persyn.ingest.record import MAX_BYTES, Broken, Numbered, Record
 
 _DELIMITERS = ",;\t|"
-#: An empty cell of another column is a field that is not there; of these it says something.
+#: An empty cell means that the field is absent, except in these columns, where it is an error to report.
 _KEPT_EMPTY = frozenset({"prompt", "input"})
 
 
 def read(path: Path) -> Iterator[Numbered]:
-    """The records of a file, whose first line that is not blank names the columns.
+    """Yield the records of a file, whose first non-blank line is the header.
 
-    Raises `UsageError` for one that has no columns to go by, and for a line or cell beyond all bounds.
+    Raises `UsageError` for an unusable header, and for a line or cell above the size limit.
     """
     csv.field_size_limit(MAX_BYTES)
     with io.TextIOWrapper(opened(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
@@ -37,14 +37,14 @@ def read(path: Path) -> Iterator[Numbered]:
         if delimiter:
             before, first = before + 1, next(lines, "")
         delimiter = delimiter or _delimiter(first)
-        # With a blank after each delimiter, a quote is not the first of its cell, and would be a part of it.
+        # With a space after each delimiter, a quote would not start its cell and would be read literally.
         is_spaced = any(name.startswith(" ") for name in next(csv.reader([first], delimiter=delimiter), [])[1:])
         rows = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=is_spaced, strict=True)
         yield from _records(path, _Rows(path, rows, before))
 
 
 def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
-    """Lines with their ends; a bound on each, for the CSV reader has none."""
+    """Yield lines with their line ends, with a limit on their length, because the CSV reader has none."""
     number = 0
     while line := text.readline(MAX_BYTES + 1):
         number += 1
@@ -54,13 +54,13 @@ def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _told_delimiter(line: str) -> str | None:
-    """What a spreadsheet's first line, sep=;, says."""
+    """The delimiter declared by a spreadsheet's first line, such as sep=;."""
     told = line.strip("\r\n")
     return told[4] if len(told) == 5 and told.lower().startswith("sep=") else None
 
 
 def _delimiter(header: str) -> str:
-    """What separates the columns: what splits the header, and of several the one that leaves a name we know."""
+    """The delimiter: the one that splits the header or, if several do, the one that yields a known field name."""
     names = {
         each: [name.strip().lower() for name in next(csv.reader([header], delimiter=each))] for each in _DELIMITERS
     }
@@ -71,9 +71,9 @@ def _delimiter(header: str) -> str:
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows of a CSV reader, each with the line it begins in.
+    """The rows of a CSV reader, each with the number of its first line.
 
-    before: lines of the file that the reader was not given.
+    before: lines of the file that precede the reader's input.
     """
 
     path: Path
@@ -127,7 +127,7 @@ def _header(path: Path, cells: list[str]) -> list[str]:
 
 
 def _record(header: list[str], cells: list[str]) -> Record | Broken:
-    """A cell of nothing is a field that is not there, but for the prompt, which must not be empty."""
+    """Build a record; an empty cell is an absent field, except in the prompt's columns."""
     if len(cells) != len(header):
         return Broken(f"{len(cells)} fields, where the header has {len(header)}")
     if why := _not_text(cells):
@@ -140,7 +140,7 @@ def _record(header: list[str], cells: list[str]) -> Record | Broken:
 
 
 def _not_text(cells: list[str]) -> str | None:
-    """Why cells are no text; None when they are."""
+    """Why cells are not valid text; None if they are."""
     row = ",".join(cells)
     try:
         row.encode()

@@ -1,4 +1,4 @@
-"""The bytes of a file, unzipped; one that is something else than its name says is refused, and named."""
+"""Open a file as decompressed bytes; reject content that does not match its name, and say what it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from persyn.errors import UsageError
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _HEAD = 64
-#: How a file begins -> what it is, and what to do about it. The longer of two that begin alike comes first.
+#: How a file begins -> what it is, and what to do about it. The longer of two signatures with a common prefix comes
+#: first.
 _SIGNATURES = {
     b"\xff\xfe\0\0": ("UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8"),
     b"\0\0\xfe\xff": ("UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8"),
@@ -36,9 +37,9 @@ _SIGNATURES = {
 
 
 def opened(path: Path) -> io.BufferedReader[Any]:
-    """Bytes of a file, unzipped, without the byte order mark that some editors put first.
+    """Open a file for reading bytes, decompressed and without a byte order mark.
 
-    Raises `UsageError` for one that holds no UTF-8 text, as far as its beginning shows.
+    Raises `UsageError` for a file whose beginning is not UTF-8 text.
     """
     is_gzip = path.suffix.lower() == ".gz"
     if is_gzip:
@@ -73,7 +74,7 @@ def _require_text(path: Path, head: bytes) -> None:
 
 
 def _wide(head: bytes) -> tuple[str, str] | None:
-    """UTF-16 and UTF-32 without a mark: the other bytes of an ASCII character are zero, and text has no other zeros."""
+    """Detect UTF-16 and UTF-32 without a byte order mark by the zero bytes of ASCII characters."""
     zeros = [head[place::4].count(0) for place in range(4)]
     if not any(zeros):
         return None
@@ -89,7 +90,7 @@ def _wide(head: bytes) -> tuple[str, str] | None:
 
 
 def not_utf8(data: bytes) -> str:
-    """Why bytes are no text: the first of them that is at fault, and what it may mean."""
+    """Why bytes are not UTF-8: the first invalid byte, and the likely encoding."""
     try:
         data.decode()
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
-"""Records from files: JSONL, JSON, CSV and Parquet, read in constant memory.
+"""Read records from JSONL, JSON, CSV and Parquet files in constant memory.
 
-Knows nothing of prompts. A record that cannot be read is a `Broken` in its place, so that one bad
-line does not hide the next; only a file that cannot be read at all raises.
+This module knows nothing of prompts. An unreadable record is yielded as `Broken` in its place, so that one bad line
+does not hide the next; only a file that cannot be read at all raises.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ _ARRAY = "; a file that is one JSON array is named .json"
 
 
 def records(path: Path) -> Iterator[Numbered]:
-    """The records of a file, read as its name says.
+    """Yield the records of a file, in the format that its name indicates.
 
-    Raises `UsageError` at once for an unknown name or a file that is not there, and while
-    iterating for one that is damaged as a whole.
+    Raises `UsageError` at once for an unknown file type or a missing file, and during iteration for a damaged file.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the files in it by their names")
@@ -59,7 +58,7 @@ def _jsonl(path: Path) -> Iterator[Numbered]:
 
 
 def _lines(file: io.BufferedReader[Any]) -> Iterator[bytes | None]:
-    """Lines, ended by a line feed and nothing else; None for one that is too long."""
+    """Yield lines separated by line feeds only; None for one that is too long."""
     while line := file.readline(MAX_BYTES + 1):
         if len(line) <= MAX_BYTES or line.endswith(b"\n"):
             yield line
@@ -70,7 +69,7 @@ def _lines(file: io.BufferedReader[Any]) -> Iterator[bytes | None]:
 
 
 def _json(path: Path) -> Iterator[Numbered]:
-    """The file's bytes are held whole, its objects one at a time; many rows are better kept as JSONL."""
+    """Hold the file's bytes in memory, but only one object at a time; JSONL suits many rows better."""
     with opened(path) as file:
         data = file.read()
     try:
@@ -86,7 +85,7 @@ def _items(data: bytes) -> list[msgspec.Raw] | list[Any]:
     try:
         return msgspec.json.decode(data, type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        value = strict_json.decode(data)  # it may have NaN among its numbers, or say better what is wrong
+        value = strict_json.decode(data)  # the data may contain NaN, or this error message is clearer
         if not isinstance(value, list):
             raise Flaw(str(error)) from error
         return value

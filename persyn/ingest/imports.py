@@ -1,4 +1,4 @@
-"""What every import of files does: rows in batches, bad ones counted and listed, nothing left of a refused one."""
+"""Import rows from files in batches, counting and listing bad rows; a rejected import stores nothing."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _BAD_SHOWN = 20
 T = TypeVar("T")
 
 OnError: TypeAlias = Literal["stop", "skip"]
-"""What a bad row does: stop the import before it leaves anything, or be skipped and counted."""
+"""How a bad row is handled: it stops the import, which then stores nothing, or is skipped and counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What came of an import. Always: rows = new + replaced + duplicates + bad."""
+    """The result of an import; always rows = new + replaced + duplicates + bad."""
 
     rows: int
     new: int
-    #: Rows that took the place of one that had failed.
+    #: Rows that replaced a failed one.
     replaced: int
-    #: Rows that were in the store, or earlier in the files.
+    #: Rows that were already in the store, or earlier in the files.
     duplicates: int
-    #: Those that came with something else than what is stored, which stays.
+    #: Rows that differ from the stored ones, which are kept.
     conflicts: int
     bad: int
-    #: Stored with responses, whether those are new or not.
+    #: Scores stored with responses, whether those are new or not.
     new_scores: int
     first_bad: tuple[BadRow, ...]
-    #: Of each file whose ids are not those of one prompt alone: its name, how many such ids, and one of them.
+    #: (file name, number of ids shared by several prompts, one such id), for each file with such ids.
     repeated_ids: tuple[tuple[str, int, str], ...] = ()
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts while an import goes on."""
+    """Running counts of an import."""
 
     on_error: OnError
     rows: int = 0
@@ -55,7 +55,7 @@ class Tally:
     repeated_ids: tuple[tuple[str, int, str], ...] = ()
 
     def take(self, chunk: Sequence[T | BadRow]) -> list[T]:
-        """Count a chunk's rows and return the good ones."""
+        """Count the rows of a chunk and return the good ones."""
         bad = [row for row in chunk if isinstance(row, BadRow)]
         n_bad = sum(row.rows for row in bad)
         self.rows += len(chunk) - len(bad) + n_bad
@@ -74,7 +74,7 @@ class Tally:
         return "mend or skip them" if self.on_error == "stop" else "mend them"
 
     def report(self) -> ImportReport:
-        """The counts at the end; `UsageError` when a bad row stops the import."""
+        """The final counts; raise `UsageError` if a bad row stops the import."""
         if self.bad and self.on_error == "stop":
             raise self.refusal(f"{self.bad:,} of {self.rows:,} rows")
         duplicates = self.rows - self.bad - self.new - self.replaced
@@ -94,12 +94,12 @@ class Tally:
 def batches(
     paths: Sequence[Path], read: Callable[[Path], Iterator[T | BadRow]], tally: Tally
 ) -> Iterator[tuple[str, list[T]]]:
-    """The good rows of files, a batch at a time, each with its file's name.
+    """Yield the good rows of files in batches, each with the name of its file.
 
-    After a bad row that stops the import there are no more batches, but all rows are looked at.
-    Raises `UsageError` for a file that cannot be read, has no rows, or no good ones.
+    After a bad row that stops the import no more batches are yielded, but all rows are still checked. Raises
+    `UsageError` for a file that cannot be read, has no rows, or has no good ones.
     """
-    readers = [(path, read(path)) for path in paths]  # every name is checked before a row is stored
+    readers = [(path, read(path)) for path in paths]  # check every file name before storing a row
     for path, reader in readers:
         before, n_good = tally.rows, 0
         source = os.fsencode(path.name).decode(errors="replace")

@@ -1,7 +1,7 @@
-"""Where a row has what: under our names, under the usual other ones, and where --map says.
+"""Map the fields of a row: our names, common alternatives, and the names given with --map.
 
-Only a layout whose every field is known by its name is read by itself. A row with, say, a `question` is not: it may
-have a `context` that belongs to it.
+Only layouts in which every field has a known name are recognised automatically. A row with, say, a `question` is not:
+it may have a `context` that belongs to the question.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 from persyn.ingest.record import Flaw, Record
 
 Names: TypeAlias = Mapping[str, str]
-"""{our field: the file's field}, where it is none of the usual names."""
+"""{our field: the file's field}, for fields without a common name."""
 NO_NAMES: Names = MappingProxyType({})
 
 Usual: TypeAlias = Mapping[str, tuple[str, ...]]
-"""{our field: what files call it}, the first of them that a row has."""
+"""{our field: its names in files}; the first one present in a row is used."""
 
 Spellings: TypeAlias = Mapping[str, tuple[str, ...]]
 
@@ -31,24 +31,24 @@ PROMPT: Usual = {
     "answer": ("answer", "reference_answer"),
     "id": ("id", "prompt_id"),
 }
-#: ShareGPT's: with the reply at their end.
+#: ShareGPT's names, whose turns end with the reply.
 WITH_REPLY = frozenset({"conversations", "conversation"})
-#: Of these a row has one, whatever it is called.
+#: Fields that a row may have only once, under any name.
 _ONE_OF = frozenset({"messages", "system", "answer"})
 _ALPACA = ("instruction", "input", "output", "history")
-#: What a prompt is often called, in layouts that are not read without being told.
+#: Frequent names of the prompt in layouts that need --map.
 _LIKELY = ("question", "problem", "query", "instruction", "input", "text", "user", "task")
-#: What tells a header from any other line.
+#: Names that identify a line as a header.
 KNOWN = frozenset((*(name for names in PROMPT.values() for name in names), *_ALPACA, *_LIKELY))
 _SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A row by our names, None for what it has not, and what is left of it by its own.
+    """A row under our field names (None for absent fields), and its remaining fields under their own.
 
-    called: {our field: how the row spells it}, of those that it has.
-    names:  of all its fields, in the row's order.
+    called: {our field: its name in the row}, for fields that are present.
+    names:  all field names of the row, in order.
     """
 
     ours: Record
@@ -57,13 +57,13 @@ class Fields:
     names: Sequence[str]
 
     def listed(self) -> str:
-        """The row's fields, for a person."""
+        """The row's field names, formatted for a message."""
         names = self.names
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return (", ".join(f"{name!r:.40}" for name in names[:_SHOWN]) or "no fields") + more
 
     def likely(self) -> str:
-        """How to say which of them is the prompt."""
+        """The --map options that might identify the prompt."""
         keys = spelled(self.rest)
         likely = [f"prompt={keys[name][0]}" for name in _LIKELY if name in keys]
         likely += [f"messages={name}" for name, value in self.rest.items() if _are_turns(value)]
@@ -71,7 +71,7 @@ class Fields:
 
 
 def take(record: Record, names: Names = NO_NAMES, usual: Usual = PROMPT) -> Fields:
-    """Tell a row's fields apart, those first that are named. Raises `Flaw` where two could be meant."""
+    """Map a row's fields, explicitly named ones first; raise `Flaw` for an ambiguous field."""
     rest, called = dict(record), {ours: theirs for ours, theirs in names.items() if theirs in record}
     keys = spelled(record)
     for ours, known in usual.items():
@@ -90,7 +90,7 @@ def _are_turns(value: Any) -> bool:
 
 
 def spelled(record: Iterable[str]) -> Spellings:
-    """{a name in lower case: as the row spells it}, which need not be in one way alone."""
+    """{lower-case name: its spellings in the row}."""
     return _spelled(tuple(record))
 
 
@@ -104,7 +104,7 @@ def _spelled(keys: tuple[str, ...]) -> Spellings:
 
 
 def _one(ours: str, known: Iterable[str], record: Record, keys: Spellings, called: Names) -> str | None:
-    """What a row calls a field of ours that is not named."""
+    """The row's name for one of our fields that was not mapped explicitly."""
     taken = {*called.values()}
     free = [(name, key) for name in known for key in keys.get(name, ()) if key not in taken]
     if not free:
@@ -124,7 +124,7 @@ def _is_alpaca(names: Names, called: Names, keys: Spellings) -> bool:
 
 
 def _has_pairs(record: Record, keys: Spellings) -> bool:
-    """Whether a row has earlier turns as Alpaca keeps them: nothing else is a list of pairs of texts."""
+    """Whether a row has earlier turns in Alpaca's form: a list of pairs of texts."""
     value = record[keys["history"][0]] if "history" in keys else None
     pairs = value if isinstance(value, list) else []
     return bool(pairs) and all(

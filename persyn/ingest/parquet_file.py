@@ -1,4 +1,4 @@
-"""Records from Parquet files."""
+"""Read records from Parquet files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BATCH = 1_000
 
 
 def read(path: Path) -> Iterator[Numbered]:
-    """The records of a file, a batch in memory at a time; raises `OSError` for one that is damaged as a whole."""
+    """Yield the records of a file, one batch in memory at a time; raise `OSError` for a damaged file."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -38,7 +38,7 @@ def _records(batch: Any) -> Iterator[Record | Broken]:
     try:
         yield from _as_json(batch)
     except _NOT_JSON:
-        # Arrow takes any bytes for a string, and has values that JSON has not: find whose row it is.
+        # Arrow accepts arbitrary bytes as strings, and has values that JSON lacks: find the rows that contain them.
         for row in range(batch.num_rows):
             try:
                 yield from _as_json(batch.slice(row, 1))
@@ -50,12 +50,12 @@ def _records(batch: Any) -> Iterator[Record | Broken]:
                 yield Broken(f"a value that JSON cannot hold: {error}")
 
 
-#: What a value that JSON has not ends in: a date beyond all years or in no known time zone among them.
+#: Errors raised for values that JSON lacks, such as a date out of range or in an unknown time zone.
 _NOT_JSON = (ValueError, TypeError, OverflowError, KeyError, Flaw)
 
 
 def _as_json(batch: Any) -> list[Record]:
-    """Times and decimals become text, bytes are the text that they spell, NaN becomes null."""
+    """Convert to JSON values: times and decimals become text, bytes are decoded as UTF-8, NaN becomes null."""
     spelled = {field.name: decode for field in batch.schema if (decode := _spelled(field.type))}
     records = batch.to_pylist()
     for record in records if spelled else ():
@@ -64,9 +64,9 @@ def _as_json(batch: Any) -> list[Record]:
 
 
 def _spelled(of: Any) -> Callable[[Any], Any] | None:
-    """What turns a column's values, JSON text somewhere within, into what that spells; None where there is none.
+    """A decoder for a column's type if it contains JSON text; None if it does not.
 
-    The library `datasets` keeps values of mixed types so, such as turns that do not all have the same keys.
+    The library `datasets` stores values of mixed types as JSON text, such as turns with different keys.
     """
     from pyarrow import types
 
@@ -90,7 +90,7 @@ def _fields(decoders: dict[str, Callable[[Any], Any]]) -> Callable[[Any], Any] |
 
 
 def _as_text(value: Any) -> Any:
-    """The same with text for bytes: a column of text need not say that it is one."""
+    """Decode bytes to text, recursively: a text column need not be declared as one."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Prompts into the store and into a run, and the seeded choice of its calibration prompts."""
+"""Import prompts into the store and a run, and draw the run's calibration prompts from a seed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def import_prompts(
     on_error: OnError = "stop",
     progress: Callable[[int], None] | None = None,
 ) -> ImportReport:
-    """Store the prompts of files; those already stored stay, and get the reference answer they lack.
+    """Store the prompts of files; prompts already stored are kept and only receive missing reference answers.
 
-    names: what the files call a field of ours, where it is none of the usual names.
-    progress: called now and then with the number of rows read.
-    Raises `UsageError` for a bad row that is not to be skipped, and for a file without a single
-    good one; the caller's transaction must then leave nothing.
+    names:    {our field: the file's field}, for fields without a common name.
+    progress: called from time to time with the number of rows read.
+    Raises `UsageError` for a bad row that is not skipped, and for a file without a good row; the caller must then roll
+    the transaction back.
     """
 
     def stored(hashes: Sequence[str], n_rows: int) -> None:
@@ -46,7 +46,7 @@ def import_prompts(
 
 
 def hashes_of(session: Session, paths: Sequence[Path], names: Names = NO_NAMES) -> set[str]:
-    """Store the prompts of files as `import_prompts` does; the content hashes of all their conversations."""
+    """Store the prompts of files like `import_prompts`; return the content hashes of all their conversations."""
     found: set[str] = set()
     _import(session, paths, Tally("stop"), lambda hashes, n_rows: found.update(hashes), names)
     return found
@@ -55,12 +55,12 @@ def hashes_of(session: Session, paths: Sequence[Path], names: Names = NO_NAMES) 
 def add_to_run(
     session: Session, run_id: int, prompts: PromptsTable, *, progress: Callable[[int], None] | None = None
 ) -> int:
-    """Make every prompt of the files, or of those imported before, a target of the run, once.
+    """Add every prompt of the files, or of sources imported before, to the run as a target, once each.
 
-    Returns how many rows came with another answer, or other instructions, than the stored ones, which stay.
+    Returns the number of rows whose answer or instructions differ from the stored ones, which are kept.
 
-    Files are imported as `import_prompts` does; a bad row stops it. Raises `UsageError` also for a
-    source of which the store has no prompt.
+    Files are imported like `import_prompts` does; a bad row stops the import. Raises `UsageError` also for a source
+    without prompts in the store.
     """
 
     def link(hashes: Sequence[str], n_rows: int) -> None:
@@ -87,12 +87,11 @@ def draw(
     seed: int,
     need: Need | None = None,
 ) -> list[str]:
-    """Choose a run's calibration prompts at random, None for all, a share `holdout` of them to measure the router.
+    """Draw a run's calibration prompts at random (None: all), with a share `holdout` of them as the hold-out.
 
-    The choice depends on the seed and on which conversations the run has, not on their order or
-    ids. Where some prompts lack what the quality needs, the draw is from the others; returns what to say of that
-    and of answers that look like missing ones.
-    Raises `UsageError` when there are fewer prompts, none that could be scored, or none left to learn from.
+    The draw depends only on the seed and on the set of conversations, not on their order or ids. Prompts that lack a
+    field that the quality scorer needs are not drawn. Returns notices for the user about those, and about placeholder
+    answers. Raises `UsageError` when there are too few prompts, none that can be scored, or none left to learn from.
     """
     if calibration == 0:
         return []
@@ -132,13 +131,13 @@ def _require_some_to_learn_from(calibration: int | None, holdout: float) -> None
 
 @dataclass(frozen=True, slots=True)
 class _Lacking:
-    """How many of a run's prompts lack what its quality needs.
+    """How many of a run's prompts lack a field that its quality scorer needs.
 
     prompts:      of the run.
-    count:        of those, prompts that lack it.
-    flaw:         the first failure that scores would have, where the field is there and cannot be used; else empty.
-    fields:       what the first prompt that lacks it has besides.
-    placeholders: prompts whose answer reads like a missing one.
+    count:        prompts that lack the field.
+    flaw:         the first scoring failure where the field is present but unusable; otherwise empty.
+    fields:       the other fields of the first prompt that lacks it.
+    placeholders: prompts whose reference answer looks like a missing value.
     """
 
     need: Need | None
@@ -149,7 +148,7 @@ class _Lacking:
     placeholders: int = 0
 
     def require(self, calibration: int | None) -> None:
-        """Raise `UsageError` where what is left does not do."""
+        """Raise `UsageError` if the remaining prompts do not suffice."""
         if self.need is None or not self.count:
             return
         needs = f"quality {self.need.quality!r} {self.need.use}: give each row its {self.need.field!r}"
@@ -168,7 +167,7 @@ class _Lacking:
             )
 
     def said(self, *, is_all: bool) -> Iterator[str]:
-        """What a person should know of it."""
+        """Yield notices for the user."""
         if self.need is not None and self.count:
             some = f"{self.count:,} of {self.prompts:,} prompts have no {self.need.what} (field {self.need.field!r})"
             yield some + self._example() + self._consequence(self.need, is_all=is_all)
@@ -206,7 +205,7 @@ def _look_over(session: Session, run_id: int, need: Need | None, n_prompts: int)
 
 
 def _prompts(session: Session, run_id: int, need: Need | None) -> Iterable[Any]:
-    """What a draw goes by, row by row."""
+    """Select what a draw depends on, one row per prompt."""
     of_row = (Prompt.answer, Prompt.meta) if need is not None else ()
     wanted = select(Prompt.content_hash, Prompt.id, *of_row).join(RunPrompt).where(RunPrompt.run_id == run_id)
     return session.execute(wanted, execution_options={"yield_per": 10_000})
@@ -232,7 +231,7 @@ def _import(
     stored: Callable[[Sequence[str], int], None],
     names: Names = NO_NAMES,
 ) -> ImportReport:
-    """Store batch by batch; after each, `stored` gets its content hashes and the rows read so far."""
+    """Store prompts batch by batch; call `stored` after each with its content hashes and the number of rows read."""
     prompt_table.take_turns(session)
     sources = set()
     for source, batch in batches(paths, partial(rows.read, names=names), tally):

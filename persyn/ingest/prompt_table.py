@@ -1,4 +1,4 @@
-"""Prompts into their table, each conversation once, with the reference answer it lacked."""
+"""Store each conversation once in the prompts table, and fill in reference answers that it lacked."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from persyn.db import bulk
 from persyn.db.catalog import Prompt
 from persyn.ingest.rows import Row
 
-#: Fields besides the answer that a quality goes by.
+#: Fields besides the answer that affect quality scores.
 _SCORED_BY = ("instruction_id_list", "kwargs")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What came of a batch.
+    """The result of storing a batch.
 
     hashes:    of its conversations, each once.
-    new:       conversations that were not there.
-    conflicts: rows that came with another answer, or other instructions, than the stored ones, which stay.
+    new:       conversations that were not stored before.
+    conflicts: rows whose answer or instructions differ from the stored ones, which are kept.
     """
 
     hashes: Sequence[str]
@@ -32,13 +32,13 @@ class Stored:
 
 
 def take_turns(session: Session) -> None:
-    """Let imports come one after the other: two that meet the same prompts in another order would deadlock."""
+    """Serialise imports: two that insert the same prompts in different orders would deadlock."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("LOCK TABLE prompts IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def store(session: Session, source: str, batch: Sequence[Row]) -> Stored:
-    """Insert what is new, add answers and other fields that are missing."""
+    """Insert new prompts, and fill in missing answers and fields of stored ones."""
     by_hash = [(row.content_hash, row) for row in batch]
     known = _known(session, [content_hash for content_hash, _ in by_hash])
     new: list[dict[str, Any]] = []
@@ -59,13 +59,13 @@ def store(session: Session, source: str, batch: Sequence[Row]) -> Stored:
 
 
 def n_conflicts(session: Session, batch: Sequence[Row]) -> int:
-    """How many rows of a batch `store` would count as conflicts with what is stored; nothing is written."""
+    """Count the rows of a batch that `store` would report as conflicts; writes nothing."""
     known = _known(session, [row.content_hash for row in batch])
     return sum(row.content_hash in known and known[row.content_hash].differs(row) for row in batch)
 
 
 def repeated_ids(session: Session, sources: Iterable[str]) -> tuple[tuple[str, int, str], ...]:
-    """Of each source in which several prompts have one id: its name, how many such ids there are, and one of them."""
+    """For each source in which several prompts share an id: its name, the number of such ids, and one of them."""
     ids = (
         select(Prompt.source, Prompt.source_id)
         .where(Prompt.source.in_(list(sources)), Prompt.source_id.is_not(None))
@@ -79,18 +79,18 @@ def repeated_ids(session: Session, sources: Iterable[str]) -> tuple[tuple[str, i
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a prompt has that may have been missing."""
+    """The fields of a stored prompt that an import may fill in."""
 
     answer: str | None
     meta: dict[str, Any]
 
     def differs(self, row: Row) -> bool:
-        """Whether a row says otherwise of what its responses are scored by."""
+        """Whether a row differs in fields that affect its scores."""
         pairs = [(self.answer, row.answer), *((self.meta.get(name), row.meta.get(name)) for name in _SCORED_BY)]
         return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
     def completed(self, row: Row) -> _Known:
-        """With what another row of the same conversation has besides; what is there stays."""
+        """Fill in fields from another row of the same conversation; present values are kept."""
         lacked = {name: value for name, value in row.meta.items() if self.meta.get(name) is None}
         return _Known(self.answer if self.answer is not None else row.answer, {**self.meta, **lacked})
 

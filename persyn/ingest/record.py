@@ -1,11 +1,11 @@
-"""What a file's reader yields: records, and in place of one that cannot be read, why."""
+"""Define what file readers yield: records, or the reason why one cannot be read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-#: A longer line, or CSV field, is no prompt; without a bound it would be read into memory whole.
+#: Limit on a line or CSV cell; without it, one would be read into memory whole.
 MAX_BYTES = 16 * 2**20
 
 Record: TypeAlias = dict[str, Any]
@@ -14,16 +14,16 @@ Record: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Why there is no record in this place."""
+    """An unreadable record, with the reason."""
 
     reason: str
-    #: Rows that are lost with it, itself included; at most the lines that it takes.
+    #: Rows lost with it, including itself; at most the number of its lines.
     rows: int = 1
 
 
 Numbered: TypeAlias = tuple[int, Record | Broken]
-"""A record, and the line it begins in (JSONL, CSV) or its row (JSON, Parquet), from 1."""
+"""A record with its first line (JSONL, CSV) or its row number (JSON, Parquet), counted from 1."""
 
 
 class Flaw(Exception):
-    """What is wrong with a row."""
+    """A defect of a row."""

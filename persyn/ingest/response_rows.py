@@ -1,4 +1,4 @@
-"""Responses made elsewhere, as files hold them: a row is a prompt, a teacher's name and what it wrote."""
+"""Parse rows of imported responses: a prompt, a teacher's name and the teacher's response."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from persyn.ingest.record import Broken, Flaw, Record
 from persyn.ingest.rows import BadRow, Row
 from persyn.llm import finish_reason
 
-#: What a field may be called, the first name that a row has.
+#: Recognised names of each field; the first one present in a row is used.
 _USUAL: Usual = {
     **layouts.PROMPT,
     "teacher": ("teacher", "model"),
@@ -28,17 +28,17 @@ _USUAL: Usual = {
     "response_tokens": ("response_tokens",),
 }
 FIELDS = tuple(_USUAL)
-#: What a column of the store takes.
+#: Limit of the store's integer columns.
 _MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a file's rows have what.
+    """How a file's fields map to ours.
 
-    names:  {our field: the file's field}, where it is none of the usual names.
-    prompt: fields that describe the prompt, not the response; they become its meta.
-    score:  fields with a number, or true or false, that is a score of the response.
+    names:  {our field: the file's field}, for fields without a common name.
+    prompt: fields that describe the prompt, not the response; they are stored in its meta.
+    score:  fields with a number or boolean that is a score of the response.
     """
 
     names: Names = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class ResponseRow:
-    """One cell of a grid; without a text when the teacher wrote nothing."""
+    """One cell of a grid; `text` is None if the teacher wrote nothing."""
 
     prompt: Row
     teacher: str
@@ -61,10 +61,10 @@ class ResponseRow:
 
 
 def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
-    """The responses of a JSONL, JSON, CSV or Parquet file, all but the last gzipped or not.
+    """Yield the responses of a JSONL, JSON, CSV or Parquet file; all but Parquet may be gzipped.
 
-    Raises as `files.records` does, and `UsageError` at the end where no row has a response, or a field that the
-    layout names: a single row may lack it, which is how a CSV file says null.
+    Raises like `files.records`, and `UsageError` at the end if no row has a response or a field that the layout names.
+    A single row may lack a field, because CSV files omit nulls.
     """
     named = {*layout.names.values(), *layout.prompt}
     is_empty, has_response = True, "response" in layout.names
@@ -82,7 +82,7 @@ def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
 
 
 def _has_response(record: Record, found: ResponseRow | BadRow) -> bool:
-    """Whether a row says what was written, be it nothing."""
+    """Whether a row has a response field, even an empty one."""
     is_there = not layouts.spelled(record).keys().isdisjoint(_USUAL["response"])
     return is_there or (isinstance(found, ResponseRow) and found.text is not None)
 
@@ -129,7 +129,7 @@ def _teacher(value: Any) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """What was written; None when it is nothing."""
+    """The response text; None if it is empty."""
     if value is not None and not isinstance(value, str):
         raise Flaw(f"'response' must be text, got {value!r:.50}")
     return value if value and value.strip() else None
@@ -152,7 +152,7 @@ def _score(given: Any, name: str) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """A number, true or false, also as the text that a CSV file must keep it as; NaN for anything else."""
+    """Parse a number or boolean, also from CSV text; NaN for anything else."""
     if value is None or value == "":
         return None
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Responses made elsewhere into the store: a grid, ragged or whole, as if PerSyn had generated it."""
+"""Import responses generated elsewhere into the store, as a complete or partial grid."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ def import_responses(
     on_error: OnError = "stop",
     progress: Callable[[int], None] | None = None,
 ) -> ImportReport:
-    """Store the cells of files, and the prompts and teachers that are not there yet.
+    """Store the cells of files, with prompts and teachers that are not stored yet.
 
-    A cell that is there stays, unless it had failed and a text comes for it. A teacher wrote nothing
-    where its row has no text: the cell has failed as `empty`.
+    A stored cell is kept, unless it had failed and the file has a text for it. A row without a text is stored as a
+    failure, `empty`.
 
-    teachers: {name: id} of those whose rows there may be; None takes every name that occurs as a teacher
-              of engine "imported".
-    progress: called now and then with the number of rows read.
-    Raises `UsageError` for a bad row that is not to be skipped, for a file without a single good one,
-    and for a score that no row has; the caller's transaction must then leave nothing.
+    teachers: {name: id} of the permitted teachers; None accepts every name, as a teacher of engine "imported".
+    progress: called from time to time with the number of rows read.
+    Raises `UsageError` for a bad row that is not skipped, for a file without a good row, and for a score that no row
+    has; the caller must then roll the transaction back.
     """
     prompt_table.take_turns(session)
     ids = dict(teachers or {})
@@ -80,7 +79,7 @@ def _stranger(name: str) -> TeacherTable:
 def _cells(
     session: Session, batch: Sequence[ResponseRow], teachers: dict[str, int], tally: Tally
 ) -> dict[Cell, ResponseRow]:
-    """The batch by cell; of several rows for one cell the first that has a text, with the scores of its likes."""
+    """Group the batch by cell: the first row with text wins; scores of identical rows are merged."""
     hashes = [row.prompt.content_hash for row in batch]
     found = session.execute(select(Prompt.content_hash, Prompt.id).where(Prompt.content_hash.in_(hashes)))
     prompts = {content_hash: prompt_id for content_hash, prompt_id in found}
@@ -122,12 +121,12 @@ def _store(session: Session, cells: dict[Cell, ResponseRow], tally: Tally) -> No
     )
 
 
-#: What the failed attempt left, which the text that takes its place does not come from.
+#: Columns of the failed attempt that do not apply to the text that replaces it.
 _NOT_MADE_HERE = {"seed": None, "engine": None, "seconds": None, "job_id": None}
 
 
 def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, str | None]:
-    """The texts of those cells that are there; None of one that failed."""
+    """{cell: its stored text, or None if it failed}."""
     found = session.execute(
         select(Response.prompt_id, Response.teacher_id, Response.text).where(
             tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)), Response.sample == 0
@@ -137,7 +136,7 @@ def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, str |
 
 
 def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int]) -> int:
-    """Store what is not there or failed; return how many."""
+    """Store scores that are missing or failed; return their number."""
     if not scorers:
         return 0
     responses = session.execute(
@@ -158,7 +157,7 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
             "job_id": None,
         }
         for response_id, prompt_id, teacher_id, text in responses
-        if text == cells[prompt_id, teacher_id].text  # a score of another text is not this one's
+        if text == cells[prompt_id, teacher_id].text  # the score must belong to this text
         for field, value in cells[prompt_id, teacher_id].scores.items()
     ]
     mine = Score.scorer_id.in_(scorers.values()), Score.response_id.in_([row["response_id"] for row in rows])

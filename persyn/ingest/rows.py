@@ -1,4 +1,4 @@
-"""Prompts as files hold them: a row is checked, and is then fit for any store and any teacher."""
+"""Parse and validate prompts from rows of files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from persyn.ingest.layouts import NO_NAMES, Fields, Names
 from persyn.ingest.record import Broken, Flaw, Numbered, Record
 from persyn.llm.protocols import Message
 
-#: Far below where a JSON writer or PostgreSQL gives up.
+#: Well below the limits of JSON encoders and PostgreSQL.
 _MAX_DEPTH = 64
-#: So many of a file's columns are listed.
+#: Column names listed in an error.
 _SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One prompt: the user's last turn, the turns before it, and what else its row said."""
+    """One prompt: the user's last turn, the turns before it, and the row's other fields."""
 
     text: str
     #: The turns before the last, or None.
@@ -43,12 +43,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that holds no prompt, and why. line: of a JSONL or CSV file; of others, the row."""
+    """A row without a valid prompt, and why.
+
+    line: the line of a JSONL or CSV file, otherwise the row number.
+    """
 
     file: str
     line: int
     reason: str
-    #: That it stands for: more than one where an open quote has swallowed lines.
+    #: Rows that it stands for: more than one where an unclosed quote has swallowed lines.
     rows: int = 1
 
     def __str__(self) -> str:
@@ -56,23 +59,23 @@ class BadRow:
 
 
 def read(path: Path, names: Names = NO_NAMES) -> Iterator[Row | BadRow]:
-    """The prompts of a JSONL, JSON, CSV or Parquet file, all but the last gzipped or not.
+    """Yield the prompts of a JSONL, JSON, CSV or Parquet file; all but Parquet may be gzipped.
 
-    names: what the file calls a field of ours, where it is none of the usual names.
-    A row has `prompt` (text) or `messages` ([{role, content}, ...], the last the user's), or is laid out as ShareGPT's
-    or Alpaca's; it may have `system`, `answer` and `id`. Any other field goes to `meta`. Raises as `files.records`
-    does, and `UsageError` at the end where no row has a field that `names` has.
+    names: {our field: the file's field}, for fields without a common name.
+    A row has `prompt` (text) or `messages` ([{role, content}, ...], the last one from the user), or follows the layout
+    of ShareGPT or Alpaca; it may have `system`, `answer` and `id`. Other fields are stored in `meta`. Raises like
+    `files.records`, and `UsageError` at the end if no row has a field listed in `names`.
     """
-    numbered = files.records(path)  # at once: a name is checked before a row of another file is stored
+    numbered = files.records(path)  # evaluated eagerly, to check a file name before rows of another file are stored
     return (
         _row_or_bad(path, number, record, names) for number, record in require_named(path, numbered, names.values())
     )
 
 
 def require_named(path: Path, numbered: Iterable[Numbered], named: Iterable[str]) -> Iterator[Numbered]:
-    """The same records; raises `UsageError` at the end where none has one of the fields that were named.
+    """Pass records through; raise `UsageError` at the end if none has one of the named fields.
 
-    A single row may lack it, which is how a CSV file says null.
+    A single row may lack a field, because CSV files omit nulls.
     """
     lacking = set(named)
     found: dict[str, None] = {}
@@ -101,7 +104,7 @@ def _row_or_bad(path: Path, number: int, record: Record | Broken, names: Names) 
 
 
 def parse(record: Record, names: Names = NO_NAMES) -> Row:
-    """The prompt of one record; raises `Flaw` when it holds none."""
+    """The prompt of one record; raise `Flaw` if it has none."""
     row, reply = of_fields(layouts.take(record, names))
     if reply is not None:
         row = replace(row, meta={"reply": reply, **row.meta})
@@ -110,9 +113,9 @@ def parse(record: Record, names: Names = NO_NAMES) -> Row:
 
 
 def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[Row, str | None]:
-    """The prompt of a record, and what answers it where its turns go on to that; raises `Flaw` when it holds none.
+    """The prompt of a record, and the reply if its turns include one; raise `Flaw` if there is no prompt.
 
-    may_reply: turns may do so whatever they are called.
+    may_reply: accept a final assistant turn under any field name.
     """
     turns = _turns(fields)
     reply = None
@@ -130,7 +133,7 @@ def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[Row, str | No
 
 
 def _is_sharegpt(fields: Fields) -> bool:
-    """Whether a row's turns are laid out so, under whatever name: they end with the reply."""
+    """Whether a row's turns are in ShareGPT's form, which ends with the reply."""
     turns = fields.ours["messages"] or fields.ours["prompt"]
     last = turns[-1] if isinstance(turns, list) and turns else None
     is_form = isinstance(last, dict) and last.get("from") is not None
@@ -138,7 +141,7 @@ def _is_sharegpt(fields: Fields) -> bool:
 
 
 def _turns(fields: Fields) -> list[Message]:
-    """The turns of a row, its system turn aside where that has a field of its own."""
+    """The turns of a row, without a system turn from a separate field."""
     prompt, messages, name = fields.ours["prompt"], fields.ours["messages"], _name_of_turns(fields)
     if messages:
         if prompt:
@@ -152,13 +155,13 @@ def _turns(fields: Fields) -> list[Message]:
 
 
 def _name_of_turns(fields: Fields) -> str:
-    """What the row calls the field that its turns are read from."""
+    """The row's name for the field that its turns are read from."""
     ours = "messages" if fields.ours["messages"] or "prompt" not in fields.called else "prompt"
     return fields.called.get(ours, ours)
 
 
 def _spells_turns(prompt: str) -> bool:
-    """Whether a text is the JSON of turns, as a CSV file keeps them."""
+    """Whether a text is a JSON list of turns, as in CSV files."""
     if not prompt.lstrip().startswith("["):
         return False
     try:
@@ -169,7 +172,7 @@ def _spells_turns(prompt: str) -> bool:
 
 
 def _prompt(fields: Fields) -> str:
-    """The prompt that is a text, with the input that an instruction may have."""
+    """The text of the prompt, followed by an instruction's input if there is one."""
     prompt, more = fields.ours["prompt"], fields.ours["input"]
     if prompt is None:
         if nothing := [name for ours, name in fields.called.items() if ours in ("prompt", "messages")]:
@@ -187,7 +190,7 @@ def _prompt(fields: Fields) -> str:
 
 
 def _earlier(fields: Fields) -> list[Message]:
-    """Alpaca's history: pairs of what was said and what was answered."""
+    """Convert Alpaca's history, a list of (prompt, response) pairs, to turns."""
     turns: list[Message] = []
     history = fields.ours["history"] or []
     for pair in strict_json.decode(history.encode()) if isinstance(history, str) else history:
@@ -200,7 +203,7 @@ def _earlier(fields: Fields) -> list[Message]:
 
 
 def _conversation(turns: list[Message], fields: Fields) -> list[Message]:
-    """The turns that end with the prompt, the system turn first."""
+    """All turns up to the prompt, with the system turn first."""
     name = _name_of_turns(fields)
     if not turns or turns[-1]["role"] != "user":
         last = turns[-1]["role"] if turns else "system"
@@ -227,7 +230,7 @@ def _with_system(turns: list[Message], fields: Fields) -> list[Message]:
 
 
 def text_or_number(record: Record, name: str) -> str | None:
-    """A field as text; None when it is not there or empty, `Flaw` when it is something else."""
+    """A field as text; None if it is absent or empty; raise `Flaw` for another type."""
     value = record.get(name)
     if value is None or value == "":
         return None
@@ -239,9 +242,9 @@ def text_or_number(record: Record, name: str) -> str | None:
 
 
 def require_storable(row: Any) -> None:
-    """Raise `Flaw` for what PostgreSQL cannot store, on SQLite too: a run may move from one to the other."""
+    """Raise `Flaw` for what PostgreSQL cannot store; applied to SQLite too, because a run may move between them."""
     encoded = msgspec.json.encode(row)
-    # Almost every row passes here; only one that could be at fault is looked through.
+    # Nearly every row passes this cheap test; only the others are checked in full.
     if b"\\u0000" in encoded or encoded.count(b"[") + encoded.count(b"{") > _MAX_DEPTH:
         _look_through(msgspec.to_builtins(row), _MAX_DEPTH)
 

@@ -1,4 +1,4 @@
-"""JSON as files hold it: NaN and infinities are null, a key that is there twice is refused."""
+"""Decode JSON from files: NaN and infinities become null, duplicate keys are rejected."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import msgspec
 from persyn.ingest.encoding import not_utf8
 from persyn.ingest.record import Flaw
 
-#: Ends a key, as a rule; in the texts of a row it may stand too.
+#: Usually the end of a key; it may also occur in a row's texts.
 _END_OF_KEY = re.compile(rb'(?<!\\)"\s*:')
 
 
 def decode(data: bytes) -> Any:
-    """The value that JSON spells; raises `Flaw` when it is none, or is not unique."""
+    """Decode a JSON value; raise `Flaw` for invalid JSON and for duplicate keys."""
     try:
         value = _decoded(data)
-        # A count tells most rows apart from those that must be looked through, which takes longer.
+        # Counting keys clears most rows, so that the slower check is rarely needed.
         if len(_END_OF_KEY.findall(data)) != _keys(value):
             json.loads(data, object_pairs_hook=_require_unique)
     except RecursionError as error:
@@ -38,7 +38,7 @@ def _decoded(data: bytes) -> Any:
 
 
 def _with_nulls(data: bytes, error: msgspec.DecodeError) -> Any:
-    """What the standard library's reader makes of it, which takes NaN and Infinity: Python's own writer writes them."""
+    """Decode with the standard library, which accepts the NaN and Infinity that Python's encoder writes."""
     nulls: list[str] = []
     try:
         value = json.loads(data.decode(), parse_constant=nulls.append, parse_float=_finite)

@@ -1,4 +1,4 @@
-"""The turns of a conversation, as files hold them: nothing that a turn says is dropped in silence."""
+"""Parse the turns of a conversation; content that cannot be represented is rejected, never dropped."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from persyn.ingest import strict_json
 from persyn.ingest.record import Flaw
 from persyn.llm.protocols import Message
 
-#: How a turn names its speaker and its text: as chat messages do, and as ShareGPT does.
+#: Keys for the speaker and text of a turn, in chat messages and in ShareGPT.
 _SPEAKER, _TEXT = ("role", "from"), ("content", "value")
 _SPEAKERS = {"system": "system", "user": "user", "assistant": "assistant", "human": "user"}
 _SPEAKERS |= dict.fromkeys(("gpt", "chatgpt"), "assistant")
-#: What says nothing: Parquet gives each turn of a file the keys of all.
+#: Empty values: Parquet gives every turn of a file the keys of all turns.
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 Turn: TypeAlias = Mapping[str, Any]
 
 
 def read(value: Any, name: str) -> list[Message]:
-    """The turns in a field of this name, also as the JSON text that a CSV file must keep them as.
+    """Parse the turns in a field, also from JSON text as in CSV files.
 
-    Raises `Flaw` for a turn that is none, and for one that has more than its speaker and its text.
+    Raises `Flaw` for an invalid turn, and for one with content besides its speaker and text.
     """
     if isinstance(value, str):
         value = _decoded(value, repr(name))
@@ -53,14 +53,14 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _says(said: Any) -> bool:
-    """Whether a value says anything; a struct of nulls does not."""
+    """Whether a value has content; a struct of nulls has none."""
     if isinstance(said, dict):
         return any(map(_says, said.values()))
     return said not in _NOTHING
 
 
 def _spelled(turn: Turn) -> Turn:
-    """The same with the keys that we know as we spell them, unless it has such a key already."""
+    """Normalise the spelling of known keys, unless the turn already has such a key."""
     known = {*_SPEAKER, *_TEXT}
     names = {key: name for key in turn if key not in known and (name := str(key).strip().lower()) in known - {*turn}}
     return {names.get(key, key): said for key, said in turn.items()} if len({*names.values()}) == len(names) else turn
@@ -89,7 +89,7 @@ def _content(turn: Turn, key: str, where: str) -> str:
 
 
 def _only_text(parts: list[Any], where: str, key: str) -> str:
-    """The text of a content in parts, where it is one part."""
+    """The text of a content that consists of one text part."""
     match parts:
         case [{"type": "text", "text": str(text), **more}] if not _says(more):
             return text
@@ -98,7 +98,7 @@ def _only_text(parts: list[Any], where: str, key: str) -> str:
 
 
 def require_order(turns: list[Message], name: str) -> None:
-    """Require what chat templates and training formats know: system at most first, then user and assistant in turn."""
+    """Require the order that chat templates expect: an optional system turn, then user and assistant alternating."""
     opening = bool(turns) and turns[0]["role"] == "system"
     for number, turn in enumerate(turns[opening:]):
         expected = "assistant" if number % 2 else "user"

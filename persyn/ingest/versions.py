@@ -1,4 +1,4 @@
-"""Models as immutable versions: the row of one is found by what decides its output, or made."""
+"""Register models as immutable versions, each identified by what determines its output."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from persyn.llm.identity import UNKNOWN, Identity, identify
 from persyn.llm.scorers import judge, own_function
 
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
-"""What models are, by (model, revision)."""
+"""Identities of models, by (model, revision)."""
 
-#: Engines whose model lies here, where it can be looked at.
+#: Engines whose model files are available locally.
 _LOADED = ("vllm", "transformers")
-#: Options that a response does not depend on.
+#: Options that do not affect responses.
 _OF_SPEED = {
     "openai": ("api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"),
     "vllm": ("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"),
     "transformers": ("batch_size",),
 }
-#: A teacher's columns that may change without making another teacher.
+#: Teacher columns that may change without creating a new version.
 _DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out")
 
 
@@ -42,7 +42,7 @@ def identities(
     strategy: StrategyTable | None = None,
     router: RouterTable | None = None,
 ) -> Identities:
-    """Find out what models are: a hub may be asked, and large files read. `UsageError` names all that are not there."""
+    """Identify models, querying the hub and reading files if needed; raise `UsageError` listing all missing ones."""
     tables = [(table.model, table.revision) for table in teachers if table.engine in _LOADED]
     if student is not None and student.engine != "fake":
         tables.append((student.model, student.revision))
@@ -63,7 +63,7 @@ def identities(
 
 
 def _all(looks: Mapping[tuple[str, str | None], Callable[[], Identity]]) -> dict[tuple[str, str | None], Identity]:
-    """What every look finds; `UsageError` with all that find nothing."""
+    """Run all identifications; raise `UsageError` listing all that failed."""
     found, missing = {}, []
     for table, look in looks.items():
         try:
@@ -85,16 +85,16 @@ def _of_function(table: QualityTable | StrategyTable) -> Identity:
 
 
 def asked(table: TeacherTable, known: Identities) -> str:
-    """What two tables of one teacher have in common, though they spell or reach it otherwise.
+    """A canonical key of a teacher: equal for tables that describe the same teacher differently.
 
-    A server is known by its address, with or without a closing slash, a model by its content where it lies here; what
-    an option does to speed and memory alone does not count.
+    A server is identified by its normalised address, a local model by its content. Options that only affect speed and
+    memory are ignored.
     """
     engine, sampling = table.engine, msgspec.to_builtins(table.sampling)
     if engine == IMPORTED:
         return msgspec.json.encode([engine, table.model]).decode()
     if table.sampling.temperature == 0:
-        sampling |= {"top_p": None, "top_k": None}  # greedy draws from nothing
+        sampling |= {"top_p": None, "top_k": None}  # greedy decoding samples nothing
     options = {key: value for key, value in table.options.items() if key not in _OF_SPEED.get(engine, ())}
     model, version = table.model.strip(), None
     if engine in _LOADED:
@@ -108,7 +108,7 @@ def asked(table: TeacherTable, known: Identities) -> str:
 
 
 def _address(base_url: str) -> str:
-    """A server's address, however it is spelled; text that is none as it is."""
+    """A server's normalised address; text that is not a URL is returned unchanged."""
     try:
         url = URL(base_url.strip())
         host = "127.0.0.1" if url.host in ("localhost", "::1", "0.0.0.0") else url.host  # noqa: S104
@@ -118,31 +118,31 @@ def _address(base_url: str) -> str:
 
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
-    """A teacher's id. What only describes it is brought up to date."""
+    """The id of a teacher's version; updates its descriptive columns."""
     found = known[table.model, table.revision] if table.engine in _LOADED else UNKNOWN
     row = msgspec.to_builtins(table) | _version(found)
-    if table.engine == IMPORTED:  # how it was asked elsewhere is not known here
+    if table.engine == IMPORTED:  # how the responses were generated is unknown
         decisive = {"engine": table.engine, "model": table.model}
     else:
         decisive = {key: value for key, value in row.items() if key not in _DESCRIPTIVE}
     teacher_id = _register(session, Teacher, decisive, row)
     said = {key: row[key] for key in _DESCRIPTIVE if row[key] is not None}
     columns = Teacher.__table__.c
-    # Only what differs is written: a start that holds no row locks waits for no other start.
+    # Write only differences: a start that locks no row waits for no other start.
     differs = or_(*(columns[key].is_distinct_from(value) for key, value in said.items()))
     session.execute(update(Teacher).where(Teacher.id == teacher_id, differs).values(**said))
     return teacher_id
 
 
 def student(session: Session, table: StudentTable, known: Identities) -> Student:
-    """A student's row."""
+    """The row of a student's version."""
     found = known[table.model, table.revision] if table.engine != "fake" else UNKNOWN
     row = {"name": table.name, "model": table.model} | _version(found)
     return session.get_one(Student, _register(session, Student, row, row))
 
 
 def learnability(session: Session, student: Student, table: StudentTable) -> int:
-    """The id of the scorer that is a student's log-likelihood."""
+    """The id of the scorer that computes log-likelihoods under a student."""
     row = {
         "kind": table.engine,
         "model": student.model,
@@ -155,16 +155,16 @@ def learnability(session: Session, student: Student, table: StudentTable) -> int
 
 
 def likelihood(session: Session, model: str, revision: str | None, *, gpus: int, options: Mapping[str, Any]) -> int:
-    """The id of the scorer that is the log-likelihood under any model of a known version."""
+    """The id of the scorer that computes log-likelihoods under any identified model."""
     row: dict[str, Any] = {"kind": "log_likelihood", "model": model, "revision": revision, "options": dict(options)}
     row["gpus"] = gpus
     return _register(session, Scorer, row, row)
 
 
 def quality(session: Session, table: QualityTable, known: Identities) -> int:
-    """A quality scorer's id."""
+    """The id of a quality scorer's version."""
     found = known[table.model, table.revision] if table.is_loaded or table.kind == "python" else UNKNOWN
-    # In other words, a judge judges otherwise.
+    # The prompt wording is part of a judge's version.
     words = {"wording": judge.wording(table.options)} if table.kind == "judge" else {}
     row = {
         "kind": table.kind,
@@ -181,7 +181,7 @@ def _version(found: Identity) -> dict[str, Any]:
 
 
 def _register(session: Session, model: type[Base], decisive: dict[str, Any], row: dict[str, Any]) -> int:
-    """The id of the row with this fingerprint, made if it is new; two who register at once get the same row."""
+    """The id of the row with this fingerprint, inserted if new; concurrent callers get the same row."""
     fingerprint = hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
     bulk.insert_new(session, model, [row | {"fingerprint": fingerprint}])
     columns: Any = model

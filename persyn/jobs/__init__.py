@@ -1,1 +1,1 @@
-"""Who works what: claims on jobs under leases with fences, and the names of those who hold them."""
+"""Claim and hold jobs under fenced leases, and name the processes that hold them."""

@@ -1,4 +1,4 @@
-"""Who holds a lease: a name for this process that no other process ever has, and who of this machine is dead."""
+"""Name lease owners with globally unique process names, and detect dead owners on this machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import psutil
 
 
 def name(place: int | None = None) -> str:
-    """machine/process id/start time/random: readable, unique, and its death can be seen from the same machine.
+    """machine/process id/start time/random: readable, unique, and other processes of the machine can see it die.
 
-    place: which of its process's workers it is, if there are several.
+    place: which of the process's workers it is, if there are several.
     """
     pid = os.getpid()
     own = uuid.uuid4().hex[:8] if place is None else f"{place}-{uuid.uuid4().hex[:8]}"
@@ -23,12 +23,12 @@ def name(place: int | None = None) -> str:
 
 
 def actor() -> str:
-    """user@machine: the person in whose name this process acts, for events."""
+    """user@machine of the user who runs this process, for the audit log."""
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def short(owner: str) -> str:
-    """host:process id, and .place where a process has several workers, for people; two owners may have the same.
+    """A short name for display: host:pid, with .place if the process has several workers; it need not be unique.
 
     Any other text, such as the name of a person who caused an event, is returned unchanged.
     """
@@ -41,7 +41,7 @@ def short(owner: str) -> str:
 
 
 def dead(owners: Iterable[str]) -> list[str]:
-    """Those of the owners that ran on this machine and run no more; nothing is known of other machines'."""
+    """The owners that ran on this machine and are dead; owners on other machines are never included."""
     here = _machine()
     return [owner for owner in owners if owner.startswith(f"{here}/") and not _is_alive(owner)]
 
@@ -52,23 +52,23 @@ def _is_alive(owner: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process began; "" when there is none. A process id that is used again is another time.
+    """The start time of a process, "" if it does not exist; distinguishes processes with a reused id.
 
-    In ticks since the boot where the kernel tells: a time of day would move when the clock is set.
+    In clock ticks since boot where available, because wall-clock time changes when the clock is set.
     """
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return ""
         stat = Path(f"/proc/{pid}/stat")
-        # The 22nd field; the second, the program's name, may hold blanks and brackets.
+        # Field 22; field 2, the program's name, may contain spaces and parentheses.
         return stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else f"{process.create_time():.3f}"
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return ""
 
 
 def _machine() -> str:
-    """This host since its boot; in a container also which one, since process ids mean nothing across them."""
+    """This host since its boot, and in a container its PID namespace, since process ids are only unique within one."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     parts = [socket.gethostname()]
     parts += [boot.read_text()[:8]] if boot.exists() else []

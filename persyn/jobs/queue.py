@@ -1,8 +1,8 @@
-"""Leases on the jobs table, nothing else: claim, extend, complete, fail, release, sweep.
+"""Leases on the jobs table: claim, extend, complete, fail, release, sweep.
 
-A job is held by its fence. Each claim raises it, and every later write names it, so a worker
-that lost its lease, by a long pause or a lost connection, can write nothing any more.
-Every transition leaves an event in the same transaction. Time is the database's.
+A job is held by its fence. Each claim increments it and every later write checks it, so a worker
+that lost its lease, by a long pause or a lost connection, can no longer write anything.
+Every transition records an event in the same transaction. All times are the database's.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from persyn.db import bulk
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
 
-#: How long a claim holds without a heartbeat, and how many of them a worker sends meanwhile.
+#: How long a claim lasts without a heartbeat, and how many heartbeats a worker sends in that time.
 LEASE = timedelta(seconds=90)
 BEATS = 6
-#: Names the lock under which workers choose; any number that is nobody else's.
+#: Key of the advisory lock under which workers choose a queue; an arbitrary unique number.
 _TURN_LOCK = 0x5045525359
-#: How long a worker without a job still counts as one that may share the next.
+#: How long a worker without a job is still counted among those that share the next ones.
 _LATELY = timedelta(seconds=20)
-#: The wait before a failed job is tried again, doubled with each attempt.
+#: Delay before a failed job is retried, doubled with each attempt.
 BACKOFF = timedelta(seconds=2)
 
 
@@ -62,7 +62,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """A job that was taken back, and what became of it."""
+    """A job that a sweep took back, and its new state."""
 
     id: int
     run_id: int
@@ -71,7 +71,7 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits in one queue and may be claimed now.
+    """The claimable work of one queue.
 
     workers: how many owners hold a job of it.
     """
@@ -100,9 +100,9 @@ _CLAIM_COLUMNS = (
 def claim(
     session: Session, *, owner: str, queue: str | None = None, run_id: int | None = None, lease: timedelta = LEASE
 ) -> Claim | None:
-    """Take the next waiting job, of one queue or one run if asked; None when there is none.
+    """Claim the next waiting job, optionally of one queue or one run; None when there is none.
 
-    One statement: two workers never get the same job, and neither waits for the other.
+    A single statement: two workers never get the same job, and neither waits for the other.
     """
     wanted = [Job.state == JobState.QUEUED, _is_due()]
     if queue is not None:
@@ -140,9 +140,9 @@ def claim(
 
 
 def extend(session: Session, held: Mapping[int, int], *, lease: timedelta = LEASE) -> set[int]:
-    """Renew the leases of held jobs, given as {job id: fence}; return the ids that are held no more.
+    """Renew the leases of held jobs, given as {job id: fence}; return the ids of jobs no longer held.
 
-    A job whose cancellation was asked for counts as lost: whoever holds it stops.
+    A job with a requested cancellation counts as lost: its holder must stop.
     """
     kept: set[int] = set()
     for job_id, fence in held.items():
@@ -157,10 +157,10 @@ def extend(session: Session, held: Mapping[int, int], *, lease: timedelta = LEAS
 
 
 def hold(session: Session, job: Claim, *, lease: timedelta = LEASE, is_progress: bool = True) -> bool:
-    """Check the fence before results are written, in the same transaction; False: write nothing.
+    """Check the fence in the transaction that writes results; if False, write nothing.
 
-    is_progress: the job's attempts count from zero again, so that only tries that save nothing use
-                 them up, and however often a worker dies, a job that advances is never given up.
+    is_progress: reset the job's attempts. Only attempts that save nothing count, so a job that makes
+                 progress is never given up, however often its worker dies.
     """
     values: dict[str, Any] = {"heartbeat_at": now(), "lease_until": now(lease)}
     if is_progress:
@@ -170,15 +170,15 @@ def hold(session: Session, job: Claim, *, lease: timedelta = LEASE, is_progress:
 
 
 def complete(session: Session, job: Claim, *, owner: str) -> bool:
-    """End a job whose results are all written; False when it is no longer held."""
+    """Complete a job whose results are all written; False if the lease was lost."""
     return _end(session, job, JobState.DONE, owner, {"finished_at": now(), "error": None})
 
 
 def fail(session: Session, job: Claim, error: str, *, owner: str, is_final: bool = False) -> JobState | None:
-    """Record a failed attempt: the job waits a while and is tried again, or has failed for good.
+    """Record a failed attempt: the job is retried after a delay, or fails for good.
 
-    is_final: trying again would fail again.
-    Returns its new state, or None when it is no longer held.
+    is_final: a retry would fail again.
+    Returns the new state, or None if the lease was lost.
     """
     tried = session.execute(select(Job.attempts, Job.max_attempts).where(Job.id == job.id)).one()
     if is_final or tried.attempts >= tried.max_attempts:
@@ -190,7 +190,7 @@ def fail(session: Session, job: Claim, error: str, *, owner: str, is_final: bool
 
 
 def fail_waiting(session: Session, job: Claim, error: str, *, owner: str) -> None:
-    """Fail what waits in a failed job's queue, in its run, for the same reason: its model cannot be had."""
+    """Fail the waiting jobs of a failed job's run and queue for the same reason: their model is unavailable."""
     of_queue = Job.run_id == job.run_id, Job.queue == job.queue, Job.state == JobState.QUEUED
     failed = session.execute(
         update(Job)
@@ -205,13 +205,13 @@ def fail_waiting(session: Session, job: Claim, error: str, *, owner: str) -> Non
 
 
 def release(session: Session, job: Claim, *, owner: str) -> bool:
-    """Give a job back unfinished, without counting an attempt: the worker stops, the job is not to blame."""
+    """Give a job back unfinished without counting an attempt, because the worker is stopping."""
     attempts = case((Job.attempts > 0, Job.attempts - 1), else_=0)
     return _end(session, job, JobState.QUEUED, owner, {"attempts": attempts})
 
 
 def postpone(session: Session, run_id: int, queue: str, pause: timedelta | None) -> None:
-    """Let the waiting jobs of a run's queue wait for so long from now on; None: no longer."""
+    """Delay the waiting jobs of a run's queue from now on; None removes the delay."""
     not_before = null() if pause is None else now(pause)
     waiting = Job.run_id == run_id, Job.queue == queue, Job.state == JobState.QUEUED
     session.execute(
@@ -220,7 +220,7 @@ def postpone(session: Session, run_id: int, queue: str, pause: timedelta | None)
 
 
 def release_unknown(session: Session, *, owner: str, known: Collection[int]) -> int:
-    """Give back what an owner holds and does not know of: jobs whose claim was committed, and the answer lost.
+    """Release jobs that an owner holds without knowing: the claim was committed, but its reply was lost.
 
     Returns how many.
     """
@@ -238,7 +238,7 @@ def release_unknown(session: Session, *, owner: str, known: Collection[int]) -> 
 
 
 def stop_cancelled(session: Session, job: Claim, *, owner: str) -> bool:
-    """End a job whose cancellation was asked for, by its holder; False when it was not, or is held no more."""
+    """Let the holder end a job whose cancellation was requested; False if it was not, or the lease was lost."""
     asked = select(Job.id).where(Job.id == job.id, Job.cancel_requested)
     if session.scalars(asked).one_or_none() is None:
         return False
@@ -248,12 +248,12 @@ def stop_cancelled(session: Session, job: Claim, *, owner: str) -> bool:
 def sweep(
     session: Session, *, actor: str, dead_owners: Collection[str] = (), spare_expired: bool = False
 ) -> list[Swept]:
-    """Take back jobs whose lease ran out or whose owner is known to be dead.
+    """Take back jobs whose lease expired or whose owner is known to be dead.
 
-    A lease that ran out is an attempt: nobody knows what happened, and a job that has used up its
-    attempts fails. An owner that was seen dead was killed, and its job is not to blame.
+    An expired lease counts as an attempt, because the cause is unknown; a job without attempts left fails.
+    A dead owner was killed, which does not count against the job.
 
-    spare_expired: only the dead owners' jobs; nobody could renew a lease while the database was away.
+    spare_expired: take only the dead owners' jobs, since leases could not be renewed while the database was down.
     """
     is_dead = Job.owner.in_(dead_owners)
     columns = Job.id, Job.owner, Job.fence, Job.attempts, Job.max_attempts, Job.run_id, Job.cancel_requested
@@ -275,11 +275,11 @@ def sweep(
 def cancel(session: Session, run_id: int, *, actor: str, job_ids: Collection[int] | None = None) -> int:
     """Cancel a run's jobs, or some of them: waiting ones at once, running ones at their next heartbeat.
 
-    Returns how many there were to cancel.
+    Returns the number of jobs concerned.
     """
     mine = [Job.run_id == run_id] + ([] if job_ids is None else [Job.id.in_(job_ids)])
     waits = Job.state == JobState.QUEUED
-    # One statement: a job that is claimed or given back meanwhile is met as what it is then, and not missed.
+    # A single statement, so that jobs claimed or released concurrently are handled in their current state.
     jobs = session.execute(
         update(Job)
         .where(*mine, Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
@@ -297,9 +297,9 @@ def cancel(session: Session, run_id: int, *, actor: str, job_ids: Collection[int
 
 
 def retry(session: Session, run_id: int, stage: str, *, actor: str) -> int:
-    """Queue the failed and cancelled jobs of a run's stage again, with all their attempts; return how many.
+    """Requeue the failed and cancelled jobs of a run's stage with all their attempts; return how many.
 
-    What failed in another stage is cancelled: when the run comes to it, it plans what is missing then.
+    Failed jobs of other stages are cancelled: when the run reaches such a stage, it plans what is missing.
     """
     mine, failed = Job.run_id == run_id, Job.state == JobState.FAILED
     again: dict[str, Any] = {"attempts": 0, "not_before": None, "finished_at": None, "cancel_requested": False}
@@ -318,7 +318,7 @@ def _move(
 
 
 def backlogs(session: Session, *, run_id: int | None = None, besides: str | None = None) -> list[Backlog]:
-    """The queues in which a job is due, and how many workers each has.
+    """The queues with claimable jobs, and the number of workers of each.
 
     besides: an owner that does not count as a worker.
     """
@@ -343,11 +343,11 @@ def backlogs(session: Session, *, run_id: int | None = None, besides: str | None
 
 
 def share(session: Session, *, on_gpus: bool, run_id: int | None = None) -> float:
-    """How many prompts are left for each worker, those in jobs that are held included.
+    """Prompts left per worker, including those in jobs that are held.
 
-    Whoever holds a job counts, or did until just now: between two stages nobody holds one.
+    A worker counts if it holds a job or did a moment ago, because between two stages nobody holds one.
 
-    on_gpus: of the models that need GPUs, and the workers that are at such; otherwise of the others.
+    on_gpus: count models that need GPUs and the workers that run them; otherwise the others.
     """
     mine = [Job.gpus > 0 if on_gpus else Job.gpus == 0]
     mine += [] if run_id is None else [Job.run_id == run_id]
@@ -360,7 +360,7 @@ def share(session: Session, *, on_gpus: bool, run_id: int | None = None) -> floa
 
 
 def due(session: Session, queue: str, *, limit: int) -> list[int]:
-    """Jobs of a queue that may be claimed now, those that no message was sent for, or long ago, first."""
+    """Claimable jobs of a queue; those without a message, or with the oldest one, come first."""
     ordered = select(Job.id).where(Job.queue == queue, Job.state == JobState.QUEUED, _is_due())
     return list(
         session.scalars(ordered.order_by(Job.dispatched_at.asc().nulls_first(), Job.priority, Job.id).limit(limit))
@@ -368,23 +368,23 @@ def due(session: Session, queue: str, *, limit: int) -> list[int]:
 
 
 def note_sent(session: Session, job_ids: Collection[int]) -> None:
-    """Note that a message was sent for these jobs."""
+    """Record that a message was sent for these jobs."""
     session.execute(update(Job).where(Job.id.in_(job_ids)).values(dispatched_at=now()))
 
 
 def take_turns(session: Session) -> None:
-    """Let workers choose their queues one after the other, each seeing what the one before took; to the commit."""
-    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+    """Serialise the workers' choice of queues until the commit, so that each sees the previous claims."""
+    if session.get_bind().dialect.name == "postgresql":  # SQLite allows one writer at a time anyway
         session.execute(select(func.pg_advisory_xact_lock(_TURN_LOCK)))
 
 
 def is_drained(session: Session) -> bool:
-    """Whether no job waits, due or not."""
+    """Whether no job is waiting, claimable or not."""
     return session.scalars(select(Job.id).where(Job.state == JobState.QUEUED).limit(1)).one_or_none() is None
 
 
 def holders(session: Session) -> dict[int, set[str]]:
-    """By run, who holds a job of it under a lease that has not run out."""
+    """The owners that hold an unexpired lease, by run."""
     held = select(Job.run_id, Job.owner).where(Job.state == JobState.RUNNING, Job.lease_until > now()).distinct()
     found: dict[int, set[str]] = {}
     for run_id, owner in session.execute(held):
@@ -393,7 +393,7 @@ def holders(session: Session) -> dict[int, set[str]]:
 
 
 def owners(session: Session) -> list[str]:
-    """Who holds running jobs."""
+    """The owners of running jobs."""
     return list(session.scalars(select(Job.owner).where(Job.state == JobState.RUNNING).distinct()))
 
 
@@ -415,7 +415,7 @@ def _reason(job: Any) -> str:
 
 
 def _silence(job: Any) -> float | None:
-    """How long a job was taken back after its worker's last sign of life: what the loss cost in time."""
+    """Seconds between the worker's last heartbeat and the sweep: the time lost."""
     return (job.at - job.heartbeat_at).total_seconds() if job.heartbeat_at else None
 
 
@@ -433,7 +433,7 @@ def _end(session: Session, job: Claim, state: JobState, actor: str, values: Mapp
 
 
 def _held(job_id: int, fence: int) -> Update:
-    """An update of a job that takes effect only under this fence."""
+    """An update that takes effect only if the job is still held under this fence."""
     return (
         update(Job)
         .where(Job.id == job_id, Job.fence == fence, Job.state == JobState.RUNNING)

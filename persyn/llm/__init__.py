@@ -1,1 +1,1 @@
-"""Models: what they are asked, the engines that run them, and the host process each lives in."""
+"""Language models: the engines that run them, the requests they answer, and the host process of each engine."""

@@ -1,4 +1,4 @@
-"""An engine made of a function that computes a list of requests, for models that work in batches."""
+"""Build an engine from a function that computes a list of requests, for models that work in batches."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from persyn.llm.protocols import Request, Result
 
 
 class Batched:
-    """Collect requests, hand them over a chunk at a time, pass on each batch of results as it comes.
+    """Collect requests, compute them chunk by chunk, and return each batch of results when it is ready.
 
-    compute: takes a chunk of at most `chunk` requests and yields lists of results, in any order and
-             each of them once; free to sort the chunk by length.
+    compute: takes a chunk of at most `chunk` requests and yields lists of results, in any order, each
+             result exactly once; it may sort the chunk by length.
     """
 
     def __init__(self, compute: Callable[[list[Request]], Iterator[list[Result]]], *, version: str, chunk: int) -> None:
         self.version = version
-        #: Twice a chunk: the next one is complete when the present one ends.
+        #: Two chunks, so that the next one is complete when the current one ends.
         self.window = 2 * chunk
         self._compute = compute
         self._chunk = chunk
@@ -27,16 +27,16 @@ class Batched:
 
     @property
     def pending(self) -> int:
-        """How many requests were submitted and are not finished."""
+        """The number of submitted and unfinished requests."""
         return self._unfinished
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Accept requests; nothing is computed yet."""
+        """Accept requests without computing anything yet."""
         self._waiting.extend(requests)
         self._unfinished += len(requests)
 
     def step(self) -> list[Result]:
-        """Compute one batch; start on the next chunk when the present one is done."""
+        """Compute one batch; start the next chunk when the current one is done."""
         results = next(self._running, None)
         if results is None:
             chunk = [self._waiting.popleft() for _ in range(min(self._chunk, len(self._waiting)))]

@@ -1,7 +1,7 @@
-"""How a conversation becomes a model's tokens: its chat template, or a plain form for a base model.
+"""Turn a conversation into a model's tokens, by its chat template or, for a base model, as plain turns.
 
-Teachers, scorers and the router all go through here, so that a conversation looks the same to
-each of them. Knows tokenizers, no models.
+Teachers, scorers and the router all use this module, so that a conversation has the same form for
+each of them. Independent of models; needs only tokenizers.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from persyn.llm.template import Answered, Spans, Template, Written
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Tokens that exist only to begin a text. Others named as BOS (Qwen's end-of-text, SmolLM2's
-#: turn marker) are not put before plain text in training, and must not be here.
+#: Tokens whose only purpose is to begin a text. Other tokens that are declared as BOS (Qwen's end-of-text,
+#: SmolLM2's turn marker) never precede plain text in training and must not be listed here.
 _BEGIN_TOKENS = frozenset({"<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|begin▁of▁sentence|>"})
 
-#: Ends a base model's turn: without a template nothing else tells it to stop.
+#: Ends a base model's turn; without a template, nothing else makes it stop.
 PLAIN_STOP = "\nUser:"
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, from its folder or the local hub cache; `EngineError` when it has none."""
+    """Load a model's tokenizer from its folder or the local hub cache; `EngineError` when it has none."""
     from transformers import AutoTokenizer
 
     try:
@@ -42,22 +42,22 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 class Chat:
     """A tokenizer and the form in which its model expects a conversation.
 
-    add_bos: whether plain text begins with the BOS token; None decides by what the token is for.
-             A chat template brings its own.
+    add_bos: whether plain text begins with the BOS token; None decides by the token's purpose.
+             A chat template adds its own.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool | None = None) -> None:
         self.tokenizer = tokenizer
-        #: None for a base model, whose conversations are written in plain turns.
+        #: None for a base model, whose conversations are written as plain turns.
         self.template = None if tokenizer.chat_template is None else Template(tokenizer)
         expects_bos = tokenizer.bos_token in _BEGIN_TOKENS if add_bos is None else add_bos
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
-        #: Of what a template puts around turns, which is always the same few texts.
+        #: Cached because the texts that a template puts around turns are always the same few.
         self._count_special = lru_cache(lambda text: sum(token in self._special for token in self.encode(text)))
         self._bos = str(tokenizer.bos_token) if expects_bos and tokenizer.bos_token else ""
         self._turn_end = self._find_turn_end()
-        #: The token that closes an assistant's turn: what the template puts after it, or EOS.
+        #: The token that closes an assistant turn: the one the template puts after it, or EOS.
         self.end_id = self._find_end_id()
 
     @property
@@ -67,18 +67,18 @@ class Chat:
 
     @property
     def ends_turns(self) -> bool:
-        """Whether the template closes a turn with a token; if not, EOS ends a response."""
+        """Whether the template closes a turn with a token; otherwise EOS ends a response."""
         return self._turn_end is not None
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The conversation up to where the assistant's turn begins.
+        """The conversation up to the beginning of the assistant's turn.
 
-        `TemplateError` when the template refuses it or would lose a part of it.
+        Raises `TemplateError` when the template rejects it or would lose a part of it.
         """
         return self._prompt(messages).text
 
     def plain_text(self, messages: Sequence[Message]) -> str:
-        """`prompt_text` without a template, which nothing refuses."""
+        """`prompt_text` without a template; never fails."""
         turns = []
         for message in messages:
             name = {"user": "User: ", "assistant": "Assistant: "}.get(message["role"], "")
@@ -86,22 +86,22 @@ class Chat:
         return self._bos + "".join(turns) + "Assistant:"
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """`prompt_text` as token ids; no special token is added that the text does not hold.
+        """`prompt_text` as token ids; no special token is added beyond those in the text.
 
-        A special token that is spelt out in a turn is so many characters: it ends no turn and begins none.
+        A special token spelled out in a turn is encoded as plain characters; it cannot end or begin a turn.
         """
         prompt = self._prompt(messages)
         return self._as_turns(self.encode(prompt.text), prompt.text, prompt.spans)
 
     def response_ids(self, messages: Sequence[Message], response: str) -> tuple[list[int], int]:
-        """The whole conversation as token ids, and where the response begins in them; `TemplateError` when refused.
+        """The whole conversation as token ids and the index where the response begins; may raise `TemplateError`.
 
-        returns: (ids, n): ids[:n] is the prompt, ids[n:] the response and what closes it, up to the end token.
-                 What the template writes between the two belongs to the prompt. The text is tokenised at one go.
-                 A token that holds the end of that and the beginning of the response, such as "▁Paris", is the
-                 response's first; none straddles the end of what the model is given to answer: where one would, the
-                 response is tokenised by itself.
-                 A special token that is spelt out in the response is so many characters, and ends nothing.
+        returns: (ids, n): ids[:n] is the prompt; ids[n:] is the response and what closes it, up to the end token.
+                 Text that the template writes between the two belongs to the prompt. Everything is tokenised as
+                 one text. A token that spans the end of that text and the beginning of the response, such as
+                 "▁Paris", is the response's first token. No token spans the end of the generation prompt: where
+                 one would, the response is tokenised separately.
+                 A special token spelled out in the response is encoded as plain characters and ends nothing.
         """
         (found,) = self.all_response_ids([(messages, response)])
         if isinstance(found, TemplateError):
@@ -111,10 +111,10 @@ class Chat:
     def all_response_ids(
         self, conversations: Sequence[tuple[Sequence[Message], str]]
     ) -> list[tuple[list[int], int] | TemplateError]:
-        """`response_ids` of many, at a fraction of the time; the error itself for one that the template refuses."""
+        """`response_ids` of many conversations, much faster; a `TemplateError` is returned in place of its result."""
         found = [self._answered_or_refusal(*conversation) for conversation in conversations]
         answered = [each for each in found if isinstance(each, Answered)]
-        # What several teachers answered is read once.
+        # A prompt that several teachers answered is tokenised once.
         texts = ((text, each.spans) for each in answered for text in (each.given, each.given + each.lead))
         known = list(dict.fromkeys(texts))
         ids = self._encode_all([text for text, _ in known])
@@ -139,27 +139,27 @@ class Chat:
         try:
             if self.template is None:
                 prompt = self._prompt(messages)
-                # A plain "Assistant:" is followed by a space, which the model writes itself.
+                # A plain "Assistant:" is followed by a space, which the model itself generates.
                 return Answered(prompt.text, "", f" {response}", "", prompt.spans)
             return self.template.answered(messages, response)
         except TemplateError as error:
             return error
 
     def _written(self, answered: Answered) -> str:
-        """What the model has to write: the response, and what the template puts before the end token."""
+        """The text the model generates: the response, and what the template puts before the end token."""
         closing = answered.after.partition(self._turn_end)[0] if self._turn_end else ""
         return answered.response + closing
 
     def _joined(
         self, answered: Answered, given: list[int], prompt: list[int], whole: list[int]
     ) -> tuple[list[int], int]:
-        """What `response_ids` returns, of the ids of what is given, of that with the lead, and of all as one text."""
+        """The result of `response_ids`, from the ids of the prompt, of the prompt plus lead, and of the whole."""
         start = _shared(prompt, whole)
         is_whole = start == len(prompt) or (answered.lead and start >= _shared(given, whole) == len(given))
         written = self._written(answered)
         if is_whole and not self._spells_special(written, whole[start:]):
             return [*whole, self.end_id], start
-        # A lead of white space is a part of the response's first token.
+        # A whitespace lead is merged into the response's first token.
         before, text = (prompt, written) if answered.lead.strip() else (given, answered.lead + written)
         ids = self.encode(text)
         if self._spells_special(text, ids):
@@ -167,9 +167,9 @@ class Chat:
         return [*before, *ids, self.end_id], len(before)
 
     def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
-        """The finished conversation as a reward model reads it: the template's own closing included.
+        """The finished conversation as a reward model reads it, including the template's closing text.
 
-        A special token that is spelt out in a turn is so many characters here too.
+        Here too, a special token spelled out in a turn is encoded as plain characters.
         """
         if self.template is None:
             return self.response_ids(messages, response)[0]
@@ -181,12 +181,12 @@ class Chat:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text that already holds every special token it needs."""
+        """Token ids of a text that already contains every special token it needs."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of many, on several cores where the tokenizer can."""
+        """`encode` of many texts, in parallel where the tokenizer supports it."""
         ids: list[list[int]] = (
             self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
         )
@@ -197,11 +197,11 @@ class Chat:
         return ids
 
     def _spells_special(self, text: str, ids: Sequence[int]) -> bool:
-        """Whether a special token is spelt out in a text with these ids; one that stands for the unknown is not."""
+        """Whether a text with these ids spells out a special token; the unknown token does not count."""
         return not self._special.isdisjoint(ids) and self.encode(text) != self._encode_as_characters(text)
 
     def _as_turns(self, ids: list[int], text: str, spans: Spans) -> list[int]:
-        """The ids of a text, which are given, or others where a special token is spelt out in a turn."""
+        """The given ids of a text, or corrected ones if a turn spells out a special token."""
         begins, ends = zip(*sorted(spans), strict=True)
         around = [text[begin:end] for begin, end in zip((0, *ends), (*begins, len(text)), strict=True)]
         if sum(token in self._special for token in ids) == sum(map(self._count_special, around)):
@@ -222,13 +222,13 @@ class Chat:
         return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
 
     def _find_turn_end(self) -> str | None:
-        """The text of the first token that the template puts after a response; None when there is none."""
+        """The text of the first token that the template puts after a response; None if there is none."""
         if self.template is None:
             return None
         try:
             closing = self.template.answered([{"role": "user", "content": "a"}], "b").after
         except TemplateError:
-            return None  # whoever comes with a prompt is told
+            return None  # reported later, for each prompt
         added = self.tokenizer.added_tokens_decoder
         special = {*self.tokenizer.all_special_ids, *added}
         token = next((token for token in self.encode(closing) if token in special), None)
@@ -244,7 +244,7 @@ class Chat:
 
 
 def _shared(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many ids two sequences have in common from the beginning."""
+    """The length of the common prefix of two sequences."""
     if some == others[: len(some)]:
         return len(some)
     return next(n for n, (one, other) in enumerate(zip(some, [*others, None], strict=False)) if one != other)

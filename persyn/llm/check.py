@@ -1,6 +1,6 @@
-"""What can be wrong with a teacher before it answers a single prompt, and how to see it.
+"""Check a teacher before a run: chat template, context length, dtype, vocabulary, logits and BOS.
 
-Most of it shows in no error message: a model without its BOS token writes noise, fluently.
+Most of these problems raise no error: a model without its BOS token, for example, writes fluent nonsense.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from persyn.llm.teachers import chat_server, generation
 
 _Options: TypeAlias = options.Vllm | options.Transformers
 
-#: Plain prose that every language model has read the like of.
+#: Plain prose that every language model finds likely.
 _SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome. Both cities lie on a river."
-#: Nats per token by which BOS must matter. A model that needs it loses several without.
+#: Difference in nats per token from which BOS matters. A model that needs it loses several without.
 _MUCH_NATS = 1.0
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Make an engine that answers `Check`; it loads each teacher's model when it is asked about it."""
+    """Make an engine that answers `Check`; it loads each teacher's model when asked about it."""
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         for request in requests:
@@ -53,10 +53,10 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) -> list[Finding]:
-    """Look a teacher over; loads its model once, and sends nothing to any server.
+    """Check a teacher; loads its model once and sends nothing to any server.
 
     conversations: prompts it will be given.
-    max_tokens:    the most tokens of a response.
+    max_tokens:    maximum number of tokens of a response.
     """
     try:
         if spec.engine == "openai":
@@ -127,12 +127,12 @@ def _vocabulary(chat: Chat, model: PreTrainedModel) -> Finding:
 
 
 def _used_dtype(spec: ModelSpec, chosen: _Options, stored: str | None) -> Dtype:
-    """What the engine will compute in."""
+    """The dtype the engine will compute in."""
     if chosen.dtype is not None and chosen.dtype != "auto":
         return chosen.dtype
     if spec.engine == "transformers":
         return "bfloat16" if spec.gpus else "float32"
-    # Like vLLM, which never takes float32 by itself.
+    # Like vLLM, which does not choose float32 by itself.
     return "float16" if stored == "float16" else "bfloat16"
 
 
@@ -149,7 +149,7 @@ def _dtype(stored: str | None, used: Dtype) -> Finding:
 
 
 def _logits(chat: Chat, model: PreTrainedModel) -> Iterator[Finding]:
-    """Whether a plain sentence comes out as numbers at all, and whether BOS makes it likelier."""
+    """Check that the logits of a plain sentence are finite, and whether BOS makes the sentence likelier."""
     ids = chat.encode(_SENTENCE)
     without = _mean_log_likelihood(model, ids[:1], ids[1:])
     if not math.isfinite(without):
@@ -165,7 +165,7 @@ def _logits(chat: Chat, model: PreTrainedModel) -> Iterator[Finding]:
 
 
 def judge_bos(with_bos: float, without: float, *, is_used: bool) -> Finding:
-    """Whether prompts begin as the model needs it.
+    """Judge whether prompts begin as the model needs it.
 
     with_bos, without: a plain sentence's mean log-likelihood, nats per token.
     is_used:           whether prompts begin with BOS.
@@ -181,7 +181,7 @@ def judge_bos(with_bos: float, without: float, *, is_used: bool) -> Finding:
 
 @torch.inference_mode()
 def _mean_log_likelihood(model: PreTrainedModel, before: Sequence[int], tokens: Sequence[int]) -> float:
-    """Nats per token of `tokens` after `before`; not a number where the logits are none."""
+    """Mean log-likelihood of `tokens` after `before`, nats per token; NaN if the logits are NaN."""
     ids = torch.tensor([[*before, *tokens]], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(before) - 1 : -1].float()  # (L, V)
     if not torch.isfinite(logits).all():

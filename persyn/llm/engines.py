@@ -1,4 +1,4 @@
-"""The engines by name. Each is imported only inside the host that loads it."""
+"""The registry of engines by name. Each is imported only in the host process that loads it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ENGINES = {
     "math": "persyn.llm.scorers.math_scorer",
     "instructions": "persyn.llm.scorers.instructions",
     "python": "persyn.llm.scorers.own_function",
-    # the router: answers `Fit` and `Route`; a function in its place: answers `Route`
+    # routers: answer `Fit` and `Route`; custom strategies: answer `Route`
     "router_fit": "persyn.router.fit",
     "router": "persyn.router.route",
     "strategy": "persyn.router.strategy",
-    # looks a teacher over: answers `Check`
+    # the teacher check: answers `Check`
     "check": "persyn.llm.check",
-    # answers everything, without a model
+    # answers every kind of request, without a model
     "fake": "persyn.llm.fake",
 }
 

@@ -1,6 +1,6 @@
-"""An engine without a model that answers every kind of request, for tests and for measuring everything else.
+"""An engine without a model that answers every kind of request, for tests and benchmarks.
 
-What it answers follows from the request alone: the same in every process, however requests are batched.
+Its answers depend on the request alone: they are the same in every process and for every batching.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Make an engine that answers everything; `EngineError` for a journal that it cannot write to.
+    """Make an engine that answers every request; `EngineError` if its journal is not writable.
 
     Options: `options.Fake`.
     """
@@ -69,7 +69,7 @@ def _opened(journal: str) -> BinaryIO:
 
 
 class Fake:
-    """Requests wait, are in flight for the latency, and are answered in the order they came, so many in a second."""
+    """Answers requests in order of arrival, after a latency and at a limited rate."""
 
     version = "fake 1"
 
@@ -86,7 +86,7 @@ class Fake:
 
     @property
     def pending(self) -> int:
-        """How many requests were submitted and are not finished."""
+        """The number of submitted and unfinished requests."""
         return len(self._waiting) + len(self._in_flight)
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -94,7 +94,7 @@ class Fake:
         self._waiting.extend(requests)
 
     def step(self) -> list[Result]:
-        """Admit what there is room for and answer what is due; waits a moment when nothing is."""
+        """Admit requests up to the concurrency and answer those that are due; waits a moment when none is."""
         now = time.monotonic()
         self._admit(now)
         if self._in_flight and (left := self._in_flight[0][0] - now) > 0:
@@ -138,7 +138,7 @@ class Fake:
         return _fitted(request, digest)
 
     def _digest(self, request: Generate | Judge | Route | Fit) -> bytes:
-        """32 bytes of everything in the request that an answer may depend on."""
+        """32 bytes derived from everything in the request that may affect the answer."""
         if isinstance(request, Generate):
             content: object = (self._model, request.messages, request.seed)
         elif isinstance(request, Judge):
@@ -168,7 +168,7 @@ class Fake:
 
 
 def _conforming(schema: dict[str, Any], digest: bytes) -> dict[str, Any]:
-    """An object of a schema whose properties are enumerations."""
+    """An object that conforms to a schema whose properties are enumerations."""
     return {name: kind["enum"][digest[0] % len(kind["enum"])] for name, kind in schema["properties"].items()}
 
 
@@ -187,7 +187,7 @@ def _fitted(request: Fit, digest: bytes) -> Fitted:
 
 
 def _unit(digest: bytes) -> float:
-    """A number within [0, 1), of the 53 bits a float holds."""
+    """A number in [0, 1) from 53 bits, a float's precision."""
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 

@@ -1,15 +1,15 @@
-"""Why a response ended: servers and other tools have many words for what the store calls "stop" and "length"."""
+"""Normalise finish reasons: map the names used by servers and other tools to "stop" and "length"."""
 
 from __future__ import annotations
 
 import re
 
-#: Letters and digits alone, in lower case: `FinishReason.MAX_TOKENS`, `max-tokens` and `maxTokens` are one word.
+#: Compared by lower-case letters and digits only: `FinishReason.MAX_TOKENS`, `max-tokens`, `maxTokens` are equal.
 _BESIDES = re.compile(r"[^a-z0-9]")
 _NOTHING = {"", "null", "none"}
 #: The model ended the response.
 _STOP = re.compile(r"stop(sequence|string|str|token|word)?|eos(token)?|eod|end(of)?(turn|text|sequence)|completed?")
-#: A limit on tokens did.
+#: A token limit ended the response.
 _LENGTH = re.compile(
     r"length|truncated|toolong|(max|model|context|token|length)\w*(length|tokens?|limit|window)\w*"
     r"|exceed(ed|s)?\w*(context|tokens?|length)\w*"
@@ -17,7 +17,7 @@ _LENGTH = re.compile(
 
 
 def in_our_words(said: str) -> str | None:
-    """A finish reason in the store's words where they are known, as it was said otherwise; None where it says nothing.
+    """Map a finish reason to "stop" or "length" if known, else return it unchanged; None if it is empty.
 
     said: "MAX_TOKENS", "eos_token", "tool_calls", ...
     """

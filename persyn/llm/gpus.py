@@ -1,4 +1,4 @@
-"""This host's GPUs, as `nvidia-smi` tells them: nothing here starts CUDA."""
+"""Query this host's GPUs through `nvidia-smi`, without initialising CUDA."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _ASK_SECONDS = 30
 
 
 def ids() -> list[str]:
-    """The GPUs' ids; none without `nvidia-smi`."""
+    """The GPUs' ids; empty without `nvidia-smi`."""
     return [line.strip() for line in _ask("index")]
 
 
 def visible() -> tuple[str, ...]:
-    """The GPUs' ids; of them only those of CUDA_VISIBLE_DEVICES, as a batch system gives some of them out."""
+    """The GPUs' ids, restricted by CUDA_VISIBLE_DEVICES, which batch systems set."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     return tuple(ids() if shown is None else [gpu for gpu in shown.split(",") if gpu])
 
 
 def names(devices: Sequence[str]) -> str | None:
-    """Which GPUs these are, as "0 NVIDIA H100 80GB HBM3; 1 ..."; of no ids, all that are here; None without any."""
+    """The GPUs' names as "0 NVIDIA H100 80GB HBM3; 1 ..."; all GPUs if no ids are given; None without any."""
     lines = _ask("index,name", *([f"--id={','.join(devices)}"] if devices else []))
     return "; ".join(line.strip().replace(", ", " ", 1) for line in lines) or None
 
 
 def used_mib(devices: Sequence[str]) -> int | None:
-    """Memory in use on some GPUs, MiB; None when it cannot be told."""
+    """Memory in use on some GPUs, MiB; None if unknown."""
     lines = _ask("memory.used", "--id=" + ",".join(devices))
     try:
         return sum(int(line) for line in lines) if lines else None
@@ -38,12 +38,12 @@ def used_mib(devices: Sequence[str]) -> int | None:
 
 
 def total_mib() -> list[int]:
-    """The memory of each GPU, MiB; none where that cannot be told."""
+    """Total memory of each GPU, MiB; empty if unknown."""
     return [int(line) for line in _ask("memory.total") if line.strip().isdecimal()]
 
 
 def await_free(devices: Sequence[str], below_mib: int, seconds: float) -> bool:
-    """Wait until no more than so much memory is in use; False when it is still in use after so many seconds."""
+    """Wait until at most `below_mib` of memory is in use; False if it still exceeds that after `seconds`."""
     until = time.monotonic() + seconds
     while (used := used_mib(devices)) is not None and used > below_mib:
         if time.monotonic() > until:

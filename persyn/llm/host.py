@@ -1,8 +1,8 @@
 """The engine host: a child process that loads one model and serves it over two pipes.
 
-A swap, a crash, an out-of-memory, a hang and a cancel are all the same to whoever holds a
-`Host`: close it, start another. The host dies with its parent, however that dies.
-Messages are MessagePack, each with its length in front; engines' own output goes to a log file.
+A model swap, a crash, an out-of-memory error, a hang and a cancellation are all handled alike by the owner of a
+`Host`: close it and start another. The host dies with its parent, however the parent dies.
+Messages are length-prefixed MessagePack; the engines' own output goes to a log file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from persyn.llm.protocols import Engine, ModelSpec, Request, Result
 
 _TICK_SECONDS = 1.0
 _LOG_LINES, _LOG_BYTES = 3, 4096
-#: How much more GPU memory than before may stay in use when a host has ended, and how long it is waited for.
+#: GPU memory that may remain in use after a host has ended, beyond what was used before, and how long to wait for it.
 _SLACK_MIB = 512
 _FREE_SECONDS = 60.0
 
@@ -43,13 +43,13 @@ class Loaded(Struct, frozen=True, tag="loaded"):
 
 
 class Finished(Struct, frozen=True, tag="finished"):
-    """Some requests are done; without any, the engine says that it is alive."""
+    """Some requests are finished; an empty list is a sign of life."""
 
     results: list[Result]
 
 
 class Broken(Struct, frozen=True, tag="broken"):
-    """The engine can serve nothing any more."""
+    """The engine can no longer serve anything."""
 
     reason: str
     #: Which of `_ERRORS` the parent raises.
@@ -57,7 +57,7 @@ class Broken(Struct, frozen=True, tag="broken"):
 
 
 _Up: TypeAlias = Loaded | Finished | Broken
-#: What an engine's end may be, by name; anything else is an `EngineError`.
+#: The errors that a host reports by name; any other name becomes an `EngineError`.
 _ERRORS: dict[str, type[EngineError]] = {
     kind.__name__: kind for kind in (EngineError, PermanentError, HostLacks, OutageError, AccountError)
 }
@@ -67,18 +67,18 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class HostDied(Exception):
-    """The host ended, or said nothing for so long that it was ended; what was in flight is unknown."""
+    """The host ended, or was killed after a long silence; the state of its unfinished requests is unknown."""
 
 
 class Host:
-    """A loaded model in a process of its own.
+    """A loaded model in its own process.
 
     spec:          what it loads.
-    home:          the folder that relative paths in requests are in; logs are below it.
+    home:          the folder for relative paths in requests; logs are below it.
     load_seconds:  how long loading may take.
-    stall_seconds: how long it may stay silent with work in hand before it counts as hung.
+    stall_seconds: how long it may be silent with unfinished requests before it counts as hung.
     devices:       CUDA_VISIBLE_DEVICES for the child; None leaves it as it is.
-    is_alone:      no other engine computes on this machine's CPU meanwhile.
+    is_alone:      no other engine computes on this machine's CPU at the same time.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Host:
         self._devices = devices.split(",") if devices else []
         self._used_mib = gpus.used_mib(self._devices) if self._devices else None
         self._child, self._down, up = _spawn(home, self.log, _environment(spec.engine, devices, is_alone=is_alone))
-        # A thread reads, so that the host can always write: two full pipes would be a deadlock.
+        # A separate reader thread keeps the host's writes from blocking: two full pipes would deadlock.
         threading.Thread(target=self._read, args=(up,), daemon=True, name="host-reader").start()
         self._send(spec)
 
@@ -111,15 +111,15 @@ class Host:
         return self._child.pid
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Hand requests over; returns at once. Silence counts from here."""
+        """Send requests and return at once. The stall timeout starts here."""
         self._heard_at = time.monotonic()
         self._send(list(requests))
 
     def receive(self, timeout: float) -> list[Result]:
-        """Everything finished since the last call; waits up to `timeout` seconds for the first of it.
+        """Return everything finished since the last call; wait up to `timeout` seconds for the first result.
 
-        Raises `HostDied` when the host ended or hangs, `EngineError` when it says it is broken: an `OutageError` or
-        an `AccountError` where the engine raised one.
+        Raises `HostDied` when the host ended or hangs, `EngineError` when it reports a failure: an `OutageError` or
+        an `AccountError` if the engine raised one.
         """
         results: list[Result] = []
         wait = timeout
@@ -137,24 +137,24 @@ class Host:
         return results
 
     def close(self) -> None:
-        """End the host and everything it started; returns when it is gone, and its GPUs' memory with it."""
+        """Kill the host and everything it started; returns when it is gone and its GPU memory is free."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()
         self._down.close()
-        # A driver frees memory some time after the process has ended; the next model would not fit beside it.
+        # A driver frees memory a while after the process has ended; until then the next model would not fit.
         if self._used_mib is not None:
             gpus.await_free(self._devices, self._used_mib + _SLACK_MIB, _FREE_SECONDS)
 
     def _next(self, wait: float, *, has_results: bool) -> _Up | None:
-        """The next message, if there is one; an end is told only when there are no results that it would take along."""
+        """The next message, if there is one; EOF is reported only after pending results have been returned."""
         try:
             message = self._inbox.get(timeout=wait) if wait > 0 else self._inbox.get_nowait()
         except queue.Empty:
             self._require_alive()
             return None
         if message is None:
-            self._inbox.put(None)  # whoever asks again is told again
+            self._inbox.put(None)  # keep EOF in the queue for later calls
             if has_results:
                 return None
             raise HostDied(f"{self._ending()}; {self._last_words()}")
@@ -178,7 +178,7 @@ class Host:
         return f"log {self.log}" + (f" ends: {' | '.join(lines)}" if lines else " is empty")
 
     def _send(self, value: ModelSpec | list[Request]) -> None:
-        # A host that is gone is noticed by the reader, with the reason.
+        # The reader notices that a host is gone, and knows why.
         with contextlib.suppress(OSError):
             self._down.send_bytes(_encode(value))
 
@@ -209,7 +209,7 @@ def ask(
 
 
 def _end_of(file: Path) -> bytes:
-    """The last of a file that may be large, or not there."""
+    """The last part of a file that may be large or missing."""
     if not file.exists():
         return b""
     with file.open("rb") as log:
@@ -218,15 +218,15 @@ def _end_of(file: Path) -> bytes:
 
 
 def _environment(engine: str, devices: str | None, *, is_alone: bool) -> dict[str, str]:
-    """This process's environment, with what the child's threads do while they wait for each other.
+    """This process's environment, with settings for the child's thread pools.
 
-    Threads that spin take the cores from another engine's: two on one CPU were four times as slow as
-    with threads that sleep. An engine alone is some 8% slower with threads that sleep. A student's rows are
-    tokenised on all cores: a GPU waits for them. Elsewhere nothing is gained, and a process forked later would hang.
+    Spinning threads take cores away from another engine: on one CPU, two engines with spinning threads were four
+    times as slow as with sleeping ones. An engine alone is about 8% slower with sleeping threads. A student's rows are
+    tokenised on all cores because its GPU waits for them; other engines gain nothing, and a later fork would hang.
     """
     waiting = {} if is_alone else {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     pinned = {} if devices is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": devices}
-    # The child works in another folder: what is meant relative to this one has to be said in full.
+    # The child has another working directory, so relative paths must become absolute.
     path = os.pathsep.join(os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)
     own = {"TOKENIZERS_PARALLELISM": "true" if engine == "log_likelihood" else "false"}
     return {**waiting, **os.environ, **own, **({"PYTHONPATH": path} if path else {}), **pinned}
@@ -235,7 +235,7 @@ def _environment(engine: str, devices: str | None, *, is_alone: bool) -> dict[st
 def _spawn(
     home: Path, log: Path, environment: dict[str, str]
 ) -> tuple[subprocess.Popen[bytes], Connection, Connection]:
-    """Start the child with one pipe to it and one from it, in its own session."""
+    """Start the child in its own session, with one pipe in each direction."""
     log.parent.mkdir(parents=True, exist_ok=True)
     down_read, down_write = os.pipe()
     up_read, up_write = os.pipe()
@@ -262,7 +262,7 @@ def _spawn(
 
 
 class _Server:
-    """The child's side: one engine, fed and emptied until the parent is gone."""
+    """The child's side: runs one engine until the parent is gone."""
 
     def __init__(self, down: Connection, up: Connection) -> None:
         self._down = down
@@ -271,7 +271,7 @@ class _Server:
         self._said_at = 0.0
 
     def run(self) -> None:
-        """Load what the first message names, then serve."""
+        """Load the model named in the first message, then serve requests."""
         from persyn.llm import engines
 
         spec = msgspec.msgpack.decode(self._down.recv_bytes(), type=ModelSpec)
@@ -281,7 +281,7 @@ class _Server:
             self._say(Loaded(engine.version, engine.window))
             while True:
                 self._serve(engine)
-        except UsageError as error:  # what was asked for is not there, or not what it was
+        except UsageError as error:  # something in the request is missing, or has changed
             self._end(PermanentError(str(error)))
         except PersynError as error:
             self._end(error)
@@ -292,7 +292,7 @@ class _Server:
         self._say(Broken(str(error).replace("\0", "\N{REPLACEMENT CHARACTER}"), type(error).__name__))
 
     def tick(self) -> None:
-        """Tell the parent that a long step is alive."""
+        """Tell the parent that a long step is still making progress."""
         if time.monotonic() - self._said_at > _TICK_SECONDS:
             self._say(Finished([]))
 
@@ -315,7 +315,7 @@ class _Server:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._inbox.put(self._down.recv_bytes())
-        # The parent is gone or wants the end: take along whatever the engine has started.
+        # The parent is gone or closed the host: kill everything the engine has started, too.
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

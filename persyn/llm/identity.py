@@ -1,6 +1,6 @@
-"""Which exact model is meant: a hub commit, or a digest of a local folder; and its chat template's hash.
+"""Identify exact model versions: a hub commit or a folder's digest, and the hash of the chat template.
 
-Reads files only; loads no model and imports no model library.
+Only reads files; neither loads models nor imports a model library.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import msgspec
 
 from persyn.errors import UsageError, shorten
 
-#: Files up to this size are digested whole; of larger ones (weights) the size and both ends are.
+#: Files up to this size are hashed completely; of larger ones (weights), the size and both ends.
 _WHOLE_BYTES = 64 * 2**20
 _END_BYTES = 2**20
-#: How long the hub may take to say that it is there.
+#: How long to wait for the hub to answer.
 _HUB_SECONDS = 5.0
 _CONFIGURATION = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -28,7 +28,7 @@ _CONFIGURATION = ("*.json", "*.jinja", "*.model", "*.txt")
 class Identity:
     """A model as an immutable version."""
 
-    #: A hub commit, "sha256:..." for a local folder, None for what only a server knows.
+    #: A hub commit, "sha256:..." for a local folder, None for a model that only a server knows.
     revision: str | None
     template_hash: str | None
 
@@ -37,9 +37,9 @@ UNKNOWN = Identity(None, None)
 
 
 def identify(model: str, revision: str | None = None) -> Identity:
-    """Find a model's version without loading it.
+    """Determine a model's version without loading it.
 
-    A local folder is digested; of a hub model only the small files are fetched, from the cache when offline.
+    A local folder is hashed; of a hub model only the small files are fetched, from the cache when offline.
     Raises `UsageError` when there is no such model.
     """
     folder = Path(model)
@@ -54,9 +54,9 @@ def identify(model: str, revision: str | None = None) -> Identity:
 
 
 def require_unchanged(model: str, revision: str | None) -> None:
-    """Raise `UsageError` when a model is not the version that was known before, or not there any more.
+    """Raise `UsageError` when a model is missing or no longer the recorded version.
 
-    revision: as `identify` gave it.
+    revision: as returned by `identify`.
     """
     found = identify(model, hub_revision(revision)).revision
     if found != revision:
@@ -64,15 +64,15 @@ def require_unchanged(model: str, revision: str | None) -> None:
 
 
 def hub_revision(revision: str | None) -> str | None:
-    """The revision to ask the hub for; a local folder's digest is nothing to ask for."""
+    """The revision to request from the hub; None for a local folder's digest."""
     return None if revision is None or revision.startswith("sha256:") else revision
 
 
 @functools.cache
 def hub_silence() -> str:
-    """Why the model hub does not answer, asked once; empty when it does, or is switched off.
+    """Why the model hub does not answer; empty if it does or is disabled. Checked only once.
 
-    Asked before anything is fetched from it: the hub's own client tries each file again and again, for minutes.
+    Call it before downloads: the hub's own client retries each file for minutes.
     """
     from huggingface_hub import constants, get_session
 
@@ -80,8 +80,8 @@ def hub_silence() -> str:
         return ""
     try:
         get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
-    except Exception as error:  # of whichever library the client is made of
-        # Neither this process, which has read the variable already, nor those of engines shall wait for it again.
+    except Exception as error:  # depends on the client's HTTP library
+        # Stop this process, which has already read the variable, and its engines from waiting again.
         constants.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"
         return f"{constants.ENDPOINT} does not answer: {type(error).__name__}: {shorten(str(error))}"

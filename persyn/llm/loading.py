@@ -1,4 +1,4 @@
-"""Why a model does not load: in the words of the run file, and final where trying again cannot help."""
+"""Explain why a model does not load, in terms of the run file; final if a retry cannot help."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from persyn.errors import EngineError, HostLacks, shorten
 from persyn.llm.protocols import ModelSpec
 
-#: What a hub's client raises when the hub says that there is no such thing, and not that it cannot be reached.
+#: Raised by the hub's client when something does not exist, as opposed to the hub being unreachable.
 _NOT_THERE = {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "EntryNotFoundError"}
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 def require_gpus(spec: ModelSpec) -> None:
-    """Raise `HostLacks` when a model asks for GPUs that this process does not see."""
+    """Raise `HostLacks` when a model needs more GPUs than this process sees."""
     if not spec.gpus:
         return
     import torch
@@ -32,7 +32,7 @@ def require_gpus(spec: ModelSpec) -> None:
 
 
 def explain(spec: ModelSpec, error: Exception, what: str = "cannot load") -> EngineError:
-    """A library's error in loading a model as one of ours, final unless another try may do better."""
+    """Convert a library's loading error to one of ours; permanent unless a retry may succeed."""
     said = f"{what} {spec.model!r}: {error}"
     if any(words in str(error).lower() for words in _MEMORY):
         where = "take more gpus" if spec.gpus else "work it on a host with more, or on GPUs"
@@ -45,11 +45,11 @@ def explain(spec: ModelSpec, error: Exception, what: str = "cannot load") -> Eng
 
 
 def explain_vllm(spec: ModelSpec, error: Exception) -> EngineError:
-    """What vLLM raised when it was started, with the run file's keys that would mend it."""
+    """Convert an error of vLLM's start, naming the run file's keys that can fix it."""
     text = str(error)
     said = f"vLLM cannot load {spec.model!r}: {type(error).__name__}: {shorten(text, most=1000)}"
     lower = text.lower()
-    if "free memory on device" in lower:  # another process may give it back
+    if "free memory on device" in lower:  # another process may release it
         return EngineError(f"{said}; end what else uses the GPU, or lower options.gpu_memory_utilization")
     if "max seq len" in lower or "no available memory for the cache" in lower:
         cache = "raise options.kv_cache_gib, " if "kv_cache_gib" in spec.options or not spec.gpus else ""
@@ -61,7 +61,7 @@ def explain_vllm(spec: ModelSpec, error: Exception) -> EngineError:
 
 
 def _may_come(spec: ModelSpec, error: Exception) -> bool:
-    """Whether it was the way to the hub that failed, and not the model that is missing."""
+    """Whether the hub was unreachable, rather than the model missing."""
     if Path(spec.model).is_dir() or Path(spec.model).is_absolute() or os.environ.get("HF_HUB_OFFLINE") == "1":
         return False
     raised: BaseException | None = error

@@ -1,8 +1,8 @@
-"""Which rows may share a padded batch: those whose numbers do not depend on the rows beside them.
+"""Decide which rows may share a padded batch: those whose results do not depend on the other rows.
 
-Two kinds of position embedding look at the whole batch. Long-RoPE chooses between two sets of frequencies by
-its longest row; dynamic NTK computes them from that row and keeps them for later batches. A model that reads
-from both sides would see the padding too, where it is given no mask.
+Two kinds of position embedding depend on the whole batch. Long-RoPE chooses between two sets of frequencies by
+the longest row; dynamic NTK computes them from that row and keeps them for later batches. In addition, a
+bidirectional model without a mask would attend to the padding.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Found = TypeVar("Found")
 
 
 class Mates:
-    """The rule for one model.
+    """The batching rule of one model.
 
-    sees_padding: whether the padding changes a row's numbers, so that only rows of one length go together. It does
-                  where attention looks at the so many best tokens, and the width decides between equals.
+    sees_padding: whether padding changes a row's results, so that only rows of equal length share a batch. This
+                  includes attention over the top-k tokens, where the width decides between ties.
     """
 
     def __init__(self, model: PreTrainedModel, *, sees_padding: bool = False) -> None:
         self.sees_padding = sees_padding or hasattr(model.config.get_text_config(), "index_topk")
         self._dynamic: list[tuple[Any, str]] = []
-        #: Lengths beyond which long-RoPE has other frequencies, and beyond which dynamic NTK has its own for each.
+        #: Lengths beyond which long-RoPE switches its frequencies, and beyond which dynamic NTK varies them by length.
         self._steps: set[int] = set()
         self._slopes: set[int] = set()
         for module, kind, layer in _ropes(model):
@@ -41,13 +41,13 @@ class Mates:
 
     @property
     def same_up_to(self) -> int | None:
-        """Up to so many tokens a row may be beside any other such row; None: at any length."""
+        """Rows of at most this many tokens may share a batch; None means any length."""
         return min(self._steps | self._slopes, default=None)
 
     def compute(
         self, rows: Sequence[Given], lengths: Sequence[int], forward: Callable[[Sequence[Given]], Sequence[Found]]
     ) -> list[Found]:
-        """What `forward` makes of each row, called with rows that may go together; in the order of `rows`."""
+        """Apply `forward` to groups of rows that may share a batch; results are in the order of `rows`."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, length in enumerate(lengths):
             groups[self._kind(length)].append(i)
@@ -58,7 +58,7 @@ class Mates:
         return [found[i] for i in range(len(rows))]
 
     def reset(self) -> None:
-        """Forget the frequencies that an earlier batch left behind."""
+        """Discard the frequencies cached by an earlier batch."""
         for module, prefix in self._dynamic:
             device = getattr(module, f"{prefix}inv_freq").device
             original = getattr(module, f"{prefix}original_inv_freq").to(device)
@@ -75,7 +75,7 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def _ropes(model: nn.Module) -> Iterator[tuple[Any, str, str | None]]:
-    """The model's rotary embeddings, each with its kind, once for each kind of layer that has its own."""
+    """The model's rotary embeddings and their kinds; one entry per layer type with its own."""
     for module in model.modules():
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, str):

@@ -1,4 +1,4 @@
-"""What a quality scorer needs of a prompt's row, so that it is missed before responses are paid for."""
+"""What each quality scorer needs from a prompt's row, checked before responses are paid for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from persyn.llm.scorers import instructions
 
 Meta: TypeAlias = Mapping[str, Any]
 
-#: What exports write where there is no answer. Such a word may also be an answer: it is only warned of.
+#: Placeholders that exports write for a missing answer. They may also be answers, so they only cause a warning.
 _PLACEHOLDERS = {"-", "--", "?", "??", "n/a", "na", "nan", "<na>", "nil", "none", "null", "tbd", "todo", "undefined"}
 
 
@@ -19,12 +19,12 @@ class Need:
     """A field without which no response to a prompt can be scored.
 
     quality:  the kind of scorer.
-    what:     as a person calls it.
+    what:     a readable name.
     use:      what the scorer does with it.
     field:    of a row of the prompts' file.
-    failures: what a score says before its colon where the field was missing or unusable.
-    flaw:     what a prompt of this answer and these other fields lacks: "" where the field is missing, else the
-              failure of every score; None where nothing is wrong.
+    failures: the failure codes of scores for which the field was missing or unusable.
+    flaw:     what is wrong with a prompt, given its answer and other fields: "" if the field is missing, else the
+              failure that every score will have; None if nothing is wrong.
     """
 
     quality: str
@@ -40,7 +40,7 @@ class Need:
 
 
 def is_placeholder(answer: str | None) -> bool:
-    """Whether an answer reads like what an export writes for a missing one."""
+    """Whether an answer looks like an export's placeholder for a missing one."""
     return answer is not None and answer.strip().casefold() in _PLACEHOLDERS
 
 
@@ -53,7 +53,7 @@ def _instructions_flaw(answer: str | None, meta: Meta) -> str | None:
 
 
 def of(kind: str, options: Mapping[str, Any]) -> Need | None:
-    """What a scorer of this kind needs; None where any prompt will do, or only its author knows."""
+    """What a scorer of this kind needs; None if any prompt will do, or only the scorer's author knows."""
     if kind == "math" or (kind == "judge" and options.get("against") == "answer"):
         failures = frozenset({"no_reference_answer", "no_answer"})
         return Need(kind, "reference answer", "compares each response with it", "answer", failures, _answer_flaw)

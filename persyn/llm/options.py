@@ -1,6 +1,6 @@
-"""The options of each engine: what a run file may say of it, checked when the file is read and when a model loads.
+"""The options of each engine, validated when the run file is read and when a model loads.
 
-No model library is imported here. The comment above a field is its meaning in docs/run-file.md too.
+Imports no model library. The comment above a field is also its description in docs/run-file.md.
 """
 
 from __future__ import annotations
@@ -21,72 +21,73 @@ Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Above0 = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 _VARIABLE, _HEADER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-#: What a field that holds a secret is called.
+#: Field names that suggest a secret.
 _SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?)$", re.I)
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine may be told; one that it does not know is refused."""
+    """The options of an engine; unknown ones are rejected."""
 
 
 class Vllm(Options, frozen=True):
     """The options of a teacher on vLLM."""
 
-    #: Of weights and computation; `auto` leaves it to vLLM.
+    #: Data type of weights and computation; `auto` leaves it to vLLM.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    #: Tokens of prompt and response together; none: vLLM's choice.
+    #: Tokens of prompt and response together; none: vLLM's default.
     max_model_len: Positive | None = None
-    #: Responses written at a time; none: vLLM's choice.
+    #: Maximum number of concurrent responses; none: vLLM's default.
     max_num_seqs: Positive | None = None
-    #: Tokens computed in one step, prompts' included; none: vLLM's choice. On a CPU at least `max_model_len`.
+    #: Tokens computed in one step, including prompts; none: vLLM's default. On a CPU at least `max_model_len`.
     max_num_batched_tokens: Positive | None = None
-    #: Share of a GPU's memory that vLLM takes.
+    #: Share of a GPU's memory that vLLM uses.
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
-    #: GiB of KV cache, in place of that share; none: that share, and 2 on a CPU.
+    #: GiB of KV cache, instead of that share; none: that share, or 2 on a CPU.
     kv_cache_gib: Above0 | None = None
-    #: Starts in a fraction of the time, computes slower.
+    #: Starts in a fraction of the time, but computes more slowly.
     enforce_eager: bool = False
-    #: How the weights are quantised, by vLLM's name for it; none: as the model says.
+    #: vLLM's name of the weights' quantisation; none: as in the model's configuration.
     quantization: str | None = None
-    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
+    #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
 
 
 class Transformers(Options, frozen=True):
     """The options of a teacher on transformers."""
 
-    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU, where bfloat16 is no faster.
+    #: Data type of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU, where bfloat16 is no
+    #: faster.
     dtype: Dtype | None = None
-    #: Rows of a batch; halved, for good, when one does not fit the memory.
+    #: Rows of a batch; halved permanently when a batch does not fit in memory.
     batch_size: Positive = 16
-    #: Tokens of prompt and response together; none: what the model was made for.
+    #: Tokens of prompt and response together; none: the model's context length.
     max_model_len: Positive | None = None
-    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
+    #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
 
 
 class OpenAI(Options, frozen=True):
     """The options of a teacher behind a server."""
 
-    #: Up to and with the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A password
-    #: or a key in it is refused, since options are stored.
+    #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
+    #: password or a key in it is rejected, because options are stored.
     base_url: str
-    #: The environment variable that holds the key; the key itself is never stored. None: no key is sent.
+    #: The environment variable with the key; the key itself is never stored. None: no key is sent.
     api_key_env: str | None = None
-    #: The header that carries the key: as `Bearer` in `Authorization`, as it is in any other, like Azure's `api-key`.
+    #: The header with the key: as `Bearer` in `Authorization`, unchanged in any other, such as Azure's `api-key`.
     api_key_header: str = "Authorization"
-    #: Requests in flight.
+    #: Maximum number of requests in flight.
     concurrency: Positive = 64
-    #: For one attempt, from connecting to the last byte.
+    #: Timeout of one attempt, from connecting to the last byte.
     timeout_seconds: Above0 = 600.0
-    #: Further attempts after HTTP 408, 409, 425, 429 or 5xx, a timeout, a lost connection or an answer without a
-    #: response; then one more, once the server has answered another request.
+    #: Maximum number of retries after HTTP 408, 409, 425, 429 or 5xx, a timeout, a lost connection or an answer
+    #: without a response; then one more, once the server has answered another request.
     max_retries: Count = 8
-    #: Fields of every request's body, over those that follow from `sampling`.
+    #: Fields of every request's body; they override those derived from `sampling`.
     extra: dict[str, Any] = {}
-    #: The body's field for `max_tokens`; some servers want `max_completion_tokens`.
+    #: The name of the body's field for `max_tokens`; some servers require `max_completion_tokens`.
     max_tokens_field: str = "max_tokens"
-    #: Of `seed`, `temperature` and `top_p` those that are not sent: some servers refuse a request that has one.
+    #: Which of `seed`, `temperature` and `top_p` are not sent: some servers reject requests with them.
     omit: list[Literal["seed", "temperature", "top_p"]] = []
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class OpenAI(Options, frozen=True):
 
 
 def _require_no_secret(chosen: OpenAI) -> None:
-    """Raise `ValueError`, which does not repeat it, where what would be stored holds a secret."""
+    """Raise `ValueError`, without repeating the secret, if the stored options would contain one."""
     if chosen.api_key_env is not None and not _VARIABLE.fullmatch(chosen.api_key_env):
         raise ValueError(
             "api_key_env is no name of an environment variable; the key itself belongs into the environment, and only "
@@ -117,7 +118,7 @@ def _require_no_secret(chosen: OpenAI) -> None:
 
 
 def _secret_within(value: Any) -> str | None:
-    """A field with a text that may be a secret; a schema's property that is called `key` has none."""
+    """The name of a field whose text may be a secret; a schema property that happens to be named `key` is not."""
     if isinstance(value, list):
         return next(filter(None, map(_secret_within, value)), None)
     if not isinstance(value, dict):
@@ -129,75 +130,75 @@ def _secret_within(value: Any) -> str | None:
 class Scorer(Options, frozen=True):
     """The options of a scorer that is a model."""
 
-    #: Of weights and computation; none: float32 on the CPU, and what the weights are stored in on a GPU.
+    #: Data type of weights and computation; none: float32 on the CPU, and the stored type on a GPU.
     dtype: Dtype | None = None
-    #: Rows times longest row of a batch, padding included; none: 2,048 on the CPU and 16,384 on a GPU.
+    #: Rows times longest row of a batch, including padding; none: 2,048 on the CPU and 16,384 on a GPU.
     batch_tokens: Positive | None = None
-    #: Whether plain text begins with the BOS token; none: the token decides. A chat template brings its own.
+    #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
 
 
 class LogLikelihood(Scorer, frozen=True):
     """The options of a student."""
 
-    #: Score only so many tokens of a response, its first ones; long responses cost less, and fit. None: all.
+    #: Score only this many tokens at the beginning of a response; long responses then cost less, and fit. None: all.
     response_tokens: Positive | None = None
 
 
 class Judge(Options, frozen=True):
     """The options of a judge."""
 
-    #: What the model runs on.
+    #: The engine that runs the model.
     engine: JudgeEngine
-    #: What makes a response good, as the judge is told.
+    #: What makes a response good; part of the judge's prompt.
     criterion: str = (
         "it does what the conversation asks for; it is correct, complete and clear, and has nothing beside the point."
     )
-    #: Ratings are the integers from 1 to this.
+    #: Ratings are the integers from 1 to this number.
     scale: Annotated[int, Meta(ge=2, le=100)] = 10
-    #: `answer`: no rating, but a comparison with the prompt's reference answer.
+    #: `answer`: compare with the prompt's reference answer instead of rating.
     against: Literal["answer"] | None = None
-    #: The most tokens of one reply, a model's reasoning included.
+    #: Maximum number of tokens of one reply, including the model's reasoning.
     max_tokens: Positive = 256
     #: The options of that engine, as for a teacher.
     options: dict[str, Any] = {}
-    #: The hash of what the judge is asked; set by PerSyn when the run is started.
+    #: The hash of the judge's wording; set by PerSyn at the start of the run.
     wording: str | None = None
 
 
 class Math(Options, frozen=True):
     """The options of the answer checker."""
 
-    #: For one comparison; then the score fails.
+    #: Timeout of one comparison; after it, the score fails.
     timeout_seconds: Above0 = 5.0
-    #: MiB of address space of the process that compares; importing the algebra takes a few hundred.
+    #: Address space of the comparing process in MiB; importing the algebra takes a few hundred.
     memory_mb: Annotated[int, Meta(ge=512)] = 2048
 
 
 class Instructions(Options, frozen=True):
     """The options of the instruction checker."""
 
-    #: `prompt`: 1 when all of a prompt's instructions are followed, else 0. `instruction`: the share of them followed.
+    #: `prompt`: 1 if all of a prompt's instructions are followed, else 0. `instruction`: the share that is followed.
     level: Literal["prompt", "instruction"] = "prompt"
-    #: `false`: an instruction is also followed when the response follows it without its first line, its last line,
+    #: `false`: an instruction also counts as followed if the response follows it without its first line, its last line,
     #: both, or its asterisks.
     strict: bool = True
 
 
 class Python(Options, frozen=True):
-    """A function of your own takes none; what it needs it finds in its module."""
+    """A custom scorer has no options; it reads what it needs in its own module."""
 
 
 class RouterFit(Scorer, frozen=True):
-    """The options of a `router_fit`; its model is the backbone. The last four are for fine-tuning."""
+    """The options of a `router_fit`, whose model is the backbone. The last four are for fine-tuning."""
 
-    #: Of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU. `full` trains in float32.
+    #: Data type of weights and computation; none: bfloat16 on a GPU, float32 on the CPU. `full` trains in float32.
     dtype: Dtype | None = None
-    #: Tokens of a prompt; longer ones lose their middle. Less where the backbone's context is smaller.
+    #: Maximum tokens of a prompt; longer ones lose their middle. Less if the backbone's context is smaller.
     max_tokens: Positive = 1024
-    #: `full` and `lora`: the most passes over the calibration prompts.
+    #: `full` and `lora`: maximum number of passes over the calibration prompts.
     epochs: Positive = 3
-    #: How far a step goes; none: 1e-5 for `full`, 1e-4 for `lora`.
+    #: Learning rate; none: 1e-5 for `full`, 1e-4 for `lora`.
     learning_rate: Above0 | None = None
     #: `full` and `lora`: prompts per step.
     batch_size: Positive = 16
@@ -206,51 +207,51 @@ class RouterFit(Scorer, frozen=True):
 
 
 class Route(Options, frozen=True):
-    """The options of a `router`; its model is the checkpoint's folder."""
+    """The options of a `router`, whose model is the checkpoint's folder."""
 
-    #: Of the backbone; none: bfloat16 on a GPU, and float32 on the CPU. The head is always float32.
+    #: Data type of the backbone; none: bfloat16 on a GPU, float32 on the CPU. The head is always float32.
     dtype: Dtype | None = None
     #: Prompts times longest prompt of a batch; none: 2,048 on the CPU and 16,384 on a GPU.
     batch_tokens: Positive | None = None
-    #: The hash of the checkpoint; one with another hash is refused. None: any is taken.
+    #: The hash of the checkpoint; a checkpoint with another hash is rejected. None: any is accepted.
     sha256: str | None = None
 
 
 class Strategy(Options, frozen=True):
-    """What PerSyn hands to a function in the router's place."""
+    """The options PerSyn passes to a custom strategy."""
 
-    #: `Known`, as `persyn.router.strategy.pack` makes it.
+    #: The strategy's inputs, `Known`, as packed by `persyn.router.strategy.pack`.
     known: dict[str, Any]
-    #: Further arguments of the function.
+    #: Additional arguments of the function.
     options: dict[str, Any] = {}
 
 
 class Fake(Options, frozen=True):
-    """How an engine without a model behaves."""
+    """The options of the engine without a model."""
 
-    #: From admission to result.
+    #: Seconds from admission to result.
     latency_seconds: Seconds = 0.0
-    #: Requests in flight at a time.
+    #: Maximum number of requests in flight.
     concurrency: Positive = 64
-    #: The most results in a second, however many requests are in flight; 0: no limit.
+    #: Maximum number of results per second, however many requests are in flight; 0: unlimited.
     rows_per_second: Annotated[float, Meta(ge=0)] = 0.0
-    #: How long it takes to load.
+    #: Seconds it takes to load.
     load_seconds: Seconds = 0.0
-    #: One of so many requests fails, always the same ones; 0 fails none.
+    #: One in this many requests fails, always the same ones; 0: none.
     fail_every: Count = 0
-    #: A prompt with this text ends the process, as a crash in a model's kernel does.
+    #: A prompt with this text kills the process, like a crash in a model's kernel.
     crash_on: str | None = None
     #: A prompt with this text is never answered, nor anything after it.
     hang_on: str | None = None
-    #: A file that gets a line of JSON, the model and the last turn's text, for every request taken up.
+    #: A file that gets a JSON line with the model and the last turn's text for every admitted request.
     journal: str | None = None
-    #: Words of a response.
+    #: Number of words of a response.
     response_words: Positive = 12
-    #: Scores of a `Route`; set by PerSyn.
+    #: Number of scores of a `Route`; set by PerSyn.
     teachers: Count = 0
 
 
-#: By the name of the engine, of those that a run file says options of.
+#: Option types by engine name, for the engines whose options a run file may set.
 OF_ENGINE: Mapping[str, type[Options]] = {
     "vllm": Vllm,
     "transformers": Transformers,
@@ -269,7 +270,7 @@ Kind = TypeVar("Kind", bound=Options)
 
 
 def decode(spec: ModelSpec, kind: type[Kind]) -> Kind:
-    """The spec's options as the engine's own type; `PermanentError` names a wrong option and those there are."""
+    """Decode the spec's options; `PermanentError` names an invalid option and lists the valid ones."""
     try:
         return msgspec.convert(spec.options, kind)
     except msgspec.ValidationError as error:

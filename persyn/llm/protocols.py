@@ -1,6 +1,6 @@
-"""What crosses between a worker and an engine host: what to load, requests, results.
+"""The messages between a worker and an engine host: model specs, requests, results.
 
-Knows no database and no model library. Everything here is a plain value that msgspec
+Independent of the database and of model libraries. Everything is a plain value that msgspec
 encodes as MessagePack; nothing is ever pickled.
 """
 
@@ -18,7 +18,7 @@ Message: TypeAlias = dict[str, str]
 
 
 class ModelSpec(Struct, frozen=True):
-    """What a host loads. Two equal specs can be served by one host."""
+    """What a host loads. Equal specs can be served by one host."""
 
     #: A key of `persyn.llm.engines.ENGINES`: vllm, transformers, openai, fake, log_likelihood, reward_model, ...
     engine: str
@@ -28,7 +28,7 @@ class ModelSpec(Struct, frozen=True):
     revision: str | None = None
     #: GPUs the model needs; 0 runs on the CPU.
     gpus: int = 0
-    #: The engine's own arguments, documented by each engine: dtype, max_model_len, base_url, concurrency, ...
+    #: The engine's own options, documented by each engine: dtype, max_model_len, base_url, concurrency, ...
     options: dict[str, Any] = {}
 
 
@@ -39,19 +39,19 @@ class Generate(Struct, frozen=True, tag="generate"):
     messages: list[Message]
     sampling: Sampling
     seed: int
-    #: JSON schema of the response. Engines that can hold a model to it do: vllm, openai, fake; transformers cannot.
+    #: JSON schema of the response. Enforced by vllm, openai and fake; not supported by transformers.
     schema: dict[str, Any] | None = None
 
 
 class Judge(Struct, frozen=True, tag="judge"):
-    """Give one response a raw score; which score is the engine's matter."""
+    """Give one response a raw score; the engine defines which."""
 
     id: int
     messages: list[Message]
     response: str
     #: The reference answer, where the scorer needs one.
     answer: str | None = None
-    #: What else the prompt's row said, for scorers that read it.
+    #: The other fields of the prompt's row, for scorers that read them.
     meta: dict[str, Any] = {}
 
 
@@ -60,17 +60,17 @@ class Route(Struct, frozen=True, tag="route"):
 
     id: int
     messages: list[Message]
-    #: What else the prompt's row said, for a function that reads it.
+    #: The other fields of the prompt's row, for a custom strategy that reads them.
     meta: dict[str, Any] = {}
 
 
 class Fit(Struct, frozen=True, tag="fit"):
     """Fit a router to a calibration grid and write its checkpoint.
 
-    conversations: P prompts, calibration first and hold-out last in no particular order.
+    conversations: P prompts, in any order.
     rewards:       P rows of K combined rewards, in head order; NaN where a cell is missing.
-    is_holdout:    P flags: True is kept out of the fit and measures it.
-    folder:        where the checkpoint is to lie; made by the engine, replaced as a whole.
+    is_holdout:    P flags: True excludes a prompt from the fit and uses it to measure the router.
+    folder:        where to write the checkpoint; created by the engine, replaced as a whole.
     """
 
     id: int
@@ -86,17 +86,17 @@ class Fit(Struct, frozen=True, tag="fit"):
 
 
 class Check(Struct, frozen=True, tag="check"):
-    """Load a teacher's model once and say what would spoil a run with it."""
+    """Load a teacher's model once and report problems that would spoil a run."""
 
     id: int
     spec: ModelSpec
-    #: What it would be asked, system turn and worked examples included.
+    #: Sample prompts for it, including the system turn and worked examples.
     conversations: list[list[Message]]
     max_tokens: int
 
 
 class Finding(Struct, frozen=True):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     level: Literal["error", "warning", "ok"]
     topic: str
@@ -104,7 +104,7 @@ class Finding(Struct, frozen=True):
 
 
 class Checked(Struct, frozen=True, tag="checked"):
-    """What was found."""
+    """The findings of a `Check`."""
 
     id: int
     findings: list[Finding]
@@ -115,7 +115,7 @@ class Generated(Struct, frozen=True, tag="generated"):
 
     id: int
     text: str
-    #: "stop" (the model ended it), "length" (max_tokens cut it off), or a server's own word; None: it did not say.
+    #: "stop" (the model ended it), "length" (cut off at max_tokens), or a server's own word; None if not reported.
     finish_reason: str | None
     prompt_tokens: int | None
     response_tokens: int | None
@@ -128,35 +128,35 @@ class Judged(Struct, frozen=True, tag="judged"):
 
     id: int
     value: float
-    #: Tokens summed over, for a log-likelihood.
+    #: Number of tokens summed over, for a log-likelihood.
     n_tokens: int | None = None
-    #: What an auditor needs to retrace the value: parsed forms, versions, dtype.
+    #: What is needed to audit the value: parsed forms, versions, dtype.
     detail: dict[str, Any] = {}
 
 
 class Routed(Struct, frozen=True, tag="routed"):
-    """K scores, in head order; a router's mean something only by their differences."""
+    """K scores, in head order; only the differences of a router's scores are meaningful."""
 
     id: int
     scores: list[float]
 
 
 class Fitted(Struct, frozen=True, tag="fitted"):
-    """A router's checkpoint and how well it does on the hold-out prompts."""
+    """A router's checkpoint and its metrics on the hold-out prompts."""
 
     id: int
     folder: str
     sha256: str
     metrics: dict[str, Any]
-    #: P rows of K scores, of the prompts in the request's order.
+    #: P rows of K scores, in the order of the request's prompts.
     scores: list[list[float]]
 
 
 class Failed(Struct, frozen=True, tag="failed"):
-    """One request that cannot be served, and why; the others go on."""
+    """One request that cannot be served, and why; other requests are unaffected."""
 
     id: int
-    #: Machine-readable first word, then detail: "too_long: 9,213 tokens, the model takes 8,192".
+    #: A machine-readable code, then details: "too_long: 9,213 tokens, the model takes 8,192".
     reason: str
 
 
@@ -165,31 +165,31 @@ Result: TypeAlias = Generated | Judged | Routed | Fitted | Checked | Failed
 
 
 class Engine(Protocol):
-    """A loaded model that takes requests and hands each result back as soon as it is finished.
+    """A loaded model that accepts requests and returns each result as soon as it is finished.
 
-    It lives in an engine host, a process of its own, and is only ever used from that
-    process's main thread. It raises `EngineError` when it can serve nothing any more;
-    whatever is about one request is a `Failed`.
+    It lives in an engine host, a process of its own, and is only used from that process's main
+    thread. It raises `EngineError` when it can no longer serve anything; a problem with a single
+    request is a `Failed`.
     """
 
     #: Name and version of what serves the model, stored with every result: "vllm 0.32.0".
     version: str
-    #: How many unfinished requests keep the engine full.
+    #: How many unfinished requests keep the engine busy.
     window: int
 
     @property
     def pending(self) -> int:
-        """How many requests were submitted and are not finished."""
+        """The number of submitted and unfinished requests."""
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Accept requests; must return at once."""
 
     def step(self) -> list[Result]:
-        """Work for a moment (well under a minute) and return what has finished, perhaps nothing."""
+        """Work for a moment (well under a minute) and return the finished results, if any."""
 
 
 Tick: TypeAlias = Callable[[], None]
-"""Called by an engine inside a long step, so that its host is not taken for hung."""
+"""Called by an engine during a long step, so that its host does not count as hung."""
 
 Load: TypeAlias = Callable[[ModelSpec, Tick], Engine]
-"""How an engine is made: the one function every engine module offers as `load`."""
+"""The function `load` of every engine module, which creates the engine."""

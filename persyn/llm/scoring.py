@@ -1,4 +1,4 @@
-"""What the scorers that are models have in common: their weights, their limits."""
+"""Load weights and determine limits, for all scorers that are models."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from persyn.errors import PermanentError
 from persyn.llm import fidelity, loading, options
 from persyn.llm.protocols import ModelSpec
 
-#: Rows handed over at once and sorted by length: enough for batches of nearly equal rows.
+#: Rows taken at once and sorted by length; enough for batches of nearly equal length.
 CHUNK = 256
 
 VERSION = f"transformers {transformers.__version__}"
 
 
 def batch_tokens(spec: ModelSpec, chosen: options.Scorer) -> int:
-    """Tokens a batch may hold: the option, or what suits the device."""
+    """Maximum number of tokens in a batch: the option, or the device's default."""
     if chosen.batch_tokens is not None:
         return chosen.batch_tokens
     return 16_384 if spec.gpus else 2_048
 
 
 def max_tokens(config: PreTrainedConfig) -> int | None:
-    """How many tokens the model takes; None when its configuration sets no bound."""
+    """The model's context length; None when its configuration sets no bound."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.Scorer) -> PreTrainedModel:
-    """The model, ready to judge, with every weight from its checkpoint; `EngineError` when that fails.
+    """Load a model in evaluation mode, every weight from its checkpoint; `EngineError` when that fails.
 
-    auto_class: `AutoModelForCausalLM`, which a model has to be then, or another.
+    auto_class: an `AutoModel...` class; with `AutoModelForCausalLM`, the model must be causal.
     """
     loading.require_gpus(spec)
     if configuration(spec).is_encoder_decoder:
@@ -62,7 +62,7 @@ def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.Scorer) -> Pr
 
 
 def configuration(spec: ModelSpec) -> PreTrainedConfig:
-    """A model's configuration, without its weights; `EngineError` when it has none."""
+    """Load a model's configuration without its weights; `EngineError` when it has none."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             spec.model, revision=spec.revision, trust_remote_code=False
@@ -73,7 +73,7 @@ def configuration(spec: ModelSpec) -> PreTrainedConfig:
 
 
 def stored_dtype(config: PreTrainedConfig) -> str | None:
-    """What a model's weights are stored in; None when its configuration does not say."""
+    """The dtype in which a model's weights are stored; None if its configuration does not say."""
     dtype = config.get_text_config().dtype
     return None if dtype is None else str(dtype).removeprefix("torch.")
 

@@ -1,7 +1,7 @@
-"""A model's chat template, and the proof that nothing of a conversation is lost in it.
+"""Apply a model's chat template, and verify that it loses no part of a conversation.
 
-A template is a program of the model's maker. It may drop a system turn, expect content in another form, or leave
-out part of a text, all without an error; so every turn is looked for in what the template has written.
+A template is a program by the model's authors. It may drop a system turn, expect content in another form, or omit
+part of a text, all without an error; therefore every turn is located in the rendered text.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
-"""Where the text of each turn begins and ends in what a template wrote."""
+"""The start and end of each turn's text in a rendered conversation."""
 
 
 class LostText(TemplateError):
-    """The template wrote a conversation without all of its text."""
+    """The template rendered a conversation without all of its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A conversation as the template writes it."""
+    """A rendered conversation."""
 
     text: str
     spans: Spans
-    #: Whether the text around the turns is the same for every conversation of these roles.
+    #: Whether the text around the turns is the same for every conversation with these roles.
     is_framed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A conversation and its response, as the template writes them; the parts in this order are the whole text."""
+    """A rendered conversation with its response; the text parts, in this order, form the whole."""
 
-    #: What the model is given to answer.
+    #: The generation prompt.
     given: str
-    #: What the template writes between that and a response, such as a space or an empty block of reasoning.
+    #: What the template writes between the prompt and a response, such as a space or an empty reasoning block.
     lead: str
     response: str
-    #: What it writes after the response.
+    #: What the template writes after the response.
     after: str
     #: Of the turns in `given`.
     spans: Spans
@@ -57,36 +57,36 @@ class Answered:
 class Frame:
     """What a template writes around the turns of every conversation with the same roles."""
 
-    #: The turns in the order in which they are written: some templates put a system turn before the last user turn.
+    #: The turns in the order in which they are rendered: some templates put a system turn before the last user turn.
     order: tuple[int, ...]
     #: The text before, between and after them.
     texts: tuple[str, ...]
-    #: Whether the system turn's text has to be put into the first user turn.
+    #: Whether the system turn's text must be merged into the first user turn.
     folds: bool
 
 
 class Template:
-    """The chat template of a tokenizer; `TemplateError` for what it refuses, `LostText` for what it would lose."""
+    """A tokenizer's chat template; raises `TemplateError` for what it rejects, `LostText` for what it would lose."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._frames: dict[tuple[bool, tuple[str, ...]], Frame] = {}
-        #: Some templates, mostly of models that also see images, take content as a list of parts only.
+        #: Some templates, mostly of multimodal models, accept content only as a list of parts.
         self._as_parts = False
         self._as_parts = not self._shows_text() and self._shows_text(as_parts=True)
 
     def prompt(self, messages: Sequence[Message]) -> Written:
-        """The conversation up to where the assistant's turn begins."""
+        """Render the conversation up to the beginning of the assistant's turn."""
         return self._write(messages, opens=True)
 
     def finished(self, messages: Sequence[Message]) -> Written:
-        """The conversation with every turn closed."""
+        """Render the conversation with every turn closed."""
         return self._write(messages, opens=False)
 
     def answered(self, messages: Sequence[Message], response: str) -> Answered:
-        """The conversation with a response, which is written in full whatever the template would leave out of it.
+        """Render the conversation with a response, which is kept in full even if the template would omit part of it.
 
-        A template that changes a response, as some drop its reasoning, is only asked what goes before and after.
+        If a template changes a response, e.g. drops its reasoning, only the text before and after it is taken from it.
         """
         prompt = self.prompt(messages)
         stem = prompt.text[: prompt.spans[-1][1]]
@@ -103,7 +103,7 @@ class Template:
         return Answered(given, before[len(given) :], whole.text[begin:end], whole.text[end:], prompt.spans)
 
     def frame(self, roles: tuple[str, ...], *, opens: bool) -> Frame:
-        """What stands around turns of these roles.
+        """The text around turns with these roles.
 
         opens: whether the assistant's turn is opened after the last of them.
         """
@@ -111,7 +111,7 @@ class Template:
         return self._learn(roles, opens=opens) if found is None else found
 
     def apply(self, messages: Sequence[Message], *, opens: bool, **variables: Any) -> str:
-        """What the template writes, as it is; `variables` are set in it."""
+        """The template's unmodified output, with `variables` set in it."""
         turns: list[Any] = list(messages)
         if self._as_parts:
             turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
@@ -120,18 +120,18 @@ class Template:
                 turns, tokenize=False, add_generation_prompt=opens, **variables
             )
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            # It refuses in whatever way it likes.
+            # Templates can raise anything to reject a conversation.
             raise TemplateError(str(error)) from error
         return str(text)
 
     @staticmethod
     def _given(prompt: str, bare: str, response: str) -> str:
-        """A prompt that begins the reasoning goes before a response that does not begin it itself."""
+        """Remove the reasoning opening from the prompt if the response already begins with it."""
         opening = prompt.removeprefix(bare).strip() if prompt.startswith(bare) else ""
         return bare if opening and response.lstrip().startswith(opening) else prompt
 
     def _shows_text(self, *, as_parts: bool = False) -> bool:
-        """Whether a user turn's text is in the prompt, in this form of content."""
+        """Whether a user turn's text appears in the prompt when content has this form."""
         self._as_parts = as_parts
         try:
             return _mark(0) in self.apply([{"role": "user", "content": _mark(0)}], opens=True)
@@ -151,7 +151,7 @@ class Template:
         spans = _match(frame, text, contents)
         if spans is not None:
             return Written(text, spans)
-        # A template may write the time of day, or look at a text to decide what to put around it.
+        # A template may insert the date, or choose the surrounding text by a turn's content.
         frame = self._learn(roles, opens=opens)
         spans = _match(frame, text, contents)
         if spans is not None:
@@ -159,7 +159,7 @@ class Template:
         return Written(text, _search(frame, text, contents, roles), is_framed=False)
 
     def _learn(self, roles: tuple[str, ...], *, opens: bool) -> Frame:
-        """Render turns that cannot be mistaken; a system turn that is refused or lost goes into the first user turn."""
+        """Render unique markers as turns; a system turn that is rejected or lost is merged into the first user turn."""
         turns = [{"role": role, "content": _mark(number)} for number, role in enumerate(roles)]
         try:
             frame = _frame(self.apply(turns, opens=opens), roles, folds=False)
@@ -172,12 +172,12 @@ class Template:
 
 
 def _mark(number: int) -> str:
-    """Stands for the text of a turn."""
+    """A marker that stands for the text of a turn."""
     return f"\N{OBJECT REPLACEMENT CHARACTER}{number}\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 def _frame(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
-    """The frame of a text in which marks stand for the turns; `LostText` when not all are there, once and in order."""
+    """The frame of a text with markers as turns; `LostText` unless each marker occurs exactly once, in order."""
     marks = [_mark(number) for number in range(len(roles))]
     for mark, role in zip(marks, roles, strict=True):
         if (count := text.count(mark)) != 1:
@@ -196,7 +196,7 @@ def _frame(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
 
 
 def _match(frame: Frame, text: str, contents: Sequence[str]) -> Spans | None:
-    """Where the contents stand in a text that is the frame filled with them, white space at their ends aside."""
+    """Locate the contents in a text that consists of the frame and the contents, ignoring surrounding whitespace."""
     spans = [(0, 0)] * len(contents)
     start = len(frame.texts[0])
     if not text.startswith(frame.texts[0]):
@@ -211,7 +211,7 @@ def _match(frame: Frame, text: str, contents: Sequence[str]) -> Spans | None:
 
 
 def _end(text: str, start: int, content: str, following: str) -> int | None:
-    """Where a content that begins at `start` ends, just before what follows it."""
+    """The end of a content that begins at `start` and is directly followed by `following`."""
     end = start + len(content)
     if text.startswith(content, start) and text.startswith(following, end):
         return end
@@ -226,7 +226,7 @@ def _end(text: str, start: int, content: str, following: str) -> int | None:
 
 
 def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[str]) -> Spans:
-    """Where the contents stand in a text that does not have the frame; `LostText` unless that is beyond doubt."""
+    """Locate the contents in a text that does not match the frame; `LostText` if the result is ambiguous."""
     spans = [(0, 0)] * len(contents)
     place = 0
     for turn in frame.order:
@@ -241,7 +241,7 @@ def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[st
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation without a system turn: its text opens the first user turn."""
+    """Remove a system turn by prepending its text to the first user turn."""
     system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
     turns = [dict(m) for m in messages if m["role"] != "system"]
     for turn in turns:

@@ -1,4 +1,4 @@
-"""Whether a model's chat template can be relied on, found by rendering conversations; needs no weights."""
+"""Check a model's chat template by rendering conversations; needs no weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Finding, Message, ModelSpec
 from persyn.llm.template import LostText, Template
 
-#: Text that a careless template changes: white space, markup, quotes, braces, capitals, and a great length.
+#: Text that a careless template alters: whitespace, markup, quotes, braces, capitals, and great length.
 _TEXT = (
     "Two  spaces, a\ttab,\n\nlines\n  that are indented; 1 < 2 && <b>3 > 2</b>, \"double\" and 'single' quotes, a\\b, "
     "{{ 7 * 7 }} {% if x %} {# none #}, [x] | *y* | #z, $1.50, 100 %, É, ß, \N{SNOWMAN}, \N{GRINNING FACE}. "
@@ -35,7 +35,7 @@ class _Fault(Exception):
 
 
 def check(spec: ModelSpec, *, answers: bool = True) -> list[Finding]:
-    """What is to be said of a model's chat template; loads its tokenizer only.
+    """The findings about a model's chat template; loads only its tokenizer.
 
     answers: whether the model writes responses; a reward model only reads them.
     Raises `EngineError` when the model has no tokenizer.
@@ -44,7 +44,7 @@ def check(spec: ModelSpec, *, answers: bool = True) -> list[Finding]:
 
 
 def require(spec: ModelSpec, chat: Chat, *, answers: bool = True) -> Chat:
-    """The chat; `PermanentError` when its template would lose a part of a conversation or does not open a response."""
+    """Return the chat; `PermanentError` if its template would lose text or does not open a response."""
     for finding in look_over(chat, answers=answers):
         if finding.level == "error":
             raise PermanentError(f"{spec.model!r}: {finding.message}")
@@ -52,7 +52,7 @@ def require(spec: ModelSpec, chat: Chat, *, answers: bool = True) -> Chat:
 
 
 def look_over(chat: Chat, *, answers: bool = True) -> list[Finding]:
-    """One finding of the topic "template", and further ones where there is more to know."""
+    """One finding on the topic "template", and more if there is more to report."""
     if chat.template is None:
         message = "no chat template: prompts become plain 'User:' and 'Assistant:' turns, for a base model"
         return [Finding("warning", "template", message)]
@@ -71,7 +71,7 @@ def look_over(chat: Chat, *, answers: bool = True) -> list[Finding]:
 
 
 def _conversations(template: Template) -> Iterator[str]:
-    """Render every kind of conversation; what is only refused, and not lost, is a warning."""
+    """Render every kind of conversation; one that is rejected, but not lost, is a warning."""
     for turns in ([_USER], [_AGAIN], [_SYSTEM, _USER], [_USER, _ASSISTANT]):
         _render(template, turns)
     try:
@@ -97,7 +97,7 @@ def _render(template: Template, turns: Sequence[Message]) -> None:
 
 
 def _generation_prompt(template: Template) -> Iterator[str]:
-    """Compare where a prompt ends with how a finished conversation goes on from the user's text to the response."""
+    """Compare the end of a prompt with how a finished conversation continues from the user's text to the response."""
     opening = template.frame(("user",), opens=True).texts[-1]
     header = template.frame(("user", "assistant"), opens=False).texts[1]
     shared = "".join(a for a, _ in takewhile(lambda pair: eq(*pair), zip(opening, header, strict=False)))
@@ -116,7 +116,7 @@ def _generation_prompt(template: Template) -> Iterator[str]:
 
 
 def _opens_turn(template: Template) -> bool:
-    """Whether the assistant's turn is opened at all: when that is asked for, or always."""
+    """Whether the assistant's turn is opened, on request or always."""
     opening = template.frame(("user",), opens=True).texts[-1]
     if opening != template.frame(("user",), opens=False).texts[-1]:
         return True
@@ -125,7 +125,7 @@ def _opens_turn(template: Template) -> bool:
         between = template.frame(("user", "assistant", "user"), opens=True).texts[2]
     except TemplateError:
         return False
-    # One that always opens a turn of the assistant does so after the assistant's own turn as well.
+    # A template that always opens an assistant turn also does so after the assistant's own turn.
     return not between.startswith(closing)
 
 

@@ -1,1 +1,1 @@
-"""The method in arrays: rewards, strategies, intervals and metrics. Arrays in, arrays out; no input or output."""
+"""The method as array functions: rewards, strategies, intervals and routing metrics. No I/O."""

@@ -1,4 +1,4 @@
-"""How sure a mean is: percentile intervals of means over what is drawn anew. Pure NumPy."""
+"""Percentile bootstrap intervals of means. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 
-#: Times that something is drawn anew for an interval, and how much of what comes out it holds.
+#: Number of bootstrap resamples, and the coverage of an interval.
 DRAWS, LEVEL = 2_000, 0.95
-#: Numbers drawn at once.
+#: Weights held in memory at once.
 _HELD = 2_000_000
 
 
@@ -25,15 +25,16 @@ class Interval(Struct, frozen=True):
 
 
 def interval(mean: float, drawn: Vector) -> Interval:
-    """The percentile interval of what came out of the draws; NaN, a draw of nothing, is left out."""
+    """Percentile interval of the resampled means; NaN, the mean of an empty resample, is ignored."""
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high))
 
 
 def weights(n: int, *, seed: int) -> Iterator[Vector]:
-    """(D, n) pieces of `DRAWS` rows in all: how often each of n things is drawn, n times with replacement.
+    """Yield the bootstrap weights as (D, n) pieces, `DRAWS` rows in all.
 
-    The same seed gives the same draws; memory does not grow with n.
+    A row counts how often each of the n items occurs in one resample of size n with replacement.
+    The same seed gives the same weights; memory does not grow with n.
     """
     chance = np.random.default_rng(seed)
     at_once = max(1, min(DRAWS, _HELD // n))

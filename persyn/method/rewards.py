@@ -1,6 +1,6 @@
-"""From raw scores to what the router learns: normalised, combined, and taken as preferences.
+"""Compute rewards from raw scores: normalise, combine, and derive preferences.
 
-Pure NumPy. A matrix holds one row per prompt and one column per teacher; NaN marks a missing cell.
+Pure NumPy. A matrix has one row per prompt and one column per teacher; NaN marks a missing cell.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix: TypeAlias = NDArray[np.float64]
-"""(P, T) numbers of P prompts and T teachers, NaN where there is none."""
+"""(P, T) numbers of P prompts and T teachers, NaN where missing."""
 
 Indices: TypeAlias = NDArray[np.intp]
 
@@ -19,32 +19,32 @@ Normalisation: TypeAlias = Literal["minmax", "zscore", "rank"]
 
 
 def normalise(scores: Matrix, how: Normalisation) -> Matrix:
-    """Bring each prompt's scores to one scale across the teachers that have one.
+    """Bring each prompt's scores to a common scale across the teachers that have one.
 
     scores:  (P, T) in the scorer's own unit.
     how:     "minmax" (0 to 1), "zscore" (standard deviations from the prompt's mean) or
-             "rank" (0 for the lowest to 1 for the highest, equal scores share their mean rank).
-    returns: (P, T); a row of equal scores, or of a single one, becomes zeros; NaN stays NaN.
+             "rank" (0 for the lowest to 1 for the highest; equal scores share their mean rank).
+    returns: (P, T); a row of equal scores, or with a single score, becomes zeros; NaN stays NaN.
     """
     if how not in get_args(Normalisation):
         raise ValueError(f"how must be one of {', '.join(get_args(Normalisation))}, got {how!r}")
     if np.isinf(scores).any():
         raise ValueError("scores must be finite, or NaN where missing; got an infinite one")
     lowest, highest = _extremes(scores)
-    differ = highest > lowest  # exact, where the spread of equal floats may not be 0
+    differ = highest > lowest  # exact; the standard deviation of equal floats may differ from 0
     scaled = {"minmax": _minmax, "zscore": _zscore, "rank": _rank}[how](scores)
     return np.where(np.isnan(scores), np.nan, np.where(differ, scaled, 0.0))
 
 
 def combine(quality: Matrix, learnability: Matrix, *, alpha: float, how: Normalisation) -> Matrix:
-    """Mix quality and learnability into the reward of each response.
+    """Combine quality and learnability into the reward of each response.
 
     quality:      (P, T) the quality scorer's raw value.
     learnability: (P, T) mean log-likelihood under the student, nats per token.
     alpha:        weight of learnability, 0 (quality only) to 1 (learnability only).
     how:          see `normalise`.
-    returns:      (P, T) reward; NaN where either is missing, and such a cell has no part in the
-                  normalisation of the others.
+    returns:      (P, T) reward; NaN where either score is missing, and such a cell is excluded from
+                  the normalisation of its row.
     """
     if quality.shape != learnability.shape:
         raise ValueError(f"shapes differ: quality {quality.shape}, learnability {learnability.shape}")
@@ -56,21 +56,21 @@ def combine(quality: Matrix, learnability: Matrix, *, alpha: float, how: Normali
 
 
 def preferences(rewards: Matrix) -> tuple[Indices, Indices, Indices]:
-    """Every pair of teachers whose rewards for a prompt are present and distinct.
+    """List every pair of teachers whose rewards for a prompt are present and distinct.
 
     rewards: (P, T).
-    returns: (prompt, winner, loser), each (N,): row and column numbers of `rewards`, by prompt.
+    returns: (prompt, winner, loser), each (N,): row and column indices of `rewards`, in prompt order.
     """
-    better = rewards[:, :, None] > rewards[:, None, :]  # never true of NaN
+    better = rewards[:, :, None] > rewards[:, None, :]  # False for NaN
     prompt, winner, loser = np.nonzero(better)
     return prompt, winner, loser
 
 
 def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
-    """How good each teacher is whatever the prompt: its mean reward, where a prompt tells teachers apart.
+    """Rank teachers independently of the prompt: mean reward over the informative prompts.
 
-    A prompt with a single reward, or with equal ones, is worth 0 to whoever has one: it would count against the
-    teachers that answered most. On a whole grid leaving such prompts out changes no order.
+    A prompt with a single reward, or with equal rewards, gives every teacher 0 and would count against the
+    teachers with the most responses. On a complete grid, leaving such prompts out does not change the order.
 
     rewards: (P, T), normalised.
     returns: (T,); NaN for a teacher without any reward.
@@ -81,19 +81,19 @@ def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
 
 
 def informative(rewards: Matrix) -> NDArray[np.bool_]:
-    """(P,) which prompts have two teachers of distinct reward."""
+    """(P,) whether a prompt has two distinct rewards."""
     lowest, highest = _extremes(rewards)
     return np.asarray(highest > lowest)[:, 0]
 
 
 def column_means(values: Matrix) -> NDArray[np.float64]:
-    """(T,) means of the cells that are there; NaN for a column without any."""
+    """(T,) means over the present cells; NaN for a column without any."""
     count = (~np.isnan(values)).sum(axis=0)
     return np.asarray(np.divide(np.nansum(values, axis=0), count, out=np.full(len(count), np.nan), where=count > 0))
 
 
 def _extremes(scores: Matrix) -> tuple[Matrix, Matrix]:
-    """Lowest and highest present score of each row, (P, 1) each; NaN in an empty row."""
+    """Lowest and highest present score of each row, (P, 1) each; NaN for an empty row."""
     present = ~np.isnan(scores)
     lowest = np.min(scores, axis=1, keepdims=True, initial=np.inf, where=present)
     highest = np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=present)

@@ -1,9 +1,9 @@
-"""How good a router is on prompts that it was not fitted to, beside the static and the random choice.
+"""Measure a router on prompts it was not fitted to, next to static, random and oracle choices.
 
-Pure NumPy; knows no model. On every prompt the choice is among the teachers whose reward is
-present there: nothing is known about the others. A prompt without any reward is left out. A
-prompt on which all rewards are equal cannot be routed wrongly, so it counts for the mean reward
-and is left out of the hit rates; `n_tied` says how many there are.
+Pure NumPy; independent of any model. On every prompt the choice is among the teachers whose reward is
+present, because nothing is known about the others. A prompt without any reward is left out. A prompt
+with equal rewards cannot be routed wrongly: it counts towards the mean reward but not towards the hit
+rates; `n_tied` is the number of such prompts.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 from persyn.method import rewards as reward_matrix
 from persyn.method.rewards import Matrix
 
-#: Of win probabilities from 0.5 to 1.
+#: Bins of the win probability, from 0.5 to 1.
 _BINS = 10
 
 Metrics: TypeAlias = dict[str, float | int | None]
-"""hit1, hit3, pair_accuracy (0 to 1), routed_reward, regret (in units of the reward); None of no prompt.
+"""hit1, hit3, pair_accuracy (0 to 1), routed_reward, regret (in units of the reward); None without prompts.
 
-hit3 is None of three teachers or fewer, where it is 1 whatever the scores.
+hit3 is None with three teachers or fewer, where it would always be 1.
 """
 
 
 def compare(scores: Matrix, rewards: Matrix, calibration: Matrix, *, preferences: str) -> dict[str, Metrics]:
-    """The router's metrics beside those of choices that know less, and of the one that knows all.
+    """The router's metrics next to those of the static, random and oracle choices.
 
-    scores:      (P, T) the router's, of the hold-out prompts.
+    scores:      (P, T) the router's scores of the hold-out prompts.
     rewards:     (P, T) of the same prompts, NaN where missing.
-    calibration: (C, T) rewards the router was fitted to, from which the static ranking is taken.
-    preferences: how they counted in the fit, "weighted" or "equal".
+    calibration: (C, T) rewards the router was fitted to; the static ranking is computed from them.
+    preferences: how preferences were weighted in the fit, "weighted" or "equal".
     returns:     "router", "static" (one ranking for every prompt), "random" (expected value) and "oracle".
     """
     return {
@@ -49,7 +49,7 @@ def compare(scores: Matrix, rewards: Matrix, calibration: Matrix, *, preferences
 
 
 def evaluate(scores: Matrix, rewards: Matrix) -> Metrics:
-    """Metrics of choosing by score; of equal scores the teacher earlier in head order is chosen.
+    """Metrics of choosing the teacher with the highest score; ties go to the first in head order.
 
     scores:  (P, T); only their order within a prompt matters.
     rewards: (P, T), NaN where missing.
@@ -74,7 +74,7 @@ def evaluate(scores: Matrix, rewards: Matrix) -> Metrics:
 def hit_rate(scores: Matrix, rewards: Matrix, *, k: int) -> float | None:
     """Hit@k: how often a teacher with the best reward is among the k with the highest scores.
 
-    Several teachers may have the best reward; prompts on which all have it do not count.
+    Several teachers may share the best reward; prompts on which all rewards are equal are left out.
     """
     informative = ~_tied(rewards)
     scores, rewards = scores[informative], rewards[informative]
@@ -83,10 +83,10 @@ def hit_rate(scores: Matrix, rewards: Matrix, *, k: int) -> float | None:
 
 
 def calibration_error(scores: Matrix, rewards: Matrix, *, preferences: str) -> float | None:
-    """Expected calibration error of the win probabilities: how far sigmoid(score difference) is from what happens.
+    """Expected calibration error of the win probabilities, sigmoid(score difference).
 
-    The mean over the bins of `reliability`, weighted by their predictions, of |mean prediction - share that came
-    true| (Guo et al. 2017, arXiv 1706.04599).
+    The mean over the bins of `reliability`, weighted by their predictions, of
+    |mean prediction - observed frequency| (Guo et al. 2017, arXiv 1706.04599).
     """
     bins = reliability(scores, rewards, preferences=preferences)
     total = sum(bin_.weight for bin_ in bins)
@@ -94,10 +94,10 @@ def calibration_error(scores: Matrix, rewards: Matrix, *, preferences: str) -> f
 
 
 class Believed(Struct, frozen=True):
-    """Preferences that were predicted about as surely.
+    """One bin of a reliability diagram: preferences predicted with about the same probability.
 
-    predicted: mean win probability of the teacher the router favours, 0.5 to 1. came_true: the share that it won.
-    Both count by weight.
+    predicted: mean win probability of the teacher the router favours, 0.5 to 1.
+    came_true: the observed frequency with which that teacher won. Both are weighted means.
     """
 
     predicted: float
@@ -107,11 +107,11 @@ class Believed(Struct, frozen=True):
 
 
 def reliability(scores: Matrix, rewards: Matrix, *, preferences: str) -> list[Believed]:
-    """How surely preferences were predicted and how often that came true, in `_BINS` bins of equal width.
+    """Reliability diagram of the win probabilities, in `_BINS` bins of equal width.
 
-    Each preference is one prediction, that of the teacher the router favours: 0.5 to 1. Equal scores are half true.
-    preferences: how they counted in the fit; where they were weighted, predictions count by the same weights.
-    returns:     bins without a prediction are left out.
+    Each preference is one prediction, for the teacher the router favours: 0.5 to 1. Equal scores count as half correct.
+    preferences: how preferences were weighted in the fit; predictions are weighted in the same way.
+    returns:     the bins that contain predictions.
     """
     prompt, winner, loser = reward_matrix.preferences(rewards)
     margin = scores[prompt, winner] - scores[prompt, loser]
@@ -132,7 +132,7 @@ def reliability(scores: Matrix, rewards: Matrix, *, preferences: str) -> list[Be
 
 
 class Hits(Struct, frozen=True):
-    """Hit@k for k = 1, 2, ..., T; of the static ranking and of chance beside the router's."""
+    """Hit@k for k = 1, 2, ..., T of the router, the static ranking and a random choice."""
 
     n_prompts: int
     router: list[float]
@@ -159,7 +159,7 @@ def hits(scores: Matrix, rewards: Matrix, calibration: Matrix) -> Hits | None:
 
 
 def evaluate_random(rewards: Matrix) -> Metrics:
-    """What `evaluate` gives on average over every order of the teachers: exact, nothing is drawn."""
+    """Expected value of `evaluate` over all orders of the teachers; exact, not sampled."""
     rewards = rewards[~np.isnan(rewards).all(axis=1)]
     best = _best(rewards)
     n_present, n_best = (~np.isnan(rewards)).sum(axis=1), (rewards == best[:, None]).sum(axis=1)
@@ -178,19 +178,19 @@ def evaluate_random(rewards: Matrix) -> Metrics:
 
 
 def _ranking(calibration: Matrix) -> NDArray[np.float64]:
-    """(T,) what the static choice goes by; a teacher of whom nothing is known comes last."""
+    """(T,) the static ranking; a teacher without any reward comes last."""
     ranking = reward_matrix.static_ranking(calibration)
     return np.where(np.isnan(ranking), -np.inf, ranking)
 
 
 def _chance(n_present: NDArray[np.intp], n_best: NDArray[np.intp], k: int) -> NDArray[np.float64]:
-    """Of n teachers drawn without order, how likely one of the m best is among the first k."""
+    """Probability that one of the m best is among the first k of n teachers in random order."""
     pairs = zip(n_present.tolist(), n_best.tolist(), strict=True)
     return np.array([1.0 - comb(n - m, k) / comb(n, min(k, n)) for n, m in pairs])
 
 
 def _pair_accuracy(scores: Matrix, rewards: Matrix) -> float | None:
-    """Share of preferences that the scores order rightly; equal scores are half right."""
+    """Share of preferences that the scores order correctly; equal scores count as half correct."""
     prompt, winner, loser = reward_matrix.preferences(rewards)
     won, lost = scores[prompt, winner], scores[prompt, loser]
     return _mean((won > lost) + (won == lost) / 2)
@@ -207,7 +207,7 @@ def _best(rewards: Matrix) -> NDArray[np.float64]:
 
 
 def _tied(rewards: Matrix) -> NDArray[np.bool_]:
-    """Rows without two distinct rewards."""
+    """(P,) rows without two distinct rewards."""
     lowest = np.min(rewards, axis=1, initial=np.inf, where=~np.isnan(rewards))
     return np.asarray(_best(rewards) <= lowest)
 

@@ -1,8 +1,8 @@
-"""Whom to ask: every way of choosing a teacher for a prompt, as a policy that can be compared or followed.
+"""Policies that choose a teacher per prompt.
 
-Pure NumPy. A policy is a (P, T) matrix: how likely each of T teachers is chosen for each of P
-prompts. Only present cells can be chosen: where a strategy's first choice is missing, its next one is.
-Most strategies are a ranking of the teachers, for all prompts or for each.
+Pure NumPy. A policy is a (P, T) matrix with the probability of choosing each of T teachers for each of P
+prompts. Only present cells can be chosen: if a strategy's first choice is missing, its next one is taken.
+Most strategies rank the teachers, either once for all prompts or for each prompt.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from persyn.method.rewards import Matrix
 
 Vector = NDArray[np.float64]
 Present = NDArray[np.bool_]
-"""(P, T): which teachers can be chosen for which prompts."""
+"""(P, T) which teachers can be chosen for which prompts."""
 
 Kind: TypeAlias = Literal["static", "strong", "mix", "family-strong", "car", "random"]
-"""Strategies that read no prompt."""
+"""Strategies that do not read the prompt."""
 
-#: Prompts whose rewards a prompt's neighbours tell, at least.
+#: Minimum number of nearest prompts.
 _NEIGHBOURS_AT_LEAST = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Known:
-    """What a strategy may go by. It is equal to itself alone, so that what is made of it can be cached by it.
+    """Inputs available to a strategy. Compared by identity, so that results can be cached per instance.
 
     rewards, quality, learnability: (C, T) of the calibration prompts; C may be 0 where they are not needed.
-    sizes:    (T,) parameters, billions, NaN where unknown.
-    families: (T,) of the teachers; family is the student's.
+    sizes:    (T,) parameters in billions, NaN where unknown.
+    families: (T,) of the teachers; `family` is the student's.
     teachers: (T,) their names, in head order.
     price_in, price_out: (T,) US dollars per million prompt or response tokens, NaN where unknown.
-    prompts:  (C,) the calibration prompts, {"messages", "meta"} each; none for a strategy that reads no prompt.
+    prompts:  (C,) the calibration prompts, {"messages", "meta"} each; empty for a strategy that does not read prompts.
     """
 
     rewards: Matrix
@@ -53,10 +53,10 @@ class Known:
 
 
 def policy(kind: Kind, known: Known, present: Present, *, ratio: float, beta: float) -> Matrix:
-    """The policy of a strategy that reads no prompt.
+    """Return the policy of a strategy that does not read the prompt.
 
-    present: (P, T) of the prompts in question.
-    Raises `ValueError` when something that the strategy goes by is not known.
+    present: (P, T) of the prompts to choose for.
+    Raises `ValueError` when a required input is unknown.
     """
     match kind:
         case "random":
@@ -80,17 +80,17 @@ def _measured(ranking: Vector) -> Vector:
 
 
 def _strength(known: Known) -> Vector:
-    """A teacher is as strong as it is large."""
+    """A teacher's strength is its size."""
     if np.isnan(known.sizes).any():
         raise ValueError("strength is size, and params_b is not known of every teacher")
     return known.sizes
 
 
 def by_ranking(scores: Vector | Matrix, present: Present) -> Matrix:
-    """Choose the present teacher with the highest score; of equal ones the first in head order.
+    """Choose the present teacher with the highest score; ties go to the first in head order.
 
-    scores:  (T,) for every prompt, or (P, T); NaN is the lowest.
-    returns: (P, T), one 1 in each row that has a present cell.
+    scores:  (T,) for every prompt, or (P, T); NaN ranks lowest.
+    returns: (P, T), a single 1 in each row that has a present cell.
     """
     ranked = np.where(np.isnan(scores), -np.inf, scores)
     ranked = np.where(present, np.broadcast_to(ranked, present.shape), np.nan)
@@ -101,24 +101,24 @@ def by_ranking(scores: Vector | Matrix, present: Present) -> Matrix:
 
 
 def random(present: Present) -> Matrix:
-    """Every present teacher alike: the literature's random mix."""
+    """Choose every present teacher with equal probability, the random mix of the literature."""
     count = present.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(present, count, out=np.zeros(present.shape), where=count > 0))
 
 
 def mix(strength: Vector, present: Present, *, ratio: float) -> Matrix:
-    """The strongest teacher for a share of the prompts, the weakest for the others (Li et al. 2025, arXiv 2502.12143).
+    """Choose the strongest teacher for a share of the prompts, else the weakest (Li et al. 2025, arXiv 2502.12143).
 
     strength: (T,).
-    ratio:    the strongest one's share.
+    ratio:    probability of the strongest teacher.
     """
     return ratio * by_ranking(strength, present) + (1.0 - ratio) * by_ranking(-strength, present)
 
 
 def family_strength(strength: Vector, families: Sequence[str | None], family: str | None) -> Vector:
-    """A strength that ranks the student's family first, and is `strength` within it and outside it.
+    """(T,) strengths that rank the student's family first and otherwise keep the order of `strength`.
 
-    Raises `ValueError` when no teacher is of the student's family.
+    Raises `ValueError` when no teacher belongs to the student's family.
     """
     is_kin = np.array([family is not None and name == family for name in families])
     if not is_kin.any():
@@ -134,8 +134,8 @@ def car(quality: Matrix, learnability: Matrix, *, beta: float) -> Vector:
 
     Xu et al. 2024, arXiv 2411.07133.
 
-    quality:      (P, T) raw. A reward model's logits may be negative, and a ratio of those would prefer what is
-                  hard to learn: they are shifted so that the lowest mean is 0.
+    quality:      (P, T) raw. A reward model's logits may be negative, and their ratio would favour responses that
+                  are hard to learn, so the means are shifted until the lowest is 0.
     learnability: (P, T) mean log-likelihood, nats per token; the loss is its negative.
     returns:      (T,); NaN for a teacher without both.
     """
@@ -146,13 +146,13 @@ def car(quality: Matrix, learnability: Matrix, *, beta: float) -> Vector:
 
 
 def neighbours(features: Matrix, rewards: Matrix, of: Matrix, *, k: int | None = None) -> Matrix:
-    """Mean reward of each teacher over the k prompts whose features are nearest by angle.
+    """Mean reward of each teacher over the k nearest prompts by cosine similarity.
 
-    A prompt that does not tell teachers apart says nothing, as in the static ranking.
+    Prompts without two distinct rewards are ignored, as in the static ranking.
 
     features: (C, H) of the prompts whose `rewards` (C, T) are known.
-    of:       (P, H) of the prompts in question.
-    k:        None is the square root of C, and no fewer than 5.
+    of:       (P, H) of the prompts to predict.
+    k:        None means the square root of C, at least 5.
     returns:  (P, T); NaN where none of the k has a reward.
     """
     k = max(_NEIGHBOURS_AT_LEAST, round(len(features) ** 0.5)) if k is None else k
@@ -164,11 +164,11 @@ def neighbours(features: Matrix, rewards: Matrix, of: Matrix, *, k: int | None =
 
 
 def draw(policy: Matrix, lots: Vector) -> NDArray[np.intp]:
-    """Follow a policy: one teacher for each prompt.
+    """Sample one teacher for each prompt from a policy.
 
-    policy:  (P, T), rows that add up to 1.
-    lots:    (P,) numbers from [0, 1), one for each prompt.
-    returns: (P,) column numbers.
+    policy:  (P, T), rows sum to 1.
+    lots:    (P,) uniform random numbers from [0, 1).
+    returns: (P,) column indices.
     """
     reached = np.cumsum(policy, axis=1)
     return np.asarray(np.argmax(reached / reached[:, -1:] > lots[:, None], axis=1))

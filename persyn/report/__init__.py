@@ -1,1 +1,1 @@
-"""A run for people who were not there: its facts, its figures, and the document that holds both."""
+"""The report of a run: its facts, its figures, and the document that contains both."""

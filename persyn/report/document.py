@@ -1,7 +1,7 @@
-"""A report as one file: HTML that needs nothing but itself, or Markdown.
+"""Render a report as a self-contained HTML file or as Markdown.
 
-All texts of a run are hostile. In HTML, Jinja escapes them; in Markdown, whatever a template prints is escaped
-unless it says otherwise; in both, what a screen would obey and not show is replaced.
+All texts of a run are untrusted. Jinja escapes them in HTML; in Markdown, everything a template prints is escaped
+unless marked otherwise; in both, control characters are replaced.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from persyn.report import drawing, figures
 from persyn.report.drawing import Picture
 from persyn.report.facts import Report
 
-#: What the first bytes of a report say, so that no other file is overwritten.
+#: Marks a file as a report within its first bytes, so that no other file is overwritten.
 _MARK = b"PerSyn report"
 _MARKED_WITHIN = 400
-#: How a figure is read, where that is not plain.
+#: Explanations of figures that need one.
 _ABOUT = {
     "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is easier for "
     "the student.",
@@ -49,33 +49,33 @@ _ABOUT = {
     "progress": "A job's rows are spread evenly over the time from its first claim to its end.",
 }
 _MINUS = "\u2212"
-#: A hold-out of fewer prompts than these is said to be small.
+#: Holdouts with fewer prompts are reported as small.
 _SMALL = 100
-#: Line ends, tabs, and the joiners that scripts and emoji are written with; all spaces besides.
+#: Line ends, tabs, and the joiners used by scripts and emoji; all spaces are harmless too.
 _HARMLESS = frozenset("\r\n\t\u200c\u200d")
-#: What Markdown might read as its own, save what is harmless within a line.
+#: Characters with a meaning in Markdown, except those without one inside a line.
 _MARKDOWN = re.compile(r"([^\w\s,;()%/'-])|_", re.ASCII)
-#: What would make a list of a line that begins so.
+#: The beginning of a line that Markdown reads as a list item.
 _LIST = re.compile(r"^(\d*)([-)])")
 
 
 class _Plain(str):
-    """Markdown that is to be printed as it is."""
+    """Markdown to print without escaping."""
 
     __slots__ = ()
 
 
 def html(report: Report, pictures: Sequence[Picture]) -> str:
-    """One page with all it needs inside; no script, no network."""
+    """Render one self-contained page, without scripts or network access."""
     environment = _environment(_shown, autoescape=True)
     drawn = [{"picture": one, "svg": Markup(drawing.svg(one))} for one in pictures]  # noqa: S704 - escaped, see figures
     return environment.get_template("report.html.jinja").render(**_words(report), drawn=drawn)
 
 
 def markdown(report: Report, pictures: Sequence[Picture], *, folder: str | None = None) -> str:
-    """CommonMark with tables; figures are told in words, and shown from a folder if there is one.
+    """Render CommonMark with tables; figures are described in words, and shown from a folder if there is one.
 
-    folder: where `write_figures` put them, relative to the report.
+    folder: where `write_figures` wrote them, relative to the report.
     """
     environment = _environment(_escaped)
     environment.filters["fenced"] = _fenced
@@ -85,7 +85,7 @@ def markdown(report: Report, pictures: Sequence[Picture], *, folder: str | None 
 
 
 def require_replaceable(path: Path) -> None:
-    """Raise `UsageError` unless a report may be written there: nothing is there, or an earlier report."""
+    """Raise `UsageError` unless the path is free or holds an earlier report."""
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent}; make it, or give another -o")
     if path.is_dir():
@@ -98,14 +98,14 @@ def require_replaceable(path: Path) -> None:
 
 
 def _is_report(path: Path) -> bool:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would block
         return False
     with path.open("rb") as file:
         return _MARK in file.read(_MARKED_WITHIN)
 
 
 def write(path: Path, text: str) -> None:
-    """Put a report in its place, whole or not at all. Raises as `require_replaceable`, and `PersynError`."""
+    """Write a report atomically; raises like `require_replaceable`, and `PersynError` when writing fails."""
     require_replaceable(path)
     unfinished = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")
     try:
@@ -121,7 +121,7 @@ def write(path: Path, text: str) -> None:
 
 
 def require_figures_folder(folder: Path) -> None:
-    """Raise `UsageError` unless figures may be written there: nothing is there, or earlier figures."""
+    """Raise `UsageError` unless the path is free or holds earlier figures."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -132,7 +132,7 @@ def require_figures_folder(folder: Path) -> None:
 
 
 def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
-    """Write each figure as NAME.svg and NAME.png; an older folder of figures is replaced as a whole."""
+    """Write each figure as NAME.svg and NAME.png; an earlier folder of figures is replaced as a whole."""
     require_figures_folder(folder)
     try:
         with replaced(folder.resolve()) as new:
@@ -146,7 +146,7 @@ def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
 
 
 def headlines(report: Report) -> list[str]:
-    """What a reader should know first, in sentences."""
+    """The most important findings, in sentences."""
     return [*_routed(report), *_spent(report), *_missed(report)]
 
 
@@ -209,7 +209,7 @@ def _missed(report: Report) -> list[str]:
 
 
 def _doubtful(report: Report) -> list[str]:
-    """What a dataset would better not have."""
+    """Problems of the dataset's responses."""
     said = []
     if cut := [each for each in report.facts.teachers if each.truncated]:
         shares = ", ".join(f"{each.teacher} {each.truncated:.1%}" for each in cut)
@@ -223,7 +223,7 @@ def _doubtful(report: Report) -> list[str]:
 
 
 def _words(report: Report) -> dict[str, Any]:
-    """What both forms print."""
+    """The variables of both templates."""
     return {
         "report": report,
         "run": report.config["run"],
@@ -236,7 +236,7 @@ def _words(report: Report) -> dict[str, Any]:
 
 
 def _names(prompts: dict[str, Any]) -> list[str]:
-    """Of the files that a run's prompts came from."""
+    """The names of the files or sources of a run's prompts."""
     given: str | list[str] = prompts["file"] or prompts["source"]
     return [given] if isinstance(given, str) else given
 
@@ -244,7 +244,7 @@ def _names(prompts: dict[str, Any]) -> list[str]:
 def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
     environment = Environment(
         loader=PackageLoader("persyn.report"),
-        autoescape=autoescape,  # noqa: S701 - Markdown has an escape of its own, in `finalize`
+        autoescape=autoescape,  # noqa: S701 - Markdown is escaped by `finalize`
         finalize=finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -266,7 +266,7 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
 
 
 def _formatted(value: Any, form: str) -> _Plain:
-    """A number in a form, with a real minus; a dash for what is not known."""
+    """Format a number with a proper minus sign; a dash if it is unknown."""
     if value is None:
         return _Plain("-")
     text = form.format(value)
@@ -274,7 +274,7 @@ def _formatted(value: Any, form: str) -> _Plain:
 
 
 def _span(seconds: float) -> str:
-    """A duration in two units at most."""
+    """A duration in at most two units."""
     for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= size:
             whole = int(seconds // size)
@@ -283,21 +283,21 @@ def _span(seconds: float) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """A text whose control characters are seen, not obeyed; those that turn the direction of text among them."""
+    """Replace control characters, including those that change the direction of text."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "".join(c if c.isprintable() or c in _HARMLESS or category(c) == "Zs" else "\ufffd" for c in value)
 
 
 def _escaped(value: Any) -> Any:
-    """Whatever a Markdown template prints: one line of text that is nothing but text."""
+    """Escape a value for Markdown, as a single line of literal text."""
     if not isinstance(value, str) or isinstance(value, _Plain):
         return value
     return _LIST.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", " ".join(_shown(value).split())))
 
 
 def _fenced(text: str) -> _Plain:
-    """A block of code that the text cannot leave."""
+    """A code block with a fence that the text cannot close."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return _Plain(f"{fence}text\n{_shown(text)}\n{fence}")

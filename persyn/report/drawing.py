@@ -1,7 +1,8 @@
-"""A figure as a reader gets it: as SVG with real text, or as PNG. Knows nothing of what it shows.
+"""Render figures as SVG with real text or as PNG, independently of their content.
 
-A figure is transparent and keeps to colours that are told apart on light and on dark ground, and by the
-colour-blind. What its texts say is hostile: it is never read as mathematics or as markup.
+Figures are transparent, and use colours that are distinguishable on light and dark backgrounds and with colour
+blindness.
+Their texts are untrusted: they are never interpreted as mathematics or markup.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from xml.etree import ElementTree
 import matplotlib.style
 from matplotlib.figure import Figure
 
-#: What text and lines are drawn in. In an SVG it becomes the reader's own colour.
+#: The colour of text and lines; in an SVG it is replaced by the reader's own.
 INK = "#1b1c1f"
 _INK_DARK = "#e7e7ea"
 _STYLE = {
@@ -42,28 +43,31 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "persyn",
     "text.color": INK,
-    # A dollar sign in a name is a dollar sign.
+    # Dollar signs in names are literal.
     "text.parse_math": False,
     "xtick.color": INK,
     "xtick.major.width": 0.6,
     "ytick.color": INK,
     "ytick.major.width": 0.6,
 }
-#: matplotlib has its settings in one place for all threads.
+#: matplotlib's settings are global to all threads.
 _ONE_AT_A_TIME = RLock()
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 
 Ink: TypeAlias = Literal["page", "scheme", "paper"]
-"""Whose colour an SVG's text has: the page's that it is part of, one that follows the reader's light or dark
-scheme (for an image of its own), or black (for print)."""
+"""The colour of text in an SVG: that of the surrounding page, one that follows the reader's light or dark scheme (for a
+separate image), or black (for print).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with what is said of it.
+    """A figure with its description.
 
-    name: of its file, without an ending. title: what it shows. says: what is seen in it, for those who see it not.
+    name:  its file name, without an ending.
+    title: what it shows.
+    says:  a textual alternative.
     """
 
     name: str
@@ -73,7 +77,7 @@ class Picture:
 
 
 def svg(picture: Picture, *, ink: Ink = "page") -> str:
-    """One `<svg>` element with real text; the same picture gives the same text. Safe to be put into an HTML page."""
+    """Render one `<svg>` element with real text, deterministic and safe to embed in an HTML page."""
     buffer = io.BytesIO()
     with styled():
         picture.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -81,7 +85,7 @@ def svg(picture: Picture, *, ink: Ink = "page") -> str:
 
 
 def png(picture: Picture) -> bytes:
-    """A PNG on white ground, for print: 200 dots per inch."""
+    """Render a PNG on white for print, at 200 dots per inch."""
     buffer = io.BytesIO()
     with styled():
         picture.figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
@@ -89,7 +93,7 @@ def png(picture: Picture) -> bytes:
 
 
 def laid_out(picture: Picture) -> Picture:
-    """Lay the figure out, once: laid out again each time it is saved, it would not come out the same."""
+    """Compute the layout once: repeating it for each save would change the result."""
     with styled():
         picture.figure.draw_without_rendering()
         picture.figure.set_layout_engine("none")
@@ -97,22 +101,22 @@ def laid_out(picture: Picture) -> Picture:
 
 
 def label(text: str, *, most: int = 26) -> str:
-    """A name that fits beside an axis: on one line, printable, its middle left out where it is long."""
+    """Shorten a name to fit beside an axis: one line, printable, with the middle of a long name left out."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= most else f"{line[: most // 3]}…{line[len(line) - (most - most // 3 - 1) :]}"
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Our settings and nobody else's, for one thread at a time."""
+    """Apply our matplotlib settings, for one thread at a time."""
     with _ONE_AT_A_TIME, warnings.catch_warnings(), matplotlib.style.context(["default", _STYLE]):
-        # The reader's browser has more letters than the font that text is measured with.
+        # The reader's browser has more glyphs than the font that measures the text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def _mended(drawn: bytes, picture: Picture, ink: Ink) -> str:
-    """What matplotlib wrote, made fit for a page: sized by it, told in words, its ids its own, in its colour."""
+    """Adapt matplotlib's output for a page: responsive size, description, unique ids and the reader's colours."""
     root = ElementTree.fromstring(drawn)  # noqa: S314 - it was written a moment ago, by matplotlib
     for parent in list(root.iter()):
         for child in list(parent):
@@ -136,7 +140,7 @@ def _mended(drawn: bytes, picture: Picture, ink: Ink) -> str:
 
 
 def _rename(element: ElementTree.Element, name: str) -> None:
-    """Ids are of the whole page that a figure is part of."""
+    """Prefix ids with the figure's name, because ids are global to a page."""
     for key, value in list(element.attrib.items()):
         if key == "id":
             element.set(key, f"{name}-{value}")
@@ -148,7 +152,7 @@ def _rename(element: ElementTree.Element, name: str) -> None:
 
 
 def _restyled(style: str, ink: Ink) -> str:
-    """The reader's colour and the page's font."""
+    """Use the reader's colour and the page's font."""
     parts = [part.strip() for part in style.split(";")]
     kept = "; ".join(part for part in parts if part and not part.startswith(("font-family", "font: ")))
     fonts = [part.removeprefix("font: ") for part in parts if part.startswith("font: ")]
@@ -158,7 +162,7 @@ def _restyled(style: str, ink: Ink) -> str:
 
 
 def _tell(root: ElementTree.Element, picture: Picture, ink: Ink) -> None:
-    """Put first what a reader who sees no pictures is told, and the colours that follow the reader's scheme."""
+    """Insert the title, the description, and colours that follow the reader's scheme."""
     described = ElementTree.Element("desc", {"id": f"{picture.name}-desc"})
     described.text = label(picture.says, most=4000)
     titled = ElementTree.Element("title", {"id": f"{picture.name}-title"})

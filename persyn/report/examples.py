@@ -1,4 +1,4 @@
-"""A report's examples: what the largest teachers wrote, beside the next best response."""
+"""Select example responses for a report, each beside the best response of another teacher."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.method.rewards import Matrix
 from persyn.report.facts import Example, Shown
 
-#: Teachers of whom there is an example from the grid, and of whom there is one that they alone wrote.
+#: Number of examples from the grid, one per teacher, and of examples without other responses.
 _EXAMPLES, _ALONE = 6, 3
 _TEXT = 4_000
 
 
 def draw(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summary.Facts) -> list[Example]:
-    """Of each of the teachers with most prompts one from the grid, where others answered too, and one of the others."""
+    """For each of the teachers with the most prompts, select an example from the grid and one from other prompts."""
     ordered = sorted((t for t in facts.teachers if t.assigned), key=lambda teacher: -teacher.assigned)
     names = [teacher.teacher for teacher in ordered]
     wanted = [_first(session, run, name, in_grid=True) for name in names[:_EXAMPLES]]
@@ -38,7 +38,7 @@ def draw(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summa
 
 
 def _first(session: Session, run: Run, teacher: str, *, in_grid: bool) -> int | None:
-    """A prompt that a teacher has and wrote something for; from the grid, the one that it won most clearly."""
+    """A prompt assigned to a teacher that it answered; from the grid, the one with the largest margin."""
     written = and_(answers_assignment(), Response.text.is_not(None))
     role = RunPrompt.role != Role.TARGET if in_grid else RunPrompt.role == Role.TARGET
     return session.scalars(

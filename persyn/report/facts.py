@@ -1,4 +1,4 @@
-"""What a report shows of a run, as plain facts: what figures are drawn from, and templates filled with."""
+"""Define the facts of a report as plain data, from which figures are drawn and templates filled."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class Groups(Struct, frozen=True):
-    """How the prompts of each group were shared out among the teachers."""
+    """How the prompts of each group were distributed over teachers."""
 
-    #: The field of the prompts' meta that they are grouped by.
+    #: The metadata field that defines the groups.
     field: str
-    #: The values of most prompts first; what is over is "(others)", what lacks the field is "(none)".
+    #: The most frequent values first; all others are "(others)", prompts without the field "(none)".
     groups: list[str]
     teachers: list[str]
-    #: Prompts: one row per teacher, one column per group.
+    #: Numbers of prompts: one row per teacher, one column per group.
     prompts: list[list[int]]
 
 
 class TeacherMeans(Struct, frozen=True):
-    """A teacher on the grid; None of a teacher without a score."""
+    """A teacher's means over the grid; None without scores."""
 
     teacher: str
     quality: Interval | None
@@ -38,7 +38,7 @@ class TeacherMeans(Struct, frozen=True):
 
 
 class RewardShape(Struct, frozen=True):
-    """How one teacher's rewards are spread: responses of the grid by reward, in bins of equal width."""
+    """A histogram of one teacher's rewards on the grid, with bins of equal width."""
 
     teacher: str
     mean: float
@@ -46,7 +46,7 @@ class RewardShape(Struct, frozen=True):
 
 
 class Rewards(Struct, frozen=True):
-    """How all teachers' rewards are spread over the same bins, from lowest to highest reward."""
+    """Histograms of all teachers' rewards over the same bins, in ascending order."""
 
     alpha: float
     normalise: str
@@ -56,62 +56,62 @@ class Rewards(Struct, frozen=True):
 
 
 class AlphaPoint(Struct, frozen=True):
-    """What would be best at one weight of learnability."""
+    """The best teachers at one weight of learnability."""
 
     alpha: float
-    #: Share of the grid's prompts that each teacher, in head order, has the best reward of; equals share a prompt.
+    #: Share of the grid's prompts on which each teacher, in head order, has the best reward; ties share a prompt.
     winners: list[float]
-    #: The teacher with the best mean reward, by its place in head order.
+    #: The position in head order of the teacher with the best mean reward.
     best: int
     #: Mean reward on the hold-out by strategy.
     strategies: dict[str, float]
 
 
 class Alphas(Struct, frozen=True):
-    """What the weight of learnability decides."""
+    """The effect of the weight of learnability."""
 
-    #: The run's own.
+    #: The run's own alpha.
     alpha: float
     teachers: list[str]
     points: list[AlphaPoint]
 
 
 class Savings(Struct, frozen=True):
-    """What was spent, beside what all teachers answering all prompts would have; None where it is unknown."""
+    """Actual spending, and an estimate if all teachers answered all prompts; None where unknown."""
 
     tokens: int
     tokens_generate_all: int
     #: US dollars.
     cost: float | None
     cost_generate_all: float | None
-    #: Whether the run is done, and no more will be spent.
+    #: Whether the run is done, so that the spending is final.
     is_all: bool
 
 
 class StagePace(Struct, frozen=True):
-    """Rows that a stage finished, by bin."""
+    """Rows that a stage finished, per bin."""
 
     stage: str
     rows: list[float]
-    #: Rows of all its jobs, of those too that are not done; what is planned again counts once.
+    #: Rows of all its jobs, including unfinished ones; rows that were planned again count once.
     planned: int
 
 
 class Timeline(Struct, frozen=True):
-    """When work was done. A job's rows are spread evenly over the time from its first claim to its end."""
+    """Progress over time, with a job's rows spread evenly from its first claim to its end."""
 
-    #: From the first claim; bins of equal width.
+    #: Since the first claim, in bins of equal width.
     seconds: float
     stages: list[StagePace]
 
 
 class Model(Struct, frozen=True):
-    """A model of the run as the store knows it: an immutable version."""
+    """A model of the run as an immutable version in the store."""
 
-    #: What it is in the run: student, teacher, quality, learnability.
+    #: Its part in the run: student, teacher, quality or learnability.
     part: str
     name: str
-    #: What runs it: an engine, or a scorer's kind.
+    #: What runs it: an engine, or a kind of scorer.
     kind: str
     model: str
     revision: str | None
@@ -129,7 +129,7 @@ class Fitted(Struct, frozen=True):
     path: str
     sha256: str
     fingerprint: str
-    #: Of the packages it was fitted with.
+    #: Of the packages that it was fitted with.
     versions: dict[str, str]
     metrics: dict[str, Any]
 
@@ -138,7 +138,7 @@ class Shown(Struct, frozen=True):
     """One response of an example."""
 
     teacher: str
-    #: What it wrote, or why it wrote nothing.
+    #: The response, or the reason why it failed.
     text: str | None
     failure: str | None
     quality: float | None
@@ -147,7 +147,7 @@ class Shown(Struct, frozen=True):
 
 
 class Example(Struct, frozen=True):
-    """A prompt, what its teacher wrote, and what the best of the others did; None where no other was asked."""
+    """A prompt with its teacher's response and the best response of another teacher; None if there is none."""
 
     prompt_id: int
     role: str
@@ -159,10 +159,10 @@ class Example(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """All of it. What is None or empty is not there, or not yet; `absent` says why."""
+    """All facts of a report; None or empty means not available (yet), with the reason in `absent`."""
 
     written_at: datetime
-    #: Of the packages that wrote it.
+    #: Of the packages that wrote the report.
     versions: dict[str, str]
     created_at: datetime
     finished_at: datetime | None
@@ -171,7 +171,7 @@ class Report(Struct, frozen=True):
     #: The unit of quality.
     unit: str
     models: list[Model]
-    #: What served the teachers' models, and how many of the run's responses.
+    #: Serving engine -> number of the run's responses.
     engines: dict[str, int]
     router: Fitted | None
     facts: Facts
@@ -187,5 +187,5 @@ class Report(Struct, frozen=True):
     savings: Savings | None
     timeline: Timeline | None
     examples: list[Example]
-    #: What of the report is not there: why.
+    #: Missing part of the report -> reason.
     absent: dict[str, str]

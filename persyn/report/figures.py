@@ -1,6 +1,6 @@
-"""A run's figures, drawn from plain facts. Knows no database and no file; imports matplotlib, so import it late.
+"""Draw a run's figures from plain facts, without database or files. Importing it imports matplotlib, so import it late.
 
-Where there are more teachers than colours, place and number tell them apart.
+Where there are more teachers than colours, position and number distinguish them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Each has a contrast of 3 or more on white and on black, and differs in lightness or hue to every kind of eye.
+#: Contrast of at least 3 on white and on black; distinguishable by lightness or hue with any colour vision.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _RED, _GREY = "#2f7fc1", "#c9701c", "#1f9a73", "#a866c0", "#d14d57", "#7d838c"
 _STRATEGIES = {
     "persyn": (_BLUE, "o", "-"),
@@ -46,7 +46,7 @@ _STAGES = {
     "assign": (_GREEN, "-."),
     "generate": (_RED, "-"),
 }
-#: What figures are called, in the order they are read: no other file is taken for one.
+#: The names of all figures in reading order; no other file is taken for a figure.
 NAMES = (
     "teacher-shares",
     "group-shares",
@@ -65,12 +65,12 @@ _WIDTH = 5.2
 
 
 def pictures(report: Report) -> list[Picture]:
-    """Every figure that there are facts for, in the order they are read."""
+    """Draw every figure for which there are facts, in reading order."""
     return [draw() for draw in drawable(report).values()]
 
 
 def drawable(report: Report) -> dict[str, Callable[[], Picture]]:
-    """What draws each figure that there are facts for, by name, in the order they are read."""
+    """Functions that draw the figures for which there are facts, by name, in reading order."""
     facts, per = report.facts, report.config["run"].get("learnability_per", "token")
     found: dict[str, Callable[[], Picture] | None] = {
         "teacher-shares": _if(any(t.assigned for t in facts.teachers) and facts.teachers, teacher_shares),
@@ -94,12 +94,12 @@ def drawable(report: Report) -> dict[str, Callable[[], Picture]]:
 
 
 def _if(facts: T | Literal[False] | None, draw: Callable[[T], Picture]) -> Callable[[], Picture] | None:
-    """What draws a figure of these facts; None where there are none."""
+    """A function that draws a figure of these facts; None without facts."""
     return partial(draw, facts) if facts else None
 
 
 def teacher_shares(teachers: Sequence[TeacherFacts]) -> Picture:
-    """How many of the run's prompts each teacher has, most first."""
+    """Prompts assigned to each teacher, in descending order."""
     ordered = sorted(teachers, key=lambda teacher: -teacher.assigned)
     total = sum(teacher.assigned for teacher in ordered)
     with styled():
@@ -116,7 +116,7 @@ def teacher_shares(teachers: Sequence[TeacherFacts]) -> Picture:
 
 
 def group_shares(groups: Groups) -> Picture:
-    """Whom each group of prompts went to: each column adds up to its group."""
+    """The distribution of each group's prompts over teachers; each column adds up to 100%."""
     counts = np.array(groups.prompts, dtype=np.float64).reshape(len(groups.teachers), len(groups.groups))
     totals = counts.sum(axis=0)
     shares = counts / np.where(totals > 0, totals, 1)
@@ -131,9 +131,10 @@ def group_shares(groups: Groups) -> Picture:
 
 
 def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, per: str) -> Picture:
-    """Where teachers stand between good and easy: means over the grid, with their 95% intervals.
+    """Quality against learnability: each teacher's means over the grid, with 95% intervals.
 
-    unit: of quality. per: what a log-likelihood is divided by.
+    unit: of quality.
+    per:  what a log-likelihood is divided by.
     """
     shown = [(t.teacher, t.quality, t.learnability) for t in teachers]
     with styled():
@@ -160,13 +161,13 @@ def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, per: st
 
 
 def reward_distributions(rewards: Rewards) -> Picture:
-    """How each teacher's rewards are spread over the grid's prompts, and their mean."""
+    """The distribution of each teacher's rewards over the grid's prompts, with their mean."""
     edges = np.linspace(rewards.lowest, rewards.highest, len(rewards.teachers[0].counts) + 1)
     with styled():
         figure, axes = _rows([teacher.teacher for teacher in rewards.teachers], each=0.42)
         for place, teacher in enumerate(rewards.teachers):
             counts = np.array(teacher.counts, dtype=np.float64)
-            # The axis points down; a row's floor is its lower edge.
+            # The axis points down, so a row's baseline is its lower edge.
             floor = place + 0.42
             heights = 0.84 * counts / max(counts.max(), 1)
             axes.stairs(floor - heights, edges, baseline=floor, fill=True, color=_BLUE, alpha=0.65)
@@ -178,7 +179,7 @@ def reward_distributions(rewards: Rewards) -> Picture:
 
 
 def router_curve(curve: Curve) -> Picture:
-    """What a router is worth after more and more calibration prompts."""
+    """The router's hold-out reward against the number of calibration prompts."""
     sizes = [point.n_calibration for point in curve.points]
     means = np.array([point.reward for point in curve.points])
     spread = np.array([point.deviation for point in curve.points])
@@ -206,7 +207,7 @@ def router_curve(curve: Curve) -> Picture:
 
 
 def hit_rates(hits: Hits) -> Picture:
-    """How often a best teacher is among the first k, for the router and for what reads no prompt."""
+    """Hit@k: how often a best teacher is among the first k, for the router and for baselines."""
     ks = range(1, len(hits.router) + 1)
     with styled():
         figure, axes = _axes(2.9)
@@ -225,7 +226,7 @@ def hit_rates(hits: Hits) -> Picture:
 
 
 def reliability(bins: Sequence[Believed]) -> Picture:
-    """Whether win probabilities can be believed: how often what was predicted came true."""
+    """Calibration of win probabilities: predicted against observed frequencies."""
     most = max(bin_.n_preferences for bin_ in bins)
     with styled():
         figure, axes = _axes(3.2)
@@ -252,7 +253,7 @@ def reliability(bins: Sequence[Believed]) -> Picture:
 
 
 def alpha_winners(alphas: Alphas) -> Picture:
-    """Which teacher's response is best, for how many of the grid's prompts, at which weight of learnability."""
+    """For each weight of learnability, the share of the grid's prompts on which each teacher is best."""
     shares = np.array([point.winners for point in alphas.points]).T
     with styled():
         figure, axes = _heat(alphas.teachers, [f"{point.alpha:g}" for point in alphas.points], shares, tilt=0)
@@ -267,7 +268,7 @@ def alpha_winners(alphas: Alphas) -> Picture:
 
 
 def alpha_strategies(alphas: Alphas) -> Picture:
-    """What each strategy comes to at each weight of learnability."""
+    """The reward of each strategy at each weight of learnability."""
     names = list(dict.fromkeys(name for point in alphas.points for name in point.strategies))
     with styled():
         figure, axes = _axes(3.2)
@@ -288,7 +289,7 @@ def alpha_strategies(alphas: Alphas) -> Picture:
 
 
 def strategies(comparison: Comparison) -> Picture:
-    """What each strategy would have come to on the hold-out, with its 95% interval."""
+    """The hold-out reward of each strategy, with 95% intervals."""
     facts = comparison.strategies
     with styled():
         figure, axes = _rows([fact.strategy for fact in facts], each=0.27)
@@ -307,7 +308,7 @@ def strategies(comparison: Comparison) -> Picture:
 
 
 def savings(spent: Savings) -> Picture:
-    """What the run spent, beside all teachers answering all prompts."""
+    """The run's spending, beside an estimate if all teachers answered all prompts."""
     panels: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("response tokens", spent.tokens, spent.tokens_generate_all, "{:,.0f}".format)
     ]
@@ -333,7 +334,7 @@ def savings(spent: Savings) -> Picture:
 
 
 def progress(timeline: Timeline) -> Picture:
-    """How far each stage was at which time, and how fast."""
+    """The progress and speed of each stage over time."""
     n_bins = len(timeline.stages[0].rows)
     unit, seconds = _clock(timeline.seconds)
     edges = np.linspace(0, timeline.seconds / seconds, n_bins + 1)
@@ -353,7 +354,7 @@ def progress(timeline: Timeline) -> Picture:
         for axes in (done, pace):
             axes.grid(True)
         done.set_ylim(bottom=0)
-        # Scoring by a rule is thousands of times faster than writing.
+        # Rule-based scoring is thousands of times faster than generation.
         pace.set_yscale("log")
         pace.minorticks_off()
         done.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -378,7 +379,7 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 
 
 def _rows(names: Sequence[str], *, each: float = 0.24) -> tuple[Figure, Axes]:
-    """One row per name, the first on top."""
+    """Axes with one row per name, the first on top."""
     figure, axes = _axes(0.6 + each * max(len(names), 2))
     axes.set_yticks(range(len(names)), [label(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -387,7 +388,7 @@ def _rows(names: Sequence[str], *, each: float = 0.24) -> tuple[Figure, Axes]:
 
 
 def _heat(rows: Sequence[str], columns: Sequence[str], shares: Any, *, tilt: int = 35) -> tuple[Figure, Axes]:
-    """A cell for each row and column, the fuller the larger its share; its text says per cent."""
+    """A heat map with percentages in its cells."""
     figure, axes = _axes(0.95 + 0.24 * len(rows) + (0.35 if tilt else 0))
     for (row, column), share in np.ndenumerate(shares):
         cell = Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, color=_BLUE, alpha=0.05 + 0.55 * share, linewidth=0)
@@ -416,7 +417,7 @@ def _of(done: float, planned: int) -> str:
 
 
 def _hit3(hits: Hits) -> str:
-    if len(hits.router) <= 3:  # then it is 100% whatever the scores
+    if len(hits.router) <= 3:  # it would be 100% for any scores
         return ""
     return f"; Hit@3: router {hits.router[2]:.0%}, static {hits.static[2]:.0%}, random {hits.random[2]:.0%}"
 
@@ -426,7 +427,7 @@ def _nats(per: str) -> str:
 
 
 def _counted(value: float, _: Any) -> str:
-    """A count on an axis: 1,200 or 3.4M."""
+    """Format a count for an axis: 1,200 or 3.4M."""
     for size, letter in ((1e9, "G"), (1e6, "M")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
@@ -434,7 +435,7 @@ def _counted(value: float, _: Any) -> str:
 
 
 def _clock(seconds: float) -> tuple[str, float]:
-    """The unit a time axis is read in, and its seconds."""
+    """The unit of a time axis, and its length in seconds."""
     for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * size:
             return unit, size

@@ -1,4 +1,4 @@
-"""A report's facts, read from the store: what exists is asked for it, and nothing is computed a second way."""
+"""Gather a report's facts from the store, using the modules that compute them elsewhere."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from persyn.stages import answers
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve
 
-#: What a value of quality means, by the scorer's kind.
+#: The meaning of a quality value, by kind of scorer.
 _UNITS = {
     "math": "1 right, 0 wrong",
     "instructions": "1 followed, 0 not",
@@ -51,16 +51,16 @@ _UNITS = {
 }
 _ALPHAS = tuple(step / 10 for step in range(11))
 _REWARD_BINS, _TIME_BINS = 24, 120
-#: Prompts looked at for a field to group by, and how many values such a field has.
+#: Prompts inspected for a field to group by, and the permitted number of its values.
 _LOOKED_AT, _FEW = 2_000, range(2, 13)
 _OTHERS, _NONE = "(others)", "(none)"
 
 
 def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Curve | None = None) -> Report:
-    """Read all that a report of a run shows, at whatever stage the run is.
+    """Read all facts of a report, at any stage of the run.
 
-    group_by: a field of the prompts' meta; without it the first whose values are few texts, if there is one.
-    curve:    what `hindsight.curve` found, which needs the router's backbone.
+    group_by: a metadata field of the prompts; None selects the first text field with few values, if there is one.
+    curve:    the learning curve from `refits.curve`, which needs the router's backbone.
     Raises `UsageError` when no prompt of the run has the field.
     """
     config = thaw(run.config)
@@ -152,7 +152,7 @@ def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teache
 
 
 def _engines(session: Session, run: Run) -> dict[str, int]:
-    """Of the responses that the dataset is made of."""
+    """Count the dataset's responses by engine."""
     rows = session.execute(
         select(Response.engine, func.count())
         .join(Assignment, answers_assignment())
@@ -181,7 +181,7 @@ def _fitted(router: Router | None) -> Fitted | None:
 def _swept(
     session: Session, run: Run, cells: Grid, scores: Matrix | None, absent: dict[str, str]
 ) -> dict[float, compare.Comparison]:
-    """Strategies by alpha, the run's own among them; nothing without a scored hold-out."""
+    """{alpha: comparison of strategies}, including the run's own alpha; empty without a scored hold-out."""
     alphas = sorted({*_ALPHAS, thaw(run.config).run.alpha})
     try:
         return {one.alpha: one for one in compare.sweep(session, run, cells, alphas, scores)}
@@ -195,7 +195,7 @@ def _swept(
 def _measured(
     config: RunConfig, cells: Grid, rewarded: Matrix, scores: Matrix | None, absent: dict[str, str]
 ) -> tuple[routing_metrics.Hits | None, list[routing_metrics.Believed]]:
-    """The router on the hold-out."""
+    """The router's hit rates and reliability on the hold-out."""
     holdout = cells.is_holdout & ~np.isnan(rewarded).all(axis=1)
     if scores is None or not holdout.any():
         absent["the router on the hold-out"] = "there is no router that has scored a hold-out prompt"
@@ -212,7 +212,7 @@ def _means(cells: Grid, names: list[str]) -> list[TeacherMeans]:
 
 
 def _intervals(values: Matrix) -> list[intervals.Interval | None]:
-    """Each column's mean over the prompts that have one, and how sure it is."""
+    """Each column's mean over its present values, with an interval; None for a column without values."""
     present = (~np.isnan(values)).astype(np.float64)
     filled = np.nan_to_num(values)
     counted = present.sum(axis=0)
@@ -274,7 +274,7 @@ def _savings(facts: summary.Facts, cells: Grid, absent: dict[str, str]) -> Savin
 def _groups(
     session: Session, run: Run, teachers: list[summary.TeacherFacts], field: str | None, absent: dict[str, str]
 ) -> Groups | None:
-    """Assigned prompts by group and teacher; what is in no group of many prompts is counted together."""
+    """Count assigned prompts by group and teacher; rare groups are counted together."""
     chosen = field or _field_of_few(session, run)
     if chosen is None:
         absent["shares by group"] = "no field of the prompts' meta has few values; --group-by FIELD takes any"
@@ -306,7 +306,7 @@ def _groups(
 
 
 def _valued(run: Run, field: str) -> Subquery:
-    """The run's assignments, each with the place of its teacher and the value of its prompt's field."""
+    """Select the run's assignments with their teacher's position and the value of their prompt's field."""
     value = func.coalesce(func.nullif(cast(Prompt.meta[field].as_string(), String), ""), literal(_NONE))
     return (
         select(RunTeacher.position, value.label("value"))
@@ -319,7 +319,7 @@ def _valued(run: Run, field: str) -> Subquery:
 
 
 def _field_of_few(session: Session, run: Run) -> str | None:
-    """The first field of the prompts' meta that is a text in all of them, with few values."""
+    """The first metadata field that is a text in all inspected prompts and has few values."""
     metas = session.scalars(
         select(Prompt.meta)
         .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
@@ -350,10 +350,10 @@ def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | 
     jobs = select(Job.stage, Job.started_at, Job.finished_at, Job.n_prompts).where(*finished).order_by(Job.id)
     for stage, start, end, rows in session.execute(jobs, execution_options={"yield_per": 1000}):
         so_far = done.setdefault(stage, np.zeros(_TIME_BINS + 1))
-        # A job may end in the moment in which it began; whenever that was, in the end its rows are done.
+        # A job may end in the same instant in which it began; its rows still count as done at the end.
         times = _seconds(began, start), max(_seconds(began, end), _seconds(began, start) + 1e-3)
         so_far += rows * np.where(edges < edges[-1], np.interp(edges, times, (0, 1)), 1.0)
-    # What a cancelled job left is planned again, but where the run was cancelled too.
+    # The remaining rows of a cancelled job are planned again, unless the run was cancelled too.
     is_left = literal(run.state is RunState.CANCELLED) & (Job.stage == run.stage)
     counts = of_run, or_(Job.state != JobState.CANCELLED, is_left)
     planned: dict[str, int] = dict(

@@ -1,1 +1,1 @@
-"""The router: which teacher's response to a prompt will be rewarded most."""
+"""The router: predict which teacher's response to a prompt will have the highest reward."""

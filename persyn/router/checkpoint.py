@@ -1,4 +1,4 @@
-"""A fitted router on disk: safetensors and JSON, nothing pickled; written whole or not at all.
+"""Write and read a fitted router as safetensors and JSON, without pickle; a write is atomic.
 
 router.json           how to rebuild it: `Manifest`
 router.safetensors    the head, float32
@@ -27,14 +27,14 @@ from persyn.llm.options import Dtype
 from persyn.llm.protocols import ModelSpec
 from persyn.router.model import Reader, Reads, Router, load
 
-#: What a checkpoint is made of; anything else in its folder could hold code and is refused.
+#: File types of a checkpoint; any other file could contain code and is rejected.
 _SUFFIXES = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint says of itself."""
+    """How to rebuild the router of a checkpoint."""
 
-    #: Folder or hub id of the backbone that was tuned, and its hub commit or its folder's digest.
+    #: Folder or hub id of the original backbone, and its hub commit or its folder's digest.
     backbone: str
     revision: str | None
     tune: str
@@ -43,14 +43,14 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     #: Longer prompts lose their middle.
     max_tokens: int
     add_bos: bool | None
-    #: Of the libraries it was trained with.
+    #: Versions of the libraries used in training.
     versions: dict[str, str]
-    #: Of the prompt's states; a checkpoint that does not say is older than "middle".
+    #: Which hidden states the head reads; the default is for checkpoints written before "middle" existed.
     reads: Reads = "last"
 
 
 def write(folder: Path, router: Router, manifest: Manifest, tokenizer: Any) -> str:
-    """Write a checkpoint, replacing one that lies there; returns its sha256."""
+    """Write a checkpoint, replacing an existing one; return its SHA-256."""
     head = {name: parameter.detach().cpu().contiguous() for name, parameter in router.head.named_parameters()}
     with replaced(folder) as new:
         save_file(head, new / "router.safetensors")
@@ -68,8 +68,8 @@ def write(folder: Path, router: Router, manifest: Manifest, tokenizer: Any) -> s
 def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
     """Load the router in the folder `spec.model` for scoring.
 
-    `HostLacks` when the folder is no checkpoint, or holds what a checkpoint should not; `UsageError` when the
-    backbone that it was fitted to is not there any more.
+    Raises `HostLacks` when the folder is not a checkpoint or contains other files, and `UsageError` when the
+    backbone it was fitted to has changed.
     """
     folder = Path(spec.model)
     _refuse_strangers(folder)
@@ -82,7 +82,7 @@ def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
         backbone = ModelSpec(spec.engine, str(folder / "backbone"), gpus=spec.gpus)
     else:
         backbone = ModelSpec(spec.engine, manifest.backbone, hub_revision(manifest.revision), spec.gpus)
-        if backbone.revision != manifest.revision:  # a folder's digest
+        if backbone.revision != manifest.revision:  # the revision is a folder's digest
             require_unchanged(manifest.backbone, manifest.revision)
     reader = Reader(Chat(load_tokenizer(backbone), add_bos=manifest.add_bos), manifest.max_tokens)
     router = load(backbone, dtype, len(manifest.teachers), manifest.reads)
@@ -93,9 +93,9 @@ def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
 
 
 def merge(router: Router) -> None:
-    """Add low-rank adapters, where there are any, to the weights they adapt: the same scores in less time.
+    """Merge low-rank adapters, if any, into the backbone's weights: the same scores in less time.
 
-    Not below float32: such weights have no room for most of what adapters add.
+    Only in float32: weights of lower precision would round most of the adapters' contribution away.
     """
     if hasattr(router.backbone, "merge_and_unload") and router.backbone.dtype is torch.float32:
         router.backbone = router.backbone.merge_and_unload()
@@ -118,7 +118,7 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _tidy_adapter(folder: Path) -> None:
-    """Make the adapter's files the same for the same adapter: its configuration holds a set."""
+    """Make the adapter's files deterministic: its configuration contains a set."""
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())

@@ -1,7 +1,7 @@
-"""What a frozen backbone makes of prompts, computed once and kept: then a head is fitted in seconds.
+"""Cache the features a frozen backbone computes from prompts, so that a head is fitted in seconds.
 
-A folder for each backbone holds pieces of safetensors, each with the keys of its rows. Pieces are
-only ever added, each whole or not at all; a prompt that two of them hold is the same in both.
+Each backbone has a folder of safetensors files, each with the keys of its rows. Files are only ever
+added, atomically; a prompt in two files has the same features in both.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _TENSOR, _KEYS = "features", "keys"
 
 
 def folder(home: Path, backbone: str, revision: str | None, dtype: str, reads: str) -> Path:
-    """Where the features of a backbone are kept.
+    """The cache folder of a backbone.
 
-    revision: tells its weights apart. reads: what is taken of its states.
+    revision: identifies the backbone's weights. reads: which hidden states are used.
     """
     digest = hashlib.sha256(json.dumps([backbone, revision, dtype, reads]).encode()).hexdigest()
     return home / "features" / digest[:16]
@@ -34,11 +34,11 @@ def folder(home: Path, backbone: str, revision: str | None, dtype: str, reads: s
 def remembered(
     place: Path, prompts: Sequence[Sequence[int]], compute: Callable[[Sequence[Sequence[int]]], Tensor]
 ) -> Tensor:
-    """The features of P prompts, those that are not kept yet computed, and kept from now on.
+    """Return the features of P prompts, computing and caching those that are missing.
 
     place:   a `folder`.
     prompts: token ids.
-    compute: takes Q prompts, Q > 0, and returns their (Q, H) float32 features.
+    compute: maps Q prompts, Q > 0, to their (Q, H) float32 features.
     returns: (P, H) float32 on the CPU.
     """
     keys = [_key(ids) for ids in prompts]
@@ -64,15 +64,15 @@ def _read(place: Path, wanted: set[str]) -> dict[str, Tensor]:
                 rows = [row for row, key in enumerate(keys) if key in wanted]
                 found |= {keys[row]: piece.get_slice(_TENSOR)[row] for row in rows}
         except OSError:
-            continue  # it may be there the next time
+            continue  # possibly readable next time
         except (SafetensorError, ValueError, KeyError, TypeError):
             with contextlib.suppress(OSError):
-                path.unlink()  # damaged: it is made again
+                path.unlink()  # damaged: compute it again
     return found
 
 
 def _write(place: Path, keys: Sequence[str], features: Tensor) -> None:
-    """Keep what was made; where nothing can be written, it is made again the next time."""
+    """Cache the features; if the folder is not writable, they are computed again next time."""
     name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
     unfinished = place / f"{name}.{uuid.uuid4().hex[:8]}.unfinished"
     with contextlib.suppress(OSError):

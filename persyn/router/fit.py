@@ -32,25 +32,25 @@ from persyn.router.checkpoint import Manifest
 from persyn.router.model import Reader, Router
 from persyn.router.train import TUNES, Examples, Plan, split, train
 
-#: Fewer validation prompts cannot tell whether the whole backbone does better than a head.
+#: With fewer validation prompts, full tuning and a head cannot be told apart.
 _ENOUGH = 10
 
 
-#: By so many standard errors a trained backbone has to be better: it also stops by those prompts, which flatters it.
+#: Standard errors by which full tuning must be better; its early stopping uses the same prompts, which favours it.
 _ERRORS = 2.0
 
-#: Bytes that training takes for each weight, beside the weight: its gradient and what AdamW keeps, in float32.
+#: Training memory per weight besides the weight itself, in bytes: the gradient and AdamW's state, in float32.
 _BYTES_A_WEIGHT = 12
 
 
 class NoRoom(EngineError):
-    """The memory does not do for a training."""
+    """There is not enough memory for the training."""
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a backbone's tokenizer; each `Fit` begins with the backbone's own weights. Options: `options.RouterFit`.
+    """Load a backbone's tokenizer; each `Fit` starts from the backbone's own weights. Options: `options.RouterFit`.
 
-    Raises `UsageError` when the backbone is not the version that the spec means.
+    Raises `UsageError` when the backbone is not the version the spec refers to.
     """
     chosen = options.decode(spec, options.RouterFit)
     spec = backbone(spec)
@@ -67,14 +67,14 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def backbone(spec: ModelSpec) -> ModelSpec:
-    """A spec whose revision may be a folder's digest as weights are loaded by; `UsageError` for another digest."""
+    """Return a spec for loading weights: a folder's digest is verified and removed. `UsageError` on a mismatch."""
     if hub_revision(spec.revision) != spec.revision:
         require_unchanged(spec.model, spec.revision)
     return msgspec.structs.replace(spec, revision=hub_revision(spec.revision))
 
 
 def reader(chat: Chat, chosen: options.RouterFit, config: Any) -> Reader:
-    """How prompts are read, within the context of the backbone with this configuration."""
+    """A reader limited to the context length of the backbone with this configuration."""
     return Reader(chat, min(chosen.max_tokens, scoring.max_tokens(config) or chosen.max_tokens))
 
 
@@ -127,7 +127,7 @@ def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFit, chat: Chat, t
 
 
 def _require_memory(n_weights: int) -> None:
-    """`NoRoom` where a CPU's memory cannot hold a training; the system would end the process without a word."""
+    """Raise `NoRoom` when a CPU lacks the memory for training; otherwise the system would kill the process silently."""
     wanted, free = n_weights * _BYTES_A_WEIGHT / 2**30, psutil.virtual_memory().available / 2**30
     if wanted > free:
         raise NoRoom(
@@ -138,9 +138,9 @@ def _require_memory(n_weights: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """A router that was trained in one way.
+    """A router trained with one setting of `tune`.
 
-    frozen: (P, H) features of the grid's prompts, before the backbone was trained.
+    frozen: (P, H) features of the grid's prompts from the backbone before training.
     """
 
     router: Router
@@ -151,9 +151,9 @@ class _Trained:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A fit, and what is read of it once, whichever way it is trained.
+    """One fit's inputs, shared by every setting of `tune` that is tried.
 
-    learn: the calibration prompts that have a preference.
+    learn: indices of the calibration prompts that have a preference.
     """
 
     request: Fit
@@ -168,7 +168,7 @@ class _Work:
         return scoring.batch_tokens(self.spec, self.chosen)
 
     def train(self, tune: str) -> _Trained:
-        """The backbone's own weights, trained in a way of `TUNES`; `EngineError` where memory does not do for it."""
+        """Train a fresh router with a setting from `TUNES`; `EngineError` when memory is insufficient."""
         router, frozen = self._read(tune)
         if tune == "full" and not self.spec.gpus:
             _require_memory(sum(weight.numel() for weight in router.parameters()))
@@ -182,11 +182,11 @@ class _Work:
         return _Trained(router, tune, frozen, notes)
 
     def better(self) -> _Trained:
-        """The backbone tuned in full, if that is better than a head on its frozen states; else that head.
+        """Return the fully tuned router if it beats a head on the frozen backbone, else the head.
 
-        Neither learns from the validation prompts, which both are asked, in the precision that they will route in; the
-        fuller one has to be better than chance could make it (`_ERRORS`). Where they are too few to tell, or memory
-        does not do for more, it is the head.
+        Both are compared on validation prompts that neither learns from, at the precision used for routing. Full tuning
+        must be better by more than chance (`_ERRORS`). The head wins when there are too few validation prompts or too
+        little memory.
         """
         learn, validate = (np.array(self.learn)[part] for part in split(len(self.learn), self.request.seed))
         if len(validate) < _ENOUGH:
@@ -209,28 +209,28 @@ class _Work:
         by_full = self._losses(torch.from_numpy(_scores(taken.router, tuned)), validate)
         notes = {**taken.notes, "loss_head": by_head.mean().item(), "loss_full": by_full.mean().item()}
         if head.is_within_error(by_head - by_full, _ERRORS):
-            del taken  # before another backbone is loaded: a GPU may have no room for two
+            del taken  # free memory before another backbone is loaded: a GPU may not hold two
             taken = self.train("head")
         return replace(taken, notes={**notes, **taken.notes})
 
     def _simple(self, why: str) -> _Trained:
-        """The head, and why it was not even tried against the backbone tuned in full."""
+        """Train the head, and note why full tuning was not compared."""
         found = self.train("head")
         return replace(found, notes={**found.notes, "not_full": why})
 
     def _full(self) -> _Trained | str:
-        """The backbone tuned in full, or why there is none."""
+        """The fully tuned router, or the reason why memory was insufficient."""
         try:
             return self.train("full")
         except NoRoom as error:
             why = str(error)
-        # Out of reach of the exception, which holds on to all that was on the GPU.
+        # Collect after the except block: the exception references tensors on the GPU.
         gc.collect()
         torch.cuda.empty_cache()
         return why
 
     def _read(self, tune: str) -> tuple[Router, Tensor]:
-        """A router that nobody has trained, and what its backbone makes of the grid's prompts."""
+        """An untrained router, and the (P, H) features of the grid's prompts from its backbone."""
         place = dtype(tune, self.spec, self.chosen)
         router = model.load(self.spec, place, len(self.request.teachers), model.reads_of(tune)).requires_grad_(False)
         self.tick()
@@ -261,9 +261,9 @@ class _Work:
 
 
 def dtype(tune: str, spec: ModelSpec, chosen: options.RouterFit) -> Dtype:
-    """In what the backbone is held while a router is fitted to it.
+    """The backbone's dtype while a router is fitted.
 
-    All weights are trained in float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
+    Full tuning keeps weights in float32, on a GPU under bfloat16 autocast: bfloat16 weights would lose small updates.
     """
     return "float32" if tune == "full" else model.precision(spec, chosen.dtype)
 
@@ -285,7 +285,7 @@ def _manifest(
 
 
 def _scores(router: Router, features: Tensor) -> Matrix:
-    """(P, K) of all prompts of the grid."""
+    """(P, K) scores of all prompts of the grid."""
     with torch.no_grad():
         scores: Matrix = router.score(features.to(router.head.weight.device)).cpu().double().numpy()
     return scores
@@ -294,9 +294,9 @@ def _scores(router: Router, features: Tensor) -> Matrix:
 def _measure(
     scores: Matrix, frozen: Matrix, rewards: Matrix, is_holdout: NDArray[np.bool_], preferences: str
 ) -> dict[str, Any]:
-    """The router's metrics on the hold-out and its baselines', or None for each without a hold-out prompt.
+    """Metrics of the router and its baselines on the hold-out; None for each if there are no hold-out prompts.
 
-    scores: (P, K). frozen: (P, H), by which prompts are neighbours. rewards: (P, K).
+    scores: (P, K). frozen: (P, H), features for the nearest-neighbour baseline. rewards: (P, K).
     """
     names = ("router", "static", "random", "neighbours", "oracle")
     if not is_holdout.any():

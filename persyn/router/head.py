@@ -1,9 +1,8 @@
 """Fit the router's head on features of a frozen backbone: convex, and shrunk towards the static ranking.
 
-With few prompts a head of K times H weights could learn anything. So every head begins with the static
-ranking, and what departs from it is penalised; how strongly is decided by cross-validation, and one of
-the choices is not to depart at all. What is no better than chance would make it is not taken for an
-improvement (the one-standard-error rule).
+With few prompts, a head of K x H weights overfits. Each fit therefore starts from the static ranking and
+penalises deviations from it. Cross-validation chooses the penalty, and no deviation at all is one of the
+candidates. By the one-standard-error rule, an improvement within chance is not accepted.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from persyn.llm.protocols import Tick
 from persyn.method.rewards import Matrix, static_ranking
 from persyn.router.model import pair_loss, preference_weights, prompt_losses
 
-#: Strengths of the penalty on what departs from the static ranking, strong to weak; infinity is that ranking alone.
+#: Penalties on deviations from the static ranking, strong to weak; infinity is the static ranking itself.
 PENALTIES = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 FOLDS = 5
 
-#: Keeps the strengths finite where one teacher always wins; far too weak to matter elsewhere.
+#: Keeps the strengths finite when one teacher always wins; too weak to matter otherwise.
 _STRENGTH_PENALTY = 1e-3
-#: So far apart are the best and the worst at least: a ranking is kept where the preferences contradict it.
+#: Minimum difference between the best and the worst strength, which keeps a ranking that the preferences contradict.
 _LEAST_SPREAD = 1e-3
 
-#: Features that keep a thread busy.
+#: Feature values per thread; with fewer, a thread is not kept busy.
 _NUMBERS_A_THREAD = 1_000_000
 
-#: A feature that varies by less than this part of itself is constant: float32 tells no more.
+#: Relative spread below which a feature counts as constant, as float32 resolves no less.
 _RESOLUTION = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A linear head that takes raw features, and the penalty it was fitted with."""
+    """A linear head for raw features, and the penalty it was fitted with."""
 
     #: (K, H) float64.
     weight: Tensor
@@ -50,11 +49,11 @@ class Head:
 
 
 def fit(features: Tensor, rewards: Matrix, *, preferences: str, seed: int, tick: Tick) -> Head:
-    """Fit a head to P prompts; the folds that choose the penalty are drawn by `seed`.
+    """Fit a head to P prompts; `seed` draws the folds that choose the penalty.
 
-    features:    (P, H), as the backbone gives them; standardised here, which the returned head undoes.
+    features:    (P, H) from the backbone; standardised internally, and the returned head takes raw features.
     rewards:     (P, K), NaN where missing.
-    preferences: how they count, see `preference_weights`.
+    preferences: how they are weighted, see `preference_weights`.
     """
     with _threads(features.numel()):
         return _fit(features, rewards, preferences, seed, tick)
@@ -62,7 +61,7 @@ def fit(features: Tensor, rewards: Matrix, *, preferences: str, seed: int, tick:
 
 @contextmanager
 def _threads(numbers: int) -> Iterator[None]:
-    """No more threads than there is work for: on small matrices they wait for each other most of the time."""
+    """Limit threads to the amount of work: on small matrices they mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, min(before, numbers // _NUMBERS_A_THREAD)))
     try:
@@ -73,7 +72,7 @@ def _threads(numbers: int) -> Iterator[None]:
 
 def _fit(features: Tensor, rewards: Matrix, preferences: str, seed: int, tick: Tick) -> Head:
     mean, deviation = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
-    # The root of H makes a penalty mean the same whatever the backbone's width.
+    # The square root of H makes a penalty independent of the backbone's width.
     varies = deviation > _RESOLUTION * mean.abs()
     scale = torch.where(varies, deviation, 1.0) * math.sqrt(features.shape[1])
     standard = (features.double() - mean) / scale
@@ -85,7 +84,7 @@ def _fit(features: Tensor, rewards: Matrix, preferences: str, seed: int, tick: T
 
 
 class _Grid:
-    """What a head is fitted to: (P, H) standard features, (P, K) rewards, (P, K, K) weights of preferences."""
+    """The data of a fit: (P, H) standardised features, (P, K) rewards, (P, K, K) preference weights."""
 
     def __init__(self, features: Tensor, rewards: Matrix, preferences: str) -> None:
         self.features = features
@@ -94,12 +93,12 @@ class _Grid:
         self._preferences = preferences
 
     def take(self, prompts: Tensor) -> _Grid:
-        """Those prompts, given as (P,) booleans."""
+        """The subset of prompts selected by (P,) booleans."""
         return _Grid(self.features[prompts], self._rewards[prompts.numpy()], self._preferences)
 
     @cached_property
     def strengths(self) -> Tensor:
-        """(K,) the static ranking in Bradley-Terry form: as far apart as makes the preferences likeliest."""
+        """(K,) the static ranking as Bradley-Terry strengths, scaled to maximise the likelihood of the preferences."""
         ranking = self._ranking()
         ranking = ranking - ranking.mean()
         spread = ranking.max() - ranking.min()
@@ -118,17 +117,17 @@ class _Grid:
         return factor.detach().clamp(min=_LEAST_SPREAD) * ranking
 
     def _ranking(self) -> Tensor:
-        """(K,) who is better whatever the prompt: by mean reward, or by wins where all preferences are equal."""
+        """(K,) teachers ranked by mean reward, or by wins when preferences are weighted equally."""
         if self._preferences == "equal":
             wins = self.weights.sum(dim=0)
             return (wins - wins.T).sum(dim=1)
         ranking = static_ranking(self._rewards)
-        # In a fold a teacher may have no reward at all: it comes last.
+        # Within a fold a teacher may have no reward at all; it then ranks last.
         return torch.from_numpy(np.nan_to_num(ranking, nan=np.fmin.reduce(ranking, initial=0.0)))
 
 
 def _choose_penalty(grid: _Grid, seed: int, tick: Tick) -> float:
-    """The strongest penalty whose loss, on prompts left out of the fit, is the smallest within its standard error."""
+    """Cross-validate: the strongest penalty whose loss is within one standard error of the smallest."""
     n = len(grid.features)
     fold = torch.from_numpy(np.random.default_rng(seed).permutation(n) % FOLDS)
     losses = torch.zeros(n, len(PENALTIES), dtype=torch.float64)
@@ -142,17 +141,17 @@ def _choose_penalty(grid: _Grid, seed: int, tick: Tick) -> float:
 
 
 def is_within_error(excess: Tensor, errors: float = 1.0) -> Tensor:
-    """Whether chance alone could make such a difference: the sum is within so many standard errors, or below 0.
+    """Whether chance can explain a difference: the sum is within `errors` standard errors, or below 0.
 
-    excess: (P,) or (P, N), by how much each of P prompts has a higher loss under one choice than under another.
+    excess:  (P,) or (P, N), how much higher each prompt's loss is under one choice than under another.
     returns: a boolean for each of the N.
     """
-    # What is no number is no evidence either.
+    # NaN is no evidence either.
     return ~(excess.sum(dim=0) > errors * excess.std(dim=0, correction=0) * math.sqrt(len(excess)))
 
 
 def _path(grid: _Grid, last: float, tick: Tick) -> list[Tensor]:
-    """(K, H) weights for each penalty in turn down to `last`, every fit starting where the stronger one ended."""
+    """(K, H) weights for each penalty down to `last`; every fit starts from the result of the stronger penalty."""
     strengths = grid.strengths
     weight = torch.zeros(len(strengths), grid.features.shape[1], dtype=torch.float64)
     path = []
@@ -172,7 +171,7 @@ def _path(grid: _Grid, last: float, tick: Tick) -> list[Tensor]:
 
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
-    """Change the parameters in place until a convex loss of them is the smallest."""
+    """Minimise a convex loss over the parameters, in place."""
     optimiser = torch.optim.LBFGS(
         parameters, max_iter=100, tolerance_grad=1e-7, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )

@@ -1,10 +1,10 @@
 """The router: a language model without its LM head, and a linear head that scores K teachers.
 
-What is read of the prompt is the state of its last token, where the model has seen all of it and is
-about to answer; or, of a backbone that stays as it is, the mean state half-way up, where it knows most
-about the prompt and is not yet busy with the next token. Differences of scores are log-odds:
-sigmoid(score of a - score of b) is the probability that teacher a's response is rewarded more than
-teacher b's (Bradley-Terry), or its share of what either gains on the other where preferences are weighted.
+The head reads the hidden state of the prompt's last token, which has attended to the whole prompt; or,
+for a frozen backbone, the mean state of the middle layer, which represents the prompt better than the
+upper layers, which specialise in the next token. Score differences are log-odds (Bradley-Terry):
+sigmoid(score of a - score of b) is the probability that teacher a's response has a higher reward than
+teacher b's or, with weighted preferences, the share of such wins weighted by the reward difference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from persyn.llm.options import Dtype
 from persyn.llm.protocols import Message, ModelSpec, Tick
 
 Reads: TypeAlias = Literal["last", "middle"]
-"""The last layer's state at the last token, or the mean over the tokens of the middle layer's states."""
+"""The last layer's state at the last token, or the mean over all tokens of the middle layer's states."""
 
 
 class Router(nn.Module):
@@ -36,18 +36,18 @@ class Router(nn.Module):
     def __init__(self, backbone: Any, n_teachers: int, reads: Reads = "last") -> None:
         super().__init__()
         self.reads = reads
-        # An encoder sees padding that no mask hides; a causal model never does, and is faster without a mask.
+        # An encoder attends to unmasked padding; a causal model does not, and is faster without a mask.
         self._mates = Mates(backbone, sees_padding=fidelity.looks_ahead(backbone))
         self.backbone = _lower_half(backbone) if reads == "middle" else backbone
         hidden_size = backbone.config.get_text_config().hidden_size
         self.head = nn.Linear(hidden_size, n_teachers, dtype=torch.float32, device=backbone.device)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L) right-padded prompts and their (B,) lengths to (B, K) scores."""
+        """Map (B, L) right-padded prompts and their (B,) lengths to (B, K) scores."""
         return self.score(self.features(input_ids, lengths))
 
     def features(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L) right-padded prompts and their (B,) lengths to (B, H) float32 states; see `Reads`."""
+        """Map (B, L) right-padded prompts and their (B,) lengths to (B, H) float32 states; see `Reads`."""
         rows = range(len(lengths))
         found: list[Tensor] = self._mates.compute(
             rows, lengths.tolist(), lambda some: list(self._features(input_ids, lengths, some))
@@ -66,16 +66,16 @@ class Router(nn.Module):
         return torch.where(is_prompt[:, :, None], states.float(), 0.0).sum(dim=1) / lengths[:, None]
 
     def score(self, features: Tensor) -> Tensor:
-        """(B, H) features to (B, K) scores, in float32 also where the backbone runs in bfloat16."""
+        """Map (B, H) features to (B, K) scores, in float32 even if the backbone runs in bfloat16."""
         with torch.autocast(features.device.type, enabled=False):
             scores: Tensor = self.head(features)
         return scores
 
 
 class Reader:
-    """How the router reads a conversation: as the backbone's own chat prompt, of bounded length.
+    """Turn a conversation into the token ids the router reads: the backbone's chat prompt, truncated.
 
-    max_tokens: a longer prompt loses its middle; what is asked mostly stands at either end.
+    max_tokens: a longer prompt loses its middle; the task is mostly stated at the beginning or the end.
     """
 
     def __init__(self, chat: Chat, max_tokens: int) -> None:
@@ -83,11 +83,11 @@ class Reader:
         self.max_tokens = max_tokens
 
     def ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's token ids, at most `max_tokens` of them and never none."""
+        """The prompt's token ids: at least one, at most `max_tokens`."""
         try:
             ids = self._chat.prompt_ids(messages)
         except TemplateError:
-            # The router only reads: a conversation that the backbone could not answer needs a teacher all the same.
+            # The router only reads: a conversation that its template rejects still needs a teacher.
             ids = self._chat.encode(self._chat.plain_text(messages))
         if len(ids) <= self.max_tokens:
             return ids
@@ -96,17 +96,17 @@ class Reader:
 
 
 def load(spec: ModelSpec, dtype: Dtype, n_teachers: int, reads: Reads = "last") -> Router:
-    """The spec's model as a backbone, in evaluation mode, under a new head; `EngineError` when it cannot be loaded."""
+    """Load a backbone in evaluation mode and put a new head on it; `EngineError` when it cannot be loaded."""
     return Router(scoring.load_weights(AutoModel, spec, options.Scorer(dtype=dtype)), n_teachers, reads)
 
 
 def reads_of(tune: str) -> Reads:
-    """What a router that is tuned in this way reads: a backbone that is trained brings what matters to its end."""
+    """What the router reads for a setting of `tune`: training brings the relevant information to the last state."""
     return "middle" if tune == "head" else "last"
 
 
 def _lower_half(backbone: Any) -> Any:
-    """The backbone without the upper half of its layers; one that has them by another name stays whole."""
+    """The backbone without the upper half of its layers; unchanged if its layers have another attribute name."""
     layers = getattr(backbone, "layers", None)
     if isinstance(layers, nn.ModuleList):
         backbone.layers = layers[: (len(layers) + 1) // 2]
@@ -114,18 +114,18 @@ def _lower_half(backbone: Any) -> Any:
 
 
 def refuse_several_gpus(spec: ModelSpec) -> None:
-    """`PermanentError` for a spec of more than one GPU: backbone and head lie on one device."""
+    """Raise `PermanentError` for more than one GPU: backbone and head are on one device."""
     if spec.gpus > 1:
         raise PermanentError(f"a router runs on one GPU or on the CPU, got gpus = {spec.gpus}")
 
 
 def precision(spec: ModelSpec, wanted: Dtype | None) -> Dtype:
-    """The backbone's dtype: what is wanted, or what suits the device."""
+    """The backbone's dtype: the requested one, or the device's default."""
     return wanted or ("bfloat16" if spec.gpus else "float32")
 
 
 def pair_loss(scores: Tensor, weights: Tensor) -> Tensor:
-    """The Bradley-Terry loss, the weighted mean of -log sigmoid(winner - loser) over all preferences of all prompts.
+    """Bradley-Terry loss: weighted mean of -log sigmoid(winner - loser) over all preferences of all prompts.
 
     scores:  (B, K).
     weights: (B, K, K) of winner over loser, 0 where there is no such preference; see `preference_weights`.
@@ -148,7 +148,7 @@ def preference_weights(rewards: Tensor, preferences: str) -> Tensor:
     preferences: "weighted" by the difference of the rewards, or "equal": 1 each.
     """
     gaps = rewards[:, :, None] - rewards[:, None, :]
-    better = gaps > 0  # never true of NaN
+    better = gaps > 0  # False for NaN
     return torch.where(better, gaps if preferences == "weighted" else torch.ones_like(gaps), 0.0)
 
 
@@ -159,9 +159,9 @@ def pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts of like length, at most `batch_tokens` with padding (or one prompt), longest first.
+    """Yield indices of prompts of similar length, at most `batch_tokens` with padding (or one prompt).
 
-    Longest first, so that a batch that does not fit the memory shows at once.
+    Longest first, so that a batch that does not fit in memory fails at once.
     """
     batch: list[int] = []
     for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
@@ -175,9 +175,9 @@ def batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[lis
 
 @torch.no_grad()
 def all_features(router: Router, prompts: Sequence[Sequence[int]], batch_tokens: int, tick: Tick) -> Tensor:
-    """(P, H) float32 features of P prompts, in their order, on the CPU; `tick` after each batch.
+    """(P, H) float32 features of P prompts, in their order, on the CPU; `tick` is called after each batch.
 
-    Raises `EngineError` when one is no number: the backbone's states are beyond its dtype.
+    Raises `EngineError` when a feature is not finite: the backbone's states exceed its dtype's range.
     """
     device = router.head.weight.device
     features = torch.empty(len(prompts), router.head.in_features)

@@ -1,4 +1,4 @@
-"""Heads fitted anew on what a frozen backbone makes of the grid's prompts: another alpha, fewer prompts, in seconds."""
+"""Refit heads on cached features of the grid, at another alpha or calibration size, in seconds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from persyn.method import routing_metrics
 from persyn.method.rewards import Indices, Matrix
 from persyn.router import features, fit, head, model
 
-#: Times that prompts are drawn for one point of a curve.
+#: Number of random draws per point of the learning curve.
 REPEATS = 5
 
 
 def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
-    """(P, H) features of a fit's conversations; what is not kept in `home` yet is computed here, and kept.
+    """(P, H) features of a fit's conversations; missing ones are computed and cached in `home`.
 
-    spec: a `router_fit`'s.
-    Raises `EngineError` when the backbone cannot be loaded, `UsageError` when it is not what it was.
+    spec: of a `router_fit` engine.
+    Raises `EngineError` when the backbone cannot be loaded, `UsageError` when it has changed.
     """
     chosen = options.decode(spec, options.RouterFit)
     spec = fit.backbone(spec)
@@ -49,9 +49,9 @@ def scores(frozen: Matrix, rewards: Matrix, learn: Indices, *, preferences: str,
     """(P, K) scores of a head fitted to some of the prompts.
 
     frozen:  (P, H). rewards: (P, K), NaN where missing.
-    learn:   the prompts to fit to; those without a preference say nothing.
-    preferences: how they count, "weighted" or "equal".
-    returns: for all P prompts; without any preference nobody is preferred: zeros.
+    learn:   indices of the prompts to fit to; those without a preference have no effect.
+    preferences: how they are weighted, "weighted" or "equal".
+    returns: scores of all P prompts; zeros if there is no preference at all.
     """
     pairs, _, _ = reward_matrix.preferences(rewards[learn])
     if not len(pairs):
@@ -64,12 +64,12 @@ def scores(frozen: Matrix, rewards: Matrix, learn: Indices, *, preferences: str,
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A router fitted to so many prompts, drawn several times: means over the draws, and their standard deviation."""
+    """A point of a learning curve: means over repeated draws of `n_calibration` prompts, and the standard deviation."""
 
     n_calibration: int
     reward: float
     deviation: float
-    #: Of the best single teacher, chosen on the same prompts.
+    #: Reward of the best single teacher, chosen on the same prompts.
     static: float
 
 
@@ -82,10 +82,10 @@ def curve(
     preferences: str,
     seed: int,
 ) -> list[Point]:
-    """What a head is worth on the hold-out after so many calibration prompts.
+    """Learning curve: hold-out reward of a head by the number of calibration prompts.
 
     frozen:   (P, H). rewards: (P, K), NaN where missing.
-    sizes:    at most as many as there are calibration prompts.
+    sizes:    each at most the number of calibration prompts.
     """
     known = ~np.isnan(rewards).all(axis=1)
     calibration, holdout = np.flatnonzero(~is_holdout & known), np.flatnonzero(is_holdout & known)
@@ -107,4 +107,4 @@ def curve(
 
 
 def _quietly() -> None:
-    """Nobody waits for a sign of life here."""
+    """A tick that does nothing: no watchdog is running here."""

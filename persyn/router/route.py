@@ -14,14 +14,14 @@ from persyn.llm.protocols import Engine, ModelSpec, Request, Result, Route, Rout
 from persyn.router import checkpoint
 from persyn.router.model import Reader, Router, batches, pad, precision, refuse_several_gpus
 
-#: Prompts handed over at once and sorted by length.
+#: Prompts taken at once and sorted by length.
 _CHUNK = 512
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a checkpoint that answers `Route`; `HostLacks` when it is not one, or not the one asked for.
+    """Load a checkpoint that answers `Route`; `HostLacks` when it is missing, invalid or not the requested one.
 
-    No prompt fails: a long one is read without its middle, one that the chat template refuses as plain text.
+    No prompt fails: a long one loses its middle, and one that the chat template rejects is read as plain text.
     """
     chosen = options.decode(spec, options.Route)
     refuse_several_gpus(spec)
@@ -41,7 +41,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def _compute(router: Router, reader: Reader, requests: list[Request], batch_tokens: int) -> Iterator[list[Result]]:
-    """Yield each batch's scores."""
+    """Yield the scores of each batch."""
     ids, prompts = [], []
     for request in requests:
         assert isinstance(request, Route)

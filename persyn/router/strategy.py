@@ -1,4 +1,4 @@
-"""A strategy of your own: any Python function that scores the teachers for prompts, in the router's place.
+"""Run a custom strategy: a Python function that scores the teachers for prompts, in the router's place.
 
     # my_strategies.py, somewhere on PYTHONPATH of every worker
     def by_length(prompts, known, most=200):
@@ -10,7 +10,7 @@
     model = "my_strategies:by_length"
     options = { most = 400 }
 
-It runs in the engine host, as a scorer of your own does, and is another version when its module's file changes.
+Like a custom scorer, it runs in the engine host, and changing its module's file makes a new version.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Rou
 from persyn.llm.scorers import own_function
 from persyn.method.strategies import Known
 
-#: Prompts handed over at once, at most.
+#: Maximum number of prompts passed at once.
 _CHUNK = 256
 
 
 def pack(known: Known) -> dict[str, Any]:
-    """What a strategy may go by as plain values, to be sent to another process; equal if all of it is."""
+    """Convert a strategy's inputs to plain values for another process; equal inputs give equal values."""
     packed: dict[str, Any] = msgspec.to_builtins(
         known, builtin_types=(bytes,), enc_hook=lambda array: [list(array.shape), array.tobytes()]
     )
@@ -41,17 +41,17 @@ def pack(known: Known) -> dict[str, Any]:
 
 
 def unpack(packed: dict[str, Any]) -> Known:
-    """What was packed; nobody can write into its arrays."""
+    """Restore packed inputs; their arrays are read-only."""
     return msgspec.convert(packed, Known, dec_hook=_array)
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Import the function; it answers `Route`. It is called as function(prompts, known, **options).
 
-    prompts: {"messages", "meta"} of each of some prompts, which ones it is asked together is chance.
+    prompts: {"messages", "meta"} of each prompt of an arbitrary batch.
     known:   `persyn.method.strategies.Known` of the run.
     returns: (P, T) finite scores of the T teachers, in head order.
-    Prompts for which it raises, or returns something else, have failed. Raises `EngineError` as `python.take` does.
+    Prompts for which it raises, or returns anything else, fail. Raises `EngineError` as `own_function.take` does.
     """
     chosen = options.decode(spec, options.Strategy)
     known, function = unpack(chosen.known), own_function.take(spec)
@@ -66,13 +66,13 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 def _ask(
     function: Callable[[list[Any]], Any], routes: list[Route], n_teachers: int, tick: Tick
 ) -> Iterator[list[Result]]:
-    """All at once; if that fails one by one, so that only the guilty fail."""
+    """Score all prompts at once; if that fails, score them one by one so that only the faulty ones fail."""
     tick()
     failure = ""
     try:
         found = function([{"messages": route.messages, "meta": route.meta} for route in routes])
         scores = _checked(found, (len(routes), n_teachers)).tolist()
-    except Exception as error:  # a function of somebody else's may raise anything
+    except Exception as error:  # user code may raise anything
         failure = f"strategy_error: {own_function.why(error)}"
     if not failure:
         yield [Routed(route.id, row) for route, row in zip(routes, scores, strict=True)]

@@ -1,7 +1,7 @@
-"""Train a router on a calibration grid: its head alone, or the whole of it, or low-rank adapters.
+"""Train a router on a calibration grid: its head, low-rank adapters, or all weights.
 
-Every training begins with the head fitted to the frozen backbone, so that fine-tuning starts at
-what is already a router and bends the backbone no further than that needs.
+Every training starts from the head fitted to the frozen backbone, so that fine-tuning begins with a
+working router and changes the backbone no more than necessary.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from persyn.router.model import Router, pad, pair_loss, preference_weights
 
 TUNES = ("full", "lora", "head")
 
-#: Share of the calibration prompts that fine-tuning does not learn from: they decide when it stops. Where that is
-#: few, so many, up to a larger share.
+#: Validation prompts for early stopping: a share of the calibration prompts; at least this many, up to a larger
+#: share.
 VALIDATION, VALIDATION_PROMPTS, VALIDATION_AT_MOST = 0.1, 25, 0.2
-#: How often they are asked in the course of a training, and how many times without a gain end it.
+#: Number of evaluations during a training, and how many without improvement stop it.
 CHECKS, PATIENCE = 10, 5
 
 
@@ -41,19 +41,19 @@ class Examples:
     rewards: Matrix
 
     def take(self, indices: Sequence[int]) -> Examples:
-        """The examples at these places."""
+        """The examples at these indices."""
         return Examples([self.prompts[i] for i in indices], self.rewards[list(indices)])
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to train; the last four are for fine-tuning."""
+    """How to train; the last four fields apply to fine-tuning only."""
 
     tune: str
-    #: How they count: "weighted" or "equal".
+    #: How preferences are weighted: "weighted" or "equal".
     preferences: str
     seed: int
-    #: The most tokens, padding included, in a forward pass without gradient.
+    #: Maximum number of tokens, padding included, in a forward pass without gradients.
     batch_tokens: int
     epochs: int
     learning_rate: float
@@ -65,9 +65,9 @@ class Plan:
 def train(router: Router, examples: Examples, features: Tensor, plan: Plan, tick: Tick) -> dict[str, Any]:
     """Train `router` in place on P examples that have a preference each; `tick` is called throughout.
 
-    features: (P, H), what the router's backbone makes of them before it is trained.
-    returns: what is worth knowing of the training. `head_penalty` is None where cross-validation
-             found that the static ranking does better than any head that reads the prompt.
+    features: (P, H) from the router's backbone before training.
+    returns:  notes on the training. `head_penalty` is None if cross-validation found the static ranking
+              better than any head that reads the prompt.
     """
     fine_tune = plan.tune != "head"
     everything = list(range(len(examples.prompts)))
@@ -85,18 +85,18 @@ def train(router: Router, examples: Examples, features: Tensor, plan: Plan, tick
 
 
 def split(n: int, seed: int) -> tuple[list[int], list[int]]:
-    """Which of n examples are learned from, and which decide when to stop; drawn by `seed`."""
+    """Split n examples at random into indices to learn from and indices to validate on."""
     order = np.random.default_rng(seed).permutation(n).tolist()
     n_validation = max(1, round(VALIDATION * n), min(VALIDATION_PROMPTS, round(VALIDATION_AT_MOST * n)))
-    # A single example has to do for both.
+    # A single example serves for both.
     return order[n_validation:] or order, order[:n_validation]
 
 
 class KeepBest(TrainerCallback):
-    """Keep the weights that do best on the validation prompts, stop when nothing is gained any more.
+    """Keep the weights that do best on the validation prompts, and stop when they no longer improve.
 
-    The best have the highest hit rate, and among equals the lowest loss. The weights that training
-    starts from take part: they are kept when it makes nothing better.
+    Best means the highest hit rate, then the lowest loss. The initial weights compete too: they are
+    kept if training does not improve on them.
     """
 
     def __init__(self, router: Router, tick: Tick) -> None:
@@ -108,18 +108,18 @@ class KeepBest(TrainerCallback):
         self.best_step = 0
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Report life after a training step."""
+        """Report progress after a training step."""
         self._tick()
 
     def on_prediction_step(self, *_: Any, **__: Any) -> None:
-        """Report life after a batch of validation prompts."""
+        """Report progress after a batch of validation prompts."""
         self._tick()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any) -> None:
         """Keep the weights if they are the best so far."""
         metrics = found["metrics"]
         measured = (metrics["eval_hit"], -metrics["eval_loss"])
-        # Where scores are no numbers any more, their hit rate is chance.
+        # With NaN scores the hit rate is meaningless, so the loss must be finite.
         if not self._kept or (math.isfinite(metrics["eval_loss"]) and measured > self._best):
             self._best, self._misses, self.best_step = measured, 0, state.global_step
             self._kept = {name: p.detach().cpu().clone() for name, p in self._trained.items()}
@@ -129,14 +129,14 @@ class KeepBest(TrainerCallback):
             control.should_training_stop = True
 
     def restore(self) -> None:
-        """Put the best weights back into the router."""
+        """Restore the best weights into the router."""
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(self._kept[name])
 
 
 class _PairTrainer(Trainer):
-    """Trains on preferences: each prompt is encoded once per step, the loss is over all its pairs."""
+    """Trains on preferences: encodes each prompt once per step; the loss covers all its pairs."""
 
     preferences = "weighted"
 
@@ -181,7 +181,7 @@ def _fine_tune(router: Router, learn: Examples, validate: Examples, plan: Plan, 
             remove_unused_columns=False,
             label_names=["rewards"],
         )
-        # One device, where the host shows several: the trainer would take them all, and as many batches per step.
+        # Trainer would use all visible GPUs and multiply the batch size by their number.
         arguments._n_gpu = 1
         trainer = _PairTrainer(
             router,
@@ -200,13 +200,13 @@ def _fine_tune(router: Router, learn: Examples, validate: Examples, plan: Plan, 
 
 
 def _choose_weights(router: Router, plan: Plan) -> None:
-    """Make the weights that are to be trained trainable: all, or new low-rank adapters; the head always."""
+    """Make the weights to be trained trainable: all, or new low-rank adapters; always the head."""
     if plan.tune == "lora":
         try:
             from peft import LoraConfig, TaskType, get_peft_model
         except ImportError as error:
             raise HostLacks("tune = 'lora' needs peft: pip install 'persyn[lora]'") from error
-        torch.manual_seed(plan.seed)  # the adapters' first values
+        torch.manual_seed(plan.seed)  # initialises the adapters
         config = LoraConfig(
             task_type=TaskType.FEATURE_EXTRACTION,
             r=plan.lora_rank,
@@ -231,7 +231,7 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _hit_rate(prediction: Any) -> dict[str, float]:
-    """Hit@3; with three teachers or two, which it could not tell apart, the largest k that can."""
+    """Hit@3; with two or three teachers, where it would always be 1, the largest informative k."""
     scores, rewards = prediction.predictions, np.asarray(prediction.label_ids, dtype=np.float64)
     hits = routing_metrics.hit_rate(np.asarray(scores, dtype=np.float64), rewards, k=min(3, rewards.shape[1] - 1))
     return {"hit": hits if hits is not None else 0.0}

@@ -1,1 +1,1 @@
-"""A run from its file to its end: read, checked, started, moved from stage to stage."""
+"""The run file, and the creation and life cycle of a run."""

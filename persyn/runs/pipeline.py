@@ -1,4 +1,4 @@
-"""The stages in order, and how a run moves from one to the next."""
+"""The order of the stages, and the transitions of a run between them and to its end."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from persyn.stages.batch import Batch, Done, Progress
 
 
 class Stage(Protocol):
-    """What a stage module offers. Between `load` and `save` stands the engine."""
+    """The interface of a stage module; an engine computes between `load` and `save`."""
 
     def plan(self, session: Session, run: Run) -> int:
-        """Make jobs for whatever is missing; return how many. None: the stage is complete."""
+        """Create jobs for whatever is missing and return their number; 0 means that the stage is complete."""
 
     def load(self, session: Session, job: Claim) -> Batch:
         """Read what a job needs, so that no transaction is open while a model computes."""
 
     def save(self, session: Session, job: Claim, done: Sequence[Done]) -> None:
-        """Write some of a job's results; written twice, they are there once."""
+        """Store some of a job's results; storing them twice leaves one row each."""
 
     def progress(self, session: Session, run: Run) -> Progress:
-        """Count what the stage owes: total = done + failed + pending."""
+        """Count the rows that the stage should produce: total = done + failed + pending."""
 
 
 STAGES: Mapping[str, Stage] = {
@@ -52,13 +52,13 @@ STAGES: Mapping[str, Stage] = {
     "generate": generate,
 }
 _ORDER = tuple(STAGES)
-#: How each stage whose rows can fail has failed ones asked again.
+#: How each stage whose rows can fail deletes failed ones, so that they are computed again.
 _FORGET = {"calibrate": calibrate.forget, "score": score.forget, "generate": generate.forget}
-#: A stage that still misses something after its jobs were done is planned again, up to this often in all.
+#: A stage that still misses rows after its jobs are done is planned again, up to this often in total.
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
-#: A lock on a run's row that keeps out who moves it too, but not who writes a row that only names it: two of those who
-#: then moved it would each wait for the other.
+#: A row lock on the run that excludes other transitions, but not the insertion of rows with a foreign key to it. Under
+#: a stronger lock, two transactions that each insert such a row and then advance the run would deadlock.
 _AGAINST_OTHERS = {"key_share": True}
 
 
@@ -71,14 +71,14 @@ def start_run(
     on_rows: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Run:
-    """The run of this configuration: found, or made with its prompts and its first jobs.
+    """Return the run of this configuration; create it with its prompts and first jobs if it does not exist.
 
-    Started twice, it is the same run. Raises `UsageError` when the name is taken by another
-    configuration, a model does not exist, or a prompt file has a bad row; then nothing is written.
+    Starting twice returns the same run. Raises `UsageError` when the name is taken by another configuration, a model
+    does not exist, or a prompt file has an invalid row; then nothing is written.
 
-    known:   `start.identities` of the configuration, found out before the transaction, which they may outlast.
-    on_rows: called now and then with the number of prompt rows read.
-    say:     called with what a person should know of it.
+    known:   `start.identities` of the configuration, computed outside the transaction because it may take long.
+    on_rows: called from time to time with the number of prompt rows read.
+    say:     called with each notice for the user.
     """
     if (found := start.find(session, config)) is not None:
         for each in _find_again(session, found, config, actor=actor):
@@ -94,15 +94,15 @@ def start_run(
 
 
 def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) -> list[str]:
-    """Take over where a run's files lie now, and have asked again what came of a field that its prompts have now.
+    """Adopt the current paths of a run's files, and recompute scores whose missing prompt fields are present now.
 
-    Returns what a person should know of the files.
+    Returns notices about the files for the user.
     """
     paths = [Path(file) for file in config.prompts.files]
     away = [path.name for path in paths if not path.is_file()]
     conflicts = 0
     if not away and not same_run.is_unchanged(thaw(run.config), paths):
-        # the same conversations, which may have got answers
+        # the same conversations may have reference answers now
         conflicts = prompt_import.import_prompts(session, paths).conflicts
     same_run.adopt(session, run, config, with_content=not conflicts)
     if score.forget_mended(session, run) and run.state is RunState.DONE:
@@ -124,7 +124,7 @@ def enlist(
     on_rows: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Run:
-    """Make a run with its models and its prompts, of which those for calibration are drawn; nothing is planned."""
+    """Create a run with its models and prompts, and draw its calibration prompts; plan no jobs."""
     run = start.create(session, config, known, stage=_ORDER[0])
     conflicts = prompt_import.add_to_run(session, run.id, config.prompts, progress=on_rows)
     said = prompt_import.draw(
@@ -142,10 +142,10 @@ def enlist(
 
 
 def resume(session: Session, run: Run, *, actor: str) -> None:
-    """Let a run that failed or was cancelled go on: its failed jobs are tried again. A running one goes on as it is.
+    """Continue a failed or cancelled run by retrying its failed jobs; a running one just continues.
 
-    One that is done goes on where it misses a row: it shared a failed one, which was taken back or replaced since,
-    or a score failed for want of a field that the prompt has now.
+    A finished run continues if it misses a row: a shared response that failed was deleted or replaced since, or a score
+    failed for want of a field that the prompt has now.
     """
     run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     score.forget_mended(session, run)
@@ -154,7 +154,7 @@ def resume(session: Session, run: Run, *, actor: str) -> None:
 
 
 def _go_back(session: Session, run: Run) -> bool:
-    """Take a run back to the first stage that misses a row; whether there is one."""
+    """Move a run back to the first stage that misses a row; return whether there is one."""
     for name, counts in progress(session, run).items():
         if counts.pending:
             run.stage = name
@@ -174,19 +174,19 @@ def _go_on(session: Session, run: Run, actor: str, detail: dict[str, Any]) -> No
 
 
 def retry(session: Session, run: Run, *, actor: str) -> None:
-    """Try a run's failed and cancelled jobs again; `UsageError` when it is done, and nothing of it waits for that."""
+    """Retry a run's failed and cancelled jobs; raise `UsageError` when the run is done and has none."""
     if run.state is RunState.DONE:
         raise UsageError(f"run {run.name} is done; nothing of it waits to be tried again")
     resume(session, run, actor=actor)
 
 
 def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: str) -> int:
-    """Have rows of a run that failed for these reasons asked again, and the run go on; return how many rows.
+    """Delete rows of a run that failed for these reasons and continue the run; return the number of rows.
 
-    Until the run has its router, or what its strategy goes by, those are responses and scores of the grid, afterwards
-    answers to assigned prompts. They are missing from now on, so the run goes back to the first stage that misses one;
-    of other runs that share a response too, until it is there or they are resumed. Imported ones stay. `UsageError`
-    while the run is at work, and when no row failed so.
+    Until the run is assigned, these are responses and scores of the grid; afterwards, responses to assigned prompts.
+    The run returns to the first stage that misses a row. Other runs that share a deleted response miss it too, until it
+    is generated again or they are resumed. Imported rows are kept. Raises `UsageError` while the run is running, and
+    when no row failed for these reasons.
     """
     run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     if run.state is RunState.RUNNING:
@@ -204,14 +204,17 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
 
 
 def needed(session: Session, run: Run) -> tuple[str, ...]:
-    """The stages whose failed rows a run still needs: those of the grid, until it is learned from."""
+    """The stages whose failed rows a run still needs: those of the grid until prompts are assigned, then generate."""
     is_assigned = select(Assignment.prompt_id).where(Assignment.run_id == run.id).limit(1)
     is_over = _ORDER.index(run.stage) >= _ORDER.index("assign") or session.scalars(is_assigned).first() is not None
     return ("generate",) if is_over else ("calibrate", "score")
 
 
 def cancel(session: Session, run: Run, *, actor: str) -> None:
-    """Stop a run: no job of it is given out any more; what is finished stays. `UsageError` when the run has ended."""
+    """Stop a run: none of its jobs is claimed any more, and finished results are kept.
+
+    Raises `UsageError` if the run is done or has failed.
+    """
     if run.state in (RunState.DONE, RunState.FAILED):
         raise UsageError(f"run {run.name} is {run.state} already; there is nothing to stop")
     queue.cancel(session, run.id, actor=actor)
@@ -221,11 +224,10 @@ def cancel(session: Session, run: Run, *, actor: str) -> None:
 
 
 def advance(session: Session, run_id: int, *, actor: str) -> None:
-    """Move a run on as far as it goes: if its stage has no open job, plan what is missing, here or in the next stage.
+    """Advance a run as far as possible: if its stage has no open job, plan what is missing here or in the next stage.
 
-    Called in the transaction that ended a job, under a lock on the run, so that the run goes on
-    whoever else is gone. A stage is complete when planning it finds nothing missing: what a run
-    was given is then done or failed, row by row.
+    Called in the transaction that ended a job, under a lock on the run, so that the run continues whichever process
+    dies. A stage is complete when planning finds nothing missing: every row is then done or failed.
     """
     run = session.get_one(Run, run_id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     while run.state is RunState.RUNNING and not _count(session, run, _OPEN):
@@ -244,9 +246,10 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
 
 
 def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:
-    """Give a job back whose server is away: its queue waits, in this run, and no attempt is used up.
+    """Release a job whose server is unavailable: its queue pauses for this run, and no attempt is counted.
 
-    False when the run has waited for as long as it may: the job has failed, and what waits in its queue with it.
+    Returns False when the run has waited for `outage_seconds`: then the job and all waiting jobs of its queue have
+    failed.
     """
     if queue.stop_cancelled(session, job, owner=owner):
         advance(session, job.run_id, actor=owner)
@@ -264,35 +267,32 @@ def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:
 
 
 def answered(session: Session, job: Claim) -> None:
-    """Note that a job's model gave results: whoever waited for it waits no longer."""
+    """Record that a job's model returned results, which ends the pause of its queue."""
     if outages.over(session, job.run_id, job.queue):
         queue.postpone(session, job.run_id, job.queue, None)
 
 
 def give_up(session: Session, job: Claim, error: str, *, owner: str) -> None:
-    """Fail a job for good, and what waits in its queue in its run: its model cannot be had. The run is moved on."""
+    """Fail a job permanently, with all waiting jobs of its queue in its run, and advance the run."""
     if queue.fail(session, job, error, owner=owner, is_final=True) is not None:
         queue.fail_waiting(session, job, error, owner=owner)
         advance(session, job.run_id, actor=owner)
 
 
 def cancel_jobs(session: Session, run: Run, job_ids: Collection[int], *, actor: str) -> int:
-    """Take jobs from whoever has them; what they leave missing is planned again when the stage's other jobs are over.
+    """Cancel jobs, whether waiting or running; missing rows are planned again when the stage's other jobs have ended.
 
     Returns how many of them were waiting or running.
     """
     cancelled = queue.cancel(session, run.id, actor=actor, job_ids=job_ids)
-    run.plans = 0  # that it is planned once more is what was asked for
+    run.plans = 0  # the user asked for another plan, so it does not count against the limit
     session.flush()
     advance(session, run.id, actor=actor)
     return cancelled
 
 
 def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = (), spare_expired: bool = False) -> int:
-    """Take back the jobs of workers that are gone, and move on the runs that this decides; return how many jobs.
-
-    See `queue.sweep`.
-    """
+    """Requeue or fail the jobs of lost workers, and advance the runs that this affects; return the number of jobs."""
     swept = queue.sweep(session, actor=actor, dead_owners=dead_owners, spare_expired=spare_expired)
     for run_id in sorted({job.run_id for job in swept if job.state is not JobState.QUEUED}):
         advance(session, run_id, actor=actor)
@@ -300,16 +300,13 @@ def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = (), sp
 
 
 def progress(session: Session, run: Run, *, known: Collection[str] = ()) -> dict[str, Progress]:
-    """The counts of each stage that the run has come to, in order.
-
-    known: stages to leave out.
-    """
+    """The counts of each stage that the run has reached, in order."""
     reached = _ORDER[: _ORDER.index(run.stage) + 1]
     return {name: STAGES[name].progress(session, run) for name in reached if name not in known}
 
 
 def _count_plan(session: Session, run: Run, actor: str) -> None:
-    """Give a run up whose stage misses rows though its jobs say they are done: nothing loops for ever."""
+    """Fail a run whose stage still misses rows although its jobs are done, so that planning cannot loop forever."""
     run.plans += 1
     session.flush()
     if run.plans > _MAX_PLANS:

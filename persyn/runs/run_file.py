@@ -1,4 +1,4 @@
-"""Reading a run file: what a mistake in it is told as, and which paths are meant."""
+"""Parse and validate a run file; locate errors; resolve paths."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _UNNAMED = Path("the configuration")
 
 
 def read(path: Path) -> RunConfig:
-    """Read and check a run file, in TOML or JSON; paths in it become absolute, relative to its folder.
+    """Read and validate a run file in TOML or JSON; relative paths are resolved against its folder.
 
-    Raises `UsageError` with the place of the first mistake.
+    Raises `UsageError` with the location of the first error.
     """
     try:
         given = _decode(path)
@@ -59,10 +59,10 @@ def _checked(given: Any, path: Path) -> RunConfig:
 
 
 def read_teachers(path: Path) -> list[TeacherTable]:
-    """The [[teachers]] of a TOML or JSON file, which may be a run file and need not.
+    """Read the [[teachers]] of a TOML or JSON file, which may be a run file.
 
-    In such a list a teacher's engine is "imported" and its model its name, unless said otherwise.
-    Raises `UsageError` with the place of the first mistake.
+    A teacher's engine defaults to "imported" and its model to its name. Raises `UsageError` with the location of the
+    first error.
     """
     try:
         given = _decode(path)
@@ -79,14 +79,14 @@ def read_teachers(path: Path) -> list[TeacherTable]:
 
 
 def _decode(path: Path) -> Any:
-    """What a file holds, its keys unchecked; `UsageError` for one that is broken, `OSError` for one that is away."""
+    """Decode a file without checking its keys; raise `UsageError` for invalid syntax, `OSError` for a missing file."""
     is_json = path.suffix.lower() == ".json"
     data = path.read_bytes()
     try:
         given = msgspec.json.decode(data) if is_json else msgspec.toml.decode(data)
         _require_storable(given)
     except (ValueError, RecursionError) as error:
-        said = str(error).removesuffix(" - at `$[...]`")  # a place that nobody can find
+        said = str(error).removesuffix(" - at `$[...]`")  # a location that helps nobody
         if not is_json and re.search(rb"^\s*\[\s*teachers\s*\]", data, re.MULTILINE):
             said += "; each teacher is a table of a list: write [[teachers]], in two brackets"
         raise UsageError(f"{path}: not {'JSON' if is_json else 'TOML'}: {said}") from error
@@ -96,7 +96,7 @@ def _decode(path: Path) -> Any:
 
 
 def _require_storable(value: Any, place: str = "") -> None:
-    """Raise `UsageError` for what no store can keep: inf and nan, integers beyond 64 bits, NUL characters."""
+    """Raise `UsageError` for what the store cannot hold: inf and nan, integers beyond 64 bits, NUL characters."""
     match value:
         case dict():
             for key, part in value.items():
@@ -113,13 +113,13 @@ def _require_storable(value: Any, place: str = "") -> None:
 
 
 class _TeachersFile(Struct, frozen=True):
-    """Whatever else it holds."""
+    """The teachers of a file; other keys are ignored."""
 
     teachers: list[dict[str, Any]]
 
 
 class _Said(NamedTuple):
-    """What is said of an engine: of whose, in which table, and the options."""
+    """An engine in the run file: whose it is, the table of its options, its name and its options."""
 
     whose: str
     table: str
@@ -131,7 +131,7 @@ def _said(config: RunConfig) -> Iterator[_Said]:
     student, quality, router = config.student, config.quality, config.router
     yield _Said("the student", "student.options", student.engine, student.options)
     yield _Said("the quality", "quality.options", quality.kind, quality.options)
-    if quality.kind == "judge":  # above it was found that its own options are there and right
+    if quality.kind == "judge":  # the judge's own options were validated above
         inner = msgspec.convert(quality.options, options.Judge)
         yield _Said("the judge's model", "quality.options.options", inner.engine, inner.options)
     fits = "router_fit" if router.engine == "router" else router.engine
@@ -144,10 +144,10 @@ def _said_of_teacher(teacher: TeacherTable) -> _Said:
 
 
 def _require_options(path: Path, said: Iterable[_Said]) -> None:
-    """Raise `UsageError` for an option that its engine does not take."""
+    """Raise `UsageError` for an option that its engine does not accept."""
     for one in said:
         kind = options.OF_ENGINE.get(one.engine)
-        if kind is None:  # what was imported is not asked
+        if kind is None:  # imported teachers have no options
             continue
         try:
             msgspec.convert(one.options, kind)
@@ -157,7 +157,7 @@ def _require_options(path: Path, said: Iterable[_Said]) -> None:
 
 
 def _absolute(config: RunConfig, file: Path) -> RunConfig:
-    """Paths that are there become absolute."""
+    """Make the paths of existing files absolute."""
     prompts = [str(_resolved(each, file, "prompts.file")) for each in config.prompts.files]
     quality, is_path = config.quality.model, config.quality.is_loaded
     replace = msgspec.structs.replace
@@ -172,36 +172,36 @@ def _absolute(config: RunConfig, file: Path) -> RunConfig:
 
 
 def _absolute_teacher(teacher: TeacherTable, file: Path, number: int) -> TeacherTable:
-    if teacher.engine in ("openai", IMPORTED):  # it lies elsewhere
+    if teacher.engine in ("openai", IMPORTED):  # the model is not a local path
         return teacher
     return msgspec.structs.replace(teacher, model=_local(teacher.model, file, f"teachers[{number}].model"))
 
 
 def _local(model: str, file: Path, key: str) -> str:
-    """A path that is there, absolute; what is no local path is a hub id and stays."""
+    """Return an existing path as absolute; anything else is a hub id and is returned unchanged."""
     looks_local = model.startswith((".", "/", "~"))
     path = _resolved(model, file, key)
     return str(path) if model and (looks_local or path.is_dir()) else model
 
 
 def _resolved(name: str, file: Path, key: str) -> Path:
-    """The path that a key of the file names, absolute, there or not; `UsageError` for one that cannot be."""
+    """The absolute path that a key names, existing or not; raise `UsageError` for an invalid path."""
     try:
         path = (file.absolute().parent / Path(name).expanduser()).resolve()
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, RuntimeError) as error:  # too long, or the home of a user that is not there
+    except (OSError, RuntimeError) as error:  # too long, or the home of a user who does not exist
         why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{file}: `{key}` is {shorten(repr(name))}, which cannot be looked up: {why}") from error
     return path
 
 
 def _explain(message: str, given: Any, kind: type[Struct] = RunConfig, table: str = "") -> str:
-    """msgspec's message with what was given, or with the nearest known key when one was mistyped.
+    """Extend msgspec's message with the given value, or with the nearest valid key for a misspelt one.
 
-    given: what the file, or a table of it, holds, unchecked.
-    kind:  what it should be.
+    given: the unvalidated content of the file, or of a table in it.
+    kind:  the expected type.
     """
     unknown = re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
     missing = re.fullmatch(r"Object missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
@@ -219,12 +219,12 @@ def _explain(message: str, given: Any, kind: type[Struct] = RunConfig, table: st
 
 
 def _place(table: str, within: str | None) -> str:
-    """A dotted place in a table, from the top of the file."""
+    """Join a table and a location within it to a dotted path from the top of the file."""
     return ".".join(part for part in (table, within) if part)
 
 
 def _wrong_value(message: str, given: Any, kind: type[Struct], table: str) -> str:
-    """What a value should be, what it is, and which there are, if they can be counted."""
+    """Say what type a value should have, what was given, and which values are allowed if they can be listed."""
     within = (re.search(r" - at `\$\.?([^`]*)`$", message) or ("", ""))[1]
     place, value = _place(table, within), _value(given, within)
     if words := _words(_at(kind, within)):
@@ -241,7 +241,7 @@ def _steps(place: str) -> list[str]:
 
 
 def _value(file: Any, place: str) -> Any:
-    """What stands at a dotted place; None where there is no such place."""
+    """The value at a dotted path; None where the path does not exist."""
     for step in _steps(place):
         if isinstance(file, dict):
             file = file.get(step)
@@ -253,7 +253,7 @@ def _value(file: Any, place: str) -> Any:
 
 
 def _at(kind: type[Struct], place: str) -> Type | None:
-    """What a dotted place takes; None where that is not said."""
+    """The type expected at a dotted path; None where it is unknown."""
     found: Type | None = type_info(kind)
     for step in _steps(place):
         if isinstance(found, StructType):
@@ -264,13 +264,13 @@ def _at(kind: type[Struct], place: str) -> Type | None:
 
 
 def _words(kind: Type | None) -> Sequence[object]:
-    """Those that may stand there, if they are all known."""
-    if isinstance(kind, UnionType):  # one of them, or nothing
+    """The values allowed by a type, if they can be listed."""
+    if isinstance(kind, UnionType):  # a union, possibly with None
         return [word for each in kind.types for word in _words(each)]
     return kind.values if isinstance(kind, LiteralType) else ()
 
 
 def _keys(kind: type[Struct], place: str) -> tuple[str, ...]:
-    """The keys of the table at a dotted place."""
+    """The keys of the table at a dotted path."""
     found = _at(kind, place)
     return tuple(field.encode_name for field in found.fields) if isinstance(found, StructType) else ()

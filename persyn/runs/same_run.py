@@ -1,4 +1,4 @@
-"""Whether a run file is that of a run which is there: by what decides its dataset, wherever its files lie now."""
+"""Compare a run file with an existing run by what determines its dataset, wherever its files are now."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from persyn.ingest import prompt_table, rows
 from persyn.ingest.imports import Tally, batches
 from persyn.llm.identity import identify
 
-#: A teacher's keys that describe it, and decide nothing but where the run's strategy goes by them.
+#: Keys that only describe a teacher; they matter only where the run's strategy reads them.
 _DESCRIPTIVE = ("license", "family", "params_b", "price_in", "price_out")
 _GOES_BY = {
     "strong": ("params_b",),
@@ -27,16 +27,16 @@ _GOES_BY = {
     "family-strong": ("params_b", "family"),
     "python": ("family", "params_b", "price_in", "price_out"),
 }
-#: So many differences are named.
+#: Differences named in an error.
 _MOST = 5
-#: So much of a value is shown, and so much of what two long ones begin with alike.
+#: Characters shown of a value, and of the common beginning of two long values.
 _VALUE_SHOWN, _ALIKE_SHOWN = 60, 20
-#: So many conversations are looked up at a time.
+#: Conversations looked up per query.
 _CHUNK = 500
 
 
 class Difference(NamedTuple):
-    """A key of the run file, as it was when the run was started and as it is."""
+    """A key of the run file, with its value at the start of the run and now."""
 
     key: str
     was: Any
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         was, now = ("not there" if value is None else repr(value) for value in (self.was, self.now))
         same = next((n for n, pair in enumerate(zip(was, now, strict=False)) if pair[0] != pair[1]), 0)
-        # Of long values what they begin with alike says nothing.
+        # The common beginning of long values carries no information.
         skipped = max(0, same - _ALIKE_SHOWN) if max(len(was), len(now)) > _VALUE_SHOWN else 0
         return f"{self.key} was {_shown(was, skipped)} and is {_shown(now, skipped)}"
 
@@ -55,10 +55,10 @@ def _shown(value: str, skipped: int) -> str:
 
 
 class Change(NamedTuple):
-    """How the prompts of a run's files or sources differ from those that the run was started with.
+    """How the prompts in a run's files or sources differ from those that the run was started with.
 
-    new, gone: prompts.
-    other:     rows with another answer, or other instructions, than the store has for their prompt.
+    new, gone: numbers of prompts.
+    other:     rows whose answer or instructions differ from those stored for their prompt.
     """
 
     names: str
@@ -70,7 +70,7 @@ class Change(NamedTuple):
 
     @property
     def is_of_prompts(self) -> bool:
-        """Whether there are other prompts, and not only other answers."""
+        """Whether the prompts themselves changed, and not only their answers."""
         return bool(self.new or self.gone)
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Change(NamedTuple):
 
 
 def other_answers(names: str, count: int) -> str:
-    """What to say of rows whose answers or instructions are not those that the store has of the same prompts."""
+    """The notice for rows whose answers or instructions differ from those stored for the same prompts."""
     rows_have = "1 row has" if count == 1 else f"{count:,} rows have"
     return (
         f"{names}: {rows_have} another reference answer, or other instructions, than the store has for the same "
@@ -95,9 +95,9 @@ def other_answers(names: str, count: int) -> str:
 
 
 def require(session: Session, run: Run, config: RunConfig) -> None:
-    """Raise `UsageError` when a run file differs from a run's in what decides its dataset, prompts included.
+    """Raise `UsageError` when a run file differs from a run in what determines its dataset, prompts included.
 
-    config: with the versions that the run was started with, where it names none.
+    config: with the versions that the run was started with, where the file names none.
     """
     was = thaw(run.config)
     moved = {place for place, _ in _moved(session, run, was, config)}
@@ -119,9 +119,9 @@ def require(session: Session, run: Run, config: RunConfig) -> None:
 
 
 def look(session: Session, run: Run, config: RunConfig | None = None) -> Change | None:
-    """How a run's prompts changed where they came from; None when they did not, or the files are not there.
+    """Find changes of a run's prompts at their origin; None when there are none, or the files do not exist.
 
-    config: names the files; None is the run's own.
+    config: names the files; None means the run's own configuration.
     """
     was = thaw(run.config)
     prompts = (config or was).prompts
@@ -140,12 +140,12 @@ def look(session: Session, run: Run, config: RunConfig | None = None) -> Change 
 
 
 def is_unchanged(was: RunConfig, paths: Sequence[Path]) -> bool:
-    """Whether files hold what those held that a run was started with, byte for byte."""
+    """Whether files are byte for byte those that a run was started with."""
     return sorted(was.prompts.sha256) == sorted(map(sha256, paths))
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's content; `UsageError` when it cannot be read."""
+    """The hash of a file's content; raise `UsageError` when it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -154,15 +154,15 @@ def sha256(path: Path) -> str:
 
 
 def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool = True) -> None:
-    """Take over what may change of a run's file: where models and prompts lie, what describes a teacher, patience.
+    """Adopt the changes of a run file that do not affect the dataset: paths, teacher descriptions, outage limit.
 
-    with_content: whether the content of the prompts' files becomes the run's; one that differs is said each time.
+    with_content: whether to store the new hashes of the prompt files; otherwise a difference is reported every time.
     """
     was = thaw(run.config)
     taken = was.frozen()
     for place, row in _moved(session, run, was, config):
         if Path(_at(taken, place)).exists():
-            continue  # who works there finds it
+            continue  # workers still find the old path
         _put(taken, place, _at(config.frozen(), place))
         if row is not None:
             row.model = _at(taken, place)
@@ -179,7 +179,7 @@ def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool =
 
 
 def _describe(tables: Sequence[dict[str, Any]], rows: Sequence[Teacher], config: RunConfig) -> None:
-    """Write what a file says of its teachers to their tables and, where it says something, to their rows."""
+    """Copy the descriptions of teachers from a file to their tables and, where given, to their rows."""
     for table, row, teacher in zip(tables, rows, config.teachers, strict=True):
         for key in _DESCRIPTIVE:
             table[key] = value = getattr(teacher, key)
@@ -194,9 +194,9 @@ def _teachers(session: Session, run: Run) -> Sequence[Teacher]:
 
 
 def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, int, int]:
-    """How many conversations of files a run does not have, how many it has, and rows that are scored otherwise.
+    """Count conversations in files that are not in the run, those that are, and rows that would be scored differently.
 
-    Raises `UsageError` for a file that cannot be read, or has a bad row.
+    Raises `UsageError` for a file that cannot be read or has an invalid row.
     """
     tally, other = Tally("stop"), 0
     found: set[str] = set()
@@ -214,7 +214,7 @@ def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, in
 
 
 def _decisive(config: RunConfig) -> dict[str, Any]:
-    """What decides a run's dataset, but for the prompts of its files."""
+    """The configuration that determines a run's dataset, without the prompts of its files."""
     frozen = config.frozen()
     kept = _GOES_BY.get(config.strategy.kind, ())
     for teacher in frozen["teachers"]:
@@ -228,7 +228,7 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
 
 
 def _moved(session: Session, run: Run, was: RunConfig, config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Models in folders that lie elsewhere now and are what they were: each one's key, and its row."""
+    """Find local model folders that moved but have the same content; yields (key, row)."""
     places: dict[str, Any] = {f"teachers[{n}].model": row for n, row in enumerate(_teachers(session, run))}
     places["student.model"] = session.get_one(Student, run.student_id)
     places["quality.model"] = session.get_one(Scorer, run.quality_scorer_id)
@@ -255,7 +255,7 @@ def _put(frozen: Mapping[str, Any], place: str, value: Any) -> None:
 
 
 def _table(frozen: Mapping[str, Any], place: str) -> Any:
-    """The table that a key as `teachers[0].model` is in; empty where there is none."""
+    """The table that contains a key such as `teachers[0].model`; empty where there is none."""
     name, _, number = place.rpartition(".")[0].partition("[")
     found = frozen[name]
     if not number:
@@ -276,7 +276,7 @@ def _differences(was: Any, now: Any, place: str = "") -> list[Difference]:
 
 
 def _brief(was: Any, now: Any) -> tuple[Any, Any]:
-    """Teachers by their names alone."""
+    """Reduce lists of teachers to their names."""
     return tuple(  # type: ignore[return-value]
         [part["name"] for part in value] if isinstance(value, list) and value and "name" in value[0] else value
         for value in (was, now)

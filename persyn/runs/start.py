@@ -1,4 +1,4 @@
-"""A run file becomes a run, and is found again by its name."""
+"""Create a run from a run file, and find an existing run by its name."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from persyn.runs import same_run
 
 
 def find(session: Session, config: RunConfig) -> Run | None:
-    """The run of this name, if there is one; `UsageError` when it was started from another configuration.
+    """The run of this name, if it exists; raise `UsageError` when it was started from another configuration.
 
-    Where prompts and models lie may differ, and what only describes a teacher; see `same_run`.
+    Paths of prompts and models, and what only describes a teacher, may differ; see `same_run`.
     """
     run = session.scalars(select(Run).where(Run.name == config.run.name)).one_or_none()
     if run is None:
         return None
     was = thaw(run.config)
-    # Where it names no version it is the one that the run was started with.
+    # A version that the file does not name is the one that the run was started with.
     config = _pinned(config, function=was.strategy.revision, backbone=was.router.version)
     same_run.require(session, run, config)
     return run
 
 
 def identities(config: RunConfig) -> Identities:
-    """What a run's models are; see `versions.identities`."""
+    """The identities of a run's models; see `versions.identities`."""
     router = config.router if _reads_prompts(config) else None
     return versions.identities(config.teachers, config.student, config.quality, config.strategy, router)
 
 
 def _reads_prompts(config: RunConfig) -> bool:
-    """Whether a backbone will be loaded."""
+    """Whether the run loads a backbone."""
     return config.strategy.kind == "persyn" and config.router.engine == "router"
 
 
 def require_imported(session: Session, config: RunConfig) -> None:
-    """Raise `UsageError` for an imported teacher that has no response, and for an imported quality without a score."""
+    """Raise `UsageError` for an imported teacher without responses, and for an imported quality without scores."""
     for table in config.teachers:
         if table.engine != IMPORTED:
             continue
@@ -71,8 +71,8 @@ def _require_scores(session: Session, field: str) -> None:
 
 
 def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:
-    """Register a run and its models, without prompts yet."""
-    prompt_table.take_turns(session)  # before any other lock, as every import does
+    """Register a run and its models, without prompts."""
+    prompt_table.take_turns(session)  # before any other lock, in the same order as every import
     student = versions.student(session, config.student, known)
     own, router = config.strategy, config.router
     config = _pinned(
@@ -102,7 +102,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
 
 
 def _require_distinct(config: RunConfig, known: Identities) -> None:
-    """Raise `UsageError` for two teachers that write the same, whatever they are called."""
+    """Raise `UsageError` for two teachers that are identical except for their names."""
     named: dict[str, str] = {}
     for table in config.teachers:
         asked = versions.asked(table, known)
@@ -116,7 +116,7 @@ def _require_distinct(config: RunConfig, known: Identities) -> None:
 
 
 def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) -> RunConfig:
-    """With the version of its strategy's function and of its router's backbone, where it names none."""
+    """Fill in the versions of the strategy's function and the router's backbone, where the file names none."""
     return replace(
         config,
         strategy=replace(config.strategy, revision=config.strategy.revision or function),

@@ -1,1 +1,1 @@
-"""Questions to the store in SQL: asked where they can do no harm, and those that ship with PerSyn."""
+"""Run SQL queries against the store in a sandbox, and provide saved queries."""

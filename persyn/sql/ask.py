@@ -1,8 +1,9 @@
-"""Ask the store one thing in SQL, where the question can change nothing, reach nothing else and not run for ever.
+"""Run one SQL query in a sandbox that cannot change data, reach other resources, or run without limits.
 
-It is answered in a child process, on a connection of its own: SQL of a stranger can take all memory, or hours inside
-one call of C code that no exception stops, and a child can be given limits and ended. What the databases are told
-stands in `child.py`; what a question may name on PostgreSQL, where a role can do more than read, in `postgres.py`.
+The query runs in a child process with its own connection: untrusted SQL can take all memory, or spend hours in a single
+call of C code that no exception interrupts, but a child process can be limited and killed. The restrictions set on the
+database connection are in `child.py`; the names a query may use on PostgreSQL, where a role can do more than read, are
+in `postgres.py`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from persyn.errors import PersynError, UsageError, shorten
 from persyn.sql import postgres
 from persyn.sql.child import Broken, Found, Request
 
-#: To start the child, connect, and give back what was found.
+#: Allowance for starting the child, connecting, and transferring the answer.
 _GRACE_SECONDS = 5.0
 
 
 class Limits(Struct, frozen=True):
-    """How much one question may take.
+    """Limits of one query.
 
-    rows, megabytes: of the answer; what is beyond is left out. seconds: until there is an answer, or none.
+    rows, megabytes: of the answer; anything beyond is omitted.
+    seconds:         until the query is aborted.
     """
 
     rows: int = 1000
@@ -39,12 +41,12 @@ class Limits(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What a question brought."""
+    """The result of a query."""
 
     columns: list[str]
-    #: Text (times and JSON too), numbers, bytes, None; of PostgreSQL also booleans and arrays.
+    #: Text (including times and JSON), numbers, bytes and None; from PostgreSQL also booleans and arrays.
     rows: list[tuple[Any, ...]]
-    #: There are more rows than the limits let through.
+    #: Whether rows were omitted because of the limits.
     is_truncated: bool
 
 
@@ -54,12 +56,12 @@ def ask(
     parameters: Mapping[str, str | int | float | None] | None = None,
     limits: Limits | None = None,
 ) -> Answer:
-    """Answer one SELECT.
+    """Run one SELECT.
 
-    parameters: values of the names that the statement has as `:name`; bound, never pasted.
+    parameters: values for the names that the statement contains as `:name`; they are bound, never interpolated.
 
-    Raises `UsageError` for what cannot be asked here, what the database refuses, and what exceeds the limits;
-    `PersynError` when the process that answers ends before it has.
+    Raises `UsageError` for statements that are not allowed, errors of the database, and exceeded limits; `PersynError`
+    when the child process ends prematurely.
     """
     limits = limits or Limits()
     request = requested(database, statement, dict(parameters or {}), limits)
@@ -85,13 +87,13 @@ def ask(
 
 
 def requested(database: Database, statement: str, parameters: dict[str, Any], limits: Limits) -> Request:
-    """What the child is told; `UsageError` when it may not be asked."""
+    """Build the child's request; raise `UsageError` for a statement that is not allowed."""
     for said in (statement, *(value for value in parameters.values() if isinstance(value, str))):
         if "\0" in said or any("\ud800" <= character <= "\udfff" for character in said):
             raise UsageError("the question holds a NUL character, or what is no text at all")
     is_sqlite = database.url.get_backend_name() == "sqlite"
     if is_sqlite:
-        # As a URI, so that it can be said that it is only read.
+        # A URI, because only a URI can request read-only mode.
         file = Path(database.url.database or "").absolute().as_uri()
         connect: Any = {"database": f"{file}?mode=ro", "uri": True}
     else:
@@ -109,7 +111,7 @@ def requested(database: Database, statement: str, parameters: dict[str, Any], li
 
 
 def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write an answer as CSV, each value as it is; an array as JSON."""
+    """Write an answer as CSV with unformatted values; arrays become JSON."""
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(columns)
     lines.writerows(

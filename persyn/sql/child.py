@@ -1,7 +1,7 @@
-"""The process in which a question is answered: it connects, tells the database what is not allowed, and asks.
+"""Run one query in a sandboxed child process: connect, restrict the connection, and return the answer.
 
-It has a limit on its memory and on the files that a database sorts in, and a parent that ends it.
-Run as `python -m persyn.sql.child`; a `Request` comes in as JSON, a `Found` or `Broken` goes out.
+The process has limits on memory and on temporary files, and its parent kills it when the time is up. Run as
+`python -m persyn.sql.child`; reads a `Request` as JSON, writes a `Found` or `Broken`.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ from msgspec import Struct
 
 _MEMORY_BYTES = 2**30
 _SQLITE_HEAP_BYTES = 2**28
-#: Of each file that SQLite sorts in.
+#: Per temporary file of SQLite.
 _FILE_BYTES = 2**32
 _LONGEST_VALUE_BYTES = 2**26
-#: SQLite's instructions between two looks at the clock.
+#: SQLite instructions between two checks of the time limit.
 _INSTRUCTIONS = 10_000
 _AT_ONCE = 100
-#: Its parent ends it sooner; where that is gone, it ends itself so long after its time.
+#: The parent kills it earlier; without a parent, it ends itself this long after its time limit.
 _ALONE_SECONDS = 20.0
 
 _SQLITE_ACTIONS = frozenset(
     (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
 )
 _SQLITE_FUNCTIONS_REFUSED = frozenset(("load_extension", "fts3_tokenizer"))
-#: They tell of the schema, and set nothing.
+#: Read-only pragmas that describe the schema.
 _SQLITE_PRAGMAS = frozenset(
     ("table_list", "table_info", "table_xinfo", "index_list", "index_info", "index_xinfo", "foreign_key_list")
 )
 
 
 class Request(Struct, frozen=True):
-    """One statement and its limits. connect: what the driver's `connect` is given."""
+    """One statement with its limits.
+
+    connect: arguments of the driver's `connect`.
+    """
 
     is_sqlite: bool
     connect: dict[str, Any]
@@ -53,7 +56,7 @@ class Request(Struct, frozen=True):
 
 
 class Found(Struct, tag=True, frozen=True):
-    """The answer, as far as the limits let it through."""
+    """The answer, within the limits."""
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
@@ -61,14 +64,14 @@ class Found(Struct, tag=True, frozen=True):
 
 
 class Broken(Struct, tag=True, frozen=True):
-    """Why there is no answer."""
+    """The reason why there is no answer."""
 
     reason: str
     is_late: bool = False
 
 
 def answer(request: Request) -> Found | Broken:
-    """Ask what is requested."""
+    """Run the requested statement."""
     try:
         return _of_sqlite(request) if request.is_sqlite else _of_postgresql(request)
     except MemoryError:
@@ -92,7 +95,7 @@ def _read(cursor: Any, request: Request) -> Found | Broken:
 
 
 def _simple(value: Any) -> Any:
-    """As SQLite would give it: a sum and a mean are numbers, a time is text."""
+    """Convert a value to the type that SQLite would return: numeric aggregates to numbers, times to text."""
     if isinstance(value, str | int | float | bytes | None):
         return value
     if isinstance(value, Decimal):
@@ -104,7 +107,7 @@ def _simple(value: Any) -> Any:
 
 
 def _size(value: Any) -> int:
-    """Bytes of memory, those of an array's elements included."""
+    """Bytes of memory, including an array's elements."""
     return sys.getsizeof(value) + (sum(map(_size, value)) if isinstance(value, list | tuple) else 0)
 
 
@@ -128,7 +131,7 @@ def _allow(action: int, what: str | None, which: str | None, schema: str | None,
     elif action == sqlite3.SQLITE_FUNCTION:
         is_fine = which not in _SQLITE_FUNCTIONS_REFUSED
     elif action == sqlite3.SQLITE_UPDATE:
-        # What a table-valued function, as json_each, does to be known; a file that is only read stays as it is.
+        # Table-valued functions such as json_each register themselves this way; the read-only file is not changed.
         is_fine = what == "sqlite_master"
     else:
         is_fine = action in _SQLITE_ACTIONS
@@ -154,7 +157,7 @@ def _of_postgresql(request: Request) -> Found | Broken:
             }.items():
                 connection.execute("SELECT set_config(%s, %s, true)", (setting, str(value)))
             _step_down(connection)
-            # A cursor is declared for one query, which is neither a command nor changes rows.
+            # A server-side cursor accepts only a query, neither a command nor a data-modifying statement.
             with connection.cursor("asked") as cursor:
                 cursor.execute(request.statement, request.parameters)
                 return _read(cursor, request)
@@ -164,7 +167,7 @@ def _of_postgresql(request: Request) -> Found | Broken:
 
 
 def _step_down(connection: Any) -> None:
-    """Be no superuser, who may read the server's files and run its programs."""
+    """Drop superuser rights, which would allow reading server files and running programs."""
     (is_super,) = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
     if is_super:
         connection.execute("SET LOCAL temp_file_limit = '4GB'")
@@ -172,16 +175,16 @@ def _step_down(connection: Any) -> None:
 
 
 def main() -> None:
-    """Answer what comes in."""
+    """Answer the request on standard input."""
     for limit, most in (
         (resource.RLIMIT_AS, _MEMORY_BYTES),
         (resource.RLIMIT_FSIZE, _FILE_BYTES),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (most, most))
-    sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit={_SQLITE_HEAP_BYTES}")  # of the whole process
+    sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit={_SQLITE_HEAP_BYTES}")  # applies to the whole process
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    # Nobody handles this alarm, so it ends the process, also inside C code.
+    # The alarm has no handler, so it ends the process even inside C code.
     signal.setitimer(signal.ITIMER_REAL, request.seconds + _ALONE_SECONDS)
     sys.stdout.buffer.write(msgspec.msgpack.encode(answer(request)))
 

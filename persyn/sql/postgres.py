@@ -1,8 +1,8 @@
-"""What a question may name on PostgreSQL, and how its parameters are written there.
+"""Check which names a query uses on PostgreSQL, and translate its parameters.
 
-A read-only transaction still lets a role do all that is no change of a row: read the server's files, end other
-sessions, take locks that workers wait for, sleep. So a question is cut into tokens, and is refused unless each function
-in it is one of those below, and no name is of the system's catalogs. Whatever is not understood is refused.
+A read-only transaction still permits everything except changing rows: reading server files, ending other sessions,
+taking locks that block workers, sleeping. A query is therefore tokenised, and rejected unless every function in it is
+listed below and no name belongs to the system catalogs. Whatever is not recognised is rejected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from persyn.errors import UsageError
 from persyn.sql.tokens import Token, scan
 
-#: Functions that read nothing but their arguments, and change nothing.
+#: Functions without side effects that read only their arguments.
 _FUNCTION_NAMES = """
     any_value array_agg avg bit_and bit_or bool_and bool_or corr count covar_pop covar_samp every json_agg
     json_object_agg jsonb_agg jsonb_object_agg max min mode percentile_cont percentile_disc regr_avgx regr_avgy
@@ -39,7 +39,7 @@ _FUNCTION_NAMES = """
     jsonb_path_query_array jsonb_path_query_first jsonb_pretty jsonb_typeof row_to_json to_json to_jsonb
     coalesce nullif num_nonnulls num_nulls
 """
-#: Words of the language that a parenthesis may follow, types with a length among them.
+#: Keywords that may precede a parenthesis, including types with a length.
 _KEYWORD_NAMES = """
     all and any array as between by case cast cross cube distinct else end escape except exists filter first for from
     group grouping having ilike in inner intersect interval is join lateral left like limit materialized not offset on
@@ -47,15 +47,15 @@ _KEYWORD_NAMES = """
     bit char character decimal float numeric time timestamp varchar varying
 """
 _FUNCTIONS, _KEYWORDS = frozenset(_FUNCTION_NAMES.split()), frozenset(_KEYWORD_NAMES.split())
-#: After these comes a name that is given here; a parenthesis then lists its columns.
+#: Keywords that introduce a name defined in the query, after which a parenthesis lists its columns.
 _BEFORE_A_NAME = frozenset(("as", "with", "recursive"))
 _REFUSED_NAMES = re.compile(r"_?pg_|information_schema$")
-#: Before a quote they make a text or a name with escapes, whose end or meaning depends on more than its tokens.
+#: Prefixes of string literals and names with escapes, whose end or meaning cannot be determined from the tokens alone.
 _WITH_ESCAPES = frozenset(("e", "u", "b", "x", "n"))
 
 
 def checked(statement: str, parameters: Mapping[str, Any]) -> str:
-    """The statement, fit for psycopg: `%` doubled, `:name` as `%(name)s`; `UsageError` when it may not be asked."""
+    """Translate a statement for psycopg: `%` doubled, `:name` as `%(name)s`; raise `UsageError` if not allowed."""
     tokens = list(scan(statement))
     for first, second in pairwise(tokens):
         if first.kind == "name" and first.name in _WITH_ESCAPES and second.text[0] in "'&\"":
@@ -88,7 +88,7 @@ def _require_harmless(token: Token, before: list[Token], parameters: Mapping[str
 
 
 def _require_known(first: Token, second: Token) -> None:
-    """What stands before a parenthesis is a function of those that may be called, or is none."""
+    """Require that a name before a parenthesis is a permitted function, or not a function."""
     name = second.name
     if name is None or (first.kind == "name" and first.name in _BEFORE_A_NAME):
         return

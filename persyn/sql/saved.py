@@ -1,6 +1,6 @@
-"""The questions that ship with PerSyn: one file of SQL each, in `book/`, under the name that it is asked by.
+"""Load the saved queries that ship with PerSyn, one SQL file each.
 
-A file begins with `-- asker: title`, then a line that says how to read the answer. What the question is about is a
+A file begins with `-- asker: title`, followed by a line that says how to read the answer. The subject of a query is a
 parameter: `:run`, `:prompt` or `:job`.
 """
 
@@ -22,21 +22,21 @@ from persyn.db.work import Job
 from persyn.errors import UsageError, shorten
 from persyn.sql.tokens import parameters
 
-#: Who asks, in the order of the book.
+#: The audiences, in display order.
 ASKERS = ("operator", "engineer", "researcher")
-#: What a question may be about: the column that its value is of, and where the values are shown.
+#: Parameters: the column that holds their values, and where a user finds them.
 _ABOUT: Mapping[str, tuple[Any, str]] = {
     "run": (Run.name, "'persyn run list' shows which there are"),
     "prompt": (Prompt.id, "a dataset's rows carry their prompt_id"),
     "job": (Job.id, "'persyn jobs list RUN' shows which there are"),
 }
-#: A number of more is no id.
+#: A longer number cannot be an id.
 _DIGITS = 19
 _HEAD = re.compile(r"-- (?P<asker>\w+): (?P<title>.+)\n-- (?P<note>.+)\n(?P<sql>(?s:.+))")
 
 
 class Question(Struct, frozen=True):
-    """One question, and whose it usually is."""
+    """A saved query, with its usual audience."""
 
     name: str
     asker: str
@@ -44,15 +44,15 @@ class Question(Struct, frozen=True):
     #: How to read the answer.
     note: str
     sql: str
-    #: What a value must be given for.
+    #: Names of the parameters that need a value.
     parameters: list[str]
 
 
 @cache
 def questions() -> dict[str, Question]:
-    """All of them by name, in the order of the book."""
+    """All saved queries by name, in display order."""
     found = [
-        _read(file.name.removesuffix(".sql"), file.read_text()) for file in (files(__package__) / "book").iterdir()
+        _read(file.name.removesuffix(".sql"), file.read_text()) for file in (files(__package__) / "queries").iterdir()
     ]
     return {
         question.name: question for question in sorted(found, key=lambda each: (ASKERS.index(each.asker), each.name))
@@ -60,7 +60,7 @@ def questions() -> dict[str, Question]:
 
 
 def find(name: str) -> Question:
-    """The question of this name, or `UsageError`."""
+    """The query of this name; raise `UsageError` if there is none."""
     known = questions()
     if name in known:
         return known[name]
@@ -70,7 +70,7 @@ def find(name: str) -> Question:
 
 
 def require_there(session: Session, given: Mapping[str, str]) -> None:
-    """Raise `UsageError` for a run, prompt or job that a question is about and the store has not."""
+    """Raise `UsageError` for a run, prompt or job that is not in the store."""
     for name, value in given.items():
         column, where = _ABOUT[name]
         is_id = column.type.python_type is int

@@ -1,4 +1,4 @@
-"""SQL cut into tokens, as PostgreSQL's own scanner does it; of what people ask, SQLite understands the same."""
+"""Tokenise SQL like the scanner of PostgreSQL, which for common queries agrees with SQLite's."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _KINDS = ("blank", "comment", "text", "dollar", "quoted", "name", "number", "cas
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of a statement; all of them joined are the statement."""
+    """A token of a statement; the concatenated tokens are the statement."""
 
     kind: str
     text: str
 
     @property
     def name(self) -> str | None:
-        """As PostgreSQL looks it up; None of what is no name."""
+        """The name as PostgreSQL resolves it; None for other tokens."""
         if self.kind == "name":
             return self.text.lower()
         return self.text[1:-1].replace('""', '"') if self.kind == "quoted" else None
 
 
 def scan(statement: str) -> Iterator[Token]:
-    """The tokens in order; `UsageError` at the first that is none."""
+    """Yield the tokens in order; raise `UsageError` at the first invalid one."""
     place = 0
     while place < len(statement):
         match = _TOKEN.match(statement, place)
@@ -56,19 +56,19 @@ def scan(statement: str) -> Iterator[Token]:
 
 
 def parameters(statement: str) -> list[str]:
-    """What a value must be given for before it can be asked, in order, as far as the statement can be read."""
+    """The names of a statement's parameters in order, up to the first invalid token."""
     found: dict[str, None] = {}
     try:
         for token in scan(statement):
             if token.kind == "parameter":
                 found[token.text[1:]] = None
     except UsageError:
-        pass  # whoever asks it is told
+        pass  # reported when the query is run
     return list(found)
 
 
 def _end_of_comment(statement: str, begin: int) -> int:
-    """Where a comment ends; they may stand in one another."""
+    """The end of a comment, which may contain nested comments."""
     depth = 0
     for match in re.compile(r"/\*|\*/").finditer(statement, begin):
         depth += 1 if match.group() == "/*" else -1

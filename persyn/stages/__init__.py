@@ -1,6 +1,6 @@
-"""The arrows of the flow, one file each: ingest, calibrate, score, fit_router, assign, generate, export.
+"""The stages of a run that are worked as jobs: calibrate, score, fit_router, assign and generate.
 
-Those between the first and the last are worked as jobs, and each is three verbs: `plan` the jobs
-for whatever is missing, `load` what one job needs, `save` results as they finish. What lies between
-load and save is the engine's. Stages never call each other; they talk through tables.
+Each stage has three verbs: `plan` creates jobs for missing rows, `load` reads what one job needs, `save` stores results
+as they arrive. An engine computes between `load` and `save`. Stages never call each other; they communicate through
+tables.
 """

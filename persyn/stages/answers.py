@@ -1,4 +1,4 @@
-"""What calibrating and generating share: a teacher, prompts it owes an answer to, responses."""
+"""Generate responses: the planning, loading and saving that calibrate and generate share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def teachers_of(session: Session, run_id: int) -> Sequence[Teacher]:
 
 
 def plan(session: Session, run: Run, stage: str, teacher: Teacher, missing: Select[Any]) -> int:
-    """Make one teacher's jobs; return how many. What an imported teacher did not bring with it has failed."""
+    """Create one teacher's jobs and return their number; store an imported teacher's missing responses as failures."""
     if teacher.engine == IMPORTED:
         _note_absent(session, teacher, missing)
         return 0
@@ -49,7 +49,7 @@ def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> No
 
 
 def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
-    """The requests of one job: the prompts of `missing` within its part."""
+    """Build the requests of one job: the prompts of `missing` in its range."""
     teacher = session.get_one(Teacher, job.teacher_id)
     run_seed = session.scalars(select(Run.seed).where(Run.id == job.run_id)).one()
     prompts = session.execute(
@@ -74,15 +74,17 @@ def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store what came of each request: a text, or why there is none."""
+    """Store each request's response text, or the reason it failed."""
     bulk.insert_new(session, Response, [_row(job, item) for item in done])
 
 
 def forget(session: Session, cells: Select[Any], reasons: Collection[str]) -> int:
-    """Delete failed responses, so that they are missing and asked for again; return how many. Imported ones stay.
+    """Delete generated responses that failed for these reasons, so that they are requested again; return their number.
 
-    cells:   a select from `responses`, among others.
-    reasons: what failures say before their first colon.
+    Imported responses are kept.
+
+    cells:   a select that includes `responses`.
+    reasons: the text of a failure before its first colon.
     """
     of_these = reason(Response.failure).in_(reasons), Response.origin == Origin.GENERATED
     found = cells.with_only_columns(Response.id).where(*of_these)
@@ -90,7 +92,7 @@ def forget(session: Session, cells: Select[Any], reasons: Collection[str]) -> in
 
 
 def spec_of(teacher: Teacher) -> ModelSpec:
-    """What must be loaded for a teacher; teachers that differ only in how they are asked share it."""
+    """The model to load for a teacher; teachers that differ only in prompt or sampling share it."""
     return ModelSpec(
         engine=teacher.engine,
         model=teacher.model,
@@ -128,7 +130,7 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
 
 
 def opening_of(system: str | None, few_shot: Iterable[Mapping[str, str]]) -> list[Message]:
-    """What a teacher is shown before any prompt."""
+    """The messages that precede every prompt of a teacher: its system turn and worked examples."""
     opening = [{"role": "system", "content": system}] if system else []
     for shot in few_shot:
         opening.append({"role": "user", "content": shot["user"]})
@@ -137,7 +139,7 @@ def opening_of(system: str | None, few_shot: Iterable[Mapping[str, str]]) -> lis
 
 
 def with_opening(opening: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
-    """Put the opening first; a prompt's own system turn joins the teacher's, since models expect at most one."""
+    """Prepend the opening; a prompt's own system turn is merged with the teacher's, since models accept at most one."""
     if not (opening and messages[0]["role"] == "system"):
         return [*opening, *messages]
     own = messages[0]["content"]

@@ -1,6 +1,6 @@
-"""Every prompt gets its teacher: the router's best, or for a calibration prompt the one who did best.
+"""Assign a teacher to every prompt: the router's best, or the best observed teacher for a calibration prompt.
 
-A function of somebody's own takes the router's place. A run of any other strategy follows that, and asks no model.
+A custom strategy replaces the router. A run with any other strategy is assigned by that strategy, without a model.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of, told
 from persyn.stages.known import known
 
-#: Those of [router]'s options that still mean something when the router is fitted.
+#: The [router] options that still apply after the router has been fitted.
 _ROUTE_OPTIONS = ("dtype", "batch_tokens")
-#: One forward pass and no tokens written: a job of routing holds this many times more prompts.
+#: Routing is one forward pass and writes no tokens, so a routing job holds this many times more prompts.
 _ROUTING_IS_CHEAP = 8
-#: Prompts assigned at a time where no model is asked.
+#: Prompts assigned per batch when no model is involved.
 _CHUNK = 10_000
 
 
 def plan(session: Session, run: Run) -> int:
-    """Assign what no model is asked about, make jobs for all other prompts; return how many jobs."""
+    """Assign the prompts that need no model and create jobs for the others; return the number of jobs."""
     kind = thaw(run.config).strategy.kind
     if kind in ("persyn", "python", "oracle"):
         _assign_calibration(session, run)
@@ -45,14 +45,14 @@ def plan(session: Session, run: Run) -> int:
             size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
             return make_jobs(session, Plan(run.id, "assign", route_spec(session, run), size=size), _missing(run.id))
         case "oracle":
-            _follow(session, run, "static")  # where it sees no reward, the teacher that is best on average is asked
+            _follow(session, run, "static")  # where no reward is known, the teacher that is best on average
         case _:
             _follow(session, run, kind)
     return 0
 
 
 def load(session: Session, job: Claim) -> Batch:
-    """The job's prompts that have no teacher yet."""
+    """Read the job's prompts that have no assignment yet."""
     run = session.get_one(Run, job.run_id)
     prompts = session.execute(
         in_part(_missing(run.id), job)
@@ -67,7 +67,7 @@ def load(session: Session, job: Claim) -> Batch:
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store all the router's scores and the teacher that won; saved twice, they are there once."""
+    """Store all router scores and the winning teacher; saving twice leaves one row per prompt."""
     run = session.get_one(Run, job.run_id)
     strategy = thaw(run.config).strategy
     teacher_ids = [teacher.id for teacher in answers.teachers_of(session, run.id)]
@@ -98,7 +98,7 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 
 
 def progress(session: Session, run: Run) -> Progress:
-    """Count the run's prompts by whether they have a teacher."""
+    """Count the run's prompts with and without an assignment."""
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
     total, done = session.execute(
         select(func.count(), func.count(Assignment.teacher_id))
@@ -119,9 +119,10 @@ def _missing(run_id: int) -> Select[Any]:
 
 
 def _present(session: Session, teacher_ids: Sequence[int], prompt_ids: Sequence[int]) -> NDArray[np.bool_]:
-    """(P, T): who can answer. Teachers that write nothing here can only where a text of theirs was imported.
+    """Which teachers can answer which prompts, as (P, T) booleans.
 
-    A prompt that nobody can answer has them all: it is assigned, and its answer will be missing.
+    An imported teacher can answer only where a response text of it was imported. A prompt that no teacher can answer
+    counts as answerable by all: it is assigned, and its response will be missing.
     """
     of_teacher = Teacher.id.in_(teacher_ids), Teacher.engine == IMPORTED
     imported = set(session.scalars(select(Teacher.id).where(*of_teacher)))
@@ -161,16 +162,16 @@ def _scores(item: Done, strategy: StrategyTable) -> list[float]:
 
 
 def _best(matrix: rewards.Matrix) -> tuple[list[int], list[float | None]]:
-    """Each row's column of the highest number that is there, and by how much it leads the next one, if any."""
+    """The column of each row's highest value (NaN ignored), and its margin over the second highest, if any."""
     if not len(matrix):
         return [], []
-    falling = -np.sort(-matrix, axis=1)  # NaN comes last
+    falling = -np.sort(-matrix, axis=1)  # NaN sorts last
     margins = falling[:, 0] - falling[:, 1]
     return np.nanargmax(matrix, axis=1).tolist(), [None if np.isnan(margin) else margin for margin in margins.tolist()]
 
 
 def _assign_calibration(session: Session, run: Run) -> None:
-    """Keep the best response a calibration prompt already has; where no response has a reward, the router decides."""
+    """Assign calibration prompts to the teacher with the best reward; leave those without rewards to the router."""
     cells = grid.read(session, run)
     rewarded = _rewards(run, cells)
     known = ~np.isnan(rewarded).all(axis=1)
@@ -195,7 +196,7 @@ def _assign_calibration(session: Session, run: Run) -> None:
 
 
 def _follow(session: Session, run: Run, kind: strategies.Kind) -> None:
-    """Assign what has no teacher by a strategy that reads no prompt; what it draws depends on seed and prompt alone."""
+    """Assign the remaining prompts by a strategy that reads no prompt; random draws depend only on seed and prompt."""
     strategy = thaw(run.config).strategy
     cells = grid.read(session, run)
     teacher_ids = cells.teacher_ids.tolist()
@@ -236,7 +237,7 @@ def _rewards(run: Run, cells: grid.Grid) -> rewards.Matrix:
 
 
 def route_spec(session: Session, run: Run) -> ModelSpec:
-    """What scores the teachers for a prompt."""
+    """The model that scores the teachers for a prompt."""
     if thaw(run.config).strategy.kind == "python":
         cells = grid.read(session, run)
         return own_spec(session, run, cells, _rewards(run, cells))
@@ -248,10 +249,7 @@ def route_spec(session: Session, run: Run) -> ModelSpec:
 
 
 def own_spec(session: Session, run: Run, cells: grid.Grid, rewarded: rewards.Matrix) -> ModelSpec:
-    """The function of a run whose strategy is one, with what it may go by: of the grid, the calibration prompts.
-
-    rewarded: (P, T) rewards of the grid.
-    """
+    """The spec of a run's custom strategy, with its inputs from the calibration prompts of the grid."""
     strategy = thaw(run.config).strategy
     prompts = [
         {"messages": route.messages, "meta": route.meta} for route in grid_routes(session, run, Role.CALIBRATION)
@@ -262,7 +260,7 @@ def own_spec(session: Session, run: Run, cells: grid.Grid, rewarded: rewards.Mat
 
 
 def grid_routes(session: Session, run: Run, *roles: Role) -> list[Route]:
-    """The grid's prompts of these roles, in its order, as a function is asked about them."""
+    """The grid's prompts with these roles, in grid order, as requests to a custom strategy."""
     prompts = session.execute(
         select(Prompt.id, Prompt.text, Prompt.history, Prompt.meta)
         .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)

@@ -1,4 +1,4 @@
-"""What a stage hands to an engine, and how a stage's missing rows become jobs."""
+"""Batches of requests between stages and engines, and the division of missing rows into jobs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from persyn.db.work import Job
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Message, ModelSpec, Request, Result
 
-#: A model's part of a stage is cut into so many jobs at least, for workers to have nearly the same share each; but
-#: one with fewer prompts would cost more to claim than it is worth.
+#: A model's part of a stage is cut into at least this many jobs, so that workers get nearly equal shares; jobs with
+#: fewer than _LEAST_PROMPTS prompts would cost more to claim than to work.
 _PIECES = 128
 _LEAST_PROMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One job, loaded: the model it needs and what to ask of it. Nothing else crosses to the engine."""
+    """One loaded job: the model it needs and the requests for it. An engine receives nothing else."""
 
     spec: ModelSpec
     requests: list[Request]
@@ -31,7 +31,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A request of a job, its result, and the engine that gave it."""
+    """A request of a job, its result, and the engine that produced it."""
 
     request: Request
     result: Result
@@ -40,7 +40,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stage is. Always: total = done + failed + pending."""
+    """Counts of a stage's rows; always total = done + failed + pending."""
 
     total: int
     done: int
@@ -48,21 +48,21 @@ class Progress:
 
     @property
     def pending(self) -> int:
-        """What is neither done nor failed."""
+        """Rows that are neither done nor failed."""
         return self.total - self.done - self.failed
 
 
 PromptRow: TypeAlias = Any
-"""A row with a prompt's `text` and `history`."""
+"""A row with the `text` and `history` of a prompt."""
 
 
 def conversation(prompt: PromptRow) -> list[Message]:
-    """A prompt as the turns a model is given."""
+    """A prompt as the list of turns that a model receives."""
     return [*(prompt.history or ()), {"role": "user", "content": prompt.text}]
 
 
 def told(meta: Any) -> Any:
-    """What an engine is told of a prompt's other fields: an integer that MessagePack has no room for becomes text."""
+    """A prompt's metadata in a form that MessagePack can encode: integers beyond 64 bits become text."""
     match meta:
         case dict():
             return {name: told(value) for name, value in meta.items()}
@@ -74,13 +74,13 @@ def told(meta: Any) -> Any:
 
 
 def seed_of(run_seed: int, content_hash: str, teacher: str, sample: int) -> int:
-    """The seed of one response: the same for the same run seed, prompt, teacher version and sample, anywhere."""
+    """The seed of one response, determined only by run seed, prompt, teacher version and sample."""
     key = f"{run_seed}:{content_hash}:{teacher}:{sample}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1  # engines take 63 bits
 
 
 def queue_name(spec: ModelSpec) -> str:
-    """The queue of a model's jobs: readable, and different for whatever must be loaded differently."""
+    """The queue name of a model's jobs: readable, and unique for each distinct load configuration."""
     digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()[:8]
     model = re.sub(r"[^a-z0-9.]+", "-", spec.model.rsplit("/", 1)[-1].lower()).strip("-")
     return ".".join(part for part in (spec.engine, model, digest) if part)
@@ -88,7 +88,7 @@ def queue_name(spec: ModelSpec) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Whose jobs to make: one model's part of one stage of one run."""
+    """The jobs to create: one model's part of one stage of one run."""
 
     run_id: int
     stage: str
@@ -113,10 +113,12 @@ _JOB_COLUMNS = (
 
 
 def make_jobs(session: Session, plan: Plan, missing: Select[Any]) -> int:
-    """Cut the prompts of `missing` (a select with a `prompt_id`, perhaps repeated) into jobs; return how many jobs.
+    """Divide the prompts of `missing` into jobs and return the number of jobs.
 
-    None holds more than `plan.size` prompts; where there are few, jobs are smaller, for many workers to share them.
-    One INSERT ... SELECT: the prompts never leave the database, however many there are.
+    missing: a select with a `prompt_id` column; a prompt may occur more than once.
+
+    No job holds more than `plan.size` prompts; few prompts are cut into smaller jobs, so that many workers can share
+    them. It is one INSERT ... SELECT, so the prompts never leave the database.
     """
     prompts = missing.subquery()
     counted = select(prompts.c.prompt_id, func.count().label("n_items")).group_by(prompts.c.prompt_id).subquery()
@@ -149,6 +151,6 @@ def _size(most: int, prompts: int) -> int:
 
 
 def in_part(missing: Select[Any], job: Claim) -> Select[Any]:
-    """The rows of `missing` (whose first column is a prompt's id) that are the job's."""
+    """Restrict `missing` (whose first column is a prompt id) to the job's range."""
     prompt_id = missing.selected_columns[0]
     return missing.where(prompt_id.between(job.first_prompt_id, job.last_prompt_id)).order_by(prompt_id)

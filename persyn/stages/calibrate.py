@@ -1,4 +1,4 @@
-"""Every teacher answers every calibration and hold-out prompt: a dense grid of prompts x teachers."""
+"""Have every teacher answer every calibration and hold-out prompt: a dense grid of prompts x teachers."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _IN_GRID = RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT))
 
 
 def plan(session: Session, run: Run) -> int:
-    """Make jobs for every empty cell of the grid; return how many jobs.
+    """Create jobs for every empty cell of the grid; return the number of jobs.
 
-    Cells that another run has filled with the same teacher version are not empty.
+    A cell that another run filled with the same teacher version is not empty.
     """
     teachers = answers.teachers_of(session, run.id)
     return sum(answers.plan(session, run, "calibrate", teacher, _missing(run.id, teacher.id)) for teacher in teachers)
 
 
 def load(session: Session, job: Claim) -> Batch:
-    """What is missing in the job's part of its teacher's column."""
+    """Read the empty cells in the job's part of its teacher's column."""
     return answers.load(session, job, _missing(job.run_id, job.teacher_id))
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store the responses; saved twice, they are there once."""
+    """Store the responses; saving twice leaves one row per cell."""
     answers.save(session, job, done)
 
 
 def progress(session: Session, run: Run) -> Progress:
-    """Count the grid's cells by what came of them."""
+    """Count the grid's cells by outcome."""
     total, answered, failed = session.execute(
         _cells(run.id).with_only_columns(func.count(), func.count(Response.text), func.count(Response.failure))
     ).one()
@@ -45,17 +45,17 @@ def progress(session: Session, run: Run) -> Progress:
 
 
 def failures(run: Run) -> Select[Any]:
-    """What failed in the grid: the reason of each such response."""
+    """Select the failure reason of each failed response in the grid."""
     return _cells(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
 
 
 def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
-    """Have what failed in the grid for these reasons asked again; return how many cells."""
+    """Delete the grid's responses that failed for these reasons, so that they are requested again; return how many."""
     return answers.forget(session, _cells(run.id), reasons)
 
 
 def _cells(run_id: int) -> Select[Any]:
-    """The grid's cells, filled or not."""
+    """Select the grid's cells, filled or empty."""
     return (
         select(RunPrompt.prompt_id)
         .select_from(RunPrompt)

@@ -1,4 +1,4 @@
-"""A router learns from the grid's rewards which teacher suits which prompt. One job."""
+"""Fit a router to the grid's rewards, in one job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, make_
 
 
 def plan(session: Session, run: Run) -> int:
-    """Give the run the router that an equal grid has already made, or make the one job that fits it."""
+    """Reuse a router that was fitted to an identical grid, or create the one job that fits it."""
     if not _needs_router(run):
         return 0
     if run.router_id is None:
@@ -36,17 +36,17 @@ def plan(session: Session, run: Run) -> int:
 
 
 def load(session: Session, job: Claim) -> Batch:
-    """The whole grid, as rewards."""
+    """Read the whole grid as rewards."""
     run = session.get_one(Run, job.run_id)
     spec, fit = fit_of(session, run)
-    # A folder that nobody else writes to: whoever was suspended in a fit, and wakes when another has done it, must not
-    # replace the files that a row names by hash.
+    # Each fit writes to its own folder: a worker that was suspended during a fit, and resumes after another has
+    # finished it, must not replace files whose hash is already stored.
     folder = f"routers/{_fingerprint(spec, fit, _teacher_ids(session, run))[:16]}-{run.id}-{uuid.uuid4().hex[:8]}"
     return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
 
 
 def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
-    """What is to be fitted, in no folder yet."""
+    """The fit of a run, without a target folder yet."""
     config = thaw(run.config)
     cells = grid.read(session, run)
     combined = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
@@ -73,7 +73,7 @@ def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store the router and give it to the run. A fit that failed fails its job: there is nothing to go on with."""
+    """Store the router and link it to the run; raise `EngineError` if the fit failed, since the run cannot continue."""
     for item in done:
         if isinstance(item.result, Failed):
             raise EngineError(f"the router cannot be fitted: {item.result.reason}")
@@ -86,12 +86,12 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 
 
 def is_used(session: Session, fitted: Fitted) -> bool:
-    """Whether a router has this checkpoint; one that was fitted in vain can go: nobody else wrote to its folder."""
+    """Whether a stored router uses this checkpoint; the folder of an unused one can be deleted."""
     return session.scalar(select(Router.id).where(Router.path == fitted.folder).limit(1)) is not None
 
 
 def progress(session: Session, run: Run) -> Progress:
-    """One router, there or not; none where the strategy asks none."""
+    """Count one router, or none where the strategy needs none."""
     return Progress(total=int(_needs_router(run)), done=int(run.router_id is not None), failed=0)
 
 
@@ -118,7 +118,7 @@ def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
 
 
 def _score_rows(session: Session, run: Run, scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """The grid's prompts and what the router says of them, those it learned from included."""
+    """The router's scores for all prompts of the grid, including those that it was trained on."""
     teacher_ids = _teacher_ids(session, run)
     return [
         {"router_id": run.router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
@@ -128,12 +128,12 @@ def _score_rows(session: Session, run: Run, scores: Sequence[Sequence[float]]) -
 
 
 def _teacher_ids(session: Session, run: Run) -> list[int]:
-    """The run's teachers in head order."""
+    """The ids of the run's teachers in head order."""
     return [teacher.id for teacher in answers.teachers_of(session, run.id)]
 
 
 def _fingerprint(spec: ModelSpec, fit: Fit, teacher_ids: Sequence[int]) -> str:
-    """The router that this backbone and this grid make, wherever its checkpoint lies."""
+    """A hash of backbone, training data and teachers; it does not depend on where the checkpoint is stored."""
     data = msgspec.msgpack.encode((spec, msgspec.structs.replace(fit, folder=""), teacher_ids))
     return hashlib.sha256(data).hexdigest()
 

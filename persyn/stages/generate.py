@@ -1,4 +1,4 @@
-"""Each teacher answers the prompts assigned to it, and only those."""
+"""Have each teacher answer the prompts assigned to it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from persyn.stages.batch import Batch, Done, Progress
 
 
 def plan(session: Session, run: Run) -> int:
-    """Make jobs for every assigned prompt that its teacher has not answered yet; return how many jobs."""
+    """Create jobs for every assigned prompt that its teacher has not answered; return the number of jobs."""
     teachers = answers.teachers_of(session, run.id)
     return sum(answers.plan(session, run, "generate", teacher, _missing(run.id, teacher.id)) for teacher in teachers)
 
 
 def load(session: Session, job: Claim) -> Batch:
-    """What the job's teacher still owes an answer to."""
+    """Read the prompts in the job's range that its teacher has not answered."""
     return answers.load(session, job, _missing(job.run_id, job.teacher_id))
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store the responses; saved twice, they are there once."""
+    """Store the responses; saving twice leaves one row per prompt."""
     answers.save(session, job, done)
 
 
 def progress(session: Session, run: Run) -> Progress:
-    """Count the run's assigned prompts by what came of them."""
+    """Count the run's assigned prompts by outcome."""
     total, answered, failed = session.execute(
         _assigned(run.id).with_only_columns(func.count(), func.count(Response.text), func.count(Response.failure))
     ).one()
@@ -40,17 +40,19 @@ def progress(session: Session, run: Run) -> Progress:
 
 
 def failures(run: Run) -> Select[Any]:
-    """What failed of the assigned prompts: the reason of each such response."""
+    """Select the failure reason of each failed response to an assigned prompt."""
     return _assigned(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
 
 
 def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
-    """Have assigned prompts whose answer failed for these reasons asked again; return how many."""
+    """Delete responses to assigned prompts that failed for these reasons, so that they are requested again; return how
+    many.
+    """
     return answers.forget(session, _assigned(run.id), reasons)
 
 
 def _assigned(run_id: int) -> Select[Any]:
-    """The run's assigned prompts, answered or not."""
+    """Select the run's assigned prompts, answered or not."""
     return (
         select(Assignment.prompt_id)
         .select_from(Assignment)

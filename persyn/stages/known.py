@@ -1,4 +1,4 @@
-"""What a strategy may go by, gathered from the store."""
+"""Gather the inputs of a strategy from the store."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from persyn.stages import answers
 
 
 def known(session: Session, run: Run, cells: Grid, rewarded: Matrix, learn: NDArray[np.bool_]) -> Known:
-    """Of a run's grid, the prompts that may be learned from; of its teachers, what is said of them.
+    """The inputs of a strategy: rewards of the prompts it may learn from, and metadata of the run's teachers.
 
-    rewarded: (P, T) rewards of the grid. learn: (P,).
+    rewarded: (P, T) rewards of the grid.
+    learn:    (P,) which prompts may be learned from.
     """
     teachers = answers.teachers_of(session, run.id)
     return Known(

@@ -1,4 +1,4 @@
-"""Each response of the grid gets its raw scores: quality, and learnability by the student."""
+"""Score each response of the grid: its quality, and its learnability under the student."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, told
 
 _PYTHON = "python"
-#: So many scores are deleted at a time.
+#: Scores deleted per statement.
 _CHUNK = 1_000
-#: The kinds of scorers that are told what else a prompt's row said.
+#: Kinds of scorers that receive the other fields of a prompt's row.
 _READ_META = (_PYTHON, "instructions")
 
 
 def plan(session: Session, run: Run) -> int:
-    """Make jobs for every score that is missing; return how many. One that should have been imported has failed."""
+    """Create jobs for every missing score and return their number; a missing imported score is stored as a failure."""
     n_teachers = session.scalars(select(func.count()).where(RunTeacher.run_id == run.id)).one()
     size = max(1, run.config["run"]["job_prompts"] // n_teachers)
-    if not run.plans:  # at first: a field that a scorer still does not find must not keep the run here
+    if not run.plans:  # only at first: a field that is still missing must not hold the run in this stage
         forget_mended(session, run)
     made = 0
     for scorer_id in (run.learnability_scorer_id, run.quality_scorer_id):
@@ -45,7 +45,7 @@ def plan(session: Session, run: Run) -> int:
 
 
 def load(session: Session, job: Claim) -> Batch:
-    """The responses of the job's prompts that its scorer has not judged."""
+    """Read the responses to the job's prompts that its scorer has not scored."""
     scorer = session.get_one(Scorer, job.scorer_id)
     rows = session.execute(
         in_part(_missing(job.run_id, scorer.id), job)
@@ -68,12 +68,12 @@ def load(session: Session, job: Claim) -> Batch:
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store the raw values; saved twice, they are there once."""
+    """Store the raw values; saving twice leaves one row per score."""
     bulk.insert_new(session, Score, [_row(job, item) for item in done])
 
 
 def progress(session: Session, run: Run) -> Progress:
-    """Count the scores that the grid's responses should have by what came of them."""
+    """Count the scores that the grid's responses should have, by outcome."""
     total, judged, failed = session.execute(
         _owed(run).with_only_columns(func.count(), func.count(Score.value), func.count(Score.failure))
     ).one()
@@ -81,12 +81,15 @@ def progress(session: Session, run: Run) -> Progress:
 
 
 def failures(run: Run) -> Select[Any]:
-    """What failed of the grid's scores: the reason of each."""
+    """Select the failure reason of each failed score in the grid."""
     return _owed(run).with_only_columns(Score.failure).where(Score.failure.is_not(None))
 
 
 def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
-    """Have the grid's scores that failed for these reasons made again; return how many. Imported ones stay."""
+    """Delete the grid's scores that failed for these reasons, so that they are computed again; return their number.
+
+    Imported scores are kept.
+    """
     of_run = _responses(run.id).with_only_columns(Response.id)
     is_used = Scorer.id.in_((run.learnability_scorer_id, run.quality_scorer_id))
     scorers = select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)
@@ -95,9 +98,9 @@ def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
 
 
 def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = None) -> int:
-    """Have the grid's scores made again that failed for want of a field which the prompt has now; return how many.
+    """Delete scores that failed because a prompt lacked a field that it has now; return their number.
 
-    reasons: of these failures only; None is all.
+    reasons: only failures for these reasons; None means all.
     """
     scorer = session.get_one(Scorer, run.quality_scorer_id)
     need = needs.of(scorer.kind, scorer.options)
@@ -119,7 +122,7 @@ def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = 
 
 
 def _owed(run: Run) -> Select[Any]:
-    """The scores that the grid's responses should have, there or not."""
+    """Select the scores that the grid's responses should have, present or missing."""
     scorers = (run.learnability_scorer_id, run.quality_scorer_id)
     return (
         _responses(run.id)
@@ -129,7 +132,7 @@ def _owed(run: Run) -> Select[Any]:
 
 
 def spec_of(scorer: Scorer) -> ModelSpec:
-    """What must be loaded for a scorer."""
+    """The model to load for a scorer."""
     return ModelSpec(
         engine=scorer.kind,
         model=scorer.model,
@@ -140,7 +143,7 @@ def spec_of(scorer: Scorer) -> ModelSpec:
 
 
 def _responses(run_id: int) -> Select[Any]:
-    """The grid's responses that have a text."""
+    """Select the grid's responses that have a text."""
     return (
         select(Response.prompt_id)
         .select_from(RunPrompt)

@@ -1,1 +1,1 @@
-"""What a student becomes: trained on a run's dataset, with the loss on the responses alone."""
+"""Train students on a run's dataset, evaluate them and compare the results."""

@@ -1,4 +1,4 @@
-"""What a student became: asked prompts it never saw, before a training and after, its answers judged and stored."""
+"""Evaluate a student before and after training on prompts outside its run, and store the scored responses."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from persyn.settings import Settings
 from persyn.stages import score
 from persyn.stages.batch import conversation, told
 
-#: Judges the reference answers, not what the student writes.
+#: Scores the reference answers, not the student's responses.
 PERPLEXITY = "log_likelihood"
-#: Kinds of `[quality]` that can judge what a student writes now.
+#: Kinds of `[quality]` that can score a student's responses.
 _OF_RUN = ("math", "instructions", "reward_model", "judge", "python")
 
 
 class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a student's answers come about."""
+    """How a student's responses are generated."""
 
-    #: None where none are written.
+    #: None if no responses are generated.
     engine: str | None
     gpus: int = 0
     options: dict[str, Any] = {}
@@ -53,7 +53,7 @@ class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is done ("ask" or "judge"), how many there are, and how many of them are done."""
+"""Called with the phase ("ask" or "judge"), the number of requests, and the number completed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class _Subject:
     revision: str | None
 
     def spec(self, how: How) -> ModelSpec:
-        """What loads it to write answers."""
+        """The spec that loads it to generate responses."""
         return ModelSpec(how.engine or "", self.model, hub_revision(self.revision), how.gpus, how.options)
 
 
@@ -81,22 +81,22 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What all evaluations of one command have in common."""
+    """The settings shared by all evaluations of one command."""
 
     #: None for the likelihood of the reference answers.
     table: QualityTable | None
     known: versions.Identities
     how: How
-    #: Of the prompts' files.
+    #: The name of the prompts' files.
     name: str
     prompt_ids: list[int]
     prompts_hash: str
 
 
 class Evaluator:
-    """Evaluates students; what is there already is not asked again, and a killed evaluation goes on where it was.
+    """Evaluates students; finished parts are reused, and an interrupted evaluation is continued.
 
-    names: what the prompts' files call a field of ours, where it is none of the usual names.
+    names: {our field: the file's field}, for fields of the prompts' files without a common name.
     """
 
     def __init__(self, database: Database, settings: Settings, progress: Progress, names: Names = NO_NAMES) -> None:
@@ -108,13 +108,14 @@ class Evaluator:
     def evaluate(
         self, run_name: str, files: Sequence[Path], *, by: str | None, how: How, retry_failed: bool = False
     ) -> list[int]:
-        """Evaluate the student of a run before its trainings and after each; returns the evaluations' ids.
+        """Evaluate a run's student before training and after each of its trainings; return the ids of the evaluations.
 
-        files: prompts with what the scorer needs of them, as it is stored where they are stored already; those that the
-               run has are left out.
-        by:    a kind of scorer, "log_likelihood" for how likely the reference answers are; None is the run's quality.
-        retry_failed: what has failed before is tried again.
-        Raises `UsageError` for what cannot be evaluated, `EngineError` when a model cannot be loaded or dies.
+        files: prompts with the fields that the scorer needs, as stored if they are stored already; prompts of the run
+               itself are excluded.
+        by:    a kind of scorer, or "log_likelihood" for the likelihood of the reference answers; None is the run's
+               quality.
+        retry_failed: retry earlier failures.
+        Raises `UsageError` for what cannot be evaluated, `EngineError` when a model cannot be loaded or crashes.
         """
         with self._database.read() as session:
             run = session.scalars(select(Run).where(Run.name == run_name)).one_or_none()
@@ -124,7 +125,7 @@ class Evaluator:
         for subject in subjects:
             require_unchanged(subject.model, subject.revision)
         table = _table(run, by)
-        # Looking at a model may take minutes; others write to the store meanwhile.
+        # Identifying a model may take minutes, so it happens outside the write transaction.
         known = versions.identities([], quality=table)
         with self._database.write() as session:
             wanted = _Wanted(
@@ -150,7 +151,7 @@ class Evaluator:
         return evaluation_ids
 
     def _ask(self, spec: ModelSpec, evaluation_id: int, sampling: Sampling) -> None:
-        """Have the student answer what it has not answered yet."""
+        """Generate the student's missing responses."""
         unasked = _of(evaluation_id).where(Outcome.response.is_(None), Outcome.failure.is_(None))
         asked: list[_Asked] = []
         with self._database.read() as session:
@@ -159,7 +160,7 @@ class Evaluator:
         self._work("ask", spec, asked)
 
     def _judge(self, evaluation_ids: Sequence[int]) -> None:
-        """Give each answer that has no value one; a scorer that judges several students is loaded once."""
+        """Score the responses that have no value; a scorer shared by several students is loaded once."""
         asked: dict[int, list[_Asked]] = {}
         scorers: dict[int, Scorer] = {}
         with self._database.read() as session:
@@ -169,7 +170,7 @@ class Evaluator:
                 of_scorer = asked.setdefault(scorer.id, [])
                 unjudged = _of(evaluation_id).where(Outcome.value.is_(None), Outcome.failure.is_(None))
                 for row in session.execute(unjudged):
-                    # Without a response it is the reference answer that is judged.
+                    # Without a response, the reference answer is scored.
                     text = row.answer if row.response is None else row.response
                     judge = Judge(len(of_scorer), conversation(row), text, row.answer, told(row.meta))
                     of_scorer.append(_Asked(evaluation_id, row.id, judge))
@@ -177,7 +178,7 @@ class Evaluator:
             self._work("judge", score.spec_of(scorers[scorer_id]), of_scorer)
 
     def _work(self, what: str, spec: ModelSpec, asked: Sequence[_Asked]) -> None:
-        """Have a model serve requests, each of which is numbered; what comes of them is stored as it comes."""
+        """Send numbered requests to a model and store each result as it arrives."""
         if not asked:
             return
         done = 0
@@ -198,7 +199,7 @@ def _subjects(session: Session, run: Run) -> list[_Subject]:
     trainings = session.scalars(select(Training).where(Training.run_id == run.id).order_by(Training.id)).all()
     return [
         _Subject(student.id, None, student.model, student.revision),
-        # Weights that were removed are evaluated no more; what is known of them stays.
+        # Trainings whose weights were removed are skipped; their stored results are kept.
         *(
             _Subject(student.id, training.id, training.path, training.revision)
             for training in trainings
@@ -210,7 +211,7 @@ def _subjects(session: Session, run: Run) -> list[_Subject]:
 def _prompts(
     session: Session, run: Run, files: Sequence[Path], table: QualityTable | None, names: Names
 ) -> tuple[list[int], str]:
-    """The prompts of files that the run has not: their ids, and a digest of them all."""
+    """The prompts of files that are not in the run: their ids, and a digest of all of them."""
     needs_answer = table is None or table.kind == "math"
     hashes = prompt_import.hashes_of(session, files, names)
     of_run = select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id)
@@ -231,7 +232,7 @@ def _prompts(
 
 
 def _require_as_stored(session: Session, source: str, batch: Sequence[Row], table: QualityTable | None) -> None:
-    """Raise `UsageError` for a row that says something else than is stored, by which its answer would be judged."""
+    """Raise `UsageError` for a row that differs from the store in fields that affect its score."""
     wanted = select(Prompt.id, Prompt.content_hash, Prompt.answer, Prompt.meta)
     found = session.execute(wanted.where(Prompt.content_hash.in_([row.content_hash for row in batch])))
     stored = {prompt.content_hash: prompt for prompt in found}
@@ -249,7 +250,7 @@ def _require_as_stored(session: Session, source: str, batch: Sequence[Row], tabl
 
 
 def _judged_by(prompt: Any, table: QualityTable | None) -> dict[str, Any]:
-    """What a scorer is told of a prompt beside its conversation, by field; a null says nothing."""
+    """The fields of a prompt, besides its conversation, that a scorer reads; nulls are left out."""
     kind = table.kind if table else PERPLEXITY
     fields: dict[str, Any] = {}
     if kind in (PERPLEXITY, "math", "python") or (kind == "judge" and table and table.options.get("against")):
@@ -263,20 +264,20 @@ def _judged_by(prompt: Any, table: QualityTable | None) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Fields that are null are left out, as other forms of the same file do."""
+    """Remove null fields, recursively, since other formats of the same file omit them."""
     if isinstance(value, dict):
         return {name: _without_nulls(part) for name, part in value.items() if part is not None}
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _options(run: Run) -> dict[str, Any]:
-    """How the run has its student score, whole responses."""
+    """The run's options for scoring with the student, applied to whole responses."""
     options = thaw(run.config).student.options
     return {name: value for name, value in options.items() if name != "response_tokens"}
 
 
 def _as_scored(how: How, run: Run) -> How:
-    """A prompt begins as it did when the student scored responses to it."""
+    """Start prompts as in the scoring of responses by the student (`add_bos`)."""
     begins = {name: value for name, value in _options(run).items() if name == "add_bos"}
     return msgspec.structs.replace(how, options=begins | how.options)
 
@@ -297,7 +298,7 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
 
 
 def _register(session: Session, subject: _Subject, wanted: _Wanted) -> int:
-    """The id of an evaluation, made with its prompts if it is not there."""
+    """The id of an evaluation; creates it with its prompts if it does not exist."""
     if wanted.table is None:
         scorer_id = versions.likelihood(
             session, subject.model, subject.revision, gpus=wanted.how.gpus, options=wanted.how.options
@@ -321,14 +322,14 @@ def _register(session: Session, subject: _Subject, wanted: _Wanted) -> int:
 
 
 def _store(session: Session, asked: _Asked, result: Result) -> None:
-    """Keep what came of a request, unless another process has kept what came of its own."""
+    """Store a request's result, unless another process has stored one already."""
     of = Outcome.evaluation_id == asked.evaluation_id, Outcome.prompt_id == asked.prompt_id, Outcome.failure.is_(None)
     values: dict[str, Any]
     match asked.request, result:
         case Generate(), Generated():
             values = {"response": result.text}
         case Generate(), Failed() if result.reason.startswith("empty"):
-            values = {"response": ""}  # nothing is an answer too, and a wrong one
+            values = {"response": ""}  # an empty response is a response, and counts as wrong
         case _, Failed():
             values = {"failure": result.reason}
         case Judge(), Judged() if not math.isfinite(result.value):
@@ -342,7 +343,7 @@ def _store(session: Session, asked: _Asked, result: Result) -> None:
 
 
 def _of(evaluation_id: int) -> Any:
-    """A select of an evaluation's prompts and their responses."""
+    """Select an evaluation's prompts and responses."""
     return (
         select(Prompt.id, Prompt.text, Prompt.history, Prompt.answer, Prompt.meta, Outcome.response)
         .join_from(Outcome, Prompt, Prompt.id == Outcome.prompt_id)
@@ -352,7 +353,7 @@ def _of(evaluation_id: int) -> Any:
 
 
 def _served(host: Host, asked: Sequence[Request]) -> Iterator[list[Result]]:
-    """Results as they come; the engine is kept full."""
+    """Yield results as they arrive, keeping the engine's window full."""
     left = iter(asked)
     n_open = 0
     while True:
@@ -374,7 +375,7 @@ def _host(spec: ModelSpec, settings: Settings) -> Iterator[Host]:
         settings.home,
         load_seconds=settings.load_seconds,
         stall_seconds=settings.stall_seconds,
-        # Named, so that the memory of one model is waited for before the next is loaded.
+        # Devices are named, so that one model's memory is released before the next model is loaded.
         devices=_devices(spec.gpus),
         is_alone=True,
     )
@@ -387,7 +388,7 @@ def _host(spec: ModelSpec, settings: Settings) -> Iterator[Host]:
 
 
 def _devices(n: int) -> str | None:
-    """The first GPUs that this process may use."""
+    """The first GPUs visible to this process."""
     if not n:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""A dataset as a student reads it: token ids in a file, so that memory does not grow with the dataset."""
+"""Tokenise a dataset for training, stored on disk so that memory does not grow with the dataset."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from persyn.llm.protocols import Message
 Conversation: TypeAlias = tuple[list[Message], str]
 """A prompt's turns, and the response to learn."""
 
-#: The label of a token that is not learned.
+#: The label of a token that the loss ignores.
 IGNORED = -100
 _COUNTS = "counts.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of a dataset's rows."""
+    """The number of rows and tokens in a tokenised dataset."""
 
     rows: int
-    #: Conversations longer than the limit, or refused by the chat template.
+    #: Conversations above the length limit, or rejected by the chat template.
     left_out: int
-    #: Tokens the loss is on, in one pass.
+    #: Response tokens, on which the loss is computed, per epoch.
     response_tokens: int
 
 
 class Examples(Dataset[dict[str, list[int]]]):
-    """Rows of token ids on disk, in order; each with its labels, the response's tokens or `IGNORED`."""
+    """Rows of token ids on disk, in order; the labels are the response's tokens, and `IGNORED` elsewhere."""
 
     def __init__(self, folder: Path) -> None:
         self._ends = np.load(folder / "ends.npy", allow_pickle=False)  # (N,)
-        self._starts = np.load(folder / "starts.npy", allow_pickle=False)  # (N,) of the response, within its row
+        self._starts = np.load(folder / "starts.npy", allow_pickle=False)  # (N,) start of the response within its row
         self._ids: NDArray[np.int32] = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r")
         self.counts = msgspec.json.decode((folder / _COUNTS).read_bytes(), type=Counts)
 
@@ -51,7 +51,7 @@ class Examples(Dataset[dict[str, list[int]]]):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """The number of tokens in each row."""
         found: list[int] = np.diff(self._ends, prepend=0).tolist()
         return found
 
@@ -63,9 +63,9 @@ class Examples(Dataset[dict[str, list[int]]]):
 
 
 def write(folder: Path, conversations: Iterable[Conversation], chat: Chat, *, max_tokens: int) -> Counts:
-    """Write a dataset's tokens into a folder; a row is what the log-likelihood of its response is taken of.
+    """Write a dataset's tokens into a folder, tokenised exactly as for the log-likelihood of a response.
 
-    max_tokens: of a whole conversation; longer ones are left out, never cut.
+    max_tokens: limit of a whole conversation; longer ones are left out, never truncated.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts: list[int] = []
@@ -89,7 +89,7 @@ def write(folder: Path, conversations: Iterable[Conversation], chat: Chat, *, ma
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """(B, L) tensors of rows, padded on the right and masked."""
+    """Collate rows to (B, L) tensors, padded on the right, with an attention mask."""
     width = max(len(row["input_ids"]) for row in rows)
 
     def padded(values: list[list[int]], fill: int) -> Tensor:

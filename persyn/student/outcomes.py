@@ -1,4 +1,4 @@
-"""Strategies by what the student became: evaluations of the students that were trained on their runs."""
+"""Compare strategies by the evaluations of students that were trained on their runs."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from persyn.errors import UsageError
 from persyn.method import intervals
 from persyn.method.intervals import Interval
 
-#: The scorer whose values are sums over tokens: their mean is over tokens, turned round to be a loss.
+#: The scorer whose values are sums over tokens: the mean is taken over tokens and negated to give a loss.
 _LIKELIHOOD = "log_likelihood"
 #: The student before any training.
 UNTRAINED = "untrained"
 
 
 class StudentFacts(Struct, frozen=True):
-    """What students became that were trained on runs of one strategy, by one measure."""
+    """The results of students trained on runs of one strategy, by one measure."""
 
     student: str
-    #: The files of the prompts that were asked.
+    #: The names of the evaluation prompts' files.
     prompts: str
-    #: The scorer's kind.
+    #: The kind of scorer.
     by: str
     strategy: str
-    #: None for the student before any training.
+    #: None for the student before training.
     alpha: float | None
-    #: How they were trained, but for the seed.
+    #: The training settings, without the seed.
     training: str | None
     n_trainings: int
     n_prompts: int
-    #: Values that could not be had; they are left out.
+    #: Values that could not be computed; they are excluded.
     n_failed: int
-    #: Mean value; for log_likelihood the loss, in nats per token, lower is better.
+    #: Mean value; for log_likelihood the loss in nats per token, where lower is better.
     value: Interval | None
-    #: How much better than the student before any training, where that was evaluated; above 0 is better.
+    #: Improvement over the student before training, if that was evaluated; above 0 is better.
     gain: Interval | None
-    #: For log_likelihood, e to the power of the value; None also where that is too large for a number.
+    #: For log_likelihood, exp(value); None if that overflows.
     perplexity: float | None = None
 
 
 _Key: TypeAlias = tuple[str, float | None, str | None, str]
-"""A strategy, its alpha, how was trained, and whatever else tells runs apart that are not seeds of one."""
+"""Strategy, alpha, training settings, and a digest of all else in which runs differ that are not seeds of one."""
 
 _BEFORE: _Key = (UNTRAINED, None, None, "")
 
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """(S, P) numerators and denominators of S trainings and P prompts; NaN where there is no value."""
+    """(S, P) numerators and denominators for S trainings and P prompts; NaN where there is no value."""
 
     over: NDArray[np.float64]
     under: NDArray[np.float64]
@@ -71,7 +71,7 @@ class _Values:
         return float(np.nansum(self.over)) / under if under else None
 
     def drawn(self) -> NDArray[np.float64]:
-        """(DRAWS,) means over trainings and prompts drawn anew, the same prompts for whoever has as many."""
+        """(DRAWS,) bootstrap means over trainings and prompts; values of equal size share the drawn prompts."""
         n_trainings, n_prompts = self.over.shape
         trainings = np.concatenate(list(intervals.weights(n_trainings, seed=1)))  # (DRAWS, S)
         over, under = np.nan_to_num(self.over), np.nan_to_num(self.under)
@@ -83,16 +83,16 @@ class _Values:
         return np.array(found)
 
     def only(self, is_known: NDArray[np.bool_]) -> _Values:
-        """Without the prompts that are not."""
+        """Keep only the selected prompts; the others become NaN."""
         return _Values(*(np.where(is_known, part, np.nan) for part in (self.over, self.under)))
 
 
 def compare(session: Session, runs: Sequence[Run]) -> list[StudentFacts]:
-    """Compare what became of the students of runs; best first within each measure.
+    """Compare the trained students of runs; the best come first within each measure.
 
-    An interval is of the trainings and the prompts that happened to be drawn (bootstrap over both);
-    runs that differ in name, seed and prompts alone are one strategy, as are trainings that differ in their seed.
-    Raises `UsageError` when no student of these runs was evaluated.
+    Intervals are bootstrapped over trainings and prompts. Runs that differ only in name, seed and prompts count as one
+    strategy, and trainings that differ only in seed as one setting. Raises `UsageError` when no student of these runs
+    was evaluated.
     """
     facts: list[StudentFacts] = []
     for (student, prompts, by), evaluated in _measures(session, runs):
@@ -141,7 +141,7 @@ def _perplexity(values: _Values) -> float | None:
 
 
 def _gain(values: _Values, base: _Values | None, by: str) -> Interval | None:
-    """On the prompts that both have a value of."""
+    """The gain over `base` on the prompts for which both have a value."""
     if base is None:
         return None
     both = np.asarray(~np.isnan(base.over).all(axis=0) & ~np.isnan(values.over).all(axis=0))
@@ -154,9 +154,9 @@ def _gain(values: _Values, base: _Values | None, by: str) -> Interval | None:
 
 
 def _measures(session: Session, runs: Sequence[Run]) -> list[tuple[tuple[str, str, str], dict[_Key, list[int]]]]:
-    """The finished evaluations of the runs' students: (student, prompts, scorer's kind), and ids by strategy.
+    """The finished evaluations of the runs' students, as ((student, prompts, kind of scorer), ids by strategy).
 
-    What was asked or judged in another way is another measure, whatever it is called.
+    Evaluations that were generated or scored differently are separate measures, even under the same name.
     """
     rows = session.execute(
         select(Evaluation.id, Evaluation.name, Evaluation.prompts_hash, Evaluation.scorer_id, Evaluation.how)
@@ -170,11 +170,11 @@ def _measures(session: Session, runs: Sequence[Run]) -> list[tuple[tuple[str, st
         .where(or_(Run.id.in_([run.id for run in runs]), Evaluation.training_id.is_(None)))
         .order_by(Evaluation.id)
     )
-    # By training: where the same was asked on other GPUs, the later evaluation counts, and counts once.
+    # Keyed by training: of equal evaluations on different GPUs, only the latest counts.
     found: dict[tuple[object, ...], dict[_Key, dict[int | None, int]]] = defaultdict(lambda: defaultdict(dict))
     names: dict[tuple[object, ...], tuple[str, str, str]] = {}
     for row in rows:
-        # A likelihood's scorer is the student itself, another one after each training.
+        # The scorer of a likelihood is the student itself, so it differs after each training.
         scorer = _text(row.options) if row.kind == _LIKELIHOOD else row.scorer_id
         how = _text({name: value for name, value in row.how.items() if name != "gpus"})
         measure = (row.student_id, row.prompts_hash, row.kind, scorer, how)
@@ -191,7 +191,7 @@ def _key(config: dict[str, Any], settings: dict[str, Any]) -> _Key:
     run = thaw(config)
     how = [settings.get("tune"), f"{settings.get('epochs')} epochs", settings.get("learning_rate")]
     trained = ", ".join(str(each) for each in how if each is not None)
-    # Runs of other names, seeds and prompts are the same thing done again.
+    # Runs that differ only in name, seed and prompts are repetitions.
     same = {name: value for name, value in run.frozen().items() if name != "prompts"}
     same["run"] = {name: value for name, value in same["run"].items() if name not in ("name", "seed")}
     settled = {name: value for name, value in settings.items() if name not in ("seed", "micro_batch")}

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a student: transformers' trainer, with checkpoints that a killed training goes on from."""
+"""Fine-tune a student (supervised) with the trainer of transformers, resuming from checkpoints after interruptions."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ from persyn.student.examples import Conversation, Examples
 
 _AtLeastOne = Annotated[int, Meta(ge=1)]
 
-#: Where in a training's folder the trained weights lie, and in them what is known of the training.
+#: The subfolder of a training that holds the trained weights, and the file in it with the training's notes.
 MODEL, NOTES = "model", "training.json"
-#: What is there until then.
+#: Subfolders that exist only during training.
 DATA, CHECKPOINTS = "data", "checkpoints"
-#: Points of a loss curve, about.
+#: Approximate number of points on a loss curve.
 _POINTS = 100
 #: Between two checkpoints.
 _SAVE_SECONDS = 600.0
 
 Progress: TypeAlias = Callable[[int, int, float | None], None]
-"""Called with the steps done, the steps there are, and the latest loss, nats per token."""
+"""Called with the steps done, the total steps, and the latest loss in nats per token."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a student is trained. All of them make the training's identity."""
+    """The hyper-parameters of a training; all of them are part of its identity."""
 
-    #: All weights, or low-rank adapters that are merged in the end.
+    #: All weights, or low-rank adapters that are merged at the end.
     tune: Literal["full", "lora"] = "full"
     #: Passes over the dataset.
     epochs: _AtLeastOne = 3
-    #: None is 1e-5 for full and 2e-4 for lora.
+    #: None means 1e-5 for full and 2e-4 for lora.
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
-    #: Conversations per step, and of these so many at a time in memory; None is all of them.
+    #: Conversations per step, and how many of them are in memory at a time; None means all of them.
     batch_size: _AtLeastOne = 16
     micro_batch: _AtLeastOne | None = None
-    #: Longer conversations are left out; None is the most the student takes.
+    #: Longer conversations are left out; None means the student's maximum.
     max_tokens: _AtLeastOne | None = None
     lora_rank: _AtLeastOne = 16
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
@@ -72,26 +72,26 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Notes(Struct, frozen=True):
-    """What is known of a finished training."""
+    """The record of a finished training."""
 
     n_rows: int
     #: Rows that were too long.
     n_left_out: int
-    #: Tokens the loss was on, in one pass.
+    #: Response tokens, on which the loss is computed, per epoch.
     response_tokens: int
     steps: int
-    #: Of the process that finished it; an earlier one's work is not in it.
+    #: Of the process that finished it, without the time of interrupted ones.
     seconds: float
-    #: [step, mean loss in nats per token since the point before].
+    #: [step, mean loss in nats per token since the previous point].
     losses: list[tuple[int, float]]
 
 
 def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: Settings, folder: Path) -> None:
-    """Write what a student is to learn into `folder`/data, as its own tokens.
+    """Tokenise the training data into `folder`/data with the student's tokenizer.
 
-    spec: the student as it begins; of its options `add_bos`.
-    Raises `UsageError` when there is nothing to train on, `EngineError` when the student has no tokenizer or
-    its chat template cannot be used.
+    spec: the student before training; of its options only `add_bos` is read.
+    Raises `UsageError` when there is nothing to train on, `EngineError` when the student has no tokenizer or its chat
+    template is unusable.
     """
     limit = settings.max_tokens or scoring.max_tokens(scoring.configuration(spec)) or sys.maxsize
     counts = examples.write(folder / DATA, conversations, _chat(spec), max_tokens=limit)
@@ -102,11 +102,11 @@ def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: Se
 def train(
     spec: ModelSpec, settings: Settings, folder: Path, progress: Progress, *, save_seconds: float = _SAVE_SECONDS
 ) -> Notes:
-    """Train a student on what was prepared; its weights come to lie in `folder`/model.
+    """Train a student on prepared data, and write its weights to `folder`/model.
 
-    A training that was killed goes on from its last checkpoint; a finished one is not done again.
-    spec: the student as it begins; GPUs 0 or 1.
-    Raises `EngineError` when the student cannot be loaded, and when its loss is no number any more.
+    An interrupted training resumes from its last checkpoint; a finished one is not repeated.
+    spec: the student before training; gpus is 0 or 1.
+    Raises `EngineError` when the student cannot be loaded, and when the loss becomes NaN or infinite.
     """
     if (folder / MODEL / NOTES).is_file():
         return _finished(folder)
@@ -114,7 +114,7 @@ def train(
         raise UsageError(f"a student is trained on one GPU or on the CPU, not on {spec.gpus} GPUs")
     started = time.monotonic()
     rows = Examples(folder / DATA)
-    # In float32, on a GPU under bfloat16 autocast: bfloat16 would round small steps away.
+    # Weights are kept in float32, with bfloat16 autocast on a GPU: bfloat16 weights would round small updates to zero.
     weights = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype="float32"))
     _end_as_taught(weights, _chat(spec))
     model = _tuned(weights, settings)
@@ -129,7 +129,7 @@ def train(
     )
     try:
         _write(model, spec, notes, folder)
-    except FolderChanged:  # this process was suspended, and another has finished the same training
+    except FolderChanged:  # this process was suspended, and another finished the same training
         return _finished(folder)
     return notes
 
@@ -140,7 +140,7 @@ def _finished(folder: Path) -> Notes:
 
 
 class _Watch(TrainerCallback):
-    """Tells how far it is, and asks for a checkpoint now and then."""
+    """Reports progress and requests a checkpoint from time to time."""
 
     def __init__(self, progress: Progress, save_seconds: float) -> None:
         self._progress = progress
@@ -149,24 +149,24 @@ class _Watch(TrainerCallback):
         self._loss: float | None = None
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
-        """Keep the loss; one that is no number will not mend."""
+        """Store the loss; raise `EngineError` if it is not finite, since training cannot recover from that."""
         self._loss = more.get("logs", {}).get("loss", self._loss)
         if self._loss is not None and not math.isfinite(self._loss):
             raise EngineError(f"at step {state.global_step} the loss is {self._loss}; try a lower learning rate")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Tell, and save when it is time."""
+        """Report progress, and request a checkpoint when it is due."""
         self._progress(state.global_step, state.max_steps, self._loss)
         if time.monotonic() - self._saved_at >= self._save_seconds and state.global_step < state.max_steps:
             control.should_save = True
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        """The time runs anew."""
+        """Restart the checkpoint timer."""
         self._saved_at = time.monotonic()
 
 
 class _ByLength(LengthGroupedSampler):
-    """Rows of like length together, in an order that follows from seed and epoch alone: a resumed epoch is the same."""
+    """Groups rows of similar length, in an order determined by seed and epoch, so that a resumed epoch is identical."""
 
     def __init__(self, rows: Examples, settings: Settings) -> None:
         super().__init__(settings.batch_size, lengths=rows.lengths)
@@ -174,7 +174,7 @@ class _ByLength(LengthGroupedSampler):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each."""
+        """Called by the trainer before each epoch."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -183,7 +183,7 @@ class _ByLength(LengthGroupedSampler):
 
 
 class _Trainer(Trainer):
-    """A trainer with that sampler; its own of the kind draws from a state that no checkpoint keeps."""
+    """A trainer with the sampler above; the built-in one draws from a state that checkpoints do not include."""
 
     def __init__(self, *arguments: Any, sampler: _ByLength, **more: Any) -> None:
         self._sampler = sampler
@@ -198,9 +198,9 @@ def _chat(spec: ModelSpec) -> Chat:
 
 
 def _end_as_taught(model: Any, chat: Chat) -> None:
-    """Have whoever serves the student stop at the token its responses end with.
+    """Add the token that ends the training responses to the model's end tokens.
 
-    How its makers would draw from it is left out: that was for what it was, and some of it could not be saved.
+    The original sampling defaults are dropped: they were tuned for the model before training, and some cannot be saved.
     """
     old = model.generation_config
     ends = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
@@ -212,7 +212,7 @@ def _end_as_taught(model: Any, chat: Chat) -> None:
 
 
 def _tuned(model: PreTrainedModel, settings: Settings) -> Any:
-    """The model with those weights trainable that are to be trained."""
+    """The model with the parameters to train set as trainable."""
     model.requires_grad_(True)
     if settings.tune == "full":
         return model
@@ -220,7 +220,7 @@ def _tuned(model: PreTrainedModel, settings: Settings) -> Any:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise EngineError("tune = 'lora' needs peft: pip install 'persyn[lora]'") from error
-    torch.manual_seed(settings.seed)  # the adapters' first values
+    torch.manual_seed(settings.seed)  # for the initialisation of the adapters
     rank = settings.lora_rank
     wanted = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     return get_peft_model(model, wanted)
@@ -253,7 +253,7 @@ def _fit(
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
     )
-    # One device, where the host shows several: the trainer would take them all, and as many batches per step.
+    # Use one device even if several are visible: the trainer would use all, with as many batches per step.
     arguments._n_gpu = 1
     trainer = _Trainer(
         model,
@@ -272,7 +272,7 @@ def _fit(
 
 
 def _last(folder: Path) -> str | None:
-    """The newest whole checkpoint; the trainer writes its state last. What was cut off is removed."""
+    """The newest complete checkpoint; incomplete ones are deleted (the trainer writes its state file last)."""
     whole: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         try:
@@ -285,9 +285,9 @@ def _last(folder: Path) -> str | None:
 
 
 def _write(model: Any, spec: ModelSpec, notes: Notes, folder: Path) -> None:
-    """The trained weights in the type they came in, ready to be served; then what led there can go."""
+    """Save the trained weights in their original dtype, ready to serve, and delete intermediate files."""
     trained = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    trained.config.use_cache = True  # the trainer's is for training
+    trained.config.use_cache = True  # the trainer turned it off
     stored = getattr(torch, scoring.stored_dtype(scoring.configuration(spec)) or "float32")
     with replaced(folder / MODEL, only_new=True) as new:
         trained.to(stored).save_pretrained(new)

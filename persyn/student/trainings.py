@@ -1,4 +1,4 @@
-"""A student is trained on a run's dataset, once for the same dataset and settings."""
+"""Train a student on a run's dataset, once per dataset and settings."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from persyn.student import train as training
 from persyn.student.examples import Conversation
 from persyn.student.train import Progress, Settings
 
-#: Folder of PERSYN_HOME that trained students lie in.
+#: The folder of PERSYN_HOME that holds trained students.
 FOLDER = "students"
 
 
 def train(
     database: Database, run_name: str, settings: Settings, *, gpus: int, home: Path, progress: Progress
 ) -> Training:
-    """Train the student of a finished run on its dataset; a training that is there already is returned as it is.
+    """Train the student of a finished run on its dataset; an existing training is returned unchanged.
 
-    home: the weights go into its folder `students`, checkpoints too, so that a killed training goes on. The dataset is
-          what `exported` says of it.
-    Weights that were removed are made again.
-    Raises `UsageError` for a run that is not done, a dataset that cannot be made again or has no row, a student that
-    has changed and one that is being trained already.
+    home: weights and checkpoints are stored in its folder `students`, so that an interrupted training can resume. The
+          dataset is the one described by `exported`.
+
+    Deleted weights are trained again. Raises `UsageError` for an unfinished run, a dataset that cannot be reproduced or
+    is empty, a student that has changed, and one that is being trained by another process.
     """
     options = exported(run_name, home)
     with database.read() as session:
@@ -61,7 +61,7 @@ def train(
     if found is not None and Path(found.path).is_dir():
         return found
     require_unchanged(student.model, student.revision)
-    # It reads as it did when it scored.
+    # Start prompts as in scoring.
     begins = {name: value for name, value in thaw(run.config).student.options.items() if name == "add_bos"}
     spec = ModelSpec("", student.model, hub_revision(student.revision), gpus, begins)
     folder = home / FOLDER / f"{run.name}-{fingerprint[:12]}"
@@ -83,7 +83,7 @@ def train(
         "revision": identify(str(path)).revision,
     }
     with database.write() as session:
-        if found is not None:  # its weights had been removed
+        if found is not None:  # its weights had been deleted
             session.execute(update(Training).where(Training.fingerprint == fingerprint).values(**row))
         bulk.insert_new(session, Training, [row])
     made = _find(database, fingerprint)
@@ -92,12 +92,12 @@ def train(
 
 
 def exported(run_name: str, home: Path) -> Options:
-    """The options with which a run's own dataset was exported last; where there is none, those of a whole one."""
+    """The options of the latest export of a run's own dataset; the defaults if there is none."""
     return manifest.options_of(home / "datasets" / run_name) or Options()
 
 
 def n_responses(session: Session, run_id: int) -> int:
-    """How many rows a whole dataset of the run has."""
+    """The number of rows in a run's unfiltered dataset."""
     answered = select(func.count()).select_from(Assignment).join(Response, answers_assignment())
     return session.scalars(answered.where(Assignment.run_id == run_id, Response.text.is_not(None))).one()
 
@@ -116,7 +116,7 @@ def _finished(session: Session, name: str) -> Run:
 
 
 def _conversations(session: Session, run: Run, options: Options) -> Iterator[Conversation]:
-    """What the rows to train on are made of, in the dataset's order; at least one."""
+    """Yield the conversations to train on, in the dataset's order; at least one."""
     n_rows = 0
     try:
         for row in export.training_rows(session, run.id, options):
@@ -145,10 +145,10 @@ def _find(database: Database, fingerprint: str) -> Training | None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[Callable[[], None]]:
-    """Nobody else trains into the folder; the lock goes with the process that holds it.
+    """Lock a training's folder; the lock is released when the process ends.
 
-    Yields what raises `UsageError` once another has it: a file system on the network takes it from a host that is
-    suspended.
+    Yields a function that raises `UsageError` once another process holds the lock: network file systems release the
+    lock of a suspended host.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mine = uuid.uuid4().hex

@@ -1,1 +1,1 @@
-"""The console: the pages of `persyn web`. They show what the domain says; nothing is computed here."""
+"""The web console behind `persyn web`: pages that present read models, without computations of their own."""

@@ -1,4 +1,4 @@
-"""The console as an ASGI application: which page is where."""
+"""Assemble the console's ASGI application and its routes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Page = Callable[[Request], Response]
 
 
 def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
-    """The pages of one store, guarded.
+    """Build the guarded application for one store.
 
-    kept: its counts.
+    kept: the cache of the store's counts.
     """
     app = Starlette(
         routes=[

@@ -1,4 +1,4 @@
-"""What failed in a run, by reason, and how it is tried again."""
+"""Show the failures of a run by reason, and retry them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = 100
 
 
 def index(request: Request) -> Response:
-    """Failed jobs by their error, failed rows by their reason."""
+    """List failed jobs by error, and failed rows by reason."""
     with reading(request) as session:
         run = find(session, request)
         jobs = listing.failed_jobs(session, run, limit=_MOST)
@@ -43,7 +43,7 @@ def index(request: Request) -> Response:
 
 
 async def retry(request: Request) -> Response:
-    """Try the run's failed jobs again, or rows that failed for a reason: what `persyn jobs retry` does."""
+    """Retry the run's failed jobs, or the rows that failed for a reason, like `persyn jobs retry`."""
     access = cast(Access, request.app.state.access)
     given = await form(request)
     if access.admin is None:

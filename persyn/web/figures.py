@@ -1,4 +1,4 @@
-"""The figures of a run: those of its report, drawn beside the pages and served as pictures."""
+"""Serve the figures of a run's report as images, drawn in the background."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from persyn.web.store import counted, find, reading
 
 log = logging.getLogger(__name__)
 
-#: A picture that is opened by itself may have its own colours, and nothing else.
+#: An image opened by itself may use its own styles and nothing else.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
 class Drawn(Struct, frozen=True):
-    """A figure.
+    """A rendered figure.
 
-    says:    what is seen in it, for those who do not see it.
-    version: another when it is drawn otherwise, so that a page that is open shows the new one.
+    says:    a textual alternative.
+    version: changes with the content, so that an open page loads the new image.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Drawn(Struct, frozen=True):
 
 
 def draw(session: Session, run: Run) -> dict[str, Drawn] | str:
-    """All that can be drawn of a run as it is, by name; or what is said where drawing fails: the page stays."""
+    """Draw all figures of a run in its current state, by name; return a message if drawing fails."""
     try:
         return _drawn(session, run)
     except SQLAlchemyError:
@@ -47,7 +47,7 @@ def draw(session: Session, run: Run) -> dict[str, Drawn] | str:
 
 
 def _drawn(session: Session, run: Run) -> dict[str, Drawn]:
-    # They bring matplotlib, which nobody needs who does not look at a run.
+    # Imported here because matplotlib is needed only for pages that show a run.
     from persyn.report import drawing, figures, gather
 
     found = {}
@@ -59,7 +59,7 @@ def _drawn(session: Session, run: Run) -> dict[str, Drawn]:
 
 
 def show(request: Request) -> Response:
-    """One figure, as an SVG file."""
+    """Serve one figure as SVG."""
     with reading(request) as session:
         run = find(session, request)
     drawn = counted(request, run.id, figures=draw)["figures"]

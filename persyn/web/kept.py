@@ -1,4 +1,4 @@
-"""What takes long to count: counted once however many look, beside the pages, and kept a while."""
+"""Cache slow counts: each is computed once in a background thread for all pages, and kept for a while."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session
 
 from persyn.db.connect import Database
 
-#: A count is kept for so many seconds, and at least for so many times as long as it took.
+#: A count is reused for this many seconds, and at least for this multiple of the time it took.
 _LEAST_SECONDS, _SHARE = 1.5, 20
-#: How long a page waits for a count that is a little newer than what it has.
+#: How long a page waits for a count that is slightly newer than the cached one.
 _NEWER_SECONDS = 0.02
-#: A count is of long ago after so many seconds.
+#: A count older than this is shown as old.
 OLD_SECONDS = 5.0
-#: How long the end waits for a count that does not stop.
+#: How long closing waits for a count that does not stop.
 _CLOSE_SECONDS = 5.0
-#: Counts at a time: each takes the interpreter from the pages. And counts that are remembered.
+#: Concurrent counts, which compete with pages for the interpreter, and the number of cached counts.
 _AT_ONCE, _MOST = 1, 256
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ Count: TypeAlias = Callable[[Session], Any]
 
 @dataclass(frozen=True, slots=True)
 class Counted(Generic[T]):
-    """A count, how many seconds old it is, and whether a newer one is on its way."""
+    """A count with its age in seconds, and whether a newer one is being computed."""
 
     value: T
     age: float
@@ -38,16 +38,16 @@ class Counted(Generic[T]):
 
     @property
     def is_old(self) -> bool:
-        """Whether who sees it should look again."""
+        """Whether a page showing it should be refreshed."""
         return self.is_renewed and self.age > OLD_SECONDS
 
 
 class Kept:
-    """Counts of one store.
+    """A cache of counts of one store.
 
     database: where they are read.
-    patience: how long a page waits for counts that it lacks, or has only of long ago, in seconds.
-    clock:    seconds; tests pass their own.
+    patience: how long a page waits, in seconds, for counts that are missing or old.
+    clock:    returns seconds; tests pass their own.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Kept:
         self._is_closed = False
 
     def get(self, counts: Mapping[str, Count], *, run_id: int | None = None) -> dict[str, Counted[Any] | None]:
-        """The newest of each of these counts; None while a first one goes on. Raises what counting raised.
+        """The latest value of each count; None while it is computed for the first time. Re-raises errors of counting.
 
-        counts: by name.
-        run_id: of the run whose they are.
+        counts: {name: function}.
+        run_id: the run they belong to.
         """
         until = time.monotonic() + self._patience
         with self._lock:
@@ -78,20 +78,20 @@ class Kept:
             return {name: self._found(slot) for name, slot in slots.items()}
 
     def close(self) -> None:
-        """Stop counting; what goes on is interrupted."""
+        """Stop counting and interrupt running queries."""
         with self._lock:
             self._is_closed = True
             working = [slot for slot in self._slots.values() if slot.thread is not None]
         until = time.monotonic() + _CLOSE_SECONDS
         for slot in working:
-            # Again and again: what is between two queries does not hear it.
+            # Repeated, because an interrupt between two queries has no effect.
             while slot.thread is not None and slot.thread.is_alive() and time.monotonic() < until:
                 if (stop := slot.stop) is not None:
                     stop()
                 slot.thread.join(0.05)
 
     def _started(self, key: tuple[int | None, str], count: Count) -> _Slot:
-        """A count's place; counting has begun where it is time for that."""
+        """The slot of a count; starts counting if it is due."""
         slot = self._slots.setdefault(key, _Slot())
         self._slots.move_to_end(key)
         while len(self._slots) > _MOST:
@@ -114,7 +114,7 @@ class Kept:
         return Counted(slot.found[0], self._clock() - slot.counted_at, slot.work is not None)
 
     def _count(self, slot: _Slot, count: Count) -> None:
-        with self._free:  # others wait for their turn
+        with self._free:  # limits the number of concurrent counts
             if not self._is_closed:
                 self._count_now(slot, count)
 
@@ -125,7 +125,7 @@ class Kept:
                 driver: Any = session.connection().connection.driver_connection
                 slot.stop = getattr(driver, "interrupt", None) or driver.cancel  # SQLite's, PostgreSQL's
                 found = (count(session),)
-        except Exception as raised:  # whoever asked is told
+        except Exception as raised:  # re-raised for whoever asks for the count
             error = raised
         ended = self._clock()
         with self._lock:
@@ -133,13 +133,13 @@ class Kept:
             slot.found, slot.error, slot.counted_at = found, error, ended if error is None else slot.counted_at
             slot.count_at = ended + max(_LEAST_SECONDS, _SHARE * (ended - began))
             if error is not None:
-                slot.count_at = ended  # the next who asks tries again
+                slot.count_at = ended  # the next request tries again
             slot.work.set()
             slot.work = slot.stop = None
 
 
 class _Slot:
-    """One count: found (a value in a tuple) at a time, and the work on the next one, if any."""
+    """One count: its value in a tuple, when it was computed, and the work on the next value, if any."""
 
     def __init__(self) -> None:
         self.found: tuple[Any] | None = None

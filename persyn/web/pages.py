@@ -1,4 +1,4 @@
-"""Pages from templates. Whatever comes from the store is escaped: prompts, responses and names are hostile text."""
+"""Render pages from templates; everything from the store is untrusted and escaped."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from persyn.analysis import summary
 from persyn.jobs import owner
 
 _MOST_IN_A_CELL = 1000
-#: For what is not known, and before what is below zero.
+#: The signs for an unknown value and for minus.
 _NOTHING, _MINUS = "\u2013", "\u2212"
 
 
 class Problem(Exception):
-    """A request that has no page: what a person is told instead."""
+    """A request that cannot be served, with a message for the user."""
 
     def __init__(self, status: HTTPStatus, title: str, text: str) -> None:
         super().__init__(title)
         self.status, self.title, self.text = status, title, text
 
     def response(self, template: str = "problem.html") -> Response:
-        """The page that says so."""
+        """The page that shows the problem."""
         page = _pages.get_template(template).render(title=self.title, text=self.text, status=self.status)
         return HTMLResponse(page, self.status, headers={"retry-after": "5"} if self.status == 503 else None)
 
 
 def not_found(what: str) -> Problem:
-    """The problem of something that is not there."""
+    """The problem of a missing object."""
     return Problem(HTTPStatus.NOT_FOUND, "Not found", what)
 
 
 def page(request: Request, template: str, **context: Any) -> HTMLResponse:
-    """A page of the console; its context is what the template asks for."""
+    """Render a page of the console; the context holds the template's variables."""
     return HTMLResponse(
         _pages.get_template(template).render(request=request, access=request.app.state.access, **context)
     )
 
 
 def explain(request: Request, error: Exception) -> Response:
-    """The page of an error that Starlette or the console raised."""
+    """The page for an error raised by Starlette or the console."""
     if isinstance(error, Problem):
         return error.response()
     if isinstance(error, HTTPException):
@@ -61,44 +61,44 @@ def explain(request: Request, error: Exception) -> Response:
 
 
 def link(*parts: str | int, **query: Any) -> str:
-    """A path on this console; what is None or empty is left out of the query."""
+    """A path on this console; empty query values are left out."""
     path = "/" + "/".join(quote(str(part), safe="") for part in parts)
     given = {name: value for name, value in query.items() if value not in (None, "")}
     return f"{path}?{urlencode(given)}" if given else path
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
-    """1,234,567 or 0.4792; a dash for what is not known."""
+    """Format a number as 1,234,567 or 0.4792; a dash if it is unknown."""
     if value is None or value != value:
         return _NOTHING
     said = f"{value:.{digits}g}"
-    if isinstance(value, int) or abs(value) >= 10**digits or "e+" in said:  # 9999.9 is rounded to 1e+04
+    if isinstance(value, int) or abs(value) >= 10**digits or "e+" in said:  # rounding 9999.9 gives 1e+04
         said = f"{value:,.0f}"
     return said.replace("-", _MINUS)
 
 
 def plural(value: int, what: str) -> str:
-    """1 row, 2,000 rows."""
+    """Format a count with its noun: 1 row, 2,000 rows."""
     return f"{value:,} {what}" if value == 1 else f"{value:,} {what}s"
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """With so many digits behind the point, as figures in a column need."""
+    """Format with a fixed number of decimals, to align a column."""
     return _NOTHING if value is None or value != value else f"{value:,.{digits}f}".replace("-", _MINUS)
 
 
 def dollars(value: float | None) -> str:
-    """An amount of US dollars; a dash for what is not known."""
+    """Format an amount of US dollars; a dash if it is unknown."""
     return _NOTHING if value is None else summary.dollars(value)
 
 
 def share(value: float | None) -> str:
-    """Of a whole, in per cent."""
+    """Format a share as a percentage."""
     return _NOTHING if value is None else f"{value:.0%}".replace("-", _MINUS)
 
 
 def duration(seconds: float | None) -> str:
-    """In the two largest units: 1 d 4 h, 3 min 20 s, 2.5 s."""
+    """Format a duration in its two largest units: 1 d 4 h, 3 min 20 s, 2.5 s."""
     if seconds is None:
         return _NOTHING
     if seconds < 10:
@@ -113,7 +113,7 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A time with its zone."""
+    """Format a time with its zone."""
     if at is None:
         return _NOTHING
     utc = at.astimezone(UTC)
@@ -121,7 +121,7 @@ def moment(at: datetime | None) -> str:
 
 
 def cell(value: Any) -> str:
-    """Any value of the store in a cell of a table; a long one is cut, and says so."""
+    """Format any value of the store for a table cell; a long one is shortened and marked so."""
     if isinstance(value, datetime):
         return moment(value)
     if isinstance(value, float):
@@ -153,7 +153,7 @@ def _environment() -> jinja2.Environment:
     )
     found.globals.update(link=link)
     for name in found.list_templates(extensions=["html"]):
-        found.get_template(name)  # compiled now, and not for the first who looks
+        found.get_template(name)  # compiled at start, so that the first visitor does not wait
     return found
 
 

@@ -1,4 +1,4 @@
-"""The prompts of a run, and one of them with all that became of it."""
+"""Show the prompts of a run, and the full history of one prompt."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from persyn.web.pages import Problem, link, not_found, page
 from persyn.web.store import counted, find, reading
 
 _PAGE = 50
-#: A search for more would be a pattern that SQLite does not take.
+#: A longer search text would exceed SQLite's limit on patterns.
 _MOST_SOUGHT = 1000
-#: What of a response is seen at once; all else is folded.
+#: The fields of a response that are visible at once; the others are folded.
 _FIRST = (
     "reward",
     "quality",
@@ -40,7 +40,7 @@ E = TypeVar("E", bound=StrEnum)
 
 
 def index(request: Request) -> Response:
-    """A page of the run's prompts: those that are wanted."""
+    """List a page of the run's prompts that match the filters."""
     wanted, after = _wanted(request), _after(request)
     with reading(request) as session:
         run = find(session, request)
@@ -75,7 +75,7 @@ def index(request: Request) -> Response:
 
 
 def show(request: Request) -> Response:
-    """One prompt: scores, margin, responses, jobs, and every event."""
+    """Show one prompt: scores, margin, responses, jobs and events."""
     given = request.path_params["prompt"]
     if not _is_id(given):
         raise not_found("A prompt's address ends in its id, a number.")
@@ -121,7 +121,7 @@ def _after(request: Request) -> Place | None:
 
 
 def _is_id(given: str) -> bool:
-    """Whether it is a number that a database takes for an id."""
+    """Whether a text is a number in the range of database ids."""
     return given.isascii() and given.isdigit() and len(given) <= len(str(2**63)) and int(given) < 2**63
 
 

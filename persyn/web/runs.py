@@ -1,4 +1,4 @@
-"""The list of runs, and one run as it goes on."""
+"""Show the list of runs, and the progress of one run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from persyn.web.pages import page
 from persyn.web.store import counted, find, kept, reading
 
 _MOST_RUNS = 200
-#: Between two looks at a page that shows what goes on, and until the next one at a page that lacks something.
+#: Refresh intervals of a page with live content, and of a page that still lacks content.
 LOOK_SECONDS, SOON_SECONDS = 2.0, 0.5
 
 
 def index(request: Request) -> Response:
-    """All runs, the newest first."""
+    """List all runs, the newest first."""
     with reading(request) as session:
         found = listing.runs(session, limit=_MOST_RUNS)
     counts = kept(request).get({"sizes": listing.sizes, "spending": summary.spending})
@@ -46,7 +46,7 @@ def index(request: Request) -> Response:
 
 
 def _share_done(request: Request, run: RunRow) -> float | None:
-    """Of the rows of a run's present stage; None of a run that stopped, or whose rows are still being counted."""
+    """The share of rows done in a run's current stage; None for a stopped run, or while rows are being counted."""
     if run.state is not RunState.RUNNING:
         return 1.0 if run.state is RunState.DONE else None
     tally = counted(request, run.id, tally=watch.tally)["tally"]
@@ -57,12 +57,12 @@ def _share_done(request: Request, run: RunRow) -> float | None:
 
 
 def enter(request: Request) -> Response:
-    """Where a token is given that nobody needs any more."""
+    """Redirect a login link that is no longer needed."""
     return RedirectResponse("/", HTTPStatus.SEE_OTHER)
 
 
 def show(request: Request) -> Response:
-    """One run: what goes on, and what came out so far."""
+    """Show one run: its progress and its results so far."""
     with reading(request) as session:
         run = find(session, request)
         student = session.get_one(Student, run.student_id)
@@ -84,9 +84,9 @@ def show(request: Request) -> Response:
 
 
 def is_live(request: Request, is_going: bool, *counts: Counted[Any] | None) -> float | None:
-    """Seconds after which the page looks again by itself; None when nothing will have changed, or nobody wants it to.
+    """Seconds until the page refreshes itself; None if nothing can change, or the user turned it off.
 
-    counts: what it shows, or lacks.
+    counts: the counts it shows, or lacks.
     """
     if request.query_params.get("live") == "off":
         return None
@@ -96,13 +96,13 @@ def is_live(request: Request, is_going: bool, *counts: Counted[Any] | None) -> f
 
 
 class StageRow(Struct, frozen=True):
-    """A stage as it stands at this moment.
+    """A stage at this moment.
 
-    over:    rows that are done or failed.
-    seconds: elapsed from its first claim to its last end, where that is counted.
-    work_seconds: in which workers held its jobs, summed over workers.
-    rate:    of the present one, rows per second.
-    left:    of the present one, seconds.
+    over:         rows that are done or failed.
+    seconds:      elapsed from its first claim to its last end, if known.
+    work_seconds: time during which workers held its jobs, summed over workers.
+    rate:         rows per second, for the current stage.
+    left:         estimated remaining seconds, for the current stage.
     """
 
     name: str
@@ -133,7 +133,7 @@ def _stage(name: str, seen: Glance, counted: Tally, took: StageFacts | None) -> 
 
 
 def _compared(session: Session, run: Run) -> Comparison | str:
-    """Strategies side by side, or why they cannot be."""
+    """The comparison of strategies, or the reason why there is none."""
     try:
         return compare(session, run)
     except UsageError as error:

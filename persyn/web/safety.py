@@ -1,4 +1,4 @@
-"""Who may ask, and what a browser may do with the answer."""
+"""Control access to the console, and restrict what browsers may do with its pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from persyn.web.pages import Problem
 
-#: Scripts, styles and pictures of our own alone, and nothing from elsewhere.
+#: Only our own scripts, styles and images; nothing from other origins.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -38,22 +38,22 @@ _MOST_FORM_BYTES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may do what.
+    """Access rules.
 
-    hosts: names by which the console may be called, besides addresses and localhost.
-    token: what everybody must show who asks; None lets everybody ask who can reach the port.
-    admin: on whose behalf failed work is tried again, for the audit; None: the console changes nothing.
+    hosts: host names under which the console may be requested, besides IP addresses and localhost.
+    token: required from every visitor; None admits everybody who can reach the port.
+    admin: the name recorded in the audit log for retries; None makes the console read-only.
     """
 
     hosts: frozenset[str] = frozenset()
     token: str | None = None
     admin: str | None = None
-    #: What a form must carry: no other site can read it.
+    #: A secret that forms must contain, and that other sites cannot read.
     form_secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
 
     @property
     def cookie(self) -> str:
-        """A name of its own for each token: consoles on several ports of a host share a browser's cookies."""
+        """A distinct name per token, because consoles on several ports of a host share a browser's cookies."""
         return f"persyn-{hashlib.sha256((self.token or '').encode()).hexdigest()[:8]}"
 
     def is_form(self, given: str) -> bool:
@@ -62,14 +62,14 @@ class Access:
 
 
 class Guard:
-    """Lets in who may ask, and says in each answer what a browser may do with it."""
+    """Middleware that admits authorised requests and adds security headers to every response."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or have the console answer it."""
+        """Respond to a request, or pass it to the console."""
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
@@ -88,7 +88,7 @@ class Guard:
         await (self._app if answer is None else answer)(scope, receive, guarded)
 
     async def _answer(self, request: Request) -> Response | None:
-        """An answer that is not the console's; None lets the request pass."""
+        """A response that replaces the console's; None lets the request pass."""
         if not _is_known(request.headers.get("host", ""), self._access.hosts):
             return Problem(
                 HTTPStatus.MISDIRECTED_REQUEST,
@@ -99,7 +99,7 @@ class Guard:
             return Problem(
                 HTTPStatus.BAD_REQUEST, "That cannot be asked", "The address holds a NUL character, which no text has."
             ).response()
-        # A page of another site may link to the console, and load nothing from it.
+        # Pages of other sites may link to the console, but not load anything from it.
         site, mode = request.headers.get("sec-fetch-site", "none"), request.headers.get("sec-fetch-mode", "navigate")
         if site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET"):
             return Problem(
@@ -110,7 +110,7 @@ class Guard:
         return await self._admit(request, self._access.token)
 
     async def _admit(self, request: Request, token: str) -> Response | None:
-        """Let in who shows the token: in a cookie, in a header, or once in the address or the form."""
+        """Admit a visitor with the token: in a cookie, in a header, or once in the URL or the login form."""
         if _same(request.cookies.get(self._access.cookie, ""), token):
             return None
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -134,7 +134,7 @@ class Guard:
 
 
 async def form(request: Request) -> dict[str, str]:
-    """The fields of a small form; raises `Problem` for a large one."""
+    """Parse a small form; raise `Problem` for a large one."""
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -144,7 +144,7 @@ async def form(request: Request) -> dict[str, str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a console that listens there."""
+    """Whether a console listening on this host is reachable only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -152,12 +152,12 @@ def is_loopback(host: str) -> bool:
 
 
 def _path(request: Request) -> str:
-    """By which a page is found; that of `request.url` depends on what the Host header says."""
+    """The path used for routing; `request.url` depends on the Host header."""
     return cast(str, request.scope["path"])
 
 
 def _is_known(header: str, hosts: Collection[str]) -> bool:
-    """An address is always known: a name that another site points at this machine is none."""
+    """Whether a Host header is accepted: addresses always are; names must be listed, against DNS rebinding."""
     try:
         split = urlsplit(f"//{header}")
     except ValueError:
@@ -175,5 +175,5 @@ def _is_known(header: str, hosts: Collection[str]) -> bool:
 
 
 def _same(given: str, wanted: str) -> bool:
-    """Compare in a time that tells nothing of where they differ."""
+    """Compare in constant time."""
     return secrets.compare_digest(given.encode(), wanted.encode())

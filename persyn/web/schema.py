@@ -1,4 +1,4 @@
-"""What can be asked for in SQL: the store's views and tables, with their columns."""
+"""Read the store's schema for the SQL page: views and tables with their columns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from persyn.db import Base
 from persyn.db.connect import Database
 
 Schema: TypeAlias = dict[str, list[str]]
-"""Columns by view or table, views first, each in alphabetical order."""
+"""Columns by view or table, views first, each group in alphabetical order."""
 
 _lock = Lock()
 _read: WeakKeyDictionary[Database, Schema] = WeakKeyDictionary()
 
 
 def read(database: Database) -> Schema:
-    """Read the schema of a store once: it changes only with a migration, which needs the console restarted."""
+    """Read the schema of a store once; it changes only with a migration, which requires a restart of the console."""
     with _lock:
         found = _read.get(database)
         if found is None:

@@ -1,4 +1,4 @@
-"""The console as a process that listens."""
+"""Run the console as a server process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from persyn.web import app
 from persyn.web.kept import Kept
 from persyn.web.safety import Access
 
-#: Python's own 5 ms are too long: a page gives the interpreter away at every row that it reads, and while something is
-#: counted in another thread it would wait so long for each.
+#: Python's default of 5 ms is too long: a page releases the interpreter for every row that it reads, and would wait
+#: that long each time while another thread is counting.
 _SWITCH_SECONDS = 0.0005
 
 
 def serve(database: Database, access: Access, *, host: str, port: int, ready: Callable[[int], None]) -> None:
-    """Answer until Ctrl-C or SIGTERM.
+    """Serve until Ctrl-C or SIGTERM.
 
-    port:  0 takes a free one.
-    ready: called with the port when requests are taken.
-    Raises `UsageError` when nobody can listen there.
+    port:  0 selects a free one.
+    ready: called with the port when requests are accepted.
+    Raises `UsageError` when the address cannot be bound.
     """
     with listen(host, port) as listener, serving(database, access) as server:
         ready(listener.getsockname()[1])
@@ -34,7 +34,7 @@ def serve(database: Database, access: Access, *, host: str, port: int, ready: Ca
 
 @contextmanager
 def serving(database: Database, access: Access) -> Iterator[uvicorn.Server]:
-    """The console, ready to run on a socket."""
+    """Build a server for the console that can run on a socket."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     kept = Kept(database)
     try:
@@ -42,7 +42,7 @@ def serving(database: Database, access: Access) -> Iterator[uvicorn.Server]:
             uvicorn.Config(
                 app.make(database, access, kept),
                 log_level="warning",
-                access_log=False,  # addresses carry what was searched for
+                access_log=False,  # URLs contain search texts
                 server_header=False,
                 proxy_headers=False,
                 lifespan="off",
@@ -54,7 +54,7 @@ def serving(database: Database, access: Access) -> Iterator[uvicorn.Server]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; `UsageError` when that cannot be."""
+    """Open a listening socket; raise `UsageError` when that fails."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)

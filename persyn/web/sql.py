@@ -1,4 +1,4 @@
-"""The SQL page: one question to the store, its answer as a table or as CSV."""
+"""The SQL page: run one query and show its answer as a table or CSV."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from persyn.web.store import database, reading
 
 _PAGE = Limits(rows=500, seconds=10, megabytes=4)
 _FILE = Limits(rows=100_000, seconds=60, megabytes=64)
-#: Questions at a time, each in a process of its own; how many others may wait for their turn, and how long. Whoever
-#: waits holds a thread, and pages need some too.
+#: Concurrent queries, each in its own process, and how many others may wait for their turn and for how long. Waiting
+#: requests occupy threads that pages need too.
 _AT_ONCE, _MOST_WAITING, _WAIT_SECONDS = 2, 6, 5.0
 
 _MOST_RUNS = 50
@@ -36,11 +36,11 @@ _places = threading.Semaphore(_AT_ONCE + _MOST_WAITING)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks: a statement, and the values of its parameters; "" where one is not given."""
+    """A requested statement with its parameter values; "" where one is missing."""
 
     query: str
     given: dict[str, str]
-    #: Of the book, where it was chosen there.
+    #: The saved query, if one was selected.
     question: Question | None
 
     @property
@@ -50,7 +50,7 @@ class Asked:
 
 
 def show(request: Request) -> Response:
-    """The question, and its answer where there is one."""
+    """Show the query, and its answer if it was run."""
     with reading(request) as session:
         runs = [run.name for run in listing.runs(session, limit=_MOST_RUNS)]
     asked = _read(request, newest=runs[0] if runs else "")
@@ -81,7 +81,7 @@ def show(request: Request) -> Response:
 
 
 def download(request: Request) -> Response:
-    """The answer as a CSV file."""
+    """Serve the answer as a CSV file."""
     asked = _read(request)
     if not asked.query or asked.lacking:
         lacks = f"Give a value for {', '.join(asked.lacking)}." if asked.lacking else "Write a question first."
@@ -100,7 +100,7 @@ def download(request: Request) -> Response:
 
 
 def _read(request: Request, *, newest: str = "") -> Asked:
-    """What is asked; a shipped question that is asked without a run is about the newest one."""
+    """Parse the request; a saved query without a run defaults to the newest one."""
     query, question = request.query_params.get("query", "").strip(), None
     if chosen := request.query_params.get("question"):
         try:
@@ -115,7 +115,7 @@ def _read(request: Request, *, newest: str = "") -> Asked:
 
 
 def _is_foreign(request: Request) -> bool:
-    """Whether a link of another site led here: it fills the form in, and asks nothing."""
+    """Whether a link on another site led here: it fills in the form without running the query."""
     return request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
 
 

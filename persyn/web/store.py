@@ -1,4 +1,4 @@
-"""How pages read the store: each within one short snapshot, and what is said when it does not answer."""
+"""Give pages access to the store in short snapshots, and handle database outages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from persyn.web.pages import Problem, not_found
 
 log = logging.getLogger(__name__)
 
-#: What is raised while the database is away; whatever else it raises is a fault of the console.
+#: Raised while the database is unavailable; any other exception is an error of the console.
 AWAY: tuple[type[Exception], ...] = (OperationalError, InterfaceError, TimeoutError)
 
 
 @contextmanager
 def reading(request: Request) -> Iterator[Session]:
-    """A session that can write nothing."""
+    """A read-only session."""
     with database(request).read() as session:
         yield session
 
@@ -39,12 +39,12 @@ def database(request: Request) -> Database:
 
 
 def counted(request: Request, run_id: int, **counts: Callable[[Session, Run], Any]) -> dict[str, Counted[Any] | None]:
-    """Counts of a run, by name: kept ones, or None where the first is still made."""
+    """Cached counts of a run by name; None where the first is still being computed."""
     return kept(request).get({name: _of(run_id, count) for name, count in counts.items()}, run_id=run_id)
 
 
 def kept(request: Request) -> Kept:
-    """The console's counts."""
+    """The console's cache of counts."""
     return cast(Kept, request.app.state.kept)
 
 
@@ -53,7 +53,7 @@ def _of(run_id: int, count: Callable[[Session, Run], Any]) -> Count:
 
 
 def find(session: Session, request: Request) -> Run:
-    """The run that the address names; raises `Problem` when there is none."""
+    """The run named in the URL; raise `Problem` when there is none."""
     name = request.path_params["run"]
     run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
     if run is None:
@@ -62,7 +62,7 @@ def find(session: Session, request: Request) -> Run:
 
 
 def away(request: Request, error: Exception) -> Response:
-    """The page of a database that does not answer, or not in time."""
+    """The page shown when the database is unavailable or times out."""
     log.warning("the database does not answer: %s", shorten(str(getattr(error, "orig", None) or error)))
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,

@@ -1,4 +1,4 @@
-"""Each rule of the audit finds the fault it is for, and nothing in a run that is sound."""
+"""Each rule of the audit finds its violation, and a sound run has no findings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GRID = 2
 
 @pytest.fixture
 def run(database: Database) -> MadeRun:
-    """A run of four prompts that is done: two in the grid, one response failed, a job that was given back once."""
+    """A finished run of four prompts: two in the grid, one failed response, a job that was released once."""
     with database.write() as session:
         run = make_run(session, prompts=4, calibration=GRID, stage="generate")
         router = Router(
@@ -61,7 +61,7 @@ def run(database: Database) -> MadeRun:
 def _write(
     session: Session, run: MadeRun, stage: str, teacher_id: int, prompt_ids: list[int], failure: str | None = None
 ) -> None:
-    """A job that was claimed, given back, claimed again and done."""
+    """Create a job that was claimed, released, claimed again and finished."""
     job = Job(
         run_id=run.id,
         stage=stage,
@@ -83,7 +83,7 @@ def _write(
 
 @pytest.fixture
 def audited(database: Database, run: MadeRun) -> Callable[[], list[tuple[str, str]]]:
-    """The findings, as (rule, about)."""
+    """The findings as (rule, about)."""
 
     def findings() -> list[tuple[str, str]]:
         with database.read() as session:
@@ -108,16 +108,16 @@ def last_job(database: Database) -> int:
 
 
 def events_of(database: Database, job_id: int) -> list[int]:
-    """queued > running > queued > running > done."""
+    """The ids of a job's events: queued > running > queued > running > done."""
     with database.read() as session:
         return list(session.scalars(select(Event.id).where(Event.job_id == job_id).order_by(Event.id)))
 
 
 def without(database: Database, table: str, constraint: str, kind: str) -> None:
-    """Take away what forbids a fault, so that it can be planted."""
+    """Drop a constraint, so that the violation it prevents can be created."""
     with database.engine.connect() as connection:
         if database.engine.dialect.name == "sqlite":
-            # The table is made anew under another name; no row and no view may follow it there.
+            # The table is recreated under another name; foreign keys and views must not follow it there.
             for pragma in ("foreign_keys=OFF", "legacy_alter_table=ON"):
                 connection.connection.driver_connection.execute(f"PRAGMA {pragma}")  # type: ignore[union-attr]
         with connection.begin(), Operations(MigrationContext.configure(connection)).batch_alter_table(table) as batch:

@@ -1,4 +1,4 @@
-"""Strategies side by side, on a grid small enough to work them out by hand."""
+"""Comparisons of strategies on a grid small enough to compute by hand."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.factories import make_response, make_router, make_run
 
 #: Quality of teachers a and b on two calibration prompts and four hold-out prompts.
 QUALITY = [(1, 0), (1, 0), (1, 0), (1, 0), (0, 1), (0, 1)]
-#: What the router says of them; the last hold-out prompt it gets wrong.
+#: Router scores; the last hold-out prompt is misrouted.
 ROUTER = [(1, 0), (1, 0), (2, 0), (1, 0), (-1, 3), (5, 0)]
-#: Nats per token, against quality.
+#: Nats per token, opposed to quality.
 LEARNABILITY = (-2.0, -1.0)
 TOKENS = (10, 20)
 
@@ -67,7 +67,7 @@ def test_rewards_regrets_and_the_way_that_is_closed(database: Database, run_id: 
     by_name = {fact.strategy: fact for fact in found.strategies}
 
     assert (found.n_holdout, found.n_calibration) == (4, 2)
-    # static takes a, which is right twice in four; the router is right three times.
+    # static always takes a, which is right on two of four prompts; the router is right on three.
     assert {name: fact.reward.mean for name, fact in by_name.items()} == pytest.approx(
         {"static": 0.5, "car": 0.5, "random": 0.5, "persyn": 0.75, "oracle": 1.0}
     )
@@ -94,7 +94,7 @@ def test_tokens_and_money_are_the_whole_runs(database: Database, run_id: int) ->
             "oracle": 8 * 30,
         }
     )
-    # A dollar for a million prompt tokens, ten for a million of the response's.
+    # A dollar per million prompt tokens, ten per million response tokens.
     assert by_name["random"].cost == pytest.approx(8 * (100 + 15 * 10) / 1e6)
     assert by_name["persyn"].shares == pytest.approx({"a": 0.75, "b": 0.25})
 
@@ -105,7 +105,7 @@ def test_a_cost_that_is_not_known_of_every_teacher_is_none(database: Database, r
         session.execute(update(Teacher).where(Teacher.name == "a").values(params_b=2.0))
         session.execute(update(Teacher).where(Teacher.name == "b").values(params_b=1.0))
     by_name = {fact.strategy: fact for fact in facts(database, run_id, 0.0).strategies}
-    # Only who never asks b is known to the cent.
+    # Only strategies that never ask b have a known cost.
     assert by_name["strong"].cost == pytest.approx(8 * (100 + 10 * 10) / 1e6)
     assert {name for name, fact in by_name.items() if fact.cost is not None} == {"strong"}
     assert by_name["oracle"].tokens == 8 * 30
@@ -113,7 +113,7 @@ def test_a_cost_that_is_not_known_of_every_teacher_is_none(database: Database, r
 
 def test_another_alpha_is_computed_from_raw_scores(database: Database, run_id: int) -> None:
     by_name = {fact.strategy: fact for fact in facts(database, run_id, 1.0).strategies}
-    assert by_name["static"].shares == {"b": 1.0}  # what is learned most easily
+    assert by_name["static"].shares == {"b": 1.0}  # the most learnable
     assert by_name["static"].reward.mean == by_name["oracle"].reward.mean == 1.0
     assert by_name["static"].closed is None
     assert by_name["static"].learnability.mean == pytest.approx(-1.0)
@@ -123,7 +123,7 @@ def test_another_alpha_is_computed_from_raw_scores(database: Database, run_id: i
 def test_learnability_is_per_token_per_character_or_of_the_whole(
     database: Database, run_id: int, per: Any, learnability: float
 ) -> None:
-    """Each response is "Yes.", of five tokens."""
+    """Each response is "Yes." and has five tokens."""
     with database.read() as session:
         found = compare(session, session.get_one(Run, run_id), alpha=1.0, per=per)
 
@@ -141,10 +141,10 @@ def test_an_interval_holds_the_mean_and_is_the_same_each_time(database: Database
         assert fact.quality == fact.reward
         assert -2.0 <= fact.learnability.low <= fact.learnability.mean <= fact.learnability.high <= -1.0
     oracle = once.strategies[0]
-    assert (oracle.reward.low, oracle.reward.high) == (1.0, 1.0)  # four times one: nothing to draw
+    assert (oracle.reward.low, oracle.reward.high) == (1.0, 1.0)  # all four values are 1, so every draw gives the same
     assert (oracle.regret.low, oracle.regret.high) == (0.0, 0.0)
     static = next(fact.reward for fact in once.strategies if fact.strategy == "static")
-    # Of four prompts, two right: 0 of 4 and 4 of 4 come up once in sixteen draws each.
+    # Two of four prompts are right; draws with 0 of 4 and 4 of 4 each have a probability of 1/16.
     assert (static.low, static.high) == (0.0, 1.0)
 
 
@@ -157,7 +157,7 @@ def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold
         run.config = {**run.config, "strategy": table}
         first, second = select(Prompt.id).where(Prompt.text == "run: prompt 0?"), Prompt.text == "run: prompt 1?"
         session.execute(update(Prompt).where(second).values(meta={"topic": "sums"}))
-        # Of the first prompt, a's response alone has a quality.
+        # Only a's response to the first prompt has a quality.
         others = Response.prompt_id.in_(first), Response.teacher_id != select(func.min(Teacher.id)).scalar_subquery()
         lost = Score.response_id.in_(select(Response.id).where(*others)), Score.scorer_id == run.quality_scorer_id
         session.execute(delete(Score).where(*lost))
@@ -177,7 +177,7 @@ def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold
     assert known.prompts[0]["messages"] == [{"role": "user", "content": "run: prompt 0?"}]
     np.testing.assert_array_equal(known.quality, [[1, np.nan], [1, 0]])
     np.testing.assert_array_equal(known.learnability, [[-10, -5], [-10, -5]])  # of the whole response
-    np.testing.assert_array_equal(known.rewards, [[0, np.nan], [0, 1]])  # b is learned more easily
+    np.testing.assert_array_equal(known.rewards, [[0, np.nan], [0, 1]])  # b is more learnable
     assert (known.teachers, known.price_in.tolist(), known.price_out.tolist()) == (["a", "b"], [1, 1], [10, 10])
     assert [route.messages[0]["content"] for route in question.routes] == [f"run: prompt {n}?" for n in range(2, 6)]
 

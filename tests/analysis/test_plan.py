@@ -1,4 +1,4 @@
-"""What a run would cost, worked out by hand, and that nothing is written for it."""
+"""Estimates of a run's costs agree with figures computed by hand, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.factories import make_job, make_prompt, make_response
 from tests.foreign import write_module
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-#: Eight characters each, and so is what ada is told before.
+#: Eight characters each, and so is ada's system turn.
 TEXTS = [f"prompt {n}" for n in range(10)]
 ADA = {"name": "ada", "system": "Be kind.", "sampling": {"max_tokens": 100}, "price_in": 1.0, "price_out": 10.0}
 BOB = {"name": "bob", "sampling": {"max_tokens": 50}, "price_in": 2.0, "price_out": 10.0}
@@ -43,7 +43,7 @@ def read(
     quality: dict[str, Any] | None = None,
     **prompts: Any,
 ) -> config.RunConfig:
-    """A run of the ten prompts, four of them for calibration."""
+    """Read a run file of the ten prompts, four of them for calibration."""
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     common = {"model": "m", "engine": "fake", "gpus": 0}
     tables = {
@@ -100,7 +100,7 @@ def teacher_ids(database: Database, run_id: int) -> list[int]:
 
 @pytest.fixture
 def lived(database: Database, tmp_path: Path) -> Database:
-    """A store in which ada answered four of the prompts, in ten seconds' work, and bob failed at one."""
+    """A store in which ada answered four of the prompts in ten seconds of work, and bob failed on one."""
     with database.write() as session:
         run = pipeline.start_run(session, read(tmp_path, name="old", strategy="oracle"), actor="me")
         ada, bob = session.scalars(select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)).all()
@@ -110,7 +110,7 @@ def lived(database: Database, tmp_path: Path) -> Database:
             when = NOON + timedelta(seconds=at)
             session.add(Event(at=when, actor="w", run_id=run.id, job_id=job_id, to_state=state, detail={}))
         session.add(Load(run_id=run.id, job_id=job_id, owner="w", engine="fake 1", seconds=15.0, log="1.log"))
-        # 100 tokens written and 32 read, of 4 x (8 + 8) characters.
+        # 100 response tokens and 32 prompt tokens, for 4 x (8 + 8) characters.
         made = [
             make_response(session, prompt_id, ada, prompt_tokens=8, response_tokens=tokens, job_id=job_id)
             for prompt_id, tokens in zip(prompt_ids, (10, 20, 30, 40), strict=True)
@@ -154,13 +154,13 @@ def test_what_the_store_has_is_not_asked_again_and_tells_lengths_and_speed(lived
     # Six prompts of 16 characters are 48 tokens; six responses are 150, and ten are written in a second.
     assert figures(hers.ask) == (6, 48, 150, 1548e-6, 15 / 3600)
     assert figures(his.ask) == (9, 18, 450, 4536e-6, None)
-    # Two scorers; of what failed there is nothing to score.
+    # Two scorers; the failed response needs no scores.
     assert (hers.scores_stored, hers.scores_to_make) == (2, 18)
     assert (his.scores_stored, his.scores_to_make) == (0, 18)
     assert found.undecided == 0
     assert found.least == found.most == found.generate_all
     assert found.least.cost == pytest.approx(6084e-6)
-    assert found.least.engine_hours is None  # bob's are not known
+    assert found.least.engine_hours is None  # bob's speed is unknown
     assert found.even is None
 
 
@@ -233,7 +233,7 @@ def test_what_is_assigned_is_decided_and_what_is_answered_is_stored(database: Da
             session.add(Assignment(run_id=run_id, prompt_id=prompt_id, teacher_id=teacher_id, reason="router"))
         session.flush()
         make_response(session, targets[0], ada)
-        make_response(session, targets[0], bob)  # it was not asked
+        make_response(session, targets[0], bob)  # not one that the run will request
     found = left(database, run_id)
 
     assert found.undecided == 3
@@ -278,7 +278,7 @@ def test_who_was_imported_is_never_asked(database: Database, tmp_path: Path) -> 
 
     hers = share(found, "calibrate", "eve")
     assert (hers.prompts, hers.stored, hers.ask.responses, hers.ask.cost) == (10, 7, 0, 0)
-    # Learnability alone: quality was imported, too.
+    # Learnability only: quality was imported as well.
     assert (hers.scores_to_make, share(found, "calibrate", "ada").scores_to_make) == (7, 10)
 
 

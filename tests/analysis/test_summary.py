@@ -1,4 +1,4 @@
-"""What a run's summary says of its workers, from events with times set by hand."""
+"""The worker figures of a run's summary, computed from events with fixed times."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_a_workers_time_is_work_while_it_has_a_job_and_was_heard_of(database: Da
         session.add_all(
             [
                 event(0, "cli", run_id, None, "running"),
-                # Two jobs at once from 2 to 10, one more until 12: ten seconds of work.
+                # Two jobs at once from 2 to 10, one of them until 12: ten seconds of work.
                 event(2, "ada", run_id, first, "running"),
                 event(4, "ada", run_id, second, "running"),
                 event(10, "ada", run_id, first, "done"),
                 event(12, "ada", run_id, second, "queued"),
-                # Idle until 17; taken back at 47, of which it was silent for 20: ten seconds more.
+                # Idle until 17; taken back at 47 after 20 seconds of silence: ten more seconds.
                 event(17, "ada", run_id, second, "running"),
                 event(47, "dispatcher", run_id, second, "queued", silent_seconds=20.0),
                 event(50, "bob", run_id, second, "running"),
@@ -64,7 +64,7 @@ def test_a_stages_work_is_told_apart_from_the_time_that_went_by(database: Databa
         score = make_job(session, run_id, stage="score", started_at=began, finished_at=began + timedelta(seconds=6))
         session.add_all(
             [
-                # Ada works on the grid for five seconds, the run pauses, and bob ends it in ten more.
+                # Ada works on the grid for five seconds, the run pauses, and bob finishes it in ten more.
                 event(0, "ada", run_id, grid, "running"),
                 event(0, "cid", run_id, score, "running"),
                 event(5, "ada", run_id, grid, "queued"),
@@ -138,7 +138,7 @@ def test_a_router_that_is_right_about_one_teacher_is_not_called_collapsed(
 def test_what_all_teachers_would_have_written_is_known_of_all_or_not_at_all(
     database: Database, of_b: dict[str, Any] | None, expected: int | None
 ) -> None:
-    """Ten tokens of a's and what b has in the grid, for four prompts."""
+    """Four prompts times a's ten tokens and b's mean on the grid."""
     with database.write() as session:
         made = make_run(session, prompts=4, calibration=1)
         a, b = made.teacher_ids

@@ -1,4 +1,4 @@
-"""Where a response comes from, back to the GPU, and where it went."""
+"""The trace of a response leads back to its GPU and forward to its uses."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_calibration_response_is_traced_back_to_model_scores_reward_worker_and
 
 
 def test_a_response_is_of_the_worker_that_held_its_job_then(known: Database) -> None:
-    """Job 2 was w1's until w2 took it over in the second second."""
+    """Job 2 belonged to w1 until w2 took it over in the second second."""
     with known.write() as session:
         session.get_one(Response, 2).created_at = NOON + timedelta(seconds=1.5)
     assert [(row["worker"], row["engine_log"]) for row in traced(known, 1).responses if row["teacher"] == "bob"] == [
@@ -90,7 +90,7 @@ def test_a_prompt_is_traced_forward_to_the_runs_and_students_that_have_it(known:
     first = {"run": "first", "role": "calibration", "teacher": "ada", "is_answered": True}
     second = {"run": "second", "role": "target", "teacher": "ada", "is_answered": True}
     assert traced(known, 1).uses == [first | student, second | nobody]
-    # Prompt 6 has no answer yet that a student could have been trained on.
+    # Prompt 6 has no response that a student could have been trained on.
     (unanswered,) = traced(known, 6).uses
     assert unanswered == {"run": "first", "role": "target", "teacher": "bob", "is_answered": False} | nobody
 

@@ -1,4 +1,4 @@
-"""What a glance at a run tells, and what a tally counts, from rows with times set by hand."""
+"""Glances and tallies of a run, computed from rows with fixed times."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def running(session: Session, run_id: int, **columns: object) -> int:
 def test_a_worker_is_shown_with_what_it_holds_since_its_own_claim(database: Database) -> None:
     with database.write() as session:
         made = make_run(session, stage="generate")
-        # Claimed an hour ago by another, and 20 seconds ago by who holds it now.
+        # Claimed an hour ago by another worker, and 20 seconds ago by the present one.
         job = running(session, made.id, fence=2, teacher_id=made.teacher_ids[1], started_at=now(seconds(-3600)))
         session.add_all(
             Event(at=now(seconds(at)), actor="x", run_id=made.id, job_id=job, fence=fence, to_state=state)
@@ -64,7 +64,7 @@ def test_only_what_was_written_lately_for_this_run_and_stage_counts_as_pace(data
         # 3 responses and 300 tokens within the last minute.
         for prompt_id in made.prompt_ids[:3]:
             make_response(session, prompt_id, ada, response_tokens=100, job_id=job, created_at=now(seconds(-30)))
-        # Too long ago, of another stage, of another run, imported.
+        # Too old, of another stage, of another run, or imported.
         old = {"response_tokens": 100, "created_at": now(seconds(-90))}
         make_response(session, made.prompt_ids[4], ada, job_id=job, **old)
         make_response(session, made.prompt_ids[5], ada, response_tokens=100, job_id=earlier)
@@ -121,7 +121,7 @@ def test_what_other_runs_write_meanwhile_does_not_slow_a_run(
             make_response(session, prompt_id, made.teacher_ids[0], created_at=now(seconds(at)))
         make_response(session, made.prompt_ids[1], made.teacher_ids[0], job_id=job, created_at=now(seconds(-2)))
     (pace,) = glance(database, made.id).paces
-    # Of the last four responses, which came in ten seconds, one is this run's.
+    # One of the last four responses, which arrived within ten seconds, belongs to this run.
     assert pace.responses == pytest.approx(1 / 10, rel=0.3)
 
 
@@ -175,7 +175,7 @@ def test_a_tally_says_by_stage_why_rows_failed(database: Database) -> None:
 def test_where_no_teacher_writes_the_rate_is_that_of_the_whole_stage(database: Database) -> None:
     with database.write() as session:
         made = make_run(session, stage="score")
-        # Of 9 + 9 rows that were planned 4 are missing: 14 in 10 seconds.
+        # Of 9 + 9 planned rows 4 are missing: 14 in 10 seconds.
         running(session, made.id, stage="score", started_at=now(seconds(-10)))
         make_job(session, made.id, stage="score", state="done", started_at=now(seconds(-8)))
     seen = glance(database, made.id)
@@ -199,12 +199,12 @@ def test_rows_that_a_cancelled_job_left_are_not_counted_twice(database: Database
     ("done", "open_then", "open_now", "over"),
     [
         (60, 40, 40, 60),
-        # Of two jobs of 20 one ended.
+        # One of two jobs of 20 rows ended.
         (60, 40, 20, 80),
-        # One of 20 of which 15 were counted ended: the other 20 are missing, not 5.
+        # A job of 20 rows ended, 15 of which had been counted: 20 rows are missing, not 5.
         (75, 40, 20, 80),
         (75, 40, 0, 100),
-        # 10 rows are in no job; what a job holds may have grown.
+        # 10 rows are in no job; a job may have progressed since.
         (60, 30, 0, 90),
         (60, 40, 60, 60),
     ],

@@ -1,4 +1,4 @@
-"""The command, as a person types it."""
+"""Fixtures that run the command line as a user does."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.cli import typed
 
 Persyn: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
-#: A command is a process of its own, forked from one that has imported all commands: a second is saved each time.
+#: Each command runs in a process forked from one that has imported all commands, which saves a second per command.
 _forks = get_context("forkserver")
 _forks.set_forkserver_preload([typed.__name__])
 
 
 @pytest.fixture
 def persyn(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Persyn:
-    """The command, in a folder of its own."""
+    """The command, in its own folder."""
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")},
         "PERSYN_HOME": str(tmp_path / "home"),

@@ -1,4 +1,4 @@
-"""What else is found before anything is paid for, or said instead of being passed over; in one process."""
+"""More preflight checks and warnings before a run starts, tested in one process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Say: TypeAlias = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def say(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
-    """The command, in this process: its exit code, and all that it said."""
+    """Run the command in this process; return its exit code and output."""
     (tmp_path / "home").mkdir()
     shutil.copy(migrated, tmp_path / "home" / "persyn.db")
     monkeypatch.setenv("PERSYN_HOME", str(tmp_path / "home"))
@@ -58,14 +58,14 @@ def server() -> Iterator[Server]:
 
 
 def begin(database: Database, file: Path) -> tuple[int, list[str]]:
-    """Start a run, of which nothing is worked; its id, and what was said."""
+    """Start a run without working it; return its id and the notices."""
     said: list[str] = []
     with database.write() as session:
         return pipeline.start_run(session, run_file.read(file), actor="me", say=said.append).id, said
 
 
 def with_field(folder: Path, field: str, *values: Any) -> None:
-    """The prompts' rows have this field, the values in turn."""
+    """Set a field in the prompts' rows, cycling through the values."""
     rows = rows_of(folder / "prompts.jsonl")
     write_rows(folder / "prompts.jsonl", [{**row, field: values[n % len(values)]} for n, row in enumerate(rows)])
 
@@ -253,7 +253,7 @@ def test_other_answers_than_the_stored_ones_are_said(say: Say, tmp_path: Path) -
     assert begin(database, file)[1] == []
     with_field(tmp_path, "answer", "another")
     said = "prompts.jsonl: 60 rows have another reference answer"
-    for _ in range(2):  # it is not forgotten
+    for _ in range(2):  # the notice is repeated
         assert [each.startswith(said) for each in begin(database, file)[1]] == [True]
     code, told = say("plan", str(file))
     assert (code, said in told) == (0, True)
@@ -325,8 +325,8 @@ def test_a_store_without_runs_is_named(say: Say, tmp_path: Path) -> None:
 
 @pytest.fixture
 def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A hub that takes connections and never answers, asked for a fraction of a second."""
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # put back afterwards, whatever is set meanwhile
+    """A hub that accepts connections and never responds, with a timeout of a fraction of a second."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # restored afterwards
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(8)

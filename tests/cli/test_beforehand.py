@@ -1,4 +1,4 @@
-"""What a new user is told before anything is paid for, and what a run does that is found again."""
+"""Preflight checks for new users, and restarts of an existing run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def with_quality(file: Path, quality: str) -> str:
 
 
 def with_teacher(file: Path, table: str) -> str:
-    """The first teacher is this one."""
+    """Replace the first teacher."""
     text = file.read_text().replace('model = "ada"\nengine = "fake"\ngpus = 0', table)
     head, _, tail = text.partition(table)
     file.write_text(head + table + tail.replace("options = {  }", "", 1))
@@ -33,7 +33,7 @@ def with_teacher(file: Path, table: str) -> str:
 
 
 def with_backbone(text: str, model: str) -> str:
-    """A run file's text with a real router over this backbone."""
+    """A run file's text with a real router on this backbone."""
     return re.sub(r'backbone = "backbone"\nengine = "fake"\n(options = .*\n)?', f'backbone = "{model}"\n', text)
 
 
@@ -129,7 +129,7 @@ def test_a_key_that_is_missing_and_a_port_where_nobody_listens(persyn: Persyn, t
     nobody = with_teacher(write_run(tmp_path / "other"), SERVER.format(url=url, more=""))
     refused = persyn(*command.split(), nobody)
     require_refused(refused, "teacher ada", url.removesuffix("/v1"), "Connection refused")
-    assert ("at an even split" in refused.stdout) is (command == "plan")  # its figures are there all the same
+    assert ("at an even split" in refused.stdout) is (command == "plan")  # plan prints its figures all the same
 
 
 def test_a_ping_tells_an_expired_key_from_a_good_one(persyn: Persyn, tmp_path: Path, server: Server) -> None:
@@ -148,7 +148,7 @@ def test_a_ping_tells_an_expired_key_from_a_good_one(persyn: Persyn, tmp_path: P
     done = persyn("teachers", "check", file, "--ping")
     assert done.returncode == 1
     assert "the key has expired" in done.stdout
-    server.reply = lambda n: completion("", "length")  # a model that reasons first writes nothing in so few tokens
+    server.reply = lambda n: completion("", "length")  # a model that reasons first writes no text in so few tokens
     assert persyn("teachers", "check", file, "--ping").returncode == 0
 
 
@@ -161,7 +161,7 @@ def test_gpus_that_are_not_there(persyn: Persyn, tmp_path: Path, a_model: Path) 
 
 @pytest.fixture
 def a_model(tmp_path: Path) -> Path:
-    """As much of a model as tells what it would take: 100 GiB of weights that are not there."""
+    """Enough of a model to estimate its memory: 100 GiB of weights that do not exist."""
     folder = tmp_path / "a_model"
     folder.mkdir()
     config = {"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192}
@@ -176,7 +176,7 @@ def weigh(model: Path, gib: float) -> None:
 
 
 def with_smi(folder: Path, *mib: int) -> str:
-    """A PATH with an `nvidia-smi` of a host with GPUs of so much memory."""
+    """A PATH with an `nvidia-smi` that reports GPUs of the given memory."""
     tool = folder / "bin" / "nvidia-smi"
     tool.parent.mkdir(exist_ok=True)
     lines = [
@@ -298,7 +298,7 @@ def test_scores_that_failed_for_want_of_an_answer_are_made_once_it_is_there(pers
     file = with_quality(write_run(tmp_path, strategy="oracle"), 'kind = "math"')
     without(tmp_path, "answer", every=2)
     done = persyn("run", "start", file)
-    assert done.returncode == 3, done.stderr  # done, and lacking
+    assert done.returncode == 3, done.stderr  # done, with missing rows
     assert f"30 of {PROMPTS} prompts have no reference answer" in done.stderr
     failed = "select count(*) as n from scores where failure like 'no_reference_answer%'"
 
@@ -313,7 +313,7 @@ def test_scores_that_failed_for_want_of_an_answer_are_made_once_it_is_there(pers
     assert persyn("run", "resume", "test").returncode == 0
     assert count() == 0
 
-    # A file that got its answers is the same file of prompts; starting it again takes them.
+    # Adding answers to a file does not change its prompts; starting again imports them.
     file = with_quality(write_run(tmp_path, strategy="oracle", name="next", prompts=80), 'kind = "math"')
     whole = (tmp_path / "prompts.jsonl").read_text()
     without(tmp_path, "answer", every=2)

@@ -1,4 +1,4 @@
-"""What is said of chat templates before anything is paid for."""
+"""Preflight checks of chat templates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.run_files import write_run
 
 
 def with_student(folder: Path, template: str) -> str:
-    """A run file whose student has this chat template, and no weights."""
+    """A run file whose student has this chat template and no weights."""
     model = folder / "student"
     tokenizer(template).save_pretrained(model)
     LlamaConfig().save_pretrained(model)

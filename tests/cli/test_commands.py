@@ -1,4 +1,4 @@
-"""The command line: what a person types, and what is said when it cannot be done."""
+"""Commands and their errors, as seen by a user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.run_files import PROMPTS, TEACHERS, write_run
 
 
 def require_refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:
-    """One line that says what was wrong, and no traceback."""
+    """Require a one-line error without a traceback."""
     assert done.returncode == code, done.stderr
     (line,) = done.stderr.strip().splitlines()[-1:]
     assert line.startswith("error: ")
@@ -259,5 +259,5 @@ def test_help_answers_at_once_and_loads_no_heavy_library(persyn: Persyn) -> None
         began = time.monotonic()
         assert persyn("--help").returncode == 0
         took.append(time.monotonic() - began)
-    # A generous bound: the figure to hold is 0.3 s on a quiet machine.
+    # A generous bound; on a quiet machine it must be 0.3 s.
     assert min(took) < 1.5

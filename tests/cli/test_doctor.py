@@ -1,4 +1,4 @@
-"""What `persyn doctor` says of the database, of the file it is in, and of the broker."""
+"""The findings of `persyn doctor` about the database, its file and the broker."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server() -> Iterator[Broker]:
 
 @pytest.fixture
 def examine(tmp_path: Path) -> Doctor:
-    """Run the command; what it found as {what: (level, found)}, after its exit code was checked."""
+    """Run the command, check its exit code, and return its findings as {what: (level, found)}."""
 
     def run(*, code: int = 0, **environment: str) -> dict[str, tuple[str, str]]:
         own = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}

@@ -1,4 +1,4 @@
-"""`persyn export`, as a person types it: what it says, and what is on the hub afterwards."""
+"""`persyn export`: its output, and the repository on the hub afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.cli.conftest import Persyn
 from tests.factories import make_assignment, make_response, make_run
 from tests.hub_server import TOKEN, Hub, Repo
 
-# The hub's client uploads large files in a way that its own HTTP library advises against.
+# The hub's client uploads large files in a way that its HTTP library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 Export = Callable[..., str]
@@ -29,7 +29,7 @@ Export = Callable[..., str]
 
 @pytest.fixture
 def run(tmp_path: Path) -> None:
-    """A run named run, of twenty prompts that are answered and one that failed."""
+    """A run named "run" with twenty answered prompts and a failed one."""
     (tmp_path / "home").mkdir()
     store = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
     store.upgrade()
@@ -50,9 +50,9 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def export(run: None, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
-    """`persyn export run` in this process, which is faster; what it says, or the error it raises.
+    """Run `persyn export run` in this process, for speed; return its output, or raise its error.
 
-    huggingface_hub reads its environment once, when it is imported, so here its constants are set.
+    huggingface_hub reads its environment once at import, so its constants are patched here.
     """
     for name, value in {"PERSYN_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}.items():
         monkeypatch.setenv(name, value)
@@ -106,7 +106,7 @@ def test_a_run_that_is_resumed_writes_its_dataset_as_it_was_exported_last(export
 
     again = CliRunner().invoke(persyn_command, ["run", "resume", "run"])
     assert again.exit_code == 0
-    assert set(folder(tmp_path)) > {"messages.jsonl", "alpaca.jsonl"}  # nothing was there to go by
+    assert set(folder(tmp_path)) > {"messages.jsonl", "alpaca.jsonl"}  # there was no earlier export whose options apply
     export("--cap", "7", "--format", "alpaca")
     CliRunner().invoke(persyn_command, ["run", "resume", "run"])
 
@@ -155,7 +155,7 @@ def test_a_push_goes_where_the_environment_says(run: None, persyn: Persyn, hub: 
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_OFFLINE": "0",
-        # Its own protocol has a server of its own; the older one is served here.
+        # Xet needs its own server; only the older protocol is served here.
         "HF_HUB_DISABLE_XET": "1",
     }
 
@@ -195,7 +195,7 @@ def test_a_push_that_broke_off_goes_on(export: Export, hub: Hub, tmp_path: Path)
     with pytest.raises(PersynError, match=r"dataset.parquet.*same command again"):
         export("--push", "me/data")
     assert len(hub.repos["me/data"].commits) == 1
-    assert "dataset.parquet" in folder(tmp_path)  # it is written all the same
+    assert "dataset.parquet" in folder(tmp_path)  # it is written despite the failed push
 
     hub.fails = False
     export("--push", "me/data")

@@ -1,4 +1,4 @@
-"""A grid made elsewhere, from file to comparison, as a person types it."""
+"""An imported grid, from file to comparison, on the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEACHERS = ("lab/ada", "lab/bob", "lab/cyd")
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Path:
-    """Forty prompts that three teachers have answered, each of them best at every third."""
+    """Forty prompts answered by three teachers, each of which is best on every third."""
     rows = [
         {"question": f"What is {n}?", "model": name, "output": f"{name} says {n}.", "right": n % 3 == k, "tokens": 4}
         for n in range(40)
@@ -84,7 +84,7 @@ def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path,
     assert by_name["random"]["quality"]["mean"] == pytest.approx(1 / 3)
     assert by_name["oracle"]["tokens"] == 40 * 3 * 4
     assert by_name["strong"]["tokens"] == 40 * 4
-    assert by_name["oracle"]["cost"] is None  # nobody counted the prompts' tokens
+    assert by_name["oracle"]["cost"] is None  # the prompts' tokens are unknown
 
 
 def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: Path, grid: Path, tiny: Path) -> None:
@@ -109,10 +109,10 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
 
     compared = json.loads(persyn("compare", "grid", "--refit", "--alpha", "0.4,1", "--json").stdout)
     by_name = [{row["strategy"]: row for row in one["strategies"]} for one in compared]
-    # At the run's own alpha the head fitted anew is the run's router.
+    # At the run's own alpha the refitted head equals the run's router.
     assert by_name[0]["head"]["reward"] == by_name[0]["persyn"]["reward"]
     assert {"head", "neighbours"} <= by_name[1].keys()
-    assert list((tmp_path / "home" / "features").glob("*/*.safetensors")) == [kept]  # nothing was computed again
+    assert list((tmp_path / "home" / "features").glob("*/*.safetensors")) == [kept]  # features were not computed again
 
 
 def fact(strategy: str, **shares: float) -> StrategyFacts:

@@ -1,4 +1,4 @@
-"""`persyn init`: what it writes works as it stands, or with an address put in."""
+"""The files written by `persyn init` work unchanged, or after filling in an address."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def write(folder: Path, *options: str) -> str:
 def test_every_template_is_a_run_file_with_rows_beside_it(tmp_path: Path, template: str) -> None:
     said = write(tmp_path, "--template", template)
     read = run_file.read(tmp_path / "run.toml")
-    assert read.run.name == template  # no two of them clash in one store
+    assert read.run.name == template  # names do not clash in one store
     rows = (tmp_path / ("grid.jsonl" if template == "imported" else "prompts.jsonl")).read_text().splitlines()
-    # The cluster's own prompts are still to come.
+    # The cluster's prompts are to be supplied by the user.
     assert template == "cluster" or read.run.calibration < len(rows)
     assert re.search(r"^next: .*run.toml$", said, re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""What the command line promises as a whole: names, ids, pipes, completion, exit codes."""
+"""General properties of the command line: names, ids, pipes, completion, exit codes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Typed: TypeAlias = Callable[..., Result]
 
 @pytest.fixture
 def typed(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
-    """The command in this process, on a store of each kind."""
+    """Run the command in this process, on each kind of store."""
     monkeypatch.setenv("PERSYN_DATABASE_URL", database_url)
     monkeypatch.setenv("PERSYN_HOME", str(tmp_path))
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -225,7 +225,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    # A run that nobody could be told of is not begun.
+    # A run whose output cannot be written is not started.
     assert not (tmp_path / "persyn.db").exists() or command == ["dispatch"]
     assert done.stderr == "error: the package 'kombu' is not installed; it comes with: pip install 'persyn[celery]'\n"
 

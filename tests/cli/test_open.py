@@ -1,4 +1,4 @@
-"""How commands show figures."""
+"""Formatting of values in command output."""
 
 from __future__ import annotations
 

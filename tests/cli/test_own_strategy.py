@@ -1,4 +1,4 @@
-"""The page about a strategy of one's own, done as it says."""
+"""The how-to page about custom strategies works as written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_example_runs_and_is_compared_with_the_other_strategies(persyn: Pers
     card = (tmp_path / "home/datasets/fake/README.md").read_text().replace("\\", "")
     assert "my_strategies:by_group at sha256:" in card
 
-    # Elsewhere the module is not there, and the others are compared all the same.
+    # Elsewhere the module does not exist, and the other strategies are still compared.
     elsewhere = persyn(*compared.split()[1:])
     assert elsewhere.returncode == 0
     assert "unavailable: my_strategies:by_group: there is no module 'my_strategies'" in elsewhere.stdout

@@ -1,4 +1,4 @@
-"""`persyn plan`, as a person types it."""
+"""`persyn plan` on the command line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_figures_can_be_read_at_a_glance(persyn: Persyn, tmp_path: Path) -> None
     assert "20,000 prompts, 1,000 of them for all teachers" in done.stdout
     (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("calibrate  ada")]
     assert row[2:5] == ["1,000", "0", "1,000"]
-    # Nothing is known of prices and speed: there is a line that says so, and no column of dashes.
+    # Prices and speed are unknown: a line says so, instead of a column of dashes.
     assert "US dollars" not in done.stdout
     assert "cost unknown: every teacher needs price_in and price_out" in done.stdout
     assert "engine hours unknown" in done.stdout

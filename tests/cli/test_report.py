@@ -1,4 +1,4 @@
-"""`persyn report`, as a person types it."""
+"""`persyn report` on the command line."""
 
 from __future__ import annotations
 

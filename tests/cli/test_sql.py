@@ -1,4 +1,4 @@
-"""Questions as they are typed, on a store that is known by heart."""
+"""Queries on the command line, on a store with known content."""
 
 from __future__ import annotations
 

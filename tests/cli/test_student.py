@@ -1,4 +1,4 @@
-"""A run's student is trained and evaluated, as a person types it."""
+"""Training and evaluating a run's student on the command line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def store(home: Path, tiny: Path) -> Database:
-    """A finished run of eight prompts, whose student is a real model."""
+    """A finished run of eight prompts whose student is a real model."""
     database = Database(f"sqlite:///{home / 'persyn.db'}")
     database.require_head()
     with database.write() as session:
@@ -69,7 +69,7 @@ def test_from_a_run_to_what_its_student_became(store: Database, tmp_path: Path) 
     assert trained.exit_code == 0, trained.output
     assert "training 1 of run run: 8 rows, 4 steps, loss " in trained.output
 
-    # The last one is a prompt of the run; a student is not measured by it.
+    # The last one is a prompt of the run, which the student is not evaluated on.
     asked = [*(f"How much is {n} and {n}?" for n in range(3)), "run: prompt 0?"]
     file = tmp_path / "test.jsonl"
     file.write_text("".join(json.dumps({"prompt": text, "answer": "7"}) + "\n" for text in asked))
@@ -79,7 +79,7 @@ def test_from_a_run_to_what_its_student_became(store: Database, tmp_path: Path) 
     assert by_likelihood.exit_code == 0, by_likelihood.output
 
     with store.read() as session:
-        # Before and after the training, by two measures.
+        # Before and after training, with two measures.
         assert session.scalars(select(func.count()).select_from(Evaluation)).one() == 4
         outcomes = session.execute(
             select(Prompt.text, Outcome.response, Outcome.value, Outcome.failure, Outcome.n_tokens).join(Prompt)
@@ -87,7 +87,7 @@ def test_from_a_run_to_what_its_student_became(store: Database, tmp_path: Path) 
         assert len(outcomes) == 12
         assert {row.text for row in outcomes} == set(asked[:3])
         assert all(row.value is not None and row.failure is None for row in outcomes)
-        assert sum(row.response is None for row in outcomes) == 6  # a likelihood asks for none
+        assert sum(row.response is None for row in outcomes) == 6  # likelihoods need no response
         assert {row.n_tokens for row in outcomes} == {None, 2}  # "7" and its end
 
     compared = typed("compare", "--students", "--json")
@@ -146,7 +146,7 @@ def test_another_answer_than_the_stored_one_is_refused_and_leaves_nothing(store:
 
 
 def test_a_scorer_that_says_nothing_leaves_the_answer(store: Database, tmp_path: Path) -> None:
-    """A judge's reply may be empty; the student's answer is not, for that."""
+    """A judge may return an empty reply; the student's response is then kept."""
     file = tmp_path / "test.jsonl"
     file.write_text('{"prompt": "How much?", "answer": "7"}\n')
     assert typed("student", "eval", "run", str(file), "--by", "log_likelihood").exit_code == 0

@@ -1,4 +1,4 @@
-"""Tables fit the terminal, and no figure is cut."""
+"""Tables fit the terminal, and numbers are never cut."""
 
 from __future__ import annotations
 

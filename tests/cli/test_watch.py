@@ -1,4 +1,4 @@
-"""`persyn run watch`: what is seen of a run that others work."""
+"""The view of `persyn run watch` on a run worked by others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONG = "meta-llama/Llama-3.3-70B-Instruct-with-a-name-of-very-many-words:" + "x
 
 @contextmanager
 def following(database: Database, run_id: int, console: Console) -> Iterator[Callable[[], RunState | None]]:
-    """A view at work; yields what waits for its end and returns how the run ended."""
+    """A running view; yields a function that waits for its end and returns the run's final state."""
     view = View(database, run_id, Meter(console, line_seconds=0.0), interval=0.05)
     closed, ends = threading.Event(), []
     thread = threading.Thread(target=lambda: ends.append(view.follow(closed)))
@@ -48,7 +48,7 @@ def following(database: Database, run_id: int, console: Console) -> Iterator[Cal
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Database]:
-    """The store of the command that `persyn` gives."""
+    """The store used by the `persyn` command."""
     database = Database(f"sqlite:///{folder / 'home' / 'persyn.db'}")
     database.require_head()
     yield database
@@ -110,7 +110,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change_and_no_control_code(
 
 
 def test_the_last_count_is_of_the_end(postgres: Postgres) -> None:
-    """One that is under way when the run ends may have begun before its last row."""
+    """A count in progress when the run ends may have started before its last row."""
     database = Database(postgres.create("ending", template="migrated"))
     with database.write() as session:
         made = make_run(session, prompts=2, stage="generate")

@@ -21,7 +21,7 @@ from tests.cli.conftest import Persyn
 
 @contextlib.contextmanager
 def web(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command and the address that it says."""
+    """The running command and the address it printed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "persyn.cli", "web", "--port", "0", *arguments],
         env={**os.environ, "PERSYN_HOME": str(home)},
@@ -55,7 +55,7 @@ def test_who_listens_elsewhere_asks_for_a_token_that_nobody_knows(tmp_path: Path
         port, token = re.findall(r":(\d+)/\?token=([\w-]{40,})$", address)[0]
         with pytest.raises(HTTPError, match="401"):
             urlopen(f"http://127.0.0.1:{port}/")
-        # Python's own client keeps no cookies: it is asked again.
+        # Python's HTTP client keeps no cookies, so it is asked for the token again.
         with pytest.raises(HTTPError, match="401"):
             urlopen(f"http://127.0.0.1:{port}/?token={token}")
 

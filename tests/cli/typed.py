@@ -1,4 +1,4 @@
-"""A command run in this process, which is forked from one that has imported every command."""
+"""Run a command in this process, forked from one that has imported every command."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from persyn.cli.main import main
 for module in pkgutil.iter_modules(persyn.cli.__path__):
     if module.name != "__main__":
         importlib.import_module(f"persyn.cli.{module.name}")
-# What commands import when they come to need it.
+# Modules that commands import lazily.
 importlib.import_module("pyarrow.pandas_compat")
 importlib.import_module("transformers.models.auto.tokenization_auto")
 
 
 def run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, stdout: Path, stderr: Path) -> None:
-    """`persyn arguments`, with what it says in two files."""
+    """Run `persyn arguments`, with its output in two files."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

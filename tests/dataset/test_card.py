@@ -1,4 +1,4 @@
-"""The dataset card: read by `datasets` and the hub as it stands, true, and harmless whatever the names are."""
+"""Dataset cards are accurate, readable by `datasets` and the hub, and safe for any names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from tests.factories import MadeRun, make_assignment, make_prompt, make_response, make_run
 
-# A card is made of a manifest alone, whatever the database.
+# A card is rendered from a manifest alone, so one database suffices.
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
@@ -34,7 +34,7 @@ EVIL = (
 
 @pytest.fixture
 def run(database: Database) -> MadeRun:
-    """Thirty prompts: ten of b, twenty of a, one of these of several turns."""
+    """Thirty prompts: ten of b, twenty of a, one of which has several turns."""
     with database.write() as session:
         made = make_run(session, prompts=29)
         prompts = [*made.prompt_ids, make_prompt(session, "And now?", history=TURNS)]
@@ -63,7 +63,7 @@ print(json.dumps(found))
 
 
 def load(folder: Path, *names: str) -> dict[str, Any]:
-    """What `datasets` makes of a folder, in a process of its own; - is what it reads when it is not told."""
+    """What `datasets` loads from a folder, in a separate process; "-" stands for the default configuration."""
     command = [sys.executable, "-c", LOAD, str(folder), str(folder.parent / "cache"), *names]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_DATASETS_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_datasets_loads_parquet_alone_and_beside_texts(database: Database, run: 
 
 
 def test_ids_that_look_like_dates_are_texts(database: Database, run: MadeRun, tmp_path: Path) -> None:
-    """A reader that takes the first ones for times refuses a file whose later ones are none."""
+    """A reader that infers timestamps from the first ids rejects a file with other ids later."""
     with database.write() as session:
         session.execute(update(Prompt).values(source_id="2020-01-31"))
     written(database, run, tmp_path / "out")
@@ -209,7 +209,7 @@ def test_a_run_that_is_not_done_says_so(database: Database, run: MadeRun, tmp_pa
 
 
 class Tags(html.parser.HTMLParser):
-    """Collects what a browser would take for a tag."""
+    """Collects what a browser would parse as a tag."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ def test_hostile_names_are_shown_and_do_nothing(database: Database, run: MadeRun
     assert {
         line.replace(r"\|", "").count("|") for line in text.splitlines() if "onerror" in line and line[0] == "|"
     } == {
-        6,  # five cells of a teacher
+        6,  # five cells per teacher
         3,  # two of provenance
     }
     assert DatasetCard.load(tmp_path / "out" / "README.md").data.pretty_name == "run"

@@ -1,4 +1,4 @@
-"""The dataset: exact texts in every format, counts that add up, and a folder that is whole or untouched."""
+"""Exports have exact texts in every format, consistent counts, and replace a folder atomically."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def lines(path: Path) -> list[Any]:
 
 
 def answer(session: Session, run: MadeRun, prompt_id: int, teacher: int, text: str | None, **columns: Any) -> None:
-    """Assign a prompt to the run's teacher in that position, which answered it."""
+    """Assign a prompt to the run's teacher in that position, with a response."""
     make_assignment(session, run.id, prompt_id, run.teacher_ids[teacher], margin=0.5)
     make_response(session, prompt_id, run.teacher_ids[teacher], text, **columns)
 
 
 @pytest.fixture
 def run(database: Database) -> MadeRun:
-    """Two plain prompts answered by a and b, and one of several turns, hostile throughout, answered by a."""
+    """Two plain prompts answered by a and b, and one of several turns with hostile texts, answered by a."""
     with database.write() as session:
         made = make_run(session, prompts=2)
         first, second = made.prompt_ids
@@ -56,14 +56,14 @@ def run(database: Database) -> MadeRun:
         answer(session, made, second, 1, "B.", finish_reason="length")
         answer(session, made, third, 0, HOSTILE)
         answer(session, made, first, 0, "A.")
-        # Neither another teacher's response nor another sample is part of it.
+        # Responses of other teachers and other samples are not part of it.
         make_response(session, first, made.teacher_ids[1], "not assigned")
         make_response(session, first, made.teacher_ids[0], "second sample", sample=1)
     return MadeRun(made.id, made.teacher_ids, [first, second, third])
 
 
 def origin(run: MadeRun) -> dict[str, Any]:
-    """Where the first row comes from."""
+    """The origin of the first row."""
     return {
         "id": digest("run: prompt 0?"),
         "domain": "",
@@ -146,7 +146,7 @@ def test_alpaca_has_earlier_turns_as_pairs(database: Database, run: MadeRun, tmp
 def test_every_format_has_the_rows_id_and_its_domain(
     database: Database, run: MadeRun, tmp_path: Path, name: str
 ) -> None:
-    """The id of a prompt whose file gave it none is that of its content."""
+    """A prompt without an id in its file has its content hash as id."""
     with database.write() as session:
         answer(session, run, make_prompt(session, "sum?", source_id="q9", meta={"domain": "sums"}), 0, "9")
         answer(session, run, make_prompt(session, "odd?", meta={"domain": ["a", 1]}), 0, "yes")
@@ -196,7 +196,7 @@ def test_parquet_has_all_provenance(database: Database, run: MadeRun, tmp_path: 
 def test_long_answers_are_not_kept_in_memory(
     database: Database, run: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parquet is written in groups of rows; the one long text of these is their reference answer."""
+    """Parquet is written in row groups; the only long text of these rows is their reference answer."""
     monkeypatch.setattr(formats, "_GROUP_CHARACTERS", 1_000)
     with database.write() as session:
         for number in range(4):
@@ -253,7 +253,7 @@ def test_llama_factory_is_told_how_to_read_each_text_file(database: Database, ru
 def test_every_row_of_a_text_file_has_the_same_keys_and_no_null(
     database: Database, run: MadeRun, tmp_path: Path
 ) -> None:
-    """Readers that infer types from the first rows refuse what turns up later."""
+    """Readers that infer types from the first rows reject types that appear later."""
     with database.write() as session:
         prompt = make_prompt(session, "imported?", meta={"z": "text"})
         answer(session, run, prompt, 0, "Yes.", finish_reason=None, engine=None, origin=Origin.IMPORTED)
@@ -271,7 +271,7 @@ def test_every_row_of_a_text_file_has_the_same_keys_and_no_null(
 
 
 def test_the_same_data_gives_the_same_bytes(database: Database, run: MadeRun, tmp_path: Path) -> None:
-    """Also of the manifest and of the card, which is why neither says when it was written."""
+    """Including the manifest and the card, which is why neither contains a date of writing."""
     write(database, run, tmp_path / "one", *ALL)
     write(database, run, tmp_path / "two", *ALL)
 
@@ -332,7 +332,7 @@ OLDER = {"kind": "persyn-dataset/1", "run": "run", "files": [{"name": "messages.
 
 
 def older(folder: Path, *strangers: str) -> None:
-    """A dataset as the version before this one left it, and what a person put beside it."""
+    """A dataset in the format of the previous version, with files that a user added."""
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps(OLDER))
     for name in ("messages.jsonl", "dataset_info.json", *strangers):
@@ -382,7 +382,7 @@ def test_a_run_without_a_response_leaves_the_earlier_dataset(database: Database,
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_dataset(
     database: Database, database_url: str, run: MadeRun, tmp_path: Path, form: str
 ) -> None:
-    """A child that may write no file of more than 100 kB exports random text of 300 kB."""
+    """A child process with a file size limit of 100 kB exports random text of 300 kB."""
     folder = tmp_path / "out"
     write(database, run, folder, *ALL)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""What a dataset leaves out and how it is split: the same each time, and every assignment accounted for."""
+"""Filters and splits are reproducible, and every assignment is accounted for."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from persyn.db.results import Score
 from persyn.errors import PersynError, UsageError
 from tests.factories import MadeRun, make_assignment, make_prompt, make_response, make_run
 
-#: For what is decided in Python, row by row.
+#: For what is decided in Python row by row, so that one database suffices.
 SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-#: Fifteen words; no two of them the same.
+#: Fifteen distinct words.
 FIFTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 
 
@@ -43,7 +43,7 @@ def dropped(folder: Path) -> list[tuple[int, str, str]]:
 def answered(
     session: Session, run: MadeRun, text: str, response: str = "Yes.", *, teacher: int = 0, **columns: Any
 ) -> int:
-    """A prompt of the run that its teacher in that position answered; the prompt's id."""
+    """Create a prompt of the run answered by its teacher in that position; return the prompt's id."""
     prompt_id = make_prompt(session, text, history=columns.pop("history", None))
     make_assignment(session, run.id, prompt_id, run.teacher_ids[teacher])
     quality = columns.pop("quality", None)
@@ -57,7 +57,7 @@ def answered(
 
 @pytest.fixture
 def run(database: Database) -> MadeRun:
-    """A run without a prompt so far."""
+    """A run without prompts."""
     with database.write() as session:
         return make_run(session, prompts=0)
 
@@ -81,7 +81,7 @@ def test_what_a_student_learns_is_the_split_train_without_what_the_filters_leave
 
 
 def judge_by(session: Session, run: MadeRun, kind: str) -> None:
-    """Say that the run's quality is of this kind."""
+    """Set the run's kind of quality."""
     stored = session.get_one(Run, run.id)
     stored.config = {**stored.config, "quality": {"kind": kind, "model": "passed"}}
 
@@ -192,7 +192,7 @@ def test_where_all_are_scored_nothing_is_asked(database: Database, run: MadeRun,
         pytest.param({"text": f"Say: {FIFTEEN}!"}, True, id="in the prompt"),
         pytest.param({"text": "Say it.", "response": FIFTEEN.upper()}, True, id="in the response, in other letters"),
         pytest.param({"text": FIFTEEN.replace(" ", ", ")}, True, id="with other punctuation"),
-        # The benchmark's 13 words from "one" to "thirteen", and the 12 from "four" to "fifteen".
+        # The benchmark shares 13 words from "one" to "thirteen", and only 12 from "four" to "fifteen".
         pytest.param({"text": "And " + FIFTEEN.split(" fourteen")[0]}, True, id="13 words"),
         pytest.param({"text": "And " + FIFTEEN.split("three ")[1]}, False, id="12 words"),
         pytest.param({"text": "What is 2+2?"}, True, id="the short prompt, whole"),
@@ -247,7 +247,7 @@ def test_a_benchmark_that_cannot_be_read_stops_the_export(database: Database, ru
 
 @SQLITE
 def test_of_near_duplicates_the_first_stays(database: Database, run: MadeRun, tmp_path: Path) -> None:
-    """One of 40 words changed: 35 of 41 word triples are common, a similarity of 0.85."""
+    """One of 40 words differs: 35 of 41 word triples are shared, a similarity of 0.85."""
     text = " ".join(f"word{number}" for number in range(40))
     with database.write() as session:
         first = answered(session, run, text)
@@ -295,7 +295,7 @@ def test_a_cap_draws_by_the_runs_seed(database: Database, run: MadeRun, tmp_path
 
 
 def test_every_assignment_is_exported_or_accounted_for(database: Database, run: MadeRun, tmp_path: Path) -> None:
-    """Failed, missing and unasked ones among them; a row that several filters would drop counts once, by the first."""
+    """Including failed, missing and unrequested ones; a row matched by several filters counts once, for the first."""
     (tmp_path / "bench.jsonl").write_text(json.dumps({"question": FIFTEEN}))
     with database.write() as session:
         for number in range(4):
@@ -330,7 +330,7 @@ def test_every_assignment_is_exported_or_accounted_for(database: Database, run: 
 
 @SQLITE
 def test_an_assignment_that_did_not_go_by_is_no_dataset(database: Database, run: MadeRun, tmp_path: Path) -> None:
-    """A prompt is gone from a file that somebody wrote to without its foreign keys."""
+    """A prompt was deleted by somebody who bypassed the foreign keys."""
     with database.write() as session:
         answered(session, run, "a")
         answered(session, run, "b")
@@ -389,7 +389,7 @@ def test_a_prompt_is_on_the_same_side_in_every_run_and_as_a_run_grows(
 
 @SQLITE
 def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp_path: Path) -> None:
-    """A reader of JSONL refuses a file that is empty."""
+    """JSONL readers reject an empty file."""
     with database.write() as session:
         answered(session, run, "a")
 

@@ -1,4 +1,4 @@
-"""What of a text counts when it is held against another."""
+"""The tokenisation of text for overlap checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from persyn.dataset.words import words
         ("Compute 12 - 7", ["compute", "12", "-", "7"]),
         ("2-3*x=(a/b)", ["2", "-", "3", "*", "x", "=", "a", "/", "b"]),
         ("Is x > y?", ["is", "x", ">", "y"]),
-        # A vowel belongs to its letter, and a character without spaces around it is a word.
+        # A vowel sign belongs to its letter, and a character of a script without spaces is a word.
         ("\u0926\u093f\u0928 \u0926\u093e\u0928", ["\u0926\u093f\u0928", "\u0926\u093e\u0928"]),
         ("\u6771\u4eac", ["\u6771", "\u4eac"]),
     ],

@@ -1,4 +1,4 @@
-"""A connection that is frozen on its way is given up within seconds; a statement that takes long is waited for."""
+"""A frozen connection is given up within seconds; a slow statement is waited for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.factories import make_run
 from tests.postgres import Postgres
 from tests.proxy import Proxy
 
-#: Of silence, before a store in these tests asks whether the server is at work.
+#: Seconds of silence before the stores of these tests check that the server is working.
 SILENCE = 0.5
 
 
@@ -28,7 +28,7 @@ def url(postgres: Postgres) -> str:
 
 @pytest.fixture
 def frozen(postgres: Postgres, url: str) -> Iterator[tuple[Database, Proxy]]:
-    """A store behind a proxy, with a connection that works."""
+    """A store behind a proxy, with a working connection."""
     through, proxy = postgres.behind(url)
     store = Database(through, idle_seconds=1, silence_seconds=SILENCE)
     with store.read() as session:
@@ -48,7 +48,7 @@ def test_a_connection_that_is_stranded_is_replaced_by_one_that_works(frozen: tup
     proxy.strand()
     began = time.monotonic()
 
-    assert names(store) == []  # found out when the connection was tried, before it was used
+    assert names(store) == []  # detected when the connection was checked, before its use
     assert time.monotonic() - began < 5
 
 
@@ -100,7 +100,7 @@ def test_whoever_is_frozen_in_the_middle_of_writing_holds_up_others_for_seconds_
         assert time.monotonic() - began < 5
         other.close()
         proxy.thaw()
-        with pytest.raises(OperationalError):  # woken, it is told that its transaction is gone
+        with pytest.raises(OperationalError):  # after resuming, its transaction is gone
             session.execute(text("UPDATE runs SET seed = 1"))
         session.rollback()
 
@@ -123,7 +123,7 @@ def test_a_database_that_may_only_be_read_is_one_that_is_away(postgres: Postgres
         make_run(session)
 
     postgres.administer(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
-    with store.write() as session:  # over another connection: one of before would still be told so
+    with store.write() as session:  # on another connection, since the old one would still report it
         make_run(session)
     assert names(store) == ["run"]
     store.close()

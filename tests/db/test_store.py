@@ -1,4 +1,4 @@
-"""The schema: the migrations make what the models say, on both databases, and can be undone."""
+"""The migrations create the schema of the models on both databases, and can be reverted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def head() -> str | None:
 
 def test_the_migrations_make_exactly_what_the_models_say(database: Database) -> None:
     with database.engine.begin() as connection:
-        command.check(alembic_config(connection))  # raises when they differ
+        command.check(alembic_config(connection))  # raises if they differ
 
 
 def test_upgrade_downgrade_upgrade_leaves_no_trace(database: Database) -> None:

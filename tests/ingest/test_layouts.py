@@ -1,4 +1,4 @@
-"""Files as others write them: read where they are plain, refused by name where they are not."""
+"""Files in foreign layouts are read if they are unambiguous, and otherwise rejected with the field's name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def why(tmp_path: Path, record: Any, names: Mapping[str, str] | None = None) -> 
     return bad.reason
 
 
-# What a file is
+# File types
 
 
 PLAIN = b'{"prompt": "a"}\n'
@@ -156,7 +156,7 @@ def test_texts_that_look_like_keys_are_none(tmp_path: Path) -> None:
     assert one(tmp_path, {"prompt": 'say "a": 1, "a": 2', "x": ": ", "y": {"x": '\\": '}}).meta["x"] == ": "
 
 
-# Which field is the prompt
+# The field of the prompt
 
 
 def test_without_a_prompt_the_fields_are_named_and_the_way_out(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_turn_may_have_keys_that_say_nothing(tmp_path: Path) -> None:
 
 
 def test_parquet_of_turns_with_mixed_keys_is_read(tmp_path: Path) -> None:
-    """As `datasets` writes it: each turn JSON text of its own."""
+    """As written by `datasets`: each turn is JSON text of its own."""
     from datasets import Dataset
 
     records = [

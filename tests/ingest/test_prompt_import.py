@@ -1,4 +1,4 @@
-"""Importing prompts: counted exactly, all or nothing, and a seeded draw of calibration prompts."""
+"""Imports of prompts are counted exactly and atomic, and the draw of calibration prompts is seeded."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_duplicates_are_counted_within_files_across_files_and_in_the_store(datab
 
 
 def test_two_imports_at_once_neither_deadlock_nor_count_a_prompt_twice(database: Database, tmp_path: Path) -> None:
-    """In opposite orders each would come to wait for what the other has inserted."""
+    """In opposite orders, each would wait for rows inserted by the other."""
     forwards = [{"prompt": f"{number} + 1?"} for number in range(3_000)]
     paths = [write(tmp_path / "a.jsonl", *forwards), write(tmp_path / "b.jsonl", *reversed(forwards))]
     start = Barrier(2)
@@ -239,7 +239,7 @@ def test_every_prompt_is_as_likely_to_be_drawn(database: Database) -> None:
             for prompt, role in roles(session, run).items():
                 times[prompt] += role is Role.CALIBRATION
 
-    # 100 draws of 5 from 20: 25 each on average, standard deviation 4.3.
+    # 100 draws of 5 from 20: mean 25, standard deviation 4.3.
     assert sum(times.values()) == 500
     assert all(8 <= count <= 42 for count in times.values())
 

@@ -1,4 +1,4 @@
-"""Importing a grid that was made elsewhere: cells as they are, gaps and all, and nothing half-done."""
+"""Imports of a grid store its cells exactly, including gaps, and are atomic."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_rows_of_one_cell_bring_their_scores_together_and_another_text_is_told_o
         cell(1, "bob", "Two.", right=1, answer="3"),
     ]
     report = load(database, write(tmp_path / "a.jsonl", *rows), layout=layout)
-    # Another text of ada's, and another answer to the same prompt.
+    # A different text by ada, and a different answer to the same prompt.
     assert (report.new, report.duplicates, report.conflicts, report.new_scores) == (2, 2, 2, 3)
     with database.read() as session:
         found = session.execute(select(Scorer.model, Score.value).join(Scorer, Scorer.id == Score.scorer_id)).all()
@@ -152,7 +152,7 @@ def test_a_teachers_file_says_whose_rows_there_may_be(database: Database, tmp_pa
         load(database, path, teachers=ids)
     assert count(database, Response) == count(database, Prompt) == 0
 
-    load(database, write(tmp_path / "b.jsonl", cell(1, "ada")))  # without the file: the same teacher
+    load(database, write(tmp_path / "b.jsonl", cell(1, "ada")))  # without the teachers' file it is the same teacher
     with database.read() as session:
         teacher = session.scalars(select(Teacher)).one()
         assert (teacher.family, teacher.params_b) == ("a", 7.0)

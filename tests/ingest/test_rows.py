@@ -1,4 +1,4 @@
-"""Reading prompts: every format gives the same rows, and a bad row says what is wrong with it."""
+"""Every format gives the same prompts, and a bad row is explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases on jobs: who may work what, and what a worker that was too slow can still do (nothing)."""
+"""Leases on jobs: which worker may work a job, and that a worker that lost its lease can change nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GONE = timedelta(seconds=-1)
 
 
 def add_jobs(database: Database, count: int = 1, **values: object) -> list[int]:
-    """Queued jobs of a new run; their ids in order."""
+    """Queue jobs of a new run; return their ids in order."""
     with database.write() as session:
         run = make_run(session, name=f"run-{uuid.uuid4().hex}")
         return [make_job(session, run.id, **values) for _ in range(count)]
@@ -41,7 +41,7 @@ def states(database: Database) -> list[JobState]:
 
 
 def expire(database: Database) -> None:
-    """Let every lease run out."""
+    """Expire every lease."""
     with database.write() as session:
         session.execute(update(Job).where(Job.state == JobState.RUNNING).values(lease_until=now(GONE)))
 
@@ -209,7 +209,7 @@ def test_a_job_that_advances_is_never_given_up(database: Database) -> None:
     for _ in range(5):
         job = claim(database)
         with database.write() as session:
-            assert queue.hold(session, job)  # something was saved
+            assert queue.hold(session, job)  # results were saved
         expire(database)
         sweep(database)
     assert states(database) == [JobState.QUEUED]
@@ -236,7 +236,7 @@ def test_cancelling_ends_waiting_jobs_and_stops_running_ones_at_their_next_write
 
 
 def test_a_job_that_is_claimed_while_a_run_is_cancelled_is_cancelled_too(postgres: Postgres) -> None:
-    """The cancelling waits for a job that is written to; another is claimed meanwhile."""
+    """Cancelling waits for a job that is being written; another job is claimed meanwhile."""
     database = Database(postgres.create(f"t{uuid.uuid4().hex}", template="migrated"))
     first, second = add_jobs(database, 2)
     held = claim(database, "a")
@@ -248,7 +248,7 @@ def test_a_job_that_is_claimed_while_a_run_is_cancelled_is_cancelled_too(postgre
         queue.hold(session, held)
         cancelling.start()
         wait_for(lambda: is_waited_for(database), 10, "the cancelling waits")
-        claimed = claim(database, "b")  # unless the cancelling came to it first
+        claimed = claim(database, "b")  # unless cancelling reached it first
     cancelling.join(10)
     with database.read() as session:
         one, other = (session.get_one(Job, job_id) for job_id in (first, second))
@@ -279,7 +279,7 @@ def test_two_jobs_of_a_run_that_end_together_do_not_wait_for_each_other(postgres
         try:
             with database.write() as session:
                 queue.complete(session, job, owner="me")
-                both.wait(10)  # both have written an event that names the run
+                both.wait(10)  # both have written an event with a foreign key to the run
                 pipeline.advance(session, job.run_id, actor="me")
         except BaseException as error:
             failed.append(error)

@@ -1,4 +1,4 @@
-"""Chat templates of a few lines, each with one family's way of writing a conversation, and tokenizers for them."""
+"""Minimal chat templates in the styles of model families, with tokenizers for them."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-#: By family: the template and what it writes for a system turn {s}, a user turn {u} and the response {r}.
+#: {family: (template, its output for system turn {s}, user turn {u} and response {r})}.
 SOUND = {
     "chatml": (
         CHATML,
         "<|im_start|>system\n{s}<|im_end|>\n<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n{r}<|im_end|>\n",
     ),
-    # A default system turn, where there is none.
+    # Adds a default system turn if there is none.
     "qwen 2.5": (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}" + CHATML,
         "<|im_start|>system\n{s}<|im_end|>\n<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n{r}<|im_end|>\n",
     ),
-    # An empty block of reasoning before the last response; reasoning of earlier turns is left out.
+    # Adds an empty reasoning block before the last response; drops reasoning of earlier turns.
     "qwen 3": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
         "{% set parts = m.content.split('</think>') %}{% if loop.last %}<think>\n"
@@ -74,7 +74,7 @@ SOUND = {
         "<s><|start_header_id|>system<|end_header_id|>\n\n{s}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{u}"
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{r}<|eot_id|>",
     ),
-    # No system turn, by an error; turns alternate.
+    # Rejects system turns and turns that do not alternate.
     "mistral 1": (
         "{{ bos_token }}{% for m in messages %}"
         "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
@@ -82,7 +82,7 @@ SOUND = {
         "{% endfor %}",
         "<s> [INST] {s}\n\n{u} [/INST] {r}</s>",
     ),
-    # The system turn opens the last turn, if that is the user's, and is dropped in silence otherwise.
+    # Prepends the system turn to the last turn if that is the user's, and silently drops it otherwise.
     "mistral 3": (
         "{% set system = '' %}{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}"
         "{% set messages = messages[1:] %}{% endif %}{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
@@ -117,7 +117,7 @@ SOUND = {
         "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
         "<|system|>\n{s}<|end|>\n<|user|>\n{u}<|end|>\n<|assistant|>\n{r}<|end|>\n</s>",
     ),
-    # Opens the reasoning in the generation prompt only; leaves out reasoning of every response.
+    # Opens the reasoning only in the generation prompt; drops the reasoning of every response.
     "deepseek r1": (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}"
         "{% elif m.role == 'assistant' %}<|Assistant|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}"
@@ -125,7 +125,7 @@ SOUND = {
         "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
         "<s>{s}<|User|>{u}<|Assistant|>{r}</s>",
     ),
-    # The last part of the header is the model's own to write.
+    # The model generates the last part of the header itself.
     "harmony": (
         "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
         "<|message|>"
@@ -134,7 +134,7 @@ SOUND = {
         "<|start|>system<|message|>{s}<|end|><|start|>user<|message|>{u}<|end|>"
         "<|start|>assistant<|channel|>final<|message|>{r}<|return|>",
     ),
-    # Always opens a turn of the model, whether it is asked to or not.
+    # Always opens a turn of the model, regardless of add_generation_prompt.
     "command": (
         "{{ bos_token }}{% for m in messages %}<|start|><|{{ m.role }}|>{% if m.role == 'assistant' %}"
         "<|channel|>{{ m.content }}<|return|>{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}"
@@ -142,26 +142,26 @@ SOUND = {
         "<s><|start|><|system|>{s}<|end|><|start|><|user|>{u}<|end|>"
         "<|start|><|assistant|><|channel|>{r}<|return|><|end|><|start|><|assistant|>",
     ),
-    # Content as a list of parts, and in no other form.
+    # Accepts content only as a list of parts.
     "parts": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{% if part.type == 'text' %}"
         "{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         "<|im_start|>system\n{s}<|im_end|>\n<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n{r}<|im_end|>\n",
     ),
-    # The system turn is dropped without an error.
+    # Silently drops the system turn.
     "drops system": (
         CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
         "<|im_start|>user\n{s}\n\n{u}<|im_end|>\n<|im_start|>assistant\n{r}<|im_end|>\n",
     ),
-    # A system turn after the user's, where no model looks for one.
+    # Places the system turn after the user's.
     "system last": (
         "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         "<|im_start|>user\n{s}\n\n{u}<|im_end|>\n<|im_start|>assistant\n{r}<|im_end|>\n",
     ),
-    # Opens the assistant's turn after every turn of the user, whether it is asked to or not.
+    # Opens the assistant's turn after every user turn, regardless of add_generation_prompt.
     "phi 4": (
         "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|im_end|>"
         "{% else %}<|im_start|>{{ m.role }}<|message|>{{ m.content }}<|im_end|>"
@@ -169,14 +169,14 @@ SOUND = {
         "<|im_start|>system<|message|>{s}<|im_end|><|im_start|>user<|message|>{u}<|im_end|>"
         "<|im_start|>assistant<|message|>{r}<|im_end|>",
     ),
-    # Begins with the end-of-text token; opens a turn within the loop over turns.
+    # Begins with the end-of-text token; opens a turn inside the loop over turns.
     "olmo": (
         "{{ eos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
         "{{ eos_token if m.role == 'assistant' else '' }}{% if not loop.last %}{{ '\n' }}"
         "{% elif add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}{% endfor %}",
         "</s><|system|>\n{s}\n<|user|>\n{u}\n<|assistant|>\n{r}</s>",
     ),
-    # The line break after the header is not in the generation prompt.
+    # The generation prompt lacks the line break after the header.
     "zephyr": (
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}"
         "{% if loop.last and add_generation_prompt %}<|assistant|>{% endif %}{% endfor %}",
@@ -200,7 +200,7 @@ SOUND = {
 
 _OPENED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
-#: By what is wrong: a template, and what is said of it.
+#: {defect: (template, expected message)}.
 FAULTY = {
     "writes nothing": ("", "drops the text of the user turn"),
     "drops user turns": (
@@ -274,9 +274,9 @@ def _trained(metaspace: bool) -> str:
 
 
 def tokenizer(template: str | None, *, metaspace: bool = False) -> Any:
-    """A small byte-pair tokenizer that knows every family's special tokens.
+    """A small byte-pair tokenizer with every family's special tokens.
 
-    metaspace: whether a word is one token together with the space before it, as "▁Paris"; otherwise it is byte-level.
+    metaspace: whether a word and the preceding space form one token, as in "▁Paris"; otherwise it is byte-level.
     """
     made = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained(metaspace)),

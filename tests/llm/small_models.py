@@ -1,4 +1,4 @@
-"""Small random models of every family of causal language models that transformers has, large enough to differ."""
+"""Create small random models of every causal language model family in transformers, large enough to differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFa
 
 VOCABULARY = 99
 
-#: By the names that families have for them.
+#: Sizes, by all the names that families use for them.
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(
         ("hidden_size", "n_embd", "d_model", "embedding_size", "intermediate_size", "word_embed_proj_dim"), 32
@@ -57,7 +57,7 @@ _LONG = {
 _DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
 _PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
 
-#: What else a family needs to be small, or to be a decoder.
+#: Other settings that a family needs to be small, or to be a decoder.
 _MORE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"), _LATENT),
     **dict.fromkeys(("glm_moe_dsa", "minicpm3", "youtu"), _LATENT),
@@ -104,7 +104,7 @@ _MORE: dict[str, dict[str, Any]] = {
     "xlm": {"causal": True},
 }
 
-#: Families with a feature that a kernel may lose, or that may look at the whole batch.
+#: Families with a feature that a kernel may ignore, or that may depend on the whole batch.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2-soft-capped": ("gemma2", {"attn_logit_softcapping": 1.0}),
     "vaultgemma-soft-capped": ("vaultgemma", {"attn_logit_softcapping": 1.0}),
@@ -127,7 +127,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def config(family: str, **more: Any) -> PreTrainedConfig:
-    """A configuration of the family, or of one of `VARIANTS`, a few thousand weights large."""
+    """A configuration of a family or of one of `VARIANTS`, with a few thousand weights."""
     kind, variant = VARIANTS.get(family, (family, {}))
     plain = CONFIG_MAPPING[kind]()
     known = {*plain.to_dict(), *plain.attribute_map}
@@ -145,11 +145,11 @@ def make(family: str, auto_class: Any, **more: Any) -> Any:
 
 
 def in_float64(model: Any, auto_class: Any) -> Iterator[Any]:
-    """The same weights in float64, every step computed as its makers wrote it down.
+    """The same weights in float64, computed by the reference implementation.
 
-    Without end: a new model each time where one keeps what it computed for the row before.
+    Yields without end, a new model each time where a model keeps state of the previous row.
     """
-    # Falcon's own attention adds ALiBi twice; XGLM and XLNet know no float64.
+    # Falcon's eager attention adds ALiBi twice; XGLM and XLNet do not support float64.
     attention = "sdpa" if model.config.model_type == "falcon" else "eager"
     dtype = torch.float32 if model.config.model_type in ("xglm", "xlnet") else torch.float64
     double = auto_class.from_config(model.config, attn_implementation=attention, dtype=dtype).eval()
@@ -160,18 +160,18 @@ def in_float64(model: Any, auto_class: Any) -> Iterator[Any]:
 
 
 def ids(length: int, seed: int = 0) -> list[int]:
-    """Tokens that are none of the special ones."""
+    """Random token ids without special tokens."""
     drawn = torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
     return [int(token) for token in drawn]
 
 
 def text(length: int) -> str:
-    """Words of `tokenizer`."""
+    """Words for `tokenizer`."""
     return " ".join(f"w{token}" for token in ids(length))
 
 
 def tokenizer() -> Any:
-    """One token a word; the third ends a turn."""
+    """A tokenizer with one token per word; the third token ends a turn."""
     words = Tokenizer(WordLevel({f"w{token}": token for token in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = WhitespaceSplit()
     made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")

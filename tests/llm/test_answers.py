@@ -1,4 +1,4 @@
-"""Verdicts on final answers, kind by kind: what says the same, what does not, and what cannot be told."""
+"""Verdicts on final answers by kind: equivalent, different, or undecidable."""
 
 from __future__ import annotations
 

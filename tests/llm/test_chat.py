@@ -12,7 +12,7 @@ from persyn.llm.protocols import Message, ModelSpec
 
 USER: Message = {"role": "user", "content": "What is 2+2?"}
 SYSTEM: Message = {"role": "system", "content": "Answer briefly."}
-#: As Gemma's: no system turn, and turns alternate.
+#: Like Gemma's: no system turn, and turns alternate.
 STRICT = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}"
@@ -102,7 +102,7 @@ def test_a_token_never_straddles_prompt_and_response(smollm2: Path) -> None:
 
 @pytest.fixture
 def opening(smollm2: Path) -> Chat:
-    """Its tokenizer puts a token before every text by itself, as Llama 3's does."""
+    """Its tokenizer adds a token before every text, like Llama 3's."""
     tokenizer = load_tokenizer(ModelSpec("transformers", str(smollm2)))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))]
@@ -179,7 +179,7 @@ def test_a_special_token_that_is_spelt_out_in_a_response_is_so_many_characters(t
         assert str(subject.tokenizer.decode(ids[start:-1])).strip() == response
         special = {i for i, token in subject.tokenizer.added_tokens_decoder.items() if token.special}
         assert special.isdisjoint(ids[start:-1])
-        assert len(special.intersection(subject.encode(response))) >= 2  # where nobody looks out for them
+        assert len(special.intersection(subject.encode(response))) >= 2  # if encoded naively
         assert ids[-1] == subject.end_id
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a response before it is stored."""
+"""Post-processing of responses before they are stored."""
 
 from __future__ import annotations
 

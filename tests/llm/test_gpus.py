@@ -1,4 +1,4 @@
-"""What is read of `nvidia-smi`; a script stands for it, since a machine without GPUs has none."""
+"""Parsing the output of `nvidia-smi`, simulated by a script, since machines without GPUs lack it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persyn.llm import gpus
 
 @pytest.fixture
 def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file whose lines the script answers with, whatever it is asked; its arguments go to `asked`."""
+    """The file with the script's output lines, whatever its arguments, which are written to `asked`."""
     answers = tmp_path / "answers"
     script = tmp_path / "nvidia-smi"
     script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncat {answers}\n')

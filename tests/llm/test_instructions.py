@@ -1,4 +1,4 @@
-"""Instructions that a program can verify: each kind followed and not, and what cannot be checked is a failure."""
+"""Verifiable instructions: each kind followed and violated; what cannot be checked is a failure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.run_files import write_run
 
 ENGLISH = "the quick brown fox jumps over the lazy dog and then it goes back home to sleep"
 
-#: id, kwargs, a response that follows it, one that does not.
+#: id, kwargs, a response that follows it, one that violates it.
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("keywords:existence", {"keywords": ["Fox", "lazy dog"]}, ENGLISH, "a fox alone"),
     ("keywords:existence", {"keywords": ["a.c"]}, "a.c", "abc"),

@@ -1,4 +1,4 @@
-"""A judge is asked both ways round, and what is judged cannot speak to it."""
+"""Judges are asked in both orders, and the judged texts cannot give them instructions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def connect(server: Server) -> Iterator[Callable[..., judge.BothWays]]:
-    """Makes judges behind the server and closes them after the test."""
+    """Create judges on the server, closed after the test."""
     made: list[Any] = []
 
     def make(*, concurrency: int = 64, **options: Any) -> judge.BothWays:
@@ -60,12 +60,12 @@ def connect(server: Server) -> Iterator[Callable[..., judge.BothWays]]:
 
 
 def say(server: Server, reply: Say) -> None:
-    """Have the server reply as a judge that reads the material and the question."""
+    """Make the server reply as a function of the material and the question."""
     server.reply = lambda n: completion(reply(*seen(server.bodies[n - 1]["messages"])))
 
 
 def seen(messages: list[dict[str, str]]) -> tuple[dict[str, Any], str]:
-    """The material and the question that a judge was shown."""
+    """The material and the question shown to a judge."""
     head, material, _, title, *question = messages[-1]["content"].split("\n")
     assert (head, title) == ("Material:", "Question:")
     return json.loads(material), "\n".join(question)
@@ -282,7 +282,7 @@ def test_scores_come_as_they_are_finished_and_the_judge_stays_busy(server: Serve
             order.append(result.id)
             engine.submit([asked("3", number) for number in [next(more, None)] if number is not None])
 
-    # Two of the four places wait for the slow one; everything else is done in the others meanwhile.
+    # Two of the four slots wait for the slow one; the others process everything else meanwhile.
     assert engine.window == 8
     assert order[-1] == 0
     assert sorted(order) == list(range(30))
@@ -340,7 +340,7 @@ def test_the_run_file_wants_a_model_and_an_engine(tmp_path: Path) -> None:
         quality()
     with pytest.raises(UsageError, match=r"a judge needs options.engine, one of vllm, transformers, openai, fake"):
         quality('model = "judge"', 'options = { engine = "math" }')
-    # A folder for what is loaded here, a name for what a server knows.
+    # A folder for a model loaded here, a name for a model on a server.
     assert quality('model = "judge"', 'options = { engine = "vllm" }').model == str(folder)
     server = 'options = { base_url = "http://127.0.0.1:8000/v1" }'
     assert quality('model = "judge"', f'options = {{ engine = "openai", {server} }}').model == "judge"

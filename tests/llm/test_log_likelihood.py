@@ -1,4 +1,4 @@
-"""The log-likelihood of a response, against the plain model and against itself in other company."""
+"""Log-likelihoods of responses agree with the plain model, alone and in batches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load(folder: Path, **options: object) -> Engine:
 
 
 def plainly(model: torch.nn.Module, ids: list[int], start: int) -> float:
-    """The sum of log-probabilities of ids[start:], from the logits of the whole model."""
+    """The sum of log-probabilities of ids[start:], from the full model's logits."""
     with torch.inference_mode():
         log_probabilities = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     return sum(log_probabilities[i - 1, ids[i]].item() for i in range(start, len(ids)))
@@ -71,7 +71,7 @@ def test_the_value_is_that_of_the_plain_model(folder: Path, student: Engine) -> 
     for request in requests():
         ids, start = chat.response_ids(request.messages, request.response)
         assert value(found[request.id]) == pytest.approx(plainly(model, ids, start), abs=1e-3)
-        # The end token is one of the response's.
+        # The end token is part of the response.
         assert found[request.id].n_tokens == len(ids) - start
         assert found[request.id].detail == {"dtype": "float32", "attention": "sdpa"}
 
@@ -113,7 +113,7 @@ def test_only_the_first_tokens_are_scored_where_an_option_says_so(smollm2: Path)
     for request in requests():
         ids, start = chat.response_ids(request.messages, request.response)
         assert value(found[request.id]) == pytest.approx(plainly(model, ids[: start + 3], start), abs=1e-3)
-    # "4" and its end token are fewer; they are all there.
+    # "4" with its end token is shorter than the limit, so all its tokens count.
     assert [found[i].n_tokens for i in range(3)] == [2, 3, 3]
 
 

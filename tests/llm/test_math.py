@@ -1,4 +1,4 @@
-"""The answer checker: verdicts on answers as models write them, and answers that would hang or kill it."""
+"""The answer checker judges typical answers of models, and survives answers that would hang or crash it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def hasty() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def small() -> math_scorer.Child:
-    """A child that may hold little; what its parent holds while it makes it must not hide what the child takes."""
+    """A child with a low memory limit, which must not depend on the memory of its parent."""
     held = bytearray(b"x") * 700_000_000
     child = math_scorer.Child(options.Math(memory_mb=512, timeout_seconds=60), lambda: None)
     child.start()

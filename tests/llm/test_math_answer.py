@@ -1,4 +1,4 @@
-"""Where a text states its answer."""
+"""The extraction of final answers from texts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from persyn.llm.scorers import math_answer
         ('{"answer": ["1", 2]}', "1, 2"),
         ('{"answer": "12 eggs in 3 boxes are 36 eggs"}', "36"),
         ('{"answer": "1', "1"),
-        # What \\u names and no database holds is replaced; what it names otherwise is there.
+        # Escaped characters that no database can store are replaced; other escapes are decoded.
         (r'{"answer": "5\u0000"}', "5\N{REPLACEMENT CHARACTER}"),
         (r'{"answer": ["\ud800", "\udc00 4"]}', "\N{REPLACEMENT CHARACTER}, \N{REPLACEMENT CHARACTER} 4"),
         (r'{"answer": "\ud83d\ude00"}', "\N{GRINNING FACE}"),
         (r'{"answer": "\u0035"}', "5"),
-        # Deeper than Python reads, then deeper than it goes through.
+        # Deeper than Python's parser accepts, then deeper than the search descends.
         ('{"answer": ' + "[" * 3_000 + "5" + "]" * 3_000 + "}", ""),
         ('{"answer": ' + "[" * 900 + "5" + "]" * 900 + "}", ""),
         (r"\boxed{5} " + '{"answer": ' + "[" * 3_000, ""),

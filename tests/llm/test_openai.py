@@ -1,4 +1,4 @@
-"""The client against a real server on the loopback that answers as it is told."""
+"""The client of chat completions against a scripted server on loopback."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Connect = Callable[..., chat_server.OpenAI]
 
 @pytest.fixture
 def connect(server: Server) -> Iterator[Connect]:
-    """Makes engines and closes them after the test."""
+    """Create engines, closed after the test."""
     made: list[chat_server.OpenAI] = []
 
     def make(**options: Any) -> chat_server.OpenAI:
@@ -165,7 +165,7 @@ def test_a_free_slot_is_filled_while_others_wait(server: Server, connect: Connec
     assert {r.id for r in results} == set(range(20))
     assert results[-1].id == 0
     assert server.most_in_flight == 3
-    # One slot is held for 0.6 s; the two others serve the 19 meanwhile.
+    # One slot is occupied for 0.6 s; the two others serve the other 19 meanwhile.
     assert time.monotonic() - began < 1.2
 
 
@@ -181,7 +181,7 @@ def test_too_many_requests_are_asked_again_when_the_server_says(server: Server, 
 
 
 STREAM, DONE = 'data: {"choices": [{"delta": {"content": "Fo"}}]}\n\n', "\ndata: [DONE]\n\n"
-#: Answers with HTTP 200 and no response, and what of the server's words has to be told.
+#: Replies with HTTP 200 but without a response, and what the error must quote from them.
 FAULTY = {
     "an error": ('{"error": {"message": "overloaded", "code": 502}}', "overloaded"),
     "an error in words": ('{"error": "Unexpected endpoint"}', "Unexpected endpoint"),
@@ -213,7 +213,7 @@ FAULTY = {
 }
 
 
-#: More of the kind, which need no server to show.
+#: More such replies, which need no server.
 MORE_FAULTY = {
     "an error in the message": (
         '{"choices": [{"message": {"content": "Fo", "error": "upstream died"}, "finish_reason": "stop"}]}',
@@ -601,7 +601,7 @@ QUOTA = {"message": "You exceeded your current quota", "type": "insufficient_quo
 def test_an_account_that_is_locked_or_empty_ends_the_engine_and_fails_no_prompt(
     server: Server, connect: Connect, reply: web.Response
 ) -> None:
-    # A response can be sent only once.
+    # A response object can be sent only once.
     server.reply = lambda n: completion("Four.") if n == 1 else web.Response(body=reply.body, status=reply.status)
     engine = connect(concurrency=1)
 

@@ -1,4 +1,4 @@
-"""Batches of like length under a token budget, and what happens when the memory does not suffice."""
+"""Batches of similar length within a token budget, and recovery when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 
 
 class Memory:
-    """A model whose batches must not exceed `limit` tokens, padding included."""
+    """A model whose batches must not exceed `limit` tokens, including padding."""
 
     def __init__(self, limit: int = 10**9) -> None:
         self.limit = limit

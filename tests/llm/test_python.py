@@ -1,4 +1,4 @@
-"""A quality measure of one's own: called with what it needs, and never more than one response's failure."""
+"""Custom quality functions receive the fields they need, and an error fails only one response."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_is_no_function_is_refused(module: str) -> None:
 
 def test_a_scorer_is_another_version_when_its_file_changes(module: str, tmp_path: Path) -> None:
     before = own_function.revision(f"{module}:length")
-    assert before == own_function.revision(f"{module}:moody")  # the file is what is looked at
+    assert before == own_function.revision(f"{module}:moody")  # the revision depends on the file
     (tmp_path / f"{module}.py").write_text(SOURCE + "\n")
     assert own_function.revision(f"{module}:length") != before
     with pytest.raises(EngineError, match="is not the one the run was started with"):

@@ -1,4 +1,4 @@
-"""A reward model's logit, against plain transformers one row at a time."""
+"""Reward-model logits agree with plain transformers, one row at a time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def results(engine: Engine, *asked: Judge) -> dict[int, Result]:
 
 
 def plainly(folder: Path, rows: list[list[int]]) -> list[float]:
-    """Each row's logit by itself, read at its last token."""
+    """The logit of each row alone, read at its last token."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     model.config.pad_token_id = None
     with torch.inference_mode():
@@ -80,7 +80,7 @@ def test_a_batch_of_eight_judges_as_eight_batches_of_one(folder: Path) -> None:
 
 
 def test_the_last_token_counts_also_where_it_is_the_padding(tmp_path: Path, tokenizer: Any, smollm2: Path) -> None:
-    # Without a template a conversation ends with EOS, which is SmolLM2's padding too.
+    # Without a template, a conversation ends with EOS, which is also SmolLM2's padding token.
     bare = AutoTokenizer.from_pretrained(smollm2)
     bare.chat_template = None
     folder = make(tmp_path, bare, pad_token_id=bare.eos_token_id)

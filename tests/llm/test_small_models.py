@@ -1,4 +1,4 @@
-"""A row's number is the row's alone, whatever family its model is of: by itself, among others, and in float64."""
+"""A row's value does not depend on its batch, for every model family: alone, in batches, and in float64."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from persyn.router.model import Reads, Router, all_features
 from tests.llm import small_models
 
 pytestmark = [
-    # A few of the families' own modules warn when they are imported or begun.
+    # Some modules of model families warn at import or construction.
     pytest.mark.filterwarnings("ignore"),
 ]
 
-#: Families that are more than a text model, or that no small model can be made of in a line.
+#: Families that are not plain text models, or for which no small model can be built from a few settings.
 LEFT_OUT = frozenset(
     {"blt", "cohere_compass_text", "dbrx", "deepseek_v4", "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "git"}
     | {"gemma4_assistant", "gemma4_unified", "gemma4_unified_assistant", "got_ocr2", "kimi_linear", "llama4"}
@@ -85,7 +85,7 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
         scoring.load_weights(AutoModelForCausalLM, ModelSpec("", str(tmp_path)), options.Scorer())
 
 
-#: One of each kind of attention, of position and of head.
+#: One per kind of attention, position encoding and head.
 CLASSIFIERS = [
     *("bert", "bloom", "gemma3_text", "gpt2", "gpt_oss", "jamba", "llama", "mixtral", "modernbert-decoder", "mpt"),
     *("openai-gpt", "opt", "qwen3", "qwen3_next", "roberta", "xlnet"),

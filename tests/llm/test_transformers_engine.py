@@ -79,7 +79,7 @@ def test_the_penalty_sees_the_row_and_not_its_padding() -> None:
     how = Sampling(temperature=0, repetition_penalty=2.0)
     batch = [Prompt(Generate(i, [], how, seed=0), ids, max_tokens=8) for i, ids in enumerate([[1, 2, 3], [3]])]
     penalise: Any = sampling.processors(batch, CPU)
-    # The second row is padded with token 0 on the left, and has written a 4.
+    # The second row is padded with token 0 on the left, and has generated a 4.
     ids = torch.tensor([[1, 2, 3, 4], [0, 0, 3, 4]])
 
     scores = penalise(ids, torch.tensor([[2.0, 2.0, 2.0, -2.0, 2.0]] * 2))
@@ -171,7 +171,7 @@ def test_what_does_not_fit_fails_and_what_barely_fits_is_cut(teacher: Engine) ->
 
 @pytest.fixture
 def learned(smollm2: Path, tmp_path: Path) -> Path:
-    """A GPT-2 with random weights, which has learned 64 positions and knows no other."""
+    """A GPT-2 with random weights and a maximum of 64 positions."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=49152, n_positions=64, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
@@ -190,7 +190,7 @@ def test_a_long_prompt_is_not_carried_past_the_models_positions_by_a_short_one(l
 
     batches = list(writer.compute(requests))
 
-    # 60 tokens leave room for 4; 52 and 12 are just what there is.
+    # 60 tokens leave room for 4; 52 and 12 fit exactly.
     assert [[result.id for result in batch] for batch in batches] == [[2], [1, 0]]
     assert [generated(result).response_tokens for batch in batches for result in batch] == [4, 12, 12]
 

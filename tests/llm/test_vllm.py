@@ -1,4 +1,4 @@
-"""Real vLLM in this process; it loads once, for all tests."""
+"""Real vLLM in this process, loaded once for all tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from persyn.llm.teachers import vllm_engine
 pytestmark = [
     pytest.mark.model,
     pytest.mark.vllm,
-    # vLLM warns, in its imports and while it loads, of what it uses itself.
+    # vLLM warns at import and load about its own dependencies.
     pytest.mark.filterwarnings("ignore"),
 ]
 
@@ -43,7 +43,7 @@ class Complaints(logging.Handler):
 
 @pytest.fixture(scope="module")
 def complaints() -> Iterator[list[logging.LogRecord]]:
-    """What vLLM warns of."""
+    """vLLM's warnings."""
     pytest.importorskip("vllm")
     handler = Complaints()
     logging.getLogger("vllm").addHandler(handler)
@@ -103,7 +103,7 @@ def test_short_responses_leave_before_long_ones_and_the_batch_refills(teacher: E
     while teacher.pending:
         order += [result.id for result in teacher.step()]
 
-    # Four at a time: the last two come in while the first is being written.
+    # Four at a time: the last two are added while the first is being generated.
     assert order[-1] == 0
     assert sorted(order) == list(range(6))
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_loaded_is_an_engine_error(smollm2: Path, tmp_path: Path)
 
 
 def test_long_prompts_that_wait_are_sampled(teacher: Engine) -> None:
-    # Together more than vLLM computes in a step: one of them would be split, and its random numbers drawn again.
+    # Together more than vLLM computes per step: one would be split, and its random numbers drawn again.
     asked = [ask(f"{i}. " + "The sea is wide. " * 25, i, seed=i, temperature=0.7, max_tokens=3) for i in range(4)]
 
     results = answer(teacher, *asked)
@@ -189,7 +189,7 @@ def test_long_prompts_that_wait_are_sampled(teacher: Engine) -> None:
 
 
 def test_nothing_is_used_that_vllm_will_drop(teacher: Engine, complaints: list[logging.LogRecord]) -> None:
-    # vLLM says so once in a process, which may have been in another test.
+    # vLLM reports this once per process, perhaps during another test.
     answer(teacher, ask("Hi!", temperature=0, max_tokens=2))
 
     assert complaints

@@ -1,4 +1,4 @@
-"""A model in two shards on vLLM, each shard in a process of its own, as on two GPUs; it writes without end."""
+"""Run a model in two vLLM shards, each in its own process as on two GPUs, generating without end."""
 
 from __future__ import annotations
 

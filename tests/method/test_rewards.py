@@ -1,4 +1,4 @@
-"""From raw scores to rewards and preferences: numbers worked by hand, and what holds for all of them."""
+"""Rewards and preferences from raw scores: examples computed by hand, and general properties."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persyn.method.rewards import Matrix, Normalisation
 NAN = np.nan
 HOWS: list[Normalisation] = ["minmax", "zscore", "rank"]
 
-# Whole numbers, so that shifting and scaling them is exact.
+# Integers, so that shifting and scaling is exact.
 matrices = arrays(
     np.float64,
     array_shapes(min_dims=2, max_dims=2, max_side=6),
@@ -31,9 +31,9 @@ def matrix(*rows: list[float]) -> Matrix:
     ("how", "expected"),
     [
         ("minmax", [0.0, 0.25, 1.0, 0.25]),
-        # mean 1.5, squares 2.25, 0.25, 6.25, 0.25: a deviation of 1.5
+        # mean 1.5, squared deviations 2.25, 0.25, 6.25, 0.25: standard deviation 1.5
         ("zscore", [-1.0, -1 / 3, 5 / 3, -1 / 3]),
-        # places 0, 1.5, 3, 1.5 of 0 to 3
+        # ranks 0, 1.5, 3, 1.5, divided by 3
         ("rank", [0.0, 0.5, 1.0, 0.5]),
     ],
 )
@@ -99,7 +99,7 @@ def test_combined_as_worked_by_hand() -> None:
 
 
 def test_a_response_counts_only_where_both_scores_are_present() -> None:
-    # The quality of 9 would set the scale, had its response a learnability.
+    # The quality of 9 would determine the scale if its response had a learnability.
     quality = matrix([0, 9, 1, 0.5])
     learnability = matrix([-1, NAN, -3, -2])
 
@@ -149,14 +149,14 @@ def test_every_pair_is_a_preference_once_unless_it_is_tied_or_incomplete(scores:
 
 def test_the_static_ranking_is_the_mean_reward_of_the_present_cells() -> None:
     assert_array_equal(rewards.static_ranking(matrix([1, 0, NAN], [0, 3, NAN])), [0.5, 1.5, NAN])
-    # Who has a reward only where nothing can be compared is ranked by that.
+    # A teacher with rewards only on prompts without comparison is ranked by those.
     assert_array_equal(rewards.static_ranking(matrix([1, 0, NAN], [NAN, NAN, 0.5])), [1.0, 0.0, 0.5])
 
 
 def test_an_answer_that_nobody_else_gave_does_not_count_against_a_teacher() -> None:
     common = [(1, 0), (1, 0), (0, 1)]
-    alone = [(5, NAN)] * 4  # normalised to 0, as it is where all are alike
+    alone = [(5, NAN)] * 4  # normalised to 0, like equal scores
     alike = [(5, 5)] * 2
     normalised = rewards.normalise(matrix(*common, *alone, *alike), "minmax")
-    # Over all it would be 2 of 9 for the first and 1 of 5 for the second, or less: 2 of 3 and 1 of 3 are true.
+    # Over all prompts it would be at most 2/9 and 1/5; over comparable prompts it is 2/3 and 1/3.
     assert rewards.static_ranking(normalised) == pytest.approx([2 / 3, 1 / 3])

@@ -1,4 +1,4 @@
-"""The router's metrics: worked by hand, and exact for the random choice."""
+"""Router metrics computed by hand, and exact expectations for random choice."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ SCORES = matrix([1, 4, 3, 2], [2, 3, 1, 0], [9, 1, 2, 8], [4, 3, 2, 1], [1, 2, 3
 def test_metrics_as_worked_by_hand() -> None:
     found = routing_metrics.evaluate(SCORES, REWARDS)
 
-    # Prompt 4 has no reward. Prompt 3 is tied. Prompt 0 is routed to teacher 1, the best is fourth of four;
-    # prompt 1 to teacher 1, one of two best; prompt 2 to teacher 2, of the two that are present.
+    # Prompt 4 has no reward, prompt 3 is tied. Prompt 0 is routed to teacher 1, but the best is the fourth of four;
+    # prompt 1 to teacher 1, one of two best; prompt 2 to teacher 2, one of two present.
     assert found["n_prompts"] == 4
     assert found["n_tied"] == 1
     assert found["hit1"] == pytest.approx(2 / 3)
     assert found["hit3"] == pytest.approx(2 / 3)
     assert found["routed_reward"] == pytest.approx((0.1 + 1.0 + 0.8 + 0.3) / 4)
     assert found["regret"] == pytest.approx((0.8 + 0.0 + 0.0 + 0.0) / 4)
-    # Of prompt 0's six pairs none is ordered rightly; of prompt 1's five those that teacher 1 wins, and
-    # 2 over 3; prompt 2 has one, and that is.
+    # None of prompt 0's six pairs is ordered correctly; of prompt 1's five pairs, those that teacher 1 wins and 2 over
+    # 3; prompt 2 has one pair, which is correct.
     assert found["pair_accuracy"] == pytest.approx(4 / 12)
 
 
@@ -72,7 +72,7 @@ def test_equal_scores_choose_the_earlier_teacher_and_are_half_right_as_a_pair() 
 def test_win_probabilities_are_held_against_what_came_true() -> None:
     log_odds = math.log(4)  # 0.8
     scores = matrix(*[[log_odds, 0]] * 10)
-    # Eight of ten come true: just what was said. Five of ten: 0.3 too sure.
+    # Eight of ten correct: exactly as predicted. Five of ten: overconfident by 0.3.
     assert routing_metrics.calibration_error(
         scores, matrix(*[[1, 0]] * 8, *[[0, 1]] * 2), preferences="equal"
     ) == pytest.approx(0.0)
@@ -84,7 +84,7 @@ def test_win_probabilities_are_held_against_what_came_true() -> None:
 def test_each_bin_of_win_probabilities_weighs_as_much_as_it_holds() -> None:
     sure = math.log(19)  # 0.95
     scores = matrix([sure, 0], [sure, 0], [sure, 0], [0, 0])
-    # Three predictions of 0.95, two of them true: off by 2.85 - 2. One of 0.5, half true.
+    # Three predictions of 0.95, two of them correct: off by 2.85 - 2. One of 0.5, half correct.
     found = routing_metrics.calibration_error(scores, matrix([1, 0], [1, 0], [0, 1], [1, 0]), preferences="equal")
     assert found == pytest.approx(abs(3 * 0.95 - 2) / 4)
 
@@ -99,10 +99,10 @@ def test_of_no_prompt_nothing_is_claimed() -> None:
 
 
 def test_calibration_counts_by_weight_where_preferences_are_weighted() -> None:
-    """Equal scores are half true. Of two predictions of 0.73, one is true and worth 3, the other is not and worth 1."""
+    """Ties count as half correct. Of two predictions of 0.73, the correct one has weight 3, the wrong one weight 1."""
     scores = matrix([0, 0], [1, 0], [0, 1])
     found = routing_metrics.calibration_error(scores, matrix([9, 0], [3, 0], [1, 0]), preferences="weighted")
-    # In the bin of 0.731: |4 x 0.731 - 3|; in that of 0.5: nothing. Over all weights, 13.
+    # In the bin of 0.731: |4 x 0.731 - 3|; in that of 0.5: 0; divided by the total weight of 13.
     assert found == pytest.approx(abs(4 / (1 + math.exp(-1)) - 3) / 13)
 
 
@@ -112,7 +112,7 @@ def test_the_static_choice_knows_the_calibration_alone() -> None:
 
     static = routing_metrics.compare(np.zeros((2, 3)), holdout, calibration, preferences="weighted")["static"]
 
-    # Teacher 1 was best, then 0; teacher 2 was never seen and comes last.
+    # Teacher 1 was best, then 0; teacher 2 was never observed and comes last.
     assert static["routed_reward"] == pytest.approx((0 + 0) / 2)
     assert static["hit1"] == 0.0
 
@@ -143,12 +143,12 @@ def test_hits_are_hit_rates_of_every_k_beside_what_reads_no_prompt() -> None:
 
     found = routing_metrics.hits(SCORES, REWARDS, calibration)
 
-    # Prompts 0, 1 and 2 count, 3 is tied. Static takes teachers 1, 2, 3, 0 in turn, of those that are present.
+    # Prompts 0, 1 and 2 count, 3 is tied. Static picks teachers 1, 2, 3, 0 in this order, among those present.
     assert found is not None
     assert found.n_prompts == 3
     assert found.router == pytest.approx([2 / 3, 2 / 3, 2 / 3, 1])
     assert found.static == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1])
-    # By chance: 1 of 4, 2 of 4, 1 of 2; then 2 of 4, 1 - C(2,2)/C(4,2), 2 of 2.
+    # By chance: 1/4, 2/4, 1/2; then 2/4, 1 - C(2,2)/C(4,2), 2/2.
     assert found.random[:2] == pytest.approx([(1 / 4 + 1 / 2 + 1 / 2) / 3, (1 / 2 + 5 / 6 + 1) / 3])
     assert routing_metrics.hits(SCORES[3:4], REWARDS[3:4], calibration) is None
 
@@ -160,7 +160,7 @@ def test_reliability_says_how_often_a_prediction_came_true() -> None:
     weighted = routing_metrics.reliability(scores, rewards, preferences="weighted")
     equal = routing_metrics.reliability(scores, rewards, preferences="equal")
 
-    # Two at 3 to 1, of which the first came true, with twice the weight; one at 9 to 1.
+    # Two with odds of 3 to 1, the first of which is correct, with twice the weight; one with odds of 9 to 1.
     assert [(b.n_preferences, b.predicted, b.came_true, b.weight) for b in weighted] == [
         (2, pytest.approx(0.75), pytest.approx(2 / 3), pytest.approx(1.5)),
         (1, pytest.approx(0.9), pytest.approx(1.0), pytest.approx(0.2)),

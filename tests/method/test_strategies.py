@@ -1,4 +1,4 @@
-"""Each strategy on three prompts and three teachers, by hand."""
+"""Each strategy on three prompts and three teachers, computed by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALL = np.ones((3, 3), dtype=np.bool_)
         ("static", [0, 1, 0]),  # the highest mean reward
         ("strong", [0, 0, 1]),  # the largest
         ("family-strong", [1, 0, 0]),  # the largest of the student's family
-        ("mix", [0, 0.8, 0.2]),  # one part of the largest in five, the smallest otherwise
+        ("mix", [0, 0.8, 0.2]),  # the largest with probability 1/5, otherwise the smallest
         ("random", [1 / 3, 1 / 3, 1 / 3]),
         # CAR = quality / (1 + 3 loss): (2/3)/4 = 0.1667, (1/3)/2.5 = 0.1333, 1/13 = 0.0769
         ("car", [1, 0, 0]),
@@ -100,7 +100,7 @@ def test_strength_is_not_guessed() -> None:
 def test_neighbours_are_the_nearest_by_angle() -> None:
     features = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.2]])
     of = np.array([[5.0, 0.0]])
-    # Prompts 0 and 2 point the same way: means of their rewards.
+    # Prompts 0 and 2 are the nearest: means of their rewards.
     assert strategies.neighbours(features, REWARDS, of, k=2) == pytest.approx(np.array([[0.75, 0.6, 0.1]]))
 
 

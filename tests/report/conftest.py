@@ -1,4 +1,4 @@
-"""A run whose figures can be worked out by hand, in names and texts that would rather be markup."""
+"""Fixtures with a run whose figures can be computed by hand, and whose texts contain markup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from persyn.report.facts import Report
 from tests.factories import MadeRun, make_assignment, make_job, make_response, make_router, make_run
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-#: Each tries to be more than text: in HTML, in an SVG, in Markdown, on a terminal.
+#: Each attempts an injection: into HTML, SVG, Markdown or a terminal.
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -33,17 +33,17 @@ HOSTILE = (
     "- item\n1. one\n> quote\n# head\n===\n---",
     "\x1b[31mred\x07 \u202eright-to-left \u2066 \u2028 id='figure_1' url(#x)",
 )
-#: Quality of teachers a and b on two calibration prompts and four hold-out prompts, and nats per token.
+#: Quality of teachers a and b on two calibration and four hold-out prompts, and nats per token.
 QUALITY = [(1, 0), (1, 0), (1, 0), (1, 0), (0, 1), (0, 1)]
 LEARNABILITY = (-2.0, -1.0)
-#: What the router says of them; the last hold-out prompt it gets wrong.
+#: Router scores; the last hold-out prompt is misrouted.
 ROUTER = [(1, 0), (1, 0), (2, 0), (1, 0), (-1, 3), (5, 0)]
 TOKENS = (10, 20)
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An open store, the run in it, and the facts of that run."""
+    """An open store, its run, and the run's facts."""
 
     database: Database
     made: MadeRun
@@ -52,7 +52,7 @@ class Store:
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """The run on each kind of database; only to be read."""
+    """The run on each kind of database, read-only."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path_factory.mktemp('report') / 'persyn.db'}"
     else:
@@ -69,19 +69,19 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
 
 @pytest.fixture(scope="session")
 def pictures(report: Report) -> list[Picture]:
-    """All figures of that run."""
+    """All figures of the run."""
     return figures.pictures(report)
 
 
 @pytest.fixture(scope="session")
 def drawn(pictures: list[Picture]) -> dict[str, str]:
-    """Each of them as SVG."""
+    """The figures as SVG, by name."""
     return {picture.name: drawing.svg(picture) for picture in pictures}
 
 
 @pytest.fixture(scope="session")
 def html(report: Report, pictures: list[Picture]) -> str:
-    """The page of that run."""
+    """The HTML report of the run."""
     return document.html(report, pictures)
 
 
@@ -98,10 +98,10 @@ def _store(url: str) -> Iterator[Store]:
 
 
 def _make(session: Session) -> MadeRun:
-    """Eight prompts, six of them in a scored grid, a router, prices, and two jobs."""
+    """Create eight prompts, six of them in a scored grid, a router, prices, and two jobs."""
     made = make_run(session, prompts=8, calibration=2, holdout=4, stage="generate")
     for teacher_id, name in zip(made.teacher_ids, HOSTILE, strict=False):
-        # No run file may name a teacher so; whoever writes to the store may.
+        # Run files cannot contain such names, but direct writes to the store can.
         session.execute(update(Teacher).where(Teacher.id == teacher_id).values(name=name))
     run = session.get_one(Run, made.id)
     run.router_id = make_router(session, made, backbone=HOSTILE[0], metrics={"versions": {"torch": HOSTILE[7]}})
@@ -139,7 +139,7 @@ def _cell(session: Session, run: Run, made: MadeRun, number: int, quality: tuple
 
 
 def _jobs(session: Session, made: MadeRun) -> int:
-    """Ten rows in the first hundred seconds, ten in the second fifty of them; the id of the first job."""
+    """Create a job of ten rows over a hundred seconds and one over their second half; return the first id."""
     ended = {"state": "done", "n_prompts": 10, "finished_at": NOON + timedelta(seconds=100)}
     first = make_job(session, made.id, started_at=NOON, **ended)
     make_job(session, made.id, started_at=NOON + timedelta(seconds=50), **ended)

@@ -1,4 +1,4 @@
-"""The report as a page and as Markdown: nothing in it is markup but its own."""
+"""Reports as HTML and Markdown contain no markup other than their own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEADINGS = [
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page, as far as it matters here."""
+    """The parts of a parsed page that matter here."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Page(HTMLParser):
 
 
 def seen(text: str) -> str:
-    """As it is shown: what would be obeyed is replaced."""
+    """The text as shown, with control characters replaced."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
@@ -94,7 +94,7 @@ def test_headings_never_leave_out_a_level(html: str) -> None:
 
 
 def test_means_have_the_same_digits_behind_the_point_and_a_real_minus(html: str) -> None:
-    # Right in four of six; -2 nats per token. The other teacher: two of six, -1.
+    # Right on four of six prompts; -2 nats per token. The other teacher: two of six, -1.
     for quality, learnability in (("0.667", "\u22122.000"), ("0.333", "\u22121.000")):
         assert f'<td class="n">{quality}</td><td class="n">{learnability}</td>' in html
 
@@ -121,10 +121,10 @@ def test_markdown_is_nothing_but_its_own(report: Report, pictures: list[Picture]
     assert [said for tag, said in headings if tag == "h2"] == HEADINGS[1:]
     fences = [token.content for token in tokens if token.type == "fence"]
     assert f"0: {HOSTILE[0]}\n" in fences
-    assert f"{HOSTILE[5]}\n" in fences  # three and four backticks, and it is still inside
+    assert f"{HOSTILE[5]}\n" in fences  # three and four backticks do not end the block
     shown = ["".join(child.content for child in token.children or ()) for token in tokens]
-    assert shown.count(" ".join(HOSTILE[6].split())) == 2  # a licence, whole, in one cell
-    # A row is a line, and has the cells of its head: none ended early, none was added.
+    assert shown.count(" ".join(HOSTILE[6].split())) == 2  # a licence in one cell
+    # Each row is one line with as many cells as the header.
     types = [token.type for token in tokens]
     assert types.count("table_open") == 6
     for place in [place for place, type_ in enumerate(types) if type_ == "table_open"]:
@@ -174,13 +174,13 @@ def test_the_configuration_in_a_report_starts_the_same_run(report: Report, tmp_p
 
     frozen = json.loads(blocks[0])
     again = run_file.read(file)
-    # The prompts' file is found beside the run file, as in any other.
+    # The prompts' file is found next to the run file.
     frozen["prompts"]["file"] = [str(tmp_path / frozen["prompts"]["file"])]
     assert again.frozen() == frozen
 
 
 def test_hits_are_counted_on_the_prompts_that_have_a_best_teacher(report: Report) -> None:
-    """One of the four hold-out prompts less, as if its responses had equal rewards."""
+    """On one hold-out prompt fewer, as if its responses had equal rewards."""
     assert report.hits is not None
     changed = msgspec.structs.replace(report, hits=msgspec.structs.replace(report.hits, n_prompts=3))
 

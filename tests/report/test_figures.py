@@ -1,4 +1,4 @@
-"""What figures show, and that they are safe to be put into any page."""
+"""The content of figures, and that they are safe to embed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_shares_are_bars_in_order_with_real_text() -> None:
 
 
 def test_every_fact_of_a_run_is_drawn_and_told_in_words(pictures: list[Picture]) -> None:
-    # The curve is drawn where it is asked for.
+    # The learning curve is drawn only on request.
     assert [picture.name for picture in pictures] == [name for name in figures.NAMES if name != "router-curve"]
     said = {picture.name: picture.says for picture in pictures}
     assert said["hit-rates"] == "Hit@1: router 75%, static 50%, random 50%."
@@ -69,7 +69,7 @@ def test_a_router_curve_shows_each_size_beside_its_baselines() -> None:
 def test_how_far_a_win_probability_can_be_believed_is_shown_with_how_many_it_is_of() -> None:
     picture = figures.reliability([Believed(0.6, 1.0, 1, 0.5), Believed(0.9, 0.8, 1200, 300.0)])
     assert {"1", "1,200"} <= set(texts(picture))
-    # Nothing but what was predicted is joined by a line: one preference is no trend.
+    # Only the diagonal is a line: a single point is no trend.
     assert [line.get_label() for line in picture.figure.axes[0].lines] == ["as predicted"]
 
 

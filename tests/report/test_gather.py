@@ -1,4 +1,4 @@
-"""What a report says of a run, on a grid small enough to work it out by hand."""
+"""The facts of a report on a grid small enough to compute by hand."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def test_teachers_stand_where_their_means_are(store: Store) -> None:
     assert a.quality is not None
     assert a.quality.low < 4 / 6 < a.quality.high
     assert a.learnability is not None
-    assert (a.learnability.low, a.learnability.high) == (-2.0, -2.0)  # all prompts say the same
+    assert (a.learnability.low, a.learnability.high) == (-2.0, -2.0)  # all prompts have the same value
 
 
 def test_rewards_are_spread_as_they_are(store: Store) -> None:
     report = store.report
-    # At alpha 0.4 a has 0.6 on four prompts and 0 on two, b 0.4 and 1.
+    # At alpha 0.4, a has 0.6 on four prompts and 0 on two; b has 0.4 and 1.
     assert report.rewards is not None
     assert [teacher.mean for teacher in report.rewards.teachers] == pytest.approx([0.4, 0.6])
     places = [{place: n for place, n in enumerate(t.counts) if n} for t in report.rewards.teachers]
-    assert places == [{0: 2, 14: 4}, {9: 4, 23: 2}]  # of 24 bins from 0 to 1
+    assert places == [{0: 2, 14: 4}, {9: 4, 23: 2}]  # 24 bins from 0 to 1
 
 
 def test_the_router_is_measured_on_the_hold_out(store: Store) -> None:
@@ -50,7 +50,7 @@ def test_the_router_is_measured_on_the_hold_out(store: Store) -> None:
         [0.5, 1.0],
     )
     assert sum(bin_.n_preferences for bin_ in report.reliability) == 4
-    # Two were predicted at 0.98 and 0.99, of equal weight; one came true.
+    # Two were predicted with 0.98 and 0.99 and equal weight; one was correct.
     assert report.reliability[-1].came_true == pytest.approx(0.5)
     assert report.reliability[-1].predicted == pytest.approx((0.98201 + 0.99331) / 2, abs=1e-4)
 
@@ -60,7 +60,7 @@ def test_who_wins_goes_by_alpha_and_equals_share(store: Store) -> None:
     assert report.alphas is not None
     by_alpha = {point.alpha: point for point in report.alphas.points}
     assert by_alpha[0.0].winners == pytest.approx([4 / 6, 2 / 6])
-    assert by_alpha[0.5].winners == pytest.approx([2 / 6, 4 / 6])  # four prompts are a draw
+    assert by_alpha[0.5].winners == pytest.approx([2 / 6, 4 / 6])  # ties on four prompts
     assert by_alpha[1.0].winners == [0.0, 1.0]
     assert (by_alpha[0.0].best, by_alpha[1.0].best) == (0, 1)
     assert by_alpha[0.4].strategies["persyn"] == pytest.approx((0.6 + 0.6 + 1 + 0) / 4)
@@ -70,7 +70,7 @@ def test_who_wins_goes_by_alpha_and_equals_share(store: Store) -> None:
 
 def test_prompts_are_counted_by_group_and_teacher(store: Store) -> None:
     report = store.report
-    # The first field has a name that no path can hold, "n" is no text: "topic" has two values.
+    # The first field's name cannot be addressed, "n" is not a text, and "topic" has two values.
     assert report.groups is not None
     assert report.groups.field == "topic"
     shared = dict(zip(report.groups.groups, zip(*report.groups.prompts, strict=True), strict=True))
@@ -103,9 +103,9 @@ def test_a_field_that_cannot_group_is_refused(store: Store, field: str, said: st
 def test_what_was_spent_is_in_tokens_and_in_dollars(store: Store) -> None:
     report = store.report
     assert report.savings is not None
-    # Six grid prompts at 10 + 20 tokens and one more at 10, of 8 x 30.
+    # Six grid prompts with 10 + 20 tokens and one more with 10, of 8 x 30.
     assert (report.savings.tokens, report.savings.tokens_generate_all) == (190, 240)
-    # A dollar for a million prompt tokens, of 100 each, ten for a million of the response's.
+    # A dollar per million prompt tokens, 100 each, and ten per million response tokens.
     assert report.savings.cost == pytest.approx((6 * (200 + 300) + 200) / 1e6)
     assert report.savings.cost_generate_all == pytest.approx(8 * (200 + 300) / 1e6)
 
@@ -176,7 +176,7 @@ def test_what_was_planned_again_counts_once(database: Database, state: RunState,
 
 
 def test_a_job_that_ended_as_it_began_has_its_rows(database: Database) -> None:
-    """The run's last job, in its last moment: its stage has no other."""
+    """The run's last job, at its last instant: its stage has no other job."""
     with database.write() as session:
         made = make_run(session, prompts=40)
         end = NOON + timedelta(seconds=100)
@@ -198,7 +198,7 @@ def test_examples_show_the_chosen_response_beside_the_best_of_the_others(store: 
     assert first.best_other is not None
     assert (first.best_other.teacher, first.best_other.quality, first.best_other.reward) == (B, 0.0, 0.4)
     assert second.chosen.teacher == B
-    # b alone was asked for the last prompt and wrote nothing: no example.
+    # Only b was asked about the last prompt, and failed: no example.
     assert (alone.prompt_id, alone.role, alone.best_other) == (made.prompt_ids[6], "target", None)
 
 

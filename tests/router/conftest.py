@@ -1,4 +1,4 @@
-"""How an engine is worked."""
+"""Fixtures that run engines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persyn.llm.protocols import Engine, Request, Result
 
 @pytest.fixture
 def work() -> Callable[[Engine, Sequence[Request]], list[Result]]:
-    """Have an engine answer requests; their results in the order of the requests."""
+    """Run an engine on requests; results in the order of the requests."""
 
     def answer(engine: Engine, requests: Sequence[Request]) -> list[Result]:
         engine.submit(requests)
@@ -26,6 +26,6 @@ def work() -> Callable[[Engine, Sequence[Request]], list[Result]]:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Engines work in the home folder, where a router's features are kept."""
+    """The home folder as working directory of engines, where router features are cached."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone are computed once, whatever happens to their folder."""
+"""Features of a frozen backbone are computed once, whatever happens to their cache folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persyn.router import features
 
 
 class Backbone:
-    """Counts what it is asked; a prompt's features are its ids' sum and their number."""
+    """Counts its calls; the features of a prompt are the sum and the number of its token ids."""
 
     def __init__(self) -> None:
         self.asked: list[Sequence[int]] = []

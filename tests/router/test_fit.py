@@ -1,4 +1,4 @@
-"""A router fitted to a grid, measured, written and used: through its two engines, as a run uses them."""
+"""Fit, measure, store and use a router through its two engines, as in a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.four_gpus import OnFourGpus
 
 Work: TypeAlias = Callable[[Engine, Sequence[Request]], list[Result]]
 
-#: A random backbone of two layers bears steps that a real one does not.
+#: A random two-layer backbone tolerates larger steps than a real one.
 FAST: dict[str, dict[str, Any]] = {
     "head": {},
     "auto": {"epochs": 4, "learning_rate": 1e-4, "batch_size": 8},
@@ -42,7 +42,7 @@ FAST: dict[str, dict[str, Any]] = {
 
 
 def rest() -> None:
-    """A tick that nobody waits for."""
+    """A tick that nobody observes."""
 
 
 def fitter(backbone: Path, **options: Any) -> Engine:
@@ -75,7 +75,7 @@ def test_a_router_learns_whom_each_topic_suits(smollm2: Path, work: Work, tmp_pa
     assert found["random"]["hit1"] == pytest.approx(0.25)
     assert found["oracle"]["hit1"] == found["oracle"]["pair_accuracy"] == 1.0
     assert found["oracle"]["regret"] == 0.0
-    assert found["neighbours"]["hit1"] > 0.9  # a topic's prompts lie together
+    assert found["neighbours"]["hit1"] > 0.9  # prompts of a topic are close together
     assert found["router"]["routed_reward"] > found["static"]["routed_reward"] + 0.1
     assert (found["n_calibration"], found["n_holdout"], found["n_pairs"]) == (27, 18, 27 * 6)
     assert found["tune"] == "head"
@@ -133,7 +133,7 @@ def test_fine_tuning_goes_beyond_the_head(
 
     assert loss_of(tuned, examples) < 0.9 * loss_of(headed, examples)
     assert notes["best_step"] > 0
-    assert notes["n_validation"] == 10  # of 48: a fifth, since a tenth is fewer than 25
+    assert notes["n_validation"] == 10  # a fifth of 48, since a tenth would be fewer than 25
     assert len(ticks) > 20
     assert capfd.readouterr().out == ""
 
@@ -160,7 +160,7 @@ def test_further_gpus_of_the_host_change_nothing(
 
 
 def test_weights_that_are_no_numbers_are_never_the_best(tiny: Path, examples: Examples) -> None:
-    # Without an order the first teachers are the best, and those of the validation prompts are.
+    # Without shuffling, the first teachers are the best, and the validation prompts follow.
     rewards = np.tile([0.0, 0.3, 0.6, 1.0], (48, 1))
     rewards[split(48, seed=0)[1]] = [1.0, 0.3, 0.6, 0.5]
 
@@ -363,7 +363,7 @@ def test_so_does_one_that_the_machine_has_no_memory_for(
 
 
 def altered(tiny: Path, folder: Path, value: float) -> Path:
-    """The same backbone but for one weight."""
+    """The same backbone with one weight changed."""
     shutil.copytree(tiny, folder)
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] = value
@@ -383,7 +383,7 @@ def test_a_router_is_not_laid_on_another_backbone_than_it_was_fitted_to(tiny: Pa
     for tune in ("head", "lora"):
         with pytest.raises(UsageError, match=f"is not what it was: sha256:.*, and {was} then"):
             router(tmp_path / tune)
-    assert scores(work(router(tmp_path / "full"), routes(1))).shape == (1, len(TEACHERS))  # has a backbone of its own
+    assert scores(work(router(tmp_path / "full"), routes(1))).shape == (1, len(TEACHERS))  # has its own backbone
     with pytest.raises(UsageError, match="is not what it was"):
         fit.load(ModelSpec("router_fit", str(backbone), was), rest)
 

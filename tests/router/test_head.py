@@ -1,4 +1,4 @@
-"""The convex fit of the head: finds what the features tell, and claims nothing where they tell nothing."""
+"""The convex fit of the head finds what the features predict, and predicts nothing if they carry no information."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fit(features: NDArray[np.float64], rewards: Matrix, seed: int = 0, preferenc
 
 def test_what_depends_on_the_features_is_learned_in_their_own_unit() -> None:
     draw = np.random.default_rng(0)
-    # Far from standard: another centre and another scale in each direction, and one that is constant.
+    # Far from standardised: different centres and scales per dimension, and a constant one.
     features = np.hstack([draw.normal(size=(300, 8)) * 10.0 ** np.arange(-3, 5) + 100, np.full((300, 1), 0.1)])
     truth = draw.normal(size=(3, 8))
     rewards = (features[:, :8] - 100) / 10.0 ** np.arange(-3, 5) @ truth.T
@@ -43,7 +43,7 @@ def test_what_depends_on_the_features_is_learned_in_their_own_unit() -> None:
 
 
 def test_without_features_that_tell_the_strengths_are_bradley_terry() -> None:
-    # Teacher 0 beats teacher 1 on 30 prompts of 40: log-odds of 3.
+    # Teacher 0 beats teacher 1 on 30 of 40 prompts: odds of 3.
     rewards = np.array([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10)
 
     fitted = fit(np.ones((40, 4)), rewards)
@@ -84,7 +84,7 @@ def test_it_is_so_on_every_grid(seed: int, n: int, n_teachers: int, share_missin
 
 @pytest.mark.parametrize(("how", "first"), [("weighted", 1), ("equal", 0)])
 def test_many_narrow_wins_do_not_outweigh_a_few_wide_ones(how: str, first: int) -> None:
-    """Teacher 0 wins 30 prompts of 40 by 0.1, teacher 1 wins 10 by 1: its mean reward is the higher one by 0.175."""
+    """Teacher 0 wins 30 of 40 prompts by 0.1, teacher 1 wins 10 by 1 and has the higher mean reward, by 0.175."""
     rewards = np.array([[0.6, 0.5]] * 30 + [[0.0, 1.0]] * 10)
 
     fitted = fit(np.ones((40, 4)), rewards, preferences=how)
@@ -104,7 +104,7 @@ def test_pure_noise_is_not_taken_for_knowledge() -> None:
     for seed in range(5):
         draw = np.random.default_rng(seed)
         features = draw.normal(size=(400, 16))
-        # One teacher is a little better on average, whatever the prompt.
+        # One teacher is slightly better on average, whatever the prompt.
         rewards = draw.normal(size=(400, 5)) + np.array([0.3, 0, 0, 0, 0])
         fitted = fit(features[:100], rewards[:100], seed)
         found = routing_metrics.compare(
@@ -114,7 +114,7 @@ def test_pure_noise_is_not_taken_for_knowledge() -> None:
         gains.append(found["router"]["routed_reward"] - found["static"]["routed_reward"])  # type: ignore[operator]
 
     assert sum(static) >= 4
-    # The mean of 300 rewards of deviation 1 is known to 0.06, that of five such to 0.03.
+    # The mean of 300 rewards with deviation 1 has a standard error of 0.06, and the mean of five such of 0.03.
     assert np.mean(gains) > -0.06
 
 

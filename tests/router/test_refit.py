@@ -1,4 +1,4 @@
-"""Heads fitted anew: to fewer prompts, to other rewards, on features that tell the prompts apart."""
+"""Heads refitted to fewer prompts and other rewards, on informative features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from persyn.router import refit
 
 @pytest.fixture(scope="module")
 def world() -> tuple[Matrix, Matrix]:
-    """200 prompts of two kinds, which the features tell; each kind has its teacher, a third is good at both."""
+    """200 prompts of two kinds that the features separate; each kind has its best teacher, a third is good at both."""
     chance = np.random.default_rng(0)
     kind = np.arange(200) % 2
     features = np.column_stack([2.0 * kind - 1.0, chance.normal(size=200)]) + 0.1 * chance.normal(size=(200, 2))
@@ -42,7 +42,7 @@ def test_a_curve_rises_from_the_static_choice_to_the_oracle(world: tuple[Matrix,
     points = refit.curve(features, rewards, holdout(), [10, 50, 150], preferences="weighted", seed=0)
 
     assert [point.n_calibration for point in points] == [10, 50, 150]
-    # The third teacher is the best single one: 0.6 and a little.
+    # The third teacher is the best single one, slightly above 0.6.
     assert points[-1].static == pytest.approx(0.605, abs=0.005)
     assert points[-1].reward == pytest.approx(rewards[150:].max(axis=1).mean())
     assert points[0].reward <= points[-1].reward
@@ -61,7 +61,7 @@ def test_sizes_double_up_to_all_there_are() -> None:
     [
         ((50, 100, 200), (0.10, 0.40, 0.41), 0.0, "would not help: 200 prompts close +1% (+-0%) more"),
         ((50, 100, 200), (0.10, 0.20, 0.50), 0.0, "may help: 200 prompts close +30% (+-0%) more"),
-        # Of five draws that differ by 0.03 the mean is uncertain by 0.0134, which is 4% of a way of 0.3.
+        # The mean of five draws with a deviation of 0.03 has a standard error of 0.0134, 4% of a gap of 0.3.
         ((50, 100, 200), (0.10, 0.20, 0.27), 0.03, "would not help: 200 prompts close +7% (+-4%) more"),
         ((50, 100, 200), (0.10, 0.20, 0.30), 0.03, "may help: 200 prompts close +10% (+-4%) more"),
     ],

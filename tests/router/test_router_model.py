@@ -1,4 +1,4 @@
-"""The loss over all pairs of a batch, and what the router reads of a prompt."""
+"""The loss over all pairs of a batch, and the router's input for a prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def router(tiny: Path) -> Router:
 def test_the_loss_as_worked_by_hand() -> None:
     scores = torch.tensor([[1.0, 0.0, 3.0]])
 
-    # 0 over 1 by a margin of 1, 0 over 2 by one of -2
+    # 0 over 1 with a margin of 1, 0 over 2 with one of -2
     expected = (torch.log1p(torch.exp(torch.tensor(-1.0))) + torch.log1p(torch.exp(torch.tensor(2.0)))) / 2
 
     found = pair_loss(scores, preference_weights(torch.tensor([[0.5, 0.2, 0.2]]), "equal"))
@@ -39,7 +39,7 @@ def test_a_preference_weighs_as_much_as_its_rewards_differ() -> None:
     scores = torch.tensor([[1.0, 0.0, 3.0]])
     rewards = torch.tensor([[0.9, 0.8, 0.2]])
 
-    # 0 over 1 by a margin of 1 and worth 0.1, 0 over 2 by -2 and 0.7, 1 over 2 by -3 and 0.6
+    # 0 over 1 with a margin of 1 and weight 0.1, 0 over 2 with -2 and 0.7, 1 over 2 with -3 and 0.6
     losses = torch.log1p(torch.exp(torch.tensor([-1.0, 2.0, 3.0])))
     expected = (losses * torch.tensor([0.1, 0.7, 0.6])).sum() / 1.4
 
@@ -91,7 +91,7 @@ def test_a_frozen_backbone_is_read_half_way_up_over_all_tokens_of_the_prompt(tin
     with torch.no_grad():
         found = router.features(*model.pad(PROMPTS))  # of different lengths
 
-        assert len(router.backbone.layers) == 1  # of two: the upper ones are not even computed
+        assert len(router.backbone.layers) == 1  # of two: the upper ones are not computed
         for ids, row in zip(PROMPTS, found, strict=True):
             states = whole(torch.tensor([ids]), output_hidden_states=True).hidden_states[1]
             torch.testing.assert_close(row, whole.norm(states)[0].mean(dim=0), rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A strategy of one's own: told what may be known, asked about prompts, and never more than one prompt's failure."""
+"""Custom strategies receive the permitted inputs, and an error fails only one prompt."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def vain(prompts, known):
 
 number = 7
 """
-#: Three calibration prompts, three teachers. Means for sums: 0.75, 0.25, 0.5; the one poem is read as it is.
+#: Three calibration prompts and three teachers. Means for sums: 0.75, 0.25, 0.5; the only poem stands for itself.
 KNOWN = Known(
     rewards=np.array([[1.0, 0.0, 0.5], [0.5, 0.5, 0.5], [0.0, 0.25, 1.0]]),
     quality=np.array([[1.0, 0.0, NAN], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]),
@@ -122,7 +122,7 @@ def test_what_is_known_arrives_as_it_was_and_cannot_be_written_into(module: str)
     for name in ("rewards", "quality", "learnability", "sizes", "price_in", "price_out"):
         np.testing.assert_array_equal(getattr(found, name), getattr(KNOWN, name))
     assert (found.families, found.teachers, found.prompts) == (KNOWN.families, KNOWN.teachers, KNOWN.prompts)
-    assert strategy.pack(found) == strategy.pack(KNOWN)  # or each job would have its engine loaded anew
+    assert strategy.pack(found) == strategy.pack(KNOWN)  # otherwise each job would load its engine again
     (refused,) = ask(f"{module}:vain", [about(1, "sums")])
     assert refused == Failed(1, "strategy_error: ValueError: assignment destination is read-only")
 

@@ -14,18 +14,18 @@ TOPICS = {
     "code": "def f(x): return x[{}] + x[{}]  # fix this",
 }
 TEACHERS = ["mathematician", "poet", "programmer", "generalist"]
-#: A row per topic: the generalist is the best on average and the best nowhere.
+#: One row per topic; the generalist has the best mean but is never the best.
 TOPIC_REWARDS = np.array([[1.0, 0.1, 0.3, 0.8], [0.0, 1.0, 0.1, 0.8], [0.3, 0.0, 1.0, 0.8]])
 
 
 def conversations(n: int) -> list[list[Message]]:
-    """Prompts of the topics in turn, none twice."""
+    """Distinct prompts, cycling through the topics."""
     texts = list(TOPICS.values())
     return [[{"role": "user", "content": texts[i % len(texts)].format(i, 7 * i % 50)}] for i in range(n)]
 
 
 def grid(n: int, *, holdout: int = 0, tune: str = "head", folder: Path) -> Fit:
-    """A fit of n prompts, the last of them held out; rewards carry a little noise."""
+    """A fit of n prompts, the last ones held out, with slightly noisy rewards."""
     noise = np.random.default_rng(0).normal(0, 0.05, (n, len(TEACHERS)))
     rewards = TOPIC_REWARDS[np.arange(n) % len(TOPICS)] + noise
     return Fit(

@@ -1,4 +1,4 @@
-"""A mistake in a run file is found when it is read, and told as the file has it."""
+"""Errors in a run file are found when it is read, and located in the file's own terms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JUDGE = {"kind": "judge", "model": "judge", "options": {"engine": "vllm"}}
 
 
 def write(folder: Path, *, teacher: dict[str, Any] | None = None, **tables: Any) -> Path:
-    """A run file with these tables in place of those that are right; `teacher` is of the second teacher."""
+    """Write a run file with these tables replacing valid ones; `teacher` replaces the second teacher."""
     file = folder / "run.json"
     right = {
         "run": {"name": "test", "setting": "math"},

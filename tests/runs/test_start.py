@@ -1,4 +1,4 @@
-"""What a run is bound to when it is started."""
+"""The versions to which a run is pinned at its start."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_router_s_backbone_is_the_version_that_the_run_was_started_with(
     second = start(database, tmp_path, backbone, "second")
 
     is_now = identify(str(backbone)).revision
-    assert start(database, tmp_path, backbone, "first").id == first.id  # it is what it was started as
+    assert start(database, tmp_path, backbone, "first").id == first.id  # unchanged since its start
     assert second.config["router"]["version"] == is_now != was
     with database.read() as session:
         specs = [fit_router.fit_of(session, session.get_one(Run, run.id))[0] for run in (first, second)]

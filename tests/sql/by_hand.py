@@ -1,7 +1,7 @@
-"""A store small enough to know every answer by heart.
+"""Fill a store small enough to know every answer by hand.
 
 Run `first`: teachers ada (1 and 2 dollars per million tokens) and bob (3 and 6), prompts 1 and 2 for calibration, 3 as
-the hold-out, 4 to 6 as targets. Run `second` has a prompt of its own, 7, and shares prompt 1 and both teachers.
+the hold-out, 4 to 6 as targets. Run `second` has its own prompt 7, and shares prompt 1 and both teachers.
 
 prompt  ada's response   its scores       bob's response   its scores        assigned to
 1       20 tokens        1, -20 nats      40 tokens        0, -20 nats       ada, 0.6 before 0.4
@@ -9,7 +9,7 @@ prompt  ada's response   its scores       bob's response   its scores        ass
 3       30 tokens        0.75, -30 nats   20 tokens        0.25, -40 nats    ada, 1 before 0
 4       50 tokens, cut   -                                                   ada, by the router
 5       -                                 failed                             bob, by the router
-6       -                                 not there yet                      bob, by the router
+6       -                                 missing                            bob, by the router
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 def fill(session: Session) -> None:
-    """Put it into an empty store."""
+    """Fill an empty store."""
     ada = make_teacher(session, "ada", price_in=1.0, price_out=2.0, revision="abc", template_hash="t")
     bob = make_teacher(session, "bob", price_in=3.0, price_out=6.0)
     made = make_run(
@@ -53,7 +53,7 @@ def fill(session: Session) -> None:
 
 
 def _jobs(session: Session, run: Run, ada: int, bob: int) -> None:
-    """Job 1 was done in 30 seconds, job 2 in 60 by its second worker, job 3 in 10; job 4 is being worked."""
+    """Job 1 took 30 seconds, job 2 60 with its second worker, job 3 10; job 4 is running."""
     for teacher, queue, stage, seconds in (
         (ada, "vllm.ada", "calibrate", 30),
         (bob, "vllm.bob", "calibrate", 60),
@@ -153,7 +153,7 @@ def _second(session: Session, ada: int) -> None:
 
 
 def _trained(session: Session, run: Run) -> None:
-    """Of two test prompts the student answers one before its training and both after; one is 2 nats per token then."""
+    """The student answers one of two test prompts before training and both after; one then has 2 nats per token."""
     training = Training(
         run_id=run.id,
         student_id=run.student_id,

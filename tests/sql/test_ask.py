@@ -1,4 +1,4 @@
-"""Questions in SQL: answered alike on both databases, and harmless whoever asks them."""
+"""SQL queries give the same answers on both databases, and cannot do any harm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.factories import make_prompt
 
 ENDLESS = "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t) SELECT count(*) FROM t"
 
-#: Whatever the database: it changes something, or it is more than one question.
+#: Statements that change something, or are more than one, on any database.
 WRITES = [
     "DELETE FROM prompts",
     "DELETE FROM prompts RETURNING id",
@@ -51,10 +51,10 @@ SQLITE = [
     "SELECT length(zeroblob(1000000000))",
     "SELECT length(hex(randomblob(60000000)))",
 ]
-#: More than the process may have.
+#: Exceeds the memory limit of the process.
 GREEDIER = f"SELECT {', '.join(['hex(zeroblob(30000000))'] * 6)}"
 GREEDY = "SELECT group_concat(hex(zeroblob(10000000)) || value) FROM json_each('[1,2,3,4,5,6,7,8,9]')"
-#: What a role may do on PostgreSQL that is no change of a row, many of them only as a superuser; named in many ways.
+#: Functions of PostgreSQL that do more than read rows, many for superusers only, written in various ways.
 POSTGRESQL_NAMES = [
     "SELECT pg_read_file('/etc/passwd')",
     "SELECT pg_read_binary_file('/etc/passwd')",
@@ -133,7 +133,7 @@ def test_a_question_is_answered_alike_on_both_databases(asked: Database) -> None
         "FROM prompts WHERE (id < :most) AND source = :name /* :none */ GROUP BY text, meta ->> 'level';",
         {"most": 9, "name": "prompts.jsonl"},
     )
-    level = 3 if is_sqlite(asked) else "3"  # as JSON has it, or as PostgreSQL reads it out: text
+    level = 3 if is_sqlite(asked) else "3"  # as in JSON, or as extracted by PostgreSQL: text
     assert answer == Answer(
         ["text", "level", "none", "n", "mean", "x", "likes"],
         [("100% of 2:00 is? \N{SNOWMAN}", level, None, 1, 1, 1.5, 1)],
@@ -157,7 +157,7 @@ def test_an_answer_ends_at_its_limits_and_says_so(asked: Database) -> None:
     assert (len(exactly.rows), exactly.is_truncated) == (9, False)
     fewer = ask.ask(asked, query, limits=Limits(rows=8))
     assert (len(fewer.rows), fewer.is_truncated) == (8, True)
-    # 3 texts of 1,000 characters are 3 KB, and a 4th would be more than 3.5 KB.
+    # 3 texts of 1,000 characters take 3 KB, and a 4th would exceed 3.5 KB.
     smaller = ask.ask(asked, query, limits=Limits(megabytes=0.0035))
     assert (len(smaller.rows), smaller.is_truncated) == (3, True)
     with pytest.raises(UsageError, match="first row alone"):
@@ -167,7 +167,7 @@ def test_an_answer_ends_at_its_limits_and_says_so(asked: Database) -> None:
 def test_an_array_is_as_large_as_what_is_in_it(asked: Database) -> None:
     if is_sqlite(asked):
         pytest.skip("SQLite has no arrays")
-    # 100,000 numbers of 28 bytes and a pointer to each.
+    # 100,000 numbers of 28 bytes with a pointer each.
     query = "SELECT array_agg(g) FROM generate_series(1, 100000) AS g"
     with pytest.raises(UsageError, match="first row alone"):
         ask.ask(asked, query, limits=Limits(megabytes=1))
@@ -218,7 +218,7 @@ def test_what_no_clock_inside_the_database_ends_is_ended_from_outside(
     if not is_sqlite(asked):
         pytest.skip("PostgreSQL looks at its clock everywhere")
     monkeypatch.setattr(ask, "_GRACE_SECONDS", 1.0)
-    # One call that compares 3e13 characters.
+    # A single call that compares 3e13 characters.
     with pytest.raises(UsageError, match=r"longer than 0\.5 s"):
         ask.ask(
             asked,
@@ -248,7 +248,7 @@ def test_a_question_can_do_no_harm(asked: Database, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     own = [query.format(folder=tmp_path) for query in SQLITE] if is_sqlite(asked) else POSTGRESQL
     for query in WRITES + own:
-        # As the child does it; a process for each would take minutes.
+        # The child's function called directly; a process per query would take minutes.
         assert refused(asked, query), query
     with asked.read() as session:
         assert session.scalars(select(func.count()).select_from(Prompt)).one() == 1
@@ -306,7 +306,7 @@ def test_a_parameter_may_have_any_name(asked: Database) -> None:
 
 
 def test_the_request_does_not_show_in_the_list_of_processes(asked: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A password is in the database's address."""
+    """The database URL contains a password."""
     seen = []
     run = ask.subprocess.run
     monkeypatch.setattr(

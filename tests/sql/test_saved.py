@@ -1,4 +1,4 @@
-"""The questions that ship with PerSyn give the right answers, the same on both databases."""
+"""The saved queries give correct answers, the same on both databases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = list[tuple[Any, ...]]
 ANSWERS: dict[str, Rows] = {
     "progress": [
         ("calibrate", 6, 5, 1, 0),
-        # 5 texts, 2 scorers; the quality of ada's second is not there yet.
+        # 5 texts, 2 scorers; the quality of ada's second is missing.
         ("score", 10, 8, 1, 1),
         ("fit_router", 1, 1, 0, 0),
         ("assign", 6, 6, 0, 0),
@@ -42,8 +42,8 @@ ANSWERS: dict[str, Rows] = {
     # ada: 4 responses of 10 + (20, 10, 30, 50) tokens: 40 x 1 + 110 x 2 millionths of a dollar.
     # bob: 2 responses of 10 + (40, 20): 20 x 3 + 60 x 6.
     "cost": [("ada", 4, 4, 0, 40, 110, 0.00026), ("bob", 2, 2, 2, 20, 60, 0.00042)],
-    # On the grid ada writes 20 and bob 30 tokens on average; 6 prompts would be 120 and 180,
-    # which are 60 x 1 + 120 x 2 and 60 x 3 + 180 x 6 millionths.
+    # On the grid ada writes 20 and bob 30 tokens on average; for 6 prompts that is 120 and 180, which cost 60 x 1 + 120
+    # x 2 and 60 x 3 + 180 x 6 millionths.
     "savings": [(170, 300.0, 170 / 300, 0.00068, 0.00156)],
     # ada won prompt 1 by 0.2 and prompt 3 by 1.
     "shares": [("ada", "calibration", 3, 0.6), ("bob", "router", 2, 1.1), ("ada", "router", 1, 2.0)],
@@ -69,8 +69,8 @@ ANSWERS: dict[str, Rows] = {
         ("prompts.jsonl", "holdout", 1, 0),
         ("prompts.jsonl", "target", 3, 0),
     ],
-    # ada's rewards are 0.6 and 1, bob's 0.4 and 0; of prompt 2 there are none.
-    # ada's learnability is -1 and -1, bob's -0.5 and -2.
+    # ada's rewards are 0.6 and 1, bob's 0.4 and 0; prompt 2 has none. ada's learnability is -1 and -1, bob's -0.5 and
+    # -2.
     "grid": [("ada", 3, 0.875, -1.0, 0.8, 2), ("bob", 3, 0.125, -1.25, 0.2, 0)],
     "why": [
         ("ada", None, None, 1.0, -1.0, 1, "calibration", 0.2),
@@ -81,7 +81,7 @@ ANSWERS: dict[str, Rows] = {
         (4, "ada", 2.0, "first: prompt 3?"),
         (6, "bob", 2.0, "first: prompt 5?"),
     ],
-    # The router has bob first on the hold-out prompt, where ada's reward is higher; of two teachers there is no Hit@3.
+    # The router ranks bob first on the hold-out prompt, where ada's reward is higher; two teachers have no Hit@3.
     "hits": [(1, 0.0, None)],
     # -12 nats over 6 tokens.
     "students": [
@@ -126,7 +126,7 @@ def answered(store: Database, name: str) -> Rows:
     question = saved.find(name)
     values = {"run": "first", "prompt": "1", "job": "2"}
     parameters: dict[str, Any] = {each: values[each] for each in question.parameters}
-    # Here and not in a child: a process for each would take longer than all of them.
+    # In this process; one process per query would take longer than all of them.
     found = child.answer(ask.requested(store, question.sql, parameters, Limits()))
     assert isinstance(found, child.Found), found
     return found.rows

@@ -1,4 +1,4 @@
-"""What the views say is what PerSyn itself says, on both databases."""
+"""The views agree with PerSyn's own computations, on both databases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows(session: Session, query: str, **values: Any) -> list[tuple[Any, ...]]:
 
 
 def fill_grid(session: Session, run: Run, prompt_ids: list[int], teacher_ids: list[int]) -> None:
-    """Few distinct scores, so that many are equal; some missing, some failed, some of no tokens."""
+    """Few distinct scores, so that ties are frequent; some are missing, failed, or have no tokens."""
     draw = random.Random(5)
     for prompt_id in prompt_ids:
         for teacher_id in teacher_ids:
@@ -103,7 +103,7 @@ def test_progress_is_what_status_says_at_every_stage(database: Database) -> None
 
 
 def require_alike(session: Session, run: Run) -> None:
-    """The views of a run's progress, of what it misses and of what failed say what `pipeline.progress` does."""
+    """Require that the views of progress, missing rows and failures agree with `pipeline.progress`."""
     said = pipeline.progress(session, run)
     progress = "SELECT stage, total, done, failed, pending FROM v_progress WHERE run = :run ORDER BY place"
     assert rows(session, progress, run=run.name) == [
@@ -121,7 +121,7 @@ def test_both_databases_give_the_views_the_same_columns(database: Database) -> N
             assert list(session.execute(text(f"SELECT * FROM {view}")).keys()) == columns.split()
 
 
-#: People build on them: a column may be added, and none is taken away.
+#: Users rely on them: columns may be added, but never removed.
 COLUMNS = {
     "v_dataset": "run prompt_id role source source_id history prompt answer response teacher model revision "
     "template_hash reason score margin finish_reason prompt_tokens response_tokens seed engine origin response_id "

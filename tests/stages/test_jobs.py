@@ -1,4 +1,4 @@
-"""How a model's part of a stage is cut into jobs."""
+"""The division of a model's part of a stage into jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores that are asked for again: those that failed for want of a field which the prompt has since."""
+"""Scores that failed for want of a field are computed again once the prompt has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation judges by is what its file says, and what is stored with it is a number."""
+"""Evaluations use the fields stored for their prompts, and store only finite numbers."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ OTHER_KWARGS = {"kwargs": [{"num_words": 50, "relation": "at least"}]}
 
 @pytest.fixture(autouse=True)
 def run(database: Database) -> MadeRun:
-    """A run of one prompt, which is no other's."""
+    """A run with one prompt, which is not in the evaluation."""
     with database.write() as session:
         return make_run(session, prompts=1)
 
 
 def asked(database: Database, folder: Path, table: dict[str, Any] | None, *rows: dict[str, Any]) -> int:
-    """How many prompts of a file would be asked, the first of which is `FIRST`, to be judged by this scorer."""
+    """The number of prompts that would be evaluated from a file starting with `FIRST`, with this scorer."""
     file = folder / "test.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in (FIRST, *rows)))
     scorer = None if table is None else msgspec.convert(table, QualityTable)
@@ -80,7 +80,7 @@ def test_a_row_that_would_be_judged_by_something_else_than_it_says_is_refused(
         (JUDGE, OTHER_ANSWER | OTHER_LEVEL),
         (MATH, OTHER_LEVEL | OTHER_KWARGS),
         (INSTRUCTIONS, OTHER_ANSWER | OTHER_LEVEL),
-        # A table's file has a null where another's has nothing.
+        # A tabular file has nulls where others omit the field.
         (INSTRUCTIONS, {"kwargs": [{"num_words": 5, "relation": "at least", "language": None}]}),
         (PYTHON, {"answer": None, "level": None, "id": "q1"}),
     ],

@@ -1,4 +1,4 @@
-"""Strategies by what the student became, with numbers worked out by hand."""
+"""Comparisons of students, with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trained:
     def evaluation(
         self, run: Run, values: Sequence[float | None], *, trained: bool = True, **more: Any
     ) -> Training | None:
-        """An evaluation of a new training, or of the one that is given; returns the training."""
+        """Add an evaluation of a new training, or of the given one; return the training."""
         training = more.pop("training", None) or Training(
             run_id=run.id,
             student_id=run.student_id,
@@ -93,7 +93,7 @@ def test_runs_of_one_strategy_are_one_row_best_first(database: Database) -> None
 
 
 def test_a_gain_is_taken_on_the_same_prompts(database: Database) -> None:
-    """Whatever prompts are drawn, a student that is right on the same ones has gained nothing."""
+    """For any drawn prompts, a student that is right on the same ones has gained nothing."""
     with database.write() as session:
         made = Trained(session)
         made.evaluation(made.run("base", "static"), [1, 0, 1, 0], trained=False)
@@ -151,7 +151,7 @@ def test_a_perplexity_is_of_the_loss_over_all_tokens_and_of_a_likelihood_alone(d
     with database.write() as session:
         made = Trained(session)
         kind = {"kind": "log_likelihood", "tokens": [1, 1, 2, 4]}
-        # Of 8 tokens -4 nats: the loss is 0.5. That of the answers' means, 0.6875, would be 1.9887.
+        # -4 nats over 8 tokens: the loss is 0.5. The mean of per-response losses, 0.6875, would give 1.9887.
         made.evaluation(made.run("a", "car"), [-1.0, -1.0, -1.0, -1.0], **kind)
         made.evaluation(made.run("b", "persyn"), [-8000.0, None, None, None], **kind)
         made.evaluation(made.run("c", "static"), [1, 1, 0, 0])

@@ -1,4 +1,4 @@
-"""A student learns from responses: on what the loss is, what a killed training comes to, what is left behind."""
+"""Training a student: the tokens in the loss, resuming after interruptions, and the remaining files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from persyn.student.examples import IGNORED, Conversation, Examples
 from persyn.student.train import Notes, Settings
 from tests.four_gpus import OnFourGpus
 
-#: A random model of two layers bears steps that a real one does not.
+#: A random two-layer model tolerates larger steps than a real one.
 FAST = Settings(epochs=4, learning_rate=1e-2, batch_size=4)
 
 CONVERSATIONS: list[Conversation] = [
@@ -28,7 +28,7 @@ CONVERSATIONS: list[Conversation] = [
 
 
 def silent(done: int, total: int, loss: float | None) -> None:
-    """Progress that nobody looks at."""
+    """Progress that nobody observes."""
 
 
 def spec_of(folder: Path) -> ModelSpec:
@@ -93,7 +93,7 @@ def test_a_finished_training_is_not_done_again(tiny: Path, tmp_path: Path) -> No
 
 
 class Killed(Exception):
-    """The process ended here."""
+    """The process was killed here."""
 
 
 def test_a_killed_training_goes_on_and_comes_to_the_same_weights(tiny: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_killed_training_goes_on_and_comes_to_the_same_weights(tiny: Path, tmp
     train.prepare(spec_of(tiny), CONVERSATIONS, FAST, cut)
     with pytest.raises(Killed):
         train.train(spec_of(tiny), FAST, cut, kill_at_seven, save_seconds=0.0)
-    # The last checkpoint was cut off in the middle: the one before it is taken.
+    # The last checkpoint is incomplete, so the previous one is used.
     (cut / train.CHECKPOINTS / "checkpoint-6" / "trainer_state.json").write_text('{"global_')
     steps.clear()
     notes = train.train(spec_of(tiny), FAST, cut, lambda done, total, loss: steps.append(done))
@@ -148,7 +148,7 @@ def test_further_gpus_of_the_host_make_no_larger_steps(
 
 
 def generation(folder: Path, **said: Any) -> dict[str, Any]:
-    """What is said of how a model generates; with `said`, made to say that."""
+    """A model's generation configuration, optionally overwritten with `said`."""
     file = folder / "generation_config.json"
     if said:
         file.write_text(json.dumps(said))
@@ -159,7 +159,7 @@ def generation(folder: Path, **said: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_a_student_whose_makers_name_a_temperature_is_saved(tiny: Path, tmp_path: Path, tune: Any) -> None:
     shutil.copytree(tiny, tmp_path / "student")
-    # Taken together these are no valid configuration: what is drawn with a temperature is sampled.
+    # An invalid combination: a temperature requires sampling.
     generation(tmp_path / "student", temperature=0.6, top_p=0.9, eos_token_id=0)
     settings = Settings(tune=tune, epochs=1, batch_size=4)
 
@@ -180,7 +180,7 @@ def test_who_serves_a_student_stops_where_it_was_taught_to(tiny: Path, tmp_path:
     trained(tmp_path / "student", tmp_path, Settings(epochs=1, batch_size=12))
 
     found = GenerationConfig.from_pretrained(tmp_path / train.MODEL)
-    # <|im_end|>, which the template ends a response with, is token 2; <|endoftext|> is 0.
+    # <|im_end|>, with which the template ends a response, is token 2; <|endoftext|> is 0.
     assert (found.bos_token_id, found.pad_token_id, found.eos_token_id) == (1, 7, ends)
 
 

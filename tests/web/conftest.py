@@ -1,4 +1,4 @@
-"""The console as a browser asks it, without a socket."""
+"""Fixtures that request pages of the console without a socket."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from tests.web.stores import MadeStore, fill
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A store, what is in it, and its console."""
+    """A filled store, its content, and its console."""
 
     database: Database
     made: MadeStore
     console: TestClient
 
     def get(self, path: str) -> str:
-        """A page."""
+        """The HTML of a page."""
         return self.console.get(path).text
 
 
 def client(database: Database, **access: Any) -> TestClient:
-    """A browser's requests to a console that counts before it answers; what it may do is said as of `Access`."""
+    """A test client of a console that waits for counts; `access` are the fields of `Access`."""
     console = app.make(database, Access(**access), Kept(database, patience=30))
     return TestClient(console, base_url="http://localhost", raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="session")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """A store without rows, for what does not depend on it."""
+    """A store without rows, for tests that do not depend on its content."""
     store = Database(f"sqlite:///{tmp_path_factory.mktemp('console')}/persyn.db")
     store.upgrade()
     yield store
@@ -48,7 +48,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
-    """A filled store to look at, once on each kind of database, for all tests of a module."""
+    """A filled, read-only store on each kind of database, shared by a module's tests."""
     if request.param == "sqlite":
         store = Database(f"sqlite:///{tmp_path_factory.mktemp('filled')}/persyn.db")
         store.upgrade()

@@ -1,4 +1,4 @@
-"""A store with a run in the middle of its work, small enough to know every figure of it."""
+"""Fill a store with an unfinished run, small enough to know every figure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from persyn.db.time import now
 from persyn.db.work import Event
 from tests.factories import MadeRun, make_assignment, make_job, make_response, make_router, make_run
 
-#: What becomes of a text before it is stored.
+#: Transforms a text before it is stored.
 Spoil = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
 class MadeStore:
-    """A run, what of it is looked up by id, and the run that failed beside it."""
+    """A run, the ids needed to look it up, and a failed run."""
 
     run: MadeRun
     running_job: int
@@ -28,9 +28,9 @@ class MadeStore:
 
 
 def fill(database: Database, spoil: Spoil = str) -> MadeStore:
-    """A run "maths" of 8 prompts (2 calibration, 2 hold-out, 4 target) with teachers ada and bob, in its last stage.
+    """Create a run "maths" in its last stage: 8 prompts (2 calibration, 2 hold-out, 4 target), teachers ada and bob.
 
-    Of the targets, ada has three: one is answered, one failed (too_long), one is being worked; bob's waits.
+    Three targets are assigned to ada: one is answered, one failed (too_long), one is in progress; bob's is waiting.
     """
     with database.write() as session:
         made = make_run(session, name="maths", teachers=("ada", "bob"), prompts=8, calibration=2, holdout=2)
@@ -112,5 +112,5 @@ def fill(database: Database, spoil: Spoil = str) -> MadeStore:
 
 
 def named(text: str) -> str:
-    """A run's name has no slash: it would be another address."""
+    """Remove slashes, which cannot be part of a run's name."""
     return text.replace("/", "")

@@ -1,4 +1,4 @@
-"""The console in a real browser: what runs, what is reached by keyboard, what is seen on a phone and in the dark."""
+"""The console in a real browser: scripts, keyboard use, small screens and dark mode."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTILE = """'"><img src=x onerror="window.probe=1"><script>window.probe=1</scri
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A console that is served, and what is in its store."""
+    """A served console and the content of its store."""
 
     address: str
     database: Database
@@ -32,11 +32,11 @@ class Site:
 
     @property
     def run(self) -> str:
-        """The address of its run."""
+        """The URL of its run."""
         return f"{self.address}{pages(self.made)[1]}"
 
     def paths(self) -> list[str]:
-        """One of each kind of page."""
+        """One path of each kind of page."""
         found = pages(self.made)
         return [*found[:5], *found[-5:-3], found[-1]]
 
@@ -53,7 +53,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A window of its own; `window(...)` says how it is. Errors that the browser tells of fail the test."""
+    """A separate window, configured with `window(...)`. Errors reported by the browser fail the test."""
     marker = request.node.get_closest_marker("window")
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **(marker.kwargs if marker else {})})
     errors: list[str] = []
@@ -63,7 +63,7 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     opened.on("dialog", lambda dialog: errors.append(f"dialog: {dialog.message}"))
     yield opened
     context.close()
-    # The browser tells of every page that is not there, or asks what cannot be asked.
+    # The browser reports every missing page and rejected request.
     assert [error for error in errors if "status of 40" not in error] == []
 
 
@@ -71,7 +71,7 @@ def test_nothing_of_the_store_runs_and_nothing_is_asked_of_elsewhere(site: Site,
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(site.run)
-    page.locator("main img").first.wait_for(state="attached", timeout=60_000)  # drawn beside the pages
+    page.locator("main img").first.wait_for(state="attached", timeout=60_000)  # drawn in the background
     for path in site.paths():
         page.goto(site.address + path)
         assert page.evaluate("window.probe") is None
@@ -81,7 +81,7 @@ def test_nothing_of_the_store_runs_and_nothing_is_asked_of_elsewhere(site: Site,
 
 
 def test_what_would_become_markup_all_the_same_could_not_run(site: Site, browser: Browser) -> None:
-    """The policy is the second lock: were something not escaped, the browser would not obey it."""
+    """The content security policy is the second barrier: unescaped markup would not be executed."""
     page = browser.new_page()
     page.goto(site.address)
     refused = page.evaluate(
@@ -130,7 +130,7 @@ def test_a_search_needs_no_mouse(site: Site, page: Page) -> None:
 
 @pytest.mark.parametrize("width", [pytest.param(380, id="phone"), pytest.param(600, id="twice as large")])
 def test_only_tables_scroll_sideways(site: Site, page: Page, width: int) -> None:
-    """A window of 1,200 pixels at 200% has 600."""
+    """A window of 1,200 pixels at 200% zoom has 600."""
     page.set_viewport_size({"width": width, "height": 800})
     for path in site.paths():
         page.goto(site.address + path)
@@ -157,7 +157,7 @@ def test_on_a_phone_a_long_answer_stays_within_the_window(site: Site, page: Page
 
 
 def brightness(page: Page, of: str) -> float:
-    """Of a colour of the body, 0 to 255."""
+    """The brightness of a colour of the body, 0 to 255."""
     numbers: list[int] = page.evaluate(f"getComputedStyle(document.body).{of}.match(/\\d+/g).map(Number)")
     return sum(numbers[:3]) / 3
 

@@ -1,4 +1,4 @@
-"""Counts that are made once for all who look."""
+"""Counts are computed once for all pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Clock:
 
 
 class Count:
-    """Counts how often it was asked; waits, where it is told to."""
+    """Counts its calls, and blocks on demand."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -85,7 +85,7 @@ def test_what_was_counted_long_ago_is_shown_until_the_new_count_is_there(empty: 
 
 
 def test_more_counts_than_are_made_at_a_time_are_all_made(empty: Database) -> None:
-    """Looked at again and again: what is due again does not take the turn of what was never made."""
+    """With repeated requests, counts that are due again do not displace ones never computed."""
     clock = Clock()
     kept = Kept(empty, patience=30, clock=clock)
     counts = {name: Count() for name in "abcdef"}
@@ -107,7 +107,7 @@ def test_an_error_is_told_to_who_asked_and_the_next_tries_again(empty: Database)
 
 
 def test_the_end_does_not_wait_for_a_long_count(database: Database) -> None:
-    """On either database: an endless query is interrupted."""
+    """On either database, an endless query is interrupted."""
 
     def endless(session: Session) -> int:
         begun.set()

@@ -1,4 +1,4 @@
-"""Who may ask, and what a browser may do with the answer."""
+"""Access to the console, and restrictions on what browsers may do with its pages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_answer_says_what_a_browser_may_do_with_it(empty: Database, path: 
     ],
 )
 def test_a_name_that_another_site_points_here_is_not_answered(empty: Database, host: str, is_known: bool) -> None:
-    """A page of another site could otherwise read the console: its name would be that site's own."""
+    """Otherwise a page of another site could read the console through DNS rebinding."""
     answer = client(empty, hosts=frozenset({"gpu-01"})).get("/", headers={"host": host})
     assert answer.status_code == (200 if is_known else 421)
 

@@ -1,4 +1,4 @@
-"""The SQL page. What a question may not do is tested where questions are answered (tests/questions)."""
+"""The SQL page; what a query may not do is tested in tests/sql."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_an_answer_is_a_table(filled: Filled) -> None:
     first, second = filled.made.run.prompt_ids[:2]
     assert rows(html) == ["id text answer", f"{first} What is 0 plus 0? 0", f"{second} What is 1 plus 1? 2"]
     assert "2 rows, after" in Read(html).text
-    assert PROMPTS in html  # to be changed and asked again
+    assert PROMPTS in html  # for editing and running again
 
 
 def test_a_page_has_so_many_rows_and_says_that_there_are_more(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_so_many_wait_that_pages_are_still_answered(filled: Filled, monkeypatch:
     with ThreadPoolExecutor(8) as people:
         with sql._turn(), sql._turn():
             waiting = [people.submit(ask) for _ in range(8)]
-            # Six may wait, the others are sent away at once.
+            # Six may wait, the others are rejected at once.
             assert [done.result() for done in islice(as_completed(waiting, timeout=30), 2)] == [429, 429]
             assert filled.console.get("/").status_code == 200
         assert sorted(one.result() for one in waiting) == [200] * 6 + [429] * 2
@@ -112,9 +112,9 @@ def test_so_many_wait_that_pages_are_still_answered(filled: Filled, monkeypatch:
 
 def test_a_shipped_question_is_answered_at_a_click_unless_it_needs_more_than_a_run(filled: Filled) -> None:
     html = filled.get("/sql?question=progress")
-    assert 'name="run" value="failed"' in html  # of the newest run, until another is named
+    assert 'name="run" value="failed"' in html  # of the newest run by default
     assert any(row.startswith("calibrate") for row in rows(html))
-    assert "<table" not in filled.get("/sql?question=why")  # of which prompt?
+    assert "<table" not in filled.get("/sql?question=why")  # no prompt was given
     html = filled.get("/sql?question=progress&run=maths")
     assert any("generate" in row for row in rows(html))
     assert filled.console.get("/sql.csv?question=progress").status_code == 400

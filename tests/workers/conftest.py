@@ -1,4 +1,4 @@
-"""What tests of workers share: a cluster over a PostgreSQL store of its own."""
+"""Fixtures with a cluster on its own PostgreSQL store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.postgres import Postgres
 
 @pytest.fixture
 def lease_seconds() -> int | None:
-    """How long a worker of the cluster holds a job without a sign; None is the default. A module may say otherwise."""
+    """The lease time of the cluster's workers; None is the default. Modules may override this."""
     return None
 
 

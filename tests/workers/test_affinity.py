@@ -1,4 +1,4 @@
-"""Which queue a worker takes next."""
+"""The choice of the queue that a worker takes next."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def test_then_it_takes_the_longest_queue_that_nobody_works() -> None:
 
 
 def test_a_queue_is_shared_only_while_it_is_long_for_those_on_it() -> None:
-    # Two jobs wait for each worker: they will be begun before another has loaded the model.
+    # Two jobs wait for each worker: they will be started before another worker has loaded the model.
     assert order([waiting("a", 900, jobs=4, workers=2)], None, CPU) == []
     assert order([waiting("a", 900, jobs=5, workers=2)], None, CPU) == ["a"]
-    # 900 / 3 prompts for each worker are fewer than 800 / 2.
+    # 900 / 3 prompts per worker are fewer than 800 / 2.
     shared = [waiting("a", 900, jobs=9, workers=2), waiting("b", 800, jobs=9, workers=1)]
     assert order(shared, None, CPU) == ["b", "a"]
 

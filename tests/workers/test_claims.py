@@ -1,4 +1,4 @@
-"""How much of what is left a worker claims."""
+"""The share of the remaining work that a worker claims."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def at_work(database: Database, count: int, *, name: str = "vllm.a") -> None:
 
 
 def claim(database: Database, window: int) -> int:
-    """Have a worker choose a queue and, its model loaded, claim on; returns how many prompts it holds."""
+    """Have a worker choose a queue, load its model and claim jobs; return the number of prompts it holds."""
     ledger = Ledger(("0",))
     owner = ledger.enlist(lambda: False)
     claims = Claims(owner, Reach(("0",)), ledger, run_id=None, lease=LEASE)
@@ -67,7 +67,7 @@ def test_an_engine_is_filled_and_others_have_the_rest(database: Database) -> Non
     queue_up(database, 100)
     at_work(database, 1)
 
-    # Its share is 500: more than the 100 that fill the engine, and half of it more than the 200 that the engine takes.
+    # Its share is 500: more than the 100 that fill the engine; half of it exceeds the 200 that the engine accepts.
     assert claim(database, 200) == 200
     with database.write() as session:
         assert queue.share(session, on_gpus=True) == 500

@@ -1,4 +1,4 @@
-"""Celery workers over a real broker work what a single process works, and lose nothing with it."""
+"""Celery workers with a real broker give the same results as a single process, and lose nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process works several models side by side on the GPUs it has."""
+"""One process works several models concurrently on its GPUs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GPUS = ("0", "1", "2", "3")
 
 
 class Killing(Listener):
-    """Kills one engine, once, while all are at work."""
+    """Kills one engine, once, while all are working."""
 
     killed = 0
 
@@ -38,7 +38,7 @@ class Killing(Listener):
 
 @pytest.fixture
 def four_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `nvidia-smi` name whichever GPUs it is asked of."""
+    """Make `nvidia-smi` report any GPUs it is asked about."""
     smi = tmp_path / "nvidia-smi"
     smi.write_text(
         "#!/bin/sh\n"
@@ -80,7 +80,7 @@ def test_small_models_share_the_gpus_that_a_large_one_gets_all_of(database: Data
             used[teacher].add(gpus)
             owners.add(owner)
     assert used["bob"] == {"; ".join(f"{gpu} H100" for gpu in GPUS)}
-    # More models side by side than there are small teachers: each is on as many GPUs as it is worth.
+    # More concurrent models than small teachers: each uses as many GPUs as its work justifies.
     assert len(used["ada"] | used["cyd"]) > 2
     assert all(gpus in {f"{gpu} H100" for gpu in GPUS} for gpus in used["ada"] | used["cyd"])
     assert len(owners) > 2

@@ -1,4 +1,4 @@
-"""One dispatcher leads; whatever happens to it, the next one does within seconds, and it writes nothing any more."""
+"""One dispatcher leads; if it fails, another takes over within seconds, and the old one writes nothing more."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.cluster import Broker, Cluster, wait_for
 from tests.factories import make_job, make_run
 from tests.postgres import Postgres
 
-#: How long the lead is kept in these tests without a sign.
+#: The leader's lease in these tests.
 LEASE = timedelta(seconds=0.4)
-#: From the moment a leader is frozen until another has taken a dead worker's job back: the lead, an idle transaction's
-#: time, some ticks, and what a busy machine adds.
+#: From freezing a leader until another has requeued a dead worker's job: the lease, the idle-transaction timeout, some
+#: ticks, and an allowance for a busy machine.
 SOON = 25.0
 
 
@@ -45,7 +45,7 @@ def leader(database: Database) -> str | None:
 
 
 def job_left_by(database: Database, owner: str) -> int:
-    """A job of a worker elsewhere whose lease has run out."""
+    """Create a job of a remote worker whose lease has expired."""
     with database.write() as session:
         job_id = make_job(session, make_run(session, name=uuid.uuid4().hex).id)
         claimed = queue.claim(session, owner=owner, lease=timedelta(seconds=-1))
@@ -88,7 +88,7 @@ def test_whoever_resigns_is_followed_at_once(database: Database) -> None:
 
     assert take(database, second)
     with database.write() as session:
-        first.resign(session)  # it has nothing to resign from any more
+        first.resign(session)  # it no longer leads
     assert hold(database, second)
 
 
@@ -135,7 +135,7 @@ def leads(store: Database, cluster: Cluster, name: str) -> bool:
 
 
 def require_taken_over(store: Database, cluster: Cluster) -> None:
-    """A job that is lost now is taken back, by the second dispatcher."""
+    """Require that the second dispatcher requeues a job lost now."""
     job_id = job_left_by(store, "gone/1/2/3")
     wait_for(lambda: is_taken_back(store, job_id), SOON, "the job is taken back")
     assert leads(store, cluster, "second")
@@ -146,7 +146,7 @@ def test_a_leader_that_is_stopped_holds_nobody_up(cluster: Cluster, store: Datab
     wait_for(lambda: leads(store, cluster, "first"), 30, "the first leads")
     cluster.start("second", "dispatch")
     wait_for(lambda: count_dispatchers(store) >= 2, 30, "the second is up")
-    time.sleep(3)  # it spares leases that ran out before it came
+    time.sleep(3)  # it spares leases that expired before it started
     os.kill(cluster.processes["first"].pid, signal.SIGSTOP)
 
     require_taken_over(store, cluster)
@@ -175,7 +175,7 @@ def test_a_leader_behind_a_connection_that_is_frozen_holds_nobody_up_and_ends_as
 
 
 def count_dispatchers(store: Database) -> int:
-    """How many processes but this one are connected."""
+    """The number of connected processes besides this one."""
     with store.read() as session:
         here = "datname = current_database() AND pid <> pg_backend_pid()"
         return session.scalars(text(f"SELECT count(*) FROM pg_stat_activity WHERE {here}")).one()

@@ -1,4 +1,4 @@
-"""Workers that are suspended, or cut off by a connection that neither forwards nor closes, hold nobody up."""
+"""Suspended workers, and workers behind half-open connections, do not block others."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_whoever_was_suspended_in_a_fit_wakes_without_harm_to_the_router_that_an
         path, digest = session.execute(select(Router.path, Router.sha256)).one()
     for process in family:
         process.resume()
-    time.sleep(4)  # it ends its fit
+    time.sleep(4)  # it finishes its fit
 
     folders = list((tmp_path / "home" / "routers").iterdir())
     assert folders == [tmp_path / "home" / path]

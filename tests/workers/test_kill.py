@@ -1,4 +1,4 @@
-"""`kill -9` of a whole run, again and again: it ends with every prompt answered once, and little asked twice."""
+"""After repeated `kill -9` of a whole run, every prompt is answered once, and few are requested twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from persyn.db.work import Job, JobState
 from tests.run_files import TEACHERS, write_run
 
 CONCURRENCY = 8
-#: What a worker hands an engine at most: twice what the engine has in flight.
+#: The maximum that a worker submits to an engine: twice its concurrency.
 WINDOW = 2 * CONCURRENCY
 Persyn: TypeAlias = Callable[..., subprocess.Popen[bytes]]
 PROMPTS, CALIBRATION, KILLS = 120, 30, 5
@@ -32,7 +32,7 @@ PROMPTS, CALIBRATION, KILLS = 120, 30, 5
 
 @pytest.fixture
 def persyn() -> Iterator[Persyn]:
-    """The command, in a process group of its own; what it says goes to `said`. None outlives its test."""
+    """The command in its own process group, with its output in `said`; all end with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -62,14 +62,14 @@ def said(folder: Path) -> str:
 
 
 def asked(journal: Path) -> list[tuple[str, str]]:
-    """Every (teacher, prompt) an engine took up, in order; a line that death cut short does not count."""
+    """Every (teacher, prompt) started by an engine, in order; a line truncated by a kill is ignored."""
     if not journal.exists():
         return []
     return [tuple(json.loads(line)) for line in journal.read_text().splitlines() if line.endswith('"]')]
 
 
 def kill_after(process: subprocess.Popen[bytes], journal: Path, requests: int) -> bool:
-    """SIGKILL the group once so many requests more were taken up; False when the run ended before."""
+    """SIGKILL the group after the given number of further requests; False if the run ended before."""
     goal = len(asked(journal)) + requests
     while len(asked(journal)) < goal:
         if process.poll() is not None:
@@ -81,7 +81,7 @@ def kill_after(process: subprocess.Popen[bytes], journal: Path, requests: int) -
 
 
 def hosts(folder: Path) -> list[psutil.Process]:
-    """The engine hosts of a run; other tests have theirs."""
+    """The engine hosts of this run, without those of other tests."""
     return [
         p
         for p in psutil.process_iter(["cmdline", "environ"])

@@ -1,4 +1,4 @@
-"""Leases are renewed for a worker that works, and for no other."""
+"""Leases are renewed only for workers that make progress."""
 
 from __future__ import annotations
 

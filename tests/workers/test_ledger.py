@@ -10,7 +10,7 @@ from persyn.workers.runner.ledger import Ledger
 
 
 class Clock:
-    """A clock that is set."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -35,7 +35,7 @@ def enlist(ledger: Ledger) -> Callable[[], str]:
 
 
 def load(ledger: Ledger, worker: str, queue: str, gpus: int) -> str | None:
-    """What a worker's model is shown; its engine before has ended."""
+    """The devices given to a worker's model, after its previous engine has ended."""
     assert ledger.has_room(worker, queue, gpus)
     ledger.take(worker, queue, gpus)
     return ledger.settle(worker)
@@ -49,7 +49,7 @@ def test_each_model_has_gpus_of_its_own(ledger: Ledger, enlist: Callable[[], str
     assert not ledger.has_room(three, "large", 2)
     assert load(ledger, three, "small", 1) == "3"
     ledger.give_back(one)
-    assert ledger.has_room(two, "large", 3)  # its own and the two that are free
+    assert ledger.has_room(two, "large", 3)  # its own and two free ones
 
 
 def test_a_model_without_gpus_sees_none_and_has_the_cpu_alone(ledger: Ledger, enlist: Callable[[], str]) -> None:
@@ -100,7 +100,7 @@ def test_small_models_do_not_take_the_gpus_of_a_large_one_that_has_waited_its_tu
 
     assert not any(ledger.is_asked(worker) for worker in workers)
     clock.now += 1000
-    # Three of four are enough, and those that have had theirs longest go first.
+    # Three of four suffice, and those that have held theirs longest are asked first.
     assert [ledger.is_asked(worker) for worker in workers] == [True, True, True, False]
     ledger.give_back(workers[0])
     assert not ledger.has_room(workers[0], "small", 1)
@@ -132,11 +132,11 @@ def test_a_turn_is_many_times_what_loading_takes(ledger: Ledger, clock: Clock, e
     ledger.note_waiting({"small": 1})
 
     clock.now += 1000
-    ledger.note_waiting({"small": 1})  # seen again, it has waited from the first time on
+    ledger.note_waiting({"small": 1})  # seen again, it has been waiting since the first time
     assert not ledger.is_asked(worker)
     clock.now += 1000
     assert ledger.is_asked(worker)
-    ledger.note_waiting({})  # another host has taken it
+    ledger.note_waiting({})  # taken by another host
     assert not ledger.is_asked(worker)
 
 

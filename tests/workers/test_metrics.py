@@ -1,4 +1,4 @@
-"""What Prometheus reads is what the store says."""
+"""The Prometheus metrics agree with the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Read = Callable[..., float | None]
 
 @pytest.fixture
 def read(database: Database) -> Read:
-    """The value of a series in a scrape of its own; None when it is not told."""
+    """The value of a series in a new scrape; None if it is missing."""
 
     def value(name: str, **labels: str) -> float | None:
         registry = CollectorRegistry()
@@ -43,7 +43,7 @@ def read(database: Database) -> Read:
 
 
 def add_jobs(database: Database, count: int, *, run: str = "run", **values: Any) -> int:
-    """Queued jobs of a new run; returns the run's id."""
+    """Queue jobs of a new run; return the run's id."""
     row = {"stage": "generate", "queue": "vllm.a", "first_prompt_id": 1, "last_prompt_id": 9, "n_prompts": 9, **values}
     with database.write() as session:
         run_id = make_run(session, name=run, prompts=1).id

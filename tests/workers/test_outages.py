@@ -1,4 +1,4 @@
-"""Servers that are away are waited for in the store; accounts that are locked are not."""
+"""Unavailable servers are waited for, with the wait recorded in the store; locked accounts are not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server() -> Iterator[Server]:
 
 
 def write(folder: Path, server: Server, **run: object) -> Path:
-    """A run file whose teachers are behind the server; a request is asked twice there."""
+    """A run file whose teachers are on the server; each request is tried twice there."""
     options = {"base_url": server.base_url, "max_retries": 1, "concurrency": 2}
     file = write_run(folder, prompts=16, teachers=TEACHERS, options=options, **{"calibration": 4, **run})  # type: ignore[arg-type]
     head, *tables = file.read_text().split("[[teachers]]")

@@ -1,4 +1,4 @@
-"""Runs whose teachers are chosen by a function that is no part of PerSyn."""
+"""Runs with custom strategies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.foreign import write_module
 from tests.run_files import PROMPTS, write_run
 from tests.workers.test_strategies import chosen, count, grid, imported_run, work
 
-#: The teachers are ada, bob and cyd, of 1, 2 and 3 billion parameters.
+#: The teachers ada, bob and cyd have 1, 2 and 3 billion parameters.
 SOURCE = """
 import sys
 import time
@@ -63,7 +63,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def write(folder: Path, model: str, *, options: str = "", **run: object) -> Path:
-    """A run of the function; its prompts' meta says their level, 0 to 59."""
+    """A run with the custom strategy; the prompts' metadata has a level from 0 to 59."""
     file = write_run(folder, strategy="python", **run)
     table = f'kind = "python"\nmodel = "{model}"\noptions = {{ {options} }}'
     file.write_text(file.read_text().replace('kind = "python"', table))
@@ -110,7 +110,7 @@ def test_the_function_chooses_for_every_prompt_that_has_no_response_yet(
     assert (len(asked), len(by_level(database, run_id, reason="calibration"))) == (PROMPTS - 12, 12)
     with database.read() as session:
         ids = [teacher.id for teacher in pipeline.assign.answers.teachers_of(session, run_id)]
-    # Chosen t scores 10 + t; the best other one is cyd with 2, or bob with 1 where cyd is chosen.
+    # The chosen teacher t scores 10 + t; the second best is cyd with 2, or bob with 1 if cyd is chosen.
     wanted = {0: (ids[0], 10.0, 8.0), 1: (ids[1], 11.0, 9.0), 2: (ids[2], 12.0, 11.0)}
     assert asked == {level: wanted[(level + 1) % 3] for level in asked}
     assert count(database, RouterScore) == 0
@@ -180,7 +180,7 @@ def test_a_function_that_ends_or_hangs_its_process_fails_the_run_and_no_more(
 def test_where_its_first_choice_was_not_imported_the_next_is_taken(
     database: Database, tmp_path: Path, module: str
 ) -> None:
-    """All but one prompt have all three answers; that one has ada's alone."""
+    """One prompt has only ada's response; the others have all three."""
     with database.write() as session:
         responses.import_responses(session, [grid(tmp_path)], layout=Layout(score=("label",)))
     file = imported_run(tmp_path)

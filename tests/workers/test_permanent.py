@@ -1,4 +1,4 @@
-"""What never gets better is tried once; what may, as often as ever."""
+"""Permanent errors are tried once, transient ones up to the limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def database(migrated: Path, tmp_path: Path) -> Any:
 
 
 def worked(database: Database, folder: Path, first_teacher: str) -> tuple[str, int]:
-    """A run whose first teacher is this table: why it failed, and how often a job of it was tried at most."""
+    """Work a run with this first teacher; return why it failed, and the maximum number of attempts of its jobs."""
     file = write_run(folder, options={"response_words": 3})
     text = file.read_text().replace('model = "ada"\nengine = "fake"\ngpus = 0', first_teacher)
     file.write_text(text.replace("options = { response_words = 3 }", "", 1))

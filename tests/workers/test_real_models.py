@@ -1,4 +1,4 @@
-"""Prompts to a dataset on real models: vLLM under Celery workers, over a real broker and a real PostgreSQL."""
+"""From prompts to a dataset with real models: vLLM under Celery workers, with a real broker and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -101,6 +101,6 @@ def test_two_celery_workers_take_three_vllm_teachers_from_prompts_to_a_dataset(
         assert session.scalars(select(func.count(Response.id)).where(Response.text.is_not(None))).one() == (
             3 * CALIBRATION + PROMPTS - CALIBRATION
         )
-        # Two teachers share a model and its engine; the third's is loaded beside it, by the other worker.
+        # Two teachers share a model and its engine; the third's is loaded next to it by the other worker.
         workers = select(func.count(Load.owner.distinct())).join(Job, Job.id == Load.job_id)
         assert session.scalars(workers.where(Job.stage == "calibrate")).one() == 2

@@ -1,4 +1,4 @@
-"""A run whose quality is a reward model, and another one whose quality is another reward model."""
+"""A run with a reward model as quality, and another run with a different one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CELLS = PROMPTS * len(TEACHERS)
 
 
 class Loads(Listener):
-    """Remembers what was loaded to score."""
+    """Records the scorers that were loaded."""
 
     def __init__(self) -> None:
         self.scorers: list[str] = []
@@ -44,7 +44,7 @@ class Loads(Listener):
 
 
 def worked(database: Database, folder: Path, name: str, reward_model: Path) -> Loads:
-    """Work a run from prompts to responses; all its prompts are calibration, so nothing hangs on the router."""
+    """Work a run to its responses; all prompts are calibration prompts, so that the router does not matter."""
     file = write_run(folder, prompts=PROMPTS, name=name, calibration=PROMPTS)
     quality = f'kind = "reward_model"\nmodel = "{reward_model}"\noptions = {{ dtype = "float32" }}'
     file.write_text(file.read_text().replace('[quality]\nkind = "fake"', f"[quality]\n{quality}"))
@@ -59,7 +59,7 @@ def worked(database: Database, folder: Path, name: str, reward_model: Path) -> L
 
 
 def scores(database: Database) -> dict[str, list[float]]:
-    """By the scorer's model, what each reward model said of each response."""
+    """Each reward model's scores of all responses."""
     with database.read() as session:
         rows = session.execute(
             select(Scorer.model, Score.value)

@@ -1,4 +1,4 @@
-"""Runs that follow other strategies than PerSyn's, and runs on responses made elsewhere."""
+"""Runs with strategies other than the router, and runs on imported responses."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_the_grid_decides_needs_the_grid_and_no_router(database: Database, 
     assert count(database, RouterScore) == 0
     with database.read() as session:
         found = compare(session, session.get_one(Run, run_id))
-    # What it followed is what is compared: both go by the nine prompts that are no hold-out.
+    # The comparison uses the same inputs: the nine prompts outside the hold-out.
     assert (found.n_holdout, found.n_calibration) == (3, 9)
     shares = {fact.strategy: fact.shares for fact in found.strategies}
     assert shares[kind] == dict.fromkeys(chosen(database, run_id).values(), 1.0)
@@ -105,7 +105,7 @@ def test_a_random_choice_is_the_seeds_and_the_prompts_alone(database: Database, 
     wanted = chosen(database, first)
     assert chosen(database, again).items() <= wanted.items()
     assert not chosen(database, other).items() <= wanted.items()
-    # 300 of three teachers: 100 each on average, standard deviation 8.2.
+    # 300 prompts, three teachers: mean 100, standard deviation 8.2.
     assert all(65 <= n <= 135 for n in Counter(wanted.values()).values())
 
 
@@ -114,7 +114,7 @@ def test_a_mix_asks_the_strongest_now_and_then_and_the_weakest_otherwise(databas
         chosen(database, work(database, tmp_path, write_run(tmp_path, strategy="mix", prompts=300))).values()
     )
     assert set(counts) == {"ada", "cyd"}
-    assert 35 <= counts["cyd"] <= 85  # 60 on average, standard deviation 6.9
+    assert 35 <= counts["cyd"] <= 85  # mean 60, standard deviation 6.9
 
 
 def test_an_oracle_has_everybody_answer_everything(database: Database, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_an_oracle_has_everybody_answer_everything(database: Database, tmp_path:
         best = session.scalars(select(Assignment.score).where(Assignment.run_id == run_id)).all()
         found = compare(session, session.get_one(Run, run_id))
     assert reasons == ["calibration"] * 20
-    assert min(best) >= 0.5  # of three teachers somebody has half of either part
+    assert min(best) >= 0.5  # one of three teachers always has half of each part
     assert (found.n_holdout, found.n_calibration) == (5, 15)
 
 
@@ -147,7 +147,7 @@ def imported_run(folder: Path) -> Path:
 
 
 def grid(folder: Path, *, prompts: int = 30) -> Path:
-    """Every teacher's answers but for the first prompt's, which only ada has answered."""
+    """Every teacher's responses, but only ada's to the first prompt."""
     rows = [
         {"prompt": f"What is {n}?", "teacher": name, "response": f"{name} says {n}.", "label": n % 2 == 0}
         for n in range(prompts)
@@ -170,7 +170,7 @@ def test_an_imported_grid_is_scored_routed_and_answered_as_if_it_had_been_made_h
 
     wanted = chosen(database, run_id)
     assert len(wanted) == 30
-    assert wanted["What is 0?"] == "ada"  # nobody else's answer is there
+    assert wanted["What is 0?"] == "ada"  # only ada's response exists
     with database.read() as session:
         answered = session.scalars(
             select(func.count())
@@ -183,7 +183,7 @@ def test_an_imported_grid_is_scored_routed_and_answered_as_if_it_had_been_made_h
         ).one()
         made_up = session.scalars(select(Response.failure).where(Response.failure.is_not(None))).all()
     assert answered == 30
-    assert count(database, Response) - before == len(made_up) <= 2  # gaps of the calibration grid
+    assert count(database, Response) - before == len(made_up) <= 2  # gaps in the calibration grid
     assert all(reason.startswith("not_imported") for reason in made_up)
 
 
@@ -218,5 +218,5 @@ def test_a_later_import_fills_the_gaps_and_scores_only_them(database: Database, 
     work(database, tmp_path, tmp_path / "second.toml")
 
     assert report.new + report.replaced == 2
-    in_grid = report.replaced  # the first prompt is in the calibration grid, or not
+    in_grid = report.replaced  # whether the first prompt is in the calibration grid
     assert count(database, Score) - scored == 2 + in_grid

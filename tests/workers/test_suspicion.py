@@ -1,4 +1,4 @@
-"""Which request killed the engine?"""
+"""Finding the request that kills the engine."""
 
 from __future__ import annotations
 

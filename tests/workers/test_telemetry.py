@@ -1,4 +1,4 @@
-"""What a worker tells of its jobs, in its log and to OpenTelemetry."""
+"""What a worker reports about its jobs in its log and to OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRET = "plus"  # a word of every prompt
 
 @pytest.fixture(scope="module")
 def exporter() -> InMemorySpanExporter:
-    # A process has one provider, once.
+    # A process can have only one provider.
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)

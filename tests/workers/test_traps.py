@@ -1,4 +1,4 @@
-"""Celery and Redis do what they document; each test is one of their traps, and what keeps PerSyn out of it."""
+"""Pitfalls in the documented behaviour of Celery and Redis, and how PerSyn avoids them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cluster(tmp_path: Path, database: Database, broker: Broker) -> Iterator[Clus
 
 
 def start(database: Database, folder: Path, **options: Any) -> Path:
-    """A run that waits for workers; returns the journal of what its engines are asked."""
+    """Start a run that waits for workers; return the journal of its engines' requests."""
     journal = folder / "journal"
     file = write_run(folder, options={"journal": str(journal), **options})
     with database.write() as session:
@@ -133,7 +133,7 @@ def test_hostile_messages_are_not_executed_and_stop_nobody(
     cluster.worker("one")
     name = jobs(database)[0][1]
     wait_for(lambda: '"ready"' in cluster.said("one"), 30, "the worker is up")
-    time.sleep(2)  # it listens to the queue
+    time.sleep(2)  # it is listening to the queue
 
     for what in ("pickle", "words", "another task", "no JSON"):
         send_hostile(broker, name, what, mark)
@@ -148,7 +148,7 @@ def test_hostile_messages_are_not_executed_and_stop_nobody(
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -38,7 +38,7 @@ from tests.run_files import PROMPTS, TEACHERS, write_run
 
 
 class Watching(Listener):
-    """A listener that remembers, and may interfere."""
+    """A listener that records events and may interfere."""
 
     def __init__(self, on_saved: Callable[[str], None] = lambda stage: None) -> None:
         self.loads: list[str] = []
@@ -80,7 +80,7 @@ def run_of(database: Database, run_id: int) -> Run:
 
 
 def require_complete(database: Database, run_id: int) -> None:
-    """Every prompt has one teacher and one response of that teacher; every stage adds up."""
+    """Require one teacher and one response of it per prompt, and consistent counts in every stage."""
     with database.read() as session:
         run = session.get_one(Run, run_id)
         assert run.state is RunState.DONE, run.error
@@ -136,7 +136,7 @@ def test_each_prompt_is_answered_by_the_teacher_the_router_scores_best(database:
 
 
 def fail(database: Database, model: Any, reason: str, **where: Any) -> Any:
-    """Have one row of many have failed; returns its key."""
+    """Make one row a failed one; return its key."""
     with database.write() as session:
         row = session.scalars(select(model).filter_by(**where).limit(1)).one()
         if model is Response:
@@ -164,7 +164,7 @@ def test_answers_that_failed_in_an_outage_are_asked_again_when_somebody_says_so(
 
     with database.write() as session:
         run = session.get_one(Run, run_id)
-        # What the router learned from is left alone: it would learn nothing from it any more.
+        # What the router was trained on is left alone, as it would not be trained again.
         assert pipeline.retry_rows(session, run, ["server_error"], actor="me") == 1
     assert run_of(database, run_id).stage == "generate"
     with database.write() as session, pytest.raises(UsageError, match="is at work"):
@@ -192,7 +192,7 @@ def test_a_run_that_could_not_learn_goes_back_to_what_failed_on_its_grid(databas
 
     with database.write() as session:
         rows = pipeline.retry_rows(session, session.get_one(Run, run_id), ["server_error", "crashed"], actor="me")
-    # The failed score is gone with its response where they are the same cell.
+    # The failed score is deleted with its response if they belong to the same cell.
     assert rows in (1, 2)
     assert run_of(database, run_id).stage == "calibrate"
     work(database, tmp_path, run_id)
@@ -214,7 +214,7 @@ def prompts_with(database: Database, failure: str) -> list[int]:
 
 
 def halt(database: Database, run_id: int, stage: str) -> Watching:
-    """A listener that cancels the run when it has come to a stage."""
+    """A listener that cancels the run when it reaches a stage."""
 
     def when(_: str) -> None:
         if (run := run_of(database, run_id)).stage == stage and run.state is RunState.RUNNING:
@@ -253,7 +253,7 @@ def test_rows_that_are_asked_again_let_no_prompt_go_without_a_teacher(database: 
     with database.write() as session:
         routed = select(Assignment.prompt_id, Assignment.teacher_id).where(Assignment.reason == "router")
         prompt_id, teacher_id = session.execute(routed.order_by(Assignment.prompt_id.desc()).limit(1)).one()
-        # As another run has left it.
+        # As left by another run.
         make_response(session, prompt_id, teacher_id, None, failure="server_error: HTTP 503")
 
     assert retry_rows(database, run_id, "server_error") == 1
@@ -275,7 +275,7 @@ def test_an_answer_on_the_grid_that_is_asked_again_is_scored_too(database: Datab
     work(database, tmp_path, run_id)
     router_id = run_of(database, run_id).router_id
 
-    assert retry_rows(database, run_id, "server_error") == 1  # of those it still needs
+    assert retry_rows(database, run_id, "server_error") == 1  # of those that it still needs
     assert run_of(database, run_id).stage == "calibrate"
     saves = Watching()
     work(database, tmp_path, run_id, saves)
@@ -311,7 +311,7 @@ def test_a_done_run_goes_on_when_another_run_has_taken_a_failed_row_of_it_back(
     retry_rows(database, first, "server_error")
     cancel(database, first)
 
-    for _ in range(2):  # the second time nothing is missing
+    for _ in range(2):  # nothing is missing the second time
         with database.write() as session:
             pipeline.resume(session, session.get_one(Run, second), actor="me")
         work(database, tmp_path, second)
@@ -351,7 +351,7 @@ def test_a_new_teacher_answers_its_own_calibration_cells_and_nobody_elses(databa
 
     require_complete(database, second)
     assert count(database, Score) - scores == 2 * 12
-    by_others = PROMPTS - 12  # at most: what the new router gives to another teacher than the old one did
+    by_others = PROMPTS - 12  # at most: prompts that the new router assigns differently
     assert 12 <= count(database, Response) - responses <= 12 + by_others
 
 
@@ -366,12 +366,12 @@ def test_a_second_student_costs_no_response_on_the_grid_and_no_quality_score(
     with database.write() as session:
         second = pipeline.start_run(session, run_file.read(file), actor="me").id
         waiting = session.scalars(select(Job.stage).where(Job.run_id == second).distinct()).all()
-    assert waiting == ["score"]  # the grid is there
+    assert waiting == ["score"]  # the grid exists
     work(database, tmp_path, second)
 
     require_complete(database, second)
-    assert count(database, Score) - scores == 12 * len(TEACHERS)  # learnability alone
-    assert count(database, Response) - responses <= PROMPTS - 12  # what another router gives to others
+    assert count(database, Score) - scores == 12 * len(TEACHERS)  # only learnability
+    assert count(database, Response) - responses <= PROMPTS - 12  # prompts that another router assigns differently
 
 
 def test_each_model_is_loaded_once_per_stage(database: Database, tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_a_prompt_that_kills_the_engine_becomes_a_failed_row(database: Database,
 def test_one_engine_is_not_blamed_for_what_another_died_of(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each teacher the only prompt is guilty, and no good result comes between the two."""
+    """Each teacher's only prompt is guilty, and no successful result comes between the two."""
     monkeypatch.setattr(queue, "BACKOFF", timedelta())
     run_id = start(database, tmp_path, prompts=1, teachers=("ada", "bob"), strategy="oracle", options={"crash_on": "?"})
     work(database, tmp_path, run_id)
@@ -420,7 +420,7 @@ def test_an_engine_that_cannot_even_be_started_fails_the_run_and_does_not_end_th
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "BACKOFF", timedelta())
-    (tmp_path / "logs").write_text("")  # where the engines' logs should lie
+    (tmp_path / "logs").write_text("")  # where the engines' logs should be
     run_id = start(database, tmp_path)
     work(database, tmp_path, run_id)
 
@@ -441,7 +441,7 @@ def test_an_engine_that_dies_of_every_prompt_fails_the_run_and_not_the_prompts(
     run = run_of(database, run_id)
     assert run.state is RunState.FAILED
     assert "the engine loads and dies of whatever it is asked: the engine was ended by SIG" in str(run.error)
-    # One in each attempt may be taken for the guilty one before the next is.
+    # In each attempt an innocent request may be blamed before the guilty one.
     assert count(database, Response) <= 6
     assert count(database, Load) <= 30  # and not some for every prompt
 
@@ -465,7 +465,7 @@ def test_a_request_that_fails_leaves_the_others_alone(database: Database, tmp_pa
 
 
 def hosts_of_this_process() -> list[psutil.Process]:
-    """The engine hosts that live; one that ends at this moment has no command line any more."""
+    """The running engine hosts; one that is just ending has no command line."""
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too
@@ -586,7 +586,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing_more(database: Database, tm
             return
         with database.write() as session:
             running = session.scalars(select(Job).where(Job.state == JobState.RUNNING)).first()
-            running.fence += 1  # as another worker's claim would
+            running.fence += 1  # like another worker's claim
             running.owner = "thief"
             thieves.append(running.id)
 
@@ -634,7 +634,7 @@ def test_an_engine_that_is_alive_and_gives_no_result_is_replaced_and_its_job_fai
     work(database, tmp_path, run_id, seen, result_seconds=1.0)
 
     assert "the engine gave no result for 1 s" in run_of(database, run_id).error
-    assert len(seen.loads) >= 3  # a new engine for each attempt
+    assert len(seen.loads) >= 3  # a new engine per attempt
     assert count(database, Response) == 0
 
 

@@ -1,1 +1,1 @@
-"""Many workers on many hosts: Celery, the dispatcher, metrics."""
+"""Run many workers on many hosts: Celery, the dispatcher, metrics."""

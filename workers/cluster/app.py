@@ -1,6 +1,6 @@
-"""Celery, set up for jobs that last hours: what it carries is a job's id, and losing all of it loses nothing.
+"""Configure Celery for jobs that last hours: messages carry only job ids and may be lost.
 
-A message only tells an idle worker that there is something to do; what, the database says.
+A message only wakes an idle worker; the database decides what the worker does.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from kombu import Exchange, Queue
 
 from persyn.errors import UsageError
 
-#: What a broker that is away raises: kombu wraps some of the client's errors, not all.
+#: Errors of an unavailable broker: kombu wraps only some of the client's errors.
 AWAY = (kombu.exceptions.OperationalError, redis.RedisError, OSError)
-#: The one task there is.
+#: The only task.
 TASK = "persyn.work"
-#: A broker gives a message out again that was not acknowledged for so long. Ours are, before work begins.
+#: A broker redelivers a message that is not acknowledged within this time; ours are acknowledged before work begins.
 _VISIBILITY_SECONDS = 3600
 
 
 def make(broker_url: str) -> Celery:
-    """The application for one broker; `UsageError` unless it speaks Redis' protocol."""
+    """Create the application for one broker; `UsageError` unless it speaks Redis' protocol."""
     if not broker_url.startswith(("redis://", "rediss://")):
         scheme = broker_url.partition(":")[0]
         raise UsageError(f"PERSYN_BROKER_URL must be redis://host:port/db or rediss://..., got {scheme!r}")
     app = Celery("persyn", broker=broker_url, set_as_current=False)
     if broker_url.startswith("rediss://") and "ssl_cert_reqs" not in broker_url:
-        # Left unsaid, any certificate would do.
+        # By default any certificate would be accepted.
         app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     app.conf.update(
-        # Nothing but JSON is read or sent, and no result is kept: the store has it.
+        # Only JSON is accepted and no results are kept: they are in the store.
         task_serializer="json",
         accept_content=["json"],
         result_backend=None,
         task_ignore_result=True,
-        # Acknowledged at once, one at a time: recovery is the lease's work, never the broker's.
+        # Acknowledge each message at once: recovery relies on leases, not on the broker.
         task_acks_late=False,
         task_reject_on_worker_lost=False,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         visibility_timeout=_VISIBILITY_SECONDS,
-        # A broker that is away is waited for.
+        # Wait for an unavailable broker.
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_channel_error_retry=True,  # as one that is out of memory raises
+        broker_channel_error_retry=True,  # raised, for example, by a broker that is out of memory
         broker_transport_options={
             "visibility_timeout": _VISIBILITY_SECONDS,
             "socket_timeout": 15,
@@ -67,7 +67,7 @@ def make(broker_url: str) -> Celery:
 
 
 def ring(app: Celery, queue: str, job_ids: Sequence[int], *, most: int) -> Sequence[int]:
-    """Send a message for jobs of a queue, while fewer than `most` lie there; return those that were sent.
+    """Send messages for jobs of a queue until it holds `most`; return the ids of the jobs they were sent for.
 
     Raises one of `AWAY` when the broker does not answer.
     """

@@ -1,7 +1,7 @@
-"""The dispatcher: takes back what dead workers held, and rings for what waits.
+"""The dispatcher: requeues jobs of dead workers, and notifies workers of waiting jobs.
 
-Several may run; one leads. It keeps nothing: what it would know is in the database, so that any
-of it may die, or all of the broker's memory be lost, at the cost of a second.
+Several may run; one leads. All state is in the database, so that losing any dispatcher, or all of
+the broker's memory, costs a second at most.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from persyn.workers.cluster.lead import Lead
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-#: The longest wait for a database or a broker that is away.
+#: Maximum wait for an unavailable database or broker.
 _PATIENCE_SECONDS = 5.0
-#: The most messages that lie in one queue: as many idle workers can be woken by it at once.
+#: Maximum number of messages in a queue; so many idle workers can be woken at once.
 _MESSAGES = 16
-#: How long the database is waited for once a dispatcher has been told to stop.
+#: How long to wait for the database after the dispatcher was told to stop.
 _STOP_SECONDS = 3.0
 
 
 class Dispatcher:
-    """Sweeps and rings, once a tick, as long as it leads.
+    """Sweeps and notifies once per tick while it leads.
 
-    lease_seconds: what workers hold their jobs for; after the database was away, and when it was first reached,
-                   nobody's lease counts as run out for so long.
+    lease_seconds: the lease time of the workers. For this long after the start and after a database outage, no lease
+                   counts as expired.
     """
 
     def __init__(self, database: Database, app: Celery, *, lease_seconds: float) -> None:
@@ -48,12 +48,12 @@ class Dispatcher:
         self._wait = TICK_SECONDS
         self._failures = 0
         self._lease_seconds = lease_seconds
-        # It may have been, before this dispatcher began.
+        # The database may have been unavailable before the start.
         self._was_away = True
         self._patient_until = 0.0
 
     def run(self) -> None:
-        """Tick until `end` is called; outages of broker and database are waited for."""
+        """Tick until `end` is called; wait for an unavailable broker or database."""
         while not self.stop.is_set():
             self.tick()
             self.stop.wait(self._wait)
@@ -64,12 +64,12 @@ class Dispatcher:
             log.warning("the lead is left to run out", extra={"error": shorten(str(error.orig))})
 
     def end(self) -> None:
-        """Stop, however the database fares; what it does not answer in seconds is left undone."""
+        """Stop within seconds even if the database does not answer; unfinished work is abandoned."""
         self.stop.set()
         self._database.hurry(_STOP_SECONDS)
 
     def tick(self) -> None:
-        """Take back lost jobs and ring for waiting ones, if this dispatcher leads. Raises nothing that time mends."""
+        """Requeue lost jobs and notify workers of waiting ones, if leading. Raises no error that may pass with time."""
         try:
             leads = self._leads()
             if self._was_away:
@@ -85,7 +85,7 @@ class Dispatcher:
 
     def _back_off(self, what: str, error: BaseException | None) -> None:
         self._failures += 1
-        # The first failure may be no more than a connection that broke meanwhile.
+        # A first failure may just be a connection that broke while idle.
         self._wait = min(TICK_SECONDS * 2 ** (self._failures - 1), _PATIENCE_SECONDS)
         log.warning(what, extra={"error": shorten(str(error)), "wait_seconds": self._wait})
 
@@ -94,7 +94,7 @@ class Dispatcher:
             return self._lead.take(session)
 
     def _sweep(self) -> bool:
-        """Take back what is lost; False when another leads meanwhile."""
+        """Take back lost jobs; False if another dispatcher has taken the lead."""
         with self._database.write() as session:
             if not self._lead.hold(session):
                 return False
@@ -119,7 +119,7 @@ class Dispatcher:
                 return
 
     def _note_sent(self, job_ids: Sequence[int]) -> bool:
-        # Noted after it was sent: a death between the two sends it twice, which wakes somebody for nothing.
+        # Recorded after sending: a crash in between sends a message twice, which merely wakes a worker.
         with self._database.write() as session:
             if not self._lead.hold(session):
                 return False

@@ -1,6 +1,6 @@
-"""The Celery application of PERSYN_BROKER_URL, for tools that take a module.
+"""The Celery application for PERSYN_BROKER_URL, as a module for Celery's own tools.
 
-As in `celery --app persyn.workers.cluster.entry flower`.
+For example: `celery --app persyn.workers.cluster.entry flower`.
 """
 
 from __future__ import annotations
@@ -8,5 +8,5 @@ from __future__ import annotations
 from persyn.settings import Settings
 from persyn.workers.cluster.app import make
 
-# Without a broker the tool says that none answers.
+# Without a running broker, the tool reports that it does not answer.
 app = make(Settings.from_environment().broker_url or "redis://127.0.0.1:6379/0")

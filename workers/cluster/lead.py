@@ -1,4 +1,4 @@
-"""The lead among dispatchers: a lease of a few seconds in the database, under a fence that each write checks."""
+"""Elect the leading dispatcher: a lease of a few seconds in the database, with a fence checked by each write."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sqlalchemy.orm import Session
 from persyn.db.time import now
 from persyn.db.work import Leader
 
-#: How long a leader that gives no sign keeps the lead. A tick of a second renews it.
+#: How long a silent leader keeps the lead; each tick, once per second, renews it.
 LEASE = timedelta(seconds=5)
 
 
 class Lead:
-    """One dispatcher's part in it: whether it leads is decided by the database, and by its clock.
+    """One dispatcher's candidacy; the database decides who leads, by its own clock.
 
-    owner: who asks; see `owner.name`.
+    owner: this dispatcher's name; see `owner.name`.
     """
 
     def __init__(self, owner: str, *, lease: timedelta = LEASE) -> None:
@@ -28,7 +28,7 @@ class Lead:
         self._fence: int | None = None
 
     def take(self, session: Session) -> bool:
-        """Keep the lead, or take it where nobody's lease runs; False while another leads."""
+        """Renew the lead, or take it if no lease is valid; False while another dispatcher leads."""
         if self._fence is not None and self.hold(session):
             return True
         kind = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
@@ -43,14 +43,14 @@ class Lead:
         return self._fence is not None
 
     def hold(self, session: Session) -> bool:
-        """Check the fence before anything is written, in the same transaction; False: write nothing.
+        """Check the fence in the transaction that writes; if False, write nothing.
 
-        Nobody else takes the lead before that transaction is over.
+        No other dispatcher can take the lead before that transaction ends.
         """
         return self._set(session, now(self._lease))
 
     def resign(self, session: Session) -> None:
-        """Let the next one lead at once."""
+        """Let another dispatcher lead at once."""
         if self._fence is not None:
             self._set(session, now())
             self._fence = None

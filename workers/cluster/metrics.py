@@ -1,7 +1,7 @@
-"""What Prometheus is told: every figure read from the store, at each scrape, in one read transaction.
+"""Export Prometheus metrics, read from the store at each scrape in one read transaction.
 
-Labels name runs, stages, queues, teachers and states; nothing that grows with the prompts is one,
-and a run that ended more than a day ago is told of no more.
+Labels name runs, stages, queues, teachers and states, never anything that grows with the prompts.
+A run that ended more than a day ago is no longer exported.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from persyn.db.time import now
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
 
-#: How long a run that is over is still told of.
+#: How long a finished run is still exported.
 _REMEMBERED = timedelta(days=1)
-#: Responses are counted row by row, a second or more for a million: at most one part in so many of the time.
+#: Counting responses scans rows, a second or more per million, so it may take at most 1/20 of the time.
 _COUNTING_SHARE = 20
 
 
 class StoreCollector(Collector):
-    """A store's figures. A store that does not answer is `persyn_up 0` and nothing else.
+    """A store's metrics. An unavailable store exports only `persyn_up 0`.
 
-    clock: seconds; tests pass their own.
+    clock: in seconds; replaced in tests.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,7 +45,7 @@ class StoreCollector(Collector):
         self._count_at = float("-inf")
 
     def collect(self) -> Iterator[Metric]:
-        """Read everything anew; what was counted row by row may be older, by the time that counting costs."""
+        """Read all metrics again; counts of responses may be older, depending on how long counting takes."""
         found: list[Metric] = []
         try:
             with self._database.read() as session:
@@ -66,7 +66,7 @@ class StoreCollector(Collector):
 
 @contextmanager
 def serving(database: Database, *, host: str, port: int) -> Iterator[int]:
-    """Answer scrapes at /metrics until left; yields the port, which is a free one when 0 was asked for."""
+    """Serve /metrics within the context; yields the port, a free one if 0 was given."""
     registry = CollectorRegistry()
     registry.register(StoreCollector(database))
     try:
@@ -113,7 +113,7 @@ def _jobs(session: Session) -> list[Metric]:
 
 
 def _queues(session: Session) -> list[Metric]:
-    """What is told of each queue in which a job waits or runs."""
+    """Metrics of each queue with waiting or running jobs."""
     is_queued, is_running = Job.state == JobState.QUEUED, Job.state == JobState.RUNNING
     is_due = and_(is_queued, or_(Job.not_before.is_(None), Job.not_before <= now()))
     rows = session.execute(
@@ -144,7 +144,7 @@ def _queues(session: Session) -> list[Metric]:
 
 
 def _responses(session: Session) -> list[Metric]:
-    """Count by teacher: one query for all of them, and the only one that reads every response's row."""
+    """Responses by teacher: a single query, and the only one that reads every response's row."""
     responses = CounterMetricFamily("persyn_responses", "Responses stored.", labels=("teacher", "result"))
     tokens = CounterMetricFamily("persyn_response_tokens", "Tokens that teachers wrote.", labels=("teacher",))
     counted = (
@@ -157,7 +157,7 @@ def _responses(session: Session) -> list[Metric]:
         .group_by(Response.teacher_id)
         .subquery()
     )
-    # Versions of a teacher share its name, and would be one series twice.
+    # Versions of a teacher share its name, which would give duplicate series.
     rows = session.execute(
         select(
             Teacher.name,

@@ -1,4 +1,4 @@
-"""Which workers are up, at which version, and what none of them can work: asked of the workers themselves."""
+"""Roll call: ask the workers which are up and at which version, and find queues that none of them takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """A worker that answered: its name at the broker, PerSyn's version there, and what it takes."""
+    """A worker that answered: its name at the broker, its PerSyn version, and the jobs it takes."""
 
     host: str
     version: str
@@ -32,8 +32,8 @@ def version() -> str:
 
 
 def answer(reach: Reach) -> None:
-    """Let this process's worker answer a roll call."""
-    running = version()  # read now: another may be installed while this one runs
+    """Make this process's worker answer roll calls."""
+    running = version()  # read now, because an upgrade may be installed while this process runs
 
     @inspect_command(name=_COMMAND)  # type: ignore[untyped-decorator]
     def tell(state: Any, **_: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def answer(reach: Reach) -> None:
 
 
 def call(app: Celery) -> list[Present]:
-    """The workers that answer within two seconds, by name; what they say is theirs to say, and only shown.
+    """The workers that answer within two seconds, sorted by name; their answers are untrusted and only displayed.
 
     Raises one of `persyn.workers.cluster.app.AWAY` when the broker does not answer.
     """
@@ -52,12 +52,12 @@ def call(app: Celery) -> list[Present]:
 
 
 def untaken(backlogs: Iterable[Backlog], present: Collection[Present]) -> list[Backlog]:
-    """What waits and none of these workers takes."""
+    """The backlogs that none of these workers takes."""
     return [backlog for backlog in backlogs if not any(worker.reach.fits(backlog) for worker in present)]
 
 
 def _present(host: str, what: Mapping[str, Any]) -> Present:
     gpus, queues = what.get("gpus"), what.get("queues") or ()
     reach = Reach(None if gpus is None else tuple(map(str, gpus)), tuple(map(str, queues)))
-    # Another version may not know the question.
+    # A worker of another version may not support the question.
     return Present(host, str(what.get("version", "of an unknown version")), reach)

@@ -1,6 +1,6 @@
-"""A Celery worker for one group of GPUs: messages wake it, the database says what it does.
+"""A Celery worker for one group of GPUs: messages wake it, the database decides what it does.
 
-The Celery process imports no torch; models live in the engine hosts of its `Crew`.
+The Celery process does not import torch; models live in the engine hosts of its `Crew`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from persyn.workers.runner.crew import Crew
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
-#: A worker that was told to end, and has not when its database, its broker and its GPUs should have let it, ends
-#: itself: what it holds is left to the leases' end.
+#: A worker that has not stopped after this time, in which its database, broker and GPUs should have responded,
+#: kills itself; its jobs wait until their leases expire.
 _END_SECONDS = 100.0
 
 
 def serve(database: Database, settings: Settings, broker_url: str, reach: Reach, name: str) -> None:
-    """Work jobs until SIGTERM or Ctrl-C: then save what is finished, give the jobs back and return."""
+    """Work jobs until SIGTERM or Ctrl-C; then save what is finished, give the jobs back and return."""
     crew = Crew(database, settings, reach)
     app = celery_app.make(broker_url)
     hostname = f"{name}@{socket.gethostname()}"
@@ -57,7 +57,7 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
         state.should_stop = 0
 
     def be_ready(**_: Any) -> None:
-        # Instead of Celery's own handlers, which would wait for the task and print beside the log.
+        # Replace Celery's handlers, which would wait for the task and print beside the log.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
         owners = [worker.owner for worker in crew.workers]
@@ -80,7 +80,7 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
 
 
 def _stop_failed(crew: Crew) -> None:
-    """End all workers after an error, whatever it was: what is held is given back; a supervisor starts it anew."""
+    """Stop all workers after any error and give their jobs back; a supervisor restarts the process."""
     if crew.stopping.is_set():
         log.warning("the database does not answer, and the worker has been told to end", exc_info=True)
         return
@@ -99,16 +99,16 @@ def _end_soon(crew: Crew) -> None:
 
 def _end_now() -> None:
     log.error("not ended in time; what is held is left to the leases' end", extra={"seconds": _END_SECONDS})
-    os._exit(1)  # the engine ends with its pipe
+    os._exit(1)  # the engines end when their pipes close
 
 
 def _keep_logging(**_: Any) -> None:
-    """Whoever listens to this signal sets logging up; Celery does not."""
+    """A connected receiver of this signal keeps Celery from configuring logging."""
 
 
 @contextmanager
 def _listening(app: Celery, database: Database, hostname: str, reach: Reach) -> Iterator[None]:
-    """Keep the worker subscribed to the queues whose models it can work, those of runs yet to come included."""
+    """Keep the worker subscribed to the queues it can work, including those of future runs."""
     over = threading.Event()
 
     def look() -> None:
@@ -133,7 +133,7 @@ def _subscribe(app: Celery, database: Database, hostname: str, reach: Reach, hea
         wanted = {backlog.queue for backlog in queue.backlogs(session) if reach.fits(backlog)}
     now_heard = set(heard)
     for name in wanted - heard:
-        # Remote control reaches the consumer in its own thread; without a reply it was not up yet.
+        # Remote control is handled in the consumer's own thread; no reply means that it is not up yet.
         if app.control.add_consumer(name, destination=[hostname], reply=True, timeout=2):
             now_heard.add(name)
     for name in heard - wanted:

@@ -1,1 +1,1 @@
-"""One process that works jobs, with or without a cluster around it."""
+"""Work jobs in one process, with or without a cluster."""

@@ -1,7 +1,7 @@
-"""Which model a worker works next: the one it has loaded, then the longest queue that nobody works.
+"""Choose the queue a worker works next: its loaded model's, then the one with the most unserved work.
 
-Loading a model is what costs, so a worker stays on its queue until that is drained, and a queue
-that others work is joined only while it holds more jobs than they will soon have begun.
+Loading a model is expensive, so a worker stays on its queue until it is empty, and joins a queue
+with other workers only if it holds more jobs than they will soon have started.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from dataclasses import dataclass
 
 from persyn.jobs.queue import Backlog
 
-#: A queue is shared when more than this many jobs wait for each worker on it.
+#: A queue is shared when more than this many jobs per worker are waiting.
 _JOBS_WORTH_A_LOAD = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What one worker can do.
+    """What one worker can run.
 
-    gpus:   the ids of its GPUs, as CUDA_VISIBLE_DEVICES names them; None is a worker that does not pin, takes all,
-            and has the machine to itself.
-    queues: parts of queue names, of which one must occur; empty takes all.
+    gpus:   the ids of its GPUs, as in CUDA_VISIBLE_DEVICES; None means unpinned: it uses all GPUs and
+            is alone on the machine.
+    queues: parts of queue names, at least one of which must occur; empty means all queues.
     """
 
     gpus: tuple[str, ...] | None = None
     queues: tuple[str, ...] = ()
 
     def fits(self, backlog: Backlog) -> bool:
-        """Whether a queue's model fits this worker's GPUs and is one it was started for."""
+        """Whether a queue's model fits this worker's GPUs and matches its queue filter."""
         has_gpus = self.gpus is None or backlog.gpus <= len(self.gpus)
         return has_gpus and (not self.queues or any(part in backlog.queue for part in self.queues))
 
@@ -47,12 +47,12 @@ def order(backlogs: Collection[Backlog], loaded: str | None, reach: Reach) -> li
 
 
 def _size(backlog: Backlog) -> tuple[int, int, str]:
-    """What needs the most GPUs comes first: later there would be too few of them free. Then the most prompts."""
+    """Sort key: the most GPUs first, since later too few may be free; then the most prompts."""
     return -backlog.gpus, -backlog.prompts, backlog.queue
 
 
 def _need(backlog: Backlog) -> tuple[bool, float, int, str]:
-    """Whatever needs GPUs comes first where there are some; then what has the most prompts for each worker."""
+    """Sort key: GPU models first, if the worker has GPUs; then the most prompts per worker."""
     return not backlog.gpus, -backlog.prompts / (backlog.workers + 1), -backlog.gpus, backlog.queue
 
 

@@ -1,4 +1,4 @@
-"""Which job a worker takes next."""
+"""Choose and claim a worker's next job."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from persyn.workers.runner import affinity
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.ledger import Ledger
 
-#: How long the share that a worker has of what is left counts as known.
+#: How long a worker's computed share of the remaining work stays valid.
 _MOMENT_SECONDS = 2.0
 
 
 class Claims:
-    """Takes jobs for one worker, each in the caller's transaction.
+    """Claims jobs for one worker, each in the caller's transaction.
 
-    run_id: only this run's jobs; None takes any.
-    ledger: what the worker shares with others of its process.
+    run_id: only this run's jobs; None means any.
+    ledger: state shared with the other workers of the process.
     """
 
     def __init__(self, owner: str, reach: Reach, ledger: Ledger, *, run_id: int | None, lease: timedelta) -> None:
@@ -31,16 +31,16 @@ class Claims:
         self._ledger = ledger
         self._run_id = run_id
         self._lease = lease
-        #: Prompts left for each worker, and when that was so.
+        #: Prompts left per worker, and when that was computed.
         self._share, self._shared_at = 0.0, float("-inf")
-        #: Of the queue that it is at: whether its model needs GPUs, and how many prompts a job has.
+        #: The current queue: whether its model needs GPUs, and the number of prompts per job.
         self._on_gpus, self._job_prompts = False, 1.0
 
     def first(self, session: Session, loaded: str | None, known: Collection[int]) -> Claim | None:
-        """The first job of the queue to work now, whose model has its GPUs then; None when nothing can be had.
+        """Claim the first job of the best queue and reserve its model's GPUs; None when there is no job to be had.
 
         loaded: the queue whose model is in memory.
-        known:  the jobs that the worker holds; what else is held in its name is given back.
+        known:  the jobs the worker knows it holds; others held under its name are released.
         """
         queue.take_turns(session)
         queue.release_unknown(session, owner=self._owner, known=known)
@@ -55,24 +55,24 @@ class Claims:
         return None
 
     def is_enough(self, at_hand: int, window: int) -> bool:
-        """Whether a worker has its share of what is left, as far as was known a moment ago.
+        """Whether a worker has its share of the remaining work, as recently computed.
 
-        at_hand: requests that it has.
-        window:  how many its engine takes, which is about twice what it computes at a time.
+        at_hand: number of requests it has.
+        window:  the engine's window, about twice what it computes at a time.
         """
         if at_hand >= window:
             return True
         if time.monotonic() - self._shared_at > _MOMENT_SECONDS:
             return False
-        # What fills the engine, if there is so much for each worker; beyond that half the share, since others may be
-        # faster. A job more or less is half of one, on the average.
+        # Enough to fill the engine, if that much is left per worker; beyond that, half the share, because other
+        # workers may be faster. Half a job is the average rounding error.
         most = max(self._share / 2, min(self._share, window / 2))
         return at_hand > 0 and at_hand + self._job_prompts / 2 > most
 
     def next(self, session: Session, name: str, at_hand: int, window: int) -> Claim | None:
-        """Another job of the queue that the worker is at.
+        """Claim another job of the worker's current queue.
 
-        None when there is none, the worker has its share, or another model has its turn.
+        None when there is none, the worker has its share, or it is another model's turn.
         """
         if self._ledger.is_avoided(name):
             return None
@@ -86,7 +86,7 @@ class Claims:
         return self._claim(session, name)
 
     def _look(self, session: Session, at: str | None = None) -> list[Backlog]:
-        """What waits; the ledger is told of what nobody works and this process could.
+        """Read the backlogs, and tell the ledger which unserved queues this process could work.
 
         at: a queue that the worker has jobs of.
         """

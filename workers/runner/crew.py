@@ -1,4 +1,4 @@
-"""The workers of one process: as many as it has GPUs, so that as many models as fit are worked side by side."""
+"""Run one worker per GPU in one process, so that as many models as fit are served at the same time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from persyn.workers.runner.worker import Worker
 
 
 class Crew:
-    """A worker for each GPU, each with an engine host of its own; without GPUs there is one.
+    """One worker per GPU, each with its own engine host; a single worker without GPUs.
 
-    They share the GPUs by what their models need: some work while others wait for theirs. Setting `stopping` asks all
-    of them to stop, as soon as what is finished is stored.
+    They share the GPUs according to their models' needs: some work while others wait for GPUs. Setting `stopping` asks
+    all of them to stop once finished results are stored.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # All at once: each may wait a minute for its GPUs' memory.
+        # In parallel, since each may wait a minute for GPU memory.
         with ThreadPoolExecutor(len(self.workers)) as pool:
             left = [pool.submit(worker.__exit__, kind, error, at) for worker in self.workers]
         for leaving in left:
             leaving.result()
 
     def run(self) -> None:
-        """Work until the run is over; without a run, until no job is left. Raises what ended a worker, after all."""
+        """Work until the run is over or, without a run, until no job is left. Then raises a worker's error, if any."""
         if len(self.workers) == 1:
             self.workers[0].run()
             return
@@ -77,9 +77,9 @@ class Crew:
             end.result()
 
     def work(self, queue: str | None = None) -> None:
-        """Let an idle worker work until it finds no more: the one whose engine is of this queue, if there is one.
+        """Let an idle worker work until it finds no more jobs; prefers the one whose engine is of this queue.
 
-        Called by as many threads as there are workers, at most.
+        May be called by at most as many threads as there are workers.
         """
         with self._lock:
             worker = min(self._idle, key=lambda idle: (idle.queue != queue, idle.queue is not None))
@@ -91,15 +91,15 @@ class Crew:
                 self._idle.append(worker)
 
     def end(self) -> None:
-        """Have all of them stop, however the database fares; see `Worker.end`."""
+        """Stop all workers even if the database does not answer; see `Worker.end`."""
         for worker in self.workers:
             worker.end()
 
 
 def _shared_gpus(config: RunConfig) -> tuple[str, ...] | None:
-    """The GPUs that a run's models share; None: one model after the other takes what the environment shows.
+    """The GPUs shared by a run's models; None to give all visible GPUs to one model after the other.
 
-    So it is with one GPU, or none, and with fewer than a model asks for: its engine then says what is missing.
+    None also applies with at most one GPU, or fewer than a model needs: its engine then reports what is missing.
     """
     gpus = gpu_list.visible()
     teachers = [teacher.gpus for teacher in config.teachers]

@@ -1,4 +1,4 @@
-"""The heartbeat: a thread with its own connection that keeps this process's leases alive, also while a model loads."""
+"""Keep this process's leases alive from a thread with its own connection, also while a model loads."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from persyn.jobs.queue import Claim
 
 log = logging.getLogger(__name__)
 
-#: How long leases are renewed for a worker whose main loop stands still: it takes a breath many times a minute, and
-#: one that hangs would keep its jobs from everybody for ever.
+#: How long leases are renewed for a worker whose main loop is stuck. The loop reports many times a minute; a hung
+#: worker would otherwise keep its jobs forever.
 _PATIENCE_SECONDS = 600.0
 
 
 class Leases:
-    """The jobs this process holds; one that was taken away is lost.
+    """The jobs held by this process; a job taken away by others is lost.
 
     patience_seconds: how long they are renewed without a call of `alive`.
 
-    While the database is away nothing is lost yet: nobody can take anything either, and if somebody
-    did when it came back, the fence refuses what is written here.
+    While the database is down nothing is lost, because nobody else can claim jobs either; if one is claimed when
+    it is back, the fence rejects this process's writes.
     """
 
     def __init__(self, database: Database, lease: timedelta, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
@@ -51,20 +51,20 @@ class Leases:
         self._thread.join()
 
     def alive(self) -> None:
-        """The main loop goes on."""
+        """Report that the main loop is running."""
         self._alive_at = time.monotonic()
 
     def renewed(self) -> None:
-        """The database has just taken a write of this worker's."""
+        """Record that the database has just accepted a write of this worker."""
         self._renewed_at = time.monotonic()
 
     @property
     def are_kept(self) -> bool:
-        """Whether the last renewal is less than a lease ago; if not, others may hold the jobs by now."""
+        """Whether the last renewal is less than a lease ago; otherwise the jobs may have other holders by now."""
         return time.monotonic() - self._renewed_at < self._lease.total_seconds()
 
     def add(self, job: Claim) -> None:
-        """Renew a job that was just claimed from now on."""
+        """Start renewing a claimed job."""
         self.renewed()
         with self._lock:
             self._held[job.id] = job.fence
@@ -76,13 +76,13 @@ class Leases:
             self._held.pop(job.id, None)
 
     def lost(self) -> set[int]:
-        """The ids of jobs that are held no more and were not given up here."""
+        """The ids of jobs that are no longer held, although they were not given up here."""
         with self._lock:
             lost, self._lost = self._lost, set()
             return lost
 
     def beat(self) -> None:
-        """Renew everything held, once."""
+        """Renew all held leases once."""
         with self._lock:
             held = dict(self._held)
         if not held:

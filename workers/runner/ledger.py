@@ -1,4 +1,4 @@
-"""What the workers of one process share: its GPUs, whose turn they are, and which models cannot be had here."""
+"""Share GPUs among the workers of one process: allocation, turns, and models that do not load here."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from persyn.jobs import owner
 
-#: A model may keep its GPUs from one that waits for so many times as long as loading takes: what all the loading costs
-#: is then a small share of the time.
+#: A model may keep its GPUs from a waiting one for this many times the load time, so that loading takes only a
+#: small share of the time.
 _LOADS_A_TURN = 20
-#: And for so long at least.
+#: The minimum length of such a turn.
 _TURN_SECONDS = 10.0
-#: The longest wait for GPUs before the store is looked at again.
+#: Maximum wait for GPUs before the store is read again.
 _MOMENT_SECONDS = 2.0
-#: How often workers that are all at work look at what else waits.
+#: How often busy workers check which other queues are waiting.
 _LOOK_SECONDS = 5.0
 
 
@@ -25,8 +25,8 @@ class _Holding:
     """What one worker has.
 
     gpus: those of its engine, running or not.
-    planned: those of the model that it loads next, once that engine has ended; None when there is no such.
-    since: when it was given them.
+    planned: those of the model to load once that engine has ended; None if there is none.
+    since: when they were allocated.
     """
 
     gpus: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class _Holding:
 
 @dataclass(frozen=True, slots=True)
 class _Want:
-    """A queue that nobody works, and how many GPUs its model needs."""
+    """A queue that nobody works, and the number of GPUs its model needs."""
 
     queue: str
     gpus: int
@@ -49,14 +49,14 @@ class _Want:
 
 
 class Ledger:
-    """Gives each worker the GPUs of its model, and the CPU to one model at a time.
+    """Allocates GPUs to each worker's model, and the CPU to one model at a time.
 
-    A model that finds too few GPUs free waits. When it has waited for a turn, the GPUs that become free are kept for
-    it, and workers that hold others are asked to give way, those that have had theirs longest first. That holds for
-    a large model beside small ones, and for a small one behind a large one.
+    A model that finds too few free GPUs waits. After it has waited for a turn, GPUs that become free are reserved for
+    it, and the workers with the longest current turns are asked to release theirs. This applies to a large model
+    next to small ones and vice versa.
 
-    gpus:  the ids; None: the environment's, all of them for whichever model it is.
-    clock: seconds; tests pass their own.
+    gpus:  the ids; None means those of the environment, all of them for any model.
+    clock: in seconds; replaced in tests.
     """
 
     def __init__(self, gpus: Collection[str] | None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,9 +71,9 @@ class Ledger:
         self._noted_at = 0.0
 
     def enlist(self, drop: Callable[[], bool]) -> str:
-        """Take a worker in; returns its name, as an owner of leases.
+        """Register a worker; returns its name as an owner of leases.
 
-        drop: ends its engine and gives back its GPUs unless it has work; says whether it did.
+        drop: ends its engine and releases its GPUs unless it has work; returns whether it did.
         """
         with self._changed:
             name = owner.name(len(self._droppers) or None)
@@ -81,7 +81,7 @@ class Ledger:
             return name
 
     def has_room(self, worker: str, queue: str, gpus: int) -> bool:
-        """Whether a worker could have what a queue's model needs, now or once its own engine has ended."""
+        """Whether a worker could have the GPUs for a queue's model, now or after its own engine has ended."""
         with self._changed:
             if self._gpus is None:
                 return True
@@ -92,7 +92,7 @@ class Ledger:
             return len(self._to_be_had(worker)) - kept >= gpus
 
     def take(self, worker: str, queue: str, gpus: int) -> None:
-        """Give a worker what `has_room` said there is; its engine keeps its own until `settle`."""
+        """Allocate what `has_room` confirmed; the current engine keeps its GPUs until `settle`."""
         with self._changed:
             held = self._holdings.setdefault(worker, _Holding())
             held.planned = tuple(sorted(self._to_be_had(worker)[:gpus], key=(self._gpus or ()).index))
@@ -100,9 +100,9 @@ class Ledger:
             self._wants.pop(queue, None)
 
     def settle(self, worker: str) -> str | None:
-        """A worker's engine has ended: free what its next model does not need.
+        """A worker's engine has ended: release the GPUs its next model does not need.
 
-        Returns CUDA_VISIBLE_DEVICES for that model; None leaves the environment's.
+        Returns CUDA_VISIBLE_DEVICES for that model; None means the environment's.
         """
         if self._gpus is None:
             return None
@@ -114,28 +114,28 @@ class Ledger:
             return ",".join(held.gpus)
 
     def give_back(self, worker: str) -> None:
-        """A worker has no engine any more, and loads none."""
+        """A worker has no engine any more and loads none."""
         with self._changed:
             self._holdings.pop(worker, None)
             self._changed.notify_all()
 
     def note_waiting(self, waiting: Mapping[str, int]) -> None:
-        """Note the queues that nobody works anywhere, though jobs wait, as {queue: GPUs}."""
+        """Record the queues with waiting jobs that no worker anywhere serves, as {queue: GPUs}."""
         now = self._noted_at = self._clock()
         with self._changed:
             found = {queue: _Want(queue, gpus, now) for queue, gpus in waiting.items() if gpus}
             self._wants = {queue: self._wants.get(queue, want) for queue, want in found.items()}
 
     def is_to_look(self) -> bool:
-        """Whether it is long ago that the queues were noted, since all are at work."""
+        """Whether the queues were last recorded too long ago, because all workers are busy."""
         return self._clock() - self._noted_at >= _LOOK_SECONDS
 
     def note_load(self, seconds: float) -> None:
-        """Note how long a model took to load."""
+        """Record how long a model took to load."""
         self._slowest_load = max(self._slowest_load, seconds)
 
     def is_asked(self, worker: str) -> bool:
-        """Whether a worker is to give way once its jobs are done: another model has waited for its turn."""
+        """Whether a worker should release its GPUs after its current jobs: another model has waited for a turn."""
         with self._changed:
             due = self._due()
             if due is None or self._gpus is None:
@@ -150,10 +150,10 @@ class Ledger:
             return False
 
     def make_room(self, worker: str, drop: Callable[[], None]) -> bool:
-        """For a worker that found nothing it could load: see that what waits for GPUs gets them.
+        """Free GPUs for waiting models, for a worker that found nothing it could load.
 
-        Whoever has an engine and no work ends it, `drop` being how the worker itself does. Returns False when nothing
-        waits for GPUs, True when it is worth looking again; waits a moment where all are at work.
+        If the worker has an engine, `drop` ends it; otherwise idle other workers end theirs. Returns False when nothing
+        waits for GPUs, True when it is worth trying again; waits a moment if all others are busy.
         """
         with self._changed:
             if not self._wants:
@@ -168,15 +168,15 @@ class Ledger:
         return True
 
     def avoid(self, queue: str, seconds: float) -> None:
-        """Leave a queue to other processes for a while: its model did not load here."""
+        """Leave a queue to other processes for a while, because its model did not load here."""
         self._avoided[queue] = self._clock() + seconds
 
     def is_avoided(self, queue: str) -> bool:
-        """Whether a queue is left to others now."""
+        """Whether a queue is currently left to others."""
         return self._clock() < self._avoided.get(queue, 0.0)
 
     def _due(self) -> _Want | None:
-        """What has waited longest, when that is a turn or more."""
+        """The longest-waiting queue, if it has waited for at least a turn."""
         turn = max(_TURN_SECONDS, _LOADS_A_TURN * self._slowest_load)
         first = min(self._wants.values(), key=lambda want: want.since, default=None)
         return first if first is not None and self._clock() - first.since >= turn else None
@@ -186,7 +186,7 @@ class Ledger:
         return [gpu for gpu in self._gpus or () if gpu not in occupied]
 
     def _to_be_had(self, worker: str) -> list[str]:
-        """A worker's own first: with as many again it keeps them, and its engine need not move."""
+        """The free GPUs, the worker's own first: if it needs equally many, it keeps its engine's place."""
         held = self._holdings.get(worker, _Holding())
         own = list(dict.fromkeys([*held.gpus, *(held.planned or ())]))
         return own + self._free()

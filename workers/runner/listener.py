@@ -1,4 +1,4 @@
-"""Whoever wants to see work go on in this process."""
+"""An interface for observing the progress of workers in this process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from persyn.stages.batch import Progress
 
 
 class Listener:
-    """Is told what workers do; this one does nothing with it. Several workers tell from a thread each."""
+    """Receives workers' events and ignores them; subclasses override. Each worker calls from its own thread."""
 
     def loading(self, spec: ModelSpec) -> None:
-        """A model begins to load."""
+        """A model starts to load."""
 
     def loaded(self, spec: ModelSpec, seconds: float) -> None:
-        """It is in memory."""
+        """A model is in memory."""
 
     def saved(self, stage: str, done: int, failed: int) -> None:
-        """So many rows more are written."""
+        """More rows are saved, this many done and failed."""
 
     def waiting(self, reason: str) -> None:
-        """A server is away, and is asked again later."""
+        """A server is unavailable and will be retried later."""
 
 
 class Counter(Listener):
-    """Counts the rows of a run's stages as they are written, without counting them in the store each time."""
+    """Counts the saved rows of a run's stages; the store is read once per stage."""
 
     def __init__(self, database: Database, run_id: int) -> None:
         self._database = database
@@ -38,16 +38,16 @@ class Counter(Listener):
         self._lock = threading.Lock()
 
     def saved(self, stage: str, done: int, failed: int) -> None:
-        """So many rows more are written."""
+        """Add saved rows to the counts."""
         with self._lock:
             if stage not in self._counts:
-                # The store has counted these rows already.
+                # The store's counts include these rows already.
                 found = self._read(stage)
                 self._counts[stage] = Progress(found.total, found.done - done, found.failed - failed)
                 self.counted(stage, self._counts[stage])
             before = self._counts[stage]
             n_failed = before.failed + failed
-            # Rows that another worker was writing when the store was first asked are counted twice.
+            # Rows that another worker was storing during the first count may be counted twice.
             self._counts[stage] = Progress(before.total, min(before.done + done, before.total - n_failed), n_failed)
             self.counted(stage, self._counts[stage])
 

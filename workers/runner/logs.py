@@ -1,4 +1,4 @@
-"""Logs as JSON lines on standard error, for whatever collects them. No prompt and no response is ever in one."""
+"""Write logs as JSON lines to standard error. They never contain prompts or responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 
 
 def to_json(level: int = logging.INFO) -> None:
-    """Send every logger's records there, one JSON object a line; what `extra` holds becomes fields of its own."""
+    """Send all loggers' records to standard error, one JSON object per line; `extra` becomes separate fields."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -1,4 +1,4 @@
-"""A worker's place for one engine: it is loaded, fed, emptied and ended here, and what it has in hand is known."""
+"""A worker's slot for one engine: load it, feed it, collect results, end it, and track requests in flight."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from persyn.workers.runner.suspicion import Key
 
 @dataclass(slots=True, eq=False)
 class OpenJob:
-    """A job under lease: what is still to be asked, and how many results are still to come."""
+    """A job under lease, with its remaining requests and the number of missing results."""
 
     claim: Claim
     spec: ModelSpec
@@ -34,14 +34,14 @@ class OpenJob:
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A request that the engine has."""
+    """A request in flight."""
 
     job: OpenJob
     request: Request
 
     @property
     def key(self) -> Key:
-        """Which request it is, whatever engine has it."""
+        """Identifies the request across engines."""
         return self.job.claim.id, self.request.id
 
 
@@ -58,7 +58,7 @@ class Slot:
 
     @property
     def loaded(self) -> Loaded | None:
-        """What the engine said when its model was in memory; None while it is not."""
+        """What the engine reported when its model was loaded; None before."""
         return self._host.loaded if self._host is not None else None
 
     @property
@@ -69,7 +69,7 @@ class Slot:
 
     @property
     def gpus(self) -> str | None:
-        """The GPUs that the engine was given, by name; None for a model that needs none."""
+        """The names of the engine's GPUs; None for a model that needs none."""
         assert self._host is not None
         if not self._host.spec.gpus:
             return None
@@ -78,27 +78,27 @@ class Slot:
 
     @property
     def in_hand(self) -> int:
-        """How many requests the engine has."""
+        """The number of requests in flight."""
         return len(self._flying)
 
     @property
     def load_seconds(self) -> float:
-        """How long ago the engine's process was started."""
+        """Seconds since the engine's process was started."""
         return time.monotonic() - self._began_at
 
     @property
     def fruitless_seconds(self) -> float:
-        """For how long an engine with something in hand has given no result."""
+        """Seconds for which an engine with requests in flight has returned no result."""
         return time.monotonic() - self._result_at if self._flying else 0.0
 
     def holds(self, spec: ModelSpec) -> bool:
-        """Whether the engine here is of this model."""
+        """Whether the slot's engine serves this model."""
         return self._host is not None and self._host.spec == spec
 
     def start(self, spec: ModelSpec, devices: str | None) -> None:
-        """Begin to load a model; there is no other.
+        """Start loading a model; the slot must be empty.
 
-        devices: CUDA_VISIBLE_DEVICES for it; None leaves the environment's: nothing else works on this machine.
+        devices: CUDA_VISIBLE_DEVICES for it; None keeps the environment's, i.e. nothing else uses this machine.
         """
         assert self._host is None
         self._devices = devices
@@ -113,33 +113,33 @@ class Slot:
         )
 
     def submit(self, jobs: Iterable[OpenJob], room: int) -> None:
-        """Hand over up to `room` of what waits, job by job."""
+        """Submit up to `room` pending requests, job by job."""
         assert self._host is not None
         was_idle = not self._flying
         requests: list[Request] = []
         for job in jobs:
             while job.waiting and len(requests) < room:
                 flight = Flight(job, job.waiting.popleft())
-                serial = next(self._serial)  # ids of two jobs may be the same
+                serial = next(self._serial)  # request ids are only unique within a job
                 self._flying[serial] = flight
                 requests.append(msgspec.structs.replace(flight.request, id=serial))
         if requests:
             if was_idle:
-                self._result_at = time.monotonic()  # it had nothing to do until now
+                self._result_at = time.monotonic()  # the engine was idle until now
             self._host.submit(requests)
 
     def receive(self, timeout: float) -> list[tuple[Flight, Result]]:
-        """What is finished; waits up to `timeout` seconds for the first of it. Raises what `Host.receive` does."""
+        """Return finished requests; wait up to `timeout` seconds for the first. Raises what `Host.receive` does."""
         if self._host is None:
             return []
         return [(self._flying.pop(result.id), result) for result in self._host.receive(timeout)]
 
     def emptied(self) -> None:
-        """What it gave is written; the time until it gives more counts from here."""
+        """Restart the timer for missing results, after the received ones were saved."""
         self._result_at = time.monotonic()
 
     def end(self) -> list[Flight]:
-        """End the engine, and return what it had in hand: it waits for the next one, first in its job."""
+        """End the engine; its requests in flight go back to the front of their jobs and are returned."""
         flights = list(self._flying.values())
         for flight in reversed(flights):
             flight.job.waiting.appendleft(flight.request)

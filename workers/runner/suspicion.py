@@ -1,11 +1,11 @@
-"""Which request kills an engine? Give each new engine fewer of those that were in it, until one is alone."""
+"""Isolate the request that kills an engine: after each death, fewer of the suspects run at once, until one is alone."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import TypeAlias
 
-#: Each death leaves this much fewer requests to the next engine at once.
+#: After each death, the limit on concurrent requests is divided by this.
 _NARROWING = 4
 
 Key: TypeAlias = tuple[int, int]
@@ -13,9 +13,9 @@ Key: TypeAlias = tuple[int, int]
 
 
 class Suspicion:
-    """Counts an engine's deaths until the requests it died with are all finished.
+    """Counts an engine's deaths until all requests that it died with are finished.
 
-    The first death narrows nothing: most are somebody else's doing, an operator's or the kernel's.
+    The first death has no effect: most are caused from outside, by an operator or the kernel.
     """
 
     def __init__(self) -> None:
@@ -24,22 +24,22 @@ class Suspicion:
         self._limit: int | None = None
 
     def limit(self, window: int) -> int:
-        """How many requests an engine with this window may have at once."""
+        """The maximum number of concurrent requests for an engine with this window."""
         return window if self._limit is None else min(window, self._limit)
 
     def finished(self, key: Key) -> None:
-        """A request got its result; with the last suspect the suspicion ends."""
+        """A request has a result; when no suspects are left, the suspicion ends."""
         self._suspects.discard(key)
         if not self._suspects:
             self._deaths, self._limit = 0, None
 
     def forget(self, job_id: int) -> None:
-        """A job is gone, and its requests with it."""
+        """Forget a job and its requests."""
         for key in [key for key in self._suspects if key[0] == job_id]:
             self.finished(key)
 
     def died(self, flying: Collection[Key]) -> Key | None:
-        """An engine died with these requests in hand; the guilty one, when it was alone a second time."""
+        """An engine died with these requests in flight; returns the culprit, a request that was alone a second time."""
         self._deaths += 1
         if self._deaths > 1 and len(flying) == 1:
             return next(iter(flying))

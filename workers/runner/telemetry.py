@@ -1,7 +1,7 @@
-"""What a worker tells of its jobs: a line of the log when one begins and ends, and an OpenTelemetry span between.
+"""Report a worker's jobs: a log line at the beginning and the end of each, and an OpenTelemetry span between.
 
-Spans go wherever `opentelemetry-instrument persyn worker ...` sends them; without that package, and
-without that command, there are none. No prompt and no response is in either.
+Spans are exported only under `opentelemetry-instrument persyn worker ...`, with that package installed.
+Neither logs nor spans contain prompts or responses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Telemetry:
-    """Tells of one worker's jobs.
+    """Reports one worker's jobs.
 
     worker: its name as an owner of leases.
     """
@@ -30,7 +30,7 @@ class Telemetry:
         self._spans: dict[int, Any] = {}
 
     def about(self, claim: Claim, **more: Any) -> dict[str, Any]:
-        """The fields of every line that is about a job."""
+        """The fields of every log line about a job."""
         of_job = {"run": claim.run_id, "stage": claim.stage, "queue": claim.queue, "job": claim.id}
         return {**of_job, "fence": claim.fence, "worker": self._worker, **more}
 
@@ -43,7 +43,7 @@ class Telemetry:
             self._spans[claim.id] = trace.get_tracer("persyn").start_span(f"job {claim.stage}", attributes=attributes)
 
     def ended(self, claim: Claim, how: str, reason: str = "") -> None:
-        """It is over here: done, failed, let go or given back; an attempt that failed has a reason."""
+        """A job ends on this worker: done, failed, let go or given back; `reason` explains a failed attempt."""
         if reason:
             log.warning("%s: %s", how, reason, extra=self.about(claim))
         else:

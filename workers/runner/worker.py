@@ -1,8 +1,8 @@
-"""Who works jobs: it holds leases and one engine host, feeds the one from the other, saves what comes.
+"""The worker: holds leases and one engine host, submits the jobs' requests to it, and saves the results.
 
-No transaction is open while a model computes, the engine is kept full across job borders, and
-every result is written as soon as it is there: whatever ends this process, only what the engine
-was computing is computed again.
+No transaction is open while a model computes, the engine stays full across job boundaries, and
+every result is saved as soon as it arrives: if the process ends for any reason, only requests in
+flight are computed again.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ from persyn.workers.runner.telemetry import Telemetry
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: How long one look for results waits, and how long a worker without a job does.
+#: How long to wait for results, and how long a worker without a job waits.
 _RECEIVE_SECONDS = 0.5
 _IDLE_SECONDS = 0.5
-#: How long a worker leaves a queue to others whose model did not load here.
+#: How long to leave a queue to others after its model did not load here.
 _AVOID_SECONDS = 600.0
-#: How long a database that does not answer is waited for.
+#: How long to wait for an unavailable database.
 _OUTAGE_SECONDS = 900
-#: How long it is waited for by a worker that has been told to end.
+#: The same for a worker that was told to stop.
 _STOP_SECONDS = 10.0
-#: So many in a row, and it is the engine that dies of anything, or the machine that kills it.
+#: After this many in a row, the engine or the machine is to blame rather than a request.
 _MOST_FUTILE = 2
 
 
 class Worker:
-    """Works jobs until there are none, or `stop` is set.
+    """Works jobs until none are left, or `stop` is set.
 
-    run_id: only this run's jobs; None takes any.
-    reach:  which GPUs its process has, and which queues it takes.
-    ledger: what it shares with other workers of its process, and none if it is alone there.
+    run_id: only this run's jobs; None means any.
+    reach:  the process's GPUs, and the queues it takes.
+    ledger: state shared with other workers of the process; None if it is the only one.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Worker:
         listener: Listener | None = None,
         ledger: Ledger | None = None,
     ) -> None:
-        #: Held while there is work; whoever has it may end the engine.
+        #: Held while there is work; its holder may end the engine.
         self._busy = threading.Lock()
         self._ledger = ledger or Ledger(reach.gpus)
         self.owner = self._ledger.enlist(self._drop_when_idle)
@@ -96,7 +96,7 @@ class Worker:
         self._jobs: dict[int, OpenJob] = {}
         self._suspicion = Suspicion()
         self._telemetry = Telemetry(self.owner)
-        #: Requests that were found guilty of an engine's death, and deaths without any in hand, since a good result.
+        #: Requests found to kill the engine, and deaths without any in flight, since the last good result.
         self._futile = 0
 
     def __enter__(self) -> Worker:
@@ -111,12 +111,12 @@ class Worker:
             self._leases.__exit__(kind, error, at)
 
     def end(self) -> None:
-        """Stop, however the database fares: what it does not take within seconds is left to the leases' end."""
+        """Stop even if the database does not answer; what it does not accept in seconds waits for leases to expire."""
         self.stop.set()
         self._database.hurry(_STOP_SECONDS)
 
     def run(self) -> None:
-        """Work until the run is over; without a run, until no job is left."""
+        """Work until the run is over or, without a run, until no job is left."""
         with self:
             while not self.stop.is_set() and not self._outlasting(self._is_over):
                 if not self.work():
@@ -124,14 +124,13 @@ class Worker:
 
     @property
     def queue(self) -> str | None:
-        """The queue of the jobs it works, or worked last; None when it has no engine."""
+        """The queue of the current or previous jobs; None without an engine."""
         return self._queue
 
     def work(self) -> bool:
-        """Work one queue after the other until none has a job for this worker; False when there was none at all.
+        """Work one queue after another until none has a job for this worker; False if there was none at all.
 
-        The model stays loaded until its GPUs are needed; leaving the worker, as a context, gives back what is open and
-        ends it.
+        The model stays loaded until its GPUs are needed; leaving the worker's context gives open jobs back and ends it.
         """
         found = False
         with self._busy:
@@ -146,7 +145,7 @@ class Worker:
 
     def _turn_to(self, claim: Claim) -> None:
         if claim.queue != self._queue:
-            self._queue, self._futile = claim.queue, 0  # another engine is not to blame for the last one's deaths
+            self._queue, self._futile = claim.queue, 0  # a new engine is not blamed for the previous one's deaths
         self._open(claim)
         self._drain()
 
@@ -162,13 +161,13 @@ class Worker:
             return self._claims.first(session, self._queue, self._jobs)
 
     def _drop(self) -> None:
-        """End the engine, for others to have its GPUs."""
+        """End the engine and release its GPUs."""
         self._slot.end()
         self._queue = None
         self._ledger.give_back(self.owner)
 
     def _drop_when_idle(self) -> bool:
-        """Do so unless there is work; whether it was done."""
+        """End the engine unless there is work; return whether it was ended."""
         if not self._busy.acquire(blocking=False):
             return False
         try:
@@ -178,7 +177,7 @@ class Worker:
         return True
 
     def _drain(self) -> None:
-        """Work the open jobs, and their queue until nothing is left in it."""
+        """Work the open jobs, then the rest of their queue."""
         while not self.stop.is_set():
             self._leases.alive()
             self._open_jobs()
@@ -190,7 +189,7 @@ class Worker:
             self._end_fruitless()
 
     def _open_jobs(self) -> None:
-        """Claim jobs until this worker has its share, so that its engine never runs dry between two."""
+        """Claim jobs up to this worker's share, so that its engine does not idle between jobs."""
         while not self._claims.is_enough(self._at_hand(), self._window()) and not self.stop.is_set():
             claim = self._outlasting(self._claim_next)
             if claim is None:
@@ -203,7 +202,7 @@ class Worker:
             return self._claims.next(session, self._queue, self._at_hand(), self._window())
 
     def _open(self, claim: Claim) -> None:
-        """Load what a claimed job asks; one that cannot be loaded has failed an attempt."""
+        """Load a claimed job's requests; if that fails, the job has a failed attempt."""
         self._leases.add(claim)
         self._telemetry.claimed(claim)
         try:
@@ -234,7 +233,7 @@ class Worker:
                 return
             self._is_loading = True
             self._listener.loading(spec)
-        # A worker that cannot renew its leases asks nothing new: others may have its jobs.
+        # Without renewed leases, submit no new requests: others may hold the jobs.
         if self._slot.loaded is not None and self._leases.are_kept:
             self._slot.submit(self._jobs.values(), self._window() - self._slot.in_hand)
 
@@ -258,7 +257,7 @@ class Worker:
             self._land(results)
 
     def _greet(self) -> None:
-        """Say once, to the listener, in the log and in the store, that the model is there."""
+        """Report the loaded model once to the listener, the log and the store."""
         loaded = self._slot.loaded
         if loaded is None or not self._is_loading:
             return
@@ -266,7 +265,7 @@ class Worker:
         job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
         self._ledger.note_load(seconds)
         self._listener.loaded(job.spec, seconds)
-        if job.spec.model:  # checking answers takes a process and no model
+        if job.spec.model:  # an answer checker has a process, but no model
             log.info("loaded", extra=self._telemetry.about(job.claim, engine=loaded.version, seconds=seconds))
             where = {"log": self._slot.log, "gpus": self._slot.gpus}
             self._outlasting(lambda: self._note_load(job.claim, loaded.version, seconds, where))
@@ -278,7 +277,7 @@ class Worker:
             bulk.insert_new(session, Load, [row])
 
     def _land(self, results: Sequence[tuple[Flight, Result]]) -> None:
-        """Write results, job by job."""
+        """Save results, job by job."""
         assert self._slot.loaded is not None
         engine = self._slot.loaded.version
         by_job: dict[int, list[Done]] = defaultdict(list)
@@ -296,7 +295,7 @@ class Worker:
                 self._tidy(result)
 
     def _tidy(self, fitted: Fitted) -> None:
-        """Remove the checkpoint of a fit that was in vain: its job had gone to another."""
+        """Remove the checkpoint of a fit whose job had been lost to another worker."""
 
         def is_used() -> bool:
             with self._database.read() as session:
@@ -306,7 +305,7 @@ class Worker:
             shutil.rmtree(self._settings.home / fitted.folder, ignore_errors=True)
 
     def _is_open(self, job: OpenJob) -> bool:
-        """Whether a job is still held by this claim; it may have been let go, and claimed here anew."""
+        """Whether a job is still held by this claim; it may have been let go and claimed again."""
         return self._jobs.get(job.claim.id) is job
 
     def _save(self, job: OpenJob, done: Sequence[Done]) -> None:
@@ -319,7 +318,7 @@ class Worker:
             self._fail(job.claim, str(error), is_final=True)
             return
         except Exception as error:
-            # Of one job: what a database does not take must not end the worker, and the next one, and the next.
+            # Rejected results must only fail their own job, not end the worker and then the next one.
             log.exception("results cannot be saved", extra=self._telemetry.about(job.claim))
             self._fail(job.claim, _reason(error))
             return
@@ -333,7 +332,7 @@ class Worker:
         self._listener.saved(job.claim.stage, len(done) - failed, failed)
 
     def _write(self, job: OpenJob, done: Sequence[Done]) -> bool:
-        """Write some results of a job and, with the last, its end and what follows; False when it is not held."""
+        """Save some results of a job and, with the last, complete it and advance the run; False on a lost lease."""
         claim = job.claim
         with self._database.write() as session:
             is_progress = any(not isinstance(item.result, Failed) for item in done)
@@ -349,9 +348,9 @@ class Worker:
         return True
 
     def _bury(self, reason: str) -> None:
-        """An engine died: its requests are asked again, of a new one, unless one of them is what kills it.
+        """An engine died: requeue its requests for a new one, except for one that was found to kill it.
 
-        Where one after the other is found to, the engine is to blame, and its jobs have failed an attempt.
+        If several requests in a row seem to kill it, the engine itself is to blame and its jobs have a failed attempt.
         """
         was_loaded = self._slot.loaded is not None
         flying = self._slot.end()
@@ -373,20 +372,20 @@ class Worker:
                 self._save(flight.job, [Done(flight.request, failure, flight.job.spec.engine)])
 
     def _is_final(self, error: EngineError) -> bool:
-        """Whether no worker would fare better: what this host lacks another may have, if there are others."""
+        """Whether a retry on any worker would fail, too; what this host lacks, another one may have."""
         is_alone = self._run_id is not None
         return isinstance(error, PermanentError) and (is_alone or not isinstance(error, HostLacks))
 
     def _fail_jobs(self, reason: str, *, did_load: bool, is_final: bool = False) -> None:
         if not did_load and self._queue is not None:
-            # Another worker may have the memory or the files; alone, a moment is all that can be waited for.
+            # Another worker may have the memory or the files; a single worker can only wait a moment and retry.
             seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
             self._ledger.avoid(self._queue, seconds)
         for job in list(self._jobs.values()):
             self._fail(job.claim, reason, did_load=did_load, is_final=is_final)
 
     def _leave_server(self, error: EngineError) -> None:
-        """Give back jobs whose server is away, until it is asked again; those that it refuses have failed."""
+        """Give back jobs whose server is unavailable, until its next retry; jobs that the server rejects fail."""
         end = pipeline.wait_out if isinstance(error, OutageError) else pipeline.give_up
         for job in list(self._jobs.values()):
             self._forget(job.claim)
@@ -414,13 +413,13 @@ class Worker:
         self._outlasting(write)
 
     def _drop_lost(self) -> None:
-        """Let go of jobs that were cancelled or given to another: what is in flight for them is not written."""
+        """Let go of jobs that were cancelled or lost; their requests in flight are discarded."""
         for job_id in self._leases.lost():
             if job_id in self._jobs:
                 self._let_go(self._jobs[job_id])
 
     def _let_go(self, job: OpenJob) -> None:
-        """Stop work on a job that may not be written any more; one that was cancelled ends here."""
+        """Stop a job whose results may no longer be saved; a cancelled one ends here."""
         self._forget(job.claim)
         self._telemetry.ended(job.claim, "let go")
 
@@ -432,7 +431,7 @@ class Worker:
         self._outlasting(write)
 
     def _end_fruitless(self) -> None:
-        """End an engine that is alive and gives no result in all the time it may have; its jobs have failed a try."""
+        """End an engine that is alive but has returned no result within the limit; its jobs have a failed attempt."""
         limit = self._settings.result_seconds
         if limit is None or self._slot.fruitless_seconds < limit:
             return
@@ -445,7 +444,7 @@ class Worker:
         self._suspicion.forget(claim.id)
 
     def _leave(self) -> None:
-        """Write what has arrived, give unfinished jobs back, end the engine."""
+        """Save what has arrived, give unfinished jobs back, end the engine."""
         try:
             with contextlib.suppress(HostDied, EngineError):
                 if results := self._slot.receive(0):
@@ -472,7 +471,7 @@ class Worker:
         return sum(job.left for job in self._jobs.values())
 
     def _outlasting(self, transaction: Callable[[], T]) -> T:
-        """Try a transaction again while the database does not answer; each commits whole or not at all."""
+        """Retry a transaction while the database is unavailable; each attempt commits entirely or not at all."""
         retrying = Retrying(
             retry=retry_if_exception_type(OperationalError),
             wait=wait_exponential(multiplier=0.2, max=15),
@@ -484,7 +483,7 @@ class Worker:
         return retrying(transaction)
 
     def _pause(self, seconds: float) -> None:
-        """Sleep; one that has been told to end looks again sooner."""
+        """Sleep; shorter if the worker was told to stop."""
         if self.stop.wait(seconds):
             time.sleep(min(seconds, _IDLE_SECONDS))
 

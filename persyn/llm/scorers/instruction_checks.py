@@ -1,7 +1,7 @@
-"""The 25 verifiable instructions of IFEval (arXiv 2311.07911), each a function of a response.
+"""The 25 verifiable instructions of IFEval (arXiv 2311.07911), each as a function of a response.
 
-What a function takes beside the response are the prompt's kwargs, by IFEval's names. Where IFEval takes a keyword for
-a regular expression, it is plain text here. A response may be any text: each check takes time in proportion to it.
+Besides the response, a function takes the prompt's kwargs under IFEval's names. Keywords that IFEval treats as
+regular expressions are plain text here. Each check runs in time linear in the response, whatever its text.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Count: TypeAlias = Annotated[int, Meta(ge=0)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Letter: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1)]
 
-#: The checks that ask which language a text is in, by the package langdetect.
+#: The checks that detect a text's language, with the package langdetect.
 NEED_LANGDETECT = frozenset(
     ("language:response_language", "change_case:english_capital", "change_case:english_lowercase")
 )
 _ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
-#: langdetect looks at 10,000 characters, links and addresses not counted.
+#: langdetect reads 10,000 characters, not counting links and addresses.
 _LANGUAGE_WINDOW = 50_000
 
 
 def arguments(check: Check, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a check takes, out of a prompt's kwargs; `msgspec.ValidationError` when that is missing or wrong.
+    """Select a check's arguments from a prompt's kwargs; `msgspec.ValidationError` if one is missing or invalid.
 
-    None is as good as left out, and what the check does not take is passed over: tables have all kwargs in every row.
+    None counts as missing, and other kwargs are ignored: in tables, every row has all kwargs.
     """
     given = {key: _whole(value) for key, value in kwargs.items() if value is not None}
     return msgspec.structs.asdict(msgspec.convert(given, _arguments(check)))
@@ -53,12 +53,12 @@ def _arguments(check: Check) -> type[Struct]:
 
 
 def _whole(value: Any) -> Any:
-    """A number as an integer: tables with gaps make 3.0 of 3."""
+    """Convert whole floats to integers: tables with missing values turn 3 into 3.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def can_detect_language() -> bool:
-    """Whether the package langdetect is there."""
+    """Whether the package langdetect is installed."""
     return find_spec("langdetect") is not None
 
 
@@ -66,22 +66,22 @@ def can_detect_language() -> bool:
 
 
 def existence(response: str, keywords: list[Text]) -> bool:
-    """Each keyword is in it, in whatever case."""
+    """Contains each keyword, ignoring case."""
     return all(keyword.lower() in response.lower() for keyword in keywords)
 
 
 def frequency(response: str, keyword: Text, frequency: Count, relation: Relation) -> bool:
-    """The keyword is in it so often, in whatever case."""
+    """Contains the keyword this often, ignoring case."""
     return _holds(response.lower().count(keyword.lower()), relation, frequency)
 
 
 def forbidden_words(response: str, forbidden_words: list[Text]) -> bool:
-    """None of the words is in it as a word."""
+    """Contains none of the words as a whole word."""
     return not any(re.search(rf"\b{re.escape(word)}\b", response, re.IGNORECASE) for word in forbidden_words)
 
 
 def letter_frequency(response: str, letter: Letter, let_frequency: Count, let_relation: Relation) -> bool:
-    """The letter is in it so often, in whatever case."""
+    """Contains the letter this often, ignoring case."""
     return _holds(response.lower().count(letter.lower()), let_relation, let_frequency)
 
 
@@ -89,22 +89,22 @@ def letter_frequency(response: str, letter: Letter, let_frequency: Count, let_re
 
 
 def response_language(response: str, language: Text) -> bool:
-    """It is in the language, by ISO 639-1. What has no language is in every one."""
+    """Is in the language, an ISO 639-1 code. A text whose language cannot be detected passes."""
     return _language(response) in (language, None)
 
 
 def english_capital(response: str) -> bool:
-    """It is English without small letters."""
+    """Is in English without lower-case letters."""
     return response.isupper() and response_language(response, "en")
 
 
 def english_lowercase(response: str) -> bool:
-    """It is English without capital letters."""
+    """Is in English without upper-case letters."""
     return response.islower() and response_language(response, "en")
 
 
 def capital_word_frequency(response: str, capital_frequency: Count, capital_relation: Relation) -> bool:
-    """So many words are all capitals."""
+    """Has this many words in all capitals."""
     return _holds(english.count_capital_words(response), capital_relation, capital_frequency)
 
 
@@ -112,24 +112,24 @@ def capital_word_frequency(response: str, capital_frequency: Count, capital_rela
 
 
 def number_sentences(response: str, num_sentences: Count, relation: Relation) -> bool:
-    """It has so many sentences."""
+    """Has this many sentences."""
     return _holds(english.count_sentences(response), relation, num_sentences)
 
 
 def number_words(response: str, num_words: Count, relation: Relation) -> bool:
-    """It has so many words."""
+    """Has this many words."""
     return _holds(english.count_words(response), relation, num_words)
 
 
 def number_paragraphs(response: str, num_paragraphs: Count) -> bool:
-    """*** divides it into so many paragraphs, none of them empty; it may stand at either end."""
+    """Has this many non-empty paragraphs divided by ***, which may also stand at either end."""
     return _parts(response, "***") == num_paragraphs
 
 
 def nth_paragraph_first_word(
     response: str, num_paragraphs: Count, nth_paragraph: Annotated[int, Meta(ge=1)], first_word: Text
 ) -> bool:
-    """Empty lines divide it into so many paragraphs, and the nth begins with the word."""
+    """Has this many paragraphs divided by blank lines, and the nth begins with the word."""
     paragraphs = response.split("\n\n")
     count = sum(1 for paragraph in paragraphs if paragraph.strip())
     if count != num_paragraphs or nth_paragraph > count:
@@ -143,38 +143,38 @@ def nth_paragraph_first_word(
 
 
 def number_placeholders(response: str, num_placeholders: Count) -> bool:
-    """It has at least so many [placeholders]."""
+    """Has at least this many [placeholders]."""
     return sum(_count_brackets(line) for line in response.split("\n")) >= num_placeholders
 
 
 def postscript(response: str, postscript_marker: Text) -> bool:
-    """It has a postscript, with the marker in front."""
+    """Has a postscript that begins with the marker."""
     spaced = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     pattern = spaced.get(postscript_marker.strip(), re.escape(postscript_marker.strip().lower()))
     return re.search(pattern, response.lower()) is not None
 
 
 def number_bullet_lists(response: str, num_bullets: Count) -> bool:
-    """It has exactly so many lines that begin with * or -; not with **."""
-    stars = re.findall(r"^[^\S\n]*\*[^*].*$", response, re.MULTILINE)  # one that is alone takes the next line with it
+    """Has exactly this many lines that begin with * or -; ** does not count."""
+    stars = re.findall(r"^[^\S\n]*\*[^*].*$", response, re.MULTILINE)  # a lone * also consumes the next line
     dashes = re.findall(r"^[^\S\n]*-", response, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
 def number_highlighted_sections(response: str, num_highlights: Count) -> bool:
-    """It has at least so many *highlighted* or **highlighted** stretches."""
+    """Has at least this many *highlighted* or **highlighted** passages."""
     single = (found[1:-1] for found in re.findall(r"\*[^\n*]*\*", response))
     double = (found[2:-2] for found in re.findall(r"\*\*[^\n*]*\*\*", response))
     return sum(1 for text in (*single, *double) if text.strip()) >= num_highlights
 
 
 def multiple_sections(response: str, section_spliter: Text, num_sections: Count) -> bool:
-    """It has at least so many sections that begin with the word and a number."""
+    """Has at least this many sections that begin with the word and a number."""
     return len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", response)) >= num_sections
 
 
 def json_format(response: str) -> bool:
-    """The whole of it is JSON, in a code fence or not. What is nested too deep to be read is none."""
+    """Is entirely JSON, with or without a code fence. JSON nested too deeply to parse fails."""
     text = response.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
         text = text.removeprefix(fence)
@@ -186,7 +186,7 @@ def json_format(response: str) -> bool:
 
 
 def title(response: str) -> bool:
-    """It has a <<title>>."""
+    """Has a <<title>>."""
     for line in response.split("\n"):
         begin, end = line.find("<<"), line.rfind(">>")
         if 0 <= begin < end - 2 and line[begin:end].lstrip("<").rstrip(">").strip():
@@ -195,18 +195,18 @@ def title(response: str) -> bool:
 
 
 def constrained_response(response: str) -> bool:
-    """It has one of three answers."""
+    """Contains one of three fixed answers."""
     return any(answer in response for answer in _ANSWERS)
 
 
 def two_responses(response: str) -> bool:
-    """****** divides it into two different responses."""
+    """Has two different responses divided by ******."""
     parts = [part.strip() for part in response.split("******") if part.strip()]
     return _parts(response, "******") == 2 and parts[0] != parts[1]
 
 
 def repeat_prompt(response: str, prompt_to_repeat: Text) -> bool:
-    """It begins with the prompt."""
+    """Begins with the prompt."""
     return response.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
@@ -214,18 +214,18 @@ def repeat_prompt(response: str, prompt_to_repeat: Text) -> bool:
 
 
 def end_checker(response: str, end_phrase: Text) -> bool:
-    """It ends with the phrase; quotation marks may follow."""
+    """Ends with the phrase; quotation marks may follow."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def quotation(response: str) -> bool:
-    """It is within double quotation marks."""
+    """Is enclosed in double quotation marks."""
     text = response.strip()
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
 def no_comma(response: str) -> bool:
-    """It has no comma."""
+    """Contains no comma."""
     return "," not in response
 
 
@@ -256,7 +256,7 @@ CHECKS: dict[str, Check] = {
     "startend:quotation": quotation,
     "punctuation:no_comma": no_comma,
 }
-"""Each kind of instruction by IFEval's id."""
+"""The checks by IFEval's instruction id."""
 
 
 def _holds(count: int, relation: Relation, bound: int) -> bool:
@@ -264,7 +264,7 @@ def _holds(count: int, relation: Relation, bound: int) -> bool:
 
 
 def _parts(text: str, divider: str) -> int:
-    """How many parts a divider makes, an empty one at either end not counted; 0 when another is empty."""
+    """The number of parts that a divider makes, ignoring an empty one at either end; 0 if another part is empty."""
     is_full = [bool(part.strip()) for part in text.split(divider)]
     return sum(is_full) if all(is_full[1:-1]) else 0
 
@@ -277,8 +277,8 @@ def _count_brackets(line: str) -> int:
 
 
 def _language(text: str) -> str | None:
-    """The language of a text, the same one each time; None when it has none."""
-    import langdetect  # an extra
+    """The detected language of a text, deterministic; None if undetectable."""
+    import langdetect  # an optional dependency
 
     langdetect.DetectorFactory.seed = 0
     try:

@@ -1,7 +1,7 @@
-"""Quality by instructions that a program can verify: whether a response follows those its prompt carries.
+"""Score quality by whether a response follows its prompt's programmatically verifiable instructions.
 
-A prompt's row has `instruction_id_list` and `kwargs`, as in IFEval (arXiv 2311.07911). A response is only ever read
-as text.
+A prompt's row has `instruction_id_list` and `kwargs`, as in IFEval (arXiv 2311.07911). Responses are only read as
+text, never executed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
 from persyn.llm.scorers import instruction_checks as checks
 
-#: Responses handed over at once.
+#: Responses taken at once.
 _CHUNK = 64
-#: What an English row of a dataset in several languages has before its ids.
+#: Prefix of the instruction ids of English rows in multilingual datasets.
 _LANGUAGE_PREFIX = "en:"
-#: What a score says before its colon where the prompt's instructions cannot be checked.
+#: Failure codes of scores for prompts whose instructions cannot be checked.
 FLAWS = frozenset({"no_instructions", "malformed_instructions", "unknown_instruction", "missing_package"})
 
 
 class Carried(Struct, frozen=True):
-    """The instructions of a prompt, as its row has them."""
+    """The instructions in a prompt's row."""
 
     instruction_id_list: list[str] = []
     kwargs: list[dict[str, Any] | None] = []
@@ -42,7 +42,7 @@ class Instruction(Struct, frozen=True):
     arguments: dict[str, Any]
 
     def is_followed(self, texts: list[str]) -> bool:
-        """Whether one of the texts follows it; an empty one follows nothing."""
+        """Whether at least one of the texts follows it; an empty text follows nothing."""
         return any(text.strip() and self.check(text, **self.arguments) for text in texts)
 
 
@@ -51,7 +51,7 @@ class CannotCheck(Exception):
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Make an instruction checker that answers `Judge`; its detail says of each instruction whether it was followed.
+    """Make an instruction checker that answers `Judge`; `detail` says which instructions were followed.
 
     A prompt whose instructions cannot be checked fails as `no_instructions`, `malformed_instructions`,
     `unknown_instruction` or `missing_package`. `ModelSpec.model` is not used.
@@ -68,7 +68,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def variants(response: str) -> list[str]:
-    """A response, and what may be taken for it: without its first line, its last, both; each without asterisks."""
+    """A response and its loose variants: without its first line, its last line, both; each also without asterisks."""
     lines = response.split("\n")
     cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
     texts = [response, *cut]
@@ -88,7 +88,7 @@ def _judge(request: Judge, chosen: options.Instructions) -> Result:
 
 
 def flaw(meta: Mapping[str, Any]) -> str | None:
-    """Why the instructions that a prompt's row carries cannot be checked; None when they can."""
+    """Why the instructions in a prompt's row cannot be checked; None if they can."""
     try:
         _instructions(meta)
     except CannotCheck as error:
@@ -97,7 +97,7 @@ def flaw(meta: Mapping[str, Any]) -> str | None:
 
 
 def _instructions(meta: Mapping[str, Any]) -> list[Instruction]:
-    """The instructions of a prompt; `CannotCheck` when there are none, or one that is not understood."""
+    """The instructions of a prompt; `CannotCheck` if there are none, or one is invalid."""
     try:
         carried = msgspec.convert(meta, Carried)
     except msgspec.ValidationError as error:

@@ -1,7 +1,7 @@
-"""Quality by an LLM as the judge: it rates each response, or compares it with the reference answer, twice.
+"""Score quality with an LLM judge, which rates each response or compares it with the reference answer, twice.
 
-A judge leans to one end of a scale and to one of two places. So each verdict is asked for both ways round, and the
-score is the mean of the two: what comes of the order alone cancels out.
+Judges favour one end of a scale and one position. Each verdict is therefore requested in both orders, and the
+score is the mean of the two, which cancels the position bias.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _COMPARE = """\
 Which of the two responses in the material, A and B, is the better one? \
 Reply with {"better": "A"}, {"better": "B"} or, when neither is better, {"better": "tie"}."""
 
-#: What a chat template's special tokens begin with: <|im_end|>, </s>, [INST]. A tokenizer would take them for the
-#: end of a turn, inside a JSON string too.
+#: The beginnings of chat templates' special tokens: <|im_end|>, </s>, [INST]. A tokenizer would parse them as such,
+#: even inside a JSON string.
 _TOKEN_BEGINS = re.compile(r"<(?=[^\s=\d])|\[(?=/?[a-z]?[A-Z])")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _PREFERENCE = {"A": 1.0, "tie": 0.5, "B": 0.0}
-#: Reasoning that some models write before their reply.
+#: Ends the reasoning that some models write before their reply.
 _REASONING_ENDS = "</think>"
 
 
@@ -69,22 +69,22 @@ class _Comparison(Struct, frozen=True):
 
 class _Verdict(Struct, frozen=True):
     said: int | str
-    #: As a rating, or as how much A is preferred to B.
+    #: The rating, or how strongly A is preferred to B.
     value: float
 
 
 def wording(chosen: Mapping[str, Any]) -> str:
-    """SHA-256 of what a judge with these options is asked; another one is another scorer.
+    """SHA-256 of the wording a judge with these options is given; another wording is another scorer.
 
-    Raises `PermanentError` for wrong options.
+    Raises `PermanentError` for invalid options.
     """
     return _wording(options.decode(ModelSpec("judge", "", options=dict(chosen)), options.Judge))
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load the model on the engine of the options; it answers `Judge`. Options: `options.Judge`.
+    """Load the model on the engine named in the options; it answers `Judge`. Options: `options.Judge`.
 
-    The value is the mean of two verdicts. A rating's is 1 to `scale`, higher for better. A comparison's is 1 when the
+    The value is the mean of two verdicts. A rating is 1 to `scale`, higher is better. A comparison is 1 when the
     response is better than the reference answer, 0.5 for a tie, 0 when it is worse. `detail` has both verdicts as the
     judge gave them, and whether they agree.
     """
@@ -99,25 +99,25 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 class BothWays:
-    """Asks an inner engine for two verdicts on each response and passes on their mean when both are there."""
+    """Requests two verdicts on each response from an inner engine and returns their mean when both are there."""
 
     def __init__(self, inner: Engine, chosen: options.Judge) -> None:
         self.inner = inner
         self.version = f"judge over {inner.version}"
-        #: As many responses as the inner engine wants requests: one verdict of each keeps it full.
+        #: One verdict of each response already fills the inner engine's window.
         self.window = inner.window
         self._options = chosen
-        #: By a response's id, the verdicts that are there; the other is on its way.
+        #: The verdicts received so far, by response id.
         self._halves: dict[int, list[Result]] = {}
         self._finished: list[Result] = []
 
     @property
     def pending(self) -> int:
-        """How many requests were submitted and are not finished."""
+        """The number of submitted and unfinished requests."""
         return len(self._halves) + len(self._finished)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Ask for both verdicts on each response; those that cannot be judged are finished at once."""
+        """Request both verdicts on each response; those that cannot be judged fail at once."""
         asked: list[Generate] = []
         for request in requests:
             assert isinstance(request, Judge)
@@ -129,7 +129,7 @@ class BothWays:
         self.inner.submit(asked)
 
     def step(self) -> list[Result]:
-        """One step of the inner engine, and the scores of the responses whose second verdict it brought."""
+        """Run one step of the inner engine; return the scores of the responses whose verdicts are now complete."""
         results, self._finished = self._finished, []
         for half in self.inner.step():
             halves = self._halves[half.id // 2]
@@ -141,7 +141,7 @@ class BothWays:
 
 
 def _ask(request: Judge, chosen: options.Judge) -> list[Generate]:
-    """The two questions about a response, ids 2n and 2n + 1."""
+    """The two questions about a response, with ids 2n and 2n + 1."""
     sampling = Sampling(temperature=0.0, max_tokens=chosen.max_tokens)
     schema = _schema(chosen)
     return [
@@ -151,7 +151,7 @@ def _ask(request: Judge, chosen: options.Judge) -> list[Generate]:
 
 
 def _rate(request: Judge, chosen: options.Judge) -> list[list[Message]]:
-    """The scale from the worst up, and from the best down. The material is first: its tokens are shared."""
+    """The scale in ascending and in descending order. The material comes first so that its prefix can be cached."""
     material = {"conversation": request.messages, "response": request.response}
     return [
         _messages(chosen, material, _RATE.format(scale=chosen.scale, low=low, high=high))
@@ -175,7 +175,7 @@ def _messages(chosen: options.Judge, material: Mapping[str, Any], question: str)
 
 
 def _frame(material: Mapping[str, Any]) -> str:
-    """The material as one line of JSON, which no text in it can leave, and without what a tokenizer may obey."""
+    """The material as one line of JSON that its texts cannot break out of, with special tokens defused."""
     line = msgspec.json.encode(material).decode()
     return _TOKEN_BEGINS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
@@ -196,7 +196,7 @@ def _wording(chosen: options.Judge) -> str:
 
 
 def _conclude(request_id: int, halves: Sequence[Result], chosen: options.Judge) -> Result:
-    """The response's score, of the two replies in the order of the questions."""
+    """The response's score from the two replies, in the order of the questions."""
     first, second = (_read(half, chosen) for half in halves)
     if isinstance(first, Failed):
         which = "both verdicts" if isinstance(second, Failed) else "first verdict"
@@ -210,7 +210,7 @@ def _conclude(request_id: int, halves: Sequence[Result], chosen: options.Judge) 
 
 
 def _read(half: Result, chosen: options.Judge) -> _Verdict | Failed:
-    """The verdict in a reply; a reply that states none, or two different ones, cannot be read."""
+    """Parse the verdict of a reply; a reply with no verdict, or with two different ones, fails."""
     if isinstance(half, Failed):
         return half
     assert isinstance(half, Generated)
@@ -232,6 +232,6 @@ def _decode(text: str, chosen: options.Judge) -> _Verdict | None:
             better = msgspec.json.decode(text, type=_Comparison).better
             return _Verdict(better, _PREFERENCE[better])
         rating = msgspec.json.decode(text, type=_Rating, strict=False).rating
-    except (msgspec.DecodeError, RecursionError):  # the latter of lists in lists, a thousand deep
+    except (msgspec.DecodeError, RecursionError):  # RecursionError: lists nested a thousand deep
         return None
     return _Verdict(rating, rating) if 1 <= rating <= chosen.scale else None

@@ -1,4 +1,4 @@
-"""Learnability: how likely a student finds a response, as a sum of log-probabilities in nats."""
+"""Score learnability: the log-likelihood of a response under the student, a sum in nats."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 
-#: Positions that go through the LM head at once: in float32, 0.3 GB at a vocabulary of 152,000.
+#: Positions passed through the LM head at once: 0.3 GB in float32 with a vocabulary of 152,000.
 _HEAD_ROWS = 512
-#: On a GPU so many logits at least, which is more positions where the vocabulary is small: 0.3 GB in float32.
+#: Minimum number of logits at once on a GPU, i.e. more positions for a small vocabulary: 0.3 GB in float32.
 _HEAD_LOGITS = 2**26
-#: Logits that are turned to float32 at once on a CPU.
+#: Logits converted to float32 at once on a CPU.
 _CACHED = 2_000_000
 
 
@@ -31,8 +31,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a student that answers `Judge` with the log-likelihood of the response.
 
     The value is the sum over the response's tokens, its end token included, given the conversation
-    in the student's own form; `n_tokens` is their number. A response longer than the model's context
-    together with its conversation fails as `too_long`; it is cut only where an option says so.
+    in the student's own chat format; `n_tokens` is their number. A response that exceeds the model's
+    context together with its conversation fails as `too_long`; it is truncated only if an option says so.
     """
     chosen = options.decode(spec, options.LogLikelihood)
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
@@ -59,9 +59,9 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 class Student:
-    """A causal language model, split into decoder and head so that the head sees only what is scored.
+    """A causal language model, split into decoder and head so that the head only sees scored positions.
 
-    Where its logits are not what its head makes of its decoder's hidden states, all of them are computed.
+    If the head applied to the decoder's hidden states does not give the model's logits, all logits are computed.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -79,15 +79,15 @@ class Student:
 
     @torch.inference_mode()
     def _judge(self, rows: Sequence[Row]) -> list[Judged]:
-        # The padding lies to the right of everything that is scored: no causal model looks at it, so any id
-        # will do, and without a mask the attention may use its fastest kernel.
+        # All padding is to the right of the scored tokens. A causal model does not attend to it, so any id will
+        # do, and attention without a mask can use its fastest kernel.
         ids = right_pad(rows, rows[0].ids[0], self._device)  # (B, L)
         width = ids.shape[1]
         places = torch.tensor(
             [i * width + j for i, row in enumerate(rows) for j in range(row.start - 1, len(row.ids) - 1)]
         ).to(self._device)
         targets = torch.tensor([token for row in rows for token in row.ids[row.start :]]).to(self._device)
-        # What goes to a GPU waits for it, so all of it goes before there is anything to wait for.
+        # Copies to a GPU block, so all inputs are copied before the computation starts.
         hidden = self._states(ids)  # (B, L, H)
         chosen = hidden.flatten(0, 1)[places.to(hidden.device)]  # (N, H)
         log_probabilities = self._log_probabilities(chosen, targets.to(hidden.device))  # (N,)
@@ -105,14 +105,14 @@ class Student:
         n = self._head_rows
         for states, tokens in zip(torch.split(hidden, n), torch.split(targets, n), strict=True):
             logits = self._logits(states)  # (n, V)
-            # On a CPU what fits its cache is worked on there, and the pages of a large tensor are never touched.
+            # On a CPU, pieces that fit its cache are faster and avoid page faults of a large tensor.
             rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
             for some, chosen in zip(torch.split(logits, rows), torch.split(tokens, rows), strict=True):
                 parts.append(_chosen(some.float(), chosen.to(logits.device)).double())
         return torch.cat(parts).cpu()
 
     def _states(self, ids: Tensor) -> Tensor:
-        """What `_logits` takes at each of (B, L) positions: hidden states, or the logits themselves."""
+        """The input of `_logits` at (B, L) positions: hidden states, or the logits themselves."""
         if self._parts is None:
             logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
             return logits
@@ -127,13 +127,13 @@ class Student:
 
     @torch.inference_mode()
     def _check(self) -> int:
-        """See whether the parts make the whole; give them up otherwise. Returns the size of the vocabulary."""
+        """Check that decoder and head together equal the model, or stop using them. Returns the vocabulary size."""
         ids = torch.arange(1, 9, device=self._device)[None]
         whole: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
         try:
             parts = self._logits(self._states(ids)[0]).to(whole.device)
         except (AttributeError, TypeError, ValueError, RuntimeError):
-            # A head may ask its decoder for more than hidden states, each family for something else.
+            # Some heads need more from the decoder than hidden states, which differs between model families.
             parts = None
         if parts is None or not fidelity.is_alike(whole, parts):
             self._parts = None
@@ -141,36 +141,36 @@ class Student:
 
 
 def _chosen(logits: Tensor, targets: Tensor) -> Tensor:
-    """(n,) log-probability of each target under (n, V) logits, which are used up."""
+    """(n,) log-probability of each target under (n, V) logits, which are overwritten."""
     found = logits.gather(1, targets[:, None]).squeeze(1)
-    # logsumexp, in place: a third of its time, and no second tensor of this size.
+    # In-place logsumexp: a third of the time, and no second tensor of this size.
     highest = logits.amax(1)
     total = logits.sub_(highest[:, None]).exp_().sum(1)
     return found - highest - total.log()
 
 
 class _Hidden(BaseModelOutputWithPast):
-    """A decoder's output of which only the hidden states are known: whatever else is asked for is None."""
+    """A decoder output with only the hidden states; every other attribute is None."""
 
     def __getattr__(self, name: str) -> None:
         return None
 
 
 class _Given(nn.Module):
-    """Stands where the decoder stood and passes on the hidden states it is given."""
+    """Replaces the decoder and returns the hidden states it is given."""
 
     def forward(self, _input_ids: Tensor | None = None, *, inputs_embeds: torch.FloatTensor, **_: Any) -> _Hidden:
         return _Hidden(last_hidden_state=inputs_embeds)
 
 
 def _split(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
-    """The decoder, and a view of the model that does all the rest, sharing its weights.
+    """The decoder, and a view of the model that computes the rest with the same weights.
 
-    What follows the decoder differs between architectures (soft-capped, scaled or plain logits); the
-    model's own code knows it.
+    What follows the decoder differs between architectures (soft-capped, scaled or plain logits), so the
+    model's own code is used.
     """
     head = copy(model)
-    # With several GPUs, accelerate puts a `forward` on the instance that still calls the original.
+    # With several GPUs, accelerate sets an instance attribute `forward` that still calls the original.
     head.__dict__.pop("forward", None)
     head._modules = {**model._modules, model.base_model_prefix: _Given()}
     return model.base_model, head

@@ -1,6 +1,6 @@
-"""Where a response states its final answer, and that answer as plain LaTeX.
+"""Extract the final answer of a response and convert it to plain LaTeX.
 
-Knows text, no algebra: every function here takes time linear in the text, or nearly so.
+Text only, no algebra; every function runs in roughly linear time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SYMBOLS = str.maketrans(
 
 
 def _as_matrix(found: re.Match[str]) -> str:
-    """Rows in brackets, [[1, 2], [3, 4]], as LaTeX sets them."""
+    """Convert rows in brackets, [[1, 2], [3, 4]], to a LaTeX matrix."""
     rows = (row.replace(",", " & ") for row in re.findall(r"\[([^\[\]]*)\]", found[1]))
     return r"\begin{pmatrix}" + r" \\ ".join(rows) + r"\end{pmatrix}"
 
@@ -49,7 +49,7 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"√\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<=[A-Za-z])([₀-₉]+)"), lambda m: f"_{{{m[1].translate(_SUBSCRIPTS)}}}"),
-    # An upright e or i is the constant; it would be taken for a unit.
+    # An upright e or i is a constant, and would be parsed as a unit.
     (re.compile(r"\\(?:mathrm|text|rm)\s*\{\s*([ei])\s*\}"), r"\1"),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)"), r"\1\\times 10^{\2}"),
     (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+[xX]\s+(?=\d)"), r"\\times "),
@@ -65,14 +65,14 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
 _APPROXIMATE = re.compile(
     r"^(?:[→⇒]|(?:in|on|at|by)\s+(?=\d)|=|≈|≃|≅|≒|\\approx\b|\\simeq\b|\\thickapprox\b|\\sim\b|~|\s)+"
 )
-#: Runs of white space say nothing, and cost time.
+#: Long runs of whitespace mean nothing and cost time.
 _BLANKS = re.compile(r"[^\S\n]{3,}")
 _NEW_LINES = re.compile(r"(?:[^\S\n]{0,2}\n){3,}")
-#: "Minus 8" on its own or after a verb; "6 minus 8" is a difference.
+#: "Minus 8" alone or after a verb; "6 minus 8" is a difference.
 _MINUS = re.compile(
     rf"(^|(?:{phrases.any_of(phrases.LINK)}|[=:])\s*){phrases.any_of(phrases.MINUS)}\s+(?=\d)", re.IGNORECASE
 )
-#: Before two answers, of which "7 or 8" is both.
+#: Precedes two alternatives; "7 or 8" states both.
 _EITHER = re.compile(r"\b(?:either|entweder|soit)\s+(?=\d)", re.IGNORECASE)
 _REPEATING = re.compile(
     r"(?<![\d.,])(?P<whole>\d{0,15})\.(?P<fixed>\d{0,15}?)"
@@ -86,14 +86,14 @@ _NESTED = 3
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What a response says is its answer; without a mark, all that it says."""
+    """The answer a response states; without a mark, the whole response."""
 
     text: str
     is_marked: bool
     response: str
 
     def expression(self) -> str:
-        """The answer as a number or formula, with its unit; "" when it states none."""
+        """The answer as a number or formula with its unit; "" if there is none."""
         if not self.is_marked and statements.is_cut_off(self.text):
             return ""
         text = _open_mark(self.text) if self.is_marked else self.text
@@ -104,7 +104,7 @@ class Stated:
         return text if len(text) <= LONGEST else ""
 
     def sentences(self) -> list[str]:
-        """What may be the answer where it is words: what is marked, or what the last sentence says."""
+        """Candidates for an answer in words: what is marked, or what the last sentence states."""
         if self.is_marked:
             text = _open_mark(self.text)
             return [text, statements.without_aside(text), statements.first_part(text)]
@@ -113,10 +113,10 @@ class Stated:
 
 
 def stated(text: str) -> Stated:
-    """Where a text states its answer.
+    """Locate the answer in a text.
 
-    What is marked as the answer counts, the last mark first: \\boxed{}, a tag such as <answer>, a JSON field
-    "answer", a line that begins with ####, else "the answer is" in any of many languages. Reasoning is no answer.
+    A marked answer counts, the last mark first: \\boxed{}, a tag such as <answer>, a JSON field "answer", a line
+    that begins with ####, else "the answer is" in any of many languages. Reasoning is ignored.
     """
     text = characters.plain(characters.without_reasoning(text)).strip()
     text = _NEW_LINES.sub("\n\n", _BLANKS.sub("  ", text))
@@ -128,7 +128,7 @@ def stated(text: str) -> Stated:
 
 
 def find(text: str) -> str:
-    """The answer a text states, as LaTeX without delimiters; "" when it states none.
+    """The answer a text states, as LaTeX without delimiters; "" if it states none.
 
     Without a mark it is the last formula or number of the text, or a short text as a whole.
     """
@@ -137,7 +137,7 @@ def find(text: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """An expression as LaTeX: no delimiters, no mark-up, no currency, no closing full stop."""
+    """Clean up an expression as LaTeX: no delimiters, markup, currency or final full stop."""
     text = trim(text).translate(_SYMBOLS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -145,18 +145,18 @@ def tidy(text: str) -> str:
 
 
 def trim(text: str) -> str:
-    """An expression without delimiters, mark-up, a leading sign of equality and a closing full stop."""
+    """Strip an expression's delimiters, markup, leading equals sign and final full stop."""
     text = _REPEATING.sub(_as_fraction, re.sub(r"\\?[\"`]", "", text).strip(" \t\n'"))
     text = re.sub(r"^\*\*(.*?)\*\*$", r"\1", text, flags=re.DOTALL)
     text = text.rstrip(" .,;")
     text = re.sub(r"^\\[\[(](.*)\\[\])]\.?$|^\$\$?([^$]*)\$\$?$", r"\1\2", text, flags=re.DOTALL)
     if "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)  # a backslash that was escaped once too often
+        text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)  # a doubly escaped backslash
     return _APPROXIMATE.sub("", _PERCENT.sub(r"\\%", text)).strip().rstrip(" .,;")
 
 
 def _as_fraction(found: re.Match[str]) -> str:
-    """A repeating decimal, such as 0.1(6), as a fraction."""
+    """Convert a repeating decimal, such as 0.1(6), to a fraction."""
     whole, fixed, cycle = found["whole"] or "0", found["fixed"], found["cycle"] or found["dots"]
     digits = 10 ** len(fixed)
     value = Fraction(int(whole + fixed)) / digits + Fraction(int(cycle), (10 ** len(cycle) - 1) * digits)
@@ -164,7 +164,7 @@ def _as_fraction(found: re.Match[str]) -> str:
 
 
 def _open_mark(text: str) -> str:
-    """What is marked within what is marked, as a box in a tag."""
+    """The content of a nested mark, such as a box in a tag."""
     for _ in range(_NESTED):
         said = _WRAPPED.sub(r"\1", text)
         mark = marks.last(characters.plain(said))

@@ -1,7 +1,7 @@
-"""The process in which answers are compared: algebra on text that strangers wrote.
+"""The child process that compares answers: algebra on untrusted text.
 
-Some expressions never end, or take all memory, inside C code that no exception can stop; so this
-process has a limit on its memory, an alarm that kills it, and a parent that replaces it.
+Some expressions never terminate, or exhaust memory, inside C code that no exception can interrupt. The
+process therefore has a memory limit, an alarm that kills it, and a parent that replaces it.
 Run as `python -m persyn.llm.scorers.math_child FD TIMEOUT_SECONDS MEMORY_MB`.
 """
 
@@ -20,11 +20,11 @@ from persyn.llm.scorers.math_scorer import Case, Verdict
 
 
 def main(fd: int, timeout_seconds: float, memory_mb: int) -> None:
-    """Answer lists of cases, one verdict after the other, until the parent closes the pipe."""
+    """Read lists of cases and answer one verdict at a time, until the parent closes the pipe."""
     limit = memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever interrupts the parent ends this process by it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends this process
     logging.disable(logging.WARNING)
     judge(Case(r"\frac{1}{2}", r"$\frac{2}{4} + 0 \cdot x$"))  # builds the parser's tables
 
@@ -41,7 +41,7 @@ def main(fd: int, timeout_seconds: float, memory_mb: int) -> None:
 
 
 def _guarded(case: Case, timeout_seconds: float, memory_mb: int) -> Verdict:
-    # Nobody handles this alarm, so it ends the process, also inside C code and when the parent is gone.
+    # The alarm has no handler, so it kills the process even inside C code and without a parent.
     signal.setitimer(signal.ITIMER_REAL, 2 * timeout_seconds)
     before = _peak_mb()
     try:
@@ -49,14 +49,14 @@ def _guarded(case: Case, timeout_seconds: float, memory_mb: int) -> Verdict:
     except Exception as error:
         verdict = Verdict(None, failure=f"crashed: {type(error).__name__}")
     signal.setitimer(signal.ITIMER_REAL, 0)
-    # A comparison that ran into the limit is swallowed on its way here and looks like "not equal".
+    # A comparison that hits the memory limit has its error swallowed and looks like "not equal".
     if not verdict.is_right and _peak_mb() - before > memory_mb / 4:
         return Verdict(None, failure=f"crashed: the comparison needs more than {memory_mb} MB")
     return verdict
 
 
 def _peak_mb() -> float:
-    """The most memory this process has held; getrusage would count what its parent held when it was made."""
+    """This process's peak memory; getrusage would include the parent's memory before the fork."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(float(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
 

@@ -1,6 +1,6 @@
-"""Quality in mathematics: whether a response's final answer is the reference's, by math-verify.
+"""Score mathematics: whether a response's final answer equals the reference, by math-verify.
 
-The comparing is done in a child process, `math_child`, that can be killed at any moment.
+Comparisons run in a child process, `math_child`, that can be killed at any moment.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from persyn.llm.scorers.answers import characters
 
 #: Requests sent to the child at once.
 _CHUNK = 64
-#: Loading the algebra takes a second or two, on a busy machine many.
+#: Importing the algebra takes a second or two, and much longer on a busy machine.
 _START_SECONDS = 120.0
-#: Comparisons after which a child is replaced: the caches of the algebra only grow.
+#: Comparisons after which a child is replaced, because the algebra's caches only grow.
 _RECYCLE_AFTER = 20_000
-#: How much of a long text is looked at, from its last mark on or from its end.
+#: Number of characters of a long text examined, from its last mark or up to its end.
 _WINDOW = 8_000
 _MARK = re.compile(r"\\boxed|\"answer\"|####|<\w*answer|\[answer", re.IGNORECASE)
 
 
 class Case(Struct, frozen=True):
-    """A reference answer and the response that is compared with it, both as they were written."""
+    """A reference answer and the response to compare with it, both unmodified."""
 
     gold: str
     response: str
 
 
 class Verdict(Struct, frozen=True):
-    """Whether the two say the same; None when that could not be found out, and why."""
+    """Whether the two are equal; None if undecided, with the reason."""
 
     is_right: bool | None
     detail: dict[str, Any] = {}
@@ -80,11 +80,11 @@ def _has_answer(request: Request) -> bool:
 
 
 class ChildLost(Exception):
-    """The child was killed, or ended by itself; the message is the reason of a `Failed`."""
+    """The child was killed or ended by itself; the message is the reason of a `Failed`."""
 
 
 class Child:
-    """The process that compares, replaced whenever it hangs or dies."""
+    """The comparing process, replaced whenever it hangs or dies."""
 
     def __init__(self, chosen: options.Math, tick: Tick) -> None:
         self.version = ""
@@ -93,7 +93,7 @@ class Child:
         self._served = 0
 
     def start(self) -> None:
-        """Start the process and wait until it is ready; `EngineError` when it does not get there."""
+        """Start the process and wait until it is ready; `EngineError` if it does not become ready."""
         here, there = Pipe()
         command = [sys.executable, "-m", "persyn.llm.scorers.math_child", str(there.fileno())]
         command += [str(self._options.timeout_seconds), str(self._options.memory_mb)]
@@ -108,7 +108,7 @@ class Child:
             raise EngineError(f"the answer checker does not start: {lost}") from lost
 
     def judge(self, requests: Sequence[Judge]) -> list[Result]:
-        """Results for the first of the requests: all of them, or up to the one that cost the child its life."""
+        """Results for the first requests: all of them, or up to the one that killed the child."""
         if self._served >= _RECYCLE_AFTER:
             self._end()
             self.start()
@@ -156,7 +156,7 @@ def _how_it_ended(code: int) -> str:
 
 
 def _window(text: str) -> str:
-    """The part of a long text that may hold its answer; reasoning, of which a part could not be told, never does."""
+    """The part of a long text that may contain its answer; reasoning is removed first."""
     text = characters.without_reasoning(text)
     if len(text) <= _WINDOW:
         return text

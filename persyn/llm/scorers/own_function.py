@@ -1,4 +1,4 @@
-"""A quality measure of your own: any Python function that gives a response a number.
+"""Run a custom scorer: a Python function that maps a response to a number.
 
     # my_scorers.py, somewhere on PYTHONPATH of every worker
     def brevity(messages, response, answer, meta):
@@ -8,8 +8,8 @@
     kind = "python"
     model = "my_scorers:brevity"
 
-It runs in the engine host: what it does there, it does with the worker's rights. The scorer is another
-version when its module's file changes; what that file imports is not looked at.
+It runs in the engine host, with the worker's permissions. Changing its module's file makes a new version of
+the scorer; modules that the file imports are not considered.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
 
 VERSION = f"python {'.'.join(str(part) for part in sys.version_info[:3])}"
-#: Responses handed over at once.
+#: Responses taken at once.
 _CHUNK = 64
 
 
 def revision(model: str) -> str:
-    """SHA-256 of the file of "module:function", of which nothing is imported; `UsageError` when there is none."""
+    """SHA-256 of the file of "module:function", without importing it; `UsageError` when there is none."""
     module, colon, function = model.partition(":")
     if not (colon and function.isidentifier()):
         raise UsageError(f"a python function is given as module:function, got {model!r}")
@@ -46,7 +46,7 @@ def revision(model: str) -> str:
 
 
 def _origin(module: str) -> str | None:
-    """Where a module's file is. `find_spec` would import the packages it is in: foreign code, in the wrong process."""
+    """A module's file. `find_spec` would import parent packages, i.e. run user code in the wrong process."""
     found, path, name = None, None, ""
     for part in module.split("."):
         name = f"{name}.{part}" if name else part
@@ -62,9 +62,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Import the function; it answers `Judge`. It is called as function(messages, response, answer, meta).
 
     messages: the prompt's turns, [{"role", "content"}, ...]; answer: its reference answer or None;
-    meta: what else its row said. Returns a finite number, or None for no verdict: the score has failed then, as it
-    has when the function raises. Raises `HostLacks` when it cannot be imported, or its file is not the one the spec
-    means.
+    meta: the other fields of its row. It returns a finite number, or None for no verdict; then, and if it raises,
+    the score fails. Raises `HostLacks` when the function cannot be imported, or its file is not the spec's version.
     """
     options.decode(spec, options.Python)
     function = take(spec)
@@ -79,7 +78,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def take(spec: ModelSpec) -> Callable[..., Any]:
-    """Import a spec's function; `HostLacks` when that fails, or its file is not the one the spec means."""
+    """Import a spec's function; `HostLacks` when that fails, or its file is not the spec's version."""
     if spec.revision is not None and revision(spec.model) != spec.revision:
         raise HostLacks(
             f"the file of {spec.model!r} is not the one the run was started with: put that back, "
@@ -88,7 +87,7 @@ def take(spec: ModelSpec) -> Callable[..., Any]:
     module, _, name = spec.model.partition(":")
     try:
         function = getattr(import_module(module), name)
-    except Exception as error:  # a module of somebody else's may raise anything
+    except Exception as error:  # importing user code may raise anything
         raise HostLacks(f"cannot import {spec.model!r}: {why(error)}") from error
     if not callable(function):
         raise HostLacks(f"{spec.model!r} is no function")
@@ -96,7 +95,7 @@ def take(spec: ModelSpec) -> Callable[..., Any]:
 
 
 def why(error: Exception) -> str:
-    """What somebody else's code raised, on one line."""
+    """An exception from user code, on one line."""
     return f"{type(error).__name__}: {shorten(str(error))}"
 
 

@@ -1,6 +1,6 @@
-"""Rows of tokens in right-padded batches of like length, for models that judge text that already exists.
+"""Batch rows of tokens of similar length, right-padded, for models that score existing text.
 
-Knows what a row costs, not what it is computed for.
+Independent of what is computed for a row.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from persyn.llm.protocols import Failed, Judge, Judged, Request, Result, Tick
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation as a model reads it."""
+    """One conversation as token ids."""
 
-    #: The request's.
+    #: The request's id.
     id: int
     ids: list[int]
-    #: Where the response begins in `ids`.
+    #: Index in `ids` where the response begins.
     start: int = 0
 
 
@@ -34,12 +34,12 @@ Forward: TypeAlias = Callable[[Sequence[Row]], Sequence[Judged]]
 
 
 def refused(request: Judge, error: TemplateError) -> Failed:
-    """What stands for the row of a conversation that the chat template refuses."""
+    """The failure of a conversation that the chat template rejects."""
     return Failed(request.id, f"bad_request: the chat template refuses it: {shorten(str(error))}")
 
 
 def right_pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Tensor:
-    """(B, L) token ids, each row followed by padding up to the longest."""
+    """(B, L) token ids, each row padded to the longest."""
     return pad_sequence(
         [torch.tensor(row.ids, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad_id
     ).to(device)
@@ -48,10 +48,10 @@ def right_pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Tensor:
 class Padded:
     """Computes `Judge` requests with a model that takes padded batches.
 
-    encode:       makes the requests' rows; see `refused`.
-    forward:      judges the rows of one batch, which fit the model; one result per row.
-    max_tokens:   how long a row may be; None when the model sets no bound.
-    batch_tokens: rows times longest row of a batch. Halved, for good, when a batch does not fit the memory.
+    encode:       converts requests to rows; see `refused`.
+    forward:      scores the rows of one batch, which fit the model; one result per row.
+    max_tokens:   maximum length of a row; None when the model sets no bound.
+    batch_tokens: rows times longest row of a batch. Halved permanently when a batch does not fit in memory.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Padded:
         self._tick = tick
 
     def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
-        """Yield what cannot be judged, then each batch's results, the longest rows first."""
+        """Yield the failures first, then each batch's results, longest rows first."""
         asked = []
         for request in requests:
             assert isinstance(request, Judge)
@@ -75,7 +75,7 @@ class Padded:
             yield failures
         rows = sorted((row for row in encoded if isinstance(row, Row)), key=lambda row: len(row.ids), reverse=True)
         while rows:
-            # Whether the memory suffices shows in the first batch, which holds the longest rows.
+            # The first batch has the longest rows, so insufficient memory shows at once.
             batch = rows[: max(1, self.batch_tokens // len(rows[0].ids))]
             results = self._attempt(batch)
             if results is not None:
@@ -88,13 +88,13 @@ class Padded:
         return row
 
     def _attempt(self, batch: Sequence[Row]) -> list[Result] | None:
-        """The batch's results, or None when a smaller one has to be tried."""
+        """The batch's results, or None if a smaller batch must be tried."""
         self._tick()
         try:
             return list(self._forward(batch))
         except torch.OutOfMemoryError:
             pass
-        # Only here, past the except block, has the traceback let go of the batch's tensors.
+        # After the except block, since the traceback keeps the batch's tensors alive.
         torch.cuda.empty_cache()
         longest = len(batch[0].ids)
         if len(batch) == 1:

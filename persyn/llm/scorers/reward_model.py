@@ -1,4 +1,4 @@
-"""Quality: a reward model's raw logit for a response."""
+"""Score quality with a reward model: its raw logit for a response."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a sequence classifier with one label that answers `Judge` with its logit, no activation applied.
+    """Load a sequence classifier with one label that answers `Judge` with its logit, without an activation function.
 
-    The conversation is read in the model's own chat template, the response as the assistant's turn.
-    What is longer than the model takes fails as `too_long`. Options: `options.Scorer`.
+    The conversation is formatted by the model's own chat template, with the response as the assistant's turn.
+    A conversation longer than the context fails as `too_long`. Options: `options.Scorer`.
     """
     chosen = options.decode(spec, options.Scorer)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
@@ -53,7 +53,7 @@ class RewardModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        # XLNet and its like summarise a row at its last position, padding or not.
+        # XLNet and similar models summarise a row at its last position, even if that is padding.
         self._mates = Mates(model, sees_padding=hasattr(model, "sequence_summary"))
         self._how = fidelity.without_cache(model)
         self._detail = scoring.describe(model)
@@ -73,10 +73,10 @@ class RewardModel:
         return [Judged(row.id, value, detail=self._detail) for row, value in zip(rows, values, strict=True)]
 
     def _choose_pad(self, last_ids: set[int]) -> int:
-        """A padding id that ends no row, known to the model as such.
+        """Choose a padding id that ends no row, and set it in the model's configuration.
 
-        The head looks for the rightmost token that is not padding. Where the padding is also the end
-        token, as in many models that name no other, it would miss the token it has to read.
+        The head reads the rightmost token that is not padding. If the padding token is also the end token,
+        as in many models that define no other, it would miss the token it has to read.
         """
         config = self._model.config.get_text_config()
         if config.pad_token_id is None or config.pad_token_id in last_ids:
@@ -88,7 +88,7 @@ def _check(spec: ModelSpec, chat: Chat) -> None:
     config = scoring.configuration(spec)
     if config.num_labels != 1:
         raise PermanentError(f"{spec.model!r} is no reward model: it has {config.num_labels} labels, one is wanted")
-    # What was made to fill gaps, as BERT and DeBERTa were, judges at its first token.
+    # Masked language models, such as BERT and DeBERTa, classify at their first token.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not chat.has_template:
         raise PermanentError(
             f"{spec.model!r} is an encoder, which judges at a first token such as [CLS]; give its tokenizer a chat "

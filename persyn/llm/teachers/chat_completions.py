@@ -1,7 +1,7 @@
-"""What crosses to and from a server of chat completions: a request's body, and the response in its answer.
+"""Encode requests for a chat completions server and decode the responses.
 
-Knows JSON and server-sent events; opens no connection. An answer is believed as little as can be: whatever of it is not
-as it should be costs that request alone.
+Handles JSON and server-sent events, but opens no connection. Server output is untrusted: if any part of it is
+invalid, only the one request fails.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from persyn.llm.protocols import Generate, Generated, Result
 from persyn.llm.teachers import complaints, generation
 from persyn.llm.teachers.complaints import RefusedError, RetryableError
 
-#: What broke a response off, in which a text may be there and is not whole.
+#: Finish reasons of an aborted response, whose text is incomplete.
 _BROKEN_OFF = re.compile(
     r"error|abort|cancel|insufficient|time.?out|deadline|overload|interrupt|unavailable|fail|disconnect|exception|crash"
     r"|killed|preempt|shut.?down|memory|\boom\b|internal",
     re.IGNORECASE,
 )
-#: Parts of a content that are no part of the response, by their type.
+#: Types of content parts that are not part of the response.
 _NO_RESPONSE = re.compile(r"think|reason|refus|tool|function|image|audio|file|video", re.IGNORECASE)
-#: Where a part has its text.
+#: The fields of a part that may contain its text.
 _OF_PART = ("text", "value", "content", "parts")
 _LONGEST_REASON = 60
-#: No context is so large; a server that counts more has miscounted.
+#: No context is this large; a higher token count from a server is wrong.
 _MOST_TOKENS = 2**24
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -40,9 +40,9 @@ _encode = msgspec.json.Encoder().encode
 def body(
     model: str, request: Generate, max_tokens_field: str, extra: Mapping[str, Any], omit: Collection[str]
 ) -> bytes:
-    """The JSON that asks a server for one response; `extra` goes over what follows from the request.
+    """The JSON body of a request for one response; fields in `extra` override those derived from the request.
 
-    omit: fields of the request that are left out.
+    omit: fields that are left out.
     """
     sampling = request.sampling
     fields: dict[str, Any] = {
@@ -58,7 +58,7 @@ def body(
     if request.schema:
         schema = {"name": "response", "strict": True, "schema": request.schema}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-    # Not OpenAI's own: sent only where a run asks for it.
+    # Not part of OpenAI's API: only sent if a run sets it.
     if sampling.top_k:
         fields["top_k"] = sampling.top_k
     if sampling.repetition_penalty != 1.0:
@@ -68,9 +68,9 @@ def body(
 
 
 def decode(content: bytes, charset: str | None) -> str:
-    """An answer as text, whatever bytes it has.
+    """Decode an answer to text; never fails.
 
-    charset: what the server says it is written in.
+    charset: the charset declared by the server.
     """
     try:
         text = content.decode(charset or "utf-8", errors="replace")
@@ -80,7 +80,7 @@ def decode(content: bytes, charset: str | None) -> str:
 
 
 def parse(text: str) -> Any:
-    """What is in an answer: JSON, the pieces of a stream put together, or else the text as it is."""
+    """Parse an answer: JSON, a stream assembled from its pieces, or otherwise the text itself."""
     try:
         return _assemble(text) if _is_stream(text) else json.loads(text)
     except (ValueError, RecursionError):
@@ -88,7 +88,7 @@ def parse(text: str) -> Any:
 
 
 def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: float) -> Result:
-    """The result in a server's answer; `RetryableError` or `RefusedError` when there is none."""
+    """The result in a server's answer; `RetryableError` or `RefusedError` if it contains none."""
     completion = parse(answer)
     choice = _choice(completion)
     if choice is None:
@@ -119,7 +119,7 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
 
 
 def _choice(completion: Any) -> dict[str, Any] | None:
-    """The first choice, which has a message; None when an answer is no chat completion."""
+    """The first choice, which has a message; None if the answer is not a chat completion."""
     if not isinstance(completion, dict) or complaints.says(completion.get("error")):
         return None
     choices = completion.get("choices")
@@ -130,7 +130,7 @@ def _choice(completion: Any) -> dict[str, Any] | None:
 
 
 def _text(content: Any) -> str:
-    """The text of a message: a string, or the texts among its parts; what the model thought is none of it."""
+    """The text of a message: a string, or the text of its parts without reasoning."""
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", "".join(_texts(content)))
 
 
@@ -147,9 +147,9 @@ def _texts(content: Any) -> Iterator[str]:
 
 
 def _finish_reason(said: Any) -> str | None:
-    """Why a response ended, in the store's words where they are known, as the server says it otherwise.
+    """The finish reason, normalised to the store's values where known, else as the server gave it.
 
-    None where it says nothing. Raises `RetryableError` for one that broke off, `RefusedError` for a refused one.
+    None if there is none. Raises `RetryableError` if the response was aborted, `RefusedError` if it was refused.
     """
     reason = _reason(said)
     if not reason:
@@ -167,7 +167,7 @@ def _finish_reason(said: Any) -> str | None:
 
 
 def _reason(said: Any) -> str:
-    if isinstance(said, dict):  # SGLang's own: {"type": "abort", ...}
+    if isinstance(said, dict):  # SGLang: {"type": "abort", ...}
         said = said.get("type")
     if said is None or isinstance(said, bool) or said == []:
         return ""
@@ -176,7 +176,7 @@ def _reason(said: Any) -> str:
 
 
 def _count(said: Any) -> int | None:
-    """A number of tokens; None where it cannot be one."""
+    """A number of tokens; None if it is not plausible."""
     if isinstance(said, bool) or not isinstance(said, int | float) or said != said:
         return None
     return int(said) if 1 <= said <= _MOST_TOKENS and said == int(said) else None
@@ -187,7 +187,7 @@ def _is_stream(text: str) -> bool:
 
 
 def _assemble(text: str) -> dict[str, Any]:
-    """The completion whose pieces a server streamed; `ValueError` when it broke off."""
+    """Assemble a streamed completion from its pieces; `ValueError` if the stream broke off."""
     merged: dict[str, Any] = {}
     message: dict[str, Any] = {"content": ""}
     choice: dict[str, Any] = {"message": message}
@@ -210,7 +210,7 @@ def _assemble(text: str) -> dict[str, Any]:
 
 
 def _piece(name: str, data: str) -> dict[str, Any]:
-    """A piece of a completion, or {"error": what the server says}; `ValueError` when it is no JSON."""
+    """A piece of a completion, or {"error": what the server says}; `ValueError` if it is not JSON."""
     if name == "error":
         return {"error": _loaded(data) or "an error event without words"}
     piece = _table(json.loads(data))
@@ -229,9 +229,9 @@ def _loaded(data: str) -> Any:
 
 
 def _events(text: str) -> Iterator[tuple[str, str]]:
-    """The name and data of each event; llama.cpp's errors are in a field of that name."""
+    """The name and data of each event; llama.cpp sends errors in a field of that name."""
     name = ""
-    # Not `splitlines`, which also splits at characters that JSON may hold as they are.
+    # Not `splitlines`, which also splits at characters that JSON may contain unescaped.
     for line in re.split(r"\r\n|\n|\r", text):
         field, _, value = line.partition(":")
         if field == "event" or not line:
@@ -250,7 +250,7 @@ def _add(choice: dict[str, Any], message: dict[str, Any], piece: Mapping[str, An
             message[field] = delta[field]
     if complaints.says(piece.get("error")):
         choice["error"] = piece["error"]
-    # Many servers give an empty one with every piece but the last.
+    # Many servers send an empty finish reason with every piece but the last.
     if said := finish_reason.in_our_words(_reason(piece.get("finish_reason"))):
         choice["finish_reason"] = said
 

@@ -1,10 +1,10 @@
-"""Teachers behind any server that speaks OpenAI's chat completions: a hosted API, vLLM, llama.cpp, ...
+"""Teachers behind an OpenAI-compatible chat completions server: a hosted API, vLLM, llama.cpp, ...
 
-Many requests wait for the server at a time, in coroutines that take the next request as soon as one is
-answered. The API key is read from the environment and goes nowhere but into the request's header.
+Many requests wait for the server concurrently, in coroutines that take the next request as soon as one is
+answered. The API key is read from the environment and only sent in the request's header.
 
-A request that gets no response is in doubt until it shows whose fault that is: its own, when the server answers
-another one that was sent later; the server's, when it answers nothing any more, not even a greeting.
+A request without a response is in doubt until the cause is known: the request itself, if the server answers
+another one that was sent later; the server, if it no longer answers anything, not even a probe.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from persyn.llm.teachers.complaints import Blame, RefusedError, RetryableError
 
 _MOMENT_SECONDS = 0.2
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
-#: So many requests in a row without a response, each after all its retries, and it is looked whose fault that is.
+#: After this many consecutive requests without a response, each after all its retries, probe the server.
 _DOUBT_AFTER = 16
-#: What a server is asked to see whether it answers anything.
+#: The probe: a minimal request to see whether the server answers at all.
 _GREETING, _GREETING_TOKENS = "Hello!", 16
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Make ready to ask a server; nothing is sent before the first request.
+    """Prepare to use a server; nothing is sent before the first request.
 
-    A server bounds a response by its own context: a prompt that fits, but not with `max_tokens` more, may fail
+    A server limits a response by its own context: a prompt that fits, but not together with `max_tokens`, may fail
     as `too_long`. `seconds` includes retries. Options: `options.OpenAI`. The engine raises `OutageError` when the
-    server serves nobody at the moment, `AccountError` when it will not until a person mends something.
+    server is temporarily unavailable, `AccountError` when a person must act first.
     """
     chosen = options.decode(spec, options.OpenAI)
     url, key = endpoint(chosen.base_url), read_key(chosen)
@@ -53,7 +53,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 def endpoint(base_url: str) -> URL:
-    """Where chat completions are asked for, the base URL's query kept; `PermanentError` when the base URL is none."""
+    """The chat completions URL, with the base URL's query; `PermanentError` if the base URL is invalid."""
     try:
         url = URL(base_url)
     except ValueError as error:
@@ -69,7 +69,7 @@ def endpoint(base_url: str) -> URL:
 
 
 def read_key(chosen: options.OpenAI) -> str | None:
-    """The API key from the environment; `HostLacks` when it is not there, or cannot be one."""
+    """The API key from the environment; `HostLacks` if it is missing or invalid."""
     if chosen.api_key_env is None:
         return None
     key = os.environ.get(chosen.api_key_env, "").strip()
@@ -88,15 +88,15 @@ def read_key(chosen: options.OpenAI) -> str | None:
 
 
 def proxy(url: URL) -> URL | None:
-    """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY want for an address; `HostLacks` for one of no use."""
-    # Not aiohttp's `trust_env`: that reads a .netrc too, and fails where a key is sent besides.
+    """The proxy for a URL by HTTP_PROXY, HTTPS_PROXY and NO_PROXY; `HostLacks` if it is invalid."""
+    # Not aiohttp's `trust_env`, which also reads .netrc and then fails if a key is sent too.
     given = urllib.request.getproxies()
     found = given.get(url.scheme) or given.get("all")
     if not found or _is_direct(url, given.get("no", "")):
         return None
     try:
         place = URL(found if "://" in found else f"http://{found}")
-    except ValueError as error:  # whose words may repeat a password
+    except ValueError as error:  # the error's message may contain a password
         raise HostLacks(
             f"the environment names a proxy for {url.host} that is no URL; set HTTP(S)_PROXY anew"
         ) from error
@@ -109,7 +109,7 @@ def proxy(url: URL) -> URL | None:
 
 
 def _is_direct(url: URL, no_proxy: str) -> bool:
-    """Whether NO_PROXY names an address: its host, a domain of it, with a port or without, or a network."""
+    """Whether NO_PROXY matches a URL: by host, parent domain, optional port, or network."""
     host = url.host or ""
     if urllib.request.proxy_bypass(host) or urllib.request.proxy_bypass(f"{host}:{url.port}"):
         return True
@@ -129,17 +129,17 @@ def _networks(no_proxy: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6N
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    """A request that got no response, and when it was known that it would get none."""
+    """A request without a response, and the time at which that became final."""
 
     request: Generate
     reason: str
-    #: None: the server was out of order.
+    #: None: the server failed.
     blame: Blame | None
     at: float
 
 
 class OpenAI:
-    """Requests in a backlog, and up to `concurrency` coroutines that each ask for one at a time."""
+    """A backlog of requests, and up to `concurrency` coroutines that each serve one at a time."""
 
     def __init__(self, model: str, chosen: options.OpenAI, url: URL, key: str | None, proxy: URL | None) -> None:
         self.version = f"openai-compatible {url.host}"
@@ -158,21 +158,21 @@ class OpenAI:
         self._is_closing = False
         self._resume_at = 0.0
         self._doubts: list[_Doubt] = []
-        #: Ids of requests that are asked a last time.
+        #: Ids of requests on their last attempt.
         self._last: set[int] = set()
         self._unanswered = 0
         self._looking = asyncio.Lock()
         self.pending = 0
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Put requests into the backlog."""
+        """Append requests to the backlog."""
         for request in requests:
             assert isinstance(request, Generate)
             self._backlog.append(request)
         self.pending += len(requests)
 
     def step(self) -> list[Result]:
-        """Serve until something is finished or a moment has passed, and return all that is."""
+        """Serve until something is finished or a moment has passed; return everything finished."""
         for _ in range(min(len(self._backlog), self._options.concurrency - len(self._workers))):
             self._begin()
         if self._doubts and not self._backlog and not self._workers:
@@ -188,7 +188,7 @@ class OpenAI:
         return results
 
     def close(self) -> None:
-        """Drop what is in flight and close the connections."""
+        """Cancel requests in flight and close the connections."""
         self._is_closing = True
         self._loop.run_until_complete(self._close())
         self._loop.close()
@@ -205,9 +205,9 @@ class OpenAI:
         worker.add_done_callback(self._end)
 
     async def _work(self) -> None:
-        """Serve the backlog; what is in doubt when it is empty, and nothing else in flight, is decided."""
+        """Serve the backlog; when it is empty and nothing else is in flight, resolve requests in doubt."""
         while self._backlog and self._error is None:
-            # Looked up after the wait: `step` puts a new list in place of the one it returns.
+            # Evaluate `self._finished` after the await: `step` replaces the list it returns.
             if (result := await self._serve(self._backlog.popleft())) is not None:
                 self._finished.append(result)
             if self._unanswered > _DOUBT_AFTER:
@@ -218,7 +218,7 @@ class OpenAI:
             self._wake()
 
     def _wake(self) -> None:
-        """Have `step` return; who closes waits for more than one worker's end."""
+        """Make `step` return, except during `close`, which waits for several workers."""
         if not self._is_closing:
             self._loop.stop()
 
@@ -253,9 +253,9 @@ class OpenAI:
         self._unanswered += 1
 
     def _settle(self, since: float, *, is_greeting: bool = False) -> None:
-        """The server answers what was asked at `since`: what was in doubt before was no fault of its.
+        """The server answered a request sent at `since`, so it is not the cause of earlier doubts.
 
-        Such requests have failed. One that met a server out of order is asked a last time, which may be in order since.
+        Those requests fail. One that met a failing server gets a last attempt, as the server may have recovered.
         """
         self._unanswered = 0
         known = [doubt for doubt in self._doubts if doubt.at <= since]
@@ -270,13 +270,13 @@ class OpenAI:
                 self._finished.append(Failed(doubt.request.id, doubt.reason))
 
     async def _look(self) -> None:
-        """Decide what is in doubt by greeting the server: who answers that is not to blame.
+        """Resolve the doubts by probing the server: if it answers, it is not the cause.
 
-        Raises `OutageError` or `AccountError`, and every request in doubt is still to be answered.
+        Raises `OutageError` or `AccountError`, which leaves every request in doubt unanswered.
         """
         async with self._looking:
             if not self._doubts or self._error is not None:
-                return  # somebody looked meanwhile
+                return  # resolved in the meantime
             is_much = self._unanswered > _DOUBT_AFTER
             if is_much or any(doubt.blame != "request" for doubt in self._doubts):
                 await self._greet(is_much=is_much)
@@ -306,7 +306,7 @@ class OpenAI:
             try:
                 return await self._ask(request, began)
             except RetryableError as error:
-                # A server that is out of breath is so for every request.
+                # Rate limits are server-wide: pause all requests.
                 self._resume_at = max(self._resume_at, self._loop.time() + error.pause_seconds)
                 longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
                 await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - spreads load, hides nothing
@@ -335,16 +335,16 @@ class OpenAI:
         raise complaints.trouble(response.status, response.headers, found)
 
     def _clean(self, text: str) -> str:
-        """Another's words without the key, should they repeat it."""
+        """Remove the key from a server's message, in case the server repeats it."""
         for secret, mark in self._secrets.items():
             text = text.replace(secret, mark)
         return text
 
 
 def _greeting(doubt: _Doubt) -> Generate:
-    """What is asked in place of a request in doubt, in the same way: little, and nothing that anybody would refuse.
+    """The probe sent in place of a request in doubt: the same form, but short and harmless.
 
-    It may have as many tokens as the request where the server complains of that number.
+    It keeps the request's `max_tokens` if the server rejected that number.
     """
     request, sampling = doubt.request, doubt.request.sampling
     if not complaints.MAX_TOKENS.search(doubt.reason):
@@ -362,7 +362,7 @@ async def _open(chosen: options.OpenAI, key: str | None) -> aiohttp.ClientSessio
         header = chosen.api_key_header
         headers[header] = f"Bearer {key}" if header.lower() == "authorization" else key
     return aiohttp.ClientSession(
-        # How many there are is the workers' matter.
+        # The number of workers already limits connections.
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,

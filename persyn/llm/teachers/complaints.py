@@ -1,4 +1,4 @@
-"""What a server of chat completions says when it gives no response: whose fault it is, and what becomes of it.
+"""Interpret the errors of a chat completions server: what caused one, and whether to retry.
 
 Servers agree on little: an error may come with HTTP 200, a moderated prompt as 403 or 404, an empty account as 429.
 """
@@ -15,9 +15,9 @@ import msgspec
 
 from persyn.errors import shorten
 
-#: A server that asks for more patience than this gets asked again anyway.
+#: Upper limit for a pause requested by a server.
 _LONGEST_PAUSE_SECONDS = 300.0
-#: What servers say of a prompt that does not fit: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini, DashScope.
+#: Messages for a prompt that does not fit: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini, DashScope.
 _TOO_LONG = re.compile(
     r"context.?(length|size|window|limit)|maximum (model|context)|max_model_len|too (long|many tokens)"
     r"|(prompt|input|message|request|payload|entity|content|body)\w*\b.{0,60}too large"
@@ -26,11 +26,11 @@ _TOO_LONG = re.compile(
     r"|`inputs` tokens|reduce the length|input token count|range of input length|超长|长度超",
     re.IGNORECASE,
 )
-#: They say the same of an option that is set too high, which no shorter prompt would mend.
+#: The same messages are used for an option that is too high, which a shorter prompt would not fix.
 MAX_TOKENS = re.compile(r"max[_ ]?((completion|output|new)[_ ]?)?tokens", re.IGNORECASE)
 _OF_THE_PROMPT = re.compile(r"\b(prompts?|inputs?|messages?)\b|\byou requested|tokens requested", re.IGNORECASE)
 _OPTION_AND_CONTEXT = re.compile(r"max\w*tokens\W+is too large: (\d{1,9})\b.*context length is (\d{1,9})\b")
-#: An account that has to be paid for or unlocked: OpenAI, OpenRouter, Anthropic, DeepSeek, Moonshot, Zhipu, DashScope.
+#: An account without credit or blocked: OpenAI, OpenRouter, Anthropic, DeepSeek, Moonshot, Zhipu, DashScope.
 _NO_CREDIT = re.compile(
     r"insufficient[ _-](quota|balance|credit|fund)|credit balance|(out of|not enough|no more|more) credits?\b"
     r"|(credits?|balance|funds?) (\w+ ){0,2}(insufficient|exhausted|depleted|used up|too low|expired)"
@@ -39,42 +39,42 @@ _NO_CREDIT = re.compile(
     r"|account\b.{0,40}\b(suspended|deactivated|disabled|inactive)",
     re.IGNORECASE,
 )
-#: Gemini says the first of a limit per minute too, and then when to come again.
+#: Gemini also uses the first for a per-minute limit, and then states when to retry.
 _QUOTA = re.compile(r"exceeded your current quota|quota (\w+ )?(exhausted|used up)", re.IGNORECASE)
 _LATER = re.compile(r"retry|try again|per[ _](second|minute|hour|day)", re.IGNORECASE)
-#: What is about the key or the model, though it comes as HTTP 400 (Gemini, DeepSeek, OpenRouter, LiteLLM) or 200.
+#: Errors of the key or the model despite HTTP 400 (Gemini, DeepSeek, OpenRouter, LiteLLM) or 200.
 _ACCESS = re.compile(
     r"\bapi[ _-]?keys?\b|authenticat|unauthori[sz]ed|permission|invalid model|not a valid model"
     r"|\bmodels?\b.{0,60}not (exist|found)",
     re.IGNORECASE,
 )
 _ACCESS_CODE = re.compile(r"invalid_api_key|authentication|unauthori[sz]ed|unauthenticated|permission", re.IGNORECASE)
-#: What a filter that refuses a prompt or a response goes by, as a code or as a finish reason.
+#: Codes and finish reasons of filters that refuse a prompt or a response.
 REFUSED = re.compile(
     r"filter|safety|unsafe|sensitive|recitation|block|prohibited|\bspii\b|refus|guardrail|moderat|flagged|toxic"
     r"|harmful|violat|content_policy|data_inspection",
     re.IGNORECASE,
 )
-#: What is blocked or refused for another reason than a prompt's or a response's content.
+#: Words for refusals that are not about the content of a prompt or a response.
 _NOT_CONTENT = re.compile(
     r"account|conn|key|\bip|user|service|network|address|billing|rate|project|permission", re.IGNORECASE
 )
 
 Blame: TypeAlias = Literal["prompt", "request", "access", "account"]
-"""Whose fault a refusal is.
+"""The cause of a refusal.
 
-prompt:  the prompt's, for sure.
-request: the prompt's, unless every request is refused: then it is how the run asks.
-access:  the key's, the address' or the model's, unless other requests are answered: then it is the prompt's.
-account: the account's, for sure.
+prompt:  certainly the prompt.
+request: the prompt, unless every request is refused: then the form of the run's requests.
+access:  the key, address or model, unless other requests are answered: then the prompt.
+account: certainly the account.
 """
 
 
 class RetryableError(Exception):
-    """The server may answer when it is asked again.
+    """A retry may succeed.
 
-    is_absent:     nothing took the connection.
-    pause_seconds: what the server asks to be left alone for.
+    is_absent:     the connection was not accepted.
+    pause_seconds: the pause requested by the server.
     """
 
     def __init__(self, reason: str, *, is_absent: bool = False, pause_seconds: float = 0.0) -> None:
@@ -84,7 +84,7 @@ class RetryableError(Exception):
 
 
 class RefusedError(Exception):
-    """The server will not answer this request however often it is asked; the message is the reason of the failure."""
+    """The server will never answer this request; the message is the reason of the failure."""
 
     def __init__(self, reason: str, *, blame: Blame = "prompt") -> None:
         super().__init__(reason)
@@ -92,11 +92,11 @@ class RefusedError(Exception):
 
 
 class Complaint(NamedTuple):
-    """What a server says is wrong.
+    """A server's error message.
 
-    said:   its words, on one line of bounded length.
-    codes:  the words and numbers for programs among them.
-    status: an HTTP status among those, which some servers give in place of the answer's own.
+    said:   its text, on one line of bounded length.
+    codes:  its machine-readable words and numbers.
+    status: an HTTP status among the codes, which some servers give in place of the real one.
     """
 
     said: str
@@ -105,9 +105,9 @@ class Complaint(NamedTuple):
 
 
 def complaint(body: Any) -> Complaint:
-    """What an answer complains of: OpenAI's {"error": {"message": ...}} in its variants, or the text as it is.
+    """Extract the error from an answer: OpenAI's {"error": {"message": ...}} and variants, or the text itself.
 
-    body: the decoded JSON, or the text of an answer that is none.
+    body: the decoded JSON, or the text of an answer that is not JSON.
     """
     codes = frozenset(_codes(body))
     status = next((int(code) for code in sorted(codes) if re.fullmatch(r"[45]\d\d", code)), None)
@@ -115,22 +115,22 @@ def complaint(body: Any) -> Complaint:
 
 
 def says(error: Any) -> bool:
-    """Whether an answer's `error` says anything: some servers give one of nulls with every response."""
+    """Whether an answer's `error` has content: some servers send one with null fields in every response."""
     return any(map(says, error.values())) if isinstance(error, dict) else bool(error)
 
 
 def is_complaint(body: Mapping[str, Any]) -> bool:
-    """Whether what has no choices, in a stream, is an error: vLLM's, FastAPI's, ..."""
+    """Whether a piece of a stream without choices is an error: vLLM's, FastAPI's, ..."""
     is_named = "error" in (body.get("object"), body.get("type"))
     return is_named or any(isinstance(body.get(field), str) and body[field] for field in _WORDS)
 
 
-#: Where servers have their words; where several do, as in {"error": "Bad Request", "message": ...}, all are kept.
+#: The fields with error messages; if there are several, as in {"error": "Bad Request", "message": ...}, all are kept.
 _WORDS = ("error", "message", "detail", "msg", "error_message", "error_msg", "error_description", "status_msg")
 
 
 def _words(said: Any) -> str:
-    if isinstance(said, list) and len(said) == 1:  # Gemini's
+    if isinstance(said, list) and len(said) == 1:  # Gemini
         said = said[0]
     return _said(said)
 
@@ -146,7 +146,7 @@ def _said(said: Any) -> str:
 
 
 def _raw(said: Mapping[str, Any]) -> str:
-    """What the server behind a router of servers said, as OpenRouter passes it on."""
+    """The upstream server's message, as passed on by OpenRouter."""
     metadata = said.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     return f" ({raw})" if isinstance(raw, str) else ""
@@ -165,13 +165,13 @@ _CODES = ("code", "type", "status", "statusCode", "status_code", "error_code", "
 
 
 def trouble(status: int, headers: Mapping[str, str], found: Complaint) -> RetryableError | RefusedError:
-    """What becomes of a request that was answered by an error.
+    """Classify an error response.
 
-    status: HTTP's, or the one that the answer itself names.
+    status: the HTTP status, or the one given in the answer.
     """
     said = f"HTTP {status}: {found.said}"
     lacks_credit = _lacks_credit(found, headers)
-    # Words alone may be the prompt's, which some servers repeat: then another request shows whose they are.
+    # The words alone may quote the prompt, as some servers do; another request then shows the cause.
     is_sure = lacks_credit and (_is_of_server(status) or _has_no_credit_code(found))
     if status in {401, 402, 405, 407, 498} or 300 <= status < 400 or is_sure:
         return RefusedError(said, blame="account")
@@ -186,10 +186,10 @@ def trouble(status: int, headers: Mapping[str, str], found: Complaint) -> Retrya
 
 
 def in_answer(body: Any, headers: Mapping[str, str]) -> RetryableError | RefusedError:
-    """What becomes of a request that was answered with HTTP 200 and an error, or with what is no chat completion."""
+    """Classify an answer with HTTP 200 that contains an error, or is not a chat completion."""
     found = complaint(body)
     again = RetryableError(f"no chat completion in the answer: {found.said}", pause_seconds=_retry_after(headers))
-    if isinstance(body, str) or _is_response(body):  # a page, or some of a response: what it says is no complaint
+    if isinstance(body, str) or _is_response(body):  # a page or a partial response, whose text is not an error message
         return again
     if is_too_long(found) and not _is_of_server(found.status):
         return RefusedError(f"too_long: {found.said}")
@@ -207,7 +207,7 @@ def _is_response(body: Any) -> bool:
 
 
 def _is_of_server(status: int | None) -> bool:
-    """Whether a status says that the server may answer later."""
+    """Whether a status means that the server may answer later."""
     return status is not None and (status in {408, 409, 420, 421, 423, 424, 425, 429, 499} or status >= 500)
 
 
@@ -220,7 +220,7 @@ def _is_of_access(found: Complaint) -> bool:
 
 
 def is_too_long(found: Complaint) -> bool:
-    """Whether a complaint is about a prompt that does not fit the model's context."""
+    """Whether an error is about a prompt that does not fit the model's context."""
     if "context_length_exceeded" in found.codes:
         return True
     is_about_option = MAX_TOKENS.search(found.said) and not _OF_THE_PROMPT.search(found.said)
@@ -228,7 +228,7 @@ def is_too_long(found: Complaint) -> bool:
 
 
 def _is_beyond_any_prompt(said: str) -> bool:
-    """Whether the option alone is more than the whole context, as vLLM says it."""
+    """Whether the option alone exceeds the whole context, in vLLM's wording."""
     found = _OPTION_AND_CONTEXT.search(said)
     return found is not None and int(found[1]) >= int(found[2])
 
@@ -245,7 +245,7 @@ def _lacks_credit(found: Complaint, headers: Mapping[str, str]) -> bool:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds a server asks for, given as seconds or as a date; 0 when it does not."""
+    """The delay that the server requests, in seconds or as a date; 0 if it requests none."""
     value = headers.get("Retry-After", "")
     try:
         seconds = float(value)

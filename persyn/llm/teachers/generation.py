@@ -1,6 +1,6 @@
-"""What engines that write responses have in common: a request becomes token ids, a text becomes a result.
+"""Convert requests to token ids and generated text to results, for all local teachers.
 
-Knows tokenizers, no models.
+Independent of models; needs only tokenizers.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from persyn.llm.protocols import Failed, Generate, Generated, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request as the model is given it."""
+    """A request in its model's form."""
 
     request: Generate
     ids: list[int]
-    #: The most tokens the response may have.
+    #: Maximum number of tokens of the response.
     max_tokens: int
 
 
 def prepare(chat: Chat, request: Generate, context: int | None) -> Prompt | Failed:
-    """Put a request into its model's form.
+    """Convert a request to its model's form.
 
-    context: tokens the model takes, prompt and response together; None when it sets no bound. A prompt
-             that leaves no room for a single token fails as `too_long`. `max_tokens` is lowered to the
-             room there is, so a response may end with "length" before the sampling's `max_tokens`.
+    context: tokens of prompt and response together; None when the model sets no bound. A prompt that
+             leaves no room for a single token fails as `too_long`. `max_tokens` is lowered to the
+             remaining room, so a response may end with "length" before the sampling's `max_tokens`.
     """
     try:
         ids = chat.prompt_ids(request.messages)
@@ -45,14 +45,14 @@ def prepare(chat: Chat, request: Generate, context: int | None) -> Prompt | Fail
 
 
 def refuse(request: Generate, why: str) -> Failed:
-    """A request that cannot be served as it is, and why."""
+    """The failure of a request that cannot be served as it is."""
     return Failed(request.id, f"bad_request: {shorten(why)}")
 
 
 def conclude(result: Generated) -> Generated | Failed:
-    """The result with its text stripped; `empty` when nothing is left of it.
+    """The result with its text stripped; fails as `empty` if nothing is left.
 
-    A NUL, which PostgreSQL's text cannot hold, is replaced.
+    NUL characters, which PostgreSQL cannot store, are replaced.
     """
     text = result.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
     if not text:
@@ -68,11 +68,11 @@ def conclude(result: Generated) -> Generated | Failed:
 
 
 def stop_texts(chat: Chat, sampling: Sampling) -> list[str]:
-    """The texts that end a response: the sampling's, and for a base model the next turn's beginning."""
+    """The texts that end a response: the sampling's and, for a base model, the beginning of the next turn."""
     return sampling.stop if chat.has_template else [*sampling.stop, PLAIN_STOP]
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text up to the first stop text, and whether there was one."""
+    """The text before the first stop text, and whether there was one."""
     found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
     return (text[: min(found)], True) if found else (text, False)

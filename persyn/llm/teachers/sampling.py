@@ -1,6 +1,6 @@
-"""How a batch's tokens are drawn and where each of its responses ends: every row by itself.
+"""Sample and stop each row of a batch independently.
 
-For `generate` of transformers, which chooses the highest score and knows one length for the whole batch.
+For `generate` of transformers, which takes the highest score and has one length limit per batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SEED_BITS = 2**63 - 1
 
 
 def processors(batch: Sequence[Prompt], device: torch.device) -> LogitsProcessorList:
-    """What makes a batch's logits the scores to choose the highest of; `ValueError` for impossible sampling."""
+    """Processors that turn logits into scores whose arg-max is the sample; `ValueError` for invalid sampling."""
     sampling = batch[0].request.sampling
     chain: list[Any] = []
     if sampling.repetition_penalty != 1.0:
@@ -46,25 +46,25 @@ def processors(batch: Sequence[Prompt], device: torch.device) -> LogitsProcessor
 
 
 class Draw(LogitsProcessor):
-    """Adds each row's own Gumbel noise: the arg-max is then a draw from the row's distribution.
+    """Adds Gumbel noise to each row, so that the arg-max is a sample from the row's distribution.
 
-    A row's noise depends on its seed and its place in the response alone, not on the batch around it.
+    A row's noise depends only on its seed and the position in the response, not on the rest of the batch.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._generators = [torch.Generator(device).manual_seed(seed & _SEED_BITS) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) scores with noise; what is ruled out stays so."""
+        """(B, V) scores with noise; excluded tokens stay excluded."""
         noise = torch.empty_like(scores)
         for row, generator in zip(noise, self._generators, strict=True):
-            # Uniform noise and two logarithms are several times as fast on a CPU as `exponential_`.
+            # On a CPU, uniform noise and two logarithms are several times as fast as `exponential_`.
             row.uniform_(generator=generator)
         return scores - noise.log_().neg_().log_()
 
 
 class _Penalty(LogitsProcessor):
-    """Penalises the tokens of a row's prompt and response, not those of its padding."""
+    """Penalises the tokens of a row's prompt and response, but not of its padding."""
 
     def __init__(self, penalty: float, batch: Sequence[Prompt]) -> None:
         self._penalise = RepetitionPenaltyLogitsProcessor(penalty)
@@ -81,7 +81,7 @@ class _Penalty(LogitsProcessor):
 
 
 class Ends(StoppingCriteria):
-    """Ends each row at its end token, its stop text or its `max_tokens`, and notes when that was."""
+    """Ends each row at its end token, its stop text or its `max_tokens`, and records when."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class Ends(StoppingCriteria):
         batch: Sequence[Prompt],
         tick: Tick,
     ) -> None:
-        #: Tokens of each row's response, the one that ended it included; 0 while it is being written.
+        #: Tokens of each row's response, including the one that ended it; 0 while it is unfinished.
         self.lengths = [0] * len(batch)
         self.seconds = [0.0] * len(batch)
         self._tokenizer = tokenizer
         self._end_ids = end_ids
         self._stops = stops
-        # A token is at least a byte, and the first and last may hold bytes of the text around it.
+        # A token is at least one byte; the first and last may include bytes of the surrounding text.
         self._tail = max((len(stop.encode()) + 2 for stop in stops), default=0)
         self._limits = [prompt.max_tokens for prompt in batch]
         self._width = max(len(prompt.ids) for prompt in batch)

@@ -1,6 +1,6 @@
-"""Teachers on plain transformers, for machines and models that vLLM does not serve.
+"""Teachers on plain transformers, for machines and models that vLLM does not support.
 
-Every row of a batch is drawn by itself: from its own seed, up to its own end.
+Every row of a batch is sampled independently, with its own seed and its own end.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _CHUNK_BATCHES = 4
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a teacher that answers `Generate`.
 
-    `max_tokens` is lowered to what the context leaves after the prompt. `response_tokens` counts the end token,
-    `seconds` from the start of the batch to the row's last token. Options: `options.Transformers`.
+    `max_tokens` is lowered to the room the context leaves after the prompt. `response_tokens` includes the end token;
+    `seconds` is from the start of the batch to the row's last token. Options: `options.Transformers`.
     """
     chosen = options.decode(spec, options.Transformers)
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
@@ -47,9 +47,9 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
 
 class Writer:
-    """A causal language model that writes responses in batches of rows padded on the left.
+    """A causal language model that generates responses in left-padded batches.
 
-    context: tokens of prompt and response together, within what the model was made for; None is all of that.
+    context: tokens of prompt and response together, at most the model's own limit; None is that limit.
     """
 
     def __init__(self, model: PreTrainedModel, chat: Chat, *, batch_size: int, context: int | None, tick: Tick) -> None:
@@ -62,12 +62,12 @@ class Writer:
         self._end_ids = _end_ids(model, chat)
         pad_id = chat.tokenizer.pad_token_id
         self._pad_id = chat.end_id if pad_id is None else int(pad_id)
-        # What the model's makers prefer would fill in for what a request leaves at its default.
+        # The model's own generation config would replace values that a request leaves at their defaults.
         model.generation_config = GenerationConfig(pad_token_id=self._pad_id)  # type: ignore[no-untyped-call]
         self._mates = Mates(model, sees_padding=self._sees_padding())
 
     def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
-        """Yield what cannot be answered, then each batch's results, the longest prompts first."""
+        """Yield the failures first, then each batch's results, longest prompts first."""
         prompts: list[Prompt] = []
         failures: list[Result] = []
         for request in requests:
@@ -83,7 +83,7 @@ class Writer:
             yield from self._compute_alike(alike)
 
     def _compute_alike(self, prompts: list[Prompt]) -> Iterator[list[Result]]:
-        """Answer prompts of one sampling, given longest first: whether the memory suffices shows at once."""
+        """Answer prompts with equal sampling, longest first, so that insufficient memory shows at once."""
         while prompts:
             batch = self._first_batch(prompts)
             results = self._attempt(batch)
@@ -92,10 +92,10 @@ class Writer:
                 yield results
 
     def _first_batch(self, prompts: list[Prompt]) -> list[Prompt]:
-        """The first prompts that go together: a long one is carried on while a short one writes.
+        """The first prompts that may share a batch: a long row keeps growing while shorter ones are unfinished.
 
-        Where positions are learned, as GPT-2's are, to carry it past the last of them is an error; where all of a
-        batch is computed as its longest row, to carry it past `Mates.same_up_to` would change what the others write.
+        With learned positions, as in GPT-2, growing past the last position is an error. Where a batch is computed at
+        the length of its longest row, growing past `Mates.same_up_to` would change the other rows' results.
         """
         longest = len(prompts[0].ids)
         bounds = (n for n in (self._positions, self._mates.same_up_to) if n)
@@ -106,7 +106,7 @@ class Writer:
 
     @torch.inference_mode()
     def _sees_padding(self) -> bool:
-        """Whether a row is continued otherwise behind padding: some recurrent models take the mask for nothing."""
+        """Whether padding changes a row's continuation: some recurrent models ignore the mask."""
 
         def scores(rows: list[list[int]]) -> Tensor:
             ids = torch.tensor([[self._pad_id] * (8 - len(row)) + row for row in rows])
@@ -120,7 +120,7 @@ class Writer:
         return not fidelity.is_alike(scores([short]), scores([short, long]))
 
     def _attempt(self, batch: Sequence[Prompt]) -> list[Result] | None:
-        """The batch's results, or None when a smaller one has to be tried."""
+        """The batch's results, or None if a smaller batch must be tried."""
         try:
             processors = sampling.processors(batch, self._model.device)
         except ValueError as error:
@@ -129,7 +129,7 @@ class Writer:
             return self._write(batch, processors)
         except torch.OutOfMemoryError:
             pass
-        # Only here, past the except block, has the traceback let go of the batch's tensors.
+        # After the except block, since the traceback keeps the batch's tensors alive.
         torch.cuda.empty_cache()
         if len(batch) == 1:
             return [Failed(batch[0].request.id, f"out_of_memory: {len(batch[0].ids):,} tokens and their response")]
@@ -168,7 +168,7 @@ class Writer:
 
 
 def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
-    """Prompts that may share a batch, the longest first."""
+    """Groups of prompts that may share a batch, longest first."""
 
     def kind(prompt: Prompt) -> tuple[Any, ...]:
         how = prompt.request.sampling
@@ -179,7 +179,7 @@ def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
 
 
 def _end_ids(model: PreTrainedModel, chat: Chat) -> frozenset[int]:
-    """Every token that ends a response: the template's, the tokenizer's, and those the model's makers name."""
+    """Every token that ends a response: those of the template, the tokenizer and the generation config."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     named = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (chat.end_id, chat.tokenizer.eos_token_id, *named) if token is not None)

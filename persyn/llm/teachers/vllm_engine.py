@@ -1,4 +1,4 @@
-"""Teachers on vLLM, in this process: requests leave the running batch one by one, as they finish."""
+"""Teachers on vLLM, with continuous batching: each response is returned as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from persyn.llm.teachers.generation import Prompt
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
-#: Gibibytes of KV cache on a CPU, where vLLM would take its share of all memory.
+#: GiB of KV cache on a CPU, where vLLM would otherwise take a share of the whole memory.
 _CPU_CACHE_GIB = 2
-#: When one of vLLM's processes has ended, how long its own complaint, which says more, is waited for.
+#: How long to wait for vLLM's own, more specific error after one of its processes has ended.
 _COMPLAINT_SECONDS = 2.0
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a teacher that answers `Generate`; with several GPUs its tensors are split over them.
+    """Load a teacher that answers `Generate`; tensor-parallel over several GPUs.
 
-    `max_tokens` is lowered to what the context leaves after the prompt. `response_tokens` counts the end token,
-    `seconds` from admission to vLLM, where a request may wait for its place in the batch. Options: `options.Vllm`.
+    `max_tokens` is lowered to the room the context leaves after the prompt. `response_tokens` includes the end token;
+    `seconds` is from admission to vLLM, where a request may still be queued. Options: `options.Vllm`.
     """
     chosen = options.decode(spec, options.Vllm)
     loading.require_gpus(spec)
@@ -44,22 +44,22 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     try:
         llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
     except Exception as error:
-        # Whatever a failing start raises, from a wrong option to a driver's complaint, means the same here.
+        # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
     return VLLM(llm, chat, f"vllm {__version__}")
 
 
 class VLLM:
-    """Hands each request to vLLM as it comes and passes on each response as it is finished.
+    """Passes each request on to vLLM as it arrives, and returns each response as it is finished.
 
-    Where vLLM works in processes of its own, this process ends when one of them does.
+    If vLLM uses processes of its own, this process ends as soon as one of them does.
     """
 
     def __init__(self, llm: LLM, chat: Chat, version: str) -> None:
         self._engine: Any = llm.llm_engine
         config = self._engine.vllm_config
         self.version = version
-        #: Twice what runs at a time: vLLM never waits for the next request.
+        #: Twice the number of running sequences, so that vLLM never waits for requests.
         self.window = 2 * int(config.scheduler_config.max_num_seqs)
         self._context = int(config.model_config.max_model_len)
         self._chat = chat
@@ -70,11 +70,11 @@ class VLLM:
 
     @property
     def pending(self) -> int:
-        """How many requests were submitted and are not finished."""
+        """The number of submitted and unfinished requests."""
         return len(self._running) + len(self._finished)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Hand requests over; those that cannot be served are finished at once."""
+        """Submit requests; those that cannot be served fail at once."""
         for request in requests:
             assert isinstance(request, Generate)
             prompt = generation.prepare(self._chat, request, self._context)
@@ -83,13 +83,13 @@ class VLLM:
                 self._finished.append(failed)
 
     def step(self) -> list[Result]:
-        """One step of the running batch, in which each of its responses gains a token."""
+        """One step of the running batch, which adds a token to each response."""
         results, self._finished = self._finished, []
         if self._running:
             try:
                 outputs = self._engine.step()
             except Exception as error:
-                # vLLM has no error in a step that leaves it usable.
+                # An error in a step always leaves vLLM unusable.
                 raise EngineError(f"vLLM died: {type(error).__name__}: {error}") from error
             results += [self._result(output) for output in outputs if output.finished]
         return results
@@ -146,21 +146,21 @@ def _arguments(spec: ModelSpec, chosen: options.Vllm) -> dict[str, Any]:
         "max_model_len": chosen.max_model_len,
         "max_num_seqs": chosen.max_num_seqs,
         "max_num_batched_tokens": chosen.max_num_batched_tokens,
-        # After a part of a prompt vLLM rewinds the request's random generator, which a CPU's cannot do. Where prompts
-        # are not split, `max_num_batched_tokens` is at least `max_model_len`.
+        # After a chunk of a prompt, vLLM rewinds the request's random generator, which is impossible on a CPU. Without
+        # chunking, `max_num_batched_tokens` must be at least `max_model_len`.
         "enable_chunked_prefill": None if spec.gpus else False,
         "gpu_memory_utilization": chosen.gpu_memory_utilization,
         "kv_cache_memory_bytes": None if cache_gib is None else int(cache_gib * 2**30),
         "enforce_eager": chosen.enforce_eager,
         "quantization": chosen.quantization,
-        # Held to a schema, a small model may write blanks without end where the schema allows any.
+        # Under a schema, a small model may generate whitespace endlessly where the schema allows it.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "trust_remote_code": False,
     }
 
 
 def _end_with_any(children: Sequence[BaseProcess]) -> None:
-    """End this process when a process of vLLM's has ended: vLLM would wait for its answer for ever."""
+    """Exit when one of vLLM's processes exits: vLLM would wait for it forever."""
     connection.wait([child.sentinel for child in children])
     time.sleep(_COMPLAINT_SECONDS)
     ended = ", ".join(f"{each.name} (exit code {each.exitcode})" for each in children if not each.is_alive())
@@ -170,8 +170,8 @@ def _end_with_any(children: Sequence[BaseProcess]) -> None:
 
 
 def _set_environment(gpus: int) -> None:
-    """What vLLM reads when it is first imported; a person's own settings stand, but for those that must hold."""
-    # With one device the engine's core runs in this process: nothing is left behind when the process ends.
+    """Set the variables that vLLM reads on import; the user's settings take precedence, except for required ones."""
+    # With one device, the engine core runs in this process, so nothing is left behind when the process ends.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if gpus > 1 else "0"
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -1,1 +1,1 @@
-"""What would spoil a run, found before it begins: what this host has, what servers say, what each model is."""
+"""Preflight checks of a run: the host, the servers and the models, before anything is paid for."""

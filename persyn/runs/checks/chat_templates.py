@@ -1,4 +1,4 @@
-"""The chat templates of a run's models, rendered before a model is loaded; see `persyn.llm.template_check`."""
+"""Check the chat templates of a run's models before any model is loaded; see `persyn.llm.template_check`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from persyn.runs.checks import models
 
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
-    """What is wrong with a chat template, or should be known of it: yields (whose, finding)."""
+    """Yield (whose, finding) for each problem with a chat template, and for what the user should know about it."""
     found: dict[tuple[str, str | None, bool], list[Finding]] = {}
     for model in models.loaded(config):
         spec = model.spec
-        if spec.engine == "router_fit":  # a router reads as plain text what its template refuses
+        if spec.engine == "router_fit":  # a router falls back to plain text where the template fails
             continue
         answers = spec.engine != "reward_model"
         key = (spec.model, spec.revision, answers)
-        if key not in found:  # a tokenizer takes seconds to load
+        if key not in found:  # loading a tokenizer takes seconds
             found[key] = _look(spec, answers=answers)
         yield from ((model.whose, finding) for finding in found[key])
 
@@ -32,11 +32,11 @@ def _look(spec: ModelSpec, *, answers: bool) -> list[Finding]:
 
     try:
         if not Path(spec.model).is_dir():
-            identify(spec.model, spec.revision)  # asks a silent hub once; a tokenizer would ask it for each file
+            identify(spec.model, spec.revision)  # asks an unreachable hub once; a tokenizer would ask for each file
         chat = Chat(load_tokenizer(spec))
     except PersynError:
-        return []  # without a tokenizer it cannot be loaded, and loading says why
+        return []  # a model without a tokenizer cannot be loaded, and loading reports why
     if chat.template is None:
-        return []  # a base model, as students mostly are
+        return []  # a base model, as most students are
     found = template_check.look_over(chat, answers=answers)
     return [finding for finding in found if finding.level != "ok"]

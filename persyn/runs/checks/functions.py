@@ -1,4 +1,4 @@
-"""A run's functions of somebody's own, imported once before anything is paid for, in a process of their own."""
+"""Import a run's custom functions once, in a separate process, before anything is paid for."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ except PersynError as error:
 
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
-    """Functions that cannot be imported: yields (whose, finding)."""
+    """Yield (whose, finding) for each function that cannot be imported."""
     for whose, table in (("the quality", config.quality), ("the strategy", config.strategy)):
         if table.kind == "python" and (why := _flaw(table.model)):
             yield whose, Finding("error", "load", why)
 
 
 def _flaw(model: str) -> str:
-    """Why "module:function" cannot be imported; empty where it can."""
-    # -P: the child looks where this process looks, and nowhere else.
+    """Why "module:function" cannot be imported; empty if it can."""
+    # With -P the child searches the same paths as this process and no others.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part or os.getcwd() for part in sys.path)}
     command = [sys.executable, "-P", "-c", _IMPORT, model]
     try:

@@ -1,4 +1,4 @@
-"""Whether this host can load a run's models: its GPUs, and the memory of them and of the host."""
+"""Check that this host can load a run's models: GPUs, GPU memory and host memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from persyn.llm.protocols import Finding
 from persyn.runs.checks import memory, models
 from persyn.runs.checks.models import Model
 
-#: What a driver of GPUs shows: NVIDIA's, AMD's, Windows's.
+#: Device files of GPU drivers: NVIDIA, AMD, Windows (WSL).
 _DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
-    """What is wrong with this host for a run that is worked here alone: yields (whose, finding)."""
+    """Yield (whose, finding) for each problem of this host with a run that it works alone."""
     loaded = models.loaded(config)
     if not loaded:
         return
@@ -31,9 +31,9 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 
 
 def on_cpu(config: RunConfig, seen: int | None = None) -> Iterator[tuple[str, Finding]]:
-    """Models that would run on the CPU of a host that has GPUs: yields (whose, finding).
+    """Yield (whose, finding) for each model that would run on the CPU although the host has GPUs.
 
-    seen: how many GPUs; None looks.
+    seen: the number of GPUs; None detects it.
     """
     seen = len(_shown()) if seen is None else seen
     for model in models.loaded(config) if seen else ():
@@ -45,7 +45,7 @@ def on_cpu(config: RunConfig, seen: int | None = None) -> Iterator[tuple[str, Fi
 
 
 def n_gpus() -> int:
-    """How many GPUs this host shows; asks torch where `nvidia-smi` knows of none, for those of another make."""
+    """The number of visible GPUs; asks torch only where `nvidia-smi` finds none but a GPU driver is present."""
     if shown := _shown():
         return len(shown)
     if not any(device for pattern in _DEVICES for device in Path("/dev").glob(pattern)):

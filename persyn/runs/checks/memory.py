@@ -1,6 +1,6 @@
-"""Whether a model's weights, and one response of the longest kind, fit the memory; by its files, before it is loaded.
+"""Estimate from a model's files whether its weights and one response of maximum length fit in memory.
 
-What is computed is the least that is needed: a model that is refused here cannot be loaded.
+The estimate is a lower bound: a model that is rejected here cannot be loaded.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from persyn.runs.checks.models import Model
 
 _GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: GiB that vLLM gets for its cache on a CPU, where a run file says nothing.
+#: GiB of KV cache that vLLM gets on a CPU when the run file sets none.
 _CPU_CACHE_GIB = 2.0
-#: What a configuration says where not every layer keeps every token: what is kept cannot be told from it.
+#: Configuration keys of models in which not every layer caches every token; their cache size cannot be derived.
 _SPARSE = ("sliding_window", "layer_types", "kv_lora_rank", "attention_chunk_size", "ssm_cfg", "mamba_d_state")
 
 
 def look(model: Model) -> Finding | None:
-    """What is wrong with the memory for a model; None where it does, or its files are not here."""
+    """The memory problem of a model; None if it fits, or its files are not on this host."""
     spec = model.spec
     folder = _folder(spec)
     config = _read(folder / "config.json") if folder else None
@@ -46,7 +46,7 @@ def look(model: Model) -> Finding | None:
 
 
 def _cache(spec: ModelSpec, config: dict[str, Any], left: int, size: int) -> Finding | None:
-    """Whether one response may become as long as the context."""
+    """Check that the KV cache holds one response as long as the context."""
     context = spec.options.get("max_model_len") or config.get("max_position_embeddings")
     per_token = _token_bytes(config, size)
     if not context or not per_token:
@@ -65,7 +65,7 @@ def _cache(spec: ModelSpec, config: dict[str, Any], left: int, size: int) -> Fin
 
 
 def _token_bytes(config: dict[str, Any], size: int) -> int | None:
-    """What one token takes of the cache; None where the configuration does not tell."""
+    """Bytes of KV cache per token; None where the configuration does not determine it."""
     if any(config.get(name) for name in _SPARSE):
         return None
     try:
@@ -77,7 +77,7 @@ def _token_bytes(config: dict[str, Any], size: int) -> int | None:
 
 
 def _room(spec: ModelSpec) -> tuple[int, str]:
-    """Bytes that a model may take, and of what; 0 where that cannot be told."""
+    """The bytes available to a model and a description of their limit; 0 where unknown."""
     if not spec.gpus:
         return _host_bytes(), "this host has"
     totals = sorted(gpus.total_mib(), reverse=True)[: spec.gpus]
@@ -87,7 +87,7 @@ def _room(spec: ModelSpec) -> tuple[int, str]:
 
 
 def _host_bytes() -> int:
-    """The host's memory, or what a container may use of it."""
+    """The host's memory, or the limit of its container."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         try:
@@ -98,7 +98,7 @@ def _host_bytes() -> int:
 
 
 def _dtype(spec: ModelSpec, stored: str) -> str:
-    """What a model is computed in."""
+    """The dtype in which a model is computed."""
     chosen = spec.options.get("dtype")
     if chosen in _BYTES:
         return str(chosen)
@@ -110,14 +110,14 @@ def _dtype(spec: ModelSpec, stored: str) -> str:
 
 
 def _folder(spec: ModelSpec) -> Path | None:
-    """Where a model's files are, if they are here."""
+    """The local folder of a model's files, if there is one."""
     if Path(spec.model).is_dir():
         return Path(spec.model)
     from huggingface_hub import try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(spec.model, "config.json", revision=spec.revision)
-    except ValueError:  # no hub id
+    except ValueError:  # not a hub id
         return None
     return Path(found).parent if isinstance(found, str) else None
 

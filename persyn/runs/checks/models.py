@@ -1,4 +1,4 @@
-"""The models of a run file, and what loads each."""
+"""List the models of a run file with the engine that loads each."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from msgspec import Struct
 from persyn.config import RunConfig
 from persyn.llm.protocols import ModelSpec
 
-#: Engines that load a model here.
+#: Engines that load a model on the worker's host.
 _LOADED = ("vllm", "transformers", "log_likelihood", "reward_model", "router_fit")
 
 
 class Model(Struct, frozen=True):
-    """One model that a run loads, or asks a server for."""
+    """A model that a run loads or requests from a server."""
 
     #: "teacher ada", "the student", "the judge", ...
     whose: str
-    #: Its table in the run file.
+    #: The model's table in the run file.
     table: str
     spec: ModelSpec
 
 
 def of(config: RunConfig) -> Iterator[Model]:
-    """Every model of a run file that is loaded or asked; fake and imported ones are not."""
+    """Every model of a run file that is loaded or requested; fake and imported ones are left out."""
     return (model for model in _all(config) if model.spec.engine in (*_LOADED, "openai"))
 
 
 def loaded(config: RunConfig) -> list[Model]:
-    """Those that are loaded where the run is worked."""
+    """The models that are loaded by workers."""
     return [model for model in _all(config) if model.spec.engine in _LOADED]
 
 
 def served(config: RunConfig) -> list[Model]:
-    """Those that a server is asked for."""
+    """The models that are requested from a server."""
     return [model for model in _all(config) if model.spec.engine == "openai"]
 
 
 def _all(config: RunConfig) -> Iterator[Model]:
     student, router = config.student, config.router
-    if config.n_calibration != 0:  # without a grid nothing is scored, and no router is fitted
+    if config.n_calibration != 0:  # without a grid nothing is scored and no router is fitted
         spec = ModelSpec(student.engine, student.model, student.revision, student.gpus, student.options)
         yield Model("the student", "student", spec)
         yield from _quality(config)

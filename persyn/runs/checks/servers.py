@@ -1,4 +1,4 @@
-"""Whether servers can be asked: the key is there, somebody listens and, for the price of a few tokens, answers."""
+"""Check that servers are usable: the key is set, the address accepts connections and, on request, the model answers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from persyn.runs.checks.models import Model
 
 _CONNECT_SECONDS = 5.0
 _PING_SECONDS = 60.0
-#: Of a ping's answer; some servers refuse to write one alone.
+#: Of the answer to a ping; some servers refuse to generate a single token.
 _PING_TOKENS = 16
 
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
-    """What can be seen of the servers of a run file without a request: yields (whose, finding) of what is wrong."""
+    """Check the servers of a run file without sending a request; yields (whose, finding) for each problem."""
     served = list(models.served(config))
     if not served:
         return
@@ -45,7 +45,7 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 
 
 def seen(spec: ModelSpec) -> Finding:
-    """What a teacher's or a judge's server will be asked for; nothing is sent."""
+    """What a run would request from a teacher's or a judge's server; sends nothing."""
     try:
         url, chosen = _examine(spec), options.decode(spec, options.OpenAI)
     except EngineError as error:
@@ -55,8 +55,8 @@ def seen(spec: ModelSpec) -> Finding:
 
 
 def _examine(spec: ModelSpec) -> URL:
-    """The address that a server is asked at; `EngineError` where its options, its key or its proxy will not do."""
-    # Here and below: every command would wait half a second for aiohttp.
+    """A server's endpoint; raise `EngineError` for invalid options, a missing key or an unusable proxy."""
+    # Imported here and below because importing aiohttp would add half a second to every command.
     from persyn.llm.teachers import chat_server
 
     chosen = options.decode(spec, options.OpenAI)
@@ -94,18 +94,18 @@ def _ping(model: Model) -> Finding:
 
 
 def _by_proxy(url: URL) -> bool:
-    """Whether the environment has a proxy asked in the server's place."""
+    """Whether the environment routes requests to this server through a proxy."""
     return url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.host or "")
 
 
 def _silent(origins: Sequence[URL]) -> dict[URL, str]:
-    """Those where nobody listens, and what was met there."""
+    """The servers that cannot be reached, with the reason."""
     with ThreadPoolExecutor(max_workers=16) as pool:
         return {url: why for url, why in zip(origins, pool.map(_met, origins), strict=True) if why}
 
 
 def _met(origin: URL) -> str:
-    """Why a server cannot be asked at all, if so: nobody listens, or https meets somebody who does not speak it."""
+    """Why a server cannot be reached, if so: no connection, or a failed TLS handshake."""
     try:
         with socket.create_connection((origin.host or "", origin.port or 0), timeout=_CONNECT_SECONDS) as met:
             return _met_by_tls(origin, met) if origin.scheme == "https" else ""

@@ -1,4 +1,4 @@
-"""Each teacher's model is loaded once and looked over."""
+"""Load each teacher's model once and inspect it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from persyn.llm.protocols import Check, Checked, Finding, Message, ModelSpec
 from persyn.runs.checks import servers
 from persyn.stages.answers import opening_of, with_opening
 
-#: So many of the longest prompts are held against a model's context.
+#: The number of longest prompts that are checked against a model's context.
 _LONGEST = 64
 
 
 def check(config: RunConfig, home: Path) -> Iterator[tuple[str, Finding]]:
-    """Look over each teacher of a run file, in a host of its own; yields (teacher, finding).
+    """Inspect each teacher of a run file in a separate host process; yields (teacher, finding).
 
-    home: the folder for the hosts' logs. Nothing is written to the store, nothing sent to a server.
+    home: the folder for the hosts' logs. Nothing is written to the store or sent to a server.
     """
     prompts = longest_prompts(config)
     for teacher in config.teachers:
@@ -33,9 +33,9 @@ def check(config: RunConfig, home: Path) -> Iterator[tuple[str, Finding]]:
 
 
 def check_one(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) -> Iterator[tuple[str, Finding]]:
-    """Look over one teacher.
+    """Inspect one teacher.
 
-    prompts: those that it should be able to answer; see `longest_prompts`.
+    prompts: the prompts that it should be able to answer; see `longest_prompts`.
     """
     for finding in _check(teacher, prompts, home):
         yield teacher.name, finding
@@ -47,7 +47,7 @@ def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) 
     if teacher.engine not in ("vllm", "transformers"):
         return [Finding("ok", "load", f"the engine {teacher.engine!r} has no model to look at")]
     try:
-        identify(teacher.model, teacher.revision)  # says within seconds what loading would find out in minutes
+        identify(teacher.model, teacher.revision)  # reports within seconds what loading would find only after minutes
     except UsageError as error:
         return [Finding("error", "load", str(error))]
     opening = opening_of(teacher.system, msgspec.to_builtins(teacher.few_shot))
@@ -69,7 +69,7 @@ def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) 
 
 
 def longest_prompts(config: RunConfig) -> list[list[Message]]:
-    """The longest prompts of a run file's files, as conversations."""
+    """The longest prompts in a run file's files, as conversations."""
     good = (row for path in config.prompts.files for row in rows.read(Path(path)) if isinstance(row, Row))
     longest = heapq.nlargest(_LONGEST, good, key=lambda row: len(row.text))
     return [[*(row.history or []), {"role": "user", "content": row.text}] for row in longest]

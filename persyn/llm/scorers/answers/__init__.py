@@ -1,1 +1,1 @@
-"""Final answers: where a response states one, what it is, and whether it is the reference's."""
+"""Find the final answer of a response, parse it, and compare it with the reference."""

@@ -1,4 +1,4 @@
-"""Whether two expressions are equal, by math-verify; runs only where it can be killed."""
+"""Decide whether two expressions are equal, with math-verify; runs only in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sympy.core.relational import Relational
 
 from persyn.llm.scorers.answers.statements import LONGEST
 
-#: Larger than the difference of 1/3 and 0.333333, smaller than any two answers that somebody tells apart.
+#: Accepts 0.333333 for 1/3; smaller than the difference between any two answers that are meant to differ.
 _FLOAT_TOLERANCE = 0.01
 _EXACT_TOLERANCE = 1e-12
 
@@ -24,9 +24,9 @@ _HUGE_NUMBER = re.compile(r"\d{300}")
 
 
 def equal(*, gold: Any, stated: Any, with_relations: bool = False) -> bool:
-    """Whether two expressions are equal; not symmetric, so the reference has its own name.
+    """Whether two expressions are equal; not symmetric, so the reference has its own parameter.
 
-    with_relations: whether a stated inequality may be equal to the interval of its solutions.
+    with_relations: whether a stated inequality may equal the interval of its solutions.
     """
     if with_relations:
         stated = _solutions(stated)
@@ -45,20 +45,20 @@ def equal(*, gold: Any, stated: Any, with_relations: bool = False) -> bool:
 
 
 def _solutions(stated: Any) -> Any:
-    """Alternative inequalities, `x < 1 or x > 2`, as the set of what solves any of them."""
+    """Convert alternative inequalities, `x < 1 or x > 2`, to the set of their solutions."""
     if isinstance(stated, sympy.FiniteSet) and all(isinstance(each, Relational) for each in stated):
         return sympy.Union(*(each.as_set() for each in stated))
     return stated
 
 
 def times(value: Any, factor: Fraction) -> Any:
-    """An expression of another unit; the same object where the unit is the same."""
+    """Multiply an expression by a unit factor; returns the same object if the factor is 1."""
     if factor == 1:
         return value
     if isinstance(value, sympy.FiniteSet):
         return sympy.FiniteSet(*(times(each, factor) for each in value))
     if not isinstance(value, sympy.Expr | sympy.MatrixBase):
-        return value  # an interval or an equation, of which no quantity is made
+        return value  # an interval or an equation cannot be a quantity
     return value * sympy.Rational(factor.numerator, factor.denominator)
 
 
@@ -67,9 +67,9 @@ def _is_infinite(value: Any) -> bool:
 
 
 def _agrees_closely(gold: Any, stated: Any) -> bool:
-    """Whether two numbers that were found equal are, measured by their own size.
+    """Whether two numbers that compared equal are also close relative to their magnitude.
 
-    The comparison that was made is an absolute one, to which all small numbers are the same.
+    The comparison used an absolute tolerance, under which all small numbers are equal.
     """
     if not (_is_number(gold) and _is_number(stated)):
         return True
@@ -91,12 +91,12 @@ def _is_close(a: Any, b: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def parse_reference(text: str) -> Any:
-    """A reference's expression; all teachers are compared with the same one."""
+    """A reference's expression, cached because all teachers are compared with it."""
     return parse(text)
 
 
 def parse(text: str) -> Any:
-    """An expression that stands for the whole text, or None."""
+    """The expression that the whole text stands for, or None."""
     if len(text) > LONGEST or _HUGE_NUMBER.search(text):
         return None
     if _NUMBER.fullmatch(text):

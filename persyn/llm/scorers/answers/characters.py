@@ -1,11 +1,11 @@
-"""Texts without reasoning, and with one spelling of the digits, signs and punctuation of every script."""
+"""Remove reasoning from texts, and normalise digits, signs and punctuation of all scripts to ASCII."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-#: Tags and tokens that open and close reasoning, as models and their servers write them.
+#: Tags and tokens that open and close reasoning, as written by models and their servers.
 _REASONING_NAMES = (
     "think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis|internal_monologue|chain_of_thought"
 )
@@ -17,14 +17,14 @@ _REASONING = re.compile(
     re.IGNORECASE,
 )
 
-#: Invisible: spaces of no width, marks of direction, variation selectors, the byte order mark.
+#: Zero-width spaces, bidirectional marks, variation selectors, the byte order mark.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\u20e3\ufe00-\ufe0f\ufeff]")
-#: A turn ends; what a model writes after that, such as the next user's turn, is no part of its response.
+#: The end of a turn; what a model writes after it, such as the next user turn, is not part of its response.
 _TURN_END = re.compile(
     r"<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|eom_id|END_OF_TURN_TOKEN)\|>|</s>|<end_of_turn>|<eos>"
 )
 _TOKEN = re.compile(r"<\|[A-Za-z_]{3,40}\|>")
-#: Signs that say "right", "hence" or nothing; those that cross something out stay.
+#: Decorative signs and those for "correct" or "therefore"; signs that cross something out are kept.
 _ORNAMENT = re.compile(
     "[\u2022\u2023\u25a0-\u25cf\u2234\u2600-\u2716\u2719-\u274b\u274d-\u27bf\u2b50\u2b55\U0001f300-\U0001faff]"
 )
@@ -33,7 +33,7 @@ _DIGIT = re.compile(r"(?![0-9])\d")
 _FULL_WIDTH = re.compile("[\uff01-\uff5e]")
 _STYLED = re.compile("[\U0001d400-\U0001d7ff]")
 _FRACTION = re.compile("(\\d?)\\s?([\u00bc-\u00be\u2150-\u215e])")
-#: Scripts whose words stand next to digits without a space: Cyrillic to Ethiopic, and those of East Asia.
+#: Scripts in which words directly adjoin digits: Cyrillic to Ethiopic, and those of East Asia.
 FOREIGN = "\u0400-\u1cff\u2e80-\u2fff\u3005-\u3007\u3021-\ud7ff\uf900-\ufaff\ufb1d-\ufdff\ufe70-\ufeff\uff66-\uffdc"
 _SUPERSCRIPT = re.compile(r"(?<=[\w)}\]])[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SEAM = re.compile(rf"(?<=[0-9%°)\]}}$])(?=[{FOREIGN}])|(?<=[{FOREIGN}])(?=[-+(\[]?[0-9A-Za-z\\$])")
@@ -84,10 +84,10 @@ _PUNCTUATION = str.maketrans(
 
 
 def without_reasoning(text: str) -> str:
-    """What a response says outside its reasoning.
+    """The text of a response outside its reasoning.
 
-    What stands before a closing tag that nothing opened is reasoning too, and all that follows an opening
-    tag that nothing closes.
+    Text before an unmatched closing tag counts as reasoning, too, and so does everything after an
+    unmatched opening tag.
     """
     kept: list[str] = []
     start, is_inside = 0, False
@@ -105,7 +105,7 @@ def without_reasoning(text: str) -> str:
 
 
 def _one_turn(text: str) -> str:
-    """The text up to where its turn ends, without the special tokens that a server left in it."""
+    """The text up to the end of its turn, without special tokens left in by a server."""
     if "<" not in text:
         return text
     said = (part for part in _TURN_END.split(text) if part.strip())
@@ -113,7 +113,7 @@ def _one_turn(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text with digits, spaces and punctuation as ASCII has them; letters stay as they are."""
+    """The text with ASCII digits, spaces and punctuation; letters are unchanged."""
     if text.isascii():
         return text
     text = _ORNAMENT.sub(" ", _INVISIBLE.sub("", text))

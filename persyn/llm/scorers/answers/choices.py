@@ -1,4 +1,4 @@
-"""Answers of multiple choice: a letter, alone or before what it stands for."""
+"""Parse multiple-choice answers: a letter, alone or followed by the content of the option."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SEVERAL = re.compile(
     rf"[(\[]?[A-J][)\]]?(?:\s*(?:,|&|{phrases.any_of(phrases.AND, phrases.AND_JOINED)})\s*[(\[]?[A-J][)\]]?)+",
     re.IGNORECASE,
 )
-#: What may follow a letter that is named in a sentence; "A car" and "I am" name none.
+#: What may follow an option's letter in a sentence; excludes "A car" and "I am".
 _AFTER = re.compile(
     rf"\s*(?:$|[-—,.;:!?)\]*]|{phrases.any_of(phrases.REASON)}|(?:is|was|are|it)\b|[{FOREIGN}]"
     rf"|{phrases.any_of(phrases.CHOSEN, phrases.CHOSEN_JOINED)})",
@@ -48,14 +48,14 @@ _WRONG = re.compile(rf"[)\]*\s\"']*(?:\w+\s+)?{phrases.any_of(phrases.NOT, phras
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The letter, as a capital, and what stands behind it."""
+    """The letter, in upper case, and the option's content."""
 
     letter: str
     content: str = ""
 
 
 def read(text: str) -> Choice | None:
-    """A text as a choice: `B`, `(B)`, `Option B`, `B. 12`, `\\textbf{(B)}\\ 12`; None when it is something else."""
+    """Parse a text as a choice: `B`, `(B)`, `Option B`, `B. 12`, `\\textbf{(B)}\\ 12`; None if it is none."""
     text = _WRAPPED.sub(r"\1", text).replace("\\ ", " ").replace("\\left", "").replace("\\right", "").replace("~", " ")
     text = re.sub(r"\\[,;:!]|\\quad", " ", text).strip(" \t\n*_$\"'`.")
     tight = _TIGHT.fullmatch(text)
@@ -74,20 +74,20 @@ def read(text: str) -> Choice | None:
 
 
 def several(text: str) -> frozenset[str] | None:
-    """The letters of a text that is nothing but a list of them."""
+    """The letters of a text that consists only of a list of letters."""
     text = _WRAPPED.sub(r"\1", text).strip(" *_$.")
     return frozenset(re.findall(r"(?<![^\W_])[A-J](?![^\W_])", text.upper())) if _SEVERAL.fullmatch(text) else None
 
 
 def joined(text: str) -> frozenset[str] | None:
-    """The letters of a list without anything between them, in the order of the alphabet; `CAB` is a word."""
+    """The letters of an unseparated list in alphabetical order; `CAB` is a word, not a list."""
     text = _WRAPPED.sub(r"\1", text).strip(" *_$.")
     is_list = re.fullmatch(r"[A-J]{2,}", text) is not None and sorted(set(text)) == list(text)
     return frozenset(text) if is_list else None
 
 
 def named(statement: str) -> str:
-    """The letter that a sentence which states an answer names; "" for none."""
+    """The letter named by a sentence that states an answer; "" for none."""
     statement = _WRAPPED.sub(r"\1", statement).strip(" \t\n*_$\"'`")
     begins = re.match(
         rf"{_ARTICLE}{_NAMED}[(\[*]*(?P<letter>[A-Ja-j])(?![A-Za-z\d])(?P<close>[)\]*]*)", statement, re.IGNORECASE
@@ -104,13 +104,13 @@ def named(statement: str) -> str:
 
 
 def chosen(text: str) -> str:
-    """The letter of the last sentence of a text that says of one that it is chosen, or right; "" for none."""
+    """The letter in the last sentence that calls one chosen or correct; "" for none."""
     found = [m for pattern in (_CHOSEN_BEFORE, _CHOSEN_AFTER) for m in pattern.finditer(text)]
     found = [m for m in found if m["letter"].isupper() and not _WRONG.match(text, m.end())]
     return max(found, key=lambda m: m.start())["letter"] if found else ""
 
 
 def concluded(text: str) -> str:
-    """The letter that a text ends with after a word such as "hence" or "must be"; "" for none."""
+    """The letter that ends a text after a word such as "hence" or "must be"; "" for none."""
     found = _CONCLUDED.search(_WRAPPED.sub(r"\1", text))
     return found["letter"] if found and found["letter"].isupper() else ""

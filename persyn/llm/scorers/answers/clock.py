@@ -1,4 +1,4 @@
-"""Times of day, dates, versions and addresses: answers of digits that no arithmetic is meant in."""
+"""Parse times of day, dates, versions and addresses: answers made of digits that are not arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Date: TypeAlias = tuple[int | None, int, int]
-"""Year, where it is known, month and day."""
+"""Year (None if unknown), month and day."""
 
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s?[:h.]\s?(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?)?\s*(?P<half>[ap]\.?\s?m\b\.?)?"
@@ -34,7 +34,7 @@ _MARKED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """A time of day; without a half of the day it may be of either, or of a clock of 24 hours."""
+    """A time of day; without AM or PM it may be either, or on a 24-hour clock."""
 
     hour: int
     minute: int
@@ -43,7 +43,7 @@ class Time:
 
 
 def time(text: str) -> Time | None:
-    """A text as a time of day, `3:30 PM` or `15:30`; None when it is something else, such as the ratio 1:2."""
+    """Parse a text as a time of day, `3:30 PM` or `15:30`; None for anything else, such as the ratio 1:2."""
     text = re.sub(r"\\(?:text\w*|mathrm)\s*\{([^{}]*)\}|\\ |~", r" \1", text).replace("\\", "").strip(" $*.")
     if text.casefold() in _NAMED:
         return Time(_NAMED[text.casefold()], 0, 0, True)
@@ -65,19 +65,19 @@ def time(text: str) -> Time | None:
 
 
 def time_within(text: str) -> Time | None:
-    """The only time of day, with a colon, that a sentence names; None for none or several."""
+    """The only time of day with a colon in a sentence; None if there are none or several."""
     found = {time(match[0]) for match in _CLOCK.finditer(text)}
     return found.pop() if len(found) == 1 else None
 
 
 def same_time(gold: Time, stated: Time) -> bool:
-    """Whether two times agree; a reference that leaves the half of the day open agrees with either."""
+    """Whether two times agree; a reference without AM or PM agrees with either."""
     hours = 24 if gold.has_half or not stated.has_half else 12
     return (gold.hour - stated.hour) % hours == 0 and (gold.minute, gold.second) == (stated.minute, stated.second)
 
 
 def dates(text: str) -> frozenset[Date]:
-    """(year, month, day) of the only date that a text names, read in every way there is; empty for none or several."""
+    """All possible readings, (year, month, day), of the only date in a text; empty for none or several."""
     found = {frozenset(_readings(m)) for pattern in _DATES for m in pattern.finditer(text)} - {frozenset()}
     with_year = {each[1:] for readings in found for each in readings if each[0]}
     found = {readings for readings in found if any(each[0] or each[1:] not in with_year for each in readings)}
@@ -85,7 +85,7 @@ def dates(text: str) -> frozenset[Date]:
 
 
 def _readings(match: re.Match[str]) -> Iterator[Date]:
-    """A date as its pattern has it; 3/8/2024 is of March to some, and of August to others."""
+    """The possible readings of a matched date; 3/8/2024 is in March or in August, depending on the convention."""
     groups = match.groupdict()
     year = int(groups["year"]) if groups.get("year") else None
     if groups.get("month"):
@@ -101,5 +101,5 @@ def _readings(match: re.Match[str]) -> Iterator[Date]:
 
 
 def is_label(text: str) -> bool:
-    """Whether a text is a version, an address or a date in digits, which is equal to itself alone."""
+    """Whether a text is a version, an address or a numeric date, which equals only itself."""
     return _MARKED.fullmatch(text.strip()) is not None and not re.fullmatch(r"\d{1,3}(?:\.\d{3})+", text.strip())

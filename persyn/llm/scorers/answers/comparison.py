@@ -1,4 +1,4 @@
-"""Whether the answer that a response states is the reference's: each kind of answer in its own way."""
+"""Compare a response's stated answer with the reference, by the kind of answer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LONGEST_DETAIL = 200
 _WRAPPED = re.compile(r"\\(?:text\w*|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")
 _RATIO = re.compile(r"\$?\s*\d+(?:\s*(?::|\\colon)\s*\d+)+\s*\$?")
 _RATIO_IN_WORDS = re.compile(r"(\d+)\s+(?:is\s+)?to\s+(\d+)")
-#: What can be no point of a plane: a half-open or infinite interval, or a union.
+#: A half-open or infinite interval or a union, which cannot be a point in the plane.
 _INTERVAL = re.compile(r"\\infty|\\cup|\([^()\[\]]*,[^()\[\]]*\]|\[[^()\[\]]*,[^()\[\]]*[)\]]")
-#: That a variable is in an interval is what the interval says.
+#: Stating that a variable is in an interval is equivalent to stating the interval.
 _MEMBER = re.compile(r"^[A-Za-z]\s*\\in\s*(?=\\left|[(\[])")
 _FACTORIAL = re.compile(r"[\w)}]!\s*\$?$")
 _APPROXIMATE = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])|[≈≃≅≒]")
@@ -47,7 +47,7 @@ def judge(case: Case) -> Verdict:
 
 
 def reference(text: str) -> str:
-    """The answer of a reference: what it marks, else the number that a sentence of it tells, else the whole of it."""
+    """The answer of a reference: its marked answer, else the number its sentence states, else the whole text."""
     stated = math_answer.stated(text)
     if stated.is_marked:
         return (
@@ -64,7 +64,7 @@ def reference(text: str) -> str:
 
 
 def _as_choice(gold: str, stated: Stated) -> Verdict | None:
-    """The verdict where the reference is the letter of a choice, or several."""
+    """The verdict if the reference is the letter of an option, or several letters."""
     text = math_answer.trim(stated.text)
     several = choices.several(gold) or (choices.joined(gold) if choices.several(text) else None)
     if several:
@@ -98,7 +98,7 @@ def _choice_of(stated: Stated) -> choices.Choice | None:
 
 
 def _by_content(choice: choices.Choice, stated: Stated) -> Verdict | None:
-    """Without a letter, a response is right that says what stands behind the reference's."""
+    """If the response names no letter, compare the content of the reference's option."""
     if choice.content:
         return judge(Case(choice.content, stated.response))
     return Verdict(False, _detail(choice.letter, _or_none(stated.expression() or _short_text(stated)), "choice"))
@@ -108,7 +108,7 @@ def _by_content(choice: choices.Choice, stated: Stated) -> Verdict | None:
 
 
 def _as_words(gold: str, stated: Stated) -> Verdict | None:
-    """The verdict where the reference is no formula; True too where both are the same text."""
+    """The verdict if the reference is not a formula; also True if both are the same text."""
     if (time := clock.time(gold)) and (given := _time_of(stated)):
         return Verdict(clock.same_time(time, given), _detail(gold, stated.text, "time"))
     texts = stated.sentences()
@@ -143,7 +143,7 @@ def _same_date(gold: Collection[clock.Date], texts: list[str]) -> bool:
 
 
 def _agrees(gold: str, stated: Stated) -> bool:
-    """Whether a response says yes where the reference does; its first or last sentence begins with the word."""
+    """Whether a response's yes or no, at the beginning of its first or last sentence, is the reference's."""
     meant = _meant(gold)
     for text in (*stated.sentences(), stated.text):
         first = re.match(r"[\s*_]*([^\W\d_]+(?:'t)?)", text)
@@ -160,7 +160,7 @@ def _meant(word: str) -> frozenset[str]:
 
 
 def _ends_with(text: str, gold: str) -> bool:
-    """Whether a short sentence ends with the reference, and denies nothing."""
+    """Whether a short sentence ends with the reference and contains no negation."""
     whole, end = _normal(text), _normal(gold)
     if len(whole.split()) > 15 or not whole.endswith(f" {end}"):
         return False
@@ -174,7 +174,7 @@ def _ends_with(text: str, gold: str) -> bool:
 
 
 def _begins_with(text: str, gold: str) -> bool:
-    """Whether a sentence says of the reference that it is what was asked for: "Anna is the tallest"."""
+    """Whether a sentence names the reference as the answer: "Anna is the tallest"."""
     whole, name = _normal(text), _normal(gold)
     return (
         bool(name) and re.match(rf"{re.escape(name)} (?:is|was|are|were) the (?!same|only one not)", whole) is not None
@@ -182,7 +182,7 @@ def _begins_with(text: str, gold: str) -> bool:
 
 
 def _ends_as(text: str, gold: str) -> bool:
-    """Whether a short sentence ends with words that say what the reference says, such as "has no solution"."""
+    """Whether a short sentence ends with a phrase that means the same as the reference, such as "has no solution"."""
     said, meant = _normal(text), _meant(gold)
     before = [said[: -len(entry)] for entry in meant if said.endswith(f" {entry}")]
     is_denied = re.compile(phrases.any_of(phrases.DENIAL, phrases.DENIAL_JOINED)).search
@@ -198,14 +198,14 @@ def _same_text(gold: str, text: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    """A text as words: no mark-up, no article, no punctuation at its ends, no difference of case."""
+    """A text as plain words: no markup, articles, surrounding punctuation or case."""
     text = re.sub(r"[*_`\"$]|\\(?=[ ,;!])", " ", _WRAPPED.sub(r"\1", text)).casefold()
     text = re.sub(r"\s+", " ", text).strip(" .,;:!?'")
     return re.sub(r"^(?:the|a|an) ", "", text)
 
 
 def _is_words(text: str) -> bool:
-    """Whether a text is words, of which no product may be made."""
+    """Whether a text is words, which must not be parsed as a product of variables."""
     bare = _WRAPPED.sub(r"\1", text)
     if _OPERATOR.search(bare.replace("\\ ", " ")) or units.split(text).has_unit:
         return False
@@ -228,7 +228,7 @@ def _as_formula(gold: str, stated: Stated) -> Verdict:
         return Verdict(False, {"gold": _short(gold), "parsed": None, "version": VERSION})
     verdict = compare(gold, given)
     if verdict.is_right is False and given.endswith("!") and "!" not in gold:
-        return compare(gold, given.rstrip("!"))  # a sentence that ends with an exclamation mark
+        return compare(gold, given.rstrip("!"))  # an exclamation mark at the end of a sentence
     if verdict.is_right is False and "," in gold:
         parts = ",".join(marks.boxes(stated.response))
         verdict = compare(gold, parts) if parts and parts != given else verdict
@@ -245,7 +245,7 @@ def compare(gold: str, given: str) -> Verdict:
         return Verdict(True, _detail(math_answer.tidy(gold), math_answer.tidy(given), "text"))
     sides = [side for side in _APPROXIMATE.split(given) if side.strip()]
     if len(sides) > 1:
-        # An exact value, and a decimal that is near it: the answer is either.
+        # An exact value and its decimal approximation: either may match.
         verdicts = [compare(gold, side) for side in sides]
         return next((verdict for verdict in verdicts if verdict.is_right), verdicts[0])
     if (signs := (_infinity(gold), _infinity(given))) != ("", ""):
@@ -259,7 +259,7 @@ def compare(gold: str, given: str) -> Verdict:
 
 
 def _is_other_kind(gold: str, given: str) -> bool:
-    """Whether one of the two is a time, a version or words, and so is not what the other is."""
+    """Whether the two cannot be equal because one of them is a time, a version or words."""
     if clock.is_label(gold) or clock.is_label(given) or _is_words(given):
         return True
     is_ratio = any(re.search(r":|\\colon", text) and not clock.time(text) for text in (gold, given))
@@ -288,7 +288,7 @@ def _by_value(gold: units.Quantity, given: units.Quantity) -> Verdict:
 
 
 def _by_other_reading(gold: str, given: str, detail: dict[str, Any]) -> Verdict:
-    """The verdict on two numbers that may be equal if a comma in one of them is a point, or a point a comma."""
+    """The verdict on two numbers that may be equal if a comma is read as a decimal point or vice versa."""
     for first, second in ((gold, given), (given, gold)):
         other = numbers.other_reading(first)
         if other and numbers.is_number(second) and Fraction(other) == Fraction(numbers.plain(second)):
@@ -303,7 +303,7 @@ def _latex(text: str) -> str:
 
 
 def _infinity(text: str) -> str:
-    """The sign of an answer that is infinite; "" for a finite one."""
+    """The sign of an infinite answer; "" for a finite one."""
     bare = re.sub(r"\s+", " ", _WRAPPED.sub(r"\1", text).replace("$", "")).strip(" .").casefold()
     names = "|".join(map(re.escape, phrases.entries(phrases.INFINITY)))
     minus, plus = (phrases.any_of(table, table) for table in (phrases.MINUS, phrases.PLUS))
@@ -312,7 +312,7 @@ def _infinity(text: str) -> str:
 
 
 def math_plain(text: str) -> str:
-    """What two texts have in common that differ only in how they are set."""
+    """Normalise a text so that differences in typesetting disappear."""
     text = re.sub(r"\\(?:text\w*|mathrm|mathbf|mbox)\s*\{([^{}]*)\}|\\(?:left|right|displaystyle|[!,;: ])", r"\1", text)
     return re.sub(r"(?<!\d)[\s$]+|[\s$]+(?!\d)", "", text.replace("dfrac", "frac").replace("tfrac", "frac")).casefold()
 

@@ -1,4 +1,4 @@
-"""What is marked as the answer in a response: boxes, tags, JSON fields, #### and phrases such as "the answer is"."""
+"""Find marked answers in a response: boxes, tags, JSON fields, #### and phrases such as "the answer is"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from persyn.llm.scorers.answers import phrases
 
-#: Boxes looked at, from the last one back.
+#: Maximum number of boxes examined, starting from the last one.
 _BOXES = 16
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*")
 _BETWEEN_BOXES = re.compile(
@@ -30,7 +30,7 @@ _WEAK_KEY = re.compile(
     r"[\"'](?:final[_ -]?)?(?:result|value|total|solution|output|choice|option)[\"']\s*:\s*", re.IGNORECASE
 )
 _RAW_VALUE = re.compile(r"[\"']?((?:[^\"'\\\n]|\\.)*)")
-#: What a \u in JSON can name and no database's text can hold: NUL, and half of a surrogate pair.
+#: What a \u in JSON can denote but database text cannot contain: NUL and lone surrogates.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?![^\W\d_]{3})(\S.*)$", re.MULTILINE)
@@ -38,13 +38,13 @@ _HASHES = re.compile(r"^[ \t]*####[ \t]*(?![^\W\d_]{3})(\S.*)$", re.MULTILINE)
 _GAP = r"[^.:=\n]{0,60}?"
 _LINK = rf"(?:{phrases.any_of(phrases.LINK, phrases.LINK_JOINED)}\s*:?|[:=→⇒]|-{{1,2}}>|\s[-—]\s)"
 _OPEN = r"[\s*_\"'`\])}>#]{0,20}"
-#: How a number, a formula or the letter of a choice begins.
+#: The beginning of a number, a formula or an option's letter.
 _VALUE = r"(?=[-+±$€£¥₹]?\s?(?:\d|\\)|[$(\[]|[A-J](?![^\W_]))"
 _PARTICLE = "|".join(phrases.entries(phrases.LINK_JOINED))
 
 
 def _stating(spaced: str, direct: str) -> str:
-    """A pattern for one of the words, and what stands between it and what it is."""
+    """A pattern for one of the words and what links it to the value."""
     linked = phrases.any_of(f"{spaced}, {_spaced(direct)}", _joined(direct))
     unlinked = phrases.any_of(_spaced(direct), _joined(direct))
     return rf"(?:{unlinked}[^\w\n]{{0,12}}(?:{_PARTICLE})?{_OPEN}{_VALUE}|{linked}{_GAP}{_LINK})"
@@ -58,7 +58,7 @@ def _joined(table: str) -> str:
     return ", ".join(entry for entry in phrases.entries(table) if _IDEOGRAPHIC.search(entry))
 
 
-#: Scripts that write words without spaces, or with particles after them.
+#: Scripts that write words without spaces, or with particles attached.
 _IDEOGRAPHIC = re.compile("[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 _ANSWER = _stating(phrases.ANSWER, phrases.ANSWER_DIRECT)
 _NEAR_ANSWER = rf"(?:{_ANY_ANSWER})"
@@ -90,7 +90,7 @@ _DENIED = re.compile(phrases.any_of(phrases.NOT, phrases.NOT_JOINED) + r"(?=\s*[
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is marked, and where the mark stands; running text may go on after the answer."""
+    """The marked answer and where the mark is; running text may continue after the answer."""
 
     at: int
     text: str
@@ -98,9 +98,9 @@ class Mark:
 
 
 def last(text: str) -> Mark | None:
-    """The last mark; a phrase counts only where nothing else is marked, a total only where no answer is stated.
+    """The last mark; a phrase counts only if nothing else is marked, a total only if no answer is stated.
 
-    An answer that is taken back, "The answer is 5. Wait, it is 6", is what it is corrected to.
+    A revised answer, "The answer is 5. Wait, it is 6", counts as its correction.
     """
     mark = _last(text)
     revised = _phrase(_REVISED, text[mark.at :], may_deny=True) if mark else None
@@ -118,7 +118,7 @@ def _last(text: str) -> Mark | None:
 
 
 def boxes(text: str) -> list[str]:
-    """The contents of the last boxes, in their order, without those that say the same as one before."""
+    """The contents of the last boxes in order, without duplicates."""
     return list(dict.fromkeys(content for _, _, content in _all_boxes(text)))
 
 
@@ -136,7 +136,7 @@ def _boxed(text: str) -> Mark | None:
 
 
 def _all_boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, content) of the last boxes that stand in no other."""
+    """(start, end, content) of the last boxes, nested ones excluded."""
     found: list[tuple[int, int, str]] = []
     for match in list(_BOX.finditer(text))[-_BOXES:]:
         if not found or match.start() >= found[-1][1]:
@@ -146,7 +146,7 @@ def _all_boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def _braced(text: str, start: int) -> tuple[int, str]:
-    """Where what is in braces ends, and what it is; what is never closed ends with its line."""
+    """The end and the content of a braced group; an unclosed one ends with its line."""
     if text[start : start + 1] != "{":
         match = re.compile(r"[^\s$]*").match(text, start)
         assert match is not None
@@ -179,21 +179,21 @@ def _field(key: re.Pattern[str], text: str) -> Mark | None:
     try:
         return Mark(start, field_text(json.JSONDecoder(strict=False).raw_decode(text, start)[0]))
     except RecursionError:
-        return Mark(start, "")  # lists in lists, deeper than any answer
+        return Mark(start, "")  # nested deeper than any answer
     except ValueError:
-        # LaTeX that was not escaped, Python's own quotes, or a text cut off within the value.
+        # Unescaped LaTeX, Python quotes, or a text truncated within the value.
         raw = _RAW_VALUE.match(text, start)
         value = raw[1].replace("\\\\", "\\").rstrip(" ,}") if raw else ""
         return Mark(start, "" if value == "None" else field_text(value))
 
 
 def field_text(value: Any) -> str:
-    """A JSON value as a text; "" for null, and for an object that has no value of its own."""
+    """A JSON value as text; "" for null, and for an object without a value of its own."""
     if isinstance(value, list):
         return ", ".join(field_text(item) for item in value)
     if isinstance(value, str):
         value = _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
-        # "\frac" in a JSON string is a form feed and "rac": what a backslash meant is put back.
+        # "\frac" in a JSON string is a form feed and "rac": restore the backslash.
         return re.sub(r"[\b\t\n\f\r](?=[a-z])", lambda m: "\\" + "btnfr"["\b\t\n\f\r".index(m[0])], value)
     if isinstance(value, dict):
         known = [value[key] for key in ("value", "unit", "units") if key in value]
@@ -208,7 +208,7 @@ def _hashes(text: str) -> Mark | None:
 
 
 def _phrase(pattern: re.Pattern[str], text: str, *, may_deny: bool = False) -> Mark | None:
-    """What the last phrase that denies nothing says; one that has a number or a short text before any other."""
+    """The value of the last phrase without a negation; phrases with a number or a short text are preferred."""
     stating = (m for m in pattern.finditer(text) if may_deny or not _DENYING.search(m[0]))
     found = [Mark(m.start(), _rest(text, m.end()), is_running=True) for m in stating]
     found = [mark for mark in found if mark.text and not _DENIED.match(mark.text)]

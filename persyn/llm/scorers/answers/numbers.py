@@ -1,4 +1,4 @@
-"""Numbers as people group their digits, as plain decimals."""
+"""Parse numbers with digit grouping, ranges and English number words into plain decimals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SMALL = {
     **{"seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50},
     **{"sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90},
 }
-#: Words that may follow a number that is spelled out in a response: what it counts, and where.
+#: Maximum number of words after a spelled-out number: what it counts, and where.
 _NOUNS = 5
 _LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _PARTS = {"half": 2, "quarter": 4, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8} | {
@@ -38,7 +38,7 @@ _PARTS = {"half": 2, "quarter": 4, "third": 3, "fourth": 4, "fifth": 5, "sixth":
 
 
 def plain(text: str) -> str:
-    """A number without the marks that group its digits, and with a point; another text as it is."""
+    """A number without digit grouping and with a decimal point; other texts are unchanged."""
     text = text.strip()
     if _COMMAS.fullmatch(text) and not text.lstrip("+-").startswith("0,"):
         return _joined(_COMMAS.fullmatch(text))
@@ -51,7 +51,7 @@ def plain(text: str) -> str:
 
 
 def other_reading(text: str) -> str:
-    """What a number is to those who write a comma for the point, where that is another number; else ""."""
+    """The number's value if read with a decimal comma, where that differs; else ""."""
     text = text.strip()
     if _DOTS.fullmatch(text) and not text.lstrip("+-").startswith("0"):
         reading = _joined(_DOTS.fullmatch(text))
@@ -63,12 +63,12 @@ def other_reading(text: str) -> str:
 
 
 def is_doubtful(text: str) -> bool:
-    """Whether both readings of a number are common: 1.234 and 1,234, but neither 1,5 nor 1.234.567."""
+    """Whether both readings of a number are common, as for 1.234 and 1,234, but not for 1,5 or 1.234.567."""
     return re.fullmatch(r"[-+]?\d{1,3}[.,]\d{3}", text.strip()) is not None
 
 
 def interval(text: str) -> tuple[Fraction, Fraction] | None:
-    """The two numbers of a range, `5-10`, `5 to 10` or `between 5 and 10`; None for anything else."""
+    """The bounds of a range, `5-10`, `5 to 10` or `between 5 and 10`; None for anything else."""
     found = _RANGE.fullmatch(text.strip(" .$"))
     if not found:
         return None
@@ -77,12 +77,12 @@ def interval(text: str) -> tuple[Fraction, Fraction] | None:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is one number in digits."""
+    """Whether a text is a single number in digits."""
     return _PLAIN.fullmatch(plain(text)) is not None
 
 
 def spelled(text: str, *, nouns: int = _NOUNS) -> str:
-    """The number that a short text begins with in English words, in digits; "" for none.
+    """The number, in digits, that a short text begins with in English words; "" for none.
 
     "Twenty-one apples" is 21, "minus two thirds" -2/3; "one of the two that are left" is too long to be a number.
     """
@@ -104,7 +104,7 @@ def _is_number_word(word: str, *, at: int) -> bool:
 
 
 def _value_of(words: list[str]) -> Fraction | None:
-    """The value of number words; None where they are none, as "three and" or "four five"."""
+    """The value of number words; None if they are not a number, e.g. "three and" or "four five"."""
     part = "half" if words[-1] == "halves" else words[-1] if words[-1] in _PARTS else words[-1].removesuffix("s")
     if part not in _PARTS:
         return _whole(words)

@@ -1,4 +1,4 @@
-"""The answer within a sentence that states it: which of its numbers is meant, and where it ends."""
+"""Find the answer in a sentence that states it: which number is meant, and where the answer ends."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from persyn.llm.scorers.answers import phrases, units
 from persyn.llm.scorers.answers.characters import FOREIGN
 
-#: A text longer than this is no expression.
+#: A longer text is not an expression.
 LONGEST = 1_000
 
 _FORMULA = re.compile(r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$[^$\n]+?\$(?!\d)", re.DOTALL)
-#: The next place where a word may end: a space, or what may open a formula.
+#: The next possible end of a word: a space, or the beginning of a formula.
 _WORD_END = re.compile(r"(?:[^\s$\\]|\\(?![\[(]))*")
 _COMMAND = re.compile(r"\\(?:text\w*|mathrm|mathbf|mbox|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(rf"[^\W\d_]{{3,}}|[{FOREIGN}]+|\b(?:an|at|by|he|if|is|it|no|of|so|to|we)\b", re.IGNORECASE)
-#: Words that an expression may hold without being a sentence.
+#: Words that may occur in an expression.
 _MATH_WORDS = frozenset(
     {"and", "cos", "cot", "csc", "deg", "exp", "inf", "infinity", "lim", "log", "max", "min", "mod"}
     | {"pct", "percent", "percentage", "sec", "sin", "sqrt", "tan", "arccos", "arcsin", "arctan"}
@@ -32,7 +32,7 @@ _END = re.compile(
     rf"[.!?](?=\s|$)|;\s|,\s+(?!{_AND})(?=[^\W\d_]{{2,}}|[\u3040-\uffdc])|,?\s{{0,9}}{phrases.any_of(phrases.REASON)}|\s[—-]+\s(?=[^\W\d_]{{2,}})|—",
     re.IGNORECASE,
 )
-#: Brackets after a space that hold words or a calculation: "12 (3 boxes of 4)", "20 (4*5)", but not "3 (x + 1)".
+#: Parentheses after a space with words or a calculation: "12 (3 boxes of 4)", "20 (4*5)", but not "3 (x + 1)".
 _ASIDE = re.compile(
     rf"(?<=\S)(?<!\sand)(?<!\sor)(?<!,)\s+\((?!\s*\w\s*\))(?=[^()]*(?:[^\W\d_]{{2,}}|[{FOREIGN}]|=)|[\d\s.,*/+×÷-]+\))[^()]*\)(?!\s*[-+*/^=(])|"
     rf"(?<=\d)\((?=[^()\\]*(?:[^\W\d_]{{3,}}|[{FOREIGN}]))[^()]*\)"
@@ -44,7 +44,7 @@ _SAYS = re.compile(
     re.IGNORECASE,
 )
 _BEGINS = re.compile(rf"{_FILLERS}{_BEFORE_VALUE}", re.IGNORECASE)
-#: How much text before a number may deny it.
+#: Number of characters before a number that are searched for a negation.
 _DENIAL = 30
 _DENYING = re.compile(
     rf"{phrases.any_of(phrases.DENIAL, phrases.DENIAL_JOINED)}"
@@ -80,38 +80,38 @@ def _without_point(abbreviation: re.Match[str]) -> str:
 
 
 def first_part(text: str) -> str:
-    """Running text up to where its answer ends."""
+    """Running text up to the end of its answer."""
     text = _HALF_OF_DAY.sub(r"\1m", _ABBREVIATION.sub(_without_point, text))
     text = _END.split(text, maxsplit=1)[0].strip(" *_\"'`").removesuffix("(").strip()
     return _DANGLING.sub("", text)
 
 
 def without_aside(text: str) -> str:
-    """The text without what it adds in brackets, and without the number of a source."""
+    """The text without remarks in parentheses and citation numbers."""
     return re.sub(r"(?<=\d)\s+\[\d{1,2}\]$", "", _ASIDE.sub("", text)).strip()
 
 
 def is_cut_off(text: str) -> bool:
-    """Whether a text ends in the middle of a sentence, so that what it was about to say is missing."""
+    """Whether a text is truncated within a sentence, so that the answer may be missing."""
     return _CUT_OFF.search(text) is not None
 
 
 def last_sentence(text: str) -> str:
-    """The last sentence of a text that says something."""
+    """The last sentence of a text that has any content."""
     sentences = [s for s in _SENTENCE.split(_HALF_OF_DAY.sub(r"\1m", text.strip())) if re.search(r"\w", s)]
     return sentences[-1] if sentences else ""
 
 
 def predicate(text: str) -> str:
-    """What a sentence says of its subject; the whole of it where no verb is known, or it says what is not so."""
+    """The predicate of a sentence; the whole sentence if it has no known verb, or is negated."""
     verb = list(re.finditer(phrases.any_of(phrases.LINK, phrases.LINK_JOINED) + r"|:\s", text, re.IGNORECASE))
     return text[verb[-1].end() :].strip() if verb and not _is_denied(text, verb[-1].end()) else text
 
 
 def expression(text: str) -> str:
-    """The number or formula that a text states; "" when it has none.
+    """The number or formula that a text states; "" if there is none.
 
-    What follows the last "is", "has" or "=" counts, else what the sentence begins with, else the last one.
+    In order of preference: what follows the last "is", "has" or "=", what the sentence begins with, the last one.
     """
     text = _HALF_OF_DAY.sub(r"\1m", _ABBREVIATION.sub(_without_point, text[-2 * LONGEST :]))
     tokens = list(_tokens(text))
@@ -126,12 +126,12 @@ def expression(text: str) -> str:
 
 
 def _is_denied(text: str, at: int) -> bool:
-    """Whether what stands there is said not to be: "is not 5", "cannot be 5"."""
+    """Whether the value at this position is negated: "is not 5", "cannot be 5"."""
     return _DENYING.search(text[max(0, at - _DENIAL) : at]) is not None
 
 
 def _told(tokens: Sequence[_Token], text: str, start: int) -> str:
-    """What a sentence says outright: after its last verb that a number follows, or as its first word."""
+    """What a sentence states explicitly: after its last verb followed by a number, or as its first word."""
     formulas = [(t.start, t.start + len(t.text)) for t in tokens if t.is_formula]
     says = [
         m.end()
@@ -144,7 +144,7 @@ def _told(tokens: Sequence[_Token], text: str, start: int) -> str:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """Formulas, and the words between them; a formula that holds a sentence is words, as between two prices."""
+    """Formulas and the words between them; a "formula" that contains a sentence, as between two prices, is words."""
     at = 0
     while found := re.compile(r"\S").search(text, at):
         start = found.start()
@@ -159,7 +159,7 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 def _formula(text: str, at: int) -> str:
-    """The formula that begins there; "" when none does."""
+    """The formula that begins at this position; "" for none."""
     found = _FORMULA.match(text, at)
     return found[0] if found and not is_prose(_inner(found[0])) else ""
 
@@ -174,7 +174,7 @@ def _inner(formula: str) -> str:
 
 
 def _first(tokens: Sequence[_Token]) -> str:
-    """The expression that tokens begin with, and its unit."""
+    """The expression that the tokens begin with, and its unit."""
     if tokens and tokens[0].is_formula and not is_prose(_inner(tokens[0].text)):
         return _with_unit(_inner(tokens[0].text), tokens[1:])
     run: list[str] = []
@@ -189,7 +189,7 @@ def _first(tokens: Sequence[_Token]) -> str:
 
 
 def _with_unit(value: str, tokens: Sequence[_Token]) -> str:
-    """A value, and the words after it as far as they are a unit that is known."""
+    """A value with the following words, as far as they are a known unit."""
     if not value or value[-1] in ".,;:!?":
         return value
     words: list[str] = []
@@ -202,7 +202,7 @@ def _with_unit(value: str, tokens: Sequence[_Token]) -> str:
 
 
 def _last(tokens: Sequence[_Token]) -> tuple[int, str]:
-    """Where the last expression begins and what it is: a formula, or a run of words; (-1, "") without one."""
+    """The position and text of the last expression, a formula or a run of words; (-1, "") for none."""
     formulas = [t for t in tokens if t.is_formula and not is_prose(_inner(t.text))]
     words = [t for t in tokens if not t.is_formula]
     at, run, end = _last_run(tokens if not formulas else words)
@@ -213,7 +213,7 @@ def _last(tokens: Sequence[_Token]) -> tuple[int, str]:
 
 
 def _last_run(tokens: Sequence[_Token]) -> tuple[int, str, int]:
-    """(start, text, start of the last word) of the last run of words that can be one expression."""
+    """(start, text, start of the last word) of the last run of words that can be a single expression."""
     start, end, run = -1, -1, list[str]()
     for token in reversed(tokens):
         word = token.text.strip("*_`\"'|")
@@ -231,7 +231,7 @@ def _of_run(run: Sequence[str]) -> str:
 
 
 def _continues(word: str, run: list[str]) -> bool:
-    """Whether a word is part of the expression that goes on after it."""
+    """Whether a word belongs to the expression that continues after it."""
     return _is_mathematical(word) and (word[-1] not in ".,;:!?" or _closes(run))
 
 

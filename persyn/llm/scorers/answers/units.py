@@ -1,4 +1,4 @@
-"""Quantities: a value, and the unit, currency or noun that it is of."""
+"""Parse quantities: a value with its unit, currency or noun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from persyn.llm.scorers.answers import phrases
 
-#: dimension: factor name name ...; a factor is in the dimension's first unit. Plurals in -s need no entry.
+#: dimension: factor name name ...; the factor converts to the dimension's first unit. Plurals in -s are implied.
 _TABLE = """
 length: 1 m meter metre metro mètre metri метр метров 米 メートル
 length: 1/1000 mm millimeter millimetre millimetro
@@ -171,7 +171,7 @@ _SPELLED = (
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a value is of: powers of dimensions, None where that is not known, and what to multiply the value by."""
+    """Powers of dimensions (None if unknown) and the factor that converts the value."""
 
     dimensions: tuple[tuple[str, int], ...] | None = None
     factor: Fraction = Fraction(1)
@@ -180,7 +180,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A value as LaTeX, and its unit; a unit that stands right behind the value may be a variable too."""
+    """A value as LaTeX, and its unit; a unit directly after the value may also be a variable."""
 
     value: str
     unit: Unit = field(default_factory=Unit)
@@ -189,7 +189,7 @@ class Quantity:
 
 
 def _rows(table: str) -> dict[str, str]:
-    """Every name in a table, and what its line begins with."""
+    """Map every name in a table to the head of its row."""
     lines = [line.rpartition(": ") for line in table.strip().splitlines()]
     return {name: f"{head} {rest.split()[0]}".strip() for head, _, rest in lines for name in rest.split()[1:]}
 
@@ -199,7 +199,7 @@ _SCALES = {name: Fraction(row) for name, row in _rows(_SCALE).items()}
 
 
 def is_known(text: str) -> bool:
-    """Whether a text is nothing but units, currencies and words such as "million"."""
+    """Whether a text consists only of units, currencies and words such as "million"."""
     read = _read(text)
     return text.strip().lower() in _DAY_HALVES or (
         read is not None and (read.dimensions is not None or read.scale != 1)
@@ -207,7 +207,7 @@ def is_known(text: str) -> bool:
 
 
 def split(text: str) -> Quantity:
-    """A text as a value and its unit; the whole text as the value where what follows the number is none."""
+    """Split a text into a value and its unit; the whole text is the value if no unit follows the number."""
     text = _TEMPERATURE.sub(r"°\1", text)
     if summed := _sum(text):
         return summed
@@ -223,7 +223,7 @@ def split(text: str) -> Quantity:
 
 
 def _sum(text: str) -> Quantity | None:
-    """A quantity in several units of one dimension, `2 hours 30 minutes`: in the last of them, money in the first."""
+    """Add up a quantity in several units, `2 hours 30 minutes`, in the last unit; money in the first."""
     if not _SUM.fullmatch(_UNWRAP.sub(r" \1 ", text).strip()):
         return None
     parts = [(Fraction(part["value"]), _unit(part["name"])) for part in _PART.finditer(_UNWRAP.sub(r" \1 ", text))]
@@ -264,7 +264,7 @@ def _is_noun(label: str, *, is_wrapped: bool) -> bool:
 
 
 def _read(text: str) -> Unit | None:
-    """A unit, such as `m/s^2`; without dimensions when a word of it is not known; None where it is none."""
+    """Parse a unit such as `m/s^2`; without dimensions if a word of it is unknown; None if it is not a unit."""
     for pattern, replacement in _SPELLED:
         text = pattern.sub(replacement, text)
     found = list(_FACTOR.finditer(text))
@@ -298,7 +298,7 @@ def _scale_of(name: str) -> Fraction:
 
 
 def _key(piece: str) -> str:
-    """The name under which a unit is known; "" for none."""
+    """The name under which a unit is listed; "" for none."""
     piece = piece.replace("° ", "°")
     lower = piece.casefold()
     for name in (piece, lower, lower.removesuffix("s"), lower.removesuffix("n")):
