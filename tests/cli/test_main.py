@@ -213,9 +213,8 @@ def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(
     tmp_path: Path, command: list[str]
 ) -> None:
     write_run(tmp_path)
-    code = (
-        f"import sys; sys.modules['kombu'] = None; sys.argv = ['persyn', *{command}]; from cli.main import main; main()"
-    )
+    missing = f"import sys; sys.modules['kombu'] = None; sys.argv = ['persyn', *{command}]"
+    code = f"{missing}; from persyn.cli.main import main; main()"
     environment = {
         "PERSYN_HOME": str(tmp_path),
         "PERSYN_BROKER_URL": "redis://127.0.0.1:1/0",

@@ -49,7 +49,7 @@ def persyn() -> Iterator[Persyn]:
 def _start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
     with (folder / "output").open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-c", "from cli.main import main; main()", "--debug", *arguments],
+            [sys.executable, "-c", "from persyn.cli.main import main; main()", "--debug", *arguments],
             env={**os.environ, "PERSYN_DATABASE_URL": url, "PERSYN_HOME": str(folder / "home")},
             stdout=output,
             stderr=output,

@@ -28,6 +28,7 @@ from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
 from tests.chat_server import Server, completion, error
 from tests.factories import make_job, make_run
+from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import write_run
 
 TEACHERS = ("ada", "bob")
@@ -78,6 +79,7 @@ FAULTS: dict[str, Callable[[], web.Response]] = {
 }
 
 
+@SQLITE
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_an_outage_is_waited_for_and_costs_no_row_and_no_attempt(
     database: Database, tmp_path: Path, server: Server, fault: Callable[[], web.Response]
@@ -95,6 +97,7 @@ def test_an_outage_is_waited_for_and_costs_no_row_and_no_attempt(
         assert session.scalars(select(func.count()).where(Job.state == JobState.FAILED)).one() == 0
 
 
+@POSTGRESQL
 def test_after_outage_seconds_the_run_fails_with_its_rows_pending_and_resume_goes_on(
     database: Database, tmp_path: Path, server: Server
 ) -> None:
@@ -118,6 +121,7 @@ def test_after_outage_seconds_the_run_fails_with_its_rows_pending_and_resume_goe
     assert failed_rows(database) == 0
 
 
+@SQLITE
 def test_two_workers_wait_for_a_server_and_one_that_is_killed_meanwhile_is_not_missed(
     database: Database, tmp_path: Path, server: Server
 ) -> None:
@@ -149,6 +153,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@POSTGRESQL
 @pytest.mark.parametrize(
     "reply",
     [
@@ -182,6 +187,7 @@ def test_a_locked_account_fails_the_run_at_once_with_its_rows_pending_until_it_i
     assert run_of(database).state is RunState.DONE
 
 
+@SQLITE
 def test_what_is_waited_for_is_shown(
     tmp_path: Path, database: Database, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +210,7 @@ def test_what_is_waited_for_is_shown(
     assert (wait["model"], wait["limit_seconds"]) == ("ada", 3600)
 
 
+@POSTGRESQL
 def test_a_run_that_nobody_works_is_listed_as_stopped_unless_it_waits_for_a_server(
     tmp_path: Path, database: Database, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +235,7 @@ def test_a_run_that_nobody_works_is_listed_as_stopped_unless_it_waits_for_a_serv
     assert state() == "stopped"
 
 
+@SQLITE
 def test_a_wait_is_of_one_queue_and_run_and_lasts_however_often_it_is_noted(database: Database) -> None:
     with database.write() as session:
         made = make_run(session)

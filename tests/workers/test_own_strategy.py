@@ -20,6 +20,7 @@ from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
 from tests.foreign import write_module
+from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import PROMPTS, write_run
 from tests.workers.test_strategies import chosen, count, grid, imported_run, work
 
@@ -54,7 +55,6 @@ def hangs(prompts, known):
 def ranks(prompts, known):
     return [[0, 1, 2] for _ in prompts]
 """
-ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -101,6 +101,7 @@ def by_level(database: Database, run_id: int, *, reason: str) -> dict[int, tuple
         return {meta["level"]: (teacher_id, score, margin) for meta, teacher_id, score, margin in found}
 
 
+@SQLITE
 def test_the_function_chooses_for_every_prompt_that_has_no_response_yet(
     database: Database, tmp_path: Path, module: str
 ) -> None:
@@ -116,6 +117,7 @@ def test_the_function_chooses_for_every_prompt_that_has_no_response_yet(
     assert count(database, RouterScore) == 0
 
 
+@POSTGRESQL
 def test_who_traces_a_prompt_finds_the_functions_version(database: Database, tmp_path: Path, module: str) -> None:
     run_id = work(database, tmp_path, write(tmp_path, f"{module}:by_level"))
     with database.read() as session:
@@ -130,6 +132,7 @@ def test_who_traces_a_prompt_finds_the_functions_version(database: Database, tmp
     assert found.events  # of the job that asked it
 
 
+@SQLITE
 def test_another_run_of_it_chooses_the_same(database: Database, tmp_path: Path, module: str) -> None:
     model = f"{module}:by_level"
     first = work(database, tmp_path, write(tmp_path, model))
@@ -137,7 +140,7 @@ def test_another_run_of_it_chooses_the_same(database: Database, tmp_path: Path, 
     assert chosen(database, first) == chosen(database, again)
 
 
-@ONE_DATABASE
+@SQLITE
 def test_what_was_assigned_stays_when_the_file_changes_and_the_rest_waits_for_it(
     database: Database, tmp_path: Path, module: str
 ) -> None:
@@ -163,7 +166,7 @@ def test_what_was_assigned_stays_when_the_file_changes_and_the_rest_waits_for_it
     assert first.items() <= by_level(database, run_id, reason=f"python: {module}:later").items()
 
 
-@ONE_DATABASE
+@SQLITE
 @pytest.mark.parametrize(("function", "said"), [("quits", "the engine exited with 3"), ("hangs", "said nothing for")])
 def test_a_function_that_ends_or_hangs_its_process_fails_the_run_and_no_more(
     database: Database, tmp_path: Path, module: str, function: str, said: str
@@ -177,6 +180,7 @@ def test_a_function_that_ends_or_hangs_its_process_fails_the_run_and_no_more(
     assert said in str(error)
 
 
+@POSTGRESQL
 def test_where_its_first_choice_was_not_imported_the_next_is_taken(
     database: Database, tmp_path: Path, module: str
 ) -> None:
@@ -199,12 +203,14 @@ def test_where_its_first_choice_was_not_imported_the_next_is_taken(
     assert sorted(asked.values()).count("cyd") >= 28
 
 
+@SQLITE
 def test_a_module_that_is_not_there_is_said_before_anything_is_written(database: Database, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no module 'no_such_module'.*PYTHONPATH must name the folder"):
         start(database, write(tmp_path, "no_such_module:f"))
     assert count(database, Run) == 0
 
 
+@POSTGRESQL
 def test_a_run_file_is_of_the_version_it_was_started_with_or_names(
     database: Database, tmp_path: Path, module: str
 ) -> None:

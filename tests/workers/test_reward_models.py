@@ -16,6 +16,7 @@ from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.worker import Worker
+from tests.one_database import SQLITE
 from tests.reward_models import make
 from tests.run_files import TEACHERS, write_run
 
@@ -71,7 +72,7 @@ def scores(database: Database) -> dict[str, list[float]]:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # slow, and the database plays no part
+@SQLITE
 def test_another_reward_model_generates_nothing_and_its_scores_stand_beside_those_that_are_there(
     database: Database, tmp_path: Path, smollm2: Path
 ) -> None:

@@ -34,6 +34,7 @@ from persyn.stages import fit_router
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.worker import Worker
 from tests.factories import make_response
+from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import PROMPTS, TEACHERS, write_run
 
 
@@ -100,6 +101,7 @@ def require_complete(database: Database, run_id: int) -> None:
         assert {number for _, number in answered} == {1}
 
 
+@SQLITE
 def test_a_run_is_worked_from_prompts_to_responses(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path)
     work(database, tmp_path, run_id)
@@ -112,6 +114,7 @@ def test_a_run_is_worked_from_prompts_to_responses(database: Database, tmp_path:
     assert count(database, RunPrompt, RunPrompt.role == Role.HOLDOUT) == 3
 
 
+@POSTGRESQL
 def test_each_prompt_is_answered_by_the_teacher_the_router_scores_best(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path)
     work(database, tmp_path, run_id)
@@ -148,6 +151,7 @@ def fail(database: Database, model: Any, reason: str, **where: Any) -> Any:
         return row.prompt_id if model is Response else row.response_id
 
 
+@SQLITE
 def test_answers_that_failed_in_an_outage_are_asked_again_when_somebody_says_so(
     database: Database, tmp_path: Path
 ) -> None:
@@ -181,6 +185,7 @@ def test_answers_that_failed_in_an_outage_are_asked_again_when_somebody_says_so(
         pipeline.retry_rows(session, session.get_one(Run, run_id), ["server_error"], actor="me")
 
 
+@POSTGRESQL
 def test_a_run_that_could_not_learn_goes_back_to_what_failed_on_its_grid(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path)
     interrupted = Watching(lambda stage: cancel(database, run_id) if stage == "score" else None)
@@ -228,6 +233,7 @@ def retry_rows(database: Database, run_id: int, *reasons: str) -> int:
         return pipeline.retry_rows(session, session.get_one(Run, run_id), reasons, actor="me")
 
 
+@SQLITE
 def test_a_router_learns_from_the_rows_that_are_asked_again_too(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path)
     work(database, tmp_path, run_id, halt(database, run_id, "fit_router"))
@@ -246,6 +252,7 @@ def test_a_router_learns_from_the_rows_that_are_asked_again_too(database: Databa
         assert list(audit.audit(session, run)) == []
 
 
+@POSTGRESQL
 def test_rows_that_are_asked_again_let_no_prompt_go_without_a_teacher(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, job_prompts=1)
     interrupted = Watching(lambda stage: cancel(database, run_id) if stage == "assign" else None)
@@ -263,6 +270,7 @@ def test_rows_that_are_asked_again_let_no_prompt_go_without_a_teacher(database: 
     require_complete(database, run_id)
 
 
+@SQLITE
 def test_an_answer_on_the_grid_that_is_asked_again_is_scored_too(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path)
     work(database, tmp_path, run_id, halt(database, run_id, "fit_router"))
@@ -285,6 +293,7 @@ def test_an_answer_on_the_grid_that_is_asked_again_is_scored_too(database: Datab
     assert run_of(database, run_id).router_id == router_id
 
 
+@POSTGRESQL
 def test_a_score_that_should_have_been_imported_is_not_asked_for(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path)
     work(database, tmp_path, run_id, halt(database, run_id, "fit_router"))
@@ -297,6 +306,7 @@ def test_a_score_that_should_have_been_imported_is_not_asked_for(database: Datab
         retry_rows(database, run_id, "not_imported")
 
 
+@SQLITE
 def test_a_done_run_goes_on_when_another_run_has_taken_a_failed_row_of_it_back(
     database: Database, tmp_path: Path
 ) -> None:
@@ -334,6 +344,7 @@ def test_a_second_run_on_the_same_teachers_generates_only_what_is_new(database: 
     assert run_of(database, second).router_id == run_of(database, first).router_id
 
 
+@POSTGRESQL
 def test_a_new_teacher_answers_its_own_calibration_cells_and_nobody_elses(database: Database, tmp_path: Path) -> None:
     work(database, tmp_path, start(database, tmp_path, teachers=("ada", "bob")))
     responses, scores = count(database, Response), count(database, Score)
@@ -355,6 +366,7 @@ def test_a_new_teacher_answers_its_own_calibration_cells_and_nobody_elses(databa
     assert 12 <= count(database, Response) - responses <= 12 + by_others
 
 
+@SQLITE
 def test_a_second_student_costs_no_response_on_the_grid_and_no_quality_score(
     database: Database, tmp_path: Path
 ) -> None:
@@ -374,6 +386,7 @@ def test_a_second_student_costs_no_response_on_the_grid_and_no_quality_score(
     assert count(database, Response) - responses <= PROMPTS - 12  # prompts that another router assigns differently
 
 
+@POSTGRESQL
 def test_each_model_is_loaded_once_per_stage(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path)
     watching = Watching()
@@ -381,13 +394,14 @@ def test_each_model_is_loaded_once_per_stage(database: Database, tmp_path: Path)
     assert len(watching.loads) <= 2 * len(TEACHERS) + 4  # calibrate, generate; two scorers, fit, assign
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
+@POSTGRESQL
 def test_a_model_that_takes_its_time_to_load_is_waited_for(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, prompts=20, options={"load_seconds": 1.5})
     work(database, tmp_path, run_id)
     require_complete(database, run_id)
 
 
+@SQLITE
 def test_a_prompt_that_kills_the_engine_becomes_a_failed_row(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, options={"crash_on": "is 40 plus"})
     work(database, tmp_path, run_id)
@@ -400,7 +414,7 @@ def test_a_prompt_that_kills_the_engine_becomes_a_failed_row(database: Database,
     assert count(database, Response) == 12 * len(TEACHERS) + PROMPTS - 12
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_one_engine_is_not_blamed_for_what_another_died_of(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,7 +429,7 @@ def test_one_engine_is_not_blamed_for_what_another_died_of(
     assert not any("dies of whatever" in detail for detail in said)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@SQLITE
 def test_an_engine_that_cannot_even_be_started_fails_the_run_and_does_not_end_the_worker(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,7 +444,7 @@ def test_an_engine_that_cannot_even_be_started_fails_the_run_and_does_not_end_th
     assert "File exists" in str(run.error)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # slow, and the database plays no part
+@SQLITE
 def test_an_engine_that_dies_of_every_prompt_fails_the_run_and_not_the_prompts(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +460,7 @@ def test_an_engine_that_dies_of_every_prompt_fails_the_run_and_not_the_prompts(
     assert count(database, Load) <= 30  # and not some for every prompt
 
 
+@POSTGRESQL
 def test_a_prompt_that_hangs_the_engine_becomes_a_failed_row(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, prompts=20, options={"hang_on": "is 15 plus", "concurrency": 4})
     work(database, tmp_path, run_id, stall_seconds=1.0)
@@ -457,6 +472,7 @@ def test_a_prompt_that_hangs_the_engine_becomes_a_failed_row(database: Database,
     assert all("said nothing for" in failure for failure in failures)
 
 
+@SQLITE
 def test_a_request_that_fails_leaves_the_others_alone(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, options={"fail_every": 5})
     work(database, tmp_path, run_id)
@@ -474,6 +490,7 @@ def hosts_of_this_process() -> list[psutil.Process]:
     return found
 
 
+@POSTGRESQL
 def test_an_engine_host_killed_from_outside_is_replaced_and_nothing_fails(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, options={"latency_seconds": 0.05, "concurrency": 2})
     killed: list[int] = []
@@ -491,6 +508,7 @@ def test_an_engine_host_killed_from_outside_is_replaced_and_nothing_fails(databa
     assert count(database, Response, Response.failure.is_not(None)) == 0
 
 
+@SQLITE
 def test_a_model_that_does_not_load_fails_the_run_with_the_reason(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -504,6 +522,7 @@ def test_a_model_that_does_not_load_fails_the_run_with_the_reason(
     assert count(database, Job, Job.state == JobState.RUNNING) == 0
 
 
+@POSTGRESQL
 def test_stopping_saves_what_is_finished_and_gives_the_jobs_back(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, options={"latency_seconds": 0.05, "concurrency": 2})
     worker: Worker
@@ -524,6 +543,7 @@ def test_stopping_saves_what_is_finished_and_gives_the_jobs_back(database: Datab
     require_complete(database, run_id)
 
 
+@SQLITE
 def test_a_cancelled_run_stops_and_can_go_on(database: Database, tmp_path: Path) -> None:
     run_id = start(database, tmp_path, options={"latency_seconds": 0.05, "concurrency": 2})
 
@@ -544,6 +564,7 @@ def test_a_cancelled_run_stops_and_can_go_on(database: Database, tmp_path: Path)
     require_complete(database, run_id)
 
 
+@POSTGRESQL
 def test_a_run_cancelled_with_requests_in_flight_does_not_hold_up_the_next(database: Database, tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
@@ -613,6 +634,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing_more(database: Database, tm
     assert written[0] < 8  # the job of 8 prompts was not finished under the lost fence
 
 
+@SQLITE
 def test_a_run_whose_job_was_lost_too_often_fails_and_does_not_wait_for_ever(
     database: Database, tmp_path: Path
 ) -> None:
@@ -625,7 +647,7 @@ def test_a_run_whose_job_was_lost_too_often_fails_and_does_not_wait_for_ever(
     assert "its worker was elsewhere" in run_of(database, run_id).error
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
+@POSTGRESQL
 def test_an_engine_that_is_alive_and_gives_no_result_is_replaced_and_its_job_fails_in_the_end(
     database: Database, tmp_path: Path
 ) -> None:
@@ -638,7 +660,7 @@ def test_an_engine_that_is_alive_and_gives_no_result_is_replaced_and_its_job_fai
     assert count(database, Response) == 0
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
+@POSTGRESQL
 def test_an_engine_that_had_nothing_to_do_for_long_is_not_blamed_for_it(database: Database, tmp_path: Path) -> None:
     options = {"latency_seconds": 1.2, "concurrency": 64}
     first = start(database, tmp_path, teachers=("ada", "bob"), options=options, name="first")
@@ -660,6 +682,7 @@ def test_an_engine_that_had_nothing_to_do_for_long_is_not_blamed_for_it(database
     assert errors == []
 
 
+@POSTGRESQL
 def test_each_model_that_is_loaded_is_noted_with_its_job_its_seconds_and_its_gpus(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
