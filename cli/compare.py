@@ -20,7 +20,6 @@ from persyn.config import Per
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
-from persyn.method.rewards import Matrix, Normalisation
 from persyn.settings import Settings
 from persyn.student import outcomes
 
@@ -81,11 +80,17 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
         raise UsageError("give the name of a run; 'persyn run list' shows which there are")
     alphas, how, per = _alphas(reward["alphas"]), reward["normalise"], reward["per"]
     compared: list[Comparison] = []
+    settings = Settings.from_environment()
     with store() as database:
         for name in names:
+            with database.read() as session:
+                run_id = find_run(session, name).id
             frozen = _freeze(database, name, per) if reward["refit"] else None
             scores = [
-                {**(frozen.scores(alpha, how) if frozen else {}), **_own(database, name, alpha, how, per)}
+                {
+                    **(frozen.scores(alpha, how) if frozen else {}),
+                    **own_strategy.ask(database, run_id, settings, alpha=alpha, how=how, per=per),
+                }
                 for alpha in alphas
             ]
             with database.read() as session:
@@ -112,15 +117,6 @@ def _freeze(database: Database, run: str, per: Per | None) -> Frozen:
     with database.read() as session:
         grid = refits.read(session, find_run(session, run), per=per)
     return refits.freeze(grid, Settings.from_environment().home)
-
-
-def _own(
-    database: Database, name: str, alpha: float | None, how: Normalisation | None, per: Per | None
-) -> dict[str, Matrix | str]:
-    """Scores of the run's custom strategy for the hold-out prompts, if it has one."""
-    with database.read() as session:
-        question = own_strategy.read(session, find_run(session, name), alpha=alpha, how=how, per=per)
-    return {} if question is None else {question.spec.model: own_strategy.scores(question, Settings.from_environment())}
 
 
 def _alphas(text: str | None) -> list[float | None]:

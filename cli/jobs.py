@@ -7,7 +7,7 @@ from typing import Any
 import click
 from sqlalchemy import select
 
-from persyn.cli.open import ID, JSON, LIMIT, RUN, actor, find_run, show, store
+from persyn.cli.open import ID, JSON, LIMIT, RUN, find_run, show, store
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
 from persyn.jobs import owner
@@ -37,10 +37,10 @@ def retry(run: str, reasons: tuple[str, ...]) -> None:
     with store() as database, database.write() as session:
         found = find_run(session, run)
         if reasons:
-            rows = pipeline.retry_rows(session, found, reasons, actor=actor())
+            rows = pipeline.retry_rows(session, found, reasons, actor=owner.actor())
             click.echo(f"{rows:,} rows are asked again")
         else:
-            pipeline.retry(session, found, actor=actor())
+            pipeline.retry(session, found, actor=owner.actor())
     click.echo(f"run {run} goes on; 'persyn run status {run}' says how far it is")
 
 
@@ -54,7 +54,7 @@ def cancel(run: str, job_ids: tuple[int, ...]) -> None:
         known = set(session.scalars(select(Job.id).where(Job.run_id == found.id, Job.id.in_(job_ids))))
         if strange := [str(job_id) for job_id in job_ids if job_id not in known]:
             raise UsageError(f"run {run} has no job {', '.join(strange)}; 'persyn jobs list {run}' shows which it has")
-        cancelled = pipeline.cancel_jobs(session, found, job_ids, actor=actor())
+        cancelled = pipeline.cancel_jobs(session, found, job_ids, actor=owner.actor())
     click.echo(f"{cancelled} of {len(job_ids)} jobs were waiting or running and are cancelled")
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,13 +12,13 @@ from typing import Any
 
 import click
 from rich.console import Console
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from persyn.cli import table
 from persyn.cli.completion import run_names
 from persyn.cli.waiting import waiting
+from persyn.db import lookup
 from persyn.db.catalog import Run
 from persyn.db.connect import BRISK_SECONDS, Database, scratch
 from persyn.errors import StoreAway, UsageError
@@ -115,11 +113,6 @@ def nobody_takes(backlog: Backlog) -> str:
     )
 
 
-def actor() -> str:
-    """The user who runs this command, for the audit log."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
-
-
 def warn(text: str) -> None:
     """Print a warning to standard error."""
     click.echo(f"warning: {plain(text)}", err=True)
@@ -127,14 +120,7 @@ def warn(text: str) -> None:
 
 def find_run(session: Session, name: str) -> Run:
     """The run of this name; raise `UsageError` if there is none."""
-    run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
-    if run is None:
-        place = session.connection().engine.url.render_as_string(hide_password=True)
-        raise UsageError(
-            f"there is no run named {name!r} in the store {place}; 'persyn run list' shows which there are, and "
-            "PERSYN_DATABASE_URL or PERSYN_HOME names another store"
-        )
-    return run
+    return lookup.run(session, name)
 
 
 def show(

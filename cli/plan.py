@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -9,12 +10,11 @@ import msgspec
 
 from persyn.analysis import plan as planning
 from persyn.analysis.plan import Amount, Basis, Plan
-from persyn.cli.beforehand import look_up, require_fit
+from persyn.cli.beforehand import require_fit
 from persyn.cli.open import JSON, show, store_or_empty, warn
 from persyn.cli.progress import counting_rows
 from persyn.cli.waiting import waiting
-from persyn.runs import run_file, same_run
-from persyn.runs.start import find
+from persyn.runs import preflight, run_file
 
 _AMOUNT = ("to ask", "tokens in", "tokens out", "US dollars", "hours")
 
@@ -32,22 +32,14 @@ def plan(config: Path, as_json: bool) -> None:
     max_tokens allows, and 4 characters are a token. Of a run that is there it says what is left.
     """
     wanted = run_file.read(config)
-    with store_or_empty() as database:
-        with database.read() as session:
-            run = find(session, wanted)
-            found = planning.of_run(session, run) if run is not None else None
-            change = same_run.look(session, run, wanted) if run is not None else None
-        if change is not None:
-            warn(str(change))
-        if is_new := found is None:
-            known = look_up(wanted)
-            with counting_rows() as count, waiting("counting prompts"), database.read() as session:
-                found = planning.of_file(session, wanted, known, on_rows=count, say=warn)
+    with store_or_empty() as database, counting_rows() as count, waiting("looking up models and counting prompts"):
+        identify = partial(preflight.identify, say=warn)
+        found = planning.of_config(database, wanted, identify=identify, on_rows=count, say=warn)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
         _show(found)
-    if is_new:
+    if found.state is None:
         require_fit(wanted)
 
 

@@ -29,9 +29,8 @@ from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import shorten
 from persyn.llm.protocols import ModelSpec
-from persyn.runs import pipeline
 from persyn.stages.batch import Progress as Counts
-from persyn.workers.runner.listener import Listener
+from persyn.workers.runner.listener import Counter
 
 #: Interval between lines without a terminal.
 LINE_SECONDS = 10.0
@@ -131,20 +130,16 @@ class Meter:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class Bars(Listener):
+class Bars(Counter):
     """Shows the progress of one run's stages while they are worked."""
 
     def __init__(self, database: Database, run_id: int) -> None:
-        self._database = database
-        self._run_id = run_id
+        super().__init__(database, run_id)
         self._meter = Meter()
-        #: By stage.
-        self._counts: dict[str, Counts] = {}
         #: The current activity, and the time of the last event.
         self._doing, self._heard_at = "", time.monotonic()
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._say_on, name="heartbeat", daemon=True)
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Bars:
         self._meter.__enter__()
@@ -171,13 +166,7 @@ class Bars(Listener):
     def saved(self, stage: str, done: int, failed: int) -> None:
         """Count rows that were stored."""
         self._hear(self._doing)
-        with self._lock:
-            if stage not in self._counts:
-                # The store's counts include these rows already.
-                found = self._read(stage)
-                self._show(stage, Counts(found.total, found.done - done, found.failed - failed))
-            before = self._counts[stage]
-            self._show(stage, Counts(before.total, before.done + done, before.failed + failed))
+        super().saved(stage, done, failed)
 
     def _hear(self, doing: str) -> None:
         self._doing, self._heard_at = doing, time.monotonic()
@@ -199,15 +188,10 @@ class Bars(Listener):
         for wait in found:
             self._meter.say(wait_line(wait))
 
-    def _read(self, stage: str) -> Counts:
-        with self._database.read() as session:
-            return pipeline.STAGES[stage].progress(session, session.get_one(Run, self._run_id))
-
-    def _show(self, stage: str, counts: Counts) -> None:
-        self._counts[stage] = counts
+    def counted(self, stage: str, counts: Counts) -> None:
+        """Show the counts of a stage."""
         note = f"{counts.failed} failed" if counts.failed else ""
-        # Rows that another worker was storing during the first count may be counted twice.
-        self._meter.show(stage, counts.total, min(counts.total, counts.done + counts.failed), note)
+        self._meter.show(stage, counts.total, counts.done + counts.failed, note)
 
 
 def _rate(task: Task) -> str:

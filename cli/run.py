@@ -22,22 +22,19 @@ from persyn.analysis.watch import Glance, glance, shortfalls, tally, waiting_run
 from persyn.atomic import FolderChanged
 from persyn.cli import summary
 from persyn.cli.beforehand import look_up, require_fit
-from persyn.cli.open import JSON, RUN, actor, find_run, nobody_takes, plain, show, store, warn
+from persyn.cli.open import JSON, RUN, find_run, nobody_takes, plain, show, store, warn
 from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from persyn.cli.waiting import waiting
 from persyn.cli.watch import LOOK_SECONDS, View
-from persyn.config import thaw
 from persyn.dataset import export, manifest
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
 from persyn.ingest.versions import Identities
 from persyn.jobs import owner, queue
-from persyn.llm import gpus as gpu_list
 from persyn.runs import pipeline, run_file, same_run
 from persyn.runs.start import find
 from persyn.settings import Settings
-from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.crew import Crew
 
 #: The exit code of a finished run in which too many rows failed.
@@ -69,7 +66,7 @@ def start(config: Path) -> None:
             known = look_up(wanted)
             require_fit(wanted)
         with counting_rows() as count, waiting("writing the run and its prompts"), database.write() as session:
-            run_id = pipeline.start_run(session, wanted, actor=actor(), known=known, on_rows=count, say=warn).id
+            run_id = pipeline.start_run(session, wanted, actor=owner.actor(), known=known, on_rows=count, say=warn).id
         _work(database, run_id)
 
 
@@ -85,7 +82,7 @@ def resume(run: str) -> None:
         with waiting("writing to the store"), database.write() as session:
             found = find_run(session, run)
             _warn_of_change(session, found)
-            pipeline.resume(session, found, actor=actor())
+            pipeline.resume(session, found, actor=owner.actor())
             run_id = found.id
         _work(database, run_id)
 
@@ -138,10 +135,7 @@ def watch(run: str, interval: float | None) -> None:
 def cancel(run: str) -> None:
     """Stop RUN; what is finished stays, and 'resume' goes on with it."""
     with store() as database, database.write() as session:
-        found = find_run(session, run)
-        if found.state in (RunState.DONE, RunState.FAILED):
-            raise UsageError(f"run {run} is {found.state} already; there is nothing to stop")
-        pipeline.cancel(session, found, actor=actor())
+        pipeline.cancel(session, find_run(session, run), actor=owner.actor())
     click.echo(f"run {run} is cancelled; 'persyn run resume {run}' goes on with it")
 
 
@@ -247,23 +241,10 @@ def _require_celery() -> None:
 def _work_here(database: Database, settings: Settings, run_id: int) -> str:
     """Work a run in this process; return a message if it was asked to stop, otherwise an empty text."""
     with Bars(database, run_id) as bars:
-        crew = Crew(database, settings, Reach(_shared_gpus(database, run_id)), run_id=run_id, listener=bars)
+        crew = Crew.of_run(database, settings, run_id, bars)
         with _stopping_gently(crew.stopping, "stopping: saving what is finished (again to stop at once)"):
             crew.run()
     return "stopped; what was finished is stored. Go on with" if crew.stopping.is_set() else ""
-
-
-def _shared_gpus(database: Database, run_id: int) -> tuple[str, ...] | None:
-    """The GPUs shared by a run's models; None to give all visible GPUs to one model after the other.
-
-    None also applies with at most one GPU, or fewer than a model needs: its engine then reports what is missing.
-    """
-    gpus = gpu_list.visible()
-    with database.read() as session:
-        config = thaw(session.get_one(Run, run_id).config)
-    teachers = [teacher.gpus for teacher in config.teachers]
-    most = max(config.student.gpus, config.quality.gpus, config.router.gpus, *teachers)
-    return gpus if len(gpus) > 1 and len(gpus) >= most else None
 
 
 def _watch(database: Database, settings: Settings, broker_url: str, run_id: int) -> str:

@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 import click
 
-from persyn.cli.open import actor, store
+from persyn.cli.open import store
 from persyn.errors import UsageError
+from persyn.jobs import owner
 
 #: Shorter tokens could be guessed.
 _LEAST_TOKEN = 16
@@ -44,7 +45,7 @@ def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: 
     access = safety.Access(
         hosts=frozenset(name.lower() for name in (*names, host, socket.gethostname(), socket.getfqdn())),
         token=token,
-        admin=actor() if admin else None,
+        admin=owner.actor() if admin else None,
     )
 
     def ready(port: int) -> None:

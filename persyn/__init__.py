@@ -1,1 +1,75 @@
-"""PerSyn: route each prompt to the teacher whose response helps the student most, then generate."""
+"""PerSyn: route each prompt to the teacher a student learns most from, then generate.
+
+    import persyn
+
+    with persyn.open() as store:
+        run = store.start("run.toml").work()
+        rewards = run.rewards().to_pandas()
+
+`persyn.open` is where to begin. What this module offers is imported when it is first used, so that `import persyn`
+loads nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from persyn.api import Counts as Counts
+    from persyn.api import ExportOptions as ExportOptions
+    from persyn.api import Figure as Figure
+    from persyn.api import Manifest as Manifest
+    from persyn.api import Plan as Plan
+    from persyn.api import Run as Run
+    from persyn.api import RunState as RunState
+    from persyn.api import Snapshot as Snapshot
+    from persyn.api import Store as Store
+    from persyn.api import Summary as Summary
+    from persyn.api import open as open
+    from persyn.errors import EngineError as EngineError
+    from persyn.errors import PersynError as PersynError
+    from persyn.errors import UsageError as UsageError
+
+    #: The installed version.
+    __version__: str
+
+#: What is offered, and where it is defined.
+_OFFERED = {
+    **dict.fromkeys(
+        (
+            "open",
+            "Store",
+            "Run",
+            "Figure",
+            "Counts",
+            "ExportOptions",
+            "Manifest",
+            "Plan",
+            "RunState",
+            "Snapshot",
+            "Summary",
+        ),
+        "persyn.api",
+    ),
+    **dict.fromkeys(("PersynError", "UsageError", "EngineError"), "persyn.errors"),
+}
+
+__all__ = ["__version__", *_OFFERED]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        found: Any = version("persyn")
+    elif name in _OFFERED:
+        found = getattr(import_module(_OFFERED[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

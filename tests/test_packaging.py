@@ -43,7 +43,7 @@ def test_one_top_level_package_is_installed_with_all_it_needs(installed: Path) -
     for link in ("cli", "workers", "migrations"):
         here |= {Path(link) / path.relative_to(link) for path in Path(link).rglob("*.py")}
     assert {path.relative_to(package) for path in package.rglob("*.py")} == here
-    for data in ("cli/templates/fake.toml", "migrations/script.py.mako", "sql/queries/progress.sql"):
+    for data in ("py.typed", "cli/templates/fake.toml", "migrations/script.py.mako", "sql/queries/progress.sql"):
         assert (package / data).is_file()
     for data in ("report/templates/report.html.jinja", "web/templates/base.html", "web/static/console.css"):
         assert (package / data).is_file()

@@ -10,8 +10,10 @@ from sqlalchemy.orm import Session
 from persyn.config import Per, thaw
 from persyn.db import grid
 from persyn.db.catalog import Role, Run
+from persyn.db.connect import Database
 from persyn.errors import EngineError
-from persyn.llm.host import Host, HostDied
+from persyn.llm import host
+from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.method import rewards
 from persyn.method.rewards import Matrix, Normalisation
@@ -47,21 +49,33 @@ def scores(question: Question, settings: Settings) -> Matrix | str:
 
     The function runs in a separate process. Needs no session.
     """
-    host = Host(question.spec, settings.home, load_seconds=settings.load_seconds, stall_seconds=settings.stall_seconds)
-    found: dict[int, list[float]] = {}
+    limits = {"load_seconds": settings.load_seconds, "stall_seconds": settings.stall_seconds}
     try:
-        host.submit(question.routes)
-        while len(found) < len(question.routes):
-            for result in host.receive(timeout=1.0):
-                if isinstance(result, Failed):
-                    return f"prompt {result.id}: {result.reason}"
-                assert isinstance(result, Routed)
-                found[result.id] = result.scores
+        results = host.ask(question.spec, question.routes, settings.home, **limits)
     except (HostDied, EngineError) as error:
         return str(error)
-    finally:
-        host.close()
+    found: dict[int, list[float]] = {}
+    for result in results:
+        if isinstance(result, Failed):
+            return f"prompt {result.id}: {result.reason}"
+        assert isinstance(result, Routed)
+        found[result.id] = result.scores
     matrix = np.full(question.cells.quality.shape, np.nan)
     for row in np.flatnonzero(question.cells.is_holdout):
         matrix[row] = found[question.cells.prompt_ids[row]]
     return matrix
+
+
+def ask(
+    database: Database,
+    run_id: int,
+    settings: Settings,
+    *,
+    alpha: float | None = None,
+    how: Normalisation | None = None,
+    per: Per | None = None,
+) -> dict[str, Matrix | str]:
+    """The scores of a run's own strategy, as `compare.compare` takes them; empty when the strategy is no function."""
+    with database.read() as session:
+        question = read(session, session.get_one(Run, run_id), alpha=alpha, how=how, per=per)
+    return {} if question is None else {question.spec.model: scores(question, settings)}

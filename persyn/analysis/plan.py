@@ -19,11 +19,11 @@ from persyn.config import IMPORTED, RunConfig, thaw
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
-from persyn.db.connect import scratch
+from persyn.db.connect import Database, scratch
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.work import Event, Job, Load
 from persyn.ingest.versions import Identities
-from persyn.runs import pipeline, start
+from persyn.runs import pipeline, same_run, start
 from persyn.stages import answers, assign
 
 #: The number of a teacher's latest responses from which its response length is estimated.
@@ -158,6 +158,31 @@ def of_file(
         if config.n_calibration == 0:
             assign.plan(there, run)
         return structs.replace(of_run(there, run, past=session), state=None)
+
+
+def of_config(
+    database: Database,
+    config: RunConfig,
+    *,
+    identify: Callable[[RunConfig], Identities],
+    on_rows: Callable[[int], None] | None = None,
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan of a configuration: of what is left, where its run is there already.
+
+    identify: called for a new run, outside any transaction; see `start.identities`.
+    say:      called with what a person should know, such as how the prompts changed since the run was started.
+    Raises `UsageError` for whatever `pipeline.start_run` would refuse.
+    """
+    with database.read() as session:
+        run = start.find(session, config)
+        if run is not None:
+            if (change := same_run.look(session, run, config)) is not None:
+                say(str(change))
+            return of_run(session, run)
+    known = identify(config)
+    with database.read() as session:
+        return of_file(session, config, known, on_rows=on_rows, say=say)
 
 
 def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:

@@ -95,6 +95,17 @@ def training_rows(session: Session, run_id: int, options: Options) -> Generator[
         yield from (row for row in rows if options.split_of(row.content_hash) == TRAIN)
 
 
+def examples(session: Session, run_id: int, options: Options) -> Generator[tuple[str, Example]]:
+    """The rows that `write` would write, in its order, each with its split; perhaps none.
+
+    Raises `UsageError` as it does.
+    """
+    whole = _Export(session, run_id, options, _benchmarks(options), lambda n: None)
+    with closing(whole.rows(lambda drop, row: None)) as rows:
+        for row in rows:
+            yield options.split_of(row.content_hash), whole.example(row)
+
+
 def _require_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
@@ -158,10 +169,14 @@ class _Export:
             for row in rows:
                 split = self._options.split_of(row.content_hash)
                 self._tally.export(row, split)
-                example = _example(row, self._teachers[row.teacher_id])
+                example = self.example(row)
                 for add in writers[split]:
                     add(example)
         return self._finish(folder)
+
+    def example(self, row: Row) -> Example:
+        """A row as formats write it."""
+        return _example(row, self._teachers[row.teacher_id])
 
     def rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
         """Yield the dataset's rows in prompt order; count the others by reason."""

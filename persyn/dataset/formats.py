@@ -9,15 +9,18 @@ without one may be rejected.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
 from persyn.llm.protocols import Message
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
@@ -146,10 +149,21 @@ def _jsonl(shape: Callable[[Example], dict[str, Any]]) -> Callable[[Path], Abstr
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Write]:
-    import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    schema = pa.schema(
+    with path.open("xb") as file:
+        with ParquetWriter(file, arrow_schema(), compression="zstd") as writer:
+            group = _RowGroup(writer.write_batch)
+            yield group.add
+            group.flush()
+        _sync(file)
+
+
+def arrow_schema() -> pa.Schema:
+    """The columns of a row with all provenance."""
+    import pyarrow as pa
+
+    return pa.schema(
         {
             "prompt_id": pa.int64(),
             "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
@@ -168,18 +182,24 @@ def _parquet(path: Path) -> Iterator[Write]:
             "quality": pa.float64(),
         }
     )
-    with path.open("xb") as file:
-        with ParquetWriter(file, schema, compression="zstd") as writer:
-            group = _RowGroup(lambda rows: writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema)))
-            yield group.add
-            group.flush()
-        _sync(file)
+
+
+def arrow_table(examples: Iterable[Example]) -> pa.Table:
+    """Examples as a table of `arrow_schema`, converted some thousands at a time."""
+    import pyarrow as pa
+
+    batches: list[pa.RecordBatch] = []
+    group = _RowGroup(batches.append)
+    for example in examples:
+        group.add(example)
+    group.flush()
+    return pa.Table.from_batches(batches, arrow_schema())
 
 
 class _RowGroup:
-    """Buffer rows until a row group is full, then pass them to `write` together."""
+    """Buffer rows until a row group is full, then pass them to `write` as a record batch."""
 
-    def __init__(self, write: Callable[[list[dict[str, Any]]], None]) -> None:
+    def __init__(self, write: Callable[[pa.RecordBatch], object]) -> None:
         self._write = write
         self._rows: list[dict[str, Any]] = []
         self._characters = 0
@@ -193,8 +213,10 @@ class _RowGroup:
             self.flush()
 
     def flush(self) -> None:
+        import pyarrow as pa
+
         if self._rows:
-            self._write(self._rows)
+            self._write(pa.RecordBatch.from_pylist(self._rows, schema=arrow_schema()))
         self._rows, self._characters = [], 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import uuid
@@ -19,6 +20,11 @@ def name(place: int | None = None) -> str:
     pid = os.getpid()
     own = uuid.uuid4().hex[:8] if place is None else f"{place}-{uuid.uuid4().hex[:8]}"
     return f"{_machine()}/{pid}/{_started(pid)}/{own}"
+
+
+def actor() -> str:
+    """user@machine of the user who runs this process, for the audit log."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def short(owner: str) -> str:

@@ -190,6 +190,24 @@ class Host:
         self._inbox.put(None)
 
 
+def ask(
+    spec: ModelSpec, requests: Sequence[Request], home: Path, *, load_seconds: float, stall_seconds: float
+) -> list[Result]:
+    """Load a model, have it answer some requests with distinct ids, and end it; results in the order of the requests.
+
+    The arguments are those of `Host`. Raises `HostDied`, and `EngineError` when the engine cannot serve.
+    """
+    host = Host(spec, home, load_seconds=load_seconds, stall_seconds=stall_seconds, is_alone=True)
+    found: dict[int, Result] = {}
+    try:
+        host.submit(requests)
+        while len(found) < len(requests):
+            found.update((result.id, result) for result in host.receive(timeout=1.0))
+    finally:
+        host.close()
+    return [found[request.id] for request in requests]
+
+
 def _end_of(file: Path) -> bytes:
     """The last part of a file that may be large or missing."""
     if not file.exists():

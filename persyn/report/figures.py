@@ -6,7 +6,8 @@ Where there are more teachers than colours, position and number distinguish them
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,8 @@ from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, Teache
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve
+
+T = TypeVar("T")
 
 #: Contrast of at least 3 on white and on black; distinguishable by lightness or hue with any colour vision.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _RED, _GREY = "#2f7fc1", "#c9701c", "#1f9a73", "#a866c0", "#d14d57", "#7d838c"
@@ -63,23 +66,36 @@ _WIDTH = 5.2
 
 def pictures(report: Report) -> list[Picture]:
     """Draw every figure for which there are facts, in reading order."""
-    found: list[Picture | None] = [
-        teacher_shares(report.facts.teachers) if any(t.assigned for t in report.facts.teachers) else None,
-        group_shares(report.groups) if report.groups else None,
-        quality_learnability(report.means, unit=report.unit, per=report.config["run"].get("learnability_per", "token"))
-        if any(teacher.quality and teacher.learnability for teacher in report.means)
-        else None,
-        reward_distributions(report.rewards) if report.rewards else None,
-        strategies(report.comparison) if report.comparison else None,
-        hit_rates(report.hits) if report.hits else None,
-        router_curve(report.curve) if report.curve else None,
-        reliability(report.reliability) if report.reliability else None,
-        alpha_winners(report.alphas) if report.alphas else None,
-        alpha_strategies(report.alphas) if report.alphas and report.comparison else None,
-        savings(report.savings) if report.savings else None,
-        progress(report.timeline) if report.timeline else None,
-    ]
-    return [picture for picture in found if picture]
+    return [draw() for draw in drawable(report).values()]
+
+
+def drawable(report: Report) -> dict[str, Callable[[], Picture]]:
+    """Functions that draw the figures for which there are facts, by name, in reading order."""
+    facts, per = report.facts, report.config["run"].get("learnability_per", "token")
+    found: dict[str, Callable[[], Picture] | None] = {
+        "teacher-shares": _if(any(t.assigned for t in facts.teachers) and facts.teachers, teacher_shares),
+        "group-shares": _if(report.groups, group_shares),
+        "quality-learnability": _if(
+            any(teacher.quality and teacher.learnability for teacher in report.means) and report.means,
+            partial(quality_learnability, unit=report.unit, per=per),
+        ),
+        "rewards": _if(report.rewards, reward_distributions),
+        "strategies": _if(report.comparison, strategies),
+        "hit-rates": _if(report.hits, hit_rates),
+        "router-curve": _if(report.curve, router_curve),
+        "reliability": _if(report.reliability, reliability),
+        "alpha-winners": _if(report.alphas, alpha_winners),
+        "alpha-strategies": _if(report.alphas if report.comparison else None, alpha_strategies),
+        "savings": _if(report.savings, savings),
+        "progress": _if(report.timeline, progress),
+    }
+    assert tuple(found) == NAMES
+    return {name: draw for name, draw in found.items() if draw is not None}
+
+
+def _if(facts: T | Literal[False] | None, draw: Callable[[T], Picture]) -> Callable[[], Picture] | None:
+    """A function that draws a figure of these facts; None without facts."""
+    return partial(draw, facts) if facts else None
 
 
 def teacher_shares(teachers: Sequence[TeacherFacts]) -> Picture:

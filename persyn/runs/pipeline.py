@@ -211,7 +211,12 @@ def needed(session: Session, run: Run) -> tuple[str, ...]:
 
 
 def cancel(session: Session, run: Run, *, actor: str) -> None:
-    """Stop a run: none of its jobs is claimed any more, and finished results are kept."""
+    """Stop a run: none of its jobs is claimed any more, and finished results are kept.
+
+    Raises `UsageError` if the run is done or has failed.
+    """
+    if run.state in (RunState.DONE, RunState.FAILED):
+        raise UsageError(f"run {run.name} is {run.state} already; there is nothing to stop")
     queue.cancel(session, run.id, actor=actor)
     if run.state is RunState.RUNNING:
         _note(session, run, actor, run.state, RunState.CANCELLED, {"stage": run.stage})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from persyn.config import IMPORTED, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
 from persyn.llm import options
 
+#: Stands for the file in errors about a configuration that was not read from one.
+_UNNAMED = Path("the configuration")
+
 
 def read(path: Path) -> RunConfig:
     """Read and validate a run file in TOML or JSON; relative paths are resolved against its folder.
@@ -27,6 +31,25 @@ def read(path: Path) -> RunConfig:
         given = _decode(path)
     except OSError as error:
         raise UsageError(f"cannot read the run file {path}: {error.strerror}; 'persyn init' writes one") from error
+    return _checked(given, path)
+
+
+def parse(given: Mapping[str, Any]) -> RunConfig:
+    """Check a configuration with the tables and keys of a run file; paths are relative to the current directory.
+
+    Raises `UsageError` with the place of the first mistake.
+    """
+    try:
+        plain = msgspec.to_builtins(given, enc_hook=os.fspath)  # a path becomes text
+        _require_storable(plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{_UNNAMED}: it takes text, numbers, lists and dicts: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{_UNNAMED}: {error}") from error
+    return _checked(plain, _UNNAMED)
+
+
+def _checked(given: Any, path: Path) -> RunConfig:
     try:
         config = msgspec.convert(given, RunConfig)
     except msgspec.ValidationError as error:

@@ -43,7 +43,7 @@ def plan(session: Session, run: Run) -> int:
     match kind:
         case "persyn" | "python":
             size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
-            return make_jobs(session, Plan(run.id, "assign", _spec(session, run), size=size), _missing(run.id))
+            return make_jobs(session, Plan(run.id, "assign", route_spec(session, run), size=size), _missing(run.id))
         case "oracle":
             _follow(session, run, "static")  # where no reward is known, the teacher that is best on average
         case _:
@@ -61,7 +61,7 @@ def load(session: Session, job: Claim) -> Batch:
     )
     reads_meta = thaw(run.config).strategy.kind == "python"
     return Batch(
-        _spec(session, run),
+        route_spec(session, run),
         [Route(prompt.id, conversation(prompt), told(prompt.meta) if reads_meta else {}) for prompt in prompts],
     )
 
@@ -236,7 +236,7 @@ def _rewards(run: Run, cells: grid.Grid) -> rewards.Matrix:
     return rewards.combine(cells.quality, cells.learnability, alpha=config.alpha, how=config.normalise)
 
 
-def _spec(session: Session, run: Run) -> ModelSpec:
+def route_spec(session: Session, run: Run) -> ModelSpec:
     """The model that scores the teachers for a prompt."""
     if thaw(run.config).strategy.kind == "python":
         cells = grid.read(session, run)

@@ -6,7 +6,10 @@ import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from types import TracebackType
 
+from persyn.config import RunConfig, thaw
+from persyn.db.catalog import Run
 from persyn.db.connect import Database
+from persyn.llm import gpus as gpu_list
 from persyn.settings import Settings
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.ledger import Ledger
@@ -40,6 +43,13 @@ class Crew:
             worker.stop = self.stopping
         self._idle = list(self.workers)
         self._lock = threading.Lock()
+
+    @classmethod
+    def of_run(cls, database: Database, settings: Settings, run_id: int, listener: Listener | None = None) -> Crew:
+        """The workers that work one run in this process, on the GPUs that its models share."""
+        with database.read() as session:
+            config = thaw(session.get_one(Run, run_id).config)
+        return cls(database, settings, Reach(_shared_gpus(config)), run_id=run_id, listener=listener)
 
     def __enter__(self) -> Crew:
         for worker in self.workers:
@@ -84,3 +94,14 @@ class Crew:
         """Stop all workers even if the database does not answer; see `Worker.end`."""
         for worker in self.workers:
             worker.end()
+
+
+def _shared_gpus(config: RunConfig) -> tuple[str, ...] | None:
+    """The GPUs shared by a run's models; None to give all visible GPUs to one model after the other.
+
+    None also applies with at most one GPU, or fewer than a model needs: its engine then reports what is missing.
+    """
+    gpus = gpu_list.visible()
+    teachers = [teacher.gpus for teacher in config.teachers]
+    most = max(config.student.gpus, config.quality.gpus, config.router.gpus, *teachers)
+    return gpus if len(gpus) > 1 and len(gpus) >= most else None

@@ -1,0 +1,223 @@
+"""Tables of a run in Arrow: its prompts, responses, scores, rewards, assignments and comparison of strategies.
+
+Rows are converted a batch at a time: beside the table, memory holds the Python objects of one batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from sqlalchemy import Select, Text, and_, case, cast, or_, select
+from sqlalchemy.orm import Session
+
+from persyn.analysis.compare import Comparison
+from persyn.config import Per, thaw
+from persyn.db import grid
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.results import Assignment, Response, Score
+from persyn.errors import UsageError
+from persyn.method import rewards as method
+from persyn.method.rewards import Matrix, Normalisation
+from persyn.stages import answers
+
+#: Rows converted at a time.
+_ROWS = 10_000
+_TURNS = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+
+_PROMPTS = pa.schema(
+    {
+        "prompt_id": pa.int64(),
+        "role": pa.string(),
+        "text": pa.string(),
+        "history": _TURNS,
+        "answer": pa.string(),
+        "source": pa.string(),
+        "source_id": pa.string(),
+        "meta": pa.string(),
+    }
+)
+_RESPONSES = pa.schema(
+    {
+        "response_id": pa.int64(),
+        "prompt_id": pa.int64(),
+        "teacher": pa.string(),
+        "text": pa.string(),
+        "failure": pa.string(),
+        "finish_reason": pa.string(),
+        "prompt_tokens": pa.int64(),
+        "response_tokens": pa.int64(),
+        "seconds": pa.float64(),
+        "seed": pa.int64(),
+        "engine": pa.string(),
+        "origin": pa.string(),
+    }
+)
+_SCORES = pa.schema(
+    {
+        "response_id": pa.int64(),
+        "prompt_id": pa.int64(),
+        "teacher": pa.string(),
+        "measure": pa.string(),
+        "value": pa.float64(),
+        "n_tokens": pa.int64(),
+        "failure": pa.string(),
+    }
+)
+_ASSIGNMENTS = pa.schema(
+    {
+        "prompt_id": pa.int64(),
+        "teacher": pa.string(),
+        "score": pa.float64(),
+        "margin": pa.float64(),
+        "reason": pa.string(),
+    }
+)
+
+
+def prompts(session: Session, run: Run) -> pa.Table:
+    """A row for each prompt of a run, by id; `meta` is JSON."""
+    query = (
+        select(
+            RunPrompt.prompt_id,
+            RunPrompt.role,
+            Prompt.text,
+            Prompt.history,
+            Prompt.answer,
+            Prompt.source,
+            Prompt.source_id,
+            cast(Prompt.meta, Text),
+        )
+        .join(Prompt, Prompt.id == RunPrompt.prompt_id)
+        .where(RunPrompt.run_id == run.id)
+        .order_by(RunPrompt.prompt_id)
+    )
+    return _read(session, query, _PROMPTS)
+
+
+def responses(session: Session, run: Run) -> pa.Table:
+    """A row for each response that a run uses: those of its grid, and those to its assignments."""
+    query = _of_run(
+        select(
+            Response.id,
+            Response.prompt_id,
+            Teacher.name,
+            Response.text,
+            Response.failure,
+            Response.finish_reason,
+            Response.prompt_tokens,
+            Response.response_tokens,
+            Response.seconds,
+            Response.seed,
+            Response.engine,
+            Response.origin,
+        ),
+        run,
+    )
+    return _read(session, query, _RESPONSES)
+
+
+def scores(session: Session, run: Run) -> pa.Table:
+    """A row for each raw score of a response that a run uses; `measure` is quality or learnability.
+
+    The value of learnability is the sum of log-probabilities over `n_tokens`, in nats.
+    """
+    measure = case((Score.scorer_id == run.quality_scorer_id, "quality"), else_="learnability")
+    columns = Response.id, Response.prompt_id, Teacher.name, measure, Score.value, Score.n_tokens, Score.failure
+    of_run = Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id))
+    query = _of_run(select(*columns), run).join(Score, and_(Score.response_id == Response.id, of_run))
+    return _read(session, query.order_by(measure.desc()), _SCORES)
+
+
+def assignments(session: Session, run: Run) -> pa.Table:
+    """A row for each assignment of a run, by prompt."""
+    query = (
+        select(Assignment.prompt_id, Teacher.name, Assignment.score, Assignment.margin, Assignment.reason)
+        .join(Teacher, Teacher.id == Assignment.teacher_id)
+        .where(Assignment.run_id == run.id)
+        .order_by(Assignment.prompt_id)
+    )
+    return _read(session, query, _ASSIGNMENTS)
+
+
+def rewards(
+    session: Session,
+    run: Run,
+    *,
+    alpha: float | None = None,
+    how: Normalisation | None = None,
+    per: Per | None = None,
+) -> pa.Table:
+    """A row for each cell of a run's grid, by prompt and then in head order; null where a score is missing.
+
+    alpha, how, per: another weight of learnability, normalisation or learnability than the run's.
+    """
+    config = thaw(run.config).run
+    alpha = config.alpha if alpha is None else alpha
+    if not 0.0 <= alpha <= 1.0:
+        raise UsageError(f"alpha must be within [0, 1], got {alpha}")
+    cells = grid.read(session, run, per=per)
+    rewarded = method.combine(cells.quality, cells.learnability, alpha=alpha, how=how or config.normalise)
+    n_prompts, n_teachers = rewarded.shape
+    names = pa.array([teacher.name for teacher in answers.teachers_of(session, run.id)], pa.string())
+    return pa.table(
+        {
+            "prompt_id": np.repeat(cells.prompt_ids, n_teachers),
+            "is_holdout": np.repeat(cells.is_holdout, n_teachers),
+            "teacher": names.take(pa.array(np.tile(np.arange(n_teachers), n_prompts))),
+            "quality": _numbers(cells.quality),
+            "learnability": _numbers(cells.learnability),
+            "reward": _numbers(rewarded),
+        }
+    )
+
+
+def comparison(found: Comparison) -> pa.Table:
+    """A row for each strategy, best first; the schema's metadata has the settings and what is unavailable."""
+    intervals = "reward", "quality", "learnability", "regret", "closed"
+    columns: dict[str, Any] = {"strategy": pa.array([fact.strategy for fact in found.strategies], pa.string())}
+    for name in intervals:
+        values = [getattr(fact, name) for fact in found.strategies]
+        for part, column in (("mean", name), ("low", f"{name}_low"), ("high", f"{name}_high")):
+            columns[column] = pa.array([None if each is None else getattr(each, part) for each in values], pa.float64())
+    for name in ("tokens", "cost"):
+        columns[name] = pa.array([getattr(fact, name) for fact in found.strategies], pa.float64())
+    teachers = sorted({name for fact in found.strategies for name in fact.shares})
+    shares = [{name: fact.shares.get(name, 0.0) for name in teachers} for fact in found.strategies]
+    columns["shares"] = pa.array(shares, pa.struct({name: pa.float64() for name in teachers}))
+    told = {
+        name: getattr(found, name)
+        for name in ("run", "alpha", "normalise", "learnability_per", "n_holdout", "n_calibration", "notes")
+    }
+    return pa.table(columns, metadata={"persyn": msgspec.json.encode(told)})
+
+
+def _of_run(query: Select[Any], run: Run) -> Select[Any]:
+    """Of a select from `responses` and `teachers`, what a run uses, by prompt and then in head order."""
+    is_in_grid, is_assigned = RunPrompt.role != Role.TARGET, Assignment.teacher_id == Response.teacher_id
+    return (
+        query.select_from(RunPrompt)
+        .join(Response, Response.prompt_id == RunPrompt.prompt_id)
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .join(Teacher, Teacher.id == Response.teacher_id)
+        .outerjoin(Assignment, and_(Assignment.run_id == run.id, Assignment.prompt_id == RunPrompt.prompt_id))
+        .where(RunPrompt.run_id == run.id, Response.sample == 0, or_(is_in_grid, is_assigned))
+        .order_by(RunPrompt.prompt_id, RunTeacher.position)
+    )
+
+
+def _read(session: Session, query: Select[Any], schema: pa.Schema) -> pa.Table:
+    """The rows of a query whose columns are those of the schema, in its order."""
+    batches = []
+    for rows in session.execute(query, execution_options={"yield_per": _ROWS}).partitions():
+        columns = zip(*rows, strict=True)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+        batches.append(pa.record_batch(arrays, schema=schema))
+    return pa.Table.from_batches(batches, schema)
+
+
+def _numbers(matrix: Matrix) -> pa.Array:
+    """The cells of a matrix, row by row; NaN becomes null."""
+    return pa.array(matrix.ravel(), pa.float64(), from_pandas=True)

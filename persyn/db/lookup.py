@@ -1,0 +1,37 @@
+"""Rows by the name that a person gives."""
+
+from __future__ import annotations
+
+import difflib
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from persyn.db.catalog import Run
+from persyn.errors import UsageError
+
+#: At most so many runs are named in an error.
+_MOST = 5
+
+
+def run(session: Session, name: str) -> Run:
+    """The run of this name; `UsageError` names the runs that exist."""
+    found = session.scalars(select(Run).where(Run.name == name)).one_or_none()
+    if found is None:
+        place = session.connection().engine.url.render_as_string(hide_password=True)
+        raise UsageError(
+            f"there is no run named {name!r} in the store {place}, which has {_existing(session, name)}; "
+            "PERSYN_DATABASE_URL or PERSYN_HOME names another store"
+        )
+    return found
+
+
+def _existing(session: Session, name: str) -> str:
+    """The names of runs, the most similar ones where there are many."""
+    names = session.scalars(select(Run.name).order_by(Run.id.desc())).all()
+    if not names:
+        return "no runs"
+    if len(names) <= _MOST:
+        return f"the runs {', '.join(names)}" if len(names) > 1 else f"the run {names[0]}"
+    near = difflib.get_close_matches(name, names, n=_MOST) or names[:_MOST]
+    return f"{len(names):,} runs, such as {', '.join(near)}; 'persyn run list' shows all"

@@ -1,0 +1,65 @@
+"""Checks before a run is started: what this host and the servers lack, as far as that can be seen without a cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
+
+from persyn.config import RunConfig
+from persyn.errors import UsageError
+from persyn.ingest.versions import Identities
+from persyn.llm.identity import hub_silence
+from persyn.llm.protocols import Finding
+from persyn.runs import start
+from persyn.runs.checks import chat_templates, functions, host, servers
+
+Findings: TypeAlias = list[tuple[str, Finding]]
+"""Each with the part of the run file that it is about."""
+
+
+def identify(config: RunConfig, *, say: Callable[[str], None]) -> Identities:
+    """Resolve the versions of a run's models; see `start.identities`.
+
+    say: called with a warning when the hub did not answer.
+    """
+    found = start.identities(config)
+    if hub_silence.cache_info().currsize and (silence := hub_silence()):  # it was asked
+        say(f"{silence}; models come from local folders and the cache alone")
+    return found
+
+
+def look(
+    config: RunConfig, *, announce: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext()
+) -> Findings:
+    """Check servers, GPUs, memory, chat templates and functions.
+
+    announce: wraps each group of checks, and is told what is checked.
+    """
+    with announce("looking at GPUs, memory and servers"):
+        found = [*servers.look(config), *host.look(config)]
+    with announce("rendering chat templates"):
+        found += chat_templates.look(config)
+    with announce("importing functions"):
+        found += functions.look(config)
+    return found
+
+
+def require(findings: Iterable[tuple[str, Finding]]) -> None:
+    """Raise `UsageError` when a finding is an error: the run would stop here."""
+    errors = [f"{whose}: {finding.message}" for whose, finding in findings if finding.level == "error"]
+    if errors:
+        raise UsageError(
+            errors[0] if len(errors) == 1 else f"{len(errors)} things would stop the run here: {' | '.join(errors)}"
+        )
+
+
+def warnings(findings: Iterable[tuple[str, Finding]], *, with_errors: bool) -> list[str]:
+    """The warnings as text; with the errors, where the run is worked by other hosts, which may fare better."""
+    said = []
+    for whose, finding in findings:
+        if finding.level == "warning":
+            said.append(f"{whose}: {finding.message}")
+        elif with_errors and finding.level == "error":
+            said.append(f"{whose}: {finding.message} (seen from this host; workers may fare better)")
+    return said
