@@ -30,7 +30,7 @@ def persyn(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Persyn:
     }
 
     def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        if any(name.startswith("HF_") for name in extra):  # read when huggingface_hub is imported
+        if any(name.startswith(("HF_", "PYTHON")) for name in extra):  # read when a process starts or imports
             command = [sys.executable, "-m", "persyn.cli", *arguments]
             told = {"env": environment | extra, "cwd": tmp_path, "capture_output": True, "text": True}
             return subprocess.run(command, **told, check=False, timeout=120)
