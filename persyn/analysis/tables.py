@@ -194,7 +194,7 @@ def comparison(found: Comparison) -> pa.Table:
     return pa.table(columns, metadata={"persyn": msgspec.json.encode(told)})
 
 
-def _of_run(query: Select[Any], run: Run) -> Select[Any]:
+def _of_run(query: Select[*tuple[Any, ...]], run: Run) -> Select[*tuple[Any, ...]]:
     """Of a select from `responses` and `teachers`, what a run uses, by prompt and then in head order."""
     is_in_grid, is_assigned = RunPrompt.role != Role.TARGET, Assignment.teacher_id == Response.teacher_id
     return (
@@ -208,7 +208,7 @@ def _of_run(query: Select[Any], run: Run) -> Select[Any]:
     )
 
 
-def _read(session: Session, query: Select[Any], schema: pa.Schema) -> pa.Table:
+def _read(session: Session, query: Select[*tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     """The rows of a query whose columns are those of the schema, in its order."""
     batches = []
     for rows in session.execute(query, execution_options={"yield_per": _ROWS}).partitions():
