@@ -31,8 +31,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many processes as cores, so more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Markers of tests that load a real model, which should not run concurrently.
+#: Marks of tests that load a real model, which should compute alone, and fixtures that may first convert one.
 _HEAVY = ("model", "vllm")
+_MODELS = {"smollm2", "gemma", "tiny"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
-        is_heavy = any(item.get_closest_marker(name) for name in _HEAVY)
+        marked = any(item.get_closest_marker(name) for name in _HEAVY)
+        is_heavy = marked or bool(_MODELS.intersection(getattr(item, "fixturenames", ())))
         item.add_marker(pytest.mark.xdist_group("models" if is_heavy else str(item.path)))
 
 

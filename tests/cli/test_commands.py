@@ -207,7 +207,7 @@ def test_a_store_that_is_made_was_empty(persyn: Persyn) -> None:
 
 def test_several_that_come_first_make_one_store(persyn: Persyn) -> None:
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda _: persyn("run", "list"), range(4)))
+        done = list(pool.map(lambda _: persyn("prompts", "list"), range(4)))
     assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * 4
 
 
