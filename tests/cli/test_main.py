@@ -238,7 +238,8 @@ def test_the_doctor_says_what_is_wrong_with_a_store_that_cannot_be_opened(persyn
 
 
 def test_a_run_that_is_not_there_is_missed_in_a_store_that_is_named(persyn: Persyn, tmp_path: Path) -> None:
-    assert f"in the store sqlite:///{tmp_path / 'home' / 'persyn.db'}, which has no runs; " in persyn("run", "status", "none").stderr
+    named = f"in the store sqlite:///{tmp_path / 'home' / 'persyn.db'}, which has no runs; "
+    assert named in persyn("run", "status", "none").stderr
 
 
 def test_a_home_that_is_no_folder_is_named(persyn: Persyn, tmp_path: Path) -> None:
