@@ -49,7 +49,7 @@ def test_each_claim_is_a_span_and_two_lines_of_the_log(
     tmp_path: Path, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter.clear()
-    with caplog.at_level(logging.INFO, logger="workers"):
+    with caplog.at_level(logging.INFO, logger="persyn.workers"):
         store = work(tmp_path)
     with store.read() as session:
         claimed = Event.job_id.is_not(None), Event.to_state == JobState.RUNNING
