@@ -27,7 +27,7 @@ CONCURRENCY = 8
 #: The maximum that a worker submits to an engine: twice its concurrency.
 WINDOW = 2 * CONCURRENCY
 Persyn: TypeAlias = Callable[..., subprocess.Popen[bytes]]
-PROMPTS, CALIBRATION, KILLS = 120, 30, 5
+PROMPTS, CALIBRATION, KILLS = 180, 40, 10
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def require_no_orphans(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_a_run_killed_five_times_answers_every_prompt_once(
+def test_a_run_killed_ten_times_answers_every_prompt_once(
     database: Database, database_url: str, tmp_path: Path, persyn: Persyn, seed: int
 ) -> None:
     journal = tmp_path / "journal"
