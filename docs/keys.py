@@ -20,6 +20,8 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from persyn import config
 from persyn.llm import options
+from persyn.llm.engines import ENGINES
+from persyn.method.strategies import STRATEGIES
 from persyn.settings import Settings
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -92,10 +94,20 @@ def _type(hint: Any) -> str:
 
 def _bounded(kind: Any, metas: Sequence[Meta]) -> str:
     """A type by its title or with its bounds: `number >= 0 and < 1`."""
+    for meta in metas:
+        if meta.extra:
+            return ", ".join(f"`{name}`" for name in _kinds(meta.extra["kinds"]))
     said = {name: getattr(meta, name) for meta in metas for name in ("title", *_SIGNS)}
     said = {name: value for name, value in said.items() if value is not None}
     bounds = " and ".join(f"{sign} {said[name]}" for name, sign in _SIGNS.items() if name in said)
     return said.get("title") or f"{_type(kind)} {bounds}".strip()
+
+
+def _kinds(role: str) -> list[str]:
+    """The built-in names that a key takes."""
+    if role == "strategy":
+        return list(STRATEGIES.builtin)
+    return [name for name, kind in ENGINES.builtin.items() if role in kind.roles]
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:

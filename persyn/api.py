@@ -43,6 +43,7 @@ from persyn.llm import host
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, Message, Route, Routed
 from persyn.method.rewards import Matrix, Normalisation
+from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline, preflight, run_file, same_run, start
 from persyn.settings import Settings
 from persyn.stages import answers, assign
@@ -551,9 +552,10 @@ def _conversation(prompt: Prompt) -> list[Message]:
 
 def _require_router(run: catalog.Run) -> None:
     kind = thaw(run.config).strategy.kind
-    if kind not in ("persyn", "python"):
+    decided_by = STRATEGIES.require(kind, "strategy").decided_by
+    if decided_by not in ("router", "function"):
         raise UsageError(f"run {run.name} follows strategy {kind}, which reads no prompt; there is no router to ask")
-    if kind == "persyn" and run.router_id is None:
+    if decided_by == "router" and run.router_id is None:
         raise UsageError(f"run {run.name} has no router yet: it is in stage {run.stage}")
 
 

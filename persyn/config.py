@@ -7,7 +7,7 @@ become a default. The comment above a field is also its description in docs/run-
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -15,8 +15,13 @@ from msgspec import Meta, Struct
 Name = Annotated[str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
 #: The engine of a teacher, or the kind of a scorer, whose results were imported and that does nothing here.
 IMPORTED = "imported"
-#: The engines a judge can run on.
-JudgeEngine: TypeAlias = Literal["vllm", "transformers", "openai", "fake"]
+#: Names of records in a registry; a run file is validated against it when it is read, so that a stored run can be shown
+#: where a plug-in is not installed.
+TeacherEngine = Annotated[str, Meta(extra={"kinds": "teacher"})]
+JudgeEngine = Annotated[str, Meta(extra={"kinds": "judge"})]
+StudentEngine = Annotated[str, Meta(extra={"kinds": "student"})]
+QualityKind = Annotated[str, Meta(extra={"kinds": "quality"})]
+StrategyKind = Annotated[str, Meta(extra={"kinds": "strategy"})]
 #: A teacher's name may be a hub id.
 TeacherName = Annotated[
     str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")
@@ -119,7 +124,7 @@ class StudentTable(_Table, frozen=True):
     #: Options of its engine.
     options: dict[str, Any] = {}
     #: The engine that computes learnability.
-    engine: Literal["log_likelihood", "fake"] = "log_likelihood"
+    engine: StudentEngine = "log_likelihood"
 
 
 class QualityTable(_Table, frozen=True):
@@ -129,7 +134,7 @@ class QualityTable(_Table, frozen=True):
     #: row are followed, else 0. `reward_model`: its logit. `judge`: an LLM's rating, or its comparison with the
     #: reference answer. `python`: your own function. `imported`: a score that came with imported responses. `fake`:
     #: meaningless numbers, for trying things out.
-    kind: Literal["math", "instructions", "reward_model", "judge", "python", "imported", "fake"]
+    kind: QualityKind
     #: `reward_model`: a folder or hub id of a sequence classifier with one label; an encoder needs a chat template.
     #: `judge`: a folder, a hub id, or a server's name for it. `python`: `module:function`, on every worker's
     #: `PYTHONPATH`. `imported`: the field that was given to `persyn responses import --score`.
@@ -140,35 +145,6 @@ class QualityTable(_Table, frozen=True):
     gpus: Count = 0
     #: Options of its engine, which has the same name as the kind.
     options: dict[str, Any] = {}
-
-    def __post_init__(self) -> None:
-        if self.kind == "reward_model" and not self.model:
-            raise ValueError("a reward_model needs a model")
-        if self.kind == IMPORTED and not self.model:
-            raise ValueError("imported scores need model, the field they were imported from")
-        if self.kind == "python" and not self.model:
-            raise ValueError("a python scorer needs model, a module:function")
-        if self.kind == "judge":
-            self._require_judge()
-
-    def _require_judge(self) -> None:
-        known = get_args(JudgeEngine)
-        if not self.model:
-            raise ValueError("a judge needs a model")
-        if self.options.get("engine") not in known:
-            raise ValueError(f"a judge needs options.engine, one of {', '.join(known)}")
-
-    @property
-    def may_be_verdict(self) -> bool:
-        """Whether a score may be a verdict, 1 (right) or 0 (wrong); the values of imported and custom scores decide."""
-        return self.kind in ("math", "instructions", "python", IMPORTED)
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether `model` is a folder or a hub id that gets loaded, not a server's model name or a Python function."""
-        return self.kind == "reward_model" or (
-            self.kind == "judge" and self.options["engine"] in ("vllm", "transformers")
-        )
 
 
 class RouterTable(_Table, frozen=True):
@@ -201,7 +177,7 @@ class StrategyTable(_Table, frozen=True):
     """
 
     #: How a teacher is chosen for a prompt.
-    kind: Literal["persyn", "static", "strong", "mix", "family-strong", "car", "random", "oracle", "python"] = "persyn"
+    kind: StrategyKind = "persyn"
     #: `mix`: share of prompts for the largest teacher; the smallest answers the others.
     ratio: Unit = 0.2
     #: `car`: weight of the student's loss.
@@ -212,17 +188,18 @@ class StrategyTable(_Table, frozen=True):
     revision: str | None = None
     #: `python`: GPUs it needs; 0 is the CPU.
     gpus: Count = 0
-    #: `python`: additional arguments of the function.
+    #: `python`, and strategies of plug-ins: additional arguments of the function.
     options: dict[str, Any] = {}
-
-    def __post_init__(self) -> None:
-        if bool(self.model) != (self.kind == "python"):
-            raise ValueError("strategy python needs model, a module:function, and no other strategy takes one")
 
     @property
     def name(self) -> str:
         """The strategy's display name; for a Python function, its `module:function`."""
         return self.model or self.kind
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of a policy."""
+        return {"ratio": self.ratio, "beta": self.beta, **self.options}
 
 
 class Shot(_Table, frozen=True):
@@ -240,7 +217,7 @@ class TeacherTable(_Table, frozen=True):
     #: A folder, a hub id, or a server's name for it; for an imported teacher, its name in the imported rows.
     model: str
     #: The engine that runs it. `imported`: it generates nothing here; its responses were imported.
-    engine: Literal["vllm", "transformers", "openai", "imported", "fake"] = "vllm"
+    engine: TeacherEngine = "vllm"
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
     #: GPUs it needs; 0 for the CPU or a server.
@@ -277,7 +254,6 @@ class RunConfig(_Table, frozen=True):
     strategy: StrategyTable = StrategyTable()
 
     def __post_init__(self) -> None:
-        self._require_strategy()
         if self.run.learnability_per != "token" and "response_tokens" in self.student.options:
             raise ValueError(
                 f"learnability_per {self.run.learnability_per} and the student's response_tokens do not go together"
@@ -285,29 +261,6 @@ class RunConfig(_Table, frozen=True):
         names = [teacher.name for teacher in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"teachers of the same name: {', '.join(twice)}")
-
-    def _require_strategy(self) -> None:
-        kind = self.strategy.kind
-        nameless = [teacher.name for teacher in self.teachers if teacher.params_b is None]
-        if kind in ("strong", "mix", "family-strong") and nameless:
-            raise ValueError(f"strategy {kind} goes by size: give params_b of {', '.join(nameless)}")
-        families = {teacher.family for teacher in self.teachers}
-        if kind == "family-strong" and (self.student.family is None or self.student.family not in families):
-            raise ValueError(
-                f"strategy family-strong needs a [student] family that is a teacher's, got {self.student.family}"
-            )
-
-    @property
-    def n_calibration(self) -> int | None:
-        """How many prompts every teacher answers, the hold-out included; None means all of them."""
-        if self.strategy.kind == "oracle":
-            return None
-        return self.run.calibration if self.strategy.kind in ("persyn", "static", "car", "python") else 0
-
-    @property
-    def holdout(self) -> float:
-        """The share of calibration prompts held out to measure the router and to compare strategies."""
-        return 0.0 if self.n_calibration == 0 else self.run.holdout
 
     def frozen(self) -> dict[str, Any]:
         """Return the configuration as the store keeps it."""

@@ -24,14 +24,12 @@ from persyn.errors import UsageError
 from persyn.method import rewards, strategies
 from persyn.method.intervals import Interval, interval, weights
 from persyn.method.rewards import Matrix
-from persyn.method.strategies import Known, Vector
+from persyn.method.strategies import STRATEGIES, Known, Vector
+from persyn.runs import run_file
 from persyn.stages import answers
 from persyn.stages.known import known
 
-_WITHOUT_PROMPT: tuple[strategies.Kind, ...] = ("static", "strong", "mix", "family-strong", "car", "random")
 _NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
-#: Strategies that need no calibration grid; for all others, its tokens are part of the cost.
-_WITHOUT_GRID = frozenset({"strong", "mix", "family-strong", "random"})
 
 
 class StrategyFacts(Struct, frozen=True):
@@ -127,7 +125,7 @@ def _compare(
     rewarded = rewards.combine(cells.quality, cells.learnability, alpha=reward.alpha, how=how)
     is_known = ~np.isnan(rewarded).all(axis=1)
     holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
-    if config.n_calibration == 0:
+    if run_file.n_calibration(config) == 0:
         raise UsageError(
             f"run {run.name!r} follows strategy {config.strategy.kind}, which needs no grid, so there is none to "
             "compare strategies on; a run of strategy persyn, static, car or oracle has one"
@@ -144,7 +142,7 @@ def _compare(
             notes.append(f"{name}: {found}")
         else:
             policies[name] = strategies.by_ranking(found[holdout], present)
-    if config.strategy.kind == "python" and config.strategy.name not in scores:
+    if config.strategy.model and config.strategy.name not in scores:
         notes.append(f"{config.strategy.name}: 'persyn compare {run.name}' asks it")
     if "persyn" not in policies:
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
@@ -169,11 +167,12 @@ def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable)
     """The policies of strategies that read no prompt, and the reasons why others are unavailable."""
     found: dict[str, Matrix] = {}
     notes: list[str] = []
-    for kind in _WITHOUT_PROMPT:
-        try:
-            found[kind] = strategies.policy(kind, goes_by, present, ratio=table.ratio, beta=table.beta)
-        except ValueError as error:
-            notes.append(f"{kind}: {error}")
+    for name, kind in STRATEGIES.items():
+        if kind.policy is not None:
+            try:
+                found[name] = kind.policy(goes_by, present, table.arguments)
+            except ValueError as error:
+                notes.append(f"{name}: {error}")
     return found, notes
 
 
@@ -210,14 +209,16 @@ class _Counted:
 
     def needed(self, strategy: str, policy: Matrix, what: Matrix, of_grid: float) -> float | None:
         """The total for the whole run: the policy's expected amount per prompt, plus the grid's if needed."""
-        is_asked = policy > 0 if strategy in _WITHOUT_GRID else np.ones(policy.shape, dtype=np.bool_)
+        kind = STRATEGIES.get(strategy)
+        uses_grid = kind is None or kind.grid != "none"
+        is_asked = np.ones(policy.shape, dtype=np.bool_) if uses_grid else policy > 0
         # A teacher without any known amount makes the sum unknown; single gaps do not.
         if (np.isnan(what).all(axis=0) & is_asked.any(axis=0)).any():
             return None
-        if strategy == "oracle":
+        if kind is not None and kind.grid == "all":
             return float(np.nanmean(what, axis=0).sum() * self.n_prompts)
         each = float(np.nanmean(_expected(policy, what)))
-        if strategy in _WITHOUT_GRID:
+        if not uses_grid:
             return each * self.n_prompts
         return of_grid + each * (self.n_prompts - self.n_grid)
 

@@ -35,7 +35,7 @@ def read(
 ) -> Question | None:
     """Prepare the evaluation with the settings of `compare.compare`; None if the run's strategy is not a function."""
     config = thaw(run.config)
-    if config.strategy.kind != "python":
+    if not config.strategy.model:
         return None
     cells = grid.read(session, run, per=per)
     alpha = config.run.alpha if alpha is None else alpha

@@ -23,7 +23,8 @@ from persyn.db.connect import Database, scratch
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.work import Event, Job, Load
 from persyn.ingest.versions import Identities
-from persyn.runs import pipeline, same_run, start
+from persyn.method.strategies import STRATEGIES
+from persyn.runs import pipeline, run_file, same_run, start
 from persyn.stages import answers, assign
 
 #: The number of a teacher's latest responses from which its response length is estimated.
@@ -155,7 +156,7 @@ def of_file(
         start.require_imported(session, config)
         run = pipeline.enlist(there, config, known, on_rows=on_rows, say=say)
         _copy_results(there, run, session)
-        if config.n_calibration == 0:
+        if run_file.n_calibration(config) == 0:
             assign.plan(there, run)
         return structs.replace(of_run(there, run, past=session), state=None)
 
@@ -205,7 +206,8 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
     calibrate, generate, undecided, everything = map(shares, ("calibrate", "generate", "undecided", "all"))
     fixed = _merge(sum, calibrate + generate)
     strategy = thaw(run.config).strategy
-    evenly = shares("undecided", split=len(teachers)) if strategy.kind in ("persyn", "python") else []
+    reads_prompts = STRATEGIES.require(strategy.kind, "strategy").decided_by in ("router", "function")
+    evenly = shares("undecided", split=len(teachers)) if reads_prompts else []
     return Plan(
         name=run.name,
         state=run.state,

@@ -133,7 +133,7 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
 
 def _function(run: Run) -> Row:
     strategy = thaw(run.config).strategy
-    if strategy.kind != "python":
+    if not strategy.model:
         return {}
     return {"model": strategy.model, "revision": strategy.revision, "options": strategy.options}
 

@@ -11,6 +11,7 @@ from persyn.config import thaw
 from persyn.dataset.formats import FORMATS, PARQUET
 from persyn.dataset.manifest import File, Manifest
 from persyn.errors import shorten
+from persyn.method.strategies import STRATEGIES
 
 _NOT_STATED = "not stated"
 #: Upper bound of rows -> the hub's size category for a dataset with fewer rows.
@@ -124,13 +125,14 @@ def _default(manifest: Manifest) -> str:
 
 
 def _what(manifest: Manifest) -> str:
-    strategy = thaw(manifest.config).strategy.name
+    strategy = thaw(manifest.config).strategy
+    kind = STRATEGIES.get(strategy.kind)
     how = (
         "Each prompt was given to the one teacher that a router, fitted to this student on a calibration sample, "
         "expected to teach it most, and only that teacher answered it. All teachers answered the sample itself; of "
         "each of its prompts the best response by its scores was taken."
-        if strategy == "persyn"
-        else f"The teacher of each prompt was chosen by the strategy {text(strategy)}."
+        if kind is not None and kind.decided_by == "router"
+        else f"The teacher of each prompt was chosen by the strategy {text(strategy.name)}."
     )
     so_far = "" if manifest.finished_at else " The run was not finished when this was written: rows are missing."
     return (

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from persyn.config import thaw
 from persyn.db.catalog import Run
 from persyn.db.results import Assignment, Response, Score, answers_assignment
+from persyn.llm.engines import ENGINES
 
 #: The quality of a wrong response.
 WRONG = 0.0
@@ -15,7 +16,8 @@ WRONG = 0.0
 
 def known_wrong(session: Session, run: Run) -> int | None:
     """The number of a run's assigned responses known to be wrong; None if its quality is not a verdict."""
-    if not thaw(run.config).quality.may_be_verdict:
+    kind = ENGINES.get(thaw(run.config).quality.kind)
+    if kind is None or not kind.may_be_verdict:
         return None
     of_run = Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id
     n_wrong, n_others = session.execute(

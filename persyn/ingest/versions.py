@@ -17,20 +17,15 @@ from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
 from persyn.errors import UsageError
+from persyn.llm import engines
+from persyn.llm.engines import ENGINES
 from persyn.llm.identity import UNKNOWN, Identity, identify
 from persyn.llm.scorers import judge, own_function
+from persyn.method.strategies import STRATEGIES
 
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
 """Identities of models, by (model, revision)."""
 
-#: Engines whose model files are available locally.
-_LOADED = ("vllm", "transformers")
-#: Options that do not affect responses.
-_OF_SPEED = {
-    "openai": ("api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"),
-    "vllm": ("gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"),
-    "transformers": ("batch_size",),
-}
 #: Teacher columns that may change without creating a new version.
 _DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out")
 
@@ -43,17 +38,21 @@ def identities(
     router: RouterTable | None = None,
 ) -> Identities:
     """Identify models, querying the hub and reading files if needed; raise `UsageError` listing all missing ones."""
-    tables = [(table.model, table.revision) for table in teachers if table.engine in _LOADED]
-    if student is not None and student.engine != "fake":
+    tables = [(table.model, table.revision) for table in teachers if ENGINES[table.engine].model == "weights"]
+    if student is not None and ENGINES[student.engine].model:
         tables.append((student.model, student.revision))
-    if quality is not None and quality.is_loaded:
+    if quality is not None and engines.loads_weights(quality.kind, quality.options):
         tables.append((quality.model, quality.revision))
     if router is not None:
         tables.append((router.backbone, router.revision))
     looks: dict[tuple[str, str | None], Callable[[], Identity]] = {table: partial(identify, *table) for table in tables}
-    for function in (quality, strategy):
-        if function is not None and function.kind == "python":
-            looks[function.model, function.revision] = partial(_of_function, function)
+    functions: list[QualityTable | StrategyTable] = []
+    if quality is not None and ENGINES[quality.kind].model == "function":
+        functions.append(quality)
+    if strategy is not None and STRATEGIES[strategy.kind].decided_by == "function":
+        functions.append(strategy)
+    for function in functions:
+        looks[function.model, function.revision] = partial(_of_function, function)
     found = _all(looks)
     if router is not None and router.version not in (None, is_now := found[router.backbone, router.revision].revision):
         raise UsageError(
@@ -95,12 +94,12 @@ def asked(table: TeacherTable, known: Identities) -> str:
         return msgspec.json.encode([engine, table.model]).decode()
     if table.sampling.temperature == 0:
         sampling |= {"top_p": None, "top_k": None}  # greedy decoding samples nothing
-    options = {key: value for key, value in table.options.items() if key not in _OF_SPEED.get(engine, ())}
+    options = {key: value for key, value in table.options.items() if key not in ENGINES[engine].speed_options}
     model, version = table.model.strip(), None
-    if engine in _LOADED:
+    if ENGINES[engine].model == "weights":
         found = known[table.model, table.revision]
         model, version = (found.revision, found.template_hash) if found.revision else (model, None)
-    elif engine == "openai":
+    elif ENGINES[engine].model == "server":
         options["base_url"] = _address(str(table.options.get("base_url")))
     shots = msgspec.to_builtins(table.few_shot)
     parts = [engine, model, version, options, sampling, table.system or None, shots]
@@ -119,7 +118,7 @@ def _address(base_url: str) -> str:
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     """The id of a teacher's version; updates its descriptive columns."""
-    found = known[table.model, table.revision] if table.engine in _LOADED else UNKNOWN
+    found = known[table.model, table.revision] if ENGINES[table.engine].model == "weights" else UNKNOWN
     row = msgspec.to_builtins(table) | _version(found)
     if table.engine == IMPORTED:  # how the responses were generated is unknown
         decisive = {"engine": table.engine, "model": table.model}
@@ -136,7 +135,7 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
 
 def student(session: Session, table: StudentTable, known: Identities) -> Student:
     """The row of a student's version."""
-    found = known[table.model, table.revision] if table.engine != "fake" else UNKNOWN
+    found = known[table.model, table.revision] if ENGINES[table.engine].model else UNKNOWN
     row = {"name": table.name, "model": table.model} | _version(found)
     return session.get_one(Student, _register(session, Student, row, row))
 
@@ -163,9 +162,10 @@ def likelihood(session: Session, model: str, revision: str | None, *, gpus: int,
 
 def quality(session: Session, table: QualityTable, known: Identities) -> int:
     """The id of a quality scorer's version."""
-    found = known[table.model, table.revision] if table.is_loaded or table.kind == "python" else UNKNOWN
+    is_identified = ENGINES[table.kind].reference(table.options) in ("weights", "function")
+    found = known[table.model, table.revision] if is_identified else UNKNOWN
     # The prompt wording is part of a judge's version.
-    words = {"wording": judge.wording(table.options)} if table.kind == "judge" else {}
+    words = {"wording": judge.wording(table.options)} if ENGINES[table.kind].is_nested else {}
     row = {
         "kind": table.kind,
         "model": table.model,

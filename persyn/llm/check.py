@@ -16,6 +16,7 @@ from persyn.errors import EngineError
 from persyn.llm import options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.engines import ENGINES
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import (
     Check,
@@ -59,9 +60,10 @@ def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) 
     max_tokens:    maximum number of tokens of a response.
     """
     try:
-        if spec.engine == "openai":
+        kind = ENGINES[spec.engine]
+        if kind.model == "server":
             return _check_server(spec)
-        if spec.engine in {"vllm", "transformers"}:
+        if kind.model == "weights":
             return list(_check_model(spec, conversations, max_tokens))
         return [Finding("ok", "load", f"the engine {spec.engine!r} has no model to look at")]
     except EngineError as error:

@@ -1,38 +1,212 @@
-"""The registry of engines by name. Each is imported only in the host process that loads it."""
+"""The registry of engines: what runs teachers, scorers and routers. Each is imported only in the host that loads it.
+
+Installed packages add engines through the entry points `persyn.engines` and, for scorers, `persyn.scorers`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
+from typing import Any, Literal, TypeAlias
 
-from persyn.errors import UsageError
+from persyn.config import IMPORTED
+from persyn.llm import needs, options
+from persyn.llm.needs import Need
+from persyn.llm.options import Options
 from persyn.llm.protocols import Engine, Load, ModelSpec, Tick
+from persyn.registry import Registry
 
-ENGINES = {
-    # teachers: answer `Generate`
-    "vllm": "persyn.llm.teachers.vllm_engine",
-    "transformers": "persyn.llm.teachers.transformers_engine",
-    "openai": "persyn.llm.teachers.chat_server",
-    # scorers: answer `Judge`
-    "log_likelihood": "persyn.llm.scorers.log_likelihood",
-    "reward_model": "persyn.llm.scorers.reward_model",
-    "judge": "persyn.llm.scorers.judge",
-    "math": "persyn.llm.scorers.math_scorer",
-    "instructions": "persyn.llm.scorers.instructions",
-    "python": "persyn.llm.scorers.own_function",
-    # routers: answer `Fit` and `Route`; custom strategies: answer `Route`
-    "router_fit": "persyn.router.fit",
-    "router": "persyn.router.route",
-    "strategy": "persyn.router.strategy",
-    # the teacher check: answers `Check`
-    "check": "persyn.llm.check",
-    # answers every kind of request, without a model
-    "fake": "persyn.llm.fake",
-}
+Role: TypeAlias = Literal["teacher", "judge", "student", "quality", "router"]
+"""What an engine can do in a run: answer prompts, run a judge, compute learnability, score quality, or route."""
+
+Reference: TypeAlias = Literal["weights", "server", "function", "field", ""]
+"""What `model` names: a folder or hub id whose weights are loaded, a model of a server, a `module:function`, a field of
+imported rows, or nothing.
+"""
+
+
+def _no_need(chosen: Mapping[str, Any]) -> Need | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKind:
+    """An engine as the rest of PerSyn knows it."""
+
+    name: str
+    #: One sentence for the documentation.
+    summary: str
+    #: The module with its function `load`, see `persyn.llm.protocols.Load`; empty if it is never loaded.
+    module: str
+    #: Empty for engines that users do not choose.
+    roles: frozenset[Role] = frozenset()
+    #: The options that a run file may set; None if there are none.
+    options: type[Options] | None = None
+    model: Reference = ""
+    #: Whether the model runs on the engine in `options.engine`, with the options in `options.options`.
+    is_nested: bool = False
+    #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
+    package: str | None = None
+    extra: str | None = None
+    #: Options that affect speed or memory but no result; they are not part of a teacher's version.
+    speed_options: frozenset[str] = frozenset()
+    #: Whether its rows are tokenised on all cores, because a GPU waits for them.
+    tokenises_in_parallel: bool = False
+    #: A scorer's unit, as reports name it; empty if the values have none.
+    unit: str = ""
+    #: Whether a scorer's values may be verdicts: 1 right, 0 wrong.
+    may_be_verdict: bool = False
+    #: Whether a scorer reads the other fields of a prompt's row.
+    reads_row: bool = False
+    #: What a scorer needs from a prompt, given its options; None if any prompt will do.
+    need: Callable[[Mapping[str, Any]], Need | None] = _no_need
+
+    def reference(self, chosen: Mapping[str, Any]) -> Reference:
+        """What `model` names, given the options."""
+        return ENGINES[chosen["engine"]].model if self.is_nested else self.model
+
+
+ENGINES = Registry(
+    EngineKind,
+    EngineKind(
+        name="vllm",
+        summary="a model on vLLM, in this environment",
+        module="persyn.llm.teachers.vllm_engine",
+        roles=frozenset({"teacher", "judge"}),
+        options=options.Vllm,
+        model="weights",
+        package="vllm",
+        extra="vllm",
+        speed_options=frozenset(
+            {"gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"}
+        ),
+    ),
+    EngineKind(
+        name="transformers",
+        summary="a model on transformers, slower than vLLM, on any hardware",
+        module="persyn.llm.teachers.transformers_engine",
+        roles=frozenset({"teacher", "judge"}),
+        options=options.Transformers,
+        model="weights",
+        speed_options=frozenset({"batch_size"}),
+    ),
+    EngineKind(
+        name="openai",
+        summary="a model behind a server with the OpenAI protocol",
+        module="persyn.llm.teachers.chat_server",
+        roles=frozenset({"teacher", "judge"}),
+        options=options.OpenAI,
+        model="server",
+        speed_options=frozenset(
+            {"api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
+        ),
+    ),
+    EngineKind(
+        name="log_likelihood",
+        summary="the student's log-likelihood of a response",
+        module="persyn.llm.scorers.log_likelihood",
+        roles=frozenset({"student"}),
+        options=options.LogLikelihood,
+        model="weights",
+        tokenises_in_parallel=True,
+    ),
+    EngineKind(
+        name="math",
+        summary="1 if the final answer equals the reference, else 0",
+        module="persyn.llm.scorers.math_scorer",
+        roles=frozenset({"quality"}),
+        options=options.Math,
+        unit="1 right, 0 wrong",
+        may_be_verdict=True,
+        need=lambda chosen: needs.answer("math"),
+    ),
+    EngineKind(
+        name="instructions",
+        summary="1 if all instructions in the prompt's row are followed, else 0",
+        module="persyn.llm.scorers.instructions",
+        roles=frozenset({"quality"}),
+        options=options.Instructions,
+        package="langdetect",
+        extra="instructions",
+        unit="1 followed, 0 not",
+        may_be_verdict=True,
+        reads_row=True,
+        need=lambda chosen: needs.instruction_list(),
+    ),
+    EngineKind(
+        name="reward_model",
+        summary="a reward model's logit",
+        module="persyn.llm.scorers.reward_model",
+        roles=frozenset({"quality"}),
+        options=options.Scorer,
+        model="weights",
+        unit="logit",
+    ),
+    EngineKind(
+        name="judge",
+        summary="an LLM's rating, or its comparison with the reference answer",
+        module="persyn.llm.scorers.judge",
+        roles=frozenset({"quality"}),
+        options=options.Judge,
+        is_nested=True,
+        unit="the judge's verdict",
+        need=lambda chosen: needs.answer("judge") if chosen.get("against") == "answer" else None,
+    ),
+    EngineKind(
+        name="python",
+        summary="your own function",
+        module="persyn.llm.scorers.own_function",
+        roles=frozenset({"quality"}),
+        options=options.Python,
+        model="function",
+        may_be_verdict=True,
+        reads_row=True,
+    ),
+    EngineKind(
+        name=IMPORTED,
+        summary="nothing is computed here; responses or scores were imported",
+        module="",
+        roles=frozenset({"teacher", "quality"}),
+        model="field",
+        may_be_verdict=True,
+    ),
+    EngineKind(
+        name="fake",
+        summary="meaningless results without a model, for trying things out",
+        module="persyn.llm.fake",
+        roles=frozenset({"teacher", "judge", "student", "quality", "router"}),
+        options=options.Fake,
+    ),
+    EngineKind(
+        name="router_fit",
+        summary="fits a router",
+        module="persyn.router.fit",
+        options=options.RouterFit,
+        model="weights",
+    ),
+    EngineKind(name="router", summary="routes with a fitted router", module="persyn.router.route"),
+    EngineKind(name="strategy", summary="calls a custom strategy", module="persyn.router.strategy"),
+    EngineKind(name="check", summary="inspects a teacher's model", module="persyn.llm.check"),
+    groups=("persyn.engines", "persyn.scorers"),
+)
+
+
+def with_role(role: Role) -> list[str]:
+    """The names of the engines that can do this, built-in ones first."""
+    return [name for name, kind in ENGINES.items() if role in kind.roles]
+
+
+def loads_weights(engine: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether `model` is a folder or a hub id whose weights an engine loads; False for an engine that is not installed.
+
+    chosen: the engine's options.
+    """
+    kind = ENGINES.get(engine)
+    return kind is not None and kind.reference(chosen) == "weights"
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Import the spec's engine and load its model; `EngineError` when that fails."""
-    if spec.engine not in ENGINES:
-        raise UsageError(f"no engine named {spec.engine!r}; there are {', '.join(ENGINES)}")
-    make: Load = import_module(ENGINES[spec.engine]).load
+    make: Load = import_module(ENGINES.require(spec.engine, "engine").module).load
     return make(spec, tick)

@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, UsageError
 from persyn.llm import gpus
+from persyn.llm.engines import ENGINES
 from persyn.llm.protocols import Engine, ModelSpec, Request, Result
 
 _TICK_SECONDS = 1.0
@@ -228,7 +229,7 @@ def _environment(engine: str, devices: str | None, *, is_alone: bool) -> dict[st
     pinned = {} if devices is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": devices}
     # The child has another working directory, so relative paths must become absolute.
     path = os.pathsep.join(os.path.abspath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)
-    own = {"TOKENIZERS_PARALLELISM": "true" if engine == "log_likelihood" else "false"}
+    own = {"TOKENIZERS_PARALLELISM": "true" if ENGINES[engine].tokenises_in_parallel else "false"}
     return {**waiting, **os.environ, **own, **({"PYTHONPATH": path} if path else {}), **pinned}
 
 

@@ -52,12 +52,13 @@ def _instructions_flaw(answer: str | None, meta: Meta) -> str | None:
     return instructions.flaw(meta) if meta.get("instruction_id_list") else ""
 
 
-def of(kind: str, options: Mapping[str, Any]) -> Need | None:
-    """What a scorer of this kind needs; None if any prompt will do, or only the scorer's author knows."""
-    if kind == "math" or (kind == "judge" and options.get("against") == "answer"):
-        failures = frozenset({"no_reference_answer", "no_answer"})
-        return Need(kind, "reference answer", "compares each response with it", "answer", failures, _answer_flaw)
-    if kind == "instructions":
-        what, field = "list of instructions that can be checked", "instruction_id_list"
-        return Need(kind, what, "checks each response by it", field, instructions.FLAWS, _instructions_flaw)
-    return None
+def answer(quality: str) -> Need:
+    """A reference answer, with which a scorer of this kind compares each response."""
+    failures = frozenset({"no_reference_answer", "no_answer"})
+    return Need(quality, "reference answer", "compares each response with it", "answer", failures, _answer_flaw)
+
+
+def instruction_list() -> Need:
+    """Instructions that can be checked."""
+    what, field = "list of instructions that can be checked", "instruction_id_list"
+    return Need("instructions", what, "checks each response by it", field, instructions.FLAWS, _instructions_flaw)

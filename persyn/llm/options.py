@@ -6,7 +6,6 @@ Imports no model library. The comment above a field is also its description in d
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -250,21 +249,6 @@ class Fake(Options, frozen=True):
     #: Number of scores of a `Route`; set by PerSyn.
     teachers: Count = 0
 
-
-#: Option types by engine name, for the engines whose options a run file may set.
-OF_ENGINE: Mapping[str, type[Options]] = {
-    "vllm": Vllm,
-    "transformers": Transformers,
-    "openai": OpenAI,
-    "log_likelihood": LogLikelihood,
-    "reward_model": Scorer,
-    "judge": Judge,
-    "math": Math,
-    "instructions": Instructions,
-    "python": Python,
-    "router_fit": RouterFit,
-    "fake": Fake,
-}
 
 Kind = TypeVar("Kind", bound=Options)
 

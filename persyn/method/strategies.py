@@ -7,7 +7,7 @@ Most strategies rank the teachers, either once for all prompts or for each promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 
 from persyn.method import rewards as reward_matrix
 from persyn.method.rewards import Matrix
+from persyn.registry import Registry
 
 Vector = NDArray[np.float64]
 Present = NDArray[np.bool_]
 """(P, T) which teachers can be chosen for which prompts."""
-
-Kind: TypeAlias = Literal["static", "strong", "mix", "family-strong", "car", "random"]
-"""Strategies that do not read the prompt."""
 
 #: Minimum number of nearest prompts.
 _NEIGHBOURS_AT_LEAST = 5
@@ -52,25 +50,56 @@ class Known:
     prompts: Sequence[dict[str, Any]] = ()
 
 
-def policy(kind: Kind, known: Known, present: Present, *, ratio: float, beta: float) -> Matrix:
-    """Return the policy of a strategy that does not read the prompt.
+Policy: TypeAlias = Callable[[Known, Present, Mapping[str, Any]], Matrix]
+"""Chooses teachers without reading the prompts, given their (P, T) presence and the arguments of the run file:
+`ratio`, `beta` and `options`. Returns (P, T); raises `ValueError` when a required input is unknown."""
 
-    present: (P, T) of the prompts to choose for.
-    Raises `ValueError` when a required input is unknown.
-    """
-    match kind:
-        case "random":
-            return random(present)
-        case "static":
-            return by_ranking(_measured(reward_matrix.static_ranking(known.rewards)), present)
-        case "car":
-            return by_ranking(_measured(car(known.quality, known.learnability, beta=beta)), present)
-        case "strong":
-            return by_ranking(_strength(known), present)
-        case "mix":
-            return mix(_strength(known), present, ratio=ratio)
-        case "family-strong":
-            return by_ranking(family_strength(_strength(known), known.families, known.family), present)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """A strategy as the rest of PerSyn knows it."""
+
+    name: str
+    #: One sentence for the documentation.
+    summary: str
+    #: What chooses the teacher of a prompt: `policy`, the fitted router, the user's function, or the rewards of the
+    #: prompt's own responses.
+    decided_by: Literal["policy", "router", "function", "rewards"] = "policy"
+    #: For a strategy that is decided by it.
+    policy: Policy | None = None
+    #: The prompts that every teacher answers: none, the calibration prompts, or all.
+    grid: Literal["none", "calibration", "all"]
+    #: The fields that every teacher must have, and all descriptive fields that it reads.
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    #: Whether the student needs a family that is a teacher's.
+    needs_family: bool = False
+    #: How figures draw it: colour, marker and line.
+    style: tuple[str, str, str] = ("grey", "*", "-")
+
+
+def _random(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+    return random(present)
+
+
+def _static(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+    return by_ranking(_measured(reward_matrix.static_ranking(known.rewards)), present)
+
+
+def _car(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+    return by_ranking(_measured(car(known.quality, known.learnability, beta=arguments["beta"])), present)
+
+
+def _strong(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+    return by_ranking(_strength(known), present)
+
+
+def _mix(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+    return mix(_strength(known), present, ratio=arguments["ratio"])
+
+
+def _family_strong(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+    return by_ranking(family_strength(_strength(known), known.families, known.family), present)
 
 
 def _measured(ranking: Vector) -> Vector:
@@ -84,6 +113,18 @@ def _strength(known: Known) -> Vector:
     if np.isnan(known.sizes).any():
         raise ValueError("strength is size, and params_b is not known of every teacher")
     return known.sizes
+
+
+def policy(name: str, known: Known, present: Present, **arguments: Any) -> Matrix:
+    """Return the policy of a strategy that does not read the prompt.
+
+    present:   (P, T) of the prompts to choose for.
+    arguments: `ratio`, `beta` and the strategy's own options.
+    Raises `ValueError` when a required input is unknown.
+    """
+    decide = STRATEGIES[name].policy
+    assert decide is not None
+    return decide(known, present, arguments)
 
 
 def by_ranking(scores: Vector | Matrix, present: Present) -> Matrix:
@@ -177,3 +218,79 @@ def draw(policy: Matrix, lots: Vector) -> NDArray[np.intp]:
 def _unit(rows: Matrix) -> Matrix:
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(np.divide(rows, length, out=np.zeros_like(rows), where=length > 0))
+
+
+STRATEGIES = Registry(
+    Strategy,
+    Strategy(
+        name="persyn",
+        summary="the router, fitted to the calibration prompts' rewards",
+        decided_by="router",
+        grid="calibration",
+        style=("blue", "o", "-"),
+    ),
+    Strategy(
+        name="static",
+        summary="the teacher with the best mean reward",
+        policy=_static,
+        grid="calibration",
+        style=("orange", "s", "--"),
+    ),
+    Strategy(
+        name="strong",
+        summary="the largest teacher",
+        policy=_strong,
+        grid="none",
+        needs=("params_b",),
+        reads=("params_b",),
+        style=("red", "^", "-."),
+    ),
+    Strategy(
+        name="mix",
+        summary="the largest teacher for a share of the prompts, else the smallest",
+        policy=_mix,
+        grid="none",
+        needs=("params_b",),
+        reads=("params_b",),
+        style=("purple", "D", "-"),
+    ),
+    Strategy(
+        name="family-strong",
+        summary="the largest teacher of the student's family",
+        policy=_family_strong,
+        grid="none",
+        needs=("params_b",),
+        reads=("params_b", "family"),
+        needs_family=True,
+        style=("green", "v", "--"),
+    ),
+    Strategy(
+        name="car",
+        summary="the teacher with the best compatibility-adjusted reward",
+        policy=_car,
+        grid="calibration",
+        style=("green", "P", "-."),
+    ),
+    Strategy(
+        name="random",
+        summary="each teacher with equal probability",
+        policy=_random,
+        grid="none",
+        style=("grey", "x", "-"),
+    ),
+    Strategy(
+        name="oracle",
+        summary="the best response to each prompt, after every teacher has answered it",
+        decided_by="rewards",
+        grid="all",
+        style=("grey", "", ":"),
+    ),
+    Strategy(
+        name="python",
+        summary="your own function",
+        decided_by="function",
+        grid="calibration",
+        reads=("family", "params_b", "price_in", "price_out"),
+    ),
+    groups=("persyn.strategies",),
+)

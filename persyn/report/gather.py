@@ -20,6 +20,7 @@ from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, Router, answers_assignment
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
+from persyn.llm.engines import ENGINES
 from persyn.method import intervals, rewards, routing_metrics
 from persyn.method.rewards import Matrix
 from persyn.report import examples
@@ -42,18 +43,17 @@ from persyn.stages import answers
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve
 
-#: The meaning of a quality value, by kind of scorer.
-_UNITS = {
-    "math": "1 right, 0 wrong",
-    "instructions": "1 followed, 0 not",
-    "reward_model": "logit",
-    "judge": "the judge's verdict",
-}
 _ALPHAS = tuple(step / 10 for step in range(11))
 _REWARD_BINS, _TIME_BINS = 24, 120
 #: Prompts inspected for a field to group by, and the permitted number of its values.
 _LOOKED_AT, _FEW = 2_000, range(2, 13)
 _OTHERS, _NONE = "(others)", "(none)"
+
+
+def _unit(quality: str) -> str:
+    """The meaning of a quality value, by kind of scorer."""
+    kind = ENGINES.get(quality)
+    return (kind and kind.unit) or f"as {quality} scores it"
 
 
 def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Curve | None = None) -> Report:
@@ -83,7 +83,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         finished_at=run.finished_at,
         config=run.config,
         config_hash=run.config_hash,
-        unit=_UNITS.get(config.quality.kind, f"as {config.quality.kind} scores it"),
+        unit=_unit(config.quality.kind),
         models=_models(session, run, config, teachers),
         engines=_engines(session, run),
         router=_fitted(router),

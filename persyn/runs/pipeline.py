@@ -22,8 +22,8 @@ from persyn.ingest import prompt_import
 from persyn.ingest.versions import Identities
 from persyn.jobs import queue
 from persyn.jobs.queue import Claim
-from persyn.llm import needs
-from persyn.runs import same_run, start
+from persyn.llm.engines import ENGINES
+from persyn.runs import run_file, same_run, start
 from persyn.stages import assign, calibrate, fit_router, generate, score
 from persyn.stages.batch import Batch, Done, Progress
 
@@ -130,10 +130,10 @@ def enlist(
     said = prompt_import.draw(
         session,
         run.id,
-        calibration=config.n_calibration,
-        holdout=config.holdout,
+        calibration=run_file.n_calibration(config),
+        holdout=run_file.holdout(config),
         seed=config.run.seed,
-        need=needs.of(config.quality.kind, config.quality.options),
+        need=ENGINES[config.quality.kind].need(config.quality.options),
     )
     for each in (*said, *_of_conflicts(config, conflicts)):
         if say:

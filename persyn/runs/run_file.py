@@ -16,7 +16,9 @@ from msgspec.inspect import ListType, LiteralType, StructType, Type, UnionType, 
 
 from persyn.config import IMPORTED, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
-from persyn.llm import options
+from persyn.llm import engines, options
+from persyn.llm.engines import ENGINES
+from persyn.method.strategies import STRATEGIES
 
 #: Stands for the file in errors about a configuration that was not read from one.
 _UNNAMED = Path("the configuration")
@@ -54,8 +56,26 @@ def _checked(given: Any, path: Path) -> RunConfig:
         config = msgspec.convert(given, RunConfig)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {_explain(str(error), given)}") from error
+    _require_kinds(path, _kinds(config))
+    _require_quality(path, config)
+    _require_strategy(path, config)
     _require_options(path, _said(config))
     return _absolute(config, path)
+
+
+def n_calibration(config: RunConfig) -> int | None:
+    """How many prompts every teacher answers, the hold-out included; None means all of them."""
+    match STRATEGIES.require(config.strategy.kind, "strategy").grid:
+        case "all":
+            return None
+        case "calibration":
+            return config.run.calibration
+    return 0
+
+
+def holdout(config: RunConfig) -> float:
+    """The share of calibration prompts held out to measure the router and to compare strategies."""
+    return 0.0 if n_calibration(config) == 0 else config.run.holdout
 
 
 def read_teachers(path: Path) -> list[TeacherTable]:
@@ -74,6 +94,7 @@ def read_teachers(path: Path) -> list[TeacherTable]:
         teachers = msgspec.convert(tables, list[TeacherTable])
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {_explain(str(error).replace('$[', '$.teachers['), given)}") from error
+    _require_kinds(path, _kinds_of_teachers(teachers))
     _require_options(path, map(_said_of_teacher, teachers))
     return [_absolute_teacher(teacher, path, number) for number, teacher in enumerate(teachers)]
 
@@ -127,11 +148,60 @@ class _Said(NamedTuple):
     options: dict[str, Any]
 
 
+def _kinds(config: RunConfig) -> Iterator[tuple[str, str, Sequence[str]]]:
+    yield "student.engine", config.student.engine, engines.with_role("student")
+    yield "quality.kind", config.quality.kind, engines.with_role("quality")
+    yield "strategy.kind", config.strategy.kind, list(STRATEGIES)
+    yield from _kinds_of_teachers(config.teachers)
+
+
+def _kinds_of_teachers(teachers: Sequence[TeacherTable]) -> Iterator[tuple[str, str, Sequence[str]]]:
+    names = engines.with_role("teacher")
+    for number, teacher in enumerate(teachers):
+        yield f"teachers[{number}].engine", teacher.engine, names
+
+
+def _require_kinds(path: Path, kinds: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+    """Raise `UsageError` for a name that is not one of a registry's; `kinds` has (key, name, known names)."""
+    for key, name, known in kinds:
+        if name not in known:
+            flaw = (STRATEGIES if key == "strategy.kind" else ENGINES).flaw(name)
+            hint = f"; {flaw}" if flaw else ""
+            raise UsageError(f"{path}: `{key}` is {name!r}; it takes {', '.join(map(repr, known))}{hint}")
+
+
+def _require_quality(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for a scorer without the model that it needs."""
+    quality, kind = config.quality, ENGINES[config.quality.kind]
+    what = {"weights": "a model", "server": "a model", "function": "model, a module:function"}
+    what["field"] = "model, the field that scores were imported from"
+    if kind.is_nested and quality.options.get("engine") not in (known := engines.with_role("judge")):
+        raise UsageError(f"{path}: [quality] a {kind.name} needs options.engine, one of {', '.join(known)}")
+    if not quality.model and (kind.is_nested or kind.model):
+        needed = "a model" if kind.is_nested else what[kind.model]
+        raise UsageError(f"{path}: [quality] of kind {kind.name!r} needs {needed}")
+
+
+def _require_strategy(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for a strategy without the fields that it needs."""
+    strategy, kind = config.strategy, STRATEGIES[config.strategy.kind]
+    if bool(strategy.model) != (kind.decided_by == "function"):
+        raise UsageError(f"{path}: [strategy] python needs model, a module:function, and no other strategy takes one")
+    for field in kind.needs:
+        if without := [teacher.name for teacher in config.teachers if getattr(teacher, field) is None]:
+            raise UsageError(f"{path}: strategy {kind.name} needs {field} of {', '.join(without)}")
+    families = {teacher.family for teacher in config.teachers}
+    if kind.needs_family and (config.student.family is None or config.student.family not in families):
+        raise UsageError(
+            f"{path}: strategy {kind.name} needs a [student] family that is a teacher's, got {config.student.family}"
+        )
+
+
 def _said(config: RunConfig) -> Iterator[_Said]:
     student, quality, router = config.student, config.quality, config.router
     yield _Said("the student", "student.options", student.engine, student.options)
     yield _Said("the quality", "quality.options", quality.kind, quality.options)
-    if quality.kind == "judge":  # the judge's own options were validated above
+    if ENGINES[quality.kind].is_nested:  # the judge's own options were validated above
         inner = msgspec.convert(quality.options, options.Judge)
         yield _Said("the judge's model", "quality.options.options", inner.engine, inner.options)
     fits = "router_fit" if router.engine == "router" else router.engine
@@ -146,7 +216,7 @@ def _said_of_teacher(teacher: TeacherTable) -> _Said:
 def _require_options(path: Path, said: Iterable[_Said]) -> None:
     """Raise `UsageError` for an option that its engine does not accept."""
     for one in said:
-        kind = options.OF_ENGINE.get(one.engine)
+        kind = ENGINES[one.engine].options
         if kind is None:  # imported teachers have no options
             continue
         try:
@@ -159,7 +229,7 @@ def _require_options(path: Path, said: Iterable[_Said]) -> None:
 def _absolute(config: RunConfig, file: Path) -> RunConfig:
     """Make the paths of existing files absolute."""
     prompts = [str(_resolved(each, file, "prompts.file")) for each in config.prompts.files]
-    quality, is_path = config.quality.model, config.quality.is_loaded
+    quality, is_path = config.quality.model, engines.loads_weights(config.quality.kind, config.quality.options)
     replace = msgspec.structs.replace
     return replace(
         config,
@@ -172,7 +242,7 @@ def _absolute(config: RunConfig, file: Path) -> RunConfig:
 
 
 def _absolute_teacher(teacher: TeacherTable, file: Path, number: int) -> TeacherTable:
-    if teacher.engine in ("openai", IMPORTED):  # the model is not a local path
+    if ENGINES[teacher.engine].model in ("server", "field"):  # the model is not a local path
         return teacher
     return msgspec.structs.replace(teacher, model=_local(teacher.model, file, f"teachers[{number}].model"))
 

@@ -18,15 +18,10 @@ from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
 from persyn.ingest.imports import Tally, batches
 from persyn.llm.identity import identify
+from persyn.method.strategies import STRATEGIES
 
 #: Keys that only describe a teacher; they matter only where the run's strategy reads them.
 _DESCRIPTIVE = ("license", "family", "params_b", "price_in", "price_out")
-_GOES_BY = {
-    "strong": ("params_b",),
-    "mix": ("params_b",),
-    "family-strong": ("params_b", "family"),
-    "python": ("family", "params_b", "price_in", "price_out"),
-}
 #: Differences named in an error.
 _MOST = 5
 #: Characters shown of a value, and of the common beginning of two long values.
@@ -216,7 +211,7 @@ def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, in
 def _decisive(config: RunConfig) -> dict[str, Any]:
     """The configuration that determines a run's dataset, without the prompts of its files."""
     frozen = config.frozen()
-    kept = _GOES_BY.get(config.strategy.kind, ())
+    kept = STRATEGIES.require(config.strategy.kind, "strategy").reads
     for teacher in frozen["teachers"]:
         for key in set(_DESCRIPTIVE) - set(kept):
             del teacher[key]

@@ -14,6 +14,7 @@ from persyn.db.results import Origin, Response, Score
 from persyn.errors import UsageError
 from persyn.ingest import prompt_table, versions
 from persyn.ingest.versions import Identities
+from persyn.method.strategies import STRATEGIES
 from persyn.runs import same_run
 
 
@@ -40,7 +41,7 @@ def identities(config: RunConfig) -> Identities:
 
 def _reads_prompts(config: RunConfig) -> bool:
     """Whether the run loads a backbone."""
-    return config.strategy.kind == "persyn" and config.router.engine == "router"
+    return STRATEGIES[config.strategy.kind].decided_by == "router" and config.router.engine == "router"
 
 
 def require_imported(session: Session, config: RunConfig) -> None:
@@ -77,7 +78,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     own, router = config.strategy, config.router
     config = _pinned(
         config,
-        function=known[own.model, own.revision].revision if own.kind == "python" else None,
+        function=known[own.model, own.revision].revision if own.model else None,
         backbone=known[router.backbone, router.revision].revision if _reads_prompts(config) else None,
     )
     contents = [same_run.sha256(Path(file)) for file in config.prompts.files]

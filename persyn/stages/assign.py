@@ -22,6 +22,7 @@ from persyn.errors import EngineError, UsageError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.method import rewards, strategies
+from persyn.method.strategies import STRATEGIES, Strategy
 from persyn.router import strategy as own
 from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of, told
@@ -37,17 +38,17 @@ _CHUNK = 10_000
 
 def plan(session: Session, run: Run) -> int:
     """Assign the prompts that need no model and create jobs for the others; return the number of jobs."""
-    kind = thaw(run.config).strategy.kind
-    if kind in ("persyn", "python", "oracle"):
+    kind = _kind(run)
+    if kind.decided_by != "policy":
         _assign_calibration(session, run)
-    match kind:
-        case "persyn" | "python":
+    match kind.decided_by:
+        case "router" | "function":
             size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
             return make_jobs(session, Plan(run.id, "assign", route_spec(session, run), size=size), _missing(run.id))
-        case "oracle":
+        case "rewards":
             _follow(session, run, "static")  # where no reward is known, the teacher that is best on average
-        case _:
-            _follow(session, run, kind)
+        case "policy":
+            _follow(session, run, kind.name)
     return 0
 
 
@@ -59,7 +60,7 @@ def load(session: Session, job: Claim) -> Batch:
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
         .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.meta)
     )
-    reads_meta = thaw(run.config).strategy.kind == "python"
+    reads_meta = _kind(run).decided_by == "function"
     return Batch(
         route_spec(session, run),
         [Route(prompt.id, conversation(prompt), told(prompt.meta) if reads_meta else {}) for prompt in prompts],
@@ -78,7 +79,7 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         for teacher_id, score in zip(teacher_ids, row, strict=True)
         if run.router_id is not None
     ]
-    reason = "router" if strategy.kind == "persyn" else f"{strategy.kind}: {strategy.name}"
+    reason = "router" if _kind(run).decided_by == "router" else f"{strategy.kind}: {strategy.name}"
     present = _present(session, teacher_ids, prompt_ids)
     winners, margins = _best(np.where(present, rows, np.nan))
     assignments = [
@@ -107,6 +108,10 @@ def progress(session: Session, run: Run) -> Progress:
         .where(RunPrompt.run_id == run.id)
     ).one()
     return Progress(total, done, failed=0)
+
+
+def _kind(run: Run) -> Strategy:
+    return STRATEGIES.require(thaw(run.config).strategy.kind, "strategy")
 
 
 def _missing(run_id: int) -> Select[Any]:
@@ -150,7 +155,7 @@ def _texts(session: Session, teacher_ids: Collection[int], prompt_ids: Sequence[
 
 
 def _scores(item: Done, strategy: StrategyTable) -> list[float]:
-    if isinstance(item.result, Failed) and strategy.kind == "python":
+    if isinstance(item.result, Failed) and strategy.model:
         raise EngineError(
             f"{strategy.name} has no scores for prompt {item.request.id}: {item.result.reason} "
             "(a changed function is taken by a run of another name, which shares every response and score)"
@@ -195,7 +200,7 @@ def _assign_calibration(session: Session, run: Run) -> None:
     )
 
 
-def _follow(session: Session, run: Run, kind: strategies.Kind) -> None:
+def _follow(session: Session, run: Run, kind: str) -> None:
     """Assign the remaining prompts by a strategy that reads no prompt; random draws depend only on seed and prompt."""
     strategy = thaw(run.config).strategy
     cells = grid.read(session, run)
@@ -209,7 +214,7 @@ def _follow(session: Session, run: Run, kind: strategies.Kind) -> None:
         last = prompt_ids[-1]
         present = _present(session, teacher_ids, prompt_ids)
         try:
-            policy = strategies.policy(kind, goes_by, present, ratio=strategy.ratio, beta=strategy.beta)
+            policy = strategies.policy(kind, goes_by, present, **strategy.arguments)
         except ValueError as error:
             raise UsageError(f"strategy {strategy.kind}: {error}") from error
         lots = np.array([seed_of(run.seed, content_hash, strategy.kind, 0) / 2**63 for _, content_hash in chunk])
@@ -238,7 +243,7 @@ def _rewards(run: Run, cells: grid.Grid) -> rewards.Matrix:
 
 def route_spec(session: Session, run: Run) -> ModelSpec:
     """The model that scores the teachers for a prompt."""
-    if thaw(run.config).strategy.kind == "python":
+    if _kind(run).decided_by == "function":
         cells = grid.read(session, run)
         return own_spec(session, run, cells, _rewards(run, cells))
     router, config = session.get_one(Router, run.router_id), thaw(run.config).router

@@ -19,6 +19,7 @@ from persyn.errors import EngineError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.method import rewards
+from persyn.method.strategies import STRATEGIES
 from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, make_jobs
 
@@ -96,7 +97,7 @@ def progress(session: Session, run: Run) -> Progress:
 
 
 def _needs_router(run: Run) -> bool:
-    return thaw(run.config).strategy.kind == "persyn"
+    return STRATEGIES.require(thaw(run.config).strategy.kind, "strategy").decided_by == "router"
 
 
 def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:

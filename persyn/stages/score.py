@@ -15,16 +15,13 @@ from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
 from persyn.jobs.queue import Claim
-from persyn.llm import needs
+from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, told
 
-_PYTHON = "python"
 #: Scores deleted per statement.
 _CHUNK = 1_000
-#: Kinds of scorers that receive the other fields of a prompt's row.
-_READ_META = (_PYTHON, "instructions")
 
 
 def plan(session: Session, run: Run) -> int:
@@ -53,14 +50,14 @@ def load(session: Session, job: Claim) -> Batch:
         .add_columns(Response.id, Response.text.label("response"), Prompt.text, Prompt.history, Prompt.answer)
         .add_columns(Prompt.meta)
     )
-    reads_meta = scorer.kind in _READ_META
+    reads_row = ENGINES.require(scorer.kind, "scorer").reads_row
     requests = [
         Judge(
             id=row.id,
             messages=conversation(row),
             response=row.response,
             answer=row.answer,
-            meta=told(row.meta) if reads_meta else {},
+            meta=told(row.meta) if reads_row else {},
         )
         for row in rows
     ]
@@ -103,7 +100,7 @@ def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = 
     reasons: only failures for these reasons; None means all.
     """
     scorer = session.get_one(Scorer, run.quality_scorer_id)
-    need = needs.of(scorer.kind, scorer.options)
+    need = ENGINES.require(scorer.kind, "scorer").need(scorer.options)
     if need is None:
         return 0
     wanted = set(need.failures if reasons is None else need.failures & set(reasons))
@@ -133,10 +130,11 @@ def _owed(run: Run) -> Select[Any]:
 
 def spec_of(scorer: Scorer) -> ModelSpec:
     """The model to load for a scorer."""
+    is_function = ENGINES.require(scorer.kind, "scorer").model == "function"
     return ModelSpec(
         engine=scorer.kind,
         model=scorer.model,
-        revision=scorer.revision if scorer.kind == _PYTHON else hub_revision(scorer.revision),
+        revision=scorer.revision if is_function else hub_revision(scorer.revision),
         gpus=scorer.gpus,
         options=scorer.options,
     )

@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import QualityTable, Sampling, thaw
+from persyn.config import IMPORTED, QualityTable, Sampling, thaw
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student
 from persyn.db.connect import Database
@@ -38,8 +38,8 @@ from persyn.stages.batch import conversation, told
 
 #: Scores the reference answers, not the student's responses.
 PERPLEXITY = "log_likelihood"
-#: Kinds of `[quality]` that can score a student's responses.
-_OF_RUN = ("math", "instructions", "reward_model", "judge", "python")
+#: Kinds of `[quality]` that cannot score a student's responses.
+_NOT_COMPUTED = (IMPORTED, "fake")
 
 
 class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -289,7 +289,7 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
     if by is not None:
         return msgspec.convert({"kind": by}, QualityTable)
     quality = thaw(run.config).quality
-    if quality.kind not in _OF_RUN:
+    if quality.kind in _NOT_COMPUTED:
         raise UsageError(
             f"run {run.name}'s quality is {quality.kind}, which cannot judge what a student writes; "
             "say by what, as --by math"

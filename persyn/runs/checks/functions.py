@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 from persyn.config import RunConfig
 from persyn.errors import shorten
+from persyn.llm.engines import ENGINES
 from persyn.llm.protocols import Finding
+from persyn.method.strategies import STRATEGIES
 
 _SECONDS = 120.0
 _IMPORT = """
@@ -26,8 +28,13 @@ except PersynError as error:
 
 def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each function that cannot be imported."""
-    for whose, table in (("the quality", config.quality), ("the strategy", config.strategy)):
-        if table.kind == "python" and (why := _flaw(table.model)):
+    calls_scorer = ENGINES[config.quality.kind].model == "function"
+    calls_strategy = STRATEGIES[config.strategy.kind].decided_by == "function"
+    for whose, table, reads_function in (
+        ("the quality", config.quality, calls_scorer),
+        ("the strategy", config.strategy, calls_strategy),
+    ):
+        if reads_function and (why := _flaw(table.model)):
             yield whose, Finding("error", "load", why)
 
 

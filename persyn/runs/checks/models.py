@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from persyn.config import RunConfig
+from persyn.llm.engines import ENGINES
 from persyn.llm.protocols import ModelSpec
-
-#: Engines that load a model on the worker's host.
-_LOADED = ("vllm", "transformers", "log_likelihood", "reward_model", "router_fit")
+from persyn.method.strategies import STRATEGIES
+from persyn.runs import run_file
 
 
 class Model(Struct, frozen=True):
@@ -25,26 +25,26 @@ class Model(Struct, frozen=True):
 
 def of(config: RunConfig) -> Iterator[Model]:
     """Every model of a run file that is loaded or requested; fake and imported ones are left out."""
-    return (model for model in _all(config) if model.spec.engine in (*_LOADED, "openai"))
+    return (model for model in _all(config) if ENGINES[model.spec.engine].model in ("weights", "server"))
 
 
 def loaded(config: RunConfig) -> list[Model]:
     """The models that are loaded by workers."""
-    return [model for model in _all(config) if model.spec.engine in _LOADED]
+    return [model for model in _all(config) if ENGINES[model.spec.engine].model == "weights"]
 
 
 def served(config: RunConfig) -> list[Model]:
     """The models that are requested from a server."""
-    return [model for model in _all(config) if model.spec.engine == "openai"]
+    return [model for model in _all(config) if ENGINES[model.spec.engine].model == "server"]
 
 
 def _all(config: RunConfig) -> Iterator[Model]:
     student, router = config.student, config.router
-    if config.n_calibration != 0:  # without a grid nothing is scored and no router is fitted
+    if run_file.n_calibration(config) != 0:  # without a grid nothing is scored and no router is fitted
         spec = ModelSpec(student.engine, student.model, student.revision, student.gpus, student.options)
         yield Model("the student", "student", spec)
         yield from _quality(config)
-    if config.strategy.kind == "persyn":
+    if STRATEGIES[config.strategy.kind].decided_by == "router":
         engine = "router_fit" if router.engine == "router" else router.engine
         spec = ModelSpec(engine, router.backbone, router.revision, router.gpus, router.options)
         yield Model("the router", "router", spec)
@@ -55,7 +55,7 @@ def _all(config: RunConfig) -> Iterator[Model]:
 
 def _quality(config: RunConfig) -> Iterator[Model]:
     quality = config.quality
-    if quality.kind == "judge":
+    if ENGINES[quality.kind].is_nested:
         options = quality.options.get("options", {})
         spec = ModelSpec(quality.options["engine"], quality.model, quality.revision, quality.gpus, options)
         yield Model("the judge", "quality", spec)

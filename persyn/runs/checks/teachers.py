@@ -12,6 +12,7 @@ from persyn.config import RunConfig, TeacherTable
 from persyn.errors import EngineError, UsageError
 from persyn.ingest import rows
 from persyn.ingest.rows import Row
+from persyn.llm.engines import ENGINES
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Check, Checked, Finding, Message, ModelSpec
@@ -42,9 +43,9 @@ def check_one(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Pat
 
 
 def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) -> list[Finding]:
-    if teacher.engine == "openai":
+    if ENGINES[teacher.engine].model == "server":
         return [servers.seen(ModelSpec(teacher.engine, teacher.model, options=teacher.options))]
-    if teacher.engine not in ("vllm", "transformers"):
+    if ENGINES[teacher.engine].model != "weights":
         return [Finding("ok", "load", f"the engine {teacher.engine!r} has no model to look at")]
     try:
         identify(teacher.model, teacher.revision)  # reports within seconds what loading would find only after minutes
