@@ -46,7 +46,7 @@ from persyn.method.rewards import Matrix, Normalisation
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline, preflight, run_file, same_run, start
 from persyn.settings import Settings
-from persyn.stages import answers, assign
+from persyn.stages import assign
 from persyn.stages.batch import Progress as Counts
 from persyn.workers.runner.crew import Crew
 from persyn.workers.runner.listener import Counter
@@ -427,7 +427,7 @@ class Run:
         with self._read() as (session, run):
             _require_router(run)
             spec = assign.route_spec(session, run)
-            names = [teacher.name for teacher in answers.teachers_of(session, run.id)]
+            names = [teacher.name for teacher in lookup.teachers(session, run.id)]
         limits = {"load_seconds": self._settings.load_seconds, "stall_seconds": self._settings.stall_seconds}
         requests = [Route(number, messages) for number, messages in enumerate(conversations)]
         try:

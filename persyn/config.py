@@ -34,6 +34,11 @@ Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 
 
+def fingerprint_of(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON; equal values have equal fingerprints."""
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
 class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the run file."""
 
@@ -269,7 +274,7 @@ class RunConfig(_Table, frozen=True):
 
     def digest(self) -> str:
         """SHA-256 of the configuration; equal configurations have equal digests."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+        return fingerprint_of(self)
 
 
 def thaw(frozen: dict[str, Any]) -> RunConfig:

@@ -13,11 +13,11 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.config import thaw
-from persyn.db.catalog import Role, Run, RunPrompt, RunState, RunTeacher
+from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.db.work import Event, Job, JobState
 from persyn.runs import pipeline
+from persyn.stages.registry import STAGES
 
 _AT_ONCE = 1000
 
@@ -48,32 +48,13 @@ def audit(session: Session, run: Run) -> Iterator[Finding]:
 
 def _counts(session: Session, run: Run) -> Iterator[Finding]:
     """Each stage's rows, counted independently, equal done + failed + pending; completed stages have none pending."""
-    given = _given(session, run)
     for stage, counts in pipeline.progress(session, run).items():
         sums = f"{counts.done} done + {counts.failed} failed + {counts.pending} pending"
-        if given[stage] != counts.total:
-            yield Finding("counts", f"stage {stage}", f"{given[stage]} were given, {sums} are there")
+        expected = STAGES[stage].expected(session, run)
+        if expected != counts.total:
+            yield Finding("counts", f"stage {stage}", f"{expected} were given, {sums} are there")
         if counts.pending and (stage != run.stage or run.state is RunState.DONE):
             yield Finding("counts", f"stage {stage}", f"it is over, with {sums}")
-
-
-def _given(session: Session, run: Run) -> dict[str, int]:
-    """The number of rows that each stage of a run should produce."""
-    prompts = select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)
-    teachers = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)
-    in_grid = RunPrompt.role != Role.TARGET
-    texts = prompts.join(Response, Response.prompt_id == RunPrompt.prompt_id).where(
-        in_grid, Response.teacher_id.in_(teachers), Response.sample == 0, Response.text.is_not(None)
-    )
-    n_prompts, n_cells = _count(session, prompts), _count(session, prompts.where(in_grid))
-    n_teachers = _count(session, select(func.count()).select_from(teachers.subquery()))
-    return {
-        "calibrate": n_cells * n_teachers,
-        "score": _count(session, texts) * len({run.quality_scorer_id, run.learnability_scorer_id}),
-        "fit_router": int(thaw(run.config).strategy.kind == "persyn"),
-        "assign": n_prompts,
-        "generate": n_prompts,
-    }
 
 
 def _owed(session: Session, run: Run) -> Iterator[Finding]:

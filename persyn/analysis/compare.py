@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import Per, StrategyTable, thaw
-from persyn.db import grid
+from persyn.db import grid, lookup
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import RouterScore
@@ -26,7 +26,6 @@ from persyn.method.intervals import Interval, interval, weights
 from persyn.method.rewards import Matrix
 from persyn.method.strategies import STRATEGIES, Known, Vector
 from persyn.runs import run_file
-from persyn.stages import answers
 from persyn.stages.known import known
 
 _NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
@@ -122,7 +121,7 @@ def _compare(
 ) -> Comparison:
     config = thaw(run.config)
     how = reward.how or config.run.normalise
-    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=reward.alpha, how=how)
+    rewarded = cells.rewards(alpha=reward.alpha, how=how)
     is_known = ~np.isnan(rewarded).all(axis=1)
     holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
     if run_file.n_calibration(config) == 0:
@@ -197,7 +196,7 @@ class _Counted:
     """Token counts and costs of the grid's responses."""
 
     def __init__(self, session: Session, run: Run, cells: Grid, holdout: NDArray[np.bool_]) -> None:
-        teachers = answers.teachers_of(session, run.id)
+        teachers = lookup.teachers(session, run.id)
         self.names = [teacher.name for teacher in teachers]
         self.quality, self.learnability = cells.quality[holdout], cells.learnability[holdout]
         self.tokens = cells.response_tokens[holdout]

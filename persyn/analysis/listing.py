@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
+from persyn.db import lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
 from persyn.db.results import Assignment, Response, Router, Score
 from persyn.db.text import reason
@@ -203,8 +204,7 @@ def failed_jobs(session: Session, run: Run, *, limit: int) -> list[FailedJobs]:
 
 def teachers(session: Session, run: Run) -> list[str]:
     """The names of a run's teachers, in head order."""
-    found = select(Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
-    return list(session.scalars(found))
+    return [teacher.name for teacher in lookup.teachers(session, run.id)]
 
 
 def fields(session: Session, run: Run) -> list[str]:

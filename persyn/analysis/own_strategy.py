@@ -15,7 +15,6 @@ from persyn.errors import EngineError
 from persyn.llm import host
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
-from persyn.method import rewards
 from persyn.method.rewards import Matrix, Normalisation
 from persyn.settings import Settings
 from persyn.stages import assign
@@ -39,7 +38,7 @@ def read(
         return None
     cells = grid.read(session, run, per=per)
     alpha = config.run.alpha if alpha is None else alpha
-    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=alpha, how=how or config.run.normalise)
+    rewarded = cells.rewards(alpha=alpha, how=how)
     routes = assign.grid_routes(session, run, Role.HOLDOUT)
     return Question(cells, assign.own_spec(session, run, cells, rewarded), routes)
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
 from persyn.config import IMPORTED, RunConfig, thaw
-from persyn.db import bulk
+from persyn.db import bulk, lookup
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.db.connect import Database, scratch
@@ -191,7 +191,7 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
 
     past: the store with its teachers' history, if that is another one.
     """
-    teachers = answers.teachers_of(session, run.id)
+    teachers = lookup.teachers(session, run.id)
     bases = [_basis(past or session, teacher) for teacher in teachers]
     is_used = Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id))
     scorer_ids = session.scalars(select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)).all()

@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.config import thaw
 from persyn.dataset.verdicts import known_wrong
 from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
-from persyn.method import rewards
 from persyn.runs import pipeline
 
 #: A router that gives one teacher more than this share of the routed prompts has collapsed; fewer prompts are not
@@ -133,8 +131,7 @@ _NOTHING = _Spent(0, None, 0, None)
 def facts(session: Session, run: Run) -> Facts:
     """Compute all figures; cheap enough to call while the run is running."""
     cells = grid.read(session, run)
-    config = thaw(run.config)
-    combined = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
+    combined = cells.rewards()
     n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
     spent = _spent(session, run)
     all_tokens, all_dollars = _generate_all(session, run, n_prompts)

@@ -15,13 +15,12 @@ from sqlalchemy.orm import Session
 
 from persyn.analysis.compare import Comparison
 from persyn.config import Per, thaw
-from persyn.db import grid
+from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Score
 from persyn.errors import UsageError
 from persyn.method import rewards as method
 from persyn.method.rewards import Matrix, Normalisation
-from persyn.stages import answers
 
 #: Rows converted at a time.
 _ROWS = 10_000
@@ -161,7 +160,7 @@ def rewards(
     cells = grid.read(session, run, per=per)
     rewarded = method.combine(cells.quality, cells.learnability, alpha=alpha, how=how or config.normalise)
     n_prompts, n_teachers = rewarded.shape
-    names = pa.array([teacher.name for teacher in answers.teachers_of(session, run.id)], pa.string())
+    names = pa.array([teacher.name for teacher in lookup.teachers(session, run.id)], pa.string())
     return pa.table(
         {
             "prompt_id": np.repeat(cells.prompt_ids, n_teachers),

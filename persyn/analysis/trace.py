@@ -16,7 +16,6 @@ from persyn.db.results import Assignment, Response, Router, RouterScore, Score, 
 from persyn.db.trained import Training
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError, shorten
-from persyn.method import rewards
 
 Row = dict[str, Any]
 #: Candidates listed for an ambiguous prompt.
@@ -246,10 +245,10 @@ def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[Row])
     """Add quality, learnability and reward to the grid's responses, as used for the router; None for others."""
     for row in responses:
         row |= {"quality": None, "learnability": None, "reward": None}
-    cells, config = grid.read(session, run, prompt_id=prompt_id), thaw(run.config).run
+    cells = grid.read(session, run, prompt_id=prompt_id)
     if not len(cells.prompt_ids):
         return
-    combined = rewards.combine(cells.quality, cells.learnability, alpha=config.alpha, how=config.normalise)
+    combined = cells.rewards()
     names: dict[int, str] = dict(
         session.execute(select(Teacher.id, Teacher.name).join(RunTeacher).where(RunTeacher.run_id == run.id)).all()
     )

@@ -21,11 +21,9 @@ from persyn.db.text import reason
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Outage
 from persyn.runs import pipeline
-from persyn.stages import calibrate, generate, score
 from persyn.stages.batch import Progress
+from persyn.stages.registry import STAGES
 
-#: The stages whose rows can fail.
-_FAILURES = {"calibrate": calibrate.failures, "score": score.failures, "generate": generate.failures}
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
 #: The window for rates per second.
 RECENT = timedelta(seconds=60)
@@ -252,8 +250,8 @@ def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:
     failures = [
         Failures(name, why, rows)
         for name, counts in stages.items()
-        if counts.failed
-        for why, rows in _by_reason(session, _FAILURES[name](run))
+        if counts.failed and (select_failures := STAGES[name].failures)
+        for why, rows in _by_reason(session, select_failures(run))
     ]
     counted = select(func.sum(Job.n_prompts)).where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(_OPEN))
     return Tally(stages, failures, run.stage, int(session.scalars(counted).one() or 0))

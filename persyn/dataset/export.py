@@ -37,7 +37,8 @@ from persyn.dataset.manifest import (
 )
 from persyn.dataset.options import FINISH_REASONS, TRAIN, Options
 from persyn.dataset.verdicts import known_wrong
-from persyn.db.catalog import Prompt, Run, RunState, RunTeacher, Student, Teacher
+from persyn.db import lookup
+from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
 from persyn.errors import PersynError, UsageError
@@ -343,10 +344,7 @@ def _require_known(session: Session, run: Run, options: Options) -> None:
 
 def _teachers(session: Session, run_id: int) -> dict[int, Teacher]:
     """A run's teachers by id, in head order."""
-    found = session.scalars(
-        select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
-    )
-    return {teacher.id: teacher for teacher in found}
+    return {teacher.id: teacher for teacher in lookup.teachers(session, run_id)}
 
 
 def _student(session: Session, run: Run) -> StudentVersion:

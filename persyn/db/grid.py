@@ -1,4 +1,4 @@
-"""Read a run's calibration grid as arrays of raw scores, prompts x teachers. Independent of rewards."""
+"""A run's calibration grid as arrays, prompts x teachers: raw scores, and the rewards computed from them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from sqlalchemy import and_, func, select, true
 from sqlalchemy.orm import Session, aliased
 
-from persyn.config import Per
+from persyn.config import Per, thaw
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher
 from persyn.db.results import Response, Score
 from persyn.errors import UsageError
+from persyn.method import rewards
+from persyn.method.rewards import Matrix, Normalisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Grid:
     quality:      (P, T) raw, in the quality scorer's unit.
     learnability: (P, T) log-likelihood under the student, nats per token, per character or of the whole response.
     prompt_tokens, response_tokens: (P, T) as the engine counted them; NaN where it did not.
+    alpha, how:   the run's definition of the reward.
     """
 
     prompt_ids: NDArray[np.int64]
@@ -34,6 +37,13 @@ class Grid:
     learnability: NDArray[np.float64]
     prompt_tokens: NDArray[np.float64]
     response_tokens: NDArray[np.float64]
+    alpha: float
+    how: Normalisation
+
+    def rewards(self, *, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
+        """(P, T) rewards, see `rewards.combine`; None means the run's own definition."""
+        alpha = self.alpha if alpha is None else alpha
+        return rewards.combine(self.quality, self.learnability, alpha=alpha, how=how or self.how)
 
 
 def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int | None = None) -> Grid:
@@ -42,8 +52,9 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
     per: the divisor of the log-likelihood; None means the run's. Raises `UsageError` if it requires whole
          responses and the run scored only their first tokens.
     """
-    per = per or run.config["run"].get("learnability_per", "token")
-    if per != "token" and run.config["student"].get("options", {}).get("response_tokens"):
+    config = thaw(run.config).run
+    per = per or config.learnability_per
+    if per != "token" and thaw(run.config).student.options.get("response_tokens"):
         raise UsageError(f"learnability per {per} needs whole responses, and run {run.name} scored their first tokens")
     wanted = RunPrompt.prompt_id == prompt_id if prompt_id is not None else true()
     prompts = session.execute(
@@ -78,6 +89,8 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
         learnability=learnability,
         prompt_tokens=prompt_tokens,
         response_tokens=response_tokens,
+        alpha=config.alpha,
+        how=config.normalise,
     )
 
 

@@ -1,13 +1,14 @@
-"""Rows by the name that a person gives."""
+"""Find rows: a run by its name, its teachers in head order."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, RunTeacher, Teacher
 from persyn.errors import UsageError
 
 #: At most so many runs are named in an error.
@@ -24,6 +25,13 @@ def run(session: Session, name: str) -> Run:
             "PERSYN_DATABASE_URL or PERSYN_HOME names another store"
         )
     return found
+
+
+def teachers(session: Session, run_id: int) -> Sequence[Teacher]:
+    """A run's teachers in head order."""
+    return session.scalars(
+        select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
+    ).all()
 
 
 def _existing(session: Session, name: str) -> str:

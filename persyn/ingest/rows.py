@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from persyn.config import fingerprint_of
 from persyn.errors import UsageError
 from persyn.ingest import files, layouts, strict_json
 from persyn.ingest import turns as conversations
@@ -38,7 +38,7 @@ class Row:
     def content_hash(self) -> str:
         """SHA-256 of the conversation's canonical JSON: equal conversations are the same prompt."""
         turns = [*(self.history or ()), {"role": "user", "content": self.text}]
-        return hashlib.sha256(msgspec.json.encode(turns, order="sorted")).hexdigest()
+        return fingerprint_of(turns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,7 +11,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 from yarl import URL
 
-from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, StudentTable, TeacherTable
+from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, StudentTable, TeacherTable, fingerprint_of
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
@@ -182,7 +181,7 @@ def _version(found: Identity) -> dict[str, Any]:
 
 def _register(session: Session, model: type[Base], decisive: dict[str, Any], row: dict[str, Any]) -> int:
     """The id of the row with this fingerprint, inserted if new; concurrent callers get the same row."""
-    fingerprint = hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
+    fingerprint = fingerprint_of(decisive)
     bulk.insert_new(session, model, [row | {"fingerprint": fingerprint}])
     columns: Any = model
     return int(session.scalars(select(columns.id).where(columns.fingerprint == fingerprint)).one())

@@ -126,7 +126,7 @@ def require_figures_folder(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file; give the name of a folder for the figures")
-    ours = {f"{name}.{ending}" for name in figures.NAMES for ending in ("svg", "png")}
+    ours = {f"{name}.{ending}" for name in figures.FIGURES for ending in ("svg", "png")}
     if strangers := {path.name for path in folder.iterdir()} - ours:
         raise UsageError(f"{folder} holds {min(strangers)!r}, which is no figure of a report; give another folder")
 

@@ -5,7 +5,7 @@ Where there are more teachers than colours, position and number distinguish them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -18,8 +18,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from persyn.analysis.compare import Comparison
 from persyn.analysis.summary import TeacherFacts, dollars
 from persyn.method.routing_metrics import Believed, Hits
+from persyn.method.strategies import STRATEGIES
 from persyn.report.drawing import INK, Picture, label, laid_out, styled
 from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, TeacherMeans, Timeline
+from persyn.stages.registry import STAGES
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve
@@ -27,40 +29,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: Contrast of at least 3 on white and on black; distinguishable by lightness or hue with any colour vision.
-_BLUE, _ORANGE, _GREEN, _PURPLE, _RED, _GREY = "#2f7fc1", "#c9701c", "#1f9a73", "#a866c0", "#d14d57", "#7d838c"
-_STRATEGIES = {
-    "persyn": (_BLUE, "o", "-"),
-    "oracle": (_GREY, "", ":"),
-    "static": (_ORANGE, "s", "--"),
-    "strong": (_RED, "^", "-."),
-    "mix": (_PURPLE, "D", "-"),
-    "family-strong": (_GREEN, "v", "--"),
-    "car": (_GREEN, "P", "-."),
-    "random": (_GREY, "x", "-"),
+COLOURS = {
+    "blue": "#2f7fc1",
+    "orange": "#c9701c",
+    "green": "#1f9a73",
+    "purple": "#a866c0",
+    "red": "#d14d57",
+    "grey": "#7d838c",
 }
-_OTHER = (_GREY, "*", "-")
-_STAGES = {
-    "calibrate": (_BLUE, "-"),
-    "score": (_ORANGE, "--"),
-    "fit_router": (_PURPLE, ":"),
-    "assign": (_GREEN, "-."),
-    "generate": (_RED, "-"),
-}
-#: The names of all figures in reading order; no other file is taken for a figure.
-NAMES = (
-    "teacher-shares",
-    "group-shares",
-    "quality-learnability",
-    "rewards",
-    "strategies",
-    "hit-rates",
-    "router-curve",
-    "reliability",
-    "alpha-winners",
-    "alpha-strategies",
-    "savings",
-    "progress",
-)
+_BLUE, _ORANGE, _GREEN, _PURPLE, _RED, _GREY = COLOURS.values()
+_OTHER = ("grey", "*", "-")
 _WIDTH = 5.2
 
 
@@ -71,26 +49,14 @@ def pictures(report: Report) -> list[Picture]:
 
 def drawable(report: Report) -> dict[str, Callable[[], Picture]]:
     """Functions that draw the figures for which there are facts, by name, in reading order."""
-    facts, per = report.facts, report.config["run"].get("learnability_per", "token")
-    found: dict[str, Callable[[], Picture] | None] = {
-        "teacher-shares": _if(any(t.assigned for t in facts.teachers) and facts.teachers, teacher_shares),
-        "group-shares": _if(report.groups, group_shares),
-        "quality-learnability": _if(
-            any(teacher.quality and teacher.learnability for teacher in report.means) and report.means,
-            partial(quality_learnability, unit=report.unit, per=per),
-        ),
-        "rewards": _if(report.rewards, reward_distributions),
-        "strategies": _if(report.comparison, strategies),
-        "hit-rates": _if(report.hits, hit_rates),
-        "router-curve": _if(report.curve, router_curve),
-        "reliability": _if(report.reliability, reliability),
-        "alpha-winners": _if(report.alphas, alpha_winners),
-        "alpha-strategies": _if(report.alphas if report.comparison else None, alpha_strategies),
-        "savings": _if(report.savings, savings),
-        "progress": _if(report.timeline, progress),
-    }
-    assert tuple(found) == NAMES
-    return {name: draw for name, draw in found.items() if draw is not None}
+    prepared = ((name, prepare(report)) for name, prepare in FIGURES.items())
+    return {name: draw for name, draw in prepared if draw is not None}
+
+
+def _style_of(strategy: str) -> tuple[str, str, str]:
+    """Colour, marker and line of a strategy; those of a custom one where it is not registered by this name."""
+    colour, marker, line = STRATEGIES[strategy].style if strategy in STRATEGIES else _OTHER
+    return COLOURS[colour], marker, line
 
 
 def _if(facts: T | Literal[False] | None, draw: Callable[[T], Picture]) -> Callable[[], Picture] | None:
@@ -276,7 +242,7 @@ def alpha_strategies(alphas: Alphas) -> Picture:
         axes.axvline(alphas.alpha, color=INK, linewidth=0.7, alpha=0.5)
         for name in names:
             points = [(p.alpha, p.strategies[name]) for p in alphas.points if name in p.strategies]
-            color, marker, line = _STRATEGIES.get(name, _OTHER)
+            color, marker, line = _style_of(name)
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, linestyle=line, label=name)
         axes.set_xlabel(f"alpha; the upright line is this run's, {alphas.alpha:g}")
         axes.set_ylabel("reward on the hold-out")
@@ -295,7 +261,7 @@ def strategies(comparison: Comparison) -> Picture:
         figure, axes = _rows([fact.strategy for fact in facts], each=0.27)
         axes.grid(True, axis="x")
         for place, fact in enumerate(facts):
-            color = _STRATEGIES.get(fact.strategy, _OTHER)[0]
+            color, _, _ = _style_of(fact.strategy)
             axes.plot([fact.reward.low, fact.reward.high], [place, place], color=color, linewidth=2.4, alpha=0.55)
             axes.plot(fact.reward.mean, place, "o", color=color)
             axes.annotate(
@@ -344,7 +310,8 @@ def progress(timeline: Timeline) -> Picture:
         done, pace = figure.subplots(2, 1, sharex=True)
         for stage in timeline.stages:
             rows = np.array(stage.rows)
-            color, line = _STAGES.get(stage.stage, (_GREY, "-"))
+            colour, line = STAGES[stage.stage].style
+            color = COLOURS[colour]
             drawn = np.flatnonzero(rows)
             first, last = drawn[0], drawn[-1] + 1
             share = np.concatenate([[0], np.cumsum(rows)])[first : last + 1] / stage.planned
@@ -369,7 +336,7 @@ def progress(timeline: Timeline) -> Picture:
 
 
 def _picture(name: str, title: str, says: str, figure: Figure) -> Picture:
-    assert name in NAMES, name
+    assert name in FIGURES, name
     return laid_out(Picture(name, title, says, figure))
 
 
@@ -440,3 +407,29 @@ def _clock(seconds: float) -> tuple[str, float]:
         if seconds >= 2 * size:
             return unit, size
     return "seconds", 1.0
+
+
+def _quality_learnability(report: Report) -> Callable[[], Picture] | None:
+    per = report.config["run"].get("learnability_per", "token")
+    is_scored = any(teacher.quality and teacher.learnability for teacher in report.means)
+    return _if(is_scored and report.means, partial(quality_learnability, unit=report.unit, per=per))
+
+
+#: All figures in reading order: what draws each from the facts of a report, None where there are none. A file of
+#: another name is not taken for a figure.
+FIGURES: Mapping[str, Callable[[Report], Callable[[], Picture] | None]] = {
+    "teacher-shares": lambda report: _if(
+        any(teacher.assigned for teacher in report.facts.teachers) and report.facts.teachers, teacher_shares
+    ),
+    "group-shares": lambda report: _if(report.groups, group_shares),
+    "quality-learnability": _quality_learnability,
+    "rewards": lambda report: _if(report.rewards, reward_distributions),
+    "strategies": lambda report: _if(report.comparison, strategies),
+    "hit-rates": lambda report: _if(report.hits, hit_rates),
+    "router-curve": lambda report: _if(report.curve, router_curve),
+    "reliability": lambda report: _if(report.reliability, reliability),
+    "alpha-winners": lambda report: _if(report.alphas, alpha_winners),
+    "alpha-strategies": lambda report: _if(report.alphas if report.comparison else None, alpha_strategies),
+    "savings": lambda report: _if(report.savings, savings),
+    "progress": lambda report: _if(report.timeline, progress),
+}

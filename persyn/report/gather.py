@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from persyn.analysis import compare, listing, summary, watch
 from persyn.config import RunConfig, thaw
-from persyn.db import grid
+from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, Router, answers_assignment
@@ -38,7 +38,6 @@ from persyn.report.facts import (
     TeacherMeans,
     Timeline,
 )
-from persyn.stages import answers
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve
@@ -65,8 +64,8 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
     """
     config = thaw(run.config)
     cells = grid.read(session, run)
-    rewarded = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
-    teachers = list(answers.teachers_of(session, run.id))
+    rewarded = cells.rewards()
+    teachers = list(lookup.teachers(session, run.id))
     names = [teacher.name for teacher in teachers]
     facts = summary.facts(session, run)
     router = session.get(Router, run.router_id) if run.router_id is not None else None
@@ -242,7 +241,7 @@ def _rewards(config: RunConfig, rewarded: Matrix, names: list[str]) -> Rewards |
 def _alphas(config: RunConfig, cells: Grid, names: list[str], swept: dict[float, compare.Comparison]) -> Alphas | None:
     points = []
     for alpha in sorted({*_ALPHAS, config.run.alpha}):
-        rewarded = rewards.combine(cells.quality, cells.learnability, alpha=alpha, how=config.run.normalise)
+        rewarded = cells.rewards(alpha=alpha)
         rewarded = rewarded[~np.isnan(rewarded).all(axis=1)]
         if not len(rewarded):
             return None

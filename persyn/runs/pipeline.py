@@ -1,11 +1,11 @@
-"""The order of the stages, and the transitions of a run between them and to its end."""
+"""The transitions of a run between its stages and to its end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -24,36 +24,10 @@ from persyn.jobs import queue
 from persyn.jobs.queue import Claim
 from persyn.llm.engines import ENGINES
 from persyn.runs import run_file, same_run, start
-from persyn.stages import assign, calibrate, fit_router, generate, score
-from persyn.stages.batch import Batch, Done, Progress
+from persyn.stages import registry, score
+from persyn.stages.batch import Progress
+from persyn.stages.registry import STAGES
 
-
-class Stage(Protocol):
-    """The interface of a stage module; an engine computes between `load` and `save`."""
-
-    def plan(self, session: Session, run: Run) -> int:
-        """Create jobs for whatever is missing and return their number; 0 means that the stage is complete."""
-
-    def load(self, session: Session, job: Claim) -> Batch:
-        """Read what a job needs, so that no transaction is open while a model computes."""
-
-    def save(self, session: Session, job: Claim, done: Sequence[Done]) -> None:
-        """Store some of a job's results; storing them twice leaves one row each."""
-
-    def progress(self, session: Session, run: Run) -> Progress:
-        """Count the rows that the stage should produce: total = done + failed + pending."""
-
-
-STAGES: Mapping[str, Stage] = {
-    "calibrate": calibrate,
-    "score": score,
-    "fit_router": fit_router,
-    "assign": assign,
-    "generate": generate,
-}
-_ORDER = tuple(STAGES)
-#: How each stage whose rows can fail deletes failed ones, so that they are computed again.
-_FORGET = {"calibrate": calibrate.forget, "score": score.forget, "generate": generate.forget}
 #: A stage that still misses rows after its jobs are done is planned again, up to this often in total.
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
@@ -125,7 +99,7 @@ def enlist(
     say: Callable[[str], None] | None = None,
 ) -> Run:
     """Create a run with its models and prompts, and draw its calibration prompts; plan no jobs."""
-    run = start.create(session, config, known, stage=_ORDER[0])
+    run = start.create(session, config, known, stage=next(iter(STAGES)))
     conflicts = prompt_import.add_to_run(session, run.id, config.prompts, progress=on_rows)
     said = prompt_import.draw(
         session,
@@ -192,7 +166,8 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     if run.state is RunState.RUNNING:
         raise UsageError(f"run {run.name} is at work; its failed rows can be tried again when it has ended")
     rows = score.forget_mended(session, run, reasons)
-    rows += sum(_FORGET[name](session, run, reasons) for name in needed(session, run))
+    deleters = (STAGES[name].forget for name in needed(session, run))
+    rows += sum(delete(session, run, reasons) for delete in deleters if delete is not None)
     if not rows:
         raise UsageError(
             f"no row of run {run.name} that it still needs failed for {', '.join(reasons)}; "
@@ -204,10 +179,11 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
 
 
 def needed(session: Session, run: Run) -> tuple[str, ...]:
-    """The stages whose failed rows a run still needs: those of the grid until prompts are assigned, then generate."""
+    """The stages whose failed rows a run needs: the earlier ones until prompts are assigned, then the later ones."""
     is_assigned = select(Assignment.prompt_id).where(Assignment.run_id == run.id).limit(1)
-    is_over = _ORDER.index(run.stage) >= _ORDER.index("assign") or session.scalars(is_assigned).first() is not None
-    return ("generate",) if is_over else ("calibrate", "score")
+    of_grid = registry.reached(registry.ASSIGN)
+    is_over = registry.ASSIGN in registry.reached(run.stage) or session.scalars(is_assigned).first() is not None
+    return tuple(name for name in STAGES if name not in of_grid) if is_over else of_grid
 
 
 def cancel(session: Session, run: Run, *, actor: str) -> None:
@@ -236,10 +212,9 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
             _finish(session, run, RunState.FAILED, actor, _failure(session, run))
         elif STAGES[run.stage].plan(session, run):
             _count_plan(session, run, actor)
-        elif run.stage == _ORDER[-1]:
+        elif (following := registry.following(run.stage)) is None:
             _finish(session, run, RunState.DONE, actor, None)
         else:
-            following = _ORDER[_ORDER.index(run.stage) + 1]
             _note(session, run, actor, run.state, run.state, {"from_stage": run.stage, "stage": following})
             run.stage, run.plans = following, 0
             session.flush()
@@ -301,8 +276,7 @@ def sweep(session: Session, *, actor: str, dead_owners: Collection[str] = (), sp
 
 def progress(session: Session, run: Run, *, known: Collection[str] = ()) -> dict[str, Progress]:
     """The counts of each stage that the run has reached, in order."""
-    reached = _ORDER[: _ORDER.index(run.stage) + 1]
-    return {name: STAGES[name].progress(session, run) for name in reached if name not in known}
+    return {name: STAGES[name].progress(session, run) for name in registry.reached(run.stage) if name not in known}
 
 
 def _count_plan(session: Session, run: Run, actor: str) -> None:

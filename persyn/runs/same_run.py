@@ -13,7 +13,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import RunConfig, thaw
-from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
+from persyn.db import lookup
+from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student, Teacher
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
 from persyn.ingest.imports import Tally, batches
@@ -161,7 +162,7 @@ def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool =
         _put(taken, place, _at(config.frozen(), place))
         if row is not None:
             row.model = _at(taken, place)
-    _describe(taken["teachers"], _teachers(session, run), config)
+    _describe(taken["teachers"], lookup.teachers(session, run.id), config)
     taken["student"]["family"] = config.student.family
     taken["run"]["outage_seconds"] = config.run.outage_seconds
     if config.prompts.files and all(Path(file).is_file() for file in config.prompts.files):
@@ -180,12 +181,6 @@ def _describe(tables: Sequence[dict[str, Any]], rows: Sequence[Teacher], config:
             table[key] = value = getattr(teacher, key)
             if value is not None:
                 setattr(row, key, value)
-
-
-def _teachers(session: Session, run: Run) -> Sequence[Teacher]:
-    return session.scalars(
-        select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run.id).order_by(RunTeacher.position)
-    ).all()
 
 
 def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, int, int]:
@@ -224,7 +219,7 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
 
 def _moved(session: Session, run: Run, was: RunConfig, config: RunConfig) -> Iterator[tuple[str, Any]]:
     """Find local model folders that moved but have the same content; yields (key, row)."""
-    places: dict[str, Any] = {f"teachers[{n}].model": row for n, row in enumerate(_teachers(session, run))}
+    places: dict[str, Any] = {f"teachers[{n}].model": row for n, row in enumerate(lookup.teachers(session, run.id))}
     places["student.model"] = session.get_one(Student, run.student_id)
     places["quality.model"] = session.get_one(Scorer, run.quality_scorer_id)
     old, new = was.frozen(), config.frozen()

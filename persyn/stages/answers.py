@@ -1,39 +1,112 @@
-"""Generate responses: the planning, loading and saving that calibrate and generate share."""
+"""Fill (prompt, teacher) cells with responses: what the stages calibrate and generate share."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, delete, literal, select
+from sqlalchemy import Select, delete, func, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, Sampling
-from persyn.db import bulk
-from persyn.db.catalog import Prompt, Run, RunTeacher, Teacher
+from persyn.db import bulk, lookup
+from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.results import Origin, Response
 from persyn.db.text import reason
 from persyn.jobs.queue import Claim
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
-from persyn.stages.batch import Batch, Done, Plan, conversation, in_part, make_jobs, seed_of
+from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of
+from persyn.stages.stage import Stage
 
 
-def teachers_of(session: Session, run_id: int) -> Sequence[Teacher]:
-    """A run's teachers in head order."""
-    return session.scalars(
-        select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
-    ).all()
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The (prompt, teacher) cells in which a stage wants a response.
+
+    name:    of the stage.
+    all:     selects a run's cells, joined to `responses`, which is null where a cell is empty.
+    missing: selects the empty cells of one of its teachers.
+    """
+
+    name: str
+    all: Callable[[int], Select[Any]]
+    missing: Callable[[int, int | None], Select[Any]]
+
+    def stage(self, *, style: tuple[str, str], expected: Callable[[Session, Run], int]) -> Stage:
+        """The stage that fills these cells."""
+        return Stage(
+            name=self.name,
+            style=style,
+            plan=self._plan,
+            load=self._load,
+            save=_save,
+            progress=self._progress,
+            expected=expected,
+            failures=self._failures,
+            forget=self._forget,
+        )
+
+    def _plan(self, session: Session, run: Run) -> int:
+        """Create each teacher's jobs; store an imported teacher's missing responses as failures."""
+        made = 0
+        size = run.config["run"]["job_prompts"]
+        for teacher in lookup.teachers(session, run.id):
+            missing = self.missing(run.id, teacher.id)
+            if teacher.engine == IMPORTED:
+                _note_absent(session, teacher, missing)
+            else:
+                plan = Plan(run.id, self.name, spec_of(teacher), teacher_id=teacher.id, size=size)
+                made += make_jobs(session, plan, missing)
+        return made
+
+    def _load(self, session: Session, job: Claim) -> Batch:
+        """Build the requests of one job: the empty cells in its range."""
+        teacher = session.get_one(Teacher, job.teacher_id)
+        run_seed = session.scalars(select(Run.seed).where(Run.id == job.run_id)).one()
+        missing = self.missing(job.run_id, job.teacher_id)
+        prompts = session.execute(
+            in_part(missing, job)
+            .join(Prompt, Prompt.id == missing.selected_columns[0])
+            .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.content_hash)
+        )
+        sampling = msgspec.convert(teacher.sampling, Sampling)
+        opening = opening_of(teacher.system, teacher.few_shot)
+        return Batch(
+            spec_of(teacher),
+            [
+                Generate(
+                    id=prompt.id,
+                    messages=with_opening(opening, conversation(prompt)),
+                    sampling=sampling,
+                    seed=seed_of(run_seed, prompt.content_hash, teacher.fingerprint, 0),
+                )
+                for prompt in prompts
+            ],
+        )
+
+    def _progress(self, session: Session, run: Run) -> Progress:
+        total, answered, failed = session.execute(
+            self.all(run.id).with_only_columns(func.count(), func.count(Response.text), func.count(Response.failure))
+        ).one()
+        return Progress(total, answered, failed)
+
+    def _failures(self, run: Run) -> Select[Any]:
+        return self.all(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
+
+    def _forget(self, session: Session, run: Run, reasons: Collection[str]) -> int:
+        """Delete generated responses that failed for these reasons; imported responses are kept."""
+        of_these = reason(Response.failure).in_(reasons), Response.origin == Origin.GENERATED
+        found = self.all(run.id).with_only_columns(Response.id).where(*of_these)
+        deleted = delete(Response).where(Response.id.in_(found)).returning(Response.id)
+        return len(session.scalars(deleted).all())
 
 
-def plan(session: Session, run: Run, stage: str, teacher: Teacher, missing: Select[Any]) -> int:
-    """Create one teacher's jobs and return their number; store an imported teacher's missing responses as failures."""
-    if teacher.engine == IMPORTED:
-        _note_absent(session, teacher, missing)
-        return 0
-    size = run.config["run"]["job_prompts"]
-    return make_jobs(session, Plan(run.id, stage, spec_of(teacher), teacher_id=teacher.id, size=size), missing)
+def _save(session: Session, job: Claim, done: Sequence[Done]) -> None:
+    """Store each request's response text, or the reason it failed."""
+    bulk.insert_new(session, Response, [_row(job, item) for item in done])
 
 
 def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> None:
@@ -46,49 +119,6 @@ def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> No
         literal(Origin.IMPORTED, Response.origin.type),
     )
     bulk.insert_found(session, Response, ("prompt_id", "teacher_id", "sample", "failure", "origin"), rows)
-
-
-def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
-    """Build the requests of one job: the prompts of `missing` in its range."""
-    teacher = session.get_one(Teacher, job.teacher_id)
-    run_seed = session.scalars(select(Run.seed).where(Run.id == job.run_id)).one()
-    prompts = session.execute(
-        in_part(missing, job)
-        .join(Prompt, Prompt.id == missing.selected_columns[0])
-        .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.content_hash)
-    )
-    sampling = msgspec.convert(teacher.sampling, Sampling)
-    opening = opening_of(teacher.system, teacher.few_shot)
-    return Batch(
-        spec_of(teacher),
-        [
-            Generate(
-                id=prompt.id,
-                messages=with_opening(opening, conversation(prompt)),
-                sampling=sampling,
-                seed=seed_of(run_seed, prompt.content_hash, teacher.fingerprint, 0),
-            )
-            for prompt in prompts
-        ],
-    )
-
-
-def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store each request's response text, or the reason it failed."""
-    bulk.insert_new(session, Response, [_row(job, item) for item in done])
-
-
-def forget(session: Session, cells: Select[Any], reasons: Collection[str]) -> int:
-    """Delete generated responses that failed for these reasons, so that they are requested again; return their number.
-
-    Imported responses are kept.
-
-    cells:   a select that includes `responses`.
-    reasons: the text of a failure before its first colon.
-    """
-    of_these = reason(Response.failure).in_(reasons), Response.origin == Origin.GENERATED
-    found = cells.with_only_columns(Response.id).where(*of_these)
-    return len(session.scalars(delete(Response).where(Response.id.in_(found)).returning(Response.id)).all())
 
 
 def spec_of(teacher: Teacher) -> ModelSpec:

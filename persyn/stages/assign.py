@@ -15,7 +15,7 @@ from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, StrategyTable, thaw
-from persyn.db import bulk, grid
+from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.errors import EngineError, UsageError
@@ -24,9 +24,9 @@ from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.method import rewards, strategies
 from persyn.method.strategies import STRATEGIES, Strategy
 from persyn.router import strategy as own
-from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of, told
 from persyn.stages.known import known
+from persyn.stages.stage import Stage
 
 #: The [router] options that still apply after the router has been fitted.
 _ROUTE_OPTIONS = ("dtype", "batch_tokens")
@@ -71,7 +71,7 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     """Store all router scores and the winning teacher; saving twice leaves one row per prompt."""
     run = session.get_one(Run, job.run_id)
     strategy = thaw(run.config).strategy
-    teacher_ids = [teacher.id for teacher in answers.teachers_of(session, run.id)]
+    teacher_ids = [teacher.id for teacher in lookup.teachers(session, run.id)]
     prompt_ids, rows = [item.request.id for item in done], [_scores(item, strategy) for item in done]
     scores = [
         {"router_id": run.router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
@@ -108,6 +108,10 @@ def progress(session: Session, run: Run) -> Progress:
         .where(RunPrompt.run_id == run.id)
     ).one()
     return Progress(total, done, failed=0)
+
+
+def _expected(session: Session, run: Run) -> int:
+    return session.scalars(select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)).one()
 
 
 def _kind(run: Run) -> Strategy:
@@ -178,7 +182,7 @@ def _best(matrix: rewards.Matrix) -> tuple[list[int], list[float | None]]:
 def _assign_calibration(session: Session, run: Run) -> None:
     """Assign calibration prompts to the teacher with the best reward; leave those without rewards to the router."""
     cells = grid.read(session, run)
-    rewarded = _rewards(run, cells)
+    rewarded = cells.rewards()
     known = ~np.isnan(rewarded).all(axis=1)
     winners, margins = _best(rewarded[known])
     rows = zip(cells.prompt_ids[known].tolist(), rewarded[known].tolist(), winners, margins, strict=True)
@@ -205,7 +209,7 @@ def _follow(session: Session, run: Run, kind: str) -> None:
     strategy = thaw(run.config).strategy
     cells = grid.read(session, run)
     teacher_ids = cells.teacher_ids.tolist()
-    goes_by = known(session, run, cells, _rewards(run, cells), ~cells.is_holdout)
+    goes_by = known(session, run, cells, cells.rewards(), ~cells.is_holdout)
     missing = _missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
     missing = missing.order_by(RunPrompt.prompt_id).limit(_CHUNK)
     last = 0
@@ -236,16 +240,11 @@ def _follow(session: Session, run: Run, kind: str) -> None:
         )
 
 
-def _rewards(run: Run, cells: grid.Grid) -> rewards.Matrix:
-    config = thaw(run.config).run
-    return rewards.combine(cells.quality, cells.learnability, alpha=config.alpha, how=config.normalise)
-
-
 def route_spec(session: Session, run: Run) -> ModelSpec:
     """The model that scores the teachers for a prompt."""
     if _kind(run).decided_by == "function":
         cells = grid.read(session, run)
-        return own_spec(session, run, cells, _rewards(run, cells))
+        return own_spec(session, run, cells, cells.rewards())
     router, config = session.get_one(Router, run.router_id), thaw(run.config).router
     if config.engine == "fake":
         return ModelSpec("fake", config.backbone, options={**config.options, "teachers": len(router.teacher_ids)})
@@ -273,3 +272,14 @@ def grid_routes(session: Session, run: Run, *roles: Role) -> list[Route]:
         .order_by(Prompt.id)
     )
     return [Route(prompt.id, conversation(prompt), told(prompt.meta)) for prompt in prompts]
+
+
+STAGE = Stage(
+    name="assign",
+    style=("green", "-."),
+    plan=plan,
+    load=load,
+    save=save,
+    progress=progress,
+    expected=_expected,
+)

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import msgspec
 from sqlalchemy import Integer, Select, func, insert, literal, select
 from sqlalchemy.orm import Session
 
+from persyn.config import fingerprint_of
 from persyn.db.work import Job
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Message, ModelSpec, Request, Result
@@ -81,7 +81,7 @@ def seed_of(run_seed: int, content_hash: str, teacher: str, sample: int) -> int:
 
 def queue_name(spec: ModelSpec) -> str:
     """The queue name of a model's jobs: readable, and unique for each distinct load configuration."""
-    digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()[:8]
+    digest = fingerprint_of(spec)[:8]
     model = re.sub(r"[^a-z0-9.]+", "-", spec.model.rsplit("/", 1)[-1].lower()).strip("-")
     return ".".join(part for part in (spec.engine, model, digest) if part)
 

@@ -12,16 +12,15 @@ from sqlalchemy import literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import thaw
-from persyn.db import bulk, grid
+from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.results import Router, RouterScore
 from persyn.errors import EngineError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
-from persyn.method import rewards
 from persyn.method.strategies import STRATEGIES
-from persyn.stages import answers
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, make_jobs
+from persyn.stages.stage import Stage
 
 
 def plan(session: Session, run: Run) -> int:
@@ -50,7 +49,6 @@ def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
     """The fit of a run, without a target folder yet."""
     config = thaw(run.config)
     cells = grid.read(session, run)
-    combined = rewards.combine(cells.quality, cells.learnability, alpha=config.run.alpha, how=config.run.normalise)
     prompts = {
         prompt.id: prompt
         for prompt in session.execute(
@@ -62,9 +60,9 @@ def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
     fit = Fit(
         id=0,
         conversations=[conversation(prompts[prompt_id]) for prompt_id in cells.prompt_ids.tolist()],
-        rewards=combined.tolist(),
+        rewards=cells.rewards().tolist(),
         is_holdout=cells.is_holdout.tolist(),
-        teachers=[teacher.name for teacher in answers.teachers_of(session, run.id)],
+        teachers=[teacher.name for teacher in lookup.teachers(session, run.id)],
         tune=config.router.tune,
         preferences=config.router.preferences,
         seed=run.seed,
@@ -94,6 +92,10 @@ def is_used(session: Session, fitted: Fitted) -> bool:
 def progress(session: Session, run: Run) -> Progress:
     """Count one router, or none where the strategy needs none."""
     return Progress(total=int(_needs_router(run)), done=int(run.router_id is not None), failed=0)
+
+
+def _expected(session: Session, run: Run) -> int:
+    return int(_needs_router(run))
 
 
 def _needs_router(run: Run) -> bool:
@@ -130,7 +132,7 @@ def _score_rows(session: Session, run: Run, scores: Sequence[Sequence[float]]) -
 
 def _teacher_ids(session: Session, run: Run) -> list[int]:
     """The ids of the run's teachers in head order."""
-    return [teacher.id for teacher in answers.teachers_of(session, run.id)]
+    return [teacher.id for teacher in lookup.teachers(session, run.id)]
 
 
 def _fingerprint(spec: ModelSpec, fit: Fit, teacher_ids: Sequence[int]) -> str:
@@ -148,3 +150,14 @@ def _spec(run: Run) -> ModelSpec:
         gpus=router.gpus,
         options=router.options,
     )
+
+
+STAGE = Stage(
+    name="fit_router",
+    style=("purple", ":"),
+    plan=plan,
+    load=load,
+    save=save,
+    progress=progress,
+    expected=_expected,
+)

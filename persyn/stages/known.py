@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from persyn.config import thaw
+from persyn.db import lookup
 from persyn.db.catalog import Run
 from persyn.db.grid import Grid
 from persyn.method.rewards import Matrix
 from persyn.method.strategies import Known
-from persyn.stages import answers
 
 
 def known(session: Session, run: Run, cells: Grid, rewarded: Matrix, learn: NDArray[np.bool_]) -> Known:
@@ -20,7 +20,7 @@ def known(session: Session, run: Run, cells: Grid, rewarded: Matrix, learn: NDAr
     rewarded: (P, T) rewards of the grid.
     learn:    (P,) which prompts may be learned from.
     """
-    teachers = answers.teachers_of(session, run.id)
+    teachers = lookup.teachers(session, run.id)
     return Known(
         rewards=rewarded[learn],
         quality=cells.quality[learn],

@@ -19,6 +19,7 @@ from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
 from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, told
+from persyn.stages.stage import Stage
 
 #: Scores deleted per statement.
 _CHUNK = 1_000
@@ -75,6 +76,11 @@ def progress(session: Session, run: Run) -> Progress:
         _owed(run).with_only_columns(func.count(), func.count(Score.value), func.count(Score.failure))
     ).one()
     return Progress(total, judged, failed)
+
+
+def _expected(session: Session, run: Run) -> int:
+    n_texts = session.scalars(select(func.count()).select_from(_responses(run.id).subquery())).one()
+    return n_texts * len({run.quality_scorer_id, run.learnability_scorer_id})
 
 
 def failures(run: Run) -> Select[Any]:
@@ -192,3 +198,16 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         row["n_tokens"] = item.result.n_tokens
         row["detail"] = {"engine": item.engine, **item.result.detail}
     return row
+
+
+STAGE = Stage(
+    name="score",
+    style=("orange", "--"),
+    plan=plan,
+    load=load,
+    save=save,
+    progress=progress,
+    expected=_expected,
+    failures=failures,
+    forget=forget,
+)

@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, QualityTable, Sampling, thaw
+from persyn.config import IMPORTED, QualityTable, Sampling, fingerprint_of, thaw
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student
 from persyn.db.connect import Database
@@ -313,7 +313,7 @@ def _register(session: Session, subject: _Subject, wanted: _Wanted) -> int:
         "how": msgspec.to_builtins(wanted.how),
     }
     decisive = row | {"revision": subject.revision}
-    fingerprint = hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
+    fingerprint = fingerprint_of(decisive)
     bulk.insert_new(session, Evaluation, [row | {"fingerprint": fingerprint, "name": wanted.name}])
     evaluation_id = session.scalars(select(Evaluation.id).where(Evaluation.fingerprint == fingerprint)).one()
     prompts = [{"evaluation_id": evaluation_id, "prompt_id": prompt_id} for prompt_id in wanted.prompt_ids]

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import thaw
+from persyn.config import fingerprint_of, thaw
 from persyn.dataset import export, manifest
 from persyn.dataset.options import Options
 from persyn.db import bulk
@@ -56,7 +56,7 @@ def train(
         "settings": msgspec.to_builtins(settings),
     }
     decisive = {**row, "run_id": run.name, "student_id": student.fingerprint}
-    fingerprint = hashlib.sha256(msgspec.json.encode(decisive, order="sorted")).hexdigest()
+    fingerprint = fingerprint_of(decisive)
     found = _find(database, fingerprint)
     if found is not None and Path(found.path).is_dir():
         return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -19,7 +20,31 @@ from persyn.web.kept import Kept
 from persyn.web.pages import Problem
 from persyn.web.safety import Access, Guard
 
-Page = Callable[[Request], Response]
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of the console."""
+
+    path: str
+    answer: Callable[[Request], Response | Awaitable[Response]]
+    #: In the navigation: of its run if the path has one, else of the console. None: it is reached by links.
+    title: str | None = None
+    methods: tuple[str, ...] = ("GET",)
+
+
+PAGES = (
+    Page("/", runs.index, "Runs"),
+    Page("/enter", runs.enter, methods=("GET", "POST")),
+    Page("/runs/{run}", runs.show, "Overview"),
+    Page("/runs/{run}/prompts", prompts.index, "Prompts"),
+    Page("/runs/{run}/prompts/{prompt}", prompts.show),
+    Page("/runs/{run}/figures/{name}.svg", figures.show),
+    Page("/runs/{run}/failures", failures.index, "Failures"),
+    Page("/runs/{run}/retry", failures.retry, methods=("POST",)),
+    Page("/sql", sql.show, "SQL"),
+    Page("/sql.csv", sql.download),
+)
+pages.set_navigation({page.path: page.title for page in PAGES if page.title})
 
 
 def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
@@ -29,16 +54,7 @@ def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
     """
     app = Starlette(
         routes=[
-            Route("/", runs.index),
-            Route("/enter", runs.enter, methods=["GET", "POST"]),
-            Route("/runs/{run}", runs.show),
-            Route("/runs/{run}/prompts", prompts.index),
-            Route("/runs/{run}/prompts/{prompt}", prompts.show),
-            Route("/runs/{run}/figures/{name}.svg", figures.show),
-            Route("/runs/{run}/failures", failures.index),
-            Route("/runs/{run}/retry", failures.retry, methods=["POST"]),
-            Route("/sql", sql.show),
-            Route("/sql.csv", sql.download),
+            *(Route(page.path, page.answer, methods=list(page.methods)) for page in PAGES),
             Mount("/static", StaticFiles(directory=str(files("persyn.web") / "static"))),
         ],
         exception_handlers={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -158,3 +159,13 @@ def _environment() -> jinja2.Environment:
 
 
 _pages = _environment()
+_RUN = "/runs/{run}"
+
+
+def set_navigation(titles: Mapping[str, str]) -> None:
+    """Set the titles of the pages in the navigation, by path; a path with a run belongs to the run's navigation."""
+    of_run = {path for path in titles if path.startswith(_RUN)}
+    _pages.globals.update(
+        site_tabs=[(path, title) for path, title in titles.items() if path not in of_run],
+        run_tabs=[(path.removeprefix(_RUN).strip("/"), title) for path, title in titles.items() if path in of_run],
+    )

@@ -47,7 +47,7 @@ def test_shares_are_bars_in_order_with_real_text() -> None:
 
 def test_every_fact_of_a_run_is_drawn_and_told_in_words(pictures: list[Picture]) -> None:
     # The learning curve is drawn only on request.
-    assert [picture.name for picture in pictures] == [name for name in figures.NAMES if name != "router-curve"]
+    assert [picture.name for picture in pictures] == [name for name in figures.FIGURES if name != "router-curve"]
     said = {picture.name: picture.says for picture in pictures}
     assert said["hit-rates"] == "Hit@1: router 75%, static 50%, random 50%."
     assert said["savings"] == "This run, response tokens: 190 of about 240; US dollars: $0.0032 of about $0.004."

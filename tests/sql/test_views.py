@@ -19,6 +19,7 @@ from persyn.db.results import Response, Score
 from persyn.method import rewards
 from persyn.method.rewards import Normalisation
 from persyn.runs import pipeline
+from persyn.stages.registry import STAGES
 from tests.factories import make_config, make_response, make_run
 from tests.sql import by_hand
 
@@ -94,7 +95,7 @@ def test_progress_is_what_status_says_at_every_stage(database: Database) -> None
     with database.write() as session:
         by_hand.fill(session)
         make_run(session, name="empty", prompts=0)
-    for stage in pipeline.STAGES:
+    for stage in STAGES:
         with database.write() as session:
             session.execute(update(Run).values(stage=stage))
         with database.read() as session:

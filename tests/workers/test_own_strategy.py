@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from persyn.analysis import trace
+from persyn.db import lookup
 from persyn.db.catalog import Prompt, Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, RouterScore
@@ -110,7 +111,7 @@ def test_the_function_chooses_for_every_prompt_that_has_no_response_yet(
     asked = by_level(database, run_id, reason=f"python: {module}:by_level")
     assert (len(asked), len(by_level(database, run_id, reason="calibration"))) == (PROMPTS - 12, 12)
     with database.read() as session:
-        ids = [teacher.id for teacher in pipeline.assign.answers.teachers_of(session, run_id)]
+        ids = [teacher.id for teacher in lookup.teachers(session, run_id)]
     # The chosen teacher t scores 10 + t; the second best is cyd with 2, or bob with 1 if cyd is chosen.
     wanted = {0: (ids[0], 10.0, 8.0), 1: (ids[1], 11.0, 9.0), 2: (ids[2], 12.0, 11.0)}
     assert asked == {level: wanted[(level + 1) % 3] for level in asked}

@@ -7,8 +7,8 @@ import threading
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.llm.protocols import ModelSpec
-from persyn.runs import pipeline
 from persyn.stages.batch import Progress
+from persyn.stages.registry import STAGES
 
 
 class Listener:
@@ -56,4 +56,4 @@ class Counter(Listener):
 
     def _read(self, stage: str) -> Progress:
         with self._database.read() as session:
-            return pipeline.STAGES[stage].progress(session, session.get_one(Run, self._run_id))
+            return STAGES[stage].progress(session, session.get_one(Run, self._run_id))

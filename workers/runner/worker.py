@@ -35,6 +35,7 @@ from persyn.runs import pipeline
 from persyn.settings import Settings
 from persyn.stages import fit_router
 from persyn.stages.batch import Batch, Done
+from persyn.stages.registry import STAGES
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases
@@ -219,7 +220,7 @@ class Worker:
 
     def _load(self, claim: Claim) -> Batch:
         with self._database.read() as session:
-            return pipeline.STAGES[claim.stage].load(session, claim)
+            return STAGES[claim.stage].load(session, claim)
 
     def _feed(self) -> None:
         spec = next(iter(self._jobs.values())).spec
@@ -338,7 +339,7 @@ class Worker:
             is_progress = any(not isinstance(item.result, Failed) for item in done)
             if not queue.hold(session, claim, lease=self._lease, is_progress=is_progress):
                 return False
-            pipeline.STAGES[claim.stage].save(session, claim, done)
+            STAGES[claim.stage].save(session, claim, done)
             if done:
                 pipeline.answered(session, claim)
             if not job.left:

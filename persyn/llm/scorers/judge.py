@@ -6,7 +6,6 @@ score is the mean of the two, which cancels the position bias.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from persyn.config import fingerprint_of
 from persyn.errors import PermanentError, shorten
 from persyn.llm import engines, options
 from persyn.llm.protocols import (
@@ -192,7 +192,7 @@ def _schema(chosen: options.Judge) -> dict[str, Any]:
 
 def _wording(chosen: options.Judge) -> str:
     sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", "Answer")
-    return hashlib.sha256(msgspec.json.encode(_ask(sample, chosen), order="sorted")).hexdigest()
+    return fingerprint_of(_ask(sample, chosen))
 
 
 def _conclude(request_id: int, halves: Sequence[Result], chosen: options.Judge) -> Result:
