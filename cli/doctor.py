@@ -10,10 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from sqlalchemy import func, make_url, select
@@ -21,17 +22,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from persyn.cli import broker
 from persyn.cli.broker import Finding
+from persyn.cli.extras import extras
 from persyn.cli.open import JSON, nobody_takes, show
 from persyn.cli.open import broker as broker_url
 from persyn.cli.waiting import waiting
 from persyn.config import RunConfig, thaw
+from persyn.dataset.formats import FORMATS
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import UsageError, shorten
 from persyn.jobs import queue
 from persyn.jobs.queue import Backlog
+from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_silence
+from persyn.method.strategies import STRATEGIES
+from persyn.registry import Registry
 from persyn.runs import run_file
 from persyn.runs.checks import host, servers
 from persyn.settings import Settings
@@ -40,14 +46,8 @@ if TYPE_CHECKING:
     from persyn.workers.cluster.roll import Present
 
 _FREE_GB = 10
-#: Optional packages, with their purpose.
-_OPTIONAL = {
-    "vllm": "vllm teachers",
-    "psycopg": "PostgreSQL",
-    "peft": 'tune = "lora"',
-    "langdetect": 'quality kind "instructions", where one asks for a language',
-    "celery": "persyn worker and persyn dispatch",
-}
+#: The kinds that installed packages can add.
+_REGISTRIES: Mapping[str, Registry[Any]] = {"engine": ENGINES, "strategy": STRATEGIES, "format": FORMATS}
 #: Clock differences to the database above this are reported.
 _SKEW_SECONDS = 5.0
 #: File systems (without "fuse.") whose locks do not protect a SQLite file from writers on two hosts.
@@ -70,6 +70,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
     of_broker = list(broker.look(settings.broker_url)) if settings.broker_url else []
     findings = [
         *_packages(),
+        *_plugins(),
         *_transformers(),
         *_store(settings),
         *of_broker,
@@ -87,9 +88,24 @@ def doctor(config: Path | None, as_json: bool) -> None:
 def _packages() -> Iterator[Finding]:
     for name in ("persyn", "torch", "transformers", "sqlalchemy"):
         yield "ok", name, importlib.metadata.version(name)
-    for name, purpose in _OPTIONAL.items():
-        has_it = importlib.util.find_spec(name) is not None
-        yield "ok", name, "installed" if has_it else f"not installed; needed for {purpose}"
+    for extra in extras():
+        has_it = importlib.util.find_spec(extra.package) is not None
+        yield "ok", extra.package, "installed" if has_it else f"not installed; needed for {extra.purpose}"
+
+
+def _plugins() -> Iterator[Finding]:
+    """Yield each kind that an installed package adds, and what is wrong with one that was left out."""
+    for what, registry in _REGISTRIES.items():
+        for plugin in registry.plugins:
+            about = f"{what} {plugin.name}"
+            if plugin.flaw:
+                yield "error", about, f"the plug-in of package {plugin.package} was left out: {plugin.flaw}"
+            else:
+                yield "ok", about, f"from package {plugin.package}"
+    groups = {group for registry in _REGISTRIES.values() for group in registry.groups}
+    for group in sorted(entry_points().groups):
+        if group.startswith("persyn.") and group not in groups:
+            yield "error", group, f"no such group of plug-ins; there are {', '.join(sorted(groups))}"
 
 
 def _transformers() -> Iterator[Finding]:

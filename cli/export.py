@@ -27,8 +27,8 @@ from persyn.settings import Settings
     "formats",
     multiple=True,
     type=click.Choice(list(FORMATS)),
-    default=tuple(FORMATS),
-    help="May be given again. Default: all.",
+    default=tuple(FORMATS.builtin),
+    help="May be given again. Default: all that are built in.",
 )
 @click.option(
     "--split",

@@ -12,6 +12,7 @@ from importlib import import_module
 import click
 from click.shell_completion import CompletionItem
 
+from persyn.cli.extras import extra_of
 from persyn.errors import PersynError, UsageError, shorten
 
 #: Name: (module, attribute, help).
@@ -75,20 +76,6 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
 
 
-#: Packages that are installed only with an extra.
-_EXTRAS = {
-    "celery": "celery",
-    "kombu": "celery",
-    "prometheus_client": "celery",
-    "redis": "celery",
-    "structlog": "celery",
-    "langdetect": "instructions",
-    "peft": "lora",
-    "psycopg": "postgres",
-    "vllm": "vllm",
-}
-
-
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="persyn")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -141,8 +128,8 @@ def _foreign(error: Exception) -> str:
     if original is not None:
         return f"the database refused: {original}; 'persyn doctor' says how it is"
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if package in _EXTRAS:
-        return f"the package {package!r} is not installed; it comes with: pip install 'persyn[{_EXTRAS[package]}]'"
+    if package and (extra := extra_of(package)):
+        return f"the package {package!r} is not installed; it comes with: pip install 'persyn[{extra}]'"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; see who may write there, free space, and PERSYN_HOME"
     return f"{type(error).__name__}: {error} (the whole story: persyn --debug ...)"

@@ -115,7 +115,7 @@ def _by_format(manifest: Manifest) -> dict[str, list[File]]:
 def _loadable(manifest: Manifest) -> dict[str, list[File]]:
     """The files that `load_dataset` finds by format name; it accepts one file type per folder."""
     formats = _by_format(manifest)
-    texts = {name: files for name, files in formats.items() if name != PARQUET}
+    texts = {name: files for name, files in formats.items() if FORMATS[name].is_text}
     return texts or formats
 
 

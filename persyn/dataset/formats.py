@@ -18,13 +18,14 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 import msgspec
 
 from persyn.llm.protocols import Message
+from persyn.registry import Registry
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
-#: The only binary format.
+#: The format with all provenance.
 PARQUET = "parquet"
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
@@ -70,6 +71,7 @@ T = TypeVar("T")
 class Format:
     """A dataset format: its file, its writer, and its entry for LLaMA-Factory."""
 
+    name: str
     #: The file name without a split.
     file: str
     open: Callable[[Path], AbstractContextManager[Write]]
@@ -77,6 +79,8 @@ class Format:
     llama_factory: dict[str, Any] | None = None
     #: Its columns as declared in a dataset card; None where readers infer them correctly.
     features: list[dict[str, Any]] | None = None
+    #: Whether it is text; `datasets` accepts one file type per folder, and reads the text formats by name.
+    is_text: bool = True
 
     def file_of(self, split: str | None) -> str:
         """The file name of a split; None means a dataset without splits."""
@@ -247,8 +251,10 @@ def _origins() -> list[dict[str, Any]]:
     return [{"name": "prompt_id", "dtype": "int64"}, *_strings(*names)]
 
 
-FORMATS = {
-    "messages": Format(
+FORMATS = Registry(
+    Format,
+    Format(
+        "messages",
         "messages.jsonl",
         _jsonl(_messages),
         {
@@ -264,18 +270,21 @@ FORMATS = {
         },
         [_turns("messages"), *_origins()],
     ),
-    "prompt-completion": Format(
+    Format(
+        "prompt-completion",
         "prompt_completion.jsonl",
         _jsonl(_prompt_completion),
         features=[_turns("prompt"), _turns("completion"), *_origins()],
     ),
-    "sharegpt": Format(
+    Format(
+        "sharegpt",
         "sharegpt.jsonl",
         _jsonl(_sharegpt),
         {"formatting": "sharegpt", "columns": {"messages": "conversations", "system": "system"}},
         [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system"), *_origins()],
     ),
-    "alpaca": Format(
+    Format(
+        "alpaca",
         "alpaca.jsonl",
         _jsonl(_alpaca),
         {
@@ -295,5 +304,6 @@ FORMATS = {
             *_origins(),
         ],
     ),
-    PARQUET: Format("dataset.parquet", _parquet),
-}
+    Format(PARQUET, "dataset.parquet", _parquet, is_text=False),
+    groups=("persyn.formats",),
+)

@@ -32,8 +32,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     Raises `UsageError` for invalid values.
     """
 
-    #: Names from `formats.FORMATS`.
-    formats: tuple[str, ...] = tuple(FORMATS)
+    #: Names from `formats.FORMATS`; the default is all that are built in.
+    formats: tuple[str, ...] = tuple(FORMATS.builtin)
     #: Split -> its share of the prompts; the others are in `train`.
     splits: dict[str, float] = {}
     #: Keep only responses with these finish reasons: stop, length, a server's own, or unknown. Empty means any.
@@ -85,7 +85,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 
     def _arguments(self) -> Iterator[str]:
         given: dict[str, Iterable[object]] = {
-            "--format": () if self.formats == tuple(FORMATS) else self.formats,
+            "--format": () if self.formats == tuple(FORMATS.builtin) else self.formats,
             "--split": (f"{name}={share}" for name, share in self.splits.items()),
             "--finish-reason": self.finish_reasons,
             "--min-quality": _if_given(self.min_quality),
@@ -105,12 +105,10 @@ def _if_given(value: object) -> tuple[object, ...]:
 
 
 def _require_formats(formats: tuple[str, ...]) -> None:
-    known = ", ".join(FORMATS)
     if not formats:
-        raise UsageError(f"no format was given; known are: {known}")
+        raise UsageError(f"no format was given; available: {', '.join(FORMATS)}")
     for name in formats:
-        if name not in FORMATS:
-            raise UsageError(f"unknown format {name!r}; known are: {known}")
+        FORMATS.require(name, "format")
 
 
 def _require_splits(splits: dict[str, float]) -> None:

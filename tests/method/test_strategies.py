@@ -9,7 +9,7 @@ import pytest
 
 from persyn.method import strategies
 from persyn.method.rewards import Matrix
-from persyn.method.strategies import Kind, Known
+from persyn.method.strategies import Known
 
 NAN = np.nan
 #: Three prompts, teachers a, b and c. Means: 0.5, 0.6, 0.4.
@@ -44,7 +44,7 @@ ALL = np.ones((3, 3), dtype=np.bool_)
         ("car", [1, 0, 0]),
     ],
 )
-def test_a_strategy_that_reads_no_prompt_picks_what_it_says(kind: Kind, policy: list[float]) -> None:
+def test_a_strategy_that_reads_no_prompt_picks_what_it_says(kind: str, policy: list[float]) -> None:
     assert strategies.policy(kind, KNOWN, ALL, ratio=0.2, beta=3.0) == pytest.approx(np.array([policy] * 3))
 
 
