@@ -20,7 +20,7 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from persyn import config
 from persyn.llm import options
-from persyn.llm.engines import ENGINES
+from persyn.llm.engines import ENGINES, Role
 from persyn.method.strategies import STRATEGIES
 from persyn.settings import Settings
 
@@ -110,6 +110,28 @@ def _kinds(role: str) -> list[str]:
     return [name for name, kind in ENGINES.builtin.items() if role in kind.roles]
 
 
+def of_engines() -> str:
+    """The engines that users choose."""
+    rows = [
+        (f"`{kind.name}`", ", ".join(_ROLES[role] for role in _ROLES if role in kind.roles), kind.summary)
+        for kind in ENGINES.builtin.values()
+        if kind.roles
+    ]
+    return _table(("engine", "chosen by", "what it does"), rows)
+
+
+def of_strategies() -> str:
+    """The strategies and what they need."""
+    grids = {"none": "", "calibration": "the calibration grid", "all": "every teacher's response to every prompt"}
+    rows = []
+    for kind in STRATEGIES.builtin.values():
+        student = "the student's `family`" if kind.needs_family else ""
+        fields = (f"`{field}` of each teacher" for field in kind.needs)
+        needs = ", ".join(each for each in (grids[kind.grid], *fields, student) if each)
+        rows.append((f"`{kind.name}`", kind.summary, needs or "nothing"))
+    return _table(("kind", "who answers a prompt", "what it needs"), rows)
+
+
 def _default(field: msgspec.structs.FieldInfo) -> str:
     """A field's default in words."""
     if field.required:
@@ -135,6 +157,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
 
 
+#: The keys of the run file by which engines are chosen.
+_ROLES: dict[Role, str] = {
+    "teacher": "`[[teachers]]` `engine`",
+    "judge": "a judge's `engine`",
+    "student": "`[student]` `engine`",
+    "quality": "`[quality]` `kind`",
+    "router": "`[router]` `engine`",
+}
 #: The tables of docs/run-file.md.
 RUN_FILE: dict[str, Callable[[], str]] = {
     "run": partial(of_struct, config.RunTable),
@@ -143,6 +173,8 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "quality": partial(of_struct, config.QualityTable),
     "router": partial(of_struct, config.RouterTable),
     "strategy": partial(of_struct, config.StrategyTable),
+    "strategies": of_strategies,
+    "engines": of_engines,
     "teachers": partial(of_struct, config.TeacherTable),
     "sampling": partial(of_struct, config.Sampling),
     "vllm": partial(of_struct, options.Vllm),

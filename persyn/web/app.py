@@ -44,7 +44,6 @@ PAGES = (
     Page("/sql", sql.show, "SQL"),
     Page("/sql.csv", sql.download),
 )
-pages.set_navigation({page.path: page.title for page in PAGES if page.title})
 
 
 def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
@@ -52,6 +51,7 @@ def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
 
     kept: the cache of the store's counts.
     """
+    pages.set_navigation({page.path: page.title for page in PAGES if page.title})
     app = Starlette(
         routes=[
             *(Route(page.path, page.answer, methods=list(page.methods)) for page in PAGES),

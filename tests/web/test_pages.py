@@ -15,6 +15,7 @@ from persyn.db.catalog import Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.db.work import Event, Job, JobState
+from persyn.web.app import PAGES
 from persyn.web.pages import number
 from tests.factories import make_config, make_response
 from tests.web.conftest import Filled, client
@@ -373,6 +374,15 @@ def pages(made: MadeStore) -> list[str]:
         f"/runs/{quote(named(HOSTILE))}",
         f"/runs/{name}/prompts?role={quote(HOSTILE)}",
     ]
+
+
+def test_every_page_is_among_those_that_are_tested(filled: Filled) -> None:
+    tested = [path.partition("?")[0] for path in pages(filled.made)]
+    others = {"/enter", "/sql.csv", "/runs/{run}/figures/{name}.svg"}  # tested on their own
+    for page in PAGES:
+        if "GET" in page.methods and page.path not in others:
+            pattern = re.sub(r"\{\w+\}", "[^/]+", page.path)
+            assert any(re.fullmatch(pattern, path) for path in tested), page.path
 
 
 def test_looking_changes_nothing(filled: Filled) -> None:
