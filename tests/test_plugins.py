@@ -87,13 +87,13 @@ def test_kinds_of_another_package_run_and_appear_in_every_list(persyn: Persyn, t
         said("sql", "--json", "SELECT text, engine FROM responses WHERE engine = 'parrot 1' ORDER BY prompt_id LIMIT 1")
     )
     assert responses == [{"text": f"{prompts}?", "engine": "parrot 1"}]
-    comparison = {row["strategy"]: row for row in json.loads(said("compare", "fake", "--json"))}
+    comparison = {row["strategy"]: row for row in json.loads(said("compare", "fake", "--json"))[0]["strategies"]}
     assert comparison["last"]["shares"] == {"bob": 1.0}
     assert "lines" in said("export", "--help")
     said("export", "fake", "--format", "lines", "--output", "lines")
     assert len((tmp_path / "lines/lines.jsonl").read_text().splitlines()) == 40
-    said("report", "fake", "--output", "report")
-    report = (tmp_path / "report/report.md").read_text()
+    said("report", "fake", "--output", "report.md")
+    report = (tmp_path / "report.md").read_text()
     assert "one over words" in report
     assert "last" in report
     assert said("audit", "fake")
