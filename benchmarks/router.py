@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, LlamaConfig, LlamaModel
 
-from persyn.router.model import Router, pair_loss, preference_weights
+from persyn.router.model import RouterModel, pair_loss, preference_weights
 
 _PROMPTS, _TOKENS = 4, 64
 _ROUNDS = 3
@@ -35,7 +35,7 @@ def main() -> None:
 
 def _measure(n_teachers: int, folder: str | None, device: torch.device) -> None:
     torch.manual_seed(0)
-    router = Router(_backbone(folder).to(device), n_teachers)
+    router = RouterModel(_backbone(folder).to(device), n_teachers)
     input_ids = torch.randint(0, router.backbone.config.vocab_size, (_PROMPTS, _TOKENS)).to(device)
     lengths = torch.full((_PROMPTS,), _TOKENS, device=device)
     rewards = torch.rand(_PROMPTS, n_teachers, dtype=torch.float64).to(device)
@@ -64,20 +64,20 @@ def _backbone(folder: str | None) -> Any:
     )
 
 
-def _step(router: Router, loss_of: Callable[[], float]) -> tuple[float, float]:
+def _step(router: RouterModel, loss_of: Callable[[], float]) -> tuple[float, float]:
     router.zero_grad()
     began = time.perf_counter()
     loss = loss_of()
     return time.perf_counter() - began, loss
 
 
-def _once(router: Router, input_ids: Tensor, lengths: Tensor, rewards: Tensor) -> float:
+def _once(router: RouterModel, input_ids: Tensor, lengths: Tensor, rewards: Tensor) -> float:
     loss = pair_loss(router(input_ids, lengths), preference_weights(rewards, "equal"))
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
 
 
-def _by_pairs(router: Router, input_ids: Tensor, lengths: Tensor, rewards: Tensor) -> float:
+def _by_pairs(router: RouterModel, input_ids: Tensor, lengths: Tensor, rewards: Tensor) -> float:
     """The usual form: every preference is its own row and encodes its prompt again."""
     better = (rewards[:, :, None] > rewards[:, None, :]).nonzero().tolist()
     total = 0.0

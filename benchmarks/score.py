@@ -22,7 +22,7 @@ from persyn.llm import options, scoring
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Judge, Judged, ModelSpec
 from persyn.llm.scorers import log_likelihood
-from persyn.llm.scorers.padding import Row, right_pad
+from persyn.llm.scorers.padding import TokenRow, right_pad
 
 #: Response lengths in words, uniform on a logarithmic scale.
 _SHORTEST, _LONGEST = 8, 384
@@ -46,7 +46,7 @@ def main() -> None:
     )
     requests = _requests(options.rows)
     chat = Chat(load_tokenizer(spec))
-    rows = [Row(request.id, *chat.response_ids(request.messages, request.response)) for request in requests]
+    rows = [TokenRow(request.id, *chat.response_ids(request.messages, request.response)) for request in requests]
     n_tokens = sum(len(row.ids) for row in rows)
 
     runs: dict[str, Callable[[], list[float]]] = {"PerSyn": _persyn(spec, requests), "bare": _bare(spec, rows)}
@@ -106,10 +106,10 @@ def _persyn(spec: ModelSpec, requests: list[Judge]) -> Callable[[], list[float]]
     return run
 
 
-def _bare(spec: ModelSpec, rows: list[Row]) -> Callable[[], list[float]]:
+def _bare(spec: ModelSpec, rows: list[TokenRow]) -> Callable[[], list[float]]:
     from transformers import AutoModelForCausalLM
 
-    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(**spec.options))
+    model = scoring.load_weights(AutoModelForCausalLM, spec, options.ScorerOptions(**spec.options))
     batch = _BATCH_ON_GPU if spec.gpus else _BATCH
     rows = sorted(rows, key=lambda row: -len(row.ids))
 
@@ -124,7 +124,7 @@ def _bare(spec: ModelSpec, rows: list[Row]) -> Callable[[], list[float]]:
     return run
 
 
-def _harness(spec: ModelSpec, rows: list[Row]) -> Callable[[], list[float]] | None:
+def _harness(spec: ModelSpec, rows: list[TokenRow]) -> Callable[[], list[float]] | None:
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError:

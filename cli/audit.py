@@ -10,7 +10,7 @@ import msgspec
 
 from persyn.analysis import audit as rules
 from persyn.analysis import watch
-from persyn.analysis.audit import Finding
+from persyn.analysis.audit import Violation
 from persyn.cli.open import JSON, RUN, find_run, plain, store
 
 
@@ -27,14 +27,14 @@ def audit(run: str, as_json: bool) -> None:
         audited = find_run(session, run)
         findings = rules.audit(session, audited)
         found = _as_json(findings) if as_json else _as_lines(findings)
-        for shortfall in watch.shortfalls(watch.tally(session, audited)):
+        for shortfall in watch.shortfalls(watch.count_rows(session, audited)):
             click.echo(plain(str(shortfall)), err=as_json)
     click.echo(f"run {run}: {found} findings" if found else f"run {run} is consistent", err=as_json or bool(found))
     if found:
         sys.exit(1)
 
 
-def _as_lines(findings: Iterator[Finding]) -> int:
+def _as_lines(findings: Iterator[Violation]) -> int:
     count = 0
     for finding in findings:
         click.echo(f"{finding.rule}: {finding.about}: {finding.found}")
@@ -42,7 +42,7 @@ def _as_lines(findings: Iterator[Finding]) -> int:
     return count
 
 
-def _as_json(findings: Iterator[Finding]) -> int:
+def _as_json(findings: Iterator[Violation]) -> int:
     every = list(findings)
     click.echo(msgspec.json.encode(every).decode())
     return len(every)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from persyn.errors import UsageError
 
-Finding: TypeAlias = tuple[str, str, str]
+DoctorFinding: TypeAlias = tuple[str, str, str]
 """(ok | warning | error, what was checked, the finding and what to do about it)."""
 
 _SECONDS = 5.0
@@ -19,7 +19,7 @@ _OLDEST_REDIS = (7, 2)
 _PATCHED_REDIS: Mapping[tuple[int, ...], int] = {(7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2}
 
 
-def look(url: str) -> Iterator[Finding]:
+def look(url: str) -> Iterator[DoctorFinding]:
     """Query a broker's properties; an unreachable broker is an error."""
     if importlib.util.find_spec("redis") is None or importlib.util.find_spec("celery") is None:
         yield "error", "broker", "PERSYN_BROKER_URL is set and Celery is not installed; pip install 'persyn[celery]'"
@@ -61,7 +61,7 @@ def place_of(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"
 
 
-def judge(facts: Mapping[str, Any]) -> Iterator[Finding]:
+def judge(facts: Mapping[str, Any]) -> Iterator[DoctorFinding]:
     """Evaluate the INFO of a server."""
     yield _version(facts)
     policy = facts.get("maxmemory_policy", "unknown")
@@ -77,7 +77,7 @@ def judge(facts: Mapping[str, Any]) -> Iterator[Finding]:
     )
 
 
-def _version(facts: Mapping[str, Any]) -> Finding:
+def _version(facts: Mapping[str, Any]) -> DoctorFinding:
     if facts.get("server_name") == "valkey" or "valkey_version" in facts:
         return "ok", "broker version", f"Valkey {facts.get('valkey_version', '')}".strip()
     version = str(facts.get("redis_version", "unknown"))

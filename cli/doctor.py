@@ -21,12 +21,12 @@ from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from persyn.cli import broker
-from persyn.cli.broker import Finding
+from persyn.cli.broker import DoctorFinding
 from persyn.cli.extras import extras
 from persyn.cli.open import JSON, nobody_takes, show
 from persyn.cli.open import broker as broker_url
 from persyn.cli.waiting import waiting
-from persyn.config import RunConfig, thaw
+from persyn.config import RunConfig, load_config
 from persyn.dataset.formats import FORMATS
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
@@ -43,7 +43,7 @@ from persyn.runs.checks import host, servers
 from persyn.settings import Settings
 
 if TYPE_CHECKING:
-    from persyn.workers.cluster.roll import Present
+    from persyn.workers.cluster.roll import PresentWorker
 
 _FREE_GB = 10
 #: The kinds that installed packages can add.
@@ -85,7 +85,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[DoctorFinding]:
     for name in ("persyn", "torch", "transformers", "sqlalchemy"):
         yield "ok", name, importlib.metadata.version(name)
     for extra in extras():
@@ -93,7 +93,7 @@ def _packages() -> Iterator[Finding]:
         yield "ok", extra.package, "installed" if has_it else f"not installed; needed for {extra.purpose}"
 
 
-def _plugins() -> Iterator[Finding]:
+def _plugins() -> Iterator[DoctorFinding]:
     """Yield each kind that an installed package adds, and what is wrong with one that was left out."""
     for what, registry in _REGISTRIES.items():
         for plugin in registry.plugins:
@@ -108,7 +108,7 @@ def _plugins() -> Iterator[Finding]:
             yield "error", group, f"no such group of plug-ins; there are {', '.join(sorted(groups))}"
 
 
-def _transformers() -> Iterator[Finding]:
+def _transformers() -> Iterator[DoctorFinding]:
     """Check torchvision: transformers imports it if installed, so a mismatch with torch breaks every model."""
     if importlib.util.find_spec("torchvision") is None:
         return
@@ -118,7 +118,7 @@ def _transformers() -> Iterator[Finding]:
         yield "error", "torchvision", f"does not fit torch ({reason}); pip uninstall torchvision torchaudio torchcodec"
 
 
-def _store(settings: Settings) -> Iterator[Finding]:
+def _store(settings: Settings) -> Iterator[DoctorFinding]:
     try:
         database = Database(settings.database_url)
         if database.engine.dialect.name == "sqlite":
@@ -137,7 +137,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
         yield "error", "store", f"{place} cannot be opened: {shorten(str(getattr(error, 'orig', error)))}"
 
 
-def judge_file(file: Path, kind: str, *, has_broker: bool) -> Iterator[Finding]:
+def judge_file(file: Path, kind: str, *, has_broker: bool) -> Iterator[DoctorFinding]:
     """Report problems of a SQLite file on this kind of file system."""
     if kind.removeprefix("fuse.") in _NETWORKED.split():
         found = f"{file} is on {kind}, where SQLite loses data; keep it on a local disk, or take PostgreSQL"
@@ -158,7 +158,7 @@ def file_system(file: Path, mounts: str) -> str:
     return next((kinds[point] for point in (path, *path.parents) if point in kinds), "")
 
 
-def _server(database: Database) -> Iterator[Finding]:
+def _server(database: Database) -> Iterator[DoctorFinding]:
     """Report the database's version and clock."""
     is_sqlite = database.engine.dialect.name == "sqlite"
     version = func.sqlite_version() if is_sqlite else func.current_setting("server_version")
@@ -171,7 +171,7 @@ def _server(database: Database) -> Iterator[Finding]:
     yield clock(at, before + (after - before) / 2)
 
 
-def clock(database: datetime, host: datetime) -> Finding:
+def clock(database: datetime, host: datetime) -> DoctorFinding:
     """Compare this host's clock with the database's, which alone determines leases."""
     seconds = (host - database).total_seconds()
     if abs(seconds) <= _SKEW_SECONDS:
@@ -180,7 +180,7 @@ def clock(database: datetime, host: datetime) -> Finding:
     return "warning", "clock", f"this host's is {abs(seconds):.0f} s {side} the database's; set both by NTP"
 
 
-def _workers(settings: Settings) -> Iterator[Finding]:
+def _workers(settings: Settings) -> Iterator[DoctorFinding]:
     """Query the workers of this broker."""
     from persyn.workers.cluster import app, roll
 
@@ -199,7 +199,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     yield from judge_workers(present, waiting)
 
 
-def judge_workers(present: Sequence[Present], waiting: Sequence[Backlog]) -> Iterator[Finding]:
+def judge_workers(present: Sequence[PresentWorker], waiting: Sequence[Backlog]) -> Iterator[DoctorFinding]:
     """Report which workers respond, whether their versions agree, and which queues no worker serves."""
     from persyn.workers.cluster import roll
 
@@ -214,7 +214,7 @@ def judge_workers(present: Sequence[Present], waiting: Sequence[Backlog]) -> Ite
         yield "warning", "queue", nobody_takes(backlog)
 
 
-def _disk(settings: Settings) -> Iterator[Finding]:
+def _disk(settings: Settings) -> Iterator[DoctorFinding]:
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -227,7 +227,7 @@ def _disk(settings: Settings) -> Iterator[Finding]:
     yield level, "PERSYN_HOME", f"{settings.home}, {free:.0f} GB free"
 
 
-def _gpus() -> Iterator[Finding]:
+def _gpus() -> Iterator[DoctorFinding]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         yield "ok", "GPUs", "none seen (no nvidia-smi); models run on the CPU: gpus = 0"
@@ -239,7 +239,7 @@ def _gpus() -> Iterator[Finding]:
         yield "ok", "GPUs", "student, quality and router run on the CPU all the same, but for those with gpus = 1"
 
 
-def _lacked(wanted: RunConfig) -> Iterator[Finding]:
+def _lacked(wanted: RunConfig) -> Iterator[DoctorFinding]:
     """Report what a run would lack on this host."""
     with waiting("looking at GPUs, memory and servers"):
         found = [*servers.look(wanted), *host.look(wanted)]
@@ -247,7 +247,7 @@ def _lacked(wanted: RunConfig) -> Iterator[Finding]:
         yield finding.level, whose, finding.message
 
 
-def _on_cpu(settings: Settings) -> Iterator[Finding]:
+def _on_cpu(settings: Settings) -> Iterator[DoctorFinding]:
     """Report models of running runs that use the CPU of a host with GPUs."""
     with contextlib.suppress(UsageError, SQLAlchemyError, OSError):  # errors of the store have been reported already
         database = Database(settings.database_url)
@@ -255,12 +255,12 @@ def _on_cpu(settings: Settings) -> Iterator[Finding]:
             with database.read() as session:
                 rows = session.execute(select(Run.name, Run.config).where(Run.state == RunState.RUNNING)).all()
             for name, config in rows:
-                for whose, finding in host.on_cpu(thaw(config)):
+                for whose, finding in host.on_cpu(load_config(config)):
                     yield finding.level, f"run {name}", f"{whose}: {finding.message}"
         database.close()
 
 
-def _hub() -> Iterator[Finding]:
+def _hub() -> Iterator[DoctorFinding]:
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         yield "ok", "model hub", "switched off: only local folders and the cache"
         return

@@ -14,7 +14,7 @@ from persyn.dataset import export as dataset
 from persyn.dataset.formats import FORMATS
 from persyn.dataset.hub import Repository
 from persyn.dataset.manifest import MANIFEST, Manifest, files_of
-from persyn.dataset.options import UNKNOWN, Options
+from persyn.dataset.options import UNKNOWN, ExportOptions
 from persyn.errors import UsageError
 from persyn.settings import Settings
 
@@ -101,11 +101,11 @@ def export(run: str, output: Path | None, dry_run: bool, repository: str | None,
         click.echo(f"{'pushed to' if pushed.is_new else 'there already:'} {pushed.url} ({seen})")
 
 
-def _options(splits: tuple[str, ...], benchmarks: tuple[Path, ...], **given: Any) -> Options:
+def _options(splits: tuple[str, ...], benchmarks: tuple[Path, ...], **given: Any) -> ExportOptions:
     shares = [_share(text) for text in splits]
     if len(dict(shares)) < len(shares):
         raise UsageError(f"a split is given twice: {', '.join(splits)}")
-    return Options(splits=dict(shares), benchmarks=tuple(str(path.absolute()) for path in benchmarks), **given)
+    return ExportOptions(splits=dict(shares), benchmarks=tuple(str(path.absolute()) for path in benchmarks), **given)
 
 
 def _share(text: str) -> tuple[str, float]:

@@ -21,7 +21,7 @@ from persyn.cli.waiting import waiting
 from persyn.db import lookup
 from persyn.db.catalog import Run
 from persyn.db.connect import BRISK_SECONDS, Database, scratch
-from persyn.errors import StoreAway, UsageError
+from persyn.errors import StoreUnavailable, UsageError
 from persyn.jobs.queue import Backlog
 from persyn.settings import Settings
 
@@ -71,7 +71,7 @@ def store(*, patient: bool = False) -> Iterator[Database]:
     try:
         if patient:
             retrying = Retrying(
-                retry=retry_if_exception_type(StoreAway),
+                retry=retry_if_exception_type(StoreUnavailable),
                 wait=wait_exponential(multiplier=0.5, max=15),
                 before_sleep=lambda tried: log.warning("the database is away", extra={"tries": tried.attempt_number}),
             )

@@ -18,7 +18,7 @@ from rich.console import Console
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis.watch import Glance, glance, shortfalls, tally, waiting_runs
+from persyn.analysis.watch import Snapshot, count_rows, shortfalls, snapshot, waiting_runs
 from persyn.atomic import FolderChanged
 from persyn.cli import summary
 from persyn.cli.beforehand import look_up, require_fit
@@ -179,7 +179,7 @@ def status(run: str, as_json: bool) -> None:
     with store() as database, database.read() as session:
         found = find_run(session, run)
         if as_json:
-            waits = glance(session, found).waits
+            waits = snapshot(session, found).waits
             said = msgspec.to_builtins(summary.facts(session, found)) | {"waits": msgspec.to_builtins(waits)}
             click.echo(msgspec.json.encode(said).decode())
         else:
@@ -210,7 +210,7 @@ def _require_few_failed(database: Database, run_id: int) -> None:
     """Exit with `MANY_FAILED` if a finished run has an unusual share of failed rows."""
     with database.read() as session:
         run = session.get_one(Run, run_id)
-        large = [each for each in shortfalls(tally(session, run)) if each.is_large]
+        large = [each for each in shortfalls(count_rows(session, run)) if each.is_large]
         name = run.name
     for shortfall in large:
         click.echo(f"warning: {plain(str(shortfall))}", err=True)
@@ -268,7 +268,7 @@ def _watch(database: Database, settings: Settings, broker_url: str, run_id: int)
     return "" if over else "the run goes on without this window. Look again with"
 
 
-def _follow(view: View) -> Glance | None:
+def _follow(view: View) -> Snapshot | None:
     """Follow a run until it ends or Ctrl-C; return the last snapshot, or None."""
     closed = threading.Event()
     with _stopping_gently(closed, ""):

@@ -59,7 +59,7 @@ def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: boo
 def _listed() -> list[tuple[str, str, str]]:
     return [
         (each.name, " ".join(f"-p {name}=" for name in each.parameters), each.title)
-        for each in saved.questions().values()
+        for each in saved.queries().values()
     ]
 
 

@@ -50,7 +50,7 @@ def train(run: str, gpus: int, **given: Any) -> None:
     from transformers.utils import logging
 
     from persyn.student import trainings
-    from persyn.student.train import Settings as Training
+    from persyn.student.train import TrainingSettings as Training
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

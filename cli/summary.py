@@ -36,7 +36,7 @@ def _hands(session: Session, run: Run) -> None:
     """Print whether workers are active on a running run, since a killed worker reports nothing."""
     if run.state is not RunState.RUNNING:
         return
-    seen = watch.glance(session, run)
+    seen = watch.snapshot(session, run)
     for wait in seen.waits:
         click.echo(wait_line(wait))
     holders = {held.worker for held in seen.held if held.lease_seconds > 0}
@@ -58,7 +58,7 @@ def _failures(session: Session, run: Run, found: Facts) -> None:
     """Print the reasons and shares of failed rows, if any."""
     spared = [stage.stage for stage in found.stages if not stage.failed]
     if len(spared) < len(found.stages):
-        counted = watch.tally(session, run, known=spared)
+        counted = watch.count_rows(session, run, known=spared)
         click.echo()
         rows = [(failure.stage, failure.reason, failure.rows) for failure in counted.failures]
         table(("failed in", "reason", "rows"), rows, as_json=False, separators=True)

@@ -17,7 +17,7 @@ _NARROWEST = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FittedTable:
     """A table fitted to the available width, or a list of each row's cells if that is too narrow.
 
     rows:      the cells, as text.
@@ -63,7 +63,7 @@ class Fitted:
 
 def show(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], is_number: Sequence[bool]) -> None:
     """Print a table; on a terminal too narrow for it, print each row as a list of its cells, folded by the terminal."""
-    table = Fitted(columns, rows, is_number)
+    table = FittedTable(columns, rows, is_number)
     if table.fits(console.width):
         console.print(table)
     else:

@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from sqlalchemy.exc import OperationalError
 
-from persyn.analysis.watch import Failures, Glance, Held, Pace, Tally, glance, over, tally
+from persyn.analysis.watch import Failures, Held, Pace, RowCounts, Snapshot, count_rows, finished_rows, snapshot
 from persyn.cli.open import cell
 from persyn.cli.progress import Meter, span, wait_line
-from persyn.cli.table import Fitted
+from persyn.cli.table import FittedTable
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState
@@ -58,7 +58,7 @@ class View:
         self._shown: dict[str, Progress] = {}
         self._is_away = False
 
-    def follow(self, closed: threading.Event) -> Glance | None:
+    def follow(self, closed: threading.Event) -> Snapshot | None:
         """Show the run until it ends and return the last snapshot; None if `closed` was set first."""
         looks = 0
         with self._meter:
@@ -74,12 +74,12 @@ class View:
                 closed.wait(self._interval)
         return None
 
-    def _look(self) -> Glance | None:
+    def _look(self) -> Snapshot | None:
         """Take a snapshot; None if the database does not respond, which is reported once."""
         try:
             with self._database.read() as session:
                 run = session.get_one(Run, self._run_id)
-                seen, name = glance(session, run), run.name
+                seen, name = snapshot(session, run), run.name
         except OperationalError as error:
             if not self._is_away:
                 reason = shorten(str(error.orig))
@@ -93,7 +93,7 @@ class View:
         self._show(name, seen, self._rows.last() if is_over else self._rows.newest(self._interval))
         return seen
 
-    def _show(self, name: str, seen: Glance, counted: Tally | None) -> None:
+    def _show(self, name: str, seen: Snapshot, counted: RowCounts | None) -> None:
         if counted is not None:
             for stage, counts in counted.stages.items():
                 self._bar(stage, counts, seen, counted)
@@ -105,7 +105,7 @@ class View:
             for trouble in seen.troubles
         )
 
-    def _bar(self, stage: str, counts: Progress, seen: Glance, counted: Tally) -> None:
+    def _bar(self, stage: str, counts: Progress, seen: Snapshot, counted: RowCounts) -> None:
         notes = [f"{counts.failed:,} failed"] if counts.failed else []
         if stage != seen.stage:
             if self._shown.get(stage) != counts:
@@ -114,7 +114,7 @@ class View:
             return
         if not self._meter.is_terminal:
             notes += _in_words(seen)
-        self._meter.show(stage, counts.total, over(seen, counted), ", ".join(notes), ago=seen.stage_seconds)
+        self._meter.show(stage, counts.total, finished_rows(seen, counted), ", ".join(notes), ago=seen.stage_seconds)
 
     def _sum_up(self) -> None:
         """Print failures at the end if they were not shown in a table."""
@@ -136,11 +136,11 @@ class _Rows:
     def __init__(self, database: Database, run_id: int) -> None:
         self._database = database
         self._run_id = run_id
-        self._found: Tally | None = None
+        self._found: RowCounts | None = None
         self._thread: threading.Thread | None = None
         self._count_at = 0.0
 
-    def newest(self, seconds: float) -> Tally | None:
+    def newest(self, seconds: float) -> RowCounts | None:
         """The latest count available within the given number of seconds."""
         if self._thread is None and time.monotonic() >= self._count_at:
             self._begin()
@@ -150,7 +150,7 @@ class _Rows:
                 self._thread = None
         return self._found
 
-    def last(self) -> Tally | None:
+    def last(self) -> RowCounts | None:
         """A final count that starts now, however long it takes."""
         if self._thread is not None:
             self._thread.join()
@@ -169,7 +169,7 @@ class _Rows:
         try:
             with self._database.read() as session:
                 run = session.get_one(Run, self._run_id)
-                found = tally(session, run, known=self._behind(run.stage))
+                found = count_rows(session, run, known=self._behind(run.stage))
         except OperationalError:
             return  # reported by the view
         ended = time.monotonic()
@@ -186,13 +186,13 @@ class _Rows:
         return [name for name, counts in self._found.stages.items() if name != stage and not counts.pending]
 
 
-def _head(name: str, seen: Glance) -> Text:
+def _head(name: str, seen: Snapshot) -> Text:
     since = span((seen.at - seen.began).total_seconds())
     jobs = ", ".join(f"{count:,} {state}" for state, count in sorted(seen.jobs.items()))
     return Text(f"run {cell(name)}: {seen.state}, begun {since} ago\njobs of {seen.stage}: {jobs or 'none'}")
 
 
-def _in_words(seen: Glance) -> list[str]:
+def _in_words(seen: Snapshot) -> list[str]:
     """Summarise the tables below the bars in a few words."""
     tokens = sum(pace.tokens for pace in seen.paces)
     workers = _many(len({held.worker for held in seen.held}), "worker")
@@ -204,7 +204,7 @@ def _many(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _tables(seen: Glance, failures: Sequence[Failures]) -> RenderableType:
+def _tables(seen: Snapshot, failures: Sequence[Failures]) -> RenderableType:
     parts: list[RenderableType] = []
     if seen.paces:
         parts += ["", _paces(seen.paces)]
@@ -219,9 +219,9 @@ def _tables(seen: Glance, failures: Sequence[Failures]) -> RenderableType:
     return Group(*parts)
 
 
-def _paces(paces: Sequence[Pace]) -> Fitted:
+def _paces(paces: Sequence[Pace]) -> FittedTable:
     rows = [(cell(pace.teacher), f"{pace.responses:,.1f}", f"{pace.tokens:,.0f}") for pace in paces]
-    return Fitted(("teacher", "responses/s", "tokens/s"), rows, (False, True, True))
+    return FittedTable(("teacher", "responses/s", "tokens/s"), rows, (False, True, True))
 
 
 def _workers(held: Sequence[Held]) -> Group:
@@ -237,12 +237,12 @@ def _workers(held: Sequence[Held]) -> Group:
         for job in held[:_MOST]
     ]
     columns = ("worker", "job", "works", "prompts", "for", "lease")
-    table = Fitted(columns, rows, (False, True, False, True, True, True))
+    table = FittedTable(columns, rows, (False, True, False, True, True, True))
     more = len(held) - _MOST
     workers = _many(len({job.worker for job in held}), "worker")
     return Group(table, *([Text(f"and {_many(more, 'more job')}; {workers} in all")] if more > 0 else []))
 
 
-def _failures(failures: Sequence[Failures]) -> Fitted:
+def _failures(failures: Sequence[Failures]) -> FittedTable:
     rows = [(failure.stage, cell(failure.reason), f"{failure.rows:,}") for failure in failures[:_MOST]]
-    return Fitted(("failed in", "reason", "rows"), rows, (False, False, True))
+    return FittedTable(("failed in", "reason", "rows"), rows, (False, False, True))

@@ -20,7 +20,7 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from persyn import config
 from persyn.llm import options
-from persyn.llm.engines import ENGINES, Role
+from persyn.llm.engines import ENGINES, EngineRole
 from persyn.method.strategies import STRATEGIES
 from persyn.settings import Settings
 
@@ -158,7 +158,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 #: The keys of the run file by which engines are chosen.
-_ROLES: dict[Role, str] = {
+_ROLES: dict[EngineRole, str] = {
     "teacher": "`[[teachers]]` `engine`",
     "judge": "a judge's `engine`",
     "student": "`[student]` `engine`",
@@ -177,15 +177,15 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "engines": of_engines,
     "teachers": partial(of_struct, config.TeacherTable),
     "sampling": partial(of_struct, config.Sampling),
-    "vllm": partial(of_struct, options.Vllm),
-    "transformers": partial(of_struct, options.Transformers),
-    "openai": partial(of_struct, options.OpenAI),
-    "scorers": partial(of_struct, options.LogLikelihood),
-    "judge": partial(of_struct, options.Judge),
-    "math": partial(of_struct, options.Math),
-    "instructions": partial(of_struct, options.Instructions),
-    "router_fit": partial(of_struct, options.RouterFit),
-    "routing": partial(of_struct, options.Route),
-    "fake": partial(of_struct, options.Fake),
+    "vllm": partial(of_struct, options.VllmOptions),
+    "transformers": partial(of_struct, options.TransformersOptions),
+    "openai": partial(of_struct, options.OpenAIOptions),
+    "scorers": partial(of_struct, options.LogLikelihoodOptions),
+    "judge": partial(of_struct, options.JudgeOptions),
+    "math": partial(of_struct, options.MathOptions),
+    "instructions": partial(of_struct, options.InstructionsOptions),
+    "router_fit": partial(of_struct, options.RouterFitOptions),
+    "routing": partial(of_struct, options.RouteOptions),
+    "fake": partial(of_struct, options.FakeOptions),
     "environment": of_environment,
 }

@@ -24,7 +24,7 @@ def questions() -> str:
     said = []
     for asker in saved.ASKERS:
         said.append(f"### The {asker} asks\n")
-        for each in saved.questions().values():
+        for each in saved.queries().values():
             if each.asker == asker:
                 values = "".join(f" -p {name}=..." for name in each.parameters)
                 said.append(f"**{each.title}** `persyn sql --ask {each.name}{values}`\n\n{each.note}\n")
@@ -60,7 +60,7 @@ def views() -> dict[str, list[str]]:
 def datasette() -> str:
     """The book, as Datasette is given it."""
     said = []
-    for each in saved.questions().values():
+    for each in saved.queries().values():
         said.append(f"      {each.name}:\n        title: {json.dumps(each.title)}\n")
         said.append(f"        description: {json.dumps(each.note)}\n        sql: |-\n")
         said.append(textwrap.indent(each.sql, " " * 10) + "\n")

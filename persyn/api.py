@@ -27,11 +27,11 @@ from persyn.analysis import compare, own_strategy, summary, tables, watch
 from persyn.analysis import plan as planning
 from persyn.analysis.plan import Plan
 from persyn.analysis.summary import Facts as Summary
-from persyn.analysis.watch import Glance as Snapshot
-from persyn.config import Per, RunConfig, thaw
+from persyn.analysis.watch import Snapshot as Snapshot
+from persyn.config import Per, RunConfig, load_config
 from persyn.dataset import export, formats
 from persyn.dataset.manifest import Manifest
-from persyn.dataset.options import Options as ExportOptions
+from persyn.dataset.options import ExportOptions as ExportOptions
 from persyn.db import catalog, lookup
 from persyn.db.catalog import RunState
 from persyn.db.connect import Database
@@ -73,7 +73,7 @@ __all__ = [
 Config: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
 """The tables of a run file as a dict, or the path of such a file."""
 
-Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
+PromptInput: TypeAlias = str | Sequence[Mapping[str, str]]
 """A text, or a conversation of {"role", "content"} turns that ends with the user's."""
 
 
@@ -219,7 +219,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Its configuration as the store keeps it: the tables of the run file, with defaults."""
         with self._read() as (_, run):
-            return thaw(run.config).frozen()
+            return load_config(run.config).frozen()
 
     def summary(self) -> Summary:
         """Stages, teachers and the router in numbers, as `persyn run status --json` gives them."""
@@ -293,7 +293,7 @@ class Run:
         """
         while True:
             with self._read() as (session, run):
-                seen = watch.glance(session, run)
+                seen = watch.snapshot(session, run)
             yield seen
             if seen.state is not RunState.RUNNING:
                 return
@@ -415,7 +415,7 @@ class Run:
 
     # Its router.
 
-    def route(self, prompts: Sequence[Prompt]) -> pa.Table:
+    def route(self, prompts: Sequence[PromptInput]) -> pa.Table:
         """Score every teacher for new prompts, which are not stored, and choose one for each.
 
         prompts: texts, or conversations that end with a user's turn.
@@ -536,7 +536,7 @@ def _config(given: Config) -> RunConfig:
     return run_file.parse(given) if isinstance(given, Mapping) else run_file.read(Path(given))
 
 
-def _conversation(prompt: Prompt) -> list[Message]:
+def _conversation(prompt: PromptInput) -> list[Message]:
     """A prompt as the turns that a router reads; `UsageError` unless the last is the user's."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
@@ -551,7 +551,7 @@ def _conversation(prompt: Prompt) -> list[Message]:
 
 
 def _require_router(run: catalog.Run) -> None:
-    kind = thaw(run.config).strategy.kind
+    kind = load_config(run.config).strategy.kind
     decided_by = STRATEGIES.require(kind, "strategy").decided_by
     if decided_by not in ("router", "function"):
         raise UsageError(f"run {run.name} follows strategy {kind}, which reads no prompt; there is no router to ask")
@@ -560,7 +560,7 @@ def _require_router(run: catalog.Run) -> None:
 
 
 def _warn_of_failures(session: Session, run: catalog.Run) -> None:
-    for shortfall in watch.shortfalls(watch.tally(session, run)):
+    for shortfall in watch.shortfalls(watch.count_rows(session, run)):
         if shortfall.is_large:
             reasons = [reason for reason, _ in shortfall.reasons]
             _warn(f"run {run.name}: {shortfall}; correct the cause, then call retry({reasons}) and work()")

@@ -26,11 +26,11 @@ StrategyKind = Annotated[str, Meta(extra={"kinds": "strategy"})]
 TeacherName = Annotated[
     str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")
 ]
-Model = Annotated[str, Meta(title="folder or hub id")]
+ModelName = Annotated[str, Meta(title="folder or hub id")]
 #: The divisor of a log-likelihood: "response" means the sum over all its tokens.
 Per: TypeAlias = Literal["token", "character", "response"]
-Unit = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+NonNegative = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -53,7 +53,7 @@ class Sampling(_Table, frozen=True):
     #: Nucleus sampling: sample from the most likely tokens with this total probability.
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     #: Sample from this many of the most likely tokens; 0 considers every token.
-    top_k: Count = 0
+    top_k: NonNegative = 0
     #: Values above 1 make tokens that already occur less likely; 1 has no effect.
     repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
     #: Texts that end a response; they are not part of it.
@@ -68,7 +68,7 @@ class RunTable(_Table, frozen=True):
     #: What the run is about; only a label. The scorer is set in `[quality]`.
     setting: Literal["math", "instruct"]
     #: Weight of learnability; quality has the remaining weight.
-    alpha: Unit = 0.4
+    alpha: Share = 0.4
     #: How raw scores are normalised within a prompt.
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
     #: The divisor of a response's log-likelihood; `response` means the sum over all its tokens.
@@ -119,11 +119,11 @@ class StudentTable(_Table, frozen=True):
     #: Its name in reports.
     name: Name
     #: The student's weights before training.
-    model: Model
+    model: ModelName
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
     #: GPUs for scoring; 0 is the CPU.
-    gpus: Count = 0
+    gpus: NonNegative = 0
     #: For the strategy `family-strong`: one of the teachers' families.
     family: str | None = None
     #: Options of its engine.
@@ -147,7 +147,7 @@ class QualityTable(_Table, frozen=True):
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
     #: GPUs for scoring; 0 is the CPU, or a server.
-    gpus: Count = 0
+    gpus: NonNegative = 0
     #: Options of its engine, which has the same name as the kind.
     options: dict[str, Any] = {}
 
@@ -156,7 +156,7 @@ class RouterTable(_Table, frozen=True):
     """[router]: the model that predicts which teacher's response will have the highest reward."""
 
     #: The language model under the head.
-    backbone: Model = "Qwen/Qwen2.5-1.5B"
+    backbone: ModelName = "Qwen/Qwen2.5-1.5B"
     #: Hub commit, branch or tag.
     revision: str | None = None
     #: Its hub commit, or its folder's digest; set by PerSyn at the start of the run.
@@ -184,7 +184,7 @@ class StrategyTable(_Table, frozen=True):
     #: How a teacher is chosen for a prompt.
     kind: StrategyKind = "persyn"
     #: `mix`: share of prompts for the largest teacher; the smallest answers the others.
-    ratio: Unit = 0.2
+    ratio: Share = 0.2
     #: `car`: weight of the student's loss.
     beta: Annotated[float, Meta(ge=0)] = 3.0
     #: `python`: `module:function`, on every worker's `PYTHONPATH`.
@@ -192,7 +192,7 @@ class StrategyTable(_Table, frozen=True):
     #: `python`: `sha256:...` of the function's file; set by PerSyn at the start of the run.
     revision: str | None = None
     #: `python`: GPUs it needs; 0 is the CPU.
-    gpus: Count = 0
+    gpus: NonNegative = 0
     #: `python`, and strategies of plug-ins: additional arguments of the function.
     options: dict[str, Any] = {}
 
@@ -226,7 +226,7 @@ class TeacherTable(_Table, frozen=True):
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
     #: GPUs it needs; 0 for the CPU or a server.
-    gpus: Count = 1
+    gpus: NonNegative = 1
     #: Options of its engine.
     options: dict[str, Any] = {}
     #: How its responses are sampled.
@@ -277,6 +277,6 @@ class RunConfig(_Table, frozen=True):
         return fingerprint_of(self)
 
 
-def thaw(frozen: dict[str, Any]) -> RunConfig:
+def load_config(frozen: dict[str, Any]) -> RunConfig:
     """Decode the configuration of a stored run."""
     return msgspec.convert(frozen, RunConfig)

@@ -9,7 +9,7 @@ class UsageError(PersynError):
     """The request is invalid: a bad run file, a missing file, an unknown name."""
 
 
-class StoreAway(UsageError):
+class StoreUnavailable(UsageError):
     """The database is unreachable: its address is wrong, or it is not running yet."""
 
 

@@ -121,7 +121,7 @@ def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibr
     file.write_text(_run_file(name, case, seed, calibration, home / "models"))
     persyn(home, "run", "start", str(file))
     torch.set_num_threads(1)  # models this small do not benefit from more threads
-    how = train.Settings(epochs=12, learning_rate=3e-3, batch_size=32, seed=seed)
+    how = train.TrainingSettings(epochs=12, learning_rate=3e-3, batch_size=32, seed=seed)
     trainings.train(database, name, how, gpus=0, home=home, progress=lambda done, total, loss: None)
     settings = Settings(f"sqlite:///{home / 'persyn.db'}", home)
     asked = How(engine="transformers", options={"batch_size": _BATCH}, sampling=_GREEDY)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from persyn.atomic import replaced
 from persyn.llm.protocols import ModelSpec
 from persyn.student import train
-from persyn.student.train import Settings
+from persyn.student.train import TrainingSettings
 from studies import skills
 from studies.skills import DIGITS, LETTERS, SKILLS, WALKS, Teacher, Turns
 
@@ -31,7 +31,7 @@ def teacher(facts: Teacher, folder: Path) -> Path:
 def _trained(begin: Path, rows: Iterator[Turns], folder: Path, *, epochs: int) -> Path:
     """Train a model with PerSyn's own training of students, for teachers too."""
     spec = ModelSpec("", str(begin))
-    settings = Settings(epochs=epochs, learning_rate=3e-3, batch_size=32)
+    settings = TrainingSettings(epochs=epochs, learning_rate=3e-3, batch_size=32)
     if not (folder / train.MODEL).exists():
         print(f"training {folder.name}", flush=True)
         train.prepare(spec, rows, settings, folder)

@@ -56,7 +56,7 @@ def test_a_stage_is_a_record_in_the_registry(database: Database, monkeypatch: py
     with database.read() as session:
         run = session.get_one(Run, run_id)
         assert list(pipeline.progress(session, run))[-1] == "review"
-        assert str(watch.shortfalls(watch.tally(session, run))[-1]).startswith("review: 2 of 7 rows failed")
+        assert str(watch.shortfalls(watch.count_rows(session, run))[-1]).startswith("review: 2 of 7 rows failed")
         assert any(finding.about == "stage review" and "9" in finding.found for finding in audit.audit(session, run))
         assert summary.facts(session, run).stages[-1].stage == "review"
         assert pipeline.needed(session, run) == ("generate", "review")

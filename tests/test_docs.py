@@ -28,7 +28,7 @@ def test_every_view_is_explained_and_its_columns_are_as_promised() -> None:
 
 
 def test_the_page_says_how_many_questions_there_are() -> None:
-    assert len(saved.questions()) == 21
+    assert len(saved.queries()) == 21
     assert "## Twenty-one questions" in (make.ROOT / "docs/sql.md").read_text()
 
 

@@ -44,7 +44,7 @@ from persyn.llm.scorers import log_likelihood, reward_model
 from persyn.llm.teachers import transformers_engine
 from persyn.router import fit, route
 from persyn.student import train
-from persyn.student.train import Settings
+from persyn.student.train import TrainingSettings
 from tests.reward_models import make
 from tests.router import topics
 
@@ -241,7 +241,7 @@ def test_auto_takes_the_head_where_the_memory_does_not_do_for_more(
 CONVERSATIONS = [(ask(f"What is {n}?"), f"It is number {n}, and after it comes {n + 1}.") for n in range(64)]
 
 
-def trained(smollm2: Path, folder: Path, settings: Settings) -> train.Notes:
+def trained(smollm2: Path, folder: Path, settings: TrainingSettings) -> train.Notes:
     spec = ModelSpec("", str(smollm2), gpus=1)
     train.prepare(spec, CONVERSATIONS, settings, folder)
     return train.train(spec, settings, folder, lambda *_: None)
@@ -250,7 +250,9 @@ def trained(smollm2: Path, folder: Path, settings: Settings) -> train.Notes:
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_a_student_learns_and_can_be_asked(smollm2: Path, tmp_path: Path, tune: Any) -> None:
     rate = {"full": 1e-4, "lora": 2e-3}[tune]
-    notes = trained(smollm2, tmp_path, Settings(tune=tune, epochs=6, learning_rate=rate, batch_size=16, micro_batch=8))
+    notes = trained(
+        smollm2, tmp_path, TrainingSettings(tune=tune, epochs=6, learning_rate=rate, batch_size=16, micro_batch=8)
+    )
 
     assert notes.losses[-1][1] < notes.losses[0][1] / 4
     asked = [Generate(0, ask("What is 7?"), Sampling(temperature=0.0, max_tokens=24), 0)]
@@ -261,7 +263,7 @@ def test_a_training_that_does_not_fit_names_what_to_lower(smollm2: Path, tmp_pat
     little_memory(900)
 
     with pytest.raises(EngineError, match="64 conversations at a time do not fit the memory; lower micro_batch"):
-        trained(smollm2, tmp_path, Settings(batch_size=64))
+        trained(smollm2, tmp_path, TrainingSettings(batch_size=64))
 
 
 ENGINES = {

@@ -156,7 +156,7 @@ def test_the_commands_of_all_pages_are_looked_at() -> None:
     found = [words for page in PAGES for words in commands(page)]
     assert len(found) > 70
     asked = {words[words.index("--ask") + 1] for words in found if "--ask" in words}
-    assert asked <= saved.questions().keys()
+    assert asked <= saved.queries().keys()
 
 
 @each_page

@@ -22,7 +22,7 @@ from persyn.stages.registry import STAGES
 _AT_ONCE = 1000
 
 
-class Finding(Struct, frozen=True):
+class Violation(Struct, frozen=True):
     """An inconsistency.
 
     rule:  the violated rule.
@@ -35,7 +35,7 @@ class Finding(Struct, frozen=True):
     found: str
 
 
-def audit(session: Session, run: Run) -> Iterator[Finding]:
+def audit(session: Session, run: Run) -> Iterator[Violation]:
     """Check a run within one snapshot, rule by rule; yield each violation as it is found."""
     yield from _counts(session, run)
     yield from _owed(session, run)
@@ -46,18 +46,18 @@ def audit(session: Session, run: Run) -> Iterator[Finding]:
     yield from _ends(session, run)
 
 
-def _counts(session: Session, run: Run) -> Iterator[Finding]:
+def _counts(session: Session, run: Run) -> Iterator[Violation]:
     """Each stage's rows, counted independently, equal done + failed + pending; completed stages have none pending."""
     for stage, counts in pipeline.progress(session, run).items():
         sums = f"{counts.done} done + {counts.failed} failed + {counts.pending} pending"
         expected = STAGES[stage].expected(session, run)
         if expected != counts.total:
-            yield Finding("counts", f"stage {stage}", f"{expected} were given, {sums} are there")
+            yield Violation("counts", f"stage {stage}", f"{expected} were given, {sums} are there")
         if counts.pending and (stage != run.stage or run.state is RunState.DONE):
-            yield Finding("counts", f"stage {stage}", f"it is over, with {sums}")
+            yield Violation("counts", f"stage {stage}", f"it is over, with {sums}")
 
 
-def _owed(session: Session, run: Run) -> Iterator[Finding]:
+def _owed(session: Session, run: Run) -> Iterator[Violation]:
     """In a finished run every assigned prompt has a response or a failure, and no job is open."""
     if run.state is not RunState.DONE:
         return
@@ -68,13 +68,13 @@ def _owed(session: Session, run: Run) -> Iterator[Finding]:
         .order_by(Assignment.prompt_id)
     )
     for row in _stream(session, missing):
-        yield Finding("response", f"prompt {row.prompt_id}", f"teacher {row.teacher_id} has no response to it")
+        yield Violation("response", f"prompt {row.prompt_id}", f"teacher {row.teacher_id} has no response to it")
     is_open = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
     for job in _stream(session, select(Job.id, Job.state).where(Job.run_id == run.id, is_open)):
-        yield Finding("response", f"job {job.id}", f"the run is done, and it is {job.state}")
+        yield Violation("response", f"job {job.id}", f"the run is done, and it is {job.state}")
 
 
-def _duplicates(session: Session, run: Run) -> Iterator[Finding]:
+def _duplicates(session: Session, run: Run) -> Iterator[Violation]:
     key = Response.prompt_id, Response.teacher_id, Response.sample
     repeated = (
         select(*key, func.count().label("n"))
@@ -84,10 +84,10 @@ def _duplicates(session: Session, run: Run) -> Iterator[Finding]:
     )
     for row in _stream(session, repeated):
         found = f"teacher {row.teacher_id} has {row.n} responses of sample {row.sample} to it"
-        yield Finding("duplicate", f"prompt {row.prompt_id}", found)
+        yield Violation("duplicate", f"prompt {row.prompt_id}", found)
 
 
-def _strays(session: Session, run: Run) -> Iterator[Finding]:
+def _strays(session: Session, run: Run) -> Iterator[Violation]:
     """A response matches the teacher and the prompt range of the job that wrote it, in any run."""
     fits = and_(
         Job.teacher_id == Response.teacher_id,
@@ -101,20 +101,20 @@ def _strays(session: Session, run: Run) -> Iterator[Finding]:
     )
     for row in _stream(session, strays):
         found = f"job {row.job_id} wrote teacher {row.teacher_id}'s response to it, which was not the job's to write"
-        yield Finding("stray", f"prompt {row.prompt_id}", found)
+        yield Violation("stray", f"prompt {row.prompt_id}", found)
 
 
-def _leases(session: Session, run: Run) -> Iterator[Finding]:
+def _leases(session: Session, run: Run) -> Iterator[Violation]:
     """A running job has an owner and a lease; no other job has a lease."""
     is_running = Job.state == JobState.RUNNING
     is_held = and_(Job.lease_until.is_not(None), Job.owner.is_not(None))
     wrong = or_(and_(is_running, ~is_held), and_(~is_running, Job.lease_until.is_not(None)))
     for job in _stream(session, select(Job.id, Job.state).where(Job.run_id == run.id, wrong)):
         lack = "without an owner under a lease" if job.state is JobState.RUNNING else "and under a lease"
-        yield Finding("lease", f"job {job.id}", f"it is {job.state} {lack}")
+        yield Violation("lease", f"job {job.id}", f"it is {job.state} {lack}")
 
 
-def _transitions(session: Session, run: Run) -> Iterator[Finding]:
+def _transitions(session: Session, run: Run) -> Iterator[Violation]:
     """Each event of a job starts in the previous one's end state; the fence never falls, and rises with each claim."""
 
     def before(column: Any, at_first: Any) -> ColumnElement[Any]:
@@ -150,13 +150,13 @@ def _transitions(session: Session, run: Run) -> Iterator[Finding]:
     for row in _stream(session, wrong):
         if row.is_broken:
             found = f"event {row.id} takes it from {row.from_state}, where it was {row.was_state}"
-            yield Finding("events", f"job {row.job_id}", found)
+            yield Violation("events", f"job {row.job_id}", found)
         if row.is_too_low:
             found = f"event {row.id} ({row.to_state}) has fence {row.fence} after fence {row.was_fence}"
-            yield Finding("fence", f"job {row.job_id}", found)
+            yield Violation("fence", f"job {row.job_id}", found)
 
 
-def _ends(session: Session, run: Run) -> Iterator[Finding]:
+def _ends(session: Session, run: Run) -> Iterator[Violation]:
     """A job's state and fence match its last event."""
     last = (
         select(Event.job_id, func.max(Event.id).label("event_id"))
@@ -176,9 +176,9 @@ def _ends(session: Session, run: Run) -> Iterator[Finding]:
     )
     for job in _stream(session, wrong):
         if job.state != job.said_state:
-            yield Finding("events", f"job {job.id}", f"it is {job.state}, by its events {job.said_state}")
+            yield Violation("events", f"job {job.id}", f"it is {job.state}, by its events {job.said_state}")
         if job.fence != job.said_fence:
-            yield Finding("fence", f"job {job.id}", f"it has fence {job.fence}, by its events {job.said_fence}")
+            yield Violation("fence", f"job {job.id}", f"it has fence {job.fence}, by its events {job.said_fence}")
 
 
 def _count(session: Session, query: Select[int]) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import Per, StrategyTable, thaw
+from persyn.config import Per, StrategyTable, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.grid import Grid
@@ -24,9 +24,9 @@ from persyn.errors import UsageError
 from persyn.method import rewards, strategies
 from persyn.method.intervals import Interval, interval, weights
 from persyn.method.rewards import Matrix
-from persyn.method.strategies import STRATEGIES, Known, Vector
+from persyn.method.strategies import STRATEGIES, StrategyInputs, Vector
 from persyn.runs import run_file
-from persyn.stages.known import known
+from persyn.stages.known import strategy_inputs
 
 _NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
 
@@ -88,7 +88,7 @@ def compare(
             why there are none; "persyn" defaults to the run's router, which was fitted to the run's own alpha.
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
-    alpha = thaw(run.config).run.alpha if alpha is None else alpha
+    alpha = load_config(run.config).run.alpha if alpha is None else alpha
     cells = grid.read(session, run, per=per)
     given = dict(scores or {})
     if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
@@ -119,7 +119,7 @@ class _Reward:
 def _compare(
     session: Session, run: Run, cells: Grid, reward: _Reward, scores: Mapping[str, Matrix | str]
 ) -> Comparison:
-    config = thaw(run.config)
+    config = load_config(run.config)
     how = reward.how or config.run.normalise
     rewarded = cells.rewards(alpha=reward.alpha, how=how)
     is_known = ~np.isnan(rewarded).all(axis=1)
@@ -135,7 +135,7 @@ def _compare(
             "it needs calibration and holdout above 0, and to be past its scoring"
         )
     present = ~np.isnan(rewarded[holdout])
-    policies, notes = _policies(known(session, run, cells, rewarded, calibration), present, config.strategy)
+    policies, notes = _policies(strategy_inputs(session, run, cells, rewarded, calibration), present, config.strategy)
     for name, found in scores.items():
         if isinstance(found, str):
             notes.append(f"{name}: {found}")
@@ -162,7 +162,9 @@ def _compare(
     )
 
 
-def _policies(goes_by: Known, present: strategies.Present, table: StrategyTable) -> tuple[dict[str, Matrix], list[str]]:
+def _policies(
+    goes_by: StrategyInputs, present: strategies.Present, table: StrategyTable
+) -> tuple[dict[str, Matrix], list[str]]:
     """The policies of strategies that read no prompt, and the reasons why others are unavailable."""
     found: dict[str, Matrix] = {}
     notes: list[str] = []

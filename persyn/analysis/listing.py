@@ -95,7 +95,7 @@ class Place(Struct, frozen=True):
     margin: float | None = None
 
 
-class Row(Struct, frozen=True):
+class PromptListing(Struct, frozen=True):
     """A prompt in a list."""
 
     prompt_id: int
@@ -113,10 +113,10 @@ class Row(Struct, frozen=True):
     quality: float | None
 
 
-class Page(Struct, frozen=True):
+class PromptPage(Struct, frozen=True):
     """Rows of a page and the place after which the next begins; None on the last page."""
 
-    rows: list[Row]
+    rows: list[PromptListing]
     following: Place | None
     #: The time limit ended the search: prompts beyond this page were not searched.
     is_partial: bool = False
@@ -233,7 +233,7 @@ def prompts(
     after: Place | None = None,
     limit: int = 50,
     seconds: float = _SECONDS,
-) -> Page:
+) -> PromptPage:
     """A page of a run's prompts; sorting by margin excludes prompts without one.
 
     seconds: time limit of the search; when it is reached, the page may have fewer rows than exist, or none, so that
@@ -252,9 +252,9 @@ def prompts(
         found += session.execute(stretch.limit(limit + 1 - len(found))).all()
         rows = [_row(row) for row in found[:limit]]
         if len(found) > limit:
-            return Page(rows, Place(rows[-1].prompt_id, rows[-1].margin))
+            return PromptPage(rows, Place(rows[-1].prompt_id, rows[-1].margin))
         if end is None or time.monotonic() > until:
-            return Page(rows, end, is_partial=end is not None)
+            return PromptPage(rows, end, is_partial=end is not None)
         after = end
 
 
@@ -399,7 +399,7 @@ def _is(failure: Any, why: str) -> ColumnElement[bool]:
     return known if why == "any" else and_(known, reason(failure) == why)
 
 
-def _row(found: Any) -> Row:
+def _row(found: Any) -> PromptListing:
     if found.teacher is None:
         standing = Standing.UNASSIGNED
     elif found.response_id is None:
@@ -407,4 +407,6 @@ def _row(found: Any) -> Row:
     else:
         standing = Standing.ANSWERED if found.failure is None else Standing.FAILED
     columns = found._mapping
-    return Row(standing=standing, **{name: columns[name] for name in Row.__struct_fields__ if name != "standing"})
+    return PromptListing(
+        standing=standing, **{name: columns[name] for name in PromptListing.__struct_fields__ if name != "standing"}
+    )

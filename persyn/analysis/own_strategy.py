@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy.orm import Session
 
-from persyn.config import Per, thaw
+from persyn.config import Per, load_config
 from persyn.db import grid
 from persyn.db.catalog import Role, Run
 from persyn.db.connect import Database
@@ -21,7 +21,7 @@ from persyn.stages import assign
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class StrategyRequest:
     """A custom strategy with its inputs from the calibration prompts, and requests for the hold-out prompts."""
 
     cells: grid.Grid
@@ -31,19 +31,19 @@ class Question:
 
 def read(
     session: Session, run: Run, *, alpha: float | None, how: Normalisation | None, per: Per | None
-) -> Question | None:
+) -> StrategyRequest | None:
     """Prepare the evaluation with the settings of `compare.compare`; None if the run's strategy is not a function."""
-    config = thaw(run.config)
+    config = load_config(run.config)
     if not config.strategy.model:
         return None
     cells = grid.read(session, run, per=per)
     alpha = config.run.alpha if alpha is None else alpha
     rewarded = cells.rewards(alpha=alpha, how=how)
     routes = assign.grid_routes(session, run, Role.HOLDOUT)
-    return Question(cells, assign.own_spec(session, run, cells, rewarded), routes)
+    return StrategyRequest(cells, assign.own_spec(session, run, cells, rewarded), routes)
 
 
-def scores(question: Question, settings: Settings) -> Matrix | str:
+def scores(question: StrategyRequest, settings: Settings) -> Matrix | str:
     """(P, T) scores in the grid's order, NaN except for the hold-out, or the reason why there are none.
 
     The function runs in a separate process. Needs no session.

@@ -15,7 +15,7 @@ from sqlalchemy import Text, and_, case, cast, func, literal, null, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
-from persyn.config import IMPORTED, RunConfig, thaw
+from persyn.config import IMPORTED, RunConfig, load_config
 from persyn.db import bulk, lookup
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
@@ -205,7 +205,7 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
 
     calibrate, generate, undecided, everything = map(shares, ("calibrate", "generate", "undecided", "all"))
     fixed = _merge(sum, calibrate + generate)
-    strategy = thaw(run.config).strategy
+    strategy = load_config(run.config).strategy
     reads_prompts = STRATEGIES.require(strategy.kind, "strategy").decided_by in ("router", "function")
     evenly = shares("undecided", split=len(teachers)) if reads_prompts else []
     return Plan(

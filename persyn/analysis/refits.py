@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from sqlalchemy.orm import Session
 
-from persyn.config import Per, thaw
+from persyn.config import Per, load_config
 from persyn.db import grid
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
@@ -77,7 +77,7 @@ class Curve(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class RefitInputs:
     """The inputs of a refit, read from the store: the grid, and the fit that defines the features."""
 
     cells: grid.Grid
@@ -87,12 +87,12 @@ class Grid:
     alpha: float
 
 
-def read(session: Session, run: Run, *, per: Per | None = None) -> Grid:
+def read(session: Session, run: Run, *, per: Per | None = None) -> RefitInputs:
     """Read a run's grid; raise `UsageError` when no router can be fitted to it and measured.
 
     per: unit of learnability, see `grid.read`; None is the run's.
     """
-    config = thaw(run.config)
+    config = load_config(run.config)
     if config.router.engine == "fake":
         raise UsageError(f"run {run.name!r} has a fake router: there is no backbone to read its prompts with")
     spec, request = fit_router.fit_of(session, run)
@@ -100,10 +100,10 @@ def read(session: Session, run: Run, *, per: Per | None = None) -> Grid:
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
     if not (known & is_holdout).any() or not (known & ~is_holdout).any():
         raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")
-    return Grid(grid.read(session, run, per=per), spec, request, config.run.normalise, config.run.alpha)
+    return RefitInputs(grid.read(session, run, per=per), spec, request, config.run.normalise, config.run.alpha)
 
 
-def freeze(found: Grid, home: Path) -> Frozen:
+def freeze(found: RefitInputs, home: Path) -> Frozen:
     """Compute the features of a grid's prompts, or load them from the cache in `home`. Needs no session."""
     return Frozen(
         cells=found.cells,

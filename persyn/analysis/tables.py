@@ -14,7 +14,7 @@ from sqlalchemy import Select, Text, and_, case, cast, or_, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis.compare import Comparison
-from persyn.config import Per, thaw
+from persyn.config import Per, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Score
@@ -153,7 +153,7 @@ def rewards(
 
     alpha, how, per: another weight of learnability, normalisation or learnability than the run's.
     """
-    config = thaw(run.config).run
+    config = load_config(run.config).run
     alpha = config.alpha if alpha is None else alpha
     if not 0.0 <= alpha <= 1.0:
         raise UsageError(f"alpha must be within [0, 1], got {alpha}")

@@ -9,7 +9,7 @@ from msgspec import Struct
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from persyn.config import thaw
+from persyn.config import load_config
 from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore, Score, answers_assignment
@@ -17,7 +17,7 @@ from persyn.db.trained import Training
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError, shorten
 
-Row = dict[str, Any]
+TraceRow = dict[str, Any]
 #: Candidates listed for an ambiguous prompt.
 _MOST_MEANT = 5
 #: A longer number cannot be an id in the store.
@@ -35,22 +35,22 @@ class Trace(Struct, frozen=True):
     source_id: str | None
     #: The assigned teacher; None before assignment.
     teacher: str | None
-    assignment: Row
+    assignment: TraceRow
     #: The custom strategy with the digest of its file; empty if there is none.
-    strategy: Row
+    strategy: TraceRow
     #: The run's router with the digest of its files; empty before it is fitted.
-    router: Row
+    router: TraceRow
     #: One row per teacher, best first.
-    router_scores: list[Row]
+    router_scores: list[TraceRow]
     #: The responses of the run's teachers, with their rewards and origin.
-    responses: list[Row]
+    responses: list[TraceRow]
     #: The raw scores of these responses, with their scorers.
-    scores: list[Row]
+    scores: list[TraceRow]
     #: The events of the jobs that produced them.
-    events: list[Row]
+    events: list[TraceRow]
     #: Each run with this prompt, its assigned teacher, and the students trained on its dataset; filters may have
     #: excluded the response from that dataset.
-    uses: list[Row]
+    uses: list[TraceRow]
 
     @property
     def decided_by_rewards(self) -> bool:
@@ -58,7 +58,7 @@ class Trace(Struct, frozen=True):
         return str(self.assignment.get("reason", "")).startswith("calibration")
 
     @property
-    def by_reward(self) -> list[Row]:
+    def by_reward(self) -> list[TraceRow]:
         """The calibration responses, highest reward first; those without a reward last."""
         first = [row for row in self.responses if row["sample"] == 0]
         return sorted(first, key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
@@ -130,8 +130,8 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
     )
 
 
-def _function(run: Run) -> Row:
-    strategy = thaw(run.config).strategy
+def _function(run: Run) -> TraceRow:
+    strategy = load_config(run.config).strategy
     if not strategy.model:
         return {}
     return {"model": strategy.model, "revision": strategy.revision, "options": strategy.options}
@@ -241,7 +241,7 @@ def _load(column: Any, worker: Any) -> Any:
     )
 
 
-def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[Row]) -> None:
+def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[TraceRow]) -> None:
     """Add quality, learnability and reward to the grid's responses, as used for the router; None for others."""
     for row in responses:
         row |= {"quality": None, "learnability": None, "reward": None}
@@ -294,5 +294,5 @@ def _uses(prompt_id: int) -> Any:
     )
 
 
-def _rows(session: Session, query: Any) -> list[Row]:
+def _rows(session: Session, query: Any) -> list[TraceRow]:
     return [dict(row._mapping) for row in session.execute(query)]

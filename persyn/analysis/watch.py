@@ -14,7 +14,7 @@ from msgspec import Struct
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import thaw
+from persyn.config import load_config
 from persyn.db.catalog import Run, RunState, RunTeacher, Teacher
 from persyn.db.results import Response
 from persyn.db.text import reason
@@ -78,7 +78,7 @@ class Wait(Struct, frozen=True):
     limit_seconds: float
 
 
-class Glance(Struct, frozen=True):
+class Snapshot(Struct, frozen=True):
     """A snapshot of a run."""
 
     at: datetime
@@ -131,7 +131,7 @@ class Shortfall(Struct, frozen=True):
         return f"{self.stage}: {self.failed:,} of {self.total:,} rows failed ({self.share:.1%}): {why}"
 
 
-class Tally(Struct, frozen=True):
+class RowCounts(Struct, frozen=True):
     """Counts of a run's rows by outcome."""
 
     stages: dict[str, Progress]
@@ -140,14 +140,14 @@ class Tally(Struct, frozen=True):
     stage: str
     open_rows: int
 
-    def after(self, earlier: Tally) -> Tally:
+    def after(self, earlier: RowCounts) -> RowCounts:
         """Complete this tally with stages that only an earlier one counted."""
         kept = {name: counts for name, counts in earlier.stages.items() if name not in self.stages}
         failures = [failure for failure in earlier.failures if failure.stage in kept]
-        return Tally(kept | self.stages, failures + self.failures, self.stage, self.open_rows)
+        return RowCounts(kept | self.stages, failures + self.failures, self.stage, self.open_rows)
 
 
-def glance(session: Session, run: Run) -> Glance:
+def snapshot(session: Session, run: Run) -> Snapshot:
     """Take a snapshot of a run's current stage; the cost depends on the number of jobs, not of prompts."""
     mine = Job.run_id == run.id, Job.stage == run.stage
     counted = session.execute(
@@ -157,7 +157,7 @@ def glance(session: Session, run: Run) -> Glance:
     ).all()
     at = session.scalars(select(now())).one()
     began = min((start for *_, start in counted if start is not None), default=at)
-    return Glance(
+    return Snapshot(
         at=at,
         state=run.state,
         stage=run.stage,
@@ -192,7 +192,7 @@ def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
         .group_by(Outage.queue, Outage.error, Outage.since, Outage.retry_at)
         .order_by(Outage.since, Outage.queue)
     )
-    limit = thaw(run.config).run.outage_seconds
+    limit = load_config(run.config).run.outage_seconds
     return [
         Wait(
             model=teacher or queue,
@@ -205,7 +205,7 @@ def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
     ]
 
 
-def over(seen: Glance, counted: Tally) -> int:
+def finished_rows(seen: Snapshot, counted: RowCounts) -> int:
     """Rows of the current stage that are done or failed: those counted, or more if jobs have ended since."""
     counts = counted.stages[seen.stage]
     known = counts.done + counts.failed
@@ -216,7 +216,7 @@ def over(seen: Glance, counted: Tally) -> int:
     return max(known, counts.total - seen.open_rows - in_no_job)
 
 
-def rate(seen: Glance, pending: int) -> float | None:
+def rate(seen: Snapshot, pending: int) -> float | None:
     """Rows per second of the current stage: recent if teachers are generating, else since it began; None at first.
 
     pending: its rows that are still missing.
@@ -227,7 +227,7 @@ def rate(seen: Glance, pending: int) -> float | None:
     return worked / seen.stage_seconds if worked > 0 and seen.stage_seconds > 0 else None
 
 
-def shortfalls(counted: Tally) -> list[Shortfall]:
+def shortfalls(counted: RowCounts) -> list[Shortfall]:
     """The shortfall of each stage in which rows failed."""
     return [
         Shortfall(
@@ -241,7 +241,7 @@ def shortfalls(counted: Tally) -> list[Shortfall]:
     ]
 
 
-def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:
+def count_rows(session: Session, run: Run, *, known: Collection[str] = ()) -> RowCounts:
     """Count the rows of the run's stages by outcome and reason of failure.
 
     known: stages to leave out; completed stages do not change.
@@ -254,7 +254,7 @@ def tally(session: Session, run: Run, *, known: Collection[str] = ()) -> Tally:
         for why, rows in _by_reason(session, select_failures(run))
     ]
     counted = select(func.sum(Job.n_prompts)).where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(_OPEN))
-    return Tally(stages, failures, run.stage, int(session.scalars(counted).one() or 0))
+    return RowCounts(stages, failures, run.stage, int(session.scalars(counted).one() or 0))
 
 
 def _held(session: Session, run: Run, at: datetime) -> list[Held]:

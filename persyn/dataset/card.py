@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from persyn.config import thaw
+from persyn.config import load_config
 from persyn.dataset.formats import FORMATS, PARQUET
 from persyn.dataset.manifest import File, Manifest
 from persyn.errors import shorten
@@ -125,7 +125,7 @@ def _default(manifest: Manifest) -> str:
 
 
 def _what(manifest: Manifest) -> str:
-    strategy = thaw(manifest.config).strategy
+    strategy = load_config(manifest.config).strategy
     kind = STRATEGIES.get(strategy.kind)
     how = (
         "Each prompt was given to the one teacher that a router, fitted to this student on a calibration sample, "
@@ -282,7 +282,7 @@ _TOOLS = {
 
 
 def _provenance(manifest: Manifest) -> str:
-    config = thaw(manifest.config)
+    config = load_config(manifest.config)
     dials = f"{config.run.alpha:g}, {config.run.normalise}, {config.run.seed}"
     rows: list[Sequence[str]] = [
         ["student", f"{text(manifest.student.name)}: {_model(manifest.student.model, manifest.student.revision)}"],

@@ -11,7 +11,7 @@ from typing import Any
 from persyn.dataset.words import n_grams, words
 from persyn.errors import UsageError
 from persyn.ingest import files
-from persyn.ingest.record import Broken
+from persyn.ingest.record import UnreadableRecord
 
 #: Words per n-gram; 13 is the usual choice in contamination checks, as longer matches are unlikely by chance.
 N = 13
@@ -43,7 +43,7 @@ def read(path: Path) -> Benchmark:
     wholes: set[int] = set()
     rows = 0
     for number, record in files.records(path):
-        if isinstance(record, Broken):
+        if isinstance(record, UnreadableRecord):
             raise UsageError(f"{path.name}:{number}: {record.reason}")
         rows += 1
         for text in _texts(record):

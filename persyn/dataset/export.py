@@ -16,10 +16,10 @@ from sqlalchemy import Result, and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn.atomic import replaced
-from persyn.config import thaw
+from persyn.config import load_config
 from persyn.dataset import card, contamination
 from persyn.dataset.contamination import Benchmark
-from persyn.dataset.filters import Caps, Drop, Filters, Row
+from persyn.dataset.filters import AssignedRow, Caps, Drop, Filters
 from persyn.dataset.formats import FORMATS, Example, Format, Write, domain_of, jsonl
 from persyn.dataset.manifest import (
     CARD,
@@ -27,15 +27,15 @@ from persyn.dataset.manifest import (
     DROPPED,
     MANIFEST,
     BenchmarkCount,
+    ExportCounts,
     File,
     Manifest,
     RouterVersion,
     StudentVersion,
-    Tally,
     TeacherCount,
     files_of,
 )
-from persyn.dataset.options import FINISH_REASONS, TRAIN, Options
+from persyn.dataset.options import FINISH_REASONS, TRAIN, ExportOptions
 from persyn.dataset.verdicts import known_wrong
 from persyn.db import lookup
 from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
@@ -52,7 +52,7 @@ def write(
     database: Database,
     run_id: int,
     folder: Path,
-    options: Options | None = None,
+    options: ExportOptions | None = None,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
@@ -64,7 +64,7 @@ def write(
     benchmark, and a folder that contains anything other than an earlier dataset; `PersynError` when the files cannot be
     written.
     """
-    options = options or Options()
+    options = options or ExportOptions()
     folder = folder.resolve()
     _require_replaceable(folder)
     found = _benchmarks(options)
@@ -78,7 +78,7 @@ def write(
 
 
 def preview(
-    database: Database, run_id: int, options: Options, *, progress: Callable[[int], None] | None = None
+    database: Database, run_id: int, options: ExportOptions, *, progress: Callable[[int], None] | None = None
 ) -> Manifest:
     """The manifest of the dataset that `write` would write, without its files; raises `UsageError` like `write`."""
     found = _benchmarks(options)
@@ -86,7 +86,7 @@ def preview(
         return _Export(session, run_id, options, found, progress or (lambda n: None)).count()
 
 
-def training_rows(session: Session, run_id: int, options: Options) -> Generator[Row]:
+def training_rows(session: Session, run_id: int, options: ExportOptions) -> Generator[AssignedRow]:
     """Yield the rows that `write` would put into the split `train`, in the same order.
 
     Raises `UsageError` like `write`.
@@ -96,7 +96,7 @@ def training_rows(session: Session, run_id: int, options: Options) -> Generator[
         yield from (row for row in rows if options.split_of(row.content_hash) == TRAIN)
 
 
-def examples(session: Session, run_id: int, options: Options) -> Generator[tuple[str, Example]]:
+def examples(session: Session, run_id: int, options: ExportOptions) -> Generator[tuple[str, Example]]:
     """The rows that `write` would write, in its order, each with its split; perhaps none.
 
     Raises `UsageError` as it does.
@@ -120,7 +120,7 @@ def _require_replaceable(folder: Path) -> None:
         )
 
 
-def _benchmarks(options: Options) -> list[Benchmark]:
+def _benchmarks(options: ExportOptions) -> list[Benchmark]:
     names = [Path(path).name for path in options.benchmarks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"two benchmarks are named {twice[0]}, and the dataset names them so; rename one")
@@ -134,7 +134,7 @@ class _Export:
         self,
         session: Session,
         run_id: int,
-        options: Options,
+        options: ExportOptions,
         found: Sequence[Benchmark],
         progress: Callable[[int], None],
     ) -> None:
@@ -145,7 +145,7 @@ class _Export:
         self._progress = progress
         self._teachers = _teachers(session, run_id)
         self._known_wrong = known_wrong(session, run)
-        self._tally = Tally()
+        self._tally = ExportCounts()
 
     def count(self) -> Manifest:
         """Count rows without writing files."""
@@ -175,17 +175,17 @@ class _Export:
                     add(example)
         return self._finish(folder)
 
-    def example(self, row: Row) -> Example:
+    def example(self, row: AssignedRow) -> Example:
         """A row as formats write it."""
         return _example(row, self._teachers[row.teacher_id])
 
-    def rows(self, dropped: Callable[[Drop, Row], object]) -> Generator[Row]:
+    def rows(self, dropped: Callable[[Drop, AssignedRow], object]) -> Generator[AssignedRow]:
         """Yield the dataset's rows in prompt order; count the others by reason."""
         _require_known(self._session, self._run, self._options)
         _require_decided(self._session, self._run, self._options)
         if self._options.drop_wrong and self._known_wrong is None:
             raise UsageError(
-                f"the quality of run {self._run.name}, {thaw(self._run.config).quality.kind}, does not say which "
+                f"the quality of run {self._run.name}, {load_config(self._run.config).quality.kind}, does not say which "
                 "responses are wrong; leave out those of low quality by --min-quality"
             )
         caps = self._caps()
@@ -308,7 +308,7 @@ class _Export:
             )
 
 
-def _require_decided(session: Session, run: Run, options: Options) -> None:
+def _require_decided(session: Session, run: Run, options: ExportOptions) -> None:
     """Require an option for unscored responses, if there are any."""
     if options.min_quality is None or options.unscored is not None:
         return
@@ -327,7 +327,7 @@ def _require_decided(session: Session, run: Run, options: Options) -> None:
         )
 
 
-def _require_known(session: Session, run: Run, options: Options) -> None:
+def _require_known(session: Session, run: Run, options: ExportOptions) -> None:
     """Raise `UsageError` for a finish reason that no response has, since a misspelt one would drop every row."""
     if set(options.finish_reasons) <= FINISH_REASONS:
         return
@@ -395,7 +395,7 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
     )
 
 
-def _example(row: Row, teacher: Teacher) -> Example:
+def _example(row: AssignedRow, teacher: Teacher) -> Example:
     return Example(
         id=row.source_id or row.content_hash,
         prompt_id=row.prompt_id,
@@ -415,7 +415,7 @@ def _example(row: Row, teacher: Teacher) -> Example:
     )
 
 
-def _dropped(drop_and_row: tuple[Drop, Row]) -> dict[str, Any]:
+def _dropped(drop_and_row: tuple[Drop, AssignedRow]) -> dict[str, Any]:
     drop, row = drop_and_row
     return {
         "prompt_id": row.prompt_id,
@@ -426,7 +426,7 @@ def _dropped(drop_and_row: tuple[Drop, Row]) -> dict[str, Any]:
     }
 
 
-def _ignore(drop_and_row: tuple[Drop, Row]) -> None:
+def _ignore(drop_and_row: tuple[Drop, AssignedRow]) -> None:
     """Discard nothing: without filters no row is dropped."""
 
 

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 
 from persyn.dataset.contamination import Benchmark
 from persyn.dataset.near_duplicates import NearDuplicates
-from persyn.dataset.options import UNKNOWN, Options
+from persyn.dataset.options import UNKNOWN, ExportOptions
 from persyn.dataset.verdicts import WRONG
 from persyn.dataset.words import words
 
-Row: TypeAlias = Any
+AssignedRow: TypeAlias = Any
 """An assignment with its prompt and response text, as `export.assigned` returns it."""
 
 #: The filters, in the order in which they are applied.
@@ -33,11 +33,11 @@ class Drop:
 class Filters:
     """All filters except caps. Rows must be passed once, in prompt order: of two near-duplicates the first is kept."""
 
-    def __init__(self, options: Options, benchmarks: Sequence[Benchmark]) -> None:
+    def __init__(self, options: ExportOptions, benchmarks: Sequence[Benchmark]) -> None:
         self._options = options
         self._benchmarks = benchmarks
         self._prompts = NearDuplicates(options.near_duplicates) if options.near_duplicates is not None else None
-        self._asked: list[Callable[[Row], Drop | None]] = [
+        self._asked: list[Callable[[AssignedRow], Drop | None]] = [
             *([self._finish_reason] if options.finish_reasons else []),
             *([self._quality] if options.min_quality is not None else []),
             *([self._wrong] if options.drop_wrong else []),
@@ -45,30 +45,30 @@ class Filters:
             *([self._near_duplicate] if self._prompts else []),
         ]
 
-    def drop(self, row: Row) -> Drop | None:
+    def drop(self, row: AssignedRow) -> Drop | None:
         """Why a row is left out; None if it is kept."""
         return next((found for ask in self._asked if (found := ask(row))), None)
 
-    def _finish_reason(self, row: Row) -> Drop | None:
+    def _finish_reason(self, row: AssignedRow) -> Drop | None:
         reason = row.finish_reason or UNKNOWN
         return None if reason in self._options.finish_reasons else Drop("finish_reason", reason)
 
-    def _quality(self, row: Row) -> Drop | None:
+    def _quality(self, row: AssignedRow) -> Drop | None:
         if row.quality is None:
             return Drop("unscored", "") if self._options.unscored == "drop" else None
         assert self._options.min_quality is not None
         return Drop("quality", repr(row.quality)) if row.quality < self._options.min_quality else None
 
-    def _wrong(self, row: Row) -> Drop | None:
+    def _wrong(self, row: AssignedRow) -> Drop | None:
         return Drop("wrong", repr(row.quality)) if row.quality == WRONG else None
 
-    def _contaminated(self, row: Row) -> Drop | None:
+    def _contaminated(self, row: AssignedRow) -> Drop | None:
         turns = [words(turn["content"]) for turn in row.history or () if turn["role"] != "system"]
         prompt, others = words(row.text), [*turns, words(row.response)]
         found = next((each.name for each in self._benchmarks if each.overlaps(prompt, others)), None)
         return Drop("contaminated", found) if found else None
 
-    def _near_duplicate(self, row: Row) -> Drop | None:
+    def _near_duplicate(self, row: AssignedRow) -> Drop | None:
         assert self._prompts is not None
         asked = [turn["content"] for turn in row.history or () if turn["role"] == "user"]
         earlier = self._prompts.earlier(row.prompt_id, "\n".join([*asked, row.text]))
@@ -81,7 +81,7 @@ class Caps:
     rows: all rows that pass the other filters. Memory: `cap` integers per teacher.
     """
 
-    def __init__(self, rows: Iterable[Row], *, cap: int, seed: int) -> None:
+    def __init__(self, rows: Iterable[AssignedRow], *, cap: int, seed: int) -> None:
         self._seed = seed
         heaps: dict[int, list[int]] = defaultdict(list)
         for row in rows:
@@ -92,11 +92,11 @@ class Caps:
                 heapq.heappushpop(heap, lot)
         self._highest: Mapping[int, int] = {teacher_id: -heap[0] for teacher_id, heap in heaps.items()}
 
-    def drop(self, row: Row) -> Drop | None:
+    def drop(self, row: AssignedRow) -> Drop | None:
         """Why a row is left out; None if it is kept."""
         return Drop("cap", "") if self._lot(row) > self._highest[row.teacher_id] else None
 
-    def _lot(self, row: Row) -> int:
+    def _lot(self, row: AssignedRow) -> int:
         # A separate hash: the one that drew the calibration prompts would favour them here.
         key = self._seed.to_bytes(8, "big")
         digest = hashlib.blake2b(row.content_hash.encode(), key=key, digest_size=8, person=b"persyn cap").digest()

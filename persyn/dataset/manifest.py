@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from persyn.dataset.filters import FILTERS, Row
+from persyn.dataset.filters import FILTERS, AssignedRow
 from persyn.dataset.formats import domain_of
-from persyn.dataset.options import Options
+from persyn.dataset.options import ExportOptions
 from persyn.dataset.verdicts import WRONG
 from persyn.errors import UsageError
 
@@ -97,7 +97,7 @@ class Manifest:
     config_hash: str
     config: dict[str, Any]
     #: The options of the export.
-    export: Options
+    export: ExportOptions
     assigned: int
     exported: int
     #: Exported responses that are truncated at max_tokens.
@@ -128,7 +128,7 @@ class Manifest:
 
 
 @dataclass(slots=True)
-class Tally:
+class ExportCounts:
     """The counts of a manifest, updated row by row."""
 
     exported: Counter[int] = field(default_factory=Counter)
@@ -145,7 +145,7 @@ class Tally:
     wrong: int = 0
     missing: int = 0
 
-    def has_text(self, row: Row) -> bool:
+    def has_text(self, row: AssignedRow) -> bool:
         """Whether an assignment has a response text; counts it if it has none."""
         if row.response_id is None:
             self.missing += 1
@@ -153,7 +153,7 @@ class Tally:
             self.failed[row.failure.split(":", 1)[0]] += 1
         return row.response is not None
 
-    def export(self, row: Row, split: str) -> None:
+    def export(self, row: AssignedRow, split: str) -> None:
         """Count a row of the dataset."""
         self.exported[row.teacher_id] += 1
         self.splits[split] += 1
@@ -167,7 +167,7 @@ class Tally:
         """The number of assignments processed."""
         return self.exported.total() + self.dropped.total() + self.failed.total() + self.missing
 
-    def dropped_by(self, options: Options) -> dict[str, int]:
+    def dropped_by(self, options: ExportOptions) -> dict[str, int]:
         """Every active filter, in order of application, with the number of rows it dropped."""
         asked = {
             "finish_reason": bool(options.finish_reasons),
@@ -207,10 +207,10 @@ def files_of(manifest: bytes) -> set[str]:
 
 class _Exported(Struct):
     #: Absent before version 2.
-    export: Options | None = None
+    export: ExportOptions | None = None
 
 
-def options_of(folder: Path) -> Options | None:
+def options_of(folder: Path) -> ExportOptions | None:
     """The options with which the dataset in a folder was exported; None if there is none, or it is of an older version.
 
     Raises `UsageError` for an unreadable manifest, since otherwise excluded rows would silently return.

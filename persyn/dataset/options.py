@@ -26,7 +26,7 @@ UNKNOWN = "unknown"
 FINISH_REASONS = {"stop", "length", UNKNOWN}
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
+class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of an export, given to the command and recorded in the manifest.
 
     Raises `UsageError` for invalid values.
@@ -66,7 +66,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def filters(self) -> bool:
         """Whether any filter is active."""
-        plain = Options(formats=self.formats, splits=self.splits)
+        plain = ExportOptions(formats=self.formats, splits=self.splits)
         return self != plain
 
     def split_of(self, content_hash: str) -> str:

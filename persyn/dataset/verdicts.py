@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import thaw
+from persyn.config import load_config
 from persyn.db.catalog import Run
 from persyn.db.results import Assignment, Response, Score, answers_assignment
 from persyn.llm.engines import ENGINES
@@ -16,7 +16,7 @@ WRONG = 0.0
 
 def known_wrong(session: Session, run: Run) -> int | None:
     """The number of a run's assigned responses known to be wrong; None if its quality is not a verdict."""
-    kind = ENGINES.get(thaw(run.config).quality.kind)
+    kind = ENGINES.get(load_config(run.config).quality.kind)
     if kind is None or not kind.may_be_verdict:
         return None
     of_run = Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id

@@ -19,7 +19,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
-from persyn.errors import StoreAway, UsageError
+from persyn.errors import StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
     from persyn.db.patience import Patience
@@ -170,7 +170,7 @@ class Database:
         except DBAPIError as error:
             place = self.url.render_as_string(hide_password=True)
             reason = " ".join(str(error.orig).split())
-            raise StoreAway(f"cannot open the database {place}: {reason}; check PERSYN_DATABASE_URL") from error
+            raise StoreUnavailable(f"cannot open the database {place}: {reason}; check PERSYN_DATABASE_URL") from error
 
 
 def take_time(session: Session) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sqlalchemy import and_, func, select, true
 from sqlalchemy.orm import Session, aliased
 
-from persyn.config import Per, thaw
+from persyn.config import Per, load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher
 from persyn.db.results import Response, Score
 from persyn.errors import UsageError
@@ -52,9 +52,9 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
     per: the divisor of the log-likelihood; None means the run's. Raises `UsageError` if it requires whole
          responses and the run scored only their first tokens.
     """
-    config = thaw(run.config).run
+    config = load_config(run.config).run
     per = per or config.learnability_per
-    if per != "token" and thaw(run.config).student.options.get("response_tokens"):
+    if per != "token" and load_config(run.config).student.options.get("response_tokens"):
         raise UsageError(f"learnability per {per} needs whole responses, and run {run.name} scored their first tokens")
     wanted = RunPrompt.prompt_id == prompt_id if prompt_id is not None else true()
     prompts = session.execute(

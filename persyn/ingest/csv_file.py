@@ -13,7 +13,7 @@ from typing import Any
 from persyn.errors import UsageError
 from persyn.ingest.encoding import not_utf8, opened
 from persyn.ingest.layouts import KNOWN
-from persyn.ingest.record import MAX_BYTES, Broken, Numbered, Record
+from persyn.ingest.record import MAX_BYTES, Numbered, Record, UnreadableRecord
 
 _DELIMITERS = ",;\t|"
 #: An empty cell means that the field is absent, except in these columns, where it is an error to report.
@@ -80,7 +80,7 @@ class _Rows:
     reader: Any
     before: int
 
-    def __iter__(self) -> Iterator[tuple[int, list[str] | Broken]]:
+    def __iter__(self) -> Iterator[tuple[int, list[str] | UnreadableRecord]]:
         while True:
             line = self.before + self.reader.line_num + 1
             try:
@@ -90,7 +90,7 @@ class _Rows:
             except csv.Error as error:
                 yield line, self._broken(line, str(error))
 
-    def _broken(self, line: int, error: str) -> Broken:
+    def _broken(self, line: int, error: str) -> UnreadableRecord:
         last = self.before + self.reader.line_num
         n_lines = last - line + 1
         if "field limit" in error:
@@ -101,13 +101,13 @@ class _Rows:
         if error == "unexpected end of data":
             error = "a quote is opened and never closed"
         lost = f"; lines {line:,} to {last:,} are lost with it, {n_lines:,} in all" if n_lines > 1 else ""
-        return Broken(f"not CSV: {error}{lost}", n_lines)
+        return UnreadableRecord(f"not CSV: {error}{lost}", n_lines)
 
 
 def _records(path: Path, rows: _Rows) -> Iterator[Numbered]:
     header: list[str] | None = None
     for line, cells in rows:
-        if isinstance(cells, Broken):
+        if isinstance(cells, UnreadableRecord):
             if header is None:
                 raise UsageError(f"cannot read the header of {path}: {cells.reason}")
             yield line, cells
@@ -126,16 +126,16 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     return header
 
 
-def _record(header: list[str], cells: list[str]) -> Record | Broken:
+def _record(header: list[str], cells: list[str]) -> Record | UnreadableRecord:
     """Build a record; an empty cell is an absent field, except in the prompt's columns."""
     if len(cells) != len(header):
-        return Broken(f"{len(cells)} fields, where the header has {len(header)}")
+        return UnreadableRecord(f"{len(cells)} fields, where the header has {len(header)}")
     if why := _not_text(cells):
-        return Broken(why)
+        return UnreadableRecord(why)
     if [cell.strip("\ufeff \t") for cell in cells] == header:
-        return Broken("the header again, as in files that were put one after the other")
+        return UnreadableRecord("the header again, as in files that were put one after the other")
     if header.count("") > 1 and any(cell for name, cell in zip(header, cells, strict=True) if not name):
-        return Broken("a cell in one of several columns that have no name")
+        return UnreadableRecord("a cell in one of several columns that have no name")
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name.lower() in _KEPT_EMPTY}
 
 

@@ -1,6 +1,6 @@
 """Read records from JSONL, JSON, CSV and Parquet files in constant memory.
 
-This module knows nothing of prompts. An unreadable record is yielded as `Broken` in its place, so that one bad line
+This module knows nothing of prompts. An unreadable record is yielded as `QueryError` in its place, so that one bad line
 does not hide the next; only a file that cannot be read at all raises.
 """
 
@@ -17,7 +17,7 @@ import msgspec
 from persyn.errors import UsageError
 from persyn.ingest import csv_file, parquet_file, strict_json
 from persyn.ingest.encoding import opened
-from persyn.ingest.record import MAX_BYTES, Broken, Flaw, Numbered, Record
+from persyn.ingest.record import MAX_BYTES, Flaw, Numbered, Record, UnreadableRecord
 
 _ARRAY = "; a file that is one JSON array is named .json"
 
@@ -52,7 +52,7 @@ def _jsonl(path: Path) -> Iterator[Numbered]:
     with opened(path) as file:
         for number, line in enumerate(_lines(file), 1):
             if line is None:
-                yield number, Broken(f"longer than {MAX_BYTES:,} bytes")
+                yield number, UnreadableRecord(f"longer than {MAX_BYTES:,} bytes")
             elif not line.isspace():
                 yield number, _record(line)
 
@@ -75,7 +75,7 @@ def _json(path: Path) -> Iterator[Numbered]:
     try:
         items: list[msgspec.Raw] | list[Any] = _items(data)
     except Flaw as flaw:
-        yield 1, Broken(f"not one JSON array: {flaw}; a file with one object per line is named .jsonl")
+        yield 1, UnreadableRecord(f"not one JSON array: {flaw}; a file with one object per line is named .jsonl")
         return
     for number, item in enumerate(items, 1):
         yield number, _record(bytes(item)) if isinstance(item, msgspec.Raw) else _as_record(item)
@@ -91,16 +91,18 @@ def _items(data: bytes) -> list[msgspec.Raw] | list[Any]:
         return value
 
 
-def _record(data: bytes) -> Record | Broken:
+def _record(data: bytes) -> Record | UnreadableRecord:
     try:
         return _as_record(strict_json.decode(data))
     except Flaw as flaw:
-        return Broken(str(flaw) + (_ARRAY if data.lstrip().startswith(b"[") else ""))
+        return UnreadableRecord(str(flaw) + (_ARRAY if data.lstrip().startswith(b"[") else ""))
 
 
-def _as_record(value: Any) -> Record | Broken:
+def _as_record(value: Any) -> Record | UnreadableRecord:
     return (
-        value if isinstance(value, dict) else Broken("not a JSON object" + (_ARRAY if isinstance(value, list) else ""))
+        value
+        if isinstance(value, dict)
+        else UnreadableRecord("not a JSON object" + (_ARRAY if isinstance(value, list) else ""))
     )
 
 

@@ -41,7 +41,7 @@ class ImportReport:
 
 
 @dataclass(slots=True)
-class Tally:
+class ImportCounts:
     """Running counts of an import."""
 
     on_error: OnError
@@ -92,7 +92,7 @@ class Tally:
 
 
 def batches(
-    paths: Sequence[Path], read: Callable[[Path], Iterator[T | BadRow]], tally: Tally
+    paths: Sequence[Path], read: Callable[[Path], Iterator[T | BadRow]], tally: ImportCounts
 ) -> Iterator[tuple[str, list[T]]]:
     """Yield the good rows of files in batches, each with the name of its file.
 

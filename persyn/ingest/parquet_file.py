@@ -10,7 +10,7 @@ import msgspec
 
 from persyn.errors import UsageError
 from persyn.ingest import strict_json
-from persyn.ingest.record import Broken, Flaw, Numbered, Record
+from persyn.ingest.record import Flaw, Numbered, Record, UnreadableRecord
 
 _BATCH = 1_000
 
@@ -34,7 +34,7 @@ def _require_unique(path: Path, names: list[str]) -> None:
         raise UsageError(f"cannot read {path}: it has two columns named {twice[0]!r}")
 
 
-def _records(batch: Any) -> Iterator[Record | Broken]:
+def _records(batch: Any) -> Iterator[Record | UnreadableRecord]:
     try:
         yield from _as_json(batch)
     except _NOT_JSON:
@@ -43,11 +43,11 @@ def _records(batch: Any) -> Iterator[Record | Broken]:
             try:
                 yield from _as_json(batch.slice(row, 1))
             except UnicodeDecodeError:
-                yield Broken("not UTF-8")
+                yield UnreadableRecord("not UTF-8")
             except Flaw as flaw:
-                yield Broken(str(flaw))
+                yield UnreadableRecord(str(flaw))
             except _NOT_JSON as error:
-                yield Broken(f"a value that JSON cannot hold: {error}")
+                yield UnreadableRecord(f"a value that JSON cannot hold: {error}")
 
 
 #: Errors raised for values that JSON lacks, such as a date out of range or in an unknown time zone.

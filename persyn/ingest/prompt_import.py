@@ -17,7 +17,7 @@ from persyn.config import PromptsTable
 from persyn.db.catalog import Prompt, Role, RunPrompt
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
-from persyn.ingest.imports import ImportReport, OnError, Tally, batches
+from persyn.ingest.imports import ImportCounts, ImportReport, OnError, batches
 from persyn.ingest.layouts import NO_NAMES, Names
 from persyn.llm.needs import Need, is_placeholder
 
@@ -42,13 +42,13 @@ def import_prompts(
         if progress:
             progress(n_rows)
 
-    return _import(session, paths, Tally(on_error), stored, names)
+    return _import(session, paths, ImportCounts(on_error), stored, names)
 
 
 def hashes_of(session: Session, paths: Sequence[Path], names: Names = NO_NAMES) -> set[str]:
     """Store the prompts of files like `import_prompts`; return the content hashes of all their conversations."""
     found: set[str] = set()
-    _import(session, paths, Tally("stop"), lambda hashes, n_rows: found.update(hashes), names)
+    _import(session, paths, ImportCounts("stop"), lambda hashes, n_rows: found.update(hashes), names)
     return found
 
 
@@ -70,7 +70,7 @@ def add_to_run(
 
     conflicts = 0
     if prompts.files:
-        conflicts = _import(session, [Path(file) for file in prompts.files], Tally("stop"), link).conflicts
+        conflicts = _import(session, [Path(file) for file in prompts.files], ImportCounts("stop"), link).conflicts
     for source in prompts.sources:
         if session.scalars(select(Prompt.id).where(Prompt.source == source).limit(1)).one_or_none() is None:
             raise UsageError(f"no prompt was imported from a file named {source!r}; 'persyn prompts stats' lists them")
@@ -227,7 +227,7 @@ def _set_role(session: Session, run_id: int, prompt_ids: list[int], role: Role) 
 def _import(
     session: Session,
     paths: Sequence[Path],
-    tally: Tally,
+    tally: ImportCounts,
     stored: Callable[[Sequence[str], int], None],
     names: Names = NO_NAMES,
 ) -> ImportReport:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from persyn.db import bulk
 from persyn.db.catalog import Prompt
-from persyn.ingest.rows import Row
+from persyn.ingest.rows import PromptRow
 
 #: Fields besides the answer that affect quality scores.
 _SCORED_BY = ("instruction_id_list", "kwargs")
@@ -37,7 +37,7 @@ def take_turns(session: Session) -> None:
         session.execute(text("LOCK TABLE prompts IN SHARE ROW EXCLUSIVE MODE"))
 
 
-def store(session: Session, source: str, batch: Sequence[Row]) -> Stored:
+def store(session: Session, source: str, batch: Sequence[PromptRow]) -> Stored:
     """Insert new prompts, and fill in missing answers and fields of stored ones."""
     by_hash = [(row.content_hash, row) for row in batch]
     known = _known(session, [content_hash for content_hash, _ in by_hash])
@@ -58,7 +58,7 @@ def store(session: Session, source: str, batch: Sequence[Row]) -> Stored:
     return Stored(list(known), len(new), conflicts)
 
 
-def n_conflicts(session: Session, batch: Sequence[Row]) -> int:
+def n_conflicts(session: Session, batch: Sequence[PromptRow]) -> int:
     """Count the rows of a batch that `store` would report as conflicts; writes nothing."""
     known = _known(session, [row.content_hash for row in batch])
     return sum(row.content_hash in known and known[row.content_hash].differs(row) for row in batch)
@@ -84,12 +84,12 @@ class _Known:
     answer: str | None
     meta: dict[str, Any]
 
-    def differs(self, row: Row) -> bool:
+    def differs(self, row: PromptRow) -> bool:
         """Whether a row differs in fields that affect its scores."""
         pairs = [(self.answer, row.answer), *((self.meta.get(name), row.meta.get(name)) for name in _SCORED_BY)]
         return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
-    def completed(self, row: Row) -> _Known:
+    def completed(self, row: PromptRow) -> _Known:
         """Fill in fields from another row of the same conversation; present values are kept."""
         lacked = {name: value for name, value in row.meta.items() if self.meta.get(name) is None}
         return _Known(self.answer if self.answer is not None else row.answer, {**self.meta, **lacked})
@@ -100,7 +100,7 @@ def _known(session: Session, hashes: list[str]) -> dict[str, _Known]:
     return {content_hash: _Known(answer, meta) for content_hash, answer, meta in session.execute(known)}
 
 
-def _columns(row: Row, content_hash: str, source: str) -> dict[str, Any]:
+def _columns(row: PromptRow, content_hash: str, source: str) -> dict[str, Any]:
     return {
         "content_hash": content_hash,
         "text": row.text,

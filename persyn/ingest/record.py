@@ -13,7 +13,7 @@ Record: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class UnreadableRecord:
     """An unreadable record, with the reason."""
 
     reason: str
@@ -21,7 +21,7 @@ class Broken:
     rows: int = 1
 
 
-Numbered: TypeAlias = tuple[int, Record | Broken]
+Numbered: TypeAlias = tuple[int, Record | UnreadableRecord]
 """A record with its first line (JSONL, CSV) or its row number (JSON, Parquet), counted from 1."""
 
 

@@ -14,8 +14,8 @@ from persyn.config import TeacherName
 from persyn.errors import UsageError
 from persyn.ingest import files, layouts, rows
 from persyn.ingest.layouts import Names, Usual
-from persyn.ingest.record import Broken, Flaw, Record
-from persyn.ingest.rows import BadRow, Row
+from persyn.ingest.record import Flaw, Record, UnreadableRecord
+from persyn.ingest.rows import BadRow, PromptRow
 from persyn.llm import finish_reason
 
 #: Recognised names of each field; the first one present in a row is used.
@@ -50,7 +50,7 @@ class Layout:
 class ResponseRow:
     """One cell of a grid; `text` is None if the teacher wrote nothing."""
 
-    prompt: Row
+    prompt: PromptRow
     teacher: str
     text: str | None
     finish_reason: str | None
@@ -70,7 +70,7 @@ def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
     is_empty, has_response = True, "response" in layout.names
     for number, record in rows.require_named(path, files.records(path), named):
         found = _row_or_bad(path, number, record, layout)
-        if not isinstance(record, Broken):
+        if not isinstance(record, UnreadableRecord):
             is_empty = False
             has_response = has_response or _has_response(record, found)
         yield found
@@ -87,8 +87,8 @@ def _has_response(record: Record, found: ResponseRow | BadRow) -> bool:
     return is_there or (isinstance(found, ResponseRow) and found.text is not None)
 
 
-def _row_or_bad(path: Path, number: int, record: Record | Broken, layout: Layout) -> ResponseRow | BadRow:
-    if isinstance(record, Broken):
+def _row_or_bad(path: Path, number: int, record: Record | UnreadableRecord, layout: Layout) -> ResponseRow | BadRow:
+    if isinstance(record, UnreadableRecord):
         return BadRow(path.name, number, record.reason, record.rows)
     try:
         return _row(record, layout)

@@ -17,7 +17,7 @@ from persyn.db.catalog import Prompt
 from persyn.db.results import Origin, Response, Score
 from persyn.errors import UsageError
 from persyn.ingest import prompt_table, response_rows, versions
-from persyn.ingest.imports import ImportReport, OnError, Tally, batches
+from persyn.ingest.imports import ImportCounts, ImportReport, OnError, batches
 from persyn.ingest.response_rows import Layout, ResponseRow
 
 Cell: TypeAlias = tuple[int, int]
@@ -46,7 +46,7 @@ def import_responses(
     prompt_table.take_turns(session)
     ids = dict(teachers or {})
     scorers = {field: versions.quality(session, QualityTable("imported", field), {}) for field in layout.score}
-    tally, scored, sources = Tally(on_error), set[str](), set[str]()
+    tally, scored, sources = ImportCounts(on_error), set[str](), set[str]()
     for source, batch in batches(paths, partial(response_rows.read, layout=layout), tally):
         sources.add(source)
         strangers = sorted({row.teacher for row in batch} - ids.keys())
@@ -77,7 +77,7 @@ def _stranger(name: str) -> TeacherTable:
 
 
 def _cells(
-    session: Session, batch: Sequence[ResponseRow], teachers: dict[str, int], tally: Tally
+    session: Session, batch: Sequence[ResponseRow], teachers: dict[str, int], tally: ImportCounts
 ) -> dict[Cell, ResponseRow]:
     """Group the batch by cell: the first row with text wins; scores of identical rows are merged."""
     hashes = [row.prompt.content_hash for row in batch]
@@ -96,7 +96,7 @@ def _cells(
     return cells
 
 
-def _store(session: Session, cells: dict[Cell, ResponseRow], tally: Tally) -> None:
+def _store(session: Session, cells: dict[Cell, ResponseRow], tally: ImportCounts) -> None:
     there = _there(session, cells)
     bulk.insert_new(session, Response, [_columns(cell, row) for cell, row in cells.items() if cell not in there])
     late = [cell for cell in there if there[cell] is None and cells[cell].text is not None]

@@ -14,7 +14,7 @@ from persyn.errors import UsageError
 from persyn.ingest import files, layouts, strict_json
 from persyn.ingest import turns as conversations
 from persyn.ingest.layouts import NO_NAMES, Fields, Names
-from persyn.ingest.record import Broken, Flaw, Numbered, Record
+from persyn.ingest.record import Flaw, Numbered, Record, UnreadableRecord
 from persyn.llm.protocols import Message
 
 #: Well below the limits of JSON encoders and PostgreSQL.
@@ -24,7 +24,7 @@ _SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PromptRow:
     """One prompt: the user's last turn, the turns before it, and the row's other fields."""
 
     text: str
@@ -58,7 +58,7 @@ class BadRow:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
-def read(path: Path, names: Names = NO_NAMES) -> Iterator[Row | BadRow]:
+def read(path: Path, names: Names = NO_NAMES) -> Iterator[PromptRow | BadRow]:
     """Yield the prompts of a JSONL, JSON, CSV or Parquet file; all but Parquet may be gzipped.
 
     names: {our field: the file's field}, for fields without a common name.
@@ -81,7 +81,7 @@ def require_named(path: Path, numbered: Iterable[Numbered], named: Iterable[str]
     found: dict[str, None] = {}
     is_empty = True
     for number, record in numbered:
-        if not isinstance(record, Broken):
+        if not isinstance(record, UnreadableRecord):
             is_empty = False
             lacking.difference_update(record)
             if lacking:
@@ -94,8 +94,8 @@ def require_named(path: Path, numbered: Iterable[Numbered], named: Iterable[str]
         )
 
 
-def _row_or_bad(path: Path, number: int, record: Record | Broken, names: Names) -> Row | BadRow:
-    if isinstance(record, Broken):
+def _row_or_bad(path: Path, number: int, record: Record | UnreadableRecord, names: Names) -> PromptRow | BadRow:
+    if isinstance(record, UnreadableRecord):
         return BadRow(path.name, number, record.reason, record.rows)
     try:
         return parse(record, names)
@@ -103,7 +103,7 @@ def _row_or_bad(path: Path, number: int, record: Record | Broken, names: Names) 
         return BadRow(path.name, number, str(flaw))
 
 
-def parse(record: Record, names: Names = NO_NAMES) -> Row:
+def parse(record: Record, names: Names = NO_NAMES) -> PromptRow:
     """The prompt of one record; raise `Flaw` if it has none."""
     row, reply = of_fields(layouts.take(record, names))
     if reply is not None:
@@ -112,7 +112,7 @@ def parse(record: Record, names: Names = NO_NAMES) -> Row:
     return row
 
 
-def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[Row, str | None]:
+def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[PromptRow, str | None]:
     """The prompt of a record, and the reply if its turns include one; raise `Flaw` if there is no prompt.
 
     may_reply: accept a final assistant turn under any field name.
@@ -122,7 +122,7 @@ def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[Row, str | No
     if turns and turns[-1]["role"] == "assistant" and (may_reply or _is_sharegpt(fields)):
         reply = turns.pop()["content"]
     *history, last = _conversation(turns, fields)
-    row = Row(
+    row = PromptRow(
         text=last["content"],
         history=history or None,
         answer=text_or_number(fields.ours, "answer"),

@@ -18,7 +18,7 @@ from persyn.db.catalog import Scorer, Student, Teacher
 from persyn.errors import UsageError
 from persyn.llm import engines
 from persyn.llm.engines import ENGINES
-from persyn.llm.identity import UNKNOWN, Identity, identify
+from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify
 from persyn.llm.scorers import judge, own_function
 from persyn.method.strategies import STRATEGIES
 
@@ -117,7 +117,7 @@ def _address(base_url: str) -> str:
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     """The id of a teacher's version; updates its descriptive columns."""
-    found = known[table.model, table.revision] if ENGINES[table.engine].model == "weights" else UNKNOWN
+    found = known[table.model, table.revision] if ENGINES[table.engine].model == "weights" else UNKNOWN_IDENTITY
     row = msgspec.to_builtins(table) | _version(found)
     if table.engine == IMPORTED:  # how the responses were generated is unknown
         decisive = {"engine": table.engine, "model": table.model}
@@ -134,7 +134,7 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
 
 def student(session: Session, table: StudentTable, known: Identities) -> Student:
     """The row of a student's version."""
-    found = known[table.model, table.revision] if ENGINES[table.engine].model else UNKNOWN
+    found = known[table.model, table.revision] if ENGINES[table.engine].model else UNKNOWN_IDENTITY
     row = {"name": table.name, "model": table.model} | _version(found)
     return session.get_one(Student, _register(session, Student, row, row))
 
@@ -162,7 +162,7 @@ def likelihood(session: Session, model: str, revision: str | None, *, gpus: int,
 def quality(session: Session, table: QualityTable, known: Identities) -> int:
     """The id of a quality scorer's version."""
     is_identified = ENGINES[table.kind].reference(table.options) in ("weights", "function")
-    found = known[table.model, table.revision] if is_identified else UNKNOWN
+    found = known[table.model, table.revision] if is_identified else UNKNOWN_IDENTITY
     # The prompt wording is part of a judge's version.
     words = {"wording": judge.wording(table.options)} if ENGINES[table.kind].is_nested else {}
     row = {

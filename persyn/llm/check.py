@@ -34,7 +34,7 @@ from persyn.llm.protocols import (
 )
 from persyn.llm.teachers import chat_server, generation
 
-_Options: TypeAlias = options.Vllm | options.Transformers
+_Options: TypeAlias = options.VllmOptions | options.TransformersOptions
 
 #: Plain prose that every language model finds likely.
 _SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome. Both cities lie on a river."
@@ -71,7 +71,7 @@ def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) 
 
 
 def _check_server(spec: ModelSpec) -> list[Finding]:
-    chosen = options.decode(spec, options.OpenAI)
+    chosen = options.decode(spec, options.OpenAIOptions)
     url = chat_server.endpoint(chosen.base_url)
     chat_server.read_key(chosen)
     way = chat_server.proxy(url)
@@ -91,7 +91,7 @@ def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_to
     stored = scoring.stored_dtype(scoring.configuration(spec))
     used = _used_dtype(spec, chosen, stored)
     yield _dtype(stored, used)
-    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype=used))
+    model = scoring.load_weights(AutoModelForCausalLM, spec, options.ScorerOptions(dtype=used))
     made_for = scoring.max_tokens(model.config)
     yield _vocabulary(chat, model)
     yield from _logits(chat, model)
@@ -101,8 +101,8 @@ def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_to
 
 def _decode(spec: ModelSpec) -> _Options:
     if spec.engine == "vllm":
-        return options.decode(spec, options.Vllm)
-    return options.decode(spec, options.Transformers)
+        return options.decode(spec, options.VllmOptions)
+    return options.decode(spec, options.TransformersOptions)
 
 
 def _padding(chat: Chat) -> Finding:

@@ -13,14 +13,14 @@ from typing import Any, Literal, TypeAlias
 from persyn.config import IMPORTED
 from persyn.llm import needs, options
 from persyn.llm.needs import Need
-from persyn.llm.options import Options
-from persyn.llm.protocols import Engine, Load, ModelSpec, Tick
+from persyn.llm.options import EngineOptions
+from persyn.llm.protocols import Engine, LoadEngine, ModelSpec, Tick
 from persyn.registry import Registry
 
-Role: TypeAlias = Literal["teacher", "judge", "student", "quality", "router"]
+EngineRole: TypeAlias = Literal["teacher", "judge", "student", "quality", "router"]
 """What an engine can do in a run: answer prompts, run a judge, compute learnability, score quality, or route."""
 
-Reference: TypeAlias = Literal["weights", "server", "function", "field", ""]
+ModelReference: TypeAlias = Literal["weights", "server", "function", "field", ""]
 """What `model` names: a folder or hub id whose weights are loaded, a model of a server, a `module:function`, a field of
 imported rows, or nothing.
 """
@@ -37,13 +37,13 @@ class EngineKind:
     name: str
     #: One sentence for the documentation.
     summary: str
-    #: The module with its function `load`, see `persyn.llm.protocols.Load`; empty if it is never loaded.
+    #: The module with its function `load`, see `persyn.llm.protocols.LoadEngine`; empty if it is never loaded.
     module: str
     #: Empty for engines that users do not choose.
-    roles: frozenset[Role] = frozenset()
+    roles: frozenset[EngineRole] = frozenset()
     #: The options that a run file may set; None if there are none.
-    options: type[Options] | None = None
-    model: Reference = ""
+    options: type[EngineOptions] | None = None
+    model: ModelReference = ""
     #: Whether the model runs on the engine in `options.engine`, with the options in `options.options`.
     is_nested: bool = False
     #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
@@ -62,7 +62,7 @@ class EngineKind:
     #: What a scorer needs from a prompt, given its options; None if any prompt will do.
     need: Callable[[Mapping[str, Any]], Need | None] = _no_need
 
-    def reference(self, chosen: Mapping[str, Any]) -> Reference:
+    def reference(self, chosen: Mapping[str, Any]) -> ModelReference:
         """What `model` names, given the options."""
         return ENGINES[chosen["engine"]].model if self.is_nested else self.model
 
@@ -74,7 +74,7 @@ ENGINES = Registry(
         summary="a model on vLLM, in this environment",
         module="persyn.llm.teachers.vllm_engine",
         roles=frozenset({"teacher", "judge"}),
-        options=options.Vllm,
+        options=options.VllmOptions,
         model="weights",
         package="vllm",
         extra="vllm",
@@ -87,7 +87,7 @@ ENGINES = Registry(
         summary="a model on transformers, slower than vLLM, on any hardware",
         module="persyn.llm.teachers.transformers_engine",
         roles=frozenset({"teacher", "judge"}),
-        options=options.Transformers,
+        options=options.TransformersOptions,
         model="weights",
         speed_options=frozenset({"batch_size"}),
     ),
@@ -96,7 +96,7 @@ ENGINES = Registry(
         summary="a model behind a server with the OpenAI protocol",
         module="persyn.llm.teachers.chat_server",
         roles=frozenset({"teacher", "judge"}),
-        options=options.OpenAI,
+        options=options.OpenAIOptions,
         model="server",
         speed_options=frozenset(
             {"api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
@@ -107,7 +107,7 @@ ENGINES = Registry(
         summary="the student's log-likelihood of a response",
         module="persyn.llm.scorers.log_likelihood",
         roles=frozenset({"student"}),
-        options=options.LogLikelihood,
+        options=options.LogLikelihoodOptions,
         model="weights",
         tokenises_in_parallel=True,
     ),
@@ -116,7 +116,7 @@ ENGINES = Registry(
         summary="1 if the final answer equals the reference, else 0",
         module="persyn.llm.scorers.math_scorer",
         roles=frozenset({"quality"}),
-        options=options.Math,
+        options=options.MathOptions,
         unit="1 right, 0 wrong",
         may_be_verdict=True,
         need=lambda chosen: needs.answer("math"),
@@ -126,7 +126,7 @@ ENGINES = Registry(
         summary="1 if all instructions in the prompt's row are followed, else 0",
         module="persyn.llm.scorers.instructions",
         roles=frozenset({"quality"}),
-        options=options.Instructions,
+        options=options.InstructionsOptions,
         package="langdetect",
         extra="instructions",
         unit="1 followed, 0 not",
@@ -139,7 +139,7 @@ ENGINES = Registry(
         summary="a reward model's logit",
         module="persyn.llm.scorers.reward_model",
         roles=frozenset({"quality"}),
-        options=options.Scorer,
+        options=options.ScorerOptions,
         model="weights",
         unit="logit",
     ),
@@ -148,7 +148,7 @@ ENGINES = Registry(
         summary="an LLM's rating, or its comparison with the reference answer",
         module="persyn.llm.scorers.judge",
         roles=frozenset({"quality"}),
-        options=options.Judge,
+        options=options.JudgeOptions,
         is_nested=True,
         unit="the judge's verdict",
         need=lambda chosen: needs.answer("judge") if chosen.get("against") == "answer" else None,
@@ -158,7 +158,7 @@ ENGINES = Registry(
         summary="your own function",
         module="persyn.llm.scorers.own_function",
         roles=frozenset({"quality"}),
-        options=options.Python,
+        options=options.PythonOptions,
         model="function",
         may_be_verdict=True,
         reads_row=True,
@@ -176,13 +176,13 @@ ENGINES = Registry(
         summary="meaningless results without a model, for trying things out",
         module="persyn.llm.fake",
         roles=frozenset({"teacher", "judge", "student", "quality", "router"}),
-        options=options.Fake,
+        options=options.FakeOptions,
     ),
     EngineKind(
         name="router_fit",
         summary="fits a router",
         module="persyn.router.fit",
-        options=options.RouterFit,
+        options=options.RouterFitOptions,
         model="weights",
     ),
     EngineKind(name="router", summary="routes with a fitted router", module="persyn.router.route"),
@@ -192,7 +192,7 @@ ENGINES = Registry(
 )
 
 
-def with_role(role: Role) -> list[str]:
+def with_role(role: EngineRole) -> list[str]:
     """The names of the engines that can do this, built-in ones first."""
     return [name for name, kind in ENGINES.items() if role in kind.roles]
 
@@ -208,5 +208,5 @@ def loads_weights(engine: str, chosen: Mapping[str, Any]) -> bool:
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Import the spec's engine and load its model; `EngineError` when that fails."""
-    make: Load = import_module(ENGINES.require(spec.engine, "engine").module).load
+    make: LoadEngine = import_module(ENGINES.require(spec.engine, "engine").module).load
     return make(spec, tick)

@@ -51,9 +51,9 @@ _encode_json = msgspec.json.Encoder().encode
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Make an engine that answers every request; `EngineError` if its journal is not writable.
 
-    Options: `options.Fake`.
+    Options: `options.FakeOptions`.
     """
-    chosen = options.decode(spec, options.Fake)
+    chosen = options.decode(spec, options.FakeOptions)
     ready_at = time.monotonic() + chosen.load_seconds
     while (left := ready_at - time.monotonic()) > 0:
         time.sleep(min(left, _MOMENT_SECONDS))
@@ -73,7 +73,7 @@ class Fake:
 
     version = "fake 1"
 
-    def __init__(self, model: str, chosen: options.Fake) -> None:
+    def __init__(self, model: str, chosen: options.FakeOptions) -> None:
         self.window = 2 * chosen.concurrency
         self._model = model
         self._options = chosen

@@ -49,7 +49,7 @@ class Finished(Struct, frozen=True, tag="finished"):
     results: list[Result]
 
 
-class Broken(Struct, frozen=True, tag="broken"):
+class EngineBroken(Struct, frozen=True, tag="broken"):
     """The engine can no longer serve anything."""
 
     reason: str
@@ -57,7 +57,7 @@ class Broken(Struct, frozen=True, tag="broken"):
     kind: str = EngineError.__name__
 
 
-_Up: TypeAlias = Loaded | Finished | Broken
+_Up: TypeAlias = Loaded | Finished | EngineBroken
 #: The errors that a host reports by name; any other name becomes an `EngineError`.
 _ERRORS: dict[str, type[EngineError]] = {
     kind.__name__: kind for kind in (EngineError, PermanentError, HostLacks, OutageError, AccountError)
@@ -127,7 +127,7 @@ class Host:
         while (message := self._next(wait, has_results=bool(results))) is not None:
             if isinstance(message, Loaded):
                 self.loaded = message
-            elif isinstance(message, Broken):
+            elif isinstance(message, EngineBroken):
                 self._broken = _ERRORS.get(message.kind, EngineError)(message.reason)
                 break
             else:
@@ -290,7 +290,7 @@ class _Server:
             self._end(HostLacks(f"{spec.engine} needs the package {error.name!r}, which is not installed here"))
 
     def _end(self, error: PersynError) -> None:
-        self._say(Broken(str(error).replace("\0", "\N{REPLACEMENT CHARACTER}"), type(error).__name__))
+        self._say(EngineBroken(str(error).replace("\0", "\N{REPLACEMENT CHARACTER}"), type(error).__name__))
 
     def tick(self) -> None:
         """Tell the parent that a long step is still making progress."""

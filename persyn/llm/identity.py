@@ -33,7 +33,7 @@ class Identity:
     template_hash: str | None
 
 
-UNKNOWN = Identity(None, None)
+UNKNOWN_IDENTITY = Identity(None, None)
 
 
 def identify(model: str, revision: str | None = None) -> Identity:

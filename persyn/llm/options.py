@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from persyn.config import Count, JudgeEngine, Positive
+from persyn.config import JudgeEngine, NonNegative, Positive
 from persyn.errors import PermanentError, shorten
 from persyn.llm.protocols import ModelSpec
 
@@ -24,11 +24,11 @@ _VARIABLE, _HEADER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z
 _SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?)$", re.I)
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
+class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of an engine; unknown ones are rejected."""
 
 
-class Vllm(Options, frozen=True):
+class VllmOptions(EngineOptions, frozen=True):
     """The options of a teacher on vLLM."""
 
     #: Data type of weights and computation; `auto` leaves it to vLLM.
@@ -51,7 +51,7 @@ class Vllm(Options, frozen=True):
     add_bos: bool | None = None
 
 
-class Transformers(Options, frozen=True):
+class TransformersOptions(EngineOptions, frozen=True):
     """The options of a teacher on transformers."""
 
     #: Data type of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU, where bfloat16 is no
@@ -65,7 +65,7 @@ class Transformers(Options, frozen=True):
     add_bos: bool | None = None
 
 
-class OpenAI(Options, frozen=True):
+class OpenAIOptions(EngineOptions, frozen=True):
     """The options of a teacher behind a server."""
 
     #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
@@ -81,7 +81,7 @@ class OpenAI(Options, frozen=True):
     timeout_seconds: Above0 = 600.0
     #: Maximum number of retries after HTTP 408, 409, 425, 429 or 5xx, a timeout, a lost connection or an answer
     #: without a response; then one more, once the server has answered another request.
-    max_retries: Count = 8
+    max_retries: NonNegative = 8
     #: Fields of every request's body; they override those derived from `sampling`.
     extra: dict[str, Any] = {}
     #: The name of the body's field for `max_tokens`; some servers require `max_completion_tokens`.
@@ -95,7 +95,7 @@ class OpenAI(Options, frozen=True):
             raise ValueError(f"api_key_header is no name of a header: {shorten(repr(self.api_key_header))}")
 
 
-def _require_no_secret(chosen: OpenAI) -> None:
+def _require_no_secret(chosen: OpenAIOptions) -> None:
     """Raise `ValueError`, without repeating the secret, if the stored options would contain one."""
     if chosen.api_key_env is not None and not _VARIABLE.fullmatch(chosen.api_key_env):
         raise ValueError(
@@ -126,7 +126,7 @@ def _secret_within(value: Any) -> str | None:
     return next(own, None) or _secret_within(list(value.values()))
 
 
-class Scorer(Options, frozen=True):
+class ScorerOptions(EngineOptions, frozen=True):
     """The options of a scorer that is a model."""
 
     #: Data type of weights and computation; none: float32 on the CPU, and the stored type on a GPU.
@@ -137,14 +137,14 @@ class Scorer(Options, frozen=True):
     add_bos: bool | None = None
 
 
-class LogLikelihood(Scorer, frozen=True):
+class LogLikelihoodOptions(ScorerOptions, frozen=True):
     """The options of a student."""
 
     #: Score only this many tokens at the beginning of a response; long responses then cost less, and fit. None: all.
     response_tokens: Positive | None = None
 
 
-class Judge(Options, frozen=True):
+class JudgeOptions(EngineOptions, frozen=True):
     """The options of a judge."""
 
     #: The engine that runs the model.
@@ -165,7 +165,7 @@ class Judge(Options, frozen=True):
     wording: str | None = None
 
 
-class Math(Options, frozen=True):
+class MathOptions(EngineOptions, frozen=True):
     """The options of the answer checker."""
 
     #: Timeout of one comparison; after it, the score fails.
@@ -174,7 +174,7 @@ class Math(Options, frozen=True):
     memory_mb: Annotated[int, Meta(ge=512)] = 2048
 
 
-class Instructions(Options, frozen=True):
+class InstructionsOptions(EngineOptions, frozen=True):
     """The options of the instruction checker."""
 
     #: `prompt`: 1 if all of a prompt's instructions are followed, else 0. `instruction`: the share that is followed.
@@ -184,11 +184,11 @@ class Instructions(Options, frozen=True):
     strict: bool = True
 
 
-class Python(Options, frozen=True):
+class PythonOptions(EngineOptions, frozen=True):
     """A custom scorer has no options; it reads what it needs in its own module."""
 
 
-class RouterFit(Scorer, frozen=True):
+class RouterFitOptions(ScorerOptions, frozen=True):
     """The options of a `router_fit`, whose model is the backbone. The last four are for fine-tuning."""
 
     #: Data type of weights and computation; none: bfloat16 on a GPU, float32 on the CPU. `full` trains in float32.
@@ -205,7 +205,7 @@ class RouterFit(Scorer, frozen=True):
     lora_rank: Positive = 16
 
 
-class Route(Options, frozen=True):
+class RouteOptions(EngineOptions, frozen=True):
     """The options of a `router`, whose model is the checkpoint's folder."""
 
     #: Data type of the backbone; none: bfloat16 on a GPU, float32 on the CPU. The head is always float32.
@@ -216,7 +216,7 @@ class Route(Options, frozen=True):
     sha256: str | None = None
 
 
-class Strategy(Options, frozen=True):
+class StrategyOptions(EngineOptions, frozen=True):
     """The options PerSyn passes to a custom strategy."""
 
     #: The strategy's inputs, `Known`, as packed by `persyn.router.strategy.pack`.
@@ -225,7 +225,7 @@ class Strategy(Options, frozen=True):
     options: dict[str, Any] = {}
 
 
-class Fake(Options, frozen=True):
+class FakeOptions(EngineOptions, frozen=True):
     """The options of the engine without a model."""
 
     #: Seconds from admission to result.
@@ -237,7 +237,7 @@ class Fake(Options, frozen=True):
     #: Seconds it takes to load.
     load_seconds: Seconds = 0.0
     #: One in this many requests fails, always the same ones; 0: none.
-    fail_every: Count = 0
+    fail_every: NonNegative = 0
     #: A prompt with this text kills the process, like a crash in a model's kernel.
     crash_on: str | None = None
     #: A prompt with this text is never answered, nor anything after it.
@@ -246,11 +246,11 @@ class Fake(Options, frozen=True):
     journal: str | None = None
     #: Number of words of a response.
     response_words: Positive = 12
-    #: Number of scores of a `Route`; set by PerSyn.
-    teachers: Count = 0
+    #: Number of scores of a `RouteOptions`; set by PerSyn.
+    teachers: NonNegative = 0
 
 
-Kind = TypeVar("Kind", bound=Options)
+Kind = TypeVar("Kind", bound=EngineOptions)
 
 
 def decode(spec: ModelSpec, kind: type[Kind]) -> Kind:

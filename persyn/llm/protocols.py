@@ -191,5 +191,5 @@ class Engine(Protocol):
 Tick: TypeAlias = Callable[[], None]
 """Called by an engine during a long step, so that its host does not count as hung."""
 
-Load: TypeAlias = Callable[[ModelSpec, Tick], Engine]
+LoadEngine: TypeAlias = Callable[[ModelSpec, Tick], Engine]
 """The function `load` of every engine module, which creates the engine."""

@@ -18,7 +18,7 @@ CHUNK = 256
 VERSION = f"transformers {transformers.__version__}"
 
 
-def batch_tokens(spec: ModelSpec, chosen: options.Scorer) -> int:
+def batch_tokens(spec: ModelSpec, chosen: options.ScorerOptions) -> int:
     """Maximum number of tokens in a batch: the option, or the device's default."""
     if chosen.batch_tokens is not None:
         return chosen.batch_tokens
@@ -30,7 +30,7 @@ def max_tokens(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.Scorer) -> PreTrainedModel:
+def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.ScorerOptions) -> PreTrainedModel:
     """Load a model in evaluation mode, every weight from its checkpoint; `EngineError` when that fails.
 
     auto_class: an `AutoModel...` class; with `AutoModelForCausalLM`, the model must be causal.

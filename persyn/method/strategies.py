@@ -27,7 +27,7 @@ _NEIGHBOURS_AT_LEAST = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Known:
+class StrategyInputs:
     """Inputs available to a strategy. Compared by identity, so that results can be cached per instance.
 
     rewards, quality, learnability: (C, T) of the calibration prompts; C may be 0 where they are not needed.
@@ -50,7 +50,7 @@ class Known:
     prompts: Sequence[dict[str, Any]] = ()
 
 
-Policy: TypeAlias = Callable[[Known, Present, Mapping[str, Any]], Matrix]
+Policy: TypeAlias = Callable[[StrategyInputs, Present, Mapping[str, Any]], Matrix]
 """Chooses teachers without reading the prompts, given their (P, T) presence and the arguments of the run file:
 `ratio`, `beta` and `options`. Returns (P, T); raises `ValueError` when a required input is unknown."""
 
@@ -78,27 +78,27 @@ class Strategy:
     style: tuple[str, str, str] = ("grey", "*", "-")
 
 
-def _random(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+def _random(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
     return random(present)
 
 
-def _static(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+def _static(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
     return by_ranking(_measured(reward_matrix.static_ranking(known.rewards)), present)
 
 
-def _car(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+def _car(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
     return by_ranking(_measured(car(known.quality, known.learnability, beta=arguments["beta"])), present)
 
 
-def _strong(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+def _strong(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
     return by_ranking(_strength(known), present)
 
 
-def _mix(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+def _mix(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
     return mix(_strength(known), present, ratio=arguments["ratio"])
 
 
-def _family_strong(known: Known, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+def _family_strong(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
     return by_ranking(family_strength(_strength(known), known.families, known.family), present)
 
 
@@ -108,14 +108,14 @@ def _measured(ranking: Vector) -> Vector:
     return ranking
 
 
-def _strength(known: Known) -> Vector:
+def _strength(known: StrategyInputs) -> Vector:
     """A teacher's strength is its size."""
     if np.isnan(known.sizes).any():
         raise ValueError("strength is size, and params_b is not known of every teacher")
     return known.sizes
 
 
-def policy(name: str, known: Known, present: Present, **arguments: Any) -> Matrix:
+def policy(name: str, known: StrategyInputs, present: Present, **arguments: Any) -> Matrix:
     """Return the policy of a strategy that does not read the prompt.
 
     present:   (P, T) of the prompts to choose for.

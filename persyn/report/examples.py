@@ -11,14 +11,14 @@ from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.method.rewards import Matrix
-from persyn.report.facts import Example, Shown
+from persyn.report.facts import ExampleFacts, Shown
 
 #: Number of examples from the grid, one per teacher, and of examples without other responses.
 _EXAMPLES, _ALONE = 6, 3
 _TEXT = 4_000
 
 
-def draw(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summary.Facts) -> list[Example]:
+def draw(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summary.Facts) -> list[ExampleFacts]:
     """For each of the teachers with the most prompts, select an example from the grid and one from other prompts."""
     ordered = sorted((t for t in facts.teachers if t.assigned), key=lambda teacher: -teacher.assigned)
     names = [teacher.teacher for teacher in ordered]
@@ -53,7 +53,7 @@ def _first(session: Session, run: Run, teacher: str, *, in_grid: bool) -> int | 
     ).first()
 
 
-def _example(found: trace.Trace, rewards_of: dict[str, float]) -> Example | None:
+def _example(found: trace.Trace, rewards_of: dict[str, float]) -> ExampleFacts | None:
     responses = {row["teacher"]: row for row in reversed(found.responses)}
     if found.teacher not in responses:
         return None
@@ -61,7 +61,7 @@ def _example(found: trace.Trace, rewards_of: dict[str, float]) -> Example | None
         (name for name, reward in rewards_of.items() if name != found.teacher and not np.isnan(reward)),
         key=lambda name: -rewards_of[name],
     )
-    return Example(
+    return ExampleFacts(
         prompt_id=found.prompt_id,
         role=str(found.role),
         reason=found.assignment["reason"],
@@ -72,7 +72,7 @@ def _example(found: trace.Trace, rewards_of: dict[str, float]) -> Example | None
     )
 
 
-def _shown(row: trace.Row, rewards_of: dict[str, float]) -> Shown:
+def _shown(row: trace.TraceRow, rewards_of: dict[str, float]) -> Shown:
     reward = rewards_of.get(row["teacher"])
     return Shown(
         teacher=row["teacher"],

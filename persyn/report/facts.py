@@ -105,7 +105,7 @@ class Timeline(Struct, frozen=True):
     stages: list[StagePace]
 
 
-class Model(Struct, frozen=True):
+class ModelFacts(Struct, frozen=True):
     """A model of the run as an immutable version in the store."""
 
     #: Its part in the run: student, teacher, quality or learnability.
@@ -120,7 +120,7 @@ class Model(Struct, frozen=True):
     license: str | None = None
 
 
-class Fitted(Struct, frozen=True):
+class RouterFacts(Struct, frozen=True):
     """The run's router."""
 
     backbone: str
@@ -146,7 +146,7 @@ class Shown(Struct, frozen=True):
     reward: float | None
 
 
-class Example(Struct, frozen=True):
+class ExampleFacts(Struct, frozen=True):
     """A prompt with its teacher's response and the best response of another teacher; None if there is none."""
 
     prompt_id: int
@@ -170,10 +170,10 @@ class Report(Struct, frozen=True):
     config_hash: str
     #: The unit of quality.
     unit: str
-    models: list[Model]
+    models: list[ModelFacts]
     #: Serving engine -> number of the run's responses.
     engines: dict[str, int]
-    router: Fitted | None
+    router: RouterFacts | None
     facts: Facts
     failures: list[Failures]
     groups: Groups | None
@@ -186,6 +186,6 @@ class Report(Struct, frozen=True):
     comparison: Comparison | None
     savings: Savings | None
     timeline: Timeline | None
-    examples: list[Example]
+    examples: list[ExampleFacts]
     #: Missing part of the report -> reason.
     absent: dict[str, str]

@@ -13,7 +13,7 @@ from sqlalchemy import String, Subquery, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis import compare, listing, summary, watch
-from persyn.config import RunConfig, thaw
+from persyn.config import RunConfig, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
 from persyn.db.grid import Grid
@@ -27,12 +27,12 @@ from persyn.report import examples
 from persyn.report.facts import (
     AlphaPoint,
     Alphas,
-    Fitted,
     Groups,
-    Model,
+    ModelFacts,
     Report,
     Rewards,
     RewardShape,
+    RouterFacts,
     Savings,
     StagePace,
     TeacherMeans,
@@ -62,7 +62,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
     curve:    the learning curve from `refits.curve`, which needs the router's backbone.
     Raises `UsageError` when no prompt of the run has the field.
     """
-    config = thaw(run.config)
+    config = load_config(run.config)
     cells = grid.read(session, run)
     rewarded = cells.rewards()
     teachers = list(lookup.teachers(session, run.id))
@@ -87,7 +87,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         engines=_engines(session, run),
         router=_fitted(router),
         facts=facts,
-        failures=watch.tally(session, run).failures,
+        failures=watch.count_rows(session, run).failures,
         groups=_groups(session, run, facts.teachers, group_by, absent),
         means=_means(cells, names),
         rewards=_rewards(config, rewarded, names),
@@ -108,10 +108,10 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
-def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teacher]) -> list[Model]:
+def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teacher]) -> list[ModelFacts]:
     student = session.get_one(Student, run.student_id)
     found = [
-        Model(
+        ModelFacts(
             part="student",
             name=student.name,
             kind=config.student.engine,
@@ -123,7 +123,7 @@ def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teache
     ]
     for teacher in teachers:
         found.append(
-            Model(
+            ModelFacts(
                 part="teacher",
                 name=teacher.name,
                 kind=teacher.engine,
@@ -137,7 +137,7 @@ def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teache
     for part, scorer_id in (("quality", run.quality_scorer_id), ("learnability", run.learnability_scorer_id)):
         scorer = session.get_one(Scorer, scorer_id)
         found.append(
-            Model(
+            ModelFacts(
                 part=part,
                 name=scorer.kind,
                 kind=scorer.kind,
@@ -162,10 +162,10 @@ def _engines(session: Session, run: Run) -> dict[str, int]:
     return {engine or "not known": count for engine, count in rows}
 
 
-def _fitted(router: Router | None) -> Fitted | None:
+def _fitted(router: Router | None) -> RouterFacts | None:
     if router is None:
         return None
-    return Fitted(
+    return RouterFacts(
         backbone=router.backbone,
         revision=router.revision,
         tune=router.tune,
@@ -181,7 +181,7 @@ def _swept(
     session: Session, run: Run, cells: Grid, scores: Matrix | None, absent: dict[str, str]
 ) -> dict[float, compare.Comparison]:
     """{alpha: comparison of strategies}, including the run's own alpha; empty without a scored hold-out."""
-    alphas = sorted({*_ALPHAS, thaw(run.config).run.alpha})
+    alphas = sorted({*_ALPHAS, load_config(run.config).run.alpha})
     try:
         return {one.alpha: one for one in compare.sweep(session, run, cells, alphas, scores)}
     except UsageError:

@@ -1,6 +1,6 @@
 """Write and read a fitted router as safetensors and JSON, without pickle; a write is atomic.
 
-router.json           how to rebuild it: `Manifest`
+router.json           how to rebuild it: `CheckpointManifest`
 router.safetensors    the head, float32
 backbone/             the tuned backbone and its tokenizer (tune = full)
 adapter/              the low-rank adapters (tune = lora)
@@ -25,13 +25,13 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import ModelSpec
-from persyn.router.model import Reader, Reads, Router, load
+from persyn.router.model import Reader, Reads, RouterModel, load
 
 #: File types of a checkpoint; any other file could contain code and is rejected.
 _SUFFIXES = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
 
 
-class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+class CheckpointManifest(Struct, frozen=True, forbid_unknown_fields=True):
     """How to rebuild the router of a checkpoint."""
 
     #: Folder or hub id of the original backbone, and its hub commit or its folder's digest.
@@ -49,7 +49,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     reads: Reads = "last"
 
 
-def write(folder: Path, router: Router, manifest: Manifest, tokenizer: Any) -> str:
+def write(folder: Path, router: RouterModel, manifest: CheckpointManifest, tokenizer: Any) -> str:
     """Write a checkpoint, replacing an existing one; return its SHA-256."""
     head = {name: parameter.detach().cpu().contiguous() for name, parameter in router.head.named_parameters()}
     with replaced(folder) as new:
@@ -65,7 +65,7 @@ def write(folder: Path, router: Router, manifest: Manifest, tokenizer: Any) -> s
     return sha256(folder)
 
 
-def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
+def read(spec: ModelSpec, dtype: Dtype) -> tuple[RouterModel, Reader]:
     """Load the router in the folder `spec.model` for scoring.
 
     Raises `HostLacks` when the folder is not a checkpoint or contains other files, and `UsageError` when the
@@ -74,7 +74,7 @@ def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
     folder = Path(spec.model)
     _refuse_strangers(folder)
     try:
-        manifest = msgspec.json.decode((folder / "router.json").read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode((folder / "router.json").read_bytes(), type=CheckpointManifest)
         head = load_file(folder / "router.safetensors")
     except (OSError, msgspec.MsgspecError, SafetensorError) as error:
         raise HostLacks(f"{spec.model!r} is not a router's checkpoint: {error}") from error
@@ -92,7 +92,7 @@ def read(spec: ModelSpec, dtype: Dtype) -> tuple[Router, Reader]:
     return router.requires_grad_(False).eval(), reader
 
 
-def merge(router: Router) -> None:
+def merge(router: RouterModel) -> None:
     """Merge low-rank adapters, if any, into the backbone's weights: the same scores in less time.
 
     Only in float32: weights of lower precision would round most of the adapters' contribution away.
@@ -126,7 +126,7 @@ def _tidy_adapter(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _load_adapter(router: Router, folder: Path) -> None:
+def _load_adapter(router: RouterModel, folder: Path) -> None:
     try:
         from peft import PeftModel
     except ImportError as error:

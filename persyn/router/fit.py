@@ -28,9 +28,9 @@ from persyn.method import rewards as reward_matrix
 from persyn.method import routing_metrics, strategies
 from persyn.method.rewards import Matrix
 from persyn.router import checkpoint, features, head, model
-from persyn.router.checkpoint import Manifest
-from persyn.router.model import Reader, Router
-from persyn.router.train import TUNES, Examples, Plan, split, train
+from persyn.router.checkpoint import CheckpointManifest
+from persyn.router.model import Reader, RouterModel
+from persyn.router.train import TUNES, RouterExamples, TrainingPlan, split, train
 
 #: With fewer validation prompts, full tuning and a head cannot be told apart.
 _ENOUGH = 10
@@ -48,11 +48,11 @@ class NoRoom(EngineError):
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a backbone's tokenizer; each `Fit` starts from the backbone's own weights. Options: `options.RouterFit`.
+    """Load a backbone's tokenizer; each `Fit` starts from the backbone's own weights. Options: `options.RouterFitOptions`.
 
     Raises `UsageError` when the backbone is not the version the spec refers to.
     """
-    chosen = options.decode(spec, options.RouterFit)
+    chosen = options.decode(spec, options.RouterFitOptions)
     spec = backbone(spec)
     model.refuse_several_gpus(spec)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
@@ -73,7 +73,7 @@ def backbone(spec: ModelSpec) -> ModelSpec:
     return msgspec.structs.replace(spec, revision=hub_revision(spec.revision))
 
 
-def reader(chat: Chat, chosen: options.RouterFit, config: Any) -> Reader:
+def reader(chat: Chat, chosen: options.RouterFitOptions, config: Any) -> Reader:
     """A reader limited to the context length of the backbone with this configuration."""
     return Reader(chat, min(chosen.max_tokens, scoring.max_tokens(config) or chosen.max_tokens))
 
@@ -95,10 +95,12 @@ def _refusal(request: Fit) -> str | None:
     return None
 
 
-def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFit, chat: Chat, tick: Tick) -> Fitted:
+def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFitOptions, chat: Chat, tick: Tick) -> Fitted:
     started = time.monotonic()
     read = reader(chat, chosen, scoring.configuration(spec))
-    grid = Examples([read.ids(messages) for messages in request.conversations], np.array(request.rewards, np.float64))
+    grid = RouterExamples(
+        [read.ids(messages) for messages in request.conversations], np.array(request.rewards, np.float64)
+    )
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
     calibration = np.flatnonzero(~is_holdout)
     pairs, _, _ = reward_matrix.preferences(grid.rewards[calibration])
@@ -143,7 +145,7 @@ class _Trained:
     frozen: (P, H) features of the grid's prompts from the backbone before training.
     """
 
-    router: Router
+    router: RouterModel
     tune: str
     frozen: Tensor
     notes: dict[str, Any]
@@ -158,8 +160,8 @@ class _Work:
 
     request: Fit
     spec: ModelSpec
-    chosen: options.RouterFit
-    grid: Examples
+    chosen: options.RouterFitOptions
+    grid: RouterExamples
     learn: list[int]
     tick: Tick
 
@@ -229,7 +231,7 @@ class _Work:
         torch.cuda.empty_cache()
         return why
 
-    def _read(self, tune: str) -> tuple[Router, Tensor]:
+    def _read(self, tune: str) -> tuple[RouterModel, Tensor]:
         """An untrained router, and the (P, H) features of the grid's prompts from its backbone."""
         place = dtype(tune, self.spec, self.chosen)
         router = model.load(self.spec, place, len(self.request.teachers), model.reads_of(tune)).requires_grad_(False)
@@ -247,8 +249,8 @@ class _Work:
         weights = model.preference_weights(torch.from_numpy(self.grid.rewards[prompts]), self.request.preferences)
         return model.prompt_losses(scores, weights)
 
-    def _plan(self, tune: str) -> Plan:
-        return Plan(
+    def _plan(self, tune: str) -> TrainingPlan:
+        return TrainingPlan(
             tune=tune,
             preferences=self.request.preferences,
             seed=self.request.seed,
@@ -260,7 +262,7 @@ class _Work:
         )
 
 
-def dtype(tune: str, spec: ModelSpec, chosen: options.RouterFit) -> Dtype:
+def dtype(tune: str, spec: ModelSpec, chosen: options.RouterFitOptions) -> Dtype:
     """The backbone's dtype while a router is fitted.
 
     Full tuning keeps weights in float32, on a GPU under bfloat16 autocast: bfloat16 weights would lose small updates.
@@ -269,10 +271,10 @@ def dtype(tune: str, spec: ModelSpec, chosen: options.RouterFit) -> Dtype:
 
 
 def _manifest(
-    request: Fit, tune: str, spec: ModelSpec, chosen: options.RouterFit, router: Router, reader: Reader
-) -> Manifest:
+    request: Fit, tune: str, spec: ModelSpec, chosen: options.RouterFitOptions, router: RouterModel, reader: Reader
+) -> CheckpointManifest:
     folder = Path(spec.model)
-    return Manifest(
+    return CheckpointManifest(
         backbone=str(folder.absolute()) if folder.is_dir() else spec.model,
         revision=identify(spec.model, spec.revision).revision,
         tune=tune,
@@ -284,7 +286,7 @@ def _manifest(
     )
 
 
-def _scores(router: Router, features: Tensor) -> Matrix:
+def _scores(router: RouterModel, features: Tensor) -> Matrix:
     """(P, K) scores of all prompts of the grid."""
     with torch.no_grad():
         scores: Matrix = router.score(features.to(router.head.weight.device)).cpu().double().numpy()

@@ -30,7 +30,7 @@ Reads: TypeAlias = Literal["last", "middle"]
 """The last layer's state at the last token, or the mean over all tokens of the middle layer's states."""
 
 
-class Router(nn.Module):
+class RouterModel(nn.Module):
     """A backbone and a float32 head of K outputs; K scores per prompt."""
 
     def __init__(self, backbone: Any, n_teachers: int, reads: Reads = "last") -> None:
@@ -95,9 +95,9 @@ class Reader:
         return ids[:head] + ids[len(ids) - (self.max_tokens - head) :]
 
 
-def load(spec: ModelSpec, dtype: Dtype, n_teachers: int, reads: Reads = "last") -> Router:
+def load(spec: ModelSpec, dtype: Dtype, n_teachers: int, reads: Reads = "last") -> RouterModel:
     """Load a backbone in evaluation mode and put a new head on it; `EngineError` when it cannot be loaded."""
-    return Router(scoring.load_weights(AutoModel, spec, options.Scorer(dtype=dtype)), n_teachers, reads)
+    return RouterModel(scoring.load_weights(AutoModel, spec, options.ScorerOptions(dtype=dtype)), n_teachers, reads)
 
 
 def reads_of(tune: str) -> Reads:
@@ -174,7 +174,7 @@ def batches(prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[lis
 
 
 @torch.no_grad()
-def all_features(router: Router, prompts: Sequence[Sequence[int]], batch_tokens: int, tick: Tick) -> Tensor:
+def all_features(router: RouterModel, prompts: Sequence[Sequence[int]], batch_tokens: int, tick: Tick) -> Tensor:
     """(P, H) float32 features of P prompts, in their order, on the CPU; `tick` is called after each batch.
 
     Raises `EngineError` when a feature is not finite: the backbone's states exceed its dtype's range.

@@ -30,7 +30,7 @@ def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
     spec: of a `router_fit` engine.
     Raises `EngineError` when the backbone cannot be loaded, `UsageError` when it has changed.
     """
-    chosen = options.decode(spec, options.RouterFit)
+    chosen = options.decode(spec, options.RouterFitOptions)
     spec = fit.backbone(spec)
     reader = fit.reader(Chat(load_tokenizer(spec), add_bos=chosen.add_bos), chosen, scoring.configuration(spec))
     dtype = fit.dtype("head", spec, chosen)

@@ -12,7 +12,7 @@ from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, ModelSpec, Request, Result, Route, Routed, Tick
 from persyn.router import checkpoint
-from persyn.router.model import Reader, Router, batches, pad, precision, refuse_several_gpus
+from persyn.router.model import Reader, RouterModel, batches, pad, precision, refuse_several_gpus
 
 #: Prompts taken at once and sorted by length.
 _CHUNK = 512
@@ -23,7 +23,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
     No prompt fails: a long one loses its middle, and one that the chat template rejects is read as plain text.
     """
-    chosen = options.decode(spec, options.Route)
+    chosen = options.decode(spec, options.RouteOptions)
     refuse_several_gpus(spec)
     if chosen.sha256 is not None and (found := checkpoint.sha256(Path(spec.model))) != chosen.sha256:
         raise HostLacks(
@@ -32,7 +32,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
         )
     tick()
     router, reader = checkpoint.read(spec, precision(spec, chosen.dtype))
-    batch_tokens = scoring.batch_tokens(spec, options.Scorer(batch_tokens=chosen.batch_tokens))
+    batch_tokens = scoring.batch_tokens(spec, options.ScorerOptions(batch_tokens=chosen.batch_tokens))
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         return _compute(router, reader, requests, batch_tokens)
@@ -40,7 +40,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     return Batched(compute, version=scoring.VERSION, chunk=_CHUNK)
 
 
-def _compute(router: Router, reader: Reader, requests: list[Request], batch_tokens: int) -> Iterator[list[Result]]:
+def _compute(router: RouterModel, reader: Reader, requests: list[Request], batch_tokens: int) -> Iterator[list[Result]]:
     """Yield the scores of each batch."""
     ids, prompts = [], []
     for request in requests:

@@ -26,13 +26,13 @@ from persyn.llm import options
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Route, Routed, Tick
 from persyn.llm.scorers import own_function
-from persyn.method.strategies import Known
+from persyn.method.strategies import StrategyInputs
 
 #: Maximum number of prompts passed at once.
 _CHUNK = 256
 
 
-def pack(known: Known) -> dict[str, Any]:
+def pack(known: StrategyInputs) -> dict[str, Any]:
     """Convert a strategy's inputs to plain values for another process; equal inputs give equal values."""
     packed: dict[str, Any] = msgspec.to_builtins(
         known, builtin_types=(bytes,), enc_hook=lambda array: [list(array.shape), array.tobytes()]
@@ -40,20 +40,20 @@ def pack(known: Known) -> dict[str, Any]:
     return packed
 
 
-def unpack(packed: dict[str, Any]) -> Known:
+def unpack(packed: dict[str, Any]) -> StrategyInputs:
     """Restore packed inputs; their arrays are read-only."""
-    return msgspec.convert(packed, Known, dec_hook=_array)
+    return msgspec.convert(packed, StrategyInputs, dec_hook=_array)
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Import the function; it answers `Route`. It is called as function(prompts, known, **options).
 
     prompts: {"messages", "meta"} of each prompt of an arbitrary batch.
-    known:   `persyn.method.strategies.Known` of the run.
+    known:   `persyn.method.strategies.StrategyInputs` of the run.
     returns: (P, T) finite scores of the T teachers, in head order.
     Prompts for which it raises, or returns anything else, fail. Raises `EngineError` as `own_function.take` does.
     """
-    chosen = options.decode(spec, options.Strategy)
+    chosen = options.decode(spec, options.StrategyOptions)
     known, function = unpack(chosen.known), own_function.take(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:

@@ -22,7 +22,7 @@ from persyn.llm.protocols import Tick
 from persyn.method import routing_metrics
 from persyn.method.rewards import Matrix
 from persyn.router import head
-from persyn.router.model import Router, pad, pair_loss, preference_weights
+from persyn.router.model import RouterModel, pad, pair_loss, preference_weights
 
 TUNES = ("full", "lora", "head")
 
@@ -34,19 +34,19 @@ CHECKS, PATIENCE = 10, 5
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
+class RouterExamples:
     """P prompts as token ids and their (P, K) rewards, NaN where missing."""
 
     prompts: Sequence[Sequence[int]]
     rewards: Matrix
 
-    def take(self, indices: Sequence[int]) -> Examples:
+    def take(self, indices: Sequence[int]) -> RouterExamples:
         """The examples at these indices."""
-        return Examples([self.prompts[i] for i in indices], self.rewards[list(indices)])
+        return RouterExamples([self.prompts[i] for i in indices], self.rewards[list(indices)])
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """How to train; the last four fields apply to fine-tuning only."""
 
     tune: str
@@ -62,7 +62,9 @@ class Plan:
     lora_rank: int
 
 
-def train(router: Router, examples: Examples, features: Tensor, plan: Plan, tick: Tick) -> dict[str, Any]:
+def train(
+    router: RouterModel, examples: RouterExamples, features: Tensor, plan: TrainingPlan, tick: Tick
+) -> dict[str, Any]:
     """Train `router` in place on P examples that have a preference each; `tick` is called throughout.
 
     features: (P, H) from the router's backbone before training.
@@ -99,7 +101,7 @@ class KeepBest(TrainerCallback):
     kept if training does not improve on them.
     """
 
-    def __init__(self, router: Router, tick: Tick) -> None:
+    def __init__(self, router: RouterModel, tick: Tick) -> None:
         self._trained = {name: p for name, p in router.named_parameters() if p.requires_grad}
         self._tick = tick
         self._kept: dict[str, Tensor] = {}
@@ -152,7 +154,9 @@ class _PairTrainer(Trainer):
         return (loss, {"scores": scores}) if return_outputs else loss
 
 
-def _fine_tune(router: Router, learn: Examples, validate: Examples, plan: Plan, tick: Tick) -> dict[str, Any]:
+def _fine_tune(
+    router: RouterModel, learn: RouterExamples, validate: RouterExamples, plan: TrainingPlan, tick: Tick
+) -> dict[str, Any]:
     _choose_weights(router, plan)
     device = router.head.weight.device
     keep = KeepBest(router, tick)
@@ -199,7 +203,7 @@ def _fine_tune(router: Router, learn: Examples, validate: Examples, plan: Plan, 
     return {"steps": trainer.state.global_step, "best_step": keep.best_step, "n_validation": len(validate.prompts)}
 
 
-def _choose_weights(router: Router, plan: Plan) -> None:
+def _choose_weights(router: RouterModel, plan: TrainingPlan) -> None:
     """Make the weights to be trained trainable: all, or new low-rank adapters; always the head."""
     if plan.tune == "lora":
         try:
@@ -219,7 +223,7 @@ def _choose_weights(router: Router, plan: Plan) -> None:
     router.head.requires_grad_(True)
 
 
-def _rows(examples: Examples) -> list[dict[str, Any]]:
+def _rows(examples: RouterExamples) -> list[dict[str, Any]]:
     pairs = zip(examples.prompts, examples.rewards, strict=True)
     return [{"input_ids": list(ids), "rewards": rewards} for ids, rewards in pairs]
 

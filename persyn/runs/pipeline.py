@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import RunConfig, thaw
+from persyn.config import RunConfig, load_config
 from persyn.db import bulk, outages
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import take_time
@@ -75,7 +75,7 @@ def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) ->
     paths = [Path(file) for file in config.prompts.files]
     away = [path.name for path in paths if not path.is_file()]
     conflicts = 0
-    if not away and not same_run.is_unchanged(thaw(run.config), paths):
+    if not away and not same_run.is_unchanged(load_config(run.config), paths):
         # the same conversations may have reference answers now
         conflicts = prompt_import.import_prompts(session, paths).conflicts
     same_run.adopt(session, run, config, with_content=not conflicts)
@@ -230,7 +230,7 @@ def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:
         advance(session, job.run_id, actor=owner)
         return True
     run = session.get_one(Run, job.run_id)
-    limit = timedelta(seconds=thaw(run.config).run.outage_seconds)
+    limit = timedelta(seconds=load_config(run.config).run.outage_seconds)
     pause = outages.note(session, job.run_id, job.queue, error, limit=limit)
     if pause is None:
         waited = f"waited {limit.total_seconds():,.0f} s (outage_seconds); " if limit else ""

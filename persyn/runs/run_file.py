@@ -202,7 +202,7 @@ def _said(config: RunConfig) -> Iterator[_Said]:
     yield _Said("the student", "student.options", student.engine, student.options)
     yield _Said("the quality", "quality.options", quality.kind, quality.options)
     if ENGINES[quality.kind].is_nested:  # the judge's own options were validated above
-        inner = msgspec.convert(quality.options, options.Judge)
+        inner = msgspec.convert(quality.options, options.JudgeOptions)
         yield _Said("the judge's model", "quality.options.options", inner.engine, inner.options)
     fits = "router_fit" if router.engine == "router" else router.engine
     yield _Said("the router", "router.options", fits, router.options)

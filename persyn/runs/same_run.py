@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import RunConfig, thaw
+from persyn.config import RunConfig, load_config
 from persyn.db import lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student, Teacher
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
-from persyn.ingest.imports import Tally, batches
+from persyn.ingest.imports import ImportCounts, batches
 from persyn.llm.identity import identify
 from persyn.method.strategies import STRATEGIES
 
@@ -95,7 +95,7 @@ def require(session: Session, run: Run, config: RunConfig) -> None:
 
     config: with the versions that the run was started with, where the file names none.
     """
-    was = thaw(run.config)
+    was = load_config(run.config)
     moved = {place for place, _ in _moved(session, run, was, config)}
     changed = [found for found in _differences(_decisive(was), _decisive(config)) if found.key not in moved]
     if changed:
@@ -119,7 +119,7 @@ def look(session: Session, run: Run, config: RunConfig | None = None) -> Change 
 
     config: names the files; None means the run's own configuration.
     """
-    was = thaw(run.config)
+    was = load_config(run.config)
     prompts = (config or was).prompts
     paths = [Path(file) for file in prompts.files]
     n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
@@ -154,7 +154,7 @@ def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool =
 
     with_content: whether to store the new hashes of the prompt files; otherwise a difference is reported every time.
     """
-    was = thaw(run.config)
+    was = load_config(run.config)
     taken = was.frozen()
     for place, row in _moved(session, run, was, config):
         if Path(_at(taken, place)).exists():
@@ -188,7 +188,7 @@ def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, in
 
     Raises `UsageError` for a file that cannot be read or has an invalid row.
     """
-    tally, other = Tally("stop"), 0
+    tally, other = ImportCounts("stop"), 0
     found: set[str] = set()
     for _, batch in batches(paths, rows.read, tally):
         found.update(row.content_hash for row in batch)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, RunConfig, thaw
+from persyn.config import IMPORTED, RunConfig, load_config
 from persyn.db.catalog import Run, RunTeacher, Scorer, Teacher
 from persyn.db.results import Origin, Response, Score
 from persyn.errors import UsageError
@@ -26,7 +26,7 @@ def find(session: Session, config: RunConfig) -> Run | None:
     run = session.scalars(select(Run).where(Run.name == config.run.name)).one_or_none()
     if run is None:
         return None
-    was = thaw(run.config)
+    was = load_config(run.config)
     # A version that the file does not name is the one that the run was started with.
     config = _pinned(config, function=was.strategy.revision, backbone=was.router.version)
     same_run.require(session, run, config)

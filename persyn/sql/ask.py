@@ -22,7 +22,7 @@ from msgspec import Struct
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError, shorten
 from persyn.sql import postgres
-from persyn.sql.child import Broken, Found, Request
+from persyn.sql.child import QueryError, QueryRequest, QueryResult
 
 #: Allowance for starting the child, connecting, and transferring the answer.
 _GRACE_SECONDS = 5.0
@@ -78,15 +78,15 @@ def ask(
     if child.returncode:
         said = shorten(child.stderr.decode(errors="replace")[-200:]) or "it may have needed too much memory"
         raise PersynError(f"the question ended its process (exit code {child.returncode}): {said}")
-    found = msgspec.msgpack.decode(child.stdout, type=Found | Broken)
-    if isinstance(found, Broken):
+    found = msgspec.msgpack.decode(child.stdout, type=QueryResult | QueryError)
+    if isinstance(found, QueryError):
         raise UsageError(_too_slow(limits) if found.is_late else f"the database refuses the question: {found.reason}")
     if found.is_truncated and not found.rows:
         raise UsageError(f"the first row alone is larger than {limits.megabytes:g} MB; ask for fewer columns")
     return Answer(found.columns, found.rows, found.is_truncated)
 
 
-def requested(database: Database, statement: str, parameters: dict[str, Any], limits: Limits) -> Request:
+def requested(database: Database, statement: str, parameters: dict[str, Any], limits: Limits) -> QueryRequest:
     """Build the child's request; raise `UsageError` for a statement that is not allowed."""
     for said in (statement, *(value for value in parameters.values() if isinstance(value, str))):
         if "\0" in said or any("\ud800" <= character <= "\udfff" for character in said):
@@ -99,7 +99,7 @@ def requested(database: Database, statement: str, parameters: dict[str, Any], li
     else:
         statement = postgres.checked(statement, parameters)
         _, connect = database.url.get_dialect()().create_connect_args(database.url)
-    return Request(
+    return QueryRequest(
         is_sqlite=is_sqlite,
         connect={name: value for name, value in connect.items() if name != "context"},
         statement=statement,

@@ -1,7 +1,7 @@
 """Run one query in a sandboxed child process: connect, restrict the connection, and return the answer.
 
 The process has limits on memory and on temporary files, and its parent kills it when the time is up. Run as
-`python -m persyn.sql.child`; reads a `Request` as JSON, writes a `Found` or `Broken`.
+`python -m persyn.sql.child`; reads a `QueryRequest` as JSON, writes a `QueryResult` or `QueryError`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SQLITE_PRAGMAS = frozenset(
 )
 
 
-class Request(Struct, frozen=True):
+class QueryRequest(Struct, frozen=True):
     """One statement with its limits.
 
     connect: arguments of the driver's `connect`.
@@ -55,7 +55,7 @@ class Request(Struct, frozen=True):
     bytes: int
 
 
-class Found(Struct, tag=True, frozen=True):
+class QueryResult(Struct, tag=True, frozen=True):
     """The answer, within the limits."""
 
     columns: list[str]
@@ -63,24 +63,24 @@ class Found(Struct, tag=True, frozen=True):
     is_truncated: bool
 
 
-class Broken(Struct, tag=True, frozen=True):
+class QueryError(Struct, tag=True, frozen=True):
     """The reason why there is no answer."""
 
     reason: str
     is_late: bool = False
 
 
-def answer(request: Request) -> Found | Broken:
+def answer(request: QueryRequest) -> QueryResult | QueryError:
     """Run the requested statement."""
     try:
         return _of_sqlite(request) if request.is_sqlite else _of_postgresql(request)
     except MemoryError:
-        return Broken("it needs too much memory")
+        return QueryError("it needs too much memory")
 
 
-def _read(cursor: Any, request: Request) -> Found | Broken:
+def _read(cursor: Any, request: QueryRequest) -> QueryResult | QueryError:
     if cursor.description is None:
-        return Broken("it returns no rows; only a SELECT can be asked here")
+        return QueryError("it returns no rows; only a SELECT can be asked here")
     columns = [column[0] for column in cursor.description]
     rows: list[tuple[Any, ...]] = []
     size = 0
@@ -89,9 +89,9 @@ def _read(cursor: Any, request: Request) -> Found | Broken:
             values = tuple(map(_simple, row))
             size += sum(map(_size, values))
             if len(rows) == request.rows or size > request.bytes:
-                return Found(columns, rows, is_truncated=True)
+                return QueryResult(columns, rows, is_truncated=True)
             rows.append(values)
-    return Found(columns, rows, is_truncated=False)
+    return QueryResult(columns, rows, is_truncated=False)
 
 
 def _simple(value: Any) -> Any:
@@ -111,7 +111,7 @@ def _size(value: Any) -> int:
     return sys.getsizeof(value) + (sum(map(_size, value)) if isinstance(value, list | tuple) else 0)
 
 
-def _of_sqlite(request: Request) -> Found | Broken:
+def _of_sqlite(request: QueryRequest) -> QueryResult | QueryError:
     until = time.monotonic() + request.seconds
     try:
         with closing(sqlite3.connect(**request.connect, isolation_level=None)) as connection:
@@ -122,7 +122,7 @@ def _of_sqlite(request: Request) -> Found | Broken:
     except (sqlite3.Error, sqlite3.Warning) as error:
         said = str(error)
         hint = "; a question may only read the store, by a SELECT" if said.startswith("not authorized") else ""
-        return Broken(said + hint, is_late=said == "interrupted")
+        return QueryError(said + hint, is_late=said == "interrupted")
 
 
 def _allow(action: int, what: str | None, which: str | None, schema: str | None, within: str | None) -> int:
@@ -138,7 +138,7 @@ def _allow(action: int, what: str | None, which: str | None, schema: str | None,
     return sqlite3.SQLITE_OK if is_fine else sqlite3.SQLITE_DENY
 
 
-def _of_postgresql(request: Request) -> Found | Broken:
+def _of_postgresql(request: QueryRequest) -> QueryResult | QueryError:
     import psycopg
     from psycopg.types.json import set_json_loads
 
@@ -163,7 +163,7 @@ def _of_postgresql(request: Request) -> Found | Broken:
                 return _read(cursor, request)
     except psycopg.Error as error:
         reason = error.diag.message_primary or str(error)
-        return Broken(reason, is_late=isinstance(error, psycopg.errors.QueryCanceled))
+        return QueryError(reason, is_late=isinstance(error, psycopg.errors.QueryCanceled))
 
 
 def _step_down(connection: Any) -> None:
@@ -183,7 +183,7 @@ def main() -> None:
     ):
         resource.setrlimit(limit, (most, most))
     sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit={_SQLITE_HEAP_BYTES}")  # applies to the whole process
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=QueryRequest)
     # The alarm has no handler, so it ends the process even inside C code.
     signal.setitimer(signal.ITIMER_REAL, request.seconds + _ALONE_SECONDS)
     sys.stdout.buffer.write(msgspec.msgpack.encode(answer(request)))

@@ -35,7 +35,7 @@ _DIGITS = 19
 _HEAD = re.compile(r"-- (?P<asker>\w+): (?P<title>.+)\n-- (?P<note>.+)\n(?P<sql>(?s:.+))")
 
 
-class Question(Struct, frozen=True):
+class SavedQuery(Struct, frozen=True):
     """A saved query, with its usual audience."""
 
     name: str
@@ -49,7 +49,7 @@ class Question(Struct, frozen=True):
 
 
 @cache
-def questions() -> dict[str, Question]:
+def queries() -> dict[str, SavedQuery]:
     """All saved queries by name, in display order."""
     found = [
         _read(file.name.removesuffix(".sql"), file.read_text()) for file in (files(__package__) / "queries").iterdir()
@@ -59,9 +59,9 @@ def questions() -> dict[str, Question]:
     }
 
 
-def find(name: str) -> Question:
+def find(name: str) -> SavedQuery:
     """The query of this name; raise `UsageError` if there is none."""
-    known = questions()
+    known = queries()
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
@@ -80,7 +80,7 @@ def require_there(session: Session, given: Mapping[str, str]) -> None:
             raise UsageError(f"there is no {name} {shorten(value)!r}; {where}")
 
 
-def _read(name: str, text: str) -> Question:
+def _read(name: str, text: str) -> SavedQuery:
     told = _HEAD.fullmatch(text)
     assert told is not None, f"{name}.sql does not begin as a question does"
-    return Question(name, told["asker"], told["title"], told["note"], told["sql"].strip(), parameters(told["sql"]))
+    return SavedQuery(name, told["asker"], told["title"], told["note"], told["sql"].strip(), parameters(told["sql"]))

@@ -18,7 +18,7 @@ from persyn.db.text import reason
 from persyn.jobs.queue import Claim
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of
+from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
 from persyn.stages.stage import Stage
 
 
@@ -58,7 +58,7 @@ class Cells:
             if teacher.engine == IMPORTED:
                 _note_absent(session, teacher, missing)
             else:
-                plan = Plan(run.id, self.name, spec_of(teacher), teacher_id=teacher.id, size=size)
+                plan = JobPlan(run.id, self.name, spec_of(teacher), teacher_id=teacher.id, size=size)
                 made += make_jobs(session, plan, missing)
         return made
 

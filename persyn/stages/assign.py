@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, StrategyTable, thaw
+from persyn.config import IMPORTED, StrategyTable, load_config
 from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore
@@ -24,8 +24,8 @@ from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.method import rewards, strategies
 from persyn.method.strategies import STRATEGIES, Strategy
 from persyn.router import strategy as own
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, seed_of, told
-from persyn.stages.known import known
+from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of, to_wire
+from persyn.stages.known import strategy_inputs
 from persyn.stages.stage import Stage
 
 #: The [router] options that still apply after the router has been fitted.
@@ -44,7 +44,7 @@ def plan(session: Session, run: Run) -> int:
     match kind.decided_by:
         case "router" | "function":
             size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
-            return make_jobs(session, Plan(run.id, "assign", route_spec(session, run), size=size), _missing(run.id))
+            return make_jobs(session, JobPlan(run.id, "assign", route_spec(session, run), size=size), _missing(run.id))
         case "rewards":
             _follow(session, run, "static")  # where no reward is known, the teacher that is best on average
         case "policy":
@@ -63,14 +63,14 @@ def load(session: Session, job: Claim) -> Batch:
     reads_meta = _kind(run).decided_by == "function"
     return Batch(
         route_spec(session, run),
-        [Route(prompt.id, conversation(prompt), told(prompt.meta) if reads_meta else {}) for prompt in prompts],
+        [Route(prompt.id, conversation(prompt), to_wire(prompt.meta) if reads_meta else {}) for prompt in prompts],
     )
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     """Store all router scores and the winning teacher; saving twice leaves one row per prompt."""
     run = session.get_one(Run, job.run_id)
-    strategy = thaw(run.config).strategy
+    strategy = load_config(run.config).strategy
     teacher_ids = [teacher.id for teacher in lookup.teachers(session, run.id)]
     prompt_ids, rows = [item.request.id for item in done], [_scores(item, strategy) for item in done]
     scores = [
@@ -115,7 +115,7 @@ def _expected(session: Session, run: Run) -> int:
 
 
 def _kind(run: Run) -> Strategy:
-    return STRATEGIES.require(thaw(run.config).strategy.kind, "strategy")
+    return STRATEGIES.require(load_config(run.config).strategy.kind, "strategy")
 
 
 def _missing(run_id: int) -> Select[Any]:
@@ -183,9 +183,11 @@ def _assign_calibration(session: Session, run: Run) -> None:
     """Assign calibration prompts to the teacher with the best reward; leave those without rewards to the router."""
     cells = grid.read(session, run)
     rewarded = cells.rewards()
-    known = ~np.isnan(rewarded).all(axis=1)
-    winners, margins = _best(rewarded[known])
-    rows = zip(cells.prompt_ids[known].tolist(), rewarded[known].tolist(), winners, margins, strict=True)
+    strategy_inputs = ~np.isnan(rewarded).all(axis=1)
+    winners, margins = _best(rewarded[strategy_inputs])
+    rows = zip(
+        cells.prompt_ids[strategy_inputs].tolist(), rewarded[strategy_inputs].tolist(), winners, margins, strict=True
+    )
     bulk.insert_new(
         session,
         Assignment,
@@ -206,10 +208,10 @@ def _assign_calibration(session: Session, run: Run) -> None:
 
 def _follow(session: Session, run: Run, kind: str) -> None:
     """Assign the remaining prompts by a strategy that reads no prompt; random draws depend only on seed and prompt."""
-    strategy = thaw(run.config).strategy
+    strategy = load_config(run.config).strategy
     cells = grid.read(session, run)
     teacher_ids = cells.teacher_ids.tolist()
-    goes_by = known(session, run, cells, cells.rewards(), ~cells.is_holdout)
+    goes_by = strategy_inputs(session, run, cells, cells.rewards(), ~cells.is_holdout)
     missing = _missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
     missing = missing.order_by(RunPrompt.prompt_id).limit(_CHUNK)
     last = 0
@@ -245,7 +247,7 @@ def route_spec(session: Session, run: Run) -> ModelSpec:
     if _kind(run).decided_by == "function":
         cells = grid.read(session, run)
         return own_spec(session, run, cells, cells.rewards())
-    router, config = session.get_one(Router, run.router_id), thaw(run.config).router
+    router, config = session.get_one(Router, run.router_id), load_config(run.config).router
     if config.engine == "fake":
         return ModelSpec("fake", config.backbone, options={**config.options, "teachers": len(router.teacher_ids)})
     options = {key: config.options[key] for key in _ROUTE_OPTIONS if key in config.options}
@@ -254,11 +256,11 @@ def route_spec(session: Session, run: Run) -> ModelSpec:
 
 def own_spec(session: Session, run: Run, cells: grid.Grid, rewarded: rewards.Matrix) -> ModelSpec:
     """The spec of a run's custom strategy, with its inputs from the calibration prompts of the grid."""
-    strategy = thaw(run.config).strategy
+    strategy = load_config(run.config).strategy
     prompts = [
         {"messages": route.messages, "meta": route.meta} for route in grid_routes(session, run, Role.CALIBRATION)
     ]
-    goes_by = replace(known(session, run, cells, rewarded, ~cells.is_holdout), prompts=prompts)
+    goes_by = replace(strategy_inputs(session, run, cells, rewarded, ~cells.is_holdout), prompts=prompts)
     options = {"known": own.pack(goes_by), "options": strategy.options}
     return ModelSpec("strategy", strategy.model, strategy.revision, strategy.gpus, options)
 
@@ -271,7 +273,7 @@ def grid_routes(session: Session, run: Run, *roles: Role) -> list[Route]:
         .where(RunPrompt.run_id == run.id, RunPrompt.role.in_(roles))
         .order_by(Prompt.id)
     )
-    return [Route(prompt.id, conversation(prompt), told(prompt.meta)) for prompt in prompts]
+    return [Route(prompt.id, conversation(prompt), to_wire(prompt.meta)) for prompt in prompts]
 
 
 STAGE = Stage(

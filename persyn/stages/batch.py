@@ -52,22 +52,22 @@ class Progress:
         return self.total - self.done - self.failed
 
 
-PromptRow: TypeAlias = Any
+StoredPrompt: TypeAlias = Any
 """A row with the `text` and `history` of a prompt."""
 
 
-def conversation(prompt: PromptRow) -> list[Message]:
+def conversation(prompt: StoredPrompt) -> list[Message]:
     """A prompt as the list of turns that a model receives."""
     return [*(prompt.history or ()), {"role": "user", "content": prompt.text}]
 
 
-def told(meta: Any) -> Any:
+def to_wire(meta: Any) -> Any:
     """A prompt's metadata in a form that MessagePack can encode: integers beyond 64 bits become text."""
     match meta:
         case dict():
-            return {name: told(value) for name, value in meta.items()}
+            return {name: to_wire(value) for name, value in meta.items()}
         case list():
-            return [told(value) for value in meta]
+            return [to_wire(value) for value in meta]
         case int() if not -(2**63) <= meta < 2**64:
             return str(meta)
     return meta
@@ -87,7 +87,7 @@ def queue_name(spec: ModelSpec) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class JobPlan:
     """The jobs to create: one model's part of one stage of one run."""
 
     run_id: int
@@ -112,7 +112,7 @@ _JOB_COLUMNS = (
 )
 
 
-def make_jobs(session: Session, plan: Plan, missing: Select[Any]) -> int:
+def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
     """Divide the prompts of `missing` into jobs and return the number of jobs.
 
     missing: a select with a `prompt_id` column; a prompt may occur more than once.

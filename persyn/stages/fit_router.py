@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import literal, select
 from sqlalchemy.orm import Session
 
-from persyn.config import thaw
+from persyn.config import load_config
 from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.results import Router, RouterScore
@@ -19,7 +19,7 @@ from persyn.errors import EngineError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.method.strategies import STRATEGIES
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, make_jobs
+from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, make_jobs
 from persyn.stages.stage import Stage
 
 
@@ -32,7 +32,7 @@ def plan(session: Session, run: Run) -> int:
         run.router_id = session.scalar(select(Router.id).where(Router.fingerprint == wanted))
     if run.router_id is not None:
         return 0
-    return make_jobs(session, Plan(run.id, "fit_router", _spec(run)), select(literal(0).label("prompt_id")))
+    return make_jobs(session, JobPlan(run.id, "fit_router", _spec(run)), select(literal(0).label("prompt_id")))
 
 
 def load(session: Session, job: Claim) -> Batch:
@@ -47,7 +47,7 @@ def load(session: Session, job: Claim) -> Batch:
 
 def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
     """The fit of a run, without a target folder yet."""
-    config = thaw(run.config)
+    config = load_config(run.config)
     cells = grid.read(session, run)
     prompts = {
         prompt.id: prompt
@@ -99,7 +99,7 @@ def _expected(session: Session, run: Run) -> int:
 
 
 def _needs_router(run: Run) -> bool:
-    return STRATEGIES.require(thaw(run.config).strategy.kind, "strategy").decided_by == "router"
+    return STRATEGIES.require(load_config(run.config).strategy.kind, "strategy").decided_by == "router"
 
 
 def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _fingerprint(spec: ModelSpec, fit: Fit, teacher_ids: Sequence[int]) -> str:
 
 
 def _spec(run: Run) -> ModelSpec:
-    router = thaw(run.config).router
+    router = load_config(run.config).router
     return ModelSpec(
         engine="router_fit" if router.engine == "router" else router.engine,
         model=router.backbone,

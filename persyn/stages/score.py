@@ -18,7 +18,7 @@ from persyn.jobs.queue import Claim
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
-from persyn.stages.batch import Batch, Done, Plan, Progress, conversation, in_part, make_jobs, told
+from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, to_wire
 from persyn.stages.stage import Stage
 
 #: Scores deleted per statement.
@@ -37,7 +37,7 @@ def plan(session: Session, run: Run) -> int:
         if scorer.kind == IMPORTED:
             _note_absent(session, run.id, scorer.id)
             continue
-        plan = Plan(run.id, "score", spec_of(scorer), scorer_id=scorer.id, size=size)
+        plan = JobPlan(run.id, "score", spec_of(scorer), scorer_id=scorer.id, size=size)
         made += make_jobs(session, plan, _missing(run.id, scorer.id))
     return made
 
@@ -58,7 +58,7 @@ def load(session: Session, job: Claim) -> Batch:
             messages=conversation(row),
             response=row.response,
             answer=row.answer,
-            meta=told(row.meta) if reads_row else {},
+            meta=to_wire(row.meta) if reads_row else {},
         )
         for row in rows
     ]

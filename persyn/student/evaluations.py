@@ -18,23 +18,23 @@ import msgspec
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, QualityTable, Sampling, fingerprint_of, thaw
+from persyn.config import IMPORTED, QualityTable, Sampling, fingerprint_of, load_config
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import EngineError, UsageError, shorten
 from persyn.ingest import prompt_import, rows, versions
-from persyn.ingest.imports import Tally, batches
+from persyn.ingest.imports import ImportCounts, batches
 from persyn.ingest.layouts import NO_NAMES, Names
-from persyn.ingest.rows import Row
+from persyn.ingest.rows import PromptRow
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 from persyn.llm.scorers.instructions import Carried
 from persyn.settings import Settings
 from persyn.stages import score
-from persyn.stages.batch import conversation, told
+from persyn.stages.batch import conversation, to_wire
 
 #: Scores the reference answers, not the student's responses.
 PERPLEXITY = "log_likelihood"
@@ -52,7 +52,7 @@ class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampling: Sampling = Sampling(max_tokens=512, temperature=0.0)
 
 
-Progress = Callable[[str, int, int], None]
+EvaluationCallback = Callable[[str, int, int], None]
 """Called with the phase ("ask" or "judge"), the number of requests, and the number completed."""
 
 
@@ -99,7 +99,9 @@ class Evaluator:
     names: {our field: the file's field}, for fields of the prompts' files without a common name.
     """
 
-    def __init__(self, database: Database, settings: Settings, progress: Progress, names: Names = NO_NAMES) -> None:
+    def __init__(
+        self, database: Database, settings: Settings, progress: EvaluationCallback, names: Names = NO_NAMES
+    ) -> None:
         self._names = names
         self._database = database
         self._settings = settings
@@ -172,7 +174,7 @@ class Evaluator:
                 for row in session.execute(unjudged):
                     # Without a response, the reference answer is scored.
                     text = row.answer if row.response is None else row.response
-                    judge = Judge(len(of_scorer), conversation(row), text, row.answer, told(row.meta))
+                    judge = Judge(len(of_scorer), conversation(row), text, row.answer, to_wire(row.meta))
                     of_scorer.append(_Asked(evaluation_id, row.id, judge))
         for scorer_id, of_scorer in asked.items():
             self._work("judge", score.spec_of(scorers[scorer_id]), of_scorer)
@@ -194,7 +196,7 @@ class Evaluator:
 
 def _subjects(session: Session, run: Run) -> list[_Subject]:
     student = session.get_one(Student, run.student_id)
-    if thaw(run.config).student.engine == "fake":
+    if load_config(run.config).student.engine == "fake":
         raise UsageError(f"run {run.name} has a fake student: there is nothing to evaluate")
     trainings = session.scalars(select(Training).where(Training.run_id == run.id).order_by(Training.id)).all()
     return [
@@ -225,13 +227,13 @@ def _prompts(
         what = "a reference answer and is no prompt of the run" if needs_answer else "is no prompt of the run"
         raise UsageError(f"none of {len(hashes):,} prompts {what}: a student is not measured by what it was trained on")
     asked = {content_hash for _, content_hash in found}
-    for source, batch in batches(files, partial(rows.read, names=names), Tally("stop")):
+    for source, batch in batches(files, partial(rows.read, names=names), ImportCounts("stop")):
         _require_as_stored(session, source, [row for row in batch if row.content_hash in asked], table)
     digest = hashlib.sha256("".join(content_hash for _, content_hash in found).encode()).hexdigest()
     return [prompt_id for prompt_id, _ in found], digest
 
 
-def _require_as_stored(session: Session, source: str, batch: Sequence[Row], table: QualityTable | None) -> None:
+def _require_as_stored(session: Session, source: str, batch: Sequence[PromptRow], table: QualityTable | None) -> None:
     """Raise `UsageError` for a row that differs from the store in fields that affect its score."""
     wanted = select(Prompt.id, Prompt.content_hash, Prompt.answer, Prompt.meta)
     found = session.execute(wanted.where(Prompt.content_hash.in_([row.content_hash for row in batch])))
@@ -272,7 +274,7 @@ def _without_nulls(value: Any) -> Any:
 
 def _options(run: Run) -> dict[str, Any]:
     """The run's options for scoring with the student, applied to whole responses."""
-    options = thaw(run.config).student.options
+    options = load_config(run.config).student.options
     return {name: value for name, value in options.items() if name != "response_tokens"}
 
 
@@ -288,7 +290,7 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
         return None
     if by is not None:
         return msgspec.convert({"kind": by}, QualityTable)
-    quality = thaw(run.config).quality
+    quality = load_config(run.config).quality
     if quality.kind in _NOT_COMPUTED:
         raise UsageError(
             f"run {run.name}'s quality is {quality.kind}, which cannot judge what a student writes; "

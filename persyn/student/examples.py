@@ -37,7 +37,7 @@ class Counts:
     response_tokens: int
 
 
-class Examples(Dataset[dict[str, list[int]]]):
+class StudentExamples(Dataset[dict[str, list[int]]]):
     """Rows of token ids on disk, in order; the labels are the response's tokens, and `IGNORED` elsewhere."""
 
     def __init__(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from persyn.config import thaw
+from persyn.config import load_config
 from persyn.db.catalog import Run, Scorer, Student
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import UsageError
@@ -188,7 +188,7 @@ def _measures(session: Session, runs: Sequence[Run]) -> list[tuple[tuple[str, st
 
 
 def _key(config: dict[str, Any], settings: dict[str, Any]) -> _Key:
-    run = thaw(config)
+    run = load_config(config)
     how = [settings.get("tune"), f"{settings.get('epochs')} epochs", settings.get("learning_rate")]
     trained = ", ".join(str(each) for each in how if each is not None)
     # Runs that differ only in name, seed and prompts are repetitions.

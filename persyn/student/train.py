@@ -32,7 +32,7 @@ from persyn.llm import options, scoring, template_check
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
 from persyn.student import examples
-from persyn.student.examples import Conversation, Examples
+from persyn.student.examples import Conversation, StudentExamples
 
 _AtLeastOne = Annotated[int, Meta(ge=1)]
 
@@ -45,11 +45,11 @@ _POINTS = 100
 #: Between two checkpoints.
 _SAVE_SECONDS = 600.0
 
-Progress: TypeAlias = Callable[[int, int, float | None], None]
+TrainingCallback: TypeAlias = Callable[[int, int, float | None], None]
 """Called with the steps done, the total steps, and the latest loss in nats per token."""
 
 
-class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The hyper-parameters of a training; all of them are part of its identity."""
 
     #: All weights, or low-rank adapters that are merged at the end.
@@ -86,7 +86,7 @@ class Notes(Struct, frozen=True):
     losses: list[tuple[int, float]]
 
 
-def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: Settings, folder: Path) -> None:
+def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: TrainingSettings, folder: Path) -> None:
     """Tokenise the training data into `folder`/data with the student's tokenizer.
 
     spec: the student before training; of its options only `add_bos` is read.
@@ -100,7 +100,12 @@ def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: Se
 
 
 def train(
-    spec: ModelSpec, settings: Settings, folder: Path, progress: Progress, *, save_seconds: float = _SAVE_SECONDS
+    spec: ModelSpec,
+    settings: TrainingSettings,
+    folder: Path,
+    progress: TrainingCallback,
+    *,
+    save_seconds: float = _SAVE_SECONDS,
 ) -> Notes:
     """Train a student on prepared data, and write its weights to `folder`/model.
 
@@ -113,9 +118,9 @@ def train(
     if spec.gpus > 1:
         raise UsageError(f"a student is trained on one GPU or on the CPU, not on {spec.gpus} GPUs")
     started = time.monotonic()
-    rows = Examples(folder / DATA)
+    rows = StudentExamples(folder / DATA)
     # Weights are kept in float32, with bfloat16 autocast on a GPU: bfloat16 weights would round small updates to zero.
-    weights = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype="float32"))
+    weights = scoring.load_weights(AutoModelForCausalLM, spec, options.ScorerOptions(dtype="float32"))
     _end_as_taught(weights, _chat(spec))
     model = _tuned(weights, settings)
     state = _fit(model, rows, settings, folder / CHECKPOINTS, progress, save_seconds)
@@ -142,7 +147,7 @@ def _finished(folder: Path) -> Notes:
 class _Watch(TrainerCallback):
     """Reports progress and requests a checkpoint from time to time."""
 
-    def __init__(self, progress: Progress, save_seconds: float) -> None:
+    def __init__(self, progress: TrainingCallback, save_seconds: float) -> None:
         self._progress = progress
         self._save_seconds = save_seconds
         self._saved_at = time.monotonic()
@@ -168,7 +173,7 @@ class _Watch(TrainerCallback):
 class _ByLength(LengthGroupedSampler):
     """Groups rows of similar length, in an order determined by seed and epoch, so that a resumed epoch is identical."""
 
-    def __init__(self, rows: Examples, settings: Settings) -> None:
+    def __init__(self, rows: StudentExamples, settings: TrainingSettings) -> None:
         super().__init__(settings.batch_size, lengths=rows.lengths)
         self._seed = settings.seed
         self._epoch = 0
@@ -211,7 +216,7 @@ def _end_as_taught(model: Any, chat: Chat) -> None:
     )
 
 
-def _tuned(model: PreTrainedModel, settings: Settings) -> Any:
+def _tuned(model: PreTrainedModel, settings: TrainingSettings) -> Any:
     """The model with the parameters to train set as trainable."""
     model.requires_grad_(True)
     if settings.tune == "full":
@@ -227,7 +232,12 @@ def _tuned(model: PreTrainedModel, settings: Settings) -> Any:
 
 
 def _fit(
-    model: Any, rows: Examples, settings: Settings, folder: Path, progress: Progress, save_seconds: float
+    model: Any,
+    rows: StudentExamples,
+    settings: TrainingSettings,
+    folder: Path,
+    progress: TrainingCallback,
+    save_seconds: float,
 ) -> TrainerState:
     micro = settings.micro_batch or settings.batch_size
     steps = math.ceil(len(rows) / settings.batch_size) * settings.epochs

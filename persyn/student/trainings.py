@@ -13,9 +13,9 @@ import msgspec
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import fingerprint_of, thaw
+from persyn.config import fingerprint_of, load_config
 from persyn.dataset import export, manifest
-from persyn.dataset.options import Options
+from persyn.dataset.options import ExportOptions
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
@@ -27,14 +27,14 @@ from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import conversation
 from persyn.student import train as training
 from persyn.student.examples import Conversation
-from persyn.student.train import Progress, Settings
+from persyn.student.train import TrainingCallback, TrainingSettings
 
 #: The folder of PERSYN_HOME that holds trained students.
 FOLDER = "students"
 
 
 def train(
-    database: Database, run_name: str, settings: Settings, *, gpus: int, home: Path, progress: Progress
+    database: Database, run_name: str, settings: TrainingSettings, *, gpus: int, home: Path, progress: TrainingCallback
 ) -> Training:
     """Train the student of a finished run on its dataset; an existing training is returned unchanged.
 
@@ -62,7 +62,7 @@ def train(
         return found
     require_unchanged(student.model, student.revision)
     # Start prompts as in scoring.
-    begins = {name: value for name, value in thaw(run.config).student.options.items() if name == "add_bos"}
+    begins = {name: value for name, value in load_config(run.config).student.options.items() if name == "add_bos"}
     spec = ModelSpec("", student.model, hub_revision(student.revision), gpus, begins)
     folder = home / FOLDER / f"{run.name}-{fingerprint[:12]}"
     with _locked(folder) as require_mine:
@@ -91,9 +91,9 @@ def train(
     return made
 
 
-def exported(run_name: str, home: Path) -> Options:
+def exported(run_name: str, home: Path) -> ExportOptions:
     """The options of the latest export of a run's own dataset; the defaults if there is none."""
-    return manifest.options_of(home / "datasets" / run_name) or Options()
+    return manifest.options_of(home / "datasets" / run_name) or ExportOptions()
 
 
 def n_responses(session: Session, run_id: int) -> int:
@@ -110,12 +110,12 @@ def _finished(session: Session, name: str) -> Run:
         raise UsageError(
             f"run {name} is {run.state}, its dataset is not whole; 'persyn run resume {name}' goes on with it"
         )
-    if thaw(run.config).student.engine == "fake":
+    if load_config(run.config).student.engine == "fake":
         raise UsageError(f"run {name} has a fake student: there is nothing to train")
     return run
 
 
-def _conversations(session: Session, run: Run, options: Options) -> Iterator[Conversation]:
+def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterator[Conversation]:
     """Yield the conversations to train on, in the dataset's order; at least one."""
     n_rows = 0
     try:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from persyn.db.connect import Database
 from persyn.web import failures, figures, pages, prompts, runs, sql, store
-from persyn.web.kept import Kept
+from persyn.web.kept import CountCache
 from persyn.web.pages import Problem
 from persyn.web.safety import Access, Guard
 
@@ -46,7 +46,7 @@ PAGES = (
 )
 
 
-def make(database: Database, access: Access, kept: Kept) -> ASGIApp:
+def make(database: Database, access: Access, kept: CountCache) -> ASGIApp:
     """Build the guarded application for one store.
 
     kept: the cache of the store's counts.

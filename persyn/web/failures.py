@@ -27,7 +27,7 @@ def index(request: Request) -> Response:
         run = find(session, request)
         jobs = listing.failed_jobs(session, run, limit=_MOST)
         needed = pipeline.needed(session, run)
-    tally = counted(request, run.id, tally=watch.tally)["tally"]
+    tally = counted(request, run.id, tally=watch.count_rows)["tally"]
     is_going = run.state is RunState.RUNNING
     return page(
         request,

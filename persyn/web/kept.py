@@ -25,7 +25,7 @@ _CLOSE_SECONDS = 5.0
 _AT_ONCE, _MOST = 1, 256
 
 T = TypeVar("T")
-Count: TypeAlias = Callable[[Session], Any]
+CountQuery: TypeAlias = Callable[[Session], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Counted(Generic[T]):
         return self.is_renewed and self.age > OLD_SECONDS
 
 
-class Kept:
+class CountCache:
     """A cache of counts of one store.
 
     database: where they are read.
@@ -61,7 +61,7 @@ class Kept:
         self._free = threading.Semaphore(_AT_ONCE)
         self._is_closed = False
 
-    def get(self, counts: Mapping[str, Count], *, run_id: int | None = None) -> dict[str, Counted[Any] | None]:
+    def get(self, counts: Mapping[str, CountQuery], *, run_id: int | None = None) -> dict[str, Counted[Any] | None]:
         """The latest value of each count; None while it is computed for the first time. Re-raises errors of counting.
 
         counts: {name: function}.
@@ -90,7 +90,7 @@ class Kept:
                     stop()
                 slot.thread.join(0.05)
 
-    def _started(self, key: tuple[int | None, str], count: Count) -> _Slot:
+    def _started(self, key: tuple[int | None, str], count: CountQuery) -> _Slot:
         """The slot of a count; starts counting if it is due."""
         slot = self._slots.setdefault(key, _Slot())
         self._slots.move_to_end(key)
@@ -113,12 +113,12 @@ class Kept:
             return None
         return Counted(slot.found[0], self._clock() - slot.counted_at, slot.work is not None)
 
-    def _count(self, slot: _Slot, count: Count) -> None:
+    def _count(self, slot: _Slot, count: CountQuery) -> None:
         with self._free:  # limits the number of concurrent counts
             if not self._is_closed:
                 self._count_now(slot, count)
 
-    def _count_now(self, slot: _Slot, count: Count) -> None:
+    def _count_now(self, slot: _Slot, count: CountQuery) -> None:
         began, found, error = self._clock(), slot.found, None
         try:
             with self._database.read() as session:

@@ -46,7 +46,7 @@ def index(request: Request) -> Response:
         run = find(session, request)
         teachers = listing.teachers(session, run)
         found = listing.prompts(session, run, wanted, after=after, limit=_PAGE)
-    counts = counted(request, run.id, tally=watch.tally, reasons=listing.reasons, fields=listing.fields)
+    counts = counted(request, run.id, tally=watch.count_rows, reasons=listing.reasons, fields=listing.fields)
     reasons, tally, fields = counts["reasons"], counts["tally"], counts["fields"]
     asked = {name: value for name, value in request.query_params.items() if value and name not in ("after", "margin")}
     following = None

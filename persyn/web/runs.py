@@ -14,8 +14,8 @@ from persyn.analysis import listing, summary, watch
 from persyn.analysis.compare import Comparison, compare
 from persyn.analysis.listing import RunRow
 from persyn.analysis.summary import Facts, StageFacts
-from persyn.analysis.watch import Glance, Tally
-from persyn.config import thaw
+from persyn.analysis.watch import RowCounts, Snapshot
+from persyn.config import load_config
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
 from persyn.stages.batch import Progress
@@ -49,7 +49,7 @@ def _share_done(request: Request, run: RunRow) -> float | None:
     """The share of rows done in a run's current stage; None for a stopped run, or while rows are being counted."""
     if run.state is not RunState.RUNNING:
         return 1.0 if run.state is RunState.DONE else None
-    tally = counted(request, run.id, tally=watch.tally)["tally"]
+    tally = counted(request, run.id, tally=watch.count_rows)["tally"]
     counts = tally.value.stages.get(run.stage) if tally else None
     if counts is None:
         return None
@@ -66,8 +66,8 @@ def show(request: Request) -> Response:
     with reading(request) as session:
         run = find(session, request)
         student = session.get_one(Student, run.student_id)
-        seen = watch.glance(session, run)
-    counts = counted(request, run.id, tally=watch.tally, facts=summary.facts, compared=_compared, figures=draw)
+        seen = watch.snapshot(session, run)
+    counts = counted(request, run.id, tally=watch.count_rows, facts=summary.facts, compared=_compared, figures=draw)
     is_going = run.state is RunState.RUNNING
     return page(
         request,
@@ -78,7 +78,7 @@ def show(request: Request) -> Response:
         stages=_stages(seen, counts["tally"], counts["facts"]),
         live=is_live(request, is_going, *counts.values()),
         is_going=is_going,
-        per=thaw(run.config).run.learnability_per,
+        per=load_config(run.config).run.learnability_per,
         **counts,
     )
 
@@ -114,19 +114,19 @@ class StageRow(Struct, frozen=True):
     work_seconds: float | None = None
 
 
-def _stages(seen: Glance, tally: Counted[Tally] | None, facts: Counted[Facts] | None) -> list[StageRow]:
+def _stages(seen: Snapshot, tally: Counted[RowCounts] | None, facts: Counted[Facts] | None) -> list[StageRow]:
     if tally is None:
         return []
     took = {stage.stage: stage for stage in facts.value.stages} if facts else {}
     return [_stage(name, seen, tally.value, took.get(name)) for name in tally.value.stages]
 
 
-def _stage(name: str, seen: Glance, counted: Tally, took: StageFacts | None) -> StageRow:
+def _stage(name: str, seen: Snapshot, counted: RowCounts, took: StageFacts | None) -> StageRow:
     counts = counted.stages[name]
     elapsed, worked = (took.seconds, took.work_seconds) if took else (None, None)
     if name != seen.stage or seen.state is not RunState.RUNNING:
         return StageRow(name, counts, counts.done + counts.failed, elapsed, work_seconds=worked)
-    over = watch.over(seen, counted)
+    over = watch.finished_rows(seen, counted)
     rate = watch.rate(seen, counts.total - over)
     left = (counts.total - over) / rate if rate else None
     return StageRow(name, counts, over, seen.stage_seconds, rate, left, worked)

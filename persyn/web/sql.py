@@ -17,7 +17,7 @@ from persyn.analysis import listing
 from persyn.errors import PersynError, UsageError
 from persyn.sql import saved, tokens
 from persyn.sql.ask import Answer, Limits, ask, write_csv
-from persyn.sql.saved import Question
+from persyn.sql.saved import SavedQuery
 from persyn.web import schema
 from persyn.web.pages import Problem, not_found, page
 from persyn.web.store import database, reading
@@ -41,7 +41,7 @@ class Asked:
     query: str
     given: dict[str, str]
     #: The saved query, if one was selected.
-    question: Question | None
+    question: SavedQuery | None
 
     @property
     def lacking(self) -> list[str]:
@@ -69,7 +69,7 @@ def show(request: Request) -> Response:
         request,
         "sql.html",
         asked=asked,
-        book={asker: [each for each in saved.questions().values() if each.asker == asker] for asker in saved.ASKERS},
+        book={asker: [each for each in saved.queries().values() if each.asker == asker] for asker in saved.ASKERS},
         runs=runs,
         schema=schema.read(database(request)),
         answer=answer,

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import shorten
-from persyn.web.kept import Count, Counted, Kept
+from persyn.web.kept import CountCache, Counted, CountQuery
 from persyn.web.pages import Problem, not_found
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,12 @@ def counted(request: Request, run_id: int, **counts: Callable[[Session, Run], An
     return kept(request).get({name: _of(run_id, count) for name, count in counts.items()}, run_id=run_id)
 
 
-def kept(request: Request) -> Kept:
+def kept(request: Request) -> CountCache:
     """The console's cache of counts."""
-    return cast(Kept, request.app.state.kept)
+    return cast(CountCache, request.app.state.kept)
 
 
-def _of(run_id: int, count: Callable[[Session, Run], Any]) -> Count:
+def _of(run_id: int, count: Callable[[Session, Run], Any]) -> CountQuery:
     return lambda session: count(session, session.get_one(Run, run_id))
 
 

@@ -23,9 +23,9 @@ def seconds(number: float) -> timedelta:
     return timedelta(seconds=number)
 
 
-def glance(database: Database, run_id: int) -> watch.Glance:
+def glance(database: Database, run_id: int) -> watch.Snapshot:
     with database.read() as session:
-        return watch.glance(session, session.get_one(Run, run_id))
+        return watch.snapshot(session, session.get_one(Run, run_id))
 
 
 def running(session: Session, run_id: int, **columns: object) -> int:
@@ -157,8 +157,8 @@ def test_a_tally_says_by_stage_why_rows_failed(database: Database) -> None:
         session.add(Score(response_id=scored, scorer_id=run.quality_scorer_id, failure="timeout: 5 s", detail={}))
     with database.read() as session:
         run = session.scalars(select(Run)).one()
-        found = watch.tally(session, run)
-        less = watch.tally(session, run, known=["calibrate", "score"])
+        found = watch.count_rows(session, run)
+        less = watch.count_rows(session, run, known=["calibrate", "score"])
 
     assert found.stages["calibrate"] == Progress(total=4, done=1, failed=3)
     assert found.stages["generate"] == Progress(total=4, done=1, failed=1)
@@ -216,5 +216,5 @@ def test_rows_of_jobs_that_ended_since_the_rows_were_counted_are_over(
         made = make_run(session, stage="generate")
         if open_now:
             running(session, made.id, n_prompts=open_now)
-    counted = watch.Tally({"generate": Progress(100, done, 0)}, [], "generate", open_then)
-    assert watch.over(glance(database, made.id), counted) == over
+    counted = watch.RowCounts({"generate": Progress(100, done, 0)}, [], "generate", open_then)
+    assert watch.finished_rows(glance(database, made.id), counted) == over

@@ -24,7 +24,7 @@ from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.ingest import versions
 from persyn.llm import identity
-from persyn.llm.identity import UNKNOWN, Identity
+from persyn.llm.identity import UNKNOWN_IDENTITY, Identity
 from persyn.runs import pipeline, run_file, start
 from persyn.runs.checks import functions, servers
 from tests.chat_server import Server
@@ -193,7 +193,7 @@ def test_copies_of_a_model_are_one_teacher_and_greedy_ones_whatever_top_p_says()
     copy = {**local, "options": {}, "sampling": {"temperature": 0.0, "top_p": 0.5}}
     assert asked(known, model="/a", **local) == asked(known, model="/b", **copy)
     assert asked(known, model="/a", **local) != asked(known, model="/c", **local)
-    assert asked({("m", None): UNKNOWN}, engine="vllm") != asked()
+    assert asked({("m", None): UNKNOWN_IDENTITY}, engine="vllm") != asked()
 
 
 def test_two_spellings_of_one_server_are_refused(database: Database, tmp_path: Path) -> None:

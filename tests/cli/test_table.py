@@ -37,7 +37,7 @@ def test_what_does_not_fit_is_a_list() -> None:
 
 def test_a_list_beside_others_is_folded_to_the_width_there_is() -> None:
     console = Console(file=io.StringIO(), width=40, highlight=False)
-    console.print(table.Fitted(COLUMNS, [ROW], [False, False, *[True] * 6]))
+    console.print(table.FittedTable(COLUMNS, [ROW], [False, False, *[True] * 6]))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= 40
     assert "qwen2.5-72b-instruct-of-a-long-name" in "".join(line[len("response tokens") :].strip() for line in lines)

@@ -18,7 +18,7 @@ from huggingface_hub import DatasetCard
 from sqlalchemy import update
 
 from persyn.dataset import card, export
-from persyn.dataset.options import Options
+from persyn.dataset.options import ExportOptions
 from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from tests.factories import MadeRun, make_assignment, make_prompt, make_response, make_run
@@ -46,7 +46,7 @@ def run(database: Database) -> MadeRun:
 
 
 def written(database: Database, run: MadeRun, folder: Path, **options: Any) -> str:
-    export.write(database, run.id, folder, Options(**options))
+    export.write(database, run.id, folder, ExportOptions(**options))
     return (folder / "README.md").read_text()
 
 
@@ -72,7 +72,7 @@ def load(folder: Path, *names: str) -> dict[str, Any]:
 
 
 def test_datasets_loads_the_folder_with_its_splits(database: Database, run: MadeRun, tmp_path: Path) -> None:
-    manifest = export.write(database, run.id, tmp_path / "out", Options(splits={"test": 0.2}))
+    manifest = export.write(database, run.id, tmp_path / "out", ExportOptions(splits={"test": 0.2}))
     n_train, n_test = manifest.splits["train"], manifest.splits["test"]
     assert n_test > 0
 

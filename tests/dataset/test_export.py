@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from persyn.dataset import export, formats
 from persyn.dataset.manifest import Manifest
-from persyn.dataset.options import Options
+from persyn.dataset.options import ExportOptions
 from persyn.db import bulk
 from persyn.db.catalog import Prompt
 from persyn.db.connect import Database
@@ -78,7 +78,7 @@ def origin(run: MadeRun) -> dict[str, Any]:
 
 
 def write(database: Database, run: MadeRun, folder: Path, *formats: str) -> Manifest:
-    return export.write(database, run.id, folder, Options(formats=formats))
+    return export.write(database, run.id, folder, ExportOptions(formats=formats))
 
 
 def test_messages_are_the_conversation_and_its_origin(database: Database, run: MadeRun, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_readme_that_an_older_version_did_not_write_is_kept(database: Database
 @pytest.mark.parametrize(("formats", "expected"), [((), "no format"), (("messages", "xml"), "unknown format 'xml'")])
 def test_formats_are_checked_first(formats: tuple[str, ...], expected: str) -> None:
     with pytest.raises(UsageError, match=f"{expected}.*messages, prompt-completion, sharegpt, alpaca, parquet"):
-        Options(formats=formats)
+        ExportOptions(formats=formats)
 
 
 def test_a_run_without_a_response_leaves_the_earlier_dataset(database: Database, run: MadeRun, tmp_path: Path) -> None:

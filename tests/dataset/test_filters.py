@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from persyn.dataset import export
 from persyn.dataset.manifest import Manifest
-from persyn.dataset.options import Options
+from persyn.dataset.options import ExportOptions
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.results import Score
@@ -28,7 +28,7 @@ FIFTEEN = "one two three four five six seven eight nine ten eleven twelve thirte
 
 
 def write(database: Database, run: MadeRun, folder: Path, **options: Any) -> Manifest:
-    return export.write(database, run.id, folder, Options(formats=("messages",), **options))
+    return export.write(database, run.id, folder, ExportOptions(formats=("messages",), **options))
 
 
 def prompts_in(folder: Path, file: str = "messages.jsonl") -> list[int]:
@@ -72,7 +72,7 @@ def test_what_a_student_learns_is_the_split_train_without_what_the_filters_leave
     write(database, run, tmp_path / "out", **options)
 
     with database.read() as session:
-        rows = list(export.training_rows(session, run.id, Options(**options)))
+        rows = list(export.training_rows(session, run.id, ExportOptions(**options)))
 
     learned, held_out = (prompts_in(tmp_path / "out", f"messages-{split}.jsonl") for split in ("train", "test"))
     assert [row.prompt_id for row in rows] == learned
@@ -308,7 +308,7 @@ def test_every_assignment_is_exported_or_accounted_for(database: Database, run: 
         make_assignment(session, run.id, failed, run.teacher_ids[0])
         make_response(session, failed, run.teacher_ids[0], None, failure="refused")
         make_assignment(session, run.id, make_prompt(session, "missing"), run.teacher_ids[0])
-    options = Options(
+    options = ExportOptions(
         formats=("messages",),
         finish_reasons=("stop",),
         min_quality=0.5,
@@ -420,7 +420,7 @@ def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp
 )
 def test_options_that_make_no_sense_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Options(**given)
+        ExportOptions(**given)
 
 
 def test_a_server_s_own_finish_reason_is_filtered_by_and_a_mistyped_one_refused(
@@ -446,6 +446,6 @@ def test_quality_is_a_column_where_there_is_one(database: Database, run: MadeRun
         answered(session, run, "b")
         assert session.scalars(select(Score.value)).all() == [0.25]
 
-    export.write(database, run.id, tmp_path / "out", Options(formats=("parquet",)))
+    export.write(database, run.id, tmp_path / "out", ExportOptions(formats=("parquet",)))
 
     assert pq.read_table(tmp_path / "out" / "dataset.parquet").column("quality").to_pylist() == [0.25, None]

@@ -16,7 +16,7 @@ import pytest
 from persyn.errors import UsageError
 from persyn.ingest import response_rows, rows
 from persyn.ingest.response_rows import Layout, ResponseRow
-from persyn.ingest.rows import BadRow, Row
+from persyn.ingest.rows import BadRow, PromptRow
 
 HI = {"role": "user", "content": "Hi"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -29,13 +29,13 @@ def jsonl(path: Path, *records: Any) -> Path:
     return path
 
 
-def read(path: Path, names: Mapping[str, str] | None = None) -> list[Row | BadRow]:
+def read(path: Path, names: Mapping[str, str] | None = None) -> list[PromptRow | BadRow]:
     return list(rows.read(path, names or {}))
 
 
-def one(tmp_path: Path, record: Any, names: Mapping[str, str] | None = None) -> Row:
+def one(tmp_path: Path, record: Any, names: Mapping[str, str] | None = None) -> PromptRow:
     [row] = read(jsonl(tmp_path / "p.jsonl", record), names)
-    assert isinstance(row, Row), row
+    assert isinstance(row, PromptRow), row
     return row
 
 
@@ -99,7 +99,7 @@ def test_half_a_gzip_file_says_after_which_row_it_ends(tmp_path: Path) -> None:
 def test_a_byte_that_is_no_utf8_is_placed_and_the_encoding_guessed(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes('{"prompt": "a"}\n{"prompt": "café"}\n'.encode("latin-1"))
     good, bad = read(tmp_path / "p.jsonl")
-    assert isinstance(good, Row)
+    assert isinstance(good, PromptRow)
     assert str(bad).startswith(
         "p.jsonl:2: not UTF-8 (byte 0xE9, number 16 of the row); text in Latin-1 or Windows-1252"
     )
@@ -122,14 +122,14 @@ def test_numbers_that_are_none_are_null_as_in_parquet(tmp_path: Path) -> None:
     record = {"prompt": "a", "answer": float("nan"), "x": [float("-inf"), None], "z": 1.5}
     pq.write_table(pa.Table.from_pylist([record]), tmp_path / "p.parquet")
 
-    expected = Row("a", None, None, None, {"x": [None, {"y": None}], "z": 1.5})
+    expected = PromptRow("a", None, None, None, {"x": [None, {"y": None}], "z": 1.5})
     assert read(tmp_path / "p.jsonl") == read(tmp_path / "p.json") == [expected]
-    assert read(tmp_path / "p.parquet") == [Row("a", None, None, None, {"x": [None, None], "z": 1.5})]
+    assert read(tmp_path / "p.parquet") == [PromptRow("a", None, None, None, {"x": [None, None], "z": 1.5})]
 
 
 def test_nan_in_csv_is_the_text_that_it_is(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt,answer,x\nWhat is a missing number?,NaN,nan\n")
-    assert read(tmp_path / "p.csv") == [Row("What is a missing number?", None, "NaN", None, {"x": "nan"})]
+    assert read(tmp_path / "p.csv") == [PromptRow("What is a missing number?", None, "NaN", None, {"x": "nan"})]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_without_a_prompt_the_fields_are_named_and_the_way_out(tmp_path: Path) -
 
 def test_a_named_field_is_read_and_the_rest_is_kept(tmp_path: Path) -> None:
     record = {"question": "2+2?", "gold": 4, "prompt": "template 3", "key": "q1", "context": "sums"}
-    assert one(tmp_path, record, {"prompt": "question", "answer": "gold", "id": "key"}) == Row(
+    assert one(tmp_path, record, {"prompt": "question", "answer": "gold", "id": "key"}) == PromptRow(
         "2+2?", None, "4", "q1", {"prompt": "template 3", "context": "sums"}
     )
     assert one(tmp_path, record, {"prompt": "question", "input": "context"}).text == "2+2?\nsums"
@@ -218,12 +218,14 @@ def test_a_row_that_could_be_meant_in_two_ways_is_refused(tmp_path: Path, record
 
 def test_sharegpt_is_read_by_itself_and_its_reply_kept(tmp_path: Path) -> None:
     system = {"from": "system", "value": "Be brief."}
-    assert one(tmp_path, {"conversations": SAID, "id": 7}) == Row("2+2?", TURNS[:2], None, "7", {})
-    assert one(tmp_path, {"conversations": [system, *SAID[:2]]}) == Row("Hi", [SYSTEM], None, None, {"reply": "Hello."})
+    assert one(tmp_path, {"conversations": SAID, "id": 7}) == PromptRow("2+2?", TURNS[:2], None, "7", {})
+    assert one(tmp_path, {"conversations": [system, *SAID[:2]]}) == PromptRow(
+        "Hi", [SYSTEM], None, None, {"reply": "Hello."}
+    )
     for names in ({"messages": "dialog"}, {"prompt": "dialog"}):
-        assert one(tmp_path, {"dialog": SAID[:2]}, names) == Row("Hi", None, None, None, {"reply": "Hello."})
+        assert one(tmp_path, {"dialog": SAID[:2]}, names) == PromptRow("Hi", None, None, None, {"reply": "Hello."})
     as_chat = {"conversation": [HI, {"role": "assistant", "content": "Hello."}]}
-    assert one(tmp_path, as_chat) == Row("Hi", None, None, None, {"reply": "Hello."})
+    assert one(tmp_path, as_chat) == PromptRow("Hi", None, None, None, {"reply": "Hello."})
     assert "unknown from 'function_call'" in why(tmp_path, {"conversations": [{"from": "function_call", "value": "x"}]})
 
 
@@ -238,12 +240,12 @@ def test_sharegpt_is_read_by_itself_and_its_reply_kept(tmp_path: Path) -> None:
     ],
 )
 def test_a_turn_that_can_be_meant_in_one_way_alone_is_read(tmp_path: Path, turn: Any) -> None:
-    assert one(tmp_path, {"messages": [SYSTEM, turn]}) == Row("Hi", [SYSTEM], None, None, {})
+    assert one(tmp_path, {"messages": [SYSTEM, turn]}) == PromptRow("Hi", [SYSTEM], None, None, {})
 
 
 def test_earlier_turns_in_pairs_are_turns_beside_a_prompt_too(tmp_path: Path) -> None:
     pairs = [["Hi", "Hello."]]
-    assert one(tmp_path, {"prompt": "2+2?", "history": pairs}) == Row("2+2?", TURNS[:2], None, None, {})
+    assert one(tmp_path, {"prompt": "2+2?", "history": pairs}) == PromptRow("2+2?", TURNS[:2], None, None, {})
     as_text = {"instruction": "2+2?", "input": "", "history": json.dumps(pairs)}
     assert one(tmp_path, as_text).history == TURNS[:2]
     for record in ({"messages": TURNS, "history": pairs}, {"prompt": "a", "history": "Rome, 44 BC"}):
@@ -251,11 +253,11 @@ def test_earlier_turns_in_pairs_are_turns_beside_a_prompt_too(tmp_path: Path) ->
 
 
 def test_alpaca_is_read_by_itself(tmp_path: Path) -> None:
-    assert one(tmp_path, {"instruction": "Add.", "input": "1, 2", "output": "3"}) == Row(
+    assert one(tmp_path, {"instruction": "Add.", "input": "1, 2", "output": "3"}) == PromptRow(
         "Add.\n1, 2", None, None, None, {"output": "3"}
     )
     whole = {"instruction": "Go.", "input": "", "output": "x", "system": "Be brief.", "history": [["Hi", "Hello."]]}
-    assert one(tmp_path, whole) == Row("Go.", [SYSTEM, *TURNS[:2]], None, None, {"output": "x"})
+    assert one(tmp_path, whole) == PromptRow("Go.", [SYSTEM, *TURNS[:2]], None, None, {"output": "x"})
 
 
 def test_a_system_column_is_the_system_turn(tmp_path: Path) -> None:
@@ -273,7 +275,7 @@ def test_a_system_column_is_the_system_turn(tmp_path: Path) -> None:
 
 
 def test_a_prompt_in_turns_is_read_as_messages(tmp_path: Path) -> None:
-    assert one(tmp_path, {"prompt": TURNS}) == Row("2+2?", TURNS[:2], None, None, {})
+    assert one(tmp_path, {"prompt": TURNS}) == PromptRow("2+2?", TURNS[:2], None, None, {})
 
 
 # Turns
@@ -319,10 +321,10 @@ def test_parquet_of_turns_with_mixed_keys_is_read(tmp_path: Path) -> None:
     assert pq.read_schema(tmp_path / "mixed.parquet").field("messages").type.value_type.extension_name == "arrow.json"
 
     good, bad = read(tmp_path / "mixed.parquet")
-    assert good == Row("2+2?", TURNS[:2], None, "a", {"level": {"of": 1}})
+    assert good == PromptRow("2+2?", TURNS[:2], None, "a", {"level": {"of": 1}})
     assert "mixed.parquet:2: 'messages': turn 2 has 'tool_calls'" in str(bad)
     good, bad = read(tmp_path / "unified.parquet")
-    assert good == Row("2+2?", TURNS[:2], None, "a", {"level": {"of": 1, "is": None}})
+    assert good == PromptRow("2+2?", TURNS[:2], None, "a", {"level": {"of": 1, "is": None}})
     assert "unified.parquet:2: 'messages': turn 2 has 'tool_calls'" in str(bad)
 
 
@@ -353,15 +355,15 @@ def test_parquet_of_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
 def test_headers_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.csv").write_bytes(text.encode("utf-8-sig"))
     [row] = read(tmp_path / "p.csv")
-    assert isinstance(row, Row)
+    assert isinstance(row, PromptRow)
     assert (row.text, row.answer) == ("A, or b?", "1")
 
 
 def test_alpaca_in_csv_may_have_no_input(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("Instruction;Input;Output\nAdd.;1, 2;3\nGo.;;x\n;;\n")
     add, go, bad = read(tmp_path / "p.csv")
-    assert isinstance(add, Row)
-    assert isinstance(go, Row)
+    assert isinstance(add, PromptRow)
+    assert isinstance(go, PromptRow)
     assert (add.text, go.text) == ("Add.\n1, 2", "Go.")
     assert "neither 'prompt' nor 'messages'" in str(bad)
 
@@ -384,26 +386,26 @@ def test_a_header_that_names_no_columns_is_refused(tmp_path: Path, text: str, sa
 def test_files_put_one_after_the_other_have_no_prompt_named_prompt(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("Prompt,x\na,1\n\ufeffPrompt,x\nb,2\n", encoding="utf-8")
     first, again, second = read(tmp_path / "p.csv")
-    assert isinstance(first, Row)
-    assert isinstance(second, Row)
+    assert isinstance(first, PromptRow)
+    assert isinstance(second, PromptRow)
     assert str(again) == "p.csv:3: the header again, as in files that were put one after the other"
 
 
 def test_a_cell_whose_column_has_no_name_is_no_loss_in_silence(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt,,\na,,\nb,,1\n")
     good, bad = read(tmp_path / "p.csv")
-    assert good == Row("a", None, None, None, {})
+    assert good == PromptRow("a", None, None, None, {})
     assert "a cell in one of several columns that have no name" in str(bad)
 
 
 def test_what_an_open_quote_swallows_is_counted(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text('prompt,answer\na,1\n"b,2\nc,3\n"x,4\nd,5\n"e,6\nf,7\n')
     first, swallowed, good, rest = read(tmp_path / "p.csv")
-    assert isinstance(first, Row)
+    assert isinstance(first, PromptRow)
     assert isinstance(swallowed, BadRow)
     assert (swallowed.line, swallowed.rows) == (3, 3)
     assert swallowed.reason.endswith("lines 3 to 5 are lost with it, 3 in all")
-    assert good == Row("d", None, "5", None, {})
+    assert good == PromptRow("d", None, "5", None, {})
     assert isinstance(rest, BadRow)
     assert (rest.line, rest.rows) == (7, 2)
     assert "a quote is opened and never closed; lines 7 to 8 are lost" in rest.reason

@@ -16,7 +16,7 @@ import pytest
 
 from persyn.errors import UsageError
 from persyn.ingest import files, rows
-from persyn.ingest.rows import BadRow, Row
+from persyn.ingest.rows import BadRow, PromptRow
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -52,13 +52,13 @@ def reason_of_line(tmp_path: Path, line: bytes) -> str:
 def test_a_row_is_a_prompt_its_answer_its_id_and_the_rest(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", {"prompt": " 2+2?\n", "answer": 4, "id": "q1", "level": 1, "tags": ["a"]})
 
-    assert list(rows.read(path)) == [Row(" 2+2?\n", None, "4", "q1", {"level": 1, "tags": ["a"]})]
+    assert list(rows.read(path)) == [PromptRow(" 2+2?\n", None, "4", "q1", {"level": 1, "tags": ["a"]})]
 
 
 def test_messages_are_the_last_user_turn_and_the_turns_before(tmp_path: Path) -> None:
     [row] = rows.read(write_jsonl(tmp_path / "p.jsonl", {"messages": TURNS}))
 
-    assert isinstance(row, Row)
+    assert isinstance(row, PromptRow)
     assert (row.text, row.history) == ("2+2?", TURNS[:3])
 
 
@@ -71,7 +71,7 @@ def test_equal_conversations_have_equal_hashes(tmp_path: Path) -> None:
         {"prompt": "2+2?"},
     )
 
-    prompt, message, multi_turn, other = (row.content_hash for row in rows.read(path) if isinstance(row, Row))
+    prompt, message, multi_turn, other = (row.content_hash for row in rows.read(path) if isinstance(row, PromptRow))
     assert prompt == message
     assert len({prompt, multi_turn, other}) == 3
     # printf '[{"content":"Hi","role":"user"}]' | sha256sum
@@ -104,8 +104,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
         path.write_bytes(gzip.compress(plain.read_bytes()) if ending.endswith(".gz") else plain.read_bytes())
 
     assert list(rows.read(path)) == [
-        Row('Line one\nline "two",\u2028and ü', None, "4", "q1", {"kind": "x"}),
-        Row("2+2?", TURNS[:3], None, "q2", {"kind": "y"}),
+        PromptRow('Line one\nline "two",\u2028and ü', None, "4", "q1", {"kind": "x"}),
+        PromptRow("2+2?", TURNS[:3], None, "q2", {"kind": "y"}),
     ]
 
 
@@ -165,7 +165,7 @@ def test_a_line_that_is_no_json_says_so(tmp_path: Path, line: bytes, expected: s
 def test_text_that_only_looks_like_a_nul_is_kept(tmp_path: Path) -> None:
     [row] = rows.read(write_jsonl(tmp_path / "p.jsonl", {"prompt": r"what is \u0000 in JSON?"}))
 
-    assert isinstance(row, Row)
+    assert isinstance(row, PromptRow)
     assert row.text == r"what is \u0000 in JSON?"
 
 
@@ -176,10 +176,10 @@ def test_bad_rows_keep_their_line_and_the_rest_is_read(tmp_path: Path) -> None:
 
     first, bad, too_long, last = rows.read(path)
 
-    assert isinstance(first, Row)
+    assert isinstance(first, PromptRow)
     assert str(bad).startswith("p.jsonl:3: not JSON")
     assert str(too_long) == "p.jsonl:4: longer than 16,777,216 bytes"
-    assert last == Row("5", None, None, None, {})
+    assert last == PromptRow("5", None, None, None, {})
 
 
 def test_a_csv_row_is_placed_by_its_first_line(tmp_path: Path) -> None:
@@ -188,14 +188,14 @@ def test_a_csv_row_is_placed_by_its_first_line(tmp_path: Path) -> None:
 
     found = list(rows.read(path))
 
-    assert found[0] == Row("one\ntwo", None, "1", None, {})
+    assert found[0] == PromptRow("one\ntwo", None, "1", None, {})
     assert [(bad.line, bad.reason) for bad in found[1:-1] if isinstance(bad, BadRow)] == [
         (4, "1 fields, where the header has 2"),
         (6, WINDOWS.format(byte="FF", number=1)),
         (7, "empty prompt"),
         (8, "not CSV: ',' expected after '\"'"),
     ]
-    assert found[-1] == Row("last", None, None, None, {})
+    assert found[-1] == PromptRow("last", None, None, None, {})
 
 
 def test_a_quote_that_is_never_closed_is_a_bad_row(tmp_path: Path) -> None:
@@ -212,7 +212,9 @@ def test_parquet_values_that_json_lacks_become_text_or_null(tmp_path: Path) -> N
     record = {"prompt": "a", "day": date(2026, 1, 2), "cost": Decimal("1.50"), "x": float("nan"), "answer": 0.5}
     pq.write_table(pa.Table.from_pylist([record]), path)
 
-    assert list(rows.read(path)) == [Row("a", None, "0.5", None, {"day": "2026-01-02", "cost": "1.50", "x": None})]
+    assert list(rows.read(path)) == [
+        PromptRow("a", None, "0.5", None, {"day": "2026-01-02", "cost": "1.50", "x": None})
+    ]
 
 
 def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> Non
 
     first, bad, last = rows.read(path)
 
-    assert (first, last) == (Row("a", None, None, None, {}), Row("c", None, None, None, {}))
+    assert (first, last) == (PromptRow("a", None, None, None, {}), PromptRow("c", None, None, None, {}))
     assert str(bad) == "p.parquet:2: not UTF-8"
 
 
@@ -268,7 +270,7 @@ def test_a_parquet_column_of_bytes_is_the_text_that_they_spell(tmp_path: Path) -
     }
     pq.write_table(pa.table(table), path)
     good, bad = rows.read(path)
-    assert isinstance(good, Row)
+    assert isinstance(good, PromptRow)
     assert (good.text, good.meta) == ("Why?", {"tags": ["a"], "notes": [["k", "v"]]})
     assert str(bad) == "p.parquet:2: not UTF-8"
 
@@ -278,6 +280,6 @@ def test_a_time_that_no_calendar_has_is_one_bad_row(tmp_path: Path) -> None:
     times = pa.array([0, 2**62], pa.timestamp("us"))
     pq.write_table(pa.table({"prompt": ["Why?", "How?"], "at": times}), path)
     good, bad = rows.read(path)
-    assert isinstance(good, Row)
+    assert isinstance(good, PromptRow)
     assert good.meta == {"at": "1970-01-01T00:00:00"}
     assert str(bad).startswith("p.parquet:2: a value that JSON cannot hold: ")

@@ -258,7 +258,7 @@ def test_any_text_is_one_line_that_reads_back_as_it_was(text: str) -> None:
 def test_a_response_brings_no_special_token_of_the_judges(smollm2: Path) -> None:
     chat = Chat(load_tokenizer(ModelSpec("transformers", str(smollm2))))
     special = set(chat.tokenizer.all_special_ids) | set(chat.tokenizer.added_tokens_decoder)
-    chosen = options.Judge("transformers")
+    chosen = options.JudgeOptions("transformers")
 
     def count(response: str) -> list[int]:
         prompts = [chat.prompt_ids(request.messages) for request in judge._ask(asked(response), chosen)]

@@ -12,7 +12,7 @@ from persyn.errors import EngineError
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, Message, ModelSpec, Result
 from persyn.llm.scorers import log_likelihood
-from persyn.llm.scorers.padding import Row
+from persyn.llm.scorers.padding import TokenRow
 
 PROMPTS = ["What is 2+2?", "Name a colour.", "Write one sentence about the sea, please."]
 RESPONSES = ["4", "Blue.", "The sea is wide and calm at night, and it is loud and grey in the morning."]
@@ -137,9 +137,9 @@ TINY = {
 )
 def test_logits_are_what_the_architecture_makes_of_them(model: Gemma2ForCausalLM | GraniteForCausalLM) -> None:
     ids = [int(token) for token in torch.randint(99, (40,), generator=torch.Generator().manual_seed(0))]
-    rows = [Row(0, ids, 5), Row(1, ids[:20], 19)]
+    rows = [TokenRow(0, ids, 5), TokenRow(1, ids[:20], 19)]
 
-    judged = log_likelihood.Student(model.eval()).judge(rows)
+    judged = log_likelihood.StudentScorer(model.eval()).judge(rows)
 
     for row, result in zip(rows, judged, strict=True):
         assert result.value == pytest.approx(plainly(model, row.ids, row.start), abs=1e-3)
@@ -150,7 +150,7 @@ def test_more_positions_than_the_head_takes_at_once() -> None:
     model = GraniteForCausalLM(GraniteConfig(**TINY, max_position_embeddings=4096)).eval()
     ids = [int(token) for token in torch.randint(99, (2_500,), generator=torch.Generator().manual_seed(0))]
 
-    (result,) = log_likelihood.Student(model).judge([Row(0, ids, 10)])
+    (result,) = log_likelihood.StudentScorer(model).judge([TokenRow(0, ids, 10)])
 
     assert result.value == pytest.approx(plainly(model, ids, 10), rel=1e-5)
 

@@ -46,7 +46,7 @@ def hasty() -> Iterator[Engine]:
 def small() -> math_scorer.Child:
     """A child with a low memory limit, which must not depend on the memory of its parent."""
     held = bytearray(b"x") * 700_000_000
-    child = math_scorer.Child(options.Math(memory_mb=512, timeout_seconds=60), lambda: None)
+    child = math_scorer.Child(options.MathOptions(memory_mb=512, timeout_seconds=60), lambda: None)
     child.start()
     del held
     return child

@@ -8,7 +8,7 @@ import torch
 from jinja2 import TemplateError
 
 from persyn.llm.protocols import Failed, Judge, Judged, Result
-from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
+from persyn.llm.scorers.padding import Padded, TokenRow, refused, right_pad
 
 
 class Memory:
@@ -18,7 +18,7 @@ class Memory:
         self.limit = limit
         self.shapes: list[tuple[int, int]] = []
 
-    def forward(self, rows: Sequence[Row]) -> list[Judged]:
+    def forward(self, rows: Sequence[TokenRow]) -> list[Judged]:
         shape = tuple(right_pad(rows, 0, torch.device("cpu")).shape)
         self.shapes.append((shape[0], shape[1]))
         if shape[0] * shape[1] > self.limit:
@@ -26,13 +26,13 @@ class Memory:
         return [Judged(row.id, float(len(row.ids))) for row in rows]
 
 
-def row(request: Judge) -> Row | Failed:
+def row(request: Judge) -> TokenRow | Failed:
     if request.response == "refused":
         return refused(request, TemplateError("roles must alternate"))
-    return Row(request.id, [7] * len(request.response))
+    return TokenRow(request.id, [7] * len(request.response))
 
 
-def encode(requests: Sequence[Judge]) -> list[Row | Failed]:
+def encode(requests: Sequence[Judge]) -> list[TokenRow | Failed]:
     return [row(request) for request in requests]
 
 
@@ -46,7 +46,7 @@ def judge(subject: Padded, *responses: str) -> dict[int, Result]:
 
 
 def test_rows_are_padded_on_the_right() -> None:
-    ids = right_pad([Row(0, [1, 2, 3]), Row(1, [4])], 9, torch.device("cpu"))
+    ids = right_pad([TokenRow(0, [1, 2, 3]), TokenRow(1, [4])], 9, torch.device("cpu"))
 
     assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
 

@@ -14,11 +14,11 @@ from persyn.errors import EngineError
 from persyn.llm import fidelity, options, scoring
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Generate, Generated, ModelSpec, Sampling
-from persyn.llm.scorers.log_likelihood import Student
-from persyn.llm.scorers.padding import Row
+from persyn.llm.scorers.log_likelihood import StudentScorer
+from persyn.llm.scorers.padding import TokenRow
 from persyn.llm.scorers.reward_model import RewardModel
 from persyn.llm.teachers.transformers_engine import Writer
-from persyn.router.model import Reads, Router, all_features
+from persyn.router.model import Reads, RouterModel, all_features
 from tests.llm import small_models
 
 pytestmark = [
@@ -41,16 +41,16 @@ REFUSED = {
     "xlnet": "also reads what comes after",
 }
 JUDGED = [*sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - LEFT_OUT - {*REFUSED}), "bert", *small_models.VARIANTS]
-ROWS = [Row(i, small_models.ids(length, i), length // 3 + 1) for i, length in enumerate((50, 6, 33, 17, 16))]
+ROWS = [TokenRow(i, small_models.ids(length, i), length // 3 + 1) for i, length in enumerate((50, 6, 33, 17, 16))]
 
 
 def load(model: Any, auto_class: Any, folder: Path) -> Any:
     model.save_pretrained(folder)
-    return scoring.load_weights(auto_class, ModelSpec("", str(folder)), options.Scorer())
+    return scoring.load_weights(auto_class, ModelSpec("", str(folder)), options.ScorerOptions())
 
 
 @torch.inference_mode()
-def plainly(double: Any, row: Row) -> float:
+def plainly(double: Any, row: TokenRow) -> float:
     log_probabilities = double(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].double().log_softmax(-1)
     chosen = log_probabilities[:-1].gather(1, torch.tensor(row.ids)[1:, None])
     return float(chosen[row.start - 1 :].sum())
@@ -59,7 +59,7 @@ def plainly(double: Any, row: Row) -> float:
 @pytest.mark.parametrize("family", JUDGED)
 def test_a_likelihood_is_that_of_the_row_alone_and_of_float64(family: str, tmp_path: Path) -> None:
     model = small_models.make(family, AutoModelForCausalLM)
-    student = Student(load(model, AutoModelForCausalLM, tmp_path))
+    student = StudentScorer(load(model, AutoModelForCausalLM, tmp_path))
 
     together = [judged.value for judged in student.judge(ROWS)]
     alone = [student.judge([row])[0].value for row in ROWS]
@@ -82,7 +82,7 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
     small_models.config("t5", decoder_start_token_id=0).save_pretrained(tmp_path)
 
     with pytest.raises(EngineError, match="an encoder-decoder, where a decoder-only model is needed"):
-        scoring.load_weights(AutoModelForCausalLM, ModelSpec("", str(tmp_path)), options.Scorer())
+        scoring.load_weights(AutoModelForCausalLM, ModelSpec("", str(tmp_path)), options.ScorerOptions())
 
 
 #: One per kind of attention, position encoding and head.
@@ -94,7 +94,7 @@ CLASSIFIERS = [
 
 
 @torch.inference_mode()
-def read_plainly(double: Any, row: Row) -> float:
+def read_plainly(double: Any, row: TokenRow) -> float:
     """The logit at the row's last token."""
     return float(double(input_ids=torch.tensor([row.ids]), **fidelity.without_cache(double)).logits[0, 0])
 
@@ -117,7 +117,7 @@ def test_a_reward_is_that_of_the_row_alone_and_of_float64(family: str, tmp_path:
 def test_a_router_reads_a_prompt_as_it_does_alone(family: str, reads: Reads, tmp_path: Path) -> None:
     more = {"is_decoder": False} if family == "bert" else {}
     backbone = load(small_models.make(family, AutoModel, **more), AutoModel, tmp_path)
-    router = Router(backbone, 2, reads)
+    router = RouterModel(backbone, 2, reads)
     prompts = [row.ids for row in ROWS]
 
     together = all_features(router, prompts, 10_000, lambda: None)

@@ -250,7 +250,7 @@ def test_no_engine_begins_with_such_a_model(broken: Path, engine: str, tmp_path:
 
     def begin() -> object:
         if engine == "student":
-            return train.prepare(spec, [([USER], "Paris")], train.Settings(), tmp_path)
+            return train.prepare(spec, [([USER], "Paris")], train.TrainingSettings(), tmp_path)
         return engines.load(spec, lambda: None)
 
     with pytest.raises(EngineError, match="the chat template loses text for the turns user: it drops the text"):

@@ -12,7 +12,7 @@ from persyn.errors import EngineError
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 from persyn.llm.teachers import sampling, transformers_engine
-from persyn.llm.teachers.generation import Prompt
+from persyn.llm.teachers.generation import EncodedPrompt
 
 CPU = torch.device("cpu")
 QUESTIONS = ["What is 3 plus 4?", "Name a colour.", "Write one sentence about the sea, please.", "Hi!"]
@@ -77,7 +77,7 @@ def test_a_rows_noise_is_its_own() -> None:
 
 def test_the_penalty_sees_the_row_and_not_its_padding() -> None:
     how = Sampling(temperature=0, repetition_penalty=2.0)
-    batch = [Prompt(Generate(i, [], how, seed=0), ids, max_tokens=8) for i, ids in enumerate([[1, 2, 3], [3]])]
+    batch = [EncodedPrompt(Generate(i, [], how, seed=0), ids, max_tokens=8) for i, ids in enumerate([[1, 2, 3], [3]])]
     penalise: Any = sampling.processors(batch, CPU)
     # The second row is padded with token 0 on the left, and has generated a 4.
     ids = torch.tensor([[1, 2, 3, 4], [0, 0, 3, 4]])

@@ -9,7 +9,7 @@ import pytest
 
 from persyn.method import strategies
 from persyn.method.rewards import Matrix
-from persyn.method.strategies import Known
+from persyn.method.strategies import StrategyInputs
 
 NAN = np.nan
 #: Three prompts, teachers a, b and c. Means: 0.5, 0.6, 0.4.
@@ -18,7 +18,7 @@ REWARDS = np.array([[1.0, 0.6, 0.0], [0.0, 0.6, 1.0], [0.5, 0.6, 0.2]])
 QUALITY = np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
 #: Mean losses: 1, 0.5, 4 nats per token.
 LEARNABILITY = np.array([[-1.0, -0.5, -4.0], [-1.0, -0.5, -4.0], [-1.0, -0.5, -4.0]])
-KNOWN = Known(
+KNOWN = StrategyInputs(
     rewards=REWARDS,
     quality=QUALITY,
     learnability=LEARNABILITY,

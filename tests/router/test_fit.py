@@ -22,12 +22,12 @@ from transformers import Trainer
 from persyn.errors import EngineError, UsageError
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import identify
-from persyn.llm.options import RouterFit
+from persyn.llm.options import RouterFitOptions
 from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Result, Route, Routed
 from persyn.method import routing_metrics
 from persyn.router import checkpoint, fit, model, route
-from persyn.router.model import Reader, Router, pair_loss, preference_weights
-from persyn.router.train import Examples, Plan, split, train
+from persyn.router.model import Reader, RouterModel, pair_loss, preference_weights
+from persyn.router.train import RouterExamples, TrainingPlan, split, train
 from tests.four_gpus import OnFourGpus
 
 Work: TypeAlias = Callable[[Engine, Sequence[Request]], list[Result]]
@@ -98,17 +98,17 @@ def test_what_was_measured_is_what_the_checkpoint_routes(tiny: Path, work: Work,
 
 
 @pytest.fixture
-def examples(tiny: Path, tmp_path: Path) -> Examples:
+def examples(tiny: Path, tmp_path: Path) -> RouterExamples:
     request = grid(48, folder=tmp_path)
     reader = Reader(Chat(load_tokenizer(ModelSpec("router", str(tiny)))), 128)
-    return Examples([reader.ids(messages) for messages in request.conversations], np.array(request.rewards))
+    return RouterExamples([reader.ids(messages) for messages in request.conversations], np.array(request.rewards))
 
 
 def trained(
-    tiny: Path, examples: Examples, tune: str, ticks: list[int], **changes: Any
-) -> tuple[Router, dict[str, Any]]:
-    options = RouterFit(**{**FAST[tune], **changes})
-    plan = Plan(
+    tiny: Path, examples: RouterExamples, tune: str, ticks: list[int], **changes: Any
+) -> tuple[RouterModel, dict[str, Any]]:
+    options = RouterFitOptions(**{**FAST[tune], **changes})
+    plan = TrainingPlan(
         tune, "weighted", 0, 4096, options.epochs, options.learning_rate or 0.0, options.batch_size, options.lora_rank
     )
     router = model.load(ModelSpec("router_fit", str(tiny)), "float32", len(TEACHERS))
@@ -116,7 +116,7 @@ def trained(
     return router, train(router, examples, features, plan, lambda: ticks.append(1))
 
 
-def loss_of(router: Router, examples: Examples) -> float:
+def loss_of(router: RouterModel, examples: RouterExamples) -> float:
     with torch.no_grad():
         weights = preference_weights(torch.from_numpy(examples.rewards), "weighted")
         return pair_loss(router(*model.pad(examples.prompts)), weights).item()
@@ -124,7 +124,7 @@ def loss_of(router: Router, examples: Examples) -> float:
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_fine_tuning_goes_beyond_the_head(
-    tiny: Path, examples: Examples, tune: str, capfd: pytest.CaptureFixture[str]
+    tiny: Path, examples: RouterExamples, tune: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ticks: list[int] = []
 
@@ -138,7 +138,7 @@ def test_fine_tuning_goes_beyond_the_head(
     assert capfd.readouterr().out == ""
 
 
-def test_a_training_that_makes_nothing_better_changes_nothing(tiny: Path, examples: Examples) -> None:
+def test_a_training_that_makes_nothing_better_changes_nothing(tiny: Path, examples: RouterExamples) -> None:
     untouched = model.load(ModelSpec("router_fit", str(tiny)), "float32", len(TEACHERS)).backbone.state_dict()
 
     ruined, notes = trained(tiny, examples, "full", [], learning_rate=1.0)
@@ -150,7 +150,7 @@ def test_a_training_that_makes_nothing_better_changes_nothing(tiny: Path, exampl
 
 
 def test_further_gpus_of_the_host_change_nothing(
-    tiny: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, examples: RouterExamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, notes = trained(tiny, examples, "full", [], epochs=1)
     monkeypatch.setattr("persyn.router.train.TrainingArguments", OnFourGpus)
@@ -159,12 +159,12 @@ def test_further_gpus_of_the_host_change_nothing(
     assert trained(tiny, examples, "full", [], epochs=1)[1] == notes
 
 
-def test_weights_that_are_no_numbers_are_never_the_best(tiny: Path, examples: Examples) -> None:
+def test_weights_that_are_no_numbers_are_never_the_best(tiny: Path, examples: RouterExamples) -> None:
     # Without shuffling, the first teachers are the best, and the validation prompts follow.
     rewards = np.tile([0.0, 0.3, 0.6, 1.0], (48, 1))
     rewards[split(48, seed=0)[1]] = [1.0, 0.3, 0.6, 0.5]
 
-    ruined, notes = trained(tiny, Examples(examples.prompts, rewards), "full", [], learning_rate=1e38)
+    ruined, notes = trained(tiny, RouterExamples(examples.prompts, rewards), "full", [], learning_rate=1e38)
 
     assert notes["best_step"] == 0
     assert all(weight.isfinite().all() for weight in ruined.state_dict().values())
@@ -307,7 +307,7 @@ def test_auto_holds_one_backbone_at_a_time(tiny: Path, work: Work, tmp_path: Pat
     held: list[int] = []
     engine = fit.load(
         ModelSpec("router_fit", str(tiny), options=FAST["auto"]),
-        lambda: held.append(sum(type(each) is Router for each in gc.get_objects())),
+        lambda: held.append(sum(type(each) is RouterModel for each in gc.get_objects())),
     )
 
     (fitted,) = work(engine, [msgspec.structs.replace(asked, rewards=dealt)])

@@ -12,7 +12,7 @@ from transformers import AutoModel
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
 from persyn.router import model
-from persyn.router.model import Reader, Router, pair_loss, preference_weights
+from persyn.router.model import Reader, RouterModel, pair_loss, preference_weights
 
 NAN = float("nan")
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
@@ -20,7 +20,7 @@ REWARDS = torch.tensor([[0.9, 0.1, 0.5, 0.1], [NAN, 0.2, 0.7, 0.2], [0.3, 0.3, N
 
 
 @pytest.fixture
-def router(tiny: Path) -> Router:
+def router(tiny: Path) -> RouterModel:
     torch.manual_seed(1)
     return model.load(ModelSpec("router_fit", str(tiny)), "float32", 4)
 
@@ -59,7 +59,7 @@ def test_the_loss_of_no_preference_is_zero_and_can_be_stepped_on() -> None:
 
 @pytest.mark.parametrize("preferences", ["weighted", "equal"])
 def test_one_pass_over_a_prompt_gives_the_loss_and_gradient_of_each_of_its_pairs(
-    router: Router, preferences: str
+    router: RouterModel, preferences: str
 ) -> None:
     once = pair_loss(router(*model.pad(PROMPTS)), preference_weights(REWARDS, preferences))
     once.backward()
@@ -97,14 +97,14 @@ def test_a_frozen_backbone_is_read_half_way_up_over_all_tokens_of_the_prompt(tin
             torch.testing.assert_close(row, whole.norm(states)[0].mean(dim=0), rtol=0, atol=1e-5)
 
 
-def test_a_prompt_scores_the_same_alone_and_in_a_batch(router: Router) -> None:
+def test_a_prompt_scores_the_same_alone_and_in_a_batch(router: RouterModel) -> None:
     together = router(*model.pad(PROMPTS))
 
     for i, ids in enumerate(PROMPTS):
         torch.testing.assert_close(router(*model.pad([ids]))[0], together[i], rtol=0, atol=1e-5)
 
 
-def test_features_come_in_the_order_of_the_prompts_however_they_are_batched(router: Router) -> None:
+def test_features_come_in_the_order_of_the_prompts_however_they_are_batched(router: RouterModel) -> None:
     ticks: list[int] = []
 
     features = model.all_features(router, PROMPTS, 5, lambda: ticks.append(1))

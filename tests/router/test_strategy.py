@@ -12,7 +12,7 @@ import pytest
 
 from persyn.errors import EngineError
 from persyn.llm.protocols import Failed, ModelSpec, Result, Route, Routed
-from persyn.method.strategies import Known
+from persyn.method.strategies import StrategyInputs
 from persyn.router import strategy
 from tests.foreign import write_module
 
@@ -41,7 +41,7 @@ def vain(prompts, known):
 number = 7
 """
 #: Three calibration prompts and three teachers. Means for sums: 0.75, 0.25, 0.5; the only poem stands for itself.
-KNOWN = Known(
+KNOWN = StrategyInputs(
     rewards=np.array([[1.0, 0.0, 0.5], [0.5, 0.5, 0.5], [0.0, 0.25, 1.0]]),
     quality=np.array([[1.0, 0.0, NAN], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]),
     learnability=-np.ones((3, 3)),

@@ -239,7 +239,7 @@ def test_what_nobody_is_there_to_end_ends_itself(asked: Database) -> None:
 
 def refused(asked: Database, query: str) -> bool:
     try:
-        return isinstance(child.answer(ask.requested(asked, query, {}, Limits())), child.Broken)
+        return isinstance(child.answer(ask.requested(asked, query, {}, Limits())), child.QueryError)
     except UsageError:
         return True
 

@@ -114,7 +114,7 @@ def test_a_row_of_a_dataset_is_traced_to_its_model_router_job_and_worker(known: 
 
 
 def test_the_book_has_no_question_without_an_answer_here() -> None:
-    assert set(saved.questions()) == {*ANSWERS, "origin"}
+    assert set(saved.queries()) == {*ANSWERS, "origin"}
 
 
 def test_a_question_that_is_not_there_is_refused_with_the_nearest() -> None:
@@ -128,5 +128,5 @@ def answered(store: Database, name: str) -> Rows:
     parameters: dict[str, Any] = {each: values[each] for each in question.parameters}
     # In this process; one process per query would take longer than all of them.
     found = child.answer(ask.requested(store, question.sql, parameters, Limits()))
-    assert isinstance(found, child.Found), found
+    assert isinstance(found, child.QueryResult), found
     return found.rows

@@ -15,12 +15,12 @@ from persyn.errors import EngineError, UsageError
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
 from persyn.student import examples, train
-from persyn.student.examples import IGNORED, Conversation, Examples
-from persyn.student.train import Notes, Settings
+from persyn.student.examples import IGNORED, Conversation, StudentExamples
+from persyn.student.train import Notes, TrainingSettings
 from tests.four_gpus import OnFourGpus
 
 #: A random two-layer model tolerates larger steps than a real one.
-FAST = Settings(epochs=4, learning_rate=1e-2, batch_size=4)
+FAST = TrainingSettings(epochs=4, learning_rate=1e-2, batch_size=4)
 
 CONVERSATIONS: list[Conversation] = [
     ([{"role": "user", "content": f"What is {n}?"}], f"It is number {n}.") for n in range(12)
@@ -35,7 +35,7 @@ def spec_of(folder: Path) -> ModelSpec:
     return ModelSpec("", str(folder))
 
 
-def trained(tiny: Path, folder: Path, settings: Settings = FAST, **more: float) -> Notes:
+def trained(tiny: Path, folder: Path, settings: TrainingSettings = FAST, **more: float) -> Notes:
     train.prepare(spec_of(tiny), CONVERSATIONS, settings, folder)
     return train.train(spec_of(tiny), settings, folder, silent, **more)
 
@@ -48,7 +48,7 @@ def test_only_the_response_and_its_end_are_learned(tiny: Path, tmp_path: Path) -
     chat = Chat(load_tokenizer(spec_of(tiny)))
 
     counts = examples.write(tmp_path, CONVERSATIONS[:2], chat, max_tokens=100)
-    rows = Examples(tmp_path)
+    rows = StudentExamples(tmp_path)
 
     for row, (messages, response) in zip(rows, CONVERSATIONS[:2], strict=True):
         learned = [token for token in row["labels"] if token != IGNORED]
@@ -70,7 +70,7 @@ def test_a_long_conversation_is_left_out_and_counted(tiny: Path, tmp_path: Path)
 
     train.prepare(spec_of(tiny), [*CONVERSATIONS, long], FAST, tmp_path)  # the model takes 128 tokens
 
-    assert Examples(tmp_path / train.DATA).counts.left_out == 1
+    assert StudentExamples(tmp_path / train.DATA).counts.left_out == 1
     with pytest.raises(UsageError, match="of 1 rows none fits 128 tokens"):
         train.prepare(spec_of(tiny), [long], FAST, tmp_path)
 
@@ -121,7 +121,9 @@ def test_a_killed_training_goes_on_and_comes_to_the_same_weights(tiny: Path, tmp
 
 
 def test_adapters_are_merged_so_that_any_engine_can_serve_the_student(tiny: Path, tmp_path: Path) -> None:
-    notes = trained(tiny, tmp_path, Settings(tune="lora", epochs=4, learning_rate=1e-2, batch_size=4, lora_rank=4))
+    notes = trained(
+        tiny, tmp_path, TrainingSettings(tune="lora", epochs=4, learning_rate=1e-2, batch_size=4, lora_rank=4)
+    )
 
     before = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).state_dict()
     after = weights(tmp_path)
@@ -132,8 +134,10 @@ def test_adapters_are_merged_so_that_any_engine_can_serve_the_student(tiny: Path
 
 
 def test_a_step_may_be_taken_in_parts(tiny: Path, tmp_path: Path) -> None:
-    at_once = trained(tiny, tmp_path / "a", Settings(epochs=1, learning_rate=1e-2, batch_size=4))
-    in_parts = trained(tiny, tmp_path / "b", Settings(epochs=1, learning_rate=1e-2, batch_size=4, micro_batch=2))
+    at_once = trained(tiny, tmp_path / "a", TrainingSettings(epochs=1, learning_rate=1e-2, batch_size=4))
+    in_parts = trained(
+        tiny, tmp_path / "b", TrainingSettings(epochs=1, learning_rate=1e-2, batch_size=4, micro_batch=2)
+    )
 
     assert in_parts.steps == at_once.steps == 3
     assert in_parts.losses[0][1] == pytest.approx(at_once.losses[0][1], rel=1e-4)
@@ -144,7 +148,7 @@ def test_further_gpus_of_the_host_make_no_larger_steps(
 ) -> None:
     monkeypatch.setattr(train, "TrainingArguments", OnFourGpus)
 
-    assert trained(tiny, tmp_path, Settings(epochs=1, batch_size=4)).steps == 3  # 12 conversations
+    assert trained(tiny, tmp_path, TrainingSettings(epochs=1, batch_size=4)).steps == 3  # 12 conversations
 
 
 def generation(folder: Path, **said: Any) -> dict[str, Any]:
@@ -161,7 +165,7 @@ def test_a_student_whose_makers_name_a_temperature_is_saved(tiny: Path, tmp_path
     shutil.copytree(tiny, tmp_path / "student")
     # An invalid combination: a temperature requires sampling.
     generation(tmp_path / "student", temperature=0.6, top_p=0.9, eos_token_id=0)
-    settings = Settings(tune=tune, epochs=1, batch_size=4)
+    settings = TrainingSettings(tune=tune, epochs=1, batch_size=4)
 
     trained(tmp_path / "student", tmp_path / "training", settings, save_seconds=0.0)
 
@@ -177,7 +181,7 @@ def test_who_serves_a_student_stops_where_it_was_taught_to(tiny: Path, tmp_path:
     shutil.copytree(tiny, tmp_path / "student")
     generation(tmp_path / "student", bos_token_id=1, pad_token_id=7, eos_token_id=named)
 
-    trained(tmp_path / "student", tmp_path, Settings(epochs=1, batch_size=12))
+    trained(tmp_path / "student", tmp_path, TrainingSettings(epochs=1, batch_size=12))
 
     found = GenerationConfig.from_pretrained(tmp_path / train.MODEL)
     # <|im_end|>, with which the template ends a response, is token 2; <|endoftext|> is 0.
@@ -186,11 +190,11 @@ def test_who_serves_a_student_stops_where_it_was_taught_to(tiny: Path, tmp_path:
 
 def test_a_training_that_comes_to_nothing_leaves_no_weights(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="the loss is nan; try a lower learning rate"):
-        trained(tiny, tmp_path, Settings(epochs=4, learning_rate=1e18, batch_size=4))
+        trained(tiny, tmp_path, TrainingSettings(epochs=4, learning_rate=1e18, batch_size=4))
 
     assert not (tmp_path / train.MODEL).exists()
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size 16 is no multiple of micro_batch 5"):
-        Settings(micro_batch=5)
+        TrainingSettings(micro_batch=5)

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from persyn.db.connect import Database
 from persyn.web import app
-from persyn.web.kept import Kept
+from persyn.web.kept import CountCache
 from persyn.web.safety import Access
 from tests.postgres import Postgres
 from tests.web.stores import MadeStore, fill
@@ -33,7 +33,7 @@ class Filled:
 
 def client(database: Database, **access: Any) -> TestClient:
     """A test client of a console that waits for counts; `access` are the fields of `Access`."""
-    console = app.make(database, Access(**access), Kept(database, patience=30))
+    console = app.make(database, Access(**access), CountCache(database, patience=30))
     return TestClient(console, base_url="http://localhost", raise_server_exceptions=False)
 
 

@@ -124,7 +124,7 @@ def test_a_shipped_question_is_answered_at_a_click_unless_it_needs_more_than_a_r
 
 def test_the_books_questions_are_all_offered(filled: Filled) -> None:
     links = Read(filled.get("/sql")).links
-    assert {f"/sql?question={name}" for name in saved.questions()} <= set(links.values())
+    assert {f"/sql?question={name}" for name in saved.queries()} <= set(links.values())
 
 
 def test_a_parameter_is_bound_and_never_part_of_the_statement(filled: Filled) -> None:

@@ -143,7 +143,7 @@ def test_two_workers_wait_for_a_server_and_one_that_is_killed_meanwhile_is_not_m
 
 def waits(database: Database) -> list[watch.Wait]:
     with database.read() as session:
-        return watch.glance(session, session.scalars(select(Run)).one()).waits
+        return watch.snapshot(session, session.scalars(select(Run)).one()).waits
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

@@ -18,7 +18,7 @@ _SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Present:
+class PresentWorker:
     """A worker that answered: its name at the broker, its PerSyn version, and the jobs it takes."""
 
     host: str
@@ -41,7 +41,7 @@ def answer(reach: Reach) -> None:
         return {"version": running, "gpus": gpus, "queues": list(reach.queues)}
 
 
-def call(app: Celery) -> list[Present]:
+def call(app: Celery) -> list[PresentWorker]:
     """The workers that answer within two seconds, sorted by name; their answers are untrusted and only displayed.
 
     Raises one of `persyn.workers.cluster.app.AWAY` when the broker does not answer.
@@ -51,13 +51,13 @@ def call(app: Celery) -> list[Present]:
     return [_present(host, what) for host, what in sorted(said.items())]
 
 
-def untaken(backlogs: Iterable[Backlog], present: Collection[Present]) -> list[Backlog]:
+def untaken(backlogs: Iterable[Backlog], present: Collection[PresentWorker]) -> list[Backlog]:
     """The backlogs that none of these workers takes."""
     return [backlog for backlog in backlogs if not any(worker.reach.fits(backlog) for worker in present)]
 
 
-def _present(host: str, what: Mapping[str, Any]) -> Present:
+def _present(host: str, what: Mapping[str, Any]) -> PresentWorker:
     gpus, queues = what.get("gpus"), what.get("queues") or ()
     reach = Reach(None if gpus is None else tuple(map(str, gpus)), tuple(map(str, queues)))
     # A worker of another version may not support the question.
-    return Present(host, str(what.get("version", "of an unknown version")), reach)
+    return PresentWorker(host, str(what.get("version", "of an unknown version")), reach)

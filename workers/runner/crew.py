@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from types import TracebackType
 
-from persyn.config import RunConfig, thaw
+from persyn.config import RunConfig, load_config
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.llm import gpus as gpu_list
@@ -48,7 +48,7 @@ class Crew:
     def of_run(cls, database: Database, settings: Settings, run_id: int, listener: Listener | None = None) -> Crew:
         """The workers that work one run in this process, on the GPUs that its models share."""
         with database.read() as session:
-            config = thaw(session.get_one(Run, run_id).config)
+            config = load_config(session.get_one(Run, run_id).config)
         return cls(database, settings, Reach(_shared_gpus(config)), run_id=run_id, listener=listener)
 
     def __enter__(self) -> Crew:

@@ -18,11 +18,11 @@ from msgspec import Meta, Struct
 
 from persyn.llm.scorers import english
 
-Check: TypeAlias = Callable[..., bool]
+InstructionCheck: TypeAlias = Callable[..., bool]
 """Called as check(response, **kwargs): whether the instruction was followed."""
 
 Relation: TypeAlias = Literal["less than", "at least"]
-Count: TypeAlias = Annotated[int, Meta(ge=0)]
+NonNegative: TypeAlias = Annotated[int, Meta(ge=0)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Letter: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1)]
 
@@ -35,7 +35,7 @@ _ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _LANGUAGE_WINDOW = 50_000
 
 
-def arguments(check: Check, kwargs: dict[str, Any]) -> dict[str, Any]:
+def arguments(check: InstructionCheck, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Select a check's arguments from a prompt's kwargs; `msgspec.ValidationError` if one is missing or invalid.
 
     None counts as missing, and other kwargs are ignored: in tables, every row has all kwargs.
@@ -45,7 +45,7 @@ def arguments(check: Check, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _arguments(check: Check) -> type[Struct]:
+def _arguments(check: InstructionCheck) -> type[Struct]:
     hints = get_type_hints(check, include_extras=True)
     return msgspec.defstruct(
         check.__name__, [(name, hints[name]) for name in hints if name not in ("response", "return")]
@@ -70,7 +70,7 @@ def existence(response: str, keywords: list[Text]) -> bool:
     return all(keyword.lower() in response.lower() for keyword in keywords)
 
 
-def frequency(response: str, keyword: Text, frequency: Count, relation: Relation) -> bool:
+def frequency(response: str, keyword: Text, frequency: NonNegative, relation: Relation) -> bool:
     """Contains the keyword this often, ignoring case."""
     return _holds(response.lower().count(keyword.lower()), relation, frequency)
 
@@ -80,7 +80,7 @@ def forbidden_words(response: str, forbidden_words: list[Text]) -> bool:
     return not any(re.search(rf"\b{re.escape(word)}\b", response, re.IGNORECASE) for word in forbidden_words)
 
 
-def letter_frequency(response: str, letter: Letter, let_frequency: Count, let_relation: Relation) -> bool:
+def letter_frequency(response: str, letter: Letter, let_frequency: NonNegative, let_relation: Relation) -> bool:
     """Contains the letter this often, ignoring case."""
     return _holds(response.lower().count(letter.lower()), let_relation, let_frequency)
 
@@ -103,7 +103,7 @@ def english_lowercase(response: str) -> bool:
     return response.islower() and response_language(response, "en")
 
 
-def capital_word_frequency(response: str, capital_frequency: Count, capital_relation: Relation) -> bool:
+def capital_word_frequency(response: str, capital_frequency: NonNegative, capital_relation: Relation) -> bool:
     """Has this many words in all capitals."""
     return _holds(english.count_capital_words(response), capital_relation, capital_frequency)
 
@@ -111,23 +111,23 @@ def capital_word_frequency(response: str, capital_frequency: Count, capital_rela
 # Length
 
 
-def number_sentences(response: str, num_sentences: Count, relation: Relation) -> bool:
+def number_sentences(response: str, num_sentences: NonNegative, relation: Relation) -> bool:
     """Has this many sentences."""
     return _holds(english.count_sentences(response), relation, num_sentences)
 
 
-def number_words(response: str, num_words: Count, relation: Relation) -> bool:
+def number_words(response: str, num_words: NonNegative, relation: Relation) -> bool:
     """Has this many words."""
     return _holds(english.count_words(response), relation, num_words)
 
 
-def number_paragraphs(response: str, num_paragraphs: Count) -> bool:
+def number_paragraphs(response: str, num_paragraphs: NonNegative) -> bool:
     """Has this many non-empty paragraphs divided by ***, which may also stand at either end."""
     return _parts(response, "***") == num_paragraphs
 
 
 def nth_paragraph_first_word(
-    response: str, num_paragraphs: Count, nth_paragraph: Annotated[int, Meta(ge=1)], first_word: Text
+    response: str, num_paragraphs: NonNegative, nth_paragraph: Annotated[int, Meta(ge=1)], first_word: Text
 ) -> bool:
     """Has this many paragraphs divided by blank lines, and the nth begins with the word."""
     paragraphs = response.split("\n\n")
@@ -142,7 +142,7 @@ def nth_paragraph_first_word(
 # Content and format
 
 
-def number_placeholders(response: str, num_placeholders: Count) -> bool:
+def number_placeholders(response: str, num_placeholders: NonNegative) -> bool:
     """Has at least this many [placeholders]."""
     return sum(_count_brackets(line) for line in response.split("\n")) >= num_placeholders
 
@@ -154,21 +154,21 @@ def postscript(response: str, postscript_marker: Text) -> bool:
     return re.search(pattern, response.lower()) is not None
 
 
-def number_bullet_lists(response: str, num_bullets: Count) -> bool:
+def number_bullet_lists(response: str, num_bullets: NonNegative) -> bool:
     """Has exactly this many lines that begin with * or -; ** does not count."""
     stars = re.findall(r"^[^\S\n]*\*[^*].*$", response, re.MULTILINE)  # a lone * also consumes the next line
     dashes = re.findall(r"^[^\S\n]*-", response, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
-def number_highlighted_sections(response: str, num_highlights: Count) -> bool:
+def number_highlighted_sections(response: str, num_highlights: NonNegative) -> bool:
     """Has at least this many *highlighted* or **highlighted** passages."""
     single = (found[1:-1] for found in re.findall(r"\*[^\n*]*\*", response))
     double = (found[2:-2] for found in re.findall(r"\*\*[^\n*]*\*\*", response))
     return sum(1 for text in (*single, *double) if text.strip()) >= num_highlights
 
 
-def multiple_sections(response: str, section_spliter: Text, num_sections: Count) -> bool:
+def multiple_sections(response: str, section_spliter: Text, num_sections: NonNegative) -> bool:
     """Has at least this many sections that begin with the word and a number."""
     return len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", response)) >= num_sections
 
@@ -229,7 +229,7 @@ def no_comma(response: str) -> bool:
     return "," not in response
 
 
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, InstructionCheck] = {
     "keywords:existence": existence,
     "keywords:frequency": frequency,
     "keywords:forbidden_words": forbidden_words,

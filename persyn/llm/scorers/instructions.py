@@ -38,7 +38,7 @@ class Instruction(Struct, frozen=True):
     """One instruction that can be checked."""
 
     id: str
-    check: checks.Check
+    check: checks.InstructionCheck
     arguments: dict[str, Any]
 
     def is_followed(self, texts: list[str]) -> bool:
@@ -56,7 +56,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     A prompt whose instructions cannot be checked fails as `no_instructions`, `malformed_instructions`,
     `unknown_instruction` or `missing_package`. `ModelSpec.model` is not used.
     """
-    chosen = options.decode(spec, options.Instructions)
+    chosen = options.decode(spec, options.InstructionsOptions)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         for request in requests:
@@ -75,7 +75,7 @@ def variants(response: str) -> list[str]:
     return list(dict.fromkeys(texts + [text.replace("*", "") for text in texts]))
 
 
-def _judge(request: Judge, chosen: options.Instructions) -> Result:
+def _judge(request: Judge, chosen: options.InstructionsOptions) -> Result:
     try:
         instructions = _instructions(request.meta)
     except CannotCheck as error:

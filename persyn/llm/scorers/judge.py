@@ -78,17 +78,17 @@ def wording(chosen: Mapping[str, Any]) -> str:
 
     Raises `PermanentError` for invalid options.
     """
-    return _wording(options.decode(ModelSpec("judge", "", options=dict(chosen)), options.Judge))
+    return _wording(options.decode(ModelSpec("judge", "", options=dict(chosen)), options.JudgeOptions))
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load the model on the engine named in the options; it answers `Judge`. Options: `options.Judge`.
+    """Load the model on the engine named in the options; it answers `Judge`. Options: `options.JudgeOptions`.
 
     The value is the mean of two verdicts. A rating is 1 to `scale`, higher is better. A comparison is 1 when the
     response is better than the reference answer, 0.5 for a tie, 0 when it is worse. `detail` has both verdicts as the
     judge gave them, and whether they agree.
     """
-    chosen = options.decode(spec, options.Judge)
+    chosen = options.decode(spec, options.JudgeOptions)
     if chosen.wording not in (None, _wording(chosen)):
         raise PermanentError(
             "this version of PerSyn asks a judge in other words than the run was started with: use that version, "
@@ -101,7 +101,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 class BothWays:
     """Requests two verdicts on each response from an inner engine and returns their mean when both are there."""
 
-    def __init__(self, inner: Engine, chosen: options.Judge) -> None:
+    def __init__(self, inner: Engine, chosen: options.JudgeOptions) -> None:
         self.inner = inner
         self.version = f"judge over {inner.version}"
         #: One verdict of each response already fills the inner engine's window.
@@ -140,7 +140,7 @@ class BothWays:
         return results
 
 
-def _ask(request: Judge, chosen: options.Judge) -> list[Generate]:
+def _ask(request: Judge, chosen: options.JudgeOptions) -> list[Generate]:
     """The two questions about a response, with ids 2n and 2n + 1."""
     sampling = Sampling(temperature=0.0, max_tokens=chosen.max_tokens)
     schema = _schema(chosen)
@@ -150,7 +150,7 @@ def _ask(request: Judge, chosen: options.Judge) -> list[Generate]:
     ]
 
 
-def _rate(request: Judge, chosen: options.Judge) -> list[list[Message]]:
+def _rate(request: Judge, chosen: options.JudgeOptions) -> list[list[Message]]:
     """The scale in ascending and in descending order. The material comes first so that its prefix can be cached."""
     material = {"conversation": request.messages, "response": request.response}
     return [
@@ -159,7 +159,7 @@ def _rate(request: Judge, chosen: options.Judge) -> list[list[Message]]:
     ]
 
 
-def _compare(request: Judge, chosen: options.Judge) -> list[list[Message]]:
+def _compare(request: Judge, chosen: options.JudgeOptions) -> list[list[Message]]:
     """The response as A, and as B."""
     pair = (request.response, request.answer)
     return [
@@ -167,7 +167,7 @@ def _compare(request: Judge, chosen: options.Judge) -> list[list[Message]]:
     ]
 
 
-def _messages(chosen: options.Judge, material: Mapping[str, Any], question: str) -> list[Message]:
+def _messages(chosen: options.JudgeOptions, material: Mapping[str, Any], question: str) -> list[Message]:
     return [
         {"role": "system", "content": _RULES.format(criterion=chosen.criterion)},
         {"role": "user", "content": f"Material:\n{_frame(material)}\n\nQuestion:\n{question}"},
@@ -180,7 +180,7 @@ def _frame(material: Mapping[str, Any]) -> str:
     return _TOKEN_BEGINS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
-def _schema(chosen: options.Judge) -> dict[str, Any]:
+def _schema(chosen: options.JudgeOptions) -> dict[str, Any]:
     """The JSON schema of a reply."""
     name, verdict = (
         ("better", {"type": "string", "enum": ["A", "B", "tie"]})
@@ -190,12 +190,12 @@ def _schema(chosen: options.Judge) -> dict[str, Any]:
     return {"type": "object", "properties": {name: verdict}, "required": [name], "additionalProperties": False}
 
 
-def _wording(chosen: options.Judge) -> str:
+def _wording(chosen: options.JudgeOptions) -> str:
     sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", "Answer")
     return fingerprint_of(_ask(sample, chosen))
 
 
-def _conclude(request_id: int, halves: Sequence[Result], chosen: options.Judge) -> Result:
+def _conclude(request_id: int, halves: Sequence[Result], chosen: options.JudgeOptions) -> Result:
     """The response's score from the two replies, in the order of the questions."""
     first, second = (_read(half, chosen) for half in halves)
     if isinstance(first, Failed):
@@ -209,7 +209,7 @@ def _conclude(request_id: int, halves: Sequence[Result], chosen: options.Judge) 
     return Judged(request_id, sum(values) / 2, detail=detail)
 
 
-def _read(half: Result, chosen: options.Judge) -> _Verdict | Failed:
+def _read(half: Result, chosen: options.JudgeOptions) -> _Verdict | Failed:
     """Parse the verdict of a reply; a reply with no verdict, or with two different ones, fails."""
     if isinstance(half, Failed):
         return half
@@ -226,7 +226,7 @@ def _read(half: Result, chosen: options.Judge) -> _Verdict | Failed:
     return Failed(half.id, f"unreadable_verdict: {shorten(half.text)}")
 
 
-def _decode(text: str, chosen: options.Judge) -> _Verdict | None:
+def _decode(text: str, chosen: options.JudgeOptions) -> _Verdict | None:
     try:
         if chosen.against:
             better = msgspec.json.decode(text, type=_Comparison).better

@@ -17,7 +17,7 @@ from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
-from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
+from persyn.llm.scorers.padding import Padded, TokenRow, refused, right_pad
 
 #: Positions passed through the LM head at once: 0.3 GB in float32 with a vocabulary of 152,000.
 _HEAD_ROWS = 512
@@ -34,23 +34,25 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     in the student's own chat format; `n_tokens` is their number. A response that exceeds the model's
     context together with its conversation fails as `too_long`; it is truncated only if an option says so.
     """
-    chosen = options.decode(spec, options.LogLikelihood)
+    chosen = options.decode(spec, options.LogLikelihoodOptions)
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     model = scoring.load_weights(AutoModelForCausalLM, spec, chosen)
 
-    def row(request: Judge, found: tuple[list[int], int] | TemplateError) -> Row | Failed:
+    def row(request: Judge, found: tuple[list[int], int] | TemplateError) -> TokenRow | Failed:
         if isinstance(found, TemplateError):
             return refused(request, found)
         ids, start = found
-        return Row(request.id, ids if chosen.response_tokens is None else ids[: start + chosen.response_tokens], start)
+        return TokenRow(
+            request.id, ids if chosen.response_tokens is None else ids[: start + chosen.response_tokens], start
+        )
 
-    def encode(requests: Sequence[Judge]) -> list[Row | Failed]:
+    def encode(requests: Sequence[Judge]) -> list[TokenRow | Failed]:
         found = chat.all_response_ids([(request.messages, request.response) for request in requests])
         return [row(*pair) for pair in zip(requests, found, strict=True)]
 
     padded = Padded(
         encode,
-        Student(model).judge,
+        StudentScorer(model).judge,
         max_tokens=scoring.max_tokens(model.config),
         batch_tokens=scoring.batch_tokens(spec, chosen),
         tick=tick,
@@ -58,7 +60,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     return Batched(padded.compute, version=scoring.VERSION, chunk=scoring.CHUNK)
 
 
-class Student:
+class StudentScorer:
     """A causal language model, split into decoder and head so that the head only sees scored positions.
 
     If the head applied to the decoder's hidden states does not give the model's logits, all logits are computed.
@@ -73,12 +75,12 @@ class Student:
         vocabulary = self._check()
         self._head_rows = _HEAD_ROWS if self._device.type == "cpu" else max(_HEAD_ROWS, _HEAD_LOGITS // vocabulary)
 
-    def judge(self, rows: Sequence[Row]) -> list[Judged]:
+    def judge(self, rows: Sequence[TokenRow]) -> list[Judged]:
         """The log-likelihood of each row's ids from `start` on."""
         return self._mates.compute(rows, [len(row.ids) for row in rows], self._judge)
 
     @torch.inference_mode()
-    def _judge(self, rows: Sequence[Row]) -> list[Judged]:
+    def _judge(self, rows: Sequence[TokenRow]) -> list[Judged]:
         # All padding is to the right of the scored tokens. A causal model does not attend to it, so any id will
         # do, and attention without a mask can use its fastest kernel.
         ids = right_pad(rows, rows[0].ids[0], self._device)  # (B, L)

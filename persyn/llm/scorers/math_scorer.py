@@ -58,7 +58,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     decided fails as `timeout` or `crashed`, a request without a reference as `no_reference_answer`.
     `ModelSpec.model` is not used.
     """
-    child = Child(options.decode(spec, options.Math), tick)
+    child = Child(options.decode(spec, options.MathOptions), tick)
     child.start()
 
     def compute(requests: Sequence[Request]) -> Iterator[list[Result]]:
@@ -86,7 +86,7 @@ class ChildLost(Exception):
 class Child:
     """The comparing process, replaced whenever it hangs or dies."""
 
-    def __init__(self, chosen: options.Math, tick: Tick) -> None:
+    def __init__(self, chosen: options.MathOptions, tick: Tick) -> None:
         self.version = ""
         self._options = chosen
         self._tick = tick

@@ -65,7 +65,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     meta: the other fields of its row. It returns a finite number, or None for no verdict; then, and if it raises,
     the score fails. Raises `HostLacks` when the function cannot be imported, or its file is not the spec's version.
     """
-    options.decode(spec, options.Python)
+    options.decode(spec, options.PythonOptions)
     function = take(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:

@@ -19,7 +19,7 @@ from persyn.llm.protocols import Failed, Judge, Judged, Request, Result, Tick
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenRow:
     """One conversation as token ids."""
 
     #: The request's id.
@@ -29,8 +29,8 @@ class Row:
     start: int = 0
 
 
-Encode: TypeAlias = Callable[[Sequence[Judge]], Sequence[Row | Failed]]
-Forward: TypeAlias = Callable[[Sequence[Row]], Sequence[Judged]]
+Encode: TypeAlias = Callable[[Sequence[Judge]], Sequence[TokenRow | Failed]]
+Forward: TypeAlias = Callable[[Sequence[TokenRow]], Sequence[Judged]]
 
 
 def refused(request: Judge, error: TemplateError) -> Failed:
@@ -38,7 +38,7 @@ def refused(request: Judge, error: TemplateError) -> Failed:
     return Failed(request.id, f"bad_request: the chat template refuses it: {shorten(str(error))}")
 
 
-def right_pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> Tensor:
+def right_pad(rows: Sequence[TokenRow], pad_id: int, device: torch.device) -> Tensor:
     """(B, L) token ids, each row padded to the longest."""
     return pad_sequence(
         [torch.tensor(row.ids, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad_id
@@ -73,7 +73,7 @@ class Padded:
         failures: list[Result] = [row for row in encoded if isinstance(row, Failed)]
         if failures:
             yield failures
-        rows = sorted((row for row in encoded if isinstance(row, Row)), key=lambda row: len(row.ids), reverse=True)
+        rows = sorted((row for row in encoded if isinstance(row, TokenRow)), key=lambda row: len(row.ids), reverse=True)
         while rows:
             # The first batch has the longest rows, so insufficient memory shows at once.
             batch = rows[: max(1, self.batch_tokens // len(rows[0].ids))]
@@ -82,12 +82,12 @@ class Padded:
                 rows = rows[len(batch) :]
                 yield results
 
-    def _fitting(self, row: Row | Failed) -> Row | Failed:
-        if isinstance(row, Row) and self._max_tokens is not None and len(row.ids) > self._max_tokens:
+    def _fitting(self, row: TokenRow | Failed) -> TokenRow | Failed:
+        if isinstance(row, TokenRow) and self._max_tokens is not None and len(row.ids) > self._max_tokens:
             return Failed(row.id, f"too_long: {len(row.ids):,} tokens, the model takes {self._max_tokens:,}")
         return row
 
-    def _attempt(self, batch: Sequence[Row]) -> list[Result] | None:
+    def _attempt(self, batch: Sequence[TokenRow]) -> list[Result] | None:
         """The batch's results, or None if a smaller batch must be tried."""
         self._tick()
         try:

@@ -14,28 +14,28 @@ from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
-from persyn.llm.scorers.padding import Padded, Row, refused, right_pad
+from persyn.llm.scorers.padding import Padded, TokenRow, refused, right_pad
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a sequence classifier with one label that answers `Judge` with its logit, without an activation function.
 
     The conversation is formatted by the model's own chat template, with the response as the assistant's turn.
-    A conversation longer than the context fails as `too_long`. Options: `options.Scorer`.
+    A conversation longer than the context fails as `too_long`. Options: `options.ScorerOptions`.
     """
-    chosen = options.decode(spec, options.Scorer)
+    chosen = options.decode(spec, options.ScorerOptions)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
     _check(spec, chat)
     template_check.require(spec, chat, answers=False)
     model = scoring.load_weights(AutoModelForSequenceClassification, spec, chosen)
 
-    def row(request: Judge) -> Row | Failed:
+    def row(request: Judge) -> TokenRow | Failed:
         try:
-            return Row(request.id, chat.conversation_ids(request.messages, request.response))
+            return TokenRow(request.id, chat.conversation_ids(request.messages, request.response))
         except TemplateError as error:
             return refused(request, error)
 
-    def encode(requests: Sequence[Judge]) -> list[Row | Failed]:
+    def encode(requests: Sequence[Judge]) -> list[TokenRow | Failed]:
         return [row(request) for request in requests]
 
     padded = Padded(
@@ -58,12 +58,12 @@ class RewardModel:
         self._how = fidelity.without_cache(model)
         self._detail = scoring.describe(model)
 
-    def judge(self, rows: Sequence[Row]) -> list[Judged]:
+    def judge(self, rows: Sequence[TokenRow]) -> list[Judged]:
         """The logit of each row."""
         return self._mates.compute(rows, [len(row.ids) for row in rows], self._judge)
 
     @torch.inference_mode()
-    def _judge(self, rows: Sequence[Row]) -> list[Judged]:
+    def _judge(self, rows: Sequence[TokenRow]) -> list[Judged]:
         pad_id = self._choose_pad({row.ids[-1] for row in rows})
         ids = right_pad(rows, pad_id, self._model.device)  # (B, L)
         lengths = torch.tensor([len(row.ids) for row in rows], device=ids.device)

@@ -44,10 +44,10 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Prepare to use a server; nothing is sent before the first request.
 
     A server limits a response by its own context: a prompt that fits, but not together with `max_tokens`, may fail
-    as `too_long`. `seconds` includes retries. Options: `options.OpenAI`. The engine raises `OutageError` when the
+    as `too_long`. `seconds` includes retries. Options: `options.OpenAIOptions`. The engine raises `OutageError` when the
     server is temporarily unavailable, `AccountError` when a person must act first.
     """
-    chosen = options.decode(spec, options.OpenAI)
+    chosen = options.decode(spec, options.OpenAIOptions)
     url, key = endpoint(chosen.base_url), read_key(chosen)
     return OpenAI(spec.model, chosen, url, key, proxy(url))
 
@@ -68,7 +68,7 @@ def endpoint(base_url: str) -> URL:
     return url.with_path(f"{path}/chat/completions", encoded=True).with_query(url.query)
 
 
-def read_key(chosen: options.OpenAI) -> str | None:
+def read_key(chosen: options.OpenAIOptions) -> str | None:
     """The API key from the environment; `HostLacks` if it is missing or invalid."""
     if chosen.api_key_env is None:
         return None
@@ -141,7 +141,7 @@ class _Doubt:
 class OpenAI:
     """A backlog of requests, and up to `concurrency` coroutines that each serve one at a time."""
 
-    def __init__(self, model: str, chosen: options.OpenAI, url: URL, key: str | None, proxy: URL | None) -> None:
+    def __init__(self, model: str, chosen: options.OpenAIOptions, url: URL, key: str | None, proxy: URL | None) -> None:
         self.version = f"openai-compatible {url.host}"
         self.window = 2 * chosen.concurrency
         self._model = model
@@ -356,7 +356,7 @@ def _password(proxy: URL | None) -> str | None:
     return proxy.raw_password if proxy is not None else None
 
 
-async def _open(chosen: options.OpenAI, key: str | None) -> aiohttp.ClientSession:
+async def _open(chosen: options.OpenAIOptions, key: str | None) -> aiohttp.ClientSession:
     headers = {"Content-Type": "application/json"}
     if key:
         header = chosen.api_key_header

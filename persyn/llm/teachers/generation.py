@@ -16,7 +16,7 @@ from persyn.llm.protocols import Failed, Generate, Generated, Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class EncodedPrompt:
     """A request in its model's form."""
 
     request: Generate
@@ -25,7 +25,7 @@ class Prompt:
     max_tokens: int
 
 
-def prepare(chat: Chat, request: Generate, context: int | None) -> Prompt | Failed:
+def prepare(chat: Chat, request: Generate, context: int | None) -> EncodedPrompt | Failed:
     """Convert a request to its model's form.
 
     context: tokens of prompt and response together; None when the model sets no bound. A prompt that
@@ -41,7 +41,7 @@ def prepare(chat: Chat, request: Generate, context: int | None) -> Prompt | Fail
     room = request.sampling.max_tokens if context is None else context - len(ids)
     if room < 1:
         return Failed(request.id, f"too_long: {len(ids):,} tokens, the model takes {context:,} with the response")
-    return Prompt(request, ids, min(request.sampling.max_tokens, room))
+    return EncodedPrompt(request, ids, min(request.sampling.max_tokens, room))
 
 
 def refuse(request: Generate, why: str) -> Failed:

@@ -24,12 +24,12 @@ from transformers import (
 
 from persyn.llm.protocols import Tick
 from persyn.llm.teachers import generation
-from persyn.llm.teachers.generation import Prompt
+from persyn.llm.teachers.generation import EncodedPrompt
 
 _SEED_BITS = 2**63 - 1
 
 
-def processors(batch: Sequence[Prompt], device: torch.device) -> LogitsProcessorList:
+def processors(batch: Sequence[EncodedPrompt], device: torch.device) -> LogitsProcessorList:
     """Processors that turn logits into scores whose arg-max is the sample; `ValueError` for invalid sampling."""
     sampling = batch[0].request.sampling
     chain: list[Any] = []
@@ -66,7 +66,7 @@ class Draw(LogitsProcessor):
 class _Penalty(LogitsProcessor):
     """Penalises the tokens of a row's prompt and response, but not of its padding."""
 
-    def __init__(self, penalty: float, batch: Sequence[Prompt]) -> None:
+    def __init__(self, penalty: float, batch: Sequence[EncodedPrompt]) -> None:
         self._penalise = RepetitionPenaltyLogitsProcessor(penalty)
         self._batch = batch
 
@@ -88,7 +88,7 @@ class Ends(StoppingCriteria):
         tokenizer: PreTrainedTokenizerBase,
         end_ids: frozenset[int],
         stops: Sequence[str],
-        batch: Sequence[Prompt],
+        batch: Sequence[EncodedPrompt],
         tick: Tick,
     ) -> None:
         #: Tokens of each row's response, including the one that ended it; 0 while it is unfinished.

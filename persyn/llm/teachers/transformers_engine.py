@@ -26,7 +26,7 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
 from persyn.llm.teachers import generation, sampling
-from persyn.llm.teachers.generation import Prompt
+from persyn.llm.teachers.generation import EncodedPrompt
 
 #: Batches taken at once and sorted by length.
 _CHUNK_BATCHES = 4
@@ -36,12 +36,12 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a teacher that answers `Generate`.
 
     `max_tokens` is lowered to the room the context leaves after the prompt. `response_tokens` includes the end token;
-    `seconds` is from the start of the batch to the row's last token. Options: `options.Transformers`.
+    `seconds` is from the start of the batch to the row's last token. Options: `options.TransformersOptions`.
     """
-    chosen = options.decode(spec, options.Transformers)
+    chosen = options.decode(spec, options.TransformersOptions)
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     dtype = chosen.dtype or ("bfloat16" if spec.gpus else "float32")
-    model = scoring.load_weights(AutoModelForCausalLM, spec, options.Scorer(dtype=dtype))
+    model = scoring.load_weights(AutoModelForCausalLM, spec, options.ScorerOptions(dtype=dtype))
     writer = Writer(model, chat, batch_size=chosen.batch_size, context=chosen.max_model_len, tick=tick)
     return Batched(writer.compute, version=scoring.VERSION, chunk=_CHUNK_BATCHES * chosen.batch_size)
 
@@ -68,7 +68,7 @@ class Writer:
 
     def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
         """Yield the failures first, then each batch's results, longest prompts first."""
-        prompts: list[Prompt] = []
+        prompts: list[EncodedPrompt] = []
         failures: list[Result] = []
         for request in requests:
             assert isinstance(request, Generate)
@@ -82,7 +82,7 @@ class Writer:
         for alike in _groups(prompts):
             yield from self._compute_alike(alike)
 
-    def _compute_alike(self, prompts: list[Prompt]) -> Iterator[list[Result]]:
+    def _compute_alike(self, prompts: list[EncodedPrompt]) -> Iterator[list[Result]]:
         """Answer prompts with equal sampling, longest first, so that insufficient memory shows at once."""
         while prompts:
             batch = self._first_batch(prompts)
@@ -91,7 +91,7 @@ class Writer:
                 prompts = prompts[len(batch) :]
                 yield results
 
-    def _first_batch(self, prompts: list[Prompt]) -> list[Prompt]:
+    def _first_batch(self, prompts: list[EncodedPrompt]) -> list[EncodedPrompt]:
         """The first prompts that may share a batch: a long row keeps growing while shorter ones are unfinished.
 
         With learned positions, as in GPT-2, growing past the last position is an error. Where a batch is computed at
@@ -119,7 +119,7 @@ class Writer:
         short, long = [1, 2, 3], [1, 2, 3, 4, 5, 6, 7, 8]
         return not fidelity.is_alike(scores([short]), scores([short, long]))
 
-    def _attempt(self, batch: Sequence[Prompt]) -> list[Result] | None:
+    def _attempt(self, batch: Sequence[EncodedPrompt]) -> list[Result] | None:
         """The batch's results, or None if a smaller batch must be tried."""
         try:
             processors = sampling.processors(batch, self._model.device)
@@ -137,7 +137,7 @@ class Writer:
         return None
 
     @torch.inference_mode()
-    def _write(self, batch: Sequence[Prompt], processors: LogitsProcessorList) -> list[Result]:
+    def _write(self, batch: Sequence[EncodedPrompt], processors: LogitsProcessorList) -> list[Result]:
         self._mates.reset()
         width = max(len(prompt.ids) for prompt in batch)
         gaps = [width - len(prompt.ids) for prompt in batch]
@@ -156,7 +156,9 @@ class Writer:
         rows = written[:, width:].tolist()
         return [self._result(*row, stops) for row in zip(batch, rows, ends.lengths, ends.seconds, strict=True)]
 
-    def _result(self, prompt: Prompt, row: list[int], length: int, seconds: float, stops: Sequence[str]) -> Result:
+    def _result(
+        self, prompt: EncodedPrompt, row: list[int], length: int, seconds: float, stops: Sequence[str]
+    ) -> Result:
         ids = row[:length]
         is_ended = ids[-1] in self._end_ids
         text = self._chat.tokenizer.decode(
@@ -167,10 +169,10 @@ class Writer:
         return generation.conclude(Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds))
 
 
-def _groups(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+def _groups(prompts: Iterable[EncodedPrompt]) -> Iterator[list[EncodedPrompt]]:
     """Groups of prompts that may share a batch, longest first."""
 
-    def kind(prompt: Prompt) -> tuple[Any, ...]:
+    def kind(prompt: EncodedPrompt) -> tuple[Any, ...]:
         how = prompt.request.sampling
         return (how.temperature, how.top_p, how.top_k, how.repetition_penalty, how.stop)
 

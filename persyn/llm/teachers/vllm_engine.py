@@ -17,7 +17,7 @@ from persyn.llm import loading, options, template_check
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
 from persyn.llm.teachers import generation
-from persyn.llm.teachers.generation import Prompt
+from persyn.llm.teachers.generation import EncodedPrompt
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -32,9 +32,9 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a teacher that answers `Generate`; tensor-parallel over several GPUs.
 
     `max_tokens` is lowered to the room the context leaves after the prompt. `response_tokens` includes the end token;
-    `seconds` is from admission to vLLM, where a request may still be queued. Options: `options.Vllm`.
+    `seconds` is from admission to vLLM, where a request may still be queued. Options: `options.VllmOptions`.
     """
-    chosen = options.decode(spec, options.Vllm)
+    chosen = options.decode(spec, options.VllmOptions)
     loading.require_gpus(spec)
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     _set_environment(spec.gpus)
@@ -63,7 +63,7 @@ class VLLM:
         self.window = 2 * int(config.scheduler_config.max_num_seqs)
         self._context = int(config.model_config.max_model_len)
         self._chat = chat
-        self._running: dict[int, tuple[Prompt, float]] = {}
+        self._running: dict[int, tuple[EncodedPrompt, float]] = {}
         self._finished: list[Result] = []
         if children := multiprocessing.active_children():
             threading.Thread(target=_end_with_any, args=(children,), daemon=True, name="vllm-watch").start()
@@ -94,7 +94,7 @@ class VLLM:
             results += [self._result(output) for output in outputs if output.finished]
         return results
 
-    def _add(self, prompt: Prompt) -> Failed | None:
+    def _add(self, prompt: EncodedPrompt) -> Failed | None:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
@@ -138,7 +138,7 @@ class VLLM:
         )
 
 
-def _arguments(spec: ModelSpec, chosen: options.Vllm) -> dict[str, Any]:
+def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:
     cache_gib = chosen.kv_cache_gib or (None if spec.gpus else _CPU_CACHE_GIB)
     return {
         "tensor_parallel_size": max(spec.gpus, 1),

@@ -10,7 +10,7 @@ from persyn.config import RunConfig
 from persyn.llm import gpus
 from persyn.llm.protocols import Finding
 from persyn.runs.checks import memory, models
-from persyn.runs.checks.models import Model
+from persyn.runs.checks.models import UsedModel
 
 #: Device files of GPU drivers: NVIDIA, AMD, Windows (WSL).
 _DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
@@ -63,7 +63,7 @@ def _shown() -> list[str]:
     return [device for device in visible.split(",") if device.strip() and device.strip() != "-1"][: len(ids)]
 
 
-def _absent(model: Model, seen: int) -> str:
+def _absent(model: UsedModel, seen: int) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     narrowed = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
     return (

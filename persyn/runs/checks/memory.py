@@ -13,7 +13,7 @@ import msgspec
 
 from persyn.llm import gpus
 from persyn.llm.protocols import Finding, ModelSpec
-from persyn.runs.checks.models import Model
+from persyn.runs.checks.models import UsedModel
 
 _GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -23,7 +23,7 @@ _CPU_CACHE_GIB = 2.0
 _SPARSE = ("sliding_window", "layer_types", "kv_lora_rank", "attention_chunk_size", "ssm_cfg", "mamba_d_state")
 
 
-def look(model: Model) -> Finding | None:
+def look(model: UsedModel) -> Finding | None:
     """The memory problem of a model; None if it fits, or its files are not on this host."""
     spec = model.spec
     folder = _folder(spec)

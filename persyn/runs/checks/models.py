@@ -13,7 +13,7 @@ from persyn.method.strategies import STRATEGIES
 from persyn.runs import run_file
 
 
-class Model(Struct, frozen=True):
+class UsedModel(Struct, frozen=True):
     """A model that a run loads or requests from a server."""
 
     #: "teacher ada", "the student", "the judge", ...
@@ -23,42 +23,42 @@ class Model(Struct, frozen=True):
     spec: ModelSpec
 
 
-def of(config: RunConfig) -> Iterator[Model]:
+def of(config: RunConfig) -> Iterator[UsedModel]:
     """Every model of a run file that is loaded or requested; fake and imported ones are left out."""
     return (model for model in _all(config) if ENGINES[model.spec.engine].model in ("weights", "server"))
 
 
-def loaded(config: RunConfig) -> list[Model]:
+def loaded(config: RunConfig) -> list[UsedModel]:
     """The models that are loaded by workers."""
     return [model for model in _all(config) if ENGINES[model.spec.engine].model == "weights"]
 
 
-def served(config: RunConfig) -> list[Model]:
+def served(config: RunConfig) -> list[UsedModel]:
     """The models that are requested from a server."""
     return [model for model in _all(config) if ENGINES[model.spec.engine].model == "server"]
 
 
-def _all(config: RunConfig) -> Iterator[Model]:
+def _all(config: RunConfig) -> Iterator[UsedModel]:
     student, router = config.student, config.router
     if run_file.n_calibration(config) != 0:  # without a grid nothing is scored and no router is fitted
         spec = ModelSpec(student.engine, student.model, student.revision, student.gpus, student.options)
-        yield Model("the student", "student", spec)
+        yield UsedModel("the student", "student", spec)
         yield from _quality(config)
     if STRATEGIES[config.strategy.kind].decided_by == "router":
         engine = "router_fit" if router.engine == "router" else router.engine
         spec = ModelSpec(engine, router.backbone, router.revision, router.gpus, router.options)
-        yield Model("the router", "router", spec)
+        yield UsedModel("the router", "router", spec)
     for teacher in config.teachers:
         spec = ModelSpec(teacher.engine, teacher.model, teacher.revision, teacher.gpus, teacher.options)
-        yield Model(f"teacher {teacher.name}", "teachers", spec)
+        yield UsedModel(f"teacher {teacher.name}", "teachers", spec)
 
 
-def _quality(config: RunConfig) -> Iterator[Model]:
+def _quality(config: RunConfig) -> Iterator[UsedModel]:
     quality = config.quality
     if ENGINES[quality.kind].is_nested:
         options = quality.options.get("options", {})
         spec = ModelSpec(quality.options["engine"], quality.model, quality.revision, quality.gpus, options)
-        yield Model("the judge", "quality", spec)
+        yield UsedModel("the judge", "quality", spec)
     else:
         spec = ModelSpec(quality.kind, quality.model, quality.revision, quality.gpus, quality.options)
-        yield Model("the quality", "quality", spec)
+        yield UsedModel("the quality", "quality", spec)

@@ -18,7 +18,7 @@ from persyn.errors import EngineError
 from persyn.llm import options
 from persyn.llm.protocols import Failed, Finding, Generate, ModelSpec, Sampling
 from persyn.runs.checks import models
-from persyn.runs.checks.models import Model
+from persyn.runs.checks.models import UsedModel
 
 _CONNECT_SECONDS = 5.0
 _PING_SECONDS = 60.0
@@ -47,7 +47,7 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 def seen(spec: ModelSpec) -> Finding:
     """What a run would request from a teacher's or a judge's server; sends nothing."""
     try:
-        url, chosen = _examine(spec), options.decode(spec, options.OpenAI)
+        url, chosen = _examine(spec), options.decode(spec, options.OpenAIOptions)
     except EngineError as error:
         return Finding("error", "load", str(error))
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
@@ -59,7 +59,7 @@ def _examine(spec: ModelSpec) -> URL:
     # Imported here and below because importing aiohttp would add half a second to every command.
     from persyn.llm.teachers import chat_server
 
-    chosen = options.decode(spec, options.OpenAI)
+    chosen = options.decode(spec, options.OpenAIOptions)
     chat_server.read_key(chosen)
     url = chat_server.endpoint(chosen.base_url)
     chat_server.proxy(url)
@@ -72,7 +72,7 @@ def ping(config: RunConfig) -> Iterator[tuple[str, Finding]]:
         yield model.whose, _ping(model)
 
 
-def _ping(model: Model) -> Finding:
+def _ping(model: UsedModel) -> Finding:
     from persyn.llm.teachers import chat_server
 
     once = {"max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}

@@ -11,7 +11,7 @@ import msgspec
 from persyn.config import RunConfig, TeacherTable
 from persyn.errors import EngineError, UsageError
 from persyn.ingest import rows
-from persyn.ingest.rows import Row
+from persyn.ingest.rows import PromptRow
 from persyn.llm.engines import ENGINES
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import identify
@@ -71,6 +71,6 @@ def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) 
 
 def longest_prompts(config: RunConfig) -> list[list[Message]]:
     """The longest prompts in a run file's files, as conversations."""
-    good = (row for path in config.prompts.files for row in rows.read(Path(path)) if isinstance(row, Row))
+    good = (row for path in config.prompts.files for row in rows.read(Path(path)) if isinstance(row, PromptRow))
     longest = heapq.nlargest(_LONGEST, good, key=lambda row: len(row.text))
     return [[*(row.history or []), {"role": "user", "content": row.text}] for row in longest]
