@@ -11,7 +11,7 @@ import msgspec
 from persyn.analysis import audit as rules
 from persyn.analysis import watch
 from persyn.analysis.audit import Violation
-from persyn.cli.open import JSON, RUN, find_run, plain, store
+from persyn.cli.context import JSON, RUN, find_run, plain, store
 
 
 @click.command()

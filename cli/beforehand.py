@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persyn.cli.open import warn
+from persyn.cli.context import warn
 from persyn.cli.waiting import waiting
 from persyn.config import RunConfig
 from persyn.ingest.versions import Identities

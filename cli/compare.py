@@ -10,11 +10,11 @@ import msgspec
 from sqlalchemy import select
 
 from persyn.analysis import compare as comparison
-from persyn.analysis import own_strategy
+from persyn.analysis import custom_strategy
 from persyn.analysis.compare import Comparison, StrategyFacts
 from persyn.analysis.summary import FEW, NEARLY_ALL, dollars
 from persyn.cli.completion import run_names
-from persyn.cli.open import JSON, find_run, plain, show, store
+from persyn.cli.context import JSON, find_run, plain, show, store
 from persyn.cli.student import show_students
 from persyn.config import Per
 from persyn.db.catalog import Run
@@ -89,7 +89,7 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
             scores = [
                 {
                     **(frozen.scores(alpha, how) if frozen else {}),
-                    **own_strategy.ask(database, run_id, settings, alpha=alpha, how=how, per=per),
+                    **custom_strategy.ask(database, run_id, settings, alpha=alpha, how=how, per=per),
                 }
                 for alpha in alphas
             ]
@@ -197,8 +197,8 @@ def _row(fact: StrategyFacts) -> tuple[str | None, ...]:
         f"{fact.reward.mean:.3f}",
         f"{fact.reward.low:.2f}-{fact.reward.high:.2f}",
         f"{fact.regret.mean:.3f}",
-        f"{fact.closed.mean:+.0%}" if fact.closed else None,
-        f"{fact.closed.low:+.0%} {fact.closed.high:+.0%}" if fact.closed else None,
+        f"{fact.gap_closed.mean:+.0%}" if fact.gap_closed else None,
+        f"{fact.gap_closed.low:+.0%} {fact.gap_closed.high:+.0%}" if fact.gap_closed else None,
         f"{fact.quality.mean:.3f}",
         f"{fact.learnability.mean:.3f}",
         None if fact.tokens is None else f"{fact.tokens:,.0f}",

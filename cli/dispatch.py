@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from persyn.cli.open import broker, store
+from persyn.cli.context import broker, store
 from persyn.settings import Settings
 
 

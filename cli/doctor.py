@@ -22,9 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from persyn.cli import broker
 from persyn.cli.broker import DoctorFinding
+from persyn.cli.context import JSON, nobody_takes, show
+from persyn.cli.context import broker as broker_url
 from persyn.cli.extras import extras
-from persyn.cli.open import JSON, nobody_takes, show
-from persyn.cli.open import broker as broker_url
 from persyn.cli.waiting import waiting
 from persyn.config import RunConfig, load_config
 from persyn.dataset.formats import FORMATS
@@ -43,7 +43,7 @@ from persyn.runs.checks import host, servers
 from persyn.settings import Settings
 
 if TYPE_CHECKING:
-    from persyn.workers.cluster.roll import PresentWorker
+    from persyn.workers.cluster.roll_call import PresentWorker
 
 _FREE_GB = 10
 #: The kinds that installed packages can add.
@@ -182,7 +182,7 @@ def clock(database: datetime, host: datetime) -> DoctorFinding:
 
 def _workers(settings: Settings) -> Iterator[DoctorFinding]:
     """Query the workers of this broker."""
-    from persyn.workers.cluster import app, roll
+    from persyn.workers.cluster import app, roll_call
 
     waiting: list[Backlog] = []
     # Errors of the store have been reported already.
@@ -192,7 +192,7 @@ def _workers(settings: Settings) -> Iterator[DoctorFinding]:
             waiting = queue.backlogs(session)
         database.close()
     try:
-        present = roll.call(app.make(broker_url(settings)))
+        present = roll_call.call_roll(app.make(broker_url(settings)))
     except app.AWAY as error:
         yield "warning", "workers", f"cannot be asked ({type(error).__name__}); the broker's user may lack channels"
         return
@@ -201,16 +201,20 @@ def _workers(settings: Settings) -> Iterator[DoctorFinding]:
 
 def judge_workers(present: Sequence[PresentWorker], waiting: Sequence[Backlog]) -> Iterator[DoctorFinding]:
     """Report which workers respond, whether their versions agree, and which queues no worker serves."""
-    from persyn.workers.cluster import roll
+    from persyn.workers.cluster import roll_call
 
     if not present:
         yield "warning", "workers", "none answers; start 'persyn worker' on the hosts that are to work"
         return
     yield "ok", "workers", ", ".join(worker.host for worker in present)
-    if {worker.version for worker in present} != {roll.version()}:
+    if {worker.version for worker in present} != {roll_call.version()}:
         found = ", ".join(f"{worker.host} {worker.version}" for worker in present)
-        yield "warning", "worker versions", f"not all are {roll.version()} as here: {found}; install one everywhere"
-    for backlog in roll.untaken([queued for queued in waiting if not queued.workers], present):
+        yield (
+            "warning",
+            "worker versions",
+            f"not all are {roll_call.version()} as here: {found}; install one everywhere",
+        )
+    for backlog in roll_call.untaken([queued for queued in waiting if not queued.workers], present):
         yield "warning", "queue", nobody_takes(backlog)
 
 

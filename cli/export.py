@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from persyn.cli.open import RUN, cell, find_run, show, store
+from persyn.cli.context import RUN, cell, find_run, show, store
 from persyn.cli.progress import counting_rows
 from persyn.dataset import card
 from persyn.dataset import export as dataset

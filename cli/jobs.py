@@ -7,7 +7,7 @@ from typing import Any
 import click
 from sqlalchemy import select
 
-from persyn.cli.open import ID, JSON, LIMIT, RUN, find_run, show, store
+from persyn.cli.context import ID, JSON, LIMIT, RUN, find_run, show, store
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
 from persyn.jobs import owner

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from persyn.cli.open import store
+from persyn.cli.context import store
 
 
 @click.command()

@@ -11,7 +11,7 @@ import msgspec
 from persyn.analysis import plan as planning
 from persyn.analysis.plan import Amount, Basis, Plan
 from persyn.cli.beforehand import require_fit
-from persyn.cli.open import JSON, show, store_or_empty, warn
+from persyn.cli.context import JSON, show, store_or_empty, warn
 from persyn.cli.progress import counting_rows
 from persyn.cli.waiting import waiting
 from persyn.runs import preflight, run_file

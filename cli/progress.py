@@ -23,7 +23,7 @@ from sqlalchemy import select
 
 from persyn.analysis import watch
 from persyn.analysis.watch import Wait
-from persyn.cli.open import plain
+from persyn.cli.context import plain
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.time import now

@@ -9,8 +9,8 @@ import click
 import msgspec
 from sqlalchemy import func, select
 
+from persyn.cli.context import ID, JSON, LIMIT, cell, plain, show, store
 from persyn.cli.imports import NAMES, ON_ERROR, renamed, show_report
-from persyn.cli.open import ID, JSON, LIMIT, cell, plain, show, store
 from persyn.cli.progress import counting_rows
 from persyn.db.catalog import Prompt
 from persyn.errors import UsageError, shorten

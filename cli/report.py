@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from persyn.cli.open import RUN, find_run, store
+from persyn.cli.context import RUN, find_run, store
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.settings import Settings

@@ -7,8 +7,8 @@ from typing import Literal
 
 import click
 
+from persyn.cli.context import store
 from persyn.cli.imports import NAMES, ON_ERROR, renamed, show_report
-from persyn.cli.open import store
 from persyn.cli.progress import counting_rows
 from persyn.ingest import responses as cells
 from persyn.ingest import versions

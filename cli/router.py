@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from persyn.cli.open import JSON, RUN, cell, find_run, show, store
+from persyn.cli.context import JSON, RUN, cell, find_run, show, store
 from persyn.db.results import Router
 from persyn.errors import UsageError
 from persyn.settings import Settings
@@ -70,7 +70,7 @@ def curve(run: str, as_json: bool) -> None:
             f"{p.reward:.3f}",
             f"{p.deviation:.3f}",
             f"{p.static:.3f}",
-            "-" if p.closed is None else f"{p.closed:+.0%}",
+            "-" if p.gap_closed is None else f"{p.gap_closed:+.0%}",
         )
         for p in found.points
     ]

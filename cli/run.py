@@ -22,7 +22,7 @@ from persyn.analysis.watch import Snapshot, count_rows, shortfalls, snapshot, wa
 from persyn.atomic import FolderChanged
 from persyn.cli import summary
 from persyn.cli.beforehand import look_up, require_fit
-from persyn.cli.open import JSON, RUN, find_run, nobody_takes, plain, show, store, warn
+from persyn.cli.context import JSON, RUN, find_run, nobody_takes, plain, show, store, warn
 from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from persyn.cli.waiting import waiting
 from persyn.cli.watch import LOOK_SECONDS, View
@@ -280,17 +280,17 @@ def _untaken(database: Database, run_id: int) -> list[str]:
     settings = Settings.from_environment()
     if settings.broker_url is None:
         return []
-    from persyn.workers.cluster import app, roll
+    from persyn.workers.cluster import app, roll_call
 
     with database.read() as session:
         waiting = queue.backlogs(session, run_id=run_id)
     if all(backlog.workers for backlog in waiting):
         return []
     try:
-        present = roll.call(app.make(settings.broker_url))
+        present = roll_call.call_roll(app.make(settings.broker_url))
     except app.AWAY:
         return []  # reported by the dispatcher
-    return [nobody_takes(backlog) for backlog in roll.untaken(waiting, present) if not backlog.workers]
+    return [nobody_takes(backlog) for backlog in roll_call.untaken(waiting, present) if not backlog.workers]
 
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from persyn.cli.open import JSON, cell, show, store
+from persyn.cli.context import JSON, cell, show, store
 from persyn.errors import UsageError
 from persyn.sql import ask, saved
 from persyn.sql.ask import Limits

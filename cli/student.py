@@ -9,8 +9,8 @@ import click
 import msgspec
 from sqlalchemy import func, select
 
+from persyn.cli.context import JSON, RUN, show, store
 from persyn.cli.imports import NAMES, renamed
-from persyn.cli.open import JSON, RUN, show, store
 from persyn.cli.progress import Meter
 from persyn.config import Sampling
 from persyn.db.catalog import Run, Student

@@ -7,8 +7,8 @@ from sqlalchemy.orm import Session
 
 from persyn.analysis import watch
 from persyn.analysis.summary import MUCH, Facts, facts
-from persyn.cli.open import plain
-from persyn.cli.open import show as table
+from persyn.cli.context import plain
+from persyn.cli.context import show as table
 from persyn.cli.progress import wait_line
 from persyn.db.catalog import Run, RunState
 from persyn.jobs import owner

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from sqlalchemy import func, select
 
-from persyn.cli.open import JSON, show, store
+from persyn.cli.context import JSON, show, store
 from persyn.cli.waiting import waiting
 from persyn.db.catalog import Teacher
 from persyn.db.results import Response

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from persyn.analysis import trace as history
-from persyn.cli.open import JSON, RUN, cell, find_run, show, store
+from persyn.cli.context import JSON, RUN, cell, find_run, show, store
 
 
 @click.command()

@@ -12,7 +12,7 @@ from rich.text import Text
 from sqlalchemy.exc import OperationalError
 
 from persyn.analysis.watch import Failures, Held, Pace, RowCounts, Snapshot, count_rows, finished_rows, snapshot
-from persyn.cli.open import cell
+from persyn.cli.context import cell
 from persyn.cli.progress import Meter, span, wait_line
 from persyn.cli.table import FittedTable
 from persyn.db.catalog import Run, RunState

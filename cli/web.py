@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import click
 
-from persyn.cli.open import store
+from persyn.cli.context import store
 from persyn.errors import UsageError
 from persyn.jobs import owner
 

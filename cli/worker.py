@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from persyn.cli.open import broker, store
+from persyn.cli.context import broker, store
 from persyn.errors import UsageError
 from persyn.llm import gpus as gpu_list
 from persyn.settings import Settings

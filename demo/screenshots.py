@@ -15,7 +15,7 @@ from typing import Literal
 from PIL import Image
 from playwright.sync_api import Browser
 
-from persyn.cli.open import find_run
+from persyn.cli.context import find_run
 from persyn.db.connect import Database
 from persyn.report import document, figures, gather
 from persyn.web.safety import Access

@@ -23,7 +23,7 @@ import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, own_strategy, summary, tables, watch
+from persyn.analysis import compare, custom_strategy, summary, tables, watch
 from persyn.analysis import plan as planning
 from persyn.analysis.plan import Plan
 from persyn.analysis.summary import Facts as Summary
@@ -352,7 +352,7 @@ class Run:
         for a run without scored hold-out prompts.
         """
         scores: dict[str, Matrix | str] = {**self._refitted(alpha, normalise, per)} if refit else {}
-        scores |= own_strategy.ask(self._database, self._id, self._settings, alpha=alpha, how=normalise, per=per)
+        scores |= custom_strategy.ask(self._database, self._id, self._settings, alpha=alpha, how=normalise, per=per)
         with self._read() as (session, run):
             found = compare.compare(session, run, alpha=alpha, how=normalise, per=per, scores=scores)
         return tables.comparison(found)

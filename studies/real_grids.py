@@ -215,7 +215,7 @@ def _strategies(found: Sequence[Comparison]) -> str:
     rows = []
     for name in names:
         facts = [fact for one in found for fact in one.strategies if fact.strategy == name]
-        closed = [fact.closed for fact in facts if fact.closed is not None]
+        closed = [fact.gap_closed for fact in facts if fact.gap_closed is not None]
         asked = max(facts[0].shares, key=facts[0].shares.__getitem__)
         rows.append(
             (
@@ -243,7 +243,7 @@ def _sweep(found: Mapping[float, Sequence[Comparison]]) -> str:
         cells = []
         for comparisons in found.values():
             facts = [fact for one in comparisons for fact in one.strategies if fact.strategy == name]
-            closed = [fact.closed.mean for fact in facts if fact.closed is not None]
+            closed = [fact.gap_closed.mean for fact in facts if fact.gap_closed is not None]
             cells.append(_mean([fact.reward.mean for fact in facts]) + (f" ({_percent(closed)})" if closed else ""))
         rows.append((name, *cells))
     return "Reward (and closed) at other alphas:\n\n" + table(("strategy", *(f"{alpha:g}" for alpha in found)), rows)

@@ -250,7 +250,7 @@ class Chaos:
         database.close()
         app = celery_app.make(self._broker.url)
         for job in self._random.sample(jobs, min(10, len(jobs))):
-            celery_app.ring(app, job.queue, [job.id], most=1000)
+            celery_app.notify(app, job.queue, [job.id], most=1000)
         app.close()
 
     def _hurt_until_done(self, database: Database) -> None:

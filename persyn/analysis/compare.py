@@ -26,7 +26,7 @@ from persyn.method.intervals import Interval, interval, weights
 from persyn.method.rewards import Matrix
 from persyn.method.strategies import STRATEGIES, StrategyInputs, Vector
 from persyn.runs import run_file
-from persyn.stages.known import strategy_inputs
+from persyn.stages.strategy_inputs import strategy_inputs
 
 _NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
 
@@ -44,7 +44,7 @@ class StrategyFacts(Struct, frozen=True):
     #: The oracle's reward minus this strategy's.
     regret: Interval
     #: Share of the gap between the best single teacher (static) and the oracle that it closes.
-    closed: Interval | None
+    gap_closed: Interval | None
     #: Response tokens of the whole run with this strategy, including the grid's if it needs one.
     tokens: float | None
     #: US dollars for them, if all prices and token counts are known.
@@ -249,7 +249,7 @@ def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) 
                 quality=interval(float(np.nanmean(quality[name])), drawn_quality[name]),
                 learnability=interval(float(np.nanmean(learnability[name])), drawn_learnability[name]),
                 regret=interval(float((by_prompt["oracle"] - by_prompt[name]).mean()), means["oracle"] - means[name]),
-                closed=_closed(name, by_prompt, means),
+                gap_closed=_gap_closed(name, by_prompt, means),
                 tokens=counted.needed(name, policy, counted.tokens, counted.grid_tokens),
                 cost=counted.needed(name, policy, counted.cost, counted.grid_cost),
                 shares={counted.names[k]: float(shares[k]) for k in np.argsort(-shares, kind="stable") if shares[k]},
@@ -283,7 +283,7 @@ def _expected(policy: Matrix, values: Matrix) -> Vector:
     return np.asarray(np.divide(summed, total, out=np.full(len(total), np.nan), where=total > 0))
 
 
-def _closed(name: str, by_prompt: Mapping[str, Vector], means: Mapping[str, Vector]) -> Interval | None:
+def _gap_closed(name: str, by_prompt: Mapping[str, Vector], means: Mapping[str, Vector]) -> Interval | None:
     way = by_prompt["oracle"].mean() - by_prompt["static"].mean()
     if name in ("static", "oracle") or way <= 0:
         return None

@@ -63,7 +63,7 @@ class CurvePoint(Struct, frozen=True):
     deviation: float
     static: float
     #: Share of the gap between the run's best single teacher and the oracle that it closes.
-    closed: float | None
+    gap_closed: float | None
 
 
 class Curve(Struct, frozen=True):
@@ -160,9 +160,9 @@ def _verdict(points: list[CurvePoint], way: float, tune: str) -> str:
     way: the gap between the best single teacher and the oracle, in units of the reward.
     """
     half = next((point for point in points if point.n_calibration == points[-1].n_calibration // 2), None)
-    if half is None or half.closed is None or points[-1].closed is None:
+    if half is None or half.gap_closed is None or points[-1].gap_closed is None:
         return "too few calibration prompts to tell"
-    gain = points[-1].closed - half.closed
+    gain = points[-1].gap_closed - half.gap_closed
     # The drawn half is random; its reward is a mean over a few draws.
     noise = half.deviation / refit.REPEATS**0.5 / way
     helps = "may help" if gain > max(_GAIN, 2 * noise) else "would not help"

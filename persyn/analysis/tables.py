@@ -175,7 +175,7 @@ def rewards(
 
 def comparison(found: Comparison) -> pa.Table:
     """A row for each strategy, best first; the schema's metadata has the settings and what is unavailable."""
-    intervals = "reward", "quality", "learnability", "regret", "closed"
+    intervals = "reward", "quality", "learnability", "regret", "gap_closed"
     columns: dict[str, Any] = {"strategy": pa.array([fact.strategy for fact in found.strategies], pa.string())}
     for name in intervals:
         values = [getattr(fact, name) for fact in found.strategies]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persyn.dataset.words import n_grams, words
+from persyn.dataset.ngrams import n_grams, words
 from persyn.errors import UsageError
 from persyn.ingest import files
 from persyn.ingest.record import UnreadableRecord

@@ -185,8 +185,8 @@ class _Export:
         _require_decided(self._session, self._run, self._options)
         if self._options.drop_wrong and self._known_wrong is None:
             raise UsageError(
-                f"the quality of run {self._run.name}, {load_config(self._run.config).quality.kind}, does not say which "
-                "responses are wrong; leave out those of low quality by --min-quality"
+                f"quality {load_config(self._run.config).quality.kind!r} of run {self._run.name} does not say which "
+                "responses are wrong; drop those of low quality with --min-quality"
             )
         caps = self._caps()
         filters = Filters(self._options, self._benchmarks)

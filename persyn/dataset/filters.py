@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 from persyn.dataset.contamination import Benchmark
 from persyn.dataset.near_duplicates import NearDuplicates
+from persyn.dataset.ngrams import words
 from persyn.dataset.options import UNKNOWN, ExportOptions
 from persyn.dataset.verdicts import WRONG
-from persyn.dataset.words import words
 
 AssignedRow: TypeAlias = Any
 """An assignment with its prompt and response text, as `export.assigned` returns it."""

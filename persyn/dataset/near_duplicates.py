@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persyn.dataset.words import n_grams, words
+from persyn.dataset.ngrams import n_grams, words
 
 #: Words per shingle.
 _SHINGLE = 3

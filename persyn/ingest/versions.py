@@ -19,7 +19,7 @@ from persyn.errors import UsageError
 from persyn.llm import engines
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify
-from persyn.llm.scorers import judge, own_function
+from persyn.llm.scorers import custom_function, judge
 from persyn.method.strategies import STRATEGIES
 
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
@@ -74,7 +74,7 @@ def _all(looks: Mapping[tuple[str, str | None], Callable[[], Identity]]) -> dict
 
 
 def _of_function(table: QualityTable | StrategyTable) -> Identity:
-    revision = own_function.revision(table.model)
+    revision = custom_function.revision(table.model)
     if table.revision not in (None, revision):
         raise UsageError(
             f"the file of {table.model!r} is {revision}, not {table.revision}: put that back, or name none"

@@ -156,7 +156,7 @@ ENGINES = Registry(
     EngineKind(
         name="python",
         summary="your own function",
-        module="persyn.llm.scorers.own_function",
+        module="persyn.llm.scorers.custom_function",
         roles=frozenset({"quality"}),
         options=options.PythonOptions,
         model="function",

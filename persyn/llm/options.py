@@ -219,7 +219,7 @@ class RouteOptions(EngineOptions, frozen=True):
 class StrategyOptions(EngineOptions, frozen=True):
     """The options PerSyn passes to a custom strategy."""
 
-    #: The strategy's inputs, `Known`, as packed by `persyn.router.strategy.pack`.
+    #: The strategy's inputs, `StrategyInputs`, as packed by `persyn.router.strategy.pack`.
     known: dict[str, Any]
     #: Additional arguments of the function.
     options: dict[str, Any] = {}

@@ -75,8 +75,8 @@ def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
     rewards: (P, T), normalised.
     returns: (T,); NaN for a teacher without any reward.
     """
-    told = informative(rewards)
-    means, all_means = column_means(rewards[told]), column_means(rewards)
+    is_informative = informative(rewards)
+    means, all_means = column_means(rewards[is_informative]), column_means(rewards)
     return np.where(np.isnan(means), all_means, means)
 
 

@@ -90,18 +90,18 @@ def calibration_error(scores: Matrix, rewards: Matrix, *, preferences: str) -> f
     """
     bins = reliability(scores, rewards, preferences=preferences)
     total = sum(bin_.weight for bin_ in bins)
-    return sum(bin_.weight * abs(bin_.predicted - bin_.came_true) for bin_ in bins) / total if bins else None
+    return sum(bin_.weight * abs(bin_.predicted - bin_.observed_frequency) for bin_ in bins) / total if bins else None
 
 
 class Believed(Struct, frozen=True):
     """One bin of a reliability diagram: preferences predicted with about the same probability.
 
     predicted: mean win probability of the teacher the router favours, 0.5 to 1.
-    came_true: the observed frequency with which that teacher won. Both are weighted means.
+    observed_frequency: the observed frequency with which that teacher won. Both are weighted means.
     """
 
     predicted: float
-    came_true: float
+    observed_frequency: float
     n_preferences: int
     weight: float
 
@@ -116,13 +116,13 @@ def reliability(scores: Matrix, rewards: Matrix, *, preferences: str) -> list[Be
     prompt, winner, loser = reward_matrix.preferences(rewards)
     margin = scores[prompt, winner] - scores[prompt, loser]
     predicted = 1.0 / (1.0 + np.exp(-np.abs(margin)))
-    came_true = (margin > 0) + (margin == 0) / 2
+    observed_frequency = (margin > 0) + (margin == 0) / 2
     place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(np.intp), _BINS - 1)
     weight = rewards[prompt, winner] - rewards[prompt, loser] if preferences == "weighted" else np.ones(len(margin))
     return [
         Believed(
             predicted=float(np.average(predicted[inside], weights=weight[inside])),
-            came_true=float(np.average(came_true[inside], weights=weight[inside])),
+            observed_frequency=float(np.average(observed_frequency[inside], weights=weight[inside])),
             n_preferences=int(inside.sum()),
             weight=float(weight[inside].sum()),
         )

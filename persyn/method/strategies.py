@@ -198,8 +198,8 @@ def neighbours(features: Matrix, rewards: Matrix, of: Matrix, *, k: int | None =
     """
     k = max(_NEIGHBOURS_AT_LEAST, round(len(features) ** 0.5)) if k is None else k
     nearest = np.argsort(-_unit(of) @ _unit(features).T, axis=1, kind="stable")[:, :k]
-    told = np.where(reward_matrix.informative(rewards)[:, None], rewards, np.nan)
-    near = told[nearest]  # (P, k, T)
+    informed = np.where(reward_matrix.informative(rewards)[:, None], rewards, np.nan)
+    near = informed[nearest]  # (P, k, T)
     count = (~np.isnan(near)).sum(axis=1)
     return np.asarray(np.divide(np.nansum(near, axis=1), count, out=np.full(count.shape, np.nan), where=count > 0))
 

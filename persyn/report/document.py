@@ -157,7 +157,7 @@ def _routed(report: Report) -> list[str]:
     said = []
     if "persyn" in by_name and "static" in by_name:
         router, static, oracle = by_name["persyn"], by_name["static"], by_name["oracle"]
-        closed = f"; the router goes {router.closed.mean:.0%} of the way between them" if router.closed else ""
+        closed = f"; the router goes {router.gap_closed.mean:.0%} of the way between them" if router.gap_closed else ""
         said.append(
             f"On {report.comparison.n_holdout:,} hold-out prompts the router's choice has a mean reward of "
             f"{router.reward.mean:.3f} (95%: {router.reward.low:.3f} to {router.reward.high:.3f}). The best single "

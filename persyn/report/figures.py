@@ -198,12 +198,12 @@ def reliability(bins: Sequence[Believed]) -> Picture:
         figure, axes = _axes(3.2)
         axes.grid(True)
         axes.plot([0.5, 1], [0.5, 1], color=_GREY, linestyle=":", label="as predicted")
-        xs, ys = [bin_.predicted for bin_ in bins], [bin_.came_true for bin_ in bins]
+        xs, ys = [bin_.predicted for bin_ in bins], [bin_.observed_frequency for bin_ in bins]
         areas = [12 + 110 * bin_.n_preferences / most for bin_ in bins]
         axes.scatter(xs, ys, s=areas, color=_BLUE, label="router, of so many preferences", zorder=3)
         for bin_, area in zip(bins, areas, strict=True):
             above = (0, 3 + area**0.5 / 2)
-            place = (bin_.predicted, bin_.came_true)
+            place = (bin_.predicted, bin_.observed_frequency)
             axes.annotate(
                 f"{bin_.n_preferences:,}", place, above, textcoords="offset points", ha="center", fontsize=7.5
             )
@@ -214,7 +214,7 @@ def reliability(bins: Sequence[Believed]) -> Picture:
         axes.set_xlabel("predicted win probability")
         axes.set_ylabel("came true on the hold-out")
         figure.legend(loc="outside upper left", ncols=2, markerscale=0.6)
-    said = [f"{bin_.predicted:.0%} predicted, {bin_.came_true:.0%} came true" for bin_ in bins]
+    said = [f"{bin_.predicted:.0%} predicted, {bin_.observed_frequency:.0%} came true" for bin_ in bins]
     return _picture("reliability", "Calibration of win probabilities", f"{'; '.join(said)}.", figure)
 
 

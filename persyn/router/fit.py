@@ -48,9 +48,9 @@ class NoRoom(EngineError):
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a backbone's tokenizer; each `Fit` starts from the backbone's own weights. Options: `options.RouterFitOptions`.
+    """Load a backbone's tokenizer; each `Fit` starts from the backbone's own weights.
 
-    Raises `UsageError` when the backbone is not the version the spec refers to.
+    Options: `options.RouterFitOptions`. Raises `UsageError` when the backbone is not the version the spec refers to.
     """
     chosen = options.decode(spec, options.RouterFitOptions)
     spec = backbone(spec)

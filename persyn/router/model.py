@@ -21,8 +21,8 @@ from transformers import AutoModel
 
 from persyn.errors import EngineError, PermanentError
 from persyn.llm import fidelity, options, scoring
+from persyn.llm.batch_rule import BatchRule
 from persyn.llm.chat import Chat
-from persyn.llm.mates import Mates
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import Message, ModelSpec, Tick
 
@@ -37,7 +37,7 @@ class RouterModel(nn.Module):
         super().__init__()
         self.reads = reads
         # An encoder attends to unmasked padding; a causal model does not, and is faster without a mask.
-        self._mates = Mates(backbone, sees_padding=fidelity.looks_ahead(backbone))
+        self._mates = BatchRule(backbone, sees_padding=fidelity.looks_ahead(backbone))
         self.backbone = _lower_half(backbone) if reads == "middle" else backbone
         hidden_size = backbone.config.get_text_config().hidden_size
         self.head = nn.Linear(hidden_size, n_teachers, dtype=torch.float32, device=backbone.device)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from persyn.llm import options
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, ModelSpec, Request, Result, Route, Routed, Tick
-from persyn.llm.scorers import own_function
+from persyn.llm.scorers import custom_function
 from persyn.method.strategies import StrategyInputs
 
 #: Maximum number of prompts passed at once.
@@ -51,16 +51,16 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     prompts: {"messages", "meta"} of each prompt of an arbitrary batch.
     known:   `persyn.method.strategies.StrategyInputs` of the run.
     returns: (P, T) finite scores of the T teachers, in head order.
-    Prompts for which it raises, or returns anything else, fail. Raises `EngineError` as `own_function.take` does.
+    Prompts for which it raises, or returns anything else, fail. Raises `EngineError` as `custom_function.take` does.
     """
     chosen = options.decode(spec, options.StrategyOptions)
-    known, function = unpack(chosen.known), own_function.take(spec)
+    known, function = unpack(chosen.known), custom_function.take(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         routes = [request for request in requests if isinstance(request, Route)]
         return _ask(lambda prompts: function(prompts, known, **chosen.options), routes, len(known.teachers), tick)
 
-    return Batched(compute, version=own_function.VERSION, chunk=_CHUNK)
+    return Batched(compute, version=custom_function.VERSION, chunk=_CHUNK)
 
 
 def _ask(
@@ -73,7 +73,7 @@ def _ask(
         found = function([{"messages": route.messages, "meta": route.meta} for route in routes])
         scores = _checked(found, (len(routes), n_teachers)).tolist()
     except Exception as error:  # user code may raise anything
-        failure = f"strategy_error: {own_function.why(error)}"
+        failure = f"strategy_error: {custom_function.why(error)}"
     if not failure:
         yield [Routed(route.id, row) for route, row in zip(routes, scores, strict=True)]
     elif len(routes) == 1:

@@ -25,8 +25,8 @@ from persyn.method import rewards, strategies
 from persyn.method.strategies import STRATEGIES, Strategy
 from persyn.router import strategy as own
 from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of, to_wire
-from persyn.stages.known import strategy_inputs
 from persyn.stages.stage import Stage
+from persyn.stages.strategy_inputs import strategy_inputs
 
 #: The [router] options that still apply after the router has been fitted.
 _ROUTE_OPTIONS = ("dtype", "batch_tokens")
@@ -183,11 +183,9 @@ def _assign_calibration(session: Session, run: Run) -> None:
     """Assign calibration prompts to the teacher with the best reward; leave those without rewards to the router."""
     cells = grid.read(session, run)
     rewarded = cells.rewards()
-    strategy_inputs = ~np.isnan(rewarded).all(axis=1)
-    winners, margins = _best(rewarded[strategy_inputs])
-    rows = zip(
-        cells.prompt_ids[strategy_inputs].tolist(), rewarded[strategy_inputs].tolist(), winners, margins, strict=True
-    )
+    has_reward = ~np.isnan(rewarded).all(axis=1)
+    winners, margins = _best(rewarded[has_reward])
+    rows = zip(cells.prompt_ids[has_reward].tolist(), rewarded[has_reward].tolist(), winners, margins, strict=True)
     bulk.insert_new(
         session,
         Assignment,

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from persyn.db.connect import Database
 from persyn.web import failures, figures, pages, prompts, runs, sql, store
-from persyn.web.kept import CountCache
+from persyn.web.count_cache import CountCache
 from persyn.web.pages import Problem
 from persyn.web.safety import Access, Guard
 
@@ -46,10 +46,10 @@ PAGES = (
 )
 
 
-def make(database: Database, access: Access, kept: CountCache) -> ASGIApp:
+def make(database: Database, access: Access, cache: CountCache) -> ASGIApp:
     """Build the guarded application for one store.
 
-    kept: the cache of the store's counts.
+    cache: the cache of the store's counts.
     """
     pages.set_navigation({page.path: page.title for page in PAGES if page.title})
     app = Starlette(
@@ -64,5 +64,5 @@ def make(database: Database, access: Access, kept: CountCache) -> ASGIApp:
             Exception: pages.explain,
         },
     )
-    app.state.database, app.state.access, app.state.kept = database, access, kept
+    app.state.database, app.state.access, app.state.cache = database, access, cache
     return Guard(app, access)

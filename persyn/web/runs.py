@@ -19,10 +19,10 @@ from persyn.config import load_config
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
 from persyn.stages.batch import Progress
+from persyn.web.count_cache import Counted
 from persyn.web.figures import draw
-from persyn.web.kept import Counted
 from persyn.web.pages import page
-from persyn.web.store import counted, find, kept, reading
+from persyn.web.store import cache_of, counted, find, reading
 
 _MOST_RUNS = 200
 #: Refresh intervals of a page with live content, and of a page that still lacks content.
@@ -33,7 +33,7 @@ def index(request: Request) -> Response:
     """List all runs, the newest first."""
     with reading(request) as session:
         found = listing.runs(session, limit=_MOST_RUNS)
-    counts = kept(request).get({"sizes": listing.sizes, "spending": summary.spending})
+    counts = cache_of(request).get({"sizes": listing.sizes, "spending": summary.spending})
     return page(
         request,
         "runs.html",

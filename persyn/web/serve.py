@@ -12,7 +12,7 @@ import uvicorn
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.web import app
-from persyn.web.kept import CountCache
+from persyn.web.count_cache import CountCache
 from persyn.web.safety import Access
 
 #: Python's default of 5 ms is too long: a page releases the interpreter for every row that it reads, and would wait
@@ -36,11 +36,11 @@ def serve(database: Database, access: Access, *, host: str, port: int, ready: Ca
 def serving(database: Database, access: Access) -> Iterator[uvicorn.Server]:
     """Build a server for the console that can run on a socket."""
     sys.setswitchinterval(_SWITCH_SECONDS)
-    kept = CountCache(database)
+    cache = CountCache(database)
     try:
         yield uvicorn.Server(
             uvicorn.Config(
-                app.make(database, access, kept),
+                app.make(database, access, cache),
                 log_level="warning",
                 access_log=False,  # URLs contain search texts
                 server_header=False,
@@ -50,7 +50,7 @@ def serving(database: Database, access: Access) -> Iterator[uvicorn.Server]:
             )
         )
     finally:
-        kept.close()
+        cache.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import shorten
-from persyn.web.kept import CountCache, Counted, CountQuery
+from persyn.web.count_cache import CountCache, Counted, CountQuery
 from persyn.web.pages import Problem, not_found
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,12 @@ def database(request: Request) -> Database:
 
 def counted(request: Request, run_id: int, **counts: Callable[[Session, Run], Any]) -> dict[str, Counted[Any] | None]:
     """Cached counts of a run by name; None where the first is still being computed."""
-    return kept(request).get({name: _of(run_id, count) for name, count in counts.items()}, run_id=run_id)
+    return cache_of(request).get({name: _of(run_id, count) for name, count in counts.items()}, run_id=run_id)
 
 
-def kept(request: Request) -> CountCache:
+def cache_of(request: Request) -> CountCache:
     """The console's cache of counts."""
-    return cast(CountCache, request.app.state.kept)
+    return cast(CountCache, request.app.state.cache)
 
 
 def _of(run_id: int, count: Callable[[Session, Run], Any]) -> CountQuery:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, func, select, update
 
-from persyn.analysis import own_strategy
+from persyn.analysis import custom_strategy
 from persyn.analysis.compare import Comparison, compare
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
@@ -74,7 +74,7 @@ def test_rewards_regrets_and_the_way_that_is_closed(database: Database, run_id: 
     assert {name: fact.regret.mean for name, fact in by_name.items()} == pytest.approx(
         {"static": 0.5, "car": 0.5, "random": 0.5, "persyn": 0.25, "oracle": 0.0}
     )
-    closed = by_name["persyn"].closed
+    closed = by_name["persyn"].gap_closed
     assert closed is not None
     assert closed.mean == pytest.approx(0.5)  # half the way from 0.5 to 1
     assert closed.low <= 0.5 <= closed.high
@@ -115,7 +115,7 @@ def test_another_alpha_is_computed_from_raw_scores(database: Database, run_id: i
     by_name = {fact.strategy: fact for fact in facts(database, run_id, 1.0).strategies}
     assert by_name["static"].shares == {"b": 1.0}  # the most learnable
     assert by_name["static"].reward.mean == by_name["oracle"].reward.mean == 1.0
-    assert by_name["static"].closed is None
+    assert by_name["static"].gap_closed is None
     assert by_name["static"].learnability.mean == pytest.approx(-1.0)
 
 
@@ -163,7 +163,7 @@ def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold
         session.execute(delete(Score).where(*lost))
 
     with database.read() as session:
-        question = own_strategy.read(session, session.get_one(Run, run_id), alpha=1.0, how="rank", per="response")
+        question = custom_strategy.read(session, session.get_one(Run, run_id), alpha=1.0, how="rank", per="response")
 
     assert question is not None
     spec, known = question.spec, strategy.unpack(question.spec.options["known"])

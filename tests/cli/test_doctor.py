@@ -16,7 +16,7 @@ import pytest
 from persyn.cli import broker, doctor
 from persyn.errors import UsageError
 from persyn.jobs.queue import Backlog
-from persyn.workers.cluster import roll
+from persyn.workers.cluster import roll_call
 from persyn.workers.runner.affinity import Reach
 from tests.cluster import Broker
 
@@ -187,8 +187,8 @@ def test_workers_that_do_not_answer_are_missed(examine: Doctor, server: Broker) 
 
 
 def test_workers_of_another_version_and_queues_that_nobody_takes_are_named() -> None:
-    one = roll.PresentWorker("one@host", roll.version(), Reach(("0",)))
-    old = roll.PresentWorker("old@host", "0.0.1", Reach((), ("llama",)))
+    one = roll_call.PresentWorker("one@host", roll_call.version(), Reach(("0",)))
+    old = roll_call.PresentWorker("old@host", "0.0.1", Reach((), ("llama",)))
     large, small = Backlog("vllm.qwen", 2, 3, 700, 0), Backlog("vllm.phi", 1, 5, 900, 0)
 
     found = {what: (level, text) for level, what, text in doctor.judge_workers([one, old], [large, small])}
@@ -203,6 +203,6 @@ def test_workers_of_another_version_and_queues_that_nobody_takes_are_named() -> 
 
 
 def test_workers_of_this_version_that_take_everything_are_fine() -> None:
-    one = roll.PresentWorker("one@host", roll.version(), Reach(("0",)))
+    one = roll_call.PresentWorker("one@host", roll_call.version(), Reach(("0",)))
     waiting = [Backlog("vllm.phi", 1, 5, 900, 0)]
     assert list(doctor.judge_workers([one], waiting)) == [("ok", "workers", "one@host")]

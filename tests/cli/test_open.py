@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from persyn.cli.open import cell, show
+from persyn.cli.context import cell, show
 
 
 @pytest.mark.parametrize(

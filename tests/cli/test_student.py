@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import func, select
 
+from persyn.cli.context import cell
 from persyn.cli.main import persyn
-from persyn.cli.open import cell
 from persyn.db.catalog import Prompt, Run, RunState, Student
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training

@@ -121,7 +121,7 @@ def test_a_quality_that_is_no_verdict_calls_nothing_wrong(
         answered(session, run, "b", quality=quality)
 
     assert write(database, run, tmp_path / "out").wrong is None
-    with pytest.raises(UsageError, match=f"{kind}, does not say which responses are wrong; .* --min-quality"):
+    with pytest.raises(UsageError, match=f"quality .{kind}. of run .* does not say which"):
         write(database, run, tmp_path / "out", drop_wrong=True)
 
 

@@ -13,7 +13,7 @@ from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.errors import EngineError, UsageError
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec, Result
-from persyn.llm.scorers import own_function
+from persyn.llm.scorers import custom_function
 from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
@@ -42,7 +42,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def judge(model: str, *requests: Judge) -> list[Result]:
-    engine = own_function.load(ModelSpec("python", model), lambda: None)
+    engine = custom_function.load(ModelSpec("python", model), lambda: None)
     engine.submit(requests)
     results: list[Result] = []
     while engine.pending:
@@ -75,22 +75,22 @@ def test_what_is_no_function_is_refused(module: str) -> None:
         ("no_such_module:f", "No module named 'no_such_module'"),
     ]:
         with pytest.raises(EngineError, match=said):
-            own_function.load(ModelSpec("python", model), lambda: None)
+            custom_function.load(ModelSpec("python", model), lambda: None)
 
 
 def test_a_scorer_is_another_version_when_its_file_changes(module: str, tmp_path: Path) -> None:
-    before = own_function.revision(f"{module}:length")
-    assert before == own_function.revision(f"{module}:moody")  # the revision depends on the file
+    before = custom_function.revision(f"{module}:length")
+    assert before == custom_function.revision(f"{module}:moody")  # the revision depends on the file
     (tmp_path / f"{module}.py").write_text(SOURCE + "\n")
-    assert own_function.revision(f"{module}:length") != before
+    assert custom_function.revision(f"{module}:length") != before
     with pytest.raises(EngineError, match="is not the one the run was started with"):
-        own_function.load(ModelSpec("python", f"{module}:length", revision=before), lambda: None)
+        custom_function.load(ModelSpec("python", f"{module}:length", revision=before), lambda: None)
 
 
 @pytest.mark.parametrize("model", ["length", "a b:length", "no_such_module:length", ":length", "scorers:1"])
 def test_a_scorer_that_is_not_there_is_said_before_a_run_begins(model: str) -> None:
     with pytest.raises(UsageError):
-        own_function.revision(model)
+        custom_function.revision(model)
 
 
 def test_to_find_a_functions_file_nothing_of_its_package_is_run(
@@ -101,9 +101,9 @@ def test_to_find_a_functions_file_nothing_of_its_package_is_run(
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('run')")
     (package / "scorers.py").write_text(SOURCE)
-    assert own_function.revision("foreign_package.scorers:length").startswith("sha256:")
+    assert custom_function.revision("foreign_package.scorers:length").startswith("sha256:")
     with pytest.raises(UsageError, match=r"no module 'foreign_package.other'.*PYTHONPATH must name the folder"):
-        own_function.revision("foreign_package.other:length")
+        custom_function.revision("foreign_package.other:length")
 
 
 def test_a_run_is_scored_by_a_function_of_its_own(database: Database, tmp_path: Path, module: str) -> None:

@@ -161,8 +161,8 @@ def test_reliability_says_how_often_a_prediction_came_true() -> None:
     equal = routing_metrics.reliability(scores, rewards, preferences="equal")
 
     # Two with odds of 3 to 1, the first of which is correct, with twice the weight; one with odds of 9 to 1.
-    assert [(b.n_preferences, b.predicted, b.came_true, b.weight) for b in weighted] == [
+    assert [(b.n_preferences, b.predicted, b.observed_frequency, b.weight) for b in weighted] == [
         (2, pytest.approx(0.75), pytest.approx(2 / 3), pytest.approx(1.5)),
         (1, pytest.approx(0.9), pytest.approx(1.0), pytest.approx(0.2)),
     ]
-    assert [bin_.came_true for bin_ in equal] == [0.5, 1.0]
+    assert [bin_.observed_frequency for bin_ in equal] == [0.5, 1.0]

@@ -51,7 +51,7 @@ def test_the_router_is_measured_on_the_hold_out(store: Store) -> None:
     )
     assert sum(bin_.n_preferences for bin_ in report.reliability) == 4
     # Two were predicted with 0.98 and 0.99 and equal weight; one was correct.
-    assert report.reliability[-1].came_true == pytest.approx(0.5)
+    assert report.reliability[-1].observed_frequency == pytest.approx(0.5)
     assert report.reliability[-1].predicted == pytest.approx((0.98201 + 0.99331) / 2, abs=1e-4)
 
 

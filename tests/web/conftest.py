@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from persyn.db.connect import Database
 from persyn.web import app
-from persyn.web.kept import CountCache
+from persyn.web.count_cache import CountCache
 from persyn.web.safety import Access
 from tests.postgres import Postgres
 from tests.web.stores import MadeStore, fill

@@ -18,7 +18,7 @@ from persyn.db.results import Response
 from persyn.db.work import Event, Job, JobState
 from persyn.jobs import queue
 from persyn.workers.cluster import app as celery_app
-from persyn.workers.cluster import roll
+from persyn.workers.cluster import roll_call
 from tests.cluster import Broker, Cluster, wait_for
 from tests.run_files import PROMPTS, TEACHERS, write_run
 
@@ -146,16 +146,16 @@ def test_a_worker_says_its_version_and_what_it_takes_also_while_it_works(
     wait_for(lambda: count(database, Response) > 0, 60, "a response is there")
 
     app = celery_app.make(broker.url)
-    present = roll.call(app)
+    present = roll_call.call_roll(app)
     app.close()
 
     assert [worker.host.partition("@")[0] for worker in present] == ["one", "picky"]
-    assert {worker.version for worker in present} == {roll.version()}
+    assert {worker.version for worker in present} == {roll_call.version()}
     with database.read() as session:
         waiting = queue.backlogs(session)
     assert waiting
-    assert roll.untaken(waiting, present) == []
-    assert roll.untaken(waiting, present[1:]) == waiting
+    assert roll_call.untaken(waiting, present) == []
+    assert roll_call.untaken(waiting, present[1:]) == waiting
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part

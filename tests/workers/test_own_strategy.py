@@ -16,7 +16,7 @@ from persyn.db.results import Assignment, RouterScore
 from persyn.errors import UsageError
 from persyn.ingest import responses
 from persyn.ingest.response_rows import Layout
-from persyn.llm.scorers import own_function
+from persyn.llm.scorers import custom_function
 from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
@@ -127,7 +127,7 @@ def test_who_traces_a_prompt_finds_the_functions_version(database: Database, tmp
         found = trace.trace(session, run, session.scalars(target.limit(1)).one())
     assert found.strategy == {
         "model": f"{module}:by_level",
-        "revision": own_function.revision(f"{module}:by_level"),
+        "revision": custom_function.revision(f"{module}:by_level"),
         "options": {},
     }
     assert found.events  # of the job that asked it
@@ -216,7 +216,7 @@ def test_a_run_file_is_of_the_version_it_was_started_with_or_names(
     database: Database, tmp_path: Path, module: str
 ) -> None:
     file = write(tmp_path, f"{module}:by_level")
-    run_id, revision = start(database, file), own_function.revision(f"{module}:by_level")
+    run_id, revision = start(database, file), custom_function.revision(f"{module}:by_level")
     (tmp_path / f"{module}.py").write_text(SOURCE + "\n")
     assert start(database, file) == run_id
 

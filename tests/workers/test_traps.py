@@ -54,7 +54,7 @@ def start(database: Database, folder: Path, **options: Any) -> Path:
 
 def ring(broker: Broker, name: str, job_ids: list[int]) -> None:
     app = celery_app.make(broker.url)
-    celery_app.ring(app, name, job_ids, most=1000)
+    celery_app.notify(app, name, job_ids, most=1000)
     app.close()
 
 

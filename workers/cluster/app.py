@@ -66,7 +66,7 @@ def make(broker_url: str) -> Celery:
     return app
 
 
-def ring(app: Celery, queue: str, job_ids: Sequence[int], *, most: int) -> Sequence[int]:
+def notify(app: Celery, queue: str, job_ids: Sequence[int], *, most: int) -> Sequence[int]:
     """Send messages for jobs of a queue until it holds `most`; return the ids of the jobs they were sent for.
 
     Raises one of `AWAY` when the broker does not answer.

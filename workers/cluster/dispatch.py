@@ -114,7 +114,7 @@ class Dispatcher:
         for name, jobs in waiting.items():
             with self._database.read() as session:
                 job_ids = queue.due(session, name, limit=min(jobs, _MESSAGES))
-            sent = celery_app.ring(self._app, name, job_ids, most=min(jobs, _MESSAGES))
+            sent = celery_app.notify(self._app, name, job_ids, most=min(jobs, _MESSAGES))
             if sent and not self._note_sent(sent):
                 return
 

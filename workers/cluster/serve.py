@@ -24,7 +24,7 @@ from persyn.errors import shorten
 from persyn.jobs import queue
 from persyn.settings import Settings
 from persyn.workers.cluster import app as celery_app
-from persyn.workers.cluster import roll
+from persyn.workers.cluster import roll_call
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.crew import Crew
 
@@ -63,7 +63,7 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
         owners = [worker.owner for worker in crew.workers]
         log.info("ready", extra={"workers": owners, "host": hostname, "gpus": reach.gpus})
 
-    roll.answer(reach)
+    roll_call.answer_roll(reach)
     signals.worker_ready.connect(be_ready, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)
     with crew, _listening(app, database, hostname, reach):

@@ -16,7 +16,7 @@ from persyn.llm import gpus
 from persyn.llm.host import Host, Loaded
 from persyn.llm.protocols import ModelSpec, Request, Result
 from persyn.settings import Settings
-from persyn.workers.runner.suspicion import Key
+from persyn.workers.runner.poison_isolation import Key
 
 
 @dataclass(slots=True, eq=False)

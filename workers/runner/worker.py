@@ -41,8 +41,8 @@ from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases
 from persyn.workers.runner.ledger import Ledger
 from persyn.workers.runner.listener import Listener
+from persyn.workers.runner.poison_isolation import PoisonIsolation
 from persyn.workers.runner.slot import Flight, OpenJob, Slot
-from persyn.workers.runner.suspicion import Suspicion
 from persyn.workers.runner.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Worker:
         self._queue: str | None = None
         self._is_loading = False
         self._jobs: dict[int, OpenJob] = {}
-        self._suspicion = Suspicion()
+        self._suspicion = PoisonIsolation()
         self._telemetry = Telemetry(self.owner)
         #: Requests found to kill the engine, and deaths without any in flight, since the last good result.
         self._futile = 0

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from persyn.llm import fidelity, options, scoring, template_check
+from persyn.llm.batch_rule import BatchRule
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 from persyn.llm.scorers.padding import Padded, TokenRow, refused, right_pad
 
@@ -69,7 +69,7 @@ class StudentScorer:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model: Any = model
         self._parts: tuple[nn.Module, nn.Module] | None = _split(model)
-        self._mates = Mates(model)
+        self._mates = BatchRule(model)
         self._device = model.device
         self._detail = scoring.describe(model)
         vocabulary = self._check()

@@ -10,9 +10,9 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForSequenceClassi
 
 from persyn.errors import PermanentError
 from persyn.llm import fidelity, options, scoring, template_check
+from persyn.llm.batch_rule import BatchRule
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 from persyn.llm.scorers.padding import Padded, TokenRow, refused, right_pad
 
@@ -54,7 +54,7 @@ class RewardModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         # XLNet and similar models summarise a row at its last position, even if that is padding.
-        self._mates = Mates(model, sees_padding=hasattr(model, "sequence_summary"))
+        self._mates = BatchRule(model, sees_padding=hasattr(model, "sequence_summary"))
         self._how = fidelity.without_cache(model)
         self._detail = scoring.describe(model)
 

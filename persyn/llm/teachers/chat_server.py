@@ -44,8 +44,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Prepare to use a server; nothing is sent before the first request.
 
     A server limits a response by its own context: a prompt that fits, but not together with `max_tokens`, may fail
-    as `too_long`. `seconds` includes retries. Options: `options.OpenAIOptions`. The engine raises `OutageError` when the
-    server is temporarily unavailable, `AccountError` when a person must act first.
+    as `too_long`. `seconds` includes retries. Options: `options.OpenAIOptions`. The engine raises `OutageError` when
+    the server is temporarily unavailable, `AccountError` when a person must act first.
     """
     chosen = options.decode(spec, options.OpenAIOptions)
     url, key = endpoint(chosen.base_url), read_key(chosen)

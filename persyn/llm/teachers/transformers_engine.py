@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from persyn.llm import fidelity, options, scoring, template_check
+from persyn.llm.batch_rule import BatchRule
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.mates import Mates
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
 from persyn.llm.teachers import generation, sampling
 from persyn.llm.teachers.generation import EncodedPrompt
@@ -64,7 +64,7 @@ class Writer:
         self._pad_id = chat.end_id if pad_id is None else int(pad_id)
         # The model's own generation config would replace values that a request leaves at their defaults.
         model.generation_config = GenerationConfig(pad_token_id=self._pad_id)  # type: ignore[no-untyped-call]
-        self._mates = Mates(model, sees_padding=self._sees_padding())
+        self._mates = BatchRule(model, sees_padding=self._sees_padding())
 
     def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
         """Yield the failures first, then each batch's results, longest prompts first."""
@@ -95,7 +95,7 @@ class Writer:
         """The first prompts that may share a batch: a long row keeps growing while shorter ones are unfinished.
 
         With learned positions, as in GPT-2, growing past the last position is an error. Where a batch is computed at
-        the length of its longest row, growing past `Mates.same_up_to` would change the other rows' results.
+        the length of its longest row, growing past `BatchRule.same_up_to` would change the other rows' results.
         """
         longest = len(prompts[0].ids)
         bounds = (n for n in (self._positions, self._mates.same_up_to) if n)

@@ -12,7 +12,7 @@ Key: TypeAlias = tuple[int, int]
 """A request of a job: (job id, request id)."""
 
 
-class Suspicion:
+class PoisonIsolation:
     """Counts an engine's deaths until all requests that it died with are finished.
 
     The first death has no effect: most are caused from outside, by an operator or the kernel.

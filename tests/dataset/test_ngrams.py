@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from persyn.dataset.near_duplicates import NearDuplicates
-from persyn.dataset.words import words
+from persyn.dataset.ngrams import words
 
 
 @pytest.mark.parametrize(

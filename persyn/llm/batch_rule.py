@@ -18,7 +18,7 @@ Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 
-class Mates:
+class BatchRule:
     """The batching rule of one model.
 
     sees_padding: whether padding changes a row's results, so that only rows of equal length share a batch. This

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from persyn.workers.runner.suspicion import Suspicion
+from persyn.workers.runner.poison_isolation import PoisonIsolation
 
 
 def test_the_first_death_narrows_nothing() -> None:
-    suspicion = Suspicion()
+    suspicion = PoisonIsolation()
     assert suspicion.died([(1, n) for n in range(64)]) is None
     assert suspicion.limit(64) == 64
 
 
 def test_each_further_death_leaves_a_quarter_until_one_is_alone() -> None:
-    suspicion = Suspicion()
+    suspicion = PoisonIsolation()
     limits = []
     flying = 64
     while (guilty := suspicion.died([(1, n) for n in range(flying)])) is None:
@@ -23,13 +23,13 @@ def test_each_further_death_leaves_a_quarter_until_one_is_alone() -> None:
 
 
 def test_a_request_alone_at_the_first_death_is_tried_again() -> None:
-    suspicion = Suspicion()
+    suspicion = PoisonIsolation()
     assert suspicion.died([(1, 7)]) is None
     assert suspicion.died([(1, 7)]) == (1, 7)
 
 
 def test_the_requests_of_a_job_that_is_gone_are_under_no_suspicion() -> None:
-    suspicion = Suspicion()
+    suspicion = PoisonIsolation()
     for _ in range(2):
         suspicion.died([(1, n) for n in range(64)])
     suspicion.forget(1)
@@ -38,7 +38,7 @@ def test_the_requests_of_a_job_that_is_gone_are_under_no_suspicion() -> None:
 
 
 def test_when_all_suspects_are_cleared_the_window_is_whole_again() -> None:
-    suspicion = Suspicion()
+    suspicion = PoisonIsolation()
     suspicion.died([(1, 1), (1, 2)])
     suspicion.died([(1, 1), (1, 2)])
     assert suspicion.limit(64) == 1

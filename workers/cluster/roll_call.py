@@ -31,7 +31,7 @@ def version() -> str:
     return importlib.metadata.version("persyn")
 
 
-def answer(reach: Reach) -> None:
+def answer_roll(reach: Reach) -> None:
     """Make this process's worker answer roll calls."""
     running = version()  # read now, because an upgrade may be installed while this process runs
 
@@ -41,7 +41,7 @@ def answer(reach: Reach) -> None:
         return {"version": running, "gpus": gpus, "queues": list(reach.queues)}
 
 
-def call(app: Celery) -> list[PresentWorker]:
+def call_roll(app: Celery) -> list[PresentWorker]:
     """The workers that answer within two seconds, sorted by name; their answers are untrusted and only displayed.
 
     Raises one of `persyn.workers.cluster.app.AWAY` when the broker does not answer.
