@@ -193,7 +193,7 @@ def _workers(settings: Settings) -> Iterator[DoctorFinding]:
         database.close()
     try:
         present = roll_call.call_roll(app.make(broker_url(settings)))
-    except app.AWAY as error:
+    except app.BROKER_ERRORS as error:
         yield "warning", "workers", f"cannot be asked ({type(error).__name__}); the broker's user may lack channels"
         return
     yield from judge_workers(present, waiting)

@@ -38,7 +38,7 @@ from persyn.settings import Settings
 from persyn.workers.runner.crew import Crew
 
 #: The exit code of a finished run in which too many rows failed.
-MANY_FAILED = 3
+EXIT_MANY_FAILED = 3
 
 
 @click.group()
@@ -207,7 +207,7 @@ def _work(database: Database, run_id: int) -> None:
 
 
 def _require_few_failed(database: Database, run_id: int) -> None:
-    """Exit with `MANY_FAILED` if a finished run has an unusual share of failed rows."""
+    """Exit with `EXIT_MANY_FAILED` if a finished run has an unusual share of failed rows."""
     with database.read() as session:
         run = session.get_one(Run, run_id)
         large = [each for each in shortfalls(count_rows(session, run)) if each.is_large]
@@ -220,7 +220,7 @@ def _require_few_failed(database: Database, run_id: int) -> None:
             f"persyn jobs retry {name} --rows {large[0].reasons[0][0]}",
             err=True,
         )
-        sys.exit(MANY_FAILED)
+        sys.exit(EXIT_MANY_FAILED)
 
 
 def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
@@ -288,7 +288,7 @@ def _untaken(database: Database, run_id: int) -> list[str]:
         return []
     try:
         present = roll_call.call_roll(app.make(settings.broker_url))
-    except app.AWAY:
+    except app.BROKER_ERRORS:
         return []  # reported by the dispatcher
     return [nobody_takes(backlog) for backlog in roll_call.untaken(waiting, present) if not backlog.workers]
 

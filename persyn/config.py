@@ -29,7 +29,7 @@ TeacherName = Annotated[
 ModelName = Annotated[str, Meta(title="folder or hub id")]
 #: The divisor of a log-likelihood: "response" means the sum over all its tokens.
 Per: TypeAlias = Literal["token", "character", "response"]
-Share = Annotated[float, Meta(ge=0, le=1)]
+UnitInterval = Annotated[float, Meta(ge=0, le=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -68,7 +68,7 @@ class RunTable(_Table, frozen=True):
     #: What the run is about; only a label. The scorer is set in `[quality]`.
     setting: Literal["math", "instruct"]
     #: Weight of learnability; quality has the remaining weight.
-    alpha: Share = 0.4
+    alpha: UnitInterval = 0.4
     #: How raw scores are normalised within a prompt.
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
     #: The divisor of a response's log-likelihood; `response` means the sum over all its tokens.
@@ -184,7 +184,7 @@ class StrategyTable(_Table, frozen=True):
     #: How a teacher is chosen for a prompt.
     kind: StrategyKind = "persyn"
     #: `mix`: share of prompts for the largest teacher; the smallest answers the others.
-    ratio: Share = 0.2
+    ratio: UnitInterval = 0.2
     #: `car`: weight of the student's loss.
     beta: Annotated[float, Meta(ge=0)] = 3.0
     #: `python`: `module:function`, on every worker's `PYTHONPATH`.

@@ -250,10 +250,10 @@ class FakeOptions(EngineOptions, frozen=True):
     teachers: NonNegative = 0
 
 
-Kind = TypeVar("Kind", bound=EngineOptions)
+Chosen = TypeVar("Kind", bound=EngineOptions)
 
 
-def decode(spec: ModelSpec, kind: type[Kind]) -> Kind:
+def decode(spec: ModelSpec, kind: type[Chosen]) -> Chosen:
     """Decode the spec's options; `PermanentError` names an invalid option and lists the valid ones."""
     try:
         return msgspec.convert(spec.options, kind)

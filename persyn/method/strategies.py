@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn.method import rewards as reward_matrix
+from persyn.method.intervals import Vector
 from persyn.method.rewards import Matrix
 from persyn.registry import Registry
 
-Vector = NDArray[np.float64]
 Present = NDArray[np.bool_]
 """(P, T) which teachers can be chosen for which prompts."""
 

@@ -60,7 +60,7 @@ def make(database: Database, access: Access, cache: CountCache) -> ASGIApp:
         exception_handlers={
             Problem: pages.explain,
             HTTPException: pages.explain,
-            **dict.fromkeys(store.AWAY, store.away),
+            **dict.fromkeys(store.STORE_ERRORS, store.explain_unavailable),
             Exception: pages.explain,
         },
     )

@@ -23,7 +23,7 @@ from persyn.web.pages import Problem, not_found
 log = logging.getLogger(__name__)
 
 #: Raised while the database is unavailable; any other exception is an error of the console.
-AWAY: tuple[type[Exception], ...] = (OperationalError, InterfaceError, TimeoutError)
+STORE_ERRORS: tuple[type[Exception], ...] = (OperationalError, InterfaceError, TimeoutError)
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def find(session: Session, request: Request) -> Run:
     return run
 
 
-def away(request: Request, error: Exception) -> Response:
+def explain_unavailable(request: Request, error: Exception) -> Response:
     """The page shown when the database is unavailable or times out."""
     log.warning("the database does not answer: %s", shorten(str(getattr(error, "orig", None) or error)))
     return Problem(

@@ -16,7 +16,7 @@ from kombu import Exchange, Queue
 from persyn.errors import UsageError
 
 #: Errors of an unavailable broker: kombu wraps only some of the client's errors.
-AWAY = (kombu.exceptions.OperationalError, redis.RedisError, OSError)
+BROKER_ERRORS = (kombu.exceptions.OperationalError, redis.RedisError, OSError)
 #: The only task.
 TASK = "persyn.work"
 #: A broker redelivers a message that is not acknowledged within this time; ours are acknowledged before work begins.
@@ -69,7 +69,7 @@ def make(broker_url: str) -> Celery:
 def notify(app: Celery, queue: str, job_ids: Sequence[int], *, most: int) -> Sequence[int]:
     """Send messages for jobs of a queue until it holds `most`; return the ids of the jobs they were sent for.
 
-    Raises one of `AWAY` when the broker does not answer.
+    Raises one of `STORE_ERRORS` when the broker does not answer.
     """
     with app.producer_pool.acquire(block=True) as producer:
         declared = Queue(queue, Exchange(queue), routing_key=queue)(producer.channel)

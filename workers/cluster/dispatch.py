@@ -80,7 +80,7 @@ class Dispatcher:
         except DBAPIError as error:
             self._was_away = True
             self._back_off("the database is away", error.orig)
-        except celery_app.AWAY as error:
+        except celery_app.BROKER_ERRORS as error:
             self._back_off("the broker is away", error)
 
     def _back_off(self, what: str, error: BaseException | None) -> None:

@@ -44,7 +44,7 @@ def answer_roll(reach: Reach) -> None:
 def call_roll(app: Celery) -> list[PresentWorker]:
     """The workers that answer within two seconds, sorted by name; their answers are untrusted and only displayed.
 
-    Raises one of `persyn.workers.cluster.app.AWAY` when the broker does not answer.
+    Raises one of `persyn.workers.cluster.app.BROKER_ERRORS` when the broker does not answer.
     """
     replies = app.control.broadcast(_COMMAND, reply=True, timeout=_SECONDS)
     said = {host: what for reply in replies for host, what in reply.items() if isinstance(what, Mapping)}

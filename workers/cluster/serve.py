@@ -116,7 +116,7 @@ def _listening(app: Celery, database: Database, hostname: str, reach: Reach) -> 
         while not over.wait(_LOOK_SECONDS):
             try:
                 heard = _subscribe(app, database, hostname, reach, heard)
-            except (DBAPIError, *celery_app.AWAY) as error:
+            except (DBAPIError, *celery_app.BROKER_ERRORS) as error:
                 log.warning("broker or database away", extra={"error": shorten(str(error))})
 
     thread = threading.Thread(target=look, daemon=True, name="queues")

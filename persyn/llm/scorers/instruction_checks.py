@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from persyn.config import NonNegative
 from persyn.llm.scorers import english
 
 InstructionCheck: TypeAlias = Callable[..., bool]
 """Called as check(response, **kwargs): whether the instruction was followed."""
 
 Relation: TypeAlias = Literal["less than", "at least"]
-NonNegative: TypeAlias = Annotated[int, Meta(ge=0)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Letter: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1)]
 
