@@ -19,7 +19,7 @@ class Named(Protocol):
         """The name by which users choose it."""
 
 
-Record = TypeVar("Kind", bound=Named)
+Record = TypeVar("Record", bound=Named)
 
 
 @dataclass(frozen=True, slots=True)

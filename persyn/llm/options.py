@@ -250,7 +250,7 @@ class FakeOptions(EngineOptions, frozen=True):
     teachers: NonNegative = 0
 
 
-Chosen = TypeVar("Kind", bound=EngineOptions)
+Chosen = TypeVar("Chosen", bound=EngineOptions)
 
 
 def decode(spec: ModelSpec, kind: type[Chosen]) -> Chosen:
