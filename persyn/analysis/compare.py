@@ -22,9 +22,9 @@ from persyn.db.grid import Grid
 from persyn.db.results import RouterScore
 from persyn.errors import UsageError
 from persyn.method import rewards, strategies
-from persyn.method.intervals import Interval, interval, weights
+from persyn.method.intervals import Interval, Vector, interval, weights
 from persyn.method.rewards import Matrix
-from persyn.method.strategies import STRATEGIES, StrategyInputs, Vector
+from persyn.method.strategies import STRATEGIES, StrategyInputs
 from persyn.runs import run_file
 from persyn.stages.strategy_inputs import strategy_inputs
 
