@@ -33,11 +33,11 @@ def look(url: str) -> Iterator[DoctorFinding]:
     except UsageError as error:
         yield "error", "broker", str(error)
     except redis.exceptions.NoPermissionError:
-        yield "warning", "broker", f"{place} answers, but does not let this user ask INFO: see its version yourself"
+        yield "warning", "broker", f"{place} answers, but does not permit INFO to this user; check its version by hand"
     except redis.RedisError as error:
         yield "error", "broker", f"{place} does not answer: {error}; check PERSYN_BROKER_URL"
     except (TypeError, ValueError):  # the exception's text may contain the password
-        yield "error", "broker", f"{place} is given options, after the ?, that mean nothing"
+        yield "error", "broker", f"{place} has options after the ? that are ignored"
     else:
         yield "ok", "broker", f"{place} answers"
         yield from judge(facts)
@@ -68,12 +68,12 @@ def judge(facts: Mapping[str, Any]) -> Iterator[DoctorFinding]:
     if policy == "noeviction":
         yield "ok", "broker memory", "noeviction"
     else:
-        yield "warning", "broker memory", f"{policy}: messages may be thrown away; set maxmemory-policy noeviction"
+        yield "warning", "broker memory", f"{policy}: messages may be evicted; set maxmemory-policy noeviction"
     is_kept = "on" if facts.get("aof_enabled") else "off"
     yield (
         "ok",
         "broker persistence",
-        f"append-only file {is_kept}; either is fine, losing what it holds costs only time",
+        f"append-only file {is_kept}; both are fine: losing its content only costs time",
     )
 
 
@@ -84,7 +84,7 @@ def _version(facts: Mapping[str, Any]) -> DoctorFinding:
     numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
     said = f"Redis {version}"
     if numbers[:2] < _OLDEST_REDIS:
-        return "warning", "broker version", f"{said} is older than PerSyn is made for; take 7.2 or newer, or Valkey"
+        return "warning", "broker version", f"{said} is older than PerSyn supports; use 7.2 or newer, or Valkey"
     if not _is_patched(numbers):
         fixed = "7.2.11, 7.4.6, 8.0.4 or 8.2.2"
         return "warning", "broker version", f"{said} has CVE-2025-49844 (scripts can take it over); upgrade to {fixed}"

@@ -49,9 +49,9 @@ _MOST_NAMED = 3
     type=click.Choice(["token", "character", "response"]),
     help="What the log-likelihood of a response is divided by. Default: the run's.",
 )
-@click.option("--refit", is_flag=True, help="Also fit a head anew at each alpha, and ask the nearest neighbours.")
+@click.option("--refit", is_flag=True, help="Also fit a head at each alpha, and evaluate nearest neighbours.")
 @click.option(
-    "--students", "by_students", is_flag=True, help="Compare by what students became; of all runs, if none is given."
+    "--students", "by_students", is_flag=True, help="Compare trained students; of all runs if no RUN is given."
 )
 @JSON
 def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: Any) -> None:
@@ -73,11 +73,11 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
     """
     if by_students:
         if any(reward.values()):
-            raise UsageError("--students compares what was trained; no other option has a part in it")
+            raise UsageError("--students compares trained students and takes no other option")
         _students(names, as_json)
         return
     if not names:
-        raise UsageError("give the name of a run; 'persyn run list' shows which there are")
+        raise UsageError("give the name of a run; 'persyn run list' lists them")
     alphas, how, per = _alphas(reward["alphas"]), reward["normalise"], reward["per"]
     compared: list[Comparison] = []
     settings = Settings.from_environment()
@@ -127,7 +127,7 @@ def _alphas(text: str | None) -> list[float | None]:
     except ValueError:
         alphas = []
     if not alphas or not all(0.0 <= alpha <= 1.0 for alpha in alphas):
-        raise UsageError(f"--alpha takes numbers from 0 to 1, like 0,0.2,0.4, got {text!r}")
+        raise UsageError(f"--alpha takes numbers from 0 to 1, such as 0,0.2,0.4; got {text!r}")
     return list(alphas)
 
 
@@ -186,7 +186,7 @@ def _remarks(one: Comparison) -> Iterator[str]:
         if shares[name][most] > NEARLY_ALL >= shares["oracle"].get(most, 0.0):
             yield f"{name} nearly always asks {plain(most)}: it barely distinguishes between these prompts"
     if not one.is_own and "persyn" in shares:
-        yield "persyn: its router was fitted to the run's own reward, not to this one; --refit fits a head to it"
+        yield "persyn: the router was fitted to the run's own reward, not to this one; --refit fits a head to this one"
     for note in one.notes:
         yield f"unavailable: {note}"
 

@@ -48,7 +48,7 @@ class _Whole(click.ParamType[int]):
         try:
             number = int(value)
         except ValueError:
-            self.fail(f"{value!r} is no whole number.", param, ctx)
+            self.fail(f"{value!r} is not an integer.", param, ctx)
         if not self._least <= number <= self._most:
             self.fail(f"{number} is not in the range {self._least} to {self._most}.", param, ctx)
         return number
@@ -73,13 +73,15 @@ def store(*, patient: bool = False) -> Iterator[Database]:
             retrying = Retrying(
                 retry=retry_if_exception_type(StoreUnavailable),
                 wait=wait_exponential(multiplier=0.5, max=15),
-                before_sleep=lambda tried: log.warning("the database is away", extra={"tries": tried.attempt_number}),
+                before_sleep=lambda tried: log.warning(
+                    "the database is unavailable", extra={"tries": tried.attempt_number}
+                ),
             )
             retrying(database.require_head)
         else:
             with waiting("opening the store"):
                 database.require_head()
-        database.announce = lambda: waiting("waiting for another process that writes to the store")
+        database.announce = lambda: waiting("waiting for another process to finish writing to the store")
         yield database
     finally:
         database.close()
@@ -108,8 +110,8 @@ def nobody_takes(backlog: Backlog) -> str:
     """The message for a queue that no running worker serves."""
     need = f"{backlog.gpus} GPUs" if backlog.gpus > 1 else ["no GPU", "a GPU"][backlog.gpus]
     return (
-        f"{backlog.jobs} jobs of {backlog.queue} wait, and no worker that is up takes them; "
-        f"they need {need} and a worker whose --models, if any, name it"
+        f"{backlog.jobs} jobs of {backlog.queue} are waiting, and no running worker takes them; "
+        f"they need {need}, and a worker without --models or with --models naming it"
     )
 
 

@@ -10,10 +10,10 @@ from persyn.settings import Settings
 
 @click.group()
 def db() -> None:
-    """Make or upgrade the store, and say which revision it is at."""
+    """Create or upgrade the store, and show its revision."""
 
 
-@db.command(short_help="Make the store, or bring it to this revision.")
+@db.command(short_help="Create the store, or upgrade it to this revision.")
 def upgrade() -> None:
     """Bring the store to the revision this PerSyn needs; an empty one is made."""
     settings = Settings.from_environment()

@@ -140,10 +140,10 @@ def _store(settings: Settings) -> Iterator[DoctorFinding]:
 def judge_file(file: Path, kind: str, *, has_broker: bool) -> Iterator[DoctorFinding]:
     """Report problems of a SQLite file on this kind of file system."""
     if kind.removeprefix("fuse.") in _NETWORKED.split():
-        found = f"{file} is on {kind}, where SQLite loses data; keep it on a local disk, or take PostgreSQL"
+        found = f"{file} is on {kind}, where SQLite may lose data; move it to a local disk, or use PostgreSQL"
         yield "error", "store", found
     if has_broker:
-        found = "SQLite, which only the workers of one host can share; for more hosts take PostgreSQL"
+        found = "SQLite can only be shared by the workers of one host; for more hosts use PostgreSQL"
         yield "warning", "store", found
 
 
@@ -175,9 +175,9 @@ def clock(database: datetime, host: datetime) -> DoctorFinding:
     """Compare this host's clock with the database's, which alone determines leases."""
     seconds = (host - database).total_seconds()
     if abs(seconds) <= _SKEW_SECONDS:
-        return "ok", "clock", "this host's agrees with the database's"
+        return "ok", "clock", "in agreement with the database's clock"
     side = "ahead of" if seconds > 0 else "behind"
-    return "warning", "clock", f"this host's is {abs(seconds):.0f} s {side} the database's; set both by NTP"
+    return "warning", "clock", f"this host's is {abs(seconds):.0f} s {side} the database's; synchronise both with NTP"
 
 
 def _workers(settings: Settings) -> Iterator[DoctorFinding]:
@@ -204,7 +204,7 @@ def judge_workers(present: Sequence[PresentWorker], waiting: Sequence[Backlog]) 
     from persyn.workers.cluster import roll_call
 
     if not present:
-        yield "warning", "workers", "none answers; start 'persyn worker' on the hosts that are to work"
+        yield "warning", "workers", "no worker answers; start 'persyn worker' on the hosts that should work"
         return
     yield "ok", "workers", ", ".join(worker.host for worker in present)
     if {worker.version for worker in present} != {roll_call.version()}:
@@ -212,7 +212,7 @@ def judge_workers(present: Sequence[PresentWorker], waiting: Sequence[Backlog]) 
         yield (
             "warning",
             "worker versions",
-            f"not all are {roll_call.version()} as here: {found}; install one everywhere",
+            f"not all are {roll_call.version()} as here: {found}; install the same version everywhere",
         )
     for backlog in roll_call.untaken([queued for queued in waiting if not queued.workers], present):
         yield "warning", "queue", nobody_takes(backlog)
@@ -222,7 +222,11 @@ def _disk(settings: Settings) -> Iterator[DoctorFinding]:
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        yield "error", "PERSYN_HOME", f"{settings.home} cannot be made: {error.strerror}; name another folder"
+        yield (
+            "error",
+            "PERSYN_HOME",
+            f"{settings.home} cannot be created: {error.strerror}; set PERSYN_HOME to another folder",
+        )
         return
     if not os.access(settings.home, os.W_OK):
         yield "error", "PERSYN_HOME", f"{settings.home} cannot be written"
@@ -240,12 +244,12 @@ def _gpus() -> Iterator[DoctorFinding]:
     listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     yield "ok" if listed.returncode == 0 else "error", "GPUs", "; ".join(listed.stdout.strip().splitlines())
     if listed.returncode == 0:
-        yield "ok", "GPUs", "student, quality and router run on the CPU all the same, but for those with gpus = 1"
+        yield "ok", "GPUs", "student, quality and router still run on the CPU unless they have gpus = 1"
 
 
 def _lacked(wanted: RunConfig) -> Iterator[DoctorFinding]:
     """Report what a run would lack on this host."""
-    with waiting("looking at GPUs, memory and servers"):
+    with waiting("checking GPUs, memory and servers"):
         found = [*servers.look(wanted), *host.look(wanted)]
     for whose, finding in found:
         yield finding.level, whose, finding.message
@@ -271,6 +275,6 @@ def _hub() -> Iterator[DoctorFinding]:
     with waiting("asking the model hub"):
         silence = hub_silence()
     if silence:
-        yield "warning", "model hub", f"{silence}; models come from local folders and the cache alone"
+        yield "warning", "model hub", f"{silence}; models are taken from local folders and the cache only"
     else:
-        yield "ok", "model hub", "answers; asked when a model is not local"
+        yield "ok", "model hub", "reachable; used when a model is not local"

@@ -28,14 +28,14 @@ from persyn.settings import Settings
     multiple=True,
     type=click.Choice(list(FORMATS)),
     default=tuple(FORMATS.builtin),
-    help="May be given again. Default: all that are built in.",
+    help="May be repeated. Default: all built-in formats.",
 )
 @click.option(
     "--split",
     "splits",
     multiple=True,
     metavar="NAME=SHARE",
-    help="A split apart from train, like test=0.05; may be given again. A prompt is on the same side in every run.",
+    help="A split besides train, such as test=0.05; may be repeated. A prompt is in the same split in every run.",
 )
 @click.option(
     "--finish-reason",
@@ -45,26 +45,26 @@ from persyn.settings import Settings
     help=f"Only responses that finished so: stop, length, {UNKNOWN} (nobody said), or a server's own word; "
     "may be given again.",
 )
-@click.option("--min-quality", type=float, help="Only responses of this quality or more, in its scorer's unit.")
+@click.option("--min-quality", type=float, help="Only responses of at least this quality, in the scorer's unit.")
 @click.option("--unscored", type=click.Choice(["keep", "drop"]), help="With --min-quality: responses without a score.")
-@click.option("--drop-wrong", is_flag=True, help="Without responses that are known to be wrong: of quality 0, not 1.")
+@click.option("--drop-wrong", is_flag=True, help="Drop responses known to be wrong: quality 0 where 1 is right.")
 @click.option(
     "--decontaminate",
     "benchmarks",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Without rows that share 13 words in a row with a text in a benchmark's file, or are one; may be given again.",
+    help="Drop rows that share 13 consecutive words with a text of this benchmark file; may be repeated.",
 )
 @click.option(
     "--near-duplicates",
     type=float,
     metavar="SIMILARITY",
-    help="Of prompts at least so alike, 0.5 to 1, only the first.",
+    help="Of prompts with at least this similarity, 0.5 to 1, keep only the first.",
 )
 @click.option("--cap", type=int, metavar="N", help="At most N rows of each teacher, drawn by the run's seed.")
-@click.option("--dry-run", is_flag=True, help="Say what would be in it, and write nothing.")
-@click.option("--push", "repository", metavar="OWNER/NAME", help="Then push it to the Hugging Face hub.")
+@click.option("--dry-run", is_flag=True, help="Show what the dataset would contain, and write nothing.")
+@click.option("--push", "repository", metavar="OWNER/NAME", help="Then push the dataset to the Hugging Face hub.")
 @click.option("--public", is_flag=True, help="With --push: a repository that anyone may see.")
 def export(run: str, output: Path | None, dry_run: bool, repository: str | None, public: bool, **given: Any) -> None:
     """Write the dataset of RUN, as far as it is generated; an older one there is replaced as a whole.
@@ -76,7 +76,7 @@ def export(run: str, output: Path | None, dry_run: bool, repository: str | None,
     if public and not repository:
         raise UsageError("--public goes with --push OWNER/NAME")
     if dry_run and repository:
-        raise UsageError("--dry-run writes nothing, so there is nothing to --push; give one of the two")
+        raise UsageError("--dry-run writes nothing to --push; give only one of the two")
     target = Repository(repository) if repository else None
     with store() as database:
         with database.read() as session:
@@ -113,7 +113,7 @@ def _share(text: str) -> tuple[str, float]:
     try:
         return name, float(share)
     except ValueError:
-        raise UsageError(f"--split takes NAME=SHARE, like test=0.05, got {text!r}") from None
+        raise UsageError(f"--split takes NAME=SHARE, such as test=0.05; got {text!r}") from None
 
 
 def _show(manifest: Manifest) -> None:
@@ -134,5 +134,5 @@ def _show(manifest: Manifest) -> None:
         click.echo(f"known to be wrong: {of_all}; without them: --drop-wrong", err=True)
     if silent := [each.name for each in manifest.teachers if each.exported and not each.license]:
         click.echo(
-            f"warning: no licence is stated for {', '.join(silent)}: find out what may be done with it", err=True
+            f"warning: no licence is stated for {', '.join(silent)}: check how its responses may be used", err=True
         )

@@ -22,7 +22,7 @@ NAMES = click.option(
     "names",
     multiple=True,
     metavar="FIELD=NAME",
-    help="The file calls our FIELD by this NAME; may be given again.",
+    help="The file's name for FIELD; may be repeated.",
 )
 
 
@@ -34,9 +34,9 @@ def renamed(names: Iterable[str], fields: Collection[str]) -> dict[str, str]:
         if ours not in fields or not theirs:
             raise UsageError(f"--map takes FIELD=NAME with FIELD one of {', '.join(fields)}, got {given}")
         if ours in pairs:
-            raise UsageError(f"--map names the field {ours} twice: {pairs[ours]} and {theirs}")
+            raise UsageError(f"--map gives the field {ours} twice: {pairs[ours]} and {theirs}")
         if theirs in pairs.values():
-            raise UsageError(f"--map names the file's field {theirs} twice; it can be one field of ours")
+            raise UsageError(f"--map names the file's field {theirs} twice; it can be mapped to one field only")
         pairs[ours] = theirs
     return pairs
 
@@ -53,7 +53,7 @@ def show_report(report: ImportReport, *, what: str) -> None:
         + scores
     )
     if report.conflicts:
-        click.echo(f"{report.conflicts:,} rows came with another {what} than the stored one, which stays", err=True)
+        click.echo(f"{report.conflicts:,} rows have another {what} than the stored one, which is kept", err=True)
     for source, n_ids, source_id in report.repeated_ids:
         click.echo(
             f"ids of {source} that several prompts have: {n_ids:,}, such as {source_id!r}; every prompt was kept",

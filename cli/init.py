@@ -14,8 +14,8 @@ from persyn.errors import UsageError
 _TEMPLATES = {
     "small": ("prompts.jsonl", "persyn run start FOLDER/run.toml"),
     "fake": ("prompts.jsonl", "persyn run start FOLDER/run.toml"),
-    "api": ("prompts.jsonl", "put your servers into FOLDER/run.toml, then: persyn run start FOLDER/run.toml"),
-    "cluster": ("prompts.jsonl", "put your prompts beside FOLDER/run.toml, then: persyn run start FOLDER/run.toml"),
+    "api": ("prompts.jsonl", "enter your servers in FOLDER/run.toml, then: persyn run start FOLDER/run.toml"),
+    "cluster": ("prompts.jsonl", "put your prompts next to FOLDER/run.toml, then: persyn run start FOLDER/run.toml"),
     "imported": (
         "grid.jsonl",
         "persyn responses import FOLDER/grid.jsonl --score correct && persyn run start FOLDER/run.toml",

@@ -19,14 +19,14 @@ def jobs() -> None:
     """Look at the pieces of a run's work, try them again, take them back."""
 
 
-@jobs.command(short_help="Try what failed or was cancelled again.")
+@jobs.command(short_help="Retry failed and cancelled jobs.")
 @RUN
 @click.option(
     "--rows",
     "reasons",
     metavar="REASON",
     multiple=True,
-    help="Rows too that failed for REASON, as 'persyn run status' names it. Repeat it for several.",
+    help="Also retry rows that failed for REASON, as shown by 'persyn run status'. May be repeated.",
 )
 def retry(run: str, reasons: tuple[str, ...]) -> None:
     """Queue the failed and cancelled jobs of RUN again; workers go on with it.
@@ -38,13 +38,13 @@ def retry(run: str, reasons: tuple[str, ...]) -> None:
         found = find_run(session, run)
         if reasons:
             rows = pipeline.retry_rows(session, found, reasons, actor=owner.actor())
-            click.echo(f"{rows:,} rows are asked again")
+            click.echo(f"{rows:,} rows will be computed again")
         else:
             pipeline.retry(session, found, actor=owner.actor())
-    click.echo(f"run {run} goes on; 'persyn run status {run}' says how far it is")
+    click.echo(f"run {run} continues; 'persyn run status {run}' shows its progress")
 
 
-@jobs.command(short_help="Take jobs from their workers.")
+@jobs.command(short_help="Cancel jobs, also those that workers hold.")
 @RUN
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, type=ID)
 def cancel(run: str, job_ids: tuple[int, ...]) -> None:
@@ -53,15 +53,15 @@ def cancel(run: str, job_ids: tuple[int, ...]) -> None:
         found = find_run(session, run)
         known = set(session.scalars(select(Job.id).where(Job.run_id == found.id, Job.id.in_(job_ids))))
         if strange := [str(job_id) for job_id in job_ids if job_id not in known]:
-            raise UsageError(f"run {run} has no job {', '.join(strange)}; 'persyn jobs list {run}' shows which it has")
+            raise UsageError(f"run {run} has no job {', '.join(strange)}; 'persyn jobs list {run}' lists its jobs")
         cancelled = pipeline.cancel_jobs(session, found, job_ids, actor=owner.actor())
-    click.echo(f"{cancelled} of {len(job_ids)} jobs were waiting or running and are cancelled")
+    click.echo(f"{cancelled} of {len(job_ids)} waiting or running jobs were cancelled")
 
 
 @jobs.command("list")
 @RUN
 @click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
-@click.option("--limit", default=50, show_default=True, type=LIMIT, help="The newest so many.")
+@click.option("--limit", default=50, show_default=True, type=LIMIT, help="Number of newest jobs to show.")
 @JSON
 def list_jobs(run: str, state: str | None, limit: int, as_json: bool) -> None:
     """List the jobs of RUN, the newest first."""

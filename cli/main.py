@@ -17,28 +17,28 @@ from persyn.errors import PersynError, UsageError, shorten
 
 #: Name: (module, attribute, help).
 _COMMANDS = {
-    "init": ("persyn.cli.init", "init", "Write a run file and a few prompts to begin with."),
-    "doctor": ("persyn.cli.doctor", "doctor", "Check that this machine can do the work, and say what to mend."),
-    "db": ("persyn.cli.db", "db", "Make or upgrade the store, and say which revision it is at."),
-    "prompts": ("persyn.cli.prompts", "prompts", "Import prompts and look at them."),
-    "responses": ("persyn.cli.responses", "responses", "Import responses that were made elsewhere."),
-    "teachers": ("persyn.cli.teachers", "teachers", "List the teachers, and check what would spoil a run."),
-    "plan": ("persyn.cli.plan", "plan", "Say what a run would cost, before it is started."),
-    "run": ("persyn.cli.run", "run", "Start, resume, look at and cancel runs."),
-    "worker": ("persyn.cli.worker", "worker", "Work the jobs of all runs on some of this host's GPUs."),
-    "dispatch": ("persyn.cli.dispatch", "dispatch", "Wake workers for what waits, take back what dead ones held."),
-    "metrics": ("persyn.cli.metrics", "metrics", "Serve the store's figures to Prometheus."),
-    "jobs": ("persyn.cli.jobs", "jobs", "Look at the pieces of a run's work."),
-    "router": ("persyn.cli.router", "router", "Look at routers, and at what calibration is worth."),
-    "compare": ("persyn.cli.compare", "compare", "Say what other strategies would have come to."),
-    "student": ("persyn.cli.student", "student", "Train a run's student on its dataset, and see what it became."),
-    "report": ("persyn.cli.report", "report", "Write what came of a run, with figures, for people who were not there."),
+    "init": ("persyn.cli.init", "init", "Write a run file and a few example prompts."),
+    "doctor": ("persyn.cli.doctor", "doctor", "Check this host, the store, the broker and the workers."),
+    "db": ("persyn.cli.db", "db", "Create or upgrade the store, and show its revision."),
+    "prompts": ("persyn.cli.prompts", "prompts", "Import and list prompts."),
+    "responses": ("persyn.cli.responses", "responses", "Import existing responses."),
+    "teachers": ("persyn.cli.teachers", "teachers", "List teachers, and check them before a run."),
+    "plan": ("persyn.cli.plan", "plan", "Estimate tokens, cost and time of a run."),
+    "run": ("persyn.cli.run", "run", "Start, resume, watch and cancel runs."),
+    "worker": ("persyn.cli.worker", "worker", "Work jobs of all runs on this host's GPUs."),
+    "dispatch": ("persyn.cli.dispatch", "dispatch", "Notify workers of waiting jobs; requeue jobs of dead workers."),
+    "metrics": ("persyn.cli.metrics", "metrics", "Serve metrics of the store for Prometheus."),
+    "jobs": ("persyn.cli.jobs", "jobs", "List, retry and cancel a run's jobs."),
+    "router": ("persyn.cli.router", "router", "Show routers and their learning curves."),
+    "compare": ("persyn.cli.compare", "compare", "Compare strategies on a run's hold-out prompts."),
+    "student": ("persyn.cli.student", "student", "Train a run's student on its dataset, and evaluate it."),
+    "report": ("persyn.cli.report", "report", "Write a report of a run with figures."),
     "export": ("persyn.cli.export", "export", "Write a run's dataset."),
-    "trace": ("persyn.cli.trace", "trace", "Say where one prompt's response comes from."),
-    "audit": ("persyn.cli.audit", "audit", "Check that what the store says of a run fits together."),
+    "trace": ("persyn.cli.trace", "trace", "Show the provenance of one prompt's response."),
+    "audit": ("persyn.cli.audit", "audit", "Check a run's consistency in the store."),
     "web": ("persyn.cli.web", "web", "Serve the console: runs, prompts, failures and SQL, in a browser."),
-    "completion": ("persyn.cli.completion", "completion", "Let a shell complete commands and runs."),
-    "sql": ("persyn.cli.sql", "sql", "Ask the store a question in SQL, read-only."),
+    "completion": ("persyn.cli.completion", "completion", "Set up shell completion."),
+    "sql": ("persyn.cli.sql", "sql", "Query the store with SQL, read-only."),
 }
 
 
@@ -124,12 +124,12 @@ def _foreign(error: Exception) -> str:
     """Summarise a library's error on one line: a database error, a missing package, a file error, or its type."""
     original = getattr(error, "orig", None)
     if "database is locked" in str(original):
-        return "another process writes to the store and holds it; see which with 'fuser' or 'lsof', then try again"
+        return "another process keeps the store locked; find it with 'fuser' or 'lsof', then try again"
     if original is not None:
-        return f"the database refused: {original}; 'persyn doctor' says how it is"
+        return f"database error: {original}; 'persyn doctor' checks the store"
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package and (extra := extra_of(package)):
         return f"the package {package!r} is not installed; it comes with: pip install 'persyn[{extra}]'"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; see who may write there, free space, and PERSYN_HOME"
-    return f"{type(error).__name__}: {error} (the whole story: persyn --debug ...)"
+        return f"{error.filename}: {error.strerror}; check permissions, free space and PERSYN_HOME"
+    return f"{type(error).__name__}: {error} (for a traceback: persyn --debug ...)"

@@ -12,8 +12,10 @@ from persyn.cli.context import store
 
 
 @click.command()
-@click.option("--port", default=9464, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; there is no password.")
+@click.option("--port", default=9464, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free port.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; there is no authentication."
+)
 def metrics(port: int, host: str) -> None:
     """Serve the store's figures to Prometheus, at /metrics, until Ctrl-C or SIGTERM.
 

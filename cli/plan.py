@@ -32,7 +32,7 @@ def plan(config: Path, as_json: bool) -> None:
     max_tokens allows, and 4 characters are a token. Of a run that is there it says what is left.
     """
     wanted = run_file.read(config)
-    with store_or_empty() as database, counting_rows() as count, waiting("looking up models and counting prompts"):
+    with store_or_empty() as database, counting_rows() as count, waiting("identifying models and counting prompts"):
         identify = partial(preflight.identify, say=warn)
         found = planning.of_config(database, wanted, identify=identify, on_rows=count, say=warn)
     if as_json:
@@ -44,7 +44,7 @@ def plan(config: Path, as_json: bool) -> None:
 
 
 def _show(found: Plan) -> None:
-    stands = f"{found.state}; 'persyn run status {found.name}' says how far it is" if found.state else "not started"
+    stands = f"{found.state}; 'persyn run status {found.name}' shows its progress" if found.state else "not started"
     click.echo(f"run {found.name}: {stands}")
     click.echo(
         f"{found.prompts:,} prompts, {found.calibration:,} of them for all teachers; strategy {found.strategy}\n"
@@ -73,20 +73,20 @@ def _show(found: Plan) -> None:
 def _explain(found: Plan) -> None:
     """Explain the limits of the estimates."""
     if not found.most.responses:
-        click.echo("nothing is left to ask")
+        click.echo("no prompts are left to generate")
         return
     if found.undecided:
-        who = "one of them" if found.even is None else "who answers which prompt"
-        click.echo(f"undecided: as if that teacher alone answered them; {who} is chosen after calibration")
+        who = "one of them" if found.even is None else "assignment of prompts"
+        click.echo(f"undecided: if that teacher alone answered them; {who} is chosen after calibration")
     if any(basis.response_tokens_from == "max_tokens" for basis in found.teachers):
-        click.echo("lengths from max_tokens: upper bounds, and so are sums of them; the store has no such response")
+        click.echo("lengths from max_tokens: upper bounds, because the store has no response of that teacher")
     if any(basis.prompt_tokens_from == "characters" for basis in found.teachers):
-        click.echo("lengths from characters: an estimate, 4 characters to a token")
+        click.echo("lengths from characters: estimated at 4 characters per token")
     if found.most.cost is None:
         click.echo("cost unknown: every teacher needs price_in and price_out")
     if found.most.engine_hours is None:
-        click.echo("engine hours unknown: the store has no finished work of every teacher to tell its speed")
-    click.echo("loading models, scoring and the router come on top")
+        click.echo("engine hours unknown: the store has no finished jobs of some teacher to derive its speed from")
+    click.echo("not included: loading models, scoring and the router")
 
 
 def _lengths_from(basis: Basis) -> str:

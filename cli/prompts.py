@@ -23,7 +23,7 @@ _BEGINNING = 120
 
 @click.group()
 def prompts() -> None:
-    """Import prompts and look at them."""
+    """Import and list prompts."""
 
 
 @prompts.command("import")
@@ -71,7 +71,7 @@ def show_prompt(prompt_id: int, as_json: bool) -> None:
     with store() as database, database.read() as session:
         prompt = session.get(Prompt, prompt_id)
         if prompt is None:
-            raise UsageError(f"there is no prompt {prompt_id}; 'persyn prompts list' shows which there are")
+            raise UsageError(f"there is no prompt {prompt_id}; 'persyn prompts list' lists them")
         turns = [*(prompt.history or []), {"role": "user", "content": prompt.text}]
         facts = {"answer": prompt.answer, "source": prompt.source, "source_id": prompt.source_id, "meta": prompt.meta}
     if as_json:

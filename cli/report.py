@@ -26,12 +26,18 @@ _FORMS = {"": "html", ".html": "html", ".htm": "html", ".md": "md", ".markdown":
 @click.command()
 @RUN
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The file. Default: RUN-report.html, or .md.")
-@click.option("--format", "form", type=click.Choice(["html", "md"]), help="Default: as the file's name ends, or html.")
+@click.option(
+    "--format", "form", type=click.Choice(["html", "md"]), help="Default: by the file's extension, else html."
+)
 @click.option(
     "--figures", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Also write each figure as SVG and PNG."
 )
-@click.option("--group-by", metavar="FIELD", help="Field of the prompts' meta. Default: the first that has few values.")
-@click.option("--curve", "with_curve", is_flag=True, help="Fit the router curve too; it needs the router's backbone.")
+@click.option(
+    "--group-by", metavar="FIELD", help="Metadata field to group by. Default: the first with few distinct values."
+)
+@click.option(
+    "--curve", "with_curve", is_flag=True, help="Also compute the learning curve; needs the router's backbone."
+)
 def report(
     run: str, output: Path | None, form: str | None, folder: Path | None, group_by: str | None, with_curve: bool
 ) -> None:
@@ -62,7 +68,7 @@ def _form(output: Path | None) -> str:
     """The format for a file name's extension; raise `UsageError` for an unknown extension."""
     ending = "" if output is None else output.suffix.lower()
     if ending not in _FORMS:
-        raise UsageError(f"a report is HTML or Markdown, not {ending}; give a file's name that ends so, or --format")
+        raise UsageError(f"a report is HTML or Markdown, not {ending}; use .html or .md, or give --format")
     return _FORMS[ending]
 
 

@@ -18,7 +18,7 @@ from persyn.runs import run_file
 
 @click.group()
 def responses() -> None:
-    """Import responses that were made elsewhere."""
+    """Import existing responses."""
 
 
 @responses.command("import", short_help="Import responses from files.")
@@ -26,11 +26,15 @@ def responses() -> None:
 @click.option(
     "--teachers",
     type=click.Path(path_type=Path),
-    help="A TOML or JSON file of [[teachers]] with family, params_b, prices, ...; a run file will do.",
+    help="A TOML or JSON file with [[teachers]] (family, params_b, prices, ...), such as a run file.",
 )
 @NAMES
-@click.option("--prompt-field", multiple=True, metavar="NAME", help="A field that describes the prompt, kept with it.")
-@click.option("--score", multiple=True, metavar="NAME", help="A field that is a score of the response, kept as one.")
+@click.option(
+    "--prompt-field", multiple=True, metavar="NAME", help="A field that describes the prompt, stored with it."
+)
+@click.option(
+    "--score", multiple=True, metavar="NAME", help="A field that is a score of the response, stored as a score."
+)
 @ON_ERROR
 def import_responses(
     files: tuple[Path, ...],

@@ -13,10 +13,10 @@ from persyn.settings import Settings
 
 @click.group()
 def router() -> None:
-    """Look at routers, and at what calibration is worth."""
+    """Show routers and their learning curves."""
 
 
-@router.command("show", short_help="Show what a run's router is and does.")
+@router.command("show", short_help="Show a run's router and its metrics.")
 @RUN
 @JSON
 def show_router(run: str, as_json: bool) -> None:
@@ -44,7 +44,7 @@ def show_router(run: str, as_json: bool) -> None:
     show(("on hold-out", *columns), rows, as_json=False, skip_empty=True)
 
 
-@router.command(short_help="Say what more calibration would be worth.")
+@router.command(short_help="Show a learning curve: reward by calibration size.")
 @RUN
 @JSON
 def curve(run: str, as_json: bool) -> None:

@@ -43,10 +43,10 @@ EXIT_MANY_FAILED = 3
 
 @click.group()
 def run() -> None:
-    """Start, resume, look at and cancel runs."""
+    """Start, resume, watch and cancel runs."""
 
 
-@run.command(short_help="Start a run, or go on with it.")
+@run.command(short_help="Start a run, or resume it.")
 @click.argument("config", type=click.Path(path_type=Path))
 def start(config: Path) -> None:
     """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was.
@@ -70,7 +70,7 @@ def start(config: Path) -> None:
         _work(database, run_id)
 
 
-@run.command(short_help="Go on with a run, try again what failed.")
+@run.command(short_help="Resume a run and retry its failed jobs.")
 @RUN
 def resume(run: str) -> None:
     """Go on with RUN; jobs that failed or were cancelled are tried again.
@@ -98,12 +98,12 @@ def _warn_of_change(session: Session, run: Run) -> None:
             warn(str(change))
 
 
-@run.command(short_help="Watch a run until it is over.")
+@run.command(short_help="Watch a run until it ends.")
 @RUN
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
-    help=f"Seconds between two looks. Default: {LOOK_SECONDS:.0f}; {LINE_SECONDS:.0f} without a terminal.",
+    help=f"Seconds between two updates. Default: {LOOK_SECONDS:.0f}; {LINE_SECONDS:.0f} without a terminal.",
 )
 def watch(run: str, interval: float | None) -> None:
     """Watch RUN until it is over; Ctrl-C closes the view, and the run goes on.
@@ -121,22 +121,22 @@ def watch(run: str, interval: float | None) -> None:
         view = View(database, run_id, meter, interval=seconds, warnings=lambda: _untaken(database, run_id))
         seen = _follow(view)
         if seen is not None and seen.state is RunState.DONE:
-            click.echo(f"run {run} is done; 'persyn run status {run}' says what came out")
+            click.echo(f"run {run} is done; 'persyn run status {run}' shows its results")
             _require_few_failed(database, run_id)
             return
     if seen is None:
-        click.echo(f"the run goes on without this window. Look again with: persyn run watch {run}", err=True)
+        click.echo(f"the run continues without this window. Watch it again with: persyn run watch {run}", err=True)
         sys.exit(130)
     _not_done(run, seen.state, seen.error)
 
 
-@run.command(short_help="Stop a run; it can go on later.")
+@run.command(short_help="Stop a run; it can be resumed.")
 @RUN
 def cancel(run: str) -> None:
     """Stop RUN; what is finished stays, and 'resume' goes on with it."""
     with store() as database, database.write() as session:
         pipeline.cancel(session, find_run(session, run), actor=owner.actor())
-    click.echo(f"run {run} is cancelled; 'persyn run resume {run}' goes on with it")
+    click.echo(f"run {run} is cancelled; 'persyn run resume {run}' continues it")
 
 
 @run.command("list")
@@ -161,7 +161,7 @@ def list_runs(as_json: bool) -> None:
         url = database.url.render_as_string(hide_password=True)
         click.echo(f"no runs in the store {url}; PERSYN_DATABASE_URL or PERSYN_HOME names another store", err=True)
     if not as_json and any(state == "stopped" for _, state, *_ in rows):
-        click.echo("stopped: no worker holds a job of it; 'persyn run resume RUN' goes on with it")
+        click.echo("stopped: no worker holds a job of it; 'persyn run resume RUN' continues it")
 
 
 def _stands(state: RunState, holders: Collection[str], *, is_waiting: bool) -> str:
@@ -225,10 +225,10 @@ def _require_few_failed(database: Database, run_id: int) -> None:
 
 def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
     if state is RunState.CANCELLED:
-        raise PersynError(f"run {name} was cancelled; go on with: persyn run resume {name}")
+        raise PersynError(f"run {name} was cancelled; continue with: persyn run resume {name}")
     raise PersynError(
-        f"run {name} failed in {error}; mend it, then: persyn run resume {name}; or start a changed run file under "
-        "another name"
+        f"run {name} failed in {error}; correct the cause, then: persyn run resume {name}; "
+        "or start a changed run file under another name"
     )
 
 
@@ -242,9 +242,9 @@ def _work_here(database: Database, settings: Settings, run_id: int) -> str:
     """Work a run in this process; return a message if it was asked to stop, otherwise an empty text."""
     with Bars(database, run_id) as bars:
         crew = Crew.of_run(database, settings, run_id, bars)
-        with _stopping_gently(crew.stopping, "stopping: saving what is finished (again to stop at once)"):
+        with _stopping_gently(crew.stopping, "stopping after saving finished results (press again to stop at once)"):
             crew.run()
-    return "stopped; what was finished is stored. Go on with" if crew.stopping.is_set() else ""
+    return "stopped; finished results are stored. Continue with" if crew.stopping.is_set() else ""
 
 
 def _watch(database: Database, settings: Settings, broker_url: str, run_id: int) -> str:
@@ -265,7 +265,7 @@ def _watch(database: Database, settings: Settings, broker_url: str, run_id: int)
     finally:
         dispatcher.stop.set()
         ringing.join()
-    return "" if over else "the run goes on without this window. Look again with"
+    return "" if over else "the run continues without this window. Watch it again with"
 
 
 def _follow(view: View) -> Snapshot | None:

@@ -22,13 +22,13 @@ from persyn.sql.ask import Limits
 @click.option(
     "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read the query from a file."
 )
-@click.option("--ask", "name", metavar="NAME", help="Ask one of the questions that --list shows.")
+@click.option("--ask", "name", metavar="NAME", help="Run a saved query; --list shows them.")
 @click.option(
     "-p", "given", multiple=True, metavar="NAME=VALUE", help="A value for :NAME in the query; may be repeated."
 )
-@click.option("--list", "is_list", is_flag=True, help="Show the questions that ship with PerSyn.")
+@click.option("--list", "is_list", is_flag=True, help="Show the saved queries.")
 @click.option("--limit", default=Limits().rows, show_default=True, type=click.IntRange(1), help="Rows at most.")
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Time it may take.")
+@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Time limit in seconds.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @JSON
 def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: bool, **asked: Any) -> None:
@@ -39,7 +39,7 @@ def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: boo
     persyn sql --ask progress -p run=first
     """
     if as_csv and as_json:
-        raise UsageError("--csv and --json were both given; give one")
+        raise UsageError("--csv and --json exclude each other; give one")
     if is_list:
         _show(["name", "asks with", "question"], _listed(), as_csv=as_csv, as_json=as_json)
         return

@@ -33,8 +33,8 @@ def student() -> None:
 @click.option("--epochs", type=int, default=3, show_default=True, help="Passes over the dataset.")
 @click.option("--learning-rate", type=float, help="Default: 1e-5 for full, 2e-4 for lora.")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Conversations per step.")
-@click.option("--micro-batch", type=int, help="Of these so many at a time in memory. Default: all.")
-@click.option("--max-tokens", type=int, help="Longer conversations are left out. Default: what the student takes.")
+@click.option("--micro-batch", type=int, help="Rows of a batch in memory at a time. Default: all.")
+@click.option("--max-tokens", type=int, help="Longer conversations are dropped. Default: the student's context length.")
 @click.option("--lora-rank", type=int, default=16, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--gpus", type=click.IntRange(0, 1), default=0, show_default=True, help="0 trains on the CPU.")
@@ -87,7 +87,7 @@ def train(run: str, gpus: int, **given: Any) -> None:
     click.echo(f"weights: {made.path}")
 
 
-@student.command("eval", short_help="Ask a student prompts, and judge its answers.")
+@student.command("eval", short_help="Evaluate a student: generate responses to prompts and score them.")
 @RUN
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @NAMES
@@ -102,7 +102,7 @@ def train(run: str, gpus: int, **given: Any) -> None:
 )
 @click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Of an answer.")
-@click.option("--retry-failed", is_flag=True, help="Try again what has failed before.")
+@click.option("--retry-failed", is_flag=True, help="Retry what failed before.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine.")
 def evaluate(
     run: str,
@@ -185,7 +185,7 @@ def _interval(value: Interval | None, sign: str) -> tuple[str | None, str | None
 def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise UsageError(f"--option takes KEY=VALUE, like batch_size=32, got {text!r}")
+        raise UsageError(f"--option takes KEY=VALUE, such as batch_size=32; got {text!r}")
     try:
         return key, msgspec.json.decode(value)
     except msgspec.DecodeError:

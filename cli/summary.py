@@ -45,7 +45,7 @@ def _hands(session: Session, run: Run) -> None:
     if at_work:
         click.echo(f"{at_work} worker{'s hold' if at_work > 1 else ' holds'} jobs of it")
     elif not is_waiting:
-        click.echo(f"no worker holds a job of it; if that stays so, go on with: persyn run resume {run.name}")
+        click.echo(f"no worker holds a job of it; if this persists, continue with: persyn run resume {run.name}")
 
 
 def _stages(found: Facts) -> None:
@@ -87,7 +87,7 @@ def _teachers(found: Facts) -> None:
     if found.collapsed:
         click.echo(
             f"{plain(found.collapsed)} was given nearly every prompt that was routed: the router barely distinguishes "
-            f"between prompts. 'persyn compare {found.name}' shows what that costs"
+            f"between prompts. 'persyn compare {found.name}' shows the cost of this"
         )
 
 

@@ -21,7 +21,7 @@ from persyn.settings import Settings
 
 @click.group()
 def teachers() -> None:
-    """List the teachers, and check what would spoil a run."""
+    """List teachers, and check them before a run."""
 
 
 @teachers.command("list", short_help="List the teachers and their responses.")
@@ -35,11 +35,9 @@ def list_teachers(as_json: bool) -> None:
     show([*(column.key for column in columns), "responses"], rows, as_json=as_json)
 
 
-@teachers.command(short_help="Load each model once; say what would spoil a run.")
+@teachers.command(short_help="Load each model once, and report what would spoil a run.")
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option(
-    "--ping", is_flag=True, help="Send one tiny request to each server too: is the key good, is the model there?"
-)
+@click.option("--ping", is_flag=True, help="Also send one tiny request to each server, to check the key and the model.")
 @JSON
 def check(config: Path, ping: bool, as_json: bool) -> None:
     """Load each model of the run file CONFIG once and say what would spoil the run; exit 1 when something would.
@@ -48,7 +46,7 @@ def check(config: Path, ping: bool, as_json: bool) -> None:
     """
     wanted = run_file.read(config)
     found: list[tuple[str, Finding]] = []
-    with waiting("looking at GPUs, memory and servers"):
+    with waiting("checking GPUs, memory and servers"):
         found += [*servers.look(wanted), *host.look(wanted)]
     with waiting("rendering chat templates"):
         # A teacher's template is checked together with its model.

@@ -26,7 +26,7 @@ def trace(run: str, prompt: str, as_json: bool) -> None:
         found = history.trace(session, of, prompt_id)
     if others:
         listed = ", ".join(map(str, others))
-        click.echo(f"{prompt_id} was taken for a prompt_id; in its file it is the id of prompt {listed}", err=True)
+        click.echo(f"{prompt_id} was read as a prompt_id; in its file it is also the id of prompt {listed}", err=True)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return

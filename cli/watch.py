@@ -83,7 +83,9 @@ class View:
         except OperationalError as error:
             if not self._is_away:
                 reason = shorten(str(error.orig))
-                self._meter.say(f"the database does not answer ({reason}); the run may go on, this window waits")
+                self._meter.say(
+                    f"the database does not answer ({reason}); waiting for it. The run may continue meanwhile"
+                )
             self._is_away = True
             return None
         if self._is_away:
@@ -99,7 +101,9 @@ class View:
                 self._bar(stage, counts, seen, counted)
         failures = counted.failures if counted else []
         self._meter.frame(_head(name, seen), _tables(seen, failures))
-        self._say_once(f"waiting for {wait.model}, whose server is away: {shorten(wait.error)}" for wait in seen.waits)
+        self._say_once(
+            f"waiting for {wait.model}, whose server is unavailable: {shorten(wait.error)}" for wait in seen.waits
+        )
         self._say_once(
             f"an attempt at {_many(trouble.jobs, 'job')} of {seen.stage} failed: {shorten(trouble.error)}"
             for trouble in seen.troubles

@@ -17,18 +17,22 @@ _LEAST_TOKEN = 16
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: everywhere.")
-@click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 means all.")
+@click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free port.")
 @click.option(
     "--token",
     envvar="PERSYN_WEB_TOKEN",
     show_envvar=True,
-    help="What everybody must show who asks. Elsewhere than on this machine there must be one: made, if none is given.",
+    help="Token that visitors must give. Required unless HOST is this machine; generated if not given.",
 )
 @click.option(
-    "--allow-host", "names", metavar="NAME", multiple=True, help="A name it may be called by, behind a proxy for one."
+    "--allow-host",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Another accepted host name, for example behind a proxy.",
 )
-@click.option("--admin", is_flag=True, help="Let failed jobs be tried again; without it nothing can be changed.")
+@click.option("--admin", is_flag=True, help="Allow retries of failed jobs; without it the console is read-only.")
 def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: bool) -> None:
     """Serve the console, pages for a browser: runs, prompts, failures and SQL, until Ctrl-C.
 
@@ -63,6 +67,8 @@ def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: 
 
 def _require_usable(token: str) -> None:
     if len(token) < _LEAST_TOKEN:
-        raise UsageError(f"the token has {len(token)} characters; give {_LEAST_TOKEN} or more that nobody can guess")
+        raise UsageError(f"the token has {len(token)} characters; give {_LEAST_TOKEN} or more random characters")
     if not (token.isascii() and token.isprintable()):
-        raise UsageError("the token has characters that no header carries; give letters, digits and signs of ASCII")
+        raise UsageError(
+            "the token has characters that are not allowed in a header; use ASCII letters, digits and punctuation"
+        )

@@ -15,9 +15,11 @@ from persyn.settings import Settings
 
 
 @click.command()
-@click.option("--gpus", default="none", show_default=True, help="Ids of the GPUs it shares out, as 0,1; none: the CPU.")
-@click.option("--models", default="", help="Take only queues whose name has one of these words, as qwen,llama.")
-@click.option("--name", help="What it is called on its host; the default names its GPUs.")
+@click.option("--gpus", default="none", show_default=True, help="Ids of its GPUs, such as 0,1; none means the CPU.")
+@click.option(
+    "--models", default="", help="Take only queues whose names contain one of these words, such as qwen,llama."
+)
+@click.option("--name", help="Its name on this host; the default names its GPUs.")
 @click.option("--slots", type=click.Choice(["auto"]), help="auto: all GPUs of this host.")
 def worker(gpus: str, models: str, name: str | None, slots: str | None) -> None:
     """Work the jobs of all runs, woken by PERSYN_BROKER_URL; SIGTERM saves, gives back and ends.
@@ -47,7 +49,7 @@ def _ids(given: str) -> tuple[str, ...]:
     if given == "none":
         return ()
     if not re.fullmatch(r"[\w-]+(,[\w-]+)*", given):
-        raise UsageError(f"--gpus takes ids as 0,1 or none, got {given!r}")
+        raise UsageError(f"--gpus takes ids such as 0,1 or none; got {given!r}")
     return tuple(given.split(","))
 
 
@@ -59,5 +61,5 @@ def _default_name(gpus: Sequence[str]) -> str:
 def _all_gpus() -> tuple[str, ...]:
     gpus = gpu_list.visible()
     if not gpus:
-        raise UsageError("no GPU is seen (nvidia-smi lists none); 'persyn worker' alone works on the CPU")
+        raise UsageError("no GPU found (nvidia-smi lists none); 'persyn worker' without --slots works on the CPU")
     return gpus

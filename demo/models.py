@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import numpy as np
 
 MODELS = Path("build/models")
 
@@ -38,17 +42,27 @@ def gemma(folder: Path = MODELS) -> Path:
 
 def convert(gguf: Path, target: Path) -> None:
     """Write a GGUF model as bfloat16 safetensors with its tokenizer; the folder appears atomically."""
+    import gguf as library
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    class Reader(library.GGUFReader):  # type: ignore[misc]
+        """Parses a plain array: each of a million slices of a memory map would be a Python object of its own."""
+
+        def _build_fields(self, *args: Any) -> Any:
+            self.data = self.data.view(np.ndarray)
+            return super()._build_fields(*args)
+
     print(f"converting {gguf.name} to {target} (once)", flush=True)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
+    # transformers parses the file once each for tokenizer, configuration and weights, which takes most of the time.
+    with patch.object(library, "GGUFReader", cache(Reader)):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
     # The weights are dequantised now; these attributes would make save_pretrained fail.
     model.hf_quantizer = None
     model.is_quantized = False

@@ -25,7 +25,7 @@ def identify(config: RunConfig, *, say: Callable[[str], None]) -> Identities:
     """
     found = start.identities(config)
     if hub_silence.cache_info().currsize and (silence := hub_silence()):  # it was asked
-        say(f"{silence}; models come from local folders and the cache alone")
+        say(f"{silence}; models are taken from local folders and the cache only")
     return found
 
 
@@ -36,7 +36,7 @@ def look(
 
     announce: wraps each group of checks, and is told what is checked.
     """
-    with announce("looking at GPUs, memory and servers"):
+    with announce("checking GPUs, memory and servers"):
         found = [*servers.look(config), *host.look(config)]
     with announce("rendering chat templates"):
         found += chat_templates.look(config)

@@ -309,7 +309,7 @@ def test_scores_that_failed_for_want_of_an_answer_are_made_once_it_is_there(pers
     refused = persyn("jobs", "retry", "test", "--rows", "no_reference_answer")
     assert refused.returncode == 2
     assert persyn("prompts", "import", "whole/prompts.jsonl").returncode == 0
-    assert "90 rows are asked again" in persyn("jobs", "retry", "test", "--rows", "no_reference_answer").stdout
+    assert "90 rows will be computed again" in persyn("jobs", "retry", "test", "--rows", "no_reference_answer").stdout
     assert persyn("run", "resume", "test").returncode == 0
     assert count() == 0
 
@@ -337,7 +337,7 @@ def test_a_store_that_another_process_holds_is_waited_for_aloud(persyn: Persyn, 
     release.join()
     holder.close()
     assert done.returncode == 0, done.stderr
-    assert "waiting for another process that writes to the store" in done.stderr
+    assert "waiting for another process to finish writing to the store" in done.stderr
 
 
 def test_slow_generation_says_that_it_goes_on(persyn: Persyn, tmp_path: Path) -> None:

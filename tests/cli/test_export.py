@@ -131,7 +131,7 @@ def test_what_was_left_out_does_not_come_back_where_nobody_can_tell(export: Expo
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--split", "test"), "--split takes NAME=SHARE, like test=0.05, got 'test'"),
+        (("--split", "test"), "--split takes NAME=SHARE, such as test=0.05; got 'test'"),
         (("--split", "test=0.1", "--split", "test=0.2"), "given twice"),
         (("--decontaminate", "no.jsonl"), "there is no file"),
         (("--public",), "--public goes with --push"),

@@ -75,8 +75,8 @@ def test_a_finished_run_has_nothing_left_and_its_store_stays_as_it_was(persyn: P
     before = store.read_bytes()
 
     done = persyn("plan", str(file))
-    assert "run test: done; 'persyn run status test' says how far it is" in done.stdout
-    assert "nothing is left to ask" in done.stdout
+    assert "run test: done; 'persyn run status test' shows its progress" in done.stdout
+    assert "no prompts are left to generate" in done.stdout
     found = json.loads(persyn("plan", str(file), "--json").stdout)
     assert (found["state"], found["undecided"], found["most"]["responses"]) == ("done", 0, 0)
 

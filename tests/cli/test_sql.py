@@ -97,7 +97,7 @@ def test_a_trace_takes_the_id_that_a_prompt_has_in_its_file(known: None, databas
         assert json.loads(said("first", given, "--json", command=trace))["prompt_id"] == 1
     result = CliRunner().invoke(trace, ["first", "1"], catch_exceptions=False)
     assert result.stdout.startswith("prompt 1 ")
-    assert result.stderr == "1 was taken for a prompt_id; in its file it is the id of prompt 2\n"
+    assert result.stderr == "1 was read as a prompt_id; in its file it is also the id of prompt 2\n"
     for given, complaint in (
         ("twice", r"several prompts of run 'first' have the id 'twice': give one of prompt_id 3, 4"),
         ("q-9", "run 'first' has no prompt q-9, by prompt_id or by the id in its file"),

@@ -160,16 +160,16 @@ def test_a_run_that_is_over_is_told_of_at_once_and_decides_the_exit_code(persyn:
             session.execute(update(Run).where(Run.id == made.id).values(state=state, error="stage x"))
     done = persyn("run", "watch", "done")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "run done is done; 'persyn run status done' says what came out"
+    assert done.stdout.splitlines()[-1] == "run done is done; 'persyn run status done' shows its results"
     failed = persyn("run", "watch", "failed")
     assert failed.returncode == 1
     assert failed.stderr == (
-        "error: run failed failed in stage x; mend it, then: persyn run resume failed; "
+        "error: run failed failed in stage x; correct the cause, then: persyn run resume failed; "
         "or start a changed run file under another name\n"
     )
     cancelled = persyn("run", "watch", "cancelled")
     assert cancelled.returncode == 1
-    assert cancelled.stderr == "error: run cancelled was cancelled; go on with: persyn run resume cancelled\n"
+    assert cancelled.stderr == "error: run cancelled was cancelled; continue with: persyn run resume cancelled\n"
 
 
 def test_ctrl_c_closes_the_view_of_a_database_that_is_away(postgres: Postgres) -> None:
@@ -212,6 +212,6 @@ def test_ctrl_c_closes_the_view_and_leaves_the_run_alone(tmp_path: Path) -> None
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=20)
         assert process.returncode == 130
-        assert said.strip() == "the run goes on without this window. Look again with: persyn run watch run"
+        assert said.strip() == "the run continues without this window. Watch it again with: persyn run watch run"
         with database.read() as session:
             assert session.get_one(Run, made.id).state is RunState.RUNNING

@@ -140,7 +140,7 @@ def test_status_tells_a_run_that_is_worked_from_one_whose_worker_was_killed(tmp_
         time.sleep(0.01)
     assert status() == "1 worker holds jobs of it"
     assert kill_after(process, journal, 1)
-    assert status() == "no worker holds a job of it; if that stays so, go on with: persyn run resume test"
+    assert status() == "no worker holds a job of it; if this persists, continue with: persyn run resume test"
 
 
 def test_ctrl_c_saves_what_is_finished_and_says_how_to_go_on(tmp_path: Path, persyn: Persyn) -> None:

@@ -79,7 +79,7 @@ class Dispatcher:
             self._wait, self._failures = TICK_SECONDS, 0
         except DBAPIError as error:
             self._was_away = True
-            self._back_off("the database is away", error.orig)
+            self._back_off("the database is unavailable", error.orig)
         except celery_app.BROKER_ERRORS as error:
             self._back_off("the broker is away", error)
 
