@@ -92,7 +92,7 @@ def _warn_of_change(session: Session, run: Run) -> None:
     try:
         change = same_run.look(session, run)
     except UsageError as error:
-        warn(f"{error}; the run keeps the prompts that it was started with")
+        warn(f"{error}; the run keeps its prompts")
     else:
         if change is not None:
             warn(str(change))
@@ -216,7 +216,7 @@ def _require_few_failed(database: Database, run_id: int) -> None:
         click.echo(f"warning: {plain(str(shortfall))}", err=True)
     if large:
         click.echo(
-            f"run {name} is done, but rows are missing; mend the cause and ask them again: "
+            f"run {name} is done, but many rows failed; correct the cause and retry them: "
             f"persyn jobs retry {name} --rows {large[0].reasons[0][0]}",
             err=True,
         )

@@ -115,7 +115,7 @@ def evaluate(
 ) -> None:
     """Ask the student of RUN the prompts of FILES, before its trainings and after each, and judge its answers.
 
-    Prompts that the run has are left out: a student is not measured by what it was trained on.
+    Prompts that the run has are left out: a student must be evaluated on prompts it was not trained on.
     Answers are greedy, and each is stored; what is there already is not asked again.
     """
     from persyn.student.evaluations import Evaluator, How

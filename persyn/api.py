@@ -262,7 +262,7 @@ class Run:
             try:
                 change = same_run.look(session, run)
             except UsageError as error:
-                _warn(f"{error}; the run keeps the prompts that it was started with")
+                _warn(f"{error}; the run keeps its prompts")
             else:
                 if change is not None:
                     _warn(str(change))
@@ -433,7 +433,7 @@ class Run:
         try:
             results = host.ask(spec, requests, self._settings.home, **limits) if requests else []
         except HostDied as death:
-            raise EngineError(f"the router of run {self.name} ended: {death}") from death
+            raise EngineError(f"the router process of run {self.name} ended: {death}") from death
         rows = []
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, Failed):

@@ -52,9 +52,9 @@ def _counts(session: Session, run: Run) -> Iterator[Violation]:
         sums = f"{counts.done} done + {counts.failed} failed + {counts.pending} pending"
         expected = STAGES[stage].expected(session, run)
         if expected != counts.total:
-            yield Violation("counts", f"stage {stage}", f"{expected} were given, {sums} are there")
+            yield Violation("counts", f"stage {stage}", f"expected {expected} rows, found {sums}")
         if counts.pending and (stage != run.stage or run.state is RunState.DONE):
-            yield Violation("counts", f"stage {stage}", f"it is over, with {sums}")
+            yield Violation("counts", f"stage {stage}", f"it has ended with {sums}")
 
 
 def _owed(session: Session, run: Run) -> Iterator[Violation]:
@@ -71,7 +71,7 @@ def _owed(session: Session, run: Run) -> Iterator[Violation]:
         yield Violation("response", f"prompt {row.prompt_id}", f"teacher {row.teacher_id} has no response to it")
     is_open = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
     for job in _stream(session, select(Job.id, Job.state).where(Job.run_id == run.id, is_open)):
-        yield Violation("response", f"job {job.id}", f"the run is done, and it is {job.state}")
+        yield Violation("response", f"job {job.id}", f"the run is done, but the job is {job.state}")
 
 
 def _duplicates(session: Session, run: Run) -> Iterator[Violation]:
@@ -100,7 +100,7 @@ def _strays(session: Session, run: Run) -> Iterator[Violation]:
         .where(~func.coalesce(fits, false()))
     )
     for row in _stream(session, strays):
-        found = f"job {row.job_id} wrote teacher {row.teacher_id}'s response to it, which was not the job's to write"
+        found = f"job {row.job_id} wrote teacher {row.teacher_id}'s response to it, which is outside the job's range"
         yield Violation("stray", f"prompt {row.prompt_id}", found)
 
 
@@ -149,7 +149,7 @@ def _transitions(session: Session, run: Run) -> Iterator[Violation]:
     )
     for row in _stream(session, wrong):
         if row.is_broken:
-            found = f"event {row.id} takes it from {row.from_state}, where it was {row.was_state}"
+            found = f"event {row.id} starts from {row.from_state}, but the job was {row.was_state}"
             yield Violation("events", f"job {row.job_id}", found)
         if row.is_too_low:
             found = f"event {row.id} ({row.to_state}) has fence {row.fence} after fence {row.was_fence}"
@@ -176,9 +176,9 @@ def _ends(session: Session, run: Run) -> Iterator[Violation]:
     )
     for job in _stream(session, wrong):
         if job.state != job.said_state:
-            yield Violation("events", f"job {job.id}", f"it is {job.state}, by its events {job.said_state}")
+            yield Violation("events", f"job {job.id}", f"it is {job.state}, but {job.said_state} by its events")
         if job.fence != job.said_fence:
-            yield Violation("fence", f"job {job.id}", f"it has fence {job.fence}, by its events {job.said_fence}")
+            yield Violation("fence", f"job {job.id}", f"it has fence {job.fence}, but {job.said_fence} by its events")
 
 
 def _count(session: Session, query: Select[int]) -> int:

@@ -132,7 +132,7 @@ def _compare(
     if not holdout.any() or not calibration.any():
         raise UsageError(
             f"run {run.name!r} has no scored hold-out prompts to compare strategies on; "
-            "it needs calibration and holdout above 0, and to be past its scoring"
+            "it needs calibration and holdout above 0, and finished scoring"
         )
     present = ~np.isnan(rewarded[holdout])
     policies, notes = _policies(strategy_inputs(session, run, cells, rewarded, calibration), present, config.strategy)

@@ -128,9 +128,9 @@ def _what(manifest: Manifest) -> str:
     strategy = load_config(manifest.config).strategy
     kind = STRATEGIES.get(strategy.kind)
     how = (
-        "Each prompt was given to the one teacher that a router, fitted to this student on a calibration sample, "
-        "expected to teach it most, and only that teacher answered it. All teachers answered the sample itself; of "
-        "each of its prompts the best response by its scores was taken."
+        "A router, fitted to this student on a calibration sample, assigned each prompt to the one teacher that it "
+        "expected to be best for the student, and only that teacher answered it. All teachers answered the sample "
+        "itself; for each of its prompts the response with the best scores was taken."
         if kind is not None and kind.decided_by == "router"
         else f"The teacher of each prompt was chosen by the strategy {text(strategy.name)}."
     )

@@ -116,7 +116,7 @@ def _require_replaceable(folder: Path) -> None:
     strangers = {path.name for path in folder.iterdir()} - (files_of(there.read_bytes()) if there.is_file() else set())
     if strangers:
         raise UsageError(
-            f"{folder} holds {min(strangers)!r}, which is no part of an earlier dataset; give another folder"
+            f"{folder} contains {min(strangers)!r}, which is not part of an earlier dataset; give another folder"
         )
 
 
@@ -298,7 +298,7 @@ class _Export:
         given = self._session.scalars(counted).one()
         if given != manifest.assigned:
             raise PersynError(
-                f"{given:,} assignments were to go by, {manifest.assigned:,} did; 'persyn audit' may say why"
+                f"{given:,} assignments were expected, {manifest.assigned:,} were found; 'persyn audit' may explain it"
             )
         if not manifest.exported:
             dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)

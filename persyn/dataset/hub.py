@@ -43,13 +43,13 @@ class Repository:
         try:
             validate_repo_id(name)
         except HFValidationError as error:
-            raise UsageError(f"{name!r} is no name of a repository; give OWNER/NAME: {error}") from error
+            raise UsageError(f"{name!r} is not a valid repository name; give OWNER/NAME: {error}") from error
         if name.count("/") != 1:
-            raise UsageError(f"{name!r} is no name of a repository; give OWNER/NAME")
+            raise UsageError(f"{name!r} is not a valid repository name; give OWNER/NAME")
         if constants.HF_HUB_OFFLINE:
             raise UsageError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it for this command")
         if get_token() is None:
-            raise UsageError("the hub wants a token that may write: set HF_TOKEN, or log in by 'hf auth login'")
+            raise UsageError("the hub requires a token with write access: set HF_TOKEN, or log in with 'hf auth login'")
         self.name = name
         self._api = HfApi()
 
@@ -67,7 +67,7 @@ class Repository:
             self._api.create_repo(self.name, repo_type="dataset", private=not public, exist_ok=True)
             info = self._api.dataset_info(self.name)
             if not (info.private or public):
-                raise UsageError(f"the repository {self.name} is public; say --public to push there")
+                raise UsageError(f"the repository {self.name} is public; give --public to push there")
             stale = self._earlier(info, manifest, files_of) - {path.name for path in folder.iterdir()}
             done = self._api.upload_folder(
                 repo_id=self.name,
@@ -87,7 +87,7 @@ class Repository:
         own = files_of(Path(path).read_bytes()) if path else set()
         if not own:
             raise UsageError(
-                f"the repository {self.name} holds {min(there)!r}, and no dataset of PerSyn's; give another name"
+                f"the repository {self.name} holds {min(there)!r}, and no PerSyn dataset; give another name"
             )
         return own & there
 
@@ -104,11 +104,11 @@ def _explained(name: str) -> Iterator[None]:
         if error.response.status_code in (401, 403, 404):
             raise UsageError(
                 f"the hub refuses to take {name} {said}; "
-                "the token must be allowed to write there: HF_TOKEN, or 'hf auth login'"
+                "the token needs write access to it: HF_TOKEN, or 'hf auth login'"
             ) from error
-        raise PersynError(f"pushing to {name} failed {said}; give the same command again") from error
+        raise PersynError(f"pushing to {name} failed {said}; repeat the command") from error
     except errors.HTTPError as error:  # type: ignore[attr-defined] # httpx's, of whichever version
-        raise PersynError(f"the hub cannot be reached: {shorten(str(error))}; give the same command again") from error
+        raise PersynError(f"the hub cannot be reached: {shorten(str(error))}; repeat the command") from error
     except (OSError, RuntimeError) as error:  # an interrupted upload, as reported by the client
         why = f"{error}{f': {error.__cause__}' if error.__cause__ else ''}"
-        raise PersynError(f"pushing to {name} failed: {shorten(why)}; give the same command again") from error
+        raise PersynError(f"pushing to {name} failed: {shorten(why)}; repeat the command") from error

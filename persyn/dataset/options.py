@@ -57,7 +57,7 @@ class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
         if self.min_quality is not None and not math.isfinite(self.min_quality):
             raise UsageError(f"the minimum quality must be a number, got {self.min_quality}")
         if self.unscored is not None and self.min_quality is None:
-            raise UsageError("what becomes of unscored responses is asked only with a minimum quality")
+            raise UsageError("unscored is only used with a minimum quality")
         if self.near_duplicates is not None and not 0.5 <= self.near_duplicates <= 1:
             raise UsageError(f"the similarity of near-duplicates must be 0.5 to 1, got {self.near_duplicates}")
         if self.cap is not None and self.cap < 1:
@@ -114,11 +114,13 @@ def _require_formats(formats: tuple[str, ...]) -> None:
 def _require_splits(splits: dict[str, float]) -> None:
     for name, share in splits.items():
         if not _SPLIT_NAME.fullmatch(name):
-            raise UsageError(f"a split is named by lower-case letters, digits and _, like test, got {name!r}")
+            raise UsageError(f"a split's name consists of lower-case letters, digits and _, such as test; got {name!r}")
         if name in _RESERVED:
-            raise UsageError(f"a split cannot be named {name}: readers of datasets mean {_RESERVED[name]} by it")
+            raise UsageError(f"a split cannot be named {name}: readers of datasets use it for {_RESERVED[name]}")
         if name == TRAIN:
-            raise UsageError(f"the split {TRAIN} has what the others leave; give those alone, like test=0.05")
+            raise UsageError(
+                f"the split {TRAIN} contains the remaining rows; give only the other splits, such as test=0.05"
+            )
         if not 0 < share < 1:
             raise UsageError(f"the share of split {name} must be above 0 and below 1, got {share}")
     if sum(splits.values()) >= 1:

@@ -96,7 +96,7 @@ class _Rows:
         if "field limit" in error:
             raise UsageError(
                 f"cannot read {self.path}: the row of line {line:,} has a cell of more than {MAX_BYTES:,} characters; "
-                "perhaps a quote in it is never closed"
+                "perhaps a quote is never closed"
             )
         if error == "unexpected end of data":
             error = "a quote is opened and never closed"
@@ -133,7 +133,7 @@ def _record(header: list[str], cells: list[str]) -> Record | UnreadableRecord:
     if why := _not_text(cells):
         return UnreadableRecord(why)
     if [cell.strip("\ufeff \t") for cell in cells] == header:
-        return UnreadableRecord("the header again, as in files that were put one after the other")
+        return UnreadableRecord("a repeated header, as in concatenated files")
     if header.count("") > 1 and any(cell for name, cell in zip(header, cells, strict=True) if not name):
         return UnreadableRecord("a cell in one of several columns that have no name")
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name.lower() in _KEPT_EMPTY}

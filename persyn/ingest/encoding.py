@@ -28,7 +28,7 @@ _SIGNATURES = {
     b"\xd0\xcf\x11\xe0": ("a spreadsheet or another Office document", "save it as CSV in UTF-8"),
     b"PAR1": ("Parquet", "give it a name that ends in .parquet"),
     b"ARROW1": ("an Arrow file", "write it as Parquet"),
-    b"%PDF": ("a PDF document", "give the data it shows as JSONL or CSV"),
+    b"%PDF": ("a PDF document", "give the data as JSONL or CSV"),
     b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
     b"<!DOCTYPE": ("a web page", "download the file itself"),
     b"<!doctype": ("a web page", "download the file itself"),
@@ -67,7 +67,7 @@ def _require_text(path: Path, head: bytes) -> None:
     if found:
         what, advice = found
         if head.startswith(_GZIP) and path.suffix.lower() == ".gz":
-            advice = "it is so twice, so unpack it once"
+            advice = "it is compressed twice; decompress it once"
         raise UsageError(
             f"cannot read {path}: it is {what} (its first bytes are {head[:4].hex(' ').upper()}); {advice}"
         )

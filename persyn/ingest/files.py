@@ -28,14 +28,14 @@ def records(path: Path) -> Iterator[Numbered]:
     Raises `UsageError` at once for an unknown file type or a missing file, and during iteration for a damaged file.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; give the files in it by their names")
+        raise UsageError(f"{path} is a folder; give the names of files in it")
     name = path.name.lower()
     for ending, decode in _DECODERS.items():
         if name.endswith(ending):
             if not path.is_file():
                 raise UsageError(f"there is no file {path}")
             return _guarded(path, decode)
-    raise UsageError(f"cannot tell what {path} holds from its name; known endings: {', '.join(_DECODERS)}")
+    raise UsageError(f"cannot tell the format of {path} from its name; known extensions: {', '.join(_DECODERS)}")
 
 
 def _guarded(path: Path, decode: Callable[[Path], Iterator[Numbered]]) -> Iterator[Numbered]:

@@ -68,10 +68,10 @@ class ImportCounts:
     def refusal(self, which: str) -> UsageError:
         """The error that lists the first bad rows."""
         listed = "; ".join(map(str, self.first_bad))
-        return UsageError(f"{which} cannot be imported, so nothing was; {self._advice()}: {listed}")
+        return UsageError(f"{which} cannot be imported, so nothing was imported; {self._advice()}: {listed}")
 
     def _advice(self) -> str:
-        return "mend or skip them" if self.on_error == "stop" else "mend them"
+        return "correct or skip them" if self.on_error == "stop" else "mend them"
 
     def report(self) -> ImportReport:
         """The final counts; raise `UsageError` if a bad row stops the import."""

@@ -112,7 +112,7 @@ def _one(ours: str, known: Iterable[str], record: Record, keys: Spellings, calle
     said = [key for _, key in free if record[key] not in (None, "", [])] or [free[0][1]]
     is_one_of = ours in _ONE_OF or len({name for name, _ in free}) < len(free)
     if is_one_of and any(record[key] != record[said[0]] for key in said[1:]):
-        raise Flaw(f"both {said[0]!r} and {said[1]!r}; say by --map {ours}=NAME which is meant")
+        raise Flaw(f"both {said[0]!r} and {said[1]!r}; give --map {ours}=NAME to choose one")
     return said[0]
 
 

@@ -47,7 +47,7 @@ def _records(batch: Any) -> Iterator[Record | UnreadableRecord]:
             except Flaw as flaw:
                 yield UnreadableRecord(str(flaw))
             except _NOT_JSON as error:
-                yield UnreadableRecord(f"a value that JSON cannot hold: {error}")
+                yield UnreadableRecord(f"a value that JSON cannot represent: {error}")
 
 
 #: Errors raised for values that JSON lacks, such as a date out of range or in an unknown time zone.

@@ -120,7 +120,9 @@ def _row(record: Record, layout: Layout) -> ResponseRow:
 def _teacher(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Flaw(
-            "no 'teacher': whose response it is" if value is None else f"'teacher' must be a name, got {value!r:.50}"
+            "no 'teacher', the name of the teacher that wrote the response"
+            if value is None
+            else f"'teacher' must be a name, got {value!r:.50}"
         )
     try:
         return msgspec.convert(value, TeacherName)

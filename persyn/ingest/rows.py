@@ -150,7 +150,7 @@ def _turns(fields: Fields) -> list[Message]:
     if isinstance(prompt, list) and prompt:
         return conversations.read(prompt, name)
     if isinstance(prompt, str) and _spells_turns(prompt):
-        raise Flaw(f"{name!r} is the JSON of turns; say --map messages={name}, or keep them as a list")
+        raise Flaw(f"{name!r} is the JSON of turns; give --map messages={name}, or store them as a list")
     return [*_earlier(fields), {"role": "user", "content": _prompt(fields)}]
 
 
@@ -207,10 +207,10 @@ def _conversation(turns: list[Message], fields: Fields) -> list[Message]:
     name = _name_of_turns(fields)
     if not turns or turns[-1]["role"] != "user":
         last = turns[-1]["role"] if turns else "system"
-        advice = "; answers come in by 'persyn responses import'" if last == "assistant" else ""
+        advice = "; import responses with 'persyn responses import'" if last == "assistant" else ""
         raise Flaw(f"{name!r}: the last turn must be the user's, not the {last}'s{advice}")
     if not turns[-1]["content"].strip():
-        raise Flaw("empty prompt: the user's last turn says nothing")
+        raise Flaw("empty prompt: the user's last turn has no text")
     turns = _with_system(turns, fields)
     conversations.require_order(turns, name)
     return turns
@@ -225,7 +225,7 @@ def _with_system(turns: list[Message], fields: Fields) -> list[Message]:
     if turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
     if turns[0]["content"] != system:
-        raise Flaw(f"both a system turn and {fields.called['system']!r}, which says something else")
+        raise Flaw(f"both a system turn and {fields.called['system']!r} with another text")
     return turns
 
 
@@ -252,7 +252,7 @@ def require_storable(row: Any) -> None:
 def _look_through(value: Any, depth: int) -> None:
     if isinstance(value, str):
         if "\0" in value:
-            raise Flaw("a NUL character, which no database text can hold")
+            raise Flaw("a NUL character, which the database cannot store")
         return
     if not isinstance(value, (dict, list)):
         return

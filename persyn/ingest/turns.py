@@ -48,7 +48,7 @@ def _turn(turn: Any, where: str) -> Message:
     if speaker == "from" and turn.get(content) is None:
         content = _TEXT[1]
     if more := [key for key, said in turn.items() if key not in (speaker, content) and _says(said)]:
-        raise Flaw(f"{where} has {more[0]!r}, which would be lost; take it out, or leave the row out")
+        raise Flaw(f"{where} has {more[0]!r}, which would be lost; remove it, or drop the row")
     return {"role": _role(turn, speaker, where), "content": _content(turn, content, where)}
 
 
@@ -103,4 +103,4 @@ def require_order(turns: list[Message], name: str) -> None:
     for number, turn in enumerate(turns[opening:]):
         expected = "assistant" if number % 2 else "user"
         if turn["role"] != expected:
-            raise Flaw(f"{name!r}: turn {number + opening + 1} is the {turn['role']}'s, the {expected}'s was due")
+            raise Flaw(f"{name!r}: turn {number + opening + 1} is the {turn['role']}'s, expected the {expected}'s")

@@ -55,7 +55,8 @@ def identities(
     found = _all(looks)
     if router is not None and router.version not in (None, is_now := found[router.backbone, router.revision].revision):
         raise UsageError(
-            f"the backbone {router.backbone!r} is {is_now}, not {router.version}: put that back, or name no version"
+            f"the backbone {router.backbone!r} is {is_now}, not {router.version}: "
+            "restore it, or remove the version from the run file"
         )
     return found
 
@@ -77,7 +78,8 @@ def _of_function(table: QualityTable | StrategyTable) -> Identity:
     revision = custom_function.revision(table.model)
     if table.revision not in (None, revision):
         raise UsageError(
-            f"the file of {table.model!r} is {revision}, not {table.revision}: put that back, or name none"
+            f"the file of {table.model!r} is {revision}, not {table.revision}: "
+            "restore it, or remove the revision from the run file"
         )
     return Identity(revision, None)
 

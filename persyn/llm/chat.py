@@ -177,7 +177,7 @@ class Chat:
         plain = self.encode(written.text)
         ids = self._as_turns(plain, written.text, written.spans)
         if ids != plain and not written.is_framed:
-            raise TemplateError("what it puts around a response depends on the response")
+            raise TemplateError("the text it puts around a response depends on the response")
         return ids
 
     def encode(self, text: str) -> list[int]:

@@ -65,7 +65,7 @@ def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) 
             return _check_server(spec)
         if kind.model == "weights":
             return list(_check_model(spec, conversations, max_tokens))
-        return [Finding("ok", "load", f"the engine {spec.engine!r} has no model to look at")]
+        return [Finding("ok", "load", f"the engine {spec.engine!r} has no model to check")]
     except EngineError as error:
         return [Finding("error", "load", str(error))]
 
@@ -77,7 +77,7 @@ def _check_server(spec: ModelSpec) -> list[Finding]:
     way = chat_server.proxy(url)
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
     key += f", by the proxy {way.host}" if way else ""
-    return [Finding("ok", "server", f"{url} will be asked for {spec.model!r} with {key}; nothing was sent")]
+    return [Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")]
 
 
 def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_tokens: int) -> Iterator[Finding]:
@@ -108,13 +108,13 @@ def _decode(spec: ModelSpec) -> _Options:
 def _padding(chat: Chat) -> Finding:
     pad, tokenizer = chat.tokenizer.pad_token_id, chat.tokenizer
     if pad is None:
-        return Finding("warning", "padding", "no pad token; batches are padded with the end token and masked")
+        return Finding("warning", "padding", "no pad token; batches are padded with the end token, which is masked")
     if pad in {chat.end_id, tokenizer.eos_token_id}:
         return Finding(
             "warning",
             "padding",
-            f"the pad token {tokenizer.pad_token!r} also ends a response; masked here, but harmful to a training that"
-            " ignores pad tokens: it would never learn to end",
+            f"the pad token {tokenizer.pad_token!r} also ends a response; it is masked here, but a training that"
+            " ignores pad tokens would never learn to end a response",
         )
     return Finding("ok", "padding", f"the pad token is {tokenizer.pad_token!r}")
 
@@ -147,7 +147,7 @@ def _dtype(stored: str | None, used: Dtype) -> Finding:
     }.get((stored or "", used))
     if loss:
         return Finding("warning", "dtype", f"the weights are stored as {stored} and run as {used}, which {loss}")
-    return Finding("ok", "dtype", f"the weights are stored as {stored or 'what no file says'} and run as {used}")
+    return Finding("ok", "dtype", f"the weights are stored as {stored or 'an unknown type'} and run as {used}")
 
 
 def _logits(chat: Chat, model: PreTrainedModel) -> Iterator[Finding]:
@@ -175,7 +175,7 @@ def judge_bos(with_bos: float, without: float, *, is_used: bool) -> Finding:
     measured = f"a plain sentence has {with_bos:.2f} nats per token with BOS and {without:.2f} without"
     prompts = f"prompts begin {'with' if is_used else 'without'} it"
     if with_bos - without > _MUCH_NATS and not is_used:
-        return Finding("error", "bos", f"{measured}, but {prompts}: set add_bos = true, or mend the chat template")
+        return Finding("error", "bos", f"{measured}, but {prompts}: set add_bos = true, or correct the chat template")
     if without - with_bos > _MUCH_NATS and is_used:
         return Finding("warning", "bos", f"{measured}, but {prompts}: try add_bos = false")
     return Finding("ok", "bos", f"{measured}; {prompts}")
@@ -203,6 +203,6 @@ def _context(chat: Chat, conversations: Sequence[list[Message]], max_tokens: int
     bound = "any length" if context is None else f"{context:,} tokens"
     n_cut = sum(prompt.max_tokens < max_tokens for prompt in prompts)
     if n_cut:
-        message = f"{n_cut:,} of {len(prompts):,} prompts leave less than {max_tokens:,} tokens for the response"
+        message = f"{n_cut:,} of {len(prompts):,} prompts leave fewer than {max_tokens:,} tokens for the response"
         return Finding("warning", "context", f"{message}: the longest has {longest:,}, the model takes {bound}")
     return Finding("ok", "context", f"the longest prompt has {longest:,} tokens, the model takes {bound}")

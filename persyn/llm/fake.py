@@ -124,7 +124,7 @@ class Fake:
 
     def _answer(self, request: Request) -> Result:
         if isinstance(request, Check):
-            return Checked(request.id, [Finding("ok", "load", "a fake engine has no model to look at")])
+            return Checked(request.id, [Finding("ok", "load", "a fake engine has no model to check")])
         digest = self._digest(request)
         number = int.from_bytes(digest[-8:], "big")
         if self._options.fail_every and number % self._options.fail_every == 0:

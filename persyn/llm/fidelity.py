@@ -43,9 +43,11 @@ def require_causal(model: PreTrainedModel) -> None:
     """Raise `PermanentError` for a model that does not generate left to right, token by token."""
     name = type(model).__name__
     if model.config.model_type in _RANDOM:
-        raise PermanentError(f"cannot use a {name}: its attention is random, so a response has no one likelihood")
+        raise PermanentError(
+            f"cannot use a {name}: its attention is random, so the likelihood of a response is not unique"
+        )
     if looks_ahead(model):
-        raise PermanentError(f"cannot use a {name} as a causal language model: it also reads what comes after a token")
+        raise PermanentError(f"cannot use a {name} as a causal language model: it also attends to later tokens")
 
 
 def looks_ahead(model: PreTrainedModel) -> bool:

@@ -167,7 +167,7 @@ class Host:
         silent = time.monotonic() - self._heard_at
         if silent > limit:
             doing = "while loading" if self.loaded is None else "with requests in hand"
-            raise HostDied(f"the engine said nothing for {silent:.0f} s {doing}; {self._last_words()}")
+            raise HostDied(f"the engine gave no sign of life for {silent:.0f} s {doing}; {self._last_words()}")
 
     def _ending(self) -> str:
         code = self._child.wait()

@@ -45,10 +45,10 @@ def identify(model: str, revision: str | None = None) -> Identity:
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UsageError(f"{model} is no model: it has no config.json")
+            raise UsageError(f"{model} is not a model folder: it has no config.json")
         return Identity(f"sha256:{_digest(folder)}", _template_hash(folder))
     if folder.is_absolute() or model.startswith((".", "~")):
-        raise UsageError(f"there is no model at {model}; give a folder that exists or a hub id")
+        raise UsageError(f"there is no model folder {model}; give an existing folder or a hub id")
     snapshot = _snapshot(model, revision)
     return Identity(snapshot.name, _template_hash(snapshot))
 
@@ -60,7 +60,7 @@ def require_unchanged(model: str, revision: str | None) -> None:
     """
     found = identify(model, hub_revision(revision)).revision
     if found != revision:
-        raise UsageError(f"{model} is not what it was: {found}, and {revision} then; put that back")
+        raise UsageError(f"{model} has changed: it is {found}, and was {revision}; restore it")
 
 
 def hub_revision(revision: str | None) -> str | None:
@@ -100,12 +100,12 @@ def _snapshot(model: str, revision: str | None) -> Path:
             )
         )
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        offline = " (the hub is switched off: HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         offline = f" ({silence})" if silence else offline
         at = f" at revision {revision!r}" if revision else ""
         raise UsageError(
-            f"there is no model {model!r}{at}: no such folder, and not to be had from the hub{offline}; "
-            "give a folder that has it, or mend the id or the network ('persyn init --template fake' needs no model)"
+            f"there is no model {model!r}{at}: no such folder, and not available from the hub{offline}; "
+            "give a folder that has it, or correct the id or the network ('persyn init --template fake' needs no model)"
         ) from error
 
 

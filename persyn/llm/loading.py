@@ -24,7 +24,7 @@ def require_gpus(spec: ModelSpec) -> None:
         return
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     narrowed = f" (CUDA_VISIBLE_DEVICES is {shown!r})" if shown is not None else ""
-    built = "" if torch.version.cuda or torch.version.hip else ", and this torch is built for the CPU alone"
+    built = "" if torch.version.cuda or torch.version.hip else ", and this torch is built without GPU support"
     raise HostLacks(
         f"{spec.model!r} asks for gpus = {spec.gpus}, and {seen} are seen here{narrowed}{built}; "
         "set gpus = 0 to run it on the CPU, or work the run where the GPUs are"
@@ -35,8 +35,8 @@ def explain(spec: ModelSpec, error: Exception, what: str = "cannot load") -> Eng
     """Convert a library's loading error to one of ours; permanent unless a retry may succeed."""
     said = f"{what} {spec.model!r}: {error}"
     if any(words in str(error).lower() for words in _MEMORY):
-        where = "take more gpus" if spec.gpus else "work it on a host with more, or on GPUs"
-        return EngineError(f"{said}; its memory does not do: set options.dtype to a smaller one, or {where}")
+        where = "take more gpus" if spec.gpus else "use a host with more memory, or GPUs"
+        return EngineError(f"{said}; not enough memory: set options.dtype to a smaller type, or {where}")
     if isinstance(error, OSError) and _may_come(spec, error):
         return EngineError(said)
     if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
@@ -50,7 +50,7 @@ def explain_vllm(spec: ModelSpec, error: Exception) -> EngineError:
     said = f"vLLM cannot load {spec.model!r}: {type(error).__name__}: {shorten(text, most=1000)}"
     lower = text.lower()
     if "free memory on device" in lower:  # another process may release it
-        return EngineError(f"{said}; end what else uses the GPU, or lower options.gpu_memory_utilization")
+        return EngineError(f"{said}; end other processes on the GPU, or lower options.gpu_memory_utilization")
     if "max seq len" in lower or "no available memory for the cache" in lower:
         cache = "raise options.kv_cache_gib, " if "kv_cache_gib" in spec.options or not spec.gpus else ""
         share = "raise options.gpu_memory_utilization, take more gpus, " if spec.gpus else ""

@@ -92,14 +92,14 @@ class OpenAIOptions(EngineOptions, frozen=True):
     def __post_init__(self) -> None:
         _require_no_secret(self)
         if not _HEADER.fullmatch(self.api_key_header):
-            raise ValueError(f"api_key_header is no name of a header: {shorten(repr(self.api_key_header))}")
+            raise ValueError(f"api_key_header is not a valid header name: {shorten(repr(self.api_key_header))}")
 
 
 def _require_no_secret(chosen: OpenAIOptions) -> None:
     """Raise `ValueError`, without repeating the secret, if the stored options would contain one."""
     if chosen.api_key_env is not None and not _VARIABLE.fullmatch(chosen.api_key_env):
         raise ValueError(
-            "api_key_env is no name of an environment variable; the key itself belongs into the environment, and only "
+            "api_key_env is not the name of an environment variable; put the key into the environment, and only "
             "the variable's name into the run file"
         )
     advice = "it would be stored; put the key into an environment variable and name that in api_key_env"

@@ -52,7 +52,7 @@ def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.ScorerOptions
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))
         raise PermanentError(
-            f"{spec.model!r} has no weights for {missing}; as {type(model).__name__} it would be noise"
+            f"{spec.model!r} has no weights for {missing}; as a {type(model).__name__} its output would be noise"
         )
     weights: PreTrainedModel = model.eval()
     fidelity.choose_attention(weights)

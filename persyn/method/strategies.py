@@ -111,7 +111,7 @@ def _measured(ranking: Vector) -> Vector:
 def _strength(known: StrategyInputs) -> Vector:
     """A teacher's strength is its size."""
     if np.isnan(known.sizes).any():
-        raise ValueError("strength is size, and params_b is not known of every teacher")
+        raise ValueError("needs params_b of every teacher")
     return known.sizes
 
 

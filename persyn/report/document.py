@@ -34,14 +34,14 @@ _ABOUT = {
     "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is easier for "
     "the student.",
     "rewards": "How the rewards of a teacher's responses are spread over the grid, each row at its own scale.",
-    "strategies": "What each strategy would have come to on prompts that nothing was fitted to, with 95% intervals "
-    "of the prompts that happened to be drawn.",
+    "strategies": "Estimated reward of each strategy on the hold-out prompts, with 95% bootstrap intervals over these "
+    "prompts.",
     "hit-rates": "How often a teacher with the best reward is among the first k.",
     "router-curve": "Heads fitted to parts of the calibration prompts, drawn several times; the band is one standard "
     "deviation.",
-    "reliability": "On the dotted line, win probabilities can be believed as they are. Each point says of how many "
-    "preferences it is; of few, it is mostly chance.",
-    "alpha-winners": "Per cent of the calibration grid's prompts whose best response is the teacher's; equals share a "
+    "reliability": "On the dotted line, predicted win probabilities equal the observed frequencies. Each point is "
+    "labelled with its number of preferences; with few, it is mostly chance.",
+    "alpha-winners": "Per cent of the calibration grid's prompts whose best response is the teacher's; ties share a "
     "prompt.",
     "alpha-strategies": "Each alpha has its own rewards: compare strategies at one alpha, not one strategy along the "
     "line. 'persyn' is the run's router, which was fitted to the run's own alpha.",
@@ -87,12 +87,12 @@ def markdown(report: Report, pictures: Sequence[Picture], *, folder: str | None 
 def require_replaceable(path: Path) -> None:
     """Raise `UsageError` unless the path is free or holds an earlier report."""
     if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent}; make it, or give another -o")
+        raise UsageError(f"there is no folder {path.parent}; create it, or give another -o")
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file, such as {path / 'report.html'}")
     try:
         if path.exists() and not _is_report(path):
-            raise UsageError(f"{path} is no report of PerSyn and is left as it is; give another -o")
+            raise UsageError(f"{path} is not a PerSyn report and was not replaced; give another -o")
     except OSError as error:
         raise UsageError(f"cannot read {path}, which would be replaced: {error.strerror}") from error
 
@@ -128,7 +128,7 @@ def require_figures_folder(folder: Path) -> None:
         raise UsageError(f"{folder} is a file; give the name of a folder for the figures")
     ours = {f"{name}.{ending}" for name in figures.FIGURES for ending in ("svg", "png")}
     if strangers := {path.name for path in folder.iterdir()} - ours:
-        raise UsageError(f"{folder} holds {min(strangers)!r}, which is no figure of a report; give another folder")
+        raise UsageError(f"{folder} holds {min(strangers)!r}, which is not a figure of a report; give another folder")
 
 
 def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
@@ -157,7 +157,9 @@ def _routed(report: Report) -> list[str]:
     said = []
     if "persyn" in by_name and "static" in by_name:
         router, static, oracle = by_name["persyn"], by_name["static"], by_name["oracle"]
-        closed = f"; the router goes {router.gap_closed.mean:.0%} of the way between them" if router.gap_closed else ""
+        closed = (
+            f"; the router closes {router.gap_closed.mean:.0%} of the gap between them" if router.gap_closed else ""
+        )
         said.append(
             f"On {report.comparison.n_holdout:,} hold-out prompts the router's choice has a mean reward of "
             f"{router.reward.mean:.3f} (95%: {router.reward.low:.3f} to {router.reward.high:.3f}). The best single "
@@ -203,7 +205,7 @@ def _missed(report: Report) -> list[str]:
         said.insert(
             0,
             f"The run is not done: it is {report.facts.state} in stage {report.facts.stage}, with {pending:,} rows "
-            "pending. What is not there yet is named below.",
+            "pending. Missing parts are listed below.",
         )
     return said
 

@@ -74,7 +74,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
     swept = _swept(session, run, cells, scores, absent)
     hits, believed = _measured(config, cells, rewarded, scores, absent)
     if curve is None:
-        absent["the router curve"] = "it is fitted anew, and drawn where --curve is given"
+        absent["the router curve"] = "not computed; give --curve"
     return Report(
         written_at=datetime.now(UTC),
         versions=_versions(),

@@ -82,7 +82,7 @@ def _refusal(request: Fit) -> str | None:
     """Why a grid cannot be fitted, or None."""
     lengths = {len(request.conversations), len(request.rewards), len(request.is_holdout)}
     if len(lengths) > 1 or {len(row) for row in request.rewards} != {len(request.teachers)}:
-        return f"malformed: a row of {len(request.teachers)} rewards and a flag are wanted for each conversation"
+        return f"malformed: expected a row of {len(request.teachers)} rewards and a flag for each conversation"
     if request.tune not in ("auto", *TUNES):
         return f"unknown_tune: {request.tune!r}; there are auto, {', '.join(TUNES)}"
     calibration = np.array(request.rewards, dtype=np.float64)[~np.array(request.is_holdout)]
@@ -134,7 +134,7 @@ def _require_memory(n_weights: int) -> None:
     if wanted > free:
         raise NoRoom(
             f"tune = 'full' does not fit the memory ({n_weights / 1e9:.1f} billion weights take {wanted:.0f} GiB more, "
-            f"{free:.0f} are free); take another tune, a smaller backbone, or gpus = 1 in [router]"
+            f"{free:.0f} are free); use another tune, a smaller backbone, or gpus = 1 in [router]"
         )
 
 
@@ -178,8 +178,8 @@ class _Work:
             notes = train(router, self.grid.take(self.learn), frozen[self.learn], self._plan(tune), self.tick)
         except torch.OutOfMemoryError as error:
             raise NoRoom(
-                f"tune = {tune!r} does not fit the GPU's memory ({shorten(str(error))}); take another tune, or less "
-                "batch_size or max_tokens in [router] options"
+                f"tune = {tune!r} does not fit the GPU's memory ({shorten(str(error))}); use another tune, or a "
+                "smaller batch_size or max_tokens in [router] options"
             ) from error
         return _Trained(router, tune, frozen, notes)
 
@@ -192,7 +192,7 @@ class _Work:
         """
         learn, validate = (np.array(self.learn)[part] for part in split(len(self.learn), self.request.seed))
         if len(validate) < _ENOUGH:
-            return self._simple(f"{len(validate)} validation prompts cannot tell")
+            return self._simple(f"{len(validate)} validation prompts are too few to decide")
         frozen = self._read("head")[1]
         simple = head.fit(
             frozen[learn],

@@ -187,7 +187,7 @@ def all_features(router: RouterModel, prompts: Sequence[Sequence[int]], batch_to
         if not found.isfinite().all():
             raise EngineError(
                 f"the backbone's states are not finite in {router.backbone.dtype}; "
-                'take dtype = "bfloat16" or "float32" in [router] options'
+                'set dtype = "bfloat16" or "float32" in [router] options'
             )
         features[batch] = found
         tick()

@@ -81,7 +81,7 @@ def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) ->
     same_run.adopt(session, run, config, with_content=not conflicts)
     if score.forget_mended(session, run) and run.state is RunState.DONE:
         resume(session, run, actor=actor)
-    said = [f"no file {', '.join(away)}: the run keeps the prompts that it was started with"] if away else []
+    said = [f"no file {', '.join(away)}: the run keeps its prompts"] if away else []
     return [*said, *_of_conflicts(config, conflicts)]
 
 
@@ -150,7 +150,7 @@ def _go_on(session: Session, run: Run, actor: str, detail: dict[str, Any]) -> No
 def retry(session: Session, run: Run, *, actor: str) -> None:
     """Retry a run's failed and cancelled jobs; raise `UsageError` when the run is done and has none."""
     if run.state is RunState.DONE:
-        raise UsageError(f"run {run.name} is done; nothing of it waits to be tried again")
+        raise UsageError(f"run {run.name} is done and has no failed or cancelled jobs to retry")
     resume(session, run, actor=actor)
 
 
@@ -164,13 +164,13 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     """
     run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     if run.state is RunState.RUNNING:
-        raise UsageError(f"run {run.name} is at work; its failed rows can be tried again when it has ended")
+        raise UsageError(f"run {run.name} is running; retry its failed rows when it has ended")
     rows = score.forget_mended(session, run, reasons)
     deleters = (STAGES[name].forget for name in needed(session, run))
     rows += sum(delete(session, run, reasons) for delete in deleters if delete is not None)
     if not rows:
         raise UsageError(
-            f"no row of run {run.name} that it still needs failed for {', '.join(reasons)}; "
+            f"no row that run {run.name} still needs failed for {', '.join(reasons)}; "
             f"'persyn run status {run.name}' shows what failed"
         )
     _go_back(session, run)
@@ -192,7 +192,7 @@ def cancel(session: Session, run: Run, *, actor: str) -> None:
     Raises `UsageError` if the run is done or has failed.
     """
     if run.state in (RunState.DONE, RunState.FAILED):
-        raise UsageError(f"run {run.name} is {run.state} already; there is nothing to stop")
+        raise UsageError(f"run {run.name} is {run.state} already and cannot be cancelled")
     queue.cancel(session, run.id, actor=actor)
     if run.state is RunState.RUNNING:
         _note(session, run, actor, run.state, RunState.CANCELLED, {"stage": run.stage})
@@ -285,7 +285,7 @@ def _count_plan(session: Session, run: Run, actor: str) -> None:
     session.flush()
     if run.plans > _MAX_PLANS:
         queue.cancel(session, run.id, actor=actor)
-        reason = f"stage {run.stage} still misses rows after its jobs were done {_MAX_PLANS} times"
+        reason = f"stage {run.stage} still misses rows after its jobs were completed {_MAX_PLANS} times"
         _finish(session, run, RunState.FAILED, actor, reason)
 
 

@@ -50,7 +50,7 @@ def require(findings: Iterable[tuple[str, Finding]]) -> None:
     errors = [f"{whose}: {finding.message}" for whose, finding in findings if finding.level == "error"]
     if errors:
         raise UsageError(
-            errors[0] if len(errors) == 1 else f"{len(errors)} things would stop the run here: {' | '.join(errors)}"
+            errors[0] if len(errors) == 1 else f"{len(errors)} problems would stop the run here: {' | '.join(errors)}"
         )
 
 
@@ -61,5 +61,5 @@ def warnings(findings: Iterable[tuple[str, Finding]], *, with_errors: bool) -> l
         if finding.level == "warning":
             said.append(f"{whose}: {finding.message}")
         elif with_errors and finding.level == "error":
-            said.append(f"{whose}: {finding.message} (seen from this host; workers may fare better)")
+            said.append(f"{whose}: {finding.message} (checked on this host; workers may differ)")
     return said

@@ -45,7 +45,7 @@ def parse(given: Mapping[str, Any]) -> RunConfig:
         plain = msgspec.to_builtins(given, enc_hook=os.fspath)  # a path becomes text
         _require_storable(plain)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{_UNNAMED}: it takes text, numbers, lists and dicts: {error}") from error
+        raise UsageError(f"{_UNNAMED}: expected text, numbers, lists and dicts: {error}") from error
     except UsageError as error:
         raise UsageError(f"{_UNNAMED}: {error}") from error
     return _checked(plain, _UNNAMED)
@@ -109,7 +109,7 @@ def _decode(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         said = str(error).removesuffix(" - at `$[...]`")  # a location that helps nobody
         if not is_json and re.search(rb"^\s*\[\s*teachers\s*\]", data, re.MULTILINE):
-            said += "; each teacher is a table of a list: write [[teachers]], in two brackets"
+            said += "; teachers are a list of tables: write [[teachers]], with two brackets"
         raise UsageError(f"{path}: not {'JSON' if is_json else 'TOML'}: {said}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -130,7 +130,7 @@ def _require_storable(value: Any, place: str = "") -> None:
         case int() if not -(2**63) <= value < 2**63:
             raise UsageError(f"`{place}` is an integer of more than 64 bits: {shorten(str(value), most=30)}")
         case str() if "\0" in value:
-            raise UsageError(f"`{place}` has a NUL character, which no database can keep: {shorten(repr(value))}")
+            raise UsageError(f"`{place}` has a NUL character, which the database cannot store: {shorten(repr(value))}")
 
 
 class _TeachersFile(Struct, frozen=True):
@@ -278,7 +278,7 @@ def _explain(message: str, given: Any, kind: type[Struct] = RunConfig, table: st
     if missing and (place := _place(table, missing[2])):
         return f"{missing[1]!r} is missing in [{place}]"
     if missing:
-        return f"[{missing[1]}] is missing; 'persyn init' writes a file that has all it needs"
+        return f"[{missing[1]}] is missing; 'persyn init' writes a complete file"
     if not unknown:
         return _wrong_value(message, given, kind, table)
     key, place = unknown[1], re.sub(r"\[\d*\.*\]", "", _place(table, unknown[2]))
@@ -301,7 +301,8 @@ def _wrong_value(message: str, given: Any, kind: type[Struct], table: str) -> st
         return f"`{place}` is {value!r}; it takes {', '.join(map(repr, words))}"
     got = f", got {shorten(repr(value))}" if isinstance(value, str | int | float) else ""
     if " matching regex " in message:
-        return f"`{place}` is no name: letters, digits and . _ : + @ -, beginning with a letter or a digit{got}"
+        signs = "letters, digits and . _ : + @ -"
+        return f"`{place}` is not a valid name: use {signs}, beginning with a letter or a digit{got}"
     said = message.replace("Object", "the table").replace("`$.", f"`{_place(table, '')}{'.' if table else ''}")
     return said.replace("`$`", "the top of the file") + got
 

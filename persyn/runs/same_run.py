@@ -71,7 +71,7 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         parts = ["1 prompt is new" if self.new == 1 else f"{self.new:,} prompts are new"] * bool(self.new)
-        parts += [f"{self.gone:,} of the run's are no longer there"] * bool(self.gone)
+        parts += [f"{self.gone:,} of the run's prompts are missing"] * bool(self.gone)
         said = (
             f"{self.names} changed since run {self.run!r} was started: {' and '.join(parts)}; the run keeps the "
             f"{self.prompts:,} prompts it was started with"
@@ -85,8 +85,8 @@ def other_answers(names: str, count: int) -> str:
     rows_have = "1 row has" if count == 1 else f"{count:,} rows have"
     return (
         f"{names}: {rows_have} another reference answer, or other instructions, than the store has for the same "
-        "prompt; the stored ones stay, and responses are scored by them: only a new store (PERSYN_HOME or "
-        "PERSYN_DATABASE_URL) takes the new ones"
+        "prompt; the stored ones are kept, and responses are scored with them: only a new store (PERSYN_HOME or "
+        "PERSYN_DATABASE_URL) uses the new ones"
     )
 
 
@@ -103,14 +103,14 @@ def require(session: Session, run: Run, config: RunConfig) -> None:
         said = "; ".join(map(str, changed[:_MOST]))
         keys = ", ".join(found.key for found in changed[:_MOST])
         raise UsageError(
-            f"run {run.name!r} exists with another configuration (changed: {keys}): {said}{more}. Give the new one "
-            f"another name, or go on with the old one: persyn run resume {run.name}"
+            f"run {run.name!r} exists with another configuration (changed: {keys}): {said}{more}. Choose another "
+            f"name, or continue the existing run: persyn run resume {run.name}"
         )
     change = look(session, run, config)
     if change is not None and change.is_of_prompts:
         raise UsageError(
-            f"{change}. Go on with them: persyn run resume {run.name}; or start a run of another name, which takes "
-            "all of them and asks for nothing again that is there"
+            f"{change}. Continue with those: persyn run resume {run.name}; or start a run under another "
+            "name, which uses all prompts and generates no stored response again"
         )
 
 

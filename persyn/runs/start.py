@@ -52,8 +52,8 @@ def require_imported(session: Session, config: RunConfig) -> None:
         imported = select(Response.id).join(Teacher).where(Teacher.engine == IMPORTED, Teacher.model == table.model)
         if session.scalars(imported.where(Response.origin == Origin.IMPORTED).limit(1)).one_or_none() is None:
             raise UsageError(
-                f"no response of teacher {table.model!r} was imported; 'persyn teachers list' shows whose were, "
-                "and an imported teacher's model is the name its rows gave it"
+                f"no response of teacher {table.model!r} was imported; 'persyn teachers list' lists imported teachers, "
+                "and an imported teacher's model is its name in the imported rows"
             )
     if config.quality.kind == IMPORTED:
         _require_scores(session, config.quality.model)
@@ -67,7 +67,7 @@ def _require_scores(session: Session, field: str) -> None:
         known = session.scalars(imported).all()
         raise UsageError(
             f"no score {field!r} was imported; there are: {', '.join(known) or 'none'}. "
-            "'persyn responses import --score NAME' takes it from that field, also of rows that are there already"
+            "'persyn responses import --score NAME' imports it from that field, also for rows that are already stored"
         )
 
 
@@ -109,9 +109,9 @@ def _require_distinct(config: RunConfig, known: Identities) -> None:
         asked = versions.asked(table, known)
         if asked in named:
             raise UsageError(
-                f"teachers {named[asked]!r} and {table.name!r} are one teacher under two names: the same model "
-                f"{table.model!r}, asked in the same way; remove one of them, or change its system turn, sampling or "
-                "options"
+                f"teachers {named[asked]!r} and {table.name!r} are the same teacher: the same model "
+                f"{table.model!r}, with the same options and prompts; remove one of them, "
+                "or change its system turn, sampling or options"
             )
         named[asked] = table.name
 

@@ -76,13 +76,13 @@ def ask(
     except subprocess.TimeoutExpired as error:
         raise UsageError(_too_slow(limits)) from error
     if child.returncode:
-        said = shorten(child.stderr.decode(errors="replace")[-200:]) or "it may have needed too much memory"
-        raise PersynError(f"the question ended its process (exit code {child.returncode}): {said}")
+        said = shorten(child.stderr.decode(errors="replace")[-200:]) or "it may have run out of memory"
+        raise PersynError(f"the query ended its process (exit code {child.returncode}): {said}")
     found = msgspec.msgpack.decode(child.stdout, type=QueryResult | QueryError)
     if isinstance(found, QueryError):
-        raise UsageError(_too_slow(limits) if found.is_late else f"the database refuses the question: {found.reason}")
+        raise UsageError(_too_slow(limits) if found.is_late else f"the database rejected the query: {found.reason}")
     if found.is_truncated and not found.rows:
-        raise UsageError(f"the first row alone is larger than {limits.megabytes:g} MB; ask for fewer columns")
+        raise UsageError(f"the first row alone is larger than {limits.megabytes:g} MB; select fewer columns")
     return Answer(found.columns, found.rows, found.is_truncated)
 
 
@@ -90,7 +90,7 @@ def requested(database: Database, statement: str, parameters: dict[str, Any], li
     """Build the child's request; raise `UsageError` for a statement that is not allowed."""
     for said in (statement, *(value for value in parameters.values() if isinstance(value, str))):
         if "\0" in said or any("\ud800" <= character <= "\udfff" for character in said):
-            raise UsageError("the question holds a NUL character, or what is no text at all")
+            raise UsageError("the query contains a NUL character or invalid text")
     is_sqlite = database.url.get_backend_name() == "sqlite"
     if is_sqlite:
         # A URI, because only a URI can request read-only mode.
@@ -121,4 +121,4 @@ def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def _too_slow(limits: Limits) -> str:
-    return f"the question took longer than {limits.seconds:g} s; narrow it down, or give it more seconds"
+    return f"the query took longer than {limits.seconds:g} s; narrow it down, or raise --seconds"

@@ -80,7 +80,7 @@ def answer(request: QueryRequest) -> QueryResult | QueryError:
 
 def _read(cursor: Any, request: QueryRequest) -> QueryResult | QueryError:
     if cursor.description is None:
-        return QueryError("it returns no rows; only a SELECT can be asked here")
+        return QueryError("it returns no rows; only SELECT is allowed here")
     columns = [column[0] for column in cursor.description]
     rows: list[tuple[Any, ...]] = []
     size = 0
@@ -121,7 +121,7 @@ def _of_sqlite(request: QueryRequest) -> QueryResult | QueryError:
             return _read(connection.execute(request.statement, request.parameters), request)
     except (sqlite3.Error, sqlite3.Warning) as error:
         said = str(error)
-        hint = "; a question may only read the store, by a SELECT" if said.startswith("not authorized") else ""
+        hint = "; queries are read-only, use SELECT" if said.startswith("not authorized") else ""
         return QueryError(said + hint, is_late=said == "interrupted")
 
 

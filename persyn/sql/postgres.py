@@ -59,7 +59,7 @@ def checked(statement: str, parameters: Mapping[str, Any]) -> str:
     tokens = list(scan(statement))
     for first, second in pairwise(tokens):
         if first.kind == "name" and first.name in _WITH_ESCAPES and second.text[0] in "'&\"":
-            raise UsageError(f"a text or name that begins with {first.text}{second.text[0]} cannot be asked here")
+            raise UsageError(f"a text or name that begins with {first.text}{second.text[0]} is not allowed here")
     told = [token for token in tokens if token.kind not in ("blank", "comment")]
     while told and told[-1].text == ";":
         tokens.remove(told.pop())
@@ -74,15 +74,15 @@ def checked(statement: str, parameters: Mapping[str, Any]) -> str:
 
 def _require_harmless(token: Token, before: list[Token], parameters: Mapping[str, Any]) -> None:
     if token.text == ";":
-        raise UsageError("only one statement can be asked at a time")
+        raise UsageError("only one statement is allowed")
     if token.kind == "parameter" and token.text[1:] not in parameters:
-        raise UsageError(f"the question has a parameter {token.text}, and no value was given for it")
+        raise UsageError(f"the query has a parameter {token.text} without a value")
     if token.name is not None and _REFUSED_NAMES.match(token.name):
         raise UsageError(
-            f"{token.text} is of PostgreSQL itself and cannot be asked here; docs/store.md lists the tables"
+            f"{token.text} belongs to PostgreSQL itself and is not allowed here; docs/store.md lists the tables"
         )
     if token.kind in ("text", "dollar") and before[-1].kind in ("text", "dollar"):
-        raise UsageError("two texts follow each other; join them by ||")
+        raise UsageError("two texts follow each other; join them with ||")
     if token.text == "(":
         _require_known(*before)
 
@@ -94,4 +94,4 @@ def _require_known(first: Token, second: Token) -> None:
         return
     is_word = second.kind == "name" and name in _KEYWORDS
     if first.text == "." or not (is_word or name in _FUNCTIONS):
-        raise UsageError(f"the function {second.text} cannot be called here; docs/sql.md says which can")
+        raise UsageError(f"the function {second.text} is not allowed here; docs/sql.md lists the allowed functions")

@@ -26,9 +26,9 @@ from persyn.sql.tokens import parameters
 ASKERS = ("operator", "engineer", "researcher")
 #: Parameters: the column that holds their values, and where a user finds them.
 _ABOUT: Mapping[str, tuple[Any, str]] = {
-    "run": (Run.name, "'persyn run list' shows which there are"),
-    "prompt": (Prompt.id, "a dataset's rows carry their prompt_id"),
-    "job": (Job.id, "'persyn jobs list RUN' shows which there are"),
+    "run": (Run.name, "'persyn run list' lists them"),
+    "prompt": (Prompt.id, "rows of a dataset have their prompt_id"),
+    "job": (Job.id, "'persyn jobs list RUN' lists them"),
 }
 #: A longer number cannot be an id.
 _DIGITS = 19
@@ -66,7 +66,7 @@ def find(name: str) -> SavedQuery:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
-    raise UsageError(f"there is no question named {name!r}; {meant}'persyn sql --list' shows which there are")
+    raise UsageError(f"there is no saved query named {name!r}; {meant}'persyn sql --list' lists them")
 
 
 def require_there(session: Session, given: Mapping[str, str]) -> None:

@@ -48,7 +48,7 @@ def scan(statement: str) -> Iterator[Token]:
     while place < len(statement):
         match = _TOKEN.match(statement, place)
         if match is None:
-            raise UsageError(f"the question is not understood from here on: {statement[place : place + 40]!r}")
+            raise UsageError(f"cannot parse the query from here on: {statement[place : place + 40]!r}")
         kind = next(name for name in _KINDS if match.group(name) is not None)
         end = _end_of_comment(statement, place) if kind == "comment" else match.end()
         yield Token(kind, statement[place:end])
@@ -74,4 +74,4 @@ def _end_of_comment(statement: str, begin: int) -> int:
         depth += 1 if match.group() == "/*" else -1
         if not depth:
             return match.end()
-    raise UsageError("a comment has no end")
+    raise UsageError("a comment is not closed")

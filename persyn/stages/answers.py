@@ -115,7 +115,7 @@ def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> No
         prompts.c.prompt_id,
         literal(teacher.id),
         literal(0),
-        literal("not_imported: the teacher writes nothing here, and no response of it was imported"),
+        literal("not_imported: an imported teacher generates nothing, and this response was not imported"),
         literal(Origin.IMPORTED, Response.origin.type),
     )
     bulk.insert_found(session, Response, ("prompt_id", "teacher_id", "sample", "failure", "origin"), rows)

@@ -89,7 +89,7 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
             "teacher_id": teacher_ids[winner],
             "score": row[winner],
             "margin": margin,
-            "reason": reason if row[winner] == max(row) else "fallback: of the best nothing was imported",
+            "reason": reason if row[winner] == max(row) else "fallback: no response of the best teacher was imported",
             "job_id": job.id,
         }
         for prompt_id, row, winner, margin in zip(prompt_ids, rows, winners, margins, strict=True)
@@ -162,7 +162,7 @@ def _scores(item: Done, strategy: StrategyTable) -> list[float]:
     if isinstance(item.result, Failed) and strategy.model:
         raise EngineError(
             f"{strategy.name} has no scores for prompt {item.request.id}: {item.result.reason} "
-            "(a changed function is taken by a run of another name, which shares every response and score)"
+            "(to use a changed function, start a run under another name; it shares all responses and scores)"
         )
     if isinstance(item.result, Failed):
         raise EngineError(f"the router cannot score prompt {item.request.id}: {item.result.reason}")

@@ -122,7 +122,7 @@ class Evaluator:
         with self._database.read() as session:
             run = session.scalars(select(Run).where(Run.name == run_name)).one_or_none()
             if run is None:
-                raise UsageError(f"there is no run named {run_name!r}; 'persyn run list' shows which there are")
+                raise UsageError(f"there is no run named {run_name!r}; 'persyn run list' lists them")
             subjects = _subjects(session, run)
         for subject in subjects:
             require_unchanged(subject.model, subject.revision)
@@ -197,7 +197,7 @@ class Evaluator:
 def _subjects(session: Session, run: Run) -> list[_Subject]:
     student = session.get_one(Student, run.student_id)
     if load_config(run.config).student.engine == "fake":
-        raise UsageError(f"run {run.name} has a fake student: there is nothing to evaluate")
+        raise UsageError(f"run {run.name} has a fake student, which cannot be evaluated")
     trainings = session.scalars(select(Training).where(Training.run_id == run.id).order_by(Training.id)).all()
     return [
         _Subject(student.id, None, student.model, student.revision),
@@ -224,8 +224,10 @@ def _prompts(
             wanted = wanted.where(Prompt.answer.is_not(None))
         found += session.execute(wanted.order_by(Prompt.content_hash)).all()
     if not found:
-        what = "a reference answer and is no prompt of the run" if needs_answer else "is no prompt of the run"
-        raise UsageError(f"none of {len(hashes):,} prompts {what}: a student is not measured by what it was trained on")
+        what = "both has a reference answer and is outside the run" if needs_answer else "is outside the run"
+        raise UsageError(
+            f"none of {len(hashes):,} prompts {what}: a student must be evaluated on prompts it was not trained on"
+        )
     asked = {content_hash for _, content_hash in found}
     for source, batch in batches(files, partial(rows.read, names=names), ImportCounts("stop")):
         _require_as_stored(session, source, [row for row in batch if row.content_hash in asked], table)
@@ -246,8 +248,8 @@ def _require_as_stored(session: Session, source: str, batch: Sequence[PromptRow]
                 here, there = (shorten(repr(each), most=80) for each in (value, known.get(name)))
                 raise UsageError(
                     f"{source}: the prompt {shorten(row.text, most=80)!r} has {name} {here}, but {there} is stored "
-                    f"with it ('persyn prompts show {prompt.id}'), and its answers would be judged by that; "
-                    f"give the row the same {name} or none, or take it out"
+                    f"with it ('persyn prompts show {prompt.id}'), which would be used to score its responses; "
+                    f"give the row the same {name} or none, or remove it"
                 )
 
 
@@ -293,8 +295,8 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
     quality = load_config(run.config).quality
     if quality.kind in _NOT_COMPUTED:
         raise UsageError(
-            f"run {run.name}'s quality is {quality.kind}, which cannot judge what a student writes; "
-            "say by what, as --by math"
+            f"run {run.name}'s quality is {quality.kind}, which cannot score a student's responses; "
+            "choose a scorer, such as --by math"
         )
     return quality
 
@@ -384,7 +386,7 @@ def _host(spec: ModelSpec, settings: Settings) -> Iterator[Host]:
     try:
         yield host
     except HostDied as death:
-        raise EngineError(f"{death}; what was answered is kept, the same command goes on") from death
+        raise EngineError(f"{death}; finished responses are stored; repeat the command to continue") from death
     finally:
         host.close()
 

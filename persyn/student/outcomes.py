@@ -119,7 +119,7 @@ def compare(session: Session, runs: Sequence[Run]) -> list[StudentFacts]:
         facts += sorted(found, key=_place)
     if not facts:
         raise UsageError(
-            "no student of these runs was evaluated: persyn student train RUN, then persyn student eval RUN"
+            "no student of these runs has been evaluated: persyn student train RUN, then persyn student eval RUN"
         )
     return facts
 

@@ -68,7 +68,7 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch {self.micro_batch}")
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
 
 
 class Notes(Struct, frozen=True):
@@ -96,7 +96,7 @@ def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: Tr
     limit = settings.max_tokens or scoring.max_tokens(scoring.configuration(spec)) or sys.maxsize
     counts = examples.write(folder / DATA, conversations, _chat(spec), max_tokens=limit)
     if not counts.rows:
-        raise UsageError(f"nothing to train on: of {counts.left_out:,} rows none fits {limit:,} tokens")
+        raise UsageError(f"nothing to train on: none of {counts.left_out:,} rows fits into {limit:,} tokens")
 
 
 def train(

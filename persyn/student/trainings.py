@@ -105,13 +105,13 @@ def n_responses(session: Session, run_id: int) -> int:
 def _finished(session: Session, name: str) -> Run:
     run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
     if run is None:
-        raise UsageError(f"there is no run named {name!r}; 'persyn run list' shows which there are")
+        raise UsageError(f"there is no run named {name!r}; 'persyn run list' lists them")
     if run.state is not RunState.DONE:
         raise UsageError(
-            f"run {name} is {run.state}, its dataset is not whole; 'persyn run resume {name}' goes on with it"
+            f"run {name} is {run.state}, its dataset is incomplete; 'persyn run resume {name}' continues it"
         )
     if load_config(run.config).student.engine == "fake":
-        raise UsageError(f"run {name} has a fake student: there is nothing to train")
+        raise UsageError(f"run {name} has a fake student, which cannot be trained")
     return run
 
 
@@ -124,7 +124,7 @@ def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterat
             yield conversation(row), row.response
     except UsageError as error:
         raise UsageError(
-            f"the dataset of run {run.name} cannot be made again as it was exported: {error}; "
+            f"the dataset of run {run.name} cannot be recreated as it was exported: {error}; "
             f"'persyn export {run.name}' with other options writes another"
         ) from error
     if not n_rows:
@@ -161,6 +161,6 @@ def _locked(folder: Path) -> Iterator[Callable[[], None]]:
 
         def require_mine() -> None:
             if (folder / "lock").read_text() != mine:
-                raise UsageError(f"another process is training in {folder} by now, and this one has stopped")
+                raise UsageError(f"another process is training in {folder} now, so this one has stopped")
 
         yield require_mine

@@ -47,10 +47,10 @@ async def retry(request: Request) -> Response:
     access = cast(Access, request.app.state.access)
     given = await form(request)
     if access.admin is None:
-        raise Problem(HTTPStatus.FORBIDDEN, "This console changes nothing", "Start it with --admin to try work again.")
+        raise Problem(HTTPStatus.FORBIDDEN, "This console is read-only", "Start it with --admin to retry failed jobs.")
     if not access.is_form(given.get("form_secret", "")):
         raise Problem(
-            HTTPStatus.FORBIDDEN, "The form is too old", "It is of another start of the console: go back and reload it."
+            HTTPStatus.FORBIDDEN, "The form has expired", "The console was restarted: go back and reload the page."
         )
     await run_in_threadpool(_retry, request, access.admin, given.get("rows"))
     return RedirectResponse(link("runs", request.path_params["run"]), HTTPStatus.SEE_OTHER)
@@ -65,4 +65,4 @@ def _retry(request: Request, actor: str, reason: str | None) -> None:
             else:
                 pipeline.retry_rows(session, run, [reason], actor=actor)
     except UsageError as error:
-        raise Problem(HTTPStatus.CONFLICT, "Nothing to try again", f"{error}.") from error
+        raise Problem(HTTPStatus.CONFLICT, "Nothing to retry", f"{error}.") from error

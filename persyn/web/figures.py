@@ -43,7 +43,7 @@ def draw(session: Session, run: Run) -> dict[str, Drawn] | str:
         raise
     except Exception:
         log.exception("the figures of a run cannot be drawn", extra={"run": run.name})
-        return "The figures cannot be drawn; the console's own output says why."
+        return "The figures cannot be drawn; see the console's log."
 
 
 def _drawn(session: Session, run: Run) -> dict[str, Drawn]:
@@ -64,7 +64,7 @@ def show(request: Request) -> Response:
         run = find(session, request)
     drawn = counted(request, run.id, figures=draw)["figures"]
     if drawn is None:
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Still being drawn", "Look again in a moment.")
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Still being drawn", "Reload in a moment.")
     figure = None if isinstance(drawn.value, str) else drawn.value.get(request.path_params["name"])
     if figure is None:
         raise not_found("There is no such figure of this run.")

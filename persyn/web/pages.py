@@ -56,9 +56,7 @@ def explain(request: Request, error: Exception) -> Response:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return not_found("There is no such page.").response()
         return Problem(HTTPStatus(error.status_code), HTTPStatus(error.status_code).phrase, error.detail).response()
-    return Problem(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong", "The console's own output says more."
-    ).response()
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong", "See the console's log.").response()
 
 
 def link(*parts: str | int, **query: Any) -> str:

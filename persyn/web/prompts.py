@@ -153,4 +153,4 @@ def _float(request: Request, name: str) -> float | None:
 
 
 def _bad(name: str, given: str, wanted: str) -> Problem:
-    return Problem(HTTPStatus.BAD_REQUEST, "That cannot be asked", f"{name} is {wanted}; given was {given[:100]!r}.")
+    return Problem(HTTPStatus.BAD_REQUEST, "Invalid request", f"{name} must be {wanted}, got {given[:100]!r}.")

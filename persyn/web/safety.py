@@ -92,18 +92,18 @@ class Guard:
         if not _is_known(request.headers.get("host", ""), self._access.hosts):
             return Problem(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                "The console is not known by this name",
-                "It was asked for under a name that it was not given. Start it with --allow-host NAME if it is yours.",
+                "Unknown host name",
+                "The console does not accept this host name. If it is yours, start the console with --allow-host NAME.",
             ).response()
         if "\0" in _path(request) or b"%00" in request.scope["query_string"]:
             return Problem(
-                HTTPStatus.BAD_REQUEST, "That cannot be asked", "The address holds a NUL character, which no text has."
+                HTTPStatus.BAD_REQUEST, "Invalid request", "The address contains a NUL character."
             ).response()
         # Pages of other sites may link to the console, but not load anything from it.
         site, mode = request.headers.get("sec-fetch-site", "none"), request.headers.get("sec-fetch-mode", "navigate")
         if site in ("cross-site", "same-site") and (mode != "navigate" or request.method != "GET"):
             return Problem(
-                HTTPStatus.FORBIDDEN, "Another site asked for this", "Open the console itself, in a window of its own."
+                HTTPStatus.FORBIDDEN, "Request from another site", "Open the console directly in its own window."
             ).response()
         if self._access.token is None or _path(request).startswith("/static/"):
             return None
@@ -128,8 +128,8 @@ class Guard:
             return found
         return Problem(
             HTTPStatus.UNAUTHORIZED,
-            "This console asks for its token",
-            "It was printed when the console was started." if not given else "That was not it.",
+            "Token required",
+            "It was printed when the console was started." if not given else "Invalid token.",
         ).response(template="enter.html")
 
 
@@ -139,7 +139,7 @@ async def form(request: Request) -> dict[str, str]:
     async for part in request.stream():
         body += part
         if len(body) > _MOST_FORM_BYTES:
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is too much", "A form of the console is small.")
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Request too large", "Forms of the console are smaller.")
     return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
 
 

@@ -84,14 +84,14 @@ def download(request: Request) -> Response:
     """Serve the answer as a CSV file."""
     asked = _read(request)
     if not asked.query or asked.lacking:
-        lacks = f"Give a value for {', '.join(asked.lacking)}." if asked.lacking else "Write a question first."
+        lacks = f"Give a value for {', '.join(asked.lacking)}." if asked.lacking else "Enter a query first."
         raise Problem(HTTPStatus.BAD_REQUEST, "Nothing was asked", lacks)
     if _is_foreign(request):
-        raise Problem(HTTPStatus.FORBIDDEN, "Another site asked for this", "Ask it on the SQL page.")
+        raise Problem(HTTPStatus.FORBIDDEN, "Request from another site", "Run it on the SQL page.")
     try:
         answer = _answer(request, asked, _FILE)
     except PersynError as refused:
-        raise Problem(HTTPStatus.BAD_REQUEST, "The question has no answer", f"{refused}.") from refused
+        raise Problem(HTTPStatus.BAD_REQUEST, "The query failed", f"{refused}.") from refused
     written = io.StringIO()
     write_csv(written, answer.columns, answer.rows)
     name = "answer-cut.csv" if answer.is_truncated else "answer.csv"
@@ -106,7 +106,7 @@ def _read(request: Request, *, newest: str = "") -> Asked:
         try:
             question = saved.find(chosen)
         except UsageError as error:
-            raise not_found("There is no such question in the book.") from error
+            raise not_found("There is no such saved query.") from error
         query = question.sql
     given = {name: request.query_params.get(name, "").strip() for name in tokens.parameters(query)}
     if question and not given.get("run", "-"):
@@ -132,7 +132,7 @@ def _turn() -> Iterator[None]:
                 raise Problem(
                     HTTPStatus.TOO_MANY_REQUESTS,
                     "Others are asking",
-                    "Try again when their questions are answered.",
+                    "Try again when their queries have finished.",
                 )
             taken.callback(semaphore.release)
         yield

@@ -184,8 +184,7 @@ def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold
 
 def test_what_cannot_be_had_is_said(database: Database, run_id: int) -> None:
     assert facts(database, run_id, 0.0).notes == [
-        f"{kind}: strength is size, and params_b is not known of every teacher"
-        for kind in ("strong", "mix", "family-strong")
+        f"{kind}: needs params_b of every teacher" for kind in ("strong", "mix", "family-strong")
     ]
     with database.write() as session:
         run = session.get_one(Run, run_id)

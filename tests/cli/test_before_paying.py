@@ -130,7 +130,7 @@ def test_a_holdout_that_leaves_nothing_to_learn_from_is_refused(database: Databa
         ("def other(): ...", "AttributeError: module 'mine' has no attribute 'score'"),
         ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
         ("import os\nos._exit(3)", "importing 'mine:score' ended the process"),
-        ("score = 3", "'mine:score' is no function"),
+        ("score = 3", "'mine:score' is not a function"),
         ("def score(*_): return 1.0", None),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_prompts_file_that_is_gone_is_said(database: Database, tmp_path: Path)
     file = write_run(tmp_path)
     begin(database, file)
     (tmp_path / "prompts.jsonl").unlink()
-    assert begin(database, file)[1] == ["no file prompts.jsonl: the run keeps the prompts that it was started with"]
+    assert begin(database, file)[1] == ["no file prompts.jsonl: the run keeps its prompts"]
 
 
 @pytest.mark.parametrize(("content", "why"), [("", "has no rows"), ('{"prompt": "What', "cannot be imported")])
@@ -283,7 +283,7 @@ def test_a_prompts_file_that_cannot_be_read_any_more_does_not_stop_a_run(
         _warn_of_change(session, session.get_one(Run, run_id))
     database.close()
     assert why in told.getvalue().decode()
-    assert "the run keeps the prompts that it was started with" in told.getvalue().decode()
+    assert "the run keeps its prompts" in told.getvalue().decode()
     code, said = say("plan", str(file))
     assert (code, why in said) == (2, True)
 

@@ -135,8 +135,8 @@ def test_what_was_left_out_does_not_come_back_where_nobody_can_tell(export: Expo
         (("--split", "test=0.1", "--split", "test=0.2"), "given twice"),
         (("--decontaminate", "no.jsonl"), "there is no file"),
         (("--public",), "--public goes with --push"),
-        (("--push", "nobody"), "'nobody' is no name of a repository; give OWNER/NAME"),
-        (("--push", "me/a b"), "'me/a b' is no name of a repository; give OWNER/NAME"),
+        (("--push", "nobody"), "'nobody' is not a valid repository name; give OWNER/NAME"),
+        (("--push", "me/a b"), "'me/a b' is not a valid repository name; give OWNER/NAME"),
         (("--push", "me/data", "--dry-run"), "give one of the two"),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_hub_that_is_not_to_be_reached_is_said_to_be_so(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(PersynError, match=r"cannot be reached.*give the same command again"):
+    with pytest.raises(PersynError, match=r"cannot be reached.*repeat the command"):
         export("--push", "me/data")
     assert "manifest.json" in folder(tmp_path)
 

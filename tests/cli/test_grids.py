@@ -105,7 +105,7 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
     found = json.loads(persyn("router", "curve", "grid", "--json").stdout)
     assert [point["n_calibration"] for point in found["points"]] == [20]
     assert found["points"][-1]["reward"] == pytest.approx(shown["router"]["routed_reward"])
-    assert found["verdict"] == "too few calibration prompts to tell"
+    assert found["verdict"] == "too few calibration prompts for a conclusion"
 
     compared = json.loads(persyn("compare", "grid", "--refit", "--alpha", "0.4,1", "--json").stdout)
     by_name = [{row["strategy"]: row for row in one["strategies"]} for one in compared]

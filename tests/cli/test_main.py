@@ -89,7 +89,7 @@ def test_a_run_that_is_done_cannot_be_cancelled_and_one_that_is_cancelled_can_be
         session.execute(update(Run).values(state=RunState.DONE))
     refused = typed("run", "cancel", "first")
     assert isinstance(refused.exception, UsageError)
-    assert str(refused.exception) == "run first is done already; there is nothing to stop"
+    assert str(refused.exception) == "run first is done already and cannot be cancelled"
     with database.read() as session:
         assert session.get_one(Run, made.id).state is RunState.DONE
 
@@ -164,7 +164,7 @@ def test_each_shell_has_a_script_for_persyn() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "[run] is missing; 'persyn init' writes a file that has all it needs"),
+        ("", "[run] is missing; 'persyn init' writes a complete file"),
         ('[run]\nsetting = "math"', "'name' is missing in [run]"),
         ('{"run": 1}', "run.toml: not TOML: Invalid statement (at line 1, column 1)"),
         ('[run]\nname = "a b"', "beginning with a letter or a digit, got 'a b'"),

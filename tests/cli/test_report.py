@@ -28,4 +28,4 @@ def test_a_report_is_written_with_its_figures_or_refused_with_a_reason(persyn: P
     assert (tmp_path / "r.md").read_text().startswith("<!-- PerSyn report -->\n# Run first\n")
     assert (tmp_path / "figures").is_dir()
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == "error: persyn.db is no report of PerSyn and is left as it is; give another -o\n"
+    assert refused.stderr == "error: persyn.db is not a PerSyn report and was not replaced; give another -o\n"

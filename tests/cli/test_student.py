@@ -140,7 +140,7 @@ def test_another_answer_than_the_stored_one_is_refused_and_leaves_nothing(store:
         assert session.scalars(select(Evaluation)).all() == []
     assert str(refused.exception) == (
         "test.jsonl: the prompt 'How much?' has answer '8', but '7' is stored with it "
-        f"('persyn prompts show {prompt_id}'), and its answers would be judged by that; "
+        f"('persyn prompts show {prompt_id}'), which would be used to score its responses; "
         "give the row the same answer or none, or take it out"
     )
 
@@ -204,7 +204,7 @@ def test_a_dataset_whose_rows_cannot_be_found_again_is_not_trained_on(store: Dat
     benchmark.unlink()
 
     assert str(typed(*TRAIN).exception) == (
-        f"the dataset of run run cannot be made again as it was exported: there is no file {benchmark}; "
+        f"the dataset of run run cannot be recreated as it was exported: there is no file {benchmark}; "
         "'persyn export run' with other options writes another"
     )
 
@@ -253,7 +253,7 @@ def test_a_quality_that_cannot_judge_a_student_is_said_with_what_can(store: Data
         run = session.scalars(select(Run)).one()
         run.config = {**run.config, "quality": {"kind": "imported", "model": "right"}}
     done = typed("student", "eval", "run", str(tmp_path / "test.jsonl"))
-    assert "quality is imported, which cannot judge what a student writes; say by what, as --by math" in str(
+    assert "quality is imported, which cannot score a student's responses; choose a scorer, such as --by math" in str(
         done.exception
     )
 

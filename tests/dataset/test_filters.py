@@ -338,7 +338,7 @@ def test_an_assignment_that_did_not_go_by_is_no_dataset(database: Database, run:
         raw.execute("DELETE FROM prompts WHERE text = 'b'")
     raw.close()
 
-    with pytest.raises(PersynError, match="2 assignments were to go by, 1 did"):
+    with pytest.raises(PersynError, match="2 assignments were expected, 1 did"):
         write(database, run, tmp_path / "out")
 
     assert not (tmp_path / "out").exists()

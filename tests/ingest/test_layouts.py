@@ -388,7 +388,7 @@ def test_files_put_one_after_the_other_have_no_prompt_named_prompt(tmp_path: Pat
     first, again, second = read(tmp_path / "p.csv")
     assert isinstance(first, PromptRow)
     assert isinstance(second, PromptRow)
-    assert str(again) == "p.csv:3: the header again, as in files that were put one after the other"
+    assert str(again) == "p.csv:3: a repeated header, as in concatenated files"
 
 
 def test_a_cell_whose_column_has_no_name_is_no_loss_in_silence(tmp_path: Path) -> None:

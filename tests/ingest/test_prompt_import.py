@@ -116,7 +116,7 @@ def test_a_bad_row_stops_the_import_and_leaves_nothing(database: Database, tmp_p
 
     first, second = str(caught.value).split("; b.jsonl:3: ")
     assert first.startswith(
-        "2 of 2,004 rows cannot be imported, so nothing was; mend or skip them: b.jsonl:2: not JSON"
+        "2 of 2,004 rows cannot be imported, so nothing was imported; correct or skip them: b.jsonl:2: not JSON"
     )
     assert second == "empty prompt"
     assert stored(database) == 0

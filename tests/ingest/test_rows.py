@@ -282,4 +282,4 @@ def test_a_time_that_no_calendar_has_is_one_bad_row(tmp_path: Path) -> None:
     good, bad = rows.read(path)
     assert isinstance(good, PromptRow)
     assert good.meta == {"at": "1970-01-01T00:00:00"}
-    assert str(bad).startswith("p.parquet:2: a value that JSON cannot hold: ")
+    assert str(bad).startswith("p.parquet:2: a value that JSON cannot represent: ")

@@ -297,7 +297,7 @@ def test_every_other_answer_faulty_costs_no_row(server: Server, connect: Connect
 def test_a_server_error_is_asked_again_and_then_an_outage(server: Server, connect: Connect) -> None:
     server.reply = lambda n: web.Response(status=500, text="<html>" + "x" * 500)
 
-    with pytest.raises(OutageError, match=r"1 request in a row got no answer from .*: HTTP 500: <html>xxx") as outage:
+    with pytest.raises(OutageError, match=r"1 request in a row were not answered by .*: HTTP 500: <html>xxx") as outage:
         answer(connect(max_retries=1), ask())
 
     assert len(str(outage.value)) < 400

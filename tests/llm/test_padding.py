@@ -83,7 +83,7 @@ def test_too_little_memory_halves_the_budget_and_goes_on() -> None:
 def test_a_row_that_does_not_fit_by_itself_fails_alone() -> None:
     found = judge(padded(Memory(limit=6)), "x" * 8, "x" * 2)
 
-    assert found[0] == Failed(0, "out_of_memory: 8 tokens do not fit by themselves")
+    assert found[0] == Failed(0, "out_of_memory: 8 tokens do not fit even alone")
     assert found[1] == Judged(1, 2.0)
 
 

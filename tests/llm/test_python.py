@@ -71,7 +71,7 @@ def test_no_verdict_and_an_error_are_failures_of_one_response(module: str) -> No
 def test_what_is_no_function_is_refused(module: str) -> None:
     for model, said in [
         (f"{module}:nothing", "has no attribute 'nothing'"),
-        (f"{module}:number", "is no function"),
+        (f"{module}:number", "is not a function"),
         ("no_such_module:f", "No module named 'no_such_module'"),
     ]:
         with pytest.raises(EngineError, match=said):

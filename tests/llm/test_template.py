@@ -179,7 +179,7 @@ def test_a_text_that_only_one_row_loses_fails_that_row() -> None:
         assert not isinstance(outcome(chat, USER, ASSISTANT, AGAIN), Failed)
         assert outcome(chat, USER, reasoned, AGAIN) == Failed(
             7,
-            "bad_request: the chat template takes no such conversation: "
+            "bad_request: the chat template rejects the conversation: "
             "it does not write the text of turn 2 (assistant) in full",
         )
     assert isinstance(outcome(chat_of("llama 3"), USER, blank, AGAIN), Failed)

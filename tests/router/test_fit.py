@@ -325,7 +325,7 @@ def test_auto_does_not_train_in_full_where_too_few_prompts_could_judge_it(
 
     assert isinstance(fitted, Fitted)
     assert fitted.metrics["tune"] == "head"
-    assert fitted.metrics["not_full"] == "8 validation prompts cannot tell"
+    assert fitted.metrics["not_full"] == "8 validation prompts are too few to decide"
 
 
 def test_a_training_that_a_gpu_has_no_room_for_leaves_auto_the_head_and_fails_who_asked_for_it(

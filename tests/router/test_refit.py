@@ -73,11 +73,11 @@ def test_the_verdict_compares_all_prompts_with_half_of_them(
     points = [CurvePoint(size, 0.5 + 0.3 * part, deviation, 0.5, part) for size, part in pairs]
     assert _verdict(points, 0.3, "head") == f"more calibration {said} of the way to the oracle than 100 did"
     assert _verdict(points, 0.3, "auto").endswith(
-        "did; these are heads, a trained backbone may gain from more than they do"
+        "did; these are heads, and a fine-tuned backbone may gain more from more prompts"
     )
 
 
 @pytest.mark.parametrize("sizes", [(40,), (25, 40)])
 def test_without_half_of_them_there_is_no_verdict(sizes: tuple[int, ...]) -> None:
     points = [CurvePoint(size, 0.5, 0.0, 0.5, 0.0) for size in sizes]
-    assert _verdict(points, 0.3, "head") == "too few calibration prompts to tell"
+    assert _verdict(points, 0.3, "head") == "too few calibration prompts for a conclusion"

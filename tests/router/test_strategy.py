@@ -134,6 +134,6 @@ def test_a_grid_without_a_prompt_keeps_its_teachers() -> None:
 
 
 def test_what_is_no_function_is_refused(module: str) -> None:
-    for model, said in [(f"{module}:number", "is no function"), ("no_such_module:f", "No module named")]:
+    for model, said in [(f"{module}:number", "is not a function"), ("no_such_module:f", "No module named")]:
         with pytest.raises(EngineError, match=said):
             ask(model, [])

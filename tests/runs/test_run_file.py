@@ -100,7 +100,7 @@ def test_an_option_that_its_engine_does_not_take_is_found_before_any_model_loads
         ),
         (
             {"teacher": {"model": "a\0b"}},
-            "`teachers[1].model` has a NUL character, which no database can keep: 'a\\x00b'",
+            "`teachers[1].model` has a NUL character, which the database cannot store: 'a\\x00b'",
         ),
         (
             {"student": {"name": "s", "model": "~nosuchuser/x"}},

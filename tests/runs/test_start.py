@@ -46,7 +46,9 @@ def test_a_router_s_backbone_is_the_version_that_the_run_was_started_with(
     with database.read() as session:
         specs = [fit_router.fit_of(session, session.get_one(Run, run.id))[0] for run in (first, second)]
     assert [spec.revision for spec in specs] == [was, is_now]
-    with pytest.raises(UsageError, match=f"the backbone .* is {is_now}, not {was}: put that back, or name no version"):
+    with pytest.raises(
+        UsageError, match=f"the backbone .* is {is_now}, not {was}: restore it, or remove the version from the run file"
+    ):
         start(database, tmp_path, backbone, "third", f'version = "{was}"')
 
 

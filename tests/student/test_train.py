@@ -196,5 +196,5 @@ def test_a_training_that_comes_to_nothing_leaves_no_weights(tiny: Path, tmp_path
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size 16 is no multiple of micro_batch 5"):
+    with pytest.raises(ValueError, match="batch_size 16 is not a multiple of micro_batch 5"):
         TrainingSettings(micro_batch=5)

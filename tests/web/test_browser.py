@@ -192,7 +192,7 @@ def test_a_page_that_is_open_follows_the_run_and_leaves_the_reader_alone(site: S
     )
     assert page.evaluate("document.querySelector('h1').dataset.here") == "still"
     assert page.evaluate("scrollY") == 100
-    page.get_by_role("link", name="Hold it").click()
+    page.get_by_role("link", name="Pause").click()
     assert page.evaluate("document.body.dataset.live") is None
 
 

@@ -117,7 +117,7 @@ def test_a_run_says_what_it_costs_and_in_which_unit_it_measures(database: Databa
 def test_a_page_that_is_held_does_not_look_again(filled: Filled) -> None:
     html = filled.console.get("/runs/maths?live=off").text
     assert "data-live" not in html
-    assert "Go on looking" in html
+    assert "Resume" in html
 
 
 @pytest.mark.parametrize(

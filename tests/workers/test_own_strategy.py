@@ -199,7 +199,7 @@ def test_where_its_first_choice_was_not_imported_the_next_is_taken(
     with database.read() as session:
         reasons = dict(session.execute(select(Assignment.prompt_id, Assignment.reason)).all())
         first = session.scalars(select(Prompt.id).where(Prompt.text == "What is 0?")).one()
-    assert reasons[first] == "fallback: of the best nothing was imported"
+    assert reasons[first] == "fallback: no response of the best teacher was imported"
     assert sorted(reasons.values()).count(f"python: {module}:ranks") == 28  # of 30; one has the grid's best response
     assert sorted(asked.values()).count("cyd") >= 28
 
@@ -224,7 +224,9 @@ def test_a_run_file_is_of_the_version_it_was_started_with_or_names(
     file.write_text(text)
     assert start(database, file) == run_id
     file.write_text(text.replace('name = "test"', 'name = "other"', 1))
-    with pytest.raises(UsageError, match=f"is sha256:.*, not {revision}: put that back, or name none"):
+    with pytest.raises(
+        UsageError, match=f"is sha256:.*, not {revision}: restore it, or remove the revision from the run file"
+    ):
         start(database, file)
 
 

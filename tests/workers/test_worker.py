@@ -454,7 +454,7 @@ def test_an_engine_that_dies_of_every_prompt_fails_the_run_and_not_the_prompts(
 
     run = run_of(database, run_id)
     assert run.state is RunState.FAILED
-    assert "the engine loads and dies of whatever it is asked: the engine was ended by SIG" in str(run.error)
+    assert "the engine loads, but dies with every request: the engine was ended by SIG" in str(run.error)
     # In each attempt an innocent request may be blamed before the guilty one.
     assert count(database, Response) <= 6
     assert count(database, Load) <= 30  # and not some for every prompt

@@ -61,7 +61,7 @@ class Dispatcher:
             with self._database.write() as session:
                 self._lead.resign(session)
         except DBAPIError as error:
-            log.warning("the lead is left to run out", extra={"error": shorten(str(error.orig))})
+            log.warning("the lead will expire", extra={"error": shorten(str(error.orig))})
 
     def end(self) -> None:
         """Stop within seconds even if the database does not answer; unfinished work is abandoned."""
@@ -81,7 +81,7 @@ class Dispatcher:
             self._was_away = True
             self._back_off("the database is unavailable", error.orig)
         except celery_app.BROKER_ERRORS as error:
-            self._back_off("the broker is away", error)
+            self._back_off("the broker is unavailable", error)
 
     def _back_off(self, what: str, error: BaseException | None) -> None:
         self._failures += 1

@@ -82,7 +82,7 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
 def _stop_failed(crew: Crew) -> None:
     """Stop all workers after any error and give their jobs back; a supervisor restarts the process."""
     if crew.stopping.is_set():
-        log.warning("the database does not answer, and the worker has been told to end", exc_info=True)
+        log.warning("the database does not answer, and the worker has been asked to stop", exc_info=True)
         return
     log.exception("a worker cannot go on")
     crew.stopping.set()
@@ -98,7 +98,7 @@ def _end_soon(crew: Crew) -> None:
 
 
 def _end_now() -> None:
-    log.error("not ended in time; what is held is left to the leases' end", extra={"seconds": _END_SECONDS})
+    log.error("not stopped in time; held jobs are released when their leases expire", extra={"seconds": _END_SECONDS})
     os._exit(1)  # the engines end when their pipes close
 
 
@@ -117,7 +117,7 @@ def _listening(app: Celery, database: Database, hostname: str, reach: Reach) -> 
             try:
                 heard = _subscribe(app, database, hostname, reach, heard)
             except (DBAPIError, *celery_app.BROKER_ERRORS) as error:
-                log.warning("broker or database away", extra={"error": shorten(str(error))})
+                log.warning("broker or database unavailable", extra={"error": shorten(str(error))})
 
     thread = threading.Thread(target=look, daemon=True, name="queues")
     thread.start()

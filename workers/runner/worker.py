@@ -363,7 +363,7 @@ class Worker:
         self._futile += guilty is not None or not flying
         if self._futile >= _MOST_FUTILE:
             self._futile = 0
-            self._fail_jobs(f"the engine loads and dies of whatever it is asked: {reason}", did_load=False)
+            self._fail_jobs(f"the engine loads, but dies with every request: {reason}", did_load=False)
             return
         for flight in flying:
             if flight.key == guilty and self._is_open(flight.job):
@@ -390,7 +390,7 @@ class Worker:
         end = pipeline.wait_out if isinstance(error, OutageError) else pipeline.give_up
         for job in list(self._jobs.values()):
             self._forget(job.claim)
-            self._telemetry.ended(job.claim, "its server serves nobody", str(error))
+            self._telemetry.ended(job.claim, "its server rejects all requests", str(error))
             self._outlasting(partial(self._end_by, end, job.claim, str(error)))
         if isinstance(error, OutageError):
             self._listener.waiting(str(error))
@@ -453,7 +453,7 @@ class Worker:
             self._drop()
             self._give_back()
         except OperationalError as error:
-            log.warning("left without the database, the leases run out", extra={"error": shorten(str(error.orig))})
+            log.warning("stopped without the database; the leases expire", extra={"error": shorten(str(error.orig))})
         finally:
             self._drop()
 

@@ -39,8 +39,8 @@ def revision(model: str) -> str:
     origin = _origin(module)
     if origin is None or not Path(origin).is_file():
         raise UsageError(
-            f"there is no module {module!r} to take {function!r} from; "
-            "PYTHONPATH must name the folder it is in, here and for every worker"
+            f"cannot find the module {module!r} of the function {function!r}; "
+            "add its folder to PYTHONPATH, here and for every worker"
         )
     return f"sha256:{hashlib.sha256(Path(origin).read_bytes()).hexdigest()}"
 
@@ -81,8 +81,8 @@ def take(spec: ModelSpec) -> Callable[..., Any]:
     """Import a spec's function; `HostLacks` when that fails, or its file is not the spec's version."""
     if spec.revision is not None and revision(spec.model) != spec.revision:
         raise HostLacks(
-            f"the file of {spec.model!r} is not the one the run was started with: put that back, "
-            "or start a run of another name, which takes the new one"
+            f"the file of {spec.model!r} is not the one that the run was started with: restore it, "
+            "or start a run under another name, which uses the new one"
         )
     module, _, name = spec.model.partition(":")
     try:
@@ -90,7 +90,7 @@ def take(spec: ModelSpec) -> Callable[..., Any]:
     except Exception as error:  # importing user code may raise anything
         raise HostLacks(f"cannot import {spec.model!r}: {why(error)}") from error
     if not callable(function):
-        raise HostLacks(f"{spec.model!r} is no function")
+        raise HostLacks(f"{spec.model!r} is not a function")
     return function  # type: ignore[no-any-return]
 
 

@@ -91,8 +91,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     chosen = options.decode(spec, options.JudgeOptions)
     if chosen.wording not in (None, _wording(chosen)):
         raise PermanentError(
-            "this version of PerSyn asks a judge in other words than the run was started with: use that version, "
-            "or start a run of another name, which is scored anew"
+            "this version of PerSyn words the judge's prompt differently from the one that the run was started with: "
+            "use that version, or start a run under another name, which is scored with the new wording"
         )
     inner = ModelSpec(chosen.engine, spec.model, spec.revision, spec.gpus, chosen.options)
     return BothWays(engines.load(inner, tick), chosen)

@@ -105,7 +105,7 @@ class Child:
         try:
             self.version = msgspec.msgpack.decode(self._receive(_START_SECONDS), type=str)
         except ChildLost as lost:
-            raise EngineError(f"the answer checker does not start: {lost}") from lost
+            raise EngineError(f"the answer checker cannot be started: {lost}") from lost
 
     def judge(self, requests: Sequence[Judge]) -> list[Result]:
         """Results for the first requests: all of them, or up to the one that killed the child."""

@@ -98,6 +98,6 @@ class Padded:
         torch.cuda.empty_cache()
         longest = len(batch[0].ids)
         if len(batch) == 1:
-            return [Failed(batch[0].id, f"out_of_memory: {longest:,} tokens do not fit by themselves")]
+            return [Failed(batch[0].id, f"out_of_memory: {longest:,} tokens do not fit even alone")]
         self.batch_tokens = len(batch) * longest // 2
         return None

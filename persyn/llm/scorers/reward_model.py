@@ -87,11 +87,11 @@ class RewardModel:
 def _check(spec: ModelSpec, chat: Chat) -> None:
     config = scoring.configuration(spec)
     if config.num_labels != 1:
-        raise PermanentError(f"{spec.model!r} is no reward model: it has {config.num_labels} labels, one is wanted")
+        raise PermanentError(f"{spec.model!r} is not a reward model: expected 1 label, found {config.num_labels}")
     # Masked language models, such as BERT and DeBERTa, classify at their first token.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not chat.has_template:
         raise PermanentError(
-            f"{spec.model!r} is an encoder, which judges at a first token such as [CLS]; give its tokenizer a chat "
+            f"{spec.model!r} is an encoder, which scores at its first token such as [CLS]; give its tokenizer a chat "
             "template that writes a conversation as the model was trained on, that token included, or take a reward "
             "model that has one"
         )

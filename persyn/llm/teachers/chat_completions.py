@@ -162,7 +162,7 @@ def _finish_reason(said: Any) -> str | None:
     if complaints.REFUSED.search(reason):
         raise RefusedError(f"refused: finish reason {reason}")
     if _BROKEN_OFF.search(reason):
-        raise RetryableError(f"the response broke off, finish reason {reason}")
+        raise RetryableError(f"the response was interrupted, finish reason {reason}")
     return reason
 
 
@@ -187,7 +187,7 @@ def _is_stream(text: str) -> bool:
 
 
 def _assemble(text: str) -> dict[str, Any]:
-    """Assemble a streamed completion from its pieces; `ValueError` if the stream broke off."""
+    """Assemble a streamed completion from its pieces; `ValueError` if the stream ended early."""
     merged: dict[str, Any] = {}
     message: dict[str, Any] = {"content": ""}
     choice: dict[str, Any] = {"message": message}
@@ -205,14 +205,14 @@ def _assemble(text: str) -> dict[str, Any]:
             if each.get("index", 0) == 0:
                 _add(choice, message, each)
     if not is_over and choice.get("finish_reason") is None:
-        raise ValueError("the stream broke off")
+        raise ValueError("the stream ended early")
     return {**merged, "choices": [choice]}
 
 
 def _piece(name: str, data: str) -> dict[str, Any]:
     """A piece of a completion, or {"error": what the server says}; `ValueError` if it is not JSON."""
     if name == "error":
-        return {"error": _loaded(data) or "an error event without words"}
+        return {"error": _loaded(data) or "an error event without a message"}
     piece = _table(json.loads(data))
     error = piece.pop("error", None)
     if complaints.says(error):

@@ -61,7 +61,7 @@ def endpoint(base_url: str) -> URL:
     if url.scheme not in {"http", "https"} or not url.host:
         raise PermanentError(f"base_url {base_url!r} is no http(s) URL; give one like http://localhost:8000/v1")
     if re.search(r"\s", base_url) or url.fragment:
-        raise PermanentError(f"base_url {base_url!r} has a blank or a # in it, which no base URL has; take it out")
+        raise PermanentError(f"base_url {base_url!r} contains a blank or a #; remove it")
     path = url.raw_path.rstrip("/")
     if path.endswith("/chat/completions"):
         raise PermanentError(f"base_url {base_url!r} must end before /chat/completions, which is added to it")
@@ -74,11 +74,9 @@ def read_key(chosen: options.OpenAIOptions) -> str | None:
         return None
     key = os.environ.get(chosen.api_key_env, "").strip()
     if not key:
-        raise HostLacks(f"the environment variable {chosen.api_key_env} holds no API key; set it for the worker")
+        raise HostLacks(f"the environment variable {chosen.api_key_env} is empty; set it to the API key for the worker")
     if key[0] in "'\"":
-        raise HostLacks(
-            f"the environment variable {chosen.api_key_env} holds a key in quotation marks; set it to the key alone"
-        )
+        raise HostLacks(f"the environment variable {chosen.api_key_env} holds a key in quotation marks; remove them")
     if not _KEY.fullmatch(key):
         raise HostLacks(
             f"the environment variable {chosen.api_key_env} holds no single API key: there is a line break, a blank or "
@@ -98,7 +96,7 @@ def proxy(url: URL) -> URL | None:
         place = URL(found if "://" in found else f"http://{found}")
     except ValueError as error:  # the error's message may contain a password
         raise HostLacks(
-            f"the environment names a proxy for {url.host} that is no URL; set HTTP(S)_PROXY anew"
+            f"the environment names a proxy for {url.host} that is not a URL; correct HTTP(S)_PROXY"
         ) from error
     if place.scheme not in {"http", "https"} or not place.host:
         raise HostLacks(
@@ -242,7 +240,9 @@ class OpenAI:
             result = Failed(request.id, str(error))
         except RetryableError as error:
             if error.is_absent:
-                raise OutageError(f"no server at {self._url}: {error}; check that it runs and base_url") from error
+                raise OutageError(
+                    f"no server at {self._url}: {error}; check that it is running, and base_url"
+                ) from error
             self._doubt(_Doubt(request, f"server_error: {error}", None, self._loop.time()))
             return None
         self._settle(began)
@@ -287,7 +287,7 @@ class OpenAI:
         try:
             await self._ask(_greeting(self._doubts[-1]))
         except RetryableError as error:
-            raise OutageError(f"{many} got no answer from {self._url}: {error}") from error
+            raise OutageError(f"{many} were not answered by {self._url}: {error}") from error
         except RefusedError as error:
             is_form = error.blame == "request" and is_much and any(doubt.blame == "request" for doubt in self._doubts)
             if error.blame in ("access", "account") or is_form:

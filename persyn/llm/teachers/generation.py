@@ -35,7 +35,7 @@ def prepare(chat: Chat, request: Generate, context: int | None) -> EncodedPrompt
     try:
         ids = chat.prompt_ids(request.messages)
     except TemplateError as error:
-        return refuse(request, f"the chat template takes no such conversation: {error}")
+        return refuse(request, f"the chat template rejects the conversation: {error}")
     if request.sampling.max_tokens < 1:
         return refuse(request, f"max_tokens must be at least 1, got {request.sampling.max_tokens}")
     room = request.sampling.max_tokens if context is None else context - len(ids)

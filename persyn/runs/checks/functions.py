@@ -17,10 +17,10 @@ _SECONDS = 120.0
 _IMPORT = """
 import sys
 from persyn.errors import PersynError
-from persyn.llm.scorers import own_function
+from persyn.llm.scorers import custom_function
 from persyn.llm.protocols import ModelSpec
 try:
-    own_function.take(ModelSpec("python", sys.argv[1]))
+    custom_function.take(ModelSpec("python", sys.argv[1]))
 except PersynError as error:
     sys.exit(str(error))
 """

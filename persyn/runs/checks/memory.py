@@ -37,7 +37,7 @@ def look(model: UsedModel) -> Finding | None:
         weights = weights * _BYTES[used] // _BYTES[stored]
     room, where = _room(spec)
     if room and weights > room:
-        mend = "take more gpus, or a smaller options.dtype" if spec.gpus else "set gpus = 1 where there is one"
+        mend = "use more gpus, or a smaller options.dtype" if spec.gpus else "set gpus = 1 on a host with a GPU"
         message = f"its weights take {weights / _GIB:,.1f} GiB in {used}, and {where} {room / _GIB:,.1f}; {mend}"
         return Finding("error", "memory", message)
     if spec.engine == "vllm" and room:

@@ -40,7 +40,7 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     silent = _silent(list(dict.fromkeys(url.origin() for url in addresses.values() if not _by_proxy(url))))
     for whose, url in addresses.items():
         if why := silent.get(url.origin()):
-            message = f"{why}; start the server, or mend base_url"
+            message = f"{why}; start the server, or correct base_url"
             yield whose, Finding("error", "server", message)
 
 
@@ -51,7 +51,7 @@ def seen(spec: ModelSpec) -> Finding:
     except EngineError as error:
         return Finding("error", "load", str(error))
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
-    return Finding("ok", "server", f"{url} will be asked for {spec.model!r} with {key}; nothing was sent")
+    return Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")
 
 
 def _examine(spec: ModelSpec) -> URL:
@@ -110,9 +110,9 @@ def _met(origin: URL) -> str:
         with socket.create_connection((origin.host or "", origin.port or 0), timeout=_CONNECT_SECONDS) as met:
             return _met_by_tls(origin, met) if origin.scheme == "https" else ""
     except TimeoutError:
-        return f"nobody answers at {origin}: no connection within {_CONNECT_SECONDS:g} s"
+        return f"no server answers at {origin}: no connection within {_CONNECT_SECONDS:g} s"
     except OSError as error:
-        return f"nobody answers at {origin}: {error.strerror or error}"
+        return f"no server answers at {origin}: {error.strerror or error}"
 
 
 def _met_by_tls(origin: URL, met: socket.socket) -> str:
@@ -122,6 +122,6 @@ def _met_by_tls(origin: URL, met: socket.socket) -> str:
     except ssl.SSLCertVerificationError as error:
         return f"the certificate of {origin} is not accepted: {error.verify_message}"
     except TimeoutError:
-        return f"{origin} does not answer by TLS within {_CONNECT_SECONDS:g} s: does it speak http?"
+        return f"{origin} does not answer with TLS within {_CONNECT_SECONDS:g} s: is it an http:// URL?"
     except OSError as error:
-        return f"{origin} does not speak TLS ({error.strerror or error}): does it speak http?"
+        return f"{origin} does not use TLS ({error.strerror or error}): is it an http:// URL?"

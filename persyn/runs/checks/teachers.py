@@ -46,7 +46,7 @@ def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) 
     if ENGINES[teacher.engine].model == "server":
         return [servers.seen(ModelSpec(teacher.engine, teacher.model, options=teacher.options))]
     if ENGINES[teacher.engine].model != "weights":
-        return [Finding("ok", "load", f"the engine {teacher.engine!r} has no model to look at")]
+        return [Finding("ok", "load", f"the engine {teacher.engine!r} has no model to check")]
     try:
         identify(teacher.model, teacher.revision)  # reports within seconds what loading would find only after minutes
     except UsageError as error:
