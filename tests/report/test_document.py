@@ -23,13 +23,13 @@ from tests.report.conftest import HOSTILE
 #: In the order of the page.
 HEADINGS = [
     "In short",
-    "What was run",
+    "Configuration and stages",
     "Teachers",
     "Figures",
     "Strategies",
     "Failures",
     "Examples",
-    "What is not here",
+    "Missing parts",
     "Provenance",
 ]
 
