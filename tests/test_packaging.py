@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -28,17 +29,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with only the wheel installed."""
-    folder = tmp_path_factory.mktemp("installed")
-    with zipfile.ZipFile(wheel) as file:
-        file.extractall(folder)
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment into which the wheel alone is installed; its dependencies are found where they are."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
+    (_packages(folder) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
 
 
-def test_one_top_level_package_is_installed_with_all_it_needs(installed: Path) -> None:
-    assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {"persyn"}
-    package = installed / "persyn"
+def _packages(environment: Path) -> Path:
+    return next(environment.glob("lib/python*/site-packages"))
+
+
+def test_one_top_level_package_is_installed_with_all_it_needs(environment: Path) -> None:
+    installed = {path.name for path in _packages(environment).iterdir() if path.suffix not in (".dist-info", ".pth")}
+    assert installed == {"persyn"}
+    package = _packages(environment) / "persyn"
     here = {path.relative_to("persyn") for path in Path("persyn").rglob("*.py")}
     for link in ("cli", "workers", "migrations"):
         here |= {Path(link) / path.relative_to(link) for path in Path(link).rglob("*.py")}
@@ -49,20 +57,20 @@ def test_one_top_level_package_is_installed_with_all_it_needs(installed: Path) -
         assert (package / data).is_file()
 
 
-def test_modules_of_the_user_with_the_names_of_our_folders_disturb_nothing(installed: Path, tmp_path: Path) -> None:
+def test_modules_of_the_user_with_the_names_of_our_folders_disturb_nothing(environment: Path, tmp_path: Path) -> None:
     for name in ("cli", "console", "migrations", "workers"):
         (tmp_path / f"{name}.py").write_text(HOSTILE)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{installed}", "PERSYN_HOME": str(tmp_path / "home")}
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path), "PERSYN_HOME": str(tmp_path / "home")}
 
     def persyn(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from persyn.cli.main import main; main()", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        command = [str(environment / "bin/persyn"), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done
 
     persyn("init", "--template", "fake", "run")
     persyn("run", "start", "run/run.toml")
     assert len((tmp_path / "home/datasets/fake/messages.jsonl").read_text().splitlines()) == 40
-    where = [sys.executable, "-c", "import persyn.cli, persyn.migrations; print(persyn.cli.__file__)"]
-    found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
-    assert Path(found.strip()).is_relative_to(installed)
+    where = [str(environment / "bin/python"), "-c", "import persyn.cli, persyn.migrations; print(persyn.cli.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).is_relative_to(environment)
