@@ -1,5 +1,5 @@
--- operator: How far is a run?
--- total = done + failed + pending, for each stage that it has come to.
+-- operator: What is the progress of a run?
+-- total = done + failed + pending, for each stage that it has reached.
 SELECT stage, total, done, failed, pending
 FROM v_progress
 WHERE run = :run
