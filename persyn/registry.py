@@ -19,7 +19,7 @@ class Named(Protocol):
         """The name by which users choose it."""
 
 
-Record = TypeVar("Record", bound=Named)
+_Kind = TypeVar("_Kind", bound=Named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Plugin:
     flaw: str = ""
 
 
-class Registry(Mapping[str, Record]):
+class Registry(Mapping[str, _Kind]):
     """Records by name: first the built-in ones in their order, then those of plug-ins by name.
 
     A plug-in is an entry point whose value is a record of the registry's type. One that cannot be imported, is
@@ -40,18 +40,18 @@ class Registry(Mapping[str, Record]):
     name is looked up that is not built in, or when all records are listed.
     """
 
-    def __init__(self, kind: type[Record], *builtin: Record, groups: tuple[str, ...]) -> None:
+    def __init__(self, kind: type[_Kind], *builtin: _Kind, groups: tuple[str, ...]) -> None:
         """Register the built-in records.
 
         groups: the entry-point groups from which plug-ins are read.
         """
-        self.builtin: Mapping[str, Record] = {record.name: record for record in builtin}
+        self.builtin: Mapping[str, _Kind] = {record.name: record for record in builtin}
         self.groups = groups
         self._kind = kind
-        self._all: dict[str, Record] | None = None
+        self._all: dict[str, _Kind] | None = None
         self._plugins: list[Plugin] = []
 
-    def __getitem__(self, name: str) -> Record:
+    def __getitem__(self, name: str) -> _Kind:
         found = self.builtin.get(name)
         return self._read()[name] if found is None else found
 
@@ -72,7 +72,7 @@ class Registry(Mapping[str, Record]):
         found = (plugin for plugin in self.plugins if plugin.flaw and plugin.name == name)
         return next((f"its plug-in in package {plugin.package} was left out: {plugin.flaw}" for plugin in found), "")
 
-    def require(self, name: str, what: str) -> Record:
+    def require(self, name: str, what: str) -> _Kind:
         """The record of a name; raise `UsageError` when there is none.
 
         what: the readable name of the kind: "engine".
@@ -85,7 +85,7 @@ class Registry(Mapping[str, Record]):
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"there is no {what} named {name!r}{hint}; available: {', '.join(self)}")
 
-    def _read(self) -> dict[str, Record]:
+    def _read(self) -> dict[str, _Kind]:
         if self._all is None:
             self._all = dict(self.builtin)
             points = (point for group in self.groups for point in entry_points(group=group))
@@ -95,7 +95,7 @@ class Registry(Mapping[str, Record]):
                 self._plugins.append(Plugin(point.group, point.name, package, flaw))
         return self._all
 
-    def _add(self, records: dict[str, Record], point: EntryPoint) -> str:
+    def _add(self, records: dict[str, _Kind], point: EntryPoint) -> str:
         """Add a plug-in's record; return why it was left out, empty if it was not."""
         try:
             record = point.load()
