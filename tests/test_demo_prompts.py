@@ -77,7 +77,7 @@ def test_the_run_file_is_a_valid_one_whose_teachers_are_right_in_their_examples(
     run = run_file.read(prompts.RUN_FILE)
 
     assert run.run.calibration < prompts.PER_GROUP * len(prompts.GROUPS)
-    assert round(run.run.calibration * run.holdout) >= 24
+    assert round(run.run.calibration * run_file.holdout(run)) >= 24
     for teacher in run.teachers:
         for shot in teacher.few_shot:
             assert math_answer.find(shot.assistant).strip() == _expected(shot.user), shot

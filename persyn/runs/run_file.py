@@ -171,15 +171,13 @@ def _require_kinds(path: Path, kinds: Iterable[tuple[str, str, Sequence[str]]]) 
 
 
 def _require_quality(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for a scorer without the model that it needs."""
+    """Raise `UsageError` for a scorer without the model that it needs, and for a judge without its engine."""
     quality, kind = config.quality, ENGINES[config.quality.kind]
-    what = {"weights": "a model", "server": "a model", "function": "model, a module:function"}
-    what["field"] = "model, the field that scores were imported from"
+    needed = {"function": "model, a module:function", "field": "model, the field that scores were imported from"}
+    if not quality.model and (kind.is_nested or kind.model):
+        raise UsageError(f"{path}: [quality] a {kind.name} needs {needed.get(kind.model, 'a model')}")
     if kind.is_nested and quality.options.get("engine") not in (known := engines.with_role("judge")):
         raise UsageError(f"{path}: [quality] a {kind.name} needs options.engine, one of {', '.join(known)}")
-    if not quality.model and (kind.is_nested or kind.model):
-        needed = "a model" if kind.is_nested else what[kind.model]
-        raise UsageError(f"{path}: [quality] of kind {kind.name!r} needs {needed}")
 
 
 def _require_strategy(path: Path, config: RunConfig) -> None:

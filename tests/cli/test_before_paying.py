@@ -216,8 +216,8 @@ def looked(config: RunConfig) -> list[str]:
 
 def test_https_to_a_server_that_speaks_http_is_told_of(tmp_path: Path, server: Server) -> None:
     (message,) = looked(served_by(tmp_path, server.base_url.replace("http:", "https:")))
-    assert "does not speak TLS" in message
-    assert "does it speak http?" in message
+    assert "does not use TLS" in message
+    assert "is it an http:// URL?" in message
     assert server.bodies == []
 
 
@@ -298,13 +298,13 @@ def test_a_broken_row_is_not_taken_for_prompts_that_are_gone(say: Say, tmp_path:
     code, said = say("plan", str(file))
     assert code == 2
     assert "prompts.jsonl:61: not JSON" in said
-    assert "no longer there" not in said
+    assert "prompts are missing" not in said
 
 
 def test_teachers_in_single_brackets_are_told_how_to_write_them(say: Say, tmp_path: Path) -> None:
     file = write_run(tmp_path)
     file.write_text(file.read_text().replace("[[teachers]]", "[teachers]"))
-    assert "write [[teachers]], in two brackets" in say("plan", str(file))[1]
+    assert "write [[teachers]], with two brackets" in say("plan", str(file))[1]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_rows_that_failed_are_asked_again_when_their_reason_is_named(persyn: Per
     pending = json.loads(persyn("run", "status", "test", "--json").stdout)["stages"][-1]["pending"]
     resumed = persyn("run", "resume", "test")
 
-    assert asked.stdout.startswith(f"{PROMPTS - before} rows will be computed again\nrun test goes on"), asked
+    assert asked.stdout.startswith(f"{PROMPTS - before} rows will be computed again\nrun test continues"), asked
     assert resumed.returncode == 3, resumed.stderr
     assert pending == PROMPTS - before
     # This engine refuses the same requests again.

@@ -183,7 +183,7 @@ def test_a_sqlite_file_on_a_disk_is_fine() -> None:
 
 def test_workers_that_do_not_answer_are_missed(examine: Doctor, server: Broker) -> None:
     level, found = examine(PERSYN_BROKER_URL=server.url)["workers"]
-    assert (level, found.partition(";")[0]) == ("warning", "none answers")
+    assert (level, found.partition(";")[0]) == ("warning", "no worker answers")
 
 
 def test_workers_of_another_version_and_queues_that_nobody_takes_are_named() -> None:
@@ -197,7 +197,7 @@ def test_workers_of_another_version_and_queues_that_nobody_takes_are_named() -> 
     assert found["worker versions"][0] == "warning"
     assert "old@host 0.0.1" in found["worker versions"][1]
     assert found["queue"][0] == "warning"
-    assert "3 jobs of vllm.qwen wait" in found["queue"][1]
+    assert "3 jobs of vllm.qwen are waiting" in found["queue"][1]
     assert "2 GPUs" in found["queue"][1]
     assert "phi" not in found["queue"][1]
 

@@ -137,7 +137,7 @@ def test_what_was_left_out_does_not_come_back_where_nobody_can_tell(export: Expo
         (("--public",), "--public goes with --push"),
         (("--push", "nobody"), "'nobody' is not a valid repository name; give OWNER/NAME"),
         (("--push", "me/a b"), "'me/a b' is not a valid repository name; give OWNER/NAME"),
-        (("--push", "me/data", "--dry-run"), "give one of the two"),
+        (("--push", "me/data", "--dry-run"), "give only one of the two"),
     ],
 )
 def test_what_makes_no_sense_writes_nothing(
@@ -192,7 +192,7 @@ def test_a_push_makes_the_repository_the_folder(export: Export, hub: Hub, tmp_pa
 
 def test_a_push_that_broke_off_goes_on(export: Export, hub: Hub, tmp_path: Path) -> None:
     hub.fails = True
-    with pytest.raises(PersynError, match=r"dataset.parquet.*same command again"):
+    with pytest.raises(PersynError, match=r"dataset.parquet.*repeat the command"):
         export("--push", "me/data")
     assert len(hub.repos["me/data"].commits) == 1
     assert "dataset.parquet" in folder(tmp_path)  # it is written despite the failed push
@@ -204,7 +204,7 @@ def test_a_push_that_broke_off_goes_on(export: Export, hub: Hub, tmp_path: Path)
 
 def test_what_was_private_is_not_made_public_nor_the_other_way(export: Export, hub: Hub) -> None:
     assert "(public)" in export("--push", "me/open", "--public")
-    with pytest.raises(UsageError, match="is public; say --public"):
+    with pytest.raises(UsageError, match="is public; give --public"):
         export("--push", "me/open")
     export("--push", "me/closed")
     assert "(private)" in export("--push", "me/closed", "--public")

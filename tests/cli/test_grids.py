@@ -69,7 +69,7 @@ def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path,
     table = persyn("compare", "grid")
     assert table.returncode == 0, table.stderr
     assert "20 hold-out prompts, 20 calibration prompts" in table.stdout
-    foreign = "persyn: its router was fitted to the run's own reward, not to this one"
+    foreign = "persyn: the router was fitted to the run's own reward, not to this one"
     assert foreign not in table.stdout
     assert foreign in persyn("compare", "grid", "--per", "response").stdout
 

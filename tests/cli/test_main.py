@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
 
@@ -170,10 +171,6 @@ def test_each_shell_has_a_script_for_persyn() -> None:
         ('[run]\nname = "a b"', "beginning with a letter or a digit, got 'a b'"),
         ('[run]\nname = "a"\nsetting = "maths"', "`run.setting` is 'maths'; it takes 'instruct', 'math'"),
         ('[run]\nname = "a"\nsetting = "math"\nholdout = 2', "< 1.0 - at `run.holdout`, got 2"),
-        (
-            '[[teachers]]\nname = "a"\nmodel = "a"\nengine = "vlm"\n[[teachers]]',
-            "`teachers[0].engine` is 'vlm'; it takes 'fake', 'imported', 'openai', 'transformers', 'vllm'",
-        ),
     ],
 )
 def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, content: str, said: str) -> None:
@@ -181,6 +178,27 @@ def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, co
     with pytest.raises(UsageError) as refused:
         run_file.read(tmp_path / "run.toml")
     assert str(refused.value).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (
+            'model = "ada"\nengine = "fake"',
+            'model = "ada"\nengine = "vlm"',
+            "`teachers[0].engine` is 'vlm'; it takes 'vllm', 'transformers', 'openai', 'imported', 'fake'",
+        ),
+        ('kind = "fake"', 'kind = "maths"', "`quality.kind` is 'maths'; it takes 'math', 'instructions', "),
+        ("[router]", '[strategy]\nkind = "best"\n[router]', "`strategy.kind` is 'best'; it takes 'persyn', 'static', "),
+    ],
+)
+def test_an_unknown_kind_is_answered_with_those_that_exist(tmp_path: Path, right: str, wrong: str, said: str) -> None:
+    text = (files("persyn.cli") / "templates/fake.toml").read_text()
+    assert right in text
+    (tmp_path / "run.toml").write_text(text.replace(right, wrong, 1))
+    with pytest.raises(UsageError) as refused:
+        run_file.read(tmp_path / "run.toml")
+    assert said in str(refused.value)
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_example_runs_and_is_compared_with_the_other_strategies(persyn: Pers
     # Elsewhere the module does not exist, and the other strategies are still compared.
     elsewhere = persyn(*compared.split()[1:])
     assert elsewhere.returncode == 0
-    assert "unavailable: my_strategies:by_group: there is no module 'my_strategies'" in elsewhere.stdout
+    assert "unavailable: my_strategies:by_group: cannot find the module 'my_strategies'" in elsewhere.stdout
 
 
 def test_the_function_that_needs_no_grid_goes_by_size() -> None:

@@ -37,7 +37,7 @@ def test_without_a_store_it_plans_and_makes_none(persyn: Persyn, tmp_path: Path)
     (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("calibrate  ada")]
     assert row[2:5] == ["12", "0", "12"]
     assert "upper bounds" in done.stdout
-    assert "an estimate" in done.stdout
+    assert "estimated at 4 characters per token" in done.stdout
     assert "at an even split" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl", "run.toml"]
 

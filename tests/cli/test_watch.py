@@ -193,7 +193,7 @@ def test_ctrl_c_closes_the_view_of_a_database_that_is_away(postgres: Postgres) -
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert said.startswith("the run goes on without this window")
+    assert said.startswith("the run continues without this window")
 
 
 def test_ctrl_c_closes_the_view_and_leaves_the_run_alone(tmp_path: Path) -> None:

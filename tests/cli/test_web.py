@@ -43,7 +43,7 @@ def test_it_serves_until_ctrl_c(tmp_path: Path) -> None:
     with web(tmp_path) as (process, address):
         assert address.startswith("http://127.0.0.1:")
         with urlopen(address) as answer:
-            assert "There is no run yet" in answer.read().decode()
+            assert "There are no runs yet" in answer.read().decode()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert process.stderr is not None
@@ -66,7 +66,7 @@ def test_the_printed_address_opens_the_console_whatever_the_token(tmp_path: Path
         web(tmp_path, "--token", "ab+cd/ef&gh#ij%41kl==") as (_, address),
         browser.open(address) as answer,
     ):
-        assert "There is no run yet" in answer.read().decode()
+        assert "There are no runs yet" in answer.read().decode()
         assert "token" not in answer.url
 
 
@@ -77,7 +77,7 @@ def test_what_cannot_be_is_said_in_a_line(persyn: Persyn) -> None:
             (["--port", str(port)], f"cannot listen on 127.0.0.1, port {port}"),
             (["--host", "no.such.host.invalid", "--port", "0"], "cannot listen on no.such.host.invalid"),
             (["--token", "short"], "the token has 5 characters"),
-            (["--token", "\N{SNOWMAN}" * 16], "characters that no header carries"),
+            (["--token", "\N{SNOWMAN}" * 16], "characters that are not allowed in a header"),
         ):
             done = persyn("web", *arguments)
             assert done.returncode == 2

@@ -356,7 +356,7 @@ def test_a_readme_that_an_older_version_did_not_write_is_kept(database: Database
     assert (tmp_path / "out" / "README.md").read_text() == "{}"
 
 
-@pytest.mark.parametrize(("formats", "expected"), [((), "no format"), (("messages", "xml"), "unknown format 'xml'")])
+@pytest.mark.parametrize(("formats", "expected"), [((), "no format"), (("messages", "xml"), "no format named 'xml'")])
 def test_formats_are_checked_first(formats: tuple[str, ...], expected: str) -> None:
     with pytest.raises(UsageError, match=f"{expected}.*messages, prompt-completion, sharegpt, alpaca, parquet"):
         ExportOptions(formats=formats)
@@ -395,12 +395,12 @@ from pathlib import Path
 from persyn.db.connect import Database
 from persyn.errors import PersynError
 from persyn.dataset import export, formats
-from persyn.dataset.options import Options
+from persyn.dataset.options import ExportOptions
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 database = Database(sys.argv[1])
 try:
-    export.write(database, int(sys.argv[2]), Path(sys.argv[3]), Options(formats=(sys.argv[4],)))
+    export.write(database, int(sys.argv[2]), Path(sys.argv[3]), ExportOptions(formats=(sys.argv[4],)))
 except PersynError as error:
     print(error)
 database.close()

@@ -407,13 +407,13 @@ def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"splits": {"train": 0.5}}, "has what the others leave"),
+        ({"splits": {"train": 0.5}}, "contains the remaining rows"),
         ({"splits": {"all": 0.1}}, "cannot be named all: readers of datasets mean all splits together by it"),
         ({"splits": {"a": 0.5, "b": 0.5}}, "nothing is left for train"),
         ({"splits": {"test": 0.0}}, "above 0"),
-        ({"splits": {"../x": 0.1}}, "named by lower-case letters"),
+        ({"splits": {"../x": 0.1}}, "consists of lower-case letters"),
         ({"min_quality": float("nan")}, "must be a number"),
-        ({"unscored": "drop"}, "only with a minimum quality"),
+        ({"unscored": "drop"}, "only used with a minimum quality"),
         ({"near_duplicates": 0.4}, "must be 0.5 to 1"),
         ({"cap": 0}, "1 or more"),
     ],

@@ -77,7 +77,7 @@ PLAIN = b'{"prompt": "a"}\n'
 def test_a_file_that_is_something_else_is_named(tmp_path: Path, data: bytes, said: str, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
-    with pytest.raises(UsageError, match="unpack it once" if "gzip" in said and name.endswith(".gz") else said):
+    with pytest.raises(UsageError, match="decompress it once" if "gzip" in said and name.endswith(".gz") else said):
         read(path)
 
 
@@ -108,7 +108,7 @@ def test_a_byte_that_is_no_utf8_is_placed_and_the_encoding_guessed(tmp_path: Pat
 @pytest.mark.parametrize("name", ["p", "p.jsonl"])
 def test_a_folder_is_said_to_be_one(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(UsageError, match="is a folder; give the files in it"):
+    with pytest.raises(UsageError, match="is a folder; give the names of files in it"):
         rows.read(tmp_path / name)
 
 

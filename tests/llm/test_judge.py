@@ -310,7 +310,7 @@ def test_a_judge_asked_in_other_words_is_refused() -> None:
     assert words == judge.wording({"engine": "fake", "options": {"concurrency": 2}})
     assert words != judge.wording({"engine": "fake", "criterion": "It rhymes."})
     judge.load(ModelSpec("judge", "m", options={"engine": "fake", "wording": words}), lambda: None)
-    with pytest.raises(EngineError, match="in other words than the run was started with"):
+    with pytest.raises(EngineError, match="differently from the one that the run was started with"):
         judge.load(ModelSpec("judge", "m", options={"engine": "fake", "scale": 5, "wording": words}), lambda: None)
 
 

@@ -752,8 +752,8 @@ def test_a_proxy_of_the_environment_is_heeded_and_its_password_told_to_nobody(
     [
         ("http://h/v1/chat/completions", "must end before /chat/completions"),
         ("http://h/v1/chat/completions/?api-version=1", "must end before /chat/completions"),
-        (" http://h/v1 ", "has a blank or a #"),
-        ("http://h/v1#x", "has a blank or a #"),
+        (" http://h/v1 ", "contains a blank or a #"),
+        ("http://h/v1#x", "contains a blank or a #"),
         ("http://h:99999/v1", "is no URL"),
     ],
 )
@@ -784,7 +784,7 @@ def test_no_proxy_may_name_a_port_a_domain_or_a_network(
 
 def test_a_proxy_that_is_no_url_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://me:hidden@127.0.0.1:port")
-    with pytest.raises(EngineError, match="that is no URL") as refused:
+    with pytest.raises(EngineError, match="that is not a URL") as refused:
         chat_server.proxy(URL("http://api.example.com/v1"))
     assert "hidden" not in str(refused.value)
 

@@ -83,7 +83,7 @@ def test_a_scorer_is_another_version_when_its_file_changes(module: str, tmp_path
     assert before == custom_function.revision(f"{module}:moody")  # the revision depends on the file
     (tmp_path / f"{module}.py").write_text(SOURCE + "\n")
     assert custom_function.revision(f"{module}:length") != before
-    with pytest.raises(EngineError, match="is not the one the run was started with"):
+    with pytest.raises(EngineError, match="is not the one that the run was started with"):
         custom_function.load(ModelSpec("python", f"{module}:length", revision=before), lambda: None)
 
 
@@ -102,7 +102,7 @@ def test_to_find_a_functions_file_nothing_of_its_package_is_run(
     (package / "__init__.py").write_text("raise SystemExit('run')")
     (package / "scorers.py").write_text(SOURCE)
     assert custom_function.revision("foreign_package.scorers:length").startswith("sha256:")
-    with pytest.raises(UsageError, match=r"no module 'foreign_package.other'.*PYTHONPATH must name the folder"):
+    with pytest.raises(UsageError, match=r"no module 'foreign_package.other'.*add its folder to PYTHONPATH"):
         custom_function.revision("foreign_package.other:length")
 
 

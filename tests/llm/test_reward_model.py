@@ -136,7 +136,7 @@ def test_an_encoder_needs_a_template_that_writes_what_it_judges_at(tmp_path: Pat
 
 @pytest.mark.model
 def test_a_language_model_is_no_reward_model(smollm2: Path) -> None:
-    with pytest.raises(EngineError, match="is no reward model"):
+    with pytest.raises(EngineError, match="is not a reward model"):
         load(smollm2)
 
 

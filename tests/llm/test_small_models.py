@@ -34,11 +34,11 @@ LEFT_OUT = frozenset(
     | {"qwen4_exp", "zamba", "zamba2", "zaya"}
 )
 REFUSED = {
-    "bert": "also reads what comes after",
-    "cpmant": "also reads what comes after",
-    "prophetnet": "also reads what comes after",
+    "bert": "also attends to later tokens",
+    "cpmant": "also attends to later tokens",
+    "prophetnet": "also attends to later tokens",
     "reformer": "its attention is random",
-    "xlnet": "also reads what comes after",
+    "xlnet": "also attends to later tokens",
 }
 JUDGED = [*sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - LEFT_OUT - {*REFUSED}), "bert", *small_models.VARIANTS]
 ROWS = [TokenRow(i, small_models.ids(length, i), length // 3 + 1) for i, length in enumerate((50, 6, 33, 17, 16))]

@@ -93,7 +93,7 @@ def test_family_strong_goes_by_size_within_the_family_however_strong_others_are(
 def test_strength_is_not_guessed() -> None:
     unknown = replace(KNOWN, sizes=np.array([7.0, NAN, 70.0]))
     for kind in ("strong", "mix", "family-strong"):
-        with pytest.raises(ValueError, match="params_b is not known of every teacher"):
+        with pytest.raises(ValueError, match="needs params_b of every teacher"):
             strategies.policy(kind, unknown, ALL, ratio=0.2, beta=3.0)
 
 

@@ -220,7 +220,7 @@ def test_a_report_that_several_write_at_once_is_whole_at_every_moment(tmp_path: 
 def test_a_pipe_is_no_report(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
-    with pytest.raises(UsageError, match="is no report"):
+    with pytest.raises(UsageError, match="is not a PerSyn report"):
         document.write(tmp_path / "pipe", "")
 
 
@@ -231,7 +231,7 @@ def test_only_a_report_is_overwritten(report: Report, tmp_path: Path) -> None:
     document.write(mine, document.html(report, []))
     other.write_text("<!doctype html>\n<p>mine</p>")
 
-    with pytest.raises(UsageError, match="is no report"):
+    with pytest.raises(UsageError, match="is not a PerSyn report"):
         document.write(other, document.html(report, []))
     with pytest.raises(UsageError, match="is a folder"):
         document.write(tmp_path, "")
@@ -254,7 +254,7 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(pictures: list[Pictur
     document.write_figures(tmp_path / "figures", pictures[:1])
     (tmp_path / "figures" / name).write_text("mine")
 
-    with pytest.raises(UsageError, match=f"{name}.*no figure of a report"):
+    with pytest.raises(UsageError, match=f"{name}.*not a figure of a report"):
         document.write_figures(tmp_path / "figures", pictures[:1])
 
     assert (tmp_path / "figures" / name).read_text() == "mine"

@@ -234,5 +234,5 @@ def test_what_is_not_finished_is_not_compared(database: Database) -> None:
     with database.write() as session:
         made = Trained(session)
         made.evaluation(made.run("a", "persyn"), [1, 1, 1, 1], unfinished=True)
-        with pytest.raises(UsageError, match="no student of these runs was evaluated: persyn student train"):
+        with pytest.raises(UsageError, match="no student of these runs has been evaluated: persyn student train"):
             outcomes.compare(session, made.runs)

@@ -77,7 +77,7 @@ def test_another_site_may_not_send_a_form(empty: Database) -> None:
 def test_without_the_token_nothing_is_shown(empty: Database, path: str, headers: dict[str, str]) -> None:
     answer = client(empty, token=TOKEN).get(path, headers=headers)
     assert answer.status_code == 401
-    assert "asks for its token" in answer.text
+    assert "Token required" in answer.text
     assert TOKEN not in answer.text
 
 

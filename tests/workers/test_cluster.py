@@ -76,7 +76,7 @@ def test_a_run_goes_on_when_its_window_is_closed(cluster: Cluster, database: Dat
     os.kill(watch.pid, signal.SIGINT)
 
     assert watch.wait(timeout=10) == 130
-    assert "the run goes on without this window" in cluster.said("run")
+    assert "the run continues without this window" in cluster.said("run")
     wait_for(lambda: is_done(database), 60, "the run is done")
 
 
@@ -165,7 +165,7 @@ def test_who_watches_a_run_is_told_of_a_queue_that_no_worker_takes(
     cluster.worker("picky", "--models", "nothing-has-this-name")
     watch = cluster.start("run", "run", "start", str(write_run(tmp_path)))
 
-    wait_for(lambda: "no worker that is up takes them" in cluster.said("run"), 60, "it is said")
+    wait_for(lambda: "no running worker takes them" in cluster.said("run"), 60, "it is said")
     assert count(database, Response) == 0
     os.kill(watch.pid, signal.SIGINT)
     assert watch.wait(timeout=10) == 130

@@ -159,7 +159,7 @@ def test_what_was_assigned_stays_when_the_file_changes_and_the_rest_waits_for_it
     source.write_text(SOURCE.replace("== level", "!= level"))
     state, error = go_on(database, tmp_path, run_id)
     assert state is RunState.FAILED
-    assert "is not the one the run was started with: put that back" in str(error)
+    assert "is not the one that the run was started with: restore it" in str(error)
     assert by_level(database, run_id, reason=f"python: {module}:later") == first
 
     source.write_text(SOURCE)
@@ -168,7 +168,9 @@ def test_what_was_assigned_stays_when_the_file_changes_and_the_rest_waits_for_it
 
 
 @SQLITE
-@pytest.mark.parametrize(("function", "said"), [("quits", "the engine exited with 3"), ("hangs", "said nothing for")])
+@pytest.mark.parametrize(
+    ("function", "said"), [("quits", "the engine exited with 3"), ("hangs", "gave no sign of life for")]
+)
 def test_a_function_that_ends_or_hangs_its_process_fails_the_run_and_no_more(
     database: Database, tmp_path: Path, module: str, function: str, said: str
 ) -> None:
@@ -206,7 +208,7 @@ def test_where_its_first_choice_was_not_imported_the_next_is_taken(
 
 @SQLITE
 def test_a_module_that_is_not_there_is_said_before_anything_is_written(database: Database, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no module 'no_such_module'.*PYTHONPATH must name the folder"):
+    with pytest.raises(UsageError, match=r"no module 'no_such_module'.*add its folder to PYTHONPATH"):
         start(database, write(tmp_path, "no_such_module:f"))
     assert count(database, Run) == 0
 
@@ -234,5 +236,5 @@ def test_a_run_file_is_of_the_version_it_was_started_with_or_names(
 def test_a_function_goes_with_its_kind(tmp_path: Path, table: str) -> None:
     file = write_run(tmp_path, strategy="static")
     file.write_text(file.read_text().replace('kind = "static"', table))
-    with pytest.raises(UsageError, match="strategy python needs model"):
+    with pytest.raises(UsageError, match=r"\[strategy\] python needs model"):
         run_file.read(file)

@@ -171,7 +171,7 @@ def test_answers_that_failed_in_an_outage_are_asked_again_when_somebody_says_so(
         # What the router was trained on is left alone, as it would not be trained again.
         assert pipeline.retry_rows(session, run, ["server_error"], actor="me") == 1
     assert run_of(database, run_id).stage == "generate"
-    with database.write() as session, pytest.raises(UsageError, match="is at work"):
+    with database.write() as session, pytest.raises(UsageError, match="is running"):
         pipeline.retry_rows(session, session.get_one(Run, run_id), ["refused"], actor="me")
     saves = Watching()
     work(database, tmp_path, run_id, saves)
@@ -426,7 +426,7 @@ def test_one_engine_is_not_blamed_for_what_another_died_of(
     assert "no response of the calibration grid has a reward" in str(run_of(database, run_id).error)
     with database.read() as session:
         said = [str(event.detail) for event in session.scalars(select(Event))]
-    assert not any("dies of whatever" in detail for detail in said)
+    assert not any("dies with every request" in detail for detail in said)
 
 
 @SQLITE
@@ -469,7 +469,7 @@ def test_a_prompt_that_hangs_the_engine_becomes_a_failed_row(database: Database,
     with database.read() as session:
         failures = session.scalars(select(Response.failure).where(Response.failure.is_not(None))).all()
     assert failures
-    assert all("said nothing for" in failure for failure in failures)
+    assert all("gave no sign of life for" in failure for failure in failures)
 
 
 @SQLITE

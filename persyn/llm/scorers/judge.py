@@ -78,7 +78,16 @@ def wording(chosen: Mapping[str, Any]) -> str:
 
     Raises `PermanentError` for invalid options.
     """
-    return _wording(options.decode(ModelSpec("judge", "", options=dict(chosen)), options.JudgeOptions))
+    return _wording(_options(ModelSpec("judge", "", options=dict(chosen))))
+
+
+def _options(spec: ModelSpec) -> options.JudgeOptions:
+    chosen = options.decode(spec, options.JudgeOptions)
+    if chosen.engine not in (known := engines.with_role("judge")):
+        raise PermanentError(
+            f"wrong options for engine 'judge': engine is {chosen.engine!r}; it takes {', '.join(known)}"
+        )
+    return chosen
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -88,7 +97,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     response is better than the reference answer, 0.5 for a tie, 0 when it is worse. `detail` has both verdicts as the
     judge gave them, and whether they agree.
     """
-    chosen = options.decode(spec, options.JudgeOptions)
+    chosen = _options(spec)
     if chosen.wording not in (None, _wording(chosen)):
         raise PermanentError(
             "this version of PerSyn words the judge's prompt differently from the one that the run was started with: "
