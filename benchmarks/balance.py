@@ -3,7 +3,7 @@
 python -m benchmarks.balance [--workers 8] [--teachers 3] [--calibration 2500] [--prompts 10000] [--rate 20] [--small]
 
 Reports for each stage the mean of the workers' rows divided by the maximum (1: perfectly even), and the duration as a
-multiple of what as many engines need that are never idle. Both include model loads.
+multiple of the time that as many engines would need if they were never idle. Both include model loads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STAGES = ("calibrate", "score", "assign", "generate")
 
 
 def balance(options: argparse.Namespace, store: Database, folder: Path) -> None:
-    """Work a run and print its stages."""
+    """Execute a run and print the results of its stages."""
     how = {"rows_per_second": options.rate, "concurrency": _CONCURRENCY, "load_seconds": options.load_seconds}
     teachers = [{"name": f"t{n}", "model": f"t{n}", "engine": "fake", "options": how} for n in range(options.teachers)]
     sizes = {"calibration": options.calibration, "job_prompts": 256}
@@ -74,7 +74,7 @@ def _show(options: argparse.Namespace, store: Database) -> None:
         ideal = total / options.workers / (options.rate * (1 if stage in ("calibrate", "generate") else 4))
         print(
             f"{stage:<10} {total:6} rows, mean/max {total / options.workers / max(of_workers):.2f}; "
-            f"{seconds:5.0f} s, {seconds / ideal:.2f} times the least; {of_workers}",
+            f"{seconds:5.0f} s, {seconds / ideal:.2f} times the minimum; {of_workers}",
             flush=True,
         )
 
@@ -109,11 +109,9 @@ def main() -> None:
     parser.add_argument("--teachers", type=int, default=3)
     parser.add_argument("--calibration", type=int, default=2500)
     parser.add_argument("--prompts", type=int, default=10_000)
-    parser.add_argument("--rate", type=float, default=20.0, help="rows a second that an engine of a teacher gives")
-    parser.add_argument("--load-seconds", type=float, default=2.0, help="how long a model takes to load")
-    parser.add_argument(
-        "--small", action="store_true", help="as little as shows that it works: two workers, 40 prompts"
-    )
+    parser.add_argument("--rate", type=float, default=20.0, help="rows per second of a teacher's engine")
+    parser.add_argument("--load-seconds", type=float, default=2.0, help="load time of a model")
+    parser.add_argument("--small", action="store_true", help="a smoke test with two workers and 40 prompts")
     options = parser.parse_args()
     if options.small:
         options.workers, options.calibration, options.prompts, options.load_seconds = 2, 20, 40, 0.0

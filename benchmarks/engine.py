@@ -79,7 +79,7 @@ def persyn(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None
         model = str(models.smollm2().absolute())
         teacher = {"model": model, "engine": "vllm", "gpus": gpus, "options": _options(gpus)}
         fake = {"name": "other", "model": "other", "engine": "fake"}
-        teachers = [{"name": "one", **teacher, "sampling": sampling}, fake]
+        teachers: list[dict[str, Any]] = [{"name": "one", **teacher, "sampling": sampling}, fake]
         # All prompts but one are calibration prompts, so the first stage is the whole measurement.
         file = runs.write(folder, prompts + 1, teachers, calibration=prompts, job_prompts=128)
         store = Database(f"sqlite:///{folder / 'persyn.db'}")
@@ -124,7 +124,7 @@ def bare(prompts: int, max_tokens: int, gpus: int, temperature: float) -> None:
 
 
 def _measured(command: list[str]) -> list[str]:
-    """The last words of a command's output; its whole process group is ended."""
+    """Run a command, kill its process group, and return the words of its output."""
     with tempfile.TemporaryFile("w+") as output:
         with subprocess.Popen(command, stdout=output, start_new_session=True) as process:
             try:
@@ -135,7 +135,7 @@ def _measured(command: list[str]) -> list[str]:
         output.seek(0)
         said = output.read().split()
     if failed:
-        raise RuntimeError(f"{' '.join(command)} ended with {failed}")
+        raise RuntimeError(f"{' '.join(command)} exited with {failed}")
     return said
 
 

@@ -3,7 +3,7 @@
 python -m benchmarks.naive_celery [--prompts 2000]
 
 Both sides answer the same number of prompts, eight at a time, each in a tenth of a second; both lose their worker to
-SIGKILL halfway and get another one. Rows and requested prompts are counted when nothing changes any more.
+SIGKILL halfway and get another one. Rows and requested prompts are counted once nothing changes any more.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tests.postgres import Postgres
 
 _CONCURRENCY, _LATENCY_SECONDS = 8, 0.1
 _TIMEOUT_SECONDS = 600.0
-#: Without progress for this long, it has ended.
+#: Work is considered finished after this long without progress.
 _STILL_SECONDS = 5.0
 
 app = Celery("naive", broker=os.environ.get("NAIVE_BROKER_URL"))
 
 
-@app.task(name="naive.answer")  # as a script, this module has another name than in its worker
+@app.task(name="naive.answer")  # type: ignore[untyped-decorator]  # named, because a script's module has another name in the worker
 def answer(prompt: int) -> None:
     """Answer a prompt and store the answer."""
     time.sleep(_LATENCY_SECONDS)
@@ -59,7 +59,7 @@ class Naive:
             connection.execute(text("CREATE TABLE answers (prompt integer)"))
 
     def run(self, prompts: int) -> None:
-        """Send prompts, kill the worker halfway, start another, count; then repeat, as a user missing rows would."""
+        """Send prompts, kill the worker halfway, start another, and count; then send all again, as a user would."""
         app.conf.broker_url = self._broker.url
         self._send(prompts)
         worker = self._start()
@@ -71,15 +71,15 @@ class Naive:
         with self._broker.client() as client:
             held = client.hlen("unacked")
         print(
-            f"naive: {prompts - distinct} of {prompts:,} prompts have no row, and nothing says so "
-            f"({held} of them would come again after an hour, the rest never); {rows - distinct} have two",
+            f"naive: {prompts - distinct} of {prompts:,} prompts have no row, and nothing reports it "
+            f"({held} of them would be redelivered after an hour, the rest never); {rows - distinct} have two rows",
             flush=True,
         )
         self._send(prompts)
         _wait_still(lambda: self._count()[0])
         _kill(worker)
         rows, distinct = self._count()
-        print(f"naive, run again: {prompts - distinct} have no row, {rows - distinct:,} have two", flush=True)
+        print(f"naive, run again: {prompts - distinct} have no row, {rows - distinct:,} have two rows", flush=True)
 
     def _send(self, prompts: int) -> None:
         for prompt in range(prompts):
@@ -103,7 +103,7 @@ class Naive:
 
 
 def persyn(url: str, broker: Broker, folder: Path, prompts: int) -> None:
-    """The same with PerSyn: the prompts are the calibration grid of two teachers."""
+    """Do the same with PerSyn: the prompts are the calibration grid of two teachers."""
     store = Database(url)
     store.upgrade()
     journal = folder / "journal"
@@ -138,8 +138,8 @@ def persyn(url: str, broker: Broker, folder: Path, prompts: int) -> None:
     store.close()
     needed = prompts // 2 * len(teachers) + 1  # the one prompt outside the grid
     print(
-        f"PerSyn: {needed - distinct} of {needed:,} have no row, {rows - distinct} have two; "
-        f"{len(asked) - len(set(asked))} were asked twice (the window holds {2 * _CONCURRENCY})",
+        f"PerSyn: {needed - distinct} of {needed:,} have no row, {rows - distinct} have two rows; "
+        f"{len(asked) - len(set(asked))} were requested twice (the window holds {2 * _CONCURRENCY})",
         flush=True,
     )
 
@@ -156,7 +156,7 @@ def _wait_still(count: Callable[[], int]) -> None:
         if found != seen:
             seen, since = found, now
         if now - began > _TIMEOUT_SECONDS:
-            raise TimeoutError(f"still moving after {_TIMEOUT_SECONDS:.0f} s")
+            raise TimeoutError(f"the count still changes after {_TIMEOUT_SECONDS:.0f} s")
         time.sleep(0.2)
 
 

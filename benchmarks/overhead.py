@@ -1,4 +1,4 @@
-"""Measure what PerSyn adds to a server's own time: a run against a stub of chat completions.
+"""Measure the overhead that PerSyn adds to a server's time: a run against a stub of a chat-completions server.
 
 python -m benchmarks.overhead [--prompts 5000]
 
@@ -71,7 +71,7 @@ def _latency(folder: Path, prompts: int) -> None:
         f"exponential latency of {1e3 * MEAN_SECONDS:.0f} ms, {IN_FLIGHT} in flight: the generation stage took "
         f"{took:.2f} s, {flowing:.2f} s from its first request\n"
         f"  ideal {ideal:.2f} s: {100 * ideal / took:.1f} %, from the first request {100 * ideal / flowing:.1f} %\n"
-        f"  a schedule without any cost, its last responses waited for, {reachable:.2f} s: "
+        f"  a schedule without overhead, including the wait for the last responses, {reachable:.2f} s: "
         f"{100 * reachable / took:.1f} %, from the first request {100 * reachable / flowing:.1f} %",
         flush=True,
     )
@@ -100,8 +100,8 @@ def _kill(folder: Path, prompts: int) -> None:
     late = sum(killed < at < began for at in seen.at)
     first = min(at for at in seen.at if at >= began) - began
     print(
-        f"kill -9 at half: {twice} requests asked twice; the server had {waited} in hand, and was asked {late} more "
-        f"in the {1e3 * died:.0f} ms until the engine was gone too\n"
+        f"kill -9 at half: {twice} requests sent twice; the server had {waited} in progress, and received {late} more "
+        f"in the {1e3 * died:.0f} ms until the engine had exited too\n"
         f"  {first:.2f} s from 'resume' to the next request",
         flush=True,
     )
@@ -116,7 +116,7 @@ def _await_death(processes: Sequence[psutil.Process]) -> None:
 
 
 def _work(folder: Path, port: int, prompts: int) -> tuple[runs.Times, list[float]]:
-    """Work a whole run; return the start of each stage, and the arrival of each request of its generation."""
+    """Execute a whole run; return the start of each stage, and the arrival of each request of the generation stage."""
     file, url = _prepare(folder, port, prompts)
     before = len(stub.asked(port).at)
     with runs.persyn(folder, url, "run", "start", str(file)) as process:

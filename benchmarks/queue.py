@@ -1,4 +1,4 @@
-"""Measure the queue's costs and its scaling with workers: real PostgreSQL, real broker, engines that only wait.
+"""Measure the queue's costs and its scaling with workers: real PostgreSQL, real broker, engines that only sleep.
 
 python -m benchmarks.queue [--parts claims dispatch enqueue scaling loads] [--prompts 1000000]
 """
@@ -44,7 +44,7 @@ _TIMEOUT_SECONDS = 600.0
 
 
 def claims(postgres: Postgres) -> None:
-    """Claim and end empty jobs in several processes at once, with two transactions per job."""
+    """Claim and complete empty jobs in several processes at once, with two transactions per job."""
     url = postgres.create("claims")
     with _store(url) as store, tempfile.TemporaryDirectory() as name:
         _start(store, _run_file(Path(name), 100, TEACHERS))
@@ -56,11 +56,11 @@ def claims(postgres: Postgres) -> None:
                 done = sum(pool.map(_claim_all, [url] * workers, [f"claims{workers}"] * workers))
                 seconds = time.monotonic() - began
             assert done == _CLAIMS, f"{done} claims of {_CLAIMS} jobs"
-            print(f"claims: {workers} processes, {done / seconds:,.0f} jobs/s claimed and ended", flush=True)
+            print(f"claims: {workers} processes, {done / seconds:,.0f} jobs/s claimed and completed", flush=True)
 
 
 def dispatch(postgres: Postgres, broker: Broker) -> None:
-    """Time a dispatcher's tick over many waiting jobs: with full queues, and with all messages still to send."""
+    """Time a dispatcher's tick over many waiting jobs: with all messages sent, and with all messages still to send."""
     with _store(postgres.create("dispatch")) as store, tempfile.TemporaryDirectory() as name:
         _start(store, _run_file(Path(name), 100, TEACHERS))
         for n in range(TEACHERS):
@@ -77,14 +77,14 @@ def dispatch(postgres: Postgres, broker: Broker) -> None:
         app.close()
         cost = (sending - _TICKS * quiet) / sent
         print(
-            f"dispatch: {_DUE:,} jobs due in {TEACHERS} queues: a tick {1000 * quiet:.0f} ms; "
-            f"{1000 * cost:.2f} ms more for each message sent",
+            f"dispatch: {_DUE:,} jobs due in {TEACHERS} queues: a tick takes {1000 * quiet:.0f} ms, "
+            f"{1000 * cost:.2f} ms more per message sent",
             flush=True,
         )
 
 
 def enqueue(postgres: Postgres, prompts: int) -> None:
-    """Start runs in which every teacher answers every prompt: imports, and jobs for each part of each teacher."""
+    """Time the start of runs in which every teacher answers every prompt: prompt import and job creation."""
     for size in sorted({prompts // 100, prompts // 10, prompts}):
         url = postgres.create(f"enqueue{size}")
         with tempfile.TemporaryDirectory() as name:
@@ -103,7 +103,7 @@ def scaling(postgres: Postgres, broker: Broker) -> None:
     first = None
     for workers in (1, 2, 4, 8):
         cells = int(_RATE * _SCALING_SECONDS * workers)
-        options = {"latency_seconds": _LATENCY_SECONDS, "concurrency": _CONCURRENCY}
+        options: dict[str, Any] = {"latency_seconds": _LATENCY_SECONDS, "concurrency": _CONCURRENCY}
         with _cluster(postgres, broker, f"scaling{workers}", workers) as (store, folder):
             file = _run_file(folder, cells // 2 + 1, 2, calibration=cells // 2, job_prompts=32, **options)
             _start(store, file)
@@ -113,16 +113,16 @@ def scaling(postgres: Postgres, broker: Broker) -> None:
         first = first or middle
         print(
             f"scaling: {workers} workers, {middle:6.1f} responses/s in the middle half, {whole:6.1f} over all; "
-            f"of linear {middle / first / workers:.3f}",
+            f"scaling efficiency {middle / first / workers:.3f}",
             flush=True,
         )
 
 
 def loads(postgres: Postgres, broker: Broker) -> None:
-    """Three workers, six teachers, 6,000 prompts: count model loads, and measure what workers wait for."""
+    """Three workers, six teachers, 6,000 prompts: count model loads, and measure loading, working and idle time."""
     workers, teachers = 3, 6
     with _cluster(postgres, broker, "loads", workers) as (store, folder):
-        options = {"latency_seconds": 0.2, "concurrency": 16, "load_seconds": 2.0}
+        options: dict[str, Any] = {"latency_seconds": 0.2, "concurrency": 16, "load_seconds": 2.0}
         _start(store, _run_file(folder, 6_000, teachers, calibration=120, job_prompts=64, **options))
         _wait(store, lambda run: run.state is not RunState.RUNNING)
         with store.read() as session:
@@ -252,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("claims", "dispatch", "enqueue", "scaling", "loads")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--prompts", type=int, default=1_000_000, help="of the largest run that is enqueued")
+    parser.add_argument("--prompts", type=int, default=1_000_000, help="prompts of the largest run in the enqueue part")
     options = parser.parse_args()
     broker = Broker()
     broker.start()

@@ -48,7 +48,7 @@ def _measure(n_teachers: int, folder: str | None, device: torch.device) -> None:
     once, pairs = min(took["once"]), min(took["pairs"])
     n_pairs = n_teachers * (n_teachers - 1) // 2
     print(
-        f"K = {n_teachers}, {n_pairs} pairs a prompt: once {once:.3f} s, pair by pair {pairs:.2f} s a step of "
+        f"K = {n_teachers}, {n_pairs} pairs per prompt: once {once:.3f} s, per pair {pairs:.2f} s for a step of "
         f"{_PROMPTS} prompts: {pairs / once:.1f} times; losses {losses['once']:.6f} and {losses['pairs']:.6f}",
         flush=True,
     )
@@ -78,11 +78,11 @@ def _once(router: RouterModel, input_ids: Tensor, lengths: Tensor, rewards: Tens
 
 
 def _by_pairs(router: RouterModel, input_ids: Tensor, lengths: Tensor, rewards: Tensor) -> float:
-    """The usual form: every preference is its own row and encodes its prompt again."""
+    """The usual method: every preference is its own row and encodes its prompt again."""
     better = (rewards[:, :, None] > rewards[:, None, :]).nonzero().tolist()
     total = 0.0
     for start in range(0, len(better), _PROMPTS):
-        rows = better[start : start + _PROMPTS]  # a batch with as many rows as the other form has prompts
+        rows = better[start : start + _PROMPTS]  # a batch with as many rows as the other method has prompts
         prompt = torch.tensor([row[0] for row in rows])
         scores = router(input_ids[prompt], lengths[prompt])
         place = torch.arange(len(rows))

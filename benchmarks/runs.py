@@ -25,7 +25,7 @@ from persyn.db.work import Event
 NAME = "benchmark"
 _POLL_SECONDS = 0.1
 Times: TypeAlias = dict[str, datetime]
-"""When a run came to each stage; "done" is its end."""
+"""When a run reached each stage; "done" is its end."""
 
 
 def write(
@@ -68,7 +68,7 @@ def question(n: int) -> str:
 
 @contextmanager
 def persyn(folder: Path, url: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command in its own process group, ended with the block; output goes to the file `output`."""
+    """Run the command in its own process group, killed at the end of the block; output goes to the file `output`."""
     with (folder / "output").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "persyn.cli", *arguments],
@@ -96,10 +96,10 @@ def finish(process: subprocess.Popen[bytes], folder: Path, timeout: float) -> Pe
     while process.poll() is None:
         peaks.look(process.pid)
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the run was not over after {timeout:.0f} s")
+            raise RuntimeError(f"the run did not finish within {timeout:.0f} s")
         time.sleep(_POLL_SECONDS)
     if process.returncode:
-        raise RuntimeError(f"the run ended with {process.returncode}: {(folder / 'output').read_text()[-2000:]}")
+        raise RuntimeError(f"the run exited with {process.returncode}: {(folder / 'output').read_text()[-2000:]}")
     return peaks
 
 

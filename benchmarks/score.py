@@ -35,7 +35,7 @@ _WORDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="default: SmolLM2-135M-Instruct, as the demo has it")
+    parser.add_argument("--model", default=None, help="default: SmolLM2-135M-Instruct, as in the demo")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--gpus", type=int, choices=(0, 1), default=0)

@@ -1,6 +1,8 @@
-"""Measure the costs of the store and the worker: whole runs on engines that answer at once.
+"""Measure the costs of the store and the worker: whole runs on engines that answer immediately.
 
 python -m benchmarks.store [--sizes 10000 100000 1000000] [--databases sqlite postgresql]
+
+Times include a fixed cost, independent of the size: starting nine engines and one command.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from tests.postgres import Postgres
 TEACHERS = 8
 CALIBRATION = 256
 _TIMEOUT_SECONDS = 3600.0
-#: Starting nine engines and one command is a fixed cost, whatever the size.
 DATABASES = ("sqlite", "postgresql")
 
 
@@ -54,12 +55,14 @@ HEADER = "  prompts  start s  to assign  ass+gen s  prompts/s  total s us/prompt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="prompts of each run")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[10_000, 100_000], help="numbers of prompts, one run each"
+    )
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))
     parser.add_argument("--job-prompts", type=int, default=256)
     options = parser.parse_args()
     for kind in options.databases:
-        print(f"{kind}, {TEACHERS} teachers, {options.job_prompts} prompts in a job\n{HEADER}")
+        print(f"{kind}, {TEACHERS} teachers, {options.job_prompts} prompts per job\n{HEADER}")
         figures = []
         for size in sorted(options.sizes):
             with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name, database(kind, Path(name)) as url:
@@ -69,7 +72,7 @@ def main() -> None:
         print(
             f"time per prompt, {most.prompts:,} to {least.prompts:,} prompts: "
             f"{most.work_per_prompt / least.work_per_prompt:.2f} in assign + generate, "
-            f"{most.total / most.prompts / (least.total / least.prompts):.2f} over all\n"
+            f"{most.total / most.prompts / (least.total / least.prompts):.2f} overall\n"
         )
 
 

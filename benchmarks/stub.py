@@ -2,8 +2,8 @@
 
 python -m benchmarks.stub MEAN_SECONDS
 
-Latencies are exponential with that mean, drawn from a seed in order of arrival; 0 answers at once. Its first line of
-output is its port. GET returns `Asked` as JSON. It ends when its standard input is closed.
+Latencies are exponential with that mean, drawn from a seed in order of arrival; 0 answers immediately. The first
+line of output is the port. GET returns `Asked` as JSON. The server exits when its standard input is closed.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def main() -> None:
             store = Database(url)
             store.upgrade()
             made = fill(store, options.prompts)
-            if kind == "postgresql":  # PostgreSQL would do so by itself sooner or later; SQLite never does
+            if kind == "postgresql":  # PostgreSQL would do so eventually; SQLite never does
                 with store.engine.begin() as connection:
                     connection.exec_driver_sql("ANALYZE")
             store.close()
@@ -115,7 +115,7 @@ def _milliseconds(browser: httpx2.Client, page: str) -> float:
 
 
 def fill(store: Database, prompts: int) -> MadeRun:
-    """Create a run in its last stage: nine of ten targets are answered, one of a thousand failed."""
+    """Create a run in its last stage: nine in ten targets are answered, one in a thousand failed."""
     with store.write() as session:
         made = make_run(session, name=runs.NAME, teachers=[f"t{k}" for k in range(TEACHERS)], prompts=0)
         router = Router(

@@ -52,8 +52,8 @@ def train(run: str, gpus: int, **given: Any) -> None:
     from persyn.student import trainings
     from persyn.student.train import TrainingSettings as Training
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
     try:
         settings = msgspec.convert(given, Training)

@@ -47,10 +47,10 @@ def convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     class Reader(library.GGUFReader):  # type: ignore[misc]
-        """Parses a plain array: each of a million slices of a memory map would be a Python object of its own."""
+        """Parses a plain array, because a million slices of a memory map would be slow to create."""
 
         def _build_fields(self, *args: Any) -> Any:
-            self.data = self.data.view(np.ndarray)
+            self.data: Any = self.data.view(np.ndarray)
             return super()._build_fields(*args)
 
     print(f"converting {gguf.name} to {target} (once)", flush=True)

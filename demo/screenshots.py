@@ -55,7 +55,7 @@ def main(path: Path) -> None:
     if chromium.find() is None:
         sys.exit(chromium.MISSING)
     if not path.exists():
-        sys.exit(f"there is no store {path}; 'make demo' makes it")
+        sys.exit(f"no store at {path}; create it with 'make demo'")
     _FOLDER.mkdir(exist_ok=True)
     store = Database(f"sqlite:///{path}")
     store.require_head()

@@ -43,8 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grids", nargs="*", type=Path)
     parser.add_argument("--cases", type=Path, action="append", default=[])
-    parser.add_argument("--second-label", metavar="FIELD", help="in `meta`; a row where it differs is left out")
-    parser.add_argument("--list", type=Path, required=True, help="a file for the disagreements")
+    parser.add_argument("--second-label", metavar="FIELD", help="field of `meta`; skip rows whose label differs")
+    parser.add_argument("--list", type=Path, required=True, help="file to write the disagreements to")
     parser.add_argument("--report", type=Path, default=REPORT)
     options = parser.parse_args()
     known = {path.name.split(".")[0]: list(_cases(path)) for path in options.cases}
@@ -58,11 +58,11 @@ def main() -> None:
     head = (
         "answers",
         "judged",
-        "as the other judge",
+        "agree",
         "right, called wrong",
         "wrong, called right",
         "no verdict",
-        "of those apart: another answer was read",
+        "different answer extracted",
     )
     put(options.report, table(head, rows))
 
@@ -90,7 +90,7 @@ def compare(answers: Sequence[Answer]) -> tuple[Counter[str], list[dict[str, Any
              to "another_answer": for the answer that the other judge extracted, the checker agrees with that judge.
     """
     counts: Counter[str] = Counter()
-    apart = []
+    apart: list[dict[str, Any]] = []
     found = judge([(answer.response, answer.reference) for answer in answers])
     for answer, verdict in zip(answers, found, strict=True):
         if verdict == answer.is_right:

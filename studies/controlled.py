@@ -26,6 +26,7 @@ from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import UsageError
+from persyn.method.intervals import Interval
 from persyn.settings import Settings
 from persyn.student import outcomes, train, trainings
 from persyn.student.evaluations import Evaluator, How
@@ -75,9 +76,9 @@ def main() -> None:
     """Generate what is missing, train, evaluate, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("build/studies/controlled"))
-    parser.add_argument("--prompts", type=int, default=2_400, help="of a run")
-    parser.add_argument("--calibration", type=int, default=300, help="of them, hold-out included")
-    parser.add_argument("--asked", type=int, default=300, help="prompts that students are asked")
+    parser.add_argument("--prompts", type=int, default=2_400, help="prompts per run")
+    parser.add_argument("--calibration", type=int, default=300, help="calibration prompts, including the hold-out")
+    parser.add_argument("--asked", type=int, default=300, help="prompts to evaluate students on")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -115,7 +116,7 @@ def _prepare(home: Path, options: argparse.Namespace) -> None:
 
 
 def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibration: int) -> None:
-    """Work one run, train the student on its dataset, and evaluate that student."""
+    """Execute one run, train the student on its dataset, and evaluate that student."""
     name = _name(case, seed)
     file = home / f"{name}.toml"
     file.write_text(_run_file(name, case, seed, calibration, home / "models"))
@@ -183,7 +184,7 @@ def _teachers(session: Session) -> str:
             session.scalar(quality.where(Prompt.text.startswith(f"{skill} "))) or 0.0 for skill in skills.SKILLS
         ]
         rows.append((facts.name, f"{facts.params_b:g}", *map(_share, by_skill), f"{session.scalar(learnability):.2f}"))
-    return "How often a teacher is right, and what the student makes of it:\n\n" + table(
+    return "Teachers' accuracy by skill, and the student's mean log-likelihood of their responses:\n\n" + table(
         ("teacher", "size", *skills.SKILLS, "log-likelihood per token"), rows
     )
 
@@ -209,7 +210,7 @@ def _datasets(session: Session, n_seeds: int) -> dict[str, tuple[float, str]]:
         ).all()
         total = sum(count for _, count, _ in asked)
         shares = ", ".join(f"{name} {count / total:.0%}" for name, count, _ in asked if count >= total / 20)
-        found[case] = sum(right for _, _, right in asked) / total, shares
+        found[case] = sum(float(right or 0) for _, _, right in asked) / total, shares
     return found
 
 
@@ -222,20 +223,21 @@ def _facts(session: Session, case: str, n_seeds: int) -> list[StudentFacts]:
 def _became(facts: Mapping[str, Sequence[StudentFacts]], datasets: Mapping[str, tuple[float, str]]) -> str:
     found = {outcomes.UNTRAINED: next(fact for fact in facts["oracle"] if fact.alpha is None)}
     found |= {case: _trained(case, each) for case, each in facts.items()}
+    accuracy = {case: _accuracy(case, fact) for case, fact in found.items()}
     rows = []
-    for case, fact in sorted(found.items(), key=lambda item: -item[1].value.mean):
+    for case, value in sorted(accuracy.items(), key=lambda item: -item[1].mean):
         right, shares = datasets.get(case, (None, ""))
         rows.append(
             (
                 _marked(case),
-                f"{fact.value.mean:.1%}",
-                f"{fact.value.low:.1%} to {fact.value.high:.1%}",
+                f"{value.mean:.1%}",
+                f"{value.low:.1%} to {value.high:.1%}",
                 "" if right is None else _share(right),
                 shares,
             )
         )
-    return "How often the student is right about prompts that no run has:\n\n" + table(
-        ("trained on", "right", "95%", "right in its dataset", "whom it asked"), rows
+    return "The student's accuracy on prompts that are in no run:\n\n" + table(
+        ("trained on", "accuracy", "95%", "dataset's accuracy", "teachers chosen"), rows
     )
 
 
@@ -245,6 +247,12 @@ def _trained(case: str, facts: Sequence[StudentFacts]) -> StudentFacts:
     if len(found) != 1:
         raise UsageError(f"the students of {case} were trained or asked in {len(found)} ways; give another --home")
     return found[0]
+
+
+def _accuracy(case: str, fact: StudentFacts) -> Interval:
+    if fact.value is None:
+        raise UsageError(f"no response of the student of {case} could be scored")
+    return fact.value
 
 
 def _marked(case: str) -> str:
@@ -266,7 +274,9 @@ def _order(accuracy: Mapping[str, Sequence[float]]) -> str:
                 f"{holds} of {len(more)}",
             )
         )
-    return "What the paper found, seed by seed:\n\n" + table(("claim", "difference", "over seeds", "holds"), rows)
+    return "The paper's claims, checked for each seed:\n\n" + table(
+        ("claim", "mean difference", "range over seeds", "holds"), rows
+    )
 
 
 def _accuracies(session: Session, case: str, n_seeds: int) -> list[float]:

@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)  # models this small do not benefit from more threads
     backbone = skill_models.student(options.home / "models")
     parts = []
-    for title, deal in (("The prompt tells", _as_they_are), ("Nothing tells", _dealt_anew)):
+    for title, deal in (("Prompts carry information", _as_they_are), ("Prompts carry no information", _dealt_anew)):
         found = {
             size: [_rewards_of(backbone, options.home / "router", size, seed, deal) for seed in range(options.seeds)]
             for size in options.sizes
@@ -125,7 +125,7 @@ def _table(found: dict[int, list[dict[str, float]]]) -> str:
                 f"{worst:+.3f}",
             )
         )
-    head = ("calibration", "static", *TUNES, "oracle", "auto took full", "auto - static, worst seed")
+    head = ("calibration", "static", *TUNES, "oracle", "auto chose full", "auto - static, worst seed")
     return table(head, rows)
 
 

@@ -5,8 +5,7 @@
 A grid is a file for `persyn responses import` whose rows have a `label`: right or wrong. Every response is scored under
 each student; then, for each seed, a run draws its calibration and hold-out prompts, and all strategies are compared on
 the hold-out. The tables go to studies/real_grids.md, replacing earlier ones of the same grid and student. Scoring is
-most of
-the work and is not repeated: the stores are kept under --home. No row of a grid is stored in this repository.
+most of the work and is not repeated: the stores are kept under --home. No row of a grid is stored in this repository.
 """
 
 from __future__ import annotations
@@ -66,19 +65,21 @@ def main() -> None:
     """Compute missing scores, compare, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grids", nargs="+", type=Path)
-    parser.add_argument("--teachers", type=Path, required=True, help="what is known of them: family, params_b")
+    parser.add_argument("--teachers", type=Path, required=True, help="file with each teacher's family and params_b")
     parser.add_argument(
-        "--student", action="append", required=True, metavar="NAME=FOLDER[=FAMILY]", help="FAMILY: a teacher's, if any"
+        "--student",
+        action="append",
+        required=True,
+        metavar="NAME=FOLDER[=FAMILY]",
+        help="FAMILY: the student's, if a teacher has the same",
     )
-    parser.add_argument("--backbone", type=Path, required=True, help="the router's")
+    parser.add_argument("--backbone", type=Path, required=True, help="folder of the router's backbone")
     parser.add_argument("--home", type=Path, default=Path("build/studies/real_grids"))
-    parser.add_argument("--prompts", type=int, help="of a grid, so many of its prompts, drawn once; default all")
-    parser.add_argument("--second-label", metavar="FIELD", help="in `meta`; rows where it differs have no label")
+    parser.add_argument("--prompts", type=int, help="prompts to draw from each grid, once; default: all")
+    parser.add_argument("--second-label", metavar="FIELD", help="field of `meta`; rows whose label differs lose it")
     parser.add_argument("--calibration", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument(
-        "--response-tokens", type=int, default=256, help="of a response, its first ones that are scored"
-    )
+    parser.add_argument("--response-tokens", type=int, default=256, help="leading tokens of a response to score")
     parser.add_argument("--report", type=Path, default=REPORT, help="the page whose tables are replaced")
     options = parser.parse_args()
     for grid in options.grids:
@@ -204,8 +205,8 @@ def _hypothetical(frozen: Frozen, alpha: float) -> dict[str, Matrix]:
     static = np.nan_to_num(rewards.static_ranking(rewarded[learn]))
     return {
         "head, equal preferences": equal,
-        "head that knows how many are right": known,
-        "who is right, known": quality + 1e-3 * static,
+        "head, number of right teachers known": known,
+        "right teachers known": quality + 1e-3 * static,
     }
 
 
@@ -233,7 +234,7 @@ def _strategies(found: Sequence[Comparison]) -> str:
             )
         )
     rows.sort(key=lambda row: -row[0])
-    head = ("strategy", "reward", "95%", "closed", "95%", "quality", "learnability", "asks most (seed 0)")
+    head = ("strategy", "reward", "95%", "gap closed", "95%", "quality", "learnability", "most chosen (seed 0)")
     return f"At alpha {ALPHA:g}:\n\n" + table(head, [row[1:] for row in rows])
 
 
@@ -246,13 +247,13 @@ def _sweep(found: Mapping[float, Sequence[Comparison]]) -> str:
             closed = [fact.gap_closed.mean for fact in facts if fact.gap_closed is not None]
             cells.append(_mean([fact.reward.mean for fact in facts]) + (f" ({_percent(closed)})" if closed else ""))
         rows.append((name, *cells))
-    return "Reward (and closed) at other alphas:\n\n" + table(("strategy", *(f"{alpha:g}" for alpha in found)), rows)
+    return "Reward (and gap closed) by alpha:\n\n" + table(("strategy", *(f"{alpha:g}" for alpha in found)), rows)
 
 
 def _curve(curves: Sequence[refits.Curve]) -> str:
     rows = []
     for points in zip(*(curve.points for curve in curves), strict=True):
-        closed = [point.closed for point in points if point.closed is not None]
+        closed = [point.gap_closed for point in points if point.gap_closed is not None]
         spread = f"{np.std(closed):.0%}" if closed else ""
         reward, static = ([getattr(point, each) for point in points] for each in ("reward", "static"))
         better = [a - b for a, b in zip(reward, static, strict=True)]
@@ -266,8 +267,10 @@ def _curve(curves: Sequence[refits.Curve]) -> str:
                 spread,
             )
         )
-    head = ("calibration", "head", "static from as many", "better by", "closed", "+- over seeds")
-    return "The head by calibration prompts, beside the best single teacher that as many show:\n\n" + table(head, rows)
+    head = ("calibration", "head", "static, same prompts", "difference", "gap closed", "std over seeds")
+    return "The head by calibration size, compared with the best single teacher on the same prompts:\n\n" + table(
+        head, rows
+    )
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 #: Each is a function of the intermediate result and the next digit, modulo 7.
-SKILLS = {
+SKILLS: dict[str, Callable[[int, int], int]] = {
     "plus": lambda a, b: a + b,
     "minus": lambda a, b: a - b,
     "twice": lambda a, b: 2 * a + b,
@@ -22,7 +22,7 @@ SKILLS = {
     "fourth": lambda a, b: 4 * a + b + 1,
 }
 #: The tables that every model learns first: processing digits without any of the skills.
-WALKS = {"first": lambda a, b: a, "max": max}
+WALKS: dict[str, Callable[[int, int], int]] = {"first": lambda a, b: a, "max": max}
 DIGITS, LETTERS = "0123456", "abcdefg"
 #: Digits in a prompt.
 LENGTH = 5

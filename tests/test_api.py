@@ -326,7 +326,7 @@ def test_errors_say_what_there_is(store: persyn.Store, run: persyn.Run, run_fold
         store.run("fakes")
     with pytest.raises(persyn.UsageError, match=r"the configuration: unknown key 'alhpa' in \[run\]; .*'alpha'"):
         store.start(config(run_folder, alhpa=0.3))
-    with pytest.raises(persyn.UsageError, match=r"the configuration: it takes text"):
+    with pytest.raises(persyn.UsageError, match=r"the configuration: expected text"):
         store.start(config(run_folder, alpha=object()))
     with pytest.raises(persyn.UsageError, match="exists with another configuration"):
         store.start(config(run_folder, alpha=0.3))

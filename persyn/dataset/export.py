@@ -298,7 +298,7 @@ class _Export:
         given = self._session.scalars(counted).one()
         if given != manifest.assigned:
             raise PersynError(
-                f"{given:,} assignments were expected, {manifest.assigned:,} were found; 'persyn audit' may explain it"
+                f"expected {given:,} assignments, found {manifest.assigned:,}; 'persyn audit' may explain it"
             )
         if not manifest.exported:
             dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)

@@ -87,7 +87,8 @@ class Repository:
         own = files_of(Path(path).read_bytes()) if path else set()
         if not own:
             raise UsageError(
-                f"the repository {self.name} holds {min(there)!r}, and no PerSyn dataset; give another name"
+                f"the repository {self.name} contains {min(there)!r}, which is not part of a PerSyn dataset; "
+                "give another name"
             )
         return own & there
 

@@ -209,7 +209,7 @@ def _end_as_taught(model: Any, chat: Chat) -> None:
     """
     old = model.generation_config
     ends = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         bos_token_id=old.bos_token_id,
         pad_token_id=old.pad_token_id,
         eos_token_id=sorted({chat.end_id, *ends} - {None}),

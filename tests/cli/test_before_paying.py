@@ -202,7 +202,7 @@ def test_two_spellings_of_one_server_are_refused(database: Database, tmp_path: P
     for name, url in (("ada", "http://localhost:8000/v1"), ("bob", "http://127.0.0.1:8000/v1/")):
         text = text.replace(f'model = "{name}"\nengine = "fake"\ngpus = 0', SERVER.format(url=url, more=""))
     file.write_text(text.replace("options = {  }", ""))
-    with pytest.raises(UsageError, match="'ada' and 'bob' are one teacher under two names"):
+    with pytest.raises(UsageError, match="'ada' and 'bob' are the same teacher: the same model 'm'"):
         begin(database, file)
 
 
@@ -244,7 +244,7 @@ def test_a_judge_s_server_is_looked_at_as_a_teacher_s(say: Say, tmp_path: Path, 
     found = {row["model"]: (row[""], row["found"]) for row in json.loads(said)}
     level, message = found["the judge"]
     assert (code, level) == (0, "ok")
-    assert f"{server.base_url}/chat/completions will be asked for 'j'" in message
+    assert f"{server.base_url}/chat/completions will receive requests for 'j'" in message
 
 
 def test_other_answers_than_the_stored_ones_are_said(say: Say, tmp_path: Path) -> None:

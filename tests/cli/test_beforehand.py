@@ -94,7 +94,7 @@ def test_one_teacher_under_two_names_is_named(persyn: Persyn, tmp_path: Path) ->
     file = write_run(tmp_path)
     file.write_text(file.read_text().replace('model = "bob"', 'model = "ada"'))
     for command in (("plan",), ("run", "start")):
-        require_refused(persyn(*command, str(file)), "'ada' and 'bob' are one teacher under two names")
+        require_refused(persyn(*command, str(file)), "'ada' and 'bob' are the same teacher: the same model 'ada'")
 
 
 def test_every_model_that_is_missing_is_named_in_one_go(persyn: Persyn, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_audit_passes_a_run_that_was_worked_and_names_a_fault(persyn: Persyn, tm
 
     faulty = persyn("audit", "test")
     assert faulty.returncode == 1
-    assert faulty.stdout.splitlines()[0] == "fence: job 1: it has fence 9, by its events 1"
+    assert faulty.stdout.splitlines()[0] == "fence: job 1: it has fence 9, but 1 by its events"
     found = {"rule": "fence", "about": "job 1", "found": "it has fence 9, by its events 1"}
     assert json.loads(persyn("audit", "test", "--json").stdout) == [found]
     require_refused(persyn("audit", "nobody"), "nobody", "which has the run")
@@ -138,7 +138,7 @@ def test_sql_answers_and_cannot_write(persyn: Persyn, tmp_path: Path) -> None:
     persyn("prompts", "import", str(write_run(tmp_path).with_name("prompts.jsonl")))
     counted = persyn("sql", "select count(*) as n from prompts where text like '%:%' or 1=1", "--json")
     assert json.loads(counted.stdout) == [{"n": PROMPTS}]
-    require_refused(persyn("sql", "delete from prompts"), "refuses")
+    require_refused(persyn("sql", "delete from prompts"), "rejected the query")
     assert json.loads(persyn("sql", "select count(*) as n from prompts", "--json").stdout) == [{"n": PROMPTS}]
 
 

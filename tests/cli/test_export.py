@@ -216,7 +216,7 @@ def test_what_was_private_is_not_made_public_nor_the_other_way(export: Export, h
 def test_a_repository_of_something_else_stays_as_it_is(export: Export, hub: Hub, there: dict[str, bytes]) -> None:
     hub.repos["me/data"] = Repo(private=True, files=dict(there))
 
-    with pytest.raises(UsageError, match=f"holds '{next(iter(there))}', and no dataset of PerSyn's"):
+    with pytest.raises(UsageError, match=f"contains '{next(iter(there))}', which is not part of a PerSyn dataset"):
         export("--push", "me/data")
 
     assert hub.repos["me/data"].files == there

@@ -73,7 +73,7 @@ def test_what_cannot_be_asked_is_refused(known: None) -> None:
         (["--ask", "history", "-p", "job=99999"], "there is no job '99999'"),
         (["SELECT 1", "-p", "x"], "NAME=VALUE"),
         (["SELECT 1", "--csv", "--json"], "give one"),
-        (["DELETE FROM prompts"], "refuses"),
+        (["DELETE FROM prompts"], "rejected the query"),
     ):
         with pytest.raises(UsageError, match=complaint):
             said(*arguments)

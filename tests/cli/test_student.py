@@ -141,7 +141,7 @@ def test_another_answer_than_the_stored_one_is_refused_and_leaves_nothing(store:
     assert str(refused.exception) == (
         "test.jsonl: the prompt 'How much?' has answer '8', but '7' is stored with it "
         f"('persyn prompts show {prompt_id}'), which would be used to score its responses; "
-        "give the row the same answer or none, or take it out"
+        "give the row the same answer or none, or remove it"
     )
 
 
@@ -262,7 +262,7 @@ def test_a_run_that_is_not_done_is_not_trained_on(store: Database) -> None:
     with store.write() as session:
         session.execute(Run.__table__.update().values(state=RunState.RUNNING))  # type: ignore[attr-defined]
 
-    assert "'persyn run resume run' goes on with it" in str(typed(*TRAIN).exception)
+    assert "'persyn run resume run' continues it" in str(typed(*TRAIN).exception)
 
 
 def test_a_student_that_has_changed_is_not_trained(store: Database) -> None:

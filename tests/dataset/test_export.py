@@ -312,7 +312,7 @@ def test_a_folder_that_is_no_dataset_is_refused(
     folder.mkdir()
     (folder / "manifest.json" if manifest else folder / "thesis.tex").write_text(manifest or "years of work")
 
-    with pytest.raises(UsageError, match=r"holds '(manifest.json|thesis.tex)', which is no part"):
+    with pytest.raises(UsageError, match=r"contains '(manifest.json|thesis.tex)', which is not part"):
         write(database, run, folder, "messages")
 
     assert len(names(folder)) == 1
@@ -322,7 +322,7 @@ def test_a_dataset_with_something_added_is_refused(database: Database, run: Made
     write(database, run, tmp_path / "out", "messages")
     (tmp_path / "out" / "notes.txt").write_text("mine")
 
-    with pytest.raises(UsageError, match=r"holds 'notes.txt'"):
+    with pytest.raises(UsageError, match=r"contains 'notes.txt'"):
         write(database, run, tmp_path / "out", "messages")
 
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
@@ -350,7 +350,7 @@ def test_a_dataset_of_an_older_version_is_replaced(database: Database, run: Made
 def test_a_readme_that_an_older_version_did_not_write_is_kept(database: Database, run: MadeRun, tmp_path: Path) -> None:
     older(tmp_path / "out", "README.md")
 
-    with pytest.raises(UsageError, match=r"holds 'README.md'"):
+    with pytest.raises(UsageError, match=r"contains 'README.md'"):
         write(database, run, tmp_path / "out", "parquet")
 
     assert (tmp_path / "out" / "README.md").read_text() == "{}"

@@ -338,7 +338,7 @@ def test_an_assignment_that_did_not_go_by_is_no_dataset(database: Database, run:
         raw.execute("DELETE FROM prompts WHERE text = 'b'")
     raw.close()
 
-    with pytest.raises(PersynError, match="2 assignments were expected, 1 did"):
+    with pytest.raises(PersynError, match="expected 2 assignments, found 1"):
         write(database, run, tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
@@ -408,7 +408,7 @@ def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp
     ("given", "said"),
     [
         ({"splits": {"train": 0.5}}, "contains the remaining rows"),
-        ({"splits": {"all": 0.1}}, "cannot be named all: readers of datasets mean all splits together by it"),
+        ({"splits": {"all": 0.1}}, "cannot be named all: readers of datasets use it for"),
         ({"splits": {"a": 0.5, "b": 0.5}}, "nothing is left for train"),
         ({"splits": {"test": 0.0}}, "above 0"),
         ({"splits": {"../x": 0.1}}, "consists of lower-case letters"),

@@ -188,7 +188,7 @@ def test_a_name_that_no_row_has_is_refused(tmp_path: Path) -> None:
         ({"conversations": []}, "'conversations' is empty"),
         ({"Prompt": None}, "'Prompt' is empty"),
         ({"dialogue": TURNS, "id": 1}, "--map messages=dialogue"),
-        ({"prompt": json.dumps(TURNS)}, "'prompt' is the JSON of turns; say --map messages=prompt"),
+        ({"prompt": json.dumps(TURNS)}, "'prompt' is the JSON of turns; give --map messages=prompt"),
         ({"prompt": [HI, {"role": "assistant", "content": "a"}]}, "'prompt': the last turn must be the user's"),
     ],
 )
@@ -199,7 +199,7 @@ def test_what_there_is_in_place_of_a_prompt_is_said(tmp_path: Path, record: Any,
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"prompt": "a", "Prompt": "b"}, "both 'prompt' and 'Prompt'; say by --map prompt=NAME"),
+        ({"prompt": "a", "Prompt": "b"}, "both 'prompt' and 'Prompt'; give --map prompt=NAME"),
         ({"prompt": "a", "conversations": SAID}, "both 'prompt' and 'conversations'; one row is one conversation"),
         ({"messages": TURNS, "conversations": SAID}, "both 'messages' and 'conversations'"),
         ({"prompt": "a", "system": "b", "system_prompt": "c"}, "both 'system' and 'system_prompt'"),

@@ -132,9 +132,9 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
         ({"messages": "hello"}, "'messages': not JSON: JSON is malformed"),
         ({"messages": "[]"}, "the last turn must be the user's"),
         ({"messages": TURNS[:3]}, "the last turn must be the user's, not the assistant's"),
-        ({"messages": [TURNS[1], TURNS[3]]}, "turn 2 is the user's, the assistant's was due"),
-        ({"messages": TURNS[2:]}, "turn 1 is the assistant's, the user's was due"),
-        ({"messages": [*TURNS[:2], TURNS[0], TURNS[3]]}, "turn 3 is the system's, the assistant's was due"),
+        ({"messages": [TURNS[1], TURNS[3]]}, "turn 2 is the user's, expected the assistant's"),
+        ({"messages": TURNS[2:]}, "turn 1 is the assistant's, expected the user's"),
+        ({"messages": [*TURNS[:2], TURNS[0], TURNS[3]]}, "turn 3 is the system's, expected the assistant's"),
         ({"prompt": "a", "answer": [4]}, "'answer' must be text or a number"),
         ({"prompt": "a", "answer": True}, "'answer' must be text or a number"),
         ({"prompt": "a\0b"}, "a NUL character"),
@@ -245,7 +245,7 @@ def test_an_unknown_ending_lists_the_known(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(UsageError, match=r"folder\.jsonl is a folder; give the files in it"):
+    with pytest.raises(UsageError, match=r"folder\.jsonl is a folder; give the names of files in it"):
         list(files.records(tmp_path / "folder.jsonl"))
     with pytest.raises(UsageError, match=r"there is no file .*p\.jsonl"):
         rows.read(tmp_path / "p.jsonl")

@@ -66,7 +66,7 @@ def test_prompts_that_do_not_fit_are_counted(smollm2: Path) -> None:
     assert some.message.startswith("2 of 4 prompts cannot be answered; the first: too_long: ")
     assert none.level == "error"
     assert cut.level == "warning"
-    assert cut.message.startswith("2 of 2 prompts leave less than 250 tokens")
+    assert cut.message.startswith("2 of 2 prompts leave fewer than 250 tokens")
 
 
 @pytest.mark.model

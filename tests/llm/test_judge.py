@@ -292,7 +292,7 @@ def test_scores_come_as_they_are_finished_and_the_judge_stays_busy(server: Serve
 
 def test_the_key_is_read_as_for_a_teacher(connect: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     behind = {"base_url": server.base_url, "api_key_env": "PERSYN_NO_SUCH_KEY"}
-    with pytest.raises(EngineError, match="PERSYN_NO_SUCH_KEY holds no API key"):
+    with pytest.raises(EngineError, match="PERSYN_NO_SUCH_KEY is not set or is empty"):
         connect(options=behind)
 
 

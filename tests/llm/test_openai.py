@@ -144,7 +144,7 @@ def test_the_key_comes_from_the_environment_and_goes_into_the_header_only(
 
 
 def test_a_missing_key_and_a_bad_url_are_told_at_once(server: Server, connect: Connect) -> None:
-    with pytest.raises(EngineError, match="PERSYN_NO_SUCH_KEY holds no API key"):
+    with pytest.raises(EngineError, match="PERSYN_NO_SUCH_KEY is not set or is empty"):
         connect(api_key_env="PERSYN_NO_SUCH_KEY")
     with pytest.raises(EngineError, match="localhost:8000"):
         connect(base_url="localhost:8000/v1")
@@ -657,7 +657,7 @@ def test_an_outage_ends_the_engine_and_fails_no_prompt(server: Server, connect: 
     server.reply = lambda n: error(503, "down")
     engine = connect(concurrency=2, max_retries=0)
 
-    with pytest.raises(OutageError, match="17 requests in a row got no answer"):
+    with pytest.raises(OutageError, match="17 requests in a row were not answered"):
         answer(engine, *[ask(i) for i in range(100)])
 
     assert engine.pending == 100
@@ -752,8 +752,8 @@ def test_a_proxy_of_the_environment_is_heeded_and_its_password_told_to_nobody(
     [
         ("http://h/v1/chat/completions", "must end before /chat/completions"),
         ("http://h/v1/chat/completions/?api-version=1", "must end before /chat/completions"),
-        (" http://h/v1 ", "contains a blank or a #"),
-        ("http://h/v1#x", "contains a blank or a #"),
+        (" http://h/v1 ", "contains white space or a #"),
+        ("http://h/v1#x", "contains white space or a #"),
         ("http://h:99999/v1", "is no URL"),
     ],
 )

@@ -102,7 +102,9 @@ def test_to_find_a_functions_file_nothing_of_its_package_is_run(
     (package / "__init__.py").write_text("raise SystemExit('run')")
     (package / "scorers.py").write_text(SOURCE)
     assert custom_function.revision("foreign_package.scorers:length").startswith("sha256:")
-    with pytest.raises(UsageError, match=r"no module 'foreign_package.other'.*add its folder to PYTHONPATH"):
+    with pytest.raises(
+        UsageError, match=r"cannot find the module 'foreign_package.other'.*add its folder to PYTHONPATH"
+    ):
         custom_function.revision("foreign_package.other:length")
 
 

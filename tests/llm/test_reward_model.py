@@ -110,7 +110,7 @@ def test_the_detail_says_how_it_was_computed(folder: Path) -> None:
 
 
 def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(EngineError, match="it has 2 labels, one is wanted"):
+    with pytest.raises(EngineError, match="expected 1 label, found 2"):
         load(make(tmp_path, tokenizer, num_labels=2))
 
 

@@ -201,7 +201,7 @@ def test_a_conversation_the_template_refuses_fails_alone(teacher: Engine) -> Non
 
     results = answer(teacher, bad, ask("Hi!", 2, max_tokens=2))
 
-    assert reason(results[1]).startswith("bad_request: the chat template takes no such conversation")
+    assert reason(results[1]).startswith("bad_request: the chat template rejects the conversation")
     assert isinstance(results[2], Generated)
 
 

@@ -390,7 +390,7 @@ def test_a_router_is_not_laid_on_another_backbone_than_it_was_fitted_to(tiny: Pa
 
 def test_states_that_are_no_numbers_are_not_taken_for_features(tiny: Path, work: Work, tmp_path: Path) -> None:
     backbone = altered(tiny, tmp_path / "backbone", float("nan"))
-    with pytest.raises(EngineError, match=r"not finite in torch\.float32; take dtype"):
+    with pytest.raises(EngineError, match=r"not finite in torch\.float32; set dtype"):
         work(fitter(backbone), [grid(12, folder=tmp_path / "router")])
     assert not (tmp_path / "features").exists()
 

@@ -71,7 +71,7 @@ def test_a_long_conversation_is_left_out_and_counted(tiny: Path, tmp_path: Path)
     train.prepare(spec_of(tiny), [*CONVERSATIONS, long], FAST, tmp_path)  # the model takes 128 tokens
 
     assert StudentExamples(tmp_path / train.DATA).counts.left_out == 1
-    with pytest.raises(UsageError, match="of 1 rows none fits 128 tokens"):
+    with pytest.raises(UsageError, match="none of 1 rows fits into 128 tokens"):
         train.prepare(spec_of(tiny), [long], FAST, tmp_path)
 
 

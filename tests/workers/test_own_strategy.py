@@ -151,7 +151,9 @@ def test_what_was_assigned_stays_when_the_file_changes_and_the_rest_waits_for_it
     state, error = go_on(database, tmp_path, run_id)
     assert state is RunState.FAILED
     assert f"{module}:later has no scores for prompt" in str(error)
-    assert "strategy_error: RuntimeError: not yet (a changed function is taken by a run of another name" in str(error)
+    assert "strategy_error: RuntimeError: not yet (to use a changed function, start a run under another name" in str(
+        error
+    )
     first = by_level(database, run_id, reason=f"python: {module}:later")
     assert 40 <= len(first) < PROMPTS - 12
 
@@ -208,7 +210,7 @@ def test_where_its_first_choice_was_not_imported_the_next_is_taken(
 
 @SQLITE
 def test_a_module_that_is_not_there_is_said_before_anything_is_written(database: Database, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no module 'no_such_module'.*add its folder to PYTHONPATH"):
+    with pytest.raises(UsageError, match=r"cannot find the module 'no_such_module'.*add its folder to PYTHONPATH"):
         start(database, write(tmp_path, "no_such_module:f"))
     assert count(database, Run) == 0
 

@@ -49,7 +49,10 @@ SERVER = 'model = "m"\nengine = "openai"\ngpus = 0\noptions = {{ base_url = "{ur
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
-        (SERVER.format(url="http://127.0.0.1:9", more=', api_key_env = "NO_SUCH_KEY"'), "NO_SUCH_KEY holds no API key"),
+        (
+            SERVER.format(url="http://127.0.0.1:9", more=', api_key_env = "NO_SUCH_KEY"'),
+            "NO_SUCH_KEY is not set or is empty",
+        ),
         (SERVER.format(url="ftp://127.0.0.1:9", more=""), "no http(s) URL"),
     ],
 )

@@ -59,9 +59,9 @@ def endpoint(base_url: str) -> URL:
     except ValueError as error:
         raise PermanentError(f"base_url {base_url!r} is no URL: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
-        raise PermanentError(f"base_url {base_url!r} is no http(s) URL; give one like http://localhost:8000/v1")
+        raise PermanentError(f"base_url {base_url!r} is not an http(s) URL; give one like http://localhost:8000/v1")
     if re.search(r"\s", base_url) or url.fragment:
-        raise PermanentError(f"base_url {base_url!r} contains a blank or a #; remove it")
+        raise PermanentError(f"base_url {base_url!r} contains white space or a #; remove it")
     path = url.raw_path.rstrip("/")
     if path.endswith("/chat/completions"):
         raise PermanentError(f"base_url {base_url!r} must end before /chat/completions, which is added to it")
@@ -74,7 +74,10 @@ def read_key(chosen: options.OpenAIOptions) -> str | None:
         return None
     key = os.environ.get(chosen.api_key_env, "").strip()
     if not key:
-        raise HostLacks(f"the environment variable {chosen.api_key_env} is empty; set it to the API key for the worker")
+        raise HostLacks(
+            f"the environment variable {chosen.api_key_env} is not set or is empty; "
+            "set it to the API key for the worker"
+        )
     if key[0] in "'\"":
         raise HostLacks(f"the environment variable {chosen.api_key_env} holds a key in quotation marks; remove them")
     if not _KEY.fullmatch(key):

@@ -63,7 +63,7 @@ class Writer:
         pad_id = chat.tokenizer.pad_token_id
         self._pad_id = chat.end_id if pad_id is None else int(pad_id)
         # The model's own generation config would replace values that a request leaves at their defaults.
-        model.generation_config = GenerationConfig(pad_token_id=self._pad_id)  # type: ignore[no-untyped-call]
+        model.generation_config = GenerationConfig(pad_token_id=self._pad_id)
         self._mates = BatchRule(model, sees_padding=self._sees_padding())
 
     def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
