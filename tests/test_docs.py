@@ -12,7 +12,6 @@ from docs import keys, make
 from persyn.cli import reference
 from persyn.llm.engines import ENGINES
 from persyn.settings import Settings
-from persyn.sql import saved
 from tests.sql.test_views import COLUMNS
 
 
@@ -25,11 +24,6 @@ def test_every_view_is_explained_and_its_columns_are_as_promised() -> None:
     explained = re.findall(r"^\| `(v_\w+)` \|", (make.ROOT / "docs/sql.md").read_text(), re.MULTILINE)
     assert sorted(explained) == sorted(make.views())
     assert make.views() == {view: columns.split() for view, columns in COLUMNS.items()}
-
-
-def test_the_page_says_how_many_questions_there_are() -> None:
-    assert len(saved.queries()) == 21
-    assert "## Twenty-one questions" in (make.ROOT / "docs/sql.md").read_text()
 
 
 def test_the_command_page_is_what_the_commands_say() -> None:

@@ -46,7 +46,7 @@ _KEYWORD_NAMES = """
     or over partition recursive right rollup row select sets similar some then union using values when where with
     bit char character decimal float numeric time timestamp varchar varying
 """
-_FUNCTIONS, _KEYWORDS = frozenset(_FUNCTION_NAMES.split()), frozenset(_KEYWORD_NAMES.split())
+FUNCTIONS, _KEYWORDS = frozenset(_FUNCTION_NAMES.split()), frozenset(_KEYWORD_NAMES.split())
 #: Keywords that introduce a name defined in the query, after which a parenthesis lists its columns.
 _BEFORE_A_NAME = frozenset(("as", "with", "recursive"))
 _REFUSED_NAMES = re.compile(r"_?pg_|information_schema$")
@@ -93,5 +93,5 @@ def _require_known(first: Token, second: Token) -> None:
     if name is None or (first.kind == "name" and first.name in _BEFORE_A_NAME):
         return
     is_word = second.kind == "name" and name in _KEYWORDS
-    if first.text == "." or not (is_word or name in _FUNCTIONS):
+    if first.text == "." or not (is_word or name in FUNCTIONS):
         raise UsageError(f"the function {second.text} is not allowed here; docs/sql.md lists the allowed functions")

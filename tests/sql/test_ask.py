@@ -193,7 +193,7 @@ def test_a_greedy_question_is_ended(asked: Database) -> None:
 
 def test_what_is_no_text_is_refused(asked: Database) -> None:
     for statement, value in (("SELECT '\0'", "x"), ("SELECT '\udcff'", "x"), ("SELECT :x", "\udcff")):
-        with pytest.raises(UsageError, match="no text"):
+        with pytest.raises(UsageError, match="invalid text"):
             ask.ask(asked, statement, {"x": value})
 
 

@@ -15,10 +15,11 @@ from sqlalchemy import func, select
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
-from persyn.db.work import Event, Job, JobState
+from persyn.db.work import Event, Job, JobState, Outage
 from persyn.jobs import queue
 from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster import roll_call
+from tests.chat_server import Server, completion, error
 from tests.cluster import Broker, Cluster, wait_for
 from tests.run_files import PROMPTS, TEACHERS, write_run
 
@@ -134,6 +135,31 @@ def test_a_killed_worker_loses_only_what_its_engine_was_computing(
     assert len(set(asked)) == NEEDED
     assert len(asked) - NEEDED <= 2 * 4
     assert count(database, Event, Event.detail["reason"].as_string() == "owner died") > 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
+def test_workers_wait_for_a_server_also_when_one_of_them_is_killed(
+    cluster: Cluster, database: Database, tmp_path: Path
+) -> None:
+    with Server.running() as server:
+        server.reply = lambda n: error(500, "down")
+        options = {"base_url": server.base_url, "max_retries": 0, "concurrency": 2}
+        file = write_run(tmp_path, options=options)
+        head, *tables = file.read_text().split("[[teachers]]")
+        file.write_text("[[teachers]]".join([head, *(table.replace('"fake"', '"openai"') for table in tables)]))
+        for name in ("one", "two"):
+            cluster.worker(name)
+        cluster.start("dispatch", "dispatch")
+        cluster.start("run", "run", "start", str(file))
+        wait_for(lambda: count(database, Outage) == len(TEACHERS), 30, "both teachers wait for the server")
+        cluster.kill("one")
+        assert count(database, Response) == 0
+        server.reply = lambda n: completion("Four.")
+
+        wait_for(lambda: is_done(database), 120, "the run is done")
+    require_complete(database)
+    assert count(database, Response, Response.failure.is_not(None)) == 0
+    assert count(database, Outage) == 0
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
