@@ -45,7 +45,7 @@ def columns() -> str:
             f"| `{each.name}` | {_type(each).replace('_', ' ')}{', or null' * bool(each.nullable)} | {_what(each)} |"
             for each in table.columns
         ]
-        lines.append("\n".join([f"### {table.name}\n", "| column | type | what |", "| --- | --- | --- |", *rows, ""]))
+        lines.append("\n".join([f"### {table.name}\n", "| column | type | description |", "| --- | --- | --- |", *rows, ""]))
     lines.append("## Views\n")
     lines += [f"**{view}**: {', '.join(f'`{name}`' for name in names)}\n" for view, names in views().items()]
     return "\n".join(lines)
@@ -77,7 +77,7 @@ def _type(column: Column[object]) -> str:
 
 
 def _what(column: Column[object]) -> str:
-    belongs = "".join(f"of `{key.column.table.name}`" for key in column.foreign_keys)
+    belongs = "".join(f"refers to `{key.column.table.name}`" for key in column.foreign_keys)
     return "; ".join(each for each in (belongs, column.comment) if each).replace("|", "\\|")
 
 

@@ -159,7 +159,7 @@ def _tables(database: Database, n_seeds: int) -> str:
         facts = {case: _facts(session, case, n_seeds) for case in CASES}
         accuracy = {case: _accuracies(session, case, n_seeds) for case in CASES}
         return (
-            f"{n_seeds} seeds. * Its rates were chosen on the first of them.\n\n"
+            f"{n_seeds} seeds. * Its learning rate and epochs were chosen on the first seed.\n\n"
             + _teachers(session)
             + _became(facts, _datasets(session, n_seeds))
             + _order(accuracy)

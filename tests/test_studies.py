@@ -189,7 +189,7 @@ def test_the_page_has_the_rows_that_the_study_makes_and_marks_what_was_chosen_on
     page = tables(controlled.REPORT)
     assert names(made) <= names(page)
     assert "PerSyn, tuned in full *" in names(page)
-    assert "* Its rates were chosen on the first of them." in page
+    assert "* Its learning rate and epochs were chosen on the first seed." in page
 
 
 def test_of_students_that_were_trained_in_two_ways_the_better_is_not_picked() -> None:

@@ -35,12 +35,12 @@ class Prompt(Base):
 
     id: Mapped[Id]
     content_hash: Mapped[Hash] = mapped_column(unique=True, comment="SHA-256 of the conversation's canonical JSON")
-    text: Mapped[str] = mapped_column(Text, comment="the user's last turn")
-    history: Mapped[list[Any] | None] = mapped_column(comment="the turns before it: [{role, content}, ...]")
+    text: Mapped[str] = mapped_column(Text, comment="the last user turn")
+    history: Mapped[list[Any] | None] = mapped_column(comment="the turns before the last one: [{role, content}, ...]")
     answer: Mapped[str | None] = mapped_column(Text, comment="reference answer")
     source: Mapped[str] = mapped_column(comment="name of the file it was first imported from")
-    source_id: Mapped[str | None] = mapped_column(comment="its id in that file")
-    meta: Mapped[dict[str, Any]] = mapped_column(comment="every other field of its row")
+    source_id: Mapped[str | None] = mapped_column(comment="id of the prompt in that file")
+    meta: Mapped[dict[str, Any]] = mapped_column(comment="all other fields of the imported row")
     created_at: Mapped[CreatedAt]
 
 
@@ -51,19 +51,21 @@ class Teacher(Base):
 
     id: Mapped[Id]
     name: Mapped[str] = mapped_column(index=True)
-    fingerprint: Mapped[Hash] = mapped_column(unique=True, comment="SHA-256 of what decides its responses")
+    fingerprint: Mapped[Hash] = mapped_column(
+        unique=True, comment="SHA-256 of everything that determines its responses"
+    )
     engine: Mapped[str]
     model: Mapped[str]
-    revision: Mapped[str | None] = mapped_column(comment="hub commit, or digest of a local folder")
+    revision: Mapped[str | None] = mapped_column(comment="hub commit, or sha256:... of a local folder")
     options: Mapped[dict[str, Any]] = mapped_column(comment="engine arguments: dtype, max_model_len, ...")
     sampling: Mapped[dict[str, Any]]
     system: Mapped[str | None] = mapped_column(Text)
     few_shot: Mapped[list[Any]] = mapped_column(comment="[{user, assistant}, ...]")
-    template_hash: Mapped[str | None] = mapped_column(comment="SHA-256 of the chat template; null without one")
+    template_hash: Mapped[str | None] = mapped_column(comment="SHA-256 of the chat template; null if it has none")
     gpus: Mapped[int]
     family: Mapped[str | None]
     license: Mapped[str | None]
-    params_b: Mapped[float | None] = mapped_column(comment="parameters, billions")
+    params_b: Mapped[float | None] = mapped_column(comment="number of parameters, in billions")
     price_in: Mapped[float | None] = mapped_column(comment="US dollars per million prompt tokens")
     price_out: Mapped[float | None] = mapped_column(comment="US dollars per million response tokens")
     created_at: Mapped[CreatedAt]
@@ -78,8 +80,8 @@ class Student(Base):
     name: Mapped[str] = mapped_column(index=True)
     fingerprint: Mapped[Hash] = mapped_column(unique=True)
     model: Mapped[str]
-    revision: Mapped[str | None] = mapped_column(comment="hub commit, or digest of a local folder")
-    template_hash: Mapped[str | None] = mapped_column(comment="SHA-256 of the chat template; null without one")
+    revision: Mapped[str | None] = mapped_column(comment="hub commit, or sha256:... of a local folder")
+    template_hash: Mapped[str | None] = mapped_column(comment="SHA-256 of the chat template; null if it has none")
     created_at: Mapped[CreatedAt]
 
 
@@ -91,7 +93,7 @@ class Scorer(Base):
     id: Mapped[Id]
     fingerprint: Mapped[Hash] = mapped_column(unique=True)
     kind: Mapped[str] = mapped_column(comment="log_likelihood, reward_model, math, ...: an engine's name")
-    model: Mapped[str] = mapped_column(comment="empty for a scorer without a model")
+    model: Mapped[str] = mapped_column(comment="empty if the scorer uses no model")
     revision: Mapped[str | None]
     options: Mapped[dict[str, Any]]
     gpus: Mapped[int]
@@ -109,8 +111,8 @@ class Run(Base):
     id: Mapped[Id]
     name: Mapped[str] = mapped_column(unique=True)
     state: Mapped[RunState] = mapped_column(words(RunState, "state"), default=RunState.RUNNING)
-    stage: Mapped[str] = mapped_column(comment="the stage whose jobs are being worked; the last one when done")
-    plans: Mapped[int] = mapped_column(default=0, comment="how often the present stage was planned")
+    stage: Mapped[str] = mapped_column(comment="current stage; the last stage once the run is done")
+    plans: Mapped[int] = mapped_column(default=0, comment="number of times the current stage was planned")
     config: Mapped[dict[str, Any]] = mapped_column(comment="the run file, frozen")
     config_hash: Mapped[Hash]
     seed: Mapped[Big]
@@ -118,7 +120,7 @@ class Run(Base):
     quality_scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
     learnability_scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
     router_id: Mapped[int | None] = mapped_column(ForeignKey("routers.id", ondelete="RESTRICT"))
-    error: Mapped[str | None] = mapped_column(Text, comment="why it failed")
+    error: Mapped[str | None] = mapped_column(Text, comment="why the run failed")
     created_at: Mapped[CreatedAt]
     finished_at: Mapped[UtcTime | None]
 

@@ -35,17 +35,19 @@ class Response(Base):
     id: Mapped[Id]
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"))
     teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
-    sample: Mapped[int] = mapped_column(default=0, comment="0 for the first response of a teacher to a prompt")
+    sample: Mapped[int] = mapped_column(default=0, comment="index of the teacher's response to the prompt, from 0")
     text: Mapped[str | None] = mapped_column(Text)
     failure: Mapped[str | None] = mapped_column(Text, comment="why there is no text: too_long, empty, refused, ...")
-    finish_reason: Mapped[str | None] = mapped_column(comment="stop, or length when max_tokens cut it off")
+    finish_reason: Mapped[str | None] = mapped_column(
+        comment="stop, length if max_tokens was reached, or what the server gave"
+    )
     prompt_tokens: Mapped[int | None]
     response_tokens: Mapped[int | None]
     seconds: Mapped[float | None] = mapped_column(comment="from admission to the engine to the last token")
     seed: Mapped[Big | None]
-    engine: Mapped[str | None] = mapped_column(comment="name and version of what served the model")
+    engine: Mapped[str | None] = mapped_column(comment="name and version of the inference engine")
     origin: Mapped[Origin] = mapped_column(words(Origin, "origin"), default=Origin.GENERATED)
-    meta: Mapped[dict[str, Any] | None] = mapped_column(comment="of an imported one: every other field of its row")
+    meta: Mapped[dict[str, Any] | None] = mapped_column(comment="all other fields of the row it was imported from")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_at: Mapped[CreatedAt]
 
@@ -63,9 +65,9 @@ class Score(Base):
     response_id: Mapped[int] = mapped_column(ForeignKey("responses.id", ondelete="CASCADE"), primary_key=True)
     scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"), primary_key=True)
     value: Mapped[float | None] = mapped_column(comment="sum of log-probabilities in nats, a logit, or a verdict")
-    n_tokens: Mapped[int | None] = mapped_column(comment="tokens summed over")
+    n_tokens: Mapped[int | None] = mapped_column(comment="number of tokens in the sum")
     failure: Mapped[str | None] = mapped_column(Text)
-    detail: Mapped[dict[str, Any]] = mapped_column(comment="what retraces the value: parsed forms, dtype, version")
+    detail: Mapped[dict[str, Any]] = mapped_column(comment="how the value was obtained: parsed forms, dtype, version")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_at: Mapped[CreatedAt]
 
@@ -81,8 +83,8 @@ class Router(Base):
     revision: Mapped[str | None]
     tune: Mapped[str]
     options: Mapped[dict[str, Any]]
-    teacher_ids: Mapped[list[Any]] = mapped_column(comment="in head order")
-    metrics: Mapped[dict[str, Any]] = mapped_column(comment="Hit@k and rewards on the hold-out, beside the baselines")
+    teacher_ids: Mapped[list[Any]] = mapped_column(comment="teacher ids in head order")
+    metrics: Mapped[dict[str, Any]] = mapped_column(comment="Hit@k and rewards on the hold-out, with baselines")
     path: Mapped[str] = mapped_column(comment="folder of the checkpoint")
     sha256: Mapped[Hash] = mapped_column(comment="SHA-256 of the checkpoint's files")
     created_at: Mapped[CreatedAt]
@@ -113,9 +115,9 @@ class Assignment(Base):
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"), primary_key=True)
     teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
-    score: Mapped[float | None] = mapped_column(comment="the router's score, or the reward of a calibration response")
-    margin: Mapped[float | None] = mapped_column(comment="score minus the runner-up's; null when there is none")
-    reason: Mapped[str] = mapped_column(comment="router, or calibration: its best response was already there")
+    score: Mapped[float | None] = mapped_column(comment="router score, or the reward if the reason is calibration")
+    margin: Mapped[float | None] = mapped_column(comment="score minus that of the runner-up; null if there is none")
+    reason: Mapped[str] = mapped_column(comment="router, calibration, or the strategy that chose (kind: name)")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_at: Mapped[CreatedAt]
 

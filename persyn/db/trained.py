@@ -17,7 +17,9 @@ class Training(Base):
 
     id: Mapped[Id]
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
-    student_id: Mapped[int] = mapped_column(ForeignKey("students.id", ondelete="RESTRICT"), comment="as it began")
+    student_id: Mapped[int] = mapped_column(
+        ForeignKey("students.id", ondelete="RESTRICT"), comment="before this training"
+    )
     fingerprint: Mapped[Hash] = mapped_column(unique=True, comment="SHA-256 of run, student, dataset and settings")
     dataset_hash: Mapped[Hash] = mapped_column(comment="SHA-256 of the conversations, in order")
     settings: Mapped[dict[str, Any]] = mapped_column(comment="tune, epochs, learning_rate, batch_size, seed, ...")
@@ -25,7 +27,7 @@ class Training(Base):
         comment="rows, response tokens, steps, seconds, losses (nats per token)"
     )
     path: Mapped[str] = mapped_column(comment="folder of the trained weights")
-    revision: Mapped[str] = mapped_column(comment="digest of that folder")
+    revision: Mapped[str] = mapped_column(comment="sha256:... of that folder")
     created_at: Mapped[CreatedAt]
 
 
@@ -41,9 +43,9 @@ class Evaluation(Base):
         ForeignKey("trainings.id", ondelete="CASCADE"), index=True, comment="null for the student before any training"
     )
     scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
-    name: Mapped[str] = mapped_column(comment="of the prompts' files")
+    name: Mapped[str] = mapped_column(comment="names of the prompt files")
     prompts_hash: Mapped[Hash] = mapped_column(comment="SHA-256 of the prompts' content hashes, sorted")
-    how: Mapped[dict[str, Any]] = mapped_column(comment="what wrote the answers: engine, options, sampling")
+    how: Mapped[dict[str, Any]] = mapped_column(comment="how responses were generated: engine, options, sampling")
     created_at: Mapped[CreatedAt]
     finished_at: Mapped[UtcTime | None]
 
@@ -59,7 +61,7 @@ class Outcome(Base):
 
     evaluation_id: Mapped[int] = mapped_column(ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True)
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"), primary_key=True)
-    response: Mapped[str | None] = mapped_column(Text, comment="what the student wrote; null where none is asked for")
+    response: Mapped[str | None] = mapped_column(Text, comment="the student's response; null if none is generated")
     value: Mapped[float | None] = mapped_column(comment="the scorer's raw value")
-    n_tokens: Mapped[int | None] = mapped_column(comment="tokens summed over, for a log-likelihood")
+    n_tokens: Mapped[int | None] = mapped_column(comment="number of tokens in the sum, for a log-likelihood")
     failure: Mapped[str | None] = mapped_column(Text)

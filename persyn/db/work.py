@@ -55,27 +55,29 @@ class Job(Base):
     id: Mapped[Id]
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     stage: Mapped[str]
-    queue: Mapped[str] = mapped_column(comment="the model that works it; jobs of one queue share a loaded engine")
+    queue: Mapped[str] = mapped_column(comment="name of the model spec; jobs of one queue share a loaded engine")
     teacher_id: Mapped[int | None] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
     scorer_id: Mapped[int | None] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
     first_prompt_id: Mapped[Big] = mapped_column(comment="inclusive")
     last_prompt_id: Mapped[Big] = mapped_column(comment="inclusive")
-    n_prompts: Mapped[int] = mapped_column(comment="how many items it held when it was planned")
-    gpus: Mapped[int] = mapped_column(default=0, comment="GPUs its model needs")
-    priority: Mapped[int] = mapped_column(default=0, comment="lower is sooner")
+    n_prompts: Mapped[int] = mapped_column(comment="number of items when the job was planned")
+    gpus: Mapped[int] = mapped_column(default=0, comment="number of GPUs that the model needs")
+    priority: Mapped[int] = mapped_column(default=0, comment="lower values are claimed first")
     state: Mapped[JobState] = mapped_column(words(JobState, "state"), default=JobState.QUEUED)
-    attempts: Mapped[int] = mapped_column(default=0, comment="tries since one last saved something")
+    attempts: Mapped[int] = mapped_column(default=0, comment="attempts since results were last saved")
     max_attempts: Mapped[int] = mapped_column(default=3)
-    fence: Mapped[Big] = mapped_column(default=0, comment="raised at each claim; every write of results checks it")
-    owner: Mapped[str | None] = mapped_column(comment="the worker process that holds or last held it")
+    fence: Mapped[Big] = mapped_column(
+        default=0, comment="incremented by each claim; checked by every write of results"
+    )
+    owner: Mapped[str | None] = mapped_column(comment="worker process that holds or last held the job")
     lease_until: Mapped[UtcTime | None]
     heartbeat_at: Mapped[UtcTime | None]
-    not_before: Mapped[UtcTime | None] = mapped_column(comment="a failed attempt waits until then")
-    dispatched_at: Mapped[UtcTime | None] = mapped_column(comment="when a message was last sent for it")
+    not_before: Mapped[UtcTime | None] = mapped_column(comment="earliest time of the next attempt, after a failed one")
+    dispatched_at: Mapped[UtcTime | None] = mapped_column(comment="when a broker message was last sent for the job")
     cancel_requested: Mapped[bool] = mapped_column(default=False)
-    error: Mapped[str | None] = mapped_column(Text, comment="the last failure")
+    error: Mapped[str | None] = mapped_column(Text, comment="reason of the last failure")
     created_at: Mapped[CreatedAt]
-    started_at: Mapped[UtcTime | None] = mapped_column(comment="the first claim")
+    started_at: Mapped[UtcTime | None] = mapped_column(comment="time of the first claim")
     finished_at: Mapped[UtcTime | None]
 
 
@@ -89,9 +91,9 @@ class Outage(Base):
 
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     queue: Mapped[str] = mapped_column(primary_key=True)
-    since: Mapped[UtcTime] = mapped_column(comment="when it was first noticed")
-    retry_at: Mapped[UtcTime] = mapped_column(comment="when the server is asked again")
-    error: Mapped[str] = mapped_column(Text, comment="what the server said last, or that it said nothing")
+    since: Mapped[UtcTime] = mapped_column(comment="when the outage was first noticed")
+    retry_at: Mapped[UtcTime] = mapped_column(comment="when the server is tried again")
+    error: Mapped[str] = mapped_column(Text, comment="last error of the server, or that it did not respond")
 
 
 class Event(Base):
@@ -101,7 +103,7 @@ class Event(Base):
 
     id: Mapped[Id]
     at: Mapped[CreatedAt]
-    actor: Mapped[str] = mapped_column(comment="the worker or person that caused it")
+    actor: Mapped[str] = mapped_column(comment="worker or person that caused the event")
     run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"))
@@ -117,16 +119,18 @@ class Load(Base):
     __tablename__ = "loads"
 
     id: Mapped[Id]
-    at: Mapped[CreatedAt] = mapped_column(comment="when it was in memory")
+    at: Mapped[CreatedAt] = mapped_column(comment="when loading finished")
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
-    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), comment="the job that asked for it")
-    owner: Mapped[str] = mapped_column(comment="the worker process that has it")
-    engine: Mapped[str] = mapped_column(comment="name and version of what serves it")
-    seconds: Mapped[float] = mapped_column(comment="from the start of its process")
-    gpus: Mapped[str | None] = mapped_column(
-        comment="the GPUs that it was given, as nvidia-smi names them; null for none"
+    job_id: Mapped[int] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), comment="the job that the model was loaded for"
     )
-    log: Mapped[str] = mapped_column(unique=True, comment="its log file, in PERSYN_HOME/logs on the worker's machine")
+    owner: Mapped[str] = mapped_column(comment="worker process that loaded the model")
+    engine: Mapped[str] = mapped_column(comment="name and version of the engine")
+    seconds: Mapped[float] = mapped_column(comment="load time, from the start of the engine process")
+    gpus: Mapped[str | None] = mapped_column(
+        comment="GPUs assigned to the engine, as named by nvidia-smi; null for none"
+    )
+    log: Mapped[str] = mapped_column(unique=True, comment="log file, in PERSYN_HOME/logs on the worker's machine")
 
 
 class Leader(Base):
@@ -136,6 +140,6 @@ class Leader(Base):
     __table_args__ = (CheckConstraint("id = 1", name="one"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, comment="always 1")
-    owner: Mapped[str] = mapped_column(comment="the dispatcher process that leads or led last")
-    fence: Mapped[Big] = mapped_column(comment="raised with each new leader")
+    owner: Mapped[str] = mapped_column(comment="dispatcher process that leads or last led")
+    fence: Mapped[Big] = mapped_column(comment="incremented with each new leader")
     lease_until: Mapped[UtcTime]

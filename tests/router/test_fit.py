@@ -256,7 +256,7 @@ def test_a_grid_with_holes_and_ties_is_fitted_to_what_is_there(tiny: Path, work:
         ({"rewards": [[0.5, 1.0, 0.2, float("nan")]] * 12}, "unmeasured_teachers: .* generalist"),
         ({"is_holdout": [True] * 12}, "no_preferences: none of 0"),
         ({"tune": "some"}, "unknown_tune: 'some'; there are auto, full, lora, head"),
-        ({"rewards": [[0.5, 1.0]] * 12}, "malformed: a row of 4 rewards"),
+        ({"rewards": [[0.5, 1.0]] * 12}, "malformed: expected a row of 4 rewards"),
         ({"is_holdout": [False]}, "malformed: "),
     ],
 )
@@ -381,7 +381,7 @@ def test_a_router_is_not_laid_on_another_backbone_than_it_was_fitted_to(tiny: Pa
     altered(tiny, backbone, 3.0)
 
     for tune in ("head", "lora"):
-        with pytest.raises(UsageError, match=f"has changed: sha256:.*, and {was} then"):
+        with pytest.raises(UsageError, match=f"has changed: it is sha256:.*, and was {was}"):
             router(tmp_path / tune)
     assert scores(work(router(tmp_path / "full"), routes(1))).shape == (1, len(TEACHERS))  # has its own backbone
     with pytest.raises(UsageError, match="has changed"):

@@ -116,7 +116,7 @@ def test_an_option_that_its_engine_does_not_take_is_found_before_any_model_loads
             {"teacher": {"model": "m" * 300}},
             f"`teachers[1].model` is '{'m' * 198}…, which cannot be looked up: File name too long",
         ),
-        ({"student": {"name": "a b", "model": "x"}}, "`student.name` is no name"),
+        ({"student": {"name": "a b", "model": "x"}}, "`student.name` is not a valid name"),
         ({"students": {"name": "s"}}, "unknown key 'students' in the file; did you mean 'student'?"),
     ],
 )

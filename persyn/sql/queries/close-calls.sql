@@ -1,5 +1,5 @@
--- researcher: Where was the router least sure?
--- The 20 smallest margins: log-odds that the chosen teacher is rewarded more than the next.
+-- researcher: Which assignments did the router decide by the smallest margins?
+-- The 20 smallest margins: log-odds that the chosen teacher has a higher reward than the runner-up.
 SELECT a.prompt_id, t.name AS teacher, a.margin, p.text AS prompt
 FROM assignments a
 JOIN runs r ON r.id = a.run_id

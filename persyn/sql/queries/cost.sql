@@ -1,5 +1,5 @@
--- operator: What did each teacher write, and what did that cost?
--- Tokens of the responses that the run rests on, whichever run asked for them; dollars is null without a price or a count.
+-- operator: How much did each teacher generate, and at what cost?
+-- Tokens of all responses that the run uses, whichever run requested them; dollars is null without prices or token counts.
 SELECT teacher, assigned, responses, failed, prompt_tokens, response_tokens, dollars
 FROM v_teacher_cost
 WHERE run = :run

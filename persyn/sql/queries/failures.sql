@@ -1,5 +1,5 @@
--- operator: What failed, and how?
--- A failed row is finished, and is not tried again. A failure of the grid that is also assigned counts in both stages.
+-- operator: Which rows failed, and why?
+-- A failed row is final and is not retried. A failed calibration response that is also assigned counts in both stages.
 SELECT stage, teacher, scorer, reason, count(*) AS failures, min(failure) AS example
 FROM v_failures
 WHERE run = :run

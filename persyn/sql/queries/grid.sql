@@ -1,5 +1,5 @@
--- researcher: How good is each teacher on the grid?
--- Raw means (quality in its scorer's unit, learnability in nats), the mean reward, and how many prompts it is best on.
+-- researcher: How good is each teacher on the calibration grid?
+-- Raw means (quality in the scorer's unit, learnability in nats), the mean reward, and the number of prompts on which it is best.
 SELECT teacher, count(*) AS responses, avg(quality) AS quality, avg(learnability) AS learnability,
        avg(reward) AS reward, sum(CASE WHEN reward = best THEN 1 ELSE 0 END) AS best_on
 FROM (

@@ -1,5 +1,5 @@
--- researcher: How often does the router find a best teacher on the hold-out?
--- First, or among its first three: the Hit@1 and Hit@3 of `persyn run status`, where no cell of the grid is missing. Of three teachers or fewer hit3 is null: it would be 1 whatever the router says.
+-- researcher: How often does the router choose a best teacher on the hold-out?
+-- Hit@1 and Hit@3 as in `persyn run status`, if no cell of the grid is missing. With three teachers or fewer hit3 is null, because it would always be 1.
 SELECT count(*) AS prompts, avg(CASE WHEN place = 1 THEN 1.0 ELSE 0.0 END) AS hit1,
        CASE WHEN max(teachers) > 3 THEN avg(CASE WHEN place <= 3 THEN 1.0 ELSE 0.0 END) END AS hit3
 FROM (

@@ -1,5 +1,5 @@
--- operator: Who is working on what, right now?
--- Of all runs. A worker that is gone stays here until the sweep takes its jobs back.
+-- operator: Which workers hold which jobs now?
+-- All runs. A dead worker is listed until the sweep reclaims its jobs.
 SELECT worker, run, stage, teacher, scorer, job_id, n_prompts, started_at
 FROM v_jobs
 WHERE state = 'running'

@@ -1,5 +1,5 @@
--- operator: How much time went into loading models?
--- What affinity saves; gpus is null for a model that needs none.
+-- operator: How much time was spent on loading models?
+-- Queue affinity reduces it; gpus is null for a model that needs none.
 SELECT j.queue, l.gpus, count(*) AS loads, count(DISTINCT l.owner) AS workers, sum(l.seconds) AS seconds,
        max(l.seconds) AS longest
 FROM loads l

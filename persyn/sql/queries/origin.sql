@@ -1,5 +1,5 @@
--- engineer: Where does this row of a dataset come from?
--- By the prompt_id that each exported row carries. `persyn trace` says more, and in more words.
+-- engineer: What is the origin of this dataset row?
+-- Takes the prompt_id of an exported row. `persyn trace` shows the same in more detail.
 SELECT d.teacher, d.model, d.revision, d.template_hash, d.reason, d.score, d.margin, d.engine, d.seed,
        o.fingerprint AS router, o.backbone, d.response_id, d.job_id, j.run AS written_by_run, j.worker, d.created_at
 FROM v_dataset d

@@ -1,5 +1,5 @@
 -- operator: What is the progress of a run?
--- total = done + failed + pending, for each stage that it has reached.
+-- total = done + failed + pending, for each stage reached.
 SELECT stage, total, done, failed, pending
 FROM v_progress
 WHERE run = :run

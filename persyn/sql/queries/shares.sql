@@ -1,5 +1,5 @@
--- engineer: How many prompts has each teacher, and why?
--- mean_margin is by how much it won: of router scores where the reason is router, of rewards where it is calibration.
+-- engineer: How many prompts did each teacher receive, and why?
+-- mean_margin is the mean margin over the runner-up: in router scores if the reason is router, in rewards if it is calibration.
 SELECT t.name AS teacher, a.reason, count(*) AS prompts, avg(a.margin) AS mean_margin
 FROM assignments a
 JOIN runs r ON r.id = a.run_id

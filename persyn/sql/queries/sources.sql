@@ -1,5 +1,5 @@
--- engineer: Which files do a run's prompts come from?
--- By the place that they have in the run.
+-- engineer: Which files do the prompts of a run come from?
+-- In the order of the prompts in the run.
 SELECT p.source, rp.role, count(*) AS prompts, count(p.answer) AS with_answer
 FROM run_prompts rp
 JOIN runs r ON r.id = rp.run_id

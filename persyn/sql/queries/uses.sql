@@ -1,5 +1,5 @@
 -- engineer: Where is this prompt used?
--- Every run that has it, who answers it there, and the students trained on it. A filter of an export may leave it out.
+-- All runs that contain it, the teacher that answers it in each, and the students trained on the response. A filter of an export may exclude it.
 SELECT run, role, teacher, reason, is_answered, training_id, trained_at
 FROM v_uses
 WHERE prompt_id = :prompt
