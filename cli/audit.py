@@ -20,8 +20,8 @@ from persyn.cli.context import JSON, RUN, find_run, plain, store
 def audit(run: str, as_json: bool) -> None:
     """Check counts, responses and the history of every job of RUN; exit 1 when something is wrong.
 
-    Prints a line for each finding, as it is found, and then which share of its rows failed and why: that is for you to
-    judge, and no finding. May be asked while the run goes on.
+    Prints each finding on a line as it is found, then the share of rows that failed, with the reasons: failed rows are
+    not findings. Can be used while the run is running.
     """
     with store() as database, database.read() as session:
         audited = find_run(session, run)

@@ -73,7 +73,7 @@ def judge(facts: Mapping[str, Any]) -> Iterator[DoctorFinding]:
     yield (
         "ok",
         "broker persistence",
-        f"append-only file {is_kept}; both are fine: losing its content only costs time",
+        f"append-only file {is_kept}; either is fine: losing the broker's content only costs time",
     )
 
 

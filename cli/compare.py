@@ -57,15 +57,15 @@ _MOST_NAMED = 3
 def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: Any) -> None:
     """Compare strategies for each RUN on its hold-out prompts, from what is stored: nothing is generated.
 
-    Several runs, or several weights, stand in one table. Rewards, with 95% intervals, are measured on
+    Several runs or weights are shown in one table. Rewards, with 95% intervals, are measured on
     the hold-out prompts; a strategy learns from the calibration prompts alone. 'regret' is the reward
     of the oracle minus that of the strategy, 'closed' the part of the gap between the best single
     teacher (static) and the oracle that it closes; --json has an interval of each. 'persyn' is the
-    run's router, fitted to the run's own reward. A strategy of your own (kind = "python") is asked
-    about the hold-out prompts here.
+    run's router, fitted to the run's own reward. A custom strategy (kind = "python") scores the
+    hold-out prompts on this host.
 
-    With --students it is the students that are compared, those that were trained on these runs' datasets
-    and evaluated ('persyn student'): runs of one strategy and alpha, of several seeds perhaps, are taken together.
+    With --students, it compares the students that were trained on these runs' datasets
+    and evaluated ('persyn student'); runs that differ only in their seeds are combined.
 
     \b
     persyn compare first --alpha 0,0.2,0.4 --refit
@@ -73,7 +73,7 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
     """
     if by_students:
         if any(reward.values()):
-            raise UsageError("--students compares trained students and takes no other option")
+            raise UsageError("--students cannot be combined with other options")
         _students(names, as_json)
         return
     if not names:
@@ -162,7 +162,7 @@ def _show_shares(compared: Sequence[Comparison], *, has_runs: bool, has_alphas: 
         facts = compared[0].strategies
         teachers = sorted({name for fact in facts for name in fact.shares})
         shares = [(name, *(f"{fact.shares.get(name, 0.0):.0%}" for fact in facts)) for name in teachers]
-        show(("asks", *(fact.strategy for fact in facts)), shares, as_json=False)
+        show(("teacher", *(fact.strategy for fact in facts)), shares, as_json=False)
         return
     rows = [
         (
@@ -174,7 +174,7 @@ def _show_shares(compared: Sequence[Comparison], *, has_runs: bool, has_alphas: 
         for one in compared
         for fact in one.strategies
     ]
-    show(("run", "alpha", "strategy", "asks most"), rows, as_json=False, skip_empty=True)
+    show(("run", "alpha", "strategy", "top teachers"), rows, as_json=False, skip_empty=True)
 
 
 def _remarks(one: Comparison) -> Iterator[str]:
@@ -184,7 +184,7 @@ def _remarks(one: Comparison) -> Iterator[str]:
             continue
         most = max(shares[name], key=shares[name].__getitem__)
         if shares[name][most] > NEARLY_ALL >= shares["oracle"].get(most, 0.0):
-            yield f"{name} nearly always asks {plain(most)}: it barely distinguishes between these prompts"
+            yield f"{name} nearly always chooses {plain(most)}: it barely distinguishes between these prompts"
     if not one.is_own and "persyn" in shares:
         yield "persyn: the router was fitted to the run's own reward, not to this one; --refit fits a head to this one"
     for note in one.notes:

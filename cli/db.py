@@ -15,7 +15,7 @@ def db() -> None:
 
 @db.command(short_help="Create the store, or upgrade it to this revision.")
 def upgrade() -> None:
-    """Bring the store to the revision this PerSyn needs; an empty one is made."""
+    """Upgrade the store to the revision this PerSyn needs; a missing store is created."""
     settings = Settings.from_environment()
     settings.home.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database_url)
@@ -29,7 +29,7 @@ def upgrade() -> None:
 
 @db.command()
 def current() -> None:
-    """Say which revision the store is at."""
+    """Show the store's revision."""
     database = Database(Settings.from_environment().database_url)
     click.echo(database.revision() or "empty: run 'persyn db upgrade'")
     database.close()
@@ -37,7 +37,7 @@ def current() -> None:
 
 @db.command()
 def check() -> None:
-    """Succeed when the store is at the revision this PerSyn needs."""
+    """Check that the store is at the revision this PerSyn needs."""
     database = Database(Settings.from_environment().database_url)
     database.require_head()
     click.echo(f"the store is at revision {database.revision()}, as needed")

@@ -13,9 +13,9 @@ from persyn.settings import Settings
 
 @click.command()
 def dispatch() -> None:
-    """Wake workers for what waits, and take back the jobs of those that died.
+    """Notify workers of waiting jobs, and requeue the jobs of dead workers.
 
-    May run on several hosts: one leads, the next takes over. Holds nothing that could be lost.
+    May run on several hosts: one leads, and another takes over if it dies. It keeps all state in the database.
     """
     from persyn.workers.cluster import app
     from persyn.workers.cluster.dispatch import Dispatcher

@@ -63,7 +63,7 @@ _NETWORKED = (
 def doctor(config: Path | None, as_json: bool) -> None:
     """Check packages, store, broker, disk, GPUs and hub; exit 1 when something would stop a run.
 
-    With a run file CONFIG also what that run would lack here: keys, servers, GPUs, memory.
+    With a run file CONFIG, also check what that run would lack on this host: keys, servers, GPUs, memory.
     """
     settings = Settings.from_environment()
     wanted = run_file.read(config) if config else None
@@ -105,7 +105,7 @@ def _plugins() -> Iterator[DoctorFinding]:
     groups = {group for registry in _REGISTRIES.values() for group in registry.groups}
     for group in sorted(entry_points().groups):
         if group.startswith("persyn.") and group not in groups:
-            yield "error", group, f"no such group of plug-ins; there are {', '.join(sorted(groups))}"
+            yield "error", group, f"no such group of plug-ins; available: {', '.join(sorted(groups))}"
 
 
 def _transformers() -> Iterator[DoctorFinding]:
@@ -115,7 +115,7 @@ def _transformers() -> Iterator[DoctorFinding]:
     tried = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
     if tried.returncode:
         reason = tried.stderr.strip().splitlines()[-1]
-        yield "error", "torchvision", f"does not fit torch ({reason}); pip uninstall torchvision torchaudio torchcodec"
+        yield "error", "torchvision", f"clashes with torch ({reason}); pip uninstall torchvision torchaudio torchcodec"
 
 
 def _store(settings: Settings) -> Iterator[DoctorFinding]:
@@ -194,7 +194,7 @@ def _workers(settings: Settings) -> Iterator[DoctorFinding]:
     try:
         present = roll_call.call_roll(app.make(broker_url(settings)))
     except app.BROKER_ERRORS as error:
-        yield "warning", "workers", f"cannot be asked ({type(error).__name__}); the broker's user may lack channels"
+        yield "warning", "workers", f"cannot be queried ({type(error).__name__}); the broker's user may lack channels"
         return
     yield from judge_workers(present, waiting)
 
@@ -212,7 +212,7 @@ def judge_workers(present: Sequence[PresentWorker], waiting: Sequence[Backlog]) 
         yield (
             "warning",
             "worker versions",
-            f"not all are {roll_call.version()} as here: {found}; install the same version everywhere",
+            f"not all have version {roll_call.version()} like this host: {found}; install the same version everywhere",
         )
     for backlog in roll_call.untaken([queued for queued in waiting if not queued.workers], present):
         yield "warning", "queue", nobody_takes(backlog)
@@ -229,7 +229,7 @@ def _disk(settings: Settings) -> Iterator[DoctorFinding]:
         )
         return
     if not os.access(settings.home, os.W_OK):
-        yield "error", "PERSYN_HOME", f"{settings.home} cannot be written"
+        yield "error", "PERSYN_HOME", f"{settings.home} is not writable"
     free = shutil.disk_usage(settings.home).free / 1e9
     level = "ok" if free > _FREE_GB else "warning"
     yield level, "PERSYN_HOME", f"{settings.home}, {free:.0f} GB free"
@@ -238,7 +238,7 @@ def _disk(settings: Settings) -> Iterator[DoctorFinding]:
 def _gpus() -> Iterator[DoctorFinding]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        yield "ok", "GPUs", "none seen (no nvidia-smi); models run on the CPU: gpus = 0"
+        yield "ok", "GPUs", "none found (no nvidia-smi); models run on the CPU: gpus = 0"
         return
     query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
@@ -270,7 +270,7 @@ def _on_cpu(settings: Settings) -> Iterator[DoctorFinding]:
 
 def _hub() -> Iterator[DoctorFinding]:
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        yield "ok", "model hub", "switched off: only local folders and the cache"
+        yield "ok", "model hub", "disabled: only local folders and the cache are used"
         return
     with waiting("asking the model hub"):
         silence = hub_silence()

@@ -42,8 +42,8 @@ from persyn.settings import Settings
     "finish_reasons",
     multiple=True,
     metavar="REASON",
-    help=f"Only responses that finished so: stop, length, {UNKNOWN} (nobody said), or a server's own word; "
-    "may be given again.",
+    help=f"Only responses with this finish reason: stop, length, {UNKNOWN} (not reported), or a server's own; "
+    "may be repeated.",
 )
 @click.option("--min-quality", type=float, help="Only responses of at least this quality, in the scorer's unit.")
 @click.option("--unscored", type=click.Choice(["keep", "drop"]), help="With --min-quality: responses without a score.")
@@ -65,18 +65,18 @@ from persyn.settings import Settings
 @click.option("--cap", type=int, metavar="N", help="At most N rows of each teacher, drawn by the run's seed.")
 @click.option("--dry-run", is_flag=True, help="Show what the dataset would contain, and write nothing.")
 @click.option("--push", "repository", metavar="OWNER/NAME", help="Then push the dataset to the Hugging Face hub.")
-@click.option("--public", is_flag=True, help="With --push: a repository that anyone may see.")
+@click.option("--public", is_flag=True, help="With --push: allow a public repository; a new one is made public.")
 def export(run: str, output: Path | None, dry_run: bool, repository: str | None, public: bool, **given: Any) -> None:
-    """Write the dataset of RUN, as far as it is generated; an older one there is replaced as a whole.
+    """Write the dataset of RUN, as far as it is generated; an earlier dataset in the folder is replaced as a whole.
 
-    Without filters it has every response. The folder's README.md is a dataset card; 'persyn run resume'
-    writes the dataset of PERSYN_HOME/datasets again as it was exported last.
+    Without filters, it contains every response. The folder's README.md is a dataset card; 'persyn run resume'
+    rewrites the dataset in PERSYN_HOME/datasets with the options of its last export.
     """
     options = _options(**given)
     if public and not repository:
-        raise UsageError("--public goes with --push OWNER/NAME")
+        raise UsageError("--public requires --push OWNER/NAME")
     if dry_run and repository:
-        raise UsageError("--dry-run writes nothing to --push; give only one of the two")
+        raise UsageError("--dry-run writes no files that --push could upload; give only one of the two")
     target = Repository(repository) if repository else None
     with store() as database:
         with database.read() as session:
@@ -98,7 +98,7 @@ def export(run: str, output: Path | None, dry_run: bool, repository: str | None,
             files_of=files_of,
         )
         seen = "private" if pushed.is_private else "public"
-        click.echo(f"{'pushed to' if pushed.is_new else 'there already:'} {pushed.url} ({seen})")
+        click.echo(f"{'pushed to' if pushed.is_new else 'unchanged:'} {pushed.url} ({seen})")
 
 
 def _options(splits: tuple[str, ...], benchmarks: tuple[Path, ...], **given: Any) -> ExportOptions:

@@ -14,7 +14,7 @@ ON_ERROR = click.option(
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="What a bad row does: stop, with nothing imported, or be skipped and reported.",
+    help="How to handle a bad row: stop and import nothing, or skip and report it.",
 )
 
 NAMES = click.option(
@@ -32,7 +32,7 @@ def renamed(names: Iterable[str], fields: Collection[str]) -> dict[str, str]:
     for given in names:
         ours, _, theirs = given.partition("=")
         if ours not in fields or not theirs:
-            raise UsageError(f"--map takes FIELD=NAME with FIELD one of {', '.join(fields)}, got {given}")
+            raise UsageError(f"--map takes FIELD=NAME, where FIELD is one of {', '.join(fields)}, got {given}")
         if ours in pairs:
             raise UsageError(f"--map gives the field {ours} twice: {pairs[ours]} and {theirs}")
         if theirs in pairs.values():
@@ -53,7 +53,7 @@ def show_report(report: ImportReport, *, what: str) -> None:
         + scores
     )
     if report.conflicts:
-        click.echo(f"{report.conflicts:,} rows have another {what} than the stored one, which is kept", err=True)
+        click.echo(f"{report.conflicts:,} rows have a different {what} than the stored one, which is kept", err=True)
     for source, n_ids, source_id in report.repeated_ids:
         click.echo(
             f"ids of {source} that several prompts have: {n_ids:,}, such as {source_id!r}; every prompt was kept",

@@ -34,7 +34,7 @@ _TEMPLATES = {
     "api: teachers behind servers. cluster: GPUs. imported: responses that exist already.",
 )
 def init(folder: Path, template: str) -> None:
-    """Write a commented run.toml and a few rows to begin with into FOLDER; a file that is there stays."""
+    """Write a commented run.toml and a few example rows into FOLDER; existing files are not overwritten."""
     rows, following = _TEMPLATES[template]
     written = {"run.toml": f"{template}.toml", rows: rows}
     if there := [name for name in written if (folder / name).exists()]:

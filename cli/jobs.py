@@ -16,7 +16,7 @@ from persyn.runs import pipeline
 
 @click.group()
 def jobs() -> None:
-    """Look at the pieces of a run's work, try them again, take them back."""
+    """List, retry and cancel a run's jobs."""
 
 
 @jobs.command(short_help="Retry failed and cancelled jobs.")
@@ -29,10 +29,10 @@ def jobs() -> None:
     help="Also retry rows that failed for REASON, as shown by 'persyn run status'. May be repeated.",
 )
 def retry(run: str, reasons: tuple[str, ...]) -> None:
-    """Queue the failed and cancelled jobs of RUN again; workers go on with it.
+    """Requeue the failed and cancelled jobs of RUN; workers continue the run.
 
-    A row that failed is finished, and is left alone unless its reason is named: --rows server_error
-    after an outage. Where no workers run, 'persyn run resume RUN' does the work.
+    A failed row is finished, and is not retried unless its reason is given: --rows server_error
+    after an outage. Without workers, continue the run with 'persyn run resume RUN'.
     """
     with store() as database, database.write() as session:
         found = find_run(session, run)
@@ -44,11 +44,11 @@ def retry(run: str, reasons: tuple[str, ...]) -> None:
     click.echo(f"run {run} continues; 'persyn run status {run}' shows its progress")
 
 
-@jobs.command(short_help="Cancel jobs, also those that workers hold.")
+@jobs.command(short_help="Cancel jobs, including running ones.")
 @RUN
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, type=ID)
 def cancel(run: str, job_ids: tuple[int, ...]) -> None:
-    """Take jobs of RUN from their worker; what is missing of them is planned again later."""
+    """Cancel jobs of RUN, waiting or running; their missing rows are planned again later."""
     with store() as database, database.write() as session:
         found = find_run(session, run)
         known = set(session.scalars(select(Job.id).where(Job.run_id == found.id, Job.id.in_(job_ids))))

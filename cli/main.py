@@ -84,7 +84,7 @@ def persyn(ctx: click.Context, debug: bool) -> None:
     """Route each prompt to the teacher your student learns most from, then generate.
 
     The store is PERSYN_DATABASE_URL (default: a SQLite file in PERSYN_HOME), files are kept in
-    PERSYN_HOME (default: ./persyn-data). With PERSYN_BROKER_URL, a Redis, runs are worked by
+    PERSYN_HOME (default: ./persyn-data). With PERSYN_BROKER_URL (Redis), runs are worked by
     'persyn worker' processes on any number of hosts. Begin with 'persyn init'.
     """
     ctx.ensure_object(dict)["debug"] = debug

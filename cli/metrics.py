@@ -17,9 +17,9 @@ from persyn.cli.context import store
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; there is no authentication."
 )
 def metrics(port: int, host: str) -> None:
-    """Serve the store's figures to Prometheus, at /metrics, until Ctrl-C or SIGTERM.
+    """Serve the store's metrics for Prometheus at /metrics until Ctrl-C or SIGTERM.
 
-    One is enough for a store; all it tells is in the database.
+    One process per store is enough; all metrics are read from the database.
     """
     from persyn.workers.cluster import metrics as exporter
 

@@ -16,20 +16,20 @@ from persyn.cli.progress import counting_rows
 from persyn.cli.waiting import waiting
 from persyn.runs import preflight, run_file
 
-_AMOUNT = ("to ask", "tokens in", "tokens out", "US dollars", "hours")
+_AMOUNT = ("requests", "tokens in", "tokens out", "US dollars", "hours")
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @JSON
 def plan(config: Path, as_json: bool) -> None:
-    """Say what the run of file CONFIG would ask of its teachers, and what that comes to; nothing is started or stored.
+    """Estimate the requests, tokens, cost and time of the run in file CONFIG; nothing is started or stored.
 
-    The file, its prompts, and what this host and the servers lack are checked as 'run start' does, which refuses what
-    is refused here. Prompts take as much room in the folder for temporary
-    files (TMPDIR) as in a store. What the store has of the same prompts and teacher versions is not asked again.
-    Lengths and speed are those of each teacher's responses in the store; without any, a response is as long as
-    max_tokens allows, and 4 characters are a token. Of a run that is there it says what is left.
+    The file, its prompts, this host and the servers are checked as by 'run start': an error here would be an error
+    there. Prompts take as much space in the folder for temporary
+    files (TMPDIR) as in a store. Stored responses of the same teacher versions to the same prompts are reused.
+    Lengths and speed are those of each teacher's responses in the store; without any, a response is assumed to have
+    max_tokens tokens, and a token 4 characters. For an existing run, only the remaining work is estimated.
     """
     wanted = run_file.read(config)
     with store_or_empty() as database, counting_rows() as count, waiting("identifying models and counting prompts"):
@@ -56,7 +56,7 @@ def _show(found: Plan) -> None:
     grounds = [
         (b.teacher, *scores.get(b.teacher, (None, None)), b.load_seconds, _lengths_from(b)) for b in found.teachers
     ]
-    columns = ("teacher", "scores stored", "scores to make", "load seconds", "lengths from")
+    columns = ("teacher", "scores stored", "scores to compute", "load seconds", "lengths from")
     click.echo()
     show(columns, grounds, as_json=False, skip_empty=True, separators=True)
     totals: dict[str, Amount | None] = {"this run": found.least}
@@ -77,7 +77,7 @@ def _explain(found: Plan) -> None:
         return
     if found.undecided:
         who = "one of them" if found.even is None else "assignment of prompts"
-        click.echo(f"undecided: if that teacher alone answered them; {who} is chosen after calibration")
+        click.echo(f"undecided: if that teacher alone answered these prompts; {who} is chosen after calibration")
     if any(basis.response_tokens_from == "max_tokens" for basis in found.teachers):
         click.echo("lengths from max_tokens: upper bounds, because the store has no response of that teacher")
     if any(basis.prompt_tokens_from == "characters" for basis in found.teachers):

@@ -212,6 +212,6 @@ def span(seconds: float) -> str:
 def wait_line(wait: Wait) -> str:
     """Say which server the run waits for, since when, and until when."""
     return (
-        f"waiting for {plain(wait.model)} since {span(wait.seconds)}; asked again in {span(wait.retry_seconds)}, "
+        f"waiting for {plain(wait.model)}, {span(wait.seconds)} so far; next attempt in {span(wait.retry_seconds)}; "
         f"the run fails after {span(wait.limit_seconds)} (outage_seconds): {plain(shorten(wait.error))}"
     )

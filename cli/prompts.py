@@ -33,10 +33,10 @@ def prompts() -> None:
 def import_prompts(files: tuple[Path, ...], names: tuple[str, ...], on_error: Literal["stop", "skip"]) -> None:
     """Import FILES: JSONL, JSON, CSV or Parquet, gzipped or not.
 
-    A row has `prompt` (a text) or `messages` (turns, the last of them the user's), and may have
-    `system`, `answer` and `id`; everything else is kept as its meta. ShareGPT's `conversations` and
-    Alpaca's `instruction` and `input` are read too. A conversation that is there already is counted
-    and left.
+    A row has `prompt` (a text) or `messages` (turns, of which the last is the user's), and may have
+    `system`, `answer` and `id`; all other fields are stored as its metadata. ShareGPT's `conversations` and
+    Alpaca's `instruction` and `input` are also read. A conversation that is already stored is counted
+    and not stored again.
 
     \b
     persyn prompts import questions.csv --map prompt=question --map answer=gold
@@ -49,11 +49,11 @@ def import_prompts(files: tuple[Path, ...], names: tuple[str, ...], on_error: Li
 
 
 @prompts.command("list")
-@click.option("--limit", default=20, show_default=True, type=LIMIT, help="Prompts at most.")
+@click.option("--limit", default=20, show_default=True, type=LIMIT, help="Maximum number of prompts.")
 @click.option("--after", default=0, show_default=True, type=ID, help="Begin after this id.")
 @JSON
 def list_prompts(limit: int, after: int, as_json: bool) -> None:
-    """List prompts by id. A table shows how each begins; 'show' and --json have all of it."""
+    """List prompts by id. A table shows the beginning of each; 'show' and --json print the complete text."""
     with store() as database, database.read() as session:
         columns = (Prompt.id, Prompt.source, Prompt.source_id, Prompt.text, Prompt.answer)
         found = session.execute(select(*columns).where(Prompt.id > after).order_by(Prompt.id).limit(limit)).all()
@@ -67,7 +67,7 @@ def list_prompts(limit: int, after: int, as_json: bool) -> None:
 @click.argument("prompt_id", metavar="PROMPT", type=ID)
 @JSON
 def show_prompt(prompt_id: int, as_json: bool) -> None:
-    """Show PROMPT (its id) whole."""
+    """Show the complete prompt with the id PROMPT."""
     with store() as database, database.read() as session:
         prompt = session.get(Prompt, prompt_id)
         if prompt is None:

@@ -41,10 +41,10 @@ _FORMS = {"": "html", ".html": "html", ".htm": "html", ".md": "md", ".markdown":
 def report(
     run: str, output: Path | None, form: str | None, folder: Path | None, group_by: str | None, with_curve: bool
 ) -> None:
-    """Write what came of RUN: what was run, whom its prompts went to, how good that was, and where it comes from.
+    """Write a report of RUN: its configuration, the assignment of prompts to teachers, quality and provenance.
 
-    The HTML is one file that needs no network and runs no script. A run that is not done has a report too, which
-    says what is not there yet. An earlier report, or folder of figures, is replaced; nothing else is.
+    The HTML report is a single file without scripts or network access. A run that is not done can be reported, too;
+    the report lists what is missing. An earlier report, or folder of figures, is replaced; nothing else is.
     """
     from persyn.report import document, figures  # import matplotlib
 

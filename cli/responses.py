@@ -48,9 +48,9 @@ def import_responses(
 
     A row has `prompt` or `messages`, `teacher` (or `model`) and `response` (or `output`; or turns that
     end with it), and may have `answer` (or `reference_answer`), `id`, `finish_reason`, `prompt_tokens` and
-    `response_tokens`; everything else is kept with the response. The grid may have gaps. A run
-    that names these teachers, with engine = "imported" unless --teachers says another, scores,
-    routes and exports them as if they had been generated here.
+    `response_tokens`; all other fields are stored with the response. The grid may have gaps. A run
+    that uses these teachers, with engine = "imported" unless --teachers gives another, scores,
+    routes and exports their responses as if they had been generated here.
 
     \b
     persyn responses import grid.jsonl.gz --score correct

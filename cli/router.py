@@ -20,7 +20,7 @@ def router() -> None:
 @RUN
 @JSON
 def show_router(run: str, as_json: bool) -> None:
-    """Show RUN's router: its backbone, how it was fitted, how it does on the hold-out."""
+    """Show RUN's router: its backbone, how it was fitted, and its metrics on the hold-out."""
     with store() as database, database.read() as session:
         found = find_run(session, run)
         row = session.get(Router, found.router_id) if found.router_id is not None else None
@@ -48,10 +48,10 @@ def show_router(run: str, as_json: bool) -> None:
 @RUN
 @JSON
 def curve(run: str, as_json: bool) -> None:
-    """Say what RUN's calibration is worth: heads fitted to 25, 50, 100, ..., half
-    and all of its prompts, on its hold-out.
+    """Show RUN's learning curve: the reward of heads fitted to 25, 50, 100, ..., half
+    and all of its calibration prompts, on its hold-out.
 
-    A head reads what the router's backbone makes of a prompt; that is computed once and kept.
+    A head reads features of a prompt that the router's backbone computes; they are computed once and cached.
     """
     home = Settings.from_environment().home
     with store() as database, database.read() as session:

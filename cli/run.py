@@ -49,11 +49,11 @@ def run() -> None:
 @run.command(short_help="Start a run, or resume it.")
 @click.argument("config", type=click.Path(path_type=Path))
 def start(config: Path) -> None:
-    """Start the run of file CONFIG and work it to its dataset; started again, it goes on where it was.
+    """Start the run in file CONFIG and work it until its dataset is written; an existing run is continued.
 
-    Before a new run is stored it is looked for what would stop it here: prompts without what the quality needs, models,
-    keys, servers, GPUs and memory that are not there. Exit 3 when the run is done and more than 5% of a stage's rows
-    failed: the reasons are named.
+    Before a new run is stored, PerSyn checks for what would stop it here: prompts without the fields that the quality
+    needs, and missing models, keys, servers, GPUs or memory. Exit 3 when the run is done and more than 5% of a stage's
+    rows failed, with the reasons.
     """
     wanted = run_file.read(config)
     _require_celery()
@@ -73,9 +73,9 @@ def start(config: Path) -> None:
 @run.command(short_help="Resume a run and retry its failed jobs.")
 @RUN
 def resume(run: str) -> None:
-    """Go on with RUN; jobs that failed or were cancelled are tried again.
+    """Continue RUN; failed and cancelled jobs are retried.
 
-    A run that is done goes on if it misses a row, since another run had a failed row that they share asked again.
+    A run that is done continues if it misses a row, for example because another run retries a response that they share.
     """
     _require_celery()
     with store() as database:
@@ -106,11 +106,11 @@ def _warn_of_change(session: Session, run: Run) -> None:
     help=f"Seconds between two updates. Default: {LOOK_SECONDS:.0f}; {LINE_SECONDS:.0f} without a terminal.",
 )
 def watch(run: str, interval: float | None) -> None:
-    """Watch RUN until it is over; Ctrl-C closes the view, and the run goes on.
+    """Watch RUN until it ends; Ctrl-C closes the view, and the run continues.
 
-    Shows its stages, what each teacher writes in a second (over the last minute), who works on what, and what
+    Shows its stages, each teacher's rate (over the last minute), the workers with their jobs, and what
     failed. Exit 0 when the run is done, 3 when it is done and more than 5% of a stage's rows failed, 1 when it failed
-    or was cancelled. Without a terminal it is a line each interval in which something changed.
+    or was cancelled. Without a terminal, it prints a line whenever something changed within an interval.
     """
     console = Console()
     seconds = interval or (LOOK_SECONDS if console.is_terminal else LINE_SECONDS)
@@ -133,7 +133,7 @@ def watch(run: str, interval: float | None) -> None:
 @run.command(short_help="Stop a run; it can be resumed.")
 @RUN
 def cancel(run: str) -> None:
-    """Stop RUN; what is finished stays, and 'resume' goes on with it."""
+    """Stop RUN; finished results are kept, and 'resume' continues it."""
     with store() as database, database.write() as session:
         pipeline.cancel(session, find_run(session, run), actor=owner.actor())
     click.echo(f"run {run} is cancelled; 'persyn run resume {run}' continues it")
@@ -142,9 +142,9 @@ def cancel(run: str) -> None:
 @run.command("list")
 @JSON
 def list_runs(as_json: bool) -> None:
-    """List the runs and how each stands.
+    """List the runs and their states.
 
-    A running one that no worker holds a job of is waiting for a server, or stopped.
+    A running run without workers is shown as waiting (for a server) or stopped.
     """
     with store() as database, database.read() as session:
         prompts = select(func.count()).where(RunPrompt.run_id == Run.id).scalar_subquery()
@@ -159,7 +159,7 @@ def list_runs(as_json: bool) -> None:
     show(("name", "state", "stage", "prompts", "created", "error"), rows, as_json=as_json)
     if not rows and not as_json:
         url = database.url.render_as_string(hide_password=True)
-        click.echo(f"no runs in the store {url}; PERSYN_DATABASE_URL or PERSYN_HOME names another store", err=True)
+        click.echo(f"no runs in the store {url}; set PERSYN_DATABASE_URL or PERSYN_HOME to use another", err=True)
     if not as_json and any(state == "stopped" for _, state, *_ in rows):
         click.echo("stopped: no worker holds a job of it; 'persyn run resume RUN' continues it")
 
@@ -175,7 +175,7 @@ def _stands(state: RunState, holders: Collection[str], *, is_waiting: bool) -> s
 @RUN
 @JSON
 def status(run: str, as_json: bool) -> None:
-    """Say how far RUN is, stage by stage, and what came out."""
+    """Show the progress of RUN by stage, and its results."""
     with store() as database, database.read() as session:
         found = find_run(session, run)
         if as_json:

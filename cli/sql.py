@@ -27,21 +27,21 @@ from persyn.sql.ask import Limits
     "-p", "given", multiple=True, metavar="NAME=VALUE", help="A value for :NAME in the query; may be repeated."
 )
 @click.option("--list", "is_list", is_flag=True, help="Show the saved queries.")
-@click.option("--limit", default=Limits().rows, show_default=True, type=click.IntRange(1), help="Rows at most.")
+@click.option("--limit", default=Limits().rows, show_default=True, type=click.IntRange(1), help="Maximum rows.")
 @click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Time limit in seconds.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @JSON
 def sql(*, is_list: bool, limit: int, seconds: float, as_csv: bool, as_json: bool, **asked: Any) -> None:
-    """Ask the store a QUERY, one SELECT; "-" reads it from standard input. It can change nothing.
+    """Run a QUERY, one SELECT, on the store; "-" reads it from standard input. It cannot change anything.
 
     \b
     persyn sql "select finish_reason, count(*) from responses group by 1"
     persyn sql --ask progress -p run=first
     """
     if as_csv and as_json:
-        raise UsageError("--csv and --json exclude each other; give one")
+        raise UsageError("--csv and --json are mutually exclusive; give one")
     if is_list:
-        _show(["name", "asks with", "question"], _listed(), as_csv=as_csv, as_json=as_json)
+        _show(["name", "parameters", "question"], _listed(), as_csv=as_csv, as_json=as_json)
         return
     statement, parameters = _statement(**asked)
     with store() as database:
@@ -76,14 +76,14 @@ def _statement(
         question = saved.find(name)
         if lacking := [each for each in question.parameters if each not in parameters]:
             needs = " ".join(f"-p {each}=..." for each in lacking)
-            raise UsageError(f"the question {name!r} needs {needs}")
+            raise UsageError(f"the saved query {name!r} needs {needs}")
         if unknown := [each for each in parameters if each not in question.parameters]:
-            takes = " ".join(f"-p {each}=" for each in question.parameters) or "no -p"
-            raise UsageError(f"the question {name!r} has no {', '.join(unknown)}; it takes {takes}")
+            takes = " ".join(f"-p {each}=" for each in question.parameters) or "no parameters"
+            raise UsageError(f"the saved query {name!r} has no parameter {', '.join(unknown)}; it takes {takes}")
         return question.sql, parameters
     text = _text(file) if file is not None else sys.stdin.read() if query == "-" else query or ""
     if unused := [each for each in parameters if not re.search(rf":{re.escape(each)}\b", text)]:
-        raise UsageError(f"the query has no :{', :'.join(unused)}")
+        raise UsageError(f"the query has no parameter :{', :'.join(unused)}")
     return text, parameters
 
 

@@ -24,12 +24,12 @@ from persyn.student import outcomes
 
 @click.group()
 def student() -> None:
-    """Train students on what runs made, and evaluate them."""
+    """Train students on the datasets of runs, and evaluate them."""
 
 
 @student.command(short_help="Train a run's student on its dataset.")
 @RUN
-@click.option("--tune", type=click.Choice(["full", "lora"]), default="full", help="What is trained. Default: full.")
+@click.option("--tune", type=click.Choice(["full", "lora"]), default="full", help="What to train. Default: full.")
 @click.option("--epochs", type=int, default=3, show_default=True, help="Passes over the dataset.")
 @click.option("--learning-rate", type=float, help="Default: 1e-5 for full, 2e-4 for lora.")
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Conversations per step.")
@@ -39,13 +39,13 @@ def student() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--gpus", type=click.IntRange(0, 1), default=0, show_default=True, help="0 trains on the CPU.")
 def train(run: str, gpus: int, **given: Any) -> None:
-    """Train the student of RUN on its dataset; the loss is on the responses alone.
+    """Train the student of RUN on its dataset; the loss covers only the responses.
 
-    The dataset is taken as it was exported last into PERSYN_HOME/datasets/RUN: the rows that its filters
-    leave, of its splits train; where there is none, every response.
+    The dataset is the one exported last to PERSYN_HOME/datasets/RUN: the rows that its filters keep,
+    of the split train if it has splits. Without such an export it is every response.
 
-    The trained weights lie in PERSYN_HOME/students. A training that was killed goes on from its last
-    checkpoint when the same command is given again; a finished one is not done twice.
+    The trained weights are stored in PERSYN_HOME/students. An interrupted training continues from its last
+    checkpoint when the same command is repeated; a finished one is not repeated.
     """
     from transformers.utils import logging
 
@@ -94,15 +94,15 @@ def train(run: str, gpus: int, **given: Any) -> None:
 @click.option(
     "--by",
     type=click.Choice(["math", "instructions", "log_likelihood"]),
-    help="What judges: reference answers (math), instructions, or how likely the student finds them (log_likelihood). "
+    help="Scorer: math, instructions, or log_likelihood (the likelihood of the reference answers). "
     "Default: the run's quality.",
 )
 @click.option(
     "--engine", type=click.Choice(["vllm", "transformers"]), help="Default: vllm on a GPU, else transformers."
 )
 @click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Of an answer.")
-@click.option("--retry-failed", is_flag=True, help="Retry what failed before.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Per response.")
+@click.option("--retry-failed", is_flag=True, help="Retry earlier failures.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine.")
 def evaluate(
     run: str,
@@ -113,10 +113,10 @@ def evaluate(
     options: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Ask the student of RUN the prompts of FILES, before its trainings and after each, and judge its answers.
+    """Evaluate the student of RUN on the prompts of FILES, before training and after each of its trainings.
 
-    Prompts that the run has are left out: a student must be evaluated on prompts it was not trained on.
-    Answers are greedy, and each is stored; what is there already is not asked again.
+    Prompts of the run itself are left out: a student must be evaluated on prompts it was not trained on.
+    Responses are decoded greedily and stored; stored ones are not generated again.
     """
     from persyn.student.evaluations import Evaluator, How
 

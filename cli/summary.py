@@ -86,7 +86,7 @@ def _teachers(found: Facts) -> None:
     _doubtful(found)
     if found.collapsed:
         click.echo(
-            f"{plain(found.collapsed)} was given nearly every prompt that was routed: the router barely distinguishes "
+            f"{plain(found.collapsed)} received nearly every routed prompt: the router barely distinguishes "
             f"between prompts. 'persyn compare {found.name}' shows the cost of this"
         )
 

@@ -40,9 +40,9 @@ def list_teachers(as_json: bool) -> None:
 @click.option("--ping", is_flag=True, help="Also send one tiny request to each server, to check the key and the model.")
 @JSON
 def check(config: Path, ping: bool, as_json: bool) -> None:
-    """Load each model of the run file CONFIG once and say what would spoil the run; exit 1 when something would.
+    """Load each model of the run file CONFIG once and report what would spoil the run; exit 1 when something would.
 
-    Without --ping nothing is sent to a server; it is only seen whether it listens.
+    Without --ping, nothing is sent to a server; only the connection is tested.
     """
     wanted = run_file.read(config)
     found: list[tuple[str, Finding]] = []

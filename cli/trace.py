@@ -14,10 +14,10 @@ from persyn.cli.context import JSON, RUN, cell, find_run, show, store
 @click.argument("prompt")
 @JSON
 def trace(run: str, prompt: str, as_json: bool) -> None:
-    """Say where RUN's response to PROMPT comes from, and where it went.
+    """Show the provenance and the uses of RUN's response to PROMPT.
 
-    PROMPT is its prompt_id or its id, as each row of a dataset carries them. Back: scores, reward, router, teacher
-    and its version, job, worker, GPUs, engine, seed. Forward: the runs that have the prompt, and the students trained
+    PROMPT is its prompt_id or its id; each row of a dataset contains both. Provenance: scores, reward, router, teacher
+    and its version, job, worker, GPUs, engine, seed. Uses: the runs that contain the prompt, and the students trained
     on their datasets.
     """
     with store() as database, database.read() as session:

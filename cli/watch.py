@@ -84,7 +84,7 @@ class View:
             if not self._is_away:
                 reason = shorten(str(error.orig))
                 self._meter.say(
-                    f"the database does not answer ({reason}); waiting for it. The run may continue meanwhile"
+                    f"the database does not answer ({reason}); waiting for it. The run may continue in the meantime"
                 )
             self._is_away = True
             return None
@@ -193,7 +193,7 @@ class _Rows:
 def _head(name: str, seen: Snapshot) -> Text:
     since = span((seen.at - seen.began).total_seconds())
     jobs = ", ".join(f"{count:,} {state}" for state, count in sorted(seen.jobs.items()))
-    return Text(f"run {cell(name)}: {seen.state}, begun {since} ago\njobs of {seen.stage}: {jobs or 'none'}")
+    return Text(f"run {cell(name)}: {seen.state}, started {since} ago\njobs of {seen.stage}: {jobs or 'none'}")
 
 
 def _in_words(seen: Snapshot) -> list[str]:
@@ -236,11 +236,11 @@ def _workers(held: Sequence[Held]) -> Group:
             cell(job.model),
             f"{job.prompts:,}",
             span(job.seconds),
-            f"{job.lease_seconds:.0f} s" if job.lease_seconds > 0 else Text("ran out", "bold red"),
+            f"{job.lease_seconds:.0f} s" if job.lease_seconds > 0 else Text("expired", "bold red"),
         )
         for job in held[:_MOST]
     ]
-    columns = ("worker", "job", "works", "prompts", "for", "lease")
+    columns = ("worker", "job", "model", "prompts", "for", "lease")
     table = FittedTable(columns, rows, (False, True, False, True, True, True))
     more = len(held) - _MOST
     workers = _many(len({job.worker for job in held}), "worker")

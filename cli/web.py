@@ -34,9 +34,9 @@ _LEAST_TOKEN = 16
 )
 @click.option("--admin", is_flag=True, help="Allow retries of failed jobs; without it the console is read-only.")
 def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: bool) -> None:
-    """Serve the console, pages for a browser: runs, prompts, failures and SQL, until Ctrl-C.
+    """Serve the web console (runs, prompts, failures and SQL) until Ctrl-C.
 
-    It listens on this machine alone and changes nothing, unless told otherwise. From elsewhere use ssh:
+    By default, only this machine can reach it, and it is read-only. From another machine, use ssh:
     ssh -L 8321:127.0.0.1:8321 HOST, and open http://127.0.0.1:8321 here.
     """
     from persyn.web import safety
@@ -56,7 +56,7 @@ def web(host: str, port: int, token: str | None, names: tuple[str, ...], admin: 
         name = socket.gethostname() if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
         shown = f"?token={quote(token, safe='')}" if token else ""
         click.echo(f"console at http://{name}:{port}/{shown}")
-        click.echo("Ctrl-C ends it", err=True)
+        click.echo("press Ctrl-C to stop", err=True)
 
     with store() as database:
         try:

@@ -19,15 +19,15 @@ from persyn.settings import Settings
 @click.option(
     "--models", default="", help="Take only queues whose names contain one of these words, such as qwen,llama."
 )
-@click.option("--name", help="Its name on this host; the default names its GPUs.")
+@click.option("--name", help="Its name on this host. Default: derived from its GPUs.")
 @click.option("--slots", type=click.Choice(["auto"]), help="auto: all GPUs of this host.")
 def worker(gpus: str, models: str, name: str | None, slots: str | None) -> None:
-    """Work the jobs of all runs, woken by PERSYN_BROKER_URL; SIGTERM saves, gives back and ends.
+    """Work the jobs of all runs, notified by PERSYN_BROKER_URL; SIGTERM saves results, releases jobs and exits.
 
-    A worker gives each model the GPUs that it needs, and works as many side by side as there is room for: with
-    four GPUs, four models of one, or one of four, or one of two beside two of one. It stays on a model until
-    nothing of it waits, then takes the one with the most waiting work. A model that finds too few GPUs free has
-    its turn. Needs 'persyn dispatch' on some host.
+    A worker gives each model the GPUs that it needs, and runs as many models at a time as fit: on four GPUs, four
+    models of 1 GPU, one model of 4, or one of 2 next to two of 1. It stays on a model until
+    it has no waiting jobs, then takes the one with the most waiting work. A model for which too few GPUs are free gets
+    its turn. Requires 'persyn dispatch' on some host.
 
     \b
     persyn worker --slots auto

@@ -45,7 +45,9 @@ def columns() -> str:
             f"| `{each.name}` | {_type(each).replace('_', ' ')}{', or null' * bool(each.nullable)} | {_what(each)} |"
             for each in table.columns
         ]
-        lines.append("\n".join([f"### {table.name}\n", "| column | type | description |", "| --- | --- | --- |", *rows, ""]))
+        lines.append(
+            "\n".join([f"### {table.name}\n", "| column | type | description |", "| --- | --- | --- |", *rows, ""])
+        )
     lines.append("## Views\n")
     lines += [f"**{view}**: {', '.join(f'`{name}`' for name in names)}\n" for view, names in views().items()]
     return "\n".join(lines)

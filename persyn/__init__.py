@@ -6,7 +6,7 @@
         run = store.start("run.toml").work()
         rewards = run.rewards().to_pandas()
 
-`persyn.open` is where to begin. What this module offers is imported when it is first used, so that `import persyn`
+Start with `persyn.open`. The names of this module are imported on first use, so that `import persyn`
 loads nothing else.
 """
 

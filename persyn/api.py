@@ -1,6 +1,6 @@
 """The Python interface: open a store, start and work runs, read them as Arrow tables, and route new prompts.
 
-`persyn` offers what is public here. The commands are built on the same functions of the layers below.
+`persyn` exports the public names of this module. The commands use the same functions of the lower layers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ PromptInput: TypeAlias = str | Sequence[Mapping[str, str]]
 
 
 def open(url: str | os.PathLike[str] | None = None, *, home: str | os.PathLike[str] | None = None) -> Store:
-    """Open a store; a SQLite file that does not exist is made.
+    """Open a store; a missing SQLite file is created.
 
     url:  a database URL (`sqlite:///persyn.db`, `postgresql+psycopg://user@host/name`), or the path of a SQLite file.
           Default: PERSYN_DATABASE_URL, else `persyn.db` in `home`.
@@ -103,7 +103,7 @@ def open(url: str | os.PathLike[str] | None = None, *, home: str | os.PathLike[s
 
 
 class Store:
-    """An open store: its runs, and how to start one. Made by `open`; as a context it is closed at the end."""
+    """An open store, returned by `open`: its runs, and methods to start one. As a context manager it closes itself."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
@@ -146,7 +146,8 @@ class Store:
     def plan(self, config: Config) -> Plan:
         """Estimate the requests, tokens, cost and hours of a run; nothing is started or stored.
 
-        Of a run that exists it is what is left. What would stop the run here is a warning; `start` raises it.
+        For an existing run, the estimate covers the remaining work. Problems that would stop the run are warnings here and
+        errors in `start`.
         """
         wanted = _config(config)
         identify = partial(preflight.identify, say=_warn)
@@ -157,10 +158,10 @@ class Store:
         return found
 
     def start(self, config: Config) -> Run:
-        """Make a run with its prompts and its first jobs; `Run.work` works it, or `persyn worker` processes do.
+        """Create a run with its prompts and first jobs; `Run.work` or `persyn worker` processes work it.
 
-        Started again, the run is found, and nothing changes. Raises `UsageError` for a mistake in the configuration,
-        a name that another configuration has taken, and whatever would stop the run on this host.
+        An existing run of the same configuration is returned unchanged. Raises `UsageError` for a mistake in the
+        configuration, a name that another configuration has taken, and whatever would stop the run on this host.
         """
         wanted = _config(config)
         with self._database.read() as session:
@@ -185,7 +186,7 @@ class Store:
 
 
 class Run:
-    """One run of a store. Its tables are read when they are asked for, and show the run as it is then.
+    """One run of a store. Tables are read on each call and show the run's current state.
 
     Tables are `pyarrow.Table`: `.to_pandas()` and `polars.from_arrow` take them. Their columns are explained in
     docs/python.md.
@@ -211,18 +212,18 @@ class Run:
 
     @property
     def state(self) -> RunState:
-        """running, done, failed or cancelled; a text that compares with these words."""
+        """The state as text: running, done, failed or cancelled."""
         with self._read() as (_, run):
             return run.state
 
     @property
     def config(self) -> dict[str, Any]:
-        """Its configuration as the store keeps it: the tables of the run file, with defaults."""
+        """Its stored configuration: the tables of the run file, with defaults."""
         with self._read() as (_, run):
             return load_config(run.config).frozen()
 
     def summary(self) -> Summary:
-        """Stages, teachers and the router in numbers, as `persyn run status --json` gives them."""
+        """The figures of stages, teachers and router, as printed by `persyn run status --json`."""
         with self._read() as (session, run):
             return summary.facts(session, run)
 
@@ -235,10 +236,10 @@ class Run:
         """Work the run in this process until it is done; return it.
 
         progress: called in this thread with a stage and its counts, whenever rows of it were written. An exception in
-                  it, or an interrupt, stops the work; finished rows are stored, and `work` goes on with the others.
+                  it, or an interrupt, stops the work; finished rows are stored, and another call of `work` continues.
 
         Raises `PersynError` when the run failed or was cancelled; `resume` tries again what failed. Warns of a run
-        that is done although more than 5% of a stage's rows failed; `retry` has them asked again.
+        that is done although more than 5% of a stage's rows failed; `retry` retries them.
         """
         if self.state is RunState.RUNNING:
             self._work(progress)
@@ -249,13 +250,13 @@ class Run:
         if state is RunState.FAILED:
             raise PersynError(f"run {self.name} failed in {error}; correct the cause, then call resume() and work()")
         if state is RunState.CANCELLED:
-            raise PersynError(f"run {self.name} was cancelled; call resume() and work() to go on")
+            raise PersynError(f"run {self.name} was cancelled; call resume() and work() to continue")
         return self
 
     def resume(self) -> Run:
-        """Have what failed or was cancelled tried again; return the run, for `work`.
+        """Requeue failed and cancelled jobs; returns the run, to call `work`.
 
-        A run that is done and misses nothing stays as it is.
+        A run that is done and misses no row is unchanged.
         """
         with self._database.write() as session:
             run = session.get_one(catalog.Run, self._id)
@@ -270,7 +271,7 @@ class Run:
         return self
 
     def retry(self, reasons: Collection[str]) -> Run:
-        """Have rows that failed for these reasons asked again; return the run, for `work`.
+        """Delete rows that failed for these reasons, so that they are computed again; returns the run, to call `work`.
 
         reasons: first words of failures, such as `refused` or `server_error`.
 
@@ -282,12 +283,12 @@ class Run:
         return self
 
     def cancel(self) -> None:
-        """Stop the run; finished rows stay, and `resume` goes on. `UsageError` when it has ended."""
+        """Stop the run; finished rows are kept, and `resume` continues it. Raises `UsageError` if it has ended."""
         with self._database.write() as session:
             pipeline.cancel(session, session.get_one(catalog.Run, self._id), actor=owner.actor())
 
     def watch(self, interval: float = 1.0) -> Iterator[Snapshot]:
-        """Yield snapshots of the run until it is over, whoever works it; the last one has its final state.
+        """Yield snapshots until the run ends, whichever process works it; the last one has the final state.
 
         interval: seconds between two snapshots.
         """
@@ -325,7 +326,7 @@ class Run:
         normalise: minmax, zscore or rank.
         per:       what a log-likelihood is divided by: token, character or response.
 
-        Default: as the run has them.
+        Default: the run's own.
         """
         with self._read() as (session, run):
             return tables.rewards(session, run, alpha=alpha, how=normalise, per=per)
@@ -346,7 +347,7 @@ class Run:
         """A row for each strategy: its estimated reward on the hold-out with a 95% interval, tokens and cost.
 
         alpha, normalise, per: as in `rewards`.
-        refit: also fit a head, and ask the nearest neighbours, at this reward; needs the router's backbone.
+        refit: also fit a head and evaluate nearest neighbours for this reward; needs the router's backbone.
 
         `table.schema.metadata[b"persyn"]` is JSON with these settings and what is unavailable. Raises `UsageError`
         for a run without scored hold-out prompts.
@@ -385,7 +386,7 @@ class Run:
         return Dataset(InMemoryTable(self.dataset(options)))
 
     def export(self, folder: str | os.PathLike[str] | None = None, options: ExportOptions | None = None) -> Manifest:
-        """Write the dataset with its card and manifest; an older one there is replaced as a whole.
+        """Write the dataset with its card and manifest, replacing an earlier one as a whole.
 
         folder: default: `datasets/NAME` in the store's home.
         """
@@ -395,20 +396,20 @@ class Run:
     # Its figures.
 
     def figures(self, *, group_by: str | None = None) -> dict[str, Figure]:
-        """The figures of the run's report that there are data for, by name.
+        """The available figures of the run's report, by name.
 
-        group_by: a field of the prompts' meta to group prompts by. Default: the first that has few values.
+        group_by: a metadata field to group prompts by. Default: the first with few values.
         """
         drawable, _ = self._drawable(group_by)
         return {name: Figure(draw()) for name, draw in drawable.items()}
 
     def figure(self, name: str, *, group_by: str | None = None) -> Figure:
-        """One figure; `UsageError` names those that there are. A notebook shows what a cell returns."""
+        """One figure; raises `UsageError` listing the available ones for an unknown name."""
         found, absences = self._drawable(group_by)
         if name not in found:
             absent = "; ".join(f"{what}: {why}" for what, why in absences.items())
             raise UsageError(
-                f"run {self.name} has no figure {name!r}; there are: {', '.join(found) or 'none'}"
+                f"run {self.name} has no figure {name!r}; available: {', '.join(found) or 'none'}"
                 + (f" (unavailable: {absent})" if absent else "")
             )
         return Figure(found[name]())
@@ -420,8 +421,8 @@ class Run:
 
         prompts: texts, or conversations that end with a user's turn.
 
-        The run's router, or its strategy if that is a function, is loaded in a process of its own and ended again:
-        give many prompts at once. Raises `UsageError` for a run that has neither.
+        The run's router, or its strategy if that is a function, is loaded in a separate process that ends after the
+        call: give many prompts at once. Raises `UsageError` for a run that has neither.
         """
         conversations = [_conversation(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         with self._read() as (session, run):
@@ -474,7 +475,7 @@ class Run:
         return refits.freeze(cells, self._settings.home).scores(alpha, how)
 
     def _drawable(self, group_by: str | None) -> tuple[dict[str, Callable[[], Picture]], dict[str, str]]:
-        """What draws each figure, and why other things cannot be shown."""
+        """Functions that draw each figure, and reasons why others are unavailable."""
         from persyn.report import figures, gather  # bring matplotlib
 
         with self._read() as (session, run):
@@ -483,7 +484,7 @@ class Run:
 
 
 class Figure:
-    """A figure of a run, which shows itself in a notebook."""
+    """A figure of a run; notebooks display it."""
 
     def __init__(self, picture: Picture) -> None:
         self._picture = picture
@@ -497,7 +498,7 @@ class Figure:
         return self.svg()
 
     def svg(self) -> str:
-        """As SVG with real text, whose colours follow the reader's light or dark scheme."""
+        """SVG with real text and colours that follow the reader's light or dark scheme."""
         from persyn.report import drawing
 
         return drawing.svg(self._picture, ink="scheme")
@@ -509,7 +510,7 @@ class Figure:
         return drawing.png(self._picture)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file whose name ends with .svg or .png."""
+        """Write the figure to a .svg or .png file."""
         place = Path(path)
         match place.suffix.lower():
             case ".svg":
@@ -517,11 +518,11 @@ class Figure:
             case ".png":
                 place.write_bytes(self.png())
             case ending:
-                raise UsageError(f"a figure is written as .svg or .png, not {ending or 'without an ending'}")
+                raise UsageError(f"a figure's file name must end in .svg or .png, got {ending or 'no extension'}")
 
 
 class _Told(Counter):
-    """Hands counts over to the thread that waits for the work."""
+    """Passes counts to the thread that waits for the work."""
 
     def __init__(self, database: Database, run_id: int) -> None:
         super().__init__(database, run_id)
@@ -537,14 +538,14 @@ def _config(given: Config) -> RunConfig:
 
 
 def _conversation(prompt: PromptInput) -> list[Message]:
-    """A prompt as the turns that a router reads; `UsageError` unless the last is the user's."""
+    """The turns of a prompt; raises `UsageError` unless the last one is the user's."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     try:
         found = turns.read([dict(turn) for turn in prompt], "prompt")
         turns.require_order(found, "prompt")
     except (Flaw, TypeError, ValueError) as error:
-        raise UsageError(f"a prompt is a text or a list of turns: {error}") from error
+        raise UsageError(f"a prompt must be a text or a list of turns: {error}") from error
     if not found or found[-1]["role"] != "user":
         raise UsageError("a conversation to route must end with the user's turn")
     return found
@@ -554,7 +555,7 @@ def _require_router(run: catalog.Run) -> None:
     kind = load_config(run.config).strategy.kind
     decided_by = STRATEGIES.require(kind, "strategy").decided_by
     if decided_by not in ("router", "function"):
-        raise UsageError(f"run {run.name} follows strategy {kind}, which reads no prompt; there is no router to ask")
+        raise UsageError(f"run {run.name} uses strategy {kind}, which does not read prompts and has no router")
     if decided_by == "router" and run.router_id is None:
         raise UsageError(f"run {run.name} has no router yet: it is in stage {run.stage}")
 
@@ -582,7 +583,7 @@ def _routed(prompts: Sequence[str], teachers: Sequence[str], rows: Sequence[Sequ
 
 
 def _warn(text: str) -> None:
-    """Warn, at the line of the caller's that called into this package."""
+    """Warn with the location of the caller's line that called this package."""
     frame, depth = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "persyn":
         frame, depth = frame.f_back, depth + 1

@@ -82,7 +82,7 @@ def _put_back(old: Path, folder: Path) -> None:
 
 def _changed(folder: Path) -> FolderChanged:
     return FolderChanged(
-        f"{folder} was replaced or removed by another process meanwhile and is left as it is; try again"
+        f"{folder} was replaced or removed by another process in the meantime and was not changed; try again"
     )
 
 

@@ -100,7 +100,7 @@ class PromptsTable(_Table, frozen=True):
 
     def __post_init__(self) -> None:
         if bool(self.file) == bool(self.source):
-            raise ValueError("give either file (to be imported) or source (imported already)")
+            raise ValueError("give either file (to be imported) or source (already imported)")
 
     @property
     def files(self) -> list[str]:
@@ -177,8 +177,8 @@ class RouterTable(_Table, frozen=True):
 class StrategyTable(_Table, frozen=True):
     """[strategy]: how a teacher is chosen for each prompt.
 
-    persyn, static and car learn from the calibration grid, a Python function receives it, oracle has every teacher
-    answer every prompt, and the others need no grid.
+    persyn, static and car learn from the calibration grid, a Python function receives it, oracle has every teacher answer
+    every prompt, and the others need no grid.
     """
 
     #: How a teacher is chosen for a prompt.
@@ -261,11 +261,11 @@ class RunConfig(_Table, frozen=True):
     def __post_init__(self) -> None:
         if self.run.learnability_per != "token" and "response_tokens" in self.student.options:
             raise ValueError(
-                f"learnability_per {self.run.learnability_per} and the student's response_tokens do not go together"
+                f"learnability_per {self.run.learnability_per} cannot be combined with the student's response_tokens"
             )
         names = [teacher.name for teacher in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"teachers of the same name: {', '.join(twice)}")
+            raise ValueError(f"several teachers have the same name: {', '.join(twice)}")
 
     def frozen(self) -> dict[str, Any]:
         """Return the configuration as the store keeps it."""

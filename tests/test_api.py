@@ -267,9 +267,9 @@ def test_figures_show_themselves(run: persyn.Run, tmp_path: Path) -> None:
     figure.save(tmp_path / "shares.png")
     assert (tmp_path / "shares.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "shares.svg").read_text() == figure.svg()
-    with pytest.raises(persyn.UsageError, match=r"as \.svg or \.png, not \.pdf"):
+    with pytest.raises(persyn.UsageError, match=r"in \.svg or \.png, got \.pdf"):
         figure.save("shares.pdf")
-    with pytest.raises(persyn.UsageError, match=r"no figure 'shares'; there are: teacher-shares"):
+    with pytest.raises(persyn.UsageError, match=r"no figure 'shares'; available: teacher-shares"):
         run.figure("shares")
 
 
@@ -302,7 +302,7 @@ def test_a_run_without_a_router_routes_none_and_failed_rows_are_a_warning(
         {"name": name, "model": name, "engine": "fake", "gpus": 0, "options": {"fail_every": 2}} for name in "ab"
     ]
     started = store.start(given | {"teachers": teachers})
-    with pytest.raises(persyn.UsageError, match="strategy random, which reads no prompt"):
+    with pytest.raises(persyn.UsageError, match="strategy random, which does not read prompts"):
         started.route(["What is 2 plus 2?"])
     with pytest.warns(UserWarning, match=r"generate: \d+ of 40 rows failed .* retry\(\['refused'\]\)") as caught:
         started.work()

@@ -235,7 +235,7 @@ def test_auto_takes_the_head_where_the_memory_does_not_do_for_more(
 
     assert isinstance(fitted, Fitted)
     assert fitted.metrics["tune"] == "head"
-    assert "does not fit the GPU's memory (CUDA out of memory" in fitted.metrics["not_full"]
+    assert "does not fit in the GPU's memory (CUDA out of memory" in fitted.metrics["not_full"]
 
 
 CONVERSATIONS = [(ask(f"What is {n}?"), f"It is number {n}, and after it comes {n + 1}.") for n in range(64)]
@@ -262,7 +262,7 @@ def test_a_student_learns_and_can_be_asked(smollm2: Path, tmp_path: Path, tune: 
 def test_a_training_that_does_not_fit_names_what_to_lower(smollm2: Path, tmp_path: Path, little_memory: Any) -> None:
     little_memory(900)
 
-    with pytest.raises(EngineError, match="64 conversations at a time do not fit the memory; lower micro_batch"):
+    with pytest.raises(EngineError, match="64 conversations at a time do not fit in memory; lower micro_batch"):
         trained(smollm2, tmp_path, TrainingSettings(batch_size=64))
 
 

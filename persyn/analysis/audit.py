@@ -54,7 +54,7 @@ def _counts(session: Session, run: Run) -> Iterator[Violation]:
         if expected != counts.total:
             yield Violation("counts", f"stage {stage}", f"expected {expected} rows, found {sums}")
         if counts.pending and (stage != run.stage or run.state is RunState.DONE):
-            yield Violation("counts", f"stage {stage}", f"it has ended with {sums}")
+            yield Violation("counts", f"stage {stage}", f"it ended with {sums}")
 
 
 def _owed(session: Session, run: Run) -> Iterator[Violation]:
@@ -110,7 +110,7 @@ def _leases(session: Session, run: Run) -> Iterator[Violation]:
     is_held = and_(Job.lease_until.is_not(None), Job.owner.is_not(None))
     wrong = or_(and_(is_running, ~is_held), and_(~is_running, Job.lease_until.is_not(None)))
     for job in _stream(session, select(Job.id, Job.state).where(Job.run_id == run.id, wrong)):
-        lack = "without an owner under a lease" if job.state is JobState.RUNNING else "and under a lease"
+        lack = "but lacks an owner or a lease" if job.state is JobState.RUNNING else "but has a lease"
         yield Violation("lease", f"job {job.id}", f"it is {job.state} {lack}")
 
 
@@ -176,9 +176,9 @@ def _ends(session: Session, run: Run) -> Iterator[Violation]:
     )
     for job in _stream(session, wrong):
         if job.state != job.said_state:
-            yield Violation("events", f"job {job.id}", f"it is {job.state}, but {job.said_state} by its events")
+            yield Violation("events", f"job {job.id}", f"it is {job.state}, but its events say {job.said_state}")
         if job.fence != job.said_fence:
-            yield Violation("fence", f"job {job.id}", f"it has fence {job.fence}, but {job.said_fence} by its events")
+            yield Violation("fence", f"job {job.id}", f"it has fence {job.fence}, but its events say {job.said_fence}")
 
 
 def _count(session: Session, query: Select[int]) -> int:

@@ -28,7 +28,7 @@ from persyn.method.strategies import STRATEGIES, StrategyInputs
 from persyn.runs import run_file
 from persyn.stages.strategy_inputs import strategy_inputs
 
-_NO_SCORES = "persyn: the run's router was fitted before its scores of the grid were kept"
+_NO_SCORES = "persyn: the run's router was fitted before PerSyn stored its scores of the grid"
 
 
 class StrategyFacts(Struct, frozen=True):
@@ -126,8 +126,8 @@ def _compare(
     holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
     if run_file.n_calibration(config) == 0:
         raise UsageError(
-            f"run {run.name!r} follows strategy {config.strategy.kind}, which needs no grid, so there is none to "
-            "compare strategies on; a run of strategy persyn, static, car or oracle has one"
+            f"run {run.name!r} uses strategy {config.strategy.kind}, which has no calibration grid to "
+            "compare strategies on; use a run of strategy persyn, static, car or oracle"
         )
     if not holdout.any() or not calibration.any():
         raise UsageError(
@@ -142,7 +142,7 @@ def _compare(
         else:
             policies[name] = strategies.by_ranking(found[holdout], present)
     if config.strategy.model and config.strategy.name not in scores:
-        notes.append(f"{config.strategy.name}: 'persyn compare {run.name}' asks it")
+        notes.append(f"{config.strategy.name}: 'persyn compare {run.name}' evaluates it")
     if "persyn" not in policies:
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
     policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)

@@ -74,7 +74,7 @@ def ask(
     how: Normalisation | None = None,
     per: Per | None = None,
 ) -> dict[str, Matrix | str]:
-    """The scores of a run's own strategy, as `compare.compare` takes them; empty when the strategy is no function."""
+    """The scores of a run's custom strategy, as input of `compare.compare`; empty if the strategy is not a function."""
     with database.read() as session:
         question = read(session, session.get_one(Run, run_id), alpha=alpha, how=how, per=per)
     return {} if question is None else {question.spec.model: scores(question, settings)}

@@ -169,10 +169,10 @@ def of_config(
     on_rows: Callable[[int], None] | None = None,
     say: Callable[[str], None],
 ) -> Plan:
-    """The plan of a configuration: of what is left, where its run is there already.
+    """The plan of a configuration; for an existing run, of the remaining work.
 
     identify: called for a new run, outside any transaction; see `start.identities`.
-    say:      called with what a person should know, such as how the prompts changed since the run was started.
+    say:      called with notices for the user, such as changes of the prompts since the run was started.
     Raises `UsageError` for whatever `pipeline.start_run` would refuse.
     """
     with database.read() as session:

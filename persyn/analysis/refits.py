@@ -94,7 +94,7 @@ def read(session: Session, run: Run, *, per: Per | None = None) -> RefitInputs:
     """
     config = load_config(run.config)
     if config.router.engine == "fake":
-        raise UsageError(f"run {run.name!r} has a fake router, without a backbone to read prompts with")
+        raise UsageError(f"run {run.name!r} has a fake router, which has no backbone to read prompts")
     spec, request = fit_router.fit_of(session, run)
     known = ~np.isnan(np.array(request.rewards, dtype=np.float64).reshape(len(request.rewards), -1)).all(axis=1)
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
@@ -166,7 +166,7 @@ def _verdict(points: list[CurvePoint], way: float, tune: str) -> str:
     # The drawn half is random; its reward is a mean over a few draws.
     noise = half.deviation / refit.REPEATS**0.5 / way
     helps = "may help" if gain > max(_GAIN, 2 * noise) else "would not help"
-    heads = "" if tune == "head" else "; these are heads, and a fine-tuned backbone may gain more from more prompts"
+    heads = "" if tune == "head" else "; measured with heads: a fine-tuned backbone may gain more from more prompts"
     return (
         f"more calibration {helps}: {points[-1].n_calibration} prompts close {gain:+.0%} (+-{noise:.0%}) more of the "
         f"way to the oracle than {half.n_calibration} did{heads}"

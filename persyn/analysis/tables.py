@@ -1,6 +1,6 @@
 """Tables of a run in Arrow: its prompts, responses, scores, rewards, assignments and comparison of strategies.
 
-Rows are converted a batch at a time: beside the table, memory holds the Python objects of one batch.
+Rows are converted in batches: besides the table, only one batch of Python objects is in memory.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def comparison(found: Comparison) -> pa.Table:
 
 
 def _of_run(query: Select[*tuple[Any, ...]], run: Run) -> Select[*tuple[Any, ...]]:
-    """Of a select from `responses` and `teachers`, what a run uses, by prompt and then in head order."""
+    """Restrict a select from `responses` and `teachers` to what a run uses, ordered by prompt and head position."""
     is_in_grid, is_assigned = RunPrompt.role != Role.TARGET, Assignment.teacher_id == Response.teacher_id
     return (
         query.select_from(RunPrompt)

@@ -80,10 +80,10 @@ def find(session: Session, run: Run, given: str) -> tuple[int, list[int]]:
         return found[0], []
     if found:
         listed = ", ".join(map(str, found[:_MOST_MEANT])) + (", ..." if len(found) > _MOST_MEANT else "")
-        raise UsageError(f"several prompts of run {run.name!r} have the id {given!r}: give one of prompt_id {listed}")
+        raise UsageError(f"several prompts of run {run.name!r} have the id {given!r}; give one by prompt_id: {listed}")
     raise UsageError(
-        f"run {run.name!r} has no prompt {shorten(given)}, by prompt_id or by the id in its file; "
-        "rows of a dataset have both"
+        f"run {run.name!r} has no prompt with the prompt_id or file id {shorten(given)}; "
+        "the rows of a dataset contain both"
     )
 
 
@@ -95,7 +95,7 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         .where(RunPrompt.run_id == run.id, Prompt.id == prompt_id)
     ).one_or_none()
     if place is None:
-        raise UsageError(f"run {run.name!r} has no prompt {prompt_id}; rows of a dataset have their prompt_id")
+        raise UsageError(f"run {run.name!r} has no prompt {prompt_id}; the rows of a dataset contain their prompt_id")
     assignment = _rows(
         session,
         select(

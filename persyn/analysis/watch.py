@@ -1,6 +1,6 @@
 """Take snapshots of a running run.
 
-A glance reads jobs through an index and only the latest responses, so it can be taken every second for a run of any
+A snapshot reads jobs through an index and only the latest responses, so it can be taken every second for a run of any
 size. A tally counts all rows, which takes time proportional to their number.
 """
 

@@ -34,13 +34,13 @@ folder = str(Path.cwd())  # or the repository's name on the hub
 """
 _MOST_DOMAINS = 20
 _FILTERS = {
-    "finish_reason": "finished otherwise than by {finish_reasons}",
+    "finish_reason": "finish reason other than {finish_reasons}",
     "quality": "quality below {min_quality:g}",
     "unscored": "no quality score",
     "wrong": "known to be wrong",
-    "contaminated": "overlap with a benchmark (13 words in a row, or the same prompt)",
-    "near_duplicate": "prompt nearly the same as an earlier one (similarity {near_duplicates:g})",
-    "cap": "above {cap:,} rows of one teacher",
+    "contaminated": "overlap with a benchmark (13 consecutive words, or the same prompt)",
+    "near_duplicate": "prompt nearly identical to an earlier one (similarity {near_duplicates:g})",
+    "cap": "above the limit of {cap:,} rows per teacher",
 }
 
 
@@ -59,9 +59,9 @@ def render(manifest: Manifest) -> str:
         _use(manifest),
         "## Provenance",
         _provenance(manifest),
-        "To write it again from the same store:",
+        "To recreate it from the same store:",
         code(manifest.export.command(manifest.run), "sh"),
-        "`manifest.json` has the run's whole configuration, and the digests of the files.",
+        "`manifest.json` contains the run's complete configuration and the digests of the files.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -130,7 +130,7 @@ def _what(manifest: Manifest) -> str:
     how = (
         "A router, fitted to this student on a calibration sample, assigned each prompt to the one teacher that it "
         "expected to be best for the student, and only that teacher answered it. All teachers answered the sample "
-        "itself; for each of its prompts the response with the best scores was taken."
+        "itself; for each of its prompts, the response with the best scores was kept."
         if kind is not None and kind.decided_by == "router"
         else f"The teacher of each prompt was chosen by the strategy {text(strategy.name)}."
     )
@@ -157,12 +157,10 @@ def _teachers(manifest: Manifest) -> str:
 
 def _licences(manifest: Manifest) -> str:
     silent = [each.name for each in manifest.teachers if each.exported and not each.license]
-    said = "A teacher's licence may restrict what is trained on its responses, and who may pass them on."
+    said = "A teacher's licence may restrict training on its responses and redistributing them."
     if not silent:
-        return f"{said} The licences are stated as the run file stated them."
-    return (
-        f"**Warning:** no licence is stated for {', '.join(map(text, silent))}. {said} Find out before you do either."
-    )
+        return f"{said} The licences are those stated in the run file."
+    return f"**Warning:** no licence is stated for {', '.join(map(text, silent))}. {said} Check before doing either."
 
 
 def _counts(manifest: Manifest) -> str:
@@ -181,7 +179,7 @@ def _counts(manifest: Manifest) -> str:
     rows += [[f"in split {split}", count] for split, count in manifest.splits.items() if len(manifest.splits) > 1]
     parts = [_table(["", "prompts"], [[str(label), f"{count:,}"] for label, count in rows])]
     if options.min_quality is not None and options.unscored == "keep":
-        parts.append("Responses without a quality score, those of most prompts outside calibration, were kept.")
+        parts.append("Responses without a quality score (most of those outside calibration) were kept.")
     parts += _kept(manifest)
     if manifest.domains.keys() - {""}:
         parts.append(_domains(manifest))
@@ -204,7 +202,7 @@ def _kept(manifest: Manifest) -> list[str]:
     if manifest.wrong:
         said.append(
             f"**{manifest.wrong:,} responses are known to be wrong**, and were kept; `--drop-wrong` leaves them out. "
-            "What was not scored may be wrong too."
+            "Unscored responses may be wrong, too."
         )
     return said
 
@@ -234,7 +232,7 @@ def _use(manifest: Manifest) -> str:
         data_files = ", ".join(f'"{file.split}": "{file.name}"' for file in formats[PARQUET])
         loads.append(f'load_dataset("parquet", data_files={{{data_files}}})  # with all provenance')
     parts = [
-        f"With `datasets`, begun in this folder (without a second name it is `{_default(manifest)}`):",
+        f"With `datasets`, in this folder (the default configuration is `{_default(manifest)}`):",
         code("\n".join([_LOAD, *loads]), "python"),
     ]
     for title, make in _TOOLS.items():

@@ -52,7 +52,7 @@ def read(path: Path) -> Benchmark:
             wholes.add(hash(" ".join(of)))
     wholes.discard(hash(""))
     if not wholes:
-        raise UsageError(f"the benchmark {path} holds no text")
+        raise UsageError(f"the benchmark {path} contains no text")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Benchmark(path.name, digest, rows, frozenset(grams), frozenset(wholes))

@@ -97,7 +97,7 @@ def training_rows(session: Session, run_id: int, options: ExportOptions) -> Gene
 
 
 def examples(session: Session, run_id: int, options: ExportOptions) -> Generator[tuple[str, Example]]:
-    """The rows that `write` would write, in its order, each with its split; perhaps none.
+    """The rows that `write` would write, in its order, each with its split; may be empty.
 
     Raises `UsageError` as it does.
     """
@@ -123,7 +123,7 @@ def _require_replaceable(folder: Path) -> None:
 def _benchmarks(options: ExportOptions) -> list[Benchmark]:
     names = [Path(path).name for path in options.benchmarks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"two benchmarks are named {twice[0]}, and the dataset names them so; rename one")
+        raise UsageError(f"two benchmarks are named {twice[0]}, but the dataset lists them by file name; rename one")
     return [contamination.read(Path(path)) for path in options.benchmarks]
 
 
@@ -303,8 +303,8 @@ class _Export:
         if not manifest.exported:
             dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)
             raise UsageError(
-                f"run {manifest.run} has no response to export: {manifest.assigned:,} assignments, "
-                + (f"and the filters dropped all that are answered: {dropped}" if dropped else "none answered")
+                f"run {manifest.run} has no responses to export: {manifest.assigned:,} assignments, "
+                + (f"and the filters dropped all answered ones: {dropped}" if dropped else "none answered")
             )
 
 
@@ -322,7 +322,7 @@ def _require_decided(session: Session, run: Run, options: ExportOptions) -> None
     if n_scored < n_rows:
         raise UsageError(
             f"{n_rows - n_scored:,} of the {n_rows:,} responses have no quality: a run scores its calibration prompts, "
-            "the others only where scores were imported with their responses; say '--unscored keep' or "
+            "the others have scores only if these were imported with the responses; give '--unscored keep' or "
             "'--unscored drop' with --min-quality"
         )
 
@@ -339,7 +339,7 @@ def _require_known(session: Session, run: Run, options: ExportOptions) -> None:
     )
     known = FINISH_REASONS | {reason for reason in found if reason}
     if unknown := set(options.finish_reasons) - known:
-        raise UsageError(f"unknown finish reason {min(unknown)!r}; known are: {', '.join(sorted(known))}")
+        raise UsageError(f"unknown finish reason {min(unknown)!r}; known: {', '.join(sorted(known))}")
 
 
 def _teachers(session: Session, run_id: int) -> dict[int, Teacher]:

@@ -104,7 +104,7 @@ def _explained(name: str) -> Iterator[None]:
         said = f"(HTTP {error.response.status_code}): {shorten(error.server_message or str(error))}"
         if error.response.status_code in (401, 403, 404):
             raise UsageError(
-                f"the hub refuses to take {name} {said}; "
+                f"the hub refused access to {name} {said}; "
                 "the token needs write access to it: HF_TOKEN, or 'hf auth login'"
             ) from error
         raise PersynError(f"pushing to {name} failed {said}; repeat the command") from error

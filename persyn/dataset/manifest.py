@@ -223,5 +223,5 @@ def options_of(folder: Path) -> ExportOptions | None:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path} does not say how the dataset was exported ({error}); restore it, or move its folder away "
-            "for a dataset with nothing left out"
+            "to use the dataset without filters"
         ) from error

@@ -57,7 +57,7 @@ class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
         if self.min_quality is not None and not math.isfinite(self.min_quality):
             raise UsageError(f"the minimum quality must be a number, got {self.min_quality}")
         if self.unscored is not None and self.min_quality is None:
-            raise UsageError("unscored is only used with a minimum quality")
+            raise UsageError("unscored can only be given with a minimum quality")
         if self.near_duplicates is not None and not 0.5 <= self.near_duplicates <= 1:
             raise UsageError(f"the similarity of near-duplicates must be 0.5 to 1, got {self.near_duplicates}")
         if self.cap is not None and self.cap < 1:
@@ -116,7 +116,7 @@ def _require_splits(splits: dict[str, float]) -> None:
         if not _SPLIT_NAME.fullmatch(name):
             raise UsageError(f"a split's name consists of lower-case letters, digits and _, such as test; got {name!r}")
         if name in _RESERVED:
-            raise UsageError(f"a split cannot be named {name}: readers of datasets use it for {_RESERVED[name]}")
+            raise UsageError(f"a split cannot be named {name}: dataset libraries use this name for {_RESERVED[name]}")
         if name == TRAIN:
             raise UsageError(
                 f"the split {TRAIN} contains the remaining rows; give only the other splits, such as test=0.05"

@@ -140,14 +140,14 @@ class Database:
             return
         place = self.url.render_as_string(hide_password=True)
         if found is None:
-            raise UsageError(f"the database {place} has no store of PerSyn's yet; 'persyn db upgrade' makes it")
+            raise UsageError(f"the database {place} contains no PerSyn store yet; 'persyn db upgrade' creates it")
         if _knows(found):
             raise UsageError(
                 f"the database {place} is at revision {found}, this PerSyn needs {head}; run 'persyn db upgrade'"
             )
         raise UsageError(
             f"the database {place} is at revision {found}, which this PerSyn (at {head}) does not know; "
-            "it was made by a newer one: install that"
+            "it was created by a newer version; install that version"
         )
 
     @property
@@ -214,7 +214,7 @@ def _in_transaction(engine: Engine, act: Any) -> None:
         with connection.begin():
             act(alembic_config(connection))
             if is_sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
-                raise UsageError(f"the migration would leave a row without its parent: {tuple(broken)}; nothing done")
+                raise UsageError(f"the migration would orphan a row: {tuple(broken)}; nothing was changed")
         if is_sqlite:
             connection.connection.driver_connection.execute("PRAGMA foreign_keys=ON")  # type: ignore[union-attr]
 
@@ -233,7 +233,7 @@ def _parse(url: str) -> URL:
         ) from error
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise UsageError(
-            f"PERSYN_DATABASE_URL names {parsed.get_backend_name()}; PerSyn keeps to SQLite and PostgreSQL"
+            f"PERSYN_DATABASE_URL names {parsed.get_backend_name()}; PerSyn supports only SQLite and PostgreSQL"
         )
     return parsed
 

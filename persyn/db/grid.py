@@ -55,7 +55,7 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
     config = load_config(run.config).run
     per = per or config.learnability_per
     if per != "token" and load_config(run.config).student.options.get("response_tokens"):
-        raise UsageError(f"learnability per {per} needs whole responses, and run {run.name} scored their first tokens")
+        raise UsageError(f"learnability per {per} needs whole responses; run {run.name} scored only first tokens")
     wanted = RunPrompt.prompt_id == prompt_id if prompt_id is not None else true()
     prompts = session.execute(
         select(RunPrompt.prompt_id, RunPrompt.role)

@@ -22,7 +22,7 @@ def run(session: Session, name: str) -> Run:
         place = session.connection().engine.url.render_as_string(hide_password=True)
         raise UsageError(
             f"there is no run named {name!r} in the store {place}, which has {_existing(session, name)}; "
-            "PERSYN_DATABASE_URL or PERSYN_HOME names another store"
+            "set PERSYN_DATABASE_URL or PERSYN_HOME to use another store"
         )
     return found
 

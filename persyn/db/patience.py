@@ -76,12 +76,12 @@ class PatientConnection(psycopg.Connection[Any]):
     def _still_waited_for(self, heard_at: float) -> float:
         """When the server was last known to be working on the statement; raises if it is not."""
         if not self.patience.left:
-            self._give_up("there is no more time to wait for it")
+            self._give_up("the time limit was reached")
         silent = time.monotonic() - heard_at
         if silent < self.patience.silence_seconds:
             return heard_at
         if not self._is_at_work():
-            self._give_up(f"the connection has been silent for {silent:.0f} s, and the server is not at work on it")
+            self._give_up(f"the connection has been silent for {silent:.0f} s, and the server is not busy with it")
         return time.monotonic()
 
     def _is_at_work(self) -> bool:

@@ -95,12 +95,12 @@ class _Rows:
         n_lines = last - line + 1
         if "field limit" in error:
             raise UsageError(
-                f"cannot read {self.path}: the row of line {line:,} has a cell of more than {MAX_BYTES:,} characters; "
+                f"cannot read {self.path}: the row on line {line:,} has a cell of more than {MAX_BYTES:,} characters; "
                 "perhaps a quote is never closed"
             )
         if error == "unexpected end of data":
             error = "a quote is opened and never closed"
-        lost = f"; lines {line:,} to {last:,} are lost with it, {n_lines:,} in all" if n_lines > 1 else ""
+        lost = f"; lines {line:,} to {last:,} ({n_lines:,} lines) cannot be read" if n_lines > 1 else ""
         return UnreadableRecord(f"not CSV: {error}{lost}", n_lines)
 
 
@@ -129,7 +129,7 @@ def _header(path: Path, cells: list[str]) -> list[str]:
 def _record(header: list[str], cells: list[str]) -> Record | UnreadableRecord:
     """Build a record; an empty cell is an absent field, except in the prompt's columns."""
     if len(cells) != len(header):
-        return UnreadableRecord(f"{len(cells)} fields, where the header has {len(header)}")
+        return UnreadableRecord(f"{len(cells)} fields, but the header has {len(header)}")
     if why := _not_text(cells):
         return UnreadableRecord(why)
     if [cell.strip("\ufeff \t") for cell in cells] == header:

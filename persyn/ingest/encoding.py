@@ -94,6 +94,6 @@ def not_utf8(data: bytes) -> str:
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        byte = f"byte 0x{data[error.start]:02X}, number {error.start + 1:,} of the row"
-        return f"not UTF-8 ({byte}); text in Latin-1 or Windows-1252 is converted by iconv -f WINDOWS-1252 -t UTF-8"
+        byte = f"byte 0x{data[error.start]:02X} at position {error.start + 1:,} of the row"
+        return f"not UTF-8 ({byte}); convert Latin-1 or Windows-1252 text with iconv -f WINDOWS-1252 -t UTF-8"
     return "not UTF-8"

@@ -19,7 +19,7 @@ from persyn.ingest import csv_file, parquet_file, strict_json
 from persyn.ingest.encoding import opened
 from persyn.ingest.record import MAX_BYTES, Flaw, Numbered, Record, UnreadableRecord
 
-_ARRAY = "; a file that is one JSON array is named .json"
+_ARRAY = "; a file that contains one JSON array must be named .json"
 
 
 def records(path: Path) -> Iterator[Numbered]:
@@ -75,7 +75,7 @@ def _json(path: Path) -> Iterator[Numbered]:
     try:
         items: list[msgspec.Raw] | list[Any] = _items(data)
     except Flaw as flaw:
-        yield 1, UnreadableRecord(f"not one JSON array: {flaw}; a file with one object per line is named .jsonl")
+        yield 1, UnreadableRecord(f"not one JSON array: {flaw}; a file with one object per line must be named .jsonl")
         return
     for number, item in enumerate(items, 1):
         yield number, _record(bytes(item)) if isinstance(item, msgspec.Raw) else _as_record(item)

@@ -71,7 +71,7 @@ class ImportCounts:
         return UsageError(f"{which} cannot be imported, so nothing was imported; {self._advice()}: {listed}")
 
     def _advice(self) -> str:
-        return "correct or skip them" if self.on_error == "stop" else "mend them"
+        return "correct or skip them" if self.on_error == "stop" else "correct them"
 
     def report(self) -> ImportReport:
         """The final counts; raise `UsageError` if a bad row stops the import."""

@@ -124,8 +124,8 @@ def draw(
 def _require_some_to_learn_from(calibration: int | None, holdout: float) -> None:
     if calibration is not None and round(calibration * holdout) >= calibration:
         raise UsageError(
-            f"holdout = {holdout:g} keeps all of the {calibration:,} calibration prompts to measure the router, and "
-            "leaves none to learn from; lower 'holdout', or raise 'calibration'"
+            f"holdout = {holdout:g} reserves all {calibration:,} calibration prompts for measuring the router and "
+            "leaves none to fit it to; lower 'holdout', or raise 'calibration'"
         )
 
 
@@ -156,13 +156,13 @@ class _Lacking:
             besides = f" (their rows have: {shorten(', '.join(self.fields))})" if self.fields and not self.flaw else ""
             raise UsageError(
                 f"none of the {self.prompts:,} prompts has a {self.need.what}{self._example()}, and {needs}{besides}, "
-                "or take another [quality]"
+                "or use another [quality]"
             )
         left = self.prompts - self.count
         if calibration is not None and left < calibration:
             raise UsageError(
-                f"{self.count:,} of the {self.prompts:,} prompts have no {self.need.what}{self._example()}, so that "
-                f"{calibration:,} calibration prompts cannot be drawn from the other {left:,}; {needs}, or lower "
+                f"{self.count:,} of the {self.prompts:,} prompts have no {self.need.what}{self._example()}, so "
+                f"{calibration:,} calibration prompts cannot be drawn from the remaining {left:,}; {needs}, or lower "
                 "'calibration'"
             )
 
@@ -173,15 +173,15 @@ class _Lacking:
             yield some + self._example() + self._consequence(self.need, is_all=is_all)
         if self.placeholders:
             yield (
-                f"{self.placeholders:,} of {self.prompts:,} reference answers read like a missing one (None, nan, N/A, "
-                "...): hardly any response will count as right there; leave the field empty where there is no answer"
+                f"{self.placeholders:,} of {self.prompts:,} reference answers look like missing ones (None, nan, N/A, "
+                "...): almost every response will count as wrong there; leave the field empty where there is no answer"
             )
 
     def _consequence(self, need: Need, *, is_all: bool) -> str:
         if is_all:
-            return f": their responses get no quality under {need.quality!r}"
+            return f": their responses get no score from quality {need.quality!r}"
         return (
-            f", which quality {need.quality!r} needs: calibration prompts are drawn from the other "
+            f", which quality {need.quality!r} needs: calibration prompts are drawn from the remaining "
             f"{self.prompts - self.count:,}, and those without are answered by one teacher each"
         )
 

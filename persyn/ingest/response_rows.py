@@ -76,7 +76,7 @@ def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
         yield found
     if not is_empty and not has_response:
         raise UsageError(
-            f"no row of {path.name} has what the teacher wrote, as 'response' or 'output'; say which field it is by "
+            f"no row of {path.name} has the teacher's response in a field 'response' or 'output'; name the field with "
             "--map response=FIELD; nothing was imported"
         )
 

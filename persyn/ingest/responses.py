@@ -69,7 +69,7 @@ def import_responses(
 
 def _unknown(name: str, teachers: Mapping[str, int]) -> UsageError:
     known = ", ".join(sorted(teachers))
-    return UsageError(f"a row is of teacher {name!r}, the teachers' file has {known}; nothing was imported")
+    return UsageError(f"a row has teacher {name!r}, but the teachers' file has {known}; nothing was imported")
 
 
 def _stranger(name: str) -> TeacherTable:

@@ -150,7 +150,7 @@ def _turns(fields: Fields) -> list[Message]:
     if isinstance(prompt, list) and prompt:
         return conversations.read(prompt, name)
     if isinstance(prompt, str) and _spells_turns(prompt):
-        raise Flaw(f"{name!r} is the JSON of turns; give --map messages={name}, or store them as a list")
+        raise Flaw(f"{name!r} contains turns as JSON text; give --map messages={name}, or store them as a list")
     return [*_earlier(fields), {"role": "user", "content": _prompt(fields)}]
 
 
@@ -178,7 +178,7 @@ def _prompt(fields: Fields) -> str:
         if nothing := [name for ours, name in fields.called.items() if ours in ("prompt", "messages")]:
             raise Flaw(f"neither 'prompt' nor 'messages': {nothing[0]!r} is empty")
         raise Flaw(
-            f"neither 'prompt' nor 'messages'; the row has {fields.listed()}: say which is the prompt by "
+            f"neither 'prompt' nor 'messages'; the row has {fields.listed()}: name its prompt field with "
             f"{fields.likely()}"
         )
     for field, value in (("prompt", prompt), ("input", more)):
@@ -225,7 +225,7 @@ def _with_system(turns: list[Message], fields: Fields) -> list[Message]:
     if turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
     if turns[0]["content"] != system:
-        raise Flaw(f"both a system turn and {fields.called['system']!r} with another text")
+        raise Flaw(f"both a system turn and {fields.called['system']!r} with a different text")
     return turns
 
 

@@ -24,7 +24,7 @@ def decode(data: bytes) -> Any:
         if len(_END_OF_KEY.findall(data)) != _keys(value):
             json.loads(data, object_pairs_hook=_require_unique)
     except RecursionError as error:
-        raise Flaw("nested too deep") from error
+        raise Flaw("nested too deeply") from error
     return value
 
 
@@ -70,5 +70,5 @@ def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise Flaw(f"the key {twice!r:.50} is there twice in one object")
+        raise Flaw(f"the key {twice!r:.50} occurs twice in one object")
     return found

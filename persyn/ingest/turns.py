@@ -72,7 +72,7 @@ def _role(turn: Turn, key: str, where: str) -> str:
         raise Flaw(f"{where} has no {key!r}")
     known = _SPEAKERS.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
-        raise Flaw(f"{where} has the unknown {key} {role!r:.50}; known are {', '.join(_SPEAKERS)}")
+        raise Flaw(f"{where} has the unknown {key} {role!r:.50}; known: {', '.join(_SPEAKERS)}")
     return known
 
 

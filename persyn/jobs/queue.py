@@ -411,7 +411,7 @@ def _take_back(session: Session, job: Any) -> Swept:
 
 
 def _reason(job: Any) -> str:
-    return "owner died" if job.is_dead else "lease ran out"
+    return "owner died" if job.is_dead else "lease expired"
 
 
 def _silence(job: Any) -> float | None:

@@ -140,13 +140,13 @@ def _used_dtype(spec: ModelSpec, chosen: _Options, stored: str | None) -> Dtype:
 
 def _dtype(stored: str | None, used: Dtype) -> Finding:
     loss = {
-        ("float32", "bfloat16"): "rounds them to 8 bits",
-        ("float32", "float16"): "rounds them to 11 bits, and numbers beyond 65,504 overflow",
-        ("bfloat16", "float16"): "numbers beyond 65,504 overflow",
-        ("float16", "bfloat16"): "rounds them to 8 bits",
+        ("float32", "bfloat16"): "they are rounded to 8 bits",
+        ("float32", "float16"): "they are rounded to 11 bits, and values beyond 65,504 overflow",
+        ("bfloat16", "float16"): "values beyond 65,504 overflow",
+        ("float16", "bfloat16"): "they are rounded to 8 bits",
     }.get((stored or "", used))
     if loss:
-        return Finding("warning", "dtype", f"the weights are stored as {stored} and run as {used}, which {loss}")
+        return Finding("warning", "dtype", f"the weights are stored as {stored} and run as {used}: {loss}")
     return Finding("ok", "dtype", f"the weights are stored as {stored or 'an unknown type'} and run as {used}")
 
 

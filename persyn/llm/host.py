@@ -166,12 +166,12 @@ class Host:
         limit = self._limits[0 if self.loaded is None else 1]
         silent = time.monotonic() - self._heard_at
         if silent > limit:
-            doing = "while loading" if self.loaded is None else "with requests in hand"
-            raise HostDied(f"the engine gave no sign of life for {silent:.0f} s {doing}; {self._last_words()}")
+            doing = "while loading" if self.loaded is None else "with requests in flight"
+            raise HostDied(f"the engine was silent for {silent:.0f} s {doing}; {self._last_words()}")
 
     def _ending(self) -> str:
         code = self._child.wait()
-        return f"the engine was ended by {signal.Signals(-code).name}" if code < 0 else f"the engine exited with {code}"
+        return f"the engine died of {signal.Signals(-code).name}" if code < 0 else f"the engine exited with {code}"
 
     def _last_words(self) -> str:
         text = _end_of(self.log).decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")

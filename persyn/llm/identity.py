@@ -105,7 +105,7 @@ def _snapshot(model: str, revision: str | None) -> Path:
         at = f" at revision {revision!r}" if revision else ""
         raise UsageError(
             f"there is no model {model!r}{at}: no such folder, and not available from the hub{offline}; "
-            "give a folder that has it, or correct the id or the network ('persyn init --template fake' needs no model)"
+            "give its folder, or correct the id or the connection ('persyn init --template fake' needs no model)"
         ) from error
 
 

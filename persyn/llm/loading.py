@@ -26,8 +26,8 @@ def require_gpus(spec: ModelSpec) -> None:
     narrowed = f" (CUDA_VISIBLE_DEVICES is {shown!r})" if shown is not None else ""
     built = "" if torch.version.cuda or torch.version.hip else ", and this torch is built without GPU support"
     raise HostLacks(
-        f"{spec.model!r} asks for gpus = {spec.gpus}, and {seen} are seen here{narrowed}{built}; "
-        "set gpus = 0 to run it on the CPU, or work the run where the GPUs are"
+        f"{spec.model!r} requires gpus = {spec.gpus}, but {seen} are visible here{narrowed}{built}; "
+        "set gpus = 0 to run it on the CPU, or work the run on a host that has the GPUs"
     )
 
 
@@ -35,7 +35,7 @@ def explain(spec: ModelSpec, error: Exception, what: str = "cannot load") -> Eng
     """Convert a library's loading error to one of ours; permanent unless a retry may succeed."""
     said = f"{what} {spec.model!r}: {error}"
     if any(words in str(error).lower() for words in _MEMORY):
-        where = "take more gpus" if spec.gpus else "use a host with more memory, or GPUs"
+        where = "use more gpus" if spec.gpus else "use a host with more memory, or GPUs"
         return EngineError(f"{said}; not enough memory: set options.dtype to a smaller type, or {where}")
     if isinstance(error, OSError) and _may_come(spec, error):
         return EngineError(said)
@@ -53,10 +53,10 @@ def explain_vllm(spec: ModelSpec, error: Exception) -> EngineError:
         return EngineError(f"{said}; end other processes on the GPU, or lower options.gpu_memory_utilization")
     if "max seq len" in lower or "no available memory for the cache" in lower:
         cache = "raise options.kv_cache_gib, " if "kv_cache_gib" in spec.options or not spec.gpus else ""
-        share = "raise options.gpu_memory_utilization, take more gpus, " if spec.gpus else ""
-        return HostLacks(f"{said}; {cache}{share}or set options.max_model_len to less")
+        share = "raise options.gpu_memory_utilization, use more gpus, " if spec.gpus else ""
+        return HostLacks(f"{said}; {cache}{share}or lower options.max_model_len")
     if any(words in lower for words in _MEMORY):
-        return EngineError(f"{said}; lower options.max_model_len or options.max_num_seqs, or take more gpus")
+        return EngineError(f"{said}; lower options.max_model_len or options.max_num_seqs, or use more gpus")
     return HostLacks(said) if isinstance(error, (ValueError, OSError, TypeError)) else EngineError(said)
 
 

@@ -105,15 +105,15 @@ def _require_no_secret(chosen: OpenAIOptions) -> None:
     advice = "it would be stored; put the key into an environment variable and name that in api_key_env"
     place = urlsplit(chosen.base_url)
     if "@" in place.netloc:
-        raise ValueError(f"base_url has a user or a password in it; {advice}")
+        raise ValueError(f"base_url contains a user or a password; {advice}")
     for name, _ in parse_qsl(place.query, keep_blank_values=True):
         if _SECRET.search(name):
-            raise ValueError(f"base_url has {name!r} in its query; {advice}")
+            raise ValueError(f"base_url contains {name!r} in its query; {advice}")
     for name in chosen.extra:
         if _SECRET.search(name):
-            raise ValueError(f"extra has {name!r}; {advice}")
+            raise ValueError(f"extra contains {name!r}; {advice}")
     if (within := _secret_within(chosen.extra)) is not None:
-        raise ValueError(f"extra has {within!r} within it; {advice}")
+        raise ValueError(f"extra contains {within!r} in a nested value; {advice}")
 
 
 def _secret_within(value: Any) -> str | None:
@@ -185,7 +185,7 @@ class InstructionsOptions(EngineOptions, frozen=True):
 
 
 class PythonOptions(EngineOptions, frozen=True):
-    """A custom scorer has no options; it reads what it needs in its own module."""
+    """A custom scorer has no options; its module is configured by other means."""
 
 
 class RouterFitOptions(ScorerOptions, frozen=True):
@@ -259,4 +259,4 @@ def decode(spec: ModelSpec, kind: type[Chosen]) -> Chosen:
         return msgspec.convert(spec.options, kind)
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__)
-        raise PermanentError(f"wrong options for engine {spec.engine!r}: {error}; it takes {known}") from error
+        raise PermanentError(f"wrong options for engine {spec.engine!r}: {error}; valid options: {known}") from error

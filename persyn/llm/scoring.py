@@ -37,7 +37,7 @@ def load_weights(auto_class: Any, spec: ModelSpec, chosen: options.ScorerOptions
     """
     loading.require_gpus(spec)
     if configuration(spec).is_encoder_decoder:
-        raise PermanentError(f"cannot use {spec.model!r}: an encoder-decoder, where a decoder-only model is needed")
+        raise PermanentError(f"cannot use {spec.model!r}: it is encoder-decoder; a decoder-only model is needed")
     try:
         model, info = auto_class.from_pretrained(
             spec.model,

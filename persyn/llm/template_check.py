@@ -133,7 +133,7 @@ def _end(chat: Chat) -> Iterator[str]:
     assert chat.template is not None
     closing = chat.template.frame(("user", "assistant"), opens=False).texts[-1].strip()
     if closing and not chat.ends_turns:
-        yield f"the template closes a turn with {closing!r}, which is no special token of the tokenizer"
+        yield f"the template closes a turn with {closing!r}, which is not a special token of the tokenizer"
 
 
 def _thinking(template: Template) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ _MARKED_WITHIN = 400
 _ABOUT = {
     "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is easier for "
     "the student.",
-    "rewards": "How the rewards of a teacher's responses are spread over the grid, each row at its own scale.",
+    "rewards": "The distribution of each teacher's rewards over the grid; each row has its own scale.",
     "strategies": "Estimated reward of each strategy on the hold-out prompts, with 95% bootstrap intervals over these "
     "prompts.",
     "hit-rates": "How often a teacher with the best reward is among the first k.",
@@ -41,7 +41,7 @@ _ABOUT = {
     "deviation.",
     "reliability": "On the dotted line, predicted win probabilities equal the observed frequencies. Each point is "
     "labelled with its number of preferences; with few, it is mostly chance.",
-    "alpha-winners": "Per cent of the calibration grid's prompts whose best response is the teacher's; ties share a "
+    "alpha-winners": "Percentage of the calibration grid's prompts whose best response is the teacher's; ties share a "
     "prompt.",
     "alpha-strategies": "Each alpha has its own rewards: compare strategies at one alpha, not one strategy along the "
     "line. 'persyn' is the run's router, which was fitted to the run's own alpha.",
@@ -128,7 +128,7 @@ def require_figures_folder(folder: Path) -> None:
         raise UsageError(f"{folder} is a file; give the name of a folder for the figures")
     ours = {f"{name}.{ending}" for name in figures.FIGURES for ending in ("svg", "png")}
     if strangers := {path.name for path in folder.iterdir()} - ours:
-        raise UsageError(f"{folder} holds {min(strangers)!r}, which is not a figure of a report; give another folder")
+        raise UsageError(f"{folder} has {min(strangers)!r}, which is not a figure of a report; give another folder")
 
 
 def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
@@ -167,15 +167,15 @@ def _routed(report: Report) -> list[str]:
         )
     if report.hits:
         said.append(
-            f"Of the {report.hits.n_prompts:,} whose responses differ in reward it picks a best teacher for "
-            f"{report.hits.router[0]:.0%}; the best single teacher is one for {report.hits.static[0]:.0%}, a teacher "
-            f"at random for {report.hits.random[0]:.0%}."
+            f"Of the {report.hits.n_prompts:,} prompts whose responses differ in reward, it picks a best teacher for "
+            f"{report.hits.router[0]:.0%}; the best single teacher is one for {report.hits.static[0]:.0%}, a random "
+            f"teacher for {report.hits.random[0]:.0%}."
         )
     if said and report.comparison.n_holdout < _SMALL:
         said.append("That is a small hold-out: these figures are rough.")
     if report.facts.collapsed:
         said.append(
-            f"{report.facts.collapsed} was given nearly every prompt that was routed: the router barely distinguishes "
+            f"{report.facts.collapsed} received nearly every routed prompt: the router barely distinguishes "
             "between prompts."
         )
     return said
@@ -191,7 +191,7 @@ def _spent(report: Report) -> list[str]:
         f"about {spent.tokens_generate_all:,} that all of them would have written for all prompts"
     )
     if spent.cost is not None and spent.cost_generate_all:
-        said += f": {dollars(spent.cost)} in place of about {dollars(spent.cost_generate_all)}"
+        said += f": {dollars(spent.cost)} instead of about {dollars(spent.cost_generate_all)}"
     reused = report.facts.reused_tokens
     return [f"{said}.", *([f"A further {reused:,} tokens were already in the store."] if reused else [])]
 
@@ -225,7 +225,7 @@ def _doubtful(report: Report) -> list[str]:
 
 
 def _words(report: Report) -> dict[str, Any]:
-    """The variables of both templates."""
+    """Variables shared by the HTML and Markdown templates."""
     return {
         "report": report,
         "run": report.config["run"],

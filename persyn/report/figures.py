@@ -200,7 +200,7 @@ def reliability(bins: Sequence[Believed]) -> Picture:
         axes.plot([0.5, 1], [0.5, 1], color=_GREY, linestyle=":", label="as predicted")
         xs, ys = [bin_.predicted for bin_ in bins], [bin_.observed_frequency for bin_ in bins]
         areas = [12 + 110 * bin_.n_preferences / most for bin_ in bins]
-        axes.scatter(xs, ys, s=areas, color=_BLUE, label="router, of so many preferences", zorder=3)
+        axes.scatter(xs, ys, s=areas, color=_BLUE, label="router, with number of preferences", zorder=3)
         for bin_, area in zip(bins, areas, strict=True):
             above = (0, 3 + area**0.5 / 2)
             place = (bin_.predicted, bin_.observed_frequency)
@@ -212,9 +212,9 @@ def reliability(bins: Sequence[Believed]) -> Picture:
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("predicted win probability")
-        axes.set_ylabel("came true on the hold-out")
+        axes.set_ylabel("observed on the hold-out")
         figure.legend(loc="outside upper left", ncols=2, markerscale=0.6)
-    said = [f"{bin_.predicted:.0%} predicted, {bin_.observed_frequency:.0%} came true" for bin_ in bins]
+    said = [f"{bin_.predicted:.0%} predicted, {bin_.observed_frequency:.0%} observed" for bin_ in bins]
     return _picture("reliability", "Calibration of win probabilities", f"{'; '.join(said)}.", figure)
 
 
@@ -229,7 +229,7 @@ def alpha_winners(alphas: Alphas) -> Picture:
         axes.set_xlabel(f"alpha (this run: {alphas.alpha:g}); boxed: the best mean reward")
     said = [f"at alpha {point.alpha:g} {alphas.teachers[point.best]}" for point in alphas.points]
     return _picture(
-        "alpha-winners", "Whose response is best, by alpha", f"Best on the mean: {', '.join(said)}.", figure
+        "alpha-winners", "Teacher of the best response, by alpha", f"Best mean reward: {', '.join(said)}.", figure
     )
 
 
@@ -244,7 +244,7 @@ def alpha_strategies(alphas: Alphas) -> Picture:
             points = [(p.alpha, p.strategies[name]) for p in alphas.points if name in p.strategies]
             color, marker, line = _style_of(name)
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, linestyle=line, label=name)
-        axes.set_xlabel(f"alpha; the upright line is this run's, {alphas.alpha:g}")
+        axes.set_xlabel(f"alpha; the vertical line is this run's, {alphas.alpha:g}")
         axes.set_ylabel("reward on the hold-out")
         figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2)
     said = [
@@ -296,7 +296,7 @@ def savings(spent: Savings) -> Picture:
             axes.xaxis.set_major_formatter(FuncFormatter(_counted))
             axes.set_xlabel(what)
     said = [f"{what}: {form(mine)} of about {form(all_)}" for what, mine, all_, form in panels]
-    return _picture("savings", "Spent, beside generate-all", f"{this_run.capitalize()}, {'; '.join(said)}.", figure)
+    return _picture("savings", "Cost against generate-all", f"{this_run.capitalize()}, {'; '.join(said)}.", figure)
 
 
 def progress(timeline: Timeline) -> Picture:

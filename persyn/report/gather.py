@@ -276,10 +276,10 @@ def _groups(
     """Count assigned prompts by group and teacher; rare groups are counted together."""
     chosen = field or _field_of_few(session, run)
     if chosen is None:
-        absent["shares by group"] = "no field of the prompts' meta has few values; --group-by FIELD takes any"
+        absent["shares by group"] = "no metadata field of the prompts has few values; --group-by FIELD selects one"
         return None
     if not listing.is_field(chosen):
-        raise UsageError(f"cannot group by {chosen!r}: the name of the field holds a quote or a backslash")
+        raise UsageError(f"cannot group by {chosen!r}: the name of the field contains a quote or a backslash")
     valued = _valued(run, chosen)
     counted = select(valued.c.value).group_by(valued.c.value).order_by(func.count().desc(), valued.c.value)
     groups = list(session.scalars(counted.limit(_FEW.stop - 1)))

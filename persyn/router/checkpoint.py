@@ -114,7 +114,7 @@ def sha256(folder: Path) -> str:
 def _refuse_strangers(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix not in _SUFFIXES:
-            raise HostLacks(f"{str(folder)!r} holds {path.name!r}; a checkpoint is safetensors and JSON only")
+            raise HostLacks(f"{str(folder)!r} contains {path.name!r}; only safetensors and JSON files are allowed")
 
 
 def _tidy_adapter(folder: Path) -> None:

@@ -84,7 +84,7 @@ def _refusal(request: Fit) -> str | None:
     if len(lengths) > 1 or {len(row) for row in request.rewards} != {len(request.teachers)}:
         return f"malformed: expected a row of {len(request.teachers)} rewards and a flag for each conversation"
     if request.tune not in ("auto", *TUNES):
-        return f"unknown_tune: {request.tune!r}; there are auto, {', '.join(TUNES)}"
+        return f"unknown_tune: {request.tune!r}; available: auto, {', '.join(TUNES)}"
     calibration = np.array(request.rewards, dtype=np.float64)[~np.array(request.is_holdout)]
     if not len(reward_matrix.preferences(calibration)[0]):
         return f"no_preferences: none of {len(calibration)} calibration prompts has two teachers of distinct reward"
@@ -133,7 +133,7 @@ def _require_memory(n_weights: int) -> None:
     wanted, free = n_weights * _BYTES_A_WEIGHT / 2**30, psutil.virtual_memory().available / 2**30
     if wanted > free:
         raise NoRoom(
-            f"tune = 'full' does not fit the memory ({n_weights / 1e9:.1f} billion weights take {wanted:.0f} GiB more, "
+            f"tune = 'full' does not fit in memory ({n_weights / 1e9:.1f} billion weights take {wanted:.0f} GiB more, "
             f"{free:.0f} are free); use another tune, a smaller backbone, or gpus = 1 in [router]"
         )
 
@@ -178,7 +178,7 @@ class _Work:
             notes = train(router, self.grid.take(self.learn), frozen[self.learn], self._plan(tune), self.tick)
         except torch.OutOfMemoryError as error:
             raise NoRoom(
-                f"tune = {tune!r} does not fit the GPU's memory ({shorten(str(error))}); use another tune, or a "
+                f"tune = {tune!r} does not fit in the GPU's memory ({shorten(str(error))}); use another tune, or a "
                 "smaller batch_size or max_tokens in [router] options"
             ) from error
         return _Trained(router, tune, frozen, notes)

@@ -27,7 +27,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     refuse_several_gpus(spec)
     if chosen.sha256 is not None and (found := checkpoint.sha256(Path(spec.model))) != chosen.sha256:
         raise HostLacks(
-            f"the router in {spec.model!r} is gone or changed (sha256 {found}, not {chosen.sha256}): "
+            f"the router in {spec.model!r} is missing or has changed (sha256 {found}, not {chosen.sha256}): "
             "restore the folder, or start a run with another seed, which fits a new router"
         )
     tick()

@@ -81,7 +81,7 @@ def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) ->
     same_run.adopt(session, run, config, with_content=not conflicts)
     if score.forget_mended(session, run) and run.state is RunState.DONE:
         resume(session, run, actor=actor)
-    said = [f"no file {', '.join(away)}: the run keeps its prompts"] if away else []
+    said = [f"file not found: {', '.join(away)}; the run keeps its prompts"] if away else []
     return [*said, *_of_conflicts(config, conflicts)]
 
 
@@ -285,7 +285,7 @@ def _count_plan(session: Session, run: Run, actor: str) -> None:
     session.flush()
     if run.plans > _MAX_PLANS:
         queue.cancel(session, run.id, actor=actor)
-        reason = f"stage {run.stage} still misses rows after its jobs were completed {_MAX_PLANS} times"
+        reason = f"stage {run.stage} still has missing rows after its jobs were completed {_MAX_PLANS} times"
         _finish(session, run, RunState.FAILED, actor, reason)
 
 

@@ -1,4 +1,4 @@
-"""Checks before a run is started: what this host and the servers lack, as far as that can be seen without a cost."""
+"""Checks before a run is started that cost nothing: what this host and the servers lack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persyn.runs import start
 from persyn.runs.checks import chat_templates, functions, host, servers
 
 Findings: TypeAlias = list[tuple[str, Finding]]
-"""Each with the part of the run file that it is about."""
+"""Findings, each with the part of the run file that it concerns."""
 
 
 def identify(config: RunConfig, *, say: Callable[[str], None]) -> Identities:
@@ -34,7 +34,7 @@ def look(
 ) -> Findings:
     """Check servers, GPUs, memory, chat templates and functions.
 
-    announce: wraps each group of checks, and is told what is checked.
+    announce: context manager around each group of checks; receives its description.
     """
     with announce("checking GPUs, memory and servers"):
         found = [*servers.look(config), *host.look(config)]
@@ -46,7 +46,7 @@ def look(
 
 
 def require(findings: Iterable[tuple[str, Finding]]) -> None:
-    """Raise `UsageError` when a finding is an error: the run would stop here."""
+    """Raise `UsageError` if any finding is an error, i.e. would stop the run on this host."""
     errors = [f"{whose}: {finding.message}" for whose, finding in findings if finding.level == "error"]
     if errors:
         raise UsageError(
@@ -55,7 +55,7 @@ def require(findings: Iterable[tuple[str, Finding]]) -> None:
 
 
 def warnings(findings: Iterable[tuple[str, Finding]], *, with_errors: bool) -> list[str]:
-    """The warnings as text; with the errors, where the run is worked by other hosts, which may fare better."""
+    """Warnings as text; includes errors if other hosts work the run, since these may not have the problem."""
     said = []
     for whose, finding in findings:
         if finding.level == "warning":

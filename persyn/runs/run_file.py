@@ -126,7 +126,7 @@ def _require_storable(value: Any, place: str = "") -> None:
             for number, part in enumerate(value):
                 _require_storable(part, f"{place}[{number}]")
         case float() if not math.isfinite(value):
-            raise UsageError(f"`{place}` is {value}; it takes a finite number")
+            raise UsageError(f"`{place}` is {value}; it must be a finite number")
         case int() if not -(2**63) <= value < 2**63:
             raise UsageError(f"`{place}` is an integer of more than 64 bits: {shorten(str(value), most=30)}")
         case str() if "\0" in value:
@@ -167,7 +167,7 @@ def _require_kinds(path: Path, kinds: Iterable[tuple[str, str, Sequence[str]]]) 
         if name not in known:
             flaw = (STRATEGIES if key == "strategy.kind" else ENGINES).flaw(name)
             hint = f"; {flaw}" if flaw else ""
-            raise UsageError(f"{path}: `{key}` is {name!r}; it takes {', '.join(map(repr, known))}{hint}")
+            raise UsageError(f"{path}: `{key}` is {name!r}; allowed: {', '.join(map(repr, known))}{hint}")
 
 
 def _require_quality(path: Path, config: RunConfig) -> None:
@@ -184,14 +184,14 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
     """Raise `UsageError` for a strategy without the fields that it needs."""
     strategy, kind = config.strategy, STRATEGIES[config.strategy.kind]
     if bool(strategy.model) != (kind.decided_by == "function"):
-        raise UsageError(f"{path}: [strategy] python needs model, a module:function, and no other strategy takes one")
+        raise UsageError(f"{path}: [strategy] python needs model, a module:function; no other strategy has a model")
     for field in kind.needs:
         if without := [teacher.name for teacher in config.teachers if getattr(teacher, field) is None]:
             raise UsageError(f"{path}: strategy {kind.name} needs {field} of {', '.join(without)}")
     families = {teacher.family for teacher in config.teachers}
     if kind.needs_family and (config.student.family is None or config.student.family not in families):
         raise UsageError(
-            f"{path}: strategy {kind.name} needs a [student] family that is a teacher's, got {config.student.family}"
+            f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {config.student.family}"
         )
 
 
@@ -282,7 +282,7 @@ def _explain(message: str, given: Any, kind: type[Struct] = RunConfig, table: st
     key, place = unknown[1], re.sub(r"\[\d*\.*\]", "", _place(table, unknown[2]))
     known = _keys(kind, unknown[2] or "")
     near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known) or 'none'}"
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
     return f"unknown key {key!r} in {f'[{place}]' if place else 'the file'}; {hint}"
 
 
@@ -296,7 +296,7 @@ def _wrong_value(message: str, given: Any, kind: type[Struct], table: str) -> st
     within = (re.search(r" - at `\$\.?([^`]*)`$", message) or ("", ""))[1]
     place, value = _place(table, within), _value(given, within)
     if words := _words(_at(kind, within)):
-        return f"`{place}` is {value!r}; it takes {', '.join(map(repr, words))}"
+        return f"`{place}` is {value!r}; allowed: {', '.join(map(repr, words))}"
     got = f", got {shorten(repr(value))}" if isinstance(value, str | int | float) else ""
     if " matching regex " in message:
         signs = "letters, digits and . _ : + @ -"

@@ -39,7 +39,7 @@ class Difference(NamedTuple):
     now: Any
 
     def __str__(self) -> str:
-        was, now = ("not there" if value is None else repr(value) for value in (self.was, self.now))
+        was, now = ("not set" if value is None else repr(value) for value in (self.was, self.now))
         same = next((n for n, pair in enumerate(zip(was, now, strict=False)) if pair[0] != pair[1]), 0)
         # The common beginning of long values carries no information.
         skipped = max(0, same - _ALIKE_SHOWN) if max(len(was), len(now)) > _VALUE_SHOWN else 0
@@ -84,7 +84,7 @@ def other_answers(names: str, count: int) -> str:
     """The notice for rows whose answers or instructions differ from those stored for the same prompts."""
     rows_have = "1 row has" if count == 1 else f"{count:,} rows have"
     return (
-        f"{names}: {rows_have} another reference answer, or other instructions, than the store has for the same "
+        f"{names}: {rows_have} a reference answer, or instructions, that differ from those stored for the same "
         "prompt; the stored ones are kept, and responses are scored with them: only a new store (PERSYN_HOME or "
         "PERSYN_DATABASE_URL) uses the new ones"
     )

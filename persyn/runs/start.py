@@ -66,7 +66,7 @@ def _require_scores(session: Session, field: str) -> None:
     if session.scalars(imported.where(Scorer.model == field)).first() is None:
         known = session.scalars(imported).all()
         raise UsageError(
-            f"no score {field!r} was imported; there are: {', '.join(known) or 'none'}. "
+            f"no score {field!r} was imported; available: {', '.join(known) or 'none'}. "
             "'persyn responses import --score NAME' imports it from that field, also for rows that are already stored"
         )
 

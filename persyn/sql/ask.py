@@ -77,7 +77,7 @@ def ask(
         raise UsageError(_too_slow(limits)) from error
     if child.returncode:
         said = shorten(child.stderr.decode(errors="replace")[-200:]) or "it may have run out of memory"
-        raise PersynError(f"the query ended its process (exit code {child.returncode}): {said}")
+        raise PersynError(f"the query's process ended (exit code {child.returncode}): {said}")
     found = msgspec.msgpack.decode(child.stdout, type=QueryResult | QueryError)
     if isinstance(found, QueryError):
         raise UsageError(_too_slow(limits) if found.is_late else f"the database rejected the query: {found.reason}")

@@ -59,7 +59,7 @@ def checked(statement: str, parameters: Mapping[str, Any]) -> str:
     tokens = list(scan(statement))
     for first, second in pairwise(tokens):
         if first.kind == "name" and first.name in _WITH_ESCAPES and second.text[0] in "'&\"":
-            raise UsageError(f"a text or name that begins with {first.text}{second.text[0]} is not allowed here")
+            raise UsageError(f"a string or name that begins with {first.text}{second.text[0]} is not allowed here")
     told = [token for token in tokens if token.kind not in ("blank", "comment")]
     while told and told[-1].text == ";":
         tokens.remove(told.pop())
@@ -82,7 +82,7 @@ def _require_harmless(token: Token, before: list[Token], parameters: Mapping[str
             f"{token.text} belongs to PostgreSQL itself and is not allowed here; docs/store.md lists the tables"
         )
     if token.kind in ("text", "dollar") and before[-1].kind in ("text", "dollar"):
-        raise UsageError("two texts follow each other; join them with ||")
+        raise UsageError("two string literals follow each other; join them with ||")
     if token.text == "(":
         _require_known(*before)
 

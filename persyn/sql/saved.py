@@ -75,12 +75,12 @@ def require_there(session: Session, given: Mapping[str, str]) -> None:
         column, where = _ABOUT[name]
         is_id = column.type.python_type is int
         if is_id and not (value.isascii() and value.isdigit() and len(value) < _DIGITS):
-            raise UsageError(f"{name} takes a number, got {shorten(value)!r}; {where}")
+            raise UsageError(f"{name} must be a number, got {shorten(value)!r}; {where}")
         if session.scalars(select(column).where(column == (int(value) if is_id else value))).one_or_none() is None:
             raise UsageError(f"there is no {name} {shorten(value)!r}; {where}")
 
 
 def _read(name: str, text: str) -> SavedQuery:
     told = _HEAD.fullmatch(text)
-    assert told is not None, f"{name}.sql does not begin as a question does"
+    assert told is not None, f"{name}.sql does not begin with the header of a saved query"
     return SavedQuery(name, told["asker"], told["title"], told["note"], told["sql"].strip(), parameters(told["sql"]))

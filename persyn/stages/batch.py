@@ -117,7 +117,7 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
 
     missing: a select with a `prompt_id` column; a prompt may occur more than once.
 
-    No job holds more than `plan.size` prompts; few prompts are cut into smaller jobs, so that many workers can share
+    No job has more than `plan.size` prompts; if there are few, jobs are smaller, so that many workers can share
     them. It is one INSERT ... SELECT, so the prompts never leave the database.
     """
     prompts = missing.subquery()

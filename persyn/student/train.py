@@ -277,7 +277,7 @@ def _fit(
     try:
         trainer.train(resume_from_checkpoint=_last(folder))
     except torch.OutOfMemoryError as error:
-        raise EngineError(f"{micro} conversations at a time do not fit the memory; lower micro_batch") from error
+        raise EngineError(f"{micro} conversations at a time do not fit in memory; lower micro_batch") from error
     return trainer.state
 
 

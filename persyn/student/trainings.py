@@ -125,7 +125,7 @@ def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterat
     except UsageError as error:
         raise UsageError(
             f"the dataset of run {run.name} cannot be recreated as it was exported: {error}; "
-            f"'persyn export {run.name}' with other options writes another"
+            f"'persyn export {run.name}' with other options writes a new one"
         ) from error
     if not n_rows:
         raise UsageError(f"nothing to train on: the dataset of run {run.name} has no row in its split train")

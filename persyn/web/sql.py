@@ -85,7 +85,7 @@ def download(request: Request) -> Response:
     asked = _read(request)
     if not asked.query or asked.lacking:
         lacks = f"Give a value for {', '.join(asked.lacking)}." if asked.lacking else "Enter a query first."
-        raise Problem(HTTPStatus.BAD_REQUEST, "Nothing was asked", lacks)
+        raise Problem(HTTPStatus.BAD_REQUEST, "No query", lacks)
     if _is_foreign(request):
         raise Problem(HTTPStatus.FORBIDDEN, "Request from another site", "Run it on the SQL page.")
     try:
@@ -131,8 +131,8 @@ def _turn() -> Iterator[None]:
             if not semaphore.acquire(timeout=seconds):
                 raise Problem(
                     HTTPStatus.TOO_MANY_REQUESTS,
-                    "Others are asking",
-                    "Try again when their queries have finished.",
+                    "Other queries are running",
+                    "Try again when they have finished.",
                 )
             taken.callback(semaphore.release)
         yield

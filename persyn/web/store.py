@@ -67,5 +67,5 @@ def explain_unavailable(request: Request, error: Exception) -> Response:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The database does not answer",
-        "The console continues when it is back; workers wait for it as well. 'persyn doctor' checks it.",
+        "The console continues when it is available again; workers wait for it, too. 'persyn doctor' checks it.",
     ).response()

@@ -189,7 +189,7 @@ def test_what_cannot_be_had_is_said(database: Database, run_id: int) -> None:
     with database.write() as session:
         run = session.get_one(Run, run_id)
         run.config = {**run.config, "strategy": {"kind": "python", "model": "mine:best"}}
-    assert facts(database, run_id, 0.0).notes[-1] == "mine:best: 'persyn compare run' asks it"
+    assert facts(database, run_id, 0.0).notes[-1] == "mine:best: 'persyn compare run' evaluates it"
     with database.read() as session:
         run = session.get_one(Run, run_id)
         found = compare(session, run, scores={"mine:best": "prompt 3: strategy_error: KeyError: 'topic'"})

@@ -107,7 +107,7 @@ def test_answers_that_read_like_missing_ones_are_warned_of(database: Database, t
     file = Path(with_quality(write_run(tmp_path), 'kind = "math"'))
     with_field(tmp_path, "answer", "nan", "7", "N/A ", "8")
     _, said = begin(database, file)
-    assert [each.partition(" (")[0] for each in said] == ["30 of 60 reference answers read like a missing one"]
+    assert [each.partition(" (")[0] for each in said] == ["30 of 60 reference answers look like missing ones"]
 
 
 def test_an_answer_under_another_name_is_named(database: Database, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_answer_under_another_name_is_named(database: Database, tmp_path: Pat
 
 def test_a_holdout_that_leaves_nothing_to_learn_from_is_refused(database: Database, tmp_path: Path) -> None:
     file = write_run(tmp_path, holdout=0.97)
-    with pytest.raises(UsageError, match=r"keeps all of the 12 calibration prompts .* lower 'holdout'"):
+    with pytest.raises(UsageError, match=r"reserves all 12 calibration prompts .* lower 'holdout'"):
         begin(database, file)
 
 
@@ -227,7 +227,7 @@ def test_a_key_in_quotation_marks_is_told_of(
 ) -> None:
     monkeypatch.setenv("SOME_KEY", key)
     (message,) = looked(served_by(tmp_path, server.base_url, ', api_key_env = "SOME_KEY"'))
-    assert "SOME_KEY holds a key in quotation marks" in message
+    assert "SOME_KEY contains a key in quotation marks" in message
     assert "abc" not in message
 
 
@@ -252,7 +252,7 @@ def test_other_answers_than_the_stored_ones_are_said(say: Say, tmp_path: Path) -
     database = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
     assert begin(database, file)[1] == []
     with_field(tmp_path, "answer", "another")
-    said = "prompts.jsonl: 60 rows have another reference answer"
+    said = "prompts.jsonl: 60 rows have a reference answer"
     for _ in range(2):  # the notice is repeated
         assert [each.startswith(said) for each in begin(database, file)[1]] == [True]
     code, told = say("plan", str(file))
@@ -268,7 +268,7 @@ def test_a_prompts_file_that_is_gone_is_said(database: Database, tmp_path: Path)
     file = write_run(tmp_path)
     begin(database, file)
     (tmp_path / "prompts.jsonl").unlink()
-    assert begin(database, file)[1] == ["no file prompts.jsonl: the run keeps its prompts"]
+    assert begin(database, file)[1] == ["file not found: prompts.jsonl; the run keeps its prompts"]
 
 
 @pytest.mark.parametrize(("content", "why"), [("", "has no rows"), ('{"prompt": "What', "cannot be imported")])
@@ -310,7 +310,7 @@ def test_teachers_in_single_brackets_are_told_how_to_write_them(say: Say, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["select 1", "-p", "run=test"], "the query has no :run"),
+        (["select 1", "-p", "run=test"], "the query has no parameter :run"),
         (["select :run", "-p", "run=a", "-p", "run=b"], "-p was given twice"),
         (["select name from runs where name = :run", "-p", "run=nope"], "(no rows)"),
     ],

@@ -154,9 +154,9 @@ def test_a_ping_tells_an_expired_key_from_a_good_one(persyn: Persyn, tmp_path: P
 
 def test_gpus_that_are_not_there(persyn: Persyn, tmp_path: Path, a_model: Path) -> None:
     file = with_teacher(write_run(tmp_path), f'model = "{a_model}"\nengine = "transformers"\ngpus = 1')
-    said = ("teacher ada", "gpus = 1", "no GPU is here", "set gpus = 0 in [teachers]")
+    said = ("teacher ada", "gpus = 1", "no GPU is visible", "set gpus = 0 in [teachers]")
     require_refused(persyn("run", "start", file, CUDA_VISIBLE_DEVICES=""), *said)
-    assert "no GPU is here" in persyn("teachers", "check", file, CUDA_VISIBLE_DEVICES="").stdout
+    assert "no GPU is visible" in persyn("teachers", "check", file, CUDA_VISIBLE_DEVICES="").stdout
 
 
 @pytest.fixture

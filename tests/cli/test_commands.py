@@ -128,8 +128,8 @@ def test_audit_passes_a_run_that_was_worked_and_names_a_fault(persyn: Persyn, tm
 
     faulty = persyn("audit", "test")
     assert faulty.returncode == 1
-    assert faulty.stdout.splitlines()[0] == "fence: job 1: it has fence 9, but 1 by its events"
-    found = {"rule": "fence", "about": "job 1", "found": "it has fence 9, by its events 1"}
+    assert faulty.stdout.splitlines()[0] == "fence: job 1: it has fence 9, but its events say 1"
+    found = {"rule": "fence", "about": "job 1", "found": "it has fence 9, but its events say 1"}
     assert json.loads(persyn("audit", "test", "--json").stdout) == [found]
     require_refused(persyn("audit", "nobody"), "nobody", "which has the run")
 
@@ -197,7 +197,7 @@ def test_another_configuration_under_a_name_that_is_taken(persyn: Persyn, tmp_pa
 
 
 def test_a_run_that_does_not_exist(persyn: Persyn) -> None:
-    require_refused(persyn("run", "resume", "nobody"), "nobody", "PERSYN_HOME names another store")
+    require_refused(persyn("run", "resume", "nobody"), "nobody", "PERSYN_HOME to use another store")
 
 
 def test_a_store_that_is_made_was_empty(persyn: Persyn) -> None:

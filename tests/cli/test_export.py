@@ -134,7 +134,7 @@ def test_what_was_left_out_does_not_come_back_where_nobody_can_tell(export: Expo
         (("--split", "test"), "--split takes NAME=SHARE, such as test=0.05; got 'test'"),
         (("--split", "test=0.1", "--split", "test=0.2"), "given twice"),
         (("--decontaminate", "no.jsonl"), "there is no file"),
-        (("--public",), "--public goes with --push"),
+        (("--public",), "--public requires --push"),
         (("--push", "nobody"), "'nobody' is not a valid repository name; give OWNER/NAME"),
         (("--push", "me/a b"), "'me/a b' is not a valid repository name; give OWNER/NAME"),
         (("--push", "me/data", "--dry-run"), "give only one of the two"),
@@ -173,7 +173,7 @@ def test_a_push_makes_the_repository_the_folder(export: Export, hub: Hub, tmp_pa
     assert contents(repo) == folder(tmp_path)
     assert repo.commits == ["initial commit", "Run run: 20 rows"]
 
-    assert "there already: " in export("--push", "me/data", "--split", "test=0.5")
+    assert "unchanged: " in export("--push", "me/data", "--split", "test=0.5")
     assert len(repo.commits) == 2
 
     repo.files["LICENSE"] = b"mine"

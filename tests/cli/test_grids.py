@@ -135,7 +135,7 @@ def test_a_router_that_barely_distinguishes_between_prompts_is_named(
     facts = [fact("persyn", ada=share, bob=1 - share), fact("oracle", ada=of_oracle, bob=1 - of_oracle)]
     compare._show([Comparison("run", 0.4, "minmax", "token", True, n, 20, facts, [])])
     said = capsys.readouterr().out
-    assert ("persyn nearly always asks ada: it barely distinguishes between these prompts" in said) is is_named
+    assert ("persyn nearly always chooses ada: it barely distinguishes between these prompts" in said) is is_named
 
 
 def test_several_runs_are_compared_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +183,7 @@ def test_a_quality_that_was_not_imported_stops_the_start_and_may_come_later(
     assert persyn(*names).returncode == 0
     refused = persyn("run", "start", str(run_file(tmp_path)))
     assert refused.returncode == 2
-    assert "no score 'right' was imported; there are: none." in refused.stderr
+    assert "no score 'right' was imported; available: none." in refused.stderr
     again = persyn(*names, "--score", "right")
     assert again.stdout.startswith("120 rows: 0 new, 120 already there, 0 bad; 120 new scores"), again.stderr
     assert persyn("run", "start", str(run_file(tmp_path))).returncode == 0

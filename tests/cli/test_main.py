@@ -169,7 +169,7 @@ def test_each_shell_has_a_script_for_persyn() -> None:
         ('[run]\nsetting = "math"', "'name' is missing in [run]"),
         ('{"run": 1}', "run.toml: not TOML: Invalid statement (at line 1, column 1)"),
         ('[run]\nname = "a b"', "beginning with a letter or a digit, got 'a b'"),
-        ('[run]\nname = "a"\nsetting = "maths"', "`run.setting` is 'maths'; it takes 'instruct', 'math'"),
+        ('[run]\nname = "a"\nsetting = "maths"', "`run.setting` is 'maths'; allowed: 'instruct', 'math'"),
         ('[run]\nname = "a"\nsetting = "math"\nholdout = 2', "< 1.0 - at `run.holdout`, got 2"),
     ],
 )
@@ -186,10 +186,10 @@ def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, co
         (
             'model = "ada"\nengine = "fake"',
             'model = "ada"\nengine = "vlm"',
-            "`teachers[0].engine` is 'vlm'; it takes 'vllm', 'transformers', 'openai', 'imported', 'fake'",
+            "`teachers[0].engine` is 'vlm'; allowed: 'vllm', 'transformers', 'openai', 'imported', 'fake'",
         ),
-        ('kind = "fake"', 'kind = "maths"', "`quality.kind` is 'maths'; it takes 'math', 'instructions', "),
-        ("[router]", '[strategy]\nkind = "best"\n[router]', "`strategy.kind` is 'best'; it takes 'persyn', 'static', "),
+        ('kind = "fake"', 'kind = "maths"', "`quality.kind` is 'maths'; allowed: 'math', 'instructions', "),
+        ("[router]", '[strategy]\nkind = "best"\n[router]', "`strategy.kind` is 'best'; allowed: 'persyn', 'static', "),
     ],
 )
 def test_an_unknown_kind_is_answered_with_those_that_exist(tmp_path: Path, right: str, wrong: str, said: str) -> None:

@@ -66,10 +66,10 @@ def test_what_cannot_be_asked_is_refused(known: None) -> None:
         (["SELECT 1", "--ask", "progress"], "give one of"),
         (["--ask", "progres"], "did you mean 'progress'"),
         (["--ask", "progress"], "-p run="),
-        (["--ask", "progress", "-p", "run=first", "-p", "rnu=x"], "no rnu; it takes -p run="),
+        (["--ask", "progress", "-p", "run=first", "-p", "rnu=x"], "no parameter rnu; it takes -p run="),
         (["--ask", "progress", "-p", "run=frist"], "there is no run 'frist'; 'persyn run list'"),
         (["--ask", "origin", "-p", "run=first", "-p", "prompt=999"], "there is no prompt '999'"),
-        (["--ask", "origin", "-p", "run=first", "-p", "prompt=one"], "prompt takes a number, got 'one'"),
+        (["--ask", "origin", "-p", "run=first", "-p", "prompt=one"], "prompt must be a number, got 'one'"),
         (["--ask", "history", "-p", "job=99999"], "there is no job '99999'"),
         (["SELECT 1", "-p", "x"], "NAME=VALUE"),
         (["SELECT 1", "--csv", "--json"], "give one"),
@@ -99,9 +99,9 @@ def test_a_trace_takes_the_id_that_a_prompt_has_in_its_file(known: None, databas
     assert result.stdout.startswith("prompt 1 ")
     assert result.stderr == "1 was read as a prompt_id; in its file it is also the id of prompt 2\n"
     for given, complaint in (
-        ("twice", r"several prompts of run 'first' have the id 'twice': give one of prompt_id 3, 4"),
-        ("q-9", "run 'first' has no prompt q-9, by prompt_id or by the id in its file"),
-        ("99999999999999999999", "has no prompt 9999"),
+        ("twice", r"several prompts of run 'first' have the id 'twice'; give one by prompt_id: 3, 4"),
+        ("q-9", "run 'first' has no prompt with the prompt_id or file id q-9"),
+        ("99999999999999999999", "has no prompt with the prompt_id or file id 9999"),
     ):
         with pytest.raises(UsageError, match=complaint):
             said("first", given, command=trace)

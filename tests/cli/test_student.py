@@ -205,7 +205,7 @@ def test_a_dataset_whose_rows_cannot_be_found_again_is_not_trained_on(store: Dat
 
     assert str(typed(*TRAIN).exception) == (
         f"the dataset of run run cannot be recreated as it was exported: there is no file {benchmark}; "
-        "'persyn export run' with other options writes another"
+        "'persyn export run' with other options writes a new one"
     )
 
 
@@ -236,7 +236,7 @@ def test_a_killed_training_is_done_once_when_it_is_begun_again(store: Database, 
         (("student", "eval", "run", "missing.jsonl"), "missing.jsonl"),
         (("student", "eval", "run", "x.jsonl", "--option", "batch"), "--option takes KEY=VALUE"),
         (("compare", "--students", "run"), "no student of these runs has been evaluated"),
-        (("compare", "--students", "--alpha", "1"), "takes no other option"),
+        (("compare", "--students", "--alpha", "1"), "cannot be combined with other options"),
         (("compare",), "give the name of a run"),
     ],
 )

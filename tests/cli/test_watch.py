@@ -77,12 +77,12 @@ def test_everything_fits_eighty_columns_however_long_the_names(database: Databas
         wait_for(lambda: "failed in" in screen.getvalue(), 10, "the tables are shown")
         set_state(database, made.id, RunState.DONE)
         assert ended() is RunState.DONE
-    frame = screen.getvalue().rpartition("begun")[2]
+    frame = screen.getvalue().rpartition("started")[2]
     lines = [line.rpartition("\x1b[2K")[2] for line in frame.splitlines()]
     assert all(len(line) <= 80 for line in lines), lines
     assert any(line.startswith("generate ") and "3/3" in line and "1 failed" in line for line in lines)
     assert "…" not in frame  # a long name is folded
-    assert any("ran out" in line for line in lines)
+    assert any("expired" in line for line in lines)
     assert any("\\x1b[2J[bold]bob" in line for line in lines)
     assert "\x1b[2J" not in screen.getvalue()
     assert "\x1b[31m" not in screen.getvalue()

@@ -174,8 +174,8 @@ def test_the_card_counts_what_was_left_out_and_has_the_command(
     text = written(database, run, tmp_path / "out", **options)
 
     assert "| prompts assigned to a teacher | 30 |" in text
-    assert "| left out: overlap with a benchmark (13 words in a row, or the same prompt) | -1 |" in text
-    assert "| left out: above 9 rows of one teacher | -11 |" in text
+    assert "| left out: overlap with a benchmark (13 consecutive words, or the same prompt) | -1 |" in text
+    assert "| left out: above the limit of 9 rows per teacher | -11 |" in text
     assert "| **rows** | 18 |" in text
     block = re.search(r"^(`{3,})sh\n(.*?)\n\1$", text, re.MULTILINE | re.DOTALL)
     assert block is not None

@@ -368,7 +368,7 @@ def test_a_run_without_a_response_leaves_the_earlier_dataset(database: Database,
         empty = make_run(session, name="empty", prompts=1)
         make_assignment(session, empty.id, empty.prompt_ids[0], empty.teacher_ids[0])
 
-    with pytest.raises(UsageError, match="run empty has no response to export: 1 assignments"):
+    with pytest.raises(UsageError, match="run empty has no responses to export: 1 assignments"):
         write(database, empty, tmp_path / "out", "messages")
     with pytest.raises(UsageError, match="there is no run 99"):
         export.write(database, 99, tmp_path / "out")

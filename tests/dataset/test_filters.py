@@ -236,7 +236,7 @@ def test_a_benchmark_that_cannot_be_read_stops_the_export(database: Database, ru
     (tmp_path / "bad.jsonl").write_text('{"question": "q"}\nnot JSON\n')
 
     for name, said in (
-        ("empty.jsonl", "holds no text"),
+        ("empty.jsonl", "contains no text"),
         ("bad.jsonl", "bad.jsonl:2: not JSON"),
         ("no.jsonl", "no file"),
     ):
@@ -349,7 +349,7 @@ def test_filters_that_leave_nothing_say_which(database: Database, run: MadeRun, 
     with database.write() as session:
         answered(session, run, "a", finish_reason="length")
 
-    with pytest.raises(UsageError, match="dropped all that are answered: finish_reason 1"):
+    with pytest.raises(UsageError, match="dropped all answered ones: finish_reason 1"):
         write(database, run, tmp_path / "out", finish_reasons=("stop",))
 
     assert not (tmp_path / "out").exists()
@@ -408,12 +408,12 @@ def test_a_split_without_a_row_has_no_file(database: Database, run: MadeRun, tmp
     ("given", "said"),
     [
         ({"splits": {"train": 0.5}}, "contains the remaining rows"),
-        ({"splits": {"all": 0.1}}, "cannot be named all: readers of datasets use it for"),
+        ({"splits": {"all": 0.1}}, "cannot be named all: dataset libraries use this name for"),
         ({"splits": {"a": 0.5, "b": 0.5}}, "nothing is left for train"),
         ({"splits": {"test": 0.0}}, "above 0"),
         ({"splits": {"../x": 0.1}}, "consists of lower-case letters"),
         ({"min_quality": float("nan")}, "must be a number"),
-        ({"unscored": "drop"}, "only used with a minimum quality"),
+        ({"unscored": "drop"}, "only be given with a minimum quality"),
         ({"near_duplicates": 0.4}, "must be 0.5 to 1"),
         ({"cap": 0}, "1 or more"),
     ],
@@ -434,7 +434,7 @@ def test_a_server_s_own_finish_reason_is_filtered_by_and_a_mistyped_one_refused(
 
     assert dropped(tmp_path / "out") == [(dropped_, "finish_reason", "stop")]
     assert prompts_in(tmp_path / "out") == [kept]
-    with pytest.raises(UsageError, match="unknown finish reason 'done'; known are: length, stop, tool_calls, unknown"):
+    with pytest.raises(UsageError, match="unknown finish reason 'done'; known: length, stop, tool_calls, unknown"):
         write(database, run, tmp_path / "out", finish_reasons=("done",))
 
 

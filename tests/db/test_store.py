@@ -82,7 +82,7 @@ def test_an_empty_file_is_made_a_store_and_a_file_of_somebody_else_is_not(tmp_pa
     other = Database(f"sqlite:///{tmp_path / 'other.db'}")
     with other.engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE theirs (id INTEGER)")
-    with pytest.raises(UsageError, match="has no store of PerSyn's yet; 'persyn db upgrade' makes it"):
+    with pytest.raises(UsageError, match="contains no PerSyn store yet; 'persyn db upgrade' creates it"):
         other.require_head()
     other.close()
 
@@ -90,7 +90,7 @@ def test_an_empty_file_is_made_a_store_and_a_file_of_somebody_else_is_not(tmp_pa
 def test_an_unknown_revision_is_refused_with_what_to_do(database: Database) -> None:
     with database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(UsageError, match=r"9999.*made by a newer one"):
+    with pytest.raises(UsageError, match=r"9999.*created by a newer version"):
         database.require_head()
 
 

@@ -101,7 +101,7 @@ def test_a_byte_that_is_no_utf8_is_placed_and_the_encoding_guessed(tmp_path: Pat
     good, bad = read(tmp_path / "p.jsonl")
     assert isinstance(good, PromptRow)
     assert str(bad).startswith(
-        "p.jsonl:2: not UTF-8 (byte 0xE9, number 16 of the row); text in Latin-1 or Windows-1252"
+        "p.jsonl:2: not UTF-8 (byte 0xE9 at position 16 of the row); convert Latin-1 or Windows-1252 text"
     )
 
 
@@ -135,14 +135,14 @@ def test_nan_in_csv_is_the_text_that_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' is there twice in one object"),
-        ('{"prompt": "a", "m": [{"k" : 1, "k": NaN}]}', "the key 'k' is there twice"),
+        ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' occurs twice in one object"),
+        ('{"prompt": "a", "m": [{"k" : 1, "k": NaN}]}', "the key 'k' occurs twice"),
         ('{"prompt": "a", "x": nan}', "not JSON"),
         ('{"prompt": "a", "x": 1e999}', "not JSON"),
         ('{"prompt": "a", "x": [NaN, 1e999]}', "not JSON"),
         ('{"prompt": "\\ud800", "x": NaN}', "a lone surrogate"),
-        ('[{"prompt": "a"}]', "not a JSON object; a file that is one JSON array is named .json"),
-        ("[", "not JSON: .*; a file that is one JSON array is named .json"),
+        ('[{"prompt": "a"}]', "not a JSON object; a file that contains one JSON array must be named .json"),
+        ("[", "not JSON: .*; a file that contains one JSON array must be named .json"),
     ],
 )
 def test_json_that_cannot_be_meant_is_refused(tmp_path: Path, line: str, said: str) -> None:
@@ -161,7 +161,7 @@ def test_texts_that_look_like_keys_are_none(tmp_path: Path) -> None:
 
 def test_without_a_prompt_the_fields_are_named_and_the_way_out(tmp_path: Path) -> None:
     assert why(tmp_path, {"id": 1, "question": "2+2?", "answer": "4"}) == (
-        "neither 'prompt' nor 'messages'; the row has 'id', 'question', 'answer': say which is the prompt by "
+        "neither 'prompt' nor 'messages'; the row has 'id', 'question', 'answer': name its prompt field with "
         "--map prompt=question"
     )
     assert "--map prompt=problem or --map prompt=query" in why(tmp_path, {"query": "a", "problem": "b"})
@@ -188,7 +188,7 @@ def test_a_name_that_no_row_has_is_refused(tmp_path: Path) -> None:
         ({"conversations": []}, "'conversations' is empty"),
         ({"Prompt": None}, "'Prompt' is empty"),
         ({"dialogue": TURNS, "id": 1}, "--map messages=dialogue"),
-        ({"prompt": json.dumps(TURNS)}, "'prompt' is the JSON of turns; give --map messages=prompt"),
+        ({"prompt": json.dumps(TURNS)}, "'prompt' contains turns as JSON text; give --map messages=prompt"),
         ({"prompt": [HI, {"role": "assistant", "content": "a"}]}, "'prompt': the last turn must be the user's"),
     ],
 )
@@ -294,7 +294,7 @@ def test_a_prompt_in_turns_is_read_as_messages(tmp_path: Path) -> None:
             {"content": [{"type": "text", "text": "a"}, {"type": "image_url"}]},
             "one text, got 2 parts (text, image_url)",
         ),
-        ({"role": "tool"}, "turn 2 has the unknown role 'tool'; known are system, user, assistant"),
+        ({"role": "tool"}, "turn 2 has the unknown role 'tool'; known: system, user, assistant"),
         ({"role": None}, "turn 2 has no 'role'"),
     ],
 )
@@ -404,7 +404,7 @@ def test_what_an_open_quote_swallows_is_counted(tmp_path: Path) -> None:
     assert isinstance(first, PromptRow)
     assert isinstance(swallowed, BadRow)
     assert (swallowed.line, swallowed.rows) == (3, 3)
-    assert swallowed.reason.endswith("lines 3 to 5 are lost with it, 3 in all")
+    assert swallowed.reason.endswith("lines 3 to 5 (3 lines) cannot be read")
     assert good == PromptRow("d", None, "5", None, {})
     assert isinstance(rest, BadRow)
     assert (rest.line, rest.rows) == (7, 2)
@@ -457,4 +457,4 @@ def test_responses_are_as_particular_about_turns_as_prompts(tmp_path: Path) -> N
     bad = responses(tmp_path, {"messages": [HI | {"weight": 1}], "response": "a", "teacher": "ada"})
     assert "turn 1 has 'weight'" in str(bad)
     bad = responses(tmp_path, {"question": "Hi", "response": "a", "teacher": "ada"})
-    assert "the row has 'question', 'response', 'teacher': say which is the prompt by --map prompt=question" in str(bad)
+    assert "the row has 'question', 'response', 'teacher': name its prompt field with --map prompt=question" in str(bad)

@@ -153,7 +153,7 @@ def test_rows_that_an_open_quote_swallows_are_counted(database: Database, tmp_pa
         report = prompt_import.import_prompts(session, [path], on_error="skip")
 
     assert (report.rows, report.new, report.bad) == (42, 1, 41)
-    assert "lines 3 to 43 are lost with it, 41 in all" in str(report.first_bad[0])
+    assert "lines 3 to 43 (41 lines) cannot be read" in str(report.first_bad[0])
 
 
 def test_prompts_that_share_an_id_are_kept_and_told_of(database: Database, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_teachers_file_says_whose_rows_there_may_be(database: Database, tmp_pa
         ids = {"ada": versions.teacher(session, table, {})}
     path = write(tmp_path / "a.jsonl", cell(1, "ada"), cell(1, "adda"))
 
-    with pytest.raises(UsageError, match="a row is of teacher 'adda', the teachers' file has ada"):
+    with pytest.raises(UsageError, match="a row has teacher 'adda', but the teachers' file has ada"):
         load(database, path, teachers=ids)
     assert count(database, Response) == count(database, Prompt) == 0
 
@@ -203,7 +203,7 @@ def test_a_file_without_a_single_response_is_not_a_grid_of_failures(database: Da
     row = {"prompt": "Why?", "teacher": "ada", "completion": "So."}
     path = write(tmp_path / "a.jsonl", row)
 
-    with pytest.raises(UsageError, match=r"no row of a\.jsonl has what the teacher wrote.*--map response=FIELD"):
+    with pytest.raises(UsageError, match=r"no row of a\.jsonl has the teacher's response.*--map response=FIELD"):
         load(database, path)
     assert load(database, path, layout=Layout(names={"response": "completion"})).new == 1
 

@@ -26,7 +26,7 @@ TURNS = [
 ]
 
 WINDOWS = (
-    "not UTF-8 (byte 0x{byte}, number {number} of the row); text in Latin-1 or Windows-1252 is converted by "
+    "not UTF-8 (byte 0x{byte} at position {number} of the row); convert Latin-1 or Windows-1252 text with "
     "iconv -f WINDOWS-1252 -t UTF-8"
 )
 
@@ -122,7 +122,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
         ({"messages": [{"role": "user", "content": " "}]}, "empty prompt"),
         (
             {"messages": [{"role": "tool", "content": "a"}]},
-            "turn 1 has the unknown role 'tool'; known are system, user, assistant",
+            "turn 1 has the unknown role 'tool'; known: system, user, assistant",
         ),
         ({"messages": [{"role": "user"}]}, "turn 1 has no text: missing 'content'"),
         (
@@ -190,7 +190,7 @@ def test_a_csv_row_is_placed_by_its_first_line(tmp_path: Path) -> None:
 
     assert found[0] == PromptRow("one\ntwo", None, "1", None, {})
     assert [(bad.line, bad.reason) for bad in found[1:-1] if isinstance(bad, BadRow)] == [
-        (4, "1 fields, where the header has 2"),
+        (4, "1 fields, but the header has 2"),
         (6, WINDOWS.format(byte="FF", number=1)),
         (7, "empty prompt"),
         (8, "not CSV: ',' expected after '\"'"),
@@ -203,7 +203,7 @@ def test_a_quote_that_is_never_closed_is_a_bad_row(tmp_path: Path) -> None:
     path.write_text('prompt\n"open\n' + "a row\n" * 10)
 
     assert [str(row) for row in rows.read(path)] == [
-        "p.csv:2: not CSV: a quote is opened and never closed; lines 2 to 12 are lost with it, 11 in all"
+        "p.csv:2: not CSV: a quote is opened and never closed; lines 2 to 12 (11 lines) cannot be read"
     ]
 
 

@@ -258,7 +258,7 @@ def test_without_langdetect_only_prompts_that_need_it_fail(monkeypatch: pytest.M
 
 
 def test_a_wrong_option_is_named() -> None:
-    with pytest.raises(EngineError, match="it takes level, strict"):
+    with pytest.raises(EngineError, match="valid options: level, strict"):
         judge(levels="prompt")
     with pytest.raises(EngineError, match="Invalid enum value"):
         judge(level="word")

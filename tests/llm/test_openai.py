@@ -395,7 +395,7 @@ def test_a_call_of_a_tool_is_no_response(server: Server, connect: Connect) -> No
 
     (result,) = answer(connect(), ask())
 
-    assert reason(result) == "empty: finished by tool_calls without any text"
+    assert reason(result) == "empty: no text, finish reason tool_calls"
 
 
 @pytest.mark.parametrize(
@@ -699,7 +699,7 @@ def test_a_key_that_cannot_be_one_is_told_before_the_first_request(
 ) -> None:
     monkeypatch.setenv("TEACHER_KEY", key)
 
-    with pytest.raises(EngineError, match="TEACHER_KEY holds no single API key") as refused:
+    with pytest.raises(EngineError, match="TEACHER_KEY is not a single API key") as refused:
         connect(api_key_env="TEACHER_KEY")
 
     assert "sk-" not in str(refused.value)
@@ -754,7 +754,7 @@ def test_a_proxy_of_the_environment_is_heeded_and_its_password_told_to_nobody(
         ("http://h/v1/chat/completions/?api-version=1", "must end before /chat/completions"),
         (" http://h/v1 ", "contains white space or a #"),
         ("http://h/v1#x", "contains white space or a #"),
-        ("http://h:99999/v1", "is no URL"),
+        ("http://h:99999/v1", "is not a valid URL"),
     ],
 )
 def test_a_base_url_that_cannot_be_meant_is_refused(connect: Connect, base_url: str, said: str) -> None:

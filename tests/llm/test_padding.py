@@ -83,7 +83,7 @@ def test_too_little_memory_halves_the_budget_and_goes_on() -> None:
 def test_a_row_that_does_not_fit_by_itself_fails_alone() -> None:
     found = judge(padded(Memory(limit=6)), "x" * 8, "x" * 2)
 
-    assert found[0] == Failed(0, "out_of_memory: 8 tokens do not fit even alone")
+    assert found[0] == Failed(0, "out_of_memory: 8 tokens do not fit even in a batch of one")
     assert found[1] == Judged(1, 2.0)
 
 
@@ -97,5 +97,5 @@ def test_what_is_longer_than_the_model_takes_is_refused_whole() -> None:
 def test_a_conversation_that_the_template_refuses_fails_alone() -> None:
     found = judge(padded(Memory()), "refused", "x")
 
-    assert found[0] == Failed(0, "bad_request: the chat template refuses it: roles must alternate")
+    assert found[0] == Failed(0, "bad_request: the chat template rejects it: roles must alternate")
     assert found[1] == Judged(1, 1.0)

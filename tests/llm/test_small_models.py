@@ -81,7 +81,7 @@ def test_what_has_no_likelihood_of_a_response_is_refused_by_name(family: str, tm
 def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
     small_models.config("t5", decoder_start_token_id=0).save_pretrained(tmp_path)
 
-    with pytest.raises(EngineError, match="an encoder-decoder, where a decoder-only model is needed"):
+    with pytest.raises(EngineError, match="it is encoder-decoder; a decoder-only model is needed"):
         scoring.load_weights(AutoModelForCausalLM, ModelSpec("", str(tmp_path)), options.ScorerOptions())
 
 

@@ -161,7 +161,7 @@ def test_what_else_is_worth_knowing_is_a_warning() -> None:
         [("warning", "template")],
         [("warning", "template")],
     ]
-    assert "closes a turn with '<|turn_end|>', which is no special token" in found[1][0].message
+    assert "closes a turn with '<|turn_end|>', which is not a special token" in found[1][0].message
     assert "one turn" in found[2][0].message
 
 

@@ -163,7 +163,7 @@ def test_what_does_not_fit_fails_and_what_barely_fits_is_cut(teacher: Engine) ->
     results = answer(teacher, *requests)
 
     assert reason(results[1]).startswith("too_long: ")
-    assert reason(results[1]).endswith("the model takes 256 with the response")
+    assert reason(results[1]).endswith("the model takes 256 including the response")
     assert generated(results[2]).prompt_tokens == 253
     assert (generated(results[2]).response_tokens, generated(results[2]).finish_reason) == (3, "length")
     assert isinstance(results[3], Generated)
@@ -231,7 +231,7 @@ def test_a_base_model_begins_with_bos_and_ends_before_the_next_turn(gemma: Path)
 
 @pytest.mark.model
 def test_an_engine_tells_what_it_was_given_wrongly(smollm2: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"batch.*it takes dtype, batch_size"):
+    with pytest.raises(EngineError, match=r"batch.*valid options: dtype, batch_size"):
         load(smollm2, batch=3)
     with pytest.raises(EngineError, match="no tokenizer"):
         load(tmp_path)

@@ -173,7 +173,7 @@ def test_max_tokens_is_lowered_to_what_the_context_leaves(teacher: Engine) -> No
 
 
 def test_what_cannot_be_loaded_is_an_engine_error(smollm2: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"max_len.*it takes dtype, max_model_len"):
+    with pytest.raises(EngineError, match=r"max_len.*valid options: dtype, max_model_len"):
         vllm_engine.load(ModelSpec("vllm", str(smollm2), options={"max_len": 5}), lambda: None)
     with pytest.raises(EngineError, match="no tokenizer"):
         vllm_engine.load(ModelSpec("vllm", str(tmp_path)), lambda: None)

@@ -187,7 +187,7 @@ def test_hits_are_counted_on_the_prompts_that_have_a_best_teacher(report: Report
     said = " ".join(document.headlines(changed))
 
     assert "On 4 hold-out prompts the router's choice has a mean reward of 0.550" in said
-    assert "Of the 3 whose responses differ in reward it picks a best teacher for 75%" in said
+    assert "Of the 3 prompts whose responses differ in reward, it picks a best teacher for 75%" in said
 
 
 def test_a_report_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_checkpoint_that_is_not_what_it_should_be_is_refused(tiny: Path, work:
     (fitted,) = work(fitter(tiny), [grid(12, folder=folder)])
     assert isinstance(fitted, Fitted)
 
-    with pytest.raises(EngineError, match=r"gone or changed .*not 0123"):
+    with pytest.raises(EngineError, match=r"missing or has changed .*not 0123"):
         router(folder, sha256="0123")
     with pytest.raises(EngineError, match="not a router's checkpoint"):
         router(tmp_path / "elsewhere")
@@ -255,7 +255,7 @@ def test_a_grid_with_holes_and_ties_is_fitted_to_what_is_there(tiny: Path, work:
         ({"rewards": [[0.5] * 4] * 12}, "no_preferences: none of 12"),
         ({"rewards": [[0.5, 1.0, 0.2, float("nan")]] * 12}, "unmeasured_teachers: .* generalist"),
         ({"is_holdout": [True] * 12}, "no_preferences: none of 0"),
-        ({"tune": "some"}, "unknown_tune: 'some'; there are auto, full, lora, head"),
+        ({"tune": "some"}, "unknown_tune: 'some'; available: auto, full, lora, head"),
         ({"rewards": [[0.5, 1.0]] * 12}, "malformed: expected a row of 4 rewards"),
         ({"is_holdout": [False]}, "malformed: "),
     ],
@@ -341,8 +341,8 @@ def test_a_training_that_a_gpu_has_no_room_for_leaves_auto_the_head_and_fails_wh
 
     assert isinstance(fitted, Fitted)
     assert fitted.metrics["tune"] == "head"
-    assert "does not fit the GPU's memory (CUDA out of memory" in fitted.metrics["not_full"]
-    with pytest.raises(EngineError, match="tune = 'full' does not fit the GPU's memory"):
+    assert "does not fit in the GPU's memory (CUDA out of memory" in fitted.metrics["not_full"]
+    with pytest.raises(EngineError, match="tune = 'full' does not fit in the GPU's memory"):
         work(fitter(tiny), [msgspec.structs.replace(asked, tune="full")])
 
 
@@ -357,8 +357,8 @@ def test_so_does_one_that_the_machine_has_no_memory_for(
 
     assert isinstance(fitted, Fitted)
     assert fitted.metrics["tune"] == "head"
-    assert "tune = 'full' does not fit the memory (0.0 billion weights take 0 GiB more" in fitted.metrics["not_full"]
-    with pytest.raises(EngineError, match="does not fit the memory"):
+    assert "tune = 'full' does not fit in memory (0.0 billion weights take 0 GiB more" in fitted.metrics["not_full"]
+    with pytest.raises(EngineError, match="does not fit in memory"):
         work(fitter(tiny), [msgspec.structs.replace(asked, tune="full")])
 
 

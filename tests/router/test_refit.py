@@ -73,7 +73,7 @@ def test_the_verdict_compares_all_prompts_with_half_of_them(
     points = [CurvePoint(size, 0.5 + 0.3 * part, deviation, 0.5, part) for size, part in pairs]
     assert _verdict(points, 0.3, "head") == f"more calibration {said} of the way to the oracle than 100 did"
     assert _verdict(points, 0.3, "auto").endswith(
-        "did; these are heads, and a fine-tuned backbone may gain more from more prompts"
+        "did; measured with heads: a fine-tuned backbone may gain more from more prompts"
     )
 
 

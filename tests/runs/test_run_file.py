@@ -41,7 +41,7 @@ def write(folder: Path, *, teacher: dict[str, Any] | None = None, **tables: Any)
         ),
         (
             {"teacher": {"engine": "transformers", "options": {"dtype": "bf16"}}},
-            "teacher bob (transformers): `teachers.options.dtype` is 'bf16'; it takes 'bfloat16', 'float16', 'float32'",
+            "teacher bob (transformers): `teachers.options.dtype` is 'bf16'; allowed: 'bfloat16', 'float16', 'float32'",
         ),
         (
             {"student": {"name": "s", "model": "lab/s", "options": {"response_tokens": 0}}},
@@ -53,7 +53,7 @@ def write(folder: Path, *, teacher: dict[str, Any] | None = None, **tables: Any)
         ),
         (
             {"quality": {"kind": "python", "model": "my:scorer", "options": {"strict": True}}},
-            "the quality (python): unknown key 'strict' in [quality.options]; known are: none",
+            "the quality (python): unknown key 'strict' in [quality.options]; known keys: none",
         ),
         (
             {"quality": JUDGE | {"options": {"engine": "vllm", "scale": "high"}}},
@@ -83,7 +83,7 @@ def test_an_option_that_its_engine_does_not_take_is_found_before_any_model_loads
     ("wrong", "said"),
     [
         ({"run": {"name": "test"}}, "'setting' is missing in [run]"),
-        ({"run": {"name": "test", "setting": "poems"}}, "`run.setting` is 'poems'; it takes 'instruct', 'math'"),
+        ({"run": {"name": "test", "setting": "poems"}}, "`run.setting` is 'poems'; allowed: 'instruct', 'math'"),
         (
             {"teacher": {"sampling": {"temprature": 1}}},
             "unknown key 'temprature' in [teachers.sampling]; did you mean 'temperature'?",
@@ -156,7 +156,7 @@ def test_a_number_that_is_none_is_named_with_its_place(tmp_path: Path, number: s
         with pytest.raises(UsageError) as refused:
             reader(file)
         assert str(refused.value) == (
-            f"{file}: `teachers[0].sampling.temperature` is {number}; it takes a finite number"
+            f"{file}: `teachers[0].sampling.temperature` is {number}; it must be a finite number"
         )
 
 

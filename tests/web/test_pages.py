@@ -86,7 +86,7 @@ def test_a_run_says_how_far_it_is_who_works_and_what_came_out(database: Database
     assert pace is not None
     assert float(pace[1]) == pytest.approx(0.2, rel=0.3)
     assert any(re.match(rf"vm:417 {made.running_job} ada 3 1\d s (5\d s|1 min)", row) for row in found)
-    assert "1 job to be tried again after: bob fell over" in Read(html).text
+    assert "1 job to be retried after: bob fell over" in Read(html).text
     # Shares of 8: ada has 4 calibration prompts and 3 targets. Tokens: 4 x 10 + 4.
     assert any(row.startswith("ada 7 88% 7 1.000 \u22122.000 0.600 44 0%") for row in found)
     assert any(row.startswith("bob 1 12% 1 0.000 \u22121.000 0.400 40 0%") for row in found)
@@ -213,7 +213,7 @@ def test_what_cannot_be_asked_is_said_so(filled: Filled, query: str) -> None:
 def test_a_prompt_is_shown_with_scores_responses_and_events(filled: Filled) -> None:
     html = filled.console.get(f"/runs/maths/prompts/{filled.made.run.prompt_ids[0]}").text
     text, found = Read(html).text, rows(html)
-    assert "given to ada, reason calibration, score 0.6, margin 0.2" in text
+    assert "assigned to ada, reason calibration, score 0.6, margin 0.2" in text
     assert "reference answer 0" in text
     assert "meta topic sums" in text
     assert "system Be brief. user What is 0 plus 0?" in text

@@ -77,7 +77,7 @@ def test_a_question_whose_process_ends_is_told_of(filled: Filled, monkeypatch: p
     for path, status in (("/sql", 200), ("/sql.csv", 400)):
         answer = filled.console.get(f"{path}?query=select+1")
         assert answer.status_code == status
-        assert "the query ended its process" in answer.text
+        assert "process ended (exit code" in answer.text
 
 
 def test_a_link_of_another_site_asks_nothing(filled: Filled) -> None:

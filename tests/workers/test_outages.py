@@ -202,9 +202,7 @@ def test_what_is_waited_for_is_shown(
     status = CliRunner().invoke(persyn, ["run", "status", "test"])
     as_json = CliRunner().invoke(persyn, ["run", "status", "test", "--json"])
 
-    said = (
-        r"waiting for ada since 0:00:\d\d; asked again in 0:00:\d\d, the run fails after 1:00:00 \(outage_seconds\): "
-    )
+    said = r"ada, 0:00:\d\d so far; next attempt in 0:00:\d\d; the run fails after 1:00:00 \(outage_seconds\): "
     assert re.search(said + "no server at http://x", status.output)
     (wait,) = json.loads(as_json.output)["waits"]
     assert (wait["model"], wait["limit_seconds"]) == ("ada", 3600)

@@ -53,7 +53,7 @@ SERVER = 'model = "m"\nengine = "openai"\ngpus = 0\noptions = {{ base_url = "{ur
             SERVER.format(url="http://127.0.0.1:9", more=', api_key_env = "NO_SUCH_KEY"'),
             "NO_SUCH_KEY is not set or is empty",
         ),
-        (SERVER.format(url="ftp://127.0.0.1:9", more=""), "no http(s) URL"),
+        (SERVER.format(url="ftp://127.0.0.1:9", more=""), "not an http(s) URL"),
     ],
 )
 def test_a_teacher_that_never_loads_is_tried_once(database: Database, tmp_path: Path, teacher: str, said: str) -> None:

@@ -63,7 +63,7 @@ def test_a_single_teacher_answers_everything_and_nothing_is_calibrated(
 
     assert set(chosen(database, run_id).values()) == {teacher}
     assert (count(database, Response), count(database, Score), count(database, RouterScore)) == (PROMPTS, 0, 0)
-    with database.read() as session, pytest.raises(UsageError, match=f"follows strategy {kind}, which needs no grid"):
+    with database.read() as session, pytest.raises(UsageError, match=f"{kind}, which has no calibration grid"):
         compare(session, session.get_one(Run, run_id))
 
 

@@ -426,7 +426,7 @@ def test_one_engine_is_not_blamed_for_what_another_died_of(
     assert "no response of the calibration grid has a reward" in str(run_of(database, run_id).error)
     with database.read() as session:
         said = [str(event.detail) for event in session.scalars(select(Event))]
-    assert not any("dies with every request" in detail for detail in said)
+    assert not any("every request kills it" in detail for detail in said)
 
 
 @SQLITE
@@ -454,7 +454,7 @@ def test_an_engine_that_dies_of_every_prompt_fails_the_run_and_not_the_prompts(
 
     run = run_of(database, run_id)
     assert run.state is RunState.FAILED
-    assert "the engine loads, but dies with every request: the engine was ended by SIG" in str(run.error)
+    assert "the engine loads, but every request kills it: the engine died of SIG" in str(run.error)
     # In each attempt an innocent request may be blamed before the guilty one.
     assert count(database, Response) <= 6
     assert count(database, Load) <= 30  # and not some for every prompt
@@ -469,7 +469,7 @@ def test_a_prompt_that_hangs_the_engine_becomes_a_failed_row(database: Database,
     with database.read() as session:
         failures = session.scalars(select(Response.failure).where(Response.failure.is_not(None))).all()
     assert failures
-    assert all("gave no sign of life for" in failure for failure in failures)
+    assert all("was silent for" in failure for failure in failures)
 
 
 @SQLITE
@@ -655,7 +655,7 @@ def test_an_engine_that_is_alive_and_gives_no_result_is_replaced_and_its_job_fai
     seen = Watching()
     work(database, tmp_path, run_id, seen, result_seconds=1.0)
 
-    assert "the engine gave no result for 1 s" in run_of(database, run_id).error
+    assert "the engine returned no result for 1 s" in run_of(database, run_id).error
     assert len(seen.loads) >= 3  # a new engine per attempt
     assert count(database, Response) == 0
 

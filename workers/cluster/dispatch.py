@@ -61,7 +61,7 @@ class Dispatcher:
             with self._database.write() as session:
                 self._lead.resign(session)
         except DBAPIError as error:
-            log.warning("the lead will expire", extra={"error": shorten(str(error.orig))})
+            log.warning("the lead was not released and will expire", extra={"error": shorten(str(error.orig))})
 
     def end(self) -> None:
         """Stop within seconds even if the database does not answer; unfinished work is abandoned."""
@@ -105,7 +105,7 @@ class Dispatcher:
                 spare_expired=time.monotonic() < self._patient_until,
             )
         if taken:
-            log.info("jobs taken back", extra={"jobs": taken})
+            log.info("lost jobs requeued", extra={"jobs": taken})
         return True
 
     def _ring(self) -> None:

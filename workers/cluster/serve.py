@@ -84,7 +84,7 @@ def _stop_failed(crew: Crew) -> None:
     if crew.stopping.is_set():
         log.warning("the database does not answer, and the worker has been asked to stop", exc_info=True)
         return
-    log.exception("a worker cannot go on")
+    log.exception("a worker failed")
     crew.stopping.set()
     state.should_stop = 1
 

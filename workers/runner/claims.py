@@ -37,7 +37,7 @@ class Claims:
         self._on_gpus, self._job_prompts = False, 1.0
 
     def first(self, session: Session, loaded: str | None, known: Collection[int]) -> Claim | None:
-        """Claim the first job of the best queue and reserve its model's GPUs; None when there is no job to be had.
+        """Claim the first job of the best queue and reserve its model's GPUs; None if no job can be claimed.
 
         loaded: the queue whose model is in memory.
         known:  the jobs the worker knows it holds; others held under its name are released.
@@ -57,7 +57,7 @@ class Claims:
     def is_enough(self, at_hand: int, window: int) -> bool:
         """Whether a worker has its share of the remaining work, as recently computed.
 
-        at_hand: number of requests it has.
+        at_hand: number of requests it holds.
         window:  the engine's window, about twice what it computes at a time.
         """
         if at_hand >= window:

@@ -88,7 +88,7 @@ class Leases:
         if not held:
             return
         if (still := time.monotonic() - self._alive_at) > self._patience_seconds:
-            log.error("the worker is blocked, its leases expire", extra={"seconds": still, "jobs": sorted(held)})
+            log.error("the worker is blocked; its leases will expire", extra={"seconds": still, "jobs": sorted(held)})
             return
         try:
             with self._database.write() as session:

@@ -43,7 +43,7 @@ class Telemetry:
             self._spans[claim.id] = trace.get_tracer("persyn").start_span(f"job {claim.stage}", attributes=attributes)
 
     def ended(self, claim: Claim, how: str, reason: str = "") -> None:
-        """A job ends on this worker: done, failed, let go or given back; `reason` explains a failed attempt."""
+        """A job ends here: done, failed, lost, cancelled or released; `reason` explains a failed attempt."""
         if reason:
             log.warning("%s: %s", how, reason, extra=self.about(claim))
         else:

@@ -1,7 +1,7 @@
 """The worker: holds leases and one engine host, submits the jobs' requests to it, and saves the results.
 
 No transaction is open while a model computes, the engine stays full across job boundaries, and
-every result is saved as soon as it arrives: if the process ends for any reason, only requests in
+every result is saved as soon as it arrives: if the process dies for any reason, only requests in
 flight are computed again.
 """
 
@@ -112,7 +112,7 @@ class Worker:
             self._leases.__exit__(kind, error, at)
 
     def end(self) -> None:
-        """Stop even if the database does not answer; what it does not accept in seconds waits for leases to expire."""
+        """Stop, even if the database does not answer: leases of jobs that cannot be released within seconds expire."""
         self.stop.set()
         self._database.hurry(_STOP_SECONDS)
 
@@ -363,7 +363,7 @@ class Worker:
         self._futile += guilty is not None or not flying
         if self._futile >= _MOST_FUTILE:
             self._futile = 0
-            self._fail_jobs(f"the engine loads, but dies with every request: {reason}", did_load=False)
+            self._fail_jobs(f"the engine loads, but every request kills it: {reason}", did_load=False)
             return
         for flight in flying:
             if flight.key == guilty and self._is_open(flight.job):
@@ -422,7 +422,7 @@ class Worker:
     def _let_go(self, job: OpenJob) -> None:
         """Stop a job whose results may no longer be saved; a cancelled one ends here."""
         self._forget(job.claim)
-        self._telemetry.ended(job.claim, "let go")
+        self._telemetry.ended(job.claim, "lost or cancelled")
 
         def write() -> None:
             with self._database.write() as session:
@@ -437,7 +437,7 @@ class Worker:
         if limit is None or self._slot.fruitless_seconds < limit:
             return
         self._slot.end()
-        self._fail_jobs(f"the engine gave no result for {limit:.0f} s", did_load=True)
+        self._fail_jobs(f"the engine returned no result for {limit:.0f} s", did_load=True)
 
     def _forget(self, claim: Claim) -> None:
         self._leases.remove(claim)
@@ -453,14 +453,14 @@ class Worker:
             self._drop()
             self._give_back()
         except OperationalError as error:
-            log.warning("stopped without the database; the leases expire", extra={"error": shorten(str(error.orig))})
+            log.warning("stopped without the database; leases will expire", extra={"error": shorten(str(error.orig))})
         finally:
             self._drop()
 
     def _give_back(self) -> None:
         for job in list(self._jobs.values()):
             self._forget(job.claim)
-            self._telemetry.ended(job.claim, "given back")
+            self._telemetry.ended(job.claim, "released")
             with self._database.write() as session:
                 queue.release(session, job.claim, owner=self.owner)
 

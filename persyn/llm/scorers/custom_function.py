@@ -95,7 +95,7 @@ def take(spec: ModelSpec) -> Callable[..., Any]:
 
 
 def why(error: Exception) -> str:
-    """An exception from user code, on one line."""
+    """Format an exception of user code on one line."""
     return f"{type(error).__name__}: {shorten(str(error))}"
 
 

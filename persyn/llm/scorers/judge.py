@@ -85,7 +85,7 @@ def _options(spec: ModelSpec) -> options.JudgeOptions:
     chosen = options.decode(spec, options.JudgeOptions)
     if chosen.engine not in (known := engines.with_role("judge")):
         raise PermanentError(
-            f"wrong options for engine 'judge': engine is {chosen.engine!r}; it takes {', '.join(known)}"
+            f"wrong options for engine 'judge': engine is {chosen.engine!r}; allowed: {', '.join(known)}"
         )
     return chosen
 

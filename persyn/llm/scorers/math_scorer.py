@@ -152,7 +152,7 @@ def _result(request_id: int, verdict: Verdict) -> Result:
 
 
 def _how_it_ended(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
 def _window(text: str) -> str:

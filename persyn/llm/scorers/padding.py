@@ -35,7 +35,7 @@ Forward: TypeAlias = Callable[[Sequence[TokenRow]], Sequence[Judged]]
 
 def refused(request: Judge, error: TemplateError) -> Failed:
     """The failure of a conversation that the chat template rejects."""
-    return Failed(request.id, f"bad_request: the chat template refuses it: {shorten(str(error))}")
+    return Failed(request.id, f"bad_request: the chat template rejects it: {shorten(str(error))}")
 
 
 def right_pad(rows: Sequence[TokenRow], pad_id: int, device: torch.device) -> Tensor:
@@ -98,6 +98,6 @@ class Padded:
         torch.cuda.empty_cache()
         longest = len(batch[0].ids)
         if len(batch) == 1:
-            return [Failed(batch[0].id, f"out_of_memory: {longest:,} tokens do not fit even alone")]
+            return [Failed(batch[0].id, f"out_of_memory: {longest:,} tokens do not fit even in a batch of one")]
         self.batch_tokens = len(batch) * longest // 2
         return None

@@ -91,7 +91,7 @@ def _check(spec: ModelSpec, chat: Chat) -> None:
     # Masked language models, such as BERT and DeBERTa, classify at their first token.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not chat.has_template:
         raise PermanentError(
-            f"{spec.model!r} is an encoder, which scores at its first token such as [CLS]; give its tokenizer a chat "
-            "template that writes a conversation as the model was trained on, that token included, or take a reward "
+            f"{spec.model!r} is an encoder, which scores at its first token, such as [CLS]; give its tokenizer a chat "
+            "template that writes conversations as in the model's training, including that token, or use a reward "
             "model that has one"
         )

@@ -57,7 +57,7 @@ def endpoint(base_url: str) -> URL:
     try:
         url = URL(base_url)
     except ValueError as error:
-        raise PermanentError(f"base_url {base_url!r} is no URL: {error}") from error
+        raise PermanentError(f"base_url {base_url!r} is not a valid URL: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
         raise PermanentError(f"base_url {base_url!r} is not an http(s) URL; give one like http://localhost:8000/v1")
     if re.search(r"\s", base_url) or url.fragment:
@@ -79,11 +79,11 @@ def read_key(chosen: options.OpenAIOptions) -> str | None:
             "set it to the API key for the worker"
         )
     if key[0] in "'\"":
-        raise HostLacks(f"the environment variable {chosen.api_key_env} holds a key in quotation marks; remove them")
+        raise HostLacks(f"the environment variable {chosen.api_key_env} contains a key in quotation marks; remove them")
     if not _KEY.fullmatch(key):
         raise HostLacks(
-            f"the environment variable {chosen.api_key_env} holds no single API key: there is a line break, a blank or "
-            "another character in it that no key has; set it to the key alone"
+            f"the environment variable {chosen.api_key_env} is not a single API key: it has a line break, a space or "
+            "another character that a key cannot have; set it to the key alone"
         )
     return key
 

@@ -40,7 +40,7 @@ def prepare(chat: Chat, request: Generate, context: int | None) -> EncodedPrompt
         return refuse(request, f"max_tokens must be at least 1, got {request.sampling.max_tokens}")
     room = request.sampling.max_tokens if context is None else context - len(ids)
     if room < 1:
-        return Failed(request.id, f"too_long: {len(ids):,} tokens, the model takes {context:,} with the response")
+        return Failed(request.id, f"too_long: {len(ids):,} tokens, the model takes {context:,} including the response")
     return EncodedPrompt(request, ids, min(request.sampling.max_tokens, room))
 
 
@@ -56,7 +56,7 @@ def conclude(result: Generated) -> Generated | Failed:
     """
     text = result.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
     if not text:
-        return Failed(result.id, f"empty: finished by {result.finish_reason or 'an unknown reason'} without any text")
+        return Failed(result.id, f"empty: no text, finish reason {result.finish_reason or 'unknown'}")
     return Generated(
         id=result.id,
         text=text,

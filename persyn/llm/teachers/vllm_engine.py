@@ -124,7 +124,7 @@ class VLLM:
         prompt, began = self._running.pop(int(output.request_id))
         (response,) = output.outputs
         if response.finish_reason not in {"stop", "length"}:
-            return Failed(prompt.request.id, f"server_error: vLLM ended the response by {response.finish_reason}")
+            return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
         return generation.conclude(
             Generated(

@@ -39,7 +39,7 @@ def on_cpu(config: RunConfig, seen: int | None = None) -> Iterator[tuple[str, Fi
     for model in models.loaded(config) if seen else ():
         if not model.spec.gpus:
             message = (
-                f"{model.spec.model!r} runs on the CPU, though {_many(seen)} here: set gpus = 1 in [{model.table}]"
+                f"{model.spec.model!r} runs on the CPU, but {_many(seen)} visible: set gpus = 1 in [{model.table}]"
             )
             yield model.whose, Finding("warning", "gpus", message)
 
@@ -67,8 +67,8 @@ def _absent(model: UsedModel, seen: int) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     narrowed = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
     return (
-        f"{model.spec.model!r} asks for gpus = {model.spec.gpus}, and {_many(seen)} here{narrowed}; set gpus = "
-        f"{seen} in [{model.table}], or work the run where the GPUs are"
+        f"{model.spec.model!r} requires gpus = {model.spec.gpus}, but {_many(seen)} visible{narrowed}; set gpus = "
+        f"{seen} in [{model.table}], or work the run on a host that has the GPUs"
     )
 
 

@@ -59,7 +59,7 @@ def _cache(spec: ModelSpec, config: dict[str, Any], left: int, size: int) -> Fin
     return Finding(
         "error",
         "memory",
-        f"a context of {context:,} tokens takes {context * per_token / _GIB:,.1f} GiB of KV cache, and there are "
+        f"a context of {context:,} tokens takes {context * per_token / _GIB:,.1f} GiB of KV cache, but there are only "
         f"{cache / _GIB:,.1f}: set options.max_model_len to {cache // per_token:,} or less, or raise {raised}",
     )
 
