@@ -139,6 +139,8 @@ def _show(compared: Sequence[Comparison]) -> None:
             f"run {plain(one.run)}, alpha {one.alpha:g}, {one.normalise}{per}: {one.n_holdout:,} hold-out prompts, "
             f"{one.n_calibration:,} calibration prompts"
         )
+    for name in dict.fromkeys(one.run for one in compared if one.is_partial):
+        click.echo(f"warning: {comparison.partial_warning(plain(name))}", err=True)
     click.echo()
     has_runs = len({one.run for one in compared}) > 1
     has_alphas = len({(one.run, one.alpha) for one in compared}) > len({one.run for one in compared})

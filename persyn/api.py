@@ -146,8 +146,8 @@ class Store:
     def plan(self, config: Config) -> Plan:
         """Estimate the requests, tokens, cost and hours of a run; nothing is started or stored.
 
-        For an existing run, the estimate covers the remaining work. Problems that would stop the run are warnings here and
-        errors in `start`.
+        For an existing run, the estimate covers the remaining work. Problems that would stop the run are warnings here
+        and errors in `start`.
         """
         wanted = _config(config)
         identify = partial(preflight.identify, say=_warn)
@@ -356,6 +356,8 @@ class Run:
         scores |= custom_strategy.ask(self._database, self._id, self._settings, alpha=alpha, how=normalise, per=per)
         with self._read() as (session, run):
             found = compare.compare(session, run, alpha=alpha, how=normalise, per=per, scores=scores)
+        if found.is_partial:
+            _warn(compare.partial_warning(self.name))
         return tables.comparison(found)
 
     def dataset(self, options: ExportOptions | None = None) -> pa.Table:

@@ -177,8 +177,8 @@ class RouterTable(_Table, frozen=True):
 class StrategyTable(_Table, frozen=True):
     """[strategy]: how a teacher is chosen for each prompt.
 
-    persyn, static and car learn from the calibration grid, a Python function receives it, oracle has every teacher answer
-    every prompt, and the others need no grid.
+    persyn, static and car learn from the calibration grid, a Python function receives it, oracle has every teacher
+    answer every prompt, and the others need no grid.
     """
 
     #: How a teacher is chosen for a prompt.

@@ -68,6 +68,8 @@ class Comparison(Struct, frozen=True):
     strategies: list[StrategyFacts]
     #: Unavailable strategies, with the reason.
     notes: list[str]
+    #: Whether the run is still scoring its grid, so that the figures will change.
+    is_partial: bool = False
 
 
 def compare(
@@ -159,7 +161,13 @@ def _compare(
         n_calibration=int(calibration.sum()),
         strategies=_facts(policies, rewarded[holdout], counted),
         notes=notes,
+        is_partial=run.stage in ("calibrate", "score"),
     )
+
+
+def partial_warning(run: str) -> str:
+    """What a reader of a partial comparison must know."""
+    return f"run {run} has not scored its whole calibration grid yet; this comparison will change"
 
 
 def _policies(

@@ -14,7 +14,7 @@ from persyn.db import grid
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
 from persyn.llm.protocols import Fit, ModelSpec
-from persyn.method import rewards, strategies
+from persyn.method import strategies
 from persyn.method.rewards import Matrix, Normalisation
 from persyn.router import refit
 from persyn.stages import fit_router
@@ -36,14 +36,11 @@ class Frozen:
     features: Matrix
     preferences: str
     seed: int
-    how: Normalisation
-    alpha: float
     tune: str
 
     def rewards(self, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
         """(P, T) rewards at the run's alpha and normalisation, or at others."""
-        alpha = self.alpha if alpha is None else alpha
-        return rewards.combine(self.cells.quality, self.cells.learnability, alpha=alpha, how=how or self.how)
+        return self.cells.rewards(alpha=alpha, how=how)
 
     def scores(self, alpha: float | None = None, how: Normalisation | None = None) -> dict[str, Matrix]:
         """Scores of strategies that can be refitted to any reward: (P, T) of a head, and of nearest neighbours."""
@@ -83,8 +80,6 @@ class RefitInputs:
     cells: grid.Grid
     spec: ModelSpec
     fit: Fit
-    how: Normalisation
-    alpha: float
 
 
 def read(session: Session, run: Run, *, per: Per | None = None) -> RefitInputs:
@@ -100,7 +95,7 @@ def read(session: Session, run: Run, *, per: Per | None = None) -> RefitInputs:
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
     if not (known & is_holdout).any() or not (known & ~is_holdout).any():
         raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")
-    return RefitInputs(grid.read(session, run, per=per), spec, request, config.run.normalise, config.run.alpha)
+    return RefitInputs(grid.read(session, run, per=per), spec, request)
 
 
 def freeze(found: RefitInputs, home: Path) -> Frozen:
@@ -110,8 +105,6 @@ def freeze(found: RefitInputs, home: Path) -> Frozen:
         features=refit.frozen(home, found.spec, found.fit),
         preferences=found.fit.preferences,
         seed=found.fit.seed,
-        how=found.how,
-        alpha=found.alpha,
         tune=found.fit.tune,
     )
 

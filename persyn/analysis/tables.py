@@ -14,12 +14,10 @@ from sqlalchemy import Select, Text, and_, case, cast, or_, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis.compare import Comparison
-from persyn.config import Per, load_config
+from persyn.config import Per
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Score
-from persyn.errors import UsageError
-from persyn.method import rewards as method
 from persyn.method.rewards import Matrix, Normalisation
 
 #: Rows converted at a time.
@@ -151,14 +149,12 @@ def rewards(
 ) -> pa.Table:
     """A row for each cell of a run's grid, by prompt and then in head order; null where a score is missing.
 
+    The only scored response to a prompt has no reward, see `rewards.combine`.
+
     alpha, how, per: another weight of learnability, normalisation or learnability than the run's.
     """
-    config = load_config(run.config).run
-    alpha = config.alpha if alpha is None else alpha
-    if not 0.0 <= alpha <= 1.0:
-        raise UsageError(f"alpha must be within [0, 1], got {alpha}")
     cells = grid.read(session, run, per=per)
-    rewarded = method.combine(cells.quality, cells.learnability, alpha=alpha, how=how or config.normalise)
+    rewarded = cells.rewards(alpha=alpha, how=how)
     n_prompts, n_teachers = rewarded.shape
     names = pa.array([teacher.name for teacher in lookup.teachers(session, run.id)], pa.string())
     return pa.table(
@@ -188,7 +184,7 @@ def comparison(found: Comparison) -> pa.Table:
     columns["shares"] = pa.array(shares, pa.struct({name: pa.float64() for name in teachers}))
     told = {
         name: getattr(found, name)
-        for name in ("run", "alpha", "normalise", "learnability_per", "n_holdout", "n_calibration", "notes")
+        for name in ("run", "alpha", "normalise", "learnability_per", "n_holdout", "n_calibration", "notes", "is_partial")
     }
     return pa.table(columns, metadata={"persyn": msgspec.json.encode(told)})
 

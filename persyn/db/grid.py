@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,17 +42,24 @@ class Grid:
     how: Normalisation
 
     def rewards(self, *, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
-        """(P, T) rewards, see `rewards.combine`; None means the run's own definition."""
+        """(P, T) rewards, see `rewards.combine`; None means the run's own definition.
+
+        Raises `UsageError` for an alpha outside 0 to 1, and for an unknown normalisation.
+        """
         alpha = self.alpha if alpha is None else alpha
+        if not 0.0 <= alpha <= 1.0:
+            raise UsageError(f"alpha must be within [0, 1], got {alpha}")
+        _require_known("normalise", how, Normalisation)
         return rewards.combine(self.quality, self.learnability, alpha=alpha, how=how or self.how)
 
 
 def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int | None = None) -> Grid:
     """Read a run's grid as far as it is complete, or only one prompt's row (no row if it is not a calibration prompt).
 
-    per: the divisor of the log-likelihood; None means the run's. Raises `UsageError` if it requires whole
-         responses and the run scored only their first tokens.
+    per: the divisor of the log-likelihood; None means the run's. Raises `UsageError` if it is unknown, or if it
+         requires whole responses and the run scored only their first tokens.
     """
+    _require_known("per", per, Per)
     config = load_config(run.config).run
     per = per or config.learnability_per
     if per != "token" and load_config(run.config).student.options.get("response_tokens"):
@@ -92,6 +100,11 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
         alpha=config.alpha,
         how=config.normalise,
     )
+
+
+def _require_known(name: str, value: str | None, kind: Any) -> None:
+    if value is not None and value not in get_args(kind):
+        raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
 def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of eight columns

@@ -44,13 +44,16 @@ def combine(quality: Matrix, learnability: Matrix, *, alpha: float, how: Normali
     alpha:        weight of learnability, 0 (quality only) to 1 (learnability only).
     how:          see `normalise`.
     returns:      (P, T) reward; NaN where either score is missing, and such a cell is excluded from
-                  the normalisation of its row.
+                  the normalisation of its row. NaN also where no other response to the prompt has both scores:
+                  a reward compares responses, and as a 0 it would lower the mean of a teacher for the failures
+                  of the others.
     """
     if quality.shape != learnability.shape:
         raise ValueError(f"shapes differ: quality {quality.shape}, learnability {learnability.shape}")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be within [0, 1], got {alpha}")
     missing = np.isnan(quality) | np.isnan(learnability)
+    missing |= (~missing).sum(axis=1, keepdims=True) == 1
     quality, learnability = (np.where(missing, np.nan, scores) for scores in (quality, learnability))
     return (1.0 - alpha) * normalise(quality, how) + alpha * normalise(learnability, how)
 
@@ -69,8 +72,8 @@ def preferences(rewards: Matrix) -> tuple[Indices, Indices, Indices]:
 def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
     """Rank teachers independently of the prompt: mean reward over the informative prompts.
 
-    A prompt with a single reward, or with equal rewards, gives every teacher 0 and would count against the
-    teachers with the most responses. On a complete grid, leaving such prompts out does not change the order.
+    A prompt with equal rewards gives 0 to every teacher that answered it, and would count against the teachers with
+    the most responses. On a complete grid, leaving such prompts out does not change the order.
 
     rewards: (P, T), normalised.
     returns: (T,); NaN for a teacher without any reward.

@@ -180,12 +180,18 @@ def _best(matrix: rewards.Matrix) -> tuple[list[int], list[float | None]]:
 
 
 def _assign_calibration(session: Session, run: Run) -> None:
-    """Assign calibration prompts to the teacher with the best reward; leave those without rewards to the router."""
+    """Assign calibration prompts to the teacher with the best reward; leave those without scores to the router.
+
+    The only scored response to a prompt has no reward, and is the best.
+    """
     cells = grid.read(session, run)
     rewarded = cells.rewards()
-    has_reward = ~np.isnan(rewarded).all(axis=1)
-    winners, margins = _best(rewarded[has_reward])
-    rows = zip(cells.prompt_ids[has_reward].tolist(), rewarded[has_reward].tolist(), winners, margins, strict=True)
+    is_scored = ~np.isnan(cells.quality) & ~np.isnan(cells.learnability)
+    known = is_scored.any(axis=1)
+    winners, margins = _best(np.where(is_scored, np.nan_to_num(rewarded), np.nan)[known])
+    chosen = rewarded[known, winners]
+    scores = [None if np.isnan(score) else score for score in chosen.tolist()]
+    rows = zip(cells.prompt_ids[known].tolist(), scores, winners, margins, strict=True)
     bulk.insert_new(
         session,
         Assignment,
@@ -194,12 +200,12 @@ def _assign_calibration(session: Session, run: Run) -> None:
                 "run_id": run.id,
                 "prompt_id": prompt_id,
                 "teacher_id": int(cells.teacher_ids[winner]),
-                "score": row[winner],
+                "score": score,
                 "margin": margin,
                 "reason": "calibration",
                 "job_id": None,
             }
-            for prompt_id, row, winner, margin in rows
+            for prompt_id, score, winner, margin in rows
         ],
     )
 

@@ -81,6 +81,27 @@ def test_rewards_regrets_and_the_way_that_is_closed(database: Database, run_id: 
     assert [fact.strategy for fact in found.strategies][:2] == ["oracle", "persyn"]
 
 
+def test_a_prompt_that_only_one_teacher_answered_compares_nobody(database: Database, run_id: int) -> None:
+    with database.write() as session:
+        last = session.scalars(select(Response).order_by(Response.prompt_id.desc(), Response.teacher_id)).first()
+        assert last is not None
+        session.execute(delete(Score).where(Score.response_id == last.id))
+    found = facts(database, run_id, 0.0)
+    by_name = {fact.strategy: fact for fact in found.strategies}
+
+    # Of the four hold-out prompts the misrouted one, which static gets wrong too, is left out.
+    assert found.n_holdout == 3
+    assert by_name["static"].reward.mean == pytest.approx(2 / 3)
+    assert by_name["persyn"].reward.mean == by_name["oracle"].reward.mean == pytest.approx(1.0)
+
+
+def test_a_comparison_of_a_grid_that_is_not_scored_yet_says_so(database: Database, run_id: int) -> None:
+    for stage, is_partial in (("score", True), ("fit_router", False)):
+        with database.write() as session:
+            session.get_one(Run, run_id).stage = stage
+        assert facts(database, run_id, 0.0).is_partial is is_partial
+
+
 def test_tokens_and_money_are_the_whole_runs(database: Database, run_id: int) -> None:
     by_name = {fact.strategy: fact for fact in facts(database, run_id, 0.0).strategies}
 
@@ -177,7 +198,8 @@ def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold
     assert known.prompts[0]["messages"] == [{"role": "user", "content": "run: prompt 0?"}]
     np.testing.assert_array_equal(known.quality, [[1, np.nan], [1, 0]])
     np.testing.assert_array_equal(known.learnability, [[-10, -5], [-10, -5]])  # of the whole response
-    np.testing.assert_array_equal(known.rewards, [[0, np.nan], [0, 1]])  # b is more learnable
+    # The first prompt has one scored response, so no reward; on the second b is more learnable.
+        np.testing.assert_array_equal(known.rewards, [[np.nan, np.nan], [0, 1]])
     assert (known.teachers, known.price_in.tolist(), known.price_out.tolist()) == (["a", "b"], [1, 1], [10, 10])
     assert [route.messages[0]["content"] for route in question.routes] == [f"run: prompt {n}?" for n in range(2, 6)]
 

@@ -106,6 +106,15 @@ def test_a_response_counts_only_where_both_scores_are_present() -> None:
     assert_allclose(rewards.combine(quality, learnability, alpha=0.4, how="minmax"), [[0.4, NAN, 0.6, 0.5]])
 
 
+def test_the_only_scored_response_to_a_prompt_has_no_reward() -> None:
+    quality = matrix([1, NAN], [1, 0], [NAN, 1])
+    learnability = matrix([-1, -1], [-2, -1], [-1, NAN])
+
+    combined = rewards.combine(quality, learnability, alpha=0.4, how="minmax")
+
+    assert_allclose(combined, [[NAN, NAN], [0.6, 0.4], [NAN, NAN]])
+
+
 def test_what_cannot_be_combined_is_named() -> None:
     with pytest.raises(ValueError, match=r"quality \(1, 2\), learnability \(1, 3\)"):
         rewards.combine(matrix([0, 1]), matrix([0, 1, 2]), alpha=0.4, how="minmax")

@@ -1,7 +1,11 @@
-"""Reword column comments; SQLite stores none."""
+"""Give the only scored response to a prompt no reward in `v_reward_matrix`; reword column comments.
+
+SQLite stores no comments.
+"""
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
@@ -9,6 +13,69 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
+_SQLITE = {
+    "alpha": "json_extract(r.config, '$.run.alpha')",
+    "normalise": "json_extract(r.config, '$.run.normalise')",
+    "per": "coalesce(json_extract(r.config, '$.run.learnability_per'), 'token')",
+}
+_POSTGRESQL = {
+    "alpha": "CAST(r.config -> 'run' ->> 'alpha' AS double precision)",
+    "normalise": "r.config -> 'run' ->> 'normalise'",
+    "per": "coalesce(r.config -> 'run' ->> 'learnability_per', 'token')",
+}
+_LEARNABILITY = """l.value / CASE
+    WHEN coalesce(l.n_tokens, 0) = 0 THEN NULL
+    WHEN {per} = 'token' THEN l.n_tokens
+    WHEN {per} = 'character' THEN length(x.text)
+    ELSE 1
+END"""
+_REWARD_MATRIX = """
+    SELECT run, prompt_id, role, position, teacher, response_id, quality, learnability,
+           CASE
+               WHEN {has_no_reward} THEN NULL
+               WHEN normalise = 'minmax' THEN
+                   (1.0 - alpha) * CASE WHEN quality_high > quality_low
+                       THEN (quality - quality_low) / (quality_high - quality_low) ELSE 0.0 END
+                   + alpha * CASE WHEN learnability_high > learnability_low
+                       THEN (learnability - learnability_low) / (learnability_high - learnability_low)
+                       ELSE 0.0 END
+               WHEN normalise = 'rank' THEN
+                   (1.0 - alpha) * CASE WHEN quality_high > quality_low
+                       THEN (cells - 1 + quality_rank - quality_rank_down) / 2.0 / (cells - 1) ELSE 0.0 END
+                   + alpha * CASE WHEN learnability_high > learnability_low
+                       THEN (cells - 1 + learnability_rank - learnability_rank_down) / 2.0 / (cells - 1) ELSE 0.0 END
+           END AS reward
+    FROM (
+        SELECT run, prompt_id, role, position, teacher, response_id, alpha, normalise, is_incomplete,
+               quality, learnability,
+               count(*) OVER prompt AS cells,
+               min(quality) OVER prompt AS quality_low,
+               max(quality) OVER prompt AS quality_high,
+               min(learnability) OVER prompt AS learnability_low,
+               max(learnability) OVER prompt AS learnability_high,
+               rank() OVER (prompt ORDER BY quality) AS quality_rank,
+               rank() OVER (prompt ORDER BY quality DESC) AS quality_rank_down,
+               rank() OVER (prompt ORDER BY learnability) AS learnability_rank,
+               rank() OVER (prompt ORDER BY learnability DESC) AS learnability_rank_down
+        FROM (
+            SELECT run, prompt_id, role, position, teacher, response_id, alpha, normalise, quality, learnability,
+                   quality IS NULL OR learnability IS NULL AS is_incomplete
+            FROM (
+                SELECT r.name AS run, p.prompt_id, p.role, t.position, m.name AS teacher, x.id AS response_id,
+                       {alpha} AS alpha, {normalise} AS normalise, q.value AS quality,
+                       {learnability} AS learnability
+                FROM runs r
+                JOIN run_prompts p ON p.run_id = r.id AND p.role <> 'target'
+                JOIN run_teachers t ON t.run_id = r.id
+                JOIN teachers m ON m.id = t.teacher_id
+                JOIN responses x ON x.prompt_id = p.prompt_id AND x.teacher_id = t.teacher_id AND x.sample = 0
+                LEFT JOIN scores q ON q.response_id = x.id AND q.scorer_id = r.quality_scorer_id
+                LEFT JOIN scores l ON l.response_id = x.id AND l.scorer_id = r.learnability_scorer_id
+            ) AS scored
+        ) AS cells
+        WINDOW prompt AS (PARTITION BY run, prompt_id, is_incomplete)
+    ) AS compared
+"""
 #: Old and new comment by table and column.
 COMMENTS = {
     ("assignments", "margin"): (
@@ -235,12 +302,22 @@ COMMENTS = {
 
 
 def upgrade() -> None:
+    _replace_view("is_incomplete OR cells < 2")
     if op.get_bind().dialect.supports_comments:
         for (table, column), (old, new) in COMMENTS.items():
             op.alter_column(table, column, comment=new, existing_comment=old)
 
 
 def downgrade() -> None:
+    _replace_view("is_incomplete")
     if op.get_bind().dialect.supports_comments:
         for (table, column), (old, new) in COMMENTS.items():
             op.alter_column(table, column, comment=old, existing_comment=new)
+
+
+def _replace_view(has_no_reward: str) -> None:
+    words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
+    learnability = _LEARNABILITY.format(per=words["per"])
+    query = _REWARD_MATRIX.format(**words, learnability=learnability, has_no_reward=has_no_reward)
+    op.execute("DROP VIEW v_reward_matrix")
+    op.execute(sa.text(f"CREATE VIEW v_reward_matrix AS {query}".replace(":", r"\:")))
