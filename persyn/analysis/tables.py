@@ -182,11 +182,9 @@ def comparison(found: Comparison) -> pa.Table:
     teachers = sorted({name for fact in found.strategies for name in fact.shares})
     shares = [{name: fact.shares.get(name, 0.0) for name in teachers} for fact in found.strategies]
     columns["shares"] = pa.array(shares, pa.struct({name: pa.float64() for name in teachers}))
-    told = {
-        name: getattr(found, name)
-        for name in ("run", "alpha", "normalise", "learnability_per", "n_holdout", "n_calibration", "notes", "is_partial")
-    }
-    return pa.table(columns, metadata={"persyn": msgspec.json.encode(told)})
+    settings = "run", "alpha", "normalise", "learnability_per", "n_holdout", "n_calibration", "notes", "is_partial"
+    metadata = {name: getattr(found, name) for name in settings}
+    return pa.table(columns, metadata={"persyn": msgspec.json.encode(metadata)})
 
 
 def _of_run(query: Select[*tuple[Any, ...]], run: Run) -> Select[*tuple[Any, ...]]:

@@ -199,7 +199,7 @@ def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold
     np.testing.assert_array_equal(known.quality, [[1, np.nan], [1, 0]])
     np.testing.assert_array_equal(known.learnability, [[-10, -5], [-10, -5]])  # of the whole response
     # The first prompt has one scored response, so no reward; on the second b is more learnable.
-        np.testing.assert_array_equal(known.rewards, [[np.nan, np.nan], [0, 1]])
+    np.testing.assert_array_equal(known.rewards, [[np.nan, np.nan], [0, 1]])
     assert (known.teachers, known.price_in.tolist(), known.price_out.tolist()) == (["a", "b"], [1, 1], [10, 10])
     assert [route.messages[0]["content"] for route in question.routes] == [f"run: prompt {n}?" for n in range(2, 6)]
 

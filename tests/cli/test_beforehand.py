@@ -87,7 +87,7 @@ def test_where_some_answers_are_missing_calibration_is_drawn_from_the_others(per
 def test_too_few_prompts_with_an_answer_are_refused_with_both_numbers(persyn: Persyn, tmp_path: Path) -> None:
     file = with_quality(write_run(tmp_path, calibration=50), 'kind = "math"')
     without(tmp_path, "answer", every=3)
-    require_refused(persyn("run", "start", file), "20 of the 60 prompts", "50 calibration prompts", "the other 40")
+    require_refused(persyn("run", "start", file), "20 of the 60 prompts", "50 calibration prompts", "the remaining 40")
 
 
 def test_one_teacher_under_two_names_is_named(persyn: Persyn, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_an_import_says_which_fields_there_are_and_takes_their_names(persyn: Per
     require_refused(
         persyn("prompts", "import", "p.csv"), "the row has 'Question', 'Gold', 'ID'", "--map prompt=Question"
     )
-    require_refused(persyn("prompts", "import", "p.csv", "--map", "teacher=Gold"), "FIELD one of prompt, messages")
+    require_refused(persyn("prompts", "import", "p.csv", "--map", "teacher=Gold"), "FIELD is one of prompt, messages")
     twice = ("--map", "prompt=Question", "--map", "answer=Question")
     require_refused(persyn("prompts", "import", "p.csv", *twice), "the file's field Question twice")
     done = persyn("prompts", "import", "p.csv", "--map", "prompt=Question", "--map", "answer=Gold")

@@ -165,7 +165,7 @@ def test_without_a_prompt_the_fields_are_named_and_the_way_out(tmp_path: Path) -
         "--map prompt=question"
     )
     assert "--map prompt=problem or --map prompt=query" in why(tmp_path, {"query": "a", "problem": "b"})
-    assert "'f11' and 28 more: say" in why(tmp_path, {f"f{number}": number for number in range(40)})
+    assert "'f11' and 28 more: name its prompt field" in why(tmp_path, {f"f{number}": number for number in range(40)})
 
 
 def test_a_named_field_is_read_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_what_an_open_quote_swallows_is_counted(tmp_path: Path) -> None:
     assert good == PromptRow("d", None, "5", None, {})
     assert isinstance(rest, BadRow)
     assert (rest.line, rest.rows) == (7, 2)
-    assert "a quote is opened and never closed; lines 7 to 8 are lost" in rest.reason
+    assert "a quote is opened and never closed; lines 7 to 8 (2 lines) cannot be read" in rest.reason
 
 
 @pytest.mark.parametrize(
