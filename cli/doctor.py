@@ -32,6 +32,7 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import UsageError, shorten
+from persyn.ingest import rows
 from persyn.jobs import queue
 from persyn.jobs.queue import Backlog
 from persyn.llm.engines import ENGINES
@@ -63,7 +64,8 @@ _NETWORKED = (
 def doctor(config: Path | None, as_json: bool) -> None:
     """Check packages, store, broker, disk, GPUs and hub; exit 1 when something would stop a run.
 
-    With a run file CONFIG, also check what that run would lack on this host: keys, servers, GPUs, memory.
+    With a run file CONFIG, also read its prompts, and check what that run would lack on this host: keys, servers, GPUs,
+    memory.
     """
     settings = Settings.from_environment()
     wanted = run_file.read(config) if config else None
@@ -78,7 +80,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
         *_disk(settings),
         *_gpus(),
         *_hub(),
-        *(_lacked(wanted) if wanted else _on_cpu(settings)),
+        *([*_prompts(wanted), *_lacked(wanted)] if wanted else _on_cpu(settings)),
     ]
     show(("", "what", "found"), findings, as_json=as_json)
     if any(level == "error" for level, _, _ in findings):
@@ -247,6 +249,25 @@ def _gpus() -> Iterator[DoctorFinding]:
         yield "ok", "GPUs", "student, quality and router still run on the CPU unless they have gpus = 1"
 
 
+def _prompts(wanted: RunConfig) -> Iterator[DoctorFinding]:
+    """Read the prompt files of a run to the end."""
+    for file in wanted.prompts.files:
+        path, n_rows, n_bad, first = Path(file), 0, 0, ""
+        try:
+            with waiting(f"reading {path.name}"):
+                for row in rows.read(path):
+                    n_rows += 1
+                    if isinstance(row, rows.BadRow):
+                        n_bad, first = n_bad + 1, first or str(row)
+        except UsageError as error:
+            yield "error", "prompts", str(error)
+            continue
+        if n_bad:
+            yield "error", "prompts", f"{n_bad:,} of {n_rows:,} rows cannot be imported, the first: {first}"
+        else:
+            yield "ok", "prompts", f"{n_rows:,} rows in {path.name}"
+
+
 def _lacked(wanted: RunConfig) -> Iterator[DoctorFinding]:
     """Report what a run would lack on this host."""
     with waiting("checking GPUs, memory and servers"):
@@ -261,8 +282,8 @@ def _on_cpu(settings: Settings) -> Iterator[DoctorFinding]:
         database = Database(settings.database_url)
         if database.is_there():
             with database.read() as session:
-                rows = session.execute(select(Run.name, Run.config).where(Run.state == RunState.RUNNING)).all()
-            for name, config in rows:
+                running = session.execute(select(Run.name, Run.config).where(Run.state == RunState.RUNNING)).all()
+            for name, config in running:
                 for whose, finding in host.on_cpu(load_config(config)):
                     yield finding.level, f"run {name}", f"{whose}: {finding.message}"
         database.close()

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from rich.console import Console
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis.watch import Snapshot, count_rows, shortfalls, snapshot, waiting_runs
+from persyn.analysis.watch import Snapshot, count_rows, shortfalls, snapshot, standing, waiting_runs
 from persyn.atomic import FolderChanged
 from persyn.cli import summary
 from persyn.cli.beforehand import look_up, require_fit
@@ -124,6 +124,9 @@ def watch(run: str, interval: float | None) -> None:
             click.echo(f"run {run} is done; 'persyn run status {run}' shows its results")
             _require_few_failed(database, run_id)
             return
+    if seen is None and view.is_idle:
+        click.echo(f"no worker is executing the run. Continue it with: persyn run resume {run}", err=True)
+        sys.exit(130)
     if seen is None:
         click.echo(f"the run continues without this window. Watch it again with: persyn run watch {run}", err=True)
         sys.exit(130)
@@ -153,7 +156,7 @@ def list_runs(as_json: bool) -> None:
         ).all()
         holders, waits = queue.holders(session), waiting_runs(session)
     rows = [
-        (name, _stands(state, holders.get(run_id, ()), is_waiting=run_id in waits), *rest)
+        (name, standing(state, holders.get(run_id, ()), is_waiting=run_id in waits), *rest)
         for run_id, name, state, *rest in found
     ]
     show(("name", "state", "stage", "prompts", "created", "error"), rows, as_json=as_json)
@@ -161,14 +164,7 @@ def list_runs(as_json: bool) -> None:
         url = database.url.render_as_string(hide_password=True)
         click.echo(f"no runs in the store {url}; set PERSYN_DATABASE_URL or PERSYN_HOME to use another", err=True)
     if not as_json and any(state == "stopped" for _, state, *_ in rows):
-        click.echo("stopped: no worker holds a job of it; 'persyn run resume RUN' continues it")
-
-
-def _stands(state: RunState, holders: Collection[str], *, is_waiting: bool) -> str:
-    """A run's state, taking into account whether any worker is active."""
-    if state is not RunState.RUNNING or len(holders) > len(owner.dead(holders)):
-        return state.value
-    return "waiting" if is_waiting else "stopped"
+        click.echo("stopped: no worker holds a job of the run; 'persyn run resume RUN' continues it")
 
 
 @run.command()

@@ -19,11 +19,11 @@ __all__ = ["facts", "show"]
 def show(session: Session, run: Run) -> None:
     """Print a run's stages, failures, teachers, workers, router and savings."""
     found = facts(session, run)
-    click.echo(
-        f"run {found.name}: {found.state}, {found.prompts:,} prompts"
-        + (f" ({plain(found.error)})" if found.error else "")
-    )
-    _hands(session, run)
+    error = f" ({plain(found.error)})" if found.error else ""
+    standing, notes = _standing(session, run)
+    click.echo(f"run {found.name}: {standing}, {found.prompts:,} prompts{error}")
+    for note in notes:
+        click.echo(note)
     _stages(found)
     _failures(session, run, found)
     _teachers(found)
@@ -32,20 +32,19 @@ def show(session: Session, run: Run) -> None:
     _savings(found)
 
 
-def _hands(session: Session, run: Run) -> None:
-    """Print whether workers are active on a running run, since a killed worker reports nothing."""
-    if run.state is not RunState.RUNNING:
-        return
+def _standing(session: Session, run: Run) -> tuple[str, list[str]]:
+    """The state of a run, and who works it: a killed worker reports nothing."""
     seen = watch.snapshot(session, run)
-    for wait in seen.waits:
-        click.echo(wait_line(wait))
     holders = {held.worker for held in seen.held if held.lease_seconds > 0}
     at_work = len(holders) - len(owner.dead(holders))
     is_waiting = any(wait.retry_seconds > 0 for wait in seen.waits)
-    if at_work:
-        click.echo(f"{at_work} worker{'s hold' if at_work > 1 else ' holds'} jobs of it")
-    elif not is_waiting:
-        click.echo(f"no worker holds a job of it; if this persists, continue with: persyn run resume {run.name}")
+    state = watch.standing(run.state, holders, is_waiting=is_waiting)
+    notes = [wait_line(wait) for wait in seen.waits]
+    if state == "stopped":
+        notes.append(f"no worker holds a job of the run; if this persists, continue it: persyn run resume {run.name}")
+    elif run.state is RunState.RUNNING and at_work:
+        notes.append(f"{at_work} worker{'s hold' if at_work > 1 else ' holds'} jobs of the run")
+    return state, notes
 
 
 def _stages(found: Facts) -> None:

@@ -17,13 +17,14 @@ from persyn.cli.progress import Meter, span, wait_line
 from persyn.cli.table import FittedTable
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
-from persyn.db.work import JobState
 from persyn.errors import shorten
 from persyn.jobs import owner
 from persyn.stages.batch import Progress
 
 #: Interval between snapshots on a terminal.
 LOOK_SECONDS = 1.0
+#: Between two jobs a worker holds none for a moment, so a run is idle only after this many snapshots without a holder.
+_IDLE_LOOKS = 3
 #: Warnings are checked once per this many snapshots.
 _LOOKS_A_WARNING = 15
 #: Counting rows may take at most one part in this many of the time.
@@ -57,6 +58,9 @@ class View:
         self._rows = _Rows(database, run_id)
         self._shown: dict[str, Progress] = {}
         self._is_away = False
+        self._idle_looks = 0
+        #: Whether no worker held a job of the run in the last snapshots.
+        self.is_idle = False
 
     def follow(self, closed: threading.Event) -> Snapshot | None:
         """Show the run until it ends and return the last snapshot; None if `closed` was set first."""
@@ -92,6 +96,10 @@ class View:
             self._meter.say("the database answers again")
         self._is_away = False
         is_over = seen.state is not RunState.RUNNING
+        self._idle_looks = self._idle_looks + 1 if seen.is_idle else 0
+        self.is_idle = self._idle_looks >= _IDLE_LOOKS
+        if self.is_idle:
+            self._say_once([f"no worker holds a job of the run; continue it with: persyn run resume {cell(name)}"])
         self._show(name, seen, self._rows.last() if is_over else self._rows.newest(self._interval))
         return seen
 
@@ -214,7 +222,7 @@ def _tables(seen: Snapshot, failures: Sequence[Failures]) -> RenderableType:
         parts += ["", _paces(seen.paces)]
     if seen.held:
         parts += ["", _workers(seen.held)]
-    elif seen.state is RunState.RUNNING and seen.jobs.get(JobState.QUEUED) and not seen.waits:
+    elif seen.is_idle:
         parts += ["", Text("no worker holds a job of this run", style="bold")]
     if seen.waits:
         parts += ["", *(Text(wait_line(wait), style="bold") for wait in seen.waits)]

@@ -20,6 +20,7 @@ from persyn.db.results import Response
 from persyn.db.text import reason
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Outage
+from persyn.jobs import owner
 from persyn.runs import pipeline
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
@@ -99,6 +100,12 @@ class Snapshot(Struct, frozen=True):
     troubles: list[Trouble]
     waits: list[Wait]
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether jobs of a running run are waiting, but neither for a worker that holds one nor for a server."""
+        has_jobs = self.state is RunState.RUNNING and JobState.QUEUED in self.jobs
+        return has_jobs and not self.held and not self.waits
+
 
 class Failures(Struct, frozen=True):
     """Rows of a stage that failed for one reason."""
@@ -157,6 +164,8 @@ def snapshot(session: Session, run: Run) -> Snapshot:
     ).all()
     at = session.scalars(select(now())).one()
     began = min((start for *_, start in counted if start is not None), default=at)
+    held = _held(session, run, at)
+    is_worked = run.state is RunState.RUNNING and bool(held)
     return Snapshot(
         at=at,
         state=run.state,
@@ -167,11 +176,18 @@ def snapshot(session: Session, run: Run) -> Snapshot:
         jobs={state: count for state, count, *_ in counted},
         open_rows=sum(int(rows) for state, _, rows, _ in counted if state in _OPEN),
         planned_rows=sum(int(rows) for state, _, rows, _ in counted if state is not JobState.CANCELLED),
-        held=_held(session, run, at),
-        paces=_paces(session, run, at, max(began, at - RECENT)) if run.state is RunState.RUNNING else [],
+        held=held,
+        paces=_paces(session, run, at, max(began, at - RECENT)) if is_worked else [],
         troubles=_troubles(session, run),
         waits=waits(session, run, at),
     )
+
+
+def standing(state: RunState, holders: Collection[str], *, is_waiting: bool) -> str:
+    """A run's state; a running run without a live holder of its jobs is waiting for a server, or stopped."""
+    if state is not RunState.RUNNING or len(holders) > len(owner.dead(holders)):
+        return state.value
+    return "waiting" if is_waiting else "stopped"
 
 
 def waiting_runs(session: Session) -> set[int]:

@@ -369,3 +369,20 @@ def test_a_model_s_folder_that_moved_is_the_same_run_and_a_changed_one_is_not(
     file.write_text(file.read_text().replace(str(is_now), str(changed)))
     with database.read() as session, pytest.raises(UsageError, match=r"teachers\[0\].model was .*is_now.*changed"):
         start.find(session, run_file.read(file))
+
+
+def test_the_doctor_reads_the_prompts_of_a_run_file(say: Say, tmp_path: Path) -> None:
+    file = write_run(tmp_path, prompts=20)
+    prompts = tmp_path / "prompts.jsonl"
+
+    def found() -> tuple[int, list[str]]:
+        code, said = say("doctor", str(file), "--json")
+        return code, next([row[""], row["found"]] for row in json.loads(said) if row["what"] == "prompts")
+
+    assert found() == (0, ["ok", "20 rows in prompts.jsonl"])
+    prompts.write_text(prompts.read_text() + "{not JSON\n")
+    code, (level, reason) = found()
+    assert (code, level) == (1, "error")
+    assert reason.startswith("1 of 21 rows cannot be imported, the first: prompts.jsonl:21: ")
+    prompts.unlink()
+    assert found()[0] == 1

@@ -21,6 +21,7 @@ from persyn.cli.watch import View
 from persyn.db.catalog import Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.time import now
+from persyn.db.work import JobState
 from tests.cli.conftest import Persyn
 from tests.cluster import wait_for
 from tests.factories import make_assignment, make_job, make_response, make_run
@@ -215,3 +216,23 @@ def test_ctrl_c_closes_the_view_and_leaves_the_run_alone(tmp_path: Path) -> None
         assert said.strip() == "the run continues without this window. Watch it again with: persyn run watch run"
         with database.read() as session:
             assert session.get_one(Run, made.id).state is RunState.RUNNING
+
+
+def test_a_run_that_nobody_works_is_said_to_be_stopped(tmp_path: Path) -> None:
+    with opened(tmp_path) as database:
+        with database.write() as session:
+            make_job(session, make_run(session).id, stage="calibrate", state=JobState.QUEUED)
+        with subprocess.Popen(
+            [sys.executable, "-m", "persyn.cli", "run", "watch", "run", "--interval", "0.1"],
+            env={**os.environ, "PERSYN_HOME": str(tmp_path / "home")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            until = (line for line in process.stdout if "no worker holds a job of the run" in line)
+            assert "continue it with: persyn run resume run" in next(until)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.strip() == "no worker is executing the run. Continue it with: persyn run resume run"

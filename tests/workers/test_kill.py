@@ -138,9 +138,9 @@ def test_status_tells_a_run_that_is_worked_from_one_whose_worker_was_killed(tmp_
     process = persyn(tmp_path, url, "run", "start", str(write_run(tmp_path, options=options)))
     while not asked(journal):
         time.sleep(0.01)
-    assert status() == "1 worker holds jobs of it"
+    assert status() == "1 worker holds jobs of the run"
     assert kill_after(process, journal, 1)
-    assert status() == "no worker holds a job of it; if this persists, continue with: persyn run resume test"
+    assert status() == "no worker holds a job of the run; if this persists, continue it: persyn run resume test"
 
 
 def test_ctrl_c_saves_what_is_finished_and_says_how_to_go_on(tmp_path: Path, persyn: Persyn) -> None:
