@@ -207,15 +207,18 @@ def _require_few_failed(database: Database, run_id: int) -> None:
     with database.read() as session:
         run = session.get_one(Run, run_id)
         large = [each for each in shortfalls(count_rows(session, run)) if each.is_large]
-        name = run.name
+        name, needed = run.name, pipeline.needed(session, run)
     for shortfall in large:
         click.echo(f"warning: {plain(str(shortfall))}", err=True)
-    if large:
+    if retriable := [each for each in large if each.stage in needed]:
         click.echo(
             f"run {name} is done, but many rows failed; correct the cause and retry them: "
-            f"persyn jobs retry {name} --rows {large[0].reasons[0][0]}",
+            f"persyn jobs retry {name} --rows {retriable[0].reasons[0][0]}",
             err=True,
         )
+    elif large:
+        click.echo(f"run {name} is done, but many rows failed; {pipeline.FINAL}", err=True)
+    if large:
         sys.exit(EXIT_MANY_FAILED)
 
 

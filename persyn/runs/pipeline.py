@@ -28,6 +28,8 @@ from persyn.stages import registry, score
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
 
+#: Why failed rows of the grid are not retried later.
+FINAL = "failed rows of the calibration grid are final once prompts have been assigned without them"
 #: A stage that still misses rows after its jobs are done is planned again, up to this often in total.
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
@@ -166,13 +168,12 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     if run.state is RunState.RUNNING:
         raise UsageError(f"run {run.name} is running; retry its failed rows when it has ended")
     rows = score.forget_mended(session, run, reasons)
-    deleters = (STAGES[name].forget for name in needed(session, run))
+    stages = needed(session, run)
+    deleters = (STAGES[name].forget for name in stages)
     rows += sum(delete(session, run, reasons) for delete in deleters if delete is not None)
     if not rows:
-        raise UsageError(
-            f"no row that run {run.name} still needs failed for {', '.join(reasons)}; "
-            f"'persyn run status {run.name}' shows what failed"
-        )
+        final = "" if "calibrate" in stages else f"; {FINAL}"
+        raise UsageError(f"run {run.name} has no failed row to retry for {', '.join(reasons)}{final}")
     _go_back(session, run)
     _go_on(session, run, actor, {"reason": "retry", "rows": rows, "failures": sorted(reasons)})
     return rows

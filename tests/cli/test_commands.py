@@ -81,7 +81,7 @@ def test_rows_that_failed_are_asked_again_when_their_reason_is_named(persyn: Per
     status = persyn("run", "status", "test").stdout
     assert ["generate", "refused", str(PROMPTS - before)] in [line.split() for line in status.splitlines()]
     require_refused(persyn("jobs", "retry", "test"), "done")
-    require_refused(persyn("jobs", "retry", "test", "--rows", "server_error"), "server_error", "run status test")
+    require_refused(persyn("jobs", "retry", "test", "--rows", "server_error"), "no failed row to retry for server_error")
 
     asked = persyn("jobs", "retry", "test", "--rows", "refused")
     pending = json.loads(persyn("run", "status", "test", "--json").stdout)["stages"][-1]["pending"]
