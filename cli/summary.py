@@ -135,8 +135,8 @@ def _router(found: Facts) -> None:
 def _savings(found: Facts) -> None:
     if found.tokens_generate_all:
         share = found.tokens / found.tokens_generate_all
-        reused = f"; {found.reused_tokens:,} more were already in the store" if found.reused_tokens else ""
+        reused = f"; {found.reused_tokens:,} more were reused from the store" if found.reused_tokens else ""
         click.echo(
-            f"\ntokens generated {found.tokens:,} of about {found.tokens_generate_all:,} "
-            f"that all teachers would have written ({share:.0%}){reused}"
+            f"\ntokens generated: {found.tokens:,}, about {share:.0%} of the {found.tokens_generate_all:,} "
+            f"if all teachers answered all prompts{reused}"
         )

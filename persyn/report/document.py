@@ -187,19 +187,21 @@ def _spent(report: Report) -> list[str]:
         return []
     so_far = "" if spent.is_all else " so far"
     said = (
-        f"The teachers wrote {spent.tokens:,} tokens{so_far}, {spent.tokens / spent.tokens_generate_all:.0%} of the "
-        f"about {spent.tokens_generate_all:,} that all of them would have written for all prompts"
+        f"The teachers generated {spent.tokens:,} tokens{so_far}, about "
+        f"{spent.tokens / spent.tokens_generate_all:.0%} of the {spent.tokens_generate_all:,} that all of them would "
+        "have generated for all prompts"
     )
     if spent.cost is not None and spent.cost_generate_all:
         said += f": {dollars(spent.cost)} instead of about {dollars(spent.cost_generate_all)}"
     reused = report.facts.reused_tokens
-    return [f"{said}.", *([f"A further {reused:,} tokens were already in the store."] if reused else [])]
+    return [f"{said}.", *([f"A further {reused:,} tokens were reused from the store."] if reused else [])]
 
 
 def _missed(report: Report) -> list[str]:
     failed = sum(stage.failed for stage in report.facts.stages)
     pending = sum(stage.pending for stage in report.facts.stages)
-    said = [f"{failed:,} rows failed; their reasons are below." if failed else "Nothing failed."]
+    rows = "1 row" if failed == 1 else f"{failed:,} rows"
+    said = [f"{rows} failed; the reasons are listed below." if failed else "Nothing failed."]
     said += _doubtful(report)
     if report.facts.state != "done":
         said.insert(

@@ -120,7 +120,7 @@ def test_what_a_run_spent_that_is_not_done_is_what_it_spent_so_far(database: Dat
         found = gather.gather(session, session.get_one(Run, made.id))
 
     assert found.savings is not None
-    assert "The teachers wrote 20 tokens so far, 25% of the about 80 that" in " ".join(document.headlines(found))
+    assert "The teachers generated 20 tokens so far, about 25% of the 80 that" in " ".join(document.headlines(found))
     assert figures.savings(found.savings).says == "This run so far, response tokens: 20 of about 80."
 
 
