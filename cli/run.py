@@ -51,6 +51,8 @@ def run() -> None:
 def start(config: Path) -> None:
     """Start the run in file CONFIG and work it until its dataset is written; an existing run is continued.
 
+    A run that failed or was cancelled is continued by 'run resume' instead.
+
     Before a new run is stored, PerSyn checks for what would stop it here: prompts without the fields that the quality
     needs, and missing models, keys, servers, GPUs or memory. Exit 3 when the run is done and more than 5% of a stage's
     rows failed, with the reasons.

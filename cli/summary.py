@@ -6,7 +6,7 @@ import click
 from sqlalchemy.orm import Session
 
 from persyn.analysis import watch
-from persyn.analysis.summary import MUCH, Facts, facts
+from persyn.analysis.summary import MUCH, Summary, facts
 from persyn.cli.context import plain
 from persyn.cli.context import show as table
 from persyn.cli.progress import wait_line
@@ -47,13 +47,13 @@ def _standing(session: Session, run: Run) -> tuple[str, list[str]]:
     return state, notes
 
 
-def _stages(found: Facts) -> None:
+def _stages(found: Summary) -> None:
     rows = [(s.stage, s.total, s.done, s.failed, s.pending, s.seconds, s.work_seconds) for s in found.stages]
     click.echo()
     table(("stage", "rows", "done", "failed", "pending", "elapsed s", "worked s"), rows, as_json=False, separators=True)
 
 
-def _failures(session: Session, run: Run, found: Facts) -> None:
+def _failures(session: Session, run: Run, found: Summary) -> None:
     """Print the reasons and shares of failed rows, if any."""
     spared = [stage.stage for stage in found.stages if not stage.failed]
     if len(spared) < len(found.stages):
@@ -65,7 +65,7 @@ def _failures(session: Session, run: Run, found: Facts) -> None:
             click.echo(plain(str(shortfall)))
 
 
-def _teachers(found: Facts) -> None:
+def _teachers(found: Summary) -> None:
     rows = [
         (
             t.teacher,
@@ -90,7 +90,7 @@ def _teachers(found: Facts) -> None:
         )
 
 
-def _doubtful(found: Facts) -> None:
+def _doubtful(found: Summary) -> None:
     """Print warnings about the quality of the dataset."""
     if cut := [plain(t.teacher) for t in found.teachers if (t.truncated or 0) > MUCH]:
         click.echo(
@@ -108,7 +108,7 @@ def _share(value: float | None) -> str | None:
     return None if value is None else f"{value:.0%}"
 
 
-def _workers(found: Facts) -> None:
+def _workers(found: Summary) -> None:
     if len(found.workers) < 2:
         return  # a single worker waits for nobody; --json includes its figures
     rows = [
@@ -119,7 +119,7 @@ def _workers(found: Facts) -> None:
     table(("worker", "jobs", "loads", "loading s", "working s", "idle s"), rows, as_json=False)
 
 
-def _router(found: Facts) -> None:
+def _router(found: Summary) -> None:
     if not found.router:
         return
     rows = []
@@ -132,7 +132,7 @@ def _router(found: Facts) -> None:
         table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False, skip_empty=True)
 
 
-def _savings(found: Facts) -> None:
+def _savings(found: Summary) -> None:
     if found.tokens_generate_all:
         share = found.tokens / found.tokens_generate_all
         reused = f"; {found.reused_tokens:,} more were reused from the store" if found.reused_tokens else ""

@@ -16,11 +16,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from persyn.api import Counts as Counts
     from persyn.api import ExportOptions as ExportOptions
     from persyn.api import Figure as Figure
     from persyn.api import Manifest as Manifest
     from persyn.api import Plan as Plan
+    from persyn.api import Progress as Progress
     from persyn.api import Run as Run
     from persyn.api import RunState as RunState
     from persyn.api import Snapshot as Snapshot
@@ -42,10 +42,10 @@ _OFFERED = {
             "Store",
             "Run",
             "Figure",
-            "Counts",
             "ExportOptions",
             "Manifest",
             "Plan",
+            "Progress",
             "RunState",
             "Snapshot",
             "Summary",
@@ -72,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import queue
 import sys
@@ -13,41 +14,38 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import partial
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from functools import partial, wraps
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
-import numpy as np
 import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, custom_strategy, summary, tables, watch
+from persyn.analysis import compare, custom_strategy, new_prompts, summary, tables, watch
 from persyn.analysis import plan as planning
+from persyn.analysis.new_prompts import PromptInput
 from persyn.analysis.plan import Plan
-from persyn.analysis.summary import Facts as Summary
+from persyn.analysis.summary import Summary
+from persyn.analysis.text_table import text_table
 from persyn.analysis.watch import Snapshot as Snapshot
 from persyn.config import Per, RunConfig, load_config
-from persyn.dataset import export, formats
-from persyn.dataset.manifest import Manifest
+from persyn.dataset import export, formats, manifest
 from persyn.dataset.options import ExportOptions as ExportOptions
 from persyn.db import catalog, lookup
 from persyn.db.catalog import RunState
 from persyn.db.connect import Database
-from persyn.errors import EngineError, PersynError, UsageError
-from persyn.ingest import turns
-from persyn.ingest.record import Flaw
+from persyn.errors import PersynError, UsageError, shorten
 from persyn.jobs import owner
-from persyn.llm import host
-from persyn.llm.host import HostDied
-from persyn.llm.protocols import Failed, Message, Route, Routed
 from persyn.method.rewards import Matrix, Normalisation
-from persyn.method.strategies import STRATEGIES
+from persyn.report.figure import Figure
 from persyn.runs import pipeline, preflight, run_file, same_run, start
 from persyn.settings import Settings
-from persyn.stages import assign
-from persyn.stages.batch import Progress as Counts
+from persyn.stages.batch import Progress
 from persyn.workers.runner.crew import Crew
 from persyn.workers.runner.listener import Counter
 
@@ -57,11 +55,11 @@ if TYPE_CHECKING:
     from persyn.report.drawing import Picture
 
 __all__ = [
-    "Counts",
     "ExportOptions",
     "Figure",
     "Manifest",
     "Plan",
+    "Progress",
     "Run",
     "RunState",
     "Snapshot",
@@ -73,10 +71,26 @@ __all__ = [
 Config: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
 """The tables of a run file as a dict, or the path of such a file."""
 
-PromptInput: TypeAlias = str | Sequence[Mapping[str, str]]
-"""A text, or a conversation of {"role", "content"} turns that ends with the user's."""
+#: `watch` warns when no worker has held a job for this long; between two jobs a worker holds none for a moment.
+_IDLE = timedelta(seconds=3)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
+def _without_causes(act: Callable[P, T]) -> Callable[P, T]:
+    """Raise a function's `UsageError`s without causes: the message is enough, and a notebook prints each traceback."""
+
+    @wraps(act)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return act(*args, **kwargs)
+        except UsageError as error:
+            raise error from None
+
+    return call
+
+
+@_without_causes
 def open(url: str | os.PathLike[str] | None = None, *, home: str | os.PathLike[str] | None = None) -> Store:
     """Open a store; a missing SQLite file is created.
 
@@ -143,11 +157,12 @@ class Store:
         with self._database.read() as session:
             return self._run(lookup.run(session, name))
 
+    @_without_causes
     def plan(self, config: Config) -> Plan:
         """Estimate the requests, tokens, cost and hours of a run; nothing is started or stored.
 
-        For an existing run, the estimate covers the remaining work. Problems that would stop the run are warnings here
-        and errors in `start`.
+        A notebook shows the plan as tables. For an existing run, it covers the remaining work. Problems that would
+        stop the run are warnings here and errors in `start`.
         """
         wanted = _config(config)
         identify = partial(preflight.identify, say=_warn)
@@ -157,6 +172,7 @@ class Store:
                 _warn(text)
         return found
 
+    @_without_causes
     def start(self, config: Config) -> Run:
         """Create a run with its prompts and first jobs; `Run.work` or `persyn worker` processes work it.
 
@@ -202,6 +218,15 @@ class Run:
     def __repr__(self) -> str:
         return f"<persyn.Run {self.name}>"
 
+    def _repr_html_(self) -> str:
+        """Its state, and the counts of its stages."""
+        with self._read() as (session, run):
+            state, stages = run.state.value, pipeline.progress(session, run)
+            idle = "; no worker holds a job of it" if watch.snapshot(session, run).is_idle else ""
+        rows = [(name, counts.total, counts.done, counts.failed, counts.pending) for name, counts in stages.items()]
+        table = text_table(("stage", "rows", "done", "failed", "pending"), rows)
+        return f"<pre>{html.escape(f'run {self.name}: {state}{idle}')}\n\n{html.escape(table)}</pre>"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and (self._id, self._database.url) == (other._id, other._database.url)
 
@@ -227,19 +252,19 @@ class Run:
         with self._read() as (session, run):
             return summary.facts(session, run)
 
-    def progress(self) -> dict[str, Counts]:
+    def progress(self) -> dict[str, Progress]:
         """The rows of each stage that the run has reached: total, done, failed, pending."""
         with self._read() as (session, run):
             return pipeline.progress(session, run)
 
-    def work(self, progress: Callable[[str, Counts], object] | None = None) -> Run:
+    def work(self, progress: Callable[[str, Progress], object] | None = None) -> Run:
         """Work the run in this process until it is done; return it.
 
         progress: called in this thread with a stage and its counts, whenever rows of it were written. An exception in
                   it, or an interrupt, stops the work; finished rows are stored, and another call of `work` continues.
 
         Raises `PersynError` when the run failed or was cancelled; `resume` tries again what failed. Warns of a run
-        that is done although more than 5% of a stage's rows failed; `retry` retries them.
+        that is done although more than 5% of a stage's rows failed; a notebook shows the counts of the returned run.
         """
         if self.state is RunState.RUNNING:
             self._work(progress)
@@ -277,6 +302,9 @@ class Run:
 
         Raises `UsageError` while the run is worked, and when no row that it still needs failed so.
         """
+        is_list = isinstance(reasons, Collection) and not isinstance(reasons, str)
+        if not is_list or not reasons or not all(isinstance(reason, str) for reason in reasons):
+            raise UsageError(f"reasons must be a list of texts, such as ['refused'], got {reasons!r}")
         with self._database.write() as session:
             run = session.get_one(catalog.Run, self._id)
             pipeline.retry_rows(session, run, reasons, actor=owner.actor())
@@ -291,10 +319,18 @@ class Run:
         """Yield snapshots until the run ends, whichever process works it; the last one has the final state.
 
         interval: seconds between two snapshots.
+
+        It works nothing itself, and warns when no process works the run.
         """
+        idle_since: datetime | None = None
+        is_warned = False
         while True:
             with self._read() as (session, run):
                 seen = watch.snapshot(session, run)
+            idle_since = (idle_since or seen.at) if seen.is_idle else None
+            if idle_since is not None and seen.at - idle_since >= _IDLE and not is_warned:
+                is_warned = True
+                _warn(f"no worker holds a job of run {self.name}; call work() in another thread, or start a worker")
             yield seen
             if seen.state is not RunState.RUNNING:
                 return
@@ -328,6 +364,7 @@ class Run:
 
         Default: the run's own.
         """
+        _require_alpha(alpha)
         with self._read() as (session, run):
             return tables.rewards(session, run, alpha=alpha, how=normalise, per=per)
 
@@ -336,6 +373,7 @@ class Run:
         with self._read() as (session, run):
             return tables.assignments(session, run)
 
+    @_without_causes
     def comparison(
         self,
         alpha: float | None = None,
@@ -352,6 +390,7 @@ class Run:
         `table.schema.metadata[b"persyn"]` is JSON with these settings and what is unavailable. Raises `UsageError`
         for a run without scored hold-out prompts.
         """
+        _require_alpha(alpha)
         scores: dict[str, Matrix | str] = {**self._refitted(alpha, normalise, per)} if refit else {}
         scores |= custom_strategy.ask(self._database, self._id, self._settings, alpha=alpha, how=normalise, per=per)
         with self._read() as (session, run):
@@ -360,40 +399,47 @@ class Run:
             _warn(compare.partial_warning(self.name))
         return tables.comparison(found)
 
+    @_without_causes
     def dataset(self, options: ExportOptions | None = None) -> pa.Table:
         """The dataset: each prompt with its assigned teacher's response, in the columns of the Parquet export.
 
         options: filters, as `persyn export` has them; with splits there is a column `split`.
         """
-        options = options or ExportOptions()
+        chosen = _options(options)
         splits: list[str] = []
 
         def examples(session: Session) -> Generator[formats.Example]:
-            with closing(export.examples(session, self._id, options)) as rows:
+            with closing(export.examples(session, self._id, chosen)) as rows:
                 for split, example in rows:
                     splits.append(split)
                     yield example
 
         with self._database.read() as session, closing(examples(session)) as rows:
             table = formats.arrow_table(rows)
-        return table.append_column("split", pa.array(splits, pa.string())) if options.splits else table
+        return table.append_column("split", pa.array(splits, pa.string())) if chosen.splits else table
 
     def to_dataset(self, options: ExportOptions | None = None) -> datasets.Dataset:
         """The dataset as a Hugging Face `Dataset`; needs the package `datasets`."""
         try:
             from datasets import Dataset
             from datasets.table import InMemoryTable
-        except ImportError as error:
-            raise UsageError("to_dataset needs the package datasets: pip install datasets") from error
+        except ImportError:
+            raise UsageError("to_dataset needs the package datasets: pip install datasets") from None
         return Dataset(InMemoryTable(self.dataset(options)))
 
+    @_without_causes
     def export(self, folder: str | os.PathLike[str] | None = None, options: ExportOptions | None = None) -> Manifest:
         """Write the dataset with its card and manifest, replacing an earlier one as a whole.
 
         folder: default: `datasets/NAME` in the store's home.
+
+        Warns of teachers whose responses are exported and whose licence is not stated.
         """
-        place = Path(folder) if folder is not None else self._settings.home / "datasets" / self.name
-        return export.write(self._database, self._id, place, options)
+        place = (Path(folder) if folder is not None else self._settings.home / "datasets" / self.name).absolute()
+        written = export.write(self._database, self._id, place, _options(options))
+        if silent := [each.name for each in written.teachers if each.exported and not each.license]:
+            _warn(f"no licence is stated for {', '.join(silent)}: check how their responses may be used")
+        return Manifest(**{field.name: getattr(written, field.name) for field in fields(written)}, folder=place)
 
     # Its figures.
 
@@ -418,32 +464,18 @@ class Run:
 
     # Its router.
 
-    def route(self, prompts: Sequence[PromptInput]) -> pa.Table:
+    def route(self, prompts: PromptInput | Sequence[PromptInput]) -> pa.Table:
         """Score every teacher for new prompts, which are not stored, and choose one for each.
 
-        prompts: texts, or conversations that end with a user's turn.
+        prompts: texts, or conversations that end with a user's turn; one alone needs no list.
 
         The run's router, or its strategy if that is a function, is loaded in a separate process that ends after the
         call: give many prompts at once. Raises `UsageError` for a run that has neither.
         """
-        conversations = [_conversation(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        conversations = new_prompts.conversations(prompts)
         with self._read() as (session, run):
-            _require_router(run)
-            spec = assign.route_spec(session, run)
-            names = [teacher.name for teacher in lookup.teachers(session, run.id)]
-        limits = {"load_seconds": self._settings.load_seconds, "stall_seconds": self._settings.stall_seconds}
-        requests = [Route(number, messages) for number, messages in enumerate(conversations)]
-        try:
-            results = host.ask(spec, requests, self._settings.home, **limits) if requests else []
-        except HostDied as death:
-            raise EngineError(f"the router process of run {self.name} ended: {death}") from death
-        rows = []
-        for request, result in zip(requests, results, strict=True):
-            if isinstance(result, Failed):
-                raise EngineError(f"no scores for {request.messages[-1]['content']!r:.80}: {result.reason}")
-            assert isinstance(result, Routed)
-            rows.append(result.scores)
-        return _routed([messages[-1]["content"] for messages in conversations], names, rows)
+            router = new_prompts.of_run(session, run)
+        return router.route(conversations, self._settings)
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Session, catalog.Run]]:
@@ -453,7 +485,7 @@ class Run:
                 raise UsageError(f"run {self.name} is no longer in the store")
             yield session, run
 
-    def _work(self, progress: Callable[[str, Counts], object] | None) -> None:
+    def _work(self, progress: Callable[[str, Progress], object] | None) -> None:
         told = _Told(self._database, self._id)
         crew = Crew.of_run(self._database, self._settings, self._id, told)
         # Workers have a thread of their own, so that an interrupt of this one asks them to stop, and waits for that.
@@ -485,42 +517,18 @@ class Run:
         return figures.drawable(report), report.absent
 
 
-class Figure:
-    """A figure of a run; notebooks display it."""
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Manifest(manifest.Manifest):
+    """The manifest of an exported dataset, and the folder where it was written."""
 
-    def __init__(self, picture: Picture) -> None:
-        self._picture = picture
-        #: The name of the figure, what it shows, and its content in words.
-        self.name, self.title, self.description = picture.name, picture.title, picture.says
+    #: Absolute.
+    folder: Path
 
     def __repr__(self) -> str:
-        return f"<persyn.Figure {self.name}: {self.description}>"
-
-    def _repr_svg_(self) -> str:
-        return self.svg()
-
-    def svg(self) -> str:
-        """SVG with real text and colours that follow the reader's light or dark scheme."""
-        from persyn.report import drawing
-
-        return drawing.svg(self._picture, ink="scheme")
-
-    def png(self) -> bytes:
-        """As PNG on white, 200 dots per inch."""
-        from persyn.report import drawing
-
-        return drawing.png(self._picture)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the figure to a .svg or .png file."""
-        place = Path(path)
-        match place.suffix.lower():
-            case ".svg":
-                place.write_text(self.svg(), encoding="utf-8")
-            case ".png":
-                place.write_bytes(self.png())
-            case ending:
-                raise UsageError(f"a figure's file name must end in .svg or .png, got {ending or 'no extension'}")
+        left_out = {**self.failed, **{f"dropped by {name}": count for name, count in self.dropped.items()}}
+        left_out["missing"] = self.missing
+        parts = "".join(f", {name} {count:,}" for name, count in left_out.items() if count)
+        return f"<persyn.Manifest {self.run}: {self.exported:,} of {self.assigned:,} rows in {self.folder}{parts}>"
 
 
 class _Told(Counter):
@@ -528,60 +536,40 @@ class _Told(Counter):
 
     def __init__(self, database: Database, run_id: int) -> None:
         super().__init__(database, run_id)
-        self.updates: queue.SimpleQueue[tuple[str, Counts] | None] = queue.SimpleQueue()
+        self.updates: queue.SimpleQueue[tuple[str, Progress] | None] = queue.SimpleQueue()
 
-    def counted(self, stage: str, counts: Counts) -> None:
+    def counted(self, stage: str, counts: Progress) -> None:
         """Pass new counts on."""
         self.updates.put((stage, counts))
 
 
 def _config(given: Config) -> RunConfig:
-    return run_file.parse(given) if isinstance(given, Mapping) else run_file.read(Path(given))
+    if isinstance(given, Mapping):
+        return run_file.parse(given)
+    if isinstance(given, str | os.PathLike):
+        return run_file.read(Path(given))
+    raise UsageError(f"config must be the path of a run file, or a dict of its tables, got {shorten(repr(given))}")
 
 
-def _conversation(prompt: PromptInput) -> list[Message]:
-    """The turns of a prompt; raises `UsageError` unless the last one is the user's."""
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    try:
-        found = turns.read([dict(turn) for turn in prompt], "prompt")
-        turns.require_order(found, "prompt")
-    except (Flaw, TypeError, ValueError) as error:
-        raise UsageError(f"a prompt must be a text or a list of turns: {error}") from error
-    if not found or found[-1]["role"] != "user":
-        raise UsageError("a conversation to route must end with the user's turn")
-    return found
+def _options(given: ExportOptions | None) -> ExportOptions:
+    if given is None:
+        return ExportOptions()
+    if not isinstance(given, ExportOptions):
+        raise UsageError(f"options must be a persyn.ExportOptions, such as ExportOptions(cap=1000), got {given!r}")
+    return given
 
 
-def _require_router(run: catalog.Run) -> None:
-    kind = load_config(run.config).strategy.kind
-    decided_by = STRATEGIES.require(kind, "strategy").decided_by
-    if decided_by not in ("router", "function"):
-        raise UsageError(f"run {run.name} uses strategy {kind}, which does not read prompts and has no router")
-    if decided_by == "router" and run.router_id is None:
-        raise UsageError(f"run {run.name} has no router yet: it is in stage {run.stage}")
+def _require_alpha(alpha: object) -> None:
+    if alpha is not None and not isinstance(alpha, Real):
+        raise UsageError(f"alpha must be a number within [0, 1], got {alpha!r}")
 
 
 def _warn_of_failures(session: Session, run: catalog.Run) -> None:
+    needed = pipeline.needed(session, run)
     for shortfall in watch.shortfalls(watch.count_rows(session, run)):
         if shortfall.is_large:
-            reasons = [reason for reason, _ in shortfall.reasons]
-            _warn(f"run {run.name}: {shortfall}; correct the cause, then call retry({reasons}) and work()")
-
-
-def _routed(prompts: Sequence[str], teachers: Sequence[str], rows: Sequence[Sequence[float]]) -> pa.Table:
-    """A row for each prompt, with the teacher of the highest score and its lead over the next one."""
-    scores = np.array(rows, dtype=np.float64).reshape(len(prompts), len(teachers))
-    highest = -np.sort(-scores, axis=1)
-    columns = [pa.array(scores[:, column]) for column in range(len(teachers))]
-    return pa.table(
-        {
-            "prompt": pa.array(prompts, pa.string()),
-            "teacher": pa.array(teachers, pa.string()).take(pa.array(scores.argmax(axis=1))),
-            "margin": highest[:, 0] - highest[:, 1],
-            "scores": pa.StructArray.from_arrays(columns, names=list(teachers)),
-        }
-    )
+            retry = f"correct the cause, then call retry({[reason for reason, _ in shortfall.reasons]}) and work()"
+            _warn(f"run {run.name}: {shortfall}; {retry if shortfall.stage in needed else pipeline.FINAL}")
 
 
 def _warn(text: str) -> None:

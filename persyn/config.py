@@ -100,7 +100,8 @@ class PromptsTable(_Table, frozen=True):
 
     def __post_init__(self) -> None:
         if bool(self.file) == bool(self.source):
-            raise ValueError("give either file (to be imported) or source (already imported)")
+            given = "both" if self.file else "neither"
+            raise ValueError(f"give either file (to be imported) or source (already imported), got {given}")
 
     @property
     def files(self) -> list[str]:
@@ -254,11 +255,13 @@ class RunConfig(_Table, frozen=True):
     prompts: PromptsTable
     student: StudentTable
     quality: QualityTable
-    teachers: Annotated[list[TeacherTable], Meta(min_length=2)]
+    teachers: list[TeacherTable]
     router: RouterTable = RouterTable()
     strategy: StrategyTable = StrategyTable()
 
     def __post_init__(self) -> None:
+        if len(self.teachers) < 2:
+            raise ValueError(f"a run needs two or more teachers, got {len(self.teachers)}")
         if self.run.learnability_per != "token" and "response_tokens" in self.student.options:
             raise ValueError(
                 f"learnability_per {self.run.learnability_per} cannot be combined with the student's response_tokens"

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import persyn
-from persyn.api import Counts
+from persyn import Progress
+from persyn.analysis import plan, summary, watch
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.results import Score
@@ -46,11 +49,11 @@ def store(run_folder: Path) -> Iterator[persyn.Store]:
 
 
 @pytest.fixture(scope="module")
-def worked(store: persyn.Store, run_folder: Path) -> tuple[persyn.Run, list[tuple[str, Counts, threading.Thread]]]:
+def worked(store: persyn.Store, run_folder: Path) -> tuple[persyn.Run, list[tuple[str, Progress, threading.Thread]]]:
     """The fake template, worked here, and what was said of its progress."""
-    said: list[tuple[str, Counts, threading.Thread]] = []
+    said: list[tuple[str, Progress, threading.Thread]] = []
 
-    def count(stage: str, counts: Counts) -> None:
+    def count(stage: str, counts: Progress) -> None:
         said.append((stage, counts, threading.current_thread()))
 
     return store.start(run_folder / "run.toml").work(count), said
@@ -83,13 +86,15 @@ def test_the_package_is_typed_and_offers_what_it_lists() -> None:
     assert (files("persyn") / "py.typed").is_file()
     assert persyn.__version__ == version("persyn")
     assert all(hasattr(persyn, name) for name in persyn.__all__)
-    assert set(persyn.__all__) <= set(dir(persyn))
+    assert set(dir(persyn)) == set(persyn.__all__)
+    offered = {name: getattr(persyn, name) for name in persyn.__all__}
+    assert [name for name, kind in offered.items() if isinstance(kind, type) and kind.__name__ != name] == []
     with pytest.raises(AttributeError, match="no attribute 'opens'"):
         persyn.opens  # noqa: B018
 
 
 def test_a_run_is_worked_and_counts_every_row_on_the_way(
-    worked: tuple[persyn.Run, list[tuple[str, Counts, threading.Thread]]],
+    worked: tuple[persyn.Run, list[tuple[str, Progress, threading.Thread]]],
 ) -> None:
     run, said = worked
     assert run.state == "done"
@@ -121,18 +126,22 @@ def test_an_error_of_the_callback_stops_the_work_and_a_cancelled_run_says_so(
 ) -> None:
     started = store.start(config(run_folder, name="stopped", seed=2))
 
-    def stop(stage: str, counts: Counts) -> None:
+    def stop(stage: str, counts: Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         started.work(stop)
     assert started.state == "running"
     assert next(started.watch()).held == []
-    with pytest.raises(persyn.UsageError, match="has no router yet"):
+    with pytest.raises(
+        persyn.UsageError, match=r"no router yet: it is running in stage calibrate; call work\(\) first"
+    ):
         started.route(["What is 2 plus 2?"])
     started.cancel()
     with pytest.raises(persyn.PersynError, match="was cancelled"):
         started.work()
+    with pytest.raises(persyn.UsageError, match=r"is cancelled in .*; call resume\(\) and work\(\) first"):
+        started.route("What is 2 plus 2?")
 
 
 def test_tables_have_a_row_for_everything_the_run_has(run: persyn.Run) -> None:
@@ -233,13 +242,18 @@ def test_strategies_are_compared_in_a_table(run: persyn.Run) -> None:
     assert rewards == sorted(rewards, reverse=True)
     assert all(sum(shares.values()) == pytest.approx(1) for shares in table.column("shares").to_pylist())
     told = json.loads(table.schema.metadata[b"persyn"])
-    assert (told["run"], told["alpha"], told["n_holdout"]) == ("fake", 0.0, HOLDOUT)
+    # One of the hold-out prompts has a single response, and so no reward.
+    assert (told["run"], told["alpha"], told["n_holdout"]) == ("fake", 0.0, HOLDOUT - 1)
 
 
 def test_the_dataset_is_what_the_export_writes(run: persyn.Run, tmp_path: Path) -> None:
     from pyarrow import parquet
 
-    manifest = run.export(tmp_path / "dataset")
+    with pytest.warns(UserWarning, match="no licence is stated for ada, bob: check how their") as caught:
+        manifest = run.export(tmp_path / "dataset")
+    assert caught[0].filename == __file__
+    assert (manifest.folder / "manifest.json").is_file()
+    assert f"{manifest.exported} of {PROMPTS} rows in {tmp_path / 'dataset'}" in repr(manifest)
     table = run.dataset()
     assert table.num_rows == manifest.exported
     assert table == parquet.read_table(next((tmp_path / "dataset").glob("*.parquet")))
@@ -290,8 +304,16 @@ def test_new_prompts_are_routed(run: persyn.Run) -> None:
     texts = {row["prompt_id"]: row["text"] for row in run.prompts().to_pylist()}
     assert run.route(texts[routed["prompt_id"]]).column("teacher").to_pylist() == [routed["teacher"]]
     assert run.route([]).num_rows == 0
-    with pytest.raises(persyn.UsageError, match="must end with the user's turn"):
-        run.route([conversation[:2]])
+    assert run.route(conversation) == run.route([conversation])
+    for prompts, why in (
+        ([conversation[:2]], "must end with the user's turn"),
+        (["Hi", " "], r"'prompts\[1\]' is empty"),
+        (["Hi", None], r"'prompts\[1\]' must be a text or a list of turns, got None"),
+        ([["Hi"]], r"'prompts\[0\]': turn 1 must have a role and a content, got 'Hi'"),
+        (conversation[0], "prompts must be a list of texts or conversations, got {'role'"),
+    ):
+        with pytest.raises(persyn.UsageError, match=why):
+            run.route(prompts)  # type: ignore[arg-type]
 
 
 def test_a_run_without_a_router_routes_none_and_failed_rows_are_a_warning(
@@ -319,6 +341,95 @@ def test_a_plan_stores_nothing(store: persyn.Store, run: persyn.Run, run_folder:
     assert (plan.prompts, plan.calibration, plan.state) == (PROMPTS, GRID, None)
     assert store.plan(run_folder / "run.toml").state == "done"
     assert store.runs() == before
+
+
+def test_a_notebook_shows_a_run_its_plan_and_its_summary_as_tables(
+    store: persyn.Store, run: persyn.Run, run_folder: Path
+) -> None:
+    counts = run.progress()["calibrate"]
+    assert repr(counts) == f"Progress(total=32, done={counts.done}, failed={counts.failed}, pending=0)"
+    shown = run._repr_html_().splitlines()
+    assert shown[0] == "<pre>run fake: done"
+    assert shown[2].split() == ["stage", "rows", "done", "failed", "pending"]
+    assert shown[3].split() == ["calibrate", "32", str(counts.done), str(counts.failed), "0"]
+
+    lines = [line.split() for line in repr(run.summary()).splitlines()]
+    assert ["run", "fake:", "done,", "40", "prompts"] in lines
+    assert [line[0] for line in lines if line][-3:] == ["teacher", "ada", "bob"]
+
+    lines = [line.split() for line in repr(store.plan(config(run_folder, name="shown", seed=7))).splitlines()]
+    assert ["stage", "teacher", "prompts", "stored", "requests", "tokens", "in", "tokens", "out"] in [
+        line[:9] for line in lines
+    ]
+    assert ["undecided", "ada", "24"] in [line[:3] for line in lines]
+    assert ["at", "an", "even", "split"] in [line[:4] for line in lines]
+    assert repr(store.plan(run_folder / "run.toml")).splitlines()[-2].startswith("this run ")
+
+
+def test_a_run_is_worked_in_a_thread_and_watched(store: persyn.Store, run: persyn.Run, run_folder: Path) -> None:
+    started = store.start(config(run_folder, name="watched", alpha=0.6))
+    assert started._repr_html_().startswith("<pre>run watched: running; no worker holds a job of it\n")
+    with pytest.warns(UserWarning, match=r"no worker holds a job of run watched; call work\(\) in another") as caught:
+        seen = next(seen for seen in islice(started.watch(0.2), 100) if caught)
+    assert seen.is_idle
+    assert caught[0].filename == __file__
+    worker = threading.Thread(target=started.work)
+    worker.start()
+    assert [seen.state for seen in started.watch(0.1)][-1] == "done"
+    worker.join()
+
+
+def test_an_argument_of_another_type_is_named(store: persyn.Store, run: persyn.Run) -> None:
+    options = persyn.ExportOptions
+    calls: dict[str, Callable[[], object]] = {
+        "options must be a persyn.ExportOptions, such as": lambda: run.export("out", {"cap": 3}),  # type: ignore[arg-type]
+        "splits must be a dict of names and shares": lambda: options(splits="test=0.2"),  # type: ignore[arg-type]
+        "finish_reasons must be a list of texts, such as ['stop'], got 'stop'": lambda: options(finish_reasons="stop"),  # type: ignore[arg-type]
+        "cap must be a whole number, got '3'": lambda: options(cap="3"),  # type: ignore[arg-type]
+        "unscored must be 'keep' or 'drop', got 'kept'": lambda: options(min_quality=1, unscored="kept"),  # type: ignore[arg-type]
+        "reasons must be a list of texts, such as ['refused'], got 'refused'": lambda: run.retry("refused"),
+        "alpha must be a number within [0, 1], got '0.5'": lambda: run.rewards(alpha="0.5"),  # type: ignore[arg-type]
+        "alpha must be a number within [0, 1], got []": lambda: run.comparison(alpha=[]),  # type: ignore[arg-type]
+        "config must be the path of a run file, or a dict": lambda: store.start(None),  # type: ignore[arg-type]
+    }
+    for said, call in calls.items():
+        with pytest.raises(persyn.UsageError) as caught:
+            call()
+        assert str(caught.value).startswith(said)
+
+
+def test_options_of_an_export_may_be_lists_paths_and_numpy_numbers() -> None:
+    given: dict[str, Any] = {"finish_reasons": ["stop"], "benchmarks": [Path("a.txt")], "cap": np.int64(3)}
+    given |= {"min_quality": np.float32(0.5), "splits": {"test": np.float64(0.25)}}
+    plain: dict[str, Any] = {"finish_reasons": ("stop",), "benchmarks": ("a.txt",), "cap": 3}
+    assert persyn.ExportOptions(**given) == persyn.ExportOptions(min_quality=0.5, splits={"test": 0.25}, **plain)
+
+
+def test_a_mistake_shows_one_traceback_without_options_of_the_command_line(
+    store: persyn.Store, run: persyn.Run, run_folder: Path
+) -> None:
+    (run_folder / "text.db").write_text("not a database" * 100)
+    questions = config(run_folder, name="questions")
+    questions["prompts"]["file"] = run_folder / "questions.json"
+    questions["prompts"]["file"].write_text("[1]")
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("file is not a database; check its address", lambda: persyn.open(run_folder / "text.db")),
+        ("invalid database URL", lambda: persyn.open("nonsense://")),
+        ("unknown key 'alhpa'", lambda: store.plan(config(run_folder, alhpa=0.3))),
+        ("cannot be imported", lambda: store.start(questions)),
+        ("resume the existing run", lambda: store.start(config(run_folder, alpha=0.3))),
+        ("set unscored to 'keep' or 'drop'", lambda: run.dataset(persyn.ExportOptions(min_quality=0.5))),
+        ("set a minimum quality instead", lambda: run.export(options=persyn.ExportOptions(drop_wrong=True))),
+        ("has a field 'nosuch' in its metadata; fields: group", lambda: run.figures(group_by="nosuch")),
+        ("the router curve: computed only by 'persyn report", lambda: run.figure("nosuch")),
+    ]
+    for said, call in calls:
+        with pytest.raises(persyn.UsageError) as caught:
+            call()
+        assert said in str(caught.value)
+        assert not re.search(r"(?<!persyn report fake )--", str(caught.value))
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_errors_say_what_there_is(store: persyn.Store, run: persyn.Run, run_folder: Path) -> None:
@@ -362,3 +473,7 @@ def test_the_page_explains_every_name_and_every_column(run: persyn.Run) -> None:
     tables = run.prompts(), run.responses(), run.scores(), run.rewards(), run.assignments(), run.comparison()
     columns = {re.sub("_(low|high)$", "", name) for table in tables for name in table.column_names}
     assert columns <= explained
+    structs: tuple[Any, ...] = (plan.Plan, plan.Share, plan.Amount, summary.Summary, summary.StageFacts)
+    structs += (summary.TeacherFacts, summary.WorkerFacts, persyn.ExportOptions)
+    structs += (watch.Snapshot, watch.Held, watch.Pace, watch.Trouble, watch.Wait)
+    assert {name for kind in structs for name in kind.__struct_fields__} <= explained

@@ -126,6 +126,6 @@ def test_a_plug_in_with_a_flaw_is_named_and_left_out(persyn: Persyn, site: Path,
     file.write_text(file.read_text().replace('model = "bob"\nengine = "fake"', 'model = "bob"\nengine = "lost"'))
     refused = persyn("run", "start", "run/run.toml")
     assert refused.returncode == 2
-    assert "`teachers[1].engine` is 'lost'; allowed: 'vllm'" in refused.stderr
+    assert "teacher bob: `teachers.engine` is 'lost'; allowed: 'vllm'" in refused.stderr
     assert "'parrot'" in refused.stderr
     assert "its plug-in in package parrots was left out: parrots:NOT_THERE cannot be imported" in refused.stderr

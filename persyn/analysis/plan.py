@@ -15,6 +15,7 @@ from sqlalchemy import Text, and_, case, cast, func, literal, null, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
+from persyn.analysis.text_table import text_table
 from persyn.config import IMPORTED, RunConfig, load_config
 from persyn.db import bulk, lookup
 from persyn.db.base import Base
@@ -110,6 +111,27 @@ class Plan(Struct, frozen=True):
     even: Amount | None
     #: Totals if all teachers answer all prompts.
     generate_all: Amount
+
+    def __repr__(self) -> str:
+        """The estimates as text tables: one row per stage and teacher, and the totals."""
+        columns = "requests", "tokens in", "tokens out", "US dollars", "hours"
+        shares = [
+            (share.stage, share.teacher, share.prompts, share.stored, *_rounded(share.ask))
+            for share in self.shares
+            if share.stage != "all"
+        ]
+        totals: dict[str, Amount | None] = {"this run": self.least}
+        if self.undecided:
+            totals = {"at least": self.least, "at an even split": self.even, "at most": self.most}
+        totals["all teachers answer all"] = self.generate_all
+        return "\n\n".join(
+            (
+                f"run {self.name} ({self.state or 'not started'}): {self.prompts:,} prompts, {self.calibration:,} of "
+                f"them for all teachers; strategy {self.strategy}",
+                text_table(("stage", "teacher", "prompts", "stored", *columns), shares),
+                text_table(("total", *columns), [(name, *_rounded(each)) for name, each in totals.items() if each]),
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +323,11 @@ def _merge(how: Callable[[Iterable[Any]], Any], parts: Sequence[Share | Amount])
     columns = zip(*(structs.astuple(amount) for amount in amounts), strict=True)
     figures: Iterable[Any] = (None if None in column else how(column) for column in columns)
     return Amount(*figures)
+
+
+def _rounded(amount: Amount) -> tuple[float | None, ...]:
+    counts = (round(count) for count in (amount.responses, amount.prompt_tokens, amount.response_tokens))
+    return (*counts, amount.cost, amount.engine_hours)
 
 
 def _basis(session: Session, teacher: Teacher) -> Basis:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
+from persyn.analysis.text_table import text_table
 from persyn.dataset.verdicts import known_wrong
 from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
@@ -87,7 +88,7 @@ class Spending(Struct, frozen=True):
     dollars: float | None
 
 
-class Facts(Struct, frozen=True):
+class Summary(Struct, frozen=True):
     """A run in figures."""
 
     name: str
@@ -113,6 +114,22 @@ class Facts(Struct, frozen=True):
     #: Assigned responses known to be wrong; None where the run's quality is not a verdict.
     wrong: int | None = None
 
+    def __repr__(self) -> str:
+        """The run's stages and teachers as text tables."""
+        stages = [(s.stage, s.total, s.done, s.failed, s.pending, s.seconds) for s in self.stages]
+        teachers = [
+            (t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens, t.reused_tokens, t.cost)
+            for t in self.teachers
+        ]
+        measures = "quality", "learnability", "reward", "tokens", "reused", "US dollars"
+        return "\n\n".join(
+            (
+                f"run {self.name}: {self.state}, {self.prompts:,} prompts" + (f" ({self.error})" if self.error else ""),
+                text_table(("stage", "rows", "done", "failed", "pending", "seconds"), stages),
+                text_table(("teacher", "prompts", *measures), teachers),
+            )
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Spent:
@@ -128,7 +145,7 @@ class _Spent:
 _NOTHING = _Spent(0, None, 0, None)
 
 
-def facts(session: Session, run: Run) -> Facts:
+def facts(session: Session, run: Run) -> Summary:
     """Compute all figures; cheap enough to call while the run is running."""
     cells = grid.read(session, run)
     combined = cells.rewards()
@@ -138,7 +155,7 @@ def facts(session: Session, run: Run) -> Facts:
     router = session.get(Router, run.router_id) if run.router_id is not None else None
     metrics = router.metrics if router is not None else {}
     worked = shifts(session, Event.run_id == run.id)
-    return Facts(
+    return Summary(
         name=run.name,
         state=run.state,
         stage=run.stage,

@@ -186,7 +186,7 @@ class _Export:
         if self._options.drop_wrong and self._known_wrong is None:
             raise UsageError(
                 f"quality {load_config(self._run.config).quality.kind!r} of run {self._run.name} does not say which "
-                "responses are wrong; drop those of low quality with --min-quality"
+                "responses are wrong; set a minimum quality instead"
             )
         caps = self._caps()
         filters = Filters(self._options, self._benchmarks)
@@ -322,8 +322,8 @@ def _require_decided(session: Session, run: Run, options: ExportOptions) -> None
     if n_scored < n_rows:
         raise UsageError(
             f"{n_rows - n_scored:,} of the {n_rows:,} responses have no quality: a run scores its calibration prompts, "
-            "the others have scores only if these were imported with the responses; give '--unscored keep' or "
-            "'--unscored drop' with --min-quality"
+            "the others have scores only if these were imported with the responses; with a minimum quality, set "
+            "unscored to 'keep' or 'drop'"
         )
 
 

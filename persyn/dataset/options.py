@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from msgspec import Struct
+import msgspec
+from msgspec import Struct, structs
 
 from persyn.dataset.formats import FORMATS
-from persyn.errors import UsageError
+from persyn.errors import UsageError, shorten
 
 #: The split of every prompt that belongs to no other.
 TRAIN = "train"
@@ -24,6 +27,18 @@ _RESERVED = {"all": "all splits together"}
 UNKNOWN = "unknown"
 #: The standard finish reasons; a server may report others.
 FINISH_REASONS = {"stop", "length", UNKNOWN}
+#: What each option may be, for the error about another type.
+_KINDS = {
+    "formats": "a list of names, such as ['alpaca']",
+    "splits": "a dict of names and shares, such as {'test': 0.05}",
+    "finish_reasons": "a list of texts, such as ['stop']",
+    "min_quality": "a number",
+    "unscored": "'keep' or 'drop'",
+    "drop_wrong": "True or False",
+    "benchmarks": "a list of paths",
+    "near_duplicates": "a number",
+    "cap": "a whole number",
+}
 
 
 class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +67,8 @@ class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
     cap: int | None = None
 
     def __post_init__(self) -> None:
+        for field in structs.fields(self):
+            structs.force_setattr(self, field.name, _converted(field.name, getattr(self, field.name), field.type))
         _require_formats(self.formats)
         _require_splits(self.splits)
         if self.min_quality is not None and not math.isfinite(self.min_quality):
@@ -102,6 +119,24 @@ class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 def _if_given(value: object) -> tuple[object, ...]:
     return () if value is None else (value,)
+
+
+def _converted(name: str, given: Any, kind: Any) -> Any:
+    """A value in the type of its option, such as a tuple for a list; raise `UsageError` where it has another one."""
+    try:
+        return msgspec.convert(msgspec.to_builtins(given, enc_hook=_plain), kind)
+    except (TypeError, ValueError):  # msgspec's ValidationError is a ValueError
+        raise UsageError(f"{name} must be {_KINDS[name]}, got {shorten(repr(given))}") from None
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python's, and a path as text."""
+    match value:
+        case Integral():
+            return int(value)
+        case Real():
+            return float(value)
+    return os.fspath(value)
 
 
 def _require_formats(formats: tuple[str, ...]) -> None:

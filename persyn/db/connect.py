@@ -170,7 +170,10 @@ class Database:
         except DBAPIError as error:
             place = self.url.render_as_string(hide_password=True)
             reason = " ".join(str(error.orig).split())
-            raise StoreUnavailable(f"cannot open the database {place}: {reason}; check PERSYN_DATABASE_URL") from error
+            raise StoreUnavailable(
+                f"cannot open the database {place}: {reason}; check its address (PERSYN_DATABASE_URL, or the argument "
+                "url of persyn.open)"
+            ) from error
 
 
 def take_time(session: Session) -> None:
@@ -229,11 +232,12 @@ def _parse(url: str) -> URL:
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
-            "PERSYN_DATABASE_URL is not a database URL; give sqlite:///persyn.db or postgresql+psycopg://user@host/name"
+            "invalid database URL; give sqlite:///persyn.db or postgresql+psycopg://user@host/name "
+            "(PERSYN_DATABASE_URL, or the argument url of persyn.open)"
         ) from error
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise UsageError(
-            f"PERSYN_DATABASE_URL names {parsed.get_backend_name()}; PerSyn supports only SQLite and PostgreSQL"
+            f"the database URL names {parsed.get_backend_name()}; PerSyn supports only SQLite and PostgreSQL"
         )
     return parsed
 

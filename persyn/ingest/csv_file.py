@@ -13,7 +13,7 @@ from typing import Any
 from persyn.errors import UsageError
 from persyn.ingest.encoding import not_utf8, opened
 from persyn.ingest.layouts import KNOWN
-from persyn.ingest.record import MAX_BYTES, Numbered, Record, UnreadableRecord
+from persyn.ingest.record import MAX_BYTES, Flaw, Numbered, Record, UnreadableRecord
 
 _DELIMITERS = ",;\t|"
 #: An empty cell means that the field is absent, except in these columns, where it is an error to report.
@@ -118,8 +118,8 @@ def _records(path: Path, rows: _Rows) -> Iterator[Numbered]:
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
-    if why := _not_text(cells):
-        raise UsageError(f"cannot read the header of {path}: {why}")
+    if flaw := _not_text(cells):
+        raise UsageError(f"cannot read the header of {path}: {flaw}; {flaw.advice}")
     header = [name.strip() for name in cells]
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise UsageError(f"cannot read {path}: its header names the column {twice[0]!r} twice")
@@ -130,8 +130,8 @@ def _record(header: list[str], cells: list[str]) -> Record | UnreadableRecord:
     """Build a record; an empty cell is an absent field, except in the prompt's columns."""
     if len(cells) != len(header):
         return UnreadableRecord(f"{len(cells)} fields, but the header has {len(header)}")
-    if why := _not_text(cells):
-        return UnreadableRecord(why)
+    if flaw := _not_text(cells):
+        return UnreadableRecord(str(flaw), advice=flaw.advice)
     if [cell.strip("\ufeff \t") for cell in cells] == header:
         return UnreadableRecord("a repeated header, as in concatenated files")
     if header.count("") > 1 and any(cell for name, cell in zip(header, cells, strict=True) if not name):
@@ -139,7 +139,7 @@ def _record(header: list[str], cells: list[str]) -> Record | UnreadableRecord:
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell or name.lower() in _KEPT_EMPTY}
 
 
-def _not_text(cells: list[str]) -> str | None:
+def _not_text(cells: list[str]) -> Flaw | None:
     """Why cells are not valid text; None if they are."""
     row = ",".join(cells)
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from persyn.errors import UsageError
+from persyn.ingest.record import Flaw
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -89,11 +90,12 @@ def _wide(head: bytes) -> tuple[str, str] | None:
     return (f"{name} text", f"convert it: iconv -f {name} -t UTF-8") if name else None
 
 
-def not_utf8(data: bytes) -> str:
+def not_utf8(data: bytes) -> Flaw:
     """Why bytes are not UTF-8: the first invalid byte, and the likely encoding."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
         byte = f"byte 0x{data[error.start]:02X} at position {error.start + 1:,} of the row"
-        return f"not UTF-8 ({byte}); convert Latin-1 or Windows-1252 text with iconv -f WINDOWS-1252 -t UTF-8"
-    return "not UTF-8"
+        advice = "convert Latin-1 or Windows-1252 text with iconv -f WINDOWS-1252 -t UTF-8"
+        return Flaw(f"not UTF-8 ({byte})", advice=advice)
+    return Flaw("not UTF-8")

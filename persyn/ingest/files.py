@@ -95,7 +95,8 @@ def _record(data: bytes) -> Record | UnreadableRecord:
     try:
         return _as_record(strict_json.decode(data))
     except Flaw as flaw:
-        return UnreadableRecord(str(flaw) + (_ARRAY if data.lstrip().startswith(b"[") else ""))
+        is_array = data.lstrip().startswith(b"[")
+        return UnreadableRecord(f"{flaw}{_ARRAY if is_array else ''}", advice=flaw.advice)
 
 
 def _as_record(value: Any) -> Record | UnreadableRecord:

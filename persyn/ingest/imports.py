@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
@@ -18,6 +19,10 @@ T = TypeVar("T")
 
 OnError: TypeAlias = Literal["stop", "skip"]
 """How a bad row is handled: it stops the import, which then stores nothing, or is skipped and counted."""
+
+Remedy: TypeAlias = Literal["none", "map", "options", "command"]
+"""What a user can do about bad rows besides correcting them: nothing, name fields with --map, also skip rows with
+--on-error, or import the prompts of a run with the command that has both options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,9 @@ class ImportCounts:
     """Running counts of an import."""
 
     on_error: OnError
+    remedy: Remedy = "none"
+    #: The names of the files.
+    sources: list[str] = field(default_factory=list)
     rows: int = 0
     new: int = 0
     replaced: int = 0
@@ -60,18 +68,39 @@ class ImportCounts:
         n_bad = sum(row.rows for row in bad)
         self.rows += len(chunk) - len(bad) + n_bad
         self.bad += n_bad
-        self.first_bad.extend(bad[: _BAD_SHOWN - len(self.first_bad)])
+        for row in bad[: _BAD_SHOWN - len(self.first_bad)]:
+            is_said = any(row.advice == other.advice for other in self.first_bad)
+            self.first_bad.append(replace(row, advice="") if is_said else row)
         if self.on_error == "stop" and len(self.first_bad) >= _BAD_SHOWN:
             raise self.refusal(f"at least {self.bad:,} of the first {self.rows:,} rows")
         return [row for row in chunk if not isinstance(row, BadRow)]
 
     def refusal(self, which: str) -> UsageError:
-        """The error that lists the first bad rows."""
-        listed = "; ".join(map(str, self.first_bad))
-        return UsageError(f"{which} cannot be imported, so nothing was imported; {self._advice()}: {listed}")
+        """The error that lists the first bad rows, those of a file with the same defect together."""
+        alike: dict[tuple[str, str], list[BadRow]] = {}
+        for row in self.first_bad:
+            alike.setdefault((row.file, row.reason), []).append(row)
+        listed = (
+            f"{file}:{', '.join(str(row.line) for row in rows)}: {rows[0].said}" for (file, _), rows in alike.items()
+        )
+        return UsageError(f"{which} cannot be imported, so nothing was imported; {self._advice()}: {'; '.join(listed)}")
 
     def _advice(self) -> str:
-        return "correct or skip them" if self.on_error == "stop" else "correct them"
+        options: list[str] = []
+        if self.remedy != "none":
+            options += dict.fromkeys(f"--map {name}" for row in self.first_bad for name in row.names)
+        if self.remedy in ("options", "command") and self.on_error == "stop" and self.bad < self.rows:
+            options.append("--on-error skip")
+        if not options:
+            return "correct them"
+        if self.remedy != "command":
+            return f"correct them, or use {' or '.join(options)}"
+        others = f" (or {' or '.join(options[1:])})" if options[1:] else ""
+        source = json.dumps(self.sources if len(self.sources) > 1 else self.sources[0], ensure_ascii=False)
+        return (
+            f"correct them, or import the file with 'persyn prompts import FILE {options[0]}'{others} and set "
+            f"source = {source} in [prompts] instead of file"
+        )
 
     def report(self) -> ImportReport:
         """The final counts; raise `UsageError` if a bad row stops the import."""
@@ -100,9 +129,9 @@ def batches(
     `UsageError` for a file that cannot be read, has no rows, or has no good ones.
     """
     readers = [(path, read(path)) for path in paths]  # check every file name before storing a row
-    for path, reader in readers:
+    tally.sources = [os.fsencode(path.name).decode(errors="replace") for path in paths]
+    for (path, reader), source in zip(readers, tally.sources, strict=True):
         before, n_good = tally.rows, 0
-        source = os.fsencode(path.name).decode(errors="replace")
         while chunk := list(islice(reader, _BATCH)):
             good = tally.take(chunk)
             n_good += len(good)

@@ -62,12 +62,12 @@ class Fields:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return (", ".join(f"{name!r:.40}" for name in names[:_SHOWN]) or "no fields") + more
 
-    def likely(self) -> str:
-        """The --map options that might identify the prompt."""
+    def likely(self) -> list[str]:
+        """The values of --map that might identify the prompt."""
         keys = spelled(self.rest)
         likely = [f"prompt={keys[name][0]}" for name in _LIKELY if name in keys]
         likely += [f"messages={name}" for name, value in self.rest.items() if _are_turns(value)]
-        return " or ".join(f"--map {each}" for each in likely) or "--map prompt=NAME"
+        return likely or ["prompt=NAME"]
 
 
 def take(record: Record, names: Names = NO_NAMES, usual: Usual = PROMPT) -> Fields:
@@ -112,7 +112,7 @@ def _one(ours: str, known: Iterable[str], record: Record, keys: Spellings, calle
     said = [key for _, key in free if record[key] not in (None, "", [])] or [free[0][1]]
     is_one_of = ours in _ONE_OF or len({name for name, _ in free}) < len(free)
     if is_one_of and any(record[key] != record[said[0]] for key in said[1:]):
-        raise Flaw(f"both {said[0]!r} and {said[1]!r}; give --map {ours}=NAME to choose one")
+        raise Flaw(f"both {said[0]!r} and {said[1]!r} could be its {ours}", names=[f"{ours}=NAME"])
     return said[0]
 
 

@@ -42,13 +42,13 @@ def import_prompts(
         if progress:
             progress(n_rows)
 
-    return _import(session, paths, ImportCounts(on_error), stored, names)
+    return _import(session, paths, ImportCounts(on_error, "options"), stored, names)
 
 
 def hashes_of(session: Session, paths: Sequence[Path], names: Names = NO_NAMES) -> set[str]:
     """Store the prompts of files like `import_prompts`; return the content hashes of all their conversations."""
     found: set[str] = set()
-    _import(session, paths, ImportCounts("stop"), lambda hashes, n_rows: found.update(hashes), names)
+    _import(session, paths, ImportCounts("stop", "map"), lambda hashes, n_rows: found.update(hashes), names)
     return found
 
 
@@ -70,7 +70,11 @@ def add_to_run(
 
     conflicts = 0
     if prompts.files:
-        conflicts = _import(session, [Path(file) for file in prompts.files], ImportCounts("stop"), link).conflicts
+        tally = ImportCounts("stop", "command")
+        try:
+            conflicts = _import(session, [Path(file) for file in prompts.files], tally, link).conflicts
+        except UsageError as error:
+            raise UsageError(f"[prompts] file: {error}") from None
     for source in prompts.sources:
         if session.scalars(select(Prompt.id).where(Prompt.source == source).limit(1)).one_or_none() is None:
             raise UsageError(f"no prompt was imported from a file named {source!r}; 'persyn prompts stats' lists them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +20,8 @@ class UnreadableRecord:
     reason: str
     #: Rows lost with it, including itself; at most the number of its lines.
     rows: int = 1
+    #: See `Flaw`.
+    advice: str = ""
 
 
 Numbered: TypeAlias = tuple[int, Record | UnreadableRecord]
@@ -26,4 +29,13 @@ Numbered: TypeAlias = tuple[int, Record | UnreadableRecord]
 
 
 class Flaw(Exception):
-    """A defect of a row."""
+    """A defect of a row.
+
+    advice: what to do about every row with this defect.
+    names:  values of --map, FIELD=NAME, that would correct it.
+    """
+
+    def __init__(self, reason: str, *, advice: str = "", names: Sequence[str] = ()) -> None:
+        """Describe the defect in a few words."""
+        super().__init__(reason)
+        self.advice, self.names = advice, tuple(names)

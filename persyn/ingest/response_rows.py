@@ -89,11 +89,11 @@ def _has_response(record: Record, found: ResponseRow | BadRow) -> bool:
 
 def _row_or_bad(path: Path, number: int, record: Record | UnreadableRecord, layout: Layout) -> ResponseRow | BadRow:
     if isinstance(record, UnreadableRecord):
-        return BadRow(path.name, number, record.reason, record.rows)
+        return BadRow(path.name, number, record.reason, record.rows, record.advice)
     try:
         return _row(record, layout)
     except Flaw as flaw:
-        return BadRow(path.name, number, str(flaw))
+        return BadRow(path.name, number, str(flaw), advice=flaw.advice, names=flaw.names)
 
 
 def _row(record: Record, layout: Layout) -> ResponseRow:

@@ -46,7 +46,7 @@ def import_responses(
     prompt_table.take_turns(session)
     ids = dict(teachers or {})
     scorers = {field: versions.quality(session, QualityTable("imported", field), {}) for field in layout.score}
-    tally, scored, sources = ImportCounts(on_error), set[str](), set[str]()
+    tally, scored, sources = ImportCounts(on_error, "options"), set[str](), set[str]()
     for source, batch in batches(paths, partial(response_rows.read, layout=layout), tally):
         sources.add(source)
         strangers = sorted({row.teacher for row in batch} - ids.keys())

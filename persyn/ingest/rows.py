@@ -53,9 +53,17 @@ class BadRow:
     reason: str
     #: Rows that it stands for: more than one where an unclosed quote has swallowed lines.
     rows: int = 1
+    #: See `Flaw`.
+    advice: str = ""
+    names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        return f"{self.file}:{self.line}: {self.said}"
+
+    @property
+    def said(self) -> str:
+        """The reason, with what to do about it."""
+        return f"{self.reason}; {self.advice}" if self.advice else self.reason
 
 
 def read(path: Path, names: Names = NO_NAMES) -> Iterator[PromptRow | BadRow]:
@@ -96,11 +104,11 @@ def require_named(path: Path, numbered: Iterable[Numbered], named: Iterable[str]
 
 def _row_or_bad(path: Path, number: int, record: Record | UnreadableRecord, names: Names) -> PromptRow | BadRow:
     if isinstance(record, UnreadableRecord):
-        return BadRow(path.name, number, record.reason, record.rows)
+        return BadRow(path.name, number, record.reason, record.rows, record.advice)
     try:
         return parse(record, names)
     except Flaw as flaw:
-        return BadRow(path.name, number, str(flaw))
+        return BadRow(path.name, number, str(flaw), advice=flaw.advice, names=flaw.names)
 
 
 def parse(record: Record, names: Names = NO_NAMES) -> PromptRow:
@@ -150,7 +158,7 @@ def _turns(fields: Fields) -> list[Message]:
     if isinstance(prompt, list) and prompt:
         return conversations.read(prompt, name)
     if isinstance(prompt, str) and _spells_turns(prompt):
-        raise Flaw(f"{name!r} contains turns as JSON text; give --map messages={name}, or store them as a list")
+        raise Flaw(f"{name!r} contains turns as JSON text, not as a list", names=[f"messages={name}"])
     return [*_earlier(fields), {"role": "user", "content": _prompt(fields)}]
 
 
@@ -177,10 +185,7 @@ def _prompt(fields: Fields) -> str:
     if prompt is None:
         if nothing := [name for ours, name in fields.called.items() if ours in ("prompt", "messages")]:
             raise Flaw(f"neither 'prompt' nor 'messages': {nothing[0]!r} is empty")
-        raise Flaw(
-            f"neither 'prompt' nor 'messages'; the row has {fields.listed()}: name its prompt field with "
-            f"{fields.likely()}"
-        )
+        raise Flaw(f"neither 'prompt' nor 'messages'; the row has {fields.listed()}", names=fields.likely())
     for field, value in (("prompt", prompt), ("input", more)):
         if value is not None and not isinstance(value, str):
             raise Flaw(f"{fields.called[field]!r} must be text, got {value!r:.50}")

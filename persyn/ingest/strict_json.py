@@ -32,7 +32,7 @@ def _decoded(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except UnicodeDecodeError as error:
-        raise Flaw(not_utf8(data)) from error
+        raise not_utf8(data) from error
     except msgspec.DecodeError as error:
         return _with_nulls(data, error)
 

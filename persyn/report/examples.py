@@ -18,7 +18,7 @@ _EXAMPLES, _ALONE = 6, 3
 _TEXT = 4_000
 
 
-def draw(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summary.Facts) -> list[ExampleFacts]:
+def draw(session: Session, run: Run, cells: Grid, rewarded: Matrix, facts: summary.Summary) -> list[ExampleFacts]:
     """For each of the teachers with the most prompts, select an example from the grid and one from other prompts."""
     ordered = sorted((t for t in facts.teachers if t.assigned), key=lambda teacher: -teacher.assigned)
     names = [teacher.teacher for teacher in ordered]

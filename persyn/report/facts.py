@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from persyn.analysis.compare import Comparison
-from persyn.analysis.summary import Facts
+from persyn.analysis.summary import Summary
 from persyn.analysis.watch import Failures
 from persyn.method.intervals import Interval
 from persyn.method.routing_metrics import Believed, Hits
@@ -174,7 +174,7 @@ class Report(Struct, frozen=True):
     #: Serving engine -> number of the run's responses.
     engines: dict[str, int]
     router: RouterFacts | None
-    facts: Facts
+    facts: Summary
     failures: list[Failures]
     groups: Groups | None
     means: list[TeacherMeans]

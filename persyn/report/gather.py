@@ -19,7 +19,7 @@ from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scor
 from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, Router, answers_assignment
 from persyn.db.work import Job, JobState
-from persyn.errors import UsageError
+from persyn.errors import UsageError, shorten
 from persyn.llm.engines import ENGINES
 from persyn.method import intervals, rewards, routing_metrics
 from persyn.method.rewards import Matrix
@@ -74,7 +74,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
     swept = _swept(session, run, cells, scores, absent)
     hits, believed = _measured(config, cells, rewarded, scores, absent)
     if curve is None:
-        absent["the router curve"] = "not computed; give --curve"
+        absent["the router curve"] = f"computed only by 'persyn report {run.name} --curve'"
     return Report(
         written_at=datetime.now(UTC),
         versions=_versions(),
@@ -259,7 +259,7 @@ def _alphas(config: RunConfig, cells: Grid, names: list[str], swept: dict[float,
     return Alphas(config.run.alpha, names, points)
 
 
-def _savings(facts: summary.Facts, cells: Grid, absent: dict[str, str]) -> Savings | None:
+def _savings(facts: summary.Summary, cells: Grid, absent: dict[str, str]) -> Savings | None:
     if not len(cells.prompt_ids):
         absent["savings"] = "there is no calibration grid to estimate generate-all from"
         return None
@@ -276,7 +276,7 @@ def _groups(
     """Count assigned prompts by group and teacher; rare groups are counted together."""
     chosen = field or _field_of_few(session, run)
     if chosen is None:
-        absent["shares by group"] = "no metadata field of the prompts has few values; --group-by FIELD selects one"
+        absent["shares by group"] = "no metadata field of the prompts has few values; choose one to group by"
         return None
     if not listing.is_field(chosen):
         raise UsageError(f"cannot group by {chosen!r}: the name of the field contains a quote or a backslash")
@@ -288,7 +288,8 @@ def _groups(
         return None
     if field is not None and groups == [_NONE]:
         raise UsageError(
-            f"no assigned prompt of run {run.name!r} has a field {field!r}; 'persyn prompts list' shows them"
+            f"no assigned prompt of run {run.name!r} has a field {field!r} in its metadata; "
+            f"fields: {shorten(', '.join(listing.fields(session, run))) or 'none'}"
         )
     rows = session.execute(
         select(valued.c.position, valued.c.value, func.count())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
+import numbers
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
-from msgspec.inspect import ListType, LiteralType, StructType, Type, UnionType, type_info
 
 from persyn.config import IMPORTED, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
 from persyn.llm import engines, options
 from persyn.llm.engines import ENGINES
 from persyn.method.strategies import STRATEGIES
+from persyn.runs import validation
 
 #: Stands for the file in errors about a configuration that was not read from one.
 _UNNAMED = Path("the configuration")
@@ -42,21 +42,33 @@ def parse(given: Mapping[str, Any]) -> RunConfig:
     Raises `UsageError` with the place of the first mistake.
     """
     try:
-        plain = msgspec.to_builtins(given, enc_hook=os.fspath)  # a path becomes text
+        plain = msgspec.to_builtins(given, str_keys=True, enc_hook=_plain)
         _require_storable(plain)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{_UNNAMED}: expected text, numbers, lists and dicts: {error}") from error
+    except (TypeError, ValueError, RecursionError):
+        raise UsageError(f"{_UNNAMED}: expected text, numbers, lists, and dicts whose keys are text") from None
     except UsageError as error:
-        raise UsageError(f"{_UNNAMED}: {error}") from error
+        raise UsageError(f"{_UNNAMED}: {error}") from None
     return _checked(plain, _UNNAMED)
+
+
+def _plain(value: Any) -> str | int | float:
+    """A path as text, and a number of another library as Python's; raise `UsageError` for what no file can contain."""
+    match value:
+        case os.PathLike():
+            return os.fsdecode(value)
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+    raise UsageError(f"expected text, numbers, lists and dicts, got {shorten(repr(value))}")
 
 
 def _checked(given: Any, path: Path) -> RunConfig:
     try:
         config = msgspec.convert(given, RunConfig)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: {_explain(str(error), given)}") from error
-    _require_kinds(path, _kinds(config))
+        raise UsageError(f"{path}: {validation.explain(str(error), given)}") from None
+    _require_kinds(path, given, _kinds(config))
     _require_quality(path, config)
     _require_strategy(path, config)
     _require_options(path, _said(config))
@@ -93,10 +105,10 @@ def read_teachers(path: Path) -> list[TeacherTable]:
         tables = [{"engine": IMPORTED, "model": table.get("name"), **table} for table in found]
         teachers = msgspec.convert(tables, list[TeacherTable])
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: {_explain(str(error).replace('$[', '$.teachers['), given)}") from error
-    _require_kinds(path, _kinds_of_teachers(teachers))
+        raise UsageError(f"{path}: {validation.explain(str(error).replace('$[', '$.teachers['), given)}") from None
+    _require_kinds(path, given, _kinds_of_teachers(teachers))
     _require_options(path, map(_said_of_teacher, teachers))
-    return [_absolute_teacher(teacher, path, number) for number, teacher in enumerate(teachers)]
+    return [_absolute_teacher(teacher, path) for teacher in teachers]
 
 
 def _decode(path: Path) -> Any:
@@ -112,25 +124,31 @@ def _decode(path: Path) -> Any:
             said += "; teachers are a list of tables: write [[teachers]], with two brackets"
         raise UsageError(f"{path}: not {'JSON' if is_json else 'TOML'}: {said}") from error
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}") from None
     return given
 
 
-def _require_storable(value: Any, place: str = "") -> None:
+def _require_storable(given: Any) -> None:
     """Raise `UsageError` for what the store cannot hold: inf and nan, integers beyond 64 bits, NUL characters."""
+    for place, why in _unstorable(given):
+        raise UsageError(f"{validation.key(given, place)} {why}")
+
+
+def _unstorable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (location, why) for each value that the store cannot hold."""
     match value:
         case dict():
             for key, part in value.items():
-                _require_storable(part, _place(place, key))
-        case list():
+                yield from _unstorable(part, validation.join(place, key))
+        case list() | tuple():
             for number, part in enumerate(value):
-                _require_storable(part, f"{place}[{number}]")
+                yield from _unstorable(part, f"{place}[{number}]")
         case float() if not math.isfinite(value):
-            raise UsageError(f"`{place}` is {value}; it must be a finite number")
+            yield place, f"is {value}; it must be a finite number"
         case int() if not -(2**63) <= value < 2**63:
-            raise UsageError(f"`{place}` is an integer of more than 64 bits: {shorten(str(value), most=30)}")
+            yield place, f"is an integer of more than 64 bits: {shorten(str(value), most=30)}"
         case str() if "\0" in value:
-            raise UsageError(f"`{place}` has a NUL character, which the database cannot store: {shorten(repr(value))}")
+            yield place, f"has a NUL character, which the database cannot store: {shorten(repr(value))}"
 
 
 class _TeachersFile(Struct, frozen=True):
@@ -161,13 +179,14 @@ def _kinds_of_teachers(teachers: Sequence[TeacherTable]) -> Iterator[tuple[str, 
         yield f"teachers[{number}].engine", teacher.engine, names
 
 
-def _require_kinds(path: Path, kinds: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+def _require_kinds(path: Path, given: Any, kinds: Iterable[tuple[str, str, Sequence[str]]]) -> None:
     """Raise `UsageError` for a name that is not one of a registry's; `kinds` has (key, name, known names)."""
     for key, name, known in kinds:
         if name not in known:
             flaw = (STRATEGIES if key == "strategy.kind" else ENGINES).flaw(name)
             hint = f"; {flaw}" if flaw else ""
-            raise UsageError(f"{path}: `{key}` is {name!r}; allowed: {', '.join(map(repr, known))}{hint}")
+            allowed = ", ".join(map(repr, known))
+            raise UsageError(f"{path}: {validation.key(given, key)} is {name!r}; allowed: {allowed}{hint}")
 
 
 def _require_quality(path: Path, config: RunConfig) -> None:
@@ -220,29 +239,30 @@ def _require_options(path: Path, said: Iterable[_Said]) -> None:
         try:
             msgspec.convert(one.options, kind)
         except msgspec.ValidationError as error:
-            flaw = _explain(str(error), one.options, kind, one.table)
-            raise UsageError(f"{path}: {one.whose} ({one.engine}): {flaw}") from error
+            flaw = validation.explain(str(error), one.options, kind, one.table)
+            raise UsageError(f"{path}: {one.whose} ({one.engine}): {flaw}") from None
 
 
 def _absolute(config: RunConfig, file: Path) -> RunConfig:
     """Make the paths of existing files absolute."""
-    prompts = [str(_resolved(each, file, "prompts.file")) for each in config.prompts.files]
+    prompts = [str(_resolved(each, file, "`prompts.file`")) for each in config.prompts.files]
     quality, is_path = config.quality.model, engines.loads_weights(config.quality.kind, config.quality.options)
     replace = msgspec.structs.replace
     return replace(
         config,
         prompts=replace(config.prompts, file=prompts),
-        student=replace(config.student, model=_local(config.student.model, file, "student.model")),
-        quality=replace(config.quality, model=_local(quality, file, "quality.model") if is_path else quality),
-        router=replace(config.router, backbone=_local(config.router.backbone, file, "router.backbone")),
-        teachers=[_absolute_teacher(teacher, file, number) for number, teacher in enumerate(config.teachers)],
+        student=replace(config.student, model=_local(config.student.model, file, "`student.model`")),
+        quality=replace(config.quality, model=_local(quality, file, "`quality.model`") if is_path else quality),
+        router=replace(config.router, backbone=_local(config.router.backbone, file, "`router.backbone`")),
+        teachers=[_absolute_teacher(teacher, file) for teacher in config.teachers],
     )
 
 
-def _absolute_teacher(teacher: TeacherTable, file: Path, number: int) -> TeacherTable:
+def _absolute_teacher(teacher: TeacherTable, file: Path) -> TeacherTable:
     if ENGINES[teacher.engine].model in ("server", "field"):  # the model is not a local path
         return teacher
-    return msgspec.structs.replace(teacher, model=_local(teacher.model, file, f"teachers[{number}].model"))
+    model = _local(teacher.model, file, f"teacher {teacher.name}: `teachers.model`")
+    return msgspec.structs.replace(teacher, model=model)
 
 
 def _local(model: str, file: Path, key: str) -> str:
@@ -261,85 +281,5 @@ def _resolved(name: str, file: Path, key: str) -> Path:
         pass
     except (OSError, RuntimeError) as error:  # too long, or the home of a user who does not exist
         why = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{file}: `{key}` is {shorten(repr(name))}, which cannot be looked up: {why}") from error
+        raise UsageError(f"{file}: {key} is {shorten(repr(name))}, which cannot be looked up: {why}") from error
     return path
-
-
-def _explain(message: str, given: Any, kind: type[Struct] = RunConfig, table: str = "") -> str:
-    """Extend msgspec's message with the given value, or with the nearest valid key for a misspelt one.
-
-    given: the unvalidated content of the file, or of a table in it.
-    kind:  the expected type.
-    """
-    unknown = re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
-    missing = re.fullmatch(r"Object missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
-    if missing and (place := _place(table, missing[2])):
-        return f"{missing[1]!r} is missing in [{place}]"
-    if missing:
-        return f"[{missing[1]}] is missing; 'persyn init' writes a complete file"
-    if not unknown:
-        return _wrong_value(message, given, kind, table)
-    key, place = unknown[1], re.sub(r"\[\d*\.*\]", "", _place(table, unknown[2]))
-    known = _keys(kind, unknown[2] or "")
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
-    return f"unknown key {key!r} in {f'[{place}]' if place else 'the file'}; {hint}"
-
-
-def _place(table: str, within: str | None) -> str:
-    """Join a table and a location within it to a dotted path from the top of the file."""
-    return ".".join(part for part in (table, within) if part)
-
-
-def _wrong_value(message: str, given: Any, kind: type[Struct], table: str) -> str:
-    """Say what type a value should have, what was given, and which values are allowed if they can be listed."""
-    within = (re.search(r" - at `\$\.?([^`]*)`$", message) or ("", ""))[1]
-    place, value = _place(table, within), _value(given, within)
-    if words := _words(_at(kind, within)):
-        return f"`{place}` is {value!r}; allowed: {', '.join(map(repr, words))}"
-    got = f", got {shorten(repr(value))}" if isinstance(value, str | int | float) else ""
-    if " matching regex " in message:
-        signs = "letters, digits and . _ : + @ -"
-        return f"`{place}` is not a valid name: use {signs}, beginning with a letter or a digit{got}"
-    said = message.replace("Object", "the table").replace("`$.", f"`{_place(table, '')}{'.' if table else ''}")
-    return said.replace("`$`", "the top of the file") + got
-
-
-def _steps(place: str) -> list[str]:
-    return re.findall(r"[^.\[\]]+", place)
-
-
-def _value(file: Any, place: str) -> Any:
-    """The value at a dotted path; None where the path does not exist."""
-    for step in _steps(place):
-        if isinstance(file, dict):
-            file = file.get(step)
-        elif isinstance(file, list) and step.isdecimal() and int(step) < len(file):
-            file = file[int(step)]
-        else:
-            return None
-    return file
-
-
-def _at(kind: type[Struct], place: str) -> Type | None:
-    """The type expected at a dotted path; None where it is unknown."""
-    found: Type | None = type_info(kind)
-    for step in _steps(place):
-        if isinstance(found, StructType):
-            found = next((field.type for field in found.fields if field.encode_name == step), None)
-        else:
-            found = found.item_type if isinstance(found, ListType) else None
-    return found
-
-
-def _words(kind: Type | None) -> Sequence[object]:
-    """The values allowed by a type, if they can be listed."""
-    if isinstance(kind, UnionType):  # a union, possibly with None
-        return [word for each in kind.types for word in _words(each)]
-    return kind.values if isinstance(kind, LiteralType) else ()
-
-
-def _keys(kind: type[Struct], place: str) -> tuple[str, ...]:
-    """The keys of the table at a dotted path."""
-    found = _at(kind, place)
-    return tuple(field.encode_name for field in found.fields) if isinstance(found, StructType) else ()

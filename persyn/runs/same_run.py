@@ -104,13 +104,13 @@ def require(session: Session, run: Run, config: RunConfig) -> None:
         keys = ", ".join(found.key for found in changed[:_MOST])
         raise UsageError(
             f"run {run.name!r} exists with another configuration (changed: {keys}): {said}{more}. Choose another "
-            f"name, or continue the existing run: persyn run resume {run.name}"
+            f"name, or resume the existing run (persyn run resume {run.name})"
         )
     change = look(session, run, config)
     if change is not None and change.is_of_prompts:
         raise UsageError(
-            f"{change}. Continue with those: persyn run resume {run.name}; or start a run under another "
-            "name, which uses all prompts and generates no stored response again"
+            f"{change}. Resume the run to continue with those (persyn run resume {run.name}), or start a run under "
+            "another name, which uses all prompts and generates no stored response again"
         )
 
 
@@ -146,7 +146,7 @@ def sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"[prompts] file: cannot read {path}: {error.strerror}") from None
 
 
 def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool = True) -> None:

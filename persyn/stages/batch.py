@@ -51,6 +51,9 @@ class Progress:
         """Rows that are neither done nor failed."""
         return self.total - self.done - self.failed
 
+    def __repr__(self) -> str:
+        return f"Progress(total={self.total}, done={self.done}, failed={self.failed}, pending={self.pending})"
+
 
 StoredPrompt: TypeAlias = Any
 """A row with the `text` and `history` of a prompt."""

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from persyn.analysis import listing, summary, watch
 from persyn.analysis.compare import Comparison, compare
 from persyn.analysis.listing import RunRow
-from persyn.analysis.summary import Facts, StageFacts
+from persyn.analysis.summary import StageFacts, Summary
 from persyn.analysis.watch import RowCounts, Snapshot
 from persyn.config import load_config
 from persyn.db.catalog import Run, RunState, Student
@@ -114,7 +114,7 @@ class StageRow(Struct, frozen=True):
     work_seconds: float | None = None
 
 
-def _stages(seen: Snapshot, tally: Counted[RowCounts] | None, facts: Counted[Facts] | None) -> list[StageRow]:
+def _stages(seen: Snapshot, tally: Counted[RowCounts] | None, facts: Counted[Summary] | None) -> list[StageRow]:
     if tally is None:
         return []
     took = {stage.stage: stage for stage in facts.value.stages} if facts else {}

@@ -84,6 +84,18 @@ def test_where_some_answers_are_missing_calibration_is_drawn_from_the_others(per
     assert "no_reference_answer" not in done.stdout
 
 
+def test_prompts_in_a_field_of_another_name_are_imported_as_the_refusal_says(persyn: Persyn, tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    prompts = tmp_path / "prompts.jsonl"
+    write_rows(prompts, [{"question": row["prompt"]} for row in rows_of(prompts)])
+    for command in (("plan",), ("run", "start")):
+        said = ("[prompts] file: ", "'persyn prompts import FILE --map prompt=question'", 'source = "prompts.jsonl"')
+        require_refused(persyn(*command, str(file)), *said)
+    assert persyn("prompts", "import", str(prompts), "--map", "prompt=question").returncode == 0
+    file.write_text(file.read_text().replace('file = "prompts.jsonl"', 'source = "prompts.jsonl"'))
+    assert persyn("plan", str(file)).returncode == 0
+
+
 def test_too_few_prompts_with_an_answer_are_refused_with_both_numbers(persyn: Persyn, tmp_path: Path) -> None:
     file = with_quality(write_run(tmp_path, calibration=50), 'kind = "math"')
     without(tmp_path, "answer", every=3)

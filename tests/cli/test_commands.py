@@ -49,7 +49,7 @@ def test_progress_counts_each_failure_once(persyn: Persyn, tmp_path: Path) -> No
 def test_an_import_says_which_fields_there_are_and_takes_their_names(persyn: Persyn, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("Question;Gold;ID\n2+2?;4;a\n3+3?;6;a\n")
     require_refused(
-        persyn("prompts", "import", "p.csv"), "the row has 'Question', 'Gold', 'ID'", "--map prompt=Question"
+        persyn("prompts", "import", "p.csv"), "the row has 'Question', 'Gold', 'ID'", "use --map prompt=Question"
     )
     require_refused(persyn("prompts", "import", "p.csv", "--map", "teacher=Gold"), "FIELD is one of prompt, messages")
     twice = ("--map", "prompt=Question", "--map", "answer=Question")
@@ -81,7 +81,8 @@ def test_rows_that_failed_are_asked_again_when_their_reason_is_named(persyn: Per
     status = persyn("run", "status", "test").stdout
     assert ["generate", "refused", str(PROMPTS - before)] in [line.split() for line in status.splitlines()]
     require_refused(persyn("jobs", "retry", "test"), "done")
-    require_refused(persyn("jobs", "retry", "test", "--rows", "server_error"), "no failed row to retry for server_error")
+    refused = persyn("jobs", "retry", "test", "--rows", "server_error")
+    require_refused(refused, "no failed row to retry for server_error")
 
     asked = persyn("jobs", "retry", "test", "--rows", "refused")
     pending = json.loads(persyn("run", "status", "test", "--json").stdout)["stages"][-1]["pending"]

@@ -194,4 +194,4 @@ def test_a_mistake_in_the_teachers_file_is_named(persyn: Persyn, tmp_path: Path,
     assert persyn("db", "upgrade").returncode == 0
     done = persyn("responses", "import", str(grid), "--teachers", "teachers.toml")
     assert done.returncode == 2
-    assert "unknown key 'param_b' in [teachers]; did you mean 'params_b'?" in done.stderr
+    assert "teacher lab/ada: unknown key 'param_b' in [[teachers]]; did you mean 'params_b'?" in done.stderr

@@ -168,9 +168,9 @@ def test_each_shell_has_a_script_for_persyn() -> None:
         ("", "[run] is missing; 'persyn init' writes a complete file"),
         ('[run]\nsetting = "math"', "'name' is missing in [run]"),
         ('{"run": 1}', "run.toml: not TOML: Invalid statement (at line 1, column 1)"),
-        ('[run]\nname = "a b"', "beginning with a letter or a digit, got 'a b'"),
+        ('[run]\nname = "a b"', "beginning with a letter or a digit, got the text 'a b'"),
         ('[run]\nname = "a"\nsetting = "maths"', "`run.setting` is 'maths'; allowed: 'instruct', 'math'"),
-        ('[run]\nname = "a"\nsetting = "math"\nholdout = 2', "< 1.0 - at `run.holdout`, got 2"),
+        ('[run]\nname = "a"\nsetting = "math"\nholdout = 2', "`run.holdout` must be a number >= 0 and < 1, got 2"),
     ],
 )
 def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, content: str, said: str) -> None:
@@ -186,7 +186,7 @@ def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, co
         (
             'model = "ada"\nengine = "fake"',
             'model = "ada"\nengine = "vlm"',
-            "`teachers[0].engine` is 'vlm'; allowed: 'vllm', 'transformers', 'openai', 'imported', 'fake'",
+            "teacher ada: `teachers.engine` is 'vlm'; allowed: 'vllm', 'transformers', 'openai', 'imported', 'fake'",
         ),
         ('kind = "fake"', 'kind = "maths"', "`quality.kind` is 'maths'; allowed: 'math', 'instructions', "),
         ("[router]", '[strategy]\nkind = "best"\n[router]', "`strategy.kind` is 'best'; allowed: 'persyn', 'static', "),

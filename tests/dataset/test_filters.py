@@ -162,7 +162,7 @@ def test_a_minimum_of_quality_asks_what_becomes_of_the_unscored(
         bad = answered(session, run, "b", quality=0.49)
         unscored = answered(session, run, "c")
 
-    with pytest.raises(UsageError, match=r"1 of the 3 responses have no quality.*--unscored keep"):
+    with pytest.raises(UsageError, match=r"1 of the 3 responses have no quality.*set unscored to 'keep' or 'drop'"):
         write(database, run, tmp_path / "out", min_quality=0.5)
     assert not (tmp_path / "out").exists()
 

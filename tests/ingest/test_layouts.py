@@ -40,9 +40,13 @@ def one(tmp_path: Path, record: Any, names: Mapping[str, str] | None = None) -> 
 
 
 def why(tmp_path: Path, record: Any, names: Mapping[str, str] | None = None) -> str:
+    return bad_row(tmp_path, record, names).reason
+
+
+def bad_row(tmp_path: Path, record: Any, names: Mapping[str, str] | None = None) -> BadRow:
     [bad] = read(jsonl(tmp_path / "p.jsonl", record), names)
     assert isinstance(bad, BadRow), bad
-    return bad.reason
+    return bad
 
 
 # File types
@@ -160,12 +164,15 @@ def test_texts_that_look_like_keys_are_none(tmp_path: Path) -> None:
 
 
 def test_without_a_prompt_the_fields_are_named_and_the_way_out(tmp_path: Path) -> None:
-    assert why(tmp_path, {"id": 1, "question": "2+2?", "answer": "4"}) == (
-        "neither 'prompt' nor 'messages'; the row has 'id', 'question', 'answer': name its prompt field with "
-        "--map prompt=question"
-    )
-    assert "--map prompt=problem or --map prompt=query" in why(tmp_path, {"query": "a", "problem": "b"})
-    assert "'f11' and 28 more: name its prompt field" in why(tmp_path, {f"f{number}": number for number in range(40)})
+    bad = bad_row(tmp_path, {"id": 1, "question": "2+2?", "answer": "4"})
+    assert bad.reason == "neither 'prompt' nor 'messages'; the row has 'id', 'question', 'answer'"
+    assert bad.names == ("prompt=question",)
+    assert bad_row(tmp_path, {"query": "a", "problem": "b"}).names == ("prompt=problem", "prompt=query")
+    assert bad_row(tmp_path, {"dialogue": TURNS, "id": 1}).names == ("messages=dialogue",)
+    assert bad_row(tmp_path, {"instruction": "a", "context": "b", "response": "c"}).names == ("prompt=instruction",)
+    many = bad_row(tmp_path, {f"f{number}": number for number in range(40)})
+    assert many.reason.endswith("'f11' and 28 more")
+    assert many.names == ("prompt=NAME",)
 
 
 def test_a_named_field_is_read_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -187,8 +194,7 @@ def test_a_name_that_no_row_has_is_refused(tmp_path: Path) -> None:
     [
         ({"conversations": []}, "'conversations' is empty"),
         ({"Prompt": None}, "'Prompt' is empty"),
-        ({"dialogue": TURNS, "id": 1}, "--map messages=dialogue"),
-        ({"prompt": json.dumps(TURNS)}, "'prompt' contains turns as JSON text; give --map messages=prompt"),
+        ({"prompt": json.dumps(TURNS)}, "'prompt' contains turns as JSON text, not as a list"),
         ({"prompt": [HI, {"role": "assistant", "content": "a"}]}, "'prompt': the last turn must be the user's"),
     ],
 )
@@ -199,14 +205,13 @@ def test_what_there_is_in_place_of_a_prompt_is_said(tmp_path: Path, record: Any,
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"prompt": "a", "Prompt": "b"}, "both 'prompt' and 'Prompt'; give --map prompt=NAME"),
+        ({"prompt": "a", "Prompt": "b"}, "both 'prompt' and 'Prompt' could be its prompt"),
         ({"prompt": "a", "conversations": SAID}, "both 'prompt' and 'conversations'; one row is one conversation"),
         ({"messages": TURNS, "conversations": SAID}, "both 'messages' and 'conversations'"),
         ({"prompt": "a", "system": "b", "system_prompt": "c"}, "both 'system' and 'system_prompt'"),
         ({"prompt": "a", "answer": 1, "reference_answer": 2}, "both 'answer' and 'reference_answer'"),
         ({"messages": [SYSTEM, HI], "system": "Be long."}, "both a system turn and 'system'"),
         ({"prompt": "a", "system": {"x": 1}}, "'system' must be text"),
-        ({"instruction": "a", "context": "b", "response": "c"}, "--map prompt=instruction"),
         ({"instruction": 3, "input": ""}, "'instruction' must be text, got 3"),
         ({"instruction": "a", "input": ["b"]}, "'input' must be text"),
         ({"instruction": "a", "input": "b", "history": ["c"]}, "'history' must be pairs of texts"),
@@ -457,4 +462,6 @@ def test_responses_are_as_particular_about_turns_as_prompts(tmp_path: Path) -> N
     bad = responses(tmp_path, {"messages": [HI | {"weight": 1}], "response": "a", "teacher": "ada"})
     assert "turn 1 has 'weight'" in str(bad)
     bad = responses(tmp_path, {"question": "Hi", "response": "a", "teacher": "ada"})
-    assert "the row has 'question', 'response', 'teacher': name its prompt field with --map prompt=question" in str(bad)
+    assert isinstance(bad, BadRow)
+    assert bad.reason.endswith("the row has 'question', 'response', 'teacher'")
+    assert bad.names == ("prompt=question",)

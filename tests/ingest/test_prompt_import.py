@@ -116,7 +116,8 @@ def test_a_bad_row_stops_the_import_and_leaves_nothing(database: Database, tmp_p
 
     first, second = str(caught.value).split("; b.jsonl:3: ")
     assert first.startswith(
-        "2 of 2,004 rows cannot be imported, so nothing was imported; correct or skip them: b.jsonl:2: not JSON"
+        "2 of 2,004 rows cannot be imported, so nothing was imported; correct them, or use --on-error skip: "
+        "b.jsonl:2: not JSON"
     )
     assert second == "empty prompt"
     assert stored(database) == 0
@@ -131,7 +132,8 @@ def test_a_stopped_import_lists_at_most_twenty_bad_rows(database: Database, tmp_
     ):
         prompt_import.import_prompts(session, [path])
 
-    assert str(caught.value).count("a.jsonl:") == 20
+    lines = ", ".join(map(str, range(1, 21)))
+    assert f"correct them: a.jsonl:{lines}: not JSON" in str(caught.value)
 
 
 def test_bad_rows_that_are_skipped_are_counted(database: Database, tmp_path: Path) -> None:
@@ -143,6 +145,62 @@ def test_bad_rows_that_are_skipped_are_counted(database: Database, tmp_path: Pat
     assert (report.rows, report.new, report.duplicates, report.bad) == (32, 1, 1, 30)
     assert [bad.line for bad in report.first_bad] == list(range(1, 21))
     assert stored(database) == 1
+
+
+def test_what_to_do_about_a_file_in_latin_1_is_said_once(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"prompt": "fine"}\n{"prompt": "café"}\n{"prompt": "Zoë"}\n{"prompt": "née"}\n'.encode("latin-1"))
+    advice = "; convert Latin-1 or Windows-1252 text with iconv -f WINDOWS-1252 -t UTF-8"
+
+    with pytest.raises(UsageError) as caught, database.write() as session:
+        prompt_import.import_prompts(session, [path])
+    assert str(caught.value).endswith(
+        f"a.jsonl:2: not UTF-8 (byte 0xE9 at position 16 of the row){advice}; "
+        "a.jsonl:3: not UTF-8 (byte 0xEB at position 15 of the row); "
+        "a.jsonl:4: not UTF-8 (byte 0xE9 at position 14 of the row)"
+    )
+
+    with database.write() as session:
+        report = prompt_import.import_prompts(session, [path], on_error="skip")
+    assert [str(bad).endswith(advice) for bad in report.first_bad] == [True, False, False]
+
+
+def refusal_of_run(database: Database, *paths: Path) -> str:
+    prompts = PromptsTable(file=[str(path) for path in paths])
+    with pytest.raises(UsageError) as caught, database.write() as session:
+        prompt_import.add_to_run(session, make_run(session, prompts=0).id, prompts)
+    return str(caught.value)
+
+
+def test_a_run_names_the_import_that_takes_other_fields_and_the_source_to_set(
+    database: Database, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "fine"}, {"question": "x?"}, {"question": "y?"})
+    assert refusal_of_run(database, path) == (
+        "[prompts] file: 2 of 3 rows cannot be imported, so nothing was imported; correct them, or import the file "
+        "with 'persyn prompts import FILE --map prompt=question' (or --on-error skip) and set "
+        'source = "p.jsonl" in [prompts] instead of file: '
+        "p.jsonl:2, 3: neither 'prompt' nor 'messages'; the row has 'question'"
+    )
+    good = numbered(tmp_path / "a.jsonl", 1)
+    assert 'and set source = ["a.jsonl", "p.jsonl"] in [prompts]' in refusal_of_run(database, good, path)
+
+    broken = write(tmp_path / "b.jsonl", {"prompt": "fine"}, "nonsense\n")
+    assert "'persyn prompts import FILE --on-error skip' and set" in refusal_of_run(database, broken)
+    assert "; correct them: b.jsonl:1: not JSON" in refusal_of_run(database, write(broken, "nonsense\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("none.jsonl", "there is no file"), ("", "is a folder"), ("p.txt", "cannot tell the"), ("e.csv", "e.csv has no")],
+)
+def test_a_prompts_file_that_cannot_be_read_is_named_with_its_key(
+    database: Database, tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / "e.csv").write_text("prompt\n")
+    refusal = refusal_of_run(database, tmp_path / name)
+    assert refusal.startswith("[prompts] file: ")
+    assert said in refusal
 
 
 def test_rows_that_an_open_quote_swallows_are_counted(database: Database, tmp_path: Path) -> None:

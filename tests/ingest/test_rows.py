@@ -25,10 +25,7 @@ TURNS = [
     {"role": "user", "content": "2+2?"},
 ]
 
-WINDOWS = (
-    "not UTF-8 (byte 0x{byte} at position {number} of the row); convert Latin-1 or Windows-1252 text with "
-    "iconv -f WINDOWS-1252 -t UTF-8"
-)
+WINDOWS = "not UTF-8 (byte 0x{byte} at position {number} of the row)"
 
 
 def write_jsonl(path: Path, *records: Any) -> Path:
