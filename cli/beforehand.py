@@ -21,7 +21,7 @@ def require_fit(config: RunConfig) -> None:
 
     With a broker, other hosts work the run and may have what this one lacks, so errors become warnings.
     """
-    found = preflight.look(config, announce=waiting)
+    found = preflight.check(config, announce=waiting)
     is_here = Settings.from_environment().broker_url is None
     for text in preflight.warnings(found, with_errors=not is_here):
         warn(text)

@@ -271,7 +271,7 @@ def _prompts(wanted: RunConfig) -> Iterator[DoctorFinding]:
 def _lacked(wanted: RunConfig) -> Iterator[DoctorFinding]:
     """Report what a run would lack on this host."""
     with waiting("checking GPUs, memory and servers"):
-        found = [*servers.look(wanted), *host.look(wanted)]
+        found = [*servers.check(wanted), *host.check(wanted)]
     for whose, finding in found:
         yield finding.level, whose, finding.message
 

@@ -23,9 +23,9 @@ _COMMANDS = {
     "prompts": ("persyn.cli.prompts", "prompts", "Import and list prompts."),
     "responses": ("persyn.cli.responses", "responses", "Import existing responses."),
     "teachers": ("persyn.cli.teachers", "teachers", "List teachers, and check them before a run."),
-    "plan": ("persyn.cli.plan", "plan", "Estimate tokens, cost and time of a run."),
+    "plan": ("persyn.cli.plan", "plan", "Estimate requests and tokens of a run, and its cost and time where known."),
     "run": ("persyn.cli.run", "run", "Start, resume, watch and cancel runs."),
-    "worker": ("persyn.cli.worker", "worker", "Work jobs of all runs on this host's GPUs."),
+    "worker": ("persyn.cli.worker", "worker", "Process the jobs of all runs on this host's GPUs."),
     "dispatch": ("persyn.cli.dispatch", "dispatch", "Notify workers of waiting jobs; requeue jobs of dead workers."),
     "metrics": ("persyn.cli.metrics", "metrics", "Serve metrics of the store for Prometheus."),
     "jobs": ("persyn.cli.jobs", "jobs", "List, retry and cancel a run's jobs."),
@@ -81,11 +81,11 @@ class _Lazy(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def persyn(ctx: click.Context, debug: bool) -> None:
-    """Route each prompt to the teacher your student learns most from, then generate.
+    """Route each prompt to the teacher whose answers suit your student best, then generate.
 
     The store is PERSYN_DATABASE_URL (default: a SQLite file in PERSYN_HOME), files are kept in
-    PERSYN_HOME (default: ./persyn-data). With PERSYN_BROKER_URL (Redis), runs are worked by
-    'persyn worker' processes on any number of hosts. Begin with 'persyn init'.
+    PERSYN_HOME (default: ./persyn-data). With PERSYN_BROKER_URL (Redis or Valkey), runs are
+    executed by 'persyn worker' processes on any number of hosts. Begin with 'persyn init'.
     """
     ctx.ensure_object(dict)["debug"] = debug
 

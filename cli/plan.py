@@ -61,7 +61,8 @@ def _show(found: Plan) -> None:
     show(columns, grounds, as_json=False, skip_empty=True, separators=True)
     totals: dict[str, Amount | None] = {"this run": found.least}
     if found.undecided:
-        totals = {"at least": found.least, "at an even split": found.even, "at most": found.most}
+        totals = {"with the cheapest teacher": found.least, "at an even split": found.even}
+        totals["with the most expensive"] = found.most
     totals["all teachers answer all"] = found.generate_all
     click.echo()
     rows = [(name, *_cells(each)) for name, each in totals.items() if each]
@@ -76,8 +77,8 @@ def _explain(found: Plan) -> None:
         click.echo("no prompts are left to generate")
         return
     if found.undecided:
-        who = "one of them" if found.even is None else "assignment of prompts"
-        click.echo(f"undecided: if that teacher alone answered these prompts; {who} is chosen after calibration")
+        who = "one of them is chosen" if found.even is None else "teachers are assigned"
+        click.echo(f"undecided: if that teacher alone answered these prompts; {who} after calibration")
     if any(basis.response_tokens_from == "max_tokens" for basis in found.teachers):
         click.echo("lengths from max_tokens: upper bounds, because the store has no response of that teacher")
     if any(basis.prompt_tokens_from == "characters" for basis in found.teachers):

@@ -22,7 +22,7 @@ from rich.progress import (
 from sqlalchemy import select
 
 from persyn.analysis import watch
-from persyn.analysis.watch import Wait
+from persyn.analysis.watch import ServerWait
 from persyn.cli.context import plain
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
@@ -209,7 +209,7 @@ def span(seconds: float) -> str:
     return str(timedelta(seconds=round(max(seconds, 0.0))))
 
 
-def wait_line(wait: Wait) -> str:
+def wait_line(wait: ServerWait) -> str:
     """Say which server the run waits for, since when, and until when."""
     return (
         f"waiting for {plain(wait.model)}, {span(wait.seconds)} so far; next attempt in {span(wait.retry_seconds)}; "

@@ -31,7 +31,7 @@ def prompts() -> None:
 @NAMES
 @ON_ERROR
 def import_prompts(files: tuple[Path, ...], names: tuple[str, ...], on_error: Literal["stop", "skip"]) -> None:
-    """Import FILES: JSONL, JSON, CSV or Parquet, gzipped or not.
+    """Import FILES: JSONL, JSON or CSV (also .gz), or Parquet.
 
     A row has `prompt` (a text) or `messages` (turns, of which the last is the user's), and may have
     `system`, `answer` and `id`; all other fields are stored as its metadata. ShareGPT's `conversations` and

@@ -44,7 +44,7 @@ def import_responses(
     score: tuple[str, ...],
     on_error: Literal["stop", "skip"],
 ) -> None:
-    """Import FILES of responses: JSONL, JSON, CSV or Parquet, gzipped or not.
+    """Import FILES of responses: JSONL, JSON or CSV (also .gz), or Parquet.
 
     A row has `prompt` or `messages`, `teacher` (or `model`) and `response` (or `output`; or turns that
     end with it), and may have `answer` (or `reference_answer`), `id`, `finish_reason`, `prompt_tokens` and

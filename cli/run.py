@@ -18,7 +18,7 @@ from rich.console import Console
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis.watch import Snapshot, count_rows, shortfalls, snapshot, standing, waiting_runs
+from persyn.analysis.watch import Snapshot, count_rows, effective_state, shortfalls, snapshot, waiting_runs
 from persyn.atomic import FolderChanged
 from persyn.cli import summary
 from persyn.cli.beforehand import look_up, require_fit
@@ -49,7 +49,10 @@ def run() -> None:
 @run.command(short_help="Start a run, or resume it.")
 @click.argument("config", type=click.Path(path_type=Path))
 def start(config: Path) -> None:
-    """Start the run in file CONFIG and work it until its dataset is written; an existing run is continued.
+    """Start the run in file CONFIG, execute it and write its dataset; an existing run is continued.
+
+    With PERSYN_BROKER_URL, workers execute the run and this command watches it; the dataset is still written by this
+    command. If it is closed before the run ends, write the dataset with 'run resume' or 'export'.
 
     A run that failed or was cancelled is continued by 'run resume' instead.
 
@@ -75,7 +78,7 @@ def start(config: Path) -> None:
 @run.command(short_help="Resume a run and retry its failed jobs.")
 @RUN
 def resume(run: str) -> None:
-    """Continue RUN; failed and cancelled jobs are retried.
+    """Continue RUN and write its dataset at the end; failed and cancelled jobs are retried.
 
     A run that is done continues if it misses a row, for example because another run retries a response that they share.
     """
@@ -108,7 +111,7 @@ def _warn_of_change(session: Session, run: Run) -> None:
     help=f"Seconds between two updates. Default: {LOOK_SECONDS:.0f}; {LINE_SECONDS:.0f} without a terminal.",
 )
 def watch(run: str, interval: float | None) -> None:
-    """Watch RUN until it ends; Ctrl-C closes the view, and the run continues.
+    """Watch RUN until it ends; Ctrl-C closes the view, and the run continues. Writes no dataset.
 
     Shows its stages, each teacher's rate (over the last minute), the workers with their jobs, and what
     failed. Exit 0 when the run is done, 3 when it is done and more than 5% of a stage's rows failed, 1 when it failed
@@ -158,7 +161,7 @@ def list_runs(as_json: bool) -> None:
         ).all()
         holders, waits = queue.holders(session), waiting_runs(session)
     rows = [
-        (name, standing(state, holders.get(run_id, ()), is_waiting=run_id in waits), *rest)
+        (name, effective_state(state, holders.get(run_id, ()), is_waiting=run_id in waits), *rest)
         for run_id, name, state, *rest in found
     ]
     show(("name", "state", "stage", "prompts", "created", "error"), rows, as_json=as_json)

@@ -118,9 +118,9 @@ def evaluate(
     Prompts of the run itself are left out: a student must be evaluated on prompts it was not trained on.
     Responses are decoded greedily and stored; stored ones are not generated again.
     """
-    from persyn.student.evaluations import Evaluator, How
+    from persyn.student.evaluations import Evaluator, GenerationSettings
 
-    wanted = How(
+    wanted = GenerationSettings(
         engine=engine or ("vllm" if given["gpus"] else "transformers"),
         gpus=given["gpus"],
         options=dict(_option(text) for text in options),

@@ -20,8 +20,8 @@ def show(session: Session, run: Run) -> None:
     """Print a run's stages, failures, teachers, workers, router and savings."""
     found = facts(session, run)
     error = f" ({plain(found.error)})" if found.error else ""
-    standing, notes = _standing(session, run)
-    click.echo(f"run {found.name}: {standing}, {found.prompts:,} prompts{error}")
+    state, notes = _state(session, run)
+    click.echo(f"run {found.name}: {state}, {found.prompts:,} prompts{error}")
     for note in notes:
         click.echo(note)
     _stages(found)
@@ -32,13 +32,13 @@ def show(session: Session, run: Run) -> None:
     _savings(found)
 
 
-def _standing(session: Session, run: Run) -> tuple[str, list[str]]:
+def _state(session: Session, run: Run) -> tuple[str, list[str]]:
     """The state of a run, and who works it: a killed worker reports nothing."""
     seen = watch.snapshot(session, run)
     holders = {held.worker for held in seen.held if held.lease_seconds > 0}
     at_work = len(holders) - len(owner.dead(holders))
     is_waiting = any(wait.retry_seconds > 0 for wait in seen.waits)
-    state = watch.standing(run.state, holders, is_waiting=is_waiting)
+    state = watch.effective_state(run.state, holders, is_waiting=is_waiting)
     notes = [wait_line(wait) for wait in seen.waits]
     if state == "stopped":
         notes.append(f"no worker holds a job of the run; if this persists, continue it: persyn run resume {run.name}")

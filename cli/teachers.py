@@ -35,24 +35,26 @@ def list_teachers(as_json: bool) -> None:
     show([*(column.key for column in columns), "responses"], rows, as_json=as_json)
 
 
-@teachers.command(short_help="Load each model once, and report what would spoil a run.")
+@teachers.command(short_help="Load each teacher once, and report what would spoil a run.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--ping", is_flag=True, help="Also send one tiny request to each server, to check the key and the model.")
 @JSON
 def check(config: Path, ping: bool, as_json: bool) -> None:
-    """Load each model of the run file CONFIG once and report what would spoil the run; exit 1 when something would.
+    """Load each teacher of the run file CONFIG once and report what would spoil the run; exit 1 when something would.
+
+    Also checks the chat templates of the other models, functions, servers, GPUs and memory.
 
     Without --ping, nothing is sent to a server; only the connection is tested.
     """
     wanted = run_file.read(config)
     found: list[tuple[str, Finding]] = []
     with waiting("checking GPUs, memory and servers"):
-        found += [*servers.look(wanted), *host.look(wanted)]
+        found += [*servers.check(wanted), *host.check(wanted)]
     with waiting("rendering chat templates"):
         # A teacher's template is checked together with its model.
-        found += [each for each in chat_templates.look(wanted) if not each[0].startswith("teacher ")]
+        found += [each for each in chat_templates.check(wanted) if not each[0].startswith("teacher ")]
     with waiting("importing functions"):
-        found += functions.look(wanted)
+        found += functions.check(wanted)
     home = Settings.from_environment().home
     prompts = checked.longest_prompts(wanted)
     wrong = {whose for whose, finding in found if finding.level == "error"}

@@ -11,7 +11,16 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from sqlalchemy.exc import OperationalError
 
-from persyn.analysis.watch import Failures, Held, Pace, RowCounts, Snapshot, count_rows, finished_rows, snapshot
+from persyn.analysis.watch import (
+    Failures,
+    HeldJob,
+    RowCounts,
+    Snapshot,
+    TeacherRate,
+    count_rows,
+    finished_rows,
+    snapshot,
+)
 from persyn.cli.context import cell
 from persyn.cli.progress import Meter, span, wait_line
 from persyn.cli.table import FittedTable
@@ -231,12 +240,12 @@ def _tables(seen: Snapshot, failures: Sequence[Failures]) -> RenderableType:
     return Group(*parts)
 
 
-def _paces(paces: Sequence[Pace]) -> FittedTable:
+def _paces(paces: Sequence[TeacherRate]) -> FittedTable:
     rows = [(cell(pace.teacher), f"{pace.responses:,.1f}", f"{pace.tokens:,.0f}") for pace in paces]
     return FittedTable(("teacher", "responses/s", "tokens/s"), rows, (False, True, True))
 
 
-def _workers(held: Sequence[Held]) -> Group:
+def _workers(held: Sequence[HeldJob]) -> Group:
     rows = [
         (
             owner.short(cell(job.worker)),

@@ -1,4 +1,4 @@
-"""`persyn worker`: work jobs on some of this host's GPUs."""
+"""`persyn worker`: process jobs on some of this host's GPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from persyn.settings import Settings
 @click.option("--name", help="Its name on this host. Default: derived from its GPUs.")
 @click.option("--slots", type=click.Choice(["auto"]), help="auto: all GPUs of this host.")
 def worker(gpus: str, models: str, name: str | None, slots: str | None) -> None:
-    """Work the jobs of all runs, notified by PERSYN_BROKER_URL; SIGTERM saves results, releases jobs and exits.
+    """Process the jobs of all runs, notified by PERSYN_BROKER_URL; SIGTERM saves results, releases jobs and exits.
 
     A worker gives each model the GPUs that it needs, and runs as many models at a time as fit: on four GPUs, four
     models of 1 GPU, one model of 4, or one of 2 next to two of 1. It stays on a model until

@@ -1,4 +1,4 @@
-"""PerSyn: route each prompt to the teacher a student learns most from, then generate.
+"""PerSyn: route each prompt to the teacher whose answers suit a student best, then generate.
 
     import persyn
 

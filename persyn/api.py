@@ -168,7 +168,7 @@ class Store:
         identify = partial(preflight.identify, say=_warn)
         found = planning.of_config(self._database, wanted, identify=identify, say=_warn)
         if found.state is None:
-            for text in preflight.warnings(preflight.look(wanted), with_errors=True):
+            for text in preflight.warnings(preflight.check(wanted), with_errors=True):
                 _warn(text)
         return found
 
@@ -191,7 +191,7 @@ class Store:
     def _require_fit(self, config: RunConfig) -> None:
         # With a broker, workers on other hosts may have what this one lacks.
         is_here = self._settings.broker_url is None
-        found = preflight.look(config)
+        found = preflight.check(config)
         for text in preflight.warnings(found, with_errors=not is_here):
             _warn(text)
         if is_here:
@@ -486,14 +486,14 @@ class Run:
             yield session, run
 
     def _work(self, progress: Callable[[str, Progress], object] | None) -> None:
-        told = _Told(self._database, self._id)
-        crew = Crew.of_run(self._database, self._settings, self._id, told)
+        progress_queue = _ProgressQueue(self._database, self._id)
+        crew = Crew.of_run(self._database, self._settings, self._id, progress_queue)
         # Workers have a thread of their own, so that an interrupt of this one asks them to stop, and waits for that.
         with ThreadPoolExecutor(1, "persyn-work") as pool:
             working = pool.submit(crew.run)
-            working.add_done_callback(lambda _: told.updates.put(None))
+            working.add_done_callback(lambda _: progress_queue.updates.put(None))
             try:
-                for stage, counts in iter(told.updates.get, None):
+                for stage, counts in iter(progress_queue.updates.get, None):
                     if progress is not None:
                         progress(stage, counts)
             except BaseException:
@@ -531,7 +531,7 @@ class Manifest(manifest.Manifest):
         return f"<persyn.Manifest {self.run}: {self.exported:,} of {self.assigned:,} rows in {self.folder}{parts}>"
 
 
-class _Told(Counter):
+class _ProgressQueue(Counter):
     """Passes counts to the thread that waits for the work."""
 
     def __init__(self, database: Database, run_id: int) -> None:

@@ -16,9 +16,9 @@ class Settings:
 
     #: URL of the store; `postgresql+psycopg://user@host/name` for PostgreSQL.
     database_url: str
-    #: Folder for router checkpoints, datasets, trained students and engine logs.
+    #: Folder for router checkpoints, datasets, trained students, cached features and engine logs.
     home: Path
-    #: URL of Redis or Valkey, to use many hosts; without one, a run is worked by the process that starts it.
+    #: URL of Redis or Valkey, to use many hosts; without one, the process that starts a run executes it.
     broker_url: str | None = None
     #: How long a silent worker keeps its jobs; the same on every host.
     lease_seconds: float = 90.0

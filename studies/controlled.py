@@ -29,7 +29,7 @@ from persyn.errors import UsageError
 from persyn.method.intervals import Interval
 from persyn.settings import Settings
 from persyn.student import outcomes, train, trainings
-from persyn.student.evaluations import Evaluator, How
+from persyn.student.evaluations import Evaluator, GenerationSettings
 from persyn.student.outcomes import StudentFacts
 from studies import skill_models, skills
 from studies.common import persyn, put, table
@@ -125,7 +125,7 @@ def _close_the_loop(database: Database, home: Path, case: str, seed: int, calibr
     how = train.TrainingSettings(epochs=12, learning_rate=3e-3, batch_size=32, seed=seed)
     trainings.train(database, name, how, gpus=0, home=home, progress=lambda done, total, loss: None)
     settings = Settings(f"sqlite:///{home / 'persyn.db'}", home)
-    asked = How(engine="transformers", options={"batch_size": _BATCH}, sampling=_GREEDY)
+    asked = GenerationSettings(engine="transformers", options={"batch_size": _BATCH}, sampling=_GREEDY)
     Evaluator(database, settings, lambda what, total, done: None).evaluate(
         name, [home / "asked.jsonl"], by=None, how=asked
     )

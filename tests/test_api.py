@@ -475,5 +475,5 @@ def test_the_page_explains_every_name_and_every_column(run: persyn.Run) -> None:
     assert columns <= explained
     structs: tuple[Any, ...] = (plan.Plan, plan.Share, plan.Amount, summary.Summary, summary.StageFacts)
     structs += (summary.TeacherFacts, summary.WorkerFacts, persyn.ExportOptions)
-    structs += (watch.Snapshot, watch.Held, watch.Pace, watch.Trouble, watch.Wait)
+    structs += (watch.Snapshot, watch.HeldJob, watch.TeacherRate, watch.JobErrors, watch.ServerWait)
     assert {name for kind in structs for name in kind.__struct_fields__} <= explained

@@ -42,7 +42,7 @@ _LOOKED_AT = 2_000
 _NO_FIELD = '"\\'
 
 
-class Standing(StrEnum):
+class PromptStatus(StrEnum):
     """The progress of a prompt in a run."""
 
     UNASSIGNED = "unassigned"
@@ -58,13 +58,13 @@ class Order(StrEnum):
     MARGIN = "margin"
 
 
-class Wanted(Struct, frozen=True):
+class PromptFilter(Struct, frozen=True):
     """Filters for prompts; None or an empty text does not filter."""
 
     #: Case-insensitive match in the prompt's text, or its exact id in its file.
     text: str = ""
     role: Role | None = None
-    standing: Standing | None = None
+    standing: PromptStatus | None = None
     #: The name of the assigned teacher.
     teacher: str = ""
     #: The first word of the assignment's reason.
@@ -88,7 +88,7 @@ class Wanted(Struct, frozen=True):
         return self.order is Order.MARGIN or self.margin_from is not None or self.margin_to is not None
 
 
-class Place(Struct, frozen=True):
+class Cursor(Struct, frozen=True):
     """The last row of a page, after which the next page begins."""
 
     prompt_id: int
@@ -106,7 +106,7 @@ class PromptListing(Struct, frozen=True):
     teacher: str | None
     reason: str | None
     margin: float | None
-    standing: Standing
+    standing: PromptStatus
     failure: str | None
     response_tokens: int | None
     #: In the quality scorer's unit, not normalised; None if the response was not scored.
@@ -114,10 +114,10 @@ class PromptListing(Struct, frozen=True):
 
 
 class PromptPage(Struct, frozen=True):
-    """Rows of a page and the place after which the next begins; None on the last page."""
+    """Rows of a page and the cursor after which the next begins; None on the last page."""
 
     rows: list[PromptListing]
-    following: Place | None
+    following: Cursor | None
     #: The time limit ended the search: prompts beyond this page were not searched.
     is_partial: bool = False
 
@@ -228,9 +228,9 @@ def reasons(session: Session, run: Run) -> list[str]:
 def prompts(
     session: Session,
     run: Run,
-    wanted: Wanted,
+    filters: PromptFilter,
     *,
-    after: Place | None = None,
+    after: Cursor | None = None,
     limit: int = 50,
     seconds: float = _SECONDS,
 ) -> PromptPage:
@@ -240,45 +240,45 @@ def prompts(
              response times stay bounded for any run and filter.
     """
     until = time.monotonic() + seconds
-    keys = (Assignment.margin, Assignment.prompt_id) if wanted.order is Order.MARGIN else (RunPrompt.prompt_id,)
-    query = _rows(run, wanted).where(*_conditions(run, wanted)).order_by(*keys)
+    keys = (Assignment.margin, Assignment.prompt_id) if filters.order is Order.MARGIN else (RunPrompt.prompt_id,)
+    query = _rows(run, filters).where(*_conditions(run, filters)).order_by(*keys)
     found: list[Any] = []
     while True:
-        end = _end(session, run, wanted, after)
+        end = _end(session, run, filters, after)
         stretch = query.where(*_between(keys, after, end))
-        if wanted.order is Order.ID:
+        if filters.order is Order.ID:
             # Implied by the join, but PostgreSQL does not infer it and would read all prompts.
             stretch = stretch.where(*_between((Prompt.id,), after, end))
         found += session.execute(stretch.limit(limit + 1 - len(found))).all()
         rows = [_row(row) for row in found[:limit]]
         if len(found) > limit:
-            return PromptPage(rows, Place(rows[-1].prompt_id, rows[-1].margin))
+            return PromptPage(rows, Cursor(rows[-1].prompt_id, rows[-1].margin))
         if end is None or time.monotonic() > until:
             return PromptPage(rows, end, is_partial=end is not None)
         after = end
 
 
-def _end(session: Session, run: Run, wanted: Wanted, after: Place | None) -> Place | None:
+def _end(session: Session, run: Run, filters: PromptFilter, after: Cursor | None) -> Cursor | None:
     """The last of the next prompts in index order that fill one stretch; None if there are fewer."""
-    if wanted.order is Order.MARGIN:
+    if filters.order is Order.MARGIN:
         query = select(Assignment.prompt_id, Assignment.margin).where(Assignment.run_id == run.id)
-        query = query.where(*_in_margin(wanted))
+        query = query.where(*_in_margin(filters))
         keys: tuple[Any, ...] = (Assignment.margin, Assignment.prompt_id)
-    elif wanted.teacher:
+    elif filters.teacher:
         query = select(Assignment.prompt_id, null().label("margin")).join(Teacher)
-        query = query.where(Assignment.run_id == run.id, Teacher.name == wanted.teacher)
+        query = query.where(Assignment.run_id == run.id, Teacher.name == filters.teacher)
         keys = (Assignment.prompt_id,)
     else:
         query = select(RunPrompt.prompt_id, null().label("margin")).where(RunPrompt.run_id == run.id)
-        query = query.where(*_is_placed(run, wanted))
+        query = query.where(*_is_placed(run, filters))
         keys = (RunPrompt.prompt_id,)
     last = session.execute(
         query.where(*_between(keys, after, None)).order_by(*keys).offset(_STRETCH - 1).limit(1)
     ).first()
-    return None if last is None else Place(last.prompt_id, last.margin)
+    return None if last is None else Cursor(last.prompt_id, last.margin)
 
 
-def _between(keys: tuple[Any, ...], after: Place | None, end: Place | None) -> list[ColumnElement[bool]]:
+def _between(keys: tuple[Any, ...], after: Cursor | None, end: Cursor | None) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     if after is not None:
         found.append(_key(keys) > _value(keys, after))
@@ -291,11 +291,11 @@ def _key(keys: tuple[Any, ...]) -> Any:
     return tuple_(*keys) if len(keys) > 1 else keys[0]
 
 
-def _value(keys: tuple[Any, ...], place: Place) -> Any:
-    return tuple_(literal(place.margin), literal(place.prompt_id)) if len(keys) > 1 else place.prompt_id
+def _value(keys: tuple[Any, ...], cursor: Cursor) -> Any:
+    return tuple_(literal(cursor.margin), literal(cursor.prompt_id)) if len(keys) > 1 else cursor.prompt_id
 
 
-def _rows(run: Run, wanted: Wanted) -> Select[Any]:
+def _rows(run: Run, filters: PromptFilter) -> Select[Any]:
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
     answered = and_(
         Response.prompt_id == RunPrompt.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
@@ -316,7 +316,7 @@ def _rows(run: Run, wanted: Wanted) -> Select[Any]:
         )
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
         # Required rows use an inner join, because an outer join is read from its left side, whatever the indexes.
-        .join(Assignment, assigned, isouter=not wanted.has_margin)
+        .join(Assignment, assigned, isouter=not filters.has_margin)
         .outerjoin(Teacher, Teacher.id == Assignment.teacher_id)
         .outerjoin(Response, answered)
         .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
@@ -324,48 +324,48 @@ def _rows(run: Run, wanted: Wanted) -> Select[Any]:
     )
 
 
-def _conditions(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
+def _conditions(run: Run, filters: PromptFilter) -> list[ColumnElement[bool]]:
     """The conditions of all active filters."""
-    text = wanted.text
+    text = filters.text
     possible: list[tuple[bool, Callable[[], ColumnElement[bool]]]] = [
         (bool(text), lambda: or_(Prompt.text.icontains(text, autoescape=True), Prompt.source_id == text)),
-        (wanted.standing is not None, lambda: _stands(wanted.standing)),
-        (bool(wanted.teacher), lambda: Teacher.name == wanted.teacher),
-        (bool(wanted.reason), lambda: reason(Assignment.reason) == wanted.reason),
-        (wanted.quality_from is not None, lambda: Score.value >= wanted.quality_from),
-        (wanted.quality_to is not None, lambda: Score.value <= wanted.quality_to),
-        (bool(wanted.field), lambda: cast(Prompt.meta[wanted.field].as_string(), String) == wanted.value),
+        (filters.standing is not None, lambda: _has_status(filters.standing)),
+        (bool(filters.teacher), lambda: Teacher.name == filters.teacher),
+        (bool(filters.reason), lambda: reason(Assignment.reason) == filters.reason),
+        (filters.quality_from is not None, lambda: Score.value >= filters.quality_from),
+        (filters.quality_to is not None, lambda: Score.value <= filters.quality_to),
+        (bool(filters.field), lambda: cast(Prompt.meta[filters.field].as_string(), String) == filters.value),
     ]
     found = [condition() for is_wanted, condition in possible if is_wanted]
-    return found + _is_placed(run, wanted) + (_in_margin(wanted) if wanted.has_margin else [])
+    return found + _is_placed(run, filters) + (_in_margin(filters) if filters.has_margin else [])
 
 
-def _is_placed(run: Run, wanted: Wanted) -> list[ColumnElement[bool]]:
+def _is_placed(run: Run, filters: PromptFilter) -> list[ColumnElement[bool]]:
     """Conditions on columns of the run's own rows that an index supports."""
     found: list[ColumnElement[bool]] = []
-    if wanted.role is not None:
-        found.append(RunPrompt.role == wanted.role)
-    if wanted.failure:
-        found += _failed(run, wanted.failure)
+    if filters.role is not None:
+        found.append(RunPrompt.role == filters.role)
+    if filters.failure:
+        found += _failed(run, filters.failure)
     return found
 
 
-def _in_margin(wanted: Wanted) -> list[ColumnElement[bool]]:
+def _in_margin(filters: PromptFilter) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = [Assignment.margin.is_not(None)]
-    if wanted.margin_from is not None:
-        found.append(Assignment.margin >= wanted.margin_from)
-    if wanted.margin_to is not None:
-        found.append(Assignment.margin <= wanted.margin_to)
+    if filters.margin_from is not None:
+        found.append(Assignment.margin >= filters.margin_from)
+    if filters.margin_to is not None:
+        found.append(Assignment.margin <= filters.margin_to)
     return found
 
 
-def _stands(standing: Standing | None) -> ColumnElement[bool]:
+def _has_status(standing: PromptStatus | None) -> ColumnElement[bool]:
     return {
         None: true(),
-        Standing.UNASSIGNED: Assignment.teacher_id.is_(None),
-        Standing.WAITING: and_(Assignment.teacher_id.is_not(None), Response.id.is_(None)),
-        Standing.ANSWERED: Response.text.is_not(None),
-        Standing.FAILED: Response.failure.is_not(None),
+        PromptStatus.UNASSIGNED: Assignment.teacher_id.is_(None),
+        PromptStatus.WAITING: and_(Assignment.teacher_id.is_not(None), Response.id.is_(None)),
+        PromptStatus.ANSWERED: Response.text.is_not(None),
+        PromptStatus.FAILED: Response.failure.is_not(None),
     }[standing]
 
 
@@ -401,11 +401,11 @@ def _is(failure: Any, why: str) -> ColumnElement[bool]:
 
 def _row(found: Any) -> PromptListing:
     if found.teacher is None:
-        standing = Standing.UNASSIGNED
+        standing = PromptStatus.UNASSIGNED
     elif found.response_id is None:
-        standing = Standing.WAITING
+        standing = PromptStatus.WAITING
     else:
-        standing = Standing.ANSWERED if found.failure is None else Standing.FAILED
+        standing = PromptStatus.ANSWERED if found.failure is None else PromptStatus.FAILED
     columns = found._mapping
     return PromptListing(
         standing=standing, **{name: columns[name] for name in PromptListing.__struct_fields__ if name != "standing"}

@@ -122,7 +122,8 @@ class Plan(Struct, frozen=True):
         ]
         totals: dict[str, Amount | None] = {"this run": self.least}
         if self.undecided:
-            totals = {"at least": self.least, "at an even split": self.even, "at most": self.most}
+            totals = {"with the cheapest teacher": self.least, "at an even split": self.even}
+            totals["with the most expensive"] = self.most
         totals["all teachers answer all"] = self.generate_all
         return "\n\n".join(
             (

@@ -35,10 +35,10 @@ MANY_FAILED = 0.05
 #: Reasons of failed rows that are listed.
 _MOST_REASONS = 3
 #: Distinct errors that are listed.
-_MOST_TROUBLES = 3
+_MOST_ERRORS = 3
 
 
-class Held(Struct, frozen=True):
+class HeldJob(Struct, frozen=True):
     """A job in progress."""
 
     worker: str
@@ -52,7 +52,7 @@ class Held(Struct, frozen=True):
     lease_seconds: float
 
 
-class Pace(Struct, frozen=True):
+class TeacherRate(Struct, frozen=True):
     """One teacher's recent rate in the run's current stage, per second."""
 
     teacher: str
@@ -60,14 +60,14 @@ class Pace(Struct, frozen=True):
     tokens: float
 
 
-class Trouble(Struct, frozen=True):
+class JobErrors(Struct, frozen=True):
     """An error of jobs that will be retried."""
 
     error: str
     jobs: int
 
 
-class Wait(Struct, frozen=True):
+class ServerWait(Struct, frozen=True):
     """A server that the run is waiting for."""
 
     #: The teacher behind it, or the queue of jobs without one.
@@ -95,10 +95,10 @@ class Snapshot(Struct, frozen=True):
     #: planned again.
     open_rows: int
     planned_rows: int
-    held: list[Held]
-    paces: list[Pace]
-    troubles: list[Trouble]
-    waits: list[Wait]
+    held: list[HeldJob]
+    paces: list[TeacherRate]
+    troubles: list[JobErrors]
+    waits: list[ServerWait]
 
     @property
     def is_idle(self) -> bool:
@@ -164,7 +164,7 @@ def snapshot(session: Session, run: Run) -> Snapshot:
     ).all()
     at = session.scalars(select(now())).one()
     began = min((start for *_, start in counted if start is not None), default=at)
-    held = _held(session, run, at)
+    held = _held_jobs(session, run, at)
     is_worked = run.state is RunState.RUNNING and bool(held)
     return Snapshot(
         at=at,
@@ -177,13 +177,13 @@ def snapshot(session: Session, run: Run) -> Snapshot:
         open_rows=sum(int(rows) for state, _, rows, _ in counted if state in _OPEN),
         planned_rows=sum(int(rows) for state, _, rows, _ in counted if state is not JobState.CANCELLED),
         held=held,
-        paces=_paces(session, run, at, max(began, at - RECENT)) if is_worked else [],
-        troubles=_troubles(session, run),
+        paces=_teacher_rates(session, run, at, max(began, at - RECENT)) if is_worked else [],
+        troubles=_job_errors(session, run),
         waits=waits(session, run, at),
     )
 
 
-def standing(state: RunState, holders: Collection[str], *, is_waiting: bool) -> str:
+def effective_state(state: RunState, holders: Collection[str], *, is_waiting: bool) -> str:
     """A run's state; a running run without a live holder of its jobs is waiting for a server, or stopped."""
     if state is not RunState.RUNNING or len(holders) > len(owner.dead(holders)):
         return state.value
@@ -195,7 +195,7 @@ def waiting_runs(session: Session) -> set[int]:
     return set(session.scalars(select(Outage.run_id).where(Outage.retry_at > now())))
 
 
-def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
+def waits(session: Session, run: Run, at: datetime) -> list[ServerWait]:
     """The servers that a run's jobs are waiting for."""
     if run.state is not RunState.RUNNING:
         return []
@@ -210,7 +210,7 @@ def waits(session: Session, run: Run, at: datetime) -> list[Wait]:
     )
     limit = load_config(run.config).run.outage_seconds
     return [
-        Wait(
+        ServerWait(
             model=teacher or queue,
             error=error,
             seconds=(at - since).total_seconds(),
@@ -273,7 +273,7 @@ def count_rows(session: Session, run: Run, *, known: Collection[str] = ()) -> Ro
     return RowCounts(stages, failures, run.stage, int(session.scalars(counted).one() or 0))
 
 
-def _held(session: Session, run: Run, at: datetime) -> list[Held]:
+def _held_jobs(session: Session, run: Run, at: datetime) -> list[HeldJob]:
     claim = and_(Event.job_id == Job.id, Event.fence == Job.fence, Event.to_state == JobState.RUNNING)
     rows = session.execute(
         select(Job, Teacher.name, Event.at)
@@ -283,7 +283,7 @@ def _held(session: Session, run: Run, at: datetime) -> list[Held]:
         .order_by(Job.owner, Job.id)
     )
     return [
-        Held(
+        HeldJob(
             worker=job.owner or "",
             job=job.id,
             model=teacher or job.queue,
@@ -295,7 +295,7 @@ def _held(session: Session, run: Run, at: datetime) -> list[Held]:
     ]
 
 
-def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pace]:
+def _teacher_rates(session: Session, run: Run, at: datetime, since: datetime) -> list[TeacherRate]:
     """Rates by teacher in head order, without idle ones. An index finds the latest responses without reading all."""
     before = select(func.max(Response.id) - _MOST_RECENT).scalar_subquery()
     is_cut = select(func.min(Response.id)).scalar_subquery() <= before
@@ -325,18 +325,18 @@ def _paces(session: Session, run: Run, at: datetime, since: datetime) -> list[Pa
         .order_by(RunTeacher.position)
     ).all()
     seconds = max((at - began).total_seconds(), 1.0)
-    return [Pace(name, count / seconds, int(tokens) / seconds) for name, count, tokens in rows]
+    return [TeacherRate(name, count / seconds, int(tokens) / seconds) for name, count, tokens in rows]
 
 
-def _troubles(session: Session, run: Run) -> list[Trouble]:
+def _job_errors(session: Session, run: Run) -> list[JobErrors]:
     rows = session.execute(
         select(Job.error, func.count())
         .where(Job.run_id == run.id, Job.stage == run.stage, Job.state.in_(_OPEN), Job.error.is_not(None))
         .group_by(Job.error)
         .order_by(func.count().desc())
-        .limit(_MOST_TROUBLES)
+        .limit(_MOST_ERRORS)
     )
-    return [Trouble(error or "", jobs) for error, jobs in rows]
+    return [JobErrors(error or "", jobs) for error, jobs in rows]
 
 
 def _by_reason(session: Session, failures: Select[Any]) -> list[tuple[str, int]]:

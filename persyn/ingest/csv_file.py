@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from persyn.errors import UsageError
-from persyn.ingest.encoding import not_utf8, opened
+from persyn.ingest.encoding import not_utf8, open_text
 from persyn.ingest.layouts import KNOWN
 from persyn.ingest.record import MAX_BYTES, Flaw, Numbered, Record, UnreadableRecord
 
@@ -26,7 +26,7 @@ def read(path: Path) -> Iterator[Numbered]:
     Raises `UsageError` for an unusable header, and for a line or cell above the size limit.
     """
     csv.field_size_limit(MAX_BYTES)
-    with io.TextIOWrapper(opened(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
+    with io.TextIOWrapper(open_text(path), encoding="utf-8", errors="surrogateescape", newline="") as text:
         lines = _lines(path, text)
         before, first = 0, ""
         for first in lines:

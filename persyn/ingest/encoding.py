@@ -37,8 +37,8 @@ _SIGNATURES = {
 }
 
 
-def opened(path: Path) -> io.BufferedReader[Any]:
-    """Open a file for reading bytes, decompressed and without a byte order mark.
+def open_text(path: Path) -> io.BufferedReader[Any]:
+    """Open a text file for reading bytes, decompressed and without a byte order mark.
 
     Raises `UsageError` for a file whose beginning is not UTF-8 text.
     """

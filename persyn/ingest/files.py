@@ -16,7 +16,7 @@ import msgspec
 
 from persyn.errors import UsageError
 from persyn.ingest import csv_file, parquet_file, strict_json
-from persyn.ingest.encoding import opened
+from persyn.ingest.encoding import open_text
 from persyn.ingest.record import MAX_BYTES, Flaw, Numbered, Record, UnreadableRecord
 
 _ARRAY = "; a file that contains one JSON array must be named .json"
@@ -49,7 +49,7 @@ def _guarded(path: Path, decode: Callable[[Path], Iterator[Numbered]]) -> Iterat
 
 
 def _jsonl(path: Path) -> Iterator[Numbered]:
-    with opened(path) as file:
+    with open_text(path) as file:
         for number, line in enumerate(_lines(file), 1):
             if line is None:
                 yield number, UnreadableRecord(f"longer than {MAX_BYTES:,} bytes")
@@ -70,7 +70,7 @@ def _lines(file: io.BufferedReader[Any]) -> Iterator[bytes | None]:
 
 def _json(path: Path) -> Iterator[Numbered]:
     """Hold the file's bytes in memory, but only one object at a time; JSONL suits many rows better."""
-    with opened(path) as file:
+    with open_text(path) as file:
         data = file.read()
     try:
         items: list[msgspec.Raw] | list[Any] = _items(data)

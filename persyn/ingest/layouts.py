@@ -64,7 +64,7 @@ class Fields:
 
     def likely(self) -> list[str]:
         """The values of --map that might identify the prompt."""
-        keys = spelled(self.rest)
+        keys = group_spellings(self.rest)
         likely = [f"prompt={keys[name][0]}" for name in _LIKELY if name in keys]
         likely += [f"messages={name}" for name, value in self.rest.items() if _are_turns(value)]
         return likely or ["prompt=NAME"]
@@ -73,7 +73,7 @@ class Fields:
 def take(record: Record, names: Names = NO_NAMES, usual: Usual = PROMPT) -> Fields:
     """Map a row's fields, explicitly named ones first; raise `Flaw` for an ambiguous field."""
     rest, called = dict(record), {ours: theirs for ours, theirs in names.items() if theirs in record}
-    keys = spelled(record)
+    keys = group_spellings(record)
     for ours, known in usual.items():
         if ours not in names and (found := _one(ours, known, rest, keys, called)):
             called[ours] = found
@@ -89,13 +89,13 @@ def _are_turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def spelled(record: Iterable[str]) -> Spellings:
-    """{lower-case name: its spellings in the row}."""
-    return _spelled(tuple(record))
+def group_spellings(record: Iterable[str]) -> Spellings:
+    """Group a row's field names: {lower-case name: its spellings in the row}."""
+    return _group_spellings(tuple(record))
 
 
 @lru_cache(1024)
-def _spelled(keys: tuple[str, ...]) -> Spellings:
+def _group_spellings(keys: tuple[str, ...]) -> Spellings:
     found: dict[str, tuple[str, ...]] = {}
     for key in keys:
         name = key.strip().lower()

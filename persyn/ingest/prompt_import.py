@@ -236,7 +236,7 @@ def _import(
     names: Names = NO_NAMES,
 ) -> ImportReport:
     """Store prompts batch by batch; call `stored` after each with its content hashes and the number of rows read."""
-    prompt_table.take_turns(session)
+    prompt_table.lock(session)
     sources = set()
     for source, batch in batches(paths, partial(rows.read, names=names), tally):
         sources.add(source)

@@ -31,7 +31,7 @@ class Stored:
     conflicts: int
 
 
-def take_turns(session: Session) -> None:
+def lock(session: Session) -> None:
     """Serialise imports: two that insert the same prompts in different orders would deadlock."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("LOCK TABLE prompts IN SHARE ROW EXCLUSIVE MODE"))

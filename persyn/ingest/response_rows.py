@@ -83,7 +83,7 @@ def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
 
 def _has_response(record: Record, found: ResponseRow | BadRow) -> bool:
     """Whether a row has a response field, even an empty one."""
-    is_there = not layouts.spelled(record).keys().isdisjoint(_USUAL["response"])
+    is_there = not layouts.group_spellings(record).keys().isdisjoint(_USUAL["response"])
     return is_there or (isinstance(found, ResponseRow) and found.text is not None)
 
 
@@ -107,7 +107,7 @@ def _row(record: Record, layout: Layout) -> ResponseRow:
         prompt=replace(prompt, meta=of_prompt),
         teacher=_teacher(ours["teacher"]),
         text=_text(reply if ours["response"] is None else ours["response"]),
-        finish_reason=finish_reason.in_our_words(rows.text_or_number(ours, "finish_reason") or ""),
+        finish_reason=finish_reason.normalised(rows.text_or_number(ours, "finish_reason") or ""),
         prompt_tokens=_count(ours, "prompt_tokens"),
         response_tokens=_count(ours, "response_tokens"),
         scores={name: score for name in layout.score if (score := _score(given[name], name)) is not None},

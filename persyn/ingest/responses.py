@@ -43,7 +43,7 @@ def import_responses(
     Raises `UsageError` for a bad row that is not skipped, for a file without a good row, and for a score that no row
     has; the caller must then roll the transaction back.
     """
-    prompt_table.take_turns(session)
+    prompt_table.lock(session)
     ids = dict(teachers or {})
     scorers = {field: versions.quality(session, QualityTable("imported", field), {}) for field in layout.score}
     tally, scored, sources = ImportCounts(on_error, "options"), set[str](), set[str]()

@@ -84,7 +84,7 @@ def _of_function(table: QualityTable | StrategyTable) -> Identity:
     return Identity(revision, None)
 
 
-def asked(table: TeacherTable, known: Identities) -> str:
+def teacher_key(table: TeacherTable, known: Identities) -> str:
     """A canonical key of a teacher: equal for tables that describe the same teacher differently.
 
     A server is identified by its normalised address, a local model by its content. Options that only affect speed and

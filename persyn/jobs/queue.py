@@ -37,7 +37,7 @@ from persyn.db.work import Event, Job, JobState
 LEASE = timedelta(seconds=90)
 BEATS = 6
 #: Key of the advisory lock under which workers choose a queue; an arbitrary unique number.
-_TURN_LOCK = 0x5045525359
+_CLAIM_LOCK = 0x5045525359
 #: How long a worker without a job is still counted among those that share the next ones.
 _LATELY = timedelta(seconds=20)
 #: Delay before a failed job is retried, doubled with each attempt.
@@ -372,10 +372,10 @@ def note_sent(session: Session, job_ids: Collection[int]) -> None:
     session.execute(update(Job).where(Job.id.in_(job_ids)).values(dispatched_at=now()))
 
 
-def take_turns(session: Session) -> None:
+def lock_claims(session: Session) -> None:
     """Serialise the workers' choice of queues until the commit, so that each sees the previous claims."""
     if session.get_bind().dialect.name == "postgresql":  # SQLite allows one writer at a time anyway
-        session.execute(select(func.pg_advisory_xact_lock(_TURN_LOCK)))
+        session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
 
 
 def is_drained(session: Session) -> bool:

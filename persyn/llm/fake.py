@@ -58,7 +58,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     while (left := ready_at - time.monotonic()) > 0:
         time.sleep(min(left, _MOMENT_SECONDS))
         tick()
-    return Fake(spec.model, chosen)
+    return FakeEngine(spec.model, chosen)
 
 
 def _opened(journal: str) -> BinaryIO:
@@ -68,7 +68,7 @@ def _opened(journal: str) -> BinaryIO:
         raise EngineError(f"the journal {journal} cannot be written: {error.strerror}") from error
 
 
-class Fake:
+class FakeEngine:
     """Answers requests in order of arrival, after a latency and at a limited rate."""
 
     version = "fake 1"

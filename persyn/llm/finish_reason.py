@@ -16,7 +16,7 @@ _LENGTH = re.compile(
 )
 
 
-def in_our_words(said: str) -> str | None:
+def normalised(said: str) -> str | None:
     """Map a finish reason to "stop" or "length" if known, else return it unchanged; None if it is empty.
 
     said: "MAX_TOKENS", "eos_token", "tool_calls", ...

@@ -31,7 +31,7 @@ def folder(home: Path, backbone: str, revision: str | None, dtype: str, reads: s
     return home / "features" / digest[:16]
 
 
-def remembered(
+def cached(
     place: Path, prompts: Sequence[Sequence[int]], compute: Callable[[Sequence[Sequence[int]]], Tensor]
 ) -> Tensor:
     """Return the features of P prompts, computing and caching those that are missing.

@@ -43,7 +43,7 @@ _ERRORS = 2.0
 _BYTES_A_WEIGHT = 12
 
 
-class NoRoom(EngineError):
+class InsufficientMemory(EngineError):
     """There is not enough memory for the training."""
 
 
@@ -129,10 +129,13 @@ def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFitOptions, chat: 
 
 
 def _require_memory(n_weights: int) -> None:
-    """Raise `NoRoom` when a CPU lacks the memory for training; otherwise the system would kill the process silently."""
+    """Raise `InsufficientMemory` when a CPU lacks the memory for training.
+
+    Otherwise the system would kill the process silently.
+    """
     wanted, free = n_weights * _BYTES_A_WEIGHT / 2**30, psutil.virtual_memory().available / 2**30
     if wanted > free:
-        raise NoRoom(
+        raise InsufficientMemory(
             f"tune = 'full' does not fit in memory ({n_weights / 1e9:.1f} billion weights take {wanted:.0f} GiB more, "
             f"{free:.0f} are free); use another tune, a smaller backbone, or gpus = 1 in [router]"
         )
@@ -177,7 +180,7 @@ class _Work:
         try:
             notes = train(router, self.grid.take(self.learn), frozen[self.learn], self._plan(tune), self.tick)
         except torch.OutOfMemoryError as error:
-            raise NoRoom(
+            raise InsufficientMemory(
                 f"tune = {tune!r} does not fit in the GPU's memory ({shorten(str(error))}); use another tune, or a "
                 "smaller batch_size or max_tokens in [router] options"
             ) from error
@@ -224,7 +227,7 @@ class _Work:
         """The fully tuned router, or the reason why memory was insufficient."""
         try:
             return self.train("full")
-        except NoRoom as error:
+        except InsufficientMemory as error:
             why = str(error)
         # Collect after the except block: the exception references tensors on the GPU.
         gc.collect()
@@ -237,7 +240,7 @@ class _Work:
         router = model.load(self.spec, place, len(self.request.teachers), model.reads_of(tune)).requires_grad_(False)
         self.tick()
         revision = identify(self.spec.model, self.spec.revision).revision
-        frozen = features.remembered(
+        frozen = features.cached(
             features.folder(Path(), self.spec.model, revision, str(router.backbone.dtype), router.reads),
             self.grid.prompts,
             lambda new: model.all_features(router, new, self.batch_tokens, self.tick),

@@ -35,7 +35,7 @@ def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
     reader = fit.reader(Chat(load_tokenizer(spec), add_bos=chosen.add_bos), chosen, scoring.configuration(spec))
     dtype = fit.dtype("head", spec, chosen)
     reads = model.reads_of("head")
-    made = features.remembered(
+    made = features.cached(
         features.folder(home, spec.model, identify(spec.model, spec.revision).revision, f"torch.{dtype}", reads),
         [reader.ids(messages) for messages in request.conversations],
         lambda new: model.all_features(

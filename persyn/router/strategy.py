@@ -51,10 +51,11 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     prompts: {"messages", "meta"} of each prompt of an arbitrary batch.
     known:   `persyn.method.strategies.StrategyInputs` of the run.
     returns: (P, T) finite scores of the T teachers, in head order.
-    Prompts for which it raises, or returns anything else, fail. Raises `EngineError` as `custom_function.take` does.
+    Prompts for which it raises, or returns anything else, fail. Raises `EngineError` as
+    `custom_function.import_function` does.
     """
     chosen = options.decode(spec, options.StrategyOptions)
-    known, function = unpack(chosen.known), custom_function.take(spec)
+    known, function = unpack(chosen.known), custom_function.import_function(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         routes = [request for request in requests if isinstance(request, Route)]
@@ -73,7 +74,7 @@ def _ask(
         found = function([{"messages": route.messages, "meta": route.meta} for route in routes])
         scores = _checked(found, (len(routes), n_teachers)).tolist()
     except Exception as error:  # user code may raise anything
-        failure = f"strategy_error: {custom_function.why(error)}"
+        failure = f"strategy_error: {custom_function.describe_error(error)}"
     if not failure:
         yield [Routed(route.id, row) for route, row in zip(routes, scores, strict=True)]
     elif len(routes) == 1:

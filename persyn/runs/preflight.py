@@ -29,7 +29,7 @@ def identify(config: RunConfig, *, say: Callable[[str], None]) -> Identities:
     return found
 
 
-def look(
+def check(
     config: RunConfig, *, announce: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext()
 ) -> Findings:
     """Check servers, GPUs, memory, chat templates and functions.
@@ -37,11 +37,11 @@ def look(
     announce: context manager around each group of checks; receives its description.
     """
     with announce("checking GPUs, memory and servers"):
-        found = [*servers.look(config), *host.look(config)]
+        found = [*servers.check(config), *host.check(config)]
     with announce("rendering chat templates"):
-        found += chat_templates.look(config)
+        found += chat_templates.check(config)
     with announce("importing functions"):
-        found += functions.look(config)
+        found += functions.check(config)
     return found
 
 

@@ -73,7 +73,7 @@ def _require_scores(session: Session, field: str) -> None:
 
 def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:
     """Register a run and its models, without prompts."""
-    prompt_table.take_turns(session)  # before any other lock, in the same order as every import
+    prompt_table.lock(session)  # before any other lock, in the same order as every import
     student = versions.student(session, config.student, known)
     own, router = config.strategy, config.router
     config = _pinned(
@@ -106,14 +106,14 @@ def _require_distinct(config: RunConfig, known: Identities) -> None:
     """Raise `UsageError` for two teachers that are identical except for their names."""
     named: dict[str, str] = {}
     for table in config.teachers:
-        asked = versions.asked(table, known)
-        if asked in named:
+        key = versions.teacher_key(table, known)
+        if key in named:
             raise UsageError(
-                f"teachers {named[asked]!r} and {table.name!r} are the same teacher: the same model "
+                f"teachers {named[key]!r} and {table.name!r} are the same teacher: the same model "
                 f"{table.model!r}, with the same options and prompts; remove one of them, "
                 "or change its system turn, sampling or options"
             )
-        named[asked] = table.name
+        named[key] = table.name
 
 
 def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) -> RunConfig:

@@ -31,7 +31,7 @@ from persyn.ingest.rows import PromptRow
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
-from persyn.llm.scorers.instructions import Carried
+from persyn.llm.scorers.instructions import InstructionFields
 from persyn.settings import Settings
 from persyn.stages import score
 from persyn.stages.batch import conversation, to_wire
@@ -42,7 +42,7 @@ PERPLEXITY = "log_likelihood"
 _NOT_COMPUTED = (IMPORTED, "fake")
 
 
-class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a student's responses are generated."""
 
     #: None if no responses are generated.
@@ -65,7 +65,7 @@ class _Subject:
     model: str
     revision: str | None
 
-    def spec(self, how: How) -> ModelSpec:
+    def spec(self, how: GenerationSettings) -> ModelSpec:
         """The spec that loads it to generate responses."""
         return ModelSpec(how.engine or "", self.model, hub_revision(self.revision), how.gpus, how.options)
 
@@ -86,7 +86,7 @@ class _Wanted:
     #: None for the likelihood of the reference answers.
     table: QualityTable | None
     known: versions.Identities
-    how: How
+    how: GenerationSettings
     #: The name of the prompts' files.
     name: str
     prompt_ids: list[int]
@@ -108,7 +108,13 @@ class Evaluator:
         self._progress = progress
 
     def evaluate(
-        self, run_name: str, files: Sequence[Path], *, by: str | None, how: How, retry_failed: bool = False
+        self,
+        run_name: str,
+        files: Sequence[Path],
+        *,
+        by: str | None,
+        how: GenerationSettings,
+        retry_failed: bool = False,
     ) -> list[int]:
         """Evaluate a run's student before training and after each of its trainings; return the ids of the evaluations.
 
@@ -130,10 +136,11 @@ class Evaluator:
         # Identifying a model may take minutes, so it happens outside the write transaction.
         known = versions.identities([], quality=table)
         with self._database.write() as session:
+            without_generation = GenerationSettings(engine=None, gpus=how.gpus, options=_options(run))
             wanted = _Wanted(
                 table,
                 known,
-                _as_scored(how, run) if table else How(engine=None, gpus=how.gpus, options=_options(run)),
+                _as_scored(how, run) if table else without_generation,
                 ", ".join(path.name for path in files),
                 *_prompts(session, run, files, table, self._names),
             )
@@ -260,7 +267,7 @@ def _judged_by(prompt: Any, table: QualityTable | None) -> dict[str, Any]:
     if kind in (PERPLEXITY, "math", "python") or (kind == "judge" and table and table.options.get("against")):
         fields["answer"] = prompt.answer
     if kind == "instructions":
-        fields |= {name: prompt.meta.get(name) for name in Carried.__struct_fields__}
+        fields |= {name: prompt.meta.get(name) for name in InstructionFields.__struct_fields__}
     elif kind == "python":
         fields |= prompt.meta
     found: dict[str, Any] = _without_nulls(fields)
@@ -280,7 +287,7 @@ def _options(run: Run) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "response_tokens"}
 
 
-def _as_scored(how: How, run: Run) -> How:
+def _as_scored(how: GenerationSettings, run: Run) -> GenerationSettings:
     """Start prompts as in the scoring of responses by the student (`add_bos`)."""
     begins = {name: value for name, value in _options(run).items() if name == "add_bos"}
     return msgspec.structs.replace(how, options=begins | how.options)

@@ -34,7 +34,7 @@ class Page:
 
 PAGES = (
     Page("/", runs.index, "Runs"),
-    Page("/enter", runs.enter, methods=("GET", "POST")),
+    Page("/enter", runs.redirect_login, methods=("GET", "POST")),
     Page("/runs/{run}", runs.show, "Overview"),
     Page("/runs/{run}/prompts", prompts.index, "Prompts"),
     Page("/runs/{run}/prompts/{prompt}", prompts.show),

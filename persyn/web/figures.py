@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
-class Drawn(Struct, frozen=True):
+class RenderedFigure(Struct, frozen=True):
     """A rendered figure.
 
     says:    a textual alternative.
@@ -35,10 +35,10 @@ class Drawn(Struct, frozen=True):
     version: str
 
 
-def draw(session: Session, run: Run) -> dict[str, Drawn] | str:
+def draw(session: Session, run: Run) -> dict[str, RenderedFigure] | str:
     """Draw all figures of a run in its current state, by name; return a message if drawing fails."""
     try:
-        return _drawn(session, run)
+        return _render(session, run)
     except SQLAlchemyError:
         raise
     except Exception:
@@ -46,7 +46,7 @@ def draw(session: Session, run: Run) -> dict[str, Drawn] | str:
         return "The figures cannot be drawn; see the console's log."
 
 
-def _drawn(session: Session, run: Run) -> dict[str, Drawn]:
+def _render(session: Session, run: Run) -> dict[str, RenderedFigure]:
     # Imported here because matplotlib is needed only for pages that show a run.
     from persyn.report import drawing, figures, gather
 
@@ -54,7 +54,7 @@ def _drawn(session: Session, run: Run) -> dict[str, Drawn]:
     for picture in figures.pictures(gather.gather(session, run)):
         svg = drawing.svg(picture, ink="scheme")
         version = hashlib.sha256(svg.encode()).hexdigest()[:12]
-        found[picture.name] = Drawn(picture.title, picture.says, svg, version)
+        found[picture.name] = RenderedFigure(picture.title, picture.says, svg, version)
     return found
 
 

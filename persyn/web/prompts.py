@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from persyn.analysis import listing, watch
 from persyn.analysis import trace as history
-from persyn.analysis.listing import Order, Place, Standing, Wanted
+from persyn.analysis.listing import Cursor, Order, PromptFilter, PromptStatus
 from persyn.db.catalog import Prompt, Role
 from persyn.errors import UsageError
 from persyn.web.pages import Problem, link, not_found, page
@@ -41,23 +41,23 @@ E = TypeVar("E", bound=StrEnum)
 
 def index(request: Request) -> Response:
     """List a page of the run's prompts that match the filters."""
-    wanted, after = _wanted(request), _after(request)
+    filters, after = _filters(request), _after(request)
     with reading(request) as session:
         run = find(session, request)
         teachers = listing.teachers(session, run)
-        found = listing.prompts(session, run, wanted, after=after, limit=_PAGE)
+        found = listing.prompts(session, run, filters, after=after, limit=_PAGE)
     counts = counted(request, run.id, tally=watch.count_rows, reasons=listing.reasons, fields=listing.fields)
     reasons, tally, fields = counts["reasons"], counts["tally"], counts["fields"]
     asked = {name: value for name, value in request.query_params.items() if value and name not in ("after", "margin")}
     following = None
     if found.following is not None:
-        place = {"after": found.following.prompt_id, "margin": found.following.margin}
-        following = link("runs", run.name, "prompts", **(asked | place))
+        cursor = {"after": found.following.prompt_id, "margin": found.following.margin}
+        following = link("runs", run.name, "prompts", **(asked | cursor))
     return page(
         request,
         "prompts.html",
         run=run,
-        wanted=wanted,
+        filters=filters,
         rows=found.rows,
         following=following,
         is_partial=found.is_partial,
@@ -65,7 +65,7 @@ def index(request: Request) -> Response:
         is_filtered=bool(asked),
         choices={
             "role": list(Role),
-            "standing": list(Standing),
+            "standing": list(PromptStatus),
             "teacher": teachers,
             "reason": reasons.value if reasons else [],
             "failure": sorted({found.reason for found in tally.value.failures}) if tally else [],
@@ -89,15 +89,15 @@ def show(request: Request) -> Response:
     return page(request, "prompt.html", run=run, prompt=prompt, trace=found, first=_FIRST)
 
 
-def _wanted(request: Request) -> Wanted:
+def _filters(request: Request) -> PromptFilter:
     given = request.query_params
     text = given.get("text", "").strip()
     if len(text) > _MOST_SOUGHT:
         raise _bad("text", text, f"of {_MOST_SOUGHT:,} characters at most")
-    return Wanted(
+    return PromptFilter(
         text=text,
         role=_choice(request, "role", Role),
-        standing=_choice(request, "standing", Standing),
+        standing=_choice(request, "standing", PromptStatus),
         teacher=given.get("teacher", ""),
         reason=given.get("reason", ""),
         failure=given.get("failure", ""),
@@ -111,13 +111,13 @@ def _wanted(request: Request) -> Wanted:
     )
 
 
-def _after(request: Request) -> Place | None:
+def _after(request: Request) -> Cursor | None:
     given = request.query_params.get("after", "")
     if not given:
         return None
     if not _is_id(given):
         raise _bad("after", given, "a prompt's id")
-    return Place(int(given), _float(request, "margin"))
+    return Cursor(int(given), _float(request, "margin"))
 
 
 def _is_id(given: str) -> bool:

@@ -56,7 +56,7 @@ def _share_done(request: Request, run: RunRow) -> float | None:
     return (counts.done + counts.failed) / counts.total if counts.total else 1.0
 
 
-def enter(request: Request) -> Response:
+def redirect_login(request: Request) -> Response:
     """Redirect a login link that is no longer needed."""
     return RedirectResponse("/", HTTPStatus.SEE_OTHER)
 

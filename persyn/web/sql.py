@@ -35,7 +35,7 @@ _places = threading.Semaphore(_AT_ONCE + _MOST_WAITING)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QueryForm:
     """A requested statement with its parameter values; "" where one is missing."""
 
     query: str
@@ -53,22 +53,22 @@ def show(request: Request) -> Response:
     """Show the query, and its answer if it was run."""
     with reading(request) as session:
         runs = [run.name for run in listing.runs(session, limit=_MOST_RUNS)]
-    asked = _read(request, newest=runs[0] if runs else "")
+    form = _read(request, newest=runs[0] if runs else "")
     answer, error, seconds = None, None, 0.0
-    if asked.query and not asked.lacking and not _is_foreign(request):
+    if form.query and not form.lacking and not _is_foreign(request):
         began = time.monotonic()
         try:
-            if asked.question is not None:
+            if form.question is not None:
                 with reading(request) as session:
-                    saved.require_there(session, asked.given)
-            answer = _answer(request, asked, _PAGE)
+                    saved.require_there(session, form.given)
+            answer = _answer(request, form, _PAGE)
         except PersynError as refused:
             error = str(refused)
         seconds = time.monotonic() - began
     return page(
         request,
         "sql.html",
-        asked=asked,
+        form=form,
         book={asker: [each for each in saved.queries().values() if each.asker == asker] for asker in saved.ASKERS},
         runs=runs,
         schema=schema.read(database(request)),
@@ -82,14 +82,14 @@ def show(request: Request) -> Response:
 
 def download(request: Request) -> Response:
     """Serve the answer as a CSV file."""
-    asked = _read(request)
-    if not asked.query or asked.lacking:
-        lacks = f"Give a value for {', '.join(asked.lacking)}." if asked.lacking else "Enter a query first."
+    form = _read(request)
+    if not form.query or form.lacking:
+        lacks = f"Give a value for {', '.join(form.lacking)}." if form.lacking else "Enter a query first."
         raise Problem(HTTPStatus.BAD_REQUEST, "No query", lacks)
     if _is_foreign(request):
         raise Problem(HTTPStatus.FORBIDDEN, "Request from another site", "Run it on the SQL page.")
     try:
-        answer = _answer(request, asked, _FILE)
+        answer = _answer(request, form, _FILE)
     except PersynError as refused:
         raise Problem(HTTPStatus.BAD_REQUEST, "The query failed", f"{refused}.") from refused
     written = io.StringIO()
@@ -99,7 +99,7 @@ def download(request: Request) -> Response:
     return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _read(request: Request, *, newest: str = "") -> Asked:
+def _read(request: Request, *, newest: str = "") -> QueryForm:
     """Parse the request; a saved query without a run defaults to the newest one."""
     query, question = request.query_params.get("query", "").strip(), None
     if chosen := request.query_params.get("question"):
@@ -111,7 +111,7 @@ def _read(request: Request, *, newest: str = "") -> Asked:
     given = {name: request.query_params.get(name, "").strip() for name in tokens.parameters(query)}
     if question and not given.get("run", "-"):
         given["run"] = newest
-    return Asked(query, given, question)
+    return QueryForm(query, given, question)
 
 
 def _is_foreign(request: Request) -> bool:
@@ -119,9 +119,9 @@ def _is_foreign(request: Request) -> bool:
     return request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
 
 
-def _answer(request: Request, asked: Asked, limits: Limits) -> Answer:
+def _answer(request: Request, form: QueryForm, limits: Limits) -> Answer:
     with _turn():
-        return ask(database(request), asked.query, asked.given, limits)
+        return ask(database(request), form.query, form.given, limits)
 
 
 @contextmanager

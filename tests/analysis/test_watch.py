@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.analysis import watch
-from persyn.analysis.watch import Failures, Trouble
+from persyn.analysis.watch import Failures, JobErrors
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Score
@@ -136,7 +136,7 @@ def test_jobs_rows_that_are_open_and_errors_are_of_the_present_stage(database: D
     seen = glance(database, made.id)
     assert seen.jobs == {"running": 1, "queued": 2, "done": 1}
     assert seen.open_rows == 5 + 7 + 11
-    assert seen.troubles == [Trouble("out of memory", 2)]
+    assert seen.troubles == [JobErrors("out of memory", 2)]
 
 
 def test_a_tally_says_by_stage_why_rows_failed(database: Database) -> None:

@@ -140,7 +140,7 @@ def test_a_function_is_imported_before_anything_is_paid_for(
     (tmp_path / "mine.py").write_text(source)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     config = run_file.read(Path(with_quality(write_run(tmp_path), 'kind = "python"\nmodel = "mine:score"')))
-    found = [(whose, finding.message) for whose, finding in functions.look(config)]
+    found = [(whose, finding.message) for whose, finding in functions.check(config)]
     if why is None:
         assert found == []
     else:
@@ -149,9 +149,9 @@ def test_a_function_is_imported_before_anything_is_paid_for(
         assert why in message
 
 
-def asked(known: versions.Identities | None = None, **table: Any) -> str:
+def teacher_key(known: versions.Identities | None = None, **table: Any) -> str:
     whole = {"name": "x", "model": "m", "engine": "openai", "options": {"base_url": "http://127.0.0.1:80/v1"}, **table}
-    return versions.asked(msgspec.convert(whole, TeacherTable), known or {})
+    return versions.teacher_key(msgspec.convert(whole, TeacherTable), known or {})
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def asked(known: versions.Identities | None = None, **table: Any) -> str:
     ],
 )
 def test_one_teacher_is_known_however_it_is_spelled_or_reached(table: dict[str, Any]) -> None:
-    assert asked(**table) == asked()
+    assert teacher_key(**table) == teacher_key()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_one_teacher_is_known_however_it_is_spelled_or_reached(table: dict[str, 
     ],
 )
 def test_teachers_that_may_write_otherwise_are_two(table: dict[str, Any]) -> None:
-    assert asked(**table) != asked()
+    assert teacher_key(**table) != teacher_key()
 
 
 def test_copies_of_a_model_are_one_teacher_and_greedy_ones_whatever_top_p_says() -> None:
@@ -191,9 +191,9 @@ def test_copies_of_a_model_are_one_teacher_and_greedy_ones_whatever_top_p_says()
     known = {("/a", None): one, ("/b", None): one, ("/c", None): other}
     local: dict[str, Any] = {"engine": "vllm", "options": {"enforce_eager": True}, "sampling": {"temperature": 0.0}}
     copy = {**local, "options": {}, "sampling": {"temperature": 0.0, "top_p": 0.5}}
-    assert asked(known, model="/a", **local) == asked(known, model="/b", **copy)
-    assert asked(known, model="/a", **local) != asked(known, model="/c", **local)
-    assert asked({("m", None): UNKNOWN_IDENTITY}, engine="vllm") != asked()
+    assert teacher_key(known, model="/a", **local) == teacher_key(known, model="/b", **copy)
+    assert teacher_key(known, model="/a", **local) != teacher_key(known, model="/c", **local)
+    assert teacher_key({("m", None): UNKNOWN_IDENTITY}, engine="vllm") != teacher_key()
 
 
 def test_two_spellings_of_one_server_are_refused(database: Database, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def served_by(tmp_path: Path, url: str, more: str = "") -> RunConfig:
 
 
 def looked(config: RunConfig) -> list[str]:
-    return [finding.message for _, finding in servers.look(config)]
+    return [finding.message for _, finding in servers.check(config)]
 
 
 def test_https_to_a_server_that_speaks_http_is_told_of(tmp_path: Path, server: Server) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from persyn.llm.protocols import Failed, Generated
-from persyn.llm.teachers.generation import conclude
+from persyn.llm.teachers.generation import to_result
 
 
 def generated(text: str) -> Generated:
@@ -11,10 +11,10 @@ def generated(text: str) -> Generated:
 
 
 def test_a_character_that_no_database_holds_is_replaced() -> None:
-    found = conclude(generated(" a\0b "))
+    found = to_result(generated(" a\0b "))
     assert isinstance(found, Generated)
     assert found.text == "a\N{REPLACEMENT CHARACTER}b"
 
 
 def test_a_response_of_nothing_but_space_has_failed() -> None:
-    assert isinstance(conclude(generated(" \n")), Failed)
+    assert isinstance(to_result(generated(" \n")), Failed)

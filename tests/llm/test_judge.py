@@ -42,15 +42,15 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def connect(server: Server) -> Iterator[Callable[..., judge.BothWays]]:
+def connect(server: Server) -> Iterator[Callable[..., judge.JudgeScorer]]:
     """Create judges on the server, closed after the test."""
     made: list[Any] = []
 
-    def make(*, concurrency: int = 64, **options: Any) -> judge.BothWays:
+    def make(*, concurrency: int = 64, **options: Any) -> judge.JudgeScorer:
         behind = {"base_url": server.base_url, "concurrency": concurrency, "max_retries": 0}
         spec = ModelSpec("judge", "m", options={"engine": "openai", "options": behind, **options})
         engine = judge.load(spec, lambda: None)
-        assert isinstance(engine, judge.BothWays)
+        assert isinstance(engine, judge.JudgeScorer)
         made.append(engine.inner)
         return engine
 

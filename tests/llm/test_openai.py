@@ -31,19 +31,19 @@ def server() -> Iterator[Server]:
         yield server
 
 
-Connect = Callable[..., chat_server.OpenAI]
+Connect = Callable[..., chat_server.ChatServerEngine]
 
 
 @pytest.fixture
 def connect(server: Server) -> Iterator[Connect]:
     """Create engines, closed after the test."""
-    made: list[chat_server.OpenAI] = []
+    made: list[chat_server.ChatServerEngine] = []
 
-    def make(**options: Any) -> chat_server.OpenAI:
+    def make(**options: Any) -> chat_server.ChatServerEngine:
         engine = chat_server.load(
             ModelSpec("openai", "m", options={"base_url": server.base_url, **options}), lambda: None
         )
-        assert isinstance(engine, chat_server.OpenAI)
+        assert isinstance(engine, chat_server.ChatServerEngine)
         made.append(engine)
         return engine
 

@@ -17,7 +17,7 @@ from persyn.llm.protocols import Generate, Generated, ModelSpec, Sampling
 from persyn.llm.scorers.log_likelihood import StudentScorer
 from persyn.llm.scorers.padding import TokenRow
 from persyn.llm.scorers.reward_model import RewardModel
-from persyn.llm.teachers.transformers_engine import Writer
+from persyn.llm.teachers.transformers_engine import TransformersEngine
 from persyn.router.model import Reads, RouterModel, all_features
 from tests.llm import small_models
 
@@ -138,8 +138,8 @@ def test_a_response_is_that_of_the_prompt_alone(family: str, tmp_path: Path) -> 
     ]
 
     def written(*some: Generate) -> dict[int, str]:
-        writer = Writer(model, chat, batch_size=8, context=None, tick=lambda: None)
-        return {r.id: r.text for results in writer.compute(some) for r in results if isinstance(r, Generated)}
+        engine = TransformersEngine(model, chat, batch_size=8, context=None, tick=lambda: None)
+        return {r.id: r.text for results in engine.compute(some) for r in results if isinstance(r, Generated)}
 
     together = written(*requests)
 

@@ -52,10 +52,10 @@ def reason(result: Result) -> str:
 
 def test_noise_makes_the_arg_max_a_draw_from_the_distribution() -> None:
     rows = 4000
-    draw = sampling.Draw(range(rows), CPU)
+    add_noise = sampling.SeededGumbelNoise(range(rows), CPU)
     scores = torch.tensor([[0.1, 0.2, 0.7, 0.0]]).log().expand(rows, 4)
 
-    counts = Counter(draw(torch.empty(rows, 0), scores).argmax(1).tolist())
+    counts = Counter(add_noise(torch.empty(rows, 0), scores).argmax(1).tolist())
 
     # Standard deviations: 19, 25, 29.
     assert abs(counts[0] - 400) < 95
@@ -66,8 +66,8 @@ def test_noise_makes_the_arg_max_a_draw_from_the_distribution() -> None:
 
 def test_a_rows_noise_is_its_own() -> None:
     scores = torch.zeros(2, 50)
-    alone = sampling.Draw([8], CPU)
-    together = sampling.Draw([7, 8], CPU)
+    alone = sampling.SeededGumbelNoise([8], CPU)
+    together = sampling.SeededGumbelNoise([7, 8], CPU)
 
     for _ in range(3):
         noisy = together(torch.empty(2, 0), scores)
@@ -182,13 +182,13 @@ def learned(smollm2: Path, tmp_path: Path) -> Path:
 def test_a_long_prompt_is_not_carried_past_the_models_positions_by_a_short_one(learned: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(learned)
     chat = Chat(load_tokenizer(ModelSpec("", str(learned))))
-    writer = transformers_engine.Writer(model.eval(), chat, batch_size=4, context=None, tick=lambda: None)
+    engine = transformers_engine.TransformersEngine(model.eval(), chat, batch_size=4, context=None, tick=lambda: None)
     requests = [ask("Hi!", 0, temperature=0, max_tokens=12), ask("Hi!" + " sea" * 20, 1, temperature=0, max_tokens=12)]
     requests += [ask("Hi!" + " sea" * 28, 2, temperature=0, max_tokens=99)]
     lengths = [len(chat.prompt_ids(request.messages)) for request in requests]
     assert lengths == [32, 52, 60]
 
-    batches = list(writer.compute(requests))
+    batches = list(engine.compute(requests))
 
     # 60 tokens leave room for 4; 52 and 12 fit exactly.
     assert [[result.id for result in batch] for batch in batches] == [[2], [1, 0]]

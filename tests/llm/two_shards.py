@@ -8,7 +8,7 @@ from pathlib import Path
 
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Generate, ModelSpec, Sampling
-from persyn.llm.teachers.vllm_engine import VLLM
+from persyn.llm.teachers.vllm_engine import VllmEngine
 
 
 def main(folder: Path) -> None:
@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     from vllm import LLM
 
     llm = LLM(str(folder), tensor_parallel_size=2, kv_cache_memory_bytes=2**27, enforce_eager=True, max_num_seqs=2)
-    engine = VLLM(llm, Chat(load_tokenizer(ModelSpec("vllm", str(folder)))), "")
+    engine = VllmEngine(llm, Chat(load_tokenizer(ModelSpec("vllm", str(folder)))), "")
     number = 0
     while True:
         if not engine.pending:

@@ -24,8 +24,8 @@ class Backbone:
 
 def test_a_prompt_is_computed_once_and_comes_back_in_its_place(tmp_path: Path) -> None:
     backbone = Backbone()
-    first = features.remembered(tmp_path, [[1, 2], [3]], backbone)
-    again = features.remembered(tmp_path, [[3], [4, 5, 6], [1, 2], [3]], backbone)
+    first = features.cached(tmp_path, [[1, 2], [3]], backbone)
+    again = features.cached(tmp_path, [[3], [4, 5, 6], [1, 2], [3]], backbone)
 
     assert first.tolist() == [[3, 2], [3, 1]]
     assert again.tolist() == [[3, 1], [15, 3], [3, 2], [3, 1]]
@@ -34,14 +34,14 @@ def test_a_prompt_is_computed_once_and_comes_back_in_its_place(tmp_path: Path) -
 
 def test_a_damaged_piece_is_made_again(tmp_path: Path) -> None:
     backbone = Backbone()
-    features.remembered(tmp_path, [[1, 2]], backbone)
+    features.cached(tmp_path, [[1, 2]], backbone)
     (piece,) = tmp_path.iterdir()
     piece.write_bytes(b"half a fi")
     (tmp_path / "cut.unfinished").write_bytes(b"never ended")
 
-    assert features.remembered(tmp_path, [[1, 2]], backbone).tolist() == [[3, 2]]
+    assert features.cached(tmp_path, [[1, 2]], backbone).tolist() == [[3, 2]]
     assert len(backbone.asked) == 2
-    assert features.remembered(tmp_path, [[1, 2]], backbone).tolist() == [[3, 2]]
+    assert features.cached(tmp_path, [[1, 2]], backbone).tolist() == [[3, 2]]
     assert len(backbone.asked) == 2
 
 
@@ -49,7 +49,7 @@ def test_where_nothing_can_be_kept_it_is_computed_each_time(tmp_path: Path) -> N
     backbone, place = Backbone(), tmp_path / "file"
     place.write_text("in the way")
     for _ in range(2):
-        assert features.remembered(place, [[1, 2]], backbone).tolist() == [[3, 2]]
+        assert features.cached(place, [[1, 2]], backbone).tolist() == [[3, 2]]
     assert len(backbone.asked) == 2
 
 

@@ -141,7 +141,7 @@ def test_two_workers_wait_for_a_server_and_one_that_is_killed_meanwhile_is_not_m
     assert failed_rows(database) == 0
 
 
-def waits(database: Database) -> list[watch.Wait]:
+def waits(database: Database) -> list[watch.ServerWait]:
     with database.read() as session:
         return watch.snapshot(session, session.scalars(select(Run)).one()).waits
 

@@ -42,7 +42,7 @@ class Claims:
         loaded: the queue whose model is in memory.
         known:  the jobs the worker knows it holds; others held under its name are released.
         """
-        queue.take_turns(session)
+        queue.lock_claims(session)
         queue.release_unknown(session, owner=self._owner, known=known)
         backlogs = {backlog.queue: backlog for backlog in self._look(session)}
         for name in affinity.order(backlogs.values(), loaded, self._reach):

@@ -66,7 +66,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     the score fails. Raises `HostLacks` when the function cannot be imported, or its file is not the spec's version.
     """
     options.decode(spec, options.PythonOptions)
-    function = take(spec)
+    function = import_function(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         for request in requests:
@@ -77,7 +77,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     return Batched(compute, version=VERSION, chunk=_CHUNK)
 
 
-def take(spec: ModelSpec) -> Callable[..., Any]:
+def import_function(spec: ModelSpec) -> Callable[..., Any]:
     """Import a spec's function; `HostLacks` when that fails, or its file is not the spec's version."""
     if spec.revision is not None and revision(spec.model) != spec.revision:
         raise HostLacks(
@@ -88,13 +88,13 @@ def take(spec: ModelSpec) -> Callable[..., Any]:
     try:
         function = getattr(import_module(module), name)
     except Exception as error:  # importing user code may raise anything
-        raise HostLacks(f"cannot import {spec.model!r}: {why(error)}") from error
+        raise HostLacks(f"cannot import {spec.model!r}: {describe_error(error)}") from error
     if not callable(function):
         raise HostLacks(f"{spec.model!r} is not a function")
     return function  # type: ignore[no-any-return]
 
 
-def why(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Format an exception of user code on one line."""
     return f"{type(error).__name__}: {shorten(str(error))}"
 
@@ -106,4 +106,4 @@ def _judge(function: Callable[..., Any], request: Judge) -> Result:
             return Failed(request.id, "no_verdict")
         return Judged(request.id, float(value))
     except Exception as error:
-        return Failed(request.id, f"scorer_error: {why(error)}")
+        return Failed(request.id, f"scorer_error: {describe_error(error)}")

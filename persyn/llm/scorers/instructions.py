@@ -27,8 +27,8 @@ _LANGUAGE_PREFIX = "en:"
 FLAWS = frozenset({"no_instructions", "malformed_instructions", "unknown_instruction", "missing_package"})
 
 
-class Carried(Struct, frozen=True):
-    """The instructions in a prompt's row."""
+class InstructionFields(Struct, frozen=True):
+    """The fields of a prompt's row that state its instructions."""
 
     instruction_id_list: list[str] = []
     kwargs: list[dict[str, Any] | None] = []
@@ -99,10 +99,10 @@ def flaw(meta: Mapping[str, Any]) -> str | None:
 def _instructions(meta: Mapping[str, Any]) -> list[Instruction]:
     """The instructions of a prompt; `CannotCheck` if there are none, or one is invalid."""
     try:
-        carried = msgspec.convert(meta, Carried)
+        fields = msgspec.convert(meta, InstructionFields)
     except msgspec.ValidationError as error:
         raise CannotCheck(f"malformed_instructions: {error}") from error
-    ids, kwargs = carried.instruction_id_list, carried.kwargs
+    ids, kwargs = fields.instruction_id_list, fields.kwargs
     if not ids:
         raise CannotCheck("no_instructions: the prompt's row has no instruction_id_list, or an empty one")
     if len(ids) != len(kwargs):

@@ -104,10 +104,10 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
             "use that version, or start a run under another name, which is scored with the new wording"
         )
     inner = ModelSpec(chosen.engine, spec.model, spec.revision, spec.gpus, chosen.options)
-    return BothWays(engines.load(inner, tick), chosen)
+    return JudgeScorer(engines.load(inner, tick), chosen)
 
 
-class BothWays:
+class JudgeScorer:
     """Requests two verdicts on each response from an inner engine and returns their mean when both are there."""
 
     def __init__(self, inner: Engine, chosen: options.JudgeOptions) -> None:

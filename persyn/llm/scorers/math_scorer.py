@@ -79,8 +79,8 @@ def _has_answer(request: Request) -> bool:
     return bool(request.answer and request.answer.strip())
 
 
-class ChildLost(Exception):
-    """The child was killed or ended by itself; the message is the reason of a `Failed`."""
+class ChildDied(Exception):
+    """The child was did not answer in time or has ended; the message is the reason of a `Failed`."""
 
 
 class Child:
@@ -104,8 +104,8 @@ class Child:
         self._served = 0
         try:
             self.version = msgspec.msgpack.decode(self._receive(_START_SECONDS), type=str)
-        except ChildLost as lost:
-            raise EngineError(f"the answer checker cannot be started: {lost}") from lost
+        except ChildDied as error:
+            raise EngineError(f"the answer checker cannot be started: {error}") from error
 
     def judge(self, requests: Sequence[Judge]) -> list[Result]:
         """Results for the first requests: all of them, or up to the one that killed the child."""
@@ -120,23 +120,23 @@ class Child:
                 reply = self._receive(self._options.timeout_seconds)
                 results.append(_result(request.id, msgspec.msgpack.decode(reply, type=Verdict)))
                 self._served += 1
-        except (ChildLost, BrokenPipeError) as lost:
-            results.append(Failed(requests[len(results)].id, str(lost) or "crashed: the child process is gone"))
+        except (ChildDied, BrokenPipeError) as error:
+            results.append(Failed(requests[len(results)].id, str(error) or "crashed: the child process is gone"))
             self._end()
             self.start()
         return results
 
     def _receive(self, seconds: float) -> bytes:
-        """The child's next message; `ChildLost` when it takes too long or the child ends."""
+        """The child's next message; `ChildDied` when it takes too long or the child ends."""
         deadline = time.monotonic() + seconds
         try:
             while not self._pipe.poll(min(1.0, max(0.0, deadline - time.monotonic()))):
                 self._tick()
                 if time.monotonic() >= deadline:
-                    raise ChildLost(f"timeout: not decided within {seconds:g} s")
+                    raise ChildDied(f"timeout: not decided within {seconds:g} s")
             return self._pipe.recv_bytes()
         except (EOFError, ConnectionResetError) as error:
-            raise ChildLost(f"crashed: the child process {_how_it_ended(self._process.wait())}") from error
+            raise ChildDied(f"crashed: the child process {_how_it_ended(self._process.wait())}") from error
 
 
 def _end(process: subprocess.Popen[bytes], pipe: Connection[Any, Any]) -> None:

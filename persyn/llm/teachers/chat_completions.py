@@ -106,7 +106,7 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
     if reason is None and not text:
         raise RetryableError("the answer has neither a text nor a finish reason")
     counts = _table(completion.get("usage"))
-    return generation.conclude(
+    return generation.to_result(
         Generated(
             id=request_id,
             text=text,
@@ -154,7 +154,7 @@ def _finish_reason(said: Any) -> str | None:
     reason = _reason(said)
     if not reason:
         return None
-    found = finish_reason.in_our_words(reason)
+    found = finish_reason.normalised(reason)
     if found in (None, "stop", "length"):
         return found
     if reason.lower() == "content_filter":
@@ -251,7 +251,7 @@ def _add(choice: dict[str, Any], message: dict[str, Any], piece: Mapping[str, An
     if complaints.says(piece.get("error")):
         choice["error"] = piece["error"]
     # Many servers send an empty finish reason with every piece but the last.
-    if said := finish_reason.in_our_words(_reason(piece.get("finish_reason"))):
+    if said := finish_reason.normalised(_reason(piece.get("finish_reason"))):
         choice["finish_reason"] = said
 
 

@@ -49,7 +49,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """
     chosen = options.decode(spec, options.OpenAIOptions)
     url, key = endpoint(chosen.base_url), read_key(chosen)
-    return OpenAI(spec.model, chosen, url, key, proxy(url))
+    return ChatServerEngine(spec.model, chosen, url, key, proxy(url))
 
 
 def endpoint(base_url: str) -> URL:
@@ -139,7 +139,7 @@ class _Doubt:
     at: float
 
 
-class OpenAI:
+class ChatServerEngine:
     """A backlog of requests, and up to `concurrency` coroutines that each serve one at a time."""
 
     def __init__(self, model: str, chosen: options.OpenAIOptions, url: URL, key: str | None, proxy: URL | None) -> None:

@@ -49,21 +49,21 @@ def refuse(request: Generate, why: str) -> Failed:
     return Failed(request.id, f"bad_request: {shorten(why)}")
 
 
-def conclude(result: Generated) -> Generated | Failed:
+def to_result(generated: Generated) -> Generated | Failed:
     """The result with its text stripped; fails as `empty` if nothing is left.
 
     NUL characters, which PostgreSQL cannot store, are replaced.
     """
-    text = result.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
+    text = generated.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
     if not text:
-        return Failed(result.id, f"empty: no text, finish reason {result.finish_reason or 'unknown'}")
+        return Failed(generated.id, f"empty: no text, finish reason {generated.finish_reason or 'unknown'}")
     return Generated(
-        id=result.id,
+        id=generated.id,
         text=text,
-        finish_reason=result.finish_reason,
-        prompt_tokens=result.prompt_tokens,
-        response_tokens=result.response_tokens,
-        seconds=result.seconds,
+        finish_reason=generated.finish_reason,
+        prompt_tokens=generated.prompt_tokens,
+        response_tokens=generated.response_tokens,
+        seconds=generated.seconds,
     )
 
 

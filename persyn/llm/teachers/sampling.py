@@ -41,11 +41,11 @@ def processors(batch: Sequence[EncodedPrompt], device: torch.device) -> LogitsPr
             chain.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p != 1.0:
             chain.append(TopPLogitsWarper(sampling.top_p))
-        chain.append(Draw([prompt.request.seed for prompt in batch], device))
+        chain.append(SeededGumbelNoise([prompt.request.seed for prompt in batch], device))
     return LogitsProcessorList(chain)
 
 
-class Draw(LogitsProcessor):
+class SeededGumbelNoise(LogitsProcessor):
     """Adds Gumbel noise to each row, so that the arg-max is a sample from the row's distribution.
 
     A row's noise depends only on its seed and the position in the response, not on the rest of the batch.
@@ -80,7 +80,7 @@ class _Penalty(LogitsProcessor):
         return penalised
 
 
-class Ends(StoppingCriteria):
+class RowStoppingCriteria(StoppingCriteria):
     """Ends each row at its end token, its stop text or its `max_tokens`, and records when."""
 
     def __init__(

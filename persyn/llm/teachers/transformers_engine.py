@@ -42,11 +42,11 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     dtype = chosen.dtype or ("bfloat16" if spec.gpus else "float32")
     model = scoring.load_weights(AutoModelForCausalLM, spec, options.ScorerOptions(dtype=dtype))
-    writer = Writer(model, chat, batch_size=chosen.batch_size, context=chosen.max_model_len, tick=tick)
-    return Batched(writer.compute, version=scoring.VERSION, chunk=_CHUNK_BATCHES * chosen.batch_size)
+    engine = TransformersEngine(model, chat, batch_size=chosen.batch_size, context=chosen.max_model_len, tick=tick)
+    return Batched(engine.compute, version=scoring.VERSION, chunk=_CHUNK_BATCHES * chosen.batch_size)
 
 
-class Writer:
+class TransformersEngine:
     """A causal language model that generates responses in left-padded batches.
 
     context: tokens of prompt and response together, at most the model's own limit; None is that limit.
@@ -144,17 +144,17 @@ class Writer:
         ids = torch.tensor([[self._pad_id] * gap + prompt.ids for gap, prompt in zip(gaps, batch, strict=True)])
         mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])  # (B, L)
         stops = generation.stop_texts(self._chat, batch[0].request.sampling)
-        ends = sampling.Ends(self._chat.tokenizer, self._end_ids, stops, batch, self._tick)
+        criteria = sampling.RowStoppingCriteria(self._chat.tokenizer, self._end_ids, stops, batch, self._tick)
         written = self._model.generate(
             ids.to(self._model.device),
             attention_mask=mask.to(self._model.device),
             max_new_tokens=max(prompt.max_tokens for prompt in batch),
             do_sample=False,
             logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([ends]),
+            stopping_criteria=StoppingCriteriaList([criteria]),
         )
         rows = written[:, width:].tolist()
-        return [self._result(*row, stops) for row in zip(batch, rows, ends.lengths, ends.seconds, strict=True)]
+        return [self._result(*row, stops) for row in zip(batch, rows, criteria.lengths, criteria.seconds, strict=True)]
 
     def _result(
         self, prompt: EncodedPrompt, row: list[int], length: int, seconds: float, stops: Sequence[str]
@@ -166,7 +166,7 @@ class Writer:
         )
         text, is_cut = generation.cut(str(text), stops)
         finish = "stop" if is_ended or is_cut else "length"
-        return generation.conclude(Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds))
+        return generation.to_result(Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds))
 
 
 def _groups(prompts: Iterable[EncodedPrompt]) -> Iterator[list[EncodedPrompt]]:

@@ -46,10 +46,10 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     except Exception as error:
         # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
-    return VLLM(llm, chat, f"vllm {__version__}")
+    return VllmEngine(llm, chat, f"vllm {__version__}")
 
 
-class VLLM:
+class VllmEngine:
     """Passes each request on to vLLM as it arrives, and returns each response as it is finished.
 
     If vLLM uses processes of its own, this process ends as soon as one of them does.
@@ -126,7 +126,7 @@ class VLLM:
         if response.finish_reason not in {"stop", "length"}:
             return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
-        return generation.conclude(
+        return generation.to_result(
             Generated(
                 id=prompt.request.id,
                 text=response.text,

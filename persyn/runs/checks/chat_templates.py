@@ -12,7 +12,7 @@ from persyn.llm.protocols import Finding, ModelSpec
 from persyn.runs.checks import models
 
 
-def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each problem with a chat template, and for what the user should know about it."""
     found: dict[tuple[str, str | None, bool], list[Finding]] = {}
     for model in models.loaded(config):
@@ -22,11 +22,11 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
         answers = spec.engine != "reward_model"
         key = (spec.model, spec.revision, answers)
         if key not in found:  # loading a tokenizer takes seconds
-            found[key] = _look(spec, answers=answers)
+            found[key] = _check(spec, answers=answers)
         yield from ((model.whose, finding) for finding in found[key])
 
 
-def _look(spec: ModelSpec, *, answers: bool) -> list[Finding]:
+def _check(spec: ModelSpec, *, answers: bool) -> list[Finding]:
     from persyn.llm import template_check
     from persyn.llm.chat import Chat, load_tokenizer
 

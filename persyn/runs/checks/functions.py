@@ -20,13 +20,13 @@ from persyn.errors import PersynError
 from persyn.llm.scorers import custom_function
 from persyn.llm.protocols import ModelSpec
 try:
-    custom_function.take(ModelSpec("python", sys.argv[1]))
+    custom_function.import_function(ModelSpec("python", sys.argv[1]))
 except PersynError as error:
     sys.exit(str(error))
 """
 
 
-def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each function that cannot be imported."""
     calls_scorer = ENGINES[config.quality.kind].model == "function"
     calls_strategy = STRATEGIES[config.strategy.kind].decided_by == "function"

@@ -16,7 +16,7 @@ from persyn.runs.checks.models import UsedModel
 _DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
-def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each problem of this host with a run that it works alone."""
     loaded = models.loaded(config)
     if not loaded:
@@ -25,7 +25,7 @@ def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     for model in loaded:
         if model.spec.gpus > seen:
             yield model.whose, Finding("error", "gpus", _absent(model, seen))
-        elif (found := memory.look(model)) is not None:
+        elif (found := memory.check(model)) is not None:
             yield model.whose, found
     yield from on_cpu(config, seen)
 

@@ -23,7 +23,7 @@ _CPU_CACHE_GIB = 2.0
 _SPARSE = ("sliding_window", "layer_types", "kv_lora_rank", "attention_chunk_size", "ssm_cfg", "mamba_d_state")
 
 
-def look(model: UsedModel) -> Finding | None:
+def check(model: UsedModel) -> Finding | None:
     """The memory problem of a model; None if it fits, or its files are not on this host."""
     spec = model.spec
     folder = _folder(spec)

@@ -26,7 +26,7 @@ _PING_SECONDS = 60.0
 _PING_TOKENS = 16
 
 
-def look(config: RunConfig) -> Iterator[tuple[str, Finding]]:
+def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Check the servers of a run file without sending a request; yields (whose, finding) for each problem."""
     served = list(models.served(config))
     if not served:
