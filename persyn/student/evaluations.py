@@ -136,11 +136,10 @@ class Evaluator:
         # Identifying a model may take minutes, so it happens outside the write transaction.
         known = versions.identities([], quality=table)
         with self._database.write() as session:
-            without_generation = GenerationSettings(engine=None, gpus=how.gpus, options=_options(run))
             wanted = _Wanted(
                 table,
                 known,
-                _as_scored(how, run) if table else without_generation,
+                _as_scored(how, run) if table else _without_generation(how, run),
                 ", ".join(path.name for path in files),
                 *_prompts(session, run, files, table, self._names),
             )
@@ -285,6 +284,10 @@ def _options(run: Run) -> dict[str, Any]:
     """The run's options for scoring with the student, applied to whole responses."""
     options = load_config(run.config).student.options
     return {name: value for name, value in options.items() if name != "response_tokens"}
+
+
+def _without_generation(how: GenerationSettings, run: Run) -> GenerationSettings:
+    return GenerationSettings(engine=None, gpus=how.gpus, options=_options(run))
 
 
 def _as_scored(how: GenerationSettings, run: Run) -> GenerationSettings:

@@ -302,7 +302,7 @@ def test_a_score_that_should_have_been_imported_is_not_asked_for(database: Datab
         scorer.kind = "imported"
     fail(database, Score, "not_imported: no score of this response was imported", scorer_id=scorer.id)
 
-    with pytest.raises(UsageError, match="failed for not_imported"):
+    with pytest.raises(UsageError, match="no failed row to retry for not_imported"):
         retry_rows(database, run_id, "not_imported")
 
 
