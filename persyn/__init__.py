@@ -16,9 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from persyn.api import ExportedDataset as ExportedDataset
     from persyn.api import ExportOptions as ExportOptions
     from persyn.api import Figure as Figure
-    from persyn.api import Manifest as Manifest
     from persyn.api import Plan as Plan
     from persyn.api import Progress as Progress
     from persyn.api import Run as Run
@@ -43,7 +43,7 @@ _OFFERED = {
             "Run",
             "Figure",
             "ExportOptions",
-            "Manifest",
+            "ExportedDataset",
             "Plan",
             "Progress",
             "RunState",

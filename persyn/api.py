@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExportOptions",
+    "ExportedDataset",
     "Figure",
-    "Manifest",
     "Plan",
     "Progress",
     "Run",
@@ -428,7 +428,9 @@ class Run:
         return Dataset(InMemoryTable(self.dataset(options)))
 
     @_without_causes
-    def export(self, folder: str | os.PathLike[str] | None = None, options: ExportOptions | None = None) -> Manifest:
+    def export(
+        self, folder: str | os.PathLike[str] | None = None, options: ExportOptions | None = None
+    ) -> ExportedDataset:
         """Write the dataset with its card and manifest, replacing an earlier one as a whole.
 
         folder: default: `datasets/NAME` in the store's home.
@@ -439,7 +441,7 @@ class Run:
         written = export.write(self._database, self._id, place, _options(options))
         if silent := [each.name for each in written.teachers if each.exported and not each.license]:
             _warn(f"no licence is stated for {', '.join(silent)}: check how their responses may be used")
-        return Manifest(**{field.name: getattr(written, field.name) for field in fields(written)}, folder=place)
+        return ExportedDataset(**{field.name: getattr(written, field.name) for field in fields(written)}, folder=place)
 
     # Its figures.
 
@@ -518,7 +520,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Manifest(manifest.Manifest):
+class ExportedDataset(manifest.Manifest):
     """The manifest of an exported dataset, and the folder where it was written."""
 
     #: Absolute.
@@ -528,7 +530,9 @@ class Manifest(manifest.Manifest):
         left_out = {**self.failed, **{f"dropped by {name}": count for name, count in self.dropped.items()}}
         left_out["missing"] = self.missing
         parts = "".join(f", {name} {count:,}" for name, count in left_out.items() if count)
-        return f"<persyn.Manifest {self.run}: {self.exported:,} of {self.assigned:,} rows in {self.folder}{parts}>"
+        return (
+            f"<persyn.ExportedDataset {self.run}: {self.exported:,} of {self.assigned:,} rows in {self.folder}{parts}>"
+        )
 
 
 class _ProgressQueue(Counter):

@@ -28,7 +28,7 @@ PromptInput: TypeAlias = str | Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Router:
+class PromptRouter:
     """What scores the teachers of a run for a prompt."""
 
     run: str
@@ -56,11 +56,11 @@ class Router:
         return _table([messages[-1]["content"] for messages in conversations], self.teachers, rows)
 
 
-def of_run(session: Session, run: Run) -> Router:
+def of_run(session: Session, run: Run) -> PromptRouter:
     """The router of a run; raises `UsageError` for a run that has none that reads prompts."""
     _require_router(run)
     names = [teacher.name for teacher in lookup.teachers(session, run.id)]
-    return Router(run.name, assign.route_spec(session, run), names)
+    return PromptRouter(run.name, assign.route_spec(session, run), names)
 
 
 def conversations(prompts: PromptInput | Sequence[PromptInput]) -> list[list[Message]]:
