@@ -15,7 +15,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.demo $(if $(filter vllm,$(ENGINE)),.venv/.vllm) ## Run the whole pipeline on two small real models; ENGINE=transformers or vllm
-	$(BIN)/python -m demo $(ENGINE)
+	@# Packages come without bytecode, so a warning about the source of one of them would be shown.
+	$(BIN)/python -W ignore::SyntaxWarning -m demo $(ENGINE)
 
 chromium: ## Install Debian's Chromium, with which the console is tested; without it these tests are skipped
 	@command -v chromium >/dev/null || { $(SUDO) apt-get install -y $(BROWSER) || \
