@@ -25,7 +25,7 @@ from persyn.cli.beforehand import look_up, require_fit
 from persyn.cli.context import JSON, RUN, find_run, nobody_takes, plain, show, store, warn
 from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from persyn.cli.waiting import waiting
-from persyn.cli.watch import LOOK_SECONDS, View
+from persyn.cli.watch import LOOK_SECONDS, View, nobody_works
 from persyn.dataset import export, manifest
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
@@ -130,7 +130,7 @@ def watch(run: str, interval: float | None) -> None:
             _require_few_failed(database, run_id)
             return
     if seen is None and view.is_idle:
-        click.echo(f"no worker is executing the run. Continue it with: persyn run resume {run}", err=True)
+        click.echo(nobody_works(run), err=True)
         sys.exit(130)
     if seen is None:
         click.echo(f"the run continues without this window. Watch it again with: persyn run watch {run}", err=True)

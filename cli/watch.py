@@ -6,12 +6,14 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 from sqlalchemy.exc import OperationalError
 
 from persyn.analysis.watch import (
+    IDLE,
     Failures,
     HeldJob,
     RowCounts,
@@ -32,14 +34,17 @@ from persyn.stages.batch import Progress
 
 #: Interval between snapshots on a terminal.
 LOOK_SECONDS = 1.0
-#: Between two jobs a worker holds none for a moment, so a run is idle only after this many snapshots without a holder.
-_IDLE_LOOKS = 3
 #: Warnings are checked once per this many snapshots.
 _LOOKS_A_WARNING = 15
 #: Counting rows may take at most one part in this many of the time.
 _COUNTING_SHARE = 10
 #: The number of workers and kinds of failures listed.
 _MOST = 12
+
+
+def nobody_works(name: str) -> str:
+    """What a reader of an idle run can do."""
+    return f"no worker holds a job of the run; start workers, or continue it here: persyn run resume {name}"
 
 
 class View:
@@ -67,8 +72,8 @@ class View:
         self._rows = _Rows(database, run_id)
         self._shown: dict[str, Progress] = {}
         self._is_away = False
-        self._idle_looks = 0
-        #: Whether no worker held a job of the run in the last snapshots.
+        self._idle_since: datetime | None = None
+        #: Whether no worker has held a job of the run for some seconds.
         self.is_idle = False
 
     def follow(self, closed: threading.Event) -> Snapshot | None:
@@ -105,10 +110,10 @@ class View:
             self._meter.say("the database answers again")
         self._is_away = False
         is_over = seen.state is not RunState.RUNNING
-        self._idle_looks = self._idle_looks + 1 if seen.is_idle else 0
-        self.is_idle = self._idle_looks >= _IDLE_LOOKS
-        if self.is_idle:
-            self._say_once([f"no worker holds a job of the run; continue it with: persyn run resume {cell(name)}"])
+        self._idle_since = (self._idle_since or seen.at) if seen.is_idle else None
+        self.is_idle = self._idle_since is not None and seen.at - self._idle_since >= IDLE
+        if self.is_idle and not self._meter.is_terminal:  # on a terminal, it stands below the bars
+            self._say_once([nobody_works(cell(name))])
         self._show(name, seen, self._rows.last() if is_over else self._rows.newest(self._interval))
         return seen
 

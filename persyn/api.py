@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial, wraps
 from numbers import Real
 from pathlib import Path
@@ -71,8 +71,6 @@ __all__ = [
 Config: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
 """The tables of a run file as a dict, or the path of such a file."""
 
-#: `watch` warns when no worker has held a job for this long; between two jobs a worker holds none for a moment.
-_IDLE = timedelta(seconds=3)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -328,7 +326,7 @@ class Run:
             with self._read() as (session, run):
                 seen = watch.snapshot(session, run)
             idle_since = (idle_since or seen.at) if seen.is_idle else None
-            if idle_since is not None and seen.at - idle_since >= _IDLE and not is_warned:
+            if idle_since is not None and seen.at - idle_since >= watch.IDLE and not is_warned:
                 is_warned = True
                 _warn(f"no worker holds a job of run {self.name}; call work() in another thread, or start a worker")
             yield seen

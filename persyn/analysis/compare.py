@@ -26,6 +26,7 @@ from persyn.method.intervals import Interval, Vector, interval, weights
 from persyn.method.rewards import Matrix
 from persyn.method.strategies import STRATEGIES, StrategyInputs
 from persyn.runs import run_file
+from persyn.stages import registry
 from persyn.stages.strategy_inputs import strategy_inputs
 
 _NO_SCORES = "persyn: the run's router was fitted before PerSyn stored its scores of the grid"
@@ -161,7 +162,7 @@ def _compare(
         n_calibration=int(calibration.sum()),
         strategies=_facts(policies, rewarded[holdout], counted),
         notes=notes,
-        is_partial=run.stage in ("calibrate", "score"),
+        is_partial=run.stage in registry.reached("score"),
     )
 
 

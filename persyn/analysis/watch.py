@@ -26,6 +26,8 @@ from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
 
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
+#: A run is idle when no worker has held a job for this long: between two jobs a worker holds none for a moment.
+IDLE = timedelta(seconds=3)
 #: The window for rates per second.
 RECENT = timedelta(seconds=60)
 #: Of more responses than this, only the latest are considered, with the time span in which they arrived.

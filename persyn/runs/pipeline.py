@@ -172,7 +172,7 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     deleters = (STAGES[name].forget for name in stages)
     rows += sum(delete(session, run, reasons) for delete in deleters if delete is not None)
     if not rows:
-        final = "" if "calibrate" in stages else f"; {FINAL}"
+        final = "" if registry.ASSIGN in stages else f"; {FINAL}"
         raise UsageError(f"run {run.name} has no failed row to retry for {', '.join(reasons)}{final}")
     _go_back(session, run)
     _go_on(session, run, actor, {"reason": "retry", "rows": rows, "failures": sorted(reasons)})

@@ -197,17 +197,22 @@ def test_ctrl_c_closes_the_view_of_a_database_that_is_away(postgres: Postgres) -
     assert said.startswith("the run continues without this window")
 
 
+def watching(tmp_path: Path) -> subprocess.Popen[str]:
+    """`persyn run watch run` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "persyn.cli", "run", "watch", "run", "--interval", "0.1"],
+        env={**os.environ, "PERSYN_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def test_ctrl_c_closes_the_view_and_leaves_the_run_alone(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         with database.write() as session:
             made = make_run(session)
-        with subprocess.Popen(
-            [sys.executable, "-m", "persyn.cli", "run", "watch", "run", "--interval", "0.1"],
-            env={**os.environ, "PERSYN_HOME": str(tmp_path / "home")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with watching(tmp_path) as process:
             assert process.stdout is not None
             assert process.stdout.readline().startswith("calibrate: 0 of 0")
             process.send_signal(signal.SIGINT)
@@ -222,17 +227,11 @@ def test_a_run_that_nobody_works_is_said_to_be_stopped(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         with database.write() as session:
             make_job(session, make_run(session).id, stage="calibrate", state=JobState.QUEUED)
-        with subprocess.Popen(
-            [sys.executable, "-m", "persyn.cli", "run", "watch", "run", "--interval", "0.1"],
-            env={**os.environ, "PERSYN_HOME": str(tmp_path / "home")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with watching(tmp_path) as process:
             assert process.stdout is not None
             until = (line for line in process.stdout if "no worker holds a job of the run" in line)
-            assert "continue it with: persyn run resume run" in next(until)
+            assert "continue it here: persyn run resume run" in next(until)
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert said.strip() == "no worker is executing the run. Continue it with: persyn run resume run"
+    assert said.strip() == "no worker holds a job of the run; start workers, or continue it here: persyn run resume run"

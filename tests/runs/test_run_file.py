@@ -38,6 +38,12 @@ def write(folder: Path, *, teacher: dict[str, Any] | None = None, **tables: Any)
     return file
 
 
+def require_refusal(file: Path, said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        run_file.read(file)
+    assert str(refused.value) == f"{file}: {said}"
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -83,10 +89,7 @@ def write(folder: Path, *, teacher: dict[str, Any] | None = None, **tables: Any)
 def test_an_option_that_its_engine_does_not_take_is_found_before_any_model_loads(
     tmp_path: Path, wrong: dict[str, Any], said: str
 ) -> None:
-    file = write(tmp_path, **wrong)
-    with pytest.raises(UsageError) as refused:
-        run_file.read(file)
-    assert str(refused.value) == f"{file}: {said}"
+    require_refusal(write(tmp_path, **wrong), said)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +196,7 @@ def test_a_value_of_a_wrong_kind_is_told_in_words_that_fit_a_file_and_a_dict(
     tmp_path: Path, wrong: dict[str, Any], said: str
 ) -> None:
     assert refusal_of_dict(wrong) == f"the configuration: {said}"
-    file = write(tmp_path, **wrong)
-    with pytest.raises(UsageError) as refused:
-        run_file.read(file)
-    assert str(refused.value) == f"{file}: {said}"
+    require_refusal(write(tmp_path, **wrong), said)
 
 
 @pytest.mark.parametrize(
