@@ -35,8 +35,13 @@ class Prompt(Base):
 
     id: Mapped[Id]
     content_hash: Mapped[Hash] = mapped_column(unique=True, comment="SHA-256 of the conversation's canonical JSON")
-    text: Mapped[str] = mapped_column(Text, comment="the last user turn")
+    text: Mapped[str] = mapped_column(Text, comment="the last turn, the user's or a tool's")
     history: Mapped[list[Any] | None] = mapped_column(comment="the turns before the last one: [{role, content}, ...]")
+    last_turn: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="the last turn without its text, where it is not the user's: {role: tool, tool_call_id, ...}"
+    )
+    tools: Mapped[list[Any] | None] = mapped_column(comment="the functions that may be called: [{type, function}, ...]")
+    response_schema: Mapped[dict[str, Any] | None] = mapped_column(comment="JSON schema of the response")
     answer: Mapped[str | None] = mapped_column(Text, comment="reference answer")
     source: Mapped[str] = mapped_column(comment="name of the file it was first imported from")
     source_id: Mapped[str | None] = mapped_column(comment="id of the prompt in that file")
@@ -61,6 +66,9 @@ class Teacher(Base):
     sampling: Mapped[dict[str, Any]]
     system: Mapped[str | None] = mapped_column(Text)
     few_shot: Mapped[list[Any]] = mapped_column(comment="[{user, assistant}, ...]")
+    response_schema: Mapped[dict[str, Any] | None] = mapped_column(comment="JSON schema of its responses")
+    adapter: Mapped[str | None] = mapped_column(comment="LoRA adapter: a folder or hub id")
+    adapter_revision: Mapped[str | None] = mapped_column(comment="hub commit, or sha256:... of a local folder")
     template_hash: Mapped[str | None] = mapped_column(comment="SHA-256 of the chat template; null if it has none")
     gpus: Mapped[int]
     family: Mapped[str | None]

@@ -36,13 +36,16 @@ class Response(Base):
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"))
     teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
     sample: Mapped[int] = mapped_column(default=0, comment="index of the teacher's response to the prompt, from 0")
-    text: Mapped[str | None] = mapped_column(Text)
+    text: Mapped[str | None] = mapped_column(Text, comment="the answer, without the reasoning")
+    reasoning: Mapped[str | None] = mapped_column(Text, comment="what the teacher wrote before the answer")
+    tool_calls: Mapped[list[Any] | None] = mapped_column(comment="[{id, type, function: {name, arguments}}, ...]")
     failure: Mapped[str | None] = mapped_column(Text, comment="why there is no text: too_long, empty, refused, ...")
     finish_reason: Mapped[str | None] = mapped_column(
         comment="stop, length if max_tokens was reached, or what the server gave"
     )
     prompt_tokens: Mapped[int | None]
-    response_tokens: Mapped[int | None]
+    response_tokens: Mapped[int | None] = mapped_column(comment="all generated tokens, the reasoning included")
+    reasoning_tokens: Mapped[int | None] = mapped_column(comment="those of the reasoning")
     seconds: Mapped[float | None] = mapped_column(comment="from admission to the engine to the last token")
     seed: Mapped[Big | None]
     engine: Mapped[str | None] = mapped_column(comment="name and version of the inference engine")
@@ -66,6 +69,10 @@ class Score(Base):
     scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"), primary_key=True)
     value: Mapped[float | None] = mapped_column(comment="sum of log-probabilities in nats, a logit, or a verdict")
     n_tokens: Mapped[int | None] = mapped_column(comment="number of tokens in the sum")
+    reasoning_value: Mapped[float | None] = mapped_column(
+        comment="sum of log-probabilities of the reasoning; value is the answer's"
+    )
+    reasoning_n_tokens: Mapped[int | None] = mapped_column(comment="number of tokens in the reasoning's sum")
     failure: Mapped[str | None] = mapped_column(Text)
     detail: Mapped[dict[str, Any]] = mapped_column(comment="how the value was obtained: parsed forms, dtype, version")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))

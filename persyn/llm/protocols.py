@@ -13,8 +13,15 @@ from msgspec import Struct
 
 from persyn.config import Sampling as Sampling
 
-Message: TypeAlias = dict[str, str]
-"""One turn of a conversation: {"role": "system" | "user" | "assistant", "content": ...}."""
+Message: TypeAlias = dict[str, Any]
+"""One turn of a conversation: {"role": "system" | "user" | "assistant" | "tool", "content": text}.
+
+An assistant's turn may have `tool_calls`, [{"id", "type": "function", "function": {"name", "arguments"}}, ...], where
+the arguments are JSON text, and `reasoning_content`; a tool's turn may have `tool_call_id` and `name`.
+"""
+
+Tools: TypeAlias = list[dict[str, Any]]
+"""The functions a model may call: [{"type": "function", "function": {"name", "description", "parameters"}}, ...]."""
 
 
 class ModelSpec(Struct, frozen=True):
@@ -41,6 +48,8 @@ class Generate(Struct, frozen=True, tag="generate"):
     seed: int
     #: JSON schema of the response. Enforced by vllm, openai and fake; not supported by transformers.
     schema: dict[str, Any] | None = None
+    #: The functions that the model may call.
+    tools: Tools | None = None
 
 
 class Judge(Struct, frozen=True, tag="judge"):
@@ -48,7 +57,13 @@ class Judge(Struct, frozen=True, tag="judge"):
 
     id: int
     messages: list[Message]
+    #: Without the reasoning.
     response: str
+    #: What the model wrote before the response; None if it did not reason.
+    reasoning: str | None = None
+    tools: Tools | None = None
+    #: The response's calls, as in a `Message`.
+    tool_calls: list[dict[str, Any]] | None = None
     #: The reference answer, where the scorer needs one.
     answer: str | None = None
     #: The other fields of the prompt's row, for scorers that read them.
@@ -114,13 +129,21 @@ class Generated(Struct, frozen=True, tag="generated"):
     """A finished response."""
 
     id: int
+    #: The answer, without the reasoning; empty only beside tool calls.
     text: str
     #: "stop" (the model ended it), "length" (cut off at max_tokens), or a server's own word; None if not reported.
     finish_reason: str | None
     prompt_tokens: int | None
+    #: All tokens that the model generated, those of the reasoning included.
     response_tokens: int | None
     #: From admission to the engine to the last token.
     seconds: float
+    #: What the model wrote before the answer; None if it did not reason.
+    reasoning: str | None = None
+    #: The tokens of the reasoning and its markers; None if unknown.
+    reasoning_tokens: int | None = None
+    #: As in a `Message`.
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class Judged(Struct, frozen=True, tag="judged"):
@@ -130,6 +153,9 @@ class Judged(Struct, frozen=True, tag="judged"):
     value: float
     #: Number of tokens summed over, for a log-likelihood.
     n_tokens: int | None = None
+    #: The log-likelihood of the reasoning and its number of tokens; `value` and `n_tokens` are those of the answer.
+    reasoning_value: float | None = None
+    reasoning_n_tokens: int | None = None
     #: What is needed to audit the value: parsed forms, versions, dtype.
     detail: dict[str, Any] = {}
 

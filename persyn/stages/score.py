@@ -48,8 +48,8 @@ def load(session: Session, job: Claim) -> Batch:
     rows = session.execute(
         in_part(_missing(job.run_id, scorer.id), job)
         .join(Prompt, Prompt.id == Response.prompt_id)
-        .add_columns(Response.id, Response.text.label("response"), Prompt.text, Prompt.history, Prompt.answer)
-        .add_columns(Prompt.meta)
+        .add_columns(Response.id, Response.text.label("response"), Response.reasoning, Response.tool_calls)
+        .add_columns(Prompt.text, Prompt.history, Prompt.last_turn, Prompt.tools, Prompt.answer, Prompt.meta)
     )
     reads_row = ENGINES.require(scorer.kind, "scorer").reads_row
     requests = [
@@ -57,6 +57,9 @@ def load(session: Session, job: Claim) -> Batch:
             id=row.id,
             messages=conversation(row),
             response=row.response,
+            reasoning=row.reasoning,
+            tools=row.tools,
+            tool_calls=row.tool_calls,
             answer=row.answer,
             meta=to_wire(row.meta) if reads_row else {},
         )
@@ -183,6 +186,8 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         "scorer_id": job.scorer_id,
         "value": None,
         "n_tokens": None,
+        "reasoning_value": None,
+        "reasoning_n_tokens": None,
         "failure": None,
         "detail": {"engine": item.engine},
         "job_id": job.id,
@@ -196,6 +201,8 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
     else:
         row["value"] = item.result.value
         row["n_tokens"] = item.result.n_tokens
+        row["reasoning_value"] = item.result.reasoning_value
+        row["reasoning_n_tokens"] = item.result.reasoning_n_tokens
         row["detail"] = {"engine": item.engine, **item.result.detail}
     return row
 
