@@ -59,15 +59,15 @@ class Judge(Struct, frozen=True, tag="judge"):
     messages: list[Message]
     #: Without the reasoning.
     response: str
+    #: The reference answer, where the scorer needs one.
+    answer: str | None = None
+    #: The other fields of the prompt's row, for scorers that read them.
+    meta: dict[str, Any] = {}
     #: What the model wrote before the response; None if it did not reason.
     reasoning: str | None = None
     tools: Tools | None = None
     #: The response's calls, as in a `Message`.
     tool_calls: list[dict[str, Any]] | None = None
-    #: The reference answer, where the scorer needs one.
-    answer: str | None = None
-    #: The other fields of the prompt's row, for scorers that read them.
-    meta: dict[str, Any] = {}
 
 
 class Route(Struct, frozen=True, tag="route"):
