@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, LlamaConfig, LlamaModel
 
-from persyn.router.model import RouterModel, pair_loss, preference_weights
+from persyn.method.rewards import preference_weights
+from persyn.router.model import RouterModel, pair_loss
 
 _PROMPTS, _TOKENS = 4, 64
 _ROUNDS = 3
@@ -72,7 +73,8 @@ def _step(router: RouterModel, loss_of: Callable[[], float]) -> tuple[float, flo
 
 
 def _once(router: RouterModel, input_ids: Tensor, lengths: Tensor, rewards: Tensor) -> float:
-    loss = pair_loss(router(input_ids, lengths), preference_weights(rewards, "equal"))
+    weights = torch.from_numpy(preference_weights(rewards.cpu().double().numpy(), "equal")).to(rewards)
+    loss = pair_loss(router(input_ids, lengths), weights)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item()
 

@@ -32,6 +32,9 @@ Per: TypeAlias = Literal["token", "character", "response"]
 UnitInterval = Annotated[float, Meta(ge=0, le=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
+#: The largest number of responses of one teacher to one prompt.
+MOST_SAMPLES = 100
+Samples = Annotated[int, Meta(ge=1, le=MOST_SAMPLES)]
 
 
 def fingerprint_of(value: Any) -> str:
@@ -75,6 +78,10 @@ class RunTable(_Table, frozen=True):
     learnability_per: Per = "token"
     #: Number of prompts answered by every teacher, including the hold-out; at most the number of prompts.
     calibration: Positive = 2500
+    #: Number of responses of every teacher to each calibration prompt. Quality and learnability are then means over
+    #: them, and the router knows how certain they are; the calibration grid costs this many times as much. Needs a
+    #: temperature above 0. Stored responses count.
+    samples: Samples = 1
     #: Share of the calibration prompts excluded from the fit, to measure the router and to compare strategies.
     holdout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     #: Seed of the calibration draw, the responses and the fit.

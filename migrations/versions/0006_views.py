@@ -6,6 +6,8 @@ changes a table used by a view must drop the views before and create them again 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -336,13 +338,15 @@ def downgrade() -> None:
         loads.drop_column("gpus")
 
 
-def make_views() -> None:
+def make_views(names: Collection[str] = tuple(_VIEWS)) -> None:
     words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
     told = {name: words[name] for name in ("alpha", "normalise", "strategy")}
     told["learnability"] = _LEARNABILITY.format(per=words["per"])
     told |= {f"reason_{table}": words["reason"].format(table) for table in ("x", "v")}
     told["job_seconds"] = words["seconds"].format("j.started_at", "j.finished_at")
     for name, query in _VIEWS.items():
+        if name not in names:
+            continue
         op.execute(sa.text(f"CREATE VIEW {name} AS {query.format(**told)}".replace(":", r"\:")))
 
 

@@ -214,8 +214,10 @@ class _Counted:
         self.cost = _cost(teachers, cells.prompt_tokens, cells.response_tokens)[holdout]
         self.n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
         self.n_grid = len(cells.prompt_ids)
-        self.grid_tokens = float(np.nansum(cells.response_tokens))
-        self.grid_cost = float(np.nansum(_cost(teachers, cells.prompt_tokens, cells.response_tokens)))
+        self.samples = load_config(run.config).run.samples
+        cost = _cost(teachers, cells.prompt_tokens, cells.response_tokens)
+        self.grid_tokens = float(np.nansum(cells.response_tokens * cells.n_responses))
+        self.grid_cost = float(np.nansum(cost * cells.n_responses))
 
     def needed(self, strategy: str, policy: Matrix, what: Matrix, of_grid: float) -> float | None:
         """The total for the whole run: the policy's expected amount per prompt, plus the grid's if needed."""
@@ -226,7 +228,7 @@ class _Counted:
         if (np.isnan(what).all(axis=0) & is_asked.any(axis=0)).any():
             return None
         if kind is not None and kind.grid == "all":
-            return float(np.nanmean(what, axis=0).sum() * self.n_prompts)
+            return float(np.nanmean(what, axis=0).sum() * self.n_prompts * self.samples)
         each = float(np.nanmean(_expected(policy, what)))
         if not uses_grid:
             return each * self.n_prompts

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
+from persyn.config import load_config
 from persyn.db import lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
 from persyn.db.results import Assignment, Response, Router, Score
@@ -383,14 +384,15 @@ def _failed(run: Run, why: str) -> list[ColumnElement[bool]]:
         select(found.prompt_id).where(found.teacher_id.in_(mine), _is(found.failure, why)),
         select(found.prompt_id).where(found.id.in_(scored)),
     )
-    is_in_grid = RunPrompt.role != Role.TARGET
+    is_in_grid = and_(RunPrompt.role != Role.TARGET, found.sample < load_config(run.config).run.samples)
     is_given = exists().where(
-        given.run_id == run.id, given.prompt_id == found.prompt_id, given.teacher_id == found.teacher_id
+        given.run_id == run.id,
+        given.prompt_id == found.prompt_id,
+        given.teacher_id == found.teacher_id,
+        found.sample == 0,
     )
     is_its_own = or_(and_(_is(found.failure, why), or_(is_in_grid, is_given)), and_(is_in_grid, found.id.in_(scored)))
-    for_this = exists().where(
-        found.prompt_id == RunPrompt.prompt_id, found.teacher_id.in_(mine), found.sample == 0, is_its_own
-    )
+    for_this = exists().where(found.prompt_id == RunPrompt.prompt_id, found.teacher_id.in_(mine), is_its_own)
     return [RunPrompt.prompt_id.in_(for_any), for_this]
 
 

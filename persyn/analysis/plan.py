@@ -137,25 +137,26 @@ class Plan(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Pile:
-    """Prompts of one role assigned to one teacher or none; or one teacher's responses to such prompts."""
+    """Prompts of one role assigned to one teacher or none; or one teacher's responses of one sample to such prompts."""
 
     role: Role
     assigned_id: int | None
     teacher_id: int | None
+    sample: int
     count: int
     characters: int
     failed: int
     scores: int
 
-    def is_of(self, stage: str, teacher: Teacher) -> bool:
-        """Whether a stage needs a teacher's responses to such prompts, or contains them."""
+    def is_of(self, stage: str, teacher: Teacher, samples: int) -> bool:
+        """Whether a stage needs a teacher's first `samples` responses to such prompts, or contains them."""
         in_stage = {
             "calibrate": self.role != Role.TARGET,
             "generate": self.role == Role.TARGET and self.assigned_id == teacher.id,
             "undecided": self.role == Role.TARGET and self.assigned_id is None,
             "all": True,
         }
-        return in_stage[stage] and self.teacher_id in (None, teacher.id)
+        return in_stage[stage] and self.teacher_id in (None, teacher.id) and self.sample < samples
 
 
 def of_file(
@@ -220,15 +221,20 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
     scorer_ids = session.scalars(select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)).all()
     piles = _piles(session, run, scorer_ids)
 
+    config = load_config(run.config)
+
     def shares(stage: str, *, split: int = 1) -> list[Share]:
-        of_each = [[pile for pile in piles if pile.is_of(stage, teacher)] for teacher in teachers]
+        samples = config.run.samples if stage == "calibrate" else 1
+        of_each = [[pile for pile in piles if pile.is_of(stage, teacher, samples)] for teacher in teachers]
         n_scorers = len(scorer_ids) if stage == "calibrate" else 0
-        found = [_share(stage, basis, mine, split, n_scorers) for basis, mine in zip(bases, of_each, strict=True)]
+        found = [
+            _share(stage, basis, mine, samples, split, n_scorers) for basis, mine in zip(bases, of_each, strict=True)
+        ]
         return [share for share in found if share.prompts]
 
     calibrate, generate, undecided, everything = map(shares, ("calibrate", "generate", "undecided", "all"))
     fixed = _merge(sum, calibrate + generate)
-    strategy = load_config(run.config).strategy
+    strategy = config.strategy
     reads_prompts = STRATEGIES.require(strategy.kind, "strategy").decided_by in ("router", "function")
     evenly = shares("undecided", split=len(teachers)) if reads_prompts else []
     return Plan(
@@ -259,9 +265,9 @@ def _copy_results(there: Session, run: Run, session: Session) -> None:
     scorer_ids = run.quality_scorer_id, run.learnability_scorer_id
     prompts = select(Prompt.id, Prompt.content_hash).join(RunPrompt).where(RunPrompt.run_id == run.id)
     prompts = prompts.order_by(Prompt.id).limit(_CHUNK)
-    responses = select(Prompt.content_hash, Response.id, Response.teacher_id, Response.failure, Response.origin)
-    responses = responses.join(Prompt).where(Response.teacher_id.in_(teacher_ids), Response.sample == 0)
-    scores = select(Score.response_id, Score.scorer_id).join(Response).join(Prompt).where(Response.sample == 0)
+    columns = Response.id, Response.teacher_id, Response.sample, Response.failure, Response.origin
+    responses = select(Prompt.content_hash, *columns).join(Prompt).where(Response.teacher_id.in_(teacher_ids))
+    scores = select(Score.response_id, Score.scorer_id).join(Response).join(Prompt)
     scores = scores.where(Response.teacher_id.in_(teacher_ids), Score.scorer_id.in_(scorer_ids))
     last = 0
     while chunk := there.execute(prompts.where(Prompt.id > last)).all():
@@ -269,7 +275,7 @@ def _copy_results(there: Session, run: Run, session: Session) -> None:
         id_of = {content_hash: prompt_id for prompt_id, content_hash in chunk}
         rows = [dict(row) for row in session.execute(responses.where(Prompt.content_hash.in_(id_of))).mappings()]
         for row in rows:
-            row |= {"prompt_id": id_of[row.pop("content_hash")], "text": None if row["failure"] else "", "sample": 0}
+            row |= {"prompt_id": id_of[row.pop("content_hash")], "text": None if row["failure"] else ""}
         bulk.insert_new(there, Response, rows)
         marks = session.execute(scores.where(Prompt.content_hash.in_(id_of))).mappings()
         bulk.insert_new(there, Score, [{**mark, "value": 0.0, "detail": {}} for mark in marks])
@@ -280,27 +286,27 @@ def _piles(session: Session, run: Run, scorer_ids: Sequence[int]) -> list[_Pile]
     group = RunPrompt.role, Assignment.teacher_id
     prompts = select(*group).select_from(RunPrompt).join(Prompt).outerjoin(Assignment, assigned)
     prompts = prompts.where(RunPrompt.run_id == run.id).group_by(*group)
-    responses = prompts.join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
-    responses = responses.group_by(Response.teacher_id)
+    responses = prompts.join(Response, Response.prompt_id == RunPrompt.prompt_id)
+    responses = responses.group_by(Response.teacher_id, Response.sample)
     sums = func.count(), func.sum(_CHARACTERS)
     scores = select(func.count()).where(Score.response_id == Response.id, Score.scorer_id.in_(scorer_ids))
     in_grid = case((RunPrompt.role != Role.TARGET, scores.scalar_subquery()), else_=0)
     sums_of_responses = *sums, func.count(Response.failure), func.sum(in_grid)
     counted = (
-        prompts.add_columns(null(), *sums, literal(0), literal(0)),
-        responses.add_columns(Response.teacher_id, *sums_of_responses),
+        prompts.add_columns(null(), literal(0), *sums, literal(0), literal(0)),
+        responses.add_columns(Response.teacher_id, Response.sample, *sums_of_responses),
     )
     return [_Pile(*row) for each in counted for row in session.execute(each)]
 
 
-def _share(stage: str, basis: Basis, piles: Sequence[_Pile], split: int, n_scorers: int) -> Share:
-    """A teacher's part of a stage; it is asked for 1/`split` of the missing responses."""
+def _share(stage: str, basis: Basis, piles: Sequence[_Pile], samples: int, split: int, n_scorers: int) -> Share:
+    """A teacher's part of a stage, `samples` responses per prompt; it is asked for 1/`split` of the missing ones."""
     owed = [pile for pile in piles if pile.teacher_id is None]
     there = [pile for pile in piles if pile.teacher_id is not None]
     prompts, stored = sum(pile.count for pile in owed), sum(pile.count for pile in there)
-    characters = sum(pile.characters for pile in owed) - sum(pile.characters for pile in there)
+    characters = samples * sum(pile.characters for pile in owed) - sum(pile.characters for pile in there)
     # Imported teachers are never asked: their missing responses stay missing.
-    missing = 0 if basis.engine == IMPORTED else prompts - stored
+    missing = 0 if basis.engine == IMPORTED else prompts * samples - stored
     scores = sum(pile.scores for pile in there) if n_scorers else 0
     texts = stored + missing - sum(pile.failed for pile in there)
     ask = _amount(basis, missing / split, characters / split)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from persyn.db.catalog import Run
 from persyn.errors import UsageError
 from persyn.llm.protocols import Fit, ModelSpec
 from persyn.method import strategies
-from persyn.method.rewards import Matrix, Normalisation
+from persyn.method.rewards import Indices, Matrix, Normalisation
 from persyn.router import refit
 from persyn.stages import fit_router
 
@@ -42,12 +44,19 @@ class Frozen:
         """(P, T) rewards at the run's alpha and normalisation, or at others."""
         return self.cells.rewards(alpha=alpha, how=how)
 
+    def fit_to(self, rewarded: Matrix, errors: Matrix | None) -> Callable[[Indices], Matrix]:
+        """A function that fits a head to the prompts at some indices, and scores all prompts: (P, T)."""
+        return partial(
+            refit.scores, self.features, rewarded, errors=errors, preferences=self.preferences, seed=self.seed
+        )
+
     def scores(self, alpha: float | None = None, how: Normalisation | None = None) -> dict[str, Matrix]:
         """Scores of strategies that can be refitted to any reward: (P, T) of a head, and of nearest neighbours."""
         rewarded = self.rewards(alpha, how)
         learn = np.flatnonzero(~self.cells.is_holdout & ~np.isnan(rewarded).all(axis=1))
+        fit_to = self.fit_to(rewarded, self.cells.reward_errors(alpha=alpha, how=how))
         return {
-            "head": refit.scores(self.features, rewarded, learn, preferences=self.preferences, seed=self.seed),
+            "head": fit_to(learn),
             "neighbours": strategies.neighbours(self.features[learn], rewarded[learn], self.features),
         }
 
@@ -119,7 +128,7 @@ def curve(name: str, frozen: Frozen) -> Curve:
     holdout, calibration = frozen.cells.is_holdout & known, ~frozen.cells.is_holdout & known
     sizes = curve_sizes(int(calibration.sum()))
     points = refit.curve(
-        frozen.features,
+        frozen.fit_to(rewarded, frozen.cells.reward_errors()),
         rewarded,
         frozen.cells.is_holdout,
         sizes,

@@ -15,8 +15,9 @@ from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis.text_table import text_table
+from persyn.config import load_config
 from persyn.dataset.verdicts import known_wrong
-from persyn.db import grid
+from persyn.db import grid, lookup
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router
 from persyn.db.time import now
@@ -330,7 +331,6 @@ _DOLLARS = priced(Response.prompt_tokens, Response.response_tokens, Teacher)
 
 def _spent(session: Session, run: Run) -> dict[int, _Spent]:
     """Spending on the responses that the run uses (grid and assigned prompts): generated for this run, or reused."""
-    in_grid = RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT))
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
     is_own = Job.run_id == run.id
     own_text = case((and_(is_own, Response.text.is_not(None)), Response.id))
@@ -345,12 +345,12 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
             func.count(case((Response.text.is_not(None), Response.finish_reason))).label("finished"),
         )
         .select_from(RunPrompt)
-        .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
+        .join(Response, Response.prompt_id == RunPrompt.prompt_id)
         .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
         .join(Teacher, Teacher.id == Response.teacher_id)
         .outerjoin(Job, Job.id == Response.job_id)
         .outerjoin(Assignment, assigned)
-        .where(RunPrompt.run_id == run.id, in_grid | (Assignment.teacher_id == Response.teacher_id))
+        .where(RunPrompt.run_id == run.id, lookup.is_used(run))
         .group_by(Response.teacher_id)
     )
     return {
@@ -387,11 +387,12 @@ def _generate_all(session: Session, run: Run, n_prompts: int) -> tuple[int | Non
     A teacher without token counts makes the tokens unknown, one without a price the dollars; a teacher that only failed
     counts as zero.
     """
+    samples = load_config(run.config).run.samples
     of_grid = (
         select(Response.teacher_id, Response.text, Response.response_tokens, _DOLLARS.label("dollars"))
         .join(RunPrompt, and_(RunPrompt.prompt_id == Response.prompt_id, RunPrompt.run_id == run.id))
         .join(Teacher, Teacher.id == Response.teacher_id)
-        .where(Response.sample == 0, RunPrompt.role != Role.TARGET)
+        .where(Response.sample < samples, RunPrompt.role != Role.TARGET)
         .subquery()
     )
     means = session.execute(

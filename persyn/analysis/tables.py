@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-from sqlalchemy import Select, Text, and_, case, cast, or_, select
+from sqlalchemy import Select, Text, and_, case, cast, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis.compare import Comparison
 from persyn.config import Per
 from persyn.db import grid, lookup
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Score
 from persyn.method.rewards import Matrix, Normalisation
 
@@ -41,6 +41,7 @@ _RESPONSES = pa.schema(
         "response_id": pa.int64(),
         "prompt_id": pa.int64(),
         "teacher": pa.string(),
+        "sample": pa.int64(),
         "text": pa.string(),
         "failure": pa.string(),
         "finish_reason": pa.string(),
@@ -57,6 +58,7 @@ _SCORES = pa.schema(
         "response_id": pa.int64(),
         "prompt_id": pa.int64(),
         "teacher": pa.string(),
+        "sample": pa.int64(),
         "measure": pa.string(),
         "value": pa.float64(),
         "n_tokens": pa.int64(),
@@ -101,6 +103,7 @@ def responses(session: Session, run: Run) -> pa.Table:
             Response.id,
             Response.prompt_id,
             Teacher.name,
+            Response.sample,
             Response.text,
             Response.failure,
             Response.finish_reason,
@@ -122,7 +125,8 @@ def scores(session: Session, run: Run) -> pa.Table:
     The value of learnability is the sum of log-probabilities over `n_tokens`, in nats.
     """
     measure = case((Score.scorer_id == run.quality_scorer_id, "quality"), else_="learnability")
-    columns = Response.id, Response.prompt_id, Teacher.name, measure, Score.value, Score.n_tokens, Score.failure
+    response = Response.id, Response.prompt_id, Teacher.name, Response.sample
+    columns = *response, measure, Score.value, Score.n_tokens, Score.failure
     of_run = Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id))
     query = _of_run(select(*columns), run).join(Score, and_(Score.response_id == Response.id, of_run))
     return _read(session, query.order_by(measure.desc()), _SCORES)
@@ -149,12 +153,20 @@ def rewards(
 ) -> pa.Table:
     """A row for each cell of a run's grid, by prompt and then in head order; null where a score is missing.
 
+    Quality and learnability are means over `responses` samples; the columns `..._error` have the standard errors of
+    these and of the reward, null in a run of single samples.
+
     The only scored response to a prompt has no reward, see `rewards.combine`.
 
     alpha, how, per: another weight of learnability, normalisation or learnability than the run's.
     """
     cells = grid.read(session, run, per=per)
-    rewarded = cells.rewards(alpha=alpha, how=how)
+    rewarded, errors = cells.rewards(alpha=alpha, how=how), cells.reward_errors(alpha=alpha, how=how)
+    unknown = np.full(rewarded.shape, np.nan)
+
+    def known(error: Matrix | None, value: Matrix) -> pa.Array:
+        return _numbers(unknown if errors is None or error is None else np.where(np.isnan(value), np.nan, error))
+
     n_prompts, n_teachers = rewarded.shape
     names = pa.array([teacher.name for teacher in lookup.teachers(session, run.id)], pa.string())
     return pa.table(
@@ -165,6 +177,10 @@ def rewards(
             "quality": _numbers(cells.quality),
             "learnability": _numbers(cells.learnability),
             "reward": _numbers(rewarded),
+            "responses": pa.array(cells.n_responses.ravel(), pa.int64()),
+            "quality_error": known(cells.quality_errors, cells.quality),
+            "learnability_error": known(cells.learnability_errors, cells.learnability),
+            "reward_error": known(errors, rewarded),
         }
     )
 
@@ -189,15 +205,14 @@ def comparison(found: Comparison) -> pa.Table:
 
 def _of_run(query: Select[*tuple[Any, ...]], run: Run) -> Select[*tuple[Any, ...]]:
     """Restrict a select from `responses` and `teachers` to what a run uses, ordered by prompt and head position."""
-    is_in_grid, is_assigned = RunPrompt.role != Role.TARGET, Assignment.teacher_id == Response.teacher_id
     return (
         query.select_from(RunPrompt)
         .join(Response, Response.prompt_id == RunPrompt.prompt_id)
         .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
         .join(Teacher, Teacher.id == Response.teacher_id)
         .outerjoin(Assignment, and_(Assignment.run_id == run.id, Assignment.prompt_id == RunPrompt.prompt_id))
-        .where(RunPrompt.run_id == run.id, Response.sample == 0, or_(is_in_grid, is_assigned))
-        .order_by(RunPrompt.prompt_id, RunTeacher.position)
+        .where(RunPrompt.run_id == run.id, lookup.is_used(run))
+        .order_by(RunPrompt.prompt_id, RunTeacher.position, Response.sample)
     )
 
 

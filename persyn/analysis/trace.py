@@ -59,7 +59,7 @@ class Trace(Struct, frozen=True):
 
     @property
     def by_reward(self) -> list[TraceRow]:
-        """The calibration responses, highest reward first; those without a reward last."""
+        """The first calibration response of each teacher, highest reward first; those without a reward last."""
         first = [row for row in self.responses if row["sample"] == 0]
         return sorted(first, key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
 
@@ -242,7 +242,7 @@ def _load(column: Any, worker: Any) -> Any:
 
 
 def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[TraceRow]) -> None:
-    """Add quality, learnability and reward to the grid's responses, as used for the router; None for others."""
+    """Add the quality, learnability and reward of their cell to the grid's responses; None for others."""
     for row in responses:
         row |= {"quality": None, "learnability": None, "reward": None}
     cells = grid.read(session, run, prompt_id=prompt_id)
@@ -254,7 +254,7 @@ def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[Trace
     )
     column_of = {names[teacher_id]: column for column, teacher_id in enumerate(cells.teacher_ids)}
     for row in responses:
-        if row["sample"] == 0:
+        if row["sample"] < load_config(run.config).run.samples:
             column = column_of[row["teacher"]]
             for name, matrix in (
                 ("quality", cells.quality),

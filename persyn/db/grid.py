@@ -22,12 +22,16 @@ from persyn.method.rewards import Matrix, Normalisation
 class Grid:
     """P prompts x T teachers; a cell without a response or a score is NaN.
 
+    Figures of a cell are means over its samples, of which failed ones do not count.
+
     prompt_ids:   (P,) ascending.
     is_holdout:   (P,) prompts used only to measure the router.
     teacher_ids:  (T,) in head order.
     quality:      (P, T) raw, in the quality scorer's unit.
     learnability: (P, T) log-likelihood under the student, nats per token, per character or of the whole response.
-    prompt_tokens, response_tokens: (P, T) as the engine counted them; NaN where it did not.
+    quality_errors, learnability_errors: (P, T) standard errors of these means, see `rewards.sample_errors`.
+    prompt_tokens, response_tokens: (P, T) of one response, as the engine counted them; NaN where it did not.
+    n_responses:  (P, T) number of responses with a text.
     alpha, how:   the run's definition of the reward.
     """
 
@@ -36,8 +40,11 @@ class Grid:
     teacher_ids: NDArray[np.int64]
     quality: NDArray[np.float64]
     learnability: NDArray[np.float64]
+    quality_errors: NDArray[np.float64]
+    learnability_errors: NDArray[np.float64]
     prompt_tokens: NDArray[np.float64]
     response_tokens: NDArray[np.float64]
+    n_responses: NDArray[np.int64]
     alpha: float
     how: Normalisation
 
@@ -46,11 +53,21 @@ class Grid:
 
         Raises `UsageError` for an alpha outside 0 to 1, and for an unknown normalisation.
         """
+        return rewards.combine(self.quality, self.learnability, **self._definition(alpha, how))
+
+    def reward_errors(self, *, alpha: float | None = None, how: Normalisation | None = None) -> Matrix | None:
+        """(P, T) standard errors of `rewards`; None if no cell has two samples, so that nothing is known of them."""
+        if not (self.quality_errors.any() or self.learnability_errors.any()):
+            return None
+        raw = self.quality, self.learnability, self.quality_errors, self.learnability_errors
+        return rewards.combine_errors(*raw, **self._definition(alpha, how))
+
+    def _definition(self, alpha: float | None, how: Normalisation | None) -> dict[str, Any]:
         alpha = self.alpha if alpha is None else alpha
         if not 0.0 <= alpha <= 1.0:
             raise UsageError(f"alpha must be within [0, 1], got {alpha}")
         _require_known("normalise", how, Normalisation)
-        return rewards.combine(self.quality, self.learnability, alpha=alpha, how=how or self.how)
+        return {"alpha": alpha, "how": how or self.how}
 
 
 def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int | None = None) -> Grid:
@@ -75,10 +92,13 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
     ).all()
     row_of = {prompt.prompt_id: row for row, prompt in enumerate(prompts)}
     column_of = {teacher_id: column for column, teacher_id in enumerate(teacher_ids)}
-    empty = np.full((len(prompts), len(teacher_ids)), np.nan)
+    empty = np.full((len(prompts), len(teacher_ids), config.samples), np.nan)
     quality, learnability, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
-    for cell in session.execute(_cells(run).where(wanted), execution_options={"yield_per": 10_000}):
-        place = row_of[cell.prompt_id], column_of[cell.teacher_id]
+    n_responses = np.zeros(empty.shape[:2], dtype=np.int64)
+    found = _responses(run).where(wanted, Response.sample < config.samples)
+    for cell in session.execute(found, execution_options={"yield_per": 10_000}):
+        place = row_of[cell.prompt_id], column_of[cell.teacher_id], cell.sample
+        n_responses[place[:2]] += cell.n_characters is not None
         if cell.quality is not None:
             quality[place] = cell.quality
         if cell.log_likelihood is not None and cell.n_tokens:
@@ -93,10 +113,13 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
         prompt_ids=np.array([prompt.prompt_id for prompt in prompts], dtype=np.int64),
         is_holdout=np.array([prompt.role == Role.HOLDOUT for prompt in prompts], dtype=np.bool_),
         teacher_ids=np.array(teacher_ids, dtype=np.int64),
-        quality=quality,
-        learnability=learnability,
-        prompt_tokens=prompt_tokens,
-        response_tokens=response_tokens,
+        quality=rewards.sample_means(quality),
+        learnability=rewards.sample_means(learnability),
+        quality_errors=rewards.sample_errors(quality),
+        learnability_errors=rewards.sample_errors(learnability),
+        prompt_tokens=rewards.sample_means(prompt_tokens),
+        response_tokens=rewards.sample_means(response_tokens),
+        n_responses=n_responses,
         alpha=config.alpha,
         how=config.normalise,
     )
@@ -107,12 +130,13 @@ def _require_known(name: str, value: str | None, kind: Any) -> None:
         raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
-def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of eight columns
+def _responses(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of nine columns
     quality, likelihood = aliased(Score), aliased(Score)
     return (
         select(
             Response.prompt_id,
             Response.teacher_id,
+            Response.sample,
             quality.value.label("quality"),
             likelihood.value.label("log_likelihood"),
             likelihood.n_tokens,
@@ -127,5 +151,5 @@ def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select 
             likelihood,
             and_(likelihood.response_id == Response.id, likelihood.scorer_id == run.learnability_scorer_id),
         )
-        .where(RunPrompt.role != Role.TARGET, Response.sample == 0)
+        .where(RunPrompt.role != Role.TARGET)
     )

@@ -1,14 +1,16 @@
-"""Find rows: a run by its name, its teachers in head order."""
+"""Find rows: a run by its name, its teachers in head order, the responses that it uses."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.db.catalog import Run, RunTeacher, Teacher
+from persyn.config import load_config
+from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.results import Assignment, Response
 from persyn.errors import UsageError
 
 #: At most so many runs are named in an error.
@@ -32,6 +34,16 @@ def teachers(session: Session, run_id: int) -> Sequence[Teacher]:
     return session.scalars(
         select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
     ).all()
+
+
+def is_used(run: Run) -> ColumnElement[bool]:
+    """Whether a run uses a response: one of its grid, or of an assigned teacher.
+
+    For a select from `run_prompts` joined to `responses` and, by an outer join, to `assignments`.
+    """
+    samples = load_config(run.config).run.samples
+    is_in_grid = and_(RunPrompt.role != Role.TARGET, Response.sample < samples)
+    return or_(is_in_grid, and_(Assignment.teacher_id == Response.teacher_id, Response.sample == 0))
 
 
 def _existing(session: Session, name: str) -> str:

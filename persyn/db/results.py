@@ -5,7 +5,21 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, Text, UniqueConstraint, and_, text
+from sqlalchemy import (
+    CheckConstraint,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    Integer,
+    Subquery,
+    Text,
+    UniqueConstraint,
+    and_,
+    literal,
+    select,
+    text,
+    union_all,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from persyn.db.base import Base, Big, CreatedAt, Hash, Id, words
@@ -127,6 +141,11 @@ class Assignment(Base):
     reason: Mapped[str] = mapped_column(comment="router, calibration, or the strategy that chose (kind: name)")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_at: Mapped[CreatedAt]
+
+
+def sample_indices(n: int) -> Subquery:
+    """The sample indices 0 to n - 1 as a table with one column, `sample`."""
+    return union_all(*(select(literal(index, Integer).label("sample")) for index in range(n))).subquery("samples")
 
 
 def answers_assignment() -> ColumnElement[bool]:

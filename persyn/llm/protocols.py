@@ -96,8 +96,10 @@ class Fit(Struct, frozen=True, tag="fit"):
     tune: str
     seed: int
     folder: str
-    #: "weighted" or "equal": see `persyn.router.model.preference_weights`.
+    #: "weighted" or "equal": see `persyn.method.rewards.preference_weights`.
     preferences: str = "weighted"
+    #: P rows of the standard errors of the rewards; None if every cell has one sample.
+    errors: list[list[float]] | None = None
 
 
 class Check(Struct, frozen=True, tag="check"):

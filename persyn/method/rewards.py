@@ -5,6 +5,7 @@ Pure NumPy. A matrix has one row per prompt and one column per teacher; NaN mark
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -14,6 +15,9 @@ Matrix: TypeAlias = NDArray[np.float64]
 """(P, T) numbers of P prompts and T teachers, NaN where missing."""
 
 Indices: TypeAlias = NDArray[np.intp]
+
+Samples: TypeAlias = NDArray[np.float64]
+"""(P, T, n) numbers of n samples of each cell, NaN where missing."""
 
 Normalisation: TypeAlias = Literal["minmax", "zscore", "rank"]
 
@@ -48,14 +52,57 @@ def combine(quality: Matrix, learnability: Matrix, *, alpha: float, how: Normali
                   a reward compares responses, and as a 0 it would lower the mean of a teacher for the failures
                   of the others.
     """
-    if quality.shape != learnability.shape:
-        raise ValueError(f"shapes differ: quality {quality.shape}, learnability {learnability.shape}")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be within [0, 1], got {alpha}")
-    missing = np.isnan(quality) | np.isnan(learnability)
-    missing |= (~missing).sum(axis=1, keepdims=True) == 1
-    quality, learnability = (np.where(missing, np.nan, scores) for scores in (quality, learnability))
+    quality, learnability = _compared(quality, learnability)
     return (1.0 - alpha) * normalise(quality, how) + alpha * normalise(learnability, how)
+
+
+def sample_means(values: Samples) -> Matrix:
+    """(P, T) means over the present samples of each cell; NaN for a cell without any.
+
+    Cells with the same values have exactly the same mean, in whatever order the samples are.
+    """
+    values = np.sort(values, axis=2)
+    count = (~np.isnan(values)).sum(axis=2)
+    return np.asarray(np.divide(np.nansum(values, axis=2), count, out=np.full(count.shape, np.nan), where=count > 0))
+
+
+def sample_errors(values: Samples) -> Matrix:
+    """(P, T) standard errors of `sample_means`; 0 for cells without a value, and everywhere if no cell has two.
+
+    Each cell's variance is moderated by the pooled variance of all cells, which counts like one more sample: a few
+    equal samples do not make a cell certain.
+    """
+    present = ~np.isnan(values)
+    count = present.sum(axis=2)
+    squares = np.where(present, (values - sample_means(values)[:, :, None]) ** 2, 0.0).sum(axis=2)
+    freedom = np.maximum(count - 1, 0).sum()
+    if not freedom:
+        return np.zeros(count.shape)
+    variance = (squares + squares.sum() / freedom) / np.maximum(count, 1)
+    return np.asarray(np.where(count > 0, np.sqrt(variance / np.maximum(count, 1)), 0.0))
+
+
+def combine_errors(
+    quality: Matrix,
+    learnability: Matrix,
+    quality_errors: Matrix,
+    learnability_errors: Matrix,
+    *,
+    alpha: float,
+    how: Normalisation,
+) -> Matrix:
+    """(P, T) standard errors of the rewards of `combine`, to first order; 0 where there is no reward.
+
+    The errors of quality and learnability count as independent, and the scale of a row as known.
+
+    quality_errors, learnability_errors: (P, T) standard errors of the raw scores, see `sample_errors`.
+    """
+    quality, learnability = _compared(quality, learnability)
+    of_quality = _normalised_errors(quality, quality_errors, how)
+    of_learnability = _normalised_errors(learnability, learnability_errors, how)
+    return np.asarray(np.hypot((1.0 - alpha) * of_quality, alpha * of_learnability))
 
 
 def preferences(rewards: Matrix) -> tuple[Indices, Indices, Indices]:
@@ -67,6 +114,28 @@ def preferences(rewards: Matrix) -> tuple[Indices, Indices, Indices]:
     better = rewards[:, :, None] > rewards[:, None, :]  # False for NaN
     prompt, winner, loser = np.nonzero(better)
     return prompt, winner, loser
+
+
+def preference_weights(rewards: Matrix, how: str, errors: Matrix | None = None) -> NDArray[np.float64]:
+    """(P, T, T) weight of each preference of one teacher (axis 1) over another (axis 2).
+
+    how:    "weighted" by the difference of the rewards, or "equal": 1 each.
+    errors: (P, T) standard errors of the rewards; None or 0 means that they are exact. The true difference is then
+            normally distributed around the observed one, and each direction has its expected weight: the mean of the
+            difference's positive part, or the probability that it is positive. Equal rewards are no preference.
+    """
+    gaps = rewards[:, :, None] - rewards[:, None, :]
+    weights = np.where(gaps > 0, gaps if how == "weighted" else 1.0, 0.0)  # False for NaN
+    if errors is None:
+        return weights
+    spread = np.hypot(errors[:, :, None], errors[:, None, :])
+    unsure = np.nonzero((spread > 0) & ~np.isnan(gaps) & (gaps != 0))
+    gap, scale = gaps[unsure], spread[unsure]
+    chance = _normal(gap / scale)
+    density = np.exp(-((gap / scale) ** 2) / 2) / math.sqrt(2 * math.pi)
+    # The difference is rounded for gaps of many errors.
+    weights[unsure] = np.maximum(gap * chance + scale * density, 0.0) if how == "weighted" else chance
+    return weights
 
 
 def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
@@ -95,6 +164,41 @@ def column_means(values: Matrix) -> NDArray[np.float64]:
     return np.asarray(np.divide(np.nansum(values, axis=0), count, out=np.full(len(count), np.nan), where=count > 0))
 
 
+def _compared(quality: Matrix, learnability: Matrix) -> tuple[Matrix, Matrix]:
+    """Both scores, NaN where either is missing, and where no other response to the prompt has both."""
+    if quality.shape != learnability.shape:
+        raise ValueError(f"shapes differ: quality {quality.shape}, learnability {learnability.shape}")
+    missing = np.isnan(quality) | np.isnan(learnability)
+    missing |= (~missing).sum(axis=1, keepdims=True) == 1
+    return np.where(missing, np.nan, quality), np.where(missing, np.nan, learnability)
+
+
+def _normalised_errors(scores: Matrix, errors: Matrix, how: Normalisation) -> Matrix:
+    """(P, T) standard errors of `normalise`; 0 in a row of equal scores, and where a score is missing."""
+    lowest, highest = _extremes(scores)
+    if how == "rank":
+        found = _rank_errors(scores, errors)
+    else:
+        scale = highest - lowest if how == "minmax" else _deviation(scores)
+        found = np.divide(errors, scale, out=np.zeros_like(scores), where=scale > 0)
+    return np.where((highest > lowest) & ~np.isnan(scores), found, 0.0)
+
+
+def _rank_errors(scores: Matrix, errors: Matrix) -> Matrix:
+    """A rank is a mean of comparisons, each with the variance of a coin of known bias."""
+    gaps, spread = scores[:, :, None] - scores[:, None, :], np.hypot(errors[:, :, None], errors[:, None, :])
+    unsure = np.nonzero((spread > 0) & ~np.isnan(gaps) & ~np.eye(scores.shape[1], dtype=np.bool_))
+    variance = np.zeros(gaps.shape)
+    chance = _normal(gaps[unsure] / spread[unsure])
+    variance[unsure] = chance * (1.0 - chance)
+    return np.asarray(np.sqrt(variance.sum(axis=2)) / _others(scores))
+
+
+def _normal(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The standard normal distribution function."""
+    return np.array([0.5 * math.erfc(-each / math.sqrt(2)) for each in x.tolist()], dtype=np.float64)
+
+
 def _extremes(scores: Matrix) -> tuple[Matrix, Matrix]:
     """Lowest and highest present score of each row, (P, 1) each; NaN for an empty row."""
     present = ~np.isnan(scores)
@@ -110,16 +214,29 @@ def _minmax(scores: Matrix) -> Matrix:
 
 
 def _zscore(scores: Matrix) -> Matrix:
-    present = ~np.isnan(scores)
-    count = np.maximum(present.sum(axis=1, keepdims=True), 1)
-    centred = np.where(present, scores, 0.0)
-    centred = np.where(present, scores - centred.sum(axis=1, keepdims=True) / count, 0.0)
-    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
+    centred, deviation = _centred(scores), _deviation(scores)
     return np.asarray(np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0))
+
+
+def _centred(scores: Matrix) -> Matrix:
+    """Scores minus their row's mean; 0 where missing."""
+    present = ~np.isnan(scores)
+    mean = np.where(present, scores, 0.0).sum(axis=1, keepdims=True) / np.maximum(present.sum(axis=1, keepdims=True), 1)
+    return np.where(present, scores - mean, 0.0)
+
+
+def _deviation(scores: Matrix) -> Matrix:
+    """(P, 1) standard deviations of the rows."""
+    count = np.maximum((~np.isnan(scores)).sum(axis=1, keepdims=True), 1)
+    return np.asarray(np.sqrt((_centred(scores) ** 2).sum(axis=1, keepdims=True) / count))
 
 
 def _rank(scores: Matrix) -> Matrix:
     below = (scores[:, :, None] > scores[:, None, :]).sum(axis=2)
     equal = (scores[:, :, None] == scores[:, None, :]).sum(axis=2) - 1
-    others = np.maximum((~np.isnan(scores)).sum(axis=1, keepdims=True) - 1, 1)
-    return np.asarray((below + equal / 2) / others)
+    return np.asarray((below + equal / 2) / _others(scores))
+
+
+def _others(scores: Matrix) -> NDArray[np.intp]:
+    """(P, 1) how many others a present score of the row is compared with; at least 1."""
+    return np.asarray(np.maximum((~np.isnan(scores)).sum(axis=1, keepdims=True) - 1, 1))

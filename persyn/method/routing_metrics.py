@@ -28,19 +28,22 @@ hit3 is None with three teachers or fewer, where it would always be 1.
 """
 
 
-def compare(scores: Matrix, rewards: Matrix, calibration: Matrix, *, preferences: str) -> dict[str, Metrics]:
+def compare(
+    scores: Matrix, rewards: Matrix, calibration: Matrix, *, preferences: str, errors: Matrix | None = None
+) -> dict[str, Metrics]:
     """The router's metrics next to those of the static, random and oracle choices.
 
     scores:      (P, T) the router's scores of the hold-out prompts.
     rewards:     (P, T) of the same prompts, NaN where missing.
     calibration: (C, T) rewards the router was fitted to; the static ranking is computed from them.
     preferences: how preferences were weighted in the fit, "weighted" or "equal".
+    errors:      (P, T) standard errors of the rewards; None if unknown.
     returns:     "router", "static" (one ranking for every prompt), "random" (expected value) and "oracle".
     """
     return {
         "router": {
             **evaluate(scores, rewards),
-            "calibration_error": calibration_error(scores, rewards, preferences=preferences),
+            "calibration_error": calibration_error(scores, rewards, preferences=preferences, errors=errors),
         },
         "static": evaluate(np.broadcast_to(_ranking(calibration), rewards.shape), rewards),
         "random": evaluate_random(rewards),
@@ -82,13 +85,15 @@ def hit_rate(scores: Matrix, rewards: Matrix, *, k: int) -> float | None:
     return _mean(is_best[:, :k].any(axis=1))
 
 
-def calibration_error(scores: Matrix, rewards: Matrix, *, preferences: str) -> float | None:
+def calibration_error(
+    scores: Matrix, rewards: Matrix, *, preferences: str, errors: Matrix | None = None
+) -> float | None:
     """Expected calibration error of the win probabilities, sigmoid(score difference).
 
     The mean over the bins of `reliability`, weighted by their predictions, of
     |mean prediction - observed frequency| (Guo et al. 2017, arXiv 1706.04599).
     """
-    bins = reliability(scores, rewards, preferences=preferences)
+    bins = reliability(scores, rewards, preferences=preferences, errors=errors)
     total = sum(bin_.weight for bin_ in bins)
     return sum(bin_.weight * abs(bin_.predicted - bin_.observed_frequency) for bin_ in bins) / total if bins else None
 
@@ -106,19 +111,22 @@ class Believed(Struct, frozen=True):
     weight: float
 
 
-def reliability(scores: Matrix, rewards: Matrix, *, preferences: str) -> list[Believed]:
+def reliability(scores: Matrix, rewards: Matrix, *, preferences: str, errors: Matrix | None = None) -> list[Believed]:
     """Reliability diagram of the win probabilities, in `_BINS` bins of equal width.
 
     Each preference is one prediction, for the teacher the router favours: 0.5 to 1. Equal scores count as half correct.
     preferences: how preferences were weighted in the fit; predictions are weighted in the same way.
+    errors:      (P, T) standard errors of the rewards; with these, a preference is partly observed in each direction.
     returns:     the bins that contain predictions.
     """
     prompt, winner, loser = reward_matrix.preferences(rewards)
     margin = scores[prompt, winner] - scores[prompt, loser]
     predicted = 1.0 / (1.0 + np.exp(-np.abs(margin)))
-    observed_frequency = (margin > 0) + (margin == 0) / 2
+    weights = reward_matrix.preference_weights(rewards, preferences, errors)
+    won, lost = weights[prompt, winner, loser], weights[prompt, loser, winner]
+    weight = won + lost
+    observed_frequency = np.where(margin == 0, 0.5, np.where(margin > 0, won, lost) / weight)
     place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(np.intp), _BINS - 1)
-    weight = rewards[prompt, winner] - rewards[prompt, loser] if preferences == "weighted" else np.ones(len(margin))
     return [
         Believed(
             predicted=float(np.average(predicted[inside], weights=weight[inside])),

@@ -199,9 +199,15 @@ def _measured(
     if scores is None or not holdout.any():
         absent["the router on the hold-out"] = "there is no router that has scored a hold-out prompt"
         return None, []
+    errors = cells.reward_errors()
     return (
         routing_metrics.hits(scores[holdout], rewarded[holdout], rewarded[~cells.is_holdout]),
-        routing_metrics.reliability(scores[holdout], rewarded[holdout], preferences=config.router.preferences),
+        routing_metrics.reliability(
+            scores[holdout],
+            rewarded[holdout],
+            preferences=config.router.preferences,
+            errors=None if errors is None else errors[holdout],
+        ),
     )
 
 

@@ -80,8 +80,9 @@ def reader(chat: Chat, chosen: options.RouterFitOptions, config: Any) -> Reader:
 
 def _refusal(request: Fit) -> str | None:
     """Why a grid cannot be fitted, or None."""
-    lengths = {len(request.conversations), len(request.rewards), len(request.is_holdout)}
-    if len(lengths) > 1 or {len(row) for row in request.rewards} != {len(request.teachers)}:
+    errors = request.rewards if request.errors is None else request.errors
+    lengths = {len(request.conversations), len(request.rewards), len(request.is_holdout), len(errors)}
+    if len(lengths) > 1 or {len(row) for row in [*request.rewards, *errors]} != {len(request.teachers)}:
         return f"malformed: expected a row of {len(request.teachers)} rewards and a flag for each conversation"
     if request.tune not in ("auto", *TUNES):
         return f"unknown_tune: {request.tune!r}; available: auto, {', '.join(TUNES)}"
@@ -99,7 +100,9 @@ def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFitOptions, chat: 
     started = time.monotonic()
     read = reader(chat, chosen, scoring.configuration(spec))
     grid = RouterExamples(
-        [read.ids(messages) for messages in request.conversations], np.array(request.rewards, np.float64)
+        [read.ids(messages) for messages in request.conversations],
+        np.array(request.rewards, np.float64),
+        None if request.errors is None else np.array(request.errors, np.float64),
     )
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
     calibration = np.flatnonzero(~is_holdout)
@@ -115,7 +118,7 @@ def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFitOptions, chat: 
     final = trained.frozen if is_frozen else model.all_features(router, grid.prompts, work.batch_tokens, tick)
     scores = _scores(router, final)
     metrics = {
-        **_measure(scores, trained.frozen.double().numpy(), grid.rewards, is_holdout, request.preferences),
+        **_measure(scores, trained.frozen.double().numpy(), grid, is_holdout, request.preferences),
         "n_calibration": len(calibration),
         "n_holdout": int(is_holdout.sum()),
         "n_pairs": len(pairs),
@@ -197,9 +200,11 @@ class _Work:
         if len(validate) < _ENOUGH:
             return self._simple(f"{len(validate)} validation prompts are too few to decide")
         frozen = self._read("head")[1]
+        examples = self.grid.take(learn.tolist())
         simple = head.fit(
             frozen[learn],
-            self.grid.rewards[learn],
+            examples.rewards,
+            errors=examples.errors,
             preferences=self.request.preferences,
             seed=self.request.seed,
             tick=self.tick,
@@ -249,8 +254,8 @@ class _Work:
 
     def _losses(self, scores: Tensor, prompts: NDArray[np.intp]) -> Tensor:
         """(Q,) losses of the scores (Q, K) of Q prompts, each over its preferences."""
-        weights = model.preference_weights(torch.from_numpy(self.grid.rewards[prompts]), self.request.preferences)
-        return model.prompt_losses(scores, weights)
+        weights = self.grid.take(prompts.tolist()).weights(self.request.preferences)
+        return model.prompt_losses(scores, torch.from_numpy(weights))
 
     def _plan(self, tune: str) -> TrainingPlan:
         return TrainingPlan(
@@ -297,12 +302,13 @@ def _scores(router: RouterModel, features: Tensor) -> Matrix:
 
 
 def _measure(
-    scores: Matrix, frozen: Matrix, rewards: Matrix, is_holdout: NDArray[np.bool_], preferences: str
+    scores: Matrix, frozen: Matrix, grid: RouterExamples, is_holdout: NDArray[np.bool_], preferences: str
 ) -> dict[str, Any]:
     """Metrics of the router and its baselines on the hold-out; None for each if there are no hold-out prompts.
 
-    scores: (P, K). frozen: (P, H), features for the nearest-neighbour baseline. rewards: (P, K).
+    scores: (P, K). frozen: (P, H), features for the nearest-neighbour baseline.
     """
+    rewards, errors = grid.rewards, grid.errors
     names = ("router", "static", "random", "neighbours", "oracle")
     if not is_holdout.any():
         return dict.fromkeys(names)
@@ -310,7 +316,11 @@ def _measure(
     near = strategies.neighbours(frozen[learn], rewards[learn], frozen[is_holdout])
     return {
         **routing_metrics.compare(
-            scores[is_holdout], rewards[is_holdout], rewards[~is_holdout], preferences=preferences
+            scores[is_holdout],
+            rewards[is_holdout],
+            rewards[~is_holdout],
+            preferences=preferences,
+            errors=None if errors is None else errors[is_holdout],
         ),
         "neighbours": routing_metrics.evaluate(np.nan_to_num(near, nan=-np.inf), rewards[is_holdout]),
     }

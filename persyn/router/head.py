@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from persyn.llm.protocols import Tick
-from persyn.method.rewards import Matrix, static_ranking
-from persyn.router.model import pair_loss, preference_weights, prompt_losses
+from persyn.method.rewards import Matrix, preference_weights, static_ranking
+from persyn.router.model import pair_loss, prompt_losses
 
 #: Penalties on deviations from the static ranking, strong to weak; infinity is the static ranking itself.
 PENALTIES = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -48,15 +48,18 @@ class Head:
     penalty: float
 
 
-def fit(features: Tensor, rewards: Matrix, *, preferences: str, seed: int, tick: Tick) -> Head:
+def fit(
+    features: Tensor, rewards: Matrix, *, errors: Matrix | None = None, preferences: str, seed: int, tick: Tick
+) -> Head:
     """Fit a head to P prompts; `seed` draws the folds that choose the penalty.
 
     features:    (P, H) from the backbone; standardised internally, and the returned head takes raw features.
     rewards:     (P, K), NaN where missing.
+    errors:      (P, K) their standard errors; None if unknown.
     preferences: how they are weighted, see `preference_weights`.
     """
     with _threads(features.numel()):
-        return _fit(features, rewards, preferences, seed, tick)
+        return _fit(features, rewards, errors, preferences, seed, tick)
 
 
 @contextmanager
@@ -70,13 +73,14 @@ def _threads(numbers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fit(features: Tensor, rewards: Matrix, preferences: str, seed: int, tick: Tick) -> Head:
+def _fit(features: Tensor, rewards: Matrix, errors: Matrix | None, preferences: str, seed: int, tick: Tick) -> Head:
     mean, deviation = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
     # The square root of H makes a penalty independent of the backbone's width.
     varies = deviation > _RESOLUTION * mean.abs()
     scale = torch.where(varies, deviation, 1.0) * math.sqrt(features.shape[1])
     standard = (features.double() - mean) / scale
-    grid = _Grid(standard, rewards, preferences)
+    weights = torch.from_numpy(preference_weights(rewards, preferences, errors))
+    grid = _Grid(standard, rewards, weights, preferences)
 
     penalty = _choose_penalty(grid, seed, tick)
     weight = _path(grid, penalty, tick)[-1] / scale
@@ -86,15 +90,16 @@ def _fit(features: Tensor, rewards: Matrix, preferences: str, seed: int, tick: T
 class _Grid:
     """The data of a fit: (P, H) standardised features, (P, K) rewards, (P, K, K) preference weights."""
 
-    def __init__(self, features: Tensor, rewards: Matrix, preferences: str) -> None:
+    def __init__(self, features: Tensor, rewards: Matrix, weights: Tensor, preferences: str) -> None:
         self.features = features
-        self.weights = preference_weights(torch.from_numpy(rewards), preferences)
+        self.weights = weights
         self._rewards = rewards
         self._preferences = preferences
 
     def take(self, prompts: Tensor) -> _Grid:
         """The subset of prompts selected by (P,) booleans."""
-        return _Grid(self.features[prompts], self._rewards[prompts.numpy()], self._preferences)
+        rewards = self._rewards[prompts.numpy()]
+        return _Grid(self.features[prompts], rewards, self.weights[prompts], self._preferences)
 
     @cached_property
     def strengths(self) -> Tensor:

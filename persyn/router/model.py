@@ -128,7 +128,7 @@ def pair_loss(scores: Tensor, weights: Tensor) -> Tensor:
     """Bradley-Terry loss: weighted mean of -log sigmoid(winner - loser) over all preferences of all prompts.
 
     scores:  (B, K).
-    weights: (B, K, K) of winner over loser, 0 where there is no such preference; see `preference_weights`.
+    weights: (B, K, K) of winner over loser, 0 where there is none; see `persyn.method.rewards.preference_weights`.
     returns: a scalar, in nats; 0 without any preference.
     """
     total = weights.sum()
@@ -139,17 +139,6 @@ def prompt_losses(scores: Tensor, weights: Tensor) -> Tensor:
     """(B,) weighted sums of the Bradley-Terry loss over each prompt's preferences, in nats; see `pair_loss`."""
     margins = scores[:, :, None] - scores[:, None, :]
     return (functional.softplus(-margins) * weights).sum(dim=(1, 2))
-
-
-def preference_weights(rewards: Tensor, preferences: str) -> Tensor:
-    """(B, K, K) weight of each preference of winner over loser.
-
-    rewards:     (B, K), NaN where missing; equal rewards are no preference.
-    preferences: "weighted" by the difference of the rewards, or "equal": 1 each.
-    """
-    gaps = rewards[:, :, None] - rewards[:, None, :]
-    better = gaps > 0  # False for NaN
-    return torch.where(better, gaps if preferences == "weighted" else torch.ones_like(gaps), 0.0)
 
 
 def pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

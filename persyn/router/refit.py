@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,14 @@ def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
     return np.asarray(made.double().numpy())
 
 
-def scores(frozen: Matrix, rewards: Matrix, learn: Indices, *, preferences: str, seed: int) -> Matrix:
+def scores(
+    frozen: Matrix, rewards: Matrix, learn: Indices, *, errors: Matrix | None = None, preferences: str, seed: int
+) -> Matrix:
     """(P, K) scores of a head fitted to some of the prompts.
 
     frozen:  (P, H). rewards: (P, K), NaN where missing.
     learn:   indices of the prompts to fit to; those without a preference have no effect.
+    errors:  (P, K) standard errors of the rewards; None if unknown.
     preferences: how they are weighted, "weighted" or "equal".
     returns: scores of all P prompts; zeros if there is no preference at all.
     """
@@ -57,8 +60,14 @@ def scores(frozen: Matrix, rewards: Matrix, learn: Indices, *, preferences: str,
     if not len(pairs):
         return np.zeros(rewards.shape)
     informative = learn[np.unique(pairs)]
-    features = torch.from_numpy(frozen[informative])
-    fitted = head.fit(features, rewards[informative], preferences=preferences, seed=seed, tick=_quietly)
+    fitted = head.fit(
+        torch.from_numpy(frozen[informative]),
+        rewards[informative],
+        errors=None if errors is None else errors[informative],
+        preferences=preferences,
+        seed=seed,
+        tick=_quietly,
+    )
     return np.asarray(frozen @ fitted.weight.numpy().T + fitted.bias.numpy())
 
 
@@ -74,7 +83,7 @@ class Point:
 
 
 def curve(
-    frozen: Matrix,
+    fit_to: Callable[[Indices], Matrix],
     rewards: Matrix,
     is_holdout: NDArray[np.bool_],
     sizes: Sequence[int],
@@ -84,7 +93,8 @@ def curve(
 ) -> list[Point]:
     """Learning curve: hold-out reward of a head by the number of calibration prompts.
 
-    frozen:   (P, H). rewards: (P, K), NaN where missing.
+    fit_to:   the (P, K) `scores` of a head fitted to the prompts at some indices.
+    rewards:  (P, K), NaN where missing.
     sizes:    each at most the number of calibration prompts.
     """
     known = ~np.isnan(rewards).all(axis=1)
@@ -96,7 +106,7 @@ def curve(
         repeats = REPEATS if size < len(calibration) else 1
         for repeat in range(repeats):
             drawn = np.random.default_rng([seed, repeat]).permutation(calibration)[:size]
-            fitted = scores(frozen, rewards, drawn, preferences=preferences, seed=seed)
+            fitted = fit_to(drawn)
             measured = routing_metrics.compare(
                 fitted[holdout], rewards[holdout], rewards[drawn], preferences=preferences
             )

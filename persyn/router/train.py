@@ -20,9 +20,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from persyn.errors import HostLacks
 from persyn.llm.protocols import Tick
 from persyn.method import routing_metrics
-from persyn.method.rewards import Matrix
+from persyn.method.rewards import Matrix, preference_weights
 from persyn.router import head
-from persyn.router.model import RouterModel, pad, pair_loss, preference_weights
+from persyn.router.model import RouterModel, pad, pair_loss
 
 TUNES = ("full", "lora", "head")
 
@@ -35,14 +35,21 @@ CHECKS, PATIENCE = 10, 5
 
 @dataclass(frozen=True, slots=True)
 class RouterExamples:
-    """P prompts as token ids and their (P, K) rewards, NaN where missing."""
+    """P prompts as token ids, their (P, K) rewards, NaN where missing, and the standard errors of these if known."""
 
     prompts: Sequence[Sequence[int]]
     rewards: Matrix
+    errors: Matrix | None = None
 
     def take(self, indices: Sequence[int]) -> RouterExamples:
         """The examples at these indices."""
-        return RouterExamples([self.prompts[i] for i in indices], self.rewards[list(indices)])
+        rows = list(indices)
+        errors = None if self.errors is None else self.errors[rows]
+        return RouterExamples([self.prompts[i] for i in rows], self.rewards[rows], errors)
+
+    def weights(self, preferences: str) -> Matrix:
+        """(P, K, K) weights of the preferences, see `preference_weights`."""
+        return preference_weights(self.rewards, preferences, self.errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +81,21 @@ def train(
     fine_tune = plan.tune != "head"
     everything = list(range(len(examples.prompts)))
     learn, validate = split(len(everything), plan.seed) if fine_tune else (everything, everything)
-    rewards = examples.rewards[learn]
-    fitted = head.fit(features[learn], rewards, preferences=plan.preferences, seed=plan.seed, tick=tick)
+    taken = examples.take(learn)
+    fitted = head.fit(
+        features[learn],
+        taken.rewards,
+        errors=taken.errors,
+        preferences=plan.preferences,
+        seed=plan.seed,
+        tick=tick,
+    )
     with torch.no_grad():
         router.head.weight.copy_(fitted.weight)
         router.head.bias.copy_(fitted.bias)
     notes: dict[str, Any] = {"head_penalty": fitted.penalty if math.isfinite(fitted.penalty) else None}
     if fine_tune:
-        notes |= _fine_tune(router, examples.take(learn), examples.take(validate), plan, tick)
+        notes |= _fine_tune(router, taken, examples.take(validate), plan, tick)
     router.requires_grad_(False).eval()
     return notes
 
@@ -140,8 +154,6 @@ class KeepBest(TrainerCallback):
 class _PairTrainer(Trainer):
     """Trains on preferences: encodes each prompt once per step; the loss covers all its pairs."""
 
-    preferences = "weighted"
-
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -150,7 +162,7 @@ class _PairTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         scores = model(inputs["input_ids"], inputs["lengths"])
-        loss = pair_loss(scores, preference_weights(inputs["rewards"], self.preferences))
+        loss = pair_loss(scores, inputs["weights"])
         return (loss, {"scores": scores}) if return_outputs else loss
 
 
@@ -191,12 +203,11 @@ def _fine_tune(
             router,
             arguments,
             data_collator=_collate,
-            train_dataset=_rows(learn),
-            eval_dataset=_rows(validate),
+            train_dataset=_rows(learn, plan.preferences),
+            eval_dataset=_rows(validate, plan.preferences),
             compute_metrics=_hit_rate,
             callbacks=[keep],
         )
-        trainer.preferences = plan.preferences
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     keep.restore()
@@ -223,15 +234,15 @@ def _choose_weights(router: RouterModel, plan: TrainingPlan) -> None:
     router.head.requires_grad_(True)
 
 
-def _rows(examples: RouterExamples) -> list[dict[str, Any]]:
-    pairs = zip(examples.prompts, examples.rewards, strict=True)
-    return [{"input_ids": list(ids), "rewards": rewards} for ids, rewards in pairs]
+def _rows(examples: RouterExamples, preferences: str) -> list[dict[str, Any]]:
+    rows = zip(examples.prompts, examples.rewards, examples.weights(preferences), strict=True)
+    return [{"input_ids": list(ids), "rewards": rewards, "weights": weights} for ids, rewards, weights in rows]
 
 
 def _collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     input_ids, lengths = pad([row["input_ids"] for row in rows])
-    rewards = torch.from_numpy(np.stack([row["rewards"] for row in rows]))
-    return {"input_ids": input_ids, "lengths": lengths, "rewards": rewards}
+    rewards, weights = (torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("rewards", "weights"))
+    return {"input_ids": input_ids, "lengths": lengths, "rewards": rewards, "weights": weights}
 
 
 def _hit_rate(prediction: Any) -> dict[str, float]:

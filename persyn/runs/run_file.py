@@ -71,6 +71,7 @@ def _checked(given: Any, path: Path) -> RunConfig:
     _require_kinds(path, given, _kinds(config))
     _require_quality(path, config)
     _require_strategy(path, config)
+    _require_samples(path, config)
     _require_options(path, _said(config))
     return _absolute(config, path)
 
@@ -211,6 +212,16 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
     if kind.needs_family and (config.student.family is None or config.student.family not in families):
         raise UsageError(
             f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {config.student.family}"
+        )
+
+
+def _require_samples(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for several samples of a greedy teacher, which would all be the same."""
+    greedy = [each.name for each in config.teachers if each.engine != IMPORTED and each.sampling.temperature == 0]
+    if config.run.samples > 1 and greedy:
+        raise UsageError(
+            f"{path}: `run.samples` is {config.run.samples}, but all samples of {', '.join(greedy)} would be the same, "
+            "as its sampling temperature is 0; raise the temperature, or set samples = 1"
         )
 
 

@@ -1,4 +1,4 @@
-"""Fill (prompt, teacher) cells with responses: what the stages calibrate and generate share."""
+"""Have teachers write responses: what the stages calibrate and generate share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Select, delete, func, literal, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, Sampling
+from persyn.config import IMPORTED, MOST_SAMPLES, Sampling
 from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.results import Origin, Response
@@ -23,20 +23,20 @@ from persyn.stages.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
-    """The (prompt, teacher) cells in which a stage wants a response.
+class Wanted:
+    """The responses that a stage wants, each one sample of a teacher's responses to a prompt.
 
     name:    of the stage.
-    all:     selects a run's cells, joined to `responses`, which is null where a cell is empty.
-    missing: selects the empty cells of one of its teachers.
+    all:     selects those of a run, joined to `responses`, which is null where one is missing.
+    missing: selects the prompt and the sample of those that one of its teachers has not written.
     """
 
     name: str
-    all: Callable[[int], Select[Any]]
-    missing: Callable[[int, int | None], Select[Any]]
+    all: Callable[[Run], Select[Any]]
+    missing: Callable[[Run, int | None], Select[Any]]
 
     def stage(self, *, style: tuple[str, str], expected: Callable[[Session, Run], int]) -> Stage:
-        """The stage that fills these cells."""
+        """The stage that asks for these responses."""
         return Stage(
             name=self.name,
             style=style,
@@ -54,7 +54,7 @@ class Cells:
         made = 0
         size = run.config["run"]["job_prompts"]
         for teacher in lookup.teachers(session, run.id):
-            missing = self.missing(run.id, teacher.id)
+            missing = self.missing(run, teacher.id)
             if teacher.engine == IMPORTED:
                 _note_absent(session, teacher, missing)
             else:
@@ -63,13 +63,15 @@ class Cells:
         return made
 
     def _load(self, session: Session, job: Claim) -> Batch:
-        """Build the requests of one job: the empty cells in its range."""
+        """Build the requests of one job: the missing responses in its range."""
         teacher = session.get_one(Teacher, job.teacher_id)
-        run_seed = session.scalars(select(Run.seed).where(Run.id == job.run_id)).one()
-        missing = self.missing(job.run_id, job.teacher_id)
-        prompts = session.execute(
+        run = session.get_one(Run, job.run_id)
+        missing = self.missing(run, job.teacher_id)
+        prompt_id, sample = missing.selected_columns
+        rows = session.execute(
             in_part(missing, job)
-            .join(Prompt, Prompt.id == missing.selected_columns[0])
+            .order_by(sample)
+            .join(Prompt, Prompt.id == prompt_id)
             .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.content_hash)
         )
         sampling = msgspec.convert(teacher.sampling, Sampling)
@@ -78,28 +80,28 @@ class Cells:
             spec_of(teacher),
             [
                 Generate(
-                    id=prompt.id,
-                    messages=with_opening(opening, conversation(prompt)),
+                    id=row.id * MOST_SAMPLES + row.sample,
+                    messages=with_opening(opening, conversation(row)),
                     sampling=sampling,
-                    seed=seed_of(run_seed, prompt.content_hash, teacher.fingerprint, 0),
+                    seed=seed_of(run.seed, row.content_hash, teacher.fingerprint, row.sample),
                 )
-                for prompt in prompts
+                for row in rows
             ],
         )
 
     def _progress(self, session: Session, run: Run) -> Progress:
         total, answered, failed = session.execute(
-            self.all(run.id).with_only_columns(func.count(), func.count(Response.text), func.count(Response.failure))
+            self.all(run).with_only_columns(func.count(), func.count(Response.text), func.count(Response.failure))
         ).one()
         return Progress(total, answered, failed)
 
     def _failures(self, run: Run) -> Select[Any]:
-        return self.all(run.id).with_only_columns(Response.failure).where(Response.failure.is_not(None))
+        return self.all(run).with_only_columns(Response.failure).where(Response.failure.is_not(None))
 
     def _forget(self, session: Session, run: Run, reasons: Collection[str]) -> int:
         """Delete generated responses that failed for these reasons; imported responses are kept."""
         of_these = reason(Response.failure).in_(reasons), Response.origin == Origin.GENERATED
-        found = self.all(run.id).with_only_columns(Response.id).where(*of_these)
+        found = self.all(run).with_only_columns(Response.id).where(*of_these)
         deleted = delete(Response).where(Response.id.in_(found)).returning(Response.id)
         return len(session.scalars(deleted).all())
 
@@ -110,11 +112,11 @@ def _save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 
 
 def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> None:
-    prompts = missing.subquery()
+    absent = missing.subquery()
     rows = select(
-        prompts.c.prompt_id,
+        absent.c.prompt_id,
         literal(teacher.id),
-        literal(0),
+        absent.c.sample,
         literal("not_imported: an imported teacher generates nothing, and this response was not imported"),
         literal(Origin.IMPORTED, Response.origin.type),
     )
@@ -135,10 +137,11 @@ def spec_of(teacher: Teacher) -> ModelSpec:
 def _row(job: Claim, item: Done) -> dict[str, Any]:
     request, result = item.request, item.result
     assert isinstance(request, Generate)
+    prompt_id, sample = divmod(request.id, MOST_SAMPLES)
     row = {
-        "prompt_id": request.id,
+        "prompt_id": prompt_id,
         "teacher_id": job.teacher_id,
-        "sample": 0,
+        "sample": sample,
         "text": None,
         "failure": None,
         "finish_reason": None,

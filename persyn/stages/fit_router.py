@@ -57,10 +57,12 @@ def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
             .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
         )
     }
+    errors = cells.reward_errors()
     fit = Fit(
         id=0,
         conversations=[conversation(prompts[prompt_id]) for prompt_id in cells.prompt_ids.tolist()],
         rewards=cells.rewards().tolist(),
+        errors=None if errors is None else errors.tolist(),
         is_holdout=cells.is_holdout.tolist(),
         teachers=[teacher.name for teacher in lookup.teachers(session, run.id)],
         tune=config.router.tune,
@@ -137,8 +139,10 @@ def _teacher_ids(session: Session, run: Run) -> list[int]:
 
 def _fingerprint(spec: ModelSpec, fit: Fit, teacher_ids: Sequence[int]) -> str:
     """A hash of backbone, training data and teachers; it does not depend on where the checkpoint is stored."""
-    data = msgspec.msgpack.encode((spec, msgspec.structs.replace(fit, folder=""), teacher_ids))
-    return hashlib.sha256(data).hexdigest()
+    fields = msgspec.to_builtins(msgspec.structs.replace(fit, folder=""))
+    if fit.errors is None:  # a grid of single samples keeps its fingerprint of before there were several
+        del fields["errors"]
+    return hashlib.sha256(msgspec.msgpack.encode((spec, fields, teacher_ids))).hexdigest()
 
 
 def _spec(run: Run) -> ModelSpec:

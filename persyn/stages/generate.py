@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Integer, Select, func, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Run, RunPrompt
 from persyn.db.results import Assignment, Response, answers_assignment
-from persyn.stages.answers import Cells
+from persyn.stages.answers import Wanted
 
 
-def _all(run_id: int) -> Select[Any]:
-    """Select the run's assigned prompts, answered or not."""
-    return (
-        select(Assignment.prompt_id)
+def _wanted(run: Run) -> Select[Any]:
+    """Select the responses to the run's assigned prompts, present or missing."""
+    wanted = (
+        select(Assignment.prompt_id, literal(0, Integer).label("sample"))
         .select_from(Assignment)
         .outerjoin(Response, answers_assignment())
-        .where(Assignment.run_id == run_id)
+        .where(Assignment.run_id == run.id)
     )
+    return cast(Select[Any], wanted)
 
 
-def _missing(run_id: int, teacher_id: int | None) -> Select[Any]:
-    return _all(run_id).where(Assignment.teacher_id == teacher_id, Response.id.is_(None))
+def _missing(run: Run, teacher_id: int | None) -> Select[Any]:
+    return _wanted(run).where(Assignment.teacher_id == teacher_id, Response.id.is_(None))
 
 
 def _expected(session: Session, run: Run) -> int:
     return session.scalars(select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)).one()
 
 
-STAGE = Cells("generate", _all, _missing).stage(style=("red", "-"), expected=_expected)
+STAGE = Wanted("generate", _wanted, _missing).stage(style=("red", "-"), expected=_expected)

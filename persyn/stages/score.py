@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Select, and_, delete, func, literal, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED
+from persyn.config import IMPORTED, load_config
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
@@ -28,17 +28,18 @@ _CHUNK = 1_000
 def plan(session: Session, run: Run) -> int:
     """Create jobs for every missing score and return their number; a missing imported score is stored as a failure."""
     n_teachers = session.scalars(select(func.count()).where(RunTeacher.run_id == run.id)).one()
-    size = max(1, run.config["run"]["job_prompts"] // n_teachers)
+    config = load_config(run.config).run
+    size = max(1, config.job_prompts // (n_teachers * config.samples))
     if not run.plans:  # only at first: a field that is still missing must not hold the run in this stage
         forget_mended(session, run)
     made = 0
     for scorer_id in (run.learnability_scorer_id, run.quality_scorer_id):
         scorer = session.get_one(Scorer, scorer_id)
         if scorer.kind == IMPORTED:
-            _note_absent(session, run.id, scorer.id)
+            _note_absent(session, run, scorer.id)
             continue
         plan = JobPlan(run.id, "score", spec_of(scorer), scorer_id=scorer.id, size=size)
-        made += make_jobs(session, plan, _missing(run.id, scorer.id))
+        made += make_jobs(session, plan, _missing(run, scorer.id))
     return made
 
 
@@ -46,7 +47,7 @@ def load(session: Session, job: Claim) -> Batch:
     """Read the responses to the job's prompts that its scorer has not scored."""
     scorer = session.get_one(Scorer, job.scorer_id)
     rows = session.execute(
-        in_part(_missing(job.run_id, scorer.id), job)
+        in_part(_missing(session.get_one(Run, job.run_id), scorer.id), job)
         .join(Prompt, Prompt.id == Response.prompt_id)
         .add_columns(Response.id, Response.text.label("response"), Response.reasoning, Response.tool_calls)
         .add_columns(Prompt.text, Prompt.history, Prompt.last_turn, Prompt.tools, Prompt.answer, Prompt.meta)
@@ -82,7 +83,7 @@ def progress(session: Session, run: Run) -> Progress:
 
 
 def _expected(session: Session, run: Run) -> int:
-    n_texts = session.scalars(select(func.count()).select_from(_responses(run.id).subquery())).one()
+    n_texts = session.scalars(select(func.count()).select_from(_responses(run).subquery())).one()
     return n_texts * len({run.quality_scorer_id, run.learnability_scorer_id})
 
 
@@ -96,7 +97,7 @@ def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
 
     Imported scores are kept.
     """
-    of_run = _responses(run.id).with_only_columns(Response.id)
+    of_run = _responses(run).with_only_columns(Response.id)
     is_used = Scorer.id.in_((run.learnability_scorer_id, run.quality_scorer_id))
     scorers = select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)
     failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
@@ -114,7 +115,7 @@ def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = 
         return 0
     wanted = set(need.failures if reasons is None else need.failures & set(reasons))
     failed = session.execute(
-        _responses(run.id)
+        _responses(run)
         .join(Score, and_(Score.response_id == Response.id, Score.scorer_id == scorer.id))
         .join(Prompt, Prompt.id == Response.prompt_id)
         .where(reason(Score.failure).in_(wanted))
@@ -131,7 +132,7 @@ def _owed(run: Run) -> Select[Any]:
     """Select the scores that the grid's responses should have, present or missing."""
     scorers = (run.learnability_scorer_id, run.quality_scorer_id)
     return (
-        _responses(run.id)
+        _responses(run)
         .join(Scorer, Scorer.id.in_(scorers))
         .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Scorer.id))
     )
@@ -149,29 +150,29 @@ def spec_of(scorer: Scorer) -> ModelSpec:
     )
 
 
-def _responses(run_id: int) -> Select[Any]:
+def _responses(run: Run) -> Select[Any]:
     """Select the grid's responses that have a text."""
     return (
         select(Response.prompt_id)
         .select_from(RunPrompt)
         .join(Response, Response.prompt_id == RunPrompt.prompt_id)
-        .join(RunTeacher, and_(RunTeacher.run_id == run_id, RunTeacher.teacher_id == Response.teacher_id))
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
         .where(
-            RunPrompt.run_id == run_id,
+            RunPrompt.run_id == run.id,
             RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT)),
-            Response.sample == 0,
+            Response.sample < load_config(run.config).run.samples,
             Response.text.is_not(None),
         )
     )
 
 
-def _missing(run_id: int, scorer_id: int) -> Select[Any]:
+def _missing(run: Run, scorer_id: int) -> Select[Any]:
     judged = and_(Score.response_id == Response.id, Score.scorer_id == scorer_id)
-    return _responses(run_id).outerjoin(Score, judged).where(Score.response_id.is_(None))
+    return _responses(run).outerjoin(Score, judged).where(Score.response_id.is_(None))
 
 
-def _note_absent(session: Session, run_id: int, scorer_id: int) -> None:
-    rows = _missing(run_id, scorer_id).with_only_columns(
+def _note_absent(session: Session, run: Run, scorer_id: int) -> None:
+    rows = _missing(run, scorer_id).with_only_columns(
         Response.id,
         literal(scorer_id),
         literal("not_imported: no score of this response was imported"),

@@ -26,7 +26,7 @@ from persyn.llm.options import RouterFitOptions
 from persyn.llm.protocols import Engine, Failed, Fitted, ModelSpec, Request, Result, Route, Routed
 from persyn.method import routing_metrics
 from persyn.router import checkpoint, fit, model, route
-from persyn.router.model import Reader, RouterModel, pair_loss, preference_weights
+from persyn.router.model import Reader, RouterModel, pair_loss
 from persyn.router.train import RouterExamples, TrainingPlan, split, train
 from tests.four_gpus import OnFourGpus
 
@@ -118,7 +118,7 @@ def trained(
 
 def loss_of(router: RouterModel, examples: RouterExamples) -> float:
     with torch.no_grad():
-        weights = preference_weights(torch.from_numpy(examples.rewards), "weighted")
+        weights = torch.from_numpy(examples.weights("weighted"))
         return pair_loss(router(*model.pad(examples.prompts)), weights).item()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -39,7 +41,8 @@ def test_without_a_preference_nobody_is_preferred(world: tuple[Matrix, Matrix]) 
 
 def test_a_curve_rises_from_the_static_choice_to_the_oracle(world: tuple[Matrix, Matrix]) -> None:
     features, rewards = world
-    points = refit.curve(features, rewards, holdout(), [10, 50, 150], preferences="weighted", seed=0)
+    fit_to = partial(refit.scores, features, rewards, preferences="weighted", seed=0)
+    points = refit.curve(fit_to, rewards, holdout(), [10, 50, 150], preferences="weighted", seed=0)
 
     assert [point.n_calibration for point in points] == [10, 50, 150]
     # The third teacher is the best single one, slightly above 0.6.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -11,12 +12,17 @@ from transformers import AutoModel
 
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
+from persyn.method.rewards import preference_weights
 from persyn.router import model
-from persyn.router.model import Reader, RouterModel, pair_loss, preference_weights
+from persyn.router.model import Reader, RouterModel, pair_loss
 
 NAN = float("nan")
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
 REWARDS = torch.tensor([[0.9, 0.1, 0.5, 0.1], [NAN, 0.2, 0.7, 0.2], [0.3, 0.3, NAN, 0.3]], dtype=torch.float64)
+
+
+def weigh(rewards: list[list[float]], preferences: str) -> torch.Tensor:
+    return torch.from_numpy(preference_weights(np.array(rewards), preferences))
 
 
 @pytest.fixture
@@ -31,25 +37,25 @@ def test_the_loss_as_worked_by_hand() -> None:
     # 0 over 1 with a margin of 1, 0 over 2 with one of -2
     expected = (torch.log1p(torch.exp(torch.tensor(-1.0))) + torch.log1p(torch.exp(torch.tensor(2.0)))) / 2
 
-    found = pair_loss(scores, preference_weights(torch.tensor([[0.5, 0.2, 0.2]]), "equal"))
+    found = pair_loss(scores, weigh([[0.5, 0.2, 0.2]], "equal"))
     assert found.item() == pytest.approx(expected.item())
 
 
 def test_a_preference_weighs_as_much_as_its_rewards_differ() -> None:
     scores = torch.tensor([[1.0, 0.0, 3.0]])
-    rewards = torch.tensor([[0.9, 0.8, 0.2]])
+    rewards = [[0.9, 0.8, 0.2]]
 
     # 0 over 1 with a margin of 1 and weight 0.1, 0 over 2 with -2 and 0.7, 1 over 2 with -3 and 0.6
     losses = torch.log1p(torch.exp(torch.tensor([-1.0, 2.0, 3.0])))
     expected = (losses * torch.tensor([0.1, 0.7, 0.6])).sum() / 1.4
 
-    assert pair_loss(scores, preference_weights(rewards, "weighted")).item() == pytest.approx(expected.item())
+    assert pair_loss(scores, weigh(rewards, "weighted")).item() == pytest.approx(expected.item())
 
 
 def test_the_loss_of_no_preference_is_zero_and_can_be_stepped_on() -> None:
     scores = torch.zeros(1, 3, requires_grad=True)
 
-    loss = pair_loss(scores, preference_weights(torch.tensor([[1.0, NAN, 1.0]]), "weighted"))
+    loss = pair_loss(scores, weigh([[1.0, NAN, 1.0]], "weighted"))
     loss.backward()
 
     assert loss.item() == 0.0
@@ -61,7 +67,7 @@ def test_the_loss_of_no_preference_is_zero_and_can_be_stepped_on() -> None:
 def test_one_pass_over_a_prompt_gives_the_loss_and_gradient_of_each_of_its_pairs(
     router: RouterModel, preferences: str
 ) -> None:
-    once = pair_loss(router(*model.pad(PROMPTS)), preference_weights(REWARDS, preferences))
+    once = pair_loss(router(*model.pad(PROMPTS)), weigh(REWARDS.tolist(), preferences))
     once.backward()
     found = {name: p.grad.clone() for name, p in router.named_parameters() if p.grad is not None}
     router.zero_grad()

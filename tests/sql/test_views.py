@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -30,14 +31,15 @@ def rows(session: Session, query: str, **values: Any) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in session.execute(text(query), values)]
 
 
-def fill_grid(session: Session, run: Run, prompt_ids: list[int], teacher_ids: list[int]) -> None:
+def fill_grid(session: Session, run: Run, prompt_ids: list[int], teacher_ids: list[int], samples: int) -> None:
     """Few distinct scores, so that ties are frequent; some are missing, failed, or have no tokens."""
     draw = random.Random(5)
     for prompt_id in prompt_ids:
-        for teacher_id in teacher_ids:
+        for teacher_id, sample in itertools.product(teacher_ids, range(samples)):
             if draw.random() < 0.1:
                 continue
-            response = make_response(session, prompt_id, teacher_id, "\N{SNOWMAN}" * draw.randint(1, 9))
+            text = "\N{SNOWMAN}" * draw.randint(1, 9)
+            response = make_response(session, prompt_id, teacher_id, text, sample=sample)
             if draw.random() < 0.9:
                 value = draw.choice((0.0, 1.0, draw.gauss(0, 5)))
                 session.add(Score(response_id=response, scorer_id=run.quality_scorer_id, value=value, detail={}))
@@ -46,13 +48,19 @@ def fill_grid(session: Session, run: Run, prompt_ids: list[int], teacher_ids: li
             session.add(Score(response_id=response, scorer_id=run.learnability_scorer_id, detail={}, **nats))
 
 
-@pytest.mark.parametrize(("how", "per"), [("minmax", "token"), ("rank", "character"), ("minmax", "response")])
-def test_the_reward_matrix_is_that_of_the_rewards(database: Database, how: Normalisation, per: Per) -> None:
+@pytest.mark.parametrize(
+    ("how", "per", "samples"), [("minmax", "token", 1), ("rank", "character", 1), ("minmax", "response", 3)]
+)
+def test_the_reward_matrix_is_that_of_the_rewards(
+    database: Database, how: Normalisation, per: Per, samples: int
+) -> None:
     with database.write() as session:
         made = make_run(session, teachers=TEACHERS, prompts=25, calibration=15, holdout=5)
         run = session.get_one(Run, made.id)
-        run.config = make_config("run", TEACHERS, alpha=0.3, normalise=how, learnability_per=per).frozen()
-        fill_grid(session, run, made.prompt_ids, made.teacher_ids)
+        run.config = make_config(
+            "run", TEACHERS, alpha=0.3, normalise=how, learnability_per=per, samples=samples
+        ).frozen()
+        fill_grid(session, run, made.prompt_ids, made.teacher_ids, samples + 1)  # the run ignores the last one
     with database.read() as session:
         cells = grid.read(session, session.get_one(Run, made.id))
         seen = rows(session, "SELECT prompt_id, position, quality, learnability, reward FROM v_reward_matrix")
@@ -103,6 +111,23 @@ def test_progress_is_what_status_says_at_every_stage(database: Database) -> None
                 require_alike(session, run)
 
 
+def test_progress_counts_every_sample_of_a_cell(database: Database) -> None:
+    with database.write() as session:
+        by_hand.fill(session)
+        session.get_one(Run, 1).config = make_config("first", samples=3).frozen()
+        make_response(session, 1, 1, sample=1)
+        make_response(session, 2, 2, None, failure="empty", sample=2)
+    for stage in STAGES:
+        with database.write() as session:
+            session.execute(update(Run).values(stage=stage))
+        with database.read() as session:
+            run = session.get_one(Run, 1)
+            require_alike(session, run)
+            counts = pipeline.progress(session, run)["calibrate"]
+            # 3 prompts, 2 teachers, 3 samples; 5 first responses and 1 second one; 2 failures
+            assert (counts.total, counts.done, counts.failed, counts.pending) == (18, 6, 2, 10)
+
+
 def require_alike(session: Session, run: Run) -> None:
     """Require that the views of progress, missing rows and failures agree with `pipeline.progress`."""
     said = pipeline.progress(session, run)
@@ -130,10 +155,10 @@ COLUMNS = {
     "v_progress": "run place stage total done failed pending",
     "v_teacher_cost": "run position teacher assigned responses failed prompt_tokens response_tokens dollars "
     "response_tokens_if_all dollars_if_all",
-    "v_reward_matrix": "run prompt_id role position teacher response_id quality learnability reward",
+    "v_reward_matrix": "run prompt_id role position teacher response_id quality learnability reward responses",
     "v_why_teacher": "run prompt_id role position teacher router_score router_rank quality learnability is_chosen "
     "reason margin",
-    "v_missing": "run place stage prompt_id teacher scorer",
+    "v_missing": "run place stage prompt_id teacher scorer sample",
     "v_failures": "run place stage prompt_id teacher scorer reason failure response_id job_id created_at",
     "v_jobs": "run job_id stage teacher scorer queue state first_prompt_id last_prompt_id n_prompts attempts fence "
     "worker error created_at started_at finished_at seconds",
