@@ -120,6 +120,7 @@ def _show(manifest: Manifest) -> None:
     """Print the number of assignments by outcome."""
     rows: list[tuple[str, int]] = [("assigned", manifest.assigned)]
     rows += [(f"failed: {reason}", count) for reason, count in manifest.failed.items()]
+    rows += [("no correct response", manifest.rejected)] if manifest.rejected else []
     rows += [("missing so far", manifest.missing)] if manifest.missing else []
     rows += [(f"dropped: {name}", count) for name, count in manifest.dropped.items()]
     rows += [(f"  by {each.name}", each.dropped) for each in manifest.benchmarks]

@@ -97,6 +97,11 @@ def _doubtful(found: Summary) -> None:
             f"of the responses of {', '.join(cut)} more than {MUCH:.0%} are cut off at max_tokens; "
             f"'persyn export {found.name} --finish-reason stop' leaves them out"
         )
+    if found.rejected:
+        click.echo(f"{found.rejected:,} prompts have no correct response and no row in the dataset")
+    if sampled := [(t.teacher, t.samples, t.accepted) for t in found.teachers if t.samples is not None]:
+        parts = (f"{plain(name)} {samples:.1f} ({accepted or 0:.0%})" for name, samples, accepted in sampled)
+        click.echo(f"samples per assigned prompt (prompts accepted): {', '.join(parts)}")
     if found.wrong:
         click.echo(
             f"{found.wrong:,} of the assigned responses are known to be wrong; "

@@ -44,7 +44,7 @@ def trace(run: str, prompt: str, as_json: bool) -> None:
 
 
 #: The columns of a raw score that fit on a line; --json shows all.
-_SCORE_COLUMNS = ("teacher", "scorer", "value", "n_tokens", "failure", "response_id", "job_id")
+_SCORE_COLUMNS = ("teacher", "sample", "scorer", "value", "n_tokens", "failure", "response_id", "job_id")
 
 
 def _facts(title: str, facts: dict[str, object]) -> None:

@@ -173,6 +173,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "quality": partial(of_struct, config.QualityTable),
     "router": partial(of_struct, config.RouterTable),
     "strategy": partial(of_struct, config.StrategyTable),
+    "generation": partial(of_struct, config.GenerationTable),
     "strategies": of_strategies,
     "engines": of_engines,
     "teachers": partial(of_struct, config.TeacherTable),

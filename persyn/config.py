@@ -215,6 +215,42 @@ class StrategyTable(_Table, frozen=True):
         return {"ratio": self.ratio, "beta": self.beta, **self.options}
 
 
+class GenerationTable(_Table, frozen=True):
+    """[generation]: how many responses the chosen teacher writes for a prompt, and which of them the dataset has.
+
+    With several samples, or with `keep = "correct"`, they are scored by `[quality]` to choose among them.
+    """
+
+    #: Maximum number of responses per prompt. Needs a temperature above 0. Stored responses of the teacher count, such
+    #: as those of the calibration grid.
+    samples: Samples = 1
+    #: `best`: the one with the highest quality. `correct`: the first whose quality is 1; the teacher is asked for
+    #: another response until one is correct, and a prompt without one has no row in the dataset. Needs a quality that
+    #: says what is right. `all`: every response is a row.
+    keep: Literal["best", "correct", "all"] = "best"
+    #: `best`: a quality that is good enough: the first response that reaches it is kept, and no more are asked for.
+    good_enough: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.good_enough is not None and (self.keep != "best" or self.samples == 1):
+            raise ValueError('good_enough needs keep = "best" and samples above 1')
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether the responses of a prompt are scored to choose one of them."""
+        return self.keep == "correct" or (self.keep == "best" and self.samples > 1)
+
+    @property
+    def threshold(self) -> float | None:
+        """The quality at which no further response is asked for; None means that all are."""
+        return 1.0 if self.keep == "correct" else self.good_enough
+
+    @property
+    def rows(self) -> int:
+        """Rows of the dataset per prompt, at most."""
+        return self.samples if self.keep == "all" else 1
+
+
 class Shot(_Table, frozen=True):
     """One worked example shown to a teacher before the prompt."""
 
@@ -265,6 +301,7 @@ class RunConfig(_Table, frozen=True):
     teachers: list[TeacherTable]
     router: RouterTable = RouterTable()
     strategy: StrategyTable = StrategyTable()
+    generation: GenerationTable = GenerationTable()
 
     def __post_init__(self) -> None:
         if len(self.teachers) < 2:

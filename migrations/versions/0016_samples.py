@@ -1,4 +1,4 @@
-"""Count every sample of a calibration cell in the views."""
+"""Add the kept sample of an assignment, and count every sample in the views."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _SQLITE = {
     "normalise": "json_extract(r.config, '$.run.normalise')",
     "per": "coalesce(json_extract(r.config, '$.run.learnability_per'), 'token')",
     "samples": "coalesce(json_extract(r.config, '$.run.samples'), 1)",
+    "asked": "coalesce(json_extract(r.config, '$.generation.samples'), 1)",
+    "keep": "coalesce(json_extract(r.config, '$.generation.keep'), 'best')",
     "strategy": "coalesce(json_extract(r.config, '$.strategy.kind'), 'persyn')",
     "reason": "substr({0}.failure, 1, instr({0}.failure || ':', ':') - 1)",
 }
@@ -28,6 +30,8 @@ _POSTGRESQL = {
     "normalise": "r.config -> 'run' ->> 'normalise'",
     "per": "coalesce(r.config -> 'run' ->> 'learnability_per', 'token')",
     "samples": "coalesce(CAST(r.config -> 'run' ->> 'samples' AS integer), 1)",
+    "asked": "coalesce(CAST(r.config -> 'generation' ->> 'samples' AS integer), 1)",
+    "keep": "coalesce(r.config -> 'generation' ->> 'keep', 'best')",
     "strategy": "coalesce(r.config -> 'strategy' ->> 'kind', 'persyn')",
     "reason": "split_part({0}.failure, ':', 1)",
 }
@@ -39,8 +43,30 @@ _LEARNABILITY = """l.value / CASE
     ELSE 1
 END"""
 #: A response that the run uses: of its grid, or of an assigned teacher.
-_USED = "(p.role <> 'target' AND x.sample < {samples}) OR (a.prompt_id IS NOT NULL AND x.sample = 0)"
+_USED = "(p.role <> 'target' AND x.sample < {samples}) OR (a.prompt_id IS NOT NULL AND x.sample < {asked})"
+#: How many rows of the dataset a prompt has, and which response the row of sample i is.
+_ROWS = "CASE WHEN {keep} = 'all' THEN {asked} ELSE 1 END"
+_ROW = (
+    "x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id "
+    "AND x.sample = CASE WHEN {keep} = 'all' THEN i.sample ELSE a.sample END"
+)
 _VIEWS = {
+    # The rows of a run's dataset, as an unfiltered export writes them, with the origin of each.
+    "v_dataset": """
+    WITH RECURSIVE samples(sample) AS (SELECT 0 UNION ALL SELECT sample + 1 FROM samples WHERE sample < 99)
+    SELECT r.name AS run, a.prompt_id, rp.role, p.source, p.source_id, p.history, p.text AS prompt, p.answer,
+           x.text AS response, t.name AS teacher, t.model, t.revision, t.template_hash,
+           a.reason, a.score, a.margin, x.finish_reason, x.prompt_tokens, x.response_tokens,
+           x.seed, x.engine, x.origin, x.id AS response_id, x.job_id, x.created_at, x.sample
+    FROM runs r
+    JOIN assignments a ON a.run_id = r.id
+    JOIN run_prompts rp ON rp.run_id = r.id AND rp.prompt_id = a.prompt_id
+    JOIN prompts p ON p.id = a.prompt_id
+    JOIN teachers t ON t.id = a.teacher_id
+    JOIN samples i ON i.sample < {rows}
+    JOIN responses x ON {row}
+    WHERE x.text IS NOT NULL
+    """,
     # The rows of each stage that a run has reached: total = done + failed + pending.
     "v_progress": """
     WITH RECURSIVE samples(sample) AS (SELECT 0 UNION ALL SELECT sample + 1 FROM samples WHERE sample < 99)
@@ -78,10 +104,12 @@ _VIEWS = {
         WHERE r.stage IN ('assign', 'generate')
         GROUP BY r.name
         UNION ALL
-        SELECT r.name, 5, 'generate', count(a.prompt_id), count(x.text), count(x.failure)
+        SELECT r.name, 5, 'generate', count(a.prompt_id), count(x.text) + count(CASE WHEN a.rejected THEN 1 END),
+               count(x.failure)
         FROM runs r
         LEFT JOIN assignments a ON a.run_id = r.id
-        LEFT JOIN responses x ON x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id AND x.sample = 0
+        LEFT JOIN samples i ON a.prompt_id IS NOT NULL AND i.sample < {rows}
+        LEFT JOIN responses x ON {row}
         WHERE r.stage = 'generate'
         GROUP BY r.name
     ) AS stages
@@ -228,15 +256,17 @@ _VIEWS = {
     LEFT JOIN assignments a ON a.run_id = r.id AND a.prompt_id = p.prompt_id
     WHERE r.stage IN ('assign', 'generate') AND a.prompt_id IS NULL
     UNION ALL
-    SELECT r.name, 5, 'generate', a.prompt_id, m.name, NULL, 0
+    SELECT r.name, 5, 'generate', a.prompt_id, m.name, NULL, CASE WHEN {keep} = 'all' THEN i.sample ELSE a.sample END
     FROM runs r
     JOIN assignments a ON a.run_id = r.id
     JOIN teachers m ON m.id = a.teacher_id
-    LEFT JOIN responses x ON x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id AND x.sample = 0
-    WHERE r.stage = 'generate' AND x.id IS NULL
+    JOIN samples i ON i.sample < {rows}
+    LEFT JOIN responses x ON {row}
+    WHERE r.stage = 'generate' AND x.id IS NULL AND NOT a.rejected
     """,
     # Rows that failed, by stage. reason is the first word of the failure.
     "v_failures": """
+    WITH RECURSIVE samples(sample) AS (SELECT 0 UNION ALL SELECT sample + 1 FROM samples WHERE sample < 99)
     SELECT r.name AS run, 1 AS place, 'calibrate' AS stage, p.prompt_id, m.name AS teacher, NULL AS scorer,
            {reason_x} AS reason, x.failure, x.id AS response_id, x.job_id, x.created_at
     FROM runs r
@@ -260,18 +290,47 @@ _VIEWS = {
     FROM runs r
     JOIN assignments a ON a.run_id = r.id
     JOIN teachers m ON m.id = a.teacher_id
-    JOIN responses x ON x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id AND x.sample = 0
+    JOIN samples i ON i.sample < {rows}
+    JOIN responses x ON {row}
     WHERE x.failure IS NOT NULL
+    """,
+    # The uses of a prompt: each run that has it, the teacher that answers it there, and students trained on that
+    # dataset.
+    "v_uses": """
+    SELECT p.prompt_id, r.name AS run, p.role, m.name AS teacher, a.reason, x.id AS response_id,
+           CASE WHEN x.text IS NULL THEN 0 ELSE 1 END AS is_answered,
+           g.id AS training_id, g.path AS training_path, g.created_at AS trained_at
+    FROM run_prompts p
+    JOIN runs r ON r.id = p.run_id
+    LEFT JOIN assignments a ON a.run_id = r.id AND a.prompt_id = p.prompt_id
+    LEFT JOIN teachers m ON m.id = a.teacher_id
+    LEFT JOIN responses x ON x.prompt_id = a.prompt_id AND x.teacher_id = a.teacher_id AND x.sample = a.sample
+    LEFT JOIN trainings g ON g.run_id = r.id AND x.text IS NOT NULL
     """,
 }
 
 
+def _sample() -> sa.Column[int]:
+    comment = "the sample kept for the dataset; null until chosen, and if rejected"
+    return sa.Column("sample", sa.Integer(), nullable=True, server_default="0", comment=comment)
+
+
+def _rejected() -> sa.Column[bool]:
+    comment = "whether no sample is correct: the prompt has no row"
+    return sa.Column("rejected", sa.Boolean(), nullable=False, server_default=sa.false(), comment=comment)
+
+
+_COLUMNS = (_sample, _rejected)
+
+
 def upgrade() -> None:
     _drop()
+    for column in _COLUMNS:
+        op.add_column("assignments", column())
     words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
-    told = {name: words[name] for name in ("alpha", "normalise", "samples", "strategy")}
+    told = {name: words[name] for name in ("alpha", "normalise", "samples", "asked", "keep", "strategy")}
     told["learnability"] = _LEARNABILITY.format(per=words["per"])
-    told["used"] = _USED.format(samples=words["samples"])
+    told |= {"used": _USED.format(**words), "rows": _ROWS.format(**words), "row": _ROW.format(**words)}
     told |= {f"reason_{table}": words["reason"].format(table) for table in ("x", "v")}
     for name, query in _VIEWS.items():
         op.execute(sa.text(f"CREATE VIEW {name} AS {query.format(**told)}".replace(":", r"\:")))
@@ -279,6 +338,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     _drop()
+    for column in reversed(_COLUMNS):
+        op.drop_column("assignments", column().name)
     _revision("0006_views").make_views(_VIEWS)
     _revision("0010_reworded").replace_reward_matrix("is_incomplete OR cells < 2")
 

@@ -13,8 +13,9 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
+from persyn.config import load_config
 from persyn.db.catalog import Run, RunPrompt, RunState
-from persyn.db.results import Assignment, Response, answers_assignment
+from persyn.db.results import Assignment, Response, Score, answers_assignment, is_candidate
 from persyn.db.work import Event, Job, JobState
 from persyn.runs import pipeline
 from persyn.stages.registry import STAGES
@@ -39,6 +40,7 @@ def audit(session: Session, run: Run) -> Iterator[Violation]:
     """Check a run within one snapshot, rule by rule; yield each violation as it is found."""
     yield from _counts(session, run)
     yield from _owed(session, run)
+    yield from _kept(session, run)
     yield from _duplicates(session, run)
     yield from _strays(session, run)
     yield from _leases(session, run)
@@ -64,7 +66,7 @@ def _owed(session: Session, run: Run) -> Iterator[Violation]:
     missing = (
         select(Assignment.prompt_id, Assignment.teacher_id)
         .outerjoin(Response, answers_assignment())
-        .where(Assignment.run_id == run.id, Response.id.is_(None))
+        .where(Assignment.run_id == run.id, Response.id.is_(None), ~Assignment.rejected)
         .order_by(Assignment.prompt_id)
     )
     for row in _stream(session, missing):
@@ -72,6 +74,31 @@ def _owed(session: Session, run: Run) -> Iterator[Violation]:
     is_open = Job.state.in_((JobState.QUEUED, JobState.RUNNING))
     for job in _stream(session, select(Job.id, Job.state).where(Job.run_id == run.id, is_open)):
         yield Violation("response", f"job {job.id}", f"the run is done, but the job is {job.state}")
+
+
+def _kept(session: Session, run: Run) -> Iterator[Violation]:
+    """Where only correct responses are kept, the kept one is correct, and a rejected prompt has none that is."""
+    if (generation := load_config(run.config).generation).keep != "correct":
+        return
+    is_right = and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id, Score.value >= 1)
+    wrong = (
+        select(Assignment.prompt_id, Response.sample, Assignment.rejected)
+        .join(Response, and_(is_candidate(), Response.sample < generation.samples))
+        .outerjoin(Score, is_right)
+        .where(Assignment.run_id == run.id, Response.text.is_not(None))
+        .where(
+            or_(
+                and_(Response.sample == Assignment.sample, Score.value.is_(None)),
+                and_(Assignment.rejected, Score.value.is_not(None)),
+            )
+        )
+        .order_by(Assignment.prompt_id)
+    )
+    for row in _stream(session, wrong):
+        found = (
+            f"it is rejected, but sample {row.sample} is" if row.rejected else f"sample {row.sample} is kept, but not"
+        )
+        yield Violation("kept", f"prompt {row.prompt_id}", f"{found} correct")
 
 
 def _duplicates(session: Session, run: Run) -> Iterator[Violation]:

@@ -214,7 +214,8 @@ class _Counted:
         self.cost = _cost(teachers, cells.prompt_tokens, cells.response_tokens)[holdout]
         self.n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
         self.n_grid = len(cells.prompt_ids)
-        self.samples = load_config(run.config).run.samples
+        config = load_config(run.config)
+        self.samples, self.asked = config.run.samples, config.generation.samples
         cost = _cost(teachers, cells.prompt_tokens, cells.response_tokens)
         self.grid_tokens = float(np.nansum(cells.response_tokens * cells.n_responses))
         self.grid_cost = float(np.nansum(cost * cells.n_responses))
@@ -231,8 +232,8 @@ class _Counted:
             return float(np.nanmean(what, axis=0).sum() * self.n_prompts * self.samples)
         each = float(np.nanmean(_expected(policy, what)))
         if not uses_grid:
-            return each * self.n_prompts
-        return of_grid + each * (self.n_prompts - self.n_grid)
+            return each * self.n_prompts * self.asked
+        return of_grid + each * (self.n_prompts - self.n_grid) * self.asked
 
 
 def _cost(teachers: Sequence[Teacher], prompt_tokens: Matrix, response_tokens: Matrix) -> Matrix:

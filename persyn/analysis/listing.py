@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session, aliased
 from persyn.config import load_config
 from persyn.db import lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher, Student, Teacher
-from persyn.db.results import Assignment, Response, Router, Score
+from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
 from persyn.db.text import reason
 from persyn.db.work import Job, JobState
 
@@ -50,6 +50,7 @@ class PromptStatus(StrEnum):
     WAITING = "waiting"
     ANSWERED = "answered"
     FAILED = "failed"
+    REJECTED = "rejected"
 
 
 class Order(StrEnum):
@@ -298,9 +299,7 @@ def _value(keys: tuple[Any, ...], cursor: Cursor) -> Any:
 
 def _rows(run: Run, filters: PromptFilter) -> Select[Any]:
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
-    answered = and_(
-        Response.prompt_id == RunPrompt.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
-    )
+    answered = answers_assignment()
     return (
         select(
             RunPrompt.prompt_id,
@@ -310,6 +309,7 @@ def _rows(run: Run, filters: PromptFilter) -> Select[Any]:
             Teacher.name.label("teacher"),
             Assignment.reason,
             Assignment.margin,
+            Assignment.rejected,
             Response.id.label("response_id"),
             Response.failure,
             Response.response_tokens,
@@ -361,13 +361,15 @@ def _in_margin(filters: PromptFilter) -> list[ColumnElement[bool]]:
 
 
 def _has_status(standing: PromptStatus | None) -> ColumnElement[bool]:
-    return {
+    conditions: dict[PromptStatus | None, ColumnElement[bool]] = {
         None: true(),
         PromptStatus.UNASSIGNED: Assignment.teacher_id.is_(None),
-        PromptStatus.WAITING: and_(Assignment.teacher_id.is_not(None), Response.id.is_(None)),
+        PromptStatus.WAITING: and_(Assignment.teacher_id.is_not(None), Response.id.is_(None), ~Assignment.rejected),
         PromptStatus.ANSWERED: Response.text.is_not(None),
         PromptStatus.FAILED: Response.failure.is_not(None),
-    }[standing]
+        PromptStatus.REJECTED: Assignment.rejected.is_(True),
+    }
+    return conditions[standing]
 
 
 def _failed(run: Run, why: str) -> list[ColumnElement[bool]]:
@@ -389,7 +391,7 @@ def _failed(run: Run, why: str) -> list[ColumnElement[bool]]:
         given.run_id == run.id,
         given.prompt_id == found.prompt_id,
         given.teacher_id == found.teacher_id,
-        found.sample == 0,
+        found.sample == given.sample,
     )
     is_its_own = or_(and_(_is(found.failure, why), or_(is_in_grid, is_given)), and_(is_in_grid, found.id.in_(scored)))
     for_this = exists().where(found.prompt_id == RunPrompt.prompt_id, found.teacher_id.in_(mine), is_its_own)
@@ -404,6 +406,8 @@ def _is(failure: Any, why: str) -> ColumnElement[bool]:
 def _row(found: Any) -> PromptListing:
     if found.teacher is None:
         standing = PromptStatus.UNASSIGNED
+    elif found.rejected:
+        standing = PromptStatus.REJECTED
     elif found.response_id is None:
         standing = PromptStatus.WAITING
     else:

@@ -6,9 +6,9 @@ for the same prompts and versions. It can then be counted like an existing run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct, structs
 from sqlalchemy import Text, and_, case, cast, func, literal, null, select
@@ -71,6 +71,9 @@ class Amount(Struct, frozen=True):
     engine_hours: float | None
 
 
+_Samples: TypeAlias = Mapping[Role, range]
+"""The samples that a stage wants of a teacher's responses to a prompt of each role."""
+
 _NOTHING = Amount(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -104,7 +107,8 @@ class Plan(Struct, frozen=True):
     undecided: int
     teachers: list[Basis]
     shares: list[Share]
-    #: Totals with the cheapest and the most expensive teacher for undecided prompts, figure by figure.
+    #: Totals with the cheapest and the most expensive teacher for undecided prompts, figure by figure; if a sample may
+    #: be good enough, the first one is in `least`, and none in the other figures.
     least: Amount
     most: Amount
     #: Totals if the teachers share undecided prompts evenly; None if there are none, or one teacher gets all.
@@ -121,6 +125,8 @@ class Plan(Struct, frozen=True):
             if share.stage != "all"
         ]
         totals: dict[str, Amount | None] = {"this run": self.least}
+        if not self.undecided and self.least != self.most:
+            totals = {"if the first sample is good enough": self.least, "with all samples": self.most}
         if self.undecided:
             totals = {"with the cheapest teacher": self.least, "at an even split": self.even}
             totals["with the most expensive"] = self.most
@@ -148,15 +154,17 @@ class _Pile:
     failed: int
     scores: int
 
-    def is_of(self, stage: str, teacher: Teacher, samples: int) -> bool:
-        """Whether a stage needs a teacher's first `samples` responses to such prompts, or contains them."""
+    def is_of(self, stage: str, teacher: Teacher, wanted: _Samples) -> bool:
+        """Whether a stage needs a teacher's responses to such prompts, or contains them."""
         in_stage = {
-            "calibrate": self.role != Role.TARGET,
-            "generate": self.role == Role.TARGET and self.assigned_id == teacher.id,
-            "undecided": self.role == Role.TARGET and self.assigned_id is None,
+            "calibrate": True,
+            "generate": self.assigned_id == teacher.id,
+            "undecided": self.assigned_id is None,
             "all": True,
         }
-        return in_stage[stage] and self.teacher_id in (None, teacher.id) and self.sample < samples
+        samples = wanted[self.role]
+        is_wanted = bool(samples) if self.teacher_id is None else self.sample in samples
+        return in_stage[stage] and self.teacher_id in (None, teacher.id) and is_wanted
 
 
 def of_file(
@@ -223,17 +231,25 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
 
     config = load_config(run.config)
 
-    def shares(stage: str, *, split: int = 1) -> list[Share]:
-        samples = config.run.samples if stage == "calibrate" else 1
-        of_each = [[pile for pile in piles if pile.is_of(stage, teacher, samples)] for teacher in teachers]
+    asked = config.generation.samples
+
+    def shares(stage: str, *, split: int = 1, asked: int = asked) -> list[Share]:
+        wanted = _wanted(stage, config.run.samples, asked)
+        of_each = [[pile for pile in piles if pile.is_of(stage, teacher, wanted)] for teacher in teachers]
         n_scorers = len(scorer_ids) if stage == "calibrate" else 0
         found = [
-            _share(stage, basis, mine, samples, split, n_scorers) for basis, mine in zip(bases, of_each, strict=True)
+            _share(stage, basis, mine, wanted, split, n_scorers) for basis, mine in zip(bases, of_each, strict=True)
         ]
         return [share for share in found if share.prompts]
 
     calibrate, generate, undecided, everything = map(shares, ("calibrate", "generate", "undecided", "all"))
-    fixed = _merge(sum, calibrate + generate)
+    # The first sample may be good enough.
+    fewest = asked if config.generation.threshold is None else 1
+    least: list[Share | Amount] = [
+        *calibrate,
+        *shares("generate", asked=fewest),
+        _merge(min, shares("undecided", asked=fewest)),
+    ]
     strategy = config.strategy
     reads_prompts = STRATEGIES.require(strategy.kind, "strategy").decided_by in ("router", "function")
     evenly = shares("undecided", split=len(teachers)) if reads_prompts else []
@@ -246,11 +262,25 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
         undecided=undecided[0].prompts if undecided else 0,
         teachers=bases,
         shares=calibrate + generate + undecided + everything,
-        least=_merge(sum, [fixed, _merge(min, undecided)]),
+        least=_merge(sum, least),
         even=_merge(sum, [*calibrate, *generate, *evenly]) if evenly else None,
-        most=_merge(sum, [fixed, _merge(max, undecided)]),
+        most=_merge(sum, [*calibrate, *generate, _merge(max, undecided)]),
         generate_all=_merge(sum, everything),
     )
+
+
+def _wanted(stage: str, samples: int, asked: int) -> _Samples:
+    """The samples that a stage wants.
+
+    samples: of a cell of the grid. asked: of an assigned prompt, at most; the grid's samples count.
+    """
+    if stage == "calibrate":
+        of_grid, of_target = range(samples), range(0)
+    elif stage == "all":
+        of_grid, of_target = range(1), range(1)
+    else:
+        of_grid, of_target = range(samples, asked), range(asked)
+    return {Role.CALIBRATION: of_grid, Role.HOLDOUT: of_grid, Role.TARGET: of_target}
 
 
 def _copy(there: Session, model: type[Base], session: Session, rows: Any) -> None:
@@ -299,14 +329,15 @@ def _piles(session: Session, run: Run, scorer_ids: Sequence[int]) -> list[_Pile]
     return [_Pile(*row) for each in counted for row in session.execute(each)]
 
 
-def _share(stage: str, basis: Basis, piles: Sequence[_Pile], samples: int, split: int, n_scorers: int) -> Share:
-    """A teacher's part of a stage, `samples` responses per prompt; it is asked for 1/`split` of the missing ones."""
+def _share(stage: str, basis: Basis, piles: Sequence[_Pile], wanted: _Samples, split: int, n_scorers: int) -> Share:
+    """A teacher's part of a stage; it is asked for 1/`split` of the missing responses."""
     owed = [pile for pile in piles if pile.teacher_id is None]
     there = [pile for pile in piles if pile.teacher_id is not None]
     prompts, stored = sum(pile.count for pile in owed), sum(pile.count for pile in there)
-    characters = samples * sum(pile.characters for pile in owed) - sum(pile.characters for pile in there)
+    responses = sum(pile.count * len(wanted[pile.role]) for pile in owed)
+    characters = sum(pile.characters * len(wanted[pile.role]) for pile in owed) - sum(pile.characters for pile in there)
     # Imported teachers are never asked: their missing responses stay missing.
-    missing = 0 if basis.engine == IMPORTED else prompts * samples - stored
+    missing = 0 if basis.engine == IMPORTED else responses - stored
     scores = sum(pile.scores for pile in there) if n_scorers else 0
     texts = stored + missing - sum(pile.failed for pile in there)
     ask = _amount(basis, missing / split, characters / split)

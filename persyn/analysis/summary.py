@@ -19,7 +19,7 @@ from persyn.config import load_config
 from persyn.dataset.verdicts import known_wrong
 from persyn.db import grid, lookup
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
-from persyn.db.results import Assignment, Response, Router
+from persyn.db.results import Assignment, Response, Router, is_candidate
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.runs import pipeline
@@ -65,6 +65,10 @@ class TeacherFacts(Struct, frozen=True):
     reused_tokens: int = 0
     #: Share of its responses for the run that are truncated at max_tokens; None where unknown.
     truncated: float | None = None
+    #: Mean number of samples for a prompt assigned to it, and the share of these prompts that are not rejected; None
+    #: before it has answered one, and in a run of single samples.
+    samples: float | None = None
+    accepted: float | None = None
 
 
 class WorkerFacts(Struct, frozen=True):
@@ -114,6 +118,8 @@ class Summary(Struct, frozen=True):
     reused_tokens: int = 0
     #: Assigned responses known to be wrong; None where the run's quality is not a verdict.
     wrong: int | None = None
+    #: Prompts without a correct response; None unless only correct ones are kept.
+    rejected: int | None = None
 
     def __repr__(self) -> str:
         """The run's stages and teachers as text tables."""
@@ -173,6 +179,7 @@ def facts(session: Session, run: Run) -> Summary:
         cost_generate_all=all_dollars,
         reused_tokens=sum(one.reused_tokens for one in spent.values()),
         wrong=known_wrong(session, run),
+        rejected=_rejected(session, run),
     )
 
 
@@ -209,6 +216,7 @@ def _teachers(
             .group_by(Assignment.teacher_id)
         ).all()
     )
+    sampled = _sampled(session, run)
     teachers = session.execute(
         select(Teacher.id, Teacher.name)
         .join(RunTeacher)
@@ -226,9 +234,36 @@ def _teachers(
             cost=spent.get(teacher.id, _NOTHING).dollars,
             reused_tokens=spent.get(teacher.id, _NOTHING).reused_tokens,
             truncated=spent.get(teacher.id, _NOTHING).truncated,
+            samples=sampled.get(teacher.id, (None, None))[0],
+            accepted=sampled.get(teacher.id, (None, None))[1],
         )
         for column, teacher in enumerate(teachers)
     ]
+
+
+def _sampled(session: Session, run: Run) -> dict[int, tuple[float, float]]:
+    """{teacher: mean number of samples of the prompts assigned to it, and the share of these that are not rejected}."""
+    most = load_config(run.config).generation.samples
+    if most == 1:
+        return {}
+    written = (
+        select(Assignment.teacher_id, Assignment.rejected, func.count(Response.id).label("samples"))
+        .join(Response, and_(is_candidate(), Response.sample < most))
+        .where(Assignment.run_id == run.id)
+        .group_by(Assignment.prompt_id, Assignment.teacher_id, Assignment.rejected)
+        .subquery()
+    )
+    accepted = case((written.c.rejected, 0.0), else_=1.0)
+    means = select(written.c.teacher_id, func.avg(written.c.samples), func.avg(accepted))
+    rows = session.execute(means.group_by(written.c.teacher_id))
+    return {teacher_id: (float(samples), float(share)) for teacher_id, samples, share in rows}
+
+
+def _rejected(session: Session, run: Run) -> int | None:
+    if load_config(run.config).generation.keep != "correct":
+        return None
+    rejected = select(func.count()).where(Assignment.run_id == run.id, Assignment.rejected)
+    return session.scalars(rejected).one()
 
 
 def _collapsed(session: Session, run: Run, metrics: dict[str, Any]) -> str | None:

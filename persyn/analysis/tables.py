@@ -72,6 +72,8 @@ _ASSIGNMENTS = pa.schema(
         "score": pa.float64(),
         "margin": pa.float64(),
         "reason": pa.string(),
+        "sample": pa.int64(),
+        "rejected": pa.bool_(),
     }
 )
 
@@ -135,7 +137,15 @@ def scores(session: Session, run: Run) -> pa.Table:
 def assignments(session: Session, run: Run) -> pa.Table:
     """A row for each assignment of a run, by prompt."""
     query = (
-        select(Assignment.prompt_id, Teacher.name, Assignment.score, Assignment.margin, Assignment.reason)
+        select(
+            Assignment.prompt_id,
+            Teacher.name,
+            Assignment.score,
+            Assignment.margin,
+            Assignment.reason,
+            Assignment.sample,
+            Assignment.rejected,
+        )
         .join(Teacher, Teacher.id == Assignment.teacher_id)
         .where(Assignment.run_id == run.id)
         .order_by(Assignment.prompt_id)

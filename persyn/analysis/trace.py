@@ -10,7 +10,7 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import load_config
-from persyn.db import grid
+from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore, Score, answers_assignment
 from persyn.db.trained import Training
@@ -71,7 +71,8 @@ def find(session: Session, run: Run, given: str) -> tuple[int, list[int]]:
     there is none, and when several match but none by its id in the store.
     """
     of_run = select(Prompt.id).join(RunPrompt, and_(RunPrompt.prompt_id == Prompt.id, RunPrompt.run_id == run.id))
-    by_file = of_run.where(or_(Prompt.source_id == given, Prompt.content_hash == given)).order_by(Prompt.id)
+    ids = given, given.rpartition("#")[0] or given  # a row's id may end in the sample
+    by_file = of_run.where(or_(Prompt.source_id.in_(ids), Prompt.content_hash.in_(ids))).order_by(Prompt.id)
     found = list(session.scalars(by_file.limit(_MOST_MEANT + 1)))
     number = int(given) if given.isascii() and given.isdigit() and len(given) < _DIGITS else None
     if number is not None and session.scalars(of_run.where(Prompt.id == number)).one_or_none() is not None:
@@ -103,6 +104,8 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
             Assignment.reason,
             Assignment.score,
             Assignment.margin,
+            Assignment.sample,
+            Assignment.rejected,
             Assignment.job_id,
             Assignment.created_at,
         )
@@ -111,6 +114,9 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
     )
     responses, scores = _rows(session, _responses(run, prompt_id)), _rows(session, _scores(run, prompt_id))
     _add_worth(session, run, prompt_id, responses)
+    kept = _kept(session, run, prompt_id)
+    for row in responses:
+        row["is_kept"] = row["response_id"] in kept
     jobs = {row["job_id"] for row in [*assignment, *responses, *scores] if row["job_id"] is not None}
     return Trace(
         prompt_id=prompt_id,
@@ -127,6 +133,16 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         scores=scores,
         events=_rows(session, _events(jobs)),
         uses=_rows(session, _uses(prompt_id)),
+    )
+
+
+def _kept(session: Session, run: Run, prompt_id: int) -> set[int]:
+    """The ids of the responses to a prompt that are rows of the run's unfiltered dataset."""
+    rows = select(Response.id).join(Assignment, lookup.in_dataset(run))
+    return set(
+        session.scalars(
+            rows.where(Assignment.run_id == run.id, Assignment.prompt_id == prompt_id, Response.text.is_not(None))
+        )
     )
 
 
@@ -192,6 +208,7 @@ def _scores(run: Run, prompt_id: int) -> Any:
     return (
         select(
             Teacher.name.label("teacher"),
+            Response.sample,
             Scorer.kind.label("scorer"),
             Scorer.model,
             Scorer.revision,

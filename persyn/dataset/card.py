@@ -171,8 +171,11 @@ def _counts(manifest: Manifest) -> str:
         "near_duplicates": options.near_duplicates or 0.0,
         "cap": options.cap or 0,
     }
-    rows = [["prompts assigned to a teacher", manifest.assigned]]
+    samples = load_config(manifest.config).generation.rows
+    label = "prompts assigned to a teacher" + (f", {samples} samples of each" if samples > 1 else "")
+    rows = [[label, manifest.assigned]]
     rows += [[f"no response: {text(reason)}", -count] for reason, count in manifest.failed.items()]
+    rows += [["no correct response", -manifest.rejected]] if manifest.rejected else []
     rows += [["no response so far", -manifest.missing]] if manifest.missing else []
     rows += [[f"left out: {_FILTERS[name].format(**said)}", -count] for name, count in manifest.dropped.items()]
     rows += [["**rows**", manifest.exported]]

@@ -40,7 +40,7 @@ from persyn.dataset.verdicts import known_wrong
 from persyn.db import lookup
 from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
+from persyn.db.results import Assignment, Response, Router, Score
 from persyn.errors import PersynError, UsageError
 from persyn.stages.batch import conversation
 
@@ -145,6 +145,7 @@ class _Export:
         self._progress = progress
         self._teachers = _teachers(session, run_id)
         self._known_wrong = known_wrong(session, run)
+        self._generation = load_config(run.config).generation
         self._tally = ExportCounts()
 
     def count(self) -> Manifest:
@@ -177,7 +178,7 @@ class _Export:
 
     def example(self, row: AssignedRow) -> Example:
         """A row as formats write it."""
-        return _example(row, self._teachers[row.teacher_id])
+        return _example(row, self._teachers[row.teacher_id], has_samples=self._generation.rows > 1)
 
     def rows(self, dropped: Callable[[Drop, AssignedRow], object]) -> Generator[AssignedRow]:
         """Yield the dataset's rows in prompt order; count the others by reason."""
@@ -190,7 +191,7 @@ class _Export:
             )
         caps = self._caps()
         filters = Filters(self._options, self._benchmarks)
-        with assigned(self._session, self._run.id) as rows:
+        with assigned(self._session, self._run) as rows:
             for number, row in enumerate(rows):
                 if number % _REPORT_ROWS == 0:
                     self._progress(number)
@@ -209,7 +210,7 @@ class _Export:
         if self._options.cap is None:
             return None
         filters = Filters(self._options, self._benchmarks)
-        with assigned(self._session, self._run.id) as rows:
+        with assigned(self._session, self._run) as rows:
             left = (row for row in rows if row.response is not None and filters.drop(row) is None)
             return Caps(left, cap=self._options.cap, seed=self._run.seed)
 
@@ -262,6 +263,7 @@ class _Export:
             dropped=tally.dropped_by(self._options),
             failed=dict(sorted(tally.failed.items())),
             missing=tally.missing,
+            rejected=tally.rejected,
             splits={split: tally.splits[split] for split in self._splits},
             benchmarks=[
                 BenchmarkCount(each.name, each.sha256, each.rows, tally.contaminated[each.name])
@@ -295,7 +297,7 @@ class _Export:
     def _require_whole(self, manifest: Manifest) -> None:
         """Require that rows are left, and that every assignment is accounted for, compared with a separate count."""
         counted = select(func.count()).select_from(Assignment).where(Assignment.run_id == self._run.id)
-        given = self._session.scalars(counted).one()
+        given = self._session.scalars(counted).one() * self._generation.rows
         if given != manifest.assigned:
             raise PersynError(
                 f"expected {given:,} assignments, found {manifest.assigned:,}; 'persyn audit' may explain it"
@@ -304,6 +306,7 @@ class _Export:
             dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)
             raise UsageError(
                 f"run {manifest.run} has no responses to export: {manifest.assigned:,} assignments, "
+                + (f"{manifest.rejected:,} of them without a correct response, " if manifest.rejected else "")
                 + (f"and the filters dropped all answered ones: {dropped}" if dropped else "none answered")
             )
 
@@ -315,7 +318,7 @@ def _require_decided(session: Session, run: Run, options: ExportOptions) -> None
     n_rows, n_scored = session.execute(
         select(func.count(), func.count(Score.value))
         .select_from(Assignment)
-        .join(Response, answers_assignment())
+        .join(Response, lookup.in_dataset(run))
         .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
         .where(Assignment.run_id == run.id, Response.text.is_not(None))
     ).one()
@@ -333,7 +336,7 @@ def _require_known(session: Session, run: Run, options: ExportOptions) -> None:
         return
     found = session.scalars(
         select(Response.finish_reason)
-        .join(Assignment, answers_assignment())
+        .join(Assignment, lookup.in_dataset(run))
         .where(Assignment.run_id == run.id, Response.finish_reason.is_not(None))
         .distinct()
     )
@@ -359,15 +362,18 @@ def _router(session: Session, run: Run) -> RouterVersion | None:
     return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256)
 
 
-def assigned(session: Session, run_id: int) -> Result[Any]:
+def assigned(session: Session, run: Run) -> Result[Any]:
     """Select a run's assignments in prompt order, with prompts and responses where they exist.
+
+    A row for each response that the dataset should have: one per assignment, or every sample.
 
     The result is streamed from the server; use it as a context manager.
     """
-    return session.execute(
+    query = lookup.with_rows(
         select(
             Assignment.prompt_id,
             Assignment.teacher_id,
+            Assignment.rejected,
             Assignment.reason,
             Assignment.margin,
             Prompt.content_hash,
@@ -385,20 +391,24 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
             Response.engine,
             Score.value.label("quality"),
         )
-        .join(Run, Run.id == Assignment.run_id)
-        .join(Prompt, Prompt.id == Assignment.prompt_id)
-        .outerjoin(Response, answers_assignment())
-        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Run.quality_scorer_id))
-        .where(Assignment.run_id == run_id)
-        .order_by(Assignment.prompt_id),
+        .select_from(Assignment)
+        .join(Prompt, Prompt.id == Assignment.prompt_id),
+        run,
+    )
+    return session.execute(
+        query.outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
+        .where(Assignment.run_id == run.id)
+        .order_by(Assignment.prompt_id, Response.sample),
         execution_options={"yield_per": 1_000},
     )
 
 
-def _example(row: AssignedRow, teacher: Teacher) -> Example:
+def _example(row: AssignedRow, teacher: Teacher, *, has_samples: bool) -> Example:
+    prompt = row.source_id or row.content_hash
     return Example(
-        id=row.source_id or row.content_hash,
+        id=f"{prompt}#{row.sample}" if has_samples else prompt,
         prompt_id=row.prompt_id,
+        sample=row.sample,
         messages=[*conversation(row), {"role": "assistant", "content": row.response}],
         answer=row.answer,
         source=row.source,

@@ -72,7 +72,8 @@ class Filters:
         assert self._prompts is not None
         asked = [turn["content"] for turn in row.history or () if turn["role"] == "user"]
         earlier = self._prompts.earlier(row.prompt_id, "\n".join([*asked, row.text]))
-        return None if earlier is None else Drop("near_duplicate", f"prompt {earlier}")
+        is_own = earlier == row.prompt_id  # of another sample
+        return None if earlier is None or is_own else Drop("near_duplicate", f"prompt {earlier}")
 
 
 class Caps:
@@ -99,5 +100,6 @@ class Caps:
     def _lot(self, row: AssignedRow) -> int:
         # A separate hash: the one that drew the calibration prompts would favour them here.
         key = self._seed.to_bytes(8, "big")
-        digest = hashlib.blake2b(row.content_hash.encode(), key=key, digest_size=8, person=b"persyn cap").digest()
+        which = f"{row.content_hash}:{row.sample}" if row.sample else row.content_hash
+        digest = hashlib.blake2b(which.encode(), key=key, digest_size=8, person=b"persyn cap").digest()
         return int.from_bytes(digest, "big")

@@ -34,9 +34,12 @@ _SHAREGPT = {"user": "human", "assistant": "gpt"}
 class Example:
     """One conversation that ends with its teacher's response, and the origin of both."""
 
-    #: The row's id in its file; if it had none, the SHA-256 of the conversation.
+    #: The row's id in its file; if it had none, the SHA-256 of the conversation. Ends in # and the sample where a
+    #: prompt has several rows.
     id: str
     prompt_id: int
+    #: Which of the teacher's responses to the prompt.
+    sample: int
     #: An optional system turn, then user and assistant alternating; the last is the response.
     messages: list[Message]
     answer: str | None
@@ -108,6 +111,7 @@ def _origin(example: Example) -> dict[str, Any]:
         "teacher_fingerprint": example.teacher_fingerprint,
         "finish_reason": example.finish_reason or "",
         "reason": example.reason,
+        "sample": example.sample,
     }
 
 
@@ -181,6 +185,7 @@ def arrow_schema() -> pa.Schema:
             "teacher_fingerprint": pa.string(),
             "finish_reason": pa.string(),
             "reason": pa.string(),
+            "sample": pa.int64(),
             "margin": pa.float64(),
             "response_tokens": pa.int64(),
             "quality": pa.float64(),
@@ -248,7 +253,7 @@ def _origins() -> list[dict[str, Any]]:
     # Types are declared because a reader that first sees ids such as 2020-01-31 infers timestamps, and rejects other
     # ids.
     names = "id", "domain", "source", "source_id", "teacher", "teacher_fingerprint", "finish_reason", "reason"
-    return [{"name": "prompt_id", "dtype": "int64"}, *_strings(*names)]
+    return [{"name": "prompt_id", "dtype": "int64"}, *_strings(*names), {"name": "sample", "dtype": "int64"}]
 
 
 FORMATS = Registry(

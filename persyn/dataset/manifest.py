@@ -86,7 +86,7 @@ class BenchmarkCount:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The description of a dataset; always assigned = exported + sum(dropped) + sum(failed) + missing.
+    """The description of a dataset; always assigned = exported + sum(dropped) + sum(failed) + missing + rejected.
 
     It records neither time nor place of writing, so the same data gives the same bytes.
     """
@@ -98,6 +98,7 @@ class Manifest:
     config: dict[str, Any]
     #: The options of the export.
     export: ExportOptions
+    #: Assignments, or the samples asked for if all are rows.
     assigned: int
     exported: int
     #: Exported responses that are truncated at max_tokens.
@@ -124,6 +125,8 @@ class Manifest:
     #: Names of the other files in the folder, except the manifest.
     others: list[str]
     versions: dict[str, str]
+    #: Assignments without a correct response, in a run that keeps only these.
+    rejected: int = 0
     kind: str = f"{_KIND}2"
 
 
@@ -144,10 +147,14 @@ class ExportCounts:
     #: Exported responses with the lowest value of a verdict.
     wrong: int = 0
     missing: int = 0
+    #: Prompts without a correct response.
+    rejected: int = 0
 
     def has_text(self, row: AssignedRow) -> bool:
         """Whether an assignment has a response text; counts it if it has none."""
-        if row.response_id is None:
+        if row.rejected:
+            self.rejected += 1
+        elif row.response_id is None:
             self.missing += 1
         elif row.failure is not None:
             self.failed[row.failure.split(":", 1)[0]] += 1
@@ -165,7 +172,7 @@ class ExportCounts:
     @property
     def assigned(self) -> int:
         """The number of assignments processed."""
-        return self.exported.total() + self.dropped.total() + self.failed.total() + self.missing
+        return self.exported.total() + self.dropped.total() + self.failed.total() + self.missing + self.rejected
 
     def dropped_by(self, options: ExportOptions) -> dict[str, int]:
         """Every active filter, in order of application, with the number of rows it dropped."""

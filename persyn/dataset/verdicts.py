@@ -6,8 +6,9 @@ from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import load_config
+from persyn.db import lookup
 from persyn.db.catalog import Run
-from persyn.db.results import Assignment, Response, Score, answers_assignment
+from persyn.db.results import Assignment, Response, Score
 from persyn.llm.engines import ENGINES
 
 #: The quality of a wrong response.
@@ -26,7 +27,7 @@ def known_wrong(session: Session, run: Run) -> int | None:
             func.count(case((Score.value.not_in((WRONG, 1.0)), 1))),
         )
         .select_from(Assignment)
-        .join(Response, answers_assignment())
+        .join(Response, lookup.in_dataset(run))
         .join(Score, and_(*of_run))
         .where(Assignment.run_id == run.id)
     ).one()

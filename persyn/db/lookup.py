@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from persyn.config import load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
-from persyn.db.results import Assignment, Response
+from persyn.db.results import Assignment, Response, answers_assignment, is_candidate, sample_indices
 from persyn.errors import UsageError
 
 #: At most so many runs are named in an error.
@@ -41,9 +42,29 @@ def is_used(run: Run) -> ColumnElement[bool]:
 
     For a select from `run_prompts` joined to `responses` and, by an outer join, to `assignments`.
     """
-    samples = load_config(run.config).run.samples
-    is_in_grid = and_(RunPrompt.role != Role.TARGET, Response.sample < samples)
-    return or_(is_in_grid, and_(Assignment.teacher_id == Response.teacher_id, Response.sample == 0))
+    config = load_config(run.config)
+    is_in_grid = and_(RunPrompt.role != Role.TARGET, Response.sample < config.run.samples)
+    is_asked = Response.sample < config.generation.samples
+    return or_(is_in_grid, and_(Assignment.teacher_id == Response.teacher_id, is_asked))
+
+
+def in_dataset(run: Run) -> ColumnElement[bool]:
+    """Join condition of `assignments` and `responses`: the response is a row of the run's unfiltered dataset."""
+    generation = load_config(run.config).generation
+    return and_(is_candidate(), Response.sample < generation.rows) if generation.keep == "all" else answers_assignment()
+
+
+def with_rows(query: Select[Any], run: Run) -> Select[Any]:
+    """Join a select from `assignments` to the responses that the dataset should have, and add their `sample`.
+
+    One or more per prompt; the response is null where it is missing.
+    """
+    generation = load_config(run.config).generation
+    if generation.keep != "all":
+        return query.add_columns(Assignment.sample).outerjoin(Response, answers_assignment())
+    samples = sample_indices(generation.rows)
+    answered = and_(is_candidate(), Response.sample == samples.c.sample)
+    return query.add_columns(samples.c.sample).join(samples, true()).outerjoin(Response, answered)
 
 
 def _existing(session: Session, name: str) -> str:

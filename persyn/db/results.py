@@ -15,6 +15,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
+    false,
     literal,
     select,
     text,
@@ -139,6 +140,12 @@ class Assignment(Base):
     score: Mapped[float | None] = mapped_column(comment="router score, or the reward if the reason is calibration")
     margin: Mapped[float | None] = mapped_column(comment="score minus that of the runner-up; null if there is none")
     reason: Mapped[str] = mapped_column(comment="router, calibration, or the strategy that chose (kind: name)")
+    sample: Mapped[int | None] = mapped_column(
+        default=0, server_default="0", comment="the sample kept for the dataset; null until chosen, and if rejected"
+    )
+    rejected: Mapped[bool] = mapped_column(
+        default=False, server_default=false(), comment="whether no sample is correct: the prompt has no row"
+    )
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_at: Mapped[CreatedAt]
 
@@ -149,7 +156,10 @@ def sample_indices(n: int) -> Subquery:
 
 
 def answers_assignment() -> ColumnElement[bool]:
-    """Join condition: the response is the one its assignment asked for."""
-    return and_(
-        Response.prompt_id == Assignment.prompt_id, Response.teacher_id == Assignment.teacher_id, Response.sample == 0
-    )
+    """Join condition: the response is the one kept for its assignment."""
+    return and_(is_candidate(), Response.sample == Assignment.sample)
+
+
+def is_candidate(response: Any = Response) -> ColumnElement[bool]:
+    """Join condition: the response, or an alias of it, is one of the assigned teacher."""
+    return and_(response.prompt_id == Assignment.prompt_id, response.teacher_id == Assignment.teacher_id)

@@ -125,6 +125,11 @@ def draw(
     return list(lacking.said(is_all=is_all))
 
 
+def unscorable(session: Session, run_id: int, need: Need) -> int:
+    """The number of a run's prompts that lack a field that its quality scorer needs."""
+    return sum(not need.is_met(row.answer, row.meta) for row in _prompts(session, run_id, need))
+
+
 def _require_some_to_learn_from(calibration: int | None, holdout: float) -> None:
     if calibration is not None and round(calibration * holdout) >= calibration:
         raise UsageError(

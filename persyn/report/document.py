@@ -218,6 +218,11 @@ def _doubtful(report: Report) -> list[str]:
     if cut := [each for each in report.facts.teachers if each.truncated]:
         shares = ", ".join(f"{each.teacher} {each.truncated:.1%}" for each in cut)
         said.append(f"Responses were cut off at max_tokens, by teacher: {shares}.")
+    if report.facts.rejected:
+        said.append(f"{report.facts.rejected:,} prompts have no correct response and no row in the dataset.")
+    if sampled := [each for each in report.facts.teachers if each.samples is not None]:
+        parts = (f"{each.teacher} {each.samples:.1f} ({each.accepted or 0:.0%})" for each in sampled)
+        said.append(f"Samples per assigned prompt (and prompts accepted), by teacher: {', '.join(parts)}.")
     if report.facts.wrong:
         said.append(
             f"{report.facts.wrong:,} of the assigned responses are known to be wrong; they are in the dataset unless "

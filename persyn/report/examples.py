@@ -54,7 +54,9 @@ def _first(session: Session, run: Run, teacher: str, *, in_grid: bool) -> int | 
 
 
 def _example(found: trace.Trace, rewards_of: dict[str, float]) -> ExampleFacts | None:
-    responses = {row["teacher"]: row for row in reversed(found.responses)}
+    # Of each teacher its first sample, or the kept one.
+    ordered = sorted(found.responses, key=lambda row: (row["is_kept"], -row["sample"]))
+    responses = {row["teacher"]: row for row in ordered}
     if found.teacher not in responses:
         return None
     others = sorted(

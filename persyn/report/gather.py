@@ -17,7 +17,7 @@ from persyn.config import RunConfig, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
 from persyn.db.grid import Grid
-from persyn.db.results import Assignment, Response, Router, answers_assignment
+from persyn.db.results import Assignment, Response, Router
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError, shorten
 from persyn.llm.engines import ENGINES
@@ -154,7 +154,7 @@ def _engines(session: Session, run: Run) -> dict[str, int]:
     """Count the dataset's responses by engine."""
     rows = session.execute(
         select(Response.engine, func.count())
-        .join(Assignment, answers_assignment())
+        .join(Assignment, lookup.in_dataset(run))
         .where(Assignment.run_id == run.id, Response.text.is_not(None))
         .group_by(Response.engine)
         .order_by(Response.engine)

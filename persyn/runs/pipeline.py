@@ -30,7 +30,7 @@ from persyn.stages.registry import STAGES
 
 #: Why failed rows of the grid are not retried later.
 FINAL = "failed rows of the calibration grid are final once prompts have been assigned without them"
-#: A stage that still misses rows after its jobs are done is planned again, up to this often in total.
+#: A stage that still misses rows after its jobs are done is planned again, up to this often per round in total.
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
 #: A row lock on the run that excludes other transitions, but not the insertion of rows with a foreign key to it. Under
@@ -103,14 +103,18 @@ def enlist(
     """Create a run with its models and prompts, and draw its calibration prompts; plan no jobs."""
     run = start.create(session, config, known, stage=next(iter(STAGES)))
     conflicts = prompt_import.add_to_run(session, run.id, config.prompts, progress=on_rows)
+    need = ENGINES[config.quality.kind].need(config.quality.options)
     said = prompt_import.draw(
         session,
         run.id,
         calibration=run_file.n_calibration(config),
         holdout=run_file.holdout(config),
         seed=config.run.seed,
-        need=ENGINES[config.quality.kind].need(config.quality.options),
+        need=need,
     )
+    if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
+        then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"
+        said.append(f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}")
     for each in (*said, *_of_conflicts(config, conflicts)):
         if say:
             say(each)
@@ -284,9 +288,10 @@ def _count_plan(session: Session, run: Run, actor: str) -> None:
     """Fail a run whose stage still misses rows although its jobs are done, so that planning cannot loop forever."""
     run.plans += 1
     session.flush()
-    if run.plans > _MAX_PLANS:
+    limit = _MAX_PLANS * STAGES[run.stage].rounds(run)
+    if run.plans > limit:
         queue.cancel(session, run.id, actor=actor)
-        reason = f"stage {run.stage} still has missing rows after its jobs were completed {_MAX_PLANS} times"
+        reason = f"stage {run.stage} still has missing rows after its jobs were completed {limit} times"
         _finish(session, run, RunState.FAILED, actor, reason)
 
 

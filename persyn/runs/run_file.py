@@ -216,12 +216,24 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
 
 
 def _require_samples(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for several samples of a greedy teacher, which would all be the same."""
+    """Raise `UsageError` for several samples of a greedy teacher, and for a choice that the quality cannot make."""
     greedy = [each.name for each in config.teachers if each.engine != IMPORTED and each.sampling.temperature == 0]
-    if config.run.samples > 1 and greedy:
+    for table, samples in (("run", config.run.samples), ("generation", config.generation.samples)):
+        if samples > 1 and greedy:
+            raise UsageError(
+                f"{path}: `{table}.samples` is {samples}, but all samples of {', '.join(greedy)} would be the same, as "
+                "its sampling temperature is 0; raise the temperature, or set samples = 1"
+            )
+    keep, quality = config.generation.keep, ENGINES[config.quality.kind]
+    if keep == "correct" and not quality.may_be_verdict:
         raise UsageError(
-            f"{path}: `run.samples` is {config.run.samples}, but all samples of {', '.join(greedy)} would be the same, "
-            "as its sampling temperature is 0; raise the temperature, or set samples = 1"
+            f"{path}: `generation.keep` is 'correct', but quality {quality.name} does not say what is correct; use "
+            "keep = 'best', with good_enough if a threshold is known"
+        )
+    if config.generation.is_choice and quality.name == IMPORTED:
+        raise UsageError(
+            f"{path}: `generation.keep` is {keep!r}, but an imported quality has no score of new responses; use "
+            "another quality, or samples = 1"
         )
 
 

@@ -40,16 +40,16 @@ class Wanted:
         return Stage(
             name=self.name,
             style=style,
-            plan=self._plan,
-            load=self._load,
-            save=_save,
+            plan=self.plan,
+            load=self.load,
+            save=save,
             progress=self._progress,
             expected=expected,
             failures=self._failures,
             forget=self._forget,
         )
 
-    def _plan(self, session: Session, run: Run) -> int:
+    def plan(self, session: Session, run: Run) -> int:
         """Create each teacher's jobs; store an imported teacher's missing responses as failures."""
         made = 0
         size = run.config["run"]["job_prompts"]
@@ -62,7 +62,7 @@ class Wanted:
                 made += make_jobs(session, plan, missing)
         return made
 
-    def _load(self, session: Session, job: Claim) -> Batch:
+    def load(self, session: Session, job: Claim) -> Batch:
         """Build the requests of one job: the missing responses in its range."""
         teacher = session.get_one(Teacher, job.teacher_id)
         run = session.get_one(Run, job.run_id)
@@ -106,7 +106,7 @@ class Wanted:
         return len(session.scalars(deleted).all())
 
 
-def _save(session: Session, job: Claim, done: Sequence[Done]) -> None:
+def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     """Store each request's response text, or the reason it failed."""
     bulk.insert_new(session, Response, [_row(job, item) for item in done])
 

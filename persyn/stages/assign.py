@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, StrategyTable, load_config
 from persyn.db import bulk, grid, lookup
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt, Teacher
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.errors import EngineError, UsageError
 from persyn.jobs.queue import Claim
@@ -82,6 +82,7 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     reason = "router" if _kind(run).decided_by == "router" else f"{strategy.kind}: {strategy.name}"
     present = _present(session, teacher_ids, prompt_ids)
     winners, margins = _best(np.where(present, rows, np.nan))
+    sample = _first_sample(run)
     assignments = [
         {
             "run_id": job.run_id,
@@ -89,6 +90,7 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
             "teacher_id": teacher_ids[winner],
             "score": row[winner],
             "margin": margin,
+            "sample": sample,
             "reason": reason if row[winner] == max(row) else "fallback: no response of the best teacher was imported",
             "job_id": job.id,
         }
@@ -190,6 +192,7 @@ def _assign_calibration(session: Session, run: Run) -> None:
     known = is_scored.any(axis=1)
     winners, margins = _best(np.where(is_scored, np.nan_to_num(rewarded), np.nan)[known])
     chosen = rewarded[known, winners]
+    first, answered = _first_sample(run), _first_answered(session, run)
     scores = [None if np.isnan(score) else score for score in chosen.tolist()]
     rows = zip(cells.prompt_ids[known].tolist(), scores, winners, margins, strict=True)
     bulk.insert_new(
@@ -202,12 +205,32 @@ def _assign_calibration(session: Session, run: Run) -> None:
                 "teacher_id": int(cells.teacher_ids[winner]),
                 "score": score,
                 "margin": margin,
+                "sample": first if first is None else answered[prompt_id, int(cells.teacher_ids[winner])],
                 "reason": "calibration",
                 "job_id": None,
             }
             for prompt_id, score, winner, margin in rows
         ],
     )
+
+
+def _first_sample(run: Run) -> int | None:
+    """The sample that a new assignment keeps; None where it will be chosen."""
+    return None if load_config(run.config).generation.is_choice else 0
+
+
+def _first_answered(session: Session, run: Run) -> dict[tuple[int, int], int]:
+    """{(prompt, teacher): the first sample with a text} of the grid."""
+    key = Response.prompt_id, Response.teacher_id
+    found = session.execute(
+        select(*key, func.min(Response.sample))
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Response.prompt_id))
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .where(RunPrompt.role != Role.TARGET, Response.sample < load_config(run.config).run.samples)
+        .where(Response.text.is_not(None))
+        .group_by(*key)
+    )
+    return {(prompt_id, teacher_id): sample for prompt_id, teacher_id, sample in found}
 
 
 def _follow(session: Session, run: Run, kind: str) -> None:
@@ -238,6 +261,7 @@ def _follow(session: Session, run: Run, kind: str) -> None:
                     "teacher_id": teacher_ids[column],
                     "score": None,
                     "margin": None,
+                    "sample": _first_sample(run),
                     "reason": strategy.kind,
                     "job_id": None,
                 }

@@ -1,26 +1,30 @@
-"""Have each teacher answer the prompts assigned to it."""
+"""Have each teacher answer the prompts assigned to it; where samples are chosen by quality, see `rejection`."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import Integer, Select, func, literal, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from persyn.config import load_config
+from persyn.db import lookup
 from persyn.db.catalog import Run, RunPrompt
-from persyn.db.results import Assignment, Response, answers_assignment
+from persyn.db.results import Assignment, Response
+from persyn.jobs.queue import Claim
+from persyn.stages import rejection
 from persyn.stages.answers import Wanted
+from persyn.stages.batch import Batch, Done
+from persyn.stages.stage import Stage
 
 
 def _wanted(run: Run) -> Select[Any]:
-    """Select the responses to the run's assigned prompts, present or missing."""
-    wanted = (
-        select(Assignment.prompt_id, literal(0, Integer).label("sample"))
-        .select_from(Assignment)
-        .outerjoin(Response, answers_assignment())
-        .where(Assignment.run_id == run.id)
+    """Select the responses that the run's dataset should have, present or missing."""
+    return lookup.with_rows(select(Assignment.prompt_id).select_from(Assignment), run).where(
+        Assignment.run_id == run.id
     )
-    return cast(Select[Any], wanted)
 
 
 def _missing(run: Run, teacher_id: int | None) -> Select[Any]:
@@ -28,7 +32,57 @@ def _missing(run: Run, teacher_id: int | None) -> Select[Any]:
 
 
 def _expected(session: Session, run: Run) -> int:
-    return session.scalars(select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)).one()
+    prompts = session.scalars(select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)).one()
+    return prompts * load_config(run.config).generation.rows
 
 
-STAGE = Wanted("generate", _wanted, _missing).stage(style=("red", "-"), expected=_expected)
+def _of(run: Run) -> Stage:
+    """The way of generating that a run asks for."""
+    return _CHOICE if load_config(run.config).generation.is_choice else _PLAIN
+
+
+def _of_job(session: Session, job: Claim) -> Stage:
+    return _of(session.get_one(Run, job.run_id))
+
+
+def _load(session: Session, job: Claim) -> Batch:
+    return _of_job(session, job).load(session, job)
+
+
+def _save(session: Session, job: Claim, done: Sequence[Done]) -> None:
+    _of_job(session, job).save(session, job, done)
+
+
+def _failures(run: Run) -> Select[Any]:
+    select_failures = _of(run).failures
+    assert select_failures is not None
+    return select_failures(run)
+
+
+def _forget(session: Session, run: Run, reasons: Collection[str]) -> int:
+    delete = _of(run).forget
+    assert delete is not None
+    return delete(session, run, reasons)
+
+
+_PLAIN = Wanted("generate", _wanted, _missing).stage(style=("red", "-"), expected=_expected)
+_CHOICE = replace(
+    _PLAIN,
+    plan=rejection.plan,
+    load=rejection.load,
+    save=rejection.save,
+    progress=rejection.progress,
+    failures=rejection.failures,
+    forget=rejection.forget,
+    rounds=rejection.rounds,
+)
+STAGE = replace(
+    _PLAIN,
+    plan=lambda session, run: _of(run).plan(session, run),
+    load=_load,
+    save=_save,
+    progress=lambda session, run: _of(run).progress(session, run),
+    failures=_failures,
+    forget=_forget,
+    rounds=lambda run: _of(run).rounds(run),
+)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Select, and_, delete, func, literal, select
@@ -16,9 +15,8 @@ from persyn.db.results import Response, Score
 from persyn.db.text import reason
 from persyn.jobs.queue import Claim
 from persyn.llm.engines import ENGINES
-from persyn.llm.identity import hub_revision
-from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
-from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, to_wire
+from persyn.stages import scoring
+from persyn.stages.batch import Batch, JobPlan, Progress, make_jobs
 from persyn.stages.stage import Stage
 
 #: Scores deleted per statement.
@@ -38,40 +36,15 @@ def plan(session: Session, run: Run) -> int:
         if scorer.kind == IMPORTED:
             _note_absent(session, run, scorer.id)
             continue
-        plan = JobPlan(run.id, "score", spec_of(scorer), scorer_id=scorer.id, size=size)
+        plan = JobPlan(run.id, "score", scoring.spec_of(scorer), scorer_id=scorer.id, size=size)
         made += make_jobs(session, plan, _missing(run, scorer.id))
     return made
 
 
 def load(session: Session, job: Claim) -> Batch:
     """Read the responses to the job's prompts that its scorer has not scored."""
-    scorer = session.get_one(Scorer, job.scorer_id)
-    rows = session.execute(
-        in_part(_missing(session.get_one(Run, job.run_id), scorer.id), job)
-        .join(Prompt, Prompt.id == Response.prompt_id)
-        .add_columns(Response.id, Response.text.label("response"), Response.reasoning, Response.tool_calls)
-        .add_columns(Prompt.text, Prompt.history, Prompt.last_turn, Prompt.tools, Prompt.answer, Prompt.meta)
-    )
-    reads_row = ENGINES.require(scorer.kind, "scorer").reads_row
-    requests = [
-        Judge(
-            id=row.id,
-            messages=conversation(row),
-            response=row.response,
-            reasoning=row.reasoning,
-            tools=row.tools,
-            tool_calls=row.tool_calls,
-            answer=row.answer,
-            meta=to_wire(row.meta) if reads_row else {},
-        )
-        for row in rows
-    ]
-    return Batch(spec_of(scorer), list(requests))
-
-
-def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store the raw values; saving twice leaves one row per score."""
-    bulk.insert_new(session, Score, [_row(job, item) for item in done])
+    assert job.scorer_id is not None
+    return scoring.load(session, job, _missing(session.get_one(Run, job.run_id), job.scorer_id))
 
 
 def progress(session: Session, run: Run) -> Progress:
@@ -138,18 +111,6 @@ def _owed(run: Run) -> Select[Any]:
     )
 
 
-def spec_of(scorer: Scorer) -> ModelSpec:
-    """The model to load for a scorer."""
-    is_function = ENGINES.require(scorer.kind, "scorer").model == "function"
-    return ModelSpec(
-        engine=scorer.kind,
-        model=scorer.model,
-        revision=scorer.revision if is_function else hub_revision(scorer.revision),
-        gpus=scorer.gpus,
-        options=scorer.options,
-    )
-
-
 def _responses(run: Run) -> Select[Any]:
     """Select the grid's responses that have a text."""
     return (
@@ -181,39 +142,12 @@ def _note_absent(session: Session, run: Run, scorer_id: int) -> None:
     bulk.insert_found(session, Score, ("response_id", "scorer_id", "failure", "detail"), rows)
 
 
-def _row(job: Claim, item: Done) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "response_id": item.request.id,
-        "scorer_id": job.scorer_id,
-        "value": None,
-        "n_tokens": None,
-        "reasoning_value": None,
-        "reasoning_n_tokens": None,
-        "failure": None,
-        "detail": {"engine": item.engine},
-        "job_id": job.id,
-    }
-    if isinstance(item.result, Failed):
-        row["failure"] = item.result.reason
-        return row
-    assert isinstance(item.result, Judged)
-    if not math.isfinite(item.result.value):
-        row["failure"] = f"not_finite: the score is {item.result.value}"
-    else:
-        row["value"] = item.result.value
-        row["n_tokens"] = item.result.n_tokens
-        row["reasoning_value"] = item.result.reasoning_value
-        row["reasoning_n_tokens"] = item.result.reasoning_n_tokens
-        row["detail"] = {"engine": item.engine, **item.result.detail}
-    return row
-
-
 STAGE = Stage(
     name="score",
     style=("orange", "--"),
     plan=plan,
     load=load,
-    save=save,
+    save=scoring.save,
     progress=progress,
     expected=_expected,
     failures=failures,

@@ -33,5 +33,7 @@ class Stage:
     expected: Callable[[Session, Run], int]
     #: Select the failure of each failed row; None if rows cannot fail.
     failures: Callable[[Run], Select[Any]] | None = None
+    #: How often planning finds something to do in a run without failures; each round waits for the results of the last.
+    rounds: Callable[[Run], int] = lambda run: 1
     #: Delete rows that failed for these reasons, so that they are computed again; return their number.
     forget: Callable[[Session, Run, Collection[str]], int] | None = None

@@ -33,7 +33,7 @@ from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 from persyn.llm.scorers.instructions import InstructionFields
 from persyn.settings import Settings
-from persyn.stages import score
+from persyn.stages import scoring
 from persyn.stages.batch import conversation, to_wire
 
 #: Scores the reference answers, not the student's responses.
@@ -183,7 +183,7 @@ class Evaluator:
                     judge = Judge(len(of_scorer), conversation(row), text, row.answer, to_wire(row.meta))
                     of_scorer.append(_Asked(evaluation_id, row.id, judge))
         for scorer_id, of_scorer in asked.items():
-            self._work("judge", score.spec_of(scorers[scorer_id]), of_scorer)
+            self._work("judge", scoring.spec_of(scorers[scorer_id]), of_scorer)
 
     def _work(self, what: str, spec: ModelSpec, asked: Sequence[_Asked]) -> None:
         """Send numbered requests to a model and store each result as it arrives."""

@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 from persyn.config import fingerprint_of, load_config
 from persyn.dataset import export, manifest
 from persyn.dataset.options import ExportOptions
-from persyn.db import bulk
+from persyn.db import bulk, lookup
 from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
-from persyn.db.results import Assignment, Response, answers_assignment
+from persyn.db.results import Assignment, Response
 from persyn.db.trained import Training
 from persyn.errors import UsageError
 from persyn.llm.identity import hub_revision, identify, require_unchanged
@@ -98,7 +98,8 @@ def exported(run_name: str, home: Path) -> ExportOptions:
 
 def n_responses(session: Session, run_id: int) -> int:
     """The number of rows in a run's unfiltered dataset."""
-    answered = select(func.count()).select_from(Assignment).join(Response, answers_assignment())
+    of_run = lookup.in_dataset(session.get_one(Run, run_id))
+    answered = select(func.count()).select_from(Assignment).join(Response, of_run)
     return session.scalars(answered.where(Assignment.run_id == run_id, Response.text.is_not(None))).one()
 
 

@@ -151,7 +151,7 @@ def test_both_databases_give_the_views_the_same_columns(database: Database) -> N
 COLUMNS = {
     "v_dataset": "run prompt_id role source source_id history prompt answer response teacher model revision "
     "template_hash reason score margin finish_reason prompt_tokens response_tokens seed engine origin response_id "
-    "job_id created_at",
+    "job_id created_at sample",
     "v_progress": "run place stage total done failed pending",
     "v_teacher_cost": "run position teacher assigned responses failed prompt_tokens response_tokens dollars "
     "response_tokens_if_all dollars_if_all",

@@ -1,0 +1,92 @@
+"""Have scorers score responses: what the stages score and generate share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select
+from sqlalchemy.orm import Session
+
+from persyn.db import bulk
+from persyn.db.catalog import Prompt, Scorer
+from persyn.db.results import Response, Score
+from persyn.jobs.queue import Claim
+from persyn.llm.engines import ENGINES
+from persyn.llm.identity import hub_revision
+from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
+from persyn.stages.batch import Batch, Done, conversation, in_part, to_wire
+
+
+def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
+    """Build the requests of one job.
+
+    missing: selects the prompt ids of the responses that the job's scorer has not scored, from `responses`.
+    """
+    scorer = session.get_one(Scorer, job.scorer_id)
+    rows = session.execute(
+        in_part(missing, job)
+        .join(Prompt, Prompt.id == Response.prompt_id)
+        .add_columns(Response.id, Response.text.label("response"), Response.reasoning, Response.tool_calls)
+        .add_columns(Prompt.text, Prompt.history, Prompt.last_turn, Prompt.tools, Prompt.answer, Prompt.meta)
+    )
+    reads_row = ENGINES.require(scorer.kind, "scorer").reads_row
+    requests = [
+        Judge(
+            id=row.id,
+            messages=conversation(row),
+            response=row.response,
+            reasoning=row.reasoning,
+            tools=row.tools,
+            tool_calls=row.tool_calls,
+            answer=row.answer,
+            meta=to_wire(row.meta) if reads_row else {},
+        )
+        for row in rows
+    ]
+    return Batch(spec_of(scorer), list(requests))
+
+
+def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
+    """Store the raw values; saving twice leaves one row per score."""
+    bulk.insert_new(session, Score, [_row(job, item) for item in done])
+
+
+def spec_of(scorer: Scorer) -> ModelSpec:
+    """The model to load for a scorer."""
+    is_function = ENGINES.require(scorer.kind, "scorer").model == "function"
+    return ModelSpec(
+        engine=scorer.kind,
+        model=scorer.model,
+        revision=scorer.revision if is_function else hub_revision(scorer.revision),
+        gpus=scorer.gpus,
+        options=scorer.options,
+    )
+
+
+def _row(job: Claim, item: Done) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "response_id": item.request.id,
+        "scorer_id": job.scorer_id,
+        "value": None,
+        "n_tokens": None,
+        "reasoning_value": None,
+        "reasoning_n_tokens": None,
+        "failure": None,
+        "detail": {"engine": item.engine},
+        "job_id": job.id,
+    }
+    if isinstance(item.result, Failed):
+        row["failure"] = item.result.reason
+        return row
+    assert isinstance(item.result, Judged)
+    if not math.isfinite(item.result.value):
+        row["failure"] = f"not_finite: the score is {item.result.value}"
+    else:
+        row["value"] = item.result.value
+        row["n_tokens"] = item.result.n_tokens
+        row["reasoning_value"] = item.result.reasoning_value
+        row["reasoning_n_tokens"] = item.result.reasoning_n_tokens
+        row["detail"] = {"engine": item.engine, **item.result.detail}
+    return row
