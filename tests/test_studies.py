@@ -15,7 +15,7 @@ import pytest
 from persyn.errors import UsageError
 from persyn.method.intervals import Interval
 from persyn.student.outcomes import StudentFacts
-from studies import controlled, skills
+from studies import controlled, samples, skills
 from studies.common import put, table, tables
 
 
@@ -197,3 +197,14 @@ def test_of_students_that_were_trained_in_two_ways_the_better_is_not_picked() ->
 
     with pytest.raises(UsageError, match="were trained or asked in 2 ways; give another --home"):
         controlled._became(dict.fromkeys(controlled.CASES, two), {})
+
+
+def test_four_samples_halve_the_distance_of_a_cell_from_the_truth() -> None:
+    page = tables(Path(samples.__file__).with_suffix(".md"))
+    made = samples.cells((1, 4))
+
+    (_, one, _), (_, four, said) = (line.strip("| ").split(" | ") for line in made.splitlines()[2:4])
+    assert float(four) == pytest.approx(float(one) / 2, rel=0.02)
+    assert float(said) == pytest.approx(float(four), rel=0.05)
+    assert all(line in page for line in made.splitlines()[2:4])
+    assert all(line in page for line in samples.kept((1, 2, 4, 8)).splitlines())

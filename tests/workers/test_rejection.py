@@ -19,7 +19,7 @@ from persyn.errors import UsageError
 from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
-from tests.one_database import SQLITE
+from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import write_run
 from tests.sql.test_views import require_alike
 
@@ -83,6 +83,7 @@ def rows(database: Database, run_id: int, folder: Path) -> tuple[list[dict[str, 
     return [json.loads(line) for line in (folder / "messages.jsonl").read_text().splitlines()], manifest
 
 
+@POSTGRESQL
 def test_the_best_of_all_samples_is_kept(database: Database, tmp_path: Path) -> None:
     run_id = work(database, tmp_path, write(tmp_path, "samples = 3", options={"fail_every": 5}))
 

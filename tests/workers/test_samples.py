@@ -19,7 +19,7 @@ from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.stages import fit_router
 from persyn.workers.runner.worker import Worker
-from tests.one_database import SQLITE
+from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import PROMPTS, TEACHERS, write_run
 
 GRID = 12 * len(TEACHERS)
@@ -41,6 +41,7 @@ def count(database: Database, what: Any, *where: Any) -> int:
         return session.scalars(select(func.count()).select_from(what).where(*where)).one()
 
 
+@POSTGRESQL
 def test_each_cell_has_several_samples_and_their_mean(database: Database, tmp_path: Path) -> None:
     run_id = work(database, tmp_path, samples=3, options={"fail_every": 7})
 
