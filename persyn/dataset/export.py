@@ -379,6 +379,7 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
             Prompt.meta,
             Response.id.label("response_id"),
             Response.text.label("response"),
+            Response.reasoning,
             Response.failure,
             Response.finish_reason,
             Response.response_tokens,

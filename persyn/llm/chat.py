@@ -7,16 +7,16 @@ each of them. Independent of models; needs only tokenizers.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from persyn.errors import EngineError
 from persyn.llm import loading
 from persyn.llm.protocols import Message, ModelSpec
-from persyn.llm.template import Answered, Spans, Template, Written
+from persyn.llm.template import CLOSING, OPENING, Answered, Reasoning, Spans, Template, Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,24 @@ _BEGIN_TOKENS = frozenset({"<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>
 
 #: Ends a base model's turn; without a template, nothing else makes it stop.
 PLAIN_STOP = "\nUser:"
+
+
+class Conversation(NamedTuple):
+    """A conversation's turns, its response, and the reasoning before the response."""
+
+    messages: Sequence[Message]
+    response: str
+    reasoning: str | None = None
+
+
+class EncodedResponse(NamedTuple):
+    """A conversation with its response as token ids, up to the end token."""
+
+    ids: list[int]
+    #: Index in `ids` where the response begins, with its reasoning if there is one.
+    start: int
+    #: Index where the answer begins, after the reasoning and its closing marker; None without reasoning.
+    answer: int | None = None
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -42,14 +60,21 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 class Chat:
     """A tokenizer and the form in which its model expects a conversation.
 
-    add_bos: whether plain text begins with the BOS token; None decides by the token's purpose.
-             A chat template adds its own.
+    add_bos:   whether plain text begins with the BOS token; None decides by the token's purpose.
+               A chat template adds its own.
+    variables: see `Template`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        add_bos: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         #: None for a base model, whose conversations are written as plain turns.
-        self.template = None if tokenizer.chat_template is None else Template(tokenizer)
+        self.template = None if tokenizer.chat_template is None else Template(tokenizer, variables)
         expects_bos = tokenizer.bos_token in _BEGIN_TOKENS if add_bos is None else add_bos
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
@@ -93,26 +118,24 @@ class Chat:
         prompt = self._prompt(messages)
         return self._as_turns(self.encode(prompt.text), prompt.text, prompt.spans)
 
-    def response_ids(self, messages: Sequence[Message], response: str) -> tuple[list[int], int]:
-        """The whole conversation as token ids and the index where the response begins; may raise `TemplateError`.
+    def response_ids(self, messages: Sequence[Message], response: str, reasoning: str | None = None) -> EncodedResponse:
+        """The whole conversation as token ids; may raise `TemplateError`.
 
-        returns: (ids, n): ids[:n] is the prompt; ids[n:] is the response and what closes it, up to the end token.
-                 Text that the template writes between the two belongs to the prompt. Everything is tokenised as
-                 one text. A token that spans the end of that text and the beginning of the response, such as
-                 "▁Paris", is the response's first token. No token spans the end of the generation prompt: where
-                 one would, the response is tokenised separately.
-                 A special token spelled out in the response is encoded as plain characters and ends nothing.
+        Text that the template writes between the prompt and what the model writes belongs to the prompt. Everything is
+        tokenised as one text. A token that spans the end of that text and the beginning of the response, such as
+        "▁Paris", is the response's first token, and one that spans the reasoning's end and the answer's beginning is
+        the answer's. No token spans the end of the generation prompt: where one would, the response is tokenised
+        separately. A special token spelled out in the response or its reasoning is encoded as plain characters and ends
+        nothing.
         """
-        (found,) = self.all_response_ids([(messages, response)])
+        (found,) = self.all_response_ids([Conversation(messages, response, reasoning)])
         if isinstance(found, TemplateError):
             raise found
         return found
 
-    def all_response_ids(
-        self, conversations: Sequence[tuple[Sequence[Message], str]]
-    ) -> list[tuple[list[int], int] | TemplateError]:
+    def all_response_ids(self, conversations: Sequence[Conversation]) -> list[EncodedResponse | TemplateError]:
         """`response_ids` of many conversations, much faster; a `TemplateError` is returned in place of its result."""
-        found = [self._answered_or_refusal(*conversation) for conversation in conversations]
+        found = [self._answered_or_refusal(conversation) for conversation in conversations]
         answered = [each for each in found if isinstance(each, Answered)]
         # A prompt that several teachers answered is tokenised once.
         texts = ((text, each.spans) for each in answered for text in (each.given, each.given + each.lead))
@@ -135,36 +158,67 @@ class Chat:
         text = self.plain_text(messages)
         return Written(text, ((len(self._bos), len(text)),))
 
-    def _answered_or_refusal(self, messages: Sequence[Message], response: str) -> Answered | TemplateError:
+    def _answered_or_refusal(self, conversation: Conversation) -> Answered | TemplateError:
+        messages, response, reasoning = conversation
         try:
             if self.template is None:
                 prompt = self._prompt(messages)
                 # A plain "Assistant:" is followed by a space, which the model itself generates.
-                return Answered(prompt.text, "", f" {response}", "", prompt.spans)
-            return self.template.answered(messages, response)
+                if reasoning is None:
+                    return Answered(prompt.text, "", f" {response}", "", prompt.spans)
+                block = Reasoning(f" {OPENING}", reasoning, CLOSING)
+                return Answered(prompt.text, "", response, "", prompt.spans, block)
+            return self.template.answered(messages, response, reasoning)
         except TemplateError as error:
             return error
 
     def _written(self, answered: Answered) -> str:
-        """The text the model generates: the response, and what the template puts before the end token."""
-        closing = answered.after.partition(self._turn_end)[0] if self._turn_end else ""
-        return answered.response + closing
+        """The text the model generates: reasoning, response, and what the template puts before the end token."""
+        return answered.written + self._ending(answered)
 
-    def _joined(
-        self, answered: Answered, given: list[int], prompt: list[int], whole: list[int]
-    ) -> tuple[list[int], int]:
+    def _ending(self, answered: Answered) -> str:
+        return answered.after.partition(self._turn_end)[0] if self._turn_end else ""
+
+    def _joined(self, answered: Answered, given: list[int], prompt: list[int], whole: list[int]) -> EncodedResponse:
         """The result of `response_ids`, from the ids of the prompt, of the prompt plus lead, and of the whole."""
         start = _shared(prompt, whole)
         is_whole = start == len(prompt) or (answered.lead and start >= _shared(given, whole) == len(given))
-        written = self._written(answered)
-        if is_whole and not self._spells_special(written, whole[start:]):
-            return [*whole, self.end_id], start
+        if is_whole and not self._has_foreign_special(answered, whole[start:]):
+            return self._with_answer(answered, [*whole, self.end_id], start, answered.given + answered.lead)
         # A whitespace lead is merged into the response's first token.
-        before, text = (prompt, written) if answered.lead.strip() else (given, answered.lead + written)
+        before, lead = (prompt, "") if answered.lead.strip() else (given, answered.lead)
+        text = lead + self._written(answered)
         ids = self.encode(text)
-        if self._spells_special(text, ids):
-            ids = self._encode_as_characters(text)
-        return [*before, *ids, self.end_id], len(before)
+        if not self._has_foreign_special(answered, ids):
+            written = self._with_answer(answered, [*ids, self.end_id], 0, lead)
+            answer = None if written.answer is None else len(before) + written.answer
+            return EncodedResponse([*before, *written.ids], len(before), answer)
+        reasoning, encode = answered.reasoning, self._encode_as_characters
+        of_reasoning = (
+            [*self.encode(lead + reasoning.opening), *encode(reasoning.text), *self.encode(reasoning.closing)]
+            if reasoning
+            else []
+        )
+        of_answer = encode(("" if reasoning else lead) + answered.response + self._ending(answered))
+        answer = len(before) + len(of_reasoning) if reasoning else None
+        return EncodedResponse([*before, *of_reasoning, *of_answer, self.end_id], len(before), answer)
+
+    def _with_answer(self, answered: Answered, ids: list[int], start: int, before: str) -> EncodedResponse:
+        """Find where the answer begins in ids; `before` is their text up to what the model writes."""
+        if answered.reasoning is None:
+            return EncodedResponse(ids, start)
+        return EncodedResponse(ids, start, max(start, _shared(self.encode(before + answered.reasoning.written), ids)))
+
+    def _has_foreign_special(self, answered: Answered, ids: Sequence[int]) -> bool:
+        """Whether what the model writes, with these ids, spells out a special token outside the reasoning's markers."""
+        if self._special.isdisjoint(ids):
+            return False
+        reasoning = answered.reasoning
+        markers = (reasoning.opening, reasoning.closing) if reasoning else ()
+        if sum(token in self._special for token in ids) == sum(map(self._count_special, markers)):
+            return False
+        texts = [answered.response + self._ending(answered), *([reasoning.text] if reasoning else [])]
+        return any(self.encode(text) != self._encode_as_characters(text) for text in texts)
 
     def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         """The finished conversation as a reward model reads it, including the template's closing text.
@@ -172,7 +226,7 @@ class Chat:
         Here too, a special token spelled out in a turn is encoded as plain characters.
         """
         if self.template is None:
-            return self.response_ids(messages, response)[0]
+            return self.response_ids(messages, response).ids
         written = self.template.finished([*messages, {"role": "assistant", "content": response}])
         plain = self.encode(written.text)
         ids = self._as_turns(plain, written.text, written.spans)
@@ -195,10 +249,6 @@ class Chat:
     def _encode_as_characters(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
-
-    def _spells_special(self, text: str, ids: Sequence[int]) -> bool:
-        """Whether a text with these ids spells out a special token; the unknown token does not count."""
-        return not self._special.isdisjoint(ids) and self.encode(text) != self._encode_as_characters(text)
 
     def _as_turns(self, ids: list[int], text: str, spans: Spans) -> list[int]:
         """The given ids of a text, or corrected ones if a turn spells out a special token."""

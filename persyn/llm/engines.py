@@ -139,7 +139,7 @@ ENGINES = Registry(
         summary="a reward model's logit",
         module="persyn.llm.scorers.reward_model",
         roles=frozenset({"quality"}),
-        options=options.ScorerOptions,
+        options=options.RewardModelOptions,
         model="weights",
         unit="logit",
     ),

@@ -126,6 +126,10 @@ def _secret_within(value: Any) -> str | None:
     return next(own, None) or _secret_within(list(value.values()))
 
 
+#: The options that determine the form in which a model receives a conversation, equal for all its engines.
+FORM_OPTIONS = ("add_bos", "chat_template_kwargs")
+
+
 class ScorerOptions(EngineOptions, frozen=True):
     """The options of a scorer that is a model."""
 
@@ -137,9 +141,18 @@ class ScorerOptions(EngineOptions, frozen=True):
     add_bos: bool | None = None
 
 
+class RewardModelOptions(ScorerOptions, frozen=True):
+    """The options of a reward model."""
+
+    #: Variables of the chat template: `{ enable_thinking = false }`.
+    chat_template_kwargs: dict[str, Any] = {}
+
+
 class LogLikelihoodOptions(ScorerOptions, frozen=True):
     """The options of a student."""
 
+    #: Variables of the chat template: `{ enable_thinking = false }`.
+    chat_template_kwargs: dict[str, Any] = {}
     #: Score only this many tokens at the beginning of a response; long responses then cost less, and fit. None: all.
     response_tokens: Positive | None = None
 

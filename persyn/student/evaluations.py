@@ -30,6 +30,7 @@ from persyn.ingest.layouts import NO_NAMES, Names
 from persyn.ingest.rows import PromptRow
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import hub_revision, require_unchanged
+from persyn.llm.options import FORM_OPTIONS
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 from persyn.llm.scorers.instructions import InstructionFields
 from persyn.settings import Settings
@@ -180,7 +181,7 @@ class Evaluator:
                 for row in session.execute(unjudged):
                     # Without a response, the reference answer is scored.
                     text = row.answer if row.response is None else row.response
-                    judge = Judge(len(of_scorer), conversation(row), text, row.answer, to_wire(row.meta))
+                    judge = Judge(len(of_scorer), conversation(row), text, answer=row.answer, meta=to_wire(row.meta))
                     of_scorer.append(_Asked(evaluation_id, row.id, judge))
         for scorer_id, of_scorer in asked.items():
             self._work("judge", score.spec_of(scorers[scorer_id]), of_scorer)
@@ -291,9 +292,9 @@ def _without_generation(how: GenerationSettings, run: Run) -> GenerationSettings
 
 
 def _as_scored(how: GenerationSettings, run: Run) -> GenerationSettings:
-    """Start prompts as in the scoring of responses by the student (`add_bos`)."""
-    begins = {name: value for name, value in _options(run).items() if name == "add_bos"}
-    return msgspec.structs.replace(how, options=begins | how.options)
+    """Give conversations the same form as in the scoring of responses by the student."""
+    form = {name: value for name, value in _options(run).items() if name in FORM_OPTIONS}
+    return msgspec.structs.replace(how, options=form | how.options)
 
 
 def _table(run: Run, by: str | None) -> QualityTable | None:

@@ -22,11 +22,12 @@ from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, answers_assignment
 from persyn.db.trained import Training
 from persyn.errors import UsageError
+from persyn.llm.chat import Conversation
 from persyn.llm.identity import hub_revision, identify, require_unchanged
+from persyn.llm.options import FORM_OPTIONS
 from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import conversation
 from persyn.student import train as training
-from persyn.student.examples import Conversation
 from persyn.student.train import TrainingCallback, TrainingSettings
 
 #: The folder of PERSYN_HOME that holds trained students.
@@ -61,9 +62,9 @@ def train(
     if found is not None and Path(found.path).is_dir():
         return found
     require_unchanged(student.model, student.revision)
-    # Start prompts as in scoring.
-    begins = {name: value for name, value in load_config(run.config).student.options.items() if name == "add_bos"}
-    spec = ModelSpec("", student.model, hub_revision(student.revision), gpus, begins)
+    # Conversations have the same form as in scoring.
+    form = {name: value for name, value in load_config(run.config).student.options.items() if name in FORM_OPTIONS}
+    spec = ModelSpec("", student.model, hub_revision(student.revision), gpus, form)
     folder = home / FOLDER / f"{run.name}-{fingerprint[:12]}"
     with _locked(folder) as require_mine:
 
@@ -121,7 +122,7 @@ def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterat
     try:
         for row in export.training_rows(session, run.id, options):
             n_rows += 1
-            yield conversation(row), row.response
+            yield Conversation(conversation(row), row.response, row.reasoning)
     except UsageError as error:
         raise UsageError(
             f"the dataset of run {run.name} cannot be recreated as it was exported: {error}; "
@@ -134,7 +135,8 @@ def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterat
 def _hash(conversations: Iterator[Conversation]) -> str:
     total = hashlib.sha256()
     for each in conversations:
-        total.update(msgspec.json.encode(each))
+        # Without reasoning, as in versions of PerSyn that knew none.
+        total.update(msgspec.json.encode(each[:2] if each.reasoning is None else each))
     return total.hexdigest()
 
 
