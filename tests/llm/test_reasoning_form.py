@@ -26,7 +26,8 @@ QWEN_3_THINKING = QWEN_3.replace("<|im_start|>assistant\n{% if", "<|im_start|>as
 HARMONY = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.thinking %}<|start|>assistant<|channel|>analysis"
     "<|message|>{{ m.thinking }}<|end|>{% endif %}"
-    "<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|return|>{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|return|>"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
 #: Takes the reasoning as a part of the content.
