@@ -433,12 +433,18 @@ class Run:
 
         folder: default: `datasets/NAME` in the store's home.
 
-        Warns of teachers whose responses are exported and whose licence is not stated.
+        Warns of teachers whose responses are exported and whose licence is not stated, and of responses that a reader
+        cannot tell from their reasoning.
         """
         place = (Path(folder) if folder is not None else self._settings.home / "datasets" / self.name).absolute()
         written = export.write(self._database, self._id, place, _options(options))
         if silent := [each.name for each in written.teachers if each.exported and not each.license]:
             _warn(f"no licence is stated for {', '.join(silent)}: check how their responses may be used")
+        if written.ambiguous:
+            _warn(
+                f"{written.ambiguous:,} of {written.exported:,} responses contain <think> or </think> themselves: where "
+                "reasoning is in the text, readers may take the wrong part for the answer"
+            )
         return ExportedDataset(**{field.name: getattr(written, field.name) for field in fields(written)}, folder=place)
 
     # Its figures.
