@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from sqlalchemy.orm import Session
 
-from persyn.config import Per, load_config
+from persyn.config import On, Per, load_config
 from persyn.db import grid
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
@@ -82,10 +82,10 @@ class RefitInputs:
     fit: Fit
 
 
-def read(session: Session, run: Run, *, per: Per | None = None) -> RefitInputs:
+def read(session: Session, run: Run, *, per: Per | None = None, on: On | None = None) -> RefitInputs:
     """Read a run's grid; raise `UsageError` when no router can be fitted to it and measured.
 
-    per: unit of learnability, see `grid.read`; None is the run's.
+    per, on: unit of learnability and part of a response, see `grid.read`; None is the run's.
     """
     config = load_config(run.config)
     if config.router.engine == "fake":
@@ -95,7 +95,7 @@ def read(session: Session, run: Run, *, per: Per | None = None) -> RefitInputs:
     is_holdout = np.array(request.is_holdout, dtype=np.bool_)
     if not (known & is_holdout).any() or not (known & ~is_holdout).any():
         raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")
-    return RefitInputs(grid.read(session, run, per=per), spec, request)
+    return RefitInputs(grid.read(session, run, per=per, on=on), spec, request)
 
 
 def freeze(found: RefitInputs, home: Path) -> Frozen:

@@ -236,8 +236,8 @@ def _reasoning(manifest: Manifest) -> list[str]:
     said = [counted]
     if fields:
         said.append(
-            f"The reasoning is the last turn's `reasoning_content` in {', '.join(fields)}; a chat template that does not "
-            "read this key leaves it out."
+            f"The reasoning is the last turn's `reasoning_content` in {', '.join(fields)}; a chat template that does "
+            "not read this key leaves it out."
         )
     if texts:
         said.append(f"The reasoning precedes the answer, between `<think>` and `</think>`, in {', '.join(texts)}.")

@@ -62,12 +62,13 @@ def read(
     per: the divisor of the log-likelihood; None means the run's.
     on:  the part of a response whose log-likelihood counts; None means the run's. With `reasoning`, a response without
          reasoning has no learnability.
-    Raises `UsageError` if one is unknown, or if `per` requires whole responses and the run scored only their first
-    tokens.
+    Raises `UsageError` if one is unknown, if `per` requires whole responses and the run scored only their first tokens,
+    and if `on` is `reasoning`, unlike in the run, and there is none.
     """
     _require_known("per", per, Per)
     _require_known("on", on, On)
     config = load_config(run.config).run
+    is_other = on is not None and on != config.learnability_on
     per, on = per or config.learnability_per, on or config.learnability_on
     if per != "token" and load_config(run.config).student.options.get("response_tokens"):
         raise UsageError(f"learnability per {per} needs whole responses; run {run.name} scored only first tokens")
@@ -93,6 +94,8 @@ def read(
             prompt_tokens[place] = cell.prompt_tokens
         if cell.response_tokens is not None:
             response_tokens[place] = cell.response_tokens
+    if is_other and on == "reasoning" and len(prompts) and np.isnan(learnability).all():
+        raise UsageError(f"run {run.name} has no scored reasoning to compute learnability on; use answer or both")
     return Grid(
         prompt_ids=np.array([prompt.prompt_id for prompt in prompts], dtype=np.int64),
         is_holdout=np.array([prompt.role == Role.HOLDOUT for prompt in prompts], dtype=np.bool_),

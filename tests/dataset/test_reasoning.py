@@ -29,7 +29,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 @pytest.fixture
 def run(database: Database) -> MadeRun:
-    """Three prompts: the second teacher reasoned about the second one, and never finished its reasoning on the third."""
+    """Three prompts; b reasoned about the second one, and never finished its reasoning about the third."""
     with database.write() as session:
         made = make_run(session, prompts=3)
         first, second, third = made.prompt_ids

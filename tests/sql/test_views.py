@@ -146,8 +146,8 @@ COLUMNS = {
     "template_hash reason score margin finish_reason prompt_tokens response_tokens reasoning_tokens seed engine "
     "origin response_id job_id created_at",
     "v_progress": "run place stage total done failed pending",
-    "v_teacher_cost": "run position teacher assigned responses failed prompt_tokens response_tokens reasoned unfinished "
-    "reasoning_tokens dollars response_tokens_if_all dollars_if_all",
+    "v_teacher_cost": "run position teacher assigned responses failed prompt_tokens response_tokens reasoned "
+    "unfinished reasoning_tokens dollars response_tokens_if_all dollars_if_all",
     "v_reward_matrix": "run prompt_id role position teacher response_id quality learnability reward",
     "v_why_teacher": "run prompt_id role position teacher router_score router_rank quality learnability is_chosen "
     "reason margin",
