@@ -26,6 +26,7 @@ _FIRST = (
     "quality",
     "learnability",
     "tokens",
+    "reasoning_tokens",
     "finish_reason",
     "seconds",
     "seed",
