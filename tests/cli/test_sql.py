@@ -90,7 +90,7 @@ def test_a_trace_shows_both_directions(known: None) -> None:
 
 
 def test_a_trace_shows_the_beginning_of_the_reasoning_and_all_of_it_as_json(known: None, database: Database) -> None:
-    assert "reasoning" not in said("first", "1", command=trace)
+    assert "reasoning" not in said("first", "2", command=trace)
     reasoning = f"Hm.\x1b[31m{'x' * 3_000}"
     with database.write() as session:
         session.execute(update(Response).values(reasoning=reasoning, reasoning_tokens=9))

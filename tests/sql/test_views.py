@@ -109,6 +109,17 @@ def test_what_a_teacher_cost_is_unknown_when_one_of_its_responses_has_no_count(d
         assert ada.cost is None
 
 
+def test_a_response_that_ended_inside_its_reasoning_counts_as_unfinished(database: Database) -> None:
+    with database.write() as session:
+        by_hand.fill(session)
+        session.execute(update(Response).where(Response.failure == "empty").values(failure="unfinished_reasoning: cut"))
+    with database.read() as session:
+        query = "SELECT teacher, failed, reasoned, unfinished, reasoning_tokens FROM v_teacher_cost WHERE run = 'first'"
+        assert rows(session, f"{query} ORDER BY position") == [("ada", 0, 2, 0, 32), ("bob", 2, 0, 1, 0)]
+        written = "SELECT prompt_id, reasoning, reasoning_tokens FROM v_dataset WHERE run = 'first' ORDER BY prompt_id"
+        assert rows(session, written) == [(1, "Hm.", 12), (2, None, None), (3, None, None), (4, "Hm.", 20)]
+
+
 def test_progress_is_what_status_says_at_every_stage(database: Database) -> None:
     with database.write() as session:
         by_hand.fill(session)
