@@ -26,7 +26,6 @@ _FIRST = (
     "quality",
     "learnability",
     "tokens",
-    "reasoning_tokens",
     "finish_reason",
     "seconds",
     "seed",
