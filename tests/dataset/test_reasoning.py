@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from persyn.dataset import export
+from persyn.dataset import export, formats
 from persyn.dataset.manifest import Manifest
 from persyn.dataset.options import ExportOptions
 from persyn.db.connect import Database
@@ -111,6 +111,18 @@ def test_parquet_has_columns_of_reasoning_besides(
     assert row["messages"][-1] == turn
     assert (row["reasoning"], row["reasoning_tokens"], row["response_tokens"]) == (column, 9, 10)
     assert (plain["reasoning"], plain["reasoning_tokens"]) == (None, None)
+
+
+@pytest.mark.parametrize("reasoning", ["field", "inline", "drop"])
+def test_the_python_interface_has_the_rows_of_the_parquet_file(
+    database: Database, run: MadeRun, tmp_path: Path, reasoning: Any
+) -> None:
+    options = ExportOptions(formats=("parquet",), reasoning=reasoning)
+    export.write(database, run.id, tmp_path / "out", options)
+    with database.read() as session:
+        table = formats.arrow_table(example for _, example in export.examples(session, run.id, options))
+
+    assert table.equals(pq.read_table(tmp_path / "out" / "dataset.parquet"))
 
 
 def test_a_run_without_reasoning_is_exported_as_before(database: Database, tmp_path: Path) -> None:
