@@ -29,6 +29,8 @@ TeacherName = Annotated[
 ModelName = Annotated[str, Meta(title="folder or hub id")]
 #: The divisor of a log-likelihood: "response" means the sum over all its tokens.
 Per: TypeAlias = Literal["token", "character", "response"]
+#: The part of a response whose log-likelihood counts, where the teacher reasoned.
+On: TypeAlias = Literal["answer", "reasoning", "both"]
 UnitInterval = Annotated[float, Meta(ge=0, le=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -73,6 +75,9 @@ class RunTable(_Table, frozen=True):
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
     #: The divisor of a response's log-likelihood; `response` means the sum over all its tokens.
     learnability_per: Per = "token"
+    #: Which part of a response learnability is computed on, where the teacher reasoned: its answer given the reasoning,
+    #: the reasoning, or `both`.
+    learnability_on: Literal["answer", "reasoning", "both"] = "both"
     #: Number of prompts answered by every teacher, including the hold-out; at most the number of prompts.
     calibration: Positive = 2500
     #: Share of the calibration prompts excluded from the fit, to measure the router and to compare strategies.

@@ -64,7 +64,8 @@ class Filters:
 
     def _contaminated(self, row: AssignedRow) -> Drop | None:
         turns = [words(turn["content"]) for turn in row.history or () if turn["role"] != "system"]
-        prompt, others = words(row.text), [*turns, words(row.response)]
+        reasoning = [words(row.reasoning)] if row.reasoning and self._options.reasoning != "drop" else []
+        prompt, others = words(row.text), [*turns, *reasoning, words(row.response)]
         found = next((each.name for each in self._benchmarks if each.overlaps(prompt, others)), None)
         return Drop("contaminated", found) if found else None
 

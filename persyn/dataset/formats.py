@@ -4,13 +4,16 @@ Every row of a JSONL file has the same keys and types, without nulls: readers th
 file (Hugging Face datasets, and LLaMA-Factory through it) reject a type that appears later. For the same reason,
 multi-turn conversations are best read as messages or sharegpt: in Alpaca, a history that first appears after many rows
 without one may be rejected.
+
+A turn that has `reasoning_content` keeps it in messages, prompt-completion and Parquet; the export gives the other
+formats conversations that have the reasoning in the text, see `inlined`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -27,6 +30,8 @@ _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
 #: The format with all provenance.
 PARQUET = "parquet"
+#: The markers of reasoning in a text, as most chat templates and trainers write and recognise them.
+_THINK, _THOUGHT = "<think>", "</think>"
 _SHAREGPT = {"user": "human", "assistant": "gpt"}
 
 
@@ -37,8 +42,11 @@ class Example:
     #: The row's id in its file; if it had none, the SHA-256 of the conversation.
     id: str
     prompt_id: int
-    #: An optional system turn, then user and assistant alternating; the last is the response.
+    #: An optional system turn, then user and assistant alternating; the last is the response. It has
+    #: `reasoning_content` in all rows of a dataset or in none, empty where there is no reasoning.
     messages: list[Message]
+    #: What the teacher wrote before the answer; None if nothing, or if the dataset was to have no reasoning.
+    reasoning: str | None
     answer: str | None
     source: str
     source_id: str | None
@@ -51,6 +59,8 @@ class Example:
     reason: str
     margin: float | None
     response_tokens: int | None
+    #: Of these tokens, those of the reasoning; None if unknown.
+    reasoning_tokens: int | None
     #: In the unit of the run's quality scorer, not normalised; None if the response was not scored.
     quality: float | None
 
@@ -61,6 +71,16 @@ def domain_of(meta: Mapping[str, Any]) -> str:
     if domain is None or isinstance(domain, str):
         return domain or ""
     return msgspec.json.encode(domain, order="sorted").decode()
+
+
+def inlined(response: str, reasoning: str | None) -> str:
+    """The reasoning and the answer as one text; without reasoning, the answer alone."""
+    return f"{_THINK}\n{reasoning}\n{_THOUGHT}\n\n{response}" if reasoning else response
+
+
+def is_ambiguous(response: str, reasoning: str | None) -> bool:
+    """Whether the text has markers of its own, so that the inlined answer cannot be recognised with certainty."""
+    return any(marker in text for text in (response, reasoning or "") for marker in (_THINK, _THOUGHT))
 
 
 Write: TypeAlias = Callable[[Example], object]
@@ -79,6 +99,8 @@ class Format:
     llama_factory: dict[str, Any] | None = None
     #: Its columns as declared in a dataset card; None where readers infer them correctly.
     features: list[dict[str, Any]] | None = None
+    #: The list whose last turn may have `reasoning_content`; None if the format has no field for reasoning.
+    reasoning_in: str | None = None
     #: Whether it is text; `datasets` accepts one file type per folder, and reads the text formats by name.
     is_text: bool = True
 
@@ -155,25 +177,34 @@ def _jsonl(shape: Callable[[Example], dict[str, Any]]) -> Callable[[Path], Abstr
 def _parquet(path: Path) -> Iterator[Write]:
     from pyarrow.parquet import ParquetWriter
 
-    with path.open("xb") as file:
-        with ParquetWriter(file, arrow_schema(), compression="zstd") as writer:
-            group = _RowGroup(writer.write_batch)
-            yield group.add
-            group.flush()
+    with path.open("xb") as file, ExitStack() as stack:
+        writer: ParquetWriter | None = None
+
+        def write(batch: pa.RecordBatch) -> None:
+            nonlocal writer
+            if writer is None:
+                writer = stack.enter_context(ParquetWriter(file, batch.schema, compression="zstd"))
+            writer.write_batch(batch)
+
+        group = _RowGroup(write)
+        yield group.add
+        group.flush()
+        stack.close()
         _sync(file)
 
 
-def arrow_schema() -> pa.Schema:
-    """The columns of a row with all provenance."""
+def _arrow_schema(turn: Message) -> pa.Schema:
+    """The columns of a row with all provenance; its messages have the keys of the response's turn."""
     import pyarrow as pa
 
     return pa.schema(
         {
             "prompt_id": pa.int64(),
-            "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+            "messages": pa.list_(pa.struct(dict.fromkeys(turn, pa.string()))),
             "id": pa.string(),
             "domain": pa.string(),
             "answer": pa.string(),
+            "reasoning": pa.string(),
             "source": pa.string(),
             "source_id": pa.string(),
             "meta": pa.string(),
@@ -183,13 +214,14 @@ def arrow_schema() -> pa.Schema:
             "reason": pa.string(),
             "margin": pa.float64(),
             "response_tokens": pa.int64(),
+            "reasoning_tokens": pa.int64(),
             "quality": pa.float64(),
         }
     )
 
 
 def arrow_table(examples: Iterable[Example]) -> pa.Table:
-    """Examples as a table of `arrow_schema`, converted some thousands at a time."""
+    """Examples as a table of the columns of the Parquet file, converted some thousands at a time."""
     import pyarrow as pa
 
     batches: list[pa.RecordBatch] = []
@@ -197,7 +229,8 @@ def arrow_table(examples: Iterable[Example]) -> pa.Table:
     for example in examples:
         group.add(example)
     group.flush()
-    return pa.Table.from_batches(batches, arrow_schema())
+    schema = batches[0].schema if batches else _arrow_schema({"role": "", "content": ""})
+    return pa.Table.from_batches(batches, schema)
 
 
 class _RowGroup:
@@ -205,14 +238,16 @@ class _RowGroup:
 
     def __init__(self, write: Callable[[pa.RecordBatch], object]) -> None:
         self._write = write
+        self._schema: pa.Schema | None = None
         self._rows: list[dict[str, Any]] = []
         self._characters = 0
 
     def add(self, example: Example) -> None:
         row = _as_row(example)
+        self._schema = self._schema or _arrow_schema(example.messages[-1])
         self._rows.append(row)
         self._characters += sum(len(turn["content"]) for turn in example.messages)
-        self._characters += len(row["meta"]) + len(example.answer or "")
+        self._characters += len(row["meta"]) + len(example.answer or "") + 2 * len(example.reasoning or "")
         if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
             self.flush()
 
@@ -220,7 +255,7 @@ class _RowGroup:
         import pyarrow as pa
 
         if self._rows:
-            self._write(pa.RecordBatch.from_pylist(self._rows, schema=arrow_schema()))
+            self._write(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
         self._rows, self._characters = [], 0
 
 
@@ -269,12 +304,14 @@ FORMATS = Registry(
             },
         },
         [_turns("messages"), *_origins()],
+        reasoning_in="messages",
     ),
     Format(
         "prompt-completion",
         "prompt_completion.jsonl",
         _jsonl(_prompt_completion),
         features=[_turns("prompt"), _turns("completion"), *_origins()],
+        reasoning_in="completion",
     ),
     Format(
         "sharegpt",
@@ -304,6 +341,6 @@ FORMATS = Registry(
             *_origins(),
         ],
     ),
-    Format(PARQUET, "dataset.parquet", _parquet, is_text=False),
+    Format(PARQUET, "dataset.parquet", _parquet, reasoning_in="messages", is_text=False),
     groups=("persyn.formats",),
 )
