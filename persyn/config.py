@@ -77,7 +77,7 @@ class RunTable(_Table, frozen=True):
     learnability_per: Per = "token"
     #: Which part of a response learnability is computed on, where the teacher reasoned: its answer given the reasoning,
     #: the reasoning, or `both`.
-    learnability_on: Literal["answer", "reasoning", "both"] = "both"
+    learnability_on: On = "both"
     #: Number of prompts answered by every teacher, including the hold-out; at most the number of prompts.
     calibration: Positive = 2500
     #: Share of the calibration prompts excluded from the fit, to measure the router and to compare strategies.
@@ -270,6 +270,11 @@ class RunConfig(_Table, frozen=True):
         if self.run.learnability_per != "token" and "response_tokens" in self.student.options:
             raise ValueError(
                 f"learnability_per {self.run.learnability_per} cannot be combined with the student's response_tokens"
+            )
+        if self.run.learnability_on == "answer" and "response_tokens" in self.student.options:
+            raise ValueError(
+                "learnability_on answer cannot be combined with the student's response_tokens: the first tokens of a "
+                "response may all be reasoning"
             )
         names = [teacher.name for teacher in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):

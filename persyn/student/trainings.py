@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of, load_config
 from persyn.dataset import export, manifest
+from persyn.dataset.filters import AssignedRow
+from persyn.dataset.formats import inlined
 from persyn.dataset.options import ExportOptions
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState, Student
@@ -122,7 +124,7 @@ def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterat
     try:
         for row in export.training_rows(session, run.id, options):
             n_rows += 1
-            yield Conversation(conversation(row), row.response, row.reasoning)
+            yield _example(row, options)
     except UsageError as error:
         raise UsageError(
             f"the dataset of run {run.name} cannot be recreated as it was exported: {error}; "
@@ -130,6 +132,17 @@ def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterat
         ) from error
     if not n_rows:
         raise UsageError(f"nothing to train on: the dataset of run {run.name} has no row in its split train")
+
+
+def _example(row: AssignedRow, options: ExportOptions) -> Conversation:
+    """A row with its reasoning where the exported dataset has it."""
+    messages = conversation(row)
+    match options.reasoning:
+        case "field":
+            return Conversation(messages, row.response, row.reasoning)
+        case "inline":
+            return Conversation(messages, inlined(row.response, row.reasoning))
+    return Conversation(messages, row.response)
 
 
 def _hash(conversations: Iterator[Conversation]) -> str:
