@@ -107,7 +107,6 @@ def make_teacher(session: Session, name: str, **columns: Any) -> int:
         "options": {},
         "sampling": {"max_tokens": 64},
         "few_shot": [],
-        "gpus": 0,
         **columns,
     }
     return _found_or_added(session, Teacher, row)
@@ -123,7 +122,6 @@ def make_scorer(session: Session, kind: str, *, student_id: int | None = None) -
         "kind": kind,
         "model": "",
         "options": {},
-        "gpus": 0,
         "student_id": student_id,
     }
     return _found_or_added(session, Scorer, row)
