@@ -194,7 +194,7 @@ def test_copies_of_a_model_are_one_teacher_and_greedy_ones_whatever_top_p_says()
     copy = {**local, "options": {}, "sampling": {"temperature": 0.0, "top_p": 0.5}}
     assert teacher_key(known, model="/a", **local) == teacher_key(known, model="/b", **copy)
     assert teacher_key(known, model="/a", **local) != teacher_key(known, model="/c", **local)
-    assert teacher_key({("m", None): UNKNOWN_IDENTITY}, engine="vllm") != teacher_key()
+    assert teacher_key({("m", None): UNKNOWN_IDENTITY}, engine="vllm", options={}) != teacher_key()
 
 
 def test_two_spellings_of_one_server_are_refused(database: Database, tmp_path: Path) -> None:
