@@ -33,13 +33,10 @@ def change(session: Session, run: Run, config: RunConfig, *, actor: str) -> list
     Waiting jobs go to the queue of the model as it is reached now, and a wait for its server ends. A worker lets the
     requests in flight finish and releases its jobs. No row is computed again.
     """
-    found = same_run.differences(_transport(load_config(run.config)), _transport(config))
-    if not found:
+    if not _differences(run, config):
         return []
-    # Jobs before the run, in the order of a worker that saves results.
-    queue.queues(session, run.id)
-    run = session.get_one(Run, run.id, with_for_update={"key_share": True}, populate_existing=True)
-    jobs = queue.queues(session, run.id)
+    _lock(session, run)
+    found, jobs = _differences(run, config), queue.queues(session, run.id)
     before = {job: _spec(session, run, job) for job in jobs}
     taken = _with_tables(load_config(run.config), config)
     run.config, run.config_hash = taken.frozen(), taken.digest()
@@ -60,6 +57,7 @@ def change_one(session: Session, run: Run, model: str, given: Mapping[str, Any],
            engine.
     Raises `UsageError` for unknown options, invalid values, and options that determine results.
     """
+    _lock(session, run)
     was = load_config(run.config)
     place = _place(run, was, model)
     engine, table = same_run.models(was)[place]
@@ -81,6 +79,19 @@ def change_one(session: Session, run: Run, model: str, given: Mapping[str, Any],
             f"another name. What can be changed: {', '.join(_may(kind))}"
         )
     return change(session, run, config, actor=actor)
+
+
+def _lock(session: Session, run: Run) -> None:
+    """Lock a run and its jobs and read it again, so that no other change is undone and no job is planned meanwhile.
+
+    Jobs come before the run, as when a worker saves results; otherwise the two could deadlock.
+    """
+    queue.queues(session, run.id)
+    session.refresh(run, with_for_update={"key_share": True})
+
+
+def _differences(run: Run, config: RunConfig) -> list[Difference]:
+    return same_run.differences(_transport(load_config(run.config)), _transport(config))
 
 
 def _place(run: Run, config: RunConfig, model: str) -> str:
