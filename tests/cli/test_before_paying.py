@@ -207,6 +207,22 @@ def test_two_spellings_of_one_server_are_refused(database: Database, tmp_path: P
         begin(database, file)
 
 
+def test_one_model_s_name_at_two_addresses_is_refused_with_what_to_do_and_a_revision_tells_them_apart(
+    database: Database, tmp_path: Path
+) -> None:
+    file = write_run(tmp_path, teachers=("ada", "bob"))
+    text = file.read_text().replace("options = {  }", "")
+    for name, port in (("ada", 8000), ("bob", 8001)):
+        server = SERVER.format(url=f"http://127.0.0.1:{port}/v1", more="")
+        text = text.replace(f'model = "{name}"\nengine = "fake"\ngpus = 0', server)
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"different models .* give each teacher a revision .* list of both addresses"):
+        begin(database, file)
+    head, ada, bob = text.split('model = "m"')
+    file.write_text(f'{head}model = "m"\nrevision = "8B q4"{ada}model = "m"\nrevision = "70B q4"{bob}')
+    begin(database, file)
+
+
 def served_by(tmp_path: Path, url: str, more: str = "") -> RunConfig:
     return run_file.read(Path(with_teacher(write_run(tmp_path), SERVER.format(url=url, more=more))))
 

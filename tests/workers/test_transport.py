@@ -122,14 +122,7 @@ def test_a_run_moves_to_another_address_while_the_old_one_answers_and_asks_nothi
 ) -> None:
     old, new = servers
     moved = threading.Event()
-
-    async def reply(n: int) -> web.Response:
-        while n > 3 and not moved.is_set():  # in flight during the change
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.5 if moved.is_set() else 0)
-        return completion("Four.")
-
-    old.reply = reply
+    old.reply = held_until(moved, lambda: completion("Four."))
     file = write(tmp_path, old.base_url)
     run_id = begin(database, file)
     thread = working(database, tmp_path, run_id)
@@ -150,6 +143,37 @@ def test_a_run_moves_to_another_address_while_the_old_one_answers_and_asks_nothi
         {"key": f"teachers[{n}].options.base_url", "was": old.base_url, "now": new.base_url} for n in range(2)
     ]
     assert (first.from_state, first.to_state, first.run_id) == ("running", "running", run_id)
+
+
+@SQLITE
+def test_what_the_old_server_refuses_after_the_change_is_requested_at_the_new_address(
+    database: Database, tmp_path: Path, servers: tuple[Server, Server]
+) -> None:
+    old, new = servers
+    moved = threading.Event()
+    old.reply = held_until(moved, lambda: error(400, "no such model"))
+    file = write(tmp_path, old.base_url)
+    thread = working(database, tmp_path, begin(database, file))
+    wait_until(lambda: len(old.bodies) > 3)
+
+    move_by_file(database, file, new.base_url)
+    moved.set()
+    thread.join(60)
+
+    require_done(database)
+    assert len(new.bodies) == ROWS - 3
+
+
+def held_until(moved: threading.Event, then: Callable[[], web.Response]) -> Callable[[int], Any]:
+    """Answers three requests; the others are in flight until the event, and answered half a second later."""
+
+    async def reply(n: int) -> web.Response:
+        while n > 3 and not moved.is_set():
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5 if moved.is_set() else 0)
+        return then() if n > 3 else completion("Four.")
+
+    return reply
 
 
 def fails(n: int) -> web.Response:
