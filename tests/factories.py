@@ -117,7 +117,7 @@ def make_student(session: Session, name: str = "student") -> int:
 
 
 def make_scorer(session: Session, kind: str, *, student_id: int | None = None) -> int:
-    row = {
+    row: dict[str, Any] = {
         "fingerprint": digest(f"scorer {kind} {student_id}"),
         "kind": kind,
         "model": "",
