@@ -150,7 +150,7 @@ class QualityTable(_Table, frozen=True):
     #: `judge`: a folder, a hub id, or a server's name for it. `python`: `module:function`, on every worker's
     #: `PYTHONPATH`. `imported`: the field that was given to `persyn responses import --score`.
     model: str = ""
-    #: Hub commit, branch or tag; stored as a commit.
+    #: Hub commit, branch or tag; stored as a commit. For a judge behind a server: text that says which model it is.
     revision: str | None = None
     #: GPUs for scoring; 0 is the CPU, or a server.
     gpus: NonNegative = 0
@@ -221,7 +221,7 @@ class Shot(_Table, frozen=True):
 
 
 class TeacherTable(_Table, frozen=True):
-    """[[teachers]]: a model that writes responses. All fields but the descriptive ones are part of its version."""
+    """[[teachers]]: a model that writes responses. All but descriptive fields and transport are part of its version."""
 
     #: Its name in reports.
     name: TeacherName
@@ -229,9 +229,10 @@ class TeacherTable(_Table, frozen=True):
     model: str
     #: The engine that runs it. `imported`: it generates nothing here; its responses were imported.
     engine: TeacherEngine = "vllm"
-    #: Hub commit, branch or tag; stored as a commit.
+    #: Hub commit, branch or tag; stored as a commit. For a server: any text that says which model it has, where the
+    #: name does not (llama-server accepts any, often `default`); another text is another teacher.
     revision: str | None = None
-    #: GPUs it needs; 0 for the CPU or a server.
+    #: GPUs it needs; 0 for the CPU or a server. May be changed during a run.
     gpus: NonNegative = 1
     #: Options of its engine.
     options: dict[str, Any] = {}

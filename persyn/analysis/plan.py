@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
 from persyn.analysis.text_table import text_table
-from persyn.config import IMPORTED, RunConfig, load_config
+from persyn.config import IMPORTED, RunConfig, TeacherTable, load_config
 from persyn.db import bulk, lookup
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
@@ -215,7 +215,8 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
     past: the store with its teachers' history, if that is another one.
     """
     teachers = lookup.teachers(session, run.id)
-    bases = [_basis(past or session, teacher) for teacher in teachers]
+    tables = load_config(run.config).teachers
+    bases = [_basis(past or session, *pair) for pair in zip(teachers, tables, strict=True)]
     is_used = Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id))
     scorer_ids = session.scalars(select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)).all()
     piles = _piles(session, run, scorer_ids)
@@ -331,7 +332,7 @@ def _rounded(amount: Amount) -> tuple[float | None, ...]:
     return (*counts, amount.cost, amount.engine_hours)
 
 
-def _basis(session: Session, teacher: Teacher) -> Basis:
+def _basis(session: Session, teacher: Teacher, table: TeacherTable) -> Basis:
     opening = sum(len(turn["content"]) for turn in answers.opening_of(teacher.system, teacher.few_shot))
     last = (
         select(Response.prompt_tokens, Response.response_tokens, (_CHARACTERS + opening).label("characters"))
@@ -349,7 +350,7 @@ def _basis(session: Session, teacher: Teacher) -> Basis:
     return Basis(
         teacher=teacher.name,
         engine=teacher.engine,
-        gpus=teacher.gpus,
+        gpus=table.gpus,
         response_tokens=float(teacher.sampling["max_tokens"] if length is None else length),
         response_tokens_from="max_tokens" if length is None else "store",
         tokens_per_character=tokens / characters if tokens else _TOKENS_PER_CHARACTER,

@@ -49,8 +49,11 @@ class EngineKind:
     #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
     package: str | None = None
     extra: str | None = None
-    #: Options that affect speed or memory but no result; they are not part of a teacher's version.
-    speed_options: frozenset[str] = frozenset()
+    #: Options that say how the model is reached or how fast it runs, and affect no result: address, key, concurrency,
+    #: timeouts, memory. Like `gpus`, they belong to a run and are not part of a teacher's or scorer's version.
+    transport: frozenset[str] = frozenset()
+    #: What `dtype` is on a CPU and on a GPU if it is not set, None where the model decides: where GPUs affect results.
+    default_dtypes: tuple[str | None, str | None] = (None, None)
     #: Whether its rows are tokenised on all cores, because a GPU waits for them.
     tokenises_in_parallel: bool = False
     #: A scorer's unit, as reports name it; empty if the values have none.
@@ -61,6 +64,11 @@ class EngineKind:
     reads_row: bool = False
     #: What a scorer needs from a prompt, given its options; None if any prompt will do.
     need: Callable[[Mapping[str, Any]], Need | None] = _no_need
+
+    def __post_init__(self) -> None:
+        known = self.options.__struct_fields__ if self.options is not None else ()
+        if unknown := sorted(self.transport - set(known)):
+            raise ValueError(f"transport of engine {self.name!r} names no option of it: {', '.join(unknown)}")
 
     def reference(self, chosen: Mapping[str, Any]) -> ModelReference:
         """What `model` names, given the options."""
@@ -78,7 +86,7 @@ ENGINES = Registry(
         model="weights",
         package="vllm",
         extra="vllm",
-        speed_options=frozenset(
+        transport=frozenset(
             {"gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"}
         ),
     ),
@@ -89,7 +97,8 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.TransformersOptions,
         model="weights",
-        speed_options=frozenset({"batch_size"}),
+        transport=frozenset({"batch_size"}),
+        default_dtypes=("float32", "bfloat16"),
     ),
     EngineKind(
         name="openai",
@@ -98,8 +107,16 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.OpenAIOptions,
         model="server",
-        speed_options=frozenset(
-            {"api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
+        transport=frozenset(
+            {
+                "base_url",
+                "api_key_env",
+                "api_key_header",
+                "concurrency",
+                "timeout_seconds",
+                "max_retries",
+                "max_tokens_field",
+            }
         ),
     ),
     EngineKind(
@@ -109,6 +126,8 @@ ENGINES = Registry(
         roles=frozenset({"student"}),
         options=options.LogLikelihoodOptions,
         model="weights",
+        transport=frozenset({"batch_tokens"}),
+        default_dtypes=("float32", None),
         tokenises_in_parallel=True,
     ),
     EngineKind(
@@ -117,6 +136,7 @@ ENGINES = Registry(
         module="persyn.llm.scorers.math_scorer",
         roles=frozenset({"quality"}),
         options=options.MathOptions,
+        transport=frozenset({"timeout_seconds", "memory_mb"}),
         unit="1 right, 0 wrong",
         may_be_verdict=True,
         need=lambda chosen: needs.answer("math"),
@@ -141,6 +161,8 @@ ENGINES = Registry(
         roles=frozenset({"quality"}),
         options=options.RewardModelOptions,
         model="weights",
+        transport=frozenset({"batch_tokens"}),
+        default_dtypes=("float32", None),
         unit="logit",
     ),
     EngineKind(
@@ -177,6 +199,7 @@ ENGINES = Registry(
         module="persyn.llm.fake",
         roles=frozenset({"teacher", "judge", "student", "quality", "router"}),
         options=options.FakeOptions,
+        transport=frozenset({"latency_seconds", "concurrency", "rows_per_second", "load_seconds", "journal"}),
     ),
     EngineKind(
         name="router_fit",
@@ -184,6 +207,8 @@ ENGINES = Registry(
         module="persyn.router.fit",
         options=options.RouterFitOptions,
         model="weights",
+        transport=frozenset({"batch_tokens"}),
+        default_dtypes=("float32", "bfloat16"),
     ),
     EngineKind(name="router", summary="routes with a fitted router", module="persyn.router.route"),
     EngineKind(name="strategy", summary="calls a custom strategy", module="persyn.router.strategy"),

@@ -69,7 +69,8 @@ class OpenAIOptions(EngineOptions, frozen=True):
     """The options of a teacher behind a server."""
 
     #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
-    #: password or a key in it is rejected, because options are stored.
+    #: password or a key in it is rejected, because options are stored. It may be changed during a run
+    #: (`persyn teachers set`); a teacher is its `model` and `revision`, wherever they are.
     base_url: str
     #: The environment variable with the key; the key itself is never stored. None: no key is sent.
     api_key_env: str | None = None

@@ -285,6 +285,7 @@ STAGE = Stage(
     style=("green", "-."),
     plan=plan,
     load=load,
+    spec=lambda session, run, _: route_spec(session, run),
     save=save,
     progress=progress,
     expected=_expected,

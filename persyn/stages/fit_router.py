@@ -157,6 +157,7 @@ STAGE = Stage(
     style=("purple", ":"),
     plan=plan,
     load=load,
+    spec=lambda session, run, _: _spec(run),
     save=save,
     progress=progress,
     expected=_expected,

@@ -153,7 +153,7 @@ class Evaluator:
         if wanted.how.engine is not None:
             for subject, evaluation_id in made:
                 self._ask(subject.spec(wanted.how), evaluation_id, wanted.how.sampling)
-        self._judge(evaluation_ids)
+        self._judge(made, wanted)
         with self._database.write() as session:
             unfinished = Evaluation.id.in_(evaluation_ids), Evaluation.finished_at.is_(None)
             session.execute(update(Evaluation).where(*unfinished).values(finished_at=datetime.now(UTC)))
@@ -168,14 +168,14 @@ class Evaluator:
                 asked.append(_Asked(evaluation_id, row.id, Generate(place, conversation(row), sampling, seed=0)))
         self._work("ask", spec, asked)
 
-    def _judge(self, evaluation_ids: Sequence[int]) -> None:
+    def _judge(self, made: Sequence[tuple[_Subject, int]], wanted: _Wanted) -> None:
         """Score the responses that have no value; a scorer shared by several students is loaded once."""
         asked: dict[int, list[_Asked]] = {}
-        scorers: dict[int, Scorer] = {}
+        specs: dict[int, ModelSpec] = {}
         with self._database.read() as session:
-            for evaluation_id in evaluation_ids:
+            for subject, evaluation_id in made:
                 scorer = session.get_one(Scorer, session.get_one(Evaluation, evaluation_id).scorer_id)
-                scorers[scorer.id] = scorer
+                specs[scorer.id] = _spec_of_scorer(scorer, subject, wanted)
                 of_scorer = asked.setdefault(scorer.id, [])
                 unjudged = _of(evaluation_id).where(Outcome.value.is_(None), Outcome.failure.is_(None))
                 for row in session.execute(unjudged):
@@ -184,7 +184,7 @@ class Evaluator:
                     judge = Judge(len(of_scorer), conversation(row), text, answer=row.answer, meta=to_wire(row.meta))
                     of_scorer.append(_Asked(evaluation_id, row.id, judge))
         for scorer_id, of_scorer in asked.items():
-            self._work("judge", score.spec_of(scorers[scorer_id]), of_scorer)
+            self._work("judge", specs[scorer_id], of_scorer)
 
     def _work(self, what: str, spec: ModelSpec, asked: Sequence[_Asked]) -> None:
         """Send numbered requests to a model and store each result as it arrives."""
@@ -285,6 +285,12 @@ def _options(run: Run) -> dict[str, Any]:
     """The run's options for scoring with the student, applied to whole responses."""
     options = load_config(run.config).student.options
     return {name: value for name, value in options.items() if name != "response_tokens"}
+
+
+def _spec_of_scorer(scorer: Scorer, subject: _Subject, wanted: _Wanted) -> ModelSpec:
+    if (table := wanted.table) is None:
+        return score.spec_of(scorer, model=subject.model, gpus=wanted.how.gpus, options=wanted.how.options)
+    return score.spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
 
 
 def _without_generation(how: GenerationSettings, run: Run) -> GenerationSettings:
