@@ -116,6 +116,10 @@ ENGINES = Registry(
                 "timeout_seconds",
                 "max_retries",
                 "max_tokens_field",
+                "mode",
+                "batch_requests",
+                "poll_seconds",
+                "batch_discount",
             }
         ),
     ),
@@ -220,6 +224,14 @@ ENGINES = Registry(
 def with_role(role: EngineRole) -> list[str]:
     """The names of the engines that can do this, built-in ones first."""
     return [name for name, kind in ENGINES.items() if role in kind.roles]
+
+
+def batch_size(spec: ModelSpec) -> int | None:
+    """The number of requests in a batch, for a model behind a batch protocol; None for all others."""
+    kind = ENGINES.get(spec.engine)
+    if kind is None or kind.options is not options.OpenAIOptions or spec.options.get("mode") != "batch":
+        return None
+    return options.decode(spec, options.OpenAIOptions).batch_requests
 
 
 def loads_weights(engine: str, chosen: Mapping[str, Any]) -> bool:

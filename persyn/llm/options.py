@@ -87,6 +87,14 @@ class OpenAIOptions(EngineOptions, frozen=True):
     extra: dict[str, Any] = {}
     #: The name of the body's field for `max_tokens`; some servers require `max_completion_tokens`.
     max_tokens_field: str = "max_tokens"
+    #: `batch`: send each job's requests as one batch, which the provider executes within a day at a lower price.
+    mode: Literal["direct", "batch"] = "direct"
+    #: `mode = "batch"`: maximum number of requests in a batch.
+    batch_requests: Annotated[int, Meta(ge=1, le=50_000)] = 10_000
+    #: `mode = "batch"`: how often the state of a batch is asked for.
+    poll_seconds: Above0 = 60.0
+    #: `mode = "batch"`: the share of the teacher's prices that a batch saves.
+    batch_discount: Annotated[float, Meta(ge=0, le=1)] = 0.5
     #: Which of `seed`, `temperature` and `top_p` are not sent: some servers reject requests with them.
     omit: list[Literal["seed", "temperature", "top_p"]] = []
 

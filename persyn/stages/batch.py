@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from persyn.config import fingerprint_of
 from persyn.db.work import Job
 from persyn.jobs.queue import Claim
+from persyn.llm import engines
 from persyn.llm.protocols import Message, ModelSpec, Request, Result
 
 #: A model's part of a stage is cut into at least this many jobs, so that workers get nearly equal shares; jobs with
@@ -121,11 +122,14 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
     missing: a select with a `prompt_id` column; a prompt may occur more than once.
 
     No job has more than `plan.size` prompts; if there are few, jobs are smaller, so that many workers can share
-    them. It is one INSERT ... SELECT, so the prompts never leave the database.
+    them. A model behind a batch protocol has a job per batch. It is one INSERT ... SELECT, so the prompts never leave
+    the database.
     """
     prompts = missing.subquery()
     counted = select(prompts.c.prompt_id, func.count().label("n_items")).group_by(prompts.c.prompt_id).subquery()
-    size = _size(plan.size, session.scalars(select(func.count()).select_from(counted)).one())
+    size = engines.batch_size(plan.spec) or _size(
+        plan.size, session.scalars(select(func.count()).select_from(counted)).one()
+    )
     place = func.row_number().over(order_by=counted.c.prompt_id) - 1
     cut = select(counted.c.prompt_id, counted.c.n_items, (place // size).label("slice")).subquery()
     jobs = (

@@ -29,14 +29,16 @@ from persyn.db.work import JobState, Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
 from persyn.jobs import owner, queue
 from persyn.jobs.queue import Claim
+from persyn.llm import engines
 from persyn.llm.host import HostDied
-from persyn.llm.protocols import Failed, Fitted, Result
+from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
 from persyn.runs import pipeline
 from persyn.settings import Settings
 from persyn.stages import fit_router
 from persyn.stages.batch import Batch, Done
 from persyn.stages.registry import STAGES
 from persyn.workers.runner.affinity import Reach
+from persyn.workers.runner.batch_slot import BatchSlot
 from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases
 from persyn.workers.runner.ledger import Ledger
@@ -94,7 +96,7 @@ class Worker:
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._leases = Leases(database, self._lease)
         self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=self._lease)
-        self._slot = Slot(settings)
+        self._slot: Slot | BatchSlot = Slot(settings)
         self._queue: str | None = None
         self._is_loading = False
         self._jobs: dict[int, OpenJob] = {}
@@ -247,6 +249,7 @@ class Worker:
         spec = next(iter(self._jobs.values())).spec
         if not self._slot.holds(spec):
             self._slot.end()
+            self._slot = self._slot_for(spec)
             devices = self._ledger.settle(self.owner)
             try:
                 self._slot.start(spec, devices)
@@ -258,6 +261,10 @@ class Worker:
         # Without renewed leases, submit no new requests: others may hold the jobs.
         if self._slot.loaded is not None and self._leases.are_kept:
             self._slot.submit(self._jobs.values(), self._window() - self._slot.in_hand)
+
+    def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
+        """An empty slot of the kind that the model needs."""
+        return BatchSlot(self._database, self._outlasting) if engines.batch_size(spec) else Slot(self._settings)
 
     def _collect(self) -> None:
         try:
@@ -287,7 +294,7 @@ class Worker:
         job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
         self._ledger.note_load(seconds)
         self._listener.loaded(job.spec, seconds)
-        if job.spec.model:  # an answer checker has a process, but no model
+        if job.spec.model and self._slot.log:  # an answer checker has a process, but no model; a batch has neither
             log.info("loaded", extra=self._telemetry.about(job.claim, engine=loaded.version, seconds=seconds))
             where = {"log": self._slot.log, "gpus": self._slot.gpus}
             self._outlasting(lambda: self._note_load(job.claim, loaded.version, seconds, where))

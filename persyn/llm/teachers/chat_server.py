@@ -48,6 +48,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     the server is temporarily unavailable, `AccountError` when a person must act first.
     """
     chosen = options.decode(spec, options.OpenAIOptions)
+    if chosen.mode == "batch":
+        raise PermanentError('mode = "batch" is for teachers only; remove it')
     url, key = endpoint(chosen.base_url), read_key(chosen)
     return ChatServerEngine(spec.model, chosen, url, key, proxy(url))
 
@@ -344,6 +346,12 @@ class ChatServerEngine:
         return text
 
 
+def key_header(chosen: options.OpenAIOptions, key: str | None) -> dict[str, str]:
+    """The header with the key; none without a key."""
+    header = chosen.api_key_header
+    return {header: f"Bearer {key}" if header.lower() == "authorization" else key} if key else {}
+
+
 def _greeting(doubt: _Doubt) -> Generate:
     """The probe sent in place of a request in doubt: the same form, but short and harmless.
 
@@ -360,10 +368,7 @@ def _password(proxy: URL | None) -> str | None:
 
 
 async def _open(chosen: options.OpenAIOptions, key: str | None) -> aiohttp.ClientSession:
-    headers = {"Content-Type": "application/json"}
-    if key:
-        header = chosen.api_key_header
-        headers[header] = f"Bearer {key}" if header.lower() == "authorization" else key
+    headers = {"Content-Type": "application/json", **key_header(chosen, key)}
     return aiohttp.ClientSession(
         # The number of workers already limits connections.
         connector=aiohttp.TCPConnector(limit=0),
