@@ -92,6 +92,10 @@ class BatchSlot:
         """Whether the slot serves this model."""
         return self._spec == spec
 
+    def is_flying(self, job: OpenJob) -> bool:
+        """Never: a job can be released at any time, and its batch is found again."""
+        return False
+
     def start(self, spec: ModelSpec, devices: str | None) -> None:
         """Prepare to call the provider; nothing is sent."""
         assert self._spec is None
