@@ -24,6 +24,22 @@ Tools: TypeAlias = list[dict[str, Any]]
 """The functions a model may call: [{"type": "function", "function": {"name", "description", "parameters"}}, ...]."""
 
 
+def join_turns(history: Sequence[Message] | None, text: str, last_turn: Message | None) -> list[Message]:
+    """A conversation from its stored parts.
+
+    history:   the turns before the last one.
+    text:      of the last turn.
+    last_turn: the last turn without its text; None if it is the user's.
+    """
+    last = {"role": "user"} if last_turn is None else last_turn
+    return [*(history or ()), {"role": last["role"], "content": text, **last}]
+
+
+def last_turn_of(turn: Message) -> Message | None:
+    """The stored form of a conversation's last turn, without its text."""
+    return None if turn["role"] == "user" else {key: said for key, said in turn.items() if key != "content"}
+
+
 class ModelSpec(Struct, frozen=True):
     """What a host loads. Equal specs can be served by one host."""
 
