@@ -42,7 +42,7 @@ from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
 from persyn.errors import PersynError, UsageError
-from persyn.stages.batch import conversation
+from persyn.stages.batch import TURNS, conversation, response_turn
 
 #: Rows between two progress reports.
 _REPORT_ROWS = 1_000
@@ -371,14 +371,15 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
             Assignment.reason,
             Assignment.margin,
             Prompt.content_hash,
-            Prompt.text,
-            Prompt.history,
+            *TURNS,
+            Prompt.tools,
             Prompt.answer,
             Prompt.source,
             Prompt.source_id,
             Prompt.meta,
             Response.id.label("response_id"),
             Response.text.label("response"),
+            Response.tool_calls,
             Response.failure,
             Response.finish_reason,
             Response.response_tokens,
@@ -399,7 +400,7 @@ def _example(row: AssignedRow, teacher: Teacher) -> Example:
     return Example(
         id=row.source_id or row.content_hash,
         prompt_id=row.prompt_id,
-        messages=[*conversation(row), {"role": "assistant", "content": row.response}],
+        messages=[*conversation(row), response_turn(row.response, row.tool_calls)],
         answer=row.answer,
         source=row.source,
         source_id=row.source_id,

@@ -25,6 +25,8 @@ from persyn.method.strategies import STRATEGIES
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
 """Identities of models, by (model, revision)."""
 
+#: Teacher columns that are newer than the first fingerprints: they count only if they are set.
+_LATER = ("response_schema",)
 #: Teacher columns that may change without creating a new version.
 _DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out")
 
@@ -103,7 +105,7 @@ def teacher_key(table: TeacherTable, known: Identities) -> str:
     elif ENGINES[engine].model == "server":
         options["base_url"] = _address(str(table.options.get("base_url")))
     shots = msgspec.to_builtins(table.few_shot)
-    parts = [engine, model, version, options, sampling, table.system or None, shots]
+    parts = [engine, model, version, options, sampling, table.system or None, shots, table.response_schema]
     return msgspec.json.encode(parts, order="sorted").decode()
 
 
@@ -124,7 +126,8 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     if table.engine == IMPORTED:  # how the responses were generated is unknown
         decisive = {"engine": table.engine, "model": table.model}
     else:
-        decisive = {key: value for key, value in row.items() if key not in _DESCRIPTIVE}
+        unset = {key for key in _LATER if row[key] is None}
+        decisive = {key: value for key, value in row.items() if key not in unset.union(_DESCRIPTIVE)}
     teacher_id = _register(session, Teacher, decisive, row)
     said = {key: row[key] for key in _DESCRIPTIVE if row[key] is not None}
     columns = Teacher.__table__.c

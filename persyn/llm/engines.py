@@ -49,6 +49,8 @@ class EngineKind:
     #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
     package: str | None = None
     extra: str | None = None
+    #: Whether a teacher on it can hold a response to a JSON schema.
+    holds_to_schema: bool = False
     #: Options that affect speed or memory but no result; they are not part of a teacher's version.
     speed_options: frozenset[str] = frozenset()
     #: Whether its rows are tokenised on all cores, because a GPU waits for them.
@@ -78,6 +80,7 @@ ENGINES = Registry(
         model="weights",
         package="vllm",
         extra="vllm",
+        holds_to_schema=True,
         speed_options=frozenset(
             {"gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"}
         ),
@@ -98,6 +101,7 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.OpenAIOptions,
         model="server",
+        holds_to_schema=True,
         speed_options=frozenset(
             {"api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
         ),
@@ -177,6 +181,7 @@ ENGINES = Registry(
         module="persyn.llm.fake",
         roles=frozenset({"teacher", "judge", "student", "quality", "router"}),
         options=options.FakeOptions,
+        holds_to_schema=True,
     ),
     EngineKind(
         name="router_fit",

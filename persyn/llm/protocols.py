@@ -62,7 +62,7 @@ class Generate(Struct, frozen=True, tag="generate"):
     messages: list[Message]
     sampling: Sampling
     seed: int
-    #: JSON schema of the response. Enforced by vllm, openai and fake; not supported by transformers.
+    #: JSON schema of the response; not enforced by an engine that does not hold to schemas.
     schema: dict[str, Any] | None = None
     #: The functions that the model may call.
     tools: Tools | None = None
@@ -124,6 +124,8 @@ class Check(Struct, frozen=True, tag="check"):
     #: Sample prompts for it, including the system turn and worked examples.
     conversations: list[list[Message]]
     max_tokens: int
+    #: The tools of each of them.
+    tools: list[Tools | None] = []
 
 
 class Finding(Struct, frozen=True):

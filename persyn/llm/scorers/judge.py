@@ -200,7 +200,7 @@ def _schema(chosen: options.JudgeOptions) -> dict[str, Any]:
 
 
 def _wording(chosen: options.JudgeOptions) -> str:
-    sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", "Answer")
+    sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", answer="Answer")
     return fingerprint_of(_ask(sample, chosen))
 
 
