@@ -6,17 +6,20 @@ each of them. Independent of models; needs only tokenizers.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jinja2 import TemplateError
 
 from persyn.errors import EngineError
 from persyn.llm import loading
-from persyn.llm.protocols import Message, ModelSpec
-from persyn.llm.template import Answered, Spans, Template, Written
+from persyn.llm.protocols import Message, ModelSpec, Tools
+from persyn.llm.template import Answered, Spans, Written
+from persyn.llm.tool_template import ToolTemplate
+from persyn.llm.tools import written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 #: Tokens whose only purpose is to begin a text. Other tokens that are declared as BOS (Qwen's end-of-text,
 #: SmolLM2's turn marker) never precede plain text in training and must not be listed here.
 _BEGIN_TOKENS = frozenset({"<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|begin▁of▁sentence|>"})
+
+Conversation: TypeAlias = (
+    tuple[Sequence[Message], str] | tuple[Sequence[Message], str, list[dict[str, Any]] | None, Tools | None]
+)
+"""A prompt's turns and the response; where tools are involved, also the response's calls and the tools."""
 
 #: Ends a base model's turn; without a template, nothing else makes it stop.
 PLAIN_STOP = "\nUser:"
@@ -49,7 +57,7 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool | None = None) -> None:
         self.tokenizer = tokenizer
         #: None for a base model, whose conversations are written as plain turns.
-        self.template = None if tokenizer.chat_template is None else Template(tokenizer)
+        self.template = None if tokenizer.chat_template is None else ToolTemplate(tokenizer)
         expects_bos = tokenizer.bos_token in _BEGIN_TOKENS if add_bos is None else add_bos
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
@@ -70,30 +78,36 @@ class Chat:
         """Whether the template closes a turn with a token; otherwise EOS ends a response."""
         return self._turn_end is not None
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
+    def prompt_text(self, messages: Sequence[Message], tools: Tools | None = None) -> str:
         """The conversation up to the beginning of the assistant's turn.
 
         Raises `TemplateError` when the template rejects it or would lose a part of it.
         """
-        return self._prompt(messages).text
+        return self._prompt(messages, tools).text
 
-    def plain_text(self, messages: Sequence[Message]) -> str:
+    def plain_text(self, messages: Sequence[Message], tools: Tools | None = None) -> str:
         """`prompt_text` without a template; never fails."""
-        turns = []
+        turns = [f"Tools: {json.dumps(tools, ensure_ascii=False)}\n"] if tools else []
         for message in messages:
-            name = {"user": "User: ", "assistant": "Assistant: "}.get(message["role"], "")
-            turns.append(f"{name}{message['content']}\n")
+            name = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}.get(message["role"], "")
+            turns.append(f"{name}{written(message)}\n")
         return self._bos + "".join(turns) + "Assistant:"
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
         """`prompt_text` as token ids; no special token is added beyond those in the text.
 
         A special token spelled out in a turn is encoded as plain characters; it cannot end or begin a turn.
         """
-        prompt = self._prompt(messages)
+        prompt = self._prompt(messages, tools)
         return self._as_turns(self.encode(prompt.text), prompt.text, prompt.spans)
 
-    def response_ids(self, messages: Sequence[Message], response: str) -> tuple[list[int], int]:
+    def response_ids(
+        self,
+        messages: Sequence[Message],
+        response: str,
+        tool_calls: list[dict[str, Any]] | None = None,
+        tools: Tools | None = None,
+    ) -> tuple[list[int], int]:
         """The whole conversation as token ids and the index where the response begins; may raise `TemplateError`.
 
         returns: (ids, n): ids[:n] is the prompt; ids[n:] is the response and what closes it, up to the end token.
@@ -102,15 +116,14 @@ class Chat:
                  "▁Paris", is the response's first token. No token spans the end of the generation prompt: where
                  one would, the response is tokenised separately.
                  A special token spelled out in the response is encoded as plain characters and ends nothing.
+                 Calls are written by the template, after the response's text.
         """
-        (found,) = self.all_response_ids([(messages, response)])
+        (found,) = self.all_response_ids([(messages, response, tool_calls, tools)])
         if isinstance(found, TemplateError):
             raise found
         return found
 
-    def all_response_ids(
-        self, conversations: Sequence[tuple[Sequence[Message], str]]
-    ) -> list[tuple[list[int], int] | TemplateError]:
+    def all_response_ids(self, conversations: Sequence[Conversation]) -> list[tuple[list[int], int] | TemplateError]:
         """`response_ids` of many conversations, much faster; a `TemplateError` is returned in place of its result."""
         found = [self._answered_or_refusal(*conversation) for conversation in conversations]
         answered = [each for each in found if isinstance(each, Answered)]
@@ -129,19 +142,36 @@ class Chat:
             for each in found
         ]
 
-    def _prompt(self, messages: Sequence[Message]) -> Written:
+    def _prompt(self, messages: Sequence[Message], tools: Tools | None = None) -> Written:
         if self.template is not None:
-            return self.template.prompt(messages)
-        text = self.plain_text(messages)
+            self._refuse_special(messages, tools)
+            return self.template.prompt(messages, tools)
+        text = self.plain_text(messages, tools)
         return Written(text, ((len(self._bos), len(text)),))
 
-    def _answered_or_refusal(self, messages: Sequence[Message], response: str) -> Answered | TemplateError:
+    def _refuse_special(self, messages: Sequence[Message], tools: Tools | None) -> None:
+        """Raise `TemplateError` if a tool or a call spells out a special token: its place in the text is unknown."""
+        calls = [turn["tool_calls"] for turn in messages if turn.get("tool_calls")]
+        if not (self._special and (tools or calls)):
+            return
+        if token := self._special_texts().search(json.dumps([tools, calls], ensure_ascii=False)):
+            raise TemplateError(f"a tool or a call contains the special token {token[0]!r}")
+
+    def _answered_or_refusal(
+        self,
+        messages: Sequence[Message],
+        response: str,
+        tool_calls: list[dict[str, Any]] | None = None,
+        tools: Tools | None = None,
+    ) -> Answered | TemplateError:
         try:
+            turn = {"role": "assistant", "content": response, "tool_calls": tool_calls}
             if self.template is None:
-                prompt = self._prompt(messages)
+                prompt = self._prompt(messages, tools)
                 # A plain "Assistant:" is followed by a space, which the model itself generates.
-                return Answered(prompt.text, "", f" {response}", "", prompt.spans)
-            return self.template.answered(messages, response)
+                return Answered(prompt.text, "", f" {written(turn)}", "", prompt.spans)
+            self._refuse_special([*messages, turn], tools)
+            return self.template.answered(messages, response, tool_calls, tools)
         except TemplateError as error:
             return error
 
@@ -157,26 +187,35 @@ class Chat:
         start = _shared(prompt, whole)
         is_whole = start == len(prompt) or (answered.lead and start >= _shared(given, whole) == len(given))
         written = self._written(answered)
-        if is_whole and not self._spells_special(written, whole[start:]):
+        if is_whole and (answered.is_rendered or not self._spells_special(written, whole[start:])):
             return [*whole, self.end_id], start
         # A whitespace lead is merged into the response's first token.
         before, text = (prompt, written) if answered.lead.strip() else (given, answered.lead + written)
         ids = self.encode(text)
-        if self._spells_special(text, ids):
+        if not answered.is_rendered and self._spells_special(text, ids):
             ids = self._encode_as_characters(text)
         return [*before, *ids, self.end_id], len(before)
 
-    def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
+    def conversation_ids(
+        self,
+        messages: Sequence[Message],
+        response: str,
+        tool_calls: list[dict[str, Any]] | None = None,
+        tools: Tools | None = None,
+    ) -> list[int]:
         """The finished conversation as a reward model reads it, including the template's closing text.
 
         Here too, a special token spelled out in a turn is encoded as plain characters.
         """
         if self.template is None:
-            return self.response_ids(messages, response)[0]
-        written = self.template.finished([*messages, {"role": "assistant", "content": response}])
-        plain = self.encode(written.text)
-        ids = self._as_turns(plain, written.text, written.spans)
-        if ids != plain and not written.is_framed:
+            return self.response_ids(messages, response, tool_calls, tools)[0]
+        turn: Message = {"role": "assistant", "content": response}
+        turns = [*messages, turn | {"tool_calls": tool_calls} if tool_calls else turn]
+        self._refuse_special(turns, tools)
+        whole = self.template.finished(turns, tools)
+        plain = self.encode(whole.text)
+        ids = self._as_turns(plain, whole.text, whole.spans)
+        if ids != plain and not whole.is_framed:
             raise TemplateError("the text it puts around a response depends on the response")
         return ids
 

@@ -51,6 +51,8 @@ class Answered:
     after: str
     #: Of the turns in `given`.
     spans: Spans
+    #: Whether `response` is the template's own text, as for calls of tools, and may contain special tokens.
+    is_rendered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def prepare(chat: Chat, request: Generate, context: int | None) -> EncodedPrompt
              remaining room, so a response may end with "length" before the sampling's `max_tokens`.
     """
     try:
-        ids = chat.prompt_ids(request.messages)
+        ids = chat.prompt_ids(request.messages, request.tools)
     except TemplateError as error:
         return refuse(request, f"the chat template rejects the conversation: {error}")
     if request.sampling.max_tokens < 1:
