@@ -166,17 +166,17 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     name = _name(function.get("name"), where)
     if more := [key for key, said in function.items() if key not in ("name", "arguments") and said not in _NOTHING]:
         raise ValueError(f"{where} ({name!r}) has {more[0]!r:.50}, which would be lost")
-    if not isinstance(call_id, str | None):
+    if not isinstance(call_id, str | None) or "\0" in (call_id or ""):
         raise ValueError(f"{where} ({name!r}): 'id' must be text, got {call_id!r:.50}")
     found = {"type": "function", "function": {"name": name, "arguments": _arguments(function, f"{where} ({name!r})")}}
-    return found if call_id is None else {"id": call_id, **found}
+    return require_sendable(found if call_id is None else {"id": call_id, **found}, where)
 
 
 def _name(name: Any, where: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where} has no name" if name in _NOTHING else f"{where}: the name {name!r:.50} is not text")
-    if len(name) > _LONGEST_NAME:
-        raise ValueError(f"{where}: the name {name!r:.50} is longer than {_LONGEST_NAME} characters")
+    if len(name) > _LONGEST_NAME or "\0" in name:
+        raise ValueError(f"{where}: the name {name!r:.50} has more than {_LONGEST_NAME} characters, or a NUL")
     return name
 
 
