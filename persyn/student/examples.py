@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from persyn.llm.chat import Chat
-from persyn.llm.protocols import Message
+from persyn.llm.protocols import Message, Tools
 
-Conversation: TypeAlias = tuple[list[Message], str]
-"""A prompt's turns, and the response to learn."""
+Conversation: TypeAlias = (
+    tuple[list[Message], str] | tuple[list[Message], str, list[dict[str, Any]] | None, Tools | None]
+)
+"""A prompt's turns and the response to learn; where tools are involved, also the response's calls and the tools."""
 
 #: The label of a token that the loss ignores.
 IGNORED = -100
@@ -104,8 +106,8 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 
 def _tokens(conversations: Iterable[Conversation], chat: Any) -> Iterator[tuple[list[int], int] | None]:
-    for messages, response in conversations:
+    for conversation in conversations:
         try:
-            yield chat.response_ids(messages, response)
+            yield chat.response_ids(*conversation)
         except TemplateError:
             yield None

@@ -121,7 +121,9 @@ def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterat
     try:
         for row in export.training_rows(session, run.id, options):
             n_rows += 1
-            yield conversation(row), row.response
+            turns = conversation(row)
+            with_tools = row.tool_calls or row.tools  # the hash of a dataset without tools is that of pairs
+            yield (turns, row.response, row.tool_calls, row.tools) if with_tools else (turns, row.response)
     except UsageError as error:
         raise UsageError(
             f"the dataset of run {run.name} cannot be recreated as it was exported: {error}; "

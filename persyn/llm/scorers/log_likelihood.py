@@ -47,7 +47,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
         )
 
     def encode(requests: Sequence[Judge]) -> list[TokenRow | Failed]:
-        found = chat.all_response_ids([(request.messages, request.response) for request in requests])
+        found = chat.all_response_ids([(r.messages, r.response, r.tool_calls, r.tools) for r in requests])
         return [row(*pair) for pair in zip(requests, found, strict=True)]
 
     padded = Padded(
