@@ -100,7 +100,7 @@ def _front_matter(manifest: Manifest) -> str:
         dataset_info=[
             {"config_name": name, "features": features}
             for name in _loadable(manifest)
-            if (features := FORMATS[name].features)
+            if (features := FORMATS[name].described(has_tools=manifest.tools).features)
         ]
         or None,
     )
@@ -249,7 +249,8 @@ def _trl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
 
 
 def _llama_factory(manifest: Manifest, formats: dict[str, list[File]]) -> str:
-    name = next((name for name in formats if FORMATS[name].llama_factory), None)
+    entries = {name: FORMATS[name].described(has_tools=manifest.tools).llama_factory for name in formats}
+    name = next((name for name, entry in entries.items() if entry), None)
     if name is None:
         return ""
     lines = ["dataset_dir: .", f"dataset: {manifest.run}_{name}"]

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from persyn.atomic import replaced
 from persyn.config import load_config
-from persyn.dataset import card, contamination
+from persyn.dataset import card, contamination, tool_use
 from persyn.dataset.contamination import Benchmark
 from persyn.dataset.filters import AssignedRow, Caps, Drop, Filters
 from persyn.dataset.formats import FORMATS, Example, Format, Write, domain_of, jsonl
@@ -146,6 +146,7 @@ class _Export:
         self._teachers = _teachers(session, run_id)
         self._known_wrong = known_wrong(session, run)
         self._tally = ExportCounts()
+        self._tools = tool_use.of_run(session, run_id)
 
     def count(self) -> Manifest:
         """Count rows without writing files."""
@@ -159,7 +160,7 @@ class _Export:
         with ExitStack() as stack:
             writers: dict[str, list[Write]] = {
                 split: [
-                    stack.enter_context(form.open(folder / self._file_name(form, split)))
+                    stack.enter_context(form.create(folder / self._file_name(form, split), has_tools=self._tools.found))
                     for form in self._formats.values()
                 ]
                 for split in self._splits
@@ -177,7 +178,7 @@ class _Export:
 
     def example(self, row: AssignedRow) -> Example:
         """A row as formats write it."""
-        return _example(row, self._teachers[row.teacher_id])
+        return _example(row, self._teachers[row.teacher_id], has_tools=self._tools.found)
 
     def rows(self, dropped: Callable[[Drop, AssignedRow], object]) -> Generator[AssignedRow]:
         """Yield the dataset's rows in prompt order; count the others by reason."""
@@ -215,7 +216,7 @@ class _Export:
 
     @property
     def _formats(self) -> dict[str, Format]:
-        return {name: FORMATS[name] for name in self._options.formats}
+        return {name: FORMATS[name] for name in self._tools.formats(self._options.formats)}
 
     @property
     def _splits(self) -> list[str]:
@@ -234,9 +235,9 @@ class _Export:
                 else:  # JSON readers reject files without rows
                     path.unlink()
         entries = {
-            _entry_name(self._run.name, file): {"file_name": file.name, **(FORMATS[file.format].llama_factory or {})}
+            _entry_name(self._run.name, file): {"file_name": file.name, **entry}
             for file in files
-            if FORMATS[file.format].llama_factory
+            if (entry := FORMATS[file.format].described(has_tools=self._tools.found).llama_factory)
         }
         others = [CARD, *([DATASET_INFO] if entries else []), *([DROPPED] if self._options.filters else [])]
         manifest = self._manifest(files, others)
@@ -288,6 +289,7 @@ class _Export:
                 "python": platform.python_version(),
                 **{package: version(package) for package in ("persyn", "msgspec", "pyarrow", "sqlalchemy", "rensa")},
             },
+            tools=self._tools.found,
         )
         self._require_whole(manifest)
         return manifest
@@ -396,7 +398,7 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
     )
 
 
-def _example(row: AssignedRow, teacher: Teacher) -> Example:
+def _example(row: AssignedRow, teacher: Teacher, *, has_tools: bool) -> Example:
     return Example(
         id=row.source_id or row.content_hash,
         prompt_id=row.prompt_id,
@@ -413,6 +415,7 @@ def _example(row: AssignedRow, teacher: Teacher) -> Example:
         margin=row.margin,
         response_tokens=row.response_tokens,
         quality=row.quality,
+        tools=(row.tools or []) if has_tools else None,
     )
 
 

@@ -8,16 +8,20 @@ without one may be rejected.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from persyn.llm.protocols import Message
+from persyn.llm.protocols import Message, Tools
+from persyn.llm.tools import with_objects
 from persyn.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,7 +31,7 @@ _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
 #: The format with all provenance.
 PARQUET = "parquet"
-_SHAREGPT = {"user": "human", "assistant": "gpt"}
+_SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Example:
     #: The row's id in its file; if it had none, the SHA-256 of the conversation.
     id: str
     prompt_id: int
-    #: An optional system turn, then user and assistant alternating; the last is the response.
+    #: An optional system turn, then user, assistant and tools; the last is the response.
     messages: list[Message]
     answer: str | None
     source: str
@@ -53,6 +57,8 @@ class Example:
     response_tokens: int | None
     #: In the unit of the run's quality scorer, not normalised; None if the response was not scored.
     quality: float | None
+    #: The tools of the prompt, perhaps none; None in a dataset in which no row has tools or calls.
+    tools: Tools | None = None
 
 
 def domain_of(meta: Mapping[str, Any]) -> str:
@@ -65,6 +71,18 @@ def domain_of(meta: Mapping[str, Any]) -> str:
 
 Write: TypeAlias = Callable[[Example], object]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolForm:
+    """What a format says of a dataset with tools, in place of what it says of others."""
+
+    llama_factory: dict[str, Any] | None = None
+    features: list[dict[str, Any]] | None = None
+    #: Whether an assistant's turn is either a text or calls, and one tool's turn answers them all.
+    is_strict: bool = False
+    #: None: as without tools.
+    open: Callable[[Path], AbstractContextManager[Write]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +99,16 @@ class Format:
     features: list[dict[str, Any]] | None = None
     #: Whether it is text; `datasets` accepts one file type per folder, and reads the text formats by name.
     is_text: bool = True
+    #: None if it cannot represent tools and calls.
+    tools: ToolForm | None = None
+
+    def described(self, *, has_tools: bool) -> Format | ToolForm:
+        """What holds its `llama_factory` and `features` for a dataset."""
+        return self.tools if has_tools and self.tools is not None else self
+
+    def create(self, path: Path, *, has_tools: bool) -> AbstractContextManager[Write]:
+        """Create the file of a dataset."""
+        return (self.described(has_tools=has_tools).open or self.open)(path)
 
     def file_of(self, split: str | None) -> str:
         """The file name of a split; None means a dataset without splits."""
@@ -89,12 +117,16 @@ class Format:
 
 
 def _messages(example: Example) -> dict[str, Any]:
-    return {"messages": example.messages, **_origin(example)}
+    return {"messages": with_objects(example.messages), **_tools(example), **_origin(example)}
 
 
 def _prompt_completion(example: Example) -> dict[str, Any]:
-    *prompt, response = example.messages
-    return {"prompt": prompt, "completion": [response], **_origin(example)}
+    *prompt, response = with_objects(example.messages)
+    return {"prompt": prompt, "completion": [response], **_tools(example), **_origin(example)}
+
+
+def _tools(example: Example) -> dict[str, Any]:
+    return {} if example.tools is None else {"tools": example.tools}
 
 
 def _origin(example: Example) -> dict[str, Any]:
@@ -114,10 +146,24 @@ def _origin(example: Example) -> dict[str, Any]:
 def _sharegpt(example: Example) -> dict[str, Any]:
     system, turns = _without_system(example)
     return {
-        "conversations": [{"from": _SHAREGPT[turn["role"]], "value": turn["content"]} for turn in turns],
+        "conversations": [_said(turn) for turn in turns],
         "system": system,
+        **({} if example.tools is None else {"tools": _as_json([tool["function"] for tool in example.tools])}),
         **_origin(example),
     }
+
+
+def _said(turn: Message) -> dict[str, str]:
+    """A turn in ShareGPT's form; calls are JSON text, a list if there are several."""
+    if not turn.get("tool_calls"):
+        return {"from": _SHAREGPT[turn["role"]], "value": turn["content"]}
+    (called,) = with_objects([turn])
+    calls = [call["function"] for call in called["tool_calls"]]
+    return {"from": "function_call", "value": _as_json(calls[0] if len(calls) == 1 else calls)}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _alpaca(example: Example) -> dict[str, Any]:
@@ -152,25 +198,27 @@ def _jsonl(shape: Callable[[Example], dict[str, Any]]) -> Callable[[Path], Abstr
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Write]:
+def _parquet(path: Path, *, has_tools: bool = False) -> Iterator[Write]:
     from pyarrow.parquet import ParquetWriter
 
+    schema = arrow_schema(has_tools=has_tools)
     with path.open("xb") as file:
-        with ParquetWriter(file, arrow_schema(), compression="zstd") as writer:
-            group = _RowGroup(writer.write_batch)
+        with ParquetWriter(file, schema, compression="zstd") as writer:
+            group = _RowGroup(writer.write_batch, schema)
             yield group.add
             group.flush()
         _sync(file)
 
 
-def arrow_schema() -> pa.Schema:
-    """The columns of a row with all provenance."""
+def arrow_schema(*, has_tools: bool = False) -> pa.Schema:
+    """The columns of a row with all provenance; tools and calls are JSON text."""
     import pyarrow as pa
 
+    keys = ("role", "content", *(("tool_calls", "tool_call_id", "name") if has_tools else ()))
     return pa.schema(
         {
             "prompt_id": pa.int64(),
-            "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+            "messages": pa.list_(pa.struct(dict.fromkeys(keys, pa.string()))),
             "id": pa.string(),
             "domain": pa.string(),
             "answer": pa.string(),
@@ -184,35 +232,39 @@ def arrow_schema() -> pa.Schema:
             "margin": pa.float64(),
             "response_tokens": pa.int64(),
             "quality": pa.float64(),
+            **({"tools": pa.string()} if has_tools else {}),
         }
     )
 
 
 def arrow_table(examples: Iterable[Example]) -> pa.Table:
-    """Examples as a table of `arrow_schema`, converted some thousands at a time."""
+    """Examples of one dataset as a table of `arrow_schema`, converted some thousands at a time."""
     import pyarrow as pa
 
+    rows = iter(examples)
+    first = next(rows, None)
+    schema = arrow_schema(has_tools=first is not None and first.tools is not None)
     batches: list[pa.RecordBatch] = []
-    group = _RowGroup(batches.append)
-    for example in examples:
+    group = _RowGroup(batches.append, schema)
+    for example in chain([] if first is None else [first], rows):
         group.add(example)
     group.flush()
-    return pa.Table.from_batches(batches, arrow_schema())
+    return pa.Table.from_batches(batches, schema)
 
 
 class _RowGroup:
     """Buffer rows until a row group is full, then pass them to `write` as a record batch."""
 
-    def __init__(self, write: Callable[[pa.RecordBatch], object]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[pa.RecordBatch], object], schema: pa.Schema) -> None:
+        self._write, self._schema = write, schema
         self._rows: list[dict[str, Any]] = []
         self._characters = 0
 
     def add(self, example: Example) -> None:
         row = _as_row(example)
         self._rows.append(row)
-        self._characters += sum(len(turn["content"]) for turn in example.messages)
-        self._characters += len(row["meta"]) + len(example.answer or "")
+        self._characters += sum(len(turn["content"]) + len(turn.get("tool_calls", "")) for turn in row["messages"])
+        self._characters += len(row["meta"]) + len(example.answer or "") + len(row["tools"] or "")
         if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
             self.flush()
 
@@ -220,13 +272,18 @@ class _RowGroup:
         import pyarrow as pa
 
         if self._rows:
-            self._write(pa.RecordBatch.from_pylist(self._rows, schema=arrow_schema()))
+            self._write(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
         self._rows, self._characters = [], 0
 
 
 def _as_row(example: Example) -> dict[str, Any]:
     row = {name: getattr(example, name) for name in Example.__slots__}
     row["meta"] = msgspec.json.encode(example.meta, order="sorted").decode()
+    row["tools"] = _as_json(example.tools) if example.tools else None
+    row["messages"] = [
+        turn | {"tool_calls": _as_json(turn["tool_calls"])} if "tool_calls" in turn else turn
+        for turn in example.messages
+    ]
     return row
 
 
@@ -242,6 +299,11 @@ def _strings(*names: str) -> list[dict[str, Any]]:
 def _turns(name: str) -> dict[str, Any]:
     # Built anew each time: YAML would write a shared object as an alias, which `datasets` cannot read.
     return {"name": name, "list": _strings("role", "content")}
+
+
+def _values(*names: str) -> list[dict[str, Any]]:
+    """Columns that are lists of JSON values, which differ from row to row."""
+    return [{"name": name, "list": "json"} for name in names]
 
 
 def _origins() -> list[dict[str, Any]]:
@@ -269,12 +331,15 @@ FORMATS = Registry(
             },
         },
         [_turns("messages"), *_origins()],
+        # No entry for LLaMA-Factory: it reads calls in ShareGPT's form.
+        tools=ToolForm(features=[*_values("messages", "tools"), *_origins()]),
     ),
     Format(
         "prompt-completion",
         "prompt_completion.jsonl",
         _jsonl(_prompt_completion),
         features=[_turns("prompt"), _turns("completion"), *_origins()],
+        tools=ToolForm(features=[*_values("prompt", "completion", "tools"), *_origins()]),
     ),
     Format(
         "sharegpt",
@@ -282,6 +347,14 @@ FORMATS = Registry(
         _jsonl(_sharegpt),
         {"formatting": "sharegpt", "columns": {"messages": "conversations", "system": "system"}},
         [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system"), *_origins()],
+        tools=ToolForm(
+            {
+                "formatting": "sharegpt",
+                "columns": {"messages": "conversations", "system": "system", "tools": "tools"},
+            },
+            [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system", "tools"), *_origins()],
+            is_strict=True,
+        ),
     ),
     Format(
         "alpaca",
@@ -304,6 +377,6 @@ FORMATS = Registry(
             *_origins(),
         ],
     ),
-    Format(PARQUET, "dataset.parquet", _parquet, is_text=False),
+    Format(PARQUET, "dataset.parquet", _parquet, is_text=False, tools=ToolForm(open=partial(_parquet, has_tools=True))),
     groups=("persyn.formats",),
 )
