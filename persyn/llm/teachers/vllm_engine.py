@@ -163,13 +163,23 @@ def _call_reader(chat: Chat, name: str | None) -> ReadCalls | None:
     if name not in known:
         raise PermanentError(f"vLLM has no tool_parser {name!r}; known: {', '.join(known)}")
     parser: Any = ToolParserManager.get_tool_parser(name)
+    try:
+        parser(chat.tokenizer)
+    except Exception as error:  # parsers raise anything for a tokenizer that lacks their tokens
+        raise PermanentError(f"vLLM's tool_parser {name!r} does not suit the model: {error}") from error
 
     def read(text: str, given: Tools) -> Said | None:
         request = ChatCompletionRequest.model_validate({"messages": [], "tools": given})
-        found = parser(chat.tokenizer, request.tools).extract_tool_calls(text, request)
+        try:
+            found = parser(chat.tokenizer, request.tools).extract_tool_calls(text, request)
+        except Exception as error:  # and for a text that they did not expect
+            raise ValueError(f"vLLM's tool_parser {name!r}: {error}") from error
         if not found.tools_called:
             return None
-        return Said(found.content or "", tools.read_calls([call.model_dump() for call in found.tool_calls]) or [])
+        calls = [call.model_dump() for call in found.tool_calls]
+        # Ids that the model did not write are random.
+        said = [call if call["id"] in text else call | {"id": None} for call in calls]
+        return Said((found.content or "").strip(), tools.read_calls(said) or [])
 
     return read
 
