@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
+from persyn.llm import template_check
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Failed, Generate, Message, Sampling
 from persyn.llm.teachers import generation
 from persyn.llm.template import LostText
+from persyn.llm.tool_template import ToolTemplate
 from tests.llm.families import CHATML, tokenizer
 from tests.llm.tool_families import DEEPSEEK, FAMILIES, HERMES
 
@@ -149,3 +151,14 @@ def test_without_a_template_tools_and_calls_are_plain_turns() -> None:
     assert text.endswith('\nTool: {"celsius": 31,\n"sky": "clear"}\nAssistant:')
     ids, start = chat.response_ids([ASK], "", [CALL], TOOLS)
     assert chat.tokenizer.decode(ids[start:-1]).startswith(' {"name": "weather"')
+
+
+def test_a_template_is_looked_over_for_tools() -> None:
+    def said(template: str, *, calls: bool = True) -> list[str]:
+        found = template_check.look_over_tools(ToolTemplate(tokenizer(template)), calls=calls)
+        return [finding.message for finding in found if finding.level == "warning"]
+
+    assert said(HERMES) == []
+    assert said(CHATML) == ["prompts with tools fail: the chat template: it ignores tools: look_up"]
+    assert "tool_parser" in said(DEEPSEEK)[0]
+    assert said(DEEPSEEK, calls=False) == []
