@@ -84,8 +84,13 @@ def check(config: Path, ping: bool, as_json: bool) -> None:
     with waiting("checking GPUs, memory and servers"):
         found += [*servers.check(wanted), *host.check(wanted)]
     with waiting("rendering chat templates"):
-        # A teacher's template is checked together with its model.
-        found += [each for each in chat_templates.check(wanted) if not each[0].startswith("teacher ")]
+        # A teacher's template is checked together with its model, but not for tools.
+        checked_later = {f"teacher {teacher.name}" for teacher in wanted.teachers}
+        found += [
+            (whose, one)
+            for whose, one in chat_templates.check(wanted)
+            if whose not in checked_later or one.topic == "tools"
+        ]
     with waiting("importing functions"):
         found += functions.check(wanted)
     home = Settings.from_environment().home

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from persyn import json_schema
+
 Name = Annotated[str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
 #: The engine of a teacher, or the kind of a scorer, whose results were imported and that does nothing here.
 IMPORTED = "imported"
@@ -242,6 +244,8 @@ class TeacherTable(_Table, frozen=True):
     system: str | None = None
     #: Worked examples `{ user, assistant }` before every prompt.
     few_shot: list[Shot] = []
+    #: JSON schema of its responses; a prompt's own `response_schema` wins.
+    response_schema: dict[str, Any] | None = None
     #: Descriptive: the model family it belongs to.
     family: str | None = None
     #: Descriptive: the licence of its responses, stated in [the dataset's card](dataset.md#licences).
@@ -252,6 +256,10 @@ class TeacherTable(_Table, frozen=True):
     price_in: Annotated[float, Meta(ge=0)] | None = None
     #: Descriptive: US dollars per million response tokens.
     price_out: Annotated[float, Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.response_schema is not None and (why := json_schema.flaw_of(self.response_schema)):
+            raise ValueError(f"response_schema is not a JSON schema: {why}")
 
 
 class RunConfig(_Table, frozen=True):

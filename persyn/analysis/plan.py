@@ -27,13 +27,16 @@ from persyn.ingest.versions import Identities
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline, run_file, same_run, start
 from persyn.stages import answers, assign
+from persyn.stages.batch import TURNS
 
 #: The number of a teacher's latest responses from which its response length is estimated.
 _LAST = 10_000
 #: The default where no response exists.
 _TOKENS_PER_CHARACTER = 0.25
 _CHUNK = 1_000
-_CHARACTERS = func.length(Prompt.text) + func.coalesce(func.length(cast(Prompt.history, Text)), 0)
+_CHARACTERS = func.length(Prompt.text) + sum(
+    func.coalesce(func.length(cast(part, Text)), 0) for part in (Prompt.history, Prompt.tools)
+)
 
 
 class Basis(Struct, frozen=True):
@@ -174,7 +177,9 @@ def of_file(
         for model in (Student, Teacher, Scorer):
             _copy(there, model, session, select(*model.__table__.columns))
         for source in config.prompts.sources:
-            prompts = select(Prompt.content_hash, Prompt.text, Prompt.history, Prompt.source, Prompt.meta)
+            prompts = select(
+                Prompt.content_hash, *TURNS, Prompt.tools, Prompt.response_schema, Prompt.source, Prompt.meta
+            )
             _copy(there, Prompt, session, prompts.where(Prompt.source == source))
         start.require_imported(session, config)
         run = pipeline.enlist(there, config, known, on_rows=on_rows, say=say)

@@ -109,13 +109,15 @@ def _front_matter(manifest: Manifest) -> str:
 
 def _features(manifest: Manifest, name: str) -> list[dict[str, Any]] | None:
     """The columns of a format, with that of the reasoning if it is a field of its own."""
-    form = FORMATS[name]
-    if not form.features or not _has_reasoning_field(manifest, name):
-        return form.features
+    features = FORMATS[name].described(has_tools=manifest.tools).features
+    if not features or not _has_reasoning_field(manifest, name):
+        return features
     reasoning = {"name": "reasoning_content", "dtype": "string"}
     return [
-        {**feature, "list": [*feature["list"], reasoning]} if feature["name"] == form.reasoning_in else feature
-        for feature in form.features
+        {**feature, "list": [*feature["list"], reasoning]}
+        if feature["name"] == FORMATS[name].reasoning_in and "list" in feature
+        else feature
+        for feature in features
     ]
 
 
@@ -291,7 +293,8 @@ def _trl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
 
 
 def _llama_factory(manifest: Manifest, formats: dict[str, list[File]]) -> str:
-    readable = (name for name in formats if FORMATS[name].llama_factory and not _has_reasoning_field(manifest, name))
+    entries = {name: FORMATS[name].described(has_tools=manifest.tools).llama_factory for name in formats}
+    readable = (name for name, entry in entries.items() if entry and not _has_reasoning_field(manifest, name))
     name = next(readable, None)
     if name is None:
         return ""

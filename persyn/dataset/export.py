@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from persyn.atomic import replaced
 from persyn.config import load_config
-from persyn.dataset import card, contamination
+from persyn.dataset import card, contamination, tool_use
 from persyn.dataset.contamination import Benchmark
 from persyn.dataset.filters import AssignedRow, Caps, Drop, Filters
 from persyn.dataset.formats import FORMATS, PARQUET, Example, Format, Write, domain_of, inlined, jsonl
@@ -42,8 +42,7 @@ from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
 from persyn.errors import PersynError, UsageError
-from persyn.llm.protocols import Message
-from persyn.stages.batch import conversation
+from persyn.stages.batch import TURNS, conversation, response_turn
 
 #: Rows between two progress reports.
 _REPORT_ROWS = 1_000
@@ -147,6 +146,7 @@ class _Export:
         self._progress = progress
         self._teachers = _teachers(session, run_id)
         self._known_wrong = known_wrong(session, run)
+        self._tools = tool_use.of_run(session, run_id)
         self._has_reasoning = _has_reasoning(session, run_id)
         inlines = self._has_reasoning and any(map(options.inlines, self._formats.values()))
         self._tally = ExportCounts(inlines=inlines)
@@ -163,7 +163,10 @@ class _Export:
         with ExitStack() as stack:
             writers: dict[str, list[tuple[bool, Write]]] = {
                 split: [
-                    (self._options.inlines(form), stack.enter_context(form.open(folder / self._file_name(form, split))))
+                    (
+                        self._options.inlines(form),
+                        stack.enter_context(form.open(folder / self._file_name(form, split))),
+                    )
                     for form in self._formats.values()
                 ]
                 for split in self._splits
@@ -181,13 +184,30 @@ class _Export:
 
     def example(self, row: AssignedRow, *, inline: bool) -> Example:
         """A row as formats write it; inline: with the reasoning in the text of the response."""
-        response: Message = {"role": "assistant", "content": row.response}
         is_dropped = self._options.reasoning == "drop"
-        if inline:
-            response["content"] = inlined(row.response, row.reasoning)
-        elif self._has_reasoning and not is_dropped:
+        response = response_turn(inlined(row.response, row.reasoning) if inline else row.response, row.tool_calls)
+        if self._has_reasoning and not inline and not is_dropped:
             response["reasoning_content"] = row.reasoning or ""
-        return _example(row, response, None if is_dropped else row.reasoning, self._teachers[row.teacher_id])
+        return Example(
+            id=row.source_id or row.content_hash,
+            prompt_id=row.prompt_id,
+            messages=[*conversation(row), response],
+            reasoning=None if is_dropped else row.reasoning,
+            answer=row.answer,
+            source=row.source,
+            source_id=row.source_id,
+            domain=domain_of(row.meta),
+            meta=row.meta,
+            teacher=self._teachers[row.teacher_id].name,
+            teacher_fingerprint=self._teachers[row.teacher_id].fingerprint,
+            finish_reason=row.finish_reason,
+            reason=row.reason,
+            margin=row.margin,
+            response_tokens=row.response_tokens,
+            reasoning_tokens=row.reasoning_tokens,
+            quality=row.quality,
+            tools=(row.tools or []) if self._tools.found else None,
+        )
 
     def rows(self, dropped: Callable[[Drop, AssignedRow], object]) -> Generator[AssignedRow]:
         """Yield the dataset's rows in prompt order; count the others by reason."""
@@ -225,7 +245,7 @@ class _Export:
 
     @property
     def _formats(self) -> dict[str, Format]:
-        return {name: FORMATS[name] for name in self._options.formats}
+        return {name: FORMATS[name] for name in self._tools.formats(self._options.formats)}
 
     @property
     def _splits(self) -> list[str]:
@@ -258,7 +278,9 @@ class _Export:
 
     def _llama_factory(self, form: Format) -> dict[str, Any] | None:
         """A format's entry for LLaMA-Factory, which reads no field of reasoning and would silently leave it out."""
-        return None if self._has_reasoning and self._options.has_reasoning_field(form) else form.llama_factory
+        if self._has_reasoning and self._options.has_reasoning_field(form):
+            return None
+        return form.described(has_tools=self._tools.found).llama_factory
 
     def _manifest(self, files: list[File], others: list[str]) -> Manifest:
         tally, run = self._tally, self._run
@@ -304,6 +326,7 @@ class _Export:
                 "python": platform.python_version(),
                 **{package: version(package) for package in ("persyn", "msgspec", "pyarrow", "sqlalchemy", "rensa")},
             },
+            tools=self._tools.found,
         )
         self._require_whole(manifest)
         return manifest
@@ -400,8 +423,8 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
             Assignment.reason,
             Assignment.margin,
             Prompt.content_hash,
-            Prompt.text,
-            Prompt.history,
+            *TURNS,
+            Prompt.tools,
             Prompt.answer,
             Prompt.source,
             Prompt.source_id,
@@ -409,6 +432,7 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
             Response.id.label("response_id"),
             Response.text.label("response"),
             Response.reasoning,
+            Response.tool_calls,
             Response.failure,
             Response.finish_reason,
             Response.response_tokens,
@@ -423,28 +447,6 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
         .where(Assignment.run_id == run_id)
         .order_by(Assignment.prompt_id),
         execution_options={"yield_per": 1_000},
-    )
-
-
-def _example(row: AssignedRow, response: Message, reasoning: str | None, teacher: Teacher) -> Example:
-    return Example(
-        id=row.source_id or row.content_hash,
-        prompt_id=row.prompt_id,
-        messages=[*conversation(row), response],
-        reasoning=reasoning,
-        answer=row.answer,
-        source=row.source,
-        source_id=row.source_id,
-        domain=domain_of(row.meta),
-        meta=row.meta,
-        teacher=teacher.name,
-        teacher_fingerprint=teacher.fingerprint,
-        finish_reason=row.finish_reason,
-        reason=row.reason,
-        margin=row.margin,
-        response_tokens=row.response_tokens,
-        reasoning_tokens=row.reasoning_tokens,
-        quality=row.quality,
     )
 
 

@@ -11,6 +11,7 @@ formats conversations that have the reasoning in the text, see `inlined`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,7 +21,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from persyn.llm.protocols import Message
+from persyn.llm.protocols import Message, Tools
+from persyn.llm.tools import with_objects
 from persyn.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ _GROUP_CHARACTERS = 32 * 2**20
 PARQUET = "parquet"
 #: The markers of reasoning in a text, as most chat templates and trainers write and recognise them.
 _THINK, _THOUGHT = "<think>", "</think>"
-_SHAREGPT = {"user": "human", "assistant": "gpt"}
+_SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,8 @@ class Example:
     #: The row's id in its file; if it had none, the SHA-256 of the conversation.
     id: str
     prompt_id: int
-    #: An optional system turn, then user and assistant alternating; the last is the response. It has
-    #: `reasoning_content` in all rows of a dataset or in none, empty where there is no reasoning.
+    #: An optional system turn, then user, assistant and tools; the last is the response. It has `reasoning_content` in
+    #: all rows of a dataset or in none, empty where there is no reasoning.
     messages: list[Message]
     #: What the teacher wrote before the answer; None if nothing, or if the dataset was to have no reasoning.
     reasoning: str | None
@@ -63,6 +65,8 @@ class Example:
     reasoning_tokens: int | None
     #: In the unit of the run's quality scorer, not normalised; None if the response was not scored.
     quality: float | None
+    #: The tools of the prompt, perhaps none; None in a dataset in which no row has tools or calls.
+    tools: Tools | None = None
 
 
 def domain_of(meta: Mapping[str, Any]) -> str:
@@ -88,6 +92,16 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class ToolForm:
+    """What a format says of a dataset with tools, in place of what it says of others."""
+
+    llama_factory: dict[str, Any] | None = None
+    features: list[dict[str, Any]] | None = None
+    #: Whether an assistant's turn is either a text or calls, and one tool's turn answers them all.
+    is_strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """A dataset format: its file, its writer, and its entry for LLaMA-Factory."""
 
@@ -103,6 +117,12 @@ class Format:
     reasoning_in: str | None = None
     #: Whether it is text; `datasets` accepts one file type per folder, and reads the text formats by name.
     is_text: bool = True
+    #: None if it cannot represent tools and calls.
+    tools: ToolForm | None = None
+
+    def described(self, *, has_tools: bool) -> Format | ToolForm:
+        """What holds its `llama_factory` and `features` for a dataset."""
+        return self.tools if has_tools and self.tools is not None else self
 
     def file_of(self, split: str | None) -> str:
         """The file name of a split; None means a dataset without splits."""
@@ -111,12 +131,16 @@ class Format:
 
 
 def _messages(example: Example) -> dict[str, Any]:
-    return {"messages": example.messages, **_origin(example)}
+    return {"messages": with_objects(example.messages), **_tools(example), **_origin(example)}
 
 
 def _prompt_completion(example: Example) -> dict[str, Any]:
-    *prompt, response = example.messages
-    return {"prompt": prompt, "completion": [response], **_origin(example)}
+    *prompt, response = with_objects(example.messages)
+    return {"prompt": prompt, "completion": [response], **_tools(example), **_origin(example)}
+
+
+def _tools(example: Example) -> dict[str, Any]:
+    return {} if example.tools is None else {"tools": example.tools}
 
 
 def _origin(example: Example) -> dict[str, Any]:
@@ -136,10 +160,24 @@ def _origin(example: Example) -> dict[str, Any]:
 def _sharegpt(example: Example) -> dict[str, Any]:
     system, turns = _without_system(example)
     return {
-        "conversations": [{"from": _SHAREGPT[turn["role"]], "value": turn["content"]} for turn in turns],
+        "conversations": [_said(turn) for turn in turns],
         "system": system,
+        **({} if example.tools is None else {"tools": _as_json([tool["function"] for tool in example.tools])}),
         **_origin(example),
     }
+
+
+def _said(turn: Message) -> dict[str, str]:
+    """A turn in ShareGPT's form; calls are JSON text, a list if there are several."""
+    if not turn.get("tool_calls"):
+        return {"from": _SHAREGPT[turn["role"]], "value": turn["content"]}
+    (called,) = with_objects([turn])
+    calls = [call["function"] for call in called["tool_calls"]]
+    return {"from": "function_call", "value": _as_json(calls[0] if len(calls) == 1 else calls)}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _alpaca(example: Example) -> dict[str, Any]:
@@ -193,14 +231,20 @@ def _parquet(path: Path) -> Iterator[Write]:
         _sync(file)
 
 
-def _arrow_schema(turn: Message) -> pa.Schema:
-    """The columns of a row with all provenance; its messages have the keys of the response's turn."""
+def _arrow_schema(*, has_reasoning: bool, has_tools: bool) -> pa.Schema:
+    """The columns of a row with all provenance; tools and calls are JSON text.
+
+    has_reasoning, has_tools: whether turns have keys for them.
+    """
     import pyarrow as pa
 
+    keys = ["role", "content"]
+    keys += ["reasoning_content"] if has_reasoning else []
+    keys += ["tool_calls", "tool_call_id", "name"] if has_tools else []
     return pa.schema(
         {
             "prompt_id": pa.int64(),
-            "messages": pa.list_(pa.struct(dict.fromkeys(turn, pa.string()))),
+            "messages": pa.list_(pa.struct(dict.fromkeys(keys, pa.string()))),
             "id": pa.string(),
             "domain": pa.string(),
             "answer": pa.string(),
@@ -216,12 +260,13 @@ def _arrow_schema(turn: Message) -> pa.Schema:
             "response_tokens": pa.int64(),
             "reasoning_tokens": pa.int64(),
             "quality": pa.float64(),
+            **({"tools": pa.string()} if has_tools else {}),
         }
     )
 
 
 def arrow_table(examples: Iterable[Example]) -> pa.Table:
-    """Examples as a table of the columns of the Parquet file, converted some thousands at a time."""
+    """Examples of one dataset as a table of the columns of the Parquet file, converted some thousands at a time."""
     import pyarrow as pa
 
     batches: list[pa.RecordBatch] = []
@@ -229,7 +274,7 @@ def arrow_table(examples: Iterable[Example]) -> pa.Table:
     for example in examples:
         group.add(example)
     group.flush()
-    schema = batches[0].schema if batches else _arrow_schema({"role": "", "content": ""})
+    schema = batches[0].schema if batches else _arrow_schema(has_reasoning=False, has_tools=False)
     return pa.Table.from_batches(batches, schema)
 
 
@@ -244,10 +289,13 @@ class _RowGroup:
 
     def add(self, example: Example) -> None:
         row = _as_row(example)
-        self._schema = self._schema or _arrow_schema(example.messages[-1])
+        self._schema = self._schema or _arrow_schema(
+            has_reasoning="reasoning_content" in example.messages[-1], has_tools=example.tools is not None
+        )
         self._rows.append(row)
-        self._characters += sum(len(turn["content"]) for turn in example.messages)
-        self._characters += len(row["meta"]) + len(example.answer or "") + 2 * len(example.reasoning or "")
+        self._characters += sum(len(turn["content"]) + len(turn.get("tool_calls", "")) for turn in row["messages"])
+        self._characters += len(row["meta"]) + len(example.answer or "") + len(row["tools"] or "")
+        self._characters += 2 * len(example.reasoning or "")
         if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
             self.flush()
 
@@ -262,6 +310,11 @@ class _RowGroup:
 def _as_row(example: Example) -> dict[str, Any]:
     row = {name: getattr(example, name) for name in Example.__slots__}
     row["meta"] = msgspec.json.encode(example.meta, order="sorted").decode()
+    row["tools"] = _as_json(example.tools) if example.tools else None
+    row["messages"] = [
+        turn | {"tool_calls": _as_json(turn["tool_calls"])} if "tool_calls" in turn else turn
+        for turn in example.messages
+    ]
     return row
 
 
@@ -277,6 +330,11 @@ def _strings(*names: str) -> list[dict[str, Any]]:
 def _turns(name: str) -> dict[str, Any]:
     # Built anew each time: YAML would write a shared object as an alias, which `datasets` cannot read.
     return {"name": name, "list": _strings("role", "content")}
+
+
+def _values(*names: str) -> list[dict[str, Any]]:
+    """Columns that are lists of JSON values, which differ from row to row."""
+    return [{"name": name, "list": "json"} for name in names]
 
 
 def _origins() -> list[dict[str, Any]]:
@@ -305,6 +363,8 @@ FORMATS = Registry(
         },
         [_turns("messages"), *_origins()],
         reasoning_in="messages",
+        # No entry for LLaMA-Factory: it reads calls in ShareGPT's form.
+        tools=ToolForm(features=[*_values("messages", "tools"), *_origins()]),
     ),
     Format(
         "prompt-completion",
@@ -312,6 +372,7 @@ FORMATS = Registry(
         _jsonl(_prompt_completion),
         features=[_turns("prompt"), _turns("completion"), *_origins()],
         reasoning_in="completion",
+        tools=ToolForm(features=[*_values("prompt", "completion", "tools"), *_origins()]),
     ),
     Format(
         "sharegpt",
@@ -319,6 +380,14 @@ FORMATS = Registry(
         _jsonl(_sharegpt),
         {"formatting": "sharegpt", "columns": {"messages": "conversations", "system": "system"}},
         [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system"), *_origins()],
+        tools=ToolForm(
+            {
+                "formatting": "sharegpt",
+                "columns": {"messages": "conversations", "system": "system", "tools": "tools"},
+            },
+            [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system", "tools"), *_origins()],
+            is_strict=True,
+        ),
     ),
     Format(
         "alpaca",
@@ -341,6 +410,6 @@ FORMATS = Registry(
             *_origins(),
         ],
     ),
-    Format(PARQUET, "dataset.parquet", _parquet, reasoning_in="messages", is_text=False),
+    Format(PARQUET, "dataset.parquet", _parquet, reasoning_in="messages", is_text=False, tools=ToolForm()),
     groups=("persyn.formats",),
 )

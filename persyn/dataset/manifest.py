@@ -128,6 +128,8 @@ class Manifest:
     #: Names of the other files in the folder, except the manifest.
     others: list[str]
     versions: dict[str, str]
+    #: Whether any row has tools or calls.
+    tools: bool = False
     kind: str = f"{_KIND}2"
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, select, true
+from sqlalchemy import Text, and_, cast, func, select, true
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import On, Per, load_config
@@ -129,6 +129,10 @@ def _require_known(name: str, value: str | None, kind: Any) -> None:
         raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
+#: The characters of a response's calls, without spaces, which the databases set differently in JSON.
+_N_OF_CALLS = func.coalesce(func.length(func.replace(cast(Response.tool_calls, Text), " ", "")), 0)
+
+
 def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of eleven columns
     quality, likelihood = aliased(Score), aliased(Score)
     return (
@@ -138,7 +142,7 @@ def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select 
             quality.value.label("quality"),
             likelihood.value.label("log_likelihood"),
             likelihood.n_tokens,
-            func.length(Response.text).label("n_characters"),
+            (func.length(Response.text) + _N_OF_CALLS).label("n_characters"),
             likelihood.reasoning_value.label("reasoning_log_likelihood"),
             likelihood.reasoning_n_tokens,
             func.length(Response.reasoning).label("n_reasoning_characters"),

@@ -6,6 +6,7 @@ each of them. Independent of models; needs only tokenizers.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,8 +16,10 @@ from jinja2 import TemplateError
 
 from persyn.errors import EngineError
 from persyn.llm import loading
-from persyn.llm.protocols import Message, ModelSpec
-from persyn.llm.template import CLOSING, OPENING, Answered, Reasoning, Spans, Template, Written
+from persyn.llm.protocols import Message, ModelSpec, Tools
+from persyn.llm.template import CLOSING, OPENING, Answered, Reasoning, Spans, Written
+from persyn.llm.tool_template import ToolTemplate
+from persyn.llm.tools import written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,11 +33,13 @@ PLAIN_STOP = "\nUser:"
 
 
 class Conversation(NamedTuple):
-    """A conversation's turns, its response, and the reasoning before the response."""
+    """A conversation's turns, and its response with the reasoning before it and its calls."""
 
     messages: Sequence[Message]
     response: str
     reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
 
 
 class EncodedResponse(NamedTuple):
@@ -74,7 +79,7 @@ class Chat:
     ) -> None:
         self.tokenizer = tokenizer
         #: None for a base model, whose conversations are written as plain turns.
-        self.template = None if tokenizer.chat_template is None else Template(tokenizer, variables)
+        self.template = None if tokenizer.chat_template is None else ToolTemplate(tokenizer, variables)
         expects_bos = tokenizer.bos_token in _BEGIN_TOKENS if add_bos is None else add_bos
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
@@ -95,30 +100,37 @@ class Chat:
         """Whether the template closes a turn with a token; otherwise EOS ends a response."""
         return self._turn_end is not None
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
+    def prompt_text(self, messages: Sequence[Message], tools: Tools | None = None) -> str:
         """The conversation up to the beginning of the assistant's turn.
 
         Raises `TemplateError` when the template rejects it or would lose a part of it.
         """
-        return self._prompt(messages).text
+        return self._prompt(messages, tools).text
 
-    def plain_text(self, messages: Sequence[Message]) -> str:
+    def plain_text(self, messages: Sequence[Message], tools: Tools | None = None) -> str:
         """`prompt_text` without a template; never fails."""
-        turns = []
+        turns = [f"Tools: {json.dumps(tools, ensure_ascii=False)}\n"] if tools else []
         for message in messages:
-            name = {"user": "User: ", "assistant": "Assistant: "}.get(message["role"], "")
-            turns.append(f"{name}{message['content']}\n")
+            name = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}.get(message["role"], "")
+            turns.append(f"{name}{written(message)}\n")
         return self._bos + "".join(turns) + "Assistant:"
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
         """`prompt_text` as token ids; no special token is added beyond those in the text.
 
         A special token spelled out in a turn is encoded as plain characters; it cannot end or begin a turn.
         """
-        prompt = self._prompt(messages)
+        prompt = self._prompt(messages, tools)
         return self._as_turns(self.encode(prompt.text), prompt.text, prompt.spans)
 
-    def response_ids(self, messages: Sequence[Message], response: str, reasoning: str | None = None) -> EncodedResponse:
+    def response_ids(
+        self,
+        messages: Sequence[Message],
+        response: str,
+        reasoning: str | None = None,
+        tool_calls: list[dict[str, Any]] | None = None,
+        tools: Tools | None = None,
+    ) -> EncodedResponse:
         """The whole conversation as token ids; may raise `TemplateError`.
 
         Text that the template writes between the prompt and what the model writes belongs to the prompt. Everything is
@@ -126,9 +138,9 @@ class Chat:
         "▁Paris", is the response's first token, and one that spans the reasoning's end and the answer's beginning is
         the answer's. No token spans the end of the generation prompt: where one would, the response is tokenised
         separately. A special token spelled out in the response or its reasoning is encoded as plain characters and ends
-        nothing.
+        nothing. Calls are written by the template, after the response's text.
         """
-        (found,) = self.all_response_ids([Conversation(messages, response, reasoning)])
+        (found,) = self.all_response_ids([Conversation(messages, response, reasoning, tool_calls, tools)])
         if isinstance(found, TemplateError):
             raise found
         return found
@@ -152,23 +164,35 @@ class Chat:
             for each in found
         ]
 
-    def _prompt(self, messages: Sequence[Message]) -> Written:
+    def _prompt(self, messages: Sequence[Message], tools: Tools | None = None) -> Written:
         if self.template is not None:
-            return self.template.prompt(messages)
-        text = self.plain_text(messages)
+            self._refuse_special(messages, tools)
+            return self.template.prompt(messages, tools)
+        text = self.plain_text(messages, tools)
         return Written(text, ((len(self._bos), len(text)),))
 
+    def _refuse_special(self, messages: Sequence[Message], tools: Tools | None) -> None:
+        """Raise `TemplateError` if a tool or a call spells out a special token: its place in the text is unknown."""
+        calls = [turn["tool_calls"] for turn in messages if turn.get("tool_calls")]
+        if not (self._special and (tools or calls)):
+            return
+        if token := self._special_texts().search(json.dumps([tools, calls], ensure_ascii=False)):
+            raise TemplateError(f"a tool or a call contains the special token {token[0]!r}")
+
     def _answered_or_refusal(self, conversation: Conversation) -> Answered | TemplateError:
-        messages, response, reasoning = conversation
+        messages, response, reasoning, tool_calls, tools = conversation
         try:
+            turn = {"role": "assistant", "content": response, "tool_calls": tool_calls}
             if self.template is None:
-                prompt = self._prompt(messages)
+                prompt = self._prompt(messages, tools)
                 # A plain "Assistant:" is followed by a space, which the model itself generates.
+                text = written(turn)
                 if reasoning is None:
-                    return Answered(prompt.text, "", f" {response}", "", prompt.spans)
+                    return Answered(prompt.text, "", f" {text}", "", prompt.spans)
                 block = Reasoning(f" {OPENING}", reasoning, CLOSING)
-                return Answered(prompt.text, "", response, "", prompt.spans, block)
-            return self.template.answered(messages, response, reasoning)
+                return Answered(prompt.text, "", text, "", prompt.spans, block)
+            self._refuse_special([*messages, turn], tools)
+            return self.template.answered(messages, response, reasoning, tool_calls, tools)
         except TemplateError as error:
             return error
 
@@ -199,6 +223,7 @@ class Chat:
             if reasoning
             else []
         )
+        encode = self.encode if answered.is_rendered else encode
         of_answer = encode(("" if reasoning else lead) + answered.response + self._ending(answered))
         answer = len(before) + len(of_reasoning) if reasoning else None
         return EncodedResponse([*before, *of_reasoning, *of_answer, self.end_id], len(before), answer)
@@ -217,20 +242,31 @@ class Chat:
         markers = (reasoning.opening, reasoning.closing) if reasoning else ()
         if sum(token in self._special for token in ids) == sum(map(self._count_special, markers)):
             return False
-        texts = [answered.response + self._ending(answered), *([reasoning.text] if reasoning else [])]
+        texts = [reasoning.text] if reasoning else []
+        if not answered.is_rendered:
+            texts.append(answered.response + self._ending(answered))
         return any(self.encode(text) != self._encode_as_characters(text) for text in texts)
 
-    def conversation_ids(self, messages: Sequence[Message], response: str) -> list[int]:
+    def conversation_ids(
+        self,
+        messages: Sequence[Message],
+        response: str,
+        tool_calls: list[dict[str, Any]] | None = None,
+        tools: Tools | None = None,
+    ) -> list[int]:
         """The finished conversation as a reward model reads it, including the template's closing text.
 
         Here too, a special token spelled out in a turn is encoded as plain characters.
         """
         if self.template is None:
-            return self.response_ids(messages, response).ids
-        written = self.template.finished([*messages, {"role": "assistant", "content": response}])
-        plain = self.encode(written.text)
-        ids = self._as_turns(plain, written.text, written.spans)
-        if ids != plain and not written.is_framed:
+            return self.response_ids(messages, response, None, tool_calls, tools).ids
+        turn: Message = {"role": "assistant", "content": response}
+        turns = [*messages, turn | {"tool_calls": tool_calls} if tool_calls else turn]
+        self._refuse_special(turns, tools)
+        whole = self.template.finished(turns, tools)
+        plain = self.encode(whole.text)
+        ids = self._as_turns(plain, whole.text, whole.spans)
+        if ids != plain and not whole.is_framed:
             raise TemplateError("the text it puts around a response depends on the response")
         return ids
 

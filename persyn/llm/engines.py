@@ -49,6 +49,8 @@ class EngineKind:
     #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
     package: str | None = None
     extra: str | None = None
+    #: Whether a teacher on it can hold a response to a JSON schema.
+    holds_to_schema: bool = False
     #: Options that say how the model is reached or how fast it runs, and affect no result: address, key, concurrency,
     #: timeouts, memory. Like `gpus`, they belong to a run and are not part of a teacher's or scorer's version.
     transport: frozenset[str] = frozenset()
@@ -86,6 +88,7 @@ ENGINES = Registry(
         model="weights",
         package="vllm",
         extra="vllm",
+        holds_to_schema=True,
         transport=frozenset(
             {"gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"}
         ),
@@ -107,6 +110,7 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.OpenAIOptions,
         model="server",
+        holds_to_schema=True,
         transport=frozenset(
             {
                 "base_url",
@@ -204,6 +208,7 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge", "student", "quality", "router"}),
         options=options.FakeOptions,
         transport=frozenset({"latency_seconds", "concurrency", "rows_per_second", "load_seconds", "journal"}),
+        holds_to_schema=True,
     ),
     EngineKind(
         name="router_fit",

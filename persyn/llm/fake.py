@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 import msgspec
 
 from persyn.errors import EngineError
-from persyn.llm import options
+from persyn.llm import options, tools
 from persyn.llm.protocols import (
     Check,
     Checked,
@@ -132,7 +132,7 @@ class FakeEngine:
         if isinstance(request, Generate):
             return self._generated(request, digest)
         if isinstance(request, Judge):
-            return Judged(request.id, _unit(digest), n_tokens=len(request.response.split()))
+            return Judged(request.id, _unit(digest), n_tokens=len(_said(request).split()))
         if isinstance(request, Route):
             return self._routed(request, digest)
         return _fitted(request, digest)
@@ -140,9 +140,11 @@ class FakeEngine:
     def _digest(self, request: Generate | Judge | Route | Fit) -> bytes:
         """32 bytes derived from everything in the request that may affect the answer."""
         if isinstance(request, Generate):
-            content: object = (self._model, request.messages, request.seed)
+            content: tuple[object, ...] = (self._model, request.messages, request.seed)
+            content += (request.tools,) if request.tools else ()
         elif isinstance(request, Judge):
             content = (self._model, request.messages, request.response, request.answer)
+            content += (request.tool_calls,) if request.tool_calls else ()
         elif isinstance(request, Route):
             content = (self._model, request.messages)
         else:
@@ -153,12 +155,22 @@ class FakeEngine:
         if request.schema:
             text = _encode_json(_conforming(request.schema, digest)).decode()
             return Generated(request.id, text, "stop", None, None, self._options.latency_seconds)
+        every = self._options.call_every
+        if request.tools and every and digest[0] % every == 0:
+            return self._call(request, request.tools[0]["function"], digest)
         wanted = self._options.response_words
         count = min(wanted, request.sampling.max_tokens)
         words = [_WORDS[byte] for byte in (digest * (count // len(digest) + 1))[:count]]
         prompt_words = sum(message["content"].count(" ") + 1 for message in request.messages)
         finish = "stop" if count == wanted else "length"
         return Generated(request.id, " ".join(words), finish, prompt_words, count, self._options.latency_seconds)
+
+    def _call(self, request: Generate, function: dict[str, Any], digest: bytes) -> Generated:
+        """A call of a function, with arguments that conform to its parameters."""
+        arguments = _encode_json(_conforming(function.get("parameters", {}), digest)).decode()
+        calls = tools.read_calls([{"id": f"call_{digest.hex()[:8]}", "name": function["name"], "arguments": arguments}])
+        seconds = self._options.latency_seconds
+        return Generated(request.id, "", "tool_calls", None, None, seconds, tool_calls=calls)
 
     def _routed(self, request: Route, digest: bytes) -> Routed | Failed:
         if not self._options.teachers:
@@ -167,9 +179,35 @@ class FakeEngine:
         return Routed(request.id, scores)
 
 
-def _conforming(schema: dict[str, Any], digest: bytes) -> dict[str, Any]:
-    """An object that conforms to a schema whose properties are enumerations."""
-    return {name: kind["enum"][digest[0] % len(kind["enum"])] for name, kind in schema["properties"].items()}
+def _said(request: Judge) -> str:
+    return tools.written({"content": request.response, "tool_calls": request.tool_calls})
+
+
+def _conforming(schema: Any, digest: bytes) -> Any:
+    """A value that conforms to a schema of types, properties, items, constants and enumerations."""
+    if not isinstance(schema, dict):
+        return None
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][digest[0] % len(schema["enum"])]
+    kind = schema.get("type", "object")
+    return _of_kind(kind if isinstance(kind, str) else kind[0], schema, digest)
+
+
+def _of_kind(kind: str, schema: dict[str, Any], digest: bytes) -> Any:
+    match kind:
+        case "object":
+            return {name: _conforming(part, digest) for name, part in schema.get("properties", {}).items()}
+        case "array":
+            return [_conforming(schema["items"], digest)] if "items" in schema else []
+        case "string":
+            return _WORDS[digest[0]]
+        case "integer" | "number":
+            return digest[0]
+        case "boolean":
+            return digest[0] % 2 == 0
+    return None
 
 
 def _fitted(request: Fit, digest: bytes) -> Fitted:

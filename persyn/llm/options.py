@@ -49,6 +49,9 @@ class VllmOptions(EngineOptions, frozen=True):
     quantization: str | None = None
     #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
+    #: vLLM's name of the parser of the model's tool calls; none: the form in which the chat template writes calls, if
+    #: PerSyn knows it (`hermes`, `mistral`, `llama3_json`).
+    tool_parser: str | None = None
 
 
 class TransformersOptions(EngineOptions, frozen=True):
@@ -63,6 +66,8 @@ class TransformersOptions(EngineOptions, frozen=True):
     max_model_len: Positive | None = None
     #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
+    #: The form of the model's tool calls; none: the one in which the chat template writes calls, if it is one of these.
+    tool_parser: Literal["hermes", "mistral", "llama3_json"] | None = None
 
 
 class OpenAIOptions(EngineOptions, frozen=True):
@@ -268,6 +273,8 @@ class FakeOptions(EngineOptions, frozen=True):
     journal: str | None = None
     #: Number of words of a response.
     response_words: Positive = 12
+    #: One in this many requests with tools is answered by calling the first of them, always the same ones; 0: none.
+    call_every: NonNegative = 0
     #: Number of scores of a `RouteOptions`; set by PerSyn.
     teachers: NonNegative = 0
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from operator import eq
@@ -56,11 +57,22 @@ class Answered:
     spans: Spans
     #: None if there is none.
     reasoning: Reasoning | None = None
+    #: Whether `response` is the template's own text, as for calls of tools, and may contain special tokens.
+    is_rendered: bool = False
 
     @property
     def written(self) -> str:
         """What the model generates: the reasoning with its closing marker, and the response."""
         return (self.reasoning.written if self.reasoning else "") + self.response
+
+    def reasoned(self, reasoning: str) -> Answered:
+        """The same with reasoning between the markers that the prompt opens, or <think> and </think>.
+
+        It takes the place of an empty block that the template writes before the response.
+        """
+        opened = _OPENED.search(self.given)
+        block = Reasoning("" if opened else OPENING, reasoning, _closing(opened))
+        return replace(self, lead="" if self.lead.strip() else self.lead, reasoning=block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,35 +151,25 @@ class Template:
         </think>.
         """
         prompt = self.prompt(messages)
-        stem = prompt.text[: prompt.spans[-1][1]]
-        turns = [*messages, {"role": "assistant", "content": response}]
-        if reasoning is not None and self.takes_reasoning:
-            try:
-                return self._answered(
-                    prompt, stem, [*turns[:-1], {"role": _REASONING, "content": reasoning}, turns[-1]]
-                )
-            except LostText:
-                pass
-        try:
-            if reasoning is None:
-                return self._answered(prompt, stem, turns)
-        except LostText:
-            pass
-        frame = self.frame(tuple(turn["role"] for turn in turns), opens=False)
-        bare, after = stem + frame.texts[-2], frame.texts[-1]
-        if reasoning is None:
-            return Answered(self._given(prompt.text, bare, response), "", response, after, prompt.spans)
-        opened = _OPENED.search(prompt.text, len(stem))
-        block = Reasoning("" if opened else OPENING, reasoning, _closing(opened))
-        return Answered(prompt.text, "", response, after, prompt.spans, block)
+        turn: Message = {"role": "assistant", "content": response}
+        has_field = reasoning is not None and self.takes_reasoning
+        block = [{"role": _REASONING, "content": reasoning}] if has_field else []
+        if has_field or reasoning is None:
+            with suppress(LostText):
+                return self._parted(prompt, [*messages, *block, turn])
+        frame = self.frame((*(each["role"] for each in messages), "assistant"), opens=False)
+        bare, after = prompt.text[: prompt.spans[-1][1]] + frame.texts[-2], frame.texts[-1]
+        if reasoning is not None:
+            return Answered(prompt.text, "", response, after, prompt.spans).reasoned(reasoning)
+        return Answered(self._given(prompt.text, bare, response), "", response, after, prompt.spans)
 
-    def _answered(self, prompt: Written, stem: str, turns: Sequence[Message]) -> Answered:
+    def _parted(self, prompt: Written, turns: Sequence[Message]) -> Answered:
         """The parts of a finished conversation; its last turns are the reasoning, if there is one, and the response."""
         whole = self.finished(turns)
         has_reasoning = turns[-2]["role"] == _REASONING
         *_, (_, asked), first = whole.spans[:-1] if has_reasoning else whole.spans
         begin, end = whole.spans[-1]
-        before = stem + whole.text[asked : first[0]]
+        before = prompt.text[: prompt.spans[-1][1]] + whole.text[asked : first[0]]
         given = prompt.text if before.startswith(prompt.text) else before
         block = Reasoning("", whole.text[slice(*first)], whole.text[first[1] : begin]) if has_reasoning else None
         lead, response, after = before[len(given) :], whole.text[begin:end], whole.text[end:]
@@ -180,12 +182,12 @@ class Template:
 
     @cached_property
     def _form(self) -> Callable[[Message, str], Message] | None:
-        asked = {"role": "user", "content": _mark(0)}
+        asked = {"role": "user", "content": marker(0)}
         for form in _FORMS:
-            turn = form({"role": "assistant", "content": _mark(2)}, _mark(1))
+            turn = form({"role": "assistant", "content": marker(2)}, marker(1))
             try:
-                text = self._apply([asked, turn], opens=False)
-                _frame(text, ("user", _REASONING, "assistant"), folds=False)
+                text = self._rendered([asked, turn], opens=False)
+                frame_of(text, ("user", _REASONING, "assistant"), folds=False)
             except TemplateError:
                 continue
             # A template that knows no parts writes Python's form of the list.
@@ -211,9 +213,9 @@ class Template:
                 continue
             turns.append(turn if reasoning is None or self._form is None else self._form(turn, reasoning))
             reasoning = None
-        return self._apply(turns, opens=opens, **variables)
+        return self._rendered(turns, opens=opens, **variables)
 
-    def _apply(self, messages: Sequence[Message], *, opens: bool, **variables: Any) -> str:
+    def _rendered(self, messages: Sequence[Message], *, opens: bool, **variables: Any) -> str:
         turns = [_in_parts(turn) for turn in messages] if self._as_parts else list(messages)
         try:
             text: Any = self._tokenizer.apply_chat_template(
@@ -234,7 +236,7 @@ class Template:
         """Whether a user turn's text appears in the prompt when content has this form."""
         self._as_parts = as_parts
         try:
-            return _mark(0) in self.apply([{"role": "user", "content": _mark(0)}], opens=True)
+            return marker(0) in self.apply([{"role": "user", "content": marker(0)}], opens=True)
         except TemplateError:
             return False
 
@@ -247,26 +249,26 @@ class Template:
         if not roles:
             raise TemplateError("the conversation has no turn")
         frame = self.frame(roles, opens=opens)
-        text = self.apply(_fold_system(messages) if frame.folds else messages, opens=opens)
-        spans = _match(frame, text, contents)
+        text = self.apply(fold_system(messages) if frame.folds else messages, opens=opens)
+        spans = match(frame, text, contents)
         if spans is not None:
             return Written(text, spans)
         # A template may insert the date, or choose the surrounding text by a turn's content.
         frame = self._learn(roles, opens=opens)
-        spans = _match(frame, text, contents)
+        spans = match(frame, text, contents)
         if spans is not None:
             return Written(text, spans)
-        return Written(text, _search(frame, text, contents, roles), is_framed=False)
+        return Written(text, search(frame, text, contents, roles), is_framed=False)
 
     def _learn(self, roles: tuple[str, ...], *, opens: bool) -> Frame:
         """Render unique markers as turns; a system turn that is rejected or lost is merged into the first user turn."""
-        turns = [{"role": role, "content": _mark(number)} for number, role in enumerate(roles)]
+        turns = [{"role": role, "content": marker(number)} for number, role in enumerate(roles)]
         try:
-            frame = _frame(self.apply(turns, opens=opens), roles, folds=False)
+            frame = frame_of(self.apply(turns, opens=opens), roles, folds=False)
         except TemplateError:
             if "system" not in roles:
                 raise
-            frame = _frame(self.apply(_fold_system(turns), opens=opens), roles, folds=True)
+            frame = frame_of(self.apply(fold_system(turns), opens=opens), roles, folds=True)
         self._frames[opens, roles] = frame
         return frame
 
@@ -285,14 +287,14 @@ def _closing(opened: re.Match[str] | None) -> str:
     return f"\n{left}{'END_' if start else '/'}{name}{right}\n\n"
 
 
-def _mark(number: int) -> str:
+def marker(number: int) -> str:
     """A marker that stands for the text of a turn."""
     return f"\N{OBJECT REPLACEMENT CHARACTER}{number}\N{OBJECT REPLACEMENT CHARACTER}"
 
 
-def _frame(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
+def frame_of(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
     """The frame of a text with markers as turns; `LostText` unless each marker occurs exactly once, in order."""
-    marks = [_mark(number) for number in range(len(roles))]
+    marks = [marker(number) for number in range(len(roles))]
     for mark, role in zip(marks, roles, strict=True):
         if (count := text.count(mark)) != 1:
             raise LostText(f"it {f'repeats {count} times' if count else 'drops'} the text of the {role} turn")
@@ -309,7 +311,7 @@ def _frame(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
     return Frame(order, (*texts, text[end:]), folds)
 
 
-def _match(frame: Frame, text: str, contents: Sequence[str]) -> Spans | None:
+def match(frame: Frame, text: str, contents: Sequence[str]) -> Spans | None:
     """Locate the contents in a text that consists of the frame and the contents, ignoring surrounding whitespace."""
     spans = [(0, 0)] * len(contents)
     start = len(frame.texts[0])
@@ -339,7 +341,7 @@ def _end(text: str, start: int, content: str, following: str) -> int | None:
     return next((end + n for n in range(kept, -1, -1) if text.startswith(following, end + n)), None)
 
 
-def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[str]) -> Spans:
+def search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[str]) -> Spans:
     """Locate the contents in a text that does not match the frame; `LostText` if the result is ambiguous."""
     spans = [(0, 0)] * len(contents)
     place = 0
@@ -354,7 +356,7 @@ def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[st
     return tuple(spans)
 
 
-def _fold_system(messages: Sequence[Message]) -> list[Message]:
+def fold_system(messages: Sequence[Message]) -> list[Message]:
     """Remove a system turn by prepending its text to the first user turn."""
     system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
     turns = [dict(m) for m in messages if m["role"] != "system"]

@@ -10,9 +10,11 @@ from operator import eq
 from jinja2 import TemplateError
 
 from persyn.errors import PermanentError, shorten
+from persyn.llm import tool_forms
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Finding, Message, ModelSpec
 from persyn.llm.template import LostText, Template
+from persyn.llm.tool_template import SAMPLE_CALL, SAMPLE_TOOLS, SAMPLE_TURNS, ToolTemplate
 
 #: Text that a careless template alters: whitespace, markup, quotes, braces, capitals, and great length.
 _TEXT = (
@@ -68,6 +70,22 @@ def look_over(chat: Chat, *, answers: bool = True) -> list[Finding]:
         message += "; the text of a system turn opens the first user turn"
     found = Finding("warning" if warnings else "ok", "template", "; ".join([message, *warnings]))
     return [found, *_thinking(chat.template), *_date(chat.template)]
+
+
+def look_over_tools(template: ToolTemplate, *, calls: bool = True) -> list[Finding]:
+    """At most one finding on the topic "tools": what happens to prompts with tools.
+
+    calls: whether the model's calls are read in the form that the template writes.
+    """
+    try:
+        template.answered(SAMPLE_TURNS, "Yes.", tools=SAMPLE_TOOLS)
+        template.answered(SAMPLE_TURNS[:1], "", tool_calls=[SAMPLE_CALL], tools=SAMPLE_TOOLS)
+    except TemplateError as error:
+        return [Finding("warning", "tools", f"prompts with tools fail: the chat template: {shorten(str(error))}")]
+    if calls and tool_forms.written_by(template) is None:
+        message = "the form of its calls is not known: they stay a part of the text, unless tool_parser names the form"
+        return [Finding("warning", "tools", message)]
+    return []
 
 
 def _conversations(template: Template) -> Iterator[str]:

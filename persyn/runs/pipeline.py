@@ -104,6 +104,7 @@ def enlist(
     """Create a run with its models and prompts, and draw its calibration prompts; plan no jobs."""
     run = start.create(session, config, known, stage=next(iter(STAGES)))
     conflicts = prompt_import.add_to_run(session, run.id, config.prompts, progress=on_rows)
+    start.require_schemas(session, run)
     said = prompt_import.draw(
         session,
         run.id,

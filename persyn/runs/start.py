@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from msgspec.structs import replace
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, RunConfig, TeacherTable, fingerprint_of, load_config
-from persyn.db.catalog import Run, RunTeacher, Scorer, Teacher
+from persyn.db import lookup
+from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
 from persyn.db.results import Origin, Response, Score
 from persyn.errors import UsageError
 from persyn.ingest import prompt_table, versions
@@ -59,6 +60,30 @@ def require_imported(session: Session, config: RunConfig) -> None:
             )
     if config.quality.kind == IMPORTED:
         _require_scores(session, config.quality.model)
+
+
+def require_schemas(session: Session, run: Run) -> None:
+    """Raise `UsageError` for a teacher that should hold to a JSON schema on an engine that cannot.
+
+    The run's prompts must be there.
+    """
+    able = {name for name, kind in ENGINES.items() if kind.holds_to_schema} | {IMPORTED}
+    unable = [teacher for teacher in lookup.teachers(session, run.id) if teacher.engine not in able]
+    if not unable:
+        return
+    advice = f"engines that can: {', '.join(sorted(able - {IMPORTED}))}"
+    for teacher in unable:
+        if teacher.response_schema is not None:
+            raise UsageError(
+                f"teacher {teacher.name!r} has a response_schema, but engine {teacher.engine!r} cannot hold a response "
+                f"to one; {advice}"
+            )
+    of_run = select(func.count()).select_from(Prompt).join(RunPrompt).where(RunPrompt.run_id == run.id)
+    if count := session.scalars(of_run.where(Prompt.response_schema.is_not(None))).one():
+        raise UsageError(
+            f"{count:,} prompts have a response_schema, but teacher {unable[0].name!r} has engine "
+            f"{unable[0].engine!r}, which cannot hold a response to one; {advice}"
+        )
 
 
 def _require_scores(session: Session, field: str) -> None:

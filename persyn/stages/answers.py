@@ -15,11 +15,12 @@ from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.results import Origin, Response
 from persyn.db.text import reason
+from persyn.errors import shorten
 from persyn.jobs.queue import Claim
 from persyn.llm import engines, transport
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
-from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
+from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
 from persyn.stages.stage import Stage
 
 
@@ -74,7 +75,7 @@ class Cells:
         prompts = session.execute(
             in_part(missing, job)
             .join(Prompt, Prompt.id == missing.selected_columns[0])
-            .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.content_hash)
+            .add_columns(Prompt.id, *TURNS, Prompt.tools, Prompt.response_schema, Prompt.content_hash)
         )
         sampling = msgspec.convert(teacher.sampling, Sampling)
         opening = opening_of(teacher.system, teacher.few_shot)
@@ -86,6 +87,8 @@ class Cells:
                     messages=with_opening(opening, conversation(prompt)),
                     sampling=sampling,
                     seed=seed_of(run.seed, prompt.content_hash, teacher.fingerprint, 0),
+                    schema=teacher.response_schema if prompt.response_schema is None else prompt.response_schema,
+                    tools=prompt.tools,
                 )
                 for prompt in prompts
             ],
@@ -169,6 +172,8 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         "origin": Origin.GENERATED,
         "job_id": job.id,
     }
+    if isinstance(result, Generated) and (why := _breaks_schema(request, result)):
+        result = Failed(request.id, why)
     if isinstance(result, Failed):
         row["failure"] = result.reason
     else:
@@ -176,6 +181,17 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         row.update(msgspec.structs.asdict(result))
         del row["id"]
     return row
+
+
+def _breaks_schema(request: Generate, result: Generated) -> str | None:
+    """Why a response that should be JSON is not; None if it is, or need not be, because it calls tools."""
+    if request.schema is None or result.tool_calls:
+        return None
+    try:
+        msgspec.json.decode(result.text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return f"invalid_json: {error}, finish reason {result.finish_reason or 'unknown'}: {shorten(result.text)}"
+    return None
 
 
 def opening_of(system: str | None, few_shot: Iterable[Mapping[str, str]]) -> list[Message]:

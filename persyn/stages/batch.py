@@ -11,10 +11,11 @@ from sqlalchemy import Integer, Select, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
+from persyn.db.catalog import Prompt
 from persyn.db.work import Job
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
-from persyn.llm.protocols import Message, ModelSpec, Request, Result
+from persyn.llm.protocols import Message, ModelSpec, Request, Result, join_turns
 
 #: A model's part of a stage is cut into at least this many jobs, so that workers get nearly equal shares; jobs with
 #: fewer than _LEAST_PROMPTS prompts would cost more to claim than to work.
@@ -56,13 +57,22 @@ class Progress:
         return f"Progress(total={self.total}, done={self.done}, failed={self.failed}, pending={self.pending})"
 
 
+#: The columns that `conversation` reads; select them together.
+TURNS = (Prompt.text, Prompt.history, Prompt.last_turn)
+
 StoredPrompt: TypeAlias = Any
-"""A row with the `text` and `history` of a prompt."""
+"""A row with the columns `TURNS` of a prompt."""
 
 
 def conversation(prompt: StoredPrompt) -> list[Message]:
     """A prompt as the list of turns that a model receives."""
-    return [*(prompt.history or ()), {"role": "user", "content": prompt.text}]
+    return join_turns(prompt.history, prompt.text, prompt.last_turn)
+
+
+def response_turn(response: str, tool_calls: list[dict[str, Any]] | None) -> Message:
+    """A stored response as the assistant's turn."""
+    turn: Message = {"role": "assistant", "content": response}
+    return turn | {"tool_calls": tool_calls} if tool_calls else turn
 
 
 def to_wire(meta: Any) -> Any:

@@ -19,7 +19,7 @@ from persyn.llm import transport
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
-from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, to_wire
+from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, to_wire
 from persyn.stages.stage import Stage
 
 #: Scores deleted per statement.
@@ -50,7 +50,7 @@ def load(session: Session, job: Claim) -> Batch:
         in_part(_missing(job.run_id, scorer.id), job)
         .join(Prompt, Prompt.id == Response.prompt_id)
         .add_columns(Response.id, Response.text.label("response"), Response.reasoning, Response.tool_calls)
-        .add_columns(Prompt.text, Prompt.history, Prompt.last_turn, Prompt.tools, Prompt.answer, Prompt.meta)
+        .add_columns(*TURNS, Prompt.tools, Prompt.answer, Prompt.meta)
     )
     reads_row = ENGINES.require(scorer.kind, "scorer").reads_row
     requests = [

@@ -35,7 +35,7 @@ from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, Mod
 from persyn.llm.scorers.instructions import InstructionFields
 from persyn.settings import Settings
 from persyn.stages import score
-from persyn.stages.batch import conversation, to_wire
+from persyn.stages.batch import TURNS, conversation, to_wire
 
 #: Scores the reference answers, not the student's responses.
 PERPLEXITY = "log_likelihood"
@@ -165,7 +165,9 @@ class Evaluator:
         asked: list[_Asked] = []
         with self._database.read() as session:
             for place, row in enumerate(session.execute(unasked)):
-                asked.append(_Asked(evaluation_id, row.id, Generate(place, conversation(row), sampling, seed=0)))
+                asked.append(
+                    _Asked(evaluation_id, row.id, Generate(place, conversation(row), sampling, seed=0, tools=row.tools))
+                )
         self._work("ask", spec, asked)
 
     def _judge(self, made: Sequence[tuple[_Subject, int]], wanted: _Wanted) -> None:
@@ -181,7 +183,8 @@ class Evaluator:
                 for row in session.execute(unjudged):
                     # Without a response, the reference answer is scored.
                     text = row.answer if row.response is None else row.response
-                    judge = Judge(len(of_scorer), conversation(row), text, answer=row.answer, meta=to_wire(row.meta))
+                    more = {"tools": row.tools, "answer": row.answer, "meta": to_wire(row.meta)}
+                    judge = Judge(len(of_scorer), conversation(row), text, **more)
                     of_scorer.append(_Asked(evaluation_id, row.id, judge))
         for scorer_id, of_scorer in asked.items():
             self._work("judge", specs[scorer_id], of_scorer)
@@ -347,6 +350,8 @@ def _store(session: Session, asked: _Asked, result: Result) -> None:
     of = Outcome.evaluation_id == asked.evaluation_id, Outcome.prompt_id == asked.prompt_id, Outcome.failure.is_(None)
     values: dict[str, Any]
     match asked.request, result:
+        case Generate(), Generated() if result.tool_calls:
+            values = {"failure": "tool_calls: the student called a tool, but an evaluation scores a text"}
         case Generate(), Generated():
             values = {"response": result.text}
         case Generate(), Failed() if result.reason.startswith("empty"):
@@ -366,7 +371,7 @@ def _store(session: Session, asked: _Asked, result: Result) -> None:
 def _of(evaluation_id: int) -> Any:
     """Select an evaluation's prompts and responses."""
     return (
-        select(Prompt.id, Prompt.text, Prompt.history, Prompt.answer, Prompt.meta, Outcome.response)
+        select(Prompt.id, *TURNS, Prompt.tools, Prompt.answer, Prompt.meta, Outcome.response)
         .join_from(Outcome, Prompt, Prompt.id == Outcome.prompt_id)
         .where(Outcome.evaluation_id == evaluation_id)
         .order_by(Outcome.prompt_id)

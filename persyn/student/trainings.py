@@ -136,20 +136,17 @@ def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterat
 
 def _example(row: AssignedRow, options: ExportOptions) -> Conversation:
     """A row with its reasoning where the exported dataset has it."""
-    messages = conversation(row)
-    match options.reasoning:
-        case "field":
-            return Conversation(messages, row.response, row.reasoning)
-        case "inline":
-            return Conversation(messages, inlined(row.response, row.reasoning))
-    return Conversation(messages, row.response)
+    is_inline = options.reasoning == "inline"
+    response = inlined(row.response, row.reasoning) if is_inline else row.response
+    reasoning = row.reasoning if options.reasoning == "field" else None
+    return Conversation(conversation(row), response, reasoning, row.tool_calls, row.tools)
 
 
 def _hash(conversations: Iterator[Conversation]) -> str:
     total = hashlib.sha256()
     for each in conversations:
-        # Without reasoning, as in versions of PerSyn that knew none.
-        total.update(msgspec.json.encode(each[:2] if each.reasoning is None else each))
+        # Without reasoning and tools, as in versions of PerSyn that knew neither.
+        total.update(msgspec.json.encode(each if any(part is not None for part in each[2:]) else each[:2]))
     return total.hexdigest()
 
 

@@ -120,7 +120,7 @@ def test_many_conversations_are_tokenised_as_each_by_itself(templated: Chat, pla
     for chat in (templated, plain, opening):
         found = chat.all_response_ids(conversations)
         assert found == [chat.response_ids(*each) for each in conversations]
-        for (prompt, response, _), (ids, start, _) in zip(conversations, found, strict=True):
+        for (prompt, response, *_), (ids, start, _) in zip(conversations, found, strict=True):
             assert ids[:start] == chat.encode(chat.prompt_text(prompt))
             assert chat.tokenizer.decode(ids[start:-1]).strip() == response.strip()
         assert chat.all_response_ids([]) == []

@@ -18,9 +18,14 @@ import pytest
 from msgspec import structs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from persyn.errors import EngineError
+from persyn.errors import EngineError, PermanentError
+from persyn.llm.chat import Chat
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 from persyn.llm.teachers import vllm_engine
+from persyn.llm.tool_forms import Said
+from tests.llm.families import tokenizer
+from tests.llm.test_tool_template import TOOLS, call_of
+from tests.llm.tool_families import HERMES
 
 pytestmark = [
     pytest.mark.model,
@@ -194,6 +199,20 @@ def test_nothing_is_used_that_vllm_will_drop(teacher: Engine, complaints: list[l
 
     assert complaints
     assert not [each.getMessage() for each in complaints if "deprecated" in each.getMessage()]
+
+
+def test_a_named_parser_reads_the_calls() -> None:
+    chat = Chat(tokenizer(HERMES))
+    read = vllm_engine._call_reader(chat, "hermes")
+    assert read is not None
+
+    text = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+    assert read(f"Hm.\n{text}", TOOLS) == Said("Hm.", [call_of("weather", '{"city": "Rome"}')])
+    assert read("Hm.", TOOLS) is None
+    with pytest.raises(PermanentError, match="vLLM has no tool_parser 'nope'; known: "):
+        vllm_engine._call_reader(chat, "nope")
+    with pytest.raises(PermanentError, match="tool_parser 'mistral' does not suit the model"):
+        vllm_engine._call_reader(chat, "mistral")
 
 
 @pytest.mark.timeout(600)

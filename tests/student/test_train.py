@@ -48,7 +48,7 @@ def test_only_the_response_and_its_end_are_learned(tiny: Path, tmp_path: Path) -
     counts = examples.write(tmp_path, CONVERSATIONS[:2], chat, max_tokens=100)
     rows = StudentExamples(tmp_path)
 
-    for row, (messages, response, _) in zip(rows, CONVERSATIONS[:2], strict=True):
+    for row, (messages, response, *_) in zip(rows, CONVERSATIONS[:2], strict=True):
         learned = [token for token in row["labels"] if token != IGNORED]
         assert chat.tokenizer.decode(learned) == f"{response}<|im_end|>"
         assert row["input_ids"][: -len(learned)] == chat.prompt_ids(messages)

@@ -161,7 +161,7 @@ def _ask(request: Judge, chosen: options.JudgeOptions) -> list[Generate]:
 
 def _rate(request: Judge, chosen: options.JudgeOptions) -> list[list[Message]]:
     """The scale in ascending and in descending order. The material comes first so that its prefix can be cached."""
-    material = {"conversation": request.messages, "response": request.response}
+    material = _shared(request) | {"response": _written(request)}
     return [
         _messages(chosen, material, _RATE.format(scale=chosen.scale, low=low, high=high))
         for low, high in (("worst", "best"), ("best", "worst"))
@@ -170,10 +170,21 @@ def _rate(request: Judge, chosen: options.JudgeOptions) -> list[list[Message]]:
 
 def _compare(request: Judge, chosen: options.JudgeOptions) -> list[list[Message]]:
     """The response as A, and as B."""
-    pair = (request.response, request.answer)
-    return [
-        _messages(chosen, {"conversation": request.messages, "A": a, "B": b}, _COMPARE) for a, b in (pair, pair[::-1])
-    ]
+    pair = (_written(request), request.answer)
+    return [_messages(chosen, _shared(request) | {"A": a, "B": b}, _COMPARE) for a, b in (pair, pair[::-1])]
+
+
+def _shared(request: Judge) -> dict[str, Any]:
+    """The material that both questions have: the conversation, and the tools that the response could call."""
+    tools = {"tools": request.tools} if request.tools else {}
+    return {"conversation": request.messages, **tools}
+
+
+def _written(request: Judge) -> str | dict[str, Any]:
+    """The response: its text or, if it calls tools, its text and its calls."""
+    if not request.tool_calls:
+        return request.response
+    return {"text": request.response, "tool_calls": request.tool_calls}
 
 
 def _messages(chosen: options.JudgeOptions, material: Mapping[str, Any], question: str) -> list[Message]:
@@ -200,7 +211,7 @@ def _schema(chosen: options.JudgeOptions) -> dict[str, Any]:
 
 
 def _wording(chosen: options.JudgeOptions) -> str:
-    sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", "Answer")
+    sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", answer="Answer")
     return fingerprint_of(_ask(sample, chosen))
 
 

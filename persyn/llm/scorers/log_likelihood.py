@@ -47,7 +47,12 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
         return TokenRow(request.id, found.ids[:end], found.start, found.answer)
 
     def encode(requests: Sequence[Judge]) -> list[TokenRow | Failed]:
-        found = chat.all_response_ids([Conversation(each.messages, each.response, each.reasoning) for each in requests])
+        found = chat.all_response_ids(
+            [
+                Conversation(each.messages, each.response, each.reasoning, each.tool_calls, each.tools)
+                for each in requests
+            ]
+        )
         return [row(*pair) for pair in zip(requests, found, strict=True)]
 
     padded = Padded(

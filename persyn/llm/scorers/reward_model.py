@@ -31,7 +31,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
     def row(request: Judge) -> TokenRow | Failed:
         try:
-            return TokenRow(request.id, chat.conversation_ids(request.messages, request.response))
+            ids = chat.conversation_ids(request.messages, request.response, request.tool_calls, request.tools)
+            return TokenRow(request.id, ids)
         except TemplateError as error:
             return refused(request, error)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from persyn.errors import shorten
-from persyn.llm import finish_reason
-from persyn.llm.protocols import Generate, Generated, Result
+from persyn.llm import finish_reason, tools
+from persyn.llm.protocols import Failed, Generate, Generated, Message, Result
 from persyn.llm.teachers import complaints, generation
 from persyn.llm.teachers.complaints import RefusedError, RetryableError
 
@@ -47,7 +47,7 @@ def body(
     sampling = request.sampling
     fields: dict[str, Any] = {
         "model": model,
-        "messages": request.messages,
+        "messages": with_ids(request.messages),
         "seed": request.seed,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -58,6 +58,8 @@ def body(
     if request.schema:
         schema = {"name": "response", "strict": True, "schema": request.schema}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if request.tools:
+        fields["tools"] = request.tools
     # Not part of OpenAI's API: only sent if a run sets it.
     if sampling.top_k:
         fields["top_k"] = sampling.top_k
@@ -101,9 +103,11 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
     if isinstance(refusal, str) and refusal:
         raise RefusedError(f"refused: {shorten(refusal)}")
     reason = _finish_reason(choice.get("finish_reason"))
-    if reason == "stop" and (message.get("tool_calls") or message.get("function_call")):
-        reason = "tool_calls"
-    if reason is None and not text:
+    try:
+        calls = tools.read_calls(message.get("tool_calls") or message.get("function_call"))
+    except ValueError as error:
+        return Failed(request_id, f"bad_tool_call: {shorten(str(error))}, finish reason {reason or 'unknown'}")
+    if reason is None and not (text or calls):
         raise RetryableError("the answer has neither a text nor a finish reason")
     counts = _table(completion.get("usage"))
     return generation.to_result(
@@ -114,8 +118,29 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
             prompt_tokens=_count(counts.get("prompt_tokens")),
             response_tokens=_count(counts.get("completion_tokens")),
             seconds=seconds,
+            tool_calls=calls,
         )
     )
+
+
+def with_ids(messages: Sequence[Message]) -> list[Message]:
+    """The turns with an id for each call and in each result, which servers require.
+
+    Results without an id answer the calls before them in order.
+    """
+    turns: list[Message] = []
+    waiting: list[str] = []
+    for turn in messages:
+        if calls := turn.get("tool_calls"):
+            calls = [{"id": f"call_{len(turns)}_{number}", **call} for number, call in enumerate(calls)]
+            waiting = [call["id"] for call in calls]
+            turn = {**turn, "tool_calls": calls}
+        elif turn["role"] == "tool":
+            answered = turn.get("tool_call_id") or next(iter(waiting), None)
+            waiting = [call_id for call_id in waiting if call_id != answered]
+            turn = turn if answered is None else {**turn, "tool_call_id": answered}
+        turns.append(turn)
+    return turns
 
 
 def _choice(completion: Any) -> dict[str, Any] | None:
@@ -245,14 +270,39 @@ def _add(choice: dict[str, Any], message: dict[str, Any], piece: Mapping[str, An
     message["content"] += _text(delta.get("content"))
     if isinstance(delta.get("refusal"), str):
         message["refusal"] = message.get("refusal", "") + delta["refusal"]
-    for field in ("tool_calls", "function_call"):
-        if delta.get(field):
-            message[field] = delta[field]
+    if delta.get("tool_calls"):
+        _add_calls(message.setdefault("tool_calls", []), delta["tool_calls"])
+    if delta.get("function_call"):
+        _add_function(message.setdefault("function_call", {}), _table(delta["function_call"]))
     if complaints.says(piece.get("error")):
         choice["error"] = piece["error"]
     # Many servers send an empty finish reason with every piece but the last.
     if said := finish_reason.normalised(_reason(piece.get("finish_reason"))):
         choice["finish_reason"] = said
+
+
+def _add_calls(calls: list[dict[str, Any]], deltas: Any) -> None:
+    """Add the pieces of calls, each of which names its call by index, or by an id that begins the next one."""
+    for delta in map(_table, deltas if isinstance(deltas, list) else []):
+        index = delta.get("index")
+        if not isinstance(index, int):
+            is_next = not calls or (delta.get("id") and delta["id"] != calls[-1].get("id"))
+            index = len(calls) if is_next else len(calls) - 1
+        found = next((call for call in calls if call["index"] == index), None)
+        if found is None:
+            found = {"index": index, "function": {}}
+            calls.append(found)
+        found.update({key: delta[key] for key in ("id", "type") if delta.get(key)})
+        _add_function(found["function"], _table(delta.get("function")))
+
+
+def _add_function(function: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    if isinstance(delta.get("name"), str) and delta["name"]:
+        function["name"] = delta["name"]
+    if isinstance(given := delta.get("arguments"), str):
+        function["arguments"] = function.get("arguments", "") + given
+    elif given is not None:
+        function["arguments"] = given
 
 
 def _table(value: Any) -> dict[str, Any]:

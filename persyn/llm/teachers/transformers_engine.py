@@ -27,6 +27,7 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
 from persyn.llm.teachers import generation, sampling
 from persyn.llm.teachers.generation import EncodedPrompt
+from persyn.llm.tool_forms import ReadCalls
 
 #: Batches taken at once and sorted by length.
 _CHUNK_BATCHES = 4
@@ -42,18 +43,36 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     dtype = chosen.dtype or ("bfloat16" if spec.gpus else "float32")
     model = scoring.load_weights(AutoModelForCausalLM, spec, options.ScorerOptions(dtype=dtype))
-    engine = TransformersEngine(model, chat, batch_size=chosen.batch_size, context=chosen.max_model_len, tick=tick)
+    engine = TransformersEngine(
+        model,
+        chat,
+        batch_size=chosen.batch_size,
+        context=chosen.max_model_len,
+        tick=tick,
+        read_calls=generation.call_reader(chat, chosen.tool_parser),
+    )
     return Batched(engine.compute, version=scoring.VERSION, chunk=_CHUNK_BATCHES * chosen.batch_size)
 
 
 class TransformersEngine:
     """A causal language model that generates responses in left-padded batches.
 
-    context: tokens of prompt and response together, at most the model's own limit; None is that limit.
+    context:    tokens of prompt and response together, at most the model's own limit; None is that limit.
+    read_calls: reads the calls in a response to a prompt with tools; None leaves them in the text.
     """
 
-    def __init__(self, model: PreTrainedModel, chat: Chat, *, batch_size: int, context: int | None, tick: Tick) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        chat: Chat,
+        *,
+        batch_size: int,
+        context: int | None,
+        tick: Tick,
+        read_calls: ReadCalls | None = None,
+    ) -> None:
         self.batch_size = batch_size
+        self._read_calls = read_calls
         self._model: Any = model
         self._chat = chat
         self._positions = scoring.max_tokens(model.config)
@@ -166,7 +185,10 @@ class TransformersEngine:
         )
         text, is_cut = generation.cut(str(text), stops)
         finish = "stop" if is_ended or is_cut else "length"
-        return generation.to_result(Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds))
+        generated = Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds)
+        raw = generation.raw_text(self._chat, ids, stops, is_ended=is_ended) if prompt.request.tools else ""
+        said = generation.with_calls(generated, self._read_calls, raw, prompt.request.tools)
+        return said if isinstance(said, Failed) else generation.to_result(said)
 
 
 def _groups(prompts: Iterable[EncodedPrompt]) -> Iterator[list[EncodedPrompt]]:

@@ -12,15 +12,17 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from persyn.errors import EngineError
-from persyn.llm import loading, options, template_check
+from persyn.errors import EngineError, PermanentError
+from persyn.llm import loading, options, template_check, tools
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick, Tools
 from persyn.llm.teachers import generation
 from persyn.llm.teachers.generation import EncodedPrompt
+from persyn.llm.tool_forms import ReadCalls, Said
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
+    from vllm.outputs import CompletionOutput
 
 #: GiB of KV cache on a CPU, where vLLM would otherwise take a share of the whole memory.
 _CPU_CACHE_GIB = 2
@@ -41,12 +43,13 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     from vllm import LLM
     from vllm.version import __version__
 
+    read_calls = _call_reader(chat, chosen.tool_parser)
     try:
         llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
     except Exception as error:
         # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
-    return VllmEngine(llm, chat, f"vllm {__version__}")
+    return VllmEngine(llm, chat, f"vllm {__version__}", read_calls)
 
 
 class VllmEngine:
@@ -55,7 +58,8 @@ class VllmEngine:
     If vLLM uses processes of its own, this process ends as soon as one of them does.
     """
 
-    def __init__(self, llm: LLM, chat: Chat, version: str) -> None:
+    def __init__(self, llm: LLM, chat: Chat, version: str, read_calls: ReadCalls | None) -> None:
+        self._read_calls = read_calls
         self._engine: Any = llm.llm_engine
         config = self._engine.vllm_config
         self.version = version
@@ -101,6 +105,8 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         request, how = prompt.request, prompt.request.sampling
+        if request.schema and request.tools:  # held to the schema, the model could not call a tool
+            return generation.refuse(request, "a prompt with both tools and a response schema needs a server's engine")
         try:
             sampling = SamplingParams(
                 max_tokens=prompt.max_tokens,
@@ -126,16 +132,56 @@ class VllmEngine:
         if response.finish_reason not in {"stop", "length"}:
             return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
-        return generation.to_result(
-            Generated(
-                id=prompt.request.id,
-                text=response.text,
-                finish_reason=response.finish_reason,
-                prompt_tokens=len(prompt.ids),
-                response_tokens=len(response.token_ids),
-                seconds=seconds,
-            )
+        generated = Generated(
+            id=prompt.request.id,
+            text=response.text,
+            finish_reason=response.finish_reason,
+            prompt_tokens=len(prompt.ids),
+            response_tokens=len(response.token_ids),
+            seconds=seconds,
         )
+        said = generation.with_calls(generated, self._read_calls, self._raw(prompt, response), prompt.request.tools)
+        return said if isinstance(said, Failed) else generation.to_result(said)
+
+    def _raw(self, prompt: EncodedPrompt, response: CompletionOutput) -> str:
+        """The text with its special tokens, which may mark calls; empty if the request has no tools."""
+        if not prompt.request.tools:
+            return ""
+        is_ended = response.finish_reason == "stop" and not isinstance(response.stop_reason, str)
+        stops = generation.stop_texts(self._chat, prompt.request.sampling)
+        return generation.raw_text(self._chat, list(response.token_ids), stops, is_ended=is_ended)
+
+
+def _call_reader(chat: Chat, name: str | None) -> ReadCalls | None:
+    """How to read calls: by vLLM's parser of this name or, without a name, as the chat template writes them."""
+    if name is None:
+        return generation.call_reader(chat, None)
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.tool_parsers import ToolParserManager
+
+    known = ToolParserManager.list_registered()
+    if name not in known:
+        raise PermanentError(f"vLLM has no tool_parser {name!r}; known: {', '.join(known)}")
+    parser: Any = ToolParserManager.get_tool_parser(name)
+    try:
+        parser(chat.tokenizer)
+    except Exception as error:  # parsers raise anything for a tokenizer that lacks their tokens
+        raise PermanentError(f"vLLM's tool_parser {name!r} does not suit the model: {error}") from error
+
+    def read(text: str, given: Tools) -> Said | None:
+        request = ChatCompletionRequest.model_validate({"messages": [], "tools": given})
+        try:
+            found = parser(chat.tokenizer, request.tools).extract_tool_calls(text, request)
+        except Exception as error:  # and for a text that they did not expect
+            raise ValueError(f"vLLM's tool_parser {name!r}: {error}") from error
+        if not found.tools_called:
+            return None
+        calls = [call.model_dump() for call in found.tool_calls]
+        # Ids that the model did not write are random.
+        said = [call if call["id"] in text else call | {"id": None} for call in calls]
+        return Said((found.content or "").strip(), tools.read_calls(said) or [])
+
+    return read
 
 
 def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:
