@@ -90,7 +90,7 @@ def teacher_key(table: TeacherTable, known: Identities) -> str:
     A server is identified by its normalised address, a local model by its content. Options that only affect speed and
     memory are ignored.
     """
-    engine, sampling = table.engine, msgspec.to_builtins(table.sampling)
+    engine, sampling = table.engine, table.sampling.given()
     if engine == IMPORTED:
         return msgspec.json.encode([engine, table.model]).decode()
     if table.sampling.temperature == 0:
@@ -120,7 +120,7 @@ def _address(base_url: str) -> str:
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     """The id of a teacher's version; updates its descriptive columns."""
     found = known[table.model, table.revision] if ENGINES[table.engine].model == "weights" else UNKNOWN_IDENTITY
-    row = msgspec.to_builtins(table) | _version(found)
+    row = msgspec.to_builtins(table) | {"sampling": table.sampling.given()} | _version(found)
     if table.engine == IMPORTED:  # how the responses were generated is unknown
         decisive = {"engine": table.engine, "model": table.model}
     else:

@@ -7,9 +7,9 @@ each of them. Independent of models; needs only tokenizers.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -44,12 +44,19 @@ class Chat:
 
     add_bos: whether plain text begins with the BOS token; None decides by the token's purpose.
              A chat template adds its own.
+    variables: of the chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        add_bos: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         #: None for a base model, whose conversations are written as plain turns.
-        self.template = None if tokenizer.chat_template is None else Template(tokenizer)
+        self.template = None if tokenizer.chat_template is None else Template(tokenizer, variables)
         expects_bos = tokenizer.bos_token in _BEGIN_TOKENS if add_bos is None else add_bos
         added = tokenizer.added_tokens_decoder.items()
         self._special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}

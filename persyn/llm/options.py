@@ -24,11 +24,47 @@ _VARIABLE, _HEADER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z
 _SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?)$", re.I)
 
 
+#: What `apply_chat_template` sets itself, and what decides how much of a conversation is rendered.
+_RESERVED_VARIABLES = frozenset(
+    {
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+        "return_dict",
+        "return_tensors",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "processor_kwargs",
+        "padding",
+        "truncation",
+        "max_length",
+        "strftime_now",
+        "raise_exception",
+    }
+)
+
+
 class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of an engine; unknown ones are rejected."""
 
 
-class VllmOptions(EngineOptions, frozen=True):
+class TemplateOptions(EngineOptions, frozen=True, kw_only=True):
+    """The options of an engine that applies a chat template, or has a server apply it."""
+
+    #: Variables of the chat template: `{ enable_thinking = false }`. A server is sent them in a field of this name.
+    chat_template_kwargs: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if reserved := sorted(_RESERVED_VARIABLES.intersection(self.chat_template_kwargs)):
+            raise ValueError(f"chat_template_kwargs contains {reserved[0]!r}, which PerSyn sets itself; remove it")
+
+
+class VllmOptions(TemplateOptions, frozen=True):
     """The options of a teacher on vLLM."""
 
     #: Data type of weights and computation; `auto` leaves it to vLLM.
@@ -49,9 +85,12 @@ class VllmOptions(EngineOptions, frozen=True):
     quantization: str | None = None
     #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
+    #: How reasoning is separated from the answer: vLLM's name of a parser, such as `deepseek_r1`, or `off` to keep the
+    #: text as it is. None: by the markers that the chat template and the tokenizer name.
+    reasoning_parser: str | None = None
 
 
-class TransformersOptions(EngineOptions, frozen=True):
+class TransformersOptions(TemplateOptions, frozen=True):
     """The options of a teacher on transformers."""
 
     #: Data type of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU, where bfloat16 is no
@@ -65,7 +104,7 @@ class TransformersOptions(EngineOptions, frozen=True):
     add_bos: bool | None = None
 
 
-class OpenAIOptions(EngineOptions, frozen=True):
+class OpenAIOptions(TemplateOptions, frozen=True):
     """The options of a teacher behind a server."""
 
     #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
@@ -88,8 +127,13 @@ class OpenAIOptions(EngineOptions, frozen=True):
     max_tokens_field: str = "max_tokens"
     #: Which of `seed`, `temperature` and `top_p` are not sent: some servers reject requests with them.
     omit: list[Literal["seed", "temperature", "top_p"]] = []
+    #: How reasoning within a response's text is separated, if the server does not report it in a field of its own.
+    #: `auto`: by the markers around it. `opened`: the server's template opens the reasoning, so that a response begins
+    #: inside it. `off`: the text is kept as it is.
+    inline_reasoning: Literal["auto", "opened", "off"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_no_secret(self)
         if not _HEADER.fullmatch(self.api_key_header):
             raise ValueError(f"api_key_header is not a valid header name: {shorten(repr(self.api_key_header))}")
@@ -246,6 +290,8 @@ class FakeOptions(EngineOptions, frozen=True):
     journal: str | None = None
     #: Number of words of a response.
     response_words: Positive = 12
+    #: Number of words of the reasoning before it; 0: none.
+    reasoning_words: NonNegative = 0
     #: Number of scores of a `RouteOptions`; set by PerSyn.
     teachers: NonNegative = 0
 

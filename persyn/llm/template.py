@@ -6,7 +6,7 @@ part of a text, all without an error; therefore every turn is located in the ren
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
@@ -68,8 +68,9 @@ class Frame:
 class Template:
     """A tokenizer's chat template; raises `TemplateError` for what it rejects, `LostText` for what it would lose."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
+        self.variables = dict(variables or {})
         self._frames: dict[tuple[bool, tuple[str, ...]], Frame] = {}
         #: Some templates, mostly of multimodal models, accept content only as a list of parts.
         self._as_parts = False
@@ -117,7 +118,7 @@ class Template:
             turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
         try:
             text: Any = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=opens, **variables
+                turns, tokenize=False, add_generation_prompt=opens, **{**self.variables, **variables}
             )
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             # Templates can raise anything to reject a conversation.

@@ -12,11 +12,12 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from persyn.errors import EngineError
+from persyn.errors import EngineError, shorten
 from persyn.llm import loading, options, template_check
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
-from persyn.llm.teachers import generation
+from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick
+from persyn.llm.reasoning import Reader
+from persyn.llm.teachers import generation, vllm_reasoning
 from persyn.llm.teachers.generation import EncodedPrompt
 
 if TYPE_CHECKING:
@@ -36,17 +37,20 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """
     chosen = options.decode(spec, options.VllmOptions)
     loading.require_gpus(spec)
-    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
+    template_check.require(spec, chat)
     _set_environment(spec.gpus)
     from vllm import LLM
     from vllm.version import __version__
 
+    splits = vllm_reasoning.reader(chosen, chat)
     try:
-        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
+        about_reasoning = vllm_reasoning.arguments(splits)
+        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen), **about_reasoning)
     except Exception as error:
         # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
-    return VllmEngine(llm, chat, f"vllm {__version__}")
+    return VllmEngine(llm, chat, splits, f"vllm {__version__}")
 
 
 class VllmEngine:
@@ -55,7 +59,7 @@ class VllmEngine:
     If vLLM uses processes of its own, this process ends as soon as one of them does.
     """
 
-    def __init__(self, llm: LLM, chat: Chat, version: str) -> None:
+    def __init__(self, llm: LLM, chat: Chat, splits: Reader, version: str) -> None:
         self._engine: Any = llm.llm_engine
         config = self._engine.vllm_config
         self.version = version
@@ -63,6 +67,7 @@ class VllmEngine:
         self.window = 2 * int(config.scheduler_config.max_num_seqs)
         self._context = int(config.model_config.max_model_len)
         self._chat = chat
+        self._splits = splits
         self._running: dict[int, tuple[EncodedPrompt, float]] = {}
         self._finished: list[Result] = []
         if children := multiprocessing.active_children():
@@ -77,7 +82,7 @@ class VllmEngine:
         """Submit requests; those that cannot be served fail at once."""
         for request in requests:
             assert isinstance(request, Generate)
-            prompt = generation.prepare(self._chat, request, self._context)
+            prompt = generation.prepare(self._chat, request, self._context, self._splits)
             failed = prompt if isinstance(prompt, Failed) else self._add(prompt)
             if failed is not None:
                 self._finished.append(failed)
@@ -98,9 +103,10 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind
 
         request, how = prompt.request, prompt.request.sampling
+        schema = request.schema
         try:
             sampling = SamplingParams(
                 max_tokens=prompt.max_tokens,
@@ -112,7 +118,8 @@ class VllmEngine:
                 stop=generation.stop_texts(self._chat, how),
                 stop_token_ids=[self._chat.end_id],
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema else None,
+                thinking_token_budget=how.max_reasoning_tokens,
+                structured_outputs=vllm_reasoning.constraint(schema, self._splits, prompt.tail) if schema else None,
             )
             self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling)
         except (VLLMClientError, ValueError, TypeError) as error:
@@ -126,16 +133,14 @@ class VllmEngine:
         if response.finish_reason not in {"stop", "length"}:
             return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
-        return generation.to_result(
-            Generated(
-                id=prompt.request.id,
-                text=response.text,
-                finish_reason=response.finish_reason,
-                prompt_tokens=len(prompt.ids),
-                response_tokens=len(response.token_ids),
-                seconds=seconds,
-            )
-        )
+        ids = list(response.token_ids)
+        is_ended = response.finish_reason == "stop" and not isinstance(response.stop_reason, str)
+        stops = generation.stop_texts(self._chat, prompt.request.sampling)
+        try:
+            parts = self._splits.read(ids[:-1] if is_ended else ids, prompt.tail, stops)
+        except ValueError as error:
+            return Failed(prompt.request.id, f"unreadable_reasoning: {shorten(str(error))}")
+        return generation.finished(prompt, parts, response.finish_reason, len(ids), seconds)
 
 
 def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from persyn.config import RunConfig
+from persyn.config import RunConfig, fingerprint_of
 from persyn.errors import PersynError
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Finding, ModelSpec
@@ -14,13 +15,13 @@ from persyn.runs.checks import models
 
 def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each problem with a chat template, and for what the user should know about it."""
-    found: dict[tuple[str, str | None, bool], list[Finding]] = {}
+    found: dict[str, list[Finding]] = {}
     for model in models.loaded(config):
         spec = model.spec
         if spec.engine == "router_fit":  # a router falls back to plain text where the template fails
             continue
         answers = spec.engine != "reward_model"
-        key = (spec.model, spec.revision, answers)
+        key = fingerprint_of([spec.model, spec.revision, answers, _variables(spec)])
         if key not in found:  # loading a tokenizer takes seconds
             found[key] = _check(spec, answers=answers)
         yield from ((model.whose, finding) for finding in found[key])
@@ -33,10 +34,15 @@ def _check(spec: ModelSpec, *, answers: bool) -> list[Finding]:
     try:
         if not Path(spec.model).is_dir():
             identify(spec.model, spec.revision)  # asks an unreachable hub once; a tokenizer would ask for each file
-        chat = Chat(load_tokenizer(spec))
+        chat = Chat(load_tokenizer(spec), variables=_variables(spec))
     except PersynError:
         return []  # a model without a tokenizer cannot be loaded, and loading reports why
     if chat.template is None:
         return []  # a base model, as most students are
     found = template_check.look_over(chat, answers=answers)
     return [finding for finding in found if finding.level != "ok"]
+
+
+def _variables(spec: ModelSpec) -> dict[str, Any]:
+    found: dict[str, Any] = spec.options.get("chat_template_kwargs", {})
+    return found
