@@ -236,7 +236,7 @@ def test_reasoning_that_its_template_opens_is_limited_and_split(tiny: Path, tmp_
     folder = shutil.copytree(tiny, tmp_path / "reasoner")
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + "{% if add_generation_prompt %}<think>\n{% endif %}")
-    asked = [ask(q, i, temperature=1, max_tokens=16) for i, q in enumerate(QUESTIONS[:2])]
+    asked = [ask(q, i, temperature=1.0, max_tokens=16) for i, q in enumerate(QUESTIONS[:2])]
     limits = [structs.replace(asked[1].sampling, max_reasoning_tokens=n) for n in (0, 5)]
     asked += [structs.replace(asked[1], id=10 + i, sampling=how) for i, how in enumerate(limits)]
 
