@@ -58,14 +58,15 @@ def complaints() -> Iterator[list[logging.LogRecord]]:
 
 @pytest.fixture(scope="module")
 def reasoner(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 with a template that opens a block of reasoning if an effort is asked for."""
+    """SmolLM2 with a template that opens a block of reasoning for an effort, and closes it for the effort `none`."""
     folder = tmp_path_factory.mktemp("reasoner")
     for file in smollm2.iterdir():
         (folder / file.name).symlink_to(file)
     template = folder / "chat_template.jinja"
     text = template.read_text()
     template.unlink()
-    template.write_text(text + "{% if add_generation_prompt and reasoning_effort %}<think>\n{% endif %}")
+    block = "<think>\n{{ '\n</think>\n\n' if reasoning_effort == 'none' }}"
+    template.write_text(text + "{% if add_generation_prompt and reasoning_effort %}" + block + "{% endif %}")
     return folder
 
 
@@ -152,8 +153,7 @@ def test_a_stop_text_ends_a_response_and_is_no_part_of_it(teacher: Engine) -> No
 def test_a_response_keeps_to_its_schema_and_writes_no_blanks(teacher: Engine) -> None:
     kind = {"type": "integer", "enum": list(range(1, 6))}
     schema = {"type": "object", "properties": {"rating": kind}, "required": ["rating"], "additionalProperties": False}
-    # The template names markers, so that the schema allows a block of reasoning: it is closed at once.
-    how = {"temperature": 0, "max_tokens": 24, "max_reasoning_tokens": 0}
+    how = {"temperature": 0, "max_tokens": 12, "reasoning_effort": "none"}
     asked = [ask(question, i, **how) for i, question in enumerate(QUESTIONS)]
 
     held = answer(teacher, *[structs.replace(request, schema=schema) for request in asked])
@@ -224,7 +224,6 @@ def test_a_schema_binds_the_answer_and_not_the_reasoning(teacher: Engine) -> Non
         ("qwen3", "qwen 3"),
         ("glm45", "glm 4.5"),
         ("granite", "granite 3.2"),
-        ("mistral", "magistral"),
         ("gemma4", "gemma 4"),
         ("seed_oss", "seed-oss"),
     ],
