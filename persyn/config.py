@@ -62,6 +62,16 @@ class Sampling(_Table, frozen=True):
     repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
     #: Texts that end a response; they are not part of it.
     stop: list[str] = []
+    #: Maximum number of tokens of reasoning; then its closing marker is forced, and the answer begins. None: only
+    #: `max_tokens` limits it. A server is sent vLLM's field `thinking_token_budget`.
+    max_reasoning_tokens: NonNegative | None = None
+    #: How much a model should reason, in its own words: `low`, `medium`, `high`. A variable of the chat template, or a
+    #: field of a server's request. None: the model's default.
+    reasoning_effort: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that have a value: a new optional one leaves the fingerprints of stored versions as they are."""
+        return {name: value for name, value in msgspec.to_builtins(self).items() if value is not None}
 
 
 class RunTable(_Table, frozen=True):

@@ -83,15 +83,26 @@ def _check_server(spec: ModelSpec) -> list[Finding]:
     way = chat_server.proxy(url)
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
     key += f", by the proxy {way.host}" if way else ""
-    return [Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")]
+    inline = {
+        "auto": "a response's text is searched for markers such as <think>",
+        "opened": "a response's text begins inside the reasoning",
+        "off": "a response's text is kept as it is",
+    }[chosen.inline_reasoning]
+    return [
+        Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet"),
+        Finding("ok", "reasoning", f"reasoning that the server reports apart is separated; otherwise, {inline}"),
+    ]
 
 
 def _check_model(spec: ModelSpec, prompts: Sequence[_Prompt], max_tokens: int) -> Iterator[Finding]:
     chosen = _decode(spec)
-    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
     about_template = template_check.look_over(chat)
     yield from about_template
-    if about_template[0].level == "error":
+    if isinstance(chosen, options.VllmOptions) and chosen.reasoning_parser is not None:
+        message = f"options.reasoning_parser is {chosen.reasoning_parser!r}: it decides instead of the markers"
+        yield Finding("ok", "reasoning", message)
+    if any(finding.level == "error" for finding in about_template):
         return
     yield _padding(chat)
     stored = scoring.stored_dtype(scoring.configuration(spec))

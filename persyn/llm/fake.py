@@ -38,6 +38,7 @@ from persyn.llm.protocols import (
     Routed,
     Tick,
 )
+from persyn.llm.teachers import generation
 
 _SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va"]
 #: One for each value of a byte.
@@ -151,19 +152,34 @@ class FakeEngine:
             content = (self._model, request.conversations, request.rewards, request.teachers, request.seed)
         return hashlib.blake2b(_encode(content), digest_size=32).digest()
 
-    def _generated(self, request: Generate, digest: bytes) -> Generated:
+    def _generated(self, request: Generate, digest: bytes) -> Generated | Failed:
         if request.schema:
             text = _encode_json(_conforming(request.schema, digest)).decode()
             return Generated(request.id, text, "stop", None, None, self._options.latency_seconds)
         every = self._options.call_every
         if request.tools and every and digest[0] % every == 0:
             return self._call(request, request.tools[0]["function"], digest)
-        wanted = self._options.response_words
-        count = min(wanted, request.sampling.max_tokens)
-        words = [_WORDS[byte] for byte in (digest * (count // len(digest) + 1))[:count]]
-        prompt_words = sum(message["content"].count(" ") + 1 for message in request.messages)
-        finish = "stop" if count == wanted else "length"
-        return Generated(request.id, " ".join(words), finish, prompt_words, count, self._options.latency_seconds)
+        sampling, n_reasoning = request.sampling, self._options.reasoning_words
+        if sampling.max_reasoning_tokens is not None:
+            n_reasoning = min(n_reasoning, sampling.max_reasoning_tokens)
+        wanted = n_reasoning + self._options.response_words
+        count = min(wanted, sampling.max_tokens)
+        n_reasoning = min(n_reasoning, count)
+        # The answer comes first, so that it is the same with and without reasoning.
+        words = [_WORDS[byte] for byte in (digest * (wanted // len(digest) + 1))[:wanted]]
+        answer, reasoning = words[: count - n_reasoning], words[self._options.response_words :][:n_reasoning]
+        return generation.to_result(
+            Generated(
+                id=request.id,
+                text=" ".join(answer),
+                finish_reason="stop" if count == wanted else "length",
+                prompt_tokens=sum(message["content"].count(" ") + 1 for message in request.messages),
+                response_tokens=count,
+                seconds=self._options.latency_seconds,
+                reasoning=" ".join(reasoning) or None,
+                reasoning_tokens=n_reasoning,
+            )
+        )
 
     def _call(self, request: Generate, function: dict[str, Any], digest: bytes) -> Generated:
         """A call of a function, with arguments that conform to its parameters."""

@@ -129,7 +129,7 @@ class Template:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._variables = dict(variables or {})
+        self.variables = dict(variables or {})
         self._frames: dict[tuple[bool, tuple[str, ...]], Frame] = {}
         #: Some templates, mostly of multimodal models, accept content only as a list of parts.
         self._as_parts = False
@@ -219,7 +219,7 @@ class Template:
         turns = [_in_parts(turn) for turn in messages] if self._as_parts else list(messages)
         try:
             text: Any = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=opens, **{**self._variables, **variables}
+                turns, tokenize=False, add_generation_prompt=opens, **{**self.variables, **variables}
             )
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             # Templates can raise anything to reject a conversation.

@@ -334,7 +334,7 @@ def _register(session: Session, subject: _Subject, wanted: _Wanted) -> int:
         "training_id": subject.training_id,
         "scorer_id": scorer_id,
         "prompts_hash": wanted.prompts_hash,
-        "how": msgspec.to_builtins(wanted.how),
+        "how": msgspec.to_builtins(wanted.how) | {"sampling": wanted.how.sampling.given()},
     }
     decisive = row | {"revision": subject.revision}
     fingerprint = fingerprint_of(decisive)

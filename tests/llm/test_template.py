@@ -137,16 +137,20 @@ def test_a_system_turn_that_is_dropped_or_refused_opens_the_user_turn(family: st
 
 
 def test_a_template_that_opens_the_reasoning_is_named() -> None:
-    def thinking(template: str) -> list[str]:
+    def about(template: str) -> list[str]:
         found = template_check.look_over(Chat(tokenizer(template)))
-        return [f"{finding.level}: {finding.message}" for finding in found if finding.topic == "thinking"]
+        return [f"{finding.level}: {finding.message}" for finding in found if finding.topic == "reasoning"]
 
     for tag in ("<think>", "[THINK]", "<|START_THINKING|>", "<reasoning>", "◁think▷"):
-        (message,) = thinking(CHATML.replace("assistant\n", f"assistant\n{tag}\n"))
-        assert message.startswith(f"warning: the generation prompt opens {tag}")
-    assert thinking(CHATML) == []
-    assert thinking(SOUND["qwen 3"][0]) == []
-    assert thinking(CHATML.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n")) == []
+        (message,) = about(CHATML.replace("assistant\n", f"assistant\n{tag}\n"))
+        assert message.startswith(f"ok: reasoning is what stands between {tag!r}")
+        assert message.endswith("the generation prompt opens it")
+    (message,) = about(CHATML.replace("assistant\n", "assistant\n<my_thoughts>\n"))
+    assert message.startswith("warning: the generation prompt opens <my_thoughts>, which PerSyn does not know")
+    assert about(CHATML) == []
+    assert about(SOUND["qwen 3"][0])[0].endswith("the model opens it, or does not reason")
+    (message,) = about(CHATML.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n"))
+    assert "has an empty one" in message
 
 
 def test_what_else_is_worth_knowing_is_a_warning() -> None:

@@ -82,7 +82,7 @@ def test_calls_are_read_in_the_form_that_the_models_own_template_writes(family: 
     assert tool_forms.written_by(chat.template) is (FORMS[wanted] if wanted else None)
 
     ids, start, _ = chat.response_ids([ASK], "", None, [CALL], TOOLS)
-    raw = generation.raw_text(chat, ids[start:], [], is_ended=True)
+    raw = generation.raw_text(chat, ids[start:-1], [])
     generated = Generated(1, raw, "stop", start, len(ids) - start, 0.1)
     result = generation.with_calls(generated, generation.call_reader(chat, None), raw, TOOLS)
 

@@ -55,8 +55,6 @@ Reply with {"better": "A"}, {"better": "B"} or, when neither is better, {"better
 _TOKEN_BEGINS = re.compile(r"<(?=[^\s=\d])|\[(?=/?[a-z]?[A-Z])")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _PREFERENCE = {"A": 1.0, "tie": 0.5, "B": 0.0}
-#: Ends the reasoning that some models write before their reply.
-_REASONING_ENDS = "</think>"
 
 
 class _Rating(Struct, frozen=True):
@@ -212,7 +210,9 @@ def _schema(chosen: options.JudgeOptions) -> dict[str, Any]:
 
 def _wording(chosen: options.JudgeOptions) -> str:
     sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", answer="Answer")
-    return fingerprint_of(_ask(sample, chosen))
+    asked = [msgspec.to_builtins(each) | {"sampling": each.sampling.given()} for each in _ask(sample, chosen)]
+    # A field that was added later and is not used leaves the hash as it was.
+    return fingerprint_of([{name: said for name, said in each.items() if said is not None} for each in asked])
 
 
 def _conclude(request_id: int, halves: Sequence[Result], chosen: options.JudgeOptions) -> Result:
@@ -234,11 +234,7 @@ def _read(half: Result, chosen: options.JudgeOptions) -> _Verdict | Failed:
     if isinstance(half, Failed):
         return half
     assert isinstance(half, Generated)
-    found = {
-        verdict
-        for text in _OBJECT.findall(half.text.rpartition(_REASONING_ENDS)[2])
-        if (verdict := _decode(text, chosen))
-    }
+    found = {verdict for text in _OBJECT.findall(half.text) if (verdict := _decode(text, chosen))}
     if len(found) == 1:
         return found.pop()
     if half.finish_reason == "length" and (half.response_tokens or chosen.max_tokens) < chosen.max_tokens:

@@ -134,8 +134,7 @@ class BatchClient:
                     yield custom_id, self._result(requests[custom_id].id, line)
 
     def _line(self, custom_id: str, request: Generate) -> bytes:
-        chosen = self._options
-        body = chat_completions.body(self._model, request, chosen.max_tokens_field, chosen.extra, chosen.omit)
+        body = chat_completions.body(self._model, request, self._options)
         head = json.dumps({"custom_id": custom_id, "method": "POST", "url": f"/{self._version}{_PATH}"})
         return head[:-1].encode() + b', "body": ' + body + b"}\n"
 
@@ -145,7 +144,9 @@ class BatchClient:
         status, body = response.get("status_code"), response.get("body")
         try:
             if status == 200:
-                return chat_completions.read(request_id, self._clean(json.dumps(body)), {}, 0.0)
+                return chat_completions.read(
+                    request_id, self._clean(json.dumps(body)), {}, 0.0, self._options.inline_reasoning
+                )
             found = complaints.complaint(body if body else line)
             if not isinstance(status, int):  # expired, or cancelled: it was not executed
                 return Again(found.said)

@@ -323,7 +323,7 @@ class ChatServerEngine:
         chosen = self._options
         while (pause := self._resume_at - self._loop.time()) > 0:
             await asyncio.sleep(pause)
-        body = chat_completions.body(self._model, request, chosen.max_tokens_field, chosen.extra, chosen.omit)
+        body = chat_completions.body(self._model, request, chosen)
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False, proxy=self._proxy) as response:
                 content = await response.read()
@@ -335,7 +335,8 @@ class ChatServerEngine:
             raise RetryableError(said, is_absent=is_absent) from error
         answer = self._clean(chat_completions.decode(content, response.charset))
         if 200 <= response.status < 300:
-            return chat_completions.read(request.id, answer, response.headers, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            return chat_completions.read(request.id, answer, response.headers, seconds, chosen.inline_reasoning)
         found = complaints.complaint(chat_completions.parse(answer))
         raise complaints.trouble(response.status, response.headers, found)
 

@@ -12,17 +12,17 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from persyn.errors import EngineError, PermanentError
+from persyn.errors import EngineError, PermanentError, shorten
 from persyn.llm import loading, options, template_check, tools
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick, Tools
-from persyn.llm.teachers import generation
+from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick, Tools
+from persyn.llm.reasoning import Reader
+from persyn.llm.teachers import generation, vllm_reasoning
 from persyn.llm.teachers.generation import EncodedPrompt
 from persyn.llm.tool_forms import ReadCalls, Said
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
-    from vllm.outputs import CompletionOutput
 
 #: GiB of KV cache on a CPU, where vLLM would otherwise take a share of the whole memory.
 _CPU_CACHE_GIB = 2
@@ -38,18 +38,20 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """
     chosen = options.decode(spec, options.VllmOptions)
     loading.require_gpus(spec)
-    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
+    template_check.require(spec, chat)
     _set_environment(spec.gpus)
     from vllm import LLM
     from vllm.version import __version__
 
-    read_calls = _call_reader(chat, chosen.tool_parser)
+    splits, read_calls = vllm_reasoning.reader(chosen, chat), _call_reader(chat, chosen.tool_parser)
     try:
-        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
+        about_reasoning = vllm_reasoning.arguments(splits)
+        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen), **about_reasoning)
     except Exception as error:
         # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
-    return VllmEngine(llm, chat, f"vllm {__version__}", read_calls)
+    return VllmEngine(llm, chat, splits, f"vllm {__version__}", read_calls)
 
 
 class VllmEngine:
@@ -58,7 +60,7 @@ class VllmEngine:
     If vLLM uses processes of its own, this process ends as soon as one of them does.
     """
 
-    def __init__(self, llm: LLM, chat: Chat, version: str, read_calls: ReadCalls | None) -> None:
+    def __init__(self, llm: LLM, chat: Chat, splits: Reader, version: str, read_calls: ReadCalls | None = None) -> None:
         self._read_calls = read_calls
         self._engine: Any = llm.llm_engine
         config = self._engine.vllm_config
@@ -67,6 +69,7 @@ class VllmEngine:
         self.window = 2 * int(config.scheduler_config.max_num_seqs)
         self._context = int(config.model_config.max_model_len)
         self._chat = chat
+        self._splits = splits
         self._running: dict[int, tuple[EncodedPrompt, float]] = {}
         self._finished: list[Result] = []
         if children := multiprocessing.active_children():
@@ -81,7 +84,7 @@ class VllmEngine:
         """Submit requests; those that cannot be served fail at once."""
         for request in requests:
             assert isinstance(request, Generate)
-            prompt = generation.prepare(self._chat, request, self._context)
+            prompt = generation.prepare(self._chat, request, self._context, self._splits)
             failed = prompt if isinstance(prompt, Failed) else self._add(prompt)
             if failed is not None:
                 self._finished.append(failed)
@@ -102,10 +105,11 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind
 
         request, how = prompt.request, prompt.request.sampling
-        if request.schema and request.tools:  # held to the schema, the model could not call a tool
+        schema = request.schema
+        if schema and request.tools:  # held to the schema, the model could not call a tool
             return generation.refuse(request, "a prompt with both tools and a response schema needs a server's engine")
         try:
             sampling = SamplingParams(
@@ -118,7 +122,8 @@ class VllmEngine:
                 stop=generation.stop_texts(self._chat, how),
                 stop_token_ids=[self._chat.end_id],
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema else None,
+                thinking_token_budget=how.max_reasoning_tokens,
+                structured_outputs=vllm_reasoning.constraint(schema, self._splits, prompt.tail) if schema else None,
             )
             self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling)
         except (VLLMClientError, ValueError, TypeError) as error:
@@ -132,24 +137,19 @@ class VllmEngine:
         if response.finish_reason not in {"stop", "length"}:
             return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
-        generated = Generated(
-            id=prompt.request.id,
-            text=response.text,
-            finish_reason=response.finish_reason,
-            prompt_tokens=len(prompt.ids),
-            response_tokens=len(response.token_ids),
-            seconds=seconds,
-        )
-        said = generation.with_calls(generated, self._read_calls, self._raw(prompt, response), prompt.request.tools)
-        return said if isinstance(said, Failed) else generation.to_result(said)
-
-    def _raw(self, prompt: EncodedPrompt, response: CompletionOutput) -> str:
-        """The text with its special tokens, which may mark calls; empty if the request has no tools."""
-        if not prompt.request.tools:
-            return ""
         is_ended = response.finish_reason == "stop" and not isinstance(response.stop_reason, str)
+        n_tokens = len(response.token_ids)
+        ids = list(response.token_ids)[: n_tokens - is_ended]
         stops = generation.stop_texts(self._chat, prompt.request.sampling)
-        return generation.raw_text(self._chat, list(response.token_ids), stops, is_ended=is_ended)
+        try:
+            parts = self._splits.read(ids, prompt.tail, stops)
+        except ValueError as error:
+            return Failed(prompt.request.id, f"unreadable_reasoning: {shorten(str(error))}")
+        after = ids[parts.reasoning_tokens or 0 :]
+        raw = generation.raw_text(self._chat, after, stops) if prompt.request.tools else ""
+        generated = generation.finished(prompt, parts, response.finish_reason, n_tokens, seconds)
+        said = generation.with_calls(generated, self._read_calls, raw, prompt.request.tools)
+        return said if isinstance(said, Failed) else generation.to_result(said)
 
 
 def _call_reader(chat: Chat, name: str | None) -> ReadCalls | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from persyn.config import RunConfig
+from persyn.config import RunConfig, fingerprint_of
 from persyn.errors import PersynError
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Finding, ModelSpec
@@ -15,7 +16,7 @@ from persyn.runs.checks.models import UsedModel
 
 def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each problem with a chat template, and for what the user should know about it."""
-    found: dict[tuple[str, str | None, bool, bool | None], list[Finding]] = {}
+    found: dict[str, list[Finding]] = {}
     has_tools = prompts.have_tools(config)
     for model in models.loaded(config):
         spec = model.spec
@@ -23,7 +24,7 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
             continue
         answers = spec.engine != "reward_model"
         calls = _reads_calls(model) if has_tools and model.whose != "the judge" else None
-        key = (spec.model, spec.revision, answers, calls)
+        key = fingerprint_of([spec.model, spec.revision, answers, calls, _variables(spec)])
         if key not in found:  # loading a tokenizer takes seconds
             found[key] = _check(spec, answers=answers, calls=calls)
         yield from ((model.whose, finding) for finding in found[key])
@@ -41,7 +42,7 @@ def _check(spec: ModelSpec, *, answers: bool, calls: bool | None) -> list[Findin
     try:
         if not Path(spec.model).is_dir():
             identify(spec.model, spec.revision)  # asks an unreachable hub once; a tokenizer would ask for each file
-        chat = Chat(load_tokenizer(spec))
+        chat = Chat(load_tokenizer(spec), variables=_variables(spec))
     except PersynError:
         return []  # a model without a tokenizer cannot be loaded, and loading reports why
     if chat.template is None:
@@ -50,3 +51,8 @@ def _check(spec: ModelSpec, *, answers: bool, calls: bool | None) -> list[Findin
     if calls is not None:
         found += template_check.look_over_tools(chat.template, calls=calls)
     return [finding for finding in found if finding.level != "ok"]
+
+
+def _variables(spec: ModelSpec) -> dict[str, Any]:
+    found: dict[str, Any] = spec.options.get("chat_template_kwargs", {})
+    return found
