@@ -302,20 +302,20 @@ COMMENTS = {
 
 
 def upgrade() -> None:
-    replace_reward_matrix("is_incomplete OR cells < 2")
+    _replace_view("is_incomplete OR cells < 2")
     if op.get_bind().dialect.supports_comments:
         for (table, column), (old, new) in COMMENTS.items():
             op.alter_column(table, column, comment=new, existing_comment=old)
 
 
 def downgrade() -> None:
-    replace_reward_matrix("is_incomplete")
+    _replace_view("is_incomplete")
     if op.get_bind().dialect.supports_comments:
         for (table, column), (old, new) in COMMENTS.items():
             op.alter_column(table, column, comment=old, existing_comment=new)
 
 
-def replace_reward_matrix(has_no_reward: str) -> None:
+def _replace_view(has_no_reward: str) -> None:
     words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
     learnability = _LEARNABILITY.format(per=words["per"])
     query = _REWARD_MATRIX.format(**words, learnability=learnability, has_no_reward=has_no_reward)

@@ -14,7 +14,7 @@ from sqlalchemy import Select, Text, and_, case, cast, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis.compare import Comparison
-from persyn.config import Per
+from persyn.config import On, Per
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Score
@@ -43,10 +43,12 @@ _RESPONSES = pa.schema(
         "teacher": pa.string(),
         "sample": pa.int64(),
         "text": pa.string(),
+        "reasoning": pa.string(),
         "failure": pa.string(),
         "finish_reason": pa.string(),
         "prompt_tokens": pa.int64(),
         "response_tokens": pa.int64(),
+        "reasoning_tokens": pa.int64(),
         "seconds": pa.float64(),
         "seed": pa.int64(),
         "engine": pa.string(),
@@ -62,6 +64,8 @@ _SCORES = pa.schema(
         "measure": pa.string(),
         "value": pa.float64(),
         "n_tokens": pa.int64(),
+        "reasoning_value": pa.float64(),
+        "reasoning_n_tokens": pa.int64(),
         "failure": pa.string(),
     }
 )
@@ -107,10 +111,12 @@ def responses(session: Session, run: Run) -> pa.Table:
             Teacher.name,
             Response.sample,
             Response.text,
+            Response.reasoning,
             Response.failure,
             Response.finish_reason,
             Response.prompt_tokens,
             Response.response_tokens,
+            Response.reasoning_tokens,
             Response.seconds,
             Response.seed,
             Response.engine,
@@ -124,13 +130,24 @@ def responses(session: Session, run: Run) -> pa.Table:
 def scores(session: Session, run: Run) -> pa.Table:
     """A row for each raw score of a response that a run uses; `measure` is quality or learnability.
 
-    The value of learnability is the sum of log-probabilities over `n_tokens`, in nats.
+    The value of learnability is the sum of log-probabilities over the `n_tokens` of the answer, in nats, and
+    `reasoning_value` that over the `reasoning_n_tokens` of the reasoning.
     """
     measure = case((Score.scorer_id == run.quality_scorer_id, "quality"), else_="learnability")
-    response = Response.id, Response.prompt_id, Teacher.name, Response.sample
-    columns = *response, measure, Score.value, Score.n_tokens, Score.failure
+    columns = select(
+        Response.id,
+        Response.prompt_id,
+        Teacher.name,
+        Response.sample,
+        measure,
+        Score.value,
+        Score.n_tokens,
+        Score.reasoning_value,
+        Score.reasoning_n_tokens,
+        Score.failure,
+    )
     of_run = Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id))
-    query = _of_run(select(*columns), run).join(Score, and_(Score.response_id == Response.id, of_run))
+    query = _of_run(columns, run).join(Score, and_(Score.response_id == Response.id, of_run))
     return _read(session, query.order_by(measure.desc()), _SCORES)
 
 
@@ -160,6 +177,7 @@ def rewards(
     alpha: float | None = None,
     how: Normalisation | None = None,
     per: Per | None = None,
+    on: On | None = None,
 ) -> pa.Table:
     """A row for each cell of a run's grid, by prompt and then in head order; null where a score is missing.
 
@@ -168,9 +186,9 @@ def rewards(
 
     The only scored response to a prompt has no reward, see `rewards.combine`.
 
-    alpha, how, per: another weight of learnability, normalisation or learnability than the run's.
+    alpha, how, per, on: another weight of learnability, normalisation or learnability than the run's.
     """
-    cells = grid.read(session, run, per=per)
+    cells = grid.read(session, run, per=per, on=on)
     rewarded, errors = cells.rewards(alpha=alpha, how=how), cells.reward_errors(alpha=alpha, how=how)
     unknown = np.full(rewarded.shape, np.nan)
 
@@ -208,8 +226,9 @@ def comparison(found: Comparison) -> pa.Table:
     teachers = sorted({name for fact in found.strategies for name in fact.shares})
     shares = [{name: fact.shares.get(name, 0.0) for name in teachers} for fact in found.strategies]
     columns["shares"] = pa.array(shares, pa.struct({name: pa.float64() for name in teachers}))
-    settings = "run", "alpha", "normalise", "learnability_per", "n_holdout", "n_calibration", "notes", "is_partial"
-    metadata = {name: getattr(found, name) for name in settings}
+    settings = "run", "alpha", "normalise", "learnability_per", "learnability_on"
+    outcome = "n_holdout", "n_calibration", "notes", "is_partial"
+    metadata = {name: getattr(found, name) for name in (*settings, *outcome)}
     return pa.table(columns, metadata={"persyn": msgspec.json.encode(metadata)})
 
 

@@ -37,6 +37,12 @@ def teachers(session: Session, run_id: int) -> Sequence[Teacher]:
     ).all()
 
 
+def position(session: Session, run_id: int, teacher_id: int) -> int:
+    """A teacher's position in a run, which is also that of its table in the run's configuration."""
+    of_run = RunTeacher.run_id == run_id, RunTeacher.teacher_id == teacher_id
+    return session.scalars(select(RunTeacher.position).where(*of_run)).one()
+
+
 def is_used(run: Run) -> ColumnElement[bool]:
     """Whether a run uses a response: one of its grid, or of an assigned teacher.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -217,6 +217,57 @@ def postpone(session: Session, run_id: int, queue: str, pause: timedelta | None)
     session.execute(
         update(Job).where(*waiting).values(not_before=not_before).execution_options(synchronize_session=False)
     )
+
+
+class ModelJobs(NamedTuple):
+    """The jobs of one model in a stage of a run; without a teacher or scorer, the stage has only one."""
+
+    stage: str
+    teacher_id: int | None
+    scorer_id: int | None
+
+
+def turn(session: Session, run_id: int, of: ModelJobs, *, queue: str, gpus: int) -> None:
+    """Move the unfinished jobs of one model in a run to another queue, because the model is reached differently now.
+
+    Waiting ones can be claimed at once. A running one is released by its holder, see `release_turned`.
+    """
+    session.execute(
+        update(Job)
+        .where(*_of_model(run_id, of))
+        .values(queue=queue, gpus=gpus, not_before=null(), dispatched_at=null())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def queues(session: Session, run_id: int) -> list[tuple[ModelJobs, str]]:
+    """The unfinished jobs of a run by model, with their queue; locks the jobs."""
+    jobs = select(Job.stage, Job.teacher_id, Job.scorer_id, Job.queue).where(
+        Job.run_id == run_id, Job.state != JobState.DONE
+    )
+    found = session.execute(jobs.order_by(Job.id).with_for_update())
+    return list(dict.fromkeys((ModelJobs(row.stage, row.teacher_id, row.scorer_id), row.queue) for row in found))
+
+
+def _of_model(run_id: int, of: ModelJobs) -> tuple[ColumnElement[bool], ...]:
+    is_of = Job.teacher_id.is_not_distinct_from(of.teacher_id), Job.scorer_id.is_not_distinct_from(of.scorer_id)
+    return Job.run_id == run_id, Job.stage == of.stage, *is_of, Job.state != JobState.DONE
+
+
+def turned(session: Session, held: Collection[Claim]) -> set[int]:
+    """The ids of held jobs that were moved to another queue since they were claimed."""
+    claims = {claim.id: claim for claim in held}
+    found = session.execute(select(Job.id, Job.fence, Job.queue).where(Job.id.in_(claims)))
+    return {row.id for row in found if row.fence == claims[row.id].fence and row.queue != claims[row.id].queue}
+
+
+def release_turned(session: Session, job: Claim, *, owner: str) -> bool:
+    """Release a job that was moved to another queue: what happened at its old one counts for nothing.
+
+    Returns False if it was not moved.
+    """
+    session.execute(select(Job.id).where(Job.id == job.id).with_for_update())  # or it might be moved after the look
+    return bool(turned(session, [job])) and release(session, job, owner=owner)
 
 
 def release_unknown(session: Session, *, owner: str, known: Collection[int]) -> int:

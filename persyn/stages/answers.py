@@ -10,15 +10,17 @@ import msgspec
 from sqlalchemy import Select, delete, func, literal, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, MOST_SAMPLES, Sampling
+from persyn.config import IMPORTED, MOST_SAMPLES, Sampling, TeacherTable, load_config
 from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.results import Origin, Response
 from persyn.db.text import reason
-from persyn.jobs.queue import Claim
+from persyn.errors import shorten
+from persyn.jobs.queue import Claim, ModelJobs
+from persyn.llm import engines, transport
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
-from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
+from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
 from persyn.stages.stage import Stage
 
 
@@ -42,6 +44,7 @@ class Wanted:
             style=style,
             plan=self.plan,
             load=self.load,
+            spec=spec,
             save=save,
             progress=self._progress,
             expected=expected,
@@ -53,12 +56,13 @@ class Wanted:
         """Create each teacher's jobs; store an imported teacher's missing responses as failures."""
         made = 0
         size = run.config["run"]["job_prompts"]
-        for teacher in lookup.teachers(session, run.id):
+        tables = load_config(run.config).teachers
+        for teacher, table in zip(lookup.teachers(session, run.id), tables, strict=True):
             missing = self.missing(run, teacher.id)
             if teacher.engine == IMPORTED:
                 _note_absent(session, teacher, missing)
             else:
-                plan = JobPlan(run.id, self.name, spec_of(teacher), teacher_id=teacher.id, size=size)
+                plan = JobPlan(run.id, self.name, spec_of(teacher, table), teacher_id=teacher.id, size=size)
                 made += make_jobs(session, plan, missing)
         return made
 
@@ -66,24 +70,27 @@ class Wanted:
         """Build the requests of one job: the missing responses in its range."""
         teacher = session.get_one(Teacher, job.teacher_id)
         run = session.get_one(Run, job.run_id)
+        table = _table(session, run, teacher.id)
         missing = self.missing(run, job.teacher_id)
         prompt_id, sample = missing.selected_columns
         rows = session.execute(
             in_part(missing, job)
             .order_by(sample)
             .join(Prompt, Prompt.id == prompt_id)
-            .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.content_hash)
+            .add_columns(Prompt.id, *TURNS, Prompt.tools, Prompt.response_schema, Prompt.content_hash)
         )
         sampling = msgspec.convert(teacher.sampling, Sampling)
         opening = opening_of(teacher.system, teacher.few_shot)
         return Batch(
-            spec_of(teacher),
+            spec_of(teacher, table),
             [
                 Generate(
                     id=row.id * MOST_SAMPLES + row.sample,
                     messages=with_opening(opening, conversation(row)),
                     sampling=sampling,
                     seed=seed_of(run.seed, row.content_hash, teacher.fingerprint, row.sample),
+                    schema=teacher.response_schema if row.response_schema is None else row.response_schema,
+                    tools=row.tools,
                 )
                 for row in rows
             ],
@@ -123,14 +130,27 @@ def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> No
     bulk.insert_found(session, Response, ("prompt_id", "teacher_id", "sample", "failure", "origin"), rows)
 
 
-def spec_of(teacher: Teacher) -> ModelSpec:
-    """The model to load for a teacher; teachers that differ only in prompt or sampling share it."""
+def _table(session: Session, run: Run, teacher_id: int) -> TeacherTable:
+    return load_config(run.config).teachers[lookup.position(session, run.id, teacher_id)]
+
+
+def spec(session: Session, run: Run, of: ModelJobs) -> ModelSpec:
+    """The model that jobs of a teacher load."""
+    teacher = session.get_one(Teacher, of.teacher_id)
+    return spec_of(teacher, _table(session, run, teacher.id))
+
+
+def spec_of(teacher: Teacher, table: TeacherTable) -> ModelSpec:
+    """The model to load for a teacher in a run; teachers that differ only in prompt or sampling share it.
+
+    table: the teacher's in the run's configuration, which says where and how the model is reached.
+    """
     return ModelSpec(
         engine=teacher.engine,
-        model=teacher.model,
-        revision=hub_revision(teacher.revision),
-        gpus=teacher.gpus,
-        options=teacher.options,
+        model=table.model,
+        revision=hub_revision(teacher.revision) if engines.loads_weights(teacher.engine, teacher.options) else None,
+        gpus=table.gpus,
+        options=transport.join(teacher.options, teacher.engine, table.options),
     )
 
 
@@ -156,6 +176,8 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         "origin": Origin.GENERATED,
         "job_id": job.id,
     }
+    if isinstance(result, Generated) and (why := _breaks_schema(request, result)):
+        result = Failed(request.id, why)
     if isinstance(result, Failed):
         row["failure"] = result.reason
     else:
@@ -163,6 +185,17 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         row.update(msgspec.structs.asdict(result))
         del row["id"]
     return row
+
+
+def _breaks_schema(request: Generate, result: Generated) -> str | None:
+    """Why a response that should be JSON is not; None if it is, or need not be, because it calls tools."""
+    if request.schema is None or result.tool_calls:
+        return None
+    try:
+        msgspec.json.decode(result.text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return f"invalid_json: {error}, finish reason {result.finish_reason or 'unknown'}: {shorten(result.text)}"
+    return None
 
 
 def opening_of(system: str | None, few_shot: Iterable[Mapping[str, str]]) -> list[Message]:

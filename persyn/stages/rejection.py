@@ -25,7 +25,8 @@ from persyn.db.results import (
     sample_indices,
 )
 from persyn.db.text import reason
-from persyn.jobs.queue import Claim
+from persyn.jobs.queue import Claim, ModelJobs
+from persyn.llm.protocols import ModelSpec
 from persyn.stages import answers, scoring
 from persyn.stages.answers import Wanted
 from persyn.stages.batch import Batch, Done, JobPlan, Progress, make_jobs
@@ -44,7 +45,7 @@ def plan(session: Session, run: Run) -> int:
     choose(session, run)  # of imported teachers: their missing responses are failures now
     scorer = session.get_one(Scorer, run.quality_scorer_id)
     size = run.config["run"]["job_prompts"]
-    to_score = JobPlan(run.id, _WANTED.name, scoring.spec_of(scorer), scorer_id=scorer.id, size=size)
+    to_score = JobPlan(run.id, _WANTED.name, scoring.spec_in(run, scorer), scorer_id=scorer.id, size=size)
     return made + make_jobs(session, to_score, _unscored(run))
 
 
@@ -53,6 +54,12 @@ def load(session: Session, job: Claim) -> Batch:
     if job.scorer_id is None:
         return _WANTED.load(session, job)
     return scoring.load(session, job, _unscored(session.get_one(Run, job.run_id)))
+
+
+def spec(session: Session, run: Run, of: ModelJobs) -> ModelSpec:
+    """The model that jobs of a teacher, or of the quality scorer, load."""
+    of_this = answers.spec if of.scorer_id is None else scoring.spec
+    return of_this(session, run, of)
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:

@@ -36,7 +36,7 @@ def plan(session: Session, run: Run) -> int:
         if scorer.kind == IMPORTED:
             _note_absent(session, run, scorer.id)
             continue
-        plan = JobPlan(run.id, "score", scoring.spec_of(scorer), scorer_id=scorer.id, size=size)
+        plan = JobPlan(run.id, "score", scoring.spec_in(run, scorer), scorer_id=scorer.id, size=size)
         made += make_jobs(session, plan, _missing(run, scorer.id))
     return made
 
@@ -147,6 +147,7 @@ STAGE = Stage(
     style=("orange", "--"),
     plan=plan,
     load=load,
+    spec=scoring.spec,
     save=scoring.save,
     progress=progress,
     expected=_expected,

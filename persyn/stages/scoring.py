@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
+from persyn.config import load_config
 from persyn.db import bulk
-from persyn.db.catalog import Prompt, Scorer
+from persyn.db.catalog import Prompt, Run, Scorer
 from persyn.db.results import Response, Score
-from persyn.jobs.queue import Claim
+from persyn.jobs.queue import Claim, ModelJobs
+from persyn.llm import transport
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
-from persyn.stages.batch import Batch, Done, conversation, in_part, to_wire
+from persyn.stages.batch import TURNS, Batch, Done, conversation, in_part, to_wire
 
 
 def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
@@ -29,7 +31,7 @@ def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
         in_part(missing, job)
         .join(Prompt, Prompt.id == Response.prompt_id)
         .add_columns(Response.id, Response.text.label("response"), Response.reasoning, Response.tool_calls)
-        .add_columns(Prompt.text, Prompt.history, Prompt.last_turn, Prompt.tools, Prompt.answer, Prompt.meta)
+        .add_columns(*TURNS, Prompt.tools, Prompt.answer, Prompt.meta)
     )
     reads_row = ENGINES.require(scorer.kind, "scorer").reads_row
     requests = [
@@ -45,7 +47,7 @@ def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
         )
         for row in rows
     ]
-    return Batch(spec_of(scorer), list(requests))
+    return Batch(spec_in(session.get_one(Run, job.run_id), scorer), list(requests))
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
@@ -53,15 +55,31 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     bulk.insert_new(session, Score, [_row(job, item) for item in done])
 
 
-def spec_of(scorer: Scorer) -> ModelSpec:
-    """The model to load for a scorer."""
-    is_function = ENGINES.require(scorer.kind, "scorer").model == "function"
+def spec(session: Session, run: Run, of: ModelJobs) -> ModelSpec:
+    """The model that jobs of a scorer load."""
+    return spec_in(run, session.get_one(Scorer, of.scorer_id))
+
+
+def spec_in(run: Run, scorer: Scorer) -> ModelSpec:
+    """The model to load for a run's scorer."""
+    config = load_config(run.config)
+    table = config.student if scorer.id == run.learnability_scorer_id else config.quality
+    return spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
+
+
+def spec_of(scorer: Scorer, *, model: str, gpus: int, options: Mapping[str, Any]) -> ModelSpec:
+    """The model to load for a scorer, given where and how its model is reached.
+
+    options: those of which the transport is used.
+    """
+    reference = ENGINES.require(scorer.kind, "scorer").reference(scorer.options)
+    revisions = {"weights": hub_revision(scorer.revision), "function": scorer.revision}
     return ModelSpec(
         engine=scorer.kind,
-        model=scorer.model,
-        revision=scorer.revision if is_function else hub_revision(scorer.revision),
-        gpus=scorer.gpus,
-        options=scorer.options,
+        model=model,
+        revision=revisions.get(reference),
+        gpus=gpus,
+        options=transport.join(scorer.options, scorer.kind, options),
     )
 
 

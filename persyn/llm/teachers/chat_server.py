@@ -48,6 +48,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     the server is temporarily unavailable, `AccountError` when a person must act first.
     """
     chosen = options.decode(spec, options.OpenAIOptions)
+    if chosen.mode == "batch":
+        raise PermanentError('mode = "batch" is for teachers only; remove it')
     url, key = endpoint(chosen.base_url), read_key(chosen)
     return ChatServerEngine(spec.model, chosen, url, key, proxy(url))
 
@@ -321,7 +323,7 @@ class ChatServerEngine:
         chosen = self._options
         while (pause := self._resume_at - self._loop.time()) > 0:
             await asyncio.sleep(pause)
-        body = chat_completions.body(self._model, request, chosen.max_tokens_field, chosen.extra, chosen.omit)
+        body = chat_completions.body(self._model, request, chosen)
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False, proxy=self._proxy) as response:
                 content = await response.read()
@@ -333,7 +335,8 @@ class ChatServerEngine:
             raise RetryableError(said, is_absent=is_absent) from error
         answer = self._clean(chat_completions.decode(content, response.charset))
         if 200 <= response.status < 300:
-            return chat_completions.read(request.id, answer, response.headers, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            return chat_completions.read(request.id, answer, response.headers, seconds, chosen.inline_reasoning)
         found = complaints.complaint(chat_completions.parse(answer))
         raise complaints.trouble(response.status, response.headers, found)
 
@@ -342,6 +345,12 @@ class ChatServerEngine:
         for secret, mark in self._secrets.items():
             text = text.replace(secret, mark)
         return text
+
+
+def key_header(chosen: options.OpenAIOptions, key: str | None) -> dict[str, str]:
+    """The header with the key; none without a key."""
+    header = chosen.api_key_header
+    return {header: f"Bearer {key}" if header.lower() == "authorization" else key} if key else {}
 
 
 def _greeting(doubt: _Doubt) -> Generate:
@@ -360,10 +369,7 @@ def _password(proxy: URL | None) -> str | None:
 
 
 async def _open(chosen: options.OpenAIOptions, key: str | None) -> aiohttp.ClientSession:
-    headers = {"Content-Type": "application/json"}
-    if key:
-        header = chosen.api_key_header
-        headers[header] = f"Bearer {key}" if header.lower() == "authorization" else key
+    headers = {"Content-Type": "application/json", **key_header(chosen, key)}
     return aiohttp.ClientSession(
         # The number of workers already limits connections.
         connector=aiohttp.TCPConnector(limit=0),

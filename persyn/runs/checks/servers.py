@@ -75,7 +75,7 @@ def ping(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 def _ping(model: UsedModel) -> Finding:
     from persyn.llm.teachers import chat_server
 
-    once = {"max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
+    once = {"mode": "direct", "max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
     began = time.monotonic()
     try:
         engine = chat_server.load(replace(model.spec, options={**model.spec.options, **once}), lambda: None)

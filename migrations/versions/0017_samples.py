@@ -9,8 +9,8 @@ from types import ModuleType
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0016"
-down_revision = "0011"
+revision = "0017"
+down_revision = "0015"
 branch_labels = None
 depends_on = None
 
@@ -19,6 +19,7 @@ _SQLITE = {
     "alpha": "json_extract(r.config, '$.run.alpha')",
     "normalise": "json_extract(r.config, '$.run.normalise')",
     "per": "coalesce(json_extract(r.config, '$.run.learnability_per'), 'token')",
+    "on": "coalesce(json_extract(r.config, '$.run.learnability_on'), 'both')",
     "samples": "coalesce(json_extract(r.config, '$.run.samples'), 1)",
     "asked": "coalesce(json_extract(r.config, '$.generation.samples'), 1)",
     "keep": "coalesce(json_extract(r.config, '$.generation.keep'), 'best')",
@@ -29,21 +30,30 @@ _POSTGRESQL = {
     "alpha": "CAST(r.config -> 'run' ->> 'alpha' AS double precision)",
     "normalise": "r.config -> 'run' ->> 'normalise'",
     "per": "coalesce(r.config -> 'run' ->> 'learnability_per', 'token')",
+    "on": "coalesce(r.config -> 'run' ->> 'learnability_on', 'both')",
     "samples": "coalesce(CAST(r.config -> 'run' ->> 'samples' AS integer), 1)",
     "asked": "coalesce(CAST(r.config -> 'generation' ->> 'samples' AS integer), 1)",
     "keep": "coalesce(r.config -> 'generation' ->> 'keep', 'best')",
     "strategy": "coalesce(r.config -> 'strategy' ->> 'kind', 'persyn')",
     "reason": "split_part({0}.failure, ':', 1)",
 }
+
+
+def _part(answer: str, reasoning: str) -> str:
+    """The value of the part of a response that the run names; both parts together, if the second one was scored."""
+    scored = f"CASE WHEN l.reasoning_n_tokens > 0 THEN {reasoning} ELSE 0 END"
+    return f"CASE {{on}} WHEN 'answer' THEN {answer} WHEN 'reasoning' THEN {reasoning} ELSE {answer} + {scored} END"
+
+
 #: The log-likelihood of one response in the run's unit; null where no token was scored.
-_LEARNABILITY = """l.value / CASE
-    WHEN coalesce(l.n_tokens, 0) = 0 THEN NULL
-    WHEN {per} = 'token' THEN l.n_tokens
-    WHEN {per} = 'character' THEN length(x.text)
+_LEARNABILITY = f"""{_part("l.value", "l.reasoning_value")} / CASE
+    WHEN coalesce({_part("l.n_tokens", "l.reasoning_n_tokens")}, 0) = 0 THEN NULL
+    WHEN {{per}} = 'token' THEN {_part("l.n_tokens", "l.reasoning_n_tokens")}
+    WHEN {{per}} = 'character' THEN nullif({_part("length(x.text)", "length(x.reasoning)")}, 0)
     ELSE 1
 END"""
 #: A response that the run uses: of its grid, or of an assigned teacher.
-_USED = "(p.role <> 'target' AND x.sample < {samples}) OR (a.prompt_id IS NOT NULL AND x.sample < {asked})"
+_USED = "((p.role <> 'target' AND x.sample < {samples}) OR (a.prompt_id IS NOT NULL AND x.sample < {asked}))"
 #: How many rows of the dataset a prompt has, and which response the row of sample i is.
 _ROWS = "CASE WHEN {keep} = 'all' THEN {asked} ELSE 1 END"
 _ROW = (
@@ -55,8 +65,8 @@ _VIEWS = {
     "v_dataset": """
     WITH RECURSIVE samples(sample) AS (SELECT 0 UNION ALL SELECT sample + 1 FROM samples WHERE sample < 99)
     SELECT r.name AS run, a.prompt_id, rp.role, p.source, p.source_id, p.history, p.text AS prompt, p.answer,
-           x.text AS response, t.name AS teacher, t.model, t.revision, t.template_hash,
-           a.reason, a.score, a.margin, x.finish_reason, x.prompt_tokens, x.response_tokens,
+           x.text AS response, x.reasoning, t.name AS teacher, t.model, t.revision, t.template_hash,
+           a.reason, a.score, a.margin, x.finish_reason, x.prompt_tokens, x.response_tokens, x.reasoning_tokens,
            x.seed, x.engine, x.origin, x.id AS response_id, x.job_id, x.created_at, x.sample
     FROM runs r
     JOIN assignments a ON a.run_id = r.id
@@ -116,7 +126,8 @@ _VIEWS = {
     """,
     # Per teacher of a run: assignments, responses and costs, and an estimate if it had answered every prompt once.
     "v_teacher_cost": """
-    SELECT run, position, teacher, assigned, responses, failed, prompt_tokens, response_tokens,
+    SELECT run, position, teacher, assigned, responses, failed, prompt_tokens, response_tokens, reasoned, unfinished,
+           reasoning_tokens,
            CASE WHEN uncounted = 0 THEN (prompt_tokens * price_in + response_tokens * price_out) / 1000000.0 END
                AS dollars,
            prompts * grid_response_tokens AS response_tokens_if_all,
@@ -128,10 +139,13 @@ _VIEWS = {
                (SELECT count(*) FROM assignments n WHERE n.run_id = r.id AND n.teacher_id = t.teacher_id) AS assigned,
                count(CASE WHEN {used} THEN x.text END) AS responses,
                count(CASE WHEN {used} THEN x.failure END) AS failed,
-               count(CASE WHEN ({used}) AND x.text IS NOT NULL
+               count(CASE WHEN {used} AND x.text IS NOT NULL
                                AND (x.prompt_tokens IS NULL OR x.response_tokens IS NULL) THEN 1 END) AS uncounted,
                coalesce(sum(CASE WHEN {used} THEN x.prompt_tokens END), 0) AS prompt_tokens,
                coalesce(sum(CASE WHEN {used} THEN x.response_tokens END), 0) AS response_tokens,
+               count(CASE WHEN {used} AND x.text IS NOT NULL THEN x.reasoning END) AS reasoned,
+               count(CASE WHEN {used} AND x.failure LIKE 'unfinished_reasoning%' THEN 1 END) AS unfinished,
+               coalesce(sum(CASE WHEN {used} THEN x.reasoning_tokens END), 0) AS reasoning_tokens,
                avg(CASE WHEN p.role <> 'target' AND x.sample < {samples}
                         THEN CAST(x.prompt_tokens AS double precision) END) AS grid_prompt_tokens,
                avg(CASE WHEN p.role <> 'target' AND x.sample < {samples}
@@ -329,7 +343,7 @@ def upgrade() -> None:
         op.add_column("assignments", column())
     words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
     told = {name: words[name] for name in ("alpha", "normalise", "samples", "asked", "keep", "strategy")}
-    told["learnability"] = _LEARNABILITY.format(per=words["per"])
+    told["learnability"] = _LEARNABILITY.format(**words)
     told |= {"used": _USED.format(**words), "rows": _ROWS.format(**words), "row": _ROW.format(**words)}
     told |= {f"reason_{table}": words["reason"].format(table) for table in ("x", "v")}
     for name, query in _VIEWS.items():
@@ -341,7 +355,7 @@ def downgrade() -> None:
     for column in reversed(_COLUMNS):
         op.drop_column("assignments", column().name)
     _revision("0006_views").make_views(_VIEWS)
-    _revision("0010_reworded").replace_reward_matrix("is_incomplete OR cells < 2")
+    _revision("0012_reasoning_in_views").upgrade()  # replaces those with reasoning
 
 
 def _drop() -> None:
