@@ -177,6 +177,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "engines": of_engines,
     "teachers": partial(of_struct, config.TeacherTable),
     "sampling": partial(of_struct, config.Sampling),
+    "repetition detection": partial(of_struct, config.RepetitionDetection),
     "vllm": partial(of_struct, options.VllmOptions),
     "transformers": partial(of_struct, options.TransformersOptions),
     "openai": partial(of_struct, options.OpenAIOptions),

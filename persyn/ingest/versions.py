@@ -94,7 +94,7 @@ def teacher_key(table: TeacherTable, known: Identities) -> str:
     if engine == IMPORTED:
         return msgspec.json.encode([engine, table.model]).decode()
     if table.sampling.temperature == 0:
-        sampling |= {"top_p": None, "top_k": None}  # greedy decoding samples nothing
+        sampling |= {"top_p": None, "top_k": None, "min_p": None}  # greedy decoding samples nothing
     options = {key: value for key, value in table.options.items() if key not in ENGINES[engine].speed_options}
     model, version = table.model.strip(), None
     if ENGINES[engine].model == "weights":

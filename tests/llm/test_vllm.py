@@ -18,9 +18,10 @@ import pytest
 from msgspec import structs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from persyn.config import RepetitionDetection
 from persyn.errors import EngineError
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
-from persyn.llm.teachers import vllm_engine
+from persyn.llm.teachers import transformers_engine, vllm_engine
 
 pytestmark = [
     pytest.mark.model,
@@ -58,6 +59,12 @@ def teacher(smollm2: Path, complaints: list[logging.LogRecord]) -> Engine:
     return vllm_engine.load(ModelSpec("vllm", str(smollm2), options=options), lambda: None)
 
 
+@pytest.fixture(scope="module")
+def other(smollm2: Path) -> Engine:
+    """The same model on transformers."""
+    return transformers_engine.load(ModelSpec("transformers", str(smollm2)), lambda: None)
+
+
 def answer(engine: Engine, *requests: Generate) -> dict[int, Result]:
     engine.submit(requests)
     results: list[Result] = []
@@ -81,16 +88,14 @@ def reason(result: Result) -> str:
     return result.reason
 
 
-def test_it_writes_what_transformers_writes(teacher: Engine, smollm2: Path) -> None:
-    from persyn.llm.teachers import transformers_engine
-
+def test_it_writes_what_transformers_writes(teacher: Engine, other: Engine) -> None:
     requests = [ask(q, i, temperature=0, max_tokens=10) for i, q in enumerate(QUESTIONS)]
-    other = answer(transformers_engine.load(ModelSpec("transformers", str(smollm2)), lambda: None), *requests)
+    expected = answer(other, *requests)
 
     results = answer(teacher, *requests)
 
     for request in requests:
-        ours, theirs = generated(results[request.id]), generated(other[request.id])
+        ours, theirs = generated(results[request.id]), generated(expected[request.id])
         assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
         assert (ours.prompt_tokens, ours.response_tokens) == (theirs.prompt_tokens, theirs.response_tokens)
 
@@ -116,6 +121,23 @@ def test_a_sampled_response_follows_from_its_seed(teacher: Engine) -> None:
 
     assert generated(among[1]).text == alone.text
     assert len({generated(result).text for result in among.values()}) == 4
+
+
+def test_penalties_and_repetitions_are_those_of_transformers(teacher: Engine, other: Engine) -> None:
+    how = {"temperature": 0, "max_tokens": 24}
+    penalties = {"presence_penalty": 1.5, "frequency_penalty": 1.0, "repetition_penalty": 1.1}
+    detection = RepetitionDetection(max_pattern_size=12, min_count=2)
+    asked = [
+        ask(QUESTIONS[2], 1, **how, **penalties),
+        ask(QUESTIONS[2], 2, **how, frequency_penalty=-2.0, repetition_detection=detection),
+        ask(QUESTIONS[2], 3, **how),
+    ]
+
+    ours, theirs = answer(teacher, *asked), answer(other, *asked)
+
+    assert generated(ours[1]).text == generated(theirs[1]).text != generated(ours[3]).text
+    assert reason(ours[2]) == reason(theirs[2])
+    assert reason(ours[2]).startswith("repetition: ")
 
 
 def test_a_stop_text_ends_a_response_and_is_no_part_of_it(teacher: Engine) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from persyn.errors import shorten
 from persyn.llm import finish_reason
-from persyn.llm.protocols import Generate, Generated, Result
+from persyn.llm.protocols import Generate, Generated, Result, Sampling
 from persyn.llm.teachers import complaints, generation
 from persyn.llm.teachers.complaints import RefusedError, RetryableError
 
@@ -33,6 +33,10 @@ _LONGEST_REASON = 60
 #: No context is this large; a higher token count from a server is wrong.
 _MOST_TOKENS = 2**24
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+#: Sampling parameters that not all servers have; those with a penalty of OpenAI's API are rejected by some models.
+_RARE = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "repetition_detection")
+_DEFAULT = Sampling()
 
 _encode = msgspec.json.Encoder().encode
 
@@ -58,11 +62,8 @@ def body(
     if request.schema:
         schema = {"name": "response", "strict": True, "schema": request.schema}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-    # Not part of OpenAI's API: only sent if a run sets it.
-    if sampling.top_k:
-        fields["top_k"] = sampling.top_k
-    if sampling.repetition_penalty != 1.0:
-        fields["repetition_penalty"] = sampling.repetition_penalty
+    # Some servers reject fields that they do not know: these are only sent if a run sets them.
+    fields |= {name: value for name in _RARE if (value := getattr(sampling, name)) != getattr(_DEFAULT, name)}
     asked = {name: value for name, value in fields.items() if name not in omit}
     return _encode(asked | dict(extra))
 

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
+from persyn.config import RepetitionDetection
 from persyn.errors import shorten
 from persyn.llm.chat import PLAIN_STOP, Chat
 from persyn.llm.protocols import Failed, Generate, Generated, Sampling
+
+#: vLLM's finish reason for a response that repeats itself. The response is incomplete.
+REPETITION = "repetition"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,12 @@ def refuse(request: Generate, why: str) -> Failed:
 
 
 def to_result(generated: Generated) -> Generated | Failed:
-    """The result with its text stripped; fails as `empty` if nothing is left.
+    """The result with its text stripped; fails as `empty` if nothing is left, as `repetition` if it repeats itself.
 
     NUL characters, which PostgreSQL cannot store, are replaced.
     """
+    if generated.finish_reason == REPETITION:
+        return Failed(generated.id, f"repetition: the response repeats itself{_after(generated.response_tokens)}")
     text = generated.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
     if not text:
         return Failed(generated.id, f"empty: no text, finish reason {generated.finish_reason or 'unknown'}")
@@ -65,6 +71,21 @@ def to_result(generated: Generated) -> Generated | Failed:
         response_tokens=generated.response_tokens,
         seconds=generated.seconds,
     )
+
+
+def _after(tokens: int | None) -> str:
+    return "" if tokens is None else f" after {tokens:,} tokens"
+
+
+def repeats(ids: Sequence[int], detection: RepetitionDetection) -> bool:
+    """Whether token ids end in a repeated pattern; the rule is vLLM's."""
+    for size in range(detection.min_pattern_size, detection.max_pattern_size + 1):
+        length = size * detection.min_count
+        if length > len(ids):
+            return False
+        if list(ids[-length:]) == list(ids[-size:]) * detection.min_count:
+            return True
+    return False
 
 
 def stop_texts(chat: Chat, sampling: Sampling) -> list[str]:

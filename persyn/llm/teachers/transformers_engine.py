@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, takewhile
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import (
@@ -165,18 +166,21 @@ class TransformersEngine:
             ids[:-1] if is_ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         text, is_cut = generation.cut(str(text), stops)
+        detection = prompt.request.sampling.repetition_detection
         finish = "stop" if is_ended or is_cut else "length"
+        if finish == "length" and length < prompt.max_tokens and detection and generation.repeats(ids, detection):
+            finish = generation.REPETITION
         return generation.to_result(Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds))
 
 
 def _groups(prompts: Iterable[EncodedPrompt]) -> Iterator[list[EncodedPrompt]]:
     """Groups of prompts that may share a batch, longest first."""
 
-    def kind(prompt: EncodedPrompt) -> tuple[Any, ...]:
-        how = prompt.request.sampling
-        return (how.temperature, how.top_p, how.top_k, how.repetition_penalty, how.stop)
+    def kind(prompt: EncodedPrompt) -> bytes:
+        # Each row has its own `max_tokens`.
+        return msgspec.json.encode(msgspec.structs.replace(prompt.request.sampling, max_tokens=1))
 
-    for _, alike in groupby(sorted(prompts, key=lambda p: (*kind(p), -len(p.ids))), kind):
+    for _, alike in groupby(sorted(prompts, key=lambda p: (kind(p), -len(p.ids))), kind):
         yield list(alike)
 
 

@@ -12,15 +12,18 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from persyn.errors import EngineError
 from persyn.llm import loading, options, template_check
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Sampling, Tick
 from persyn.llm.teachers import generation
 from persyn.llm.teachers.generation import EncodedPrompt
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
+    from vllm.sampling_params import RepetitionDetectionParams
 
 #: GiB of KV cache on a CPU, where vLLM would otherwise take a share of the whole memory.
 _CPU_CACHE_GIB = 2
@@ -107,7 +110,11 @@ class VllmEngine:
                 temperature=how.temperature,
                 top_p=how.top_p,
                 top_k=how.top_k,
+                min_p=how.min_p,
                 repetition_penalty=how.repetition_penalty,
+                presence_penalty=how.presence_penalty,
+                frequency_penalty=how.frequency_penalty,
+                repetition_detection=_repetition_detection(how),
                 seed=request.seed,
                 stop=generation.stop_texts(self._chat, how),
                 stop_token_ids=[self._chat.end_id],
@@ -123,7 +130,7 @@ class VllmEngine:
     def _result(self, output: RequestOutput) -> Result:
         prompt, began = self._running.pop(int(output.request_id))
         (response,) = output.outputs
-        if response.finish_reason not in {"stop", "length"}:
+        if response.finish_reason not in {"stop", "length", generation.REPETITION}:
             return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
         return generation.to_result(
@@ -136,6 +143,12 @@ class VllmEngine:
                 seconds=seconds,
             )
         )
+
+
+def _repetition_detection(how: Sampling) -> RepetitionDetectionParams | None:
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    return how.repetition_detection and RepetitionDetectionParams(**msgspec.structs.asdict(how.repetition_detection))
 
 
 def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:
