@@ -95,7 +95,7 @@ def teacher_key(table: TeacherTable, known: Identities) -> str:
         return msgspec.json.encode([engine, table.model]).decode()
     if table.sampling.temperature == 0:
         sampling |= {"top_p": None, "top_k": None, "min_p": None}  # greedy decoding samples nothing
-    options = {key: value for key, value in table.options.items() if key not in ENGINES[engine].speed_options}
+    options = ENGINES[engine].decisive(table.options)
     model, version = table.model.strip(), None
     if ENGINES[engine].model == "weights":
         found = known[table.model, table.revision]

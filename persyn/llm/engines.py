@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
 from persyn.config import IMPORTED
-from persyn.llm import needs, options
+from persyn.llm import needs, options, vllm_arguments
 from persyn.llm.needs import Need
 from persyn.llm.options import EngineOptions
 from persyn.llm.protocols import Engine, LoadEngine, ModelSpec, Tick
@@ -49,7 +49,8 @@ class EngineKind:
     #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
     package: str | None = None
     extra: str | None = None
-    #: Options that affect speed or memory but no result; they are not part of a teacher's version.
+    #: Options that affect speed or memory but no result; they are not part of a teacher's version. "a.b" is the key `b`
+    #: of the table `a`.
     speed_options: frozenset[str] = frozenset()
     #: Whether its rows are tokenised on all cores, because a GPU waits for them.
     tokenises_in_parallel: bool = False
@@ -61,6 +62,17 @@ class EngineKind:
     reads_row: bool = False
     #: What a scorer needs from a prompt, given its options; None if any prompt will do.
     need: Callable[[Mapping[str, Any]], Need | None] = _no_need
+
+    def decisive(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that determine results: those without `speed_options`."""
+        kept = {}
+        for name, value in chosen.items():
+            if name in self.speed_options:
+                continue
+            if isinstance(value, dict):
+                value = {key: part for key, part in value.items() if f"{name}.{key}" not in self.speed_options}
+            kept[name] = value
+        return kept
 
     def reference(self, chosen: Mapping[str, Any]) -> ModelReference:
         """What `model` names, given the options."""
@@ -80,6 +92,7 @@ ENGINES = Registry(
         extra="vllm",
         speed_options=frozenset(
             {"gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"}
+            | {f"engine_args.{name}" for name in vllm_arguments.SPEED}
         ),
     ),
     EngineKind(

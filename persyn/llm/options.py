@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from persyn.config import JudgeEngine, NonNegative, Positive
 from persyn.errors import PermanentError, shorten
+from persyn.llm import vllm_arguments
 from persyn.llm.protocols import ModelSpec
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
@@ -47,8 +48,15 @@ class VllmOptions(EngineOptions, frozen=True):
     enforce_eager: bool = False
     #: vLLM's name of the weights' quantisation; none: as in the model's configuration.
     quantization: str | None = None
+    #: Further arguments of vLLM's engine, by vLLM's names: see below.
+    engine_args: dict[str, Any] = {}
     #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
+
+    def __post_init__(self) -> None:
+        vllm_arguments.require_allowed(self.engine_args)
+        if (within := _secret_within(self.engine_args)) is not None:
+            raise ValueError(f"engine_args contains {within!r}, which may be a secret; options are stored")
 
 
 class TransformersOptions(EngineOptions, frozen=True):

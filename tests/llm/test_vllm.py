@@ -19,7 +19,7 @@ from msgspec import structs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from persyn.config import RepetitionDetection
-from persyn.errors import EngineError
+from persyn.errors import EngineError, HostLacks
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 from persyn.llm.teachers import transformers_engine, vllm_engine
 
@@ -56,6 +56,7 @@ def complaints() -> Iterator[list[logging.LogRecord]]:
 def teacher(smollm2: Path, complaints: list[logging.LogRecord]) -> Engine:
     lengths = {"max_model_len": 256, "max_num_batched_tokens": 256, "max_num_seqs": 4}
     options = {**lengths, "kv_cache_gib": 0.5, "enforce_eager": True, "dtype": "float32"}
+    options["engine_args"] = {"block_size": 32, "enable_prefix_caching": False}
     return vllm_engine.load(ModelSpec("vllm", str(smollm2), options=options), lambda: None)
 
 
@@ -98,6 +99,16 @@ def test_it_writes_what_transformers_writes(teacher: Engine, other: Engine) -> N
         ours, theirs = generated(results[request.id]), generated(expected[request.id])
         assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
         assert (ours.prompt_tokens, ours.response_tokens) == (theirs.prompt_tokens, theirs.response_tokens)
+
+
+def test_vllms_own_arguments_reach_it(teacher: Engine, smollm2: Path) -> None:
+    assert isinstance(teacher, vllm_engine.VllmEngine)
+    cache = teacher._engine.vllm_config.cache_config
+    assert (cache.block_size, cache.enable_prefix_caching) == (32, False)
+
+    spec = ModelSpec("vllm", str(smollm2), options={"engine_args": {"swap_space": 4}})
+    with pytest.raises(HostLacks, match=r"engine_args\.swap_space is unknown to vLLM"):
+        vllm_engine.load(spec, lambda: None)
 
 
 def test_short_responses_leave_before_long_ones_and_the_batch_refills(teacher: Engine) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from persyn.errors import EngineError
-from persyn.llm import loading, options, template_check
+from persyn.errors import EngineError, PermanentError
+from persyn.llm import loading, options, template_check, vllm_arguments
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Sampling, Tick
 from persyn.llm.teachers import generation
@@ -32,20 +32,25 @@ _COMPLAINT_SECONDS = 2.0
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a teacher that answers `Generate`; tensor-parallel over several GPUs.
+    """Load a teacher that answers `Generate`; with several GPUs, tensor-parallel and pipeline-parallel.
 
     `max_tokens` is lowered to the room the context leaves after the prompt. `response_tokens` includes the end token;
     `seconds` is from admission to vLLM, where a request may still be queued. Options: `options.VllmOptions`.
     """
     chosen = options.decode(spec, options.VllmOptions)
+    try:
+        tensor, _ = vllm_arguments.parallel(chosen.engine_args, spec.gpus)
+    except ValueError as error:
+        raise PermanentError(str(error)) from error
     loading.require_gpus(spec)
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
     _set_environment(spec.gpus)
+    vllm_arguments.require_known(chosen.engine_args)
     from vllm import LLM
     from vllm.version import __version__
 
     try:
-        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
+        llm = LLM(spec.model, revision=spec.revision, tensor_parallel_size=tensor, **_arguments(spec, chosen))
     except Exception as error:
         # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
@@ -154,7 +159,7 @@ def _repetition_detection(how: Sampling) -> RepetitionDetectionParams | None:
 def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:
     cache_gib = chosen.kv_cache_gib or (None if spec.gpus else _CPU_CACHE_GIB)
     return {
-        "tensor_parallel_size": max(spec.gpus, 1),
+        **chosen.engine_args,
         "dtype": chosen.dtype,
         "max_model_len": chosen.max_model_len,
         "max_num_seqs": chosen.max_num_seqs,

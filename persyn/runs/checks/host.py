@@ -1,4 +1,4 @@
-"""Check that this host can load a run's models: GPUs, GPU memory and host memory."""
+"""Check that this host can load a run's models: GPUs, memory, and arguments of the engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from persyn.config import RunConfig
 from persyn.llm import gpus
 from persyn.llm.protocols import Finding
-from persyn.runs.checks import memory, models
+from persyn.runs.checks import engine_arguments, memory, models
 from persyn.runs.checks.models import UsedModel
 
 #: Device files of GPU drivers: NVIDIA, AMD, Windows (WSL).
@@ -27,6 +27,7 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
             yield model.whose, Finding("error", "gpus", _absent(model, seen))
         elif (found := memory.check(model)) is not None:
             yield model.whose, found
+    yield from engine_arguments.check(loaded)
     yield from on_cpu(config, seen)
 
 
