@@ -34,7 +34,7 @@ def of_struct(kind: type[Struct]) -> str:
     types, said = typing.get_type_hints(kind, include_extras=True), _meanings(kind)
     rows = [
         (f"`{each.name}`", _type(types[each.name]), _default(each), said[each.name])
-        for each in msgspec.structs.fields(kind)
+        for each in sorted(msgspec.structs.fields(kind), key=lambda field: not field.required)
     ]
     return _table(("key", "type", "default", "meaning"), rows)
 
@@ -187,6 +187,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "vllm": partial(of_struct, options.VllmOptions),
     "transformers": partial(of_struct, options.TransformersOptions),
     "openai": partial(of_struct, options.OpenAIOptions),
+    "server": partial(of_struct, options.ServerOptions),
     "scorers": partial(of_struct, options.LogLikelihoodOptions),
     "judge": partial(of_struct, options.JudgeOptions),
     "math": partial(of_struct, options.MathOptions),

@@ -252,6 +252,11 @@ class TeacherTable(_Table, frozen=True):
     engine: TeacherEngine = "vllm"
     #: Hub commit, branch or tag; stored as a commit.
     revision: str | None = None
+    #: A LoRA adapter of the model: a folder or a hub id, with safetensors. Teachers that differ only in their adapter
+    #: share one loaded model.
+    adapter: str | None = None
+    #: Hub commit, branch or tag of the adapter; stored as a commit.
+    adapter_revision: str | None = None
     #: GPUs it needs; 0 for the CPU or a server.
     gpus: NonNegative = 1
     #: Options of its engine.

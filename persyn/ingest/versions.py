@@ -18,7 +18,7 @@ from persyn.db.catalog import Scorer, Student, Teacher
 from persyn.errors import UsageError
 from persyn.llm import engines
 from persyn.llm.engines import ENGINES
-from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify
+from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify, identify_adapter
 from persyn.llm.scorers import custom_function, judge
 from persyn.method.strategies import STRATEGIES
 
@@ -45,6 +45,8 @@ def identities(
     if router is not None:
         tables.append((router.backbone, router.revision))
     looks: dict[tuple[str, str | None], Callable[[], Identity]] = {table: partial(identify, *table) for table in tables}
+    adapted = [(table.adapter, table.adapter_revision) for table in teachers if table.adapter]
+    looks |= {each: partial(identify_adapter, *each) for each in adapted}
     functions: list[QualityTable | StrategyTable] = []
     if quality is not None and ENGINES[quality.kind].model == "function":
         functions.append(quality)
@@ -103,7 +105,8 @@ def teacher_key(table: TeacherTable, known: Identities) -> str:
     elif ENGINES[engine].model == "server":
         options["base_url"] = _address(str(table.options.get("base_url")))
     shots = msgspec.to_builtins(table.few_shot)
-    parts = [engine, model, version, options, sampling, table.system or None, shots]
+    adapter = known[table.adapter, table.adapter_revision].revision if table.adapter else None
+    parts = [engine, model, version, options, sampling, table.system or None, shots, adapter]
     return msgspec.json.encode(parts, order="sorted").decode()
 
 
@@ -121,6 +124,8 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     """The id of a teacher's version; updates its descriptive columns."""
     found = known[table.model, table.revision] if ENGINES[table.engine].model == "weights" else UNKNOWN_IDENTITY
     row = msgspec.to_builtins(table) | _version(found)
+    if table.adapter:
+        row["adapter_revision"] = known[table.adapter, table.adapter_revision].revision
     if table.engine == IMPORTED:  # how the responses were generated is unknown
         decisive = {"engine": table.engine, "model": table.model}
     else:

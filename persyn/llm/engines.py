@@ -52,6 +52,10 @@ class EngineKind:
     #: Options that affect speed or memory but no result; they are not part of a teacher's version. "a.b" is the key `b`
     #: of the table `a`.
     speed_options: frozenset[str] = frozenset()
+    #: Whether the weights are loaded by a server that it starts, so that only the server knows how.
+    starts_server: bool = False
+    #: Whether its models can have LoRA adapters.
+    takes_adapters: bool = False
     #: Whether its rows are tokenised on all cores, because a GPU waits for them.
     tokenises_in_parallel: bool = False
     #: A scorer's unit, as reports name it; empty if the values have none.
@@ -90,6 +94,7 @@ ENGINES = Registry(
         model="weights",
         package="vllm",
         extra="vllm",
+        takes_adapters=True,
         speed_options=frozenset(
             {"gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"}
             | {f"engine_args.{name}" for name in vllm_arguments.SPEED}
@@ -103,6 +108,7 @@ ENGINES = Registry(
         options=options.TransformersOptions,
         model="weights",
         speed_options=frozenset({"batch_size"}),
+        takes_adapters=True,
     ),
     EngineKind(
         name="openai",
@@ -113,6 +119,18 @@ ENGINES = Registry(
         model="server",
         speed_options=frozenset(
             {"api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
+        ),
+    ),
+    EngineKind(
+        name="server",
+        summary="a model behind a server that PerSyn starts: `vllm serve`, SGLang, llama.cpp, ...",
+        module="persyn.llm.teachers.started_server",
+        roles=frozenset({"teacher", "judge"}),
+        options=options.ServerOptions,
+        model="weights",
+        starts_server=True,
+        speed_options=frozenset(
+            {"health", "start_seconds", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
         ),
     ),
     EngineKind(
@@ -190,6 +208,7 @@ ENGINES = Registry(
         module="persyn.llm.fake",
         roles=frozenset({"teacher", "judge", "student", "quality", "router"}),
         options=options.FakeOptions,
+        takes_adapters=True,
     ),
     EngineKind(
         name="router_fit",

@@ -140,7 +140,7 @@ class FakeEngine:
     def _digest(self, request: Generate | Judge | Route | Fit) -> bytes:
         """32 bytes derived from everything in the request that may affect the answer."""
         if isinstance(request, Generate):
-            content: object = (self._model, request.messages, request.seed)
+            content: object = (self._model, request.messages, request.seed, *filter(None, [request.adapter]))
         elif isinstance(request, Judge):
             content = (self._model, request.messages, request.response, request.answer)
         elif isinstance(request, Route):

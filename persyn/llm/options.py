@@ -73,16 +73,9 @@ class TransformersOptions(EngineOptions, frozen=True):
     add_bos: bool | None = None
 
 
-class OpenAIOptions(EngineOptions, frozen=True):
-    """The options of a teacher behind a server."""
+class ChatOptions(EngineOptions, frozen=True):
+    """The options of a client of a chat completions server."""
 
-    #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
-    #: password or a key in it is rejected, because options are stored.
-    base_url: str
-    #: The environment variable with the key; the key itself is never stored. None: no key is sent.
-    api_key_env: str | None = None
-    #: The header with the key: as `Bearer` in `Authorization`, unchanged in any other, such as Azure's `api-key`.
-    api_key_header: str = "Authorization"
     #: Maximum number of requests in flight.
     concurrency: Positive = 64
     #: Timeout of one attempt, from connecting to the last byte.
@@ -97,10 +90,51 @@ class OpenAIOptions(EngineOptions, frozen=True):
     #: Which of `seed`, `temperature` and `top_p` are not sent: some servers reject requests with them.
     omit: list[Literal["seed", "temperature", "top_p"]] = []
 
+
+class OpenAIOptions(ChatOptions, frozen=True, kw_only=True):
+    """The options of a teacher behind a server."""
+
+    #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
+    #: password or a key in it is rejected, because options are stored.
+    base_url: str
+    #: The environment variable with the key; the key itself is never stored. None: no key is sent.
+    api_key_env: str | None = None
+    #: The header with the key: as `Bearer` in `Authorization`, unchanged in any other, such as Azure's `api-key`.
+    api_key_header: str = "Authorization"
+
     def __post_init__(self) -> None:
         _require_no_secret(self)
         if not _HEADER.fullmatch(self.api_key_header):
             raise ValueError(f"api_key_header is not a valid header name: {shorten(repr(self.api_key_header))}")
+
+
+class ServerOptions(ChatOptions, frozen=True, kw_only=True):
+    """The options of a teacher behind a server that PerSyn starts."""
+
+    #: The program and its arguments, with absolute paths and without a shell: `["vllm", "serve", "{model}", "--port",
+    #: "{port}"]`. `{model}`, `{revision}`, `{host}` (127.0.0.1), `{port}` and `{gpus}` are replaced.
+    command: Annotated[list[str], Meta(min_length=1)]
+    #: The path that answers with HTTP 200 once the server is ready; none: `/health`, or `/v1/models`.
+    health: str | None = None
+    #: How long the server may take until it is ready.
+    start_seconds: Above0 = 900.0
+    #: Environment variables that are added to the worker's own, with the same replacements; no keys or passwords,
+    #: because options are stored.
+    env: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if not any("{port}" in text for text in (*self.command, *self.env.values())):
+            raise ValueError("command must contain {port}, the port on which the server is to listen")
+        if self.health is not None and not self.health.startswith("/"):
+            raise ValueError(f"health must begin with /, got {shorten(repr(self.health))}")
+        advice = "it would be stored; set it in the worker's environment, which the server inherits"
+        if (name := next(filter(_SECRET.search, self.env), None)) is not None:
+            raise ValueError(f"env contains {name!r}; {advice}")
+        flags = (word.partition("=")[0] for word in self.command if word.startswith("-"))
+        if (flag := next(filter(_SECRET.search, flags), None)) is not None:
+            raise ValueError(f"command contains {flag!r}; {advice}")
+        if (within := _secret_within(self.extra)) is not None:
+            raise ValueError(f"extra contains {within!r}; options are stored")
 
 
 def _require_no_secret(chosen: OpenAIOptions) -> None:

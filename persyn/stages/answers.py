@@ -16,6 +16,7 @@ from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.results import Origin, Response
 from persyn.db.text import reason
 from persyn.jobs.queue import Claim
+from persyn.llm import adapters
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
 from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
@@ -53,12 +54,13 @@ class Cells:
         """Create each teacher's jobs; store an imported teacher's missing responses as failures."""
         made = 0
         size = run.config["run"]["job_prompts"]
-        for teacher in lookup.teachers(session, run.id):
+        teachers = lookup.teachers(session, run.id)
+        for teacher in teachers:
             missing = self.missing(run.id, teacher.id)
             if teacher.engine == IMPORTED:
                 _note_absent(session, teacher, missing)
             else:
-                plan = JobPlan(run.id, self.name, spec_of(teacher), teacher_id=teacher.id, size=size)
+                plan = JobPlan(run.id, self.name, spec_of(teacher, teachers), teacher_id=teacher.id, size=size)
                 made += make_jobs(session, plan, missing)
         return made
 
@@ -75,13 +77,14 @@ class Cells:
         sampling = msgspec.convert(teacher.sampling, Sampling)
         opening = opening_of(teacher.system, teacher.few_shot)
         return Batch(
-            spec_of(teacher),
+            spec_of(teacher, lookup.teachers(session, job.run_id)),
             [
                 Generate(
                     id=prompt.id,
                     messages=with_opening(opening, conversation(prompt)),
                     sampling=sampling,
                     seed=seed_of(run_seed, prompt.content_hash, teacher.fingerprint, 0),
+                    adapter=adapters.name_of(teacher.adapter, teacher.adapter_revision),
                 )
                 for prompt in prompts
             ],
@@ -121,8 +124,17 @@ def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> No
     bulk.insert_found(session, Response, ("prompt_id", "teacher_id", "sample", "failure", "origin"), rows)
 
 
-def spec_of(teacher: Teacher) -> ModelSpec:
-    """The model to load for a teacher; teachers that differ only in prompt or sampling share it."""
+def spec_of(teacher: Teacher, teachers: Iterable[Teacher]) -> ModelSpec:
+    """The model to load for a teacher; teachers that differ only in prompt, sampling or adapter share it.
+
+    teachers: all of the run's.
+    """
+    spec = _base_of(teacher)
+    names = {adapters.name_of(each.adapter, each.adapter_revision) for each in teachers if _base_of(each) == spec}
+    return msgspec.structs.replace(spec, adapters=sorted(names - {None}))
+
+
+def _base_of(teacher: Teacher) -> ModelSpec:
     return ModelSpec(
         engine=teacher.engine,
         model=teacher.model,

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from msgspec import structs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -22,6 +23,7 @@ from persyn.config import RepetitionDetection
 from persyn.errors import EngineError, HostLacks
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
 from persyn.llm.teachers import transformers_engine, vllm_engine
+from tests.llm import lora
 
 pytestmark = [
     pytest.mark.model,
@@ -99,6 +101,42 @@ def test_it_writes_what_transformers_writes(teacher: Engine, other: Engine) -> N
         ours, theirs = generated(results[request.id]), generated(expected[request.id])
         assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
         assert (ours.prompt_tokens, ours.response_tokens) == (theirs.prompt_tokens, theirs.response_tokens)
+
+
+def small(smollm2: Path, folder: Path) -> Path:
+    """A one-layer Llama with random weights, of a form that vLLM supports on a CPU."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    return folder
+
+
+def test_adapters_share_a_batch_and_write_what_they_write_on_transformers(smollm2: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    base = small(smollm2, tmp_path / "base")
+    adapters = [str(lora.make(base, tmp_path / f"rank {rank}", seed=rank, rank=rank)) for rank in (4, 8)]
+    request = ask(QUESTIONS[2], temperature=0, max_tokens=6)
+    asked = [structs.replace(request, id=n, adapter=each) for n, each in enumerate([None, *adapters])]
+    size = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4, "kv_cache_gib": 0.1}
+    options = {**size, "enforce_eager": True, "dtype": "float32"}
+
+    ours = answer(vllm_engine.load(ModelSpec("vllm", str(base), None, 0, options, adapters), lambda: None), *asked)
+
+    spec = ModelSpec("transformers", str(base), adapters=adapters)
+    theirs = answer(transformers_engine.load(spec, lambda: None), *asked)
+    # With random weights, the model alone may write nothing but space.
+    texts, others = ([getattr(found[n], "text", "") for n in range(3)] for found in (ours, theirs))
+    assert texts == others
+    assert len({*texts}) == 3
 
 
 def test_vllms_own_arguments_reach_it(teacher: Engine, smollm2: Path) -> None:
@@ -231,17 +269,7 @@ def test_nothing_is_used_that_vllm_will_drop(teacher: Engine, complaints: list[l
 
 @pytest.mark.timeout(600)
 def test_a_killed_engine_core_is_noticed_at_once(smollm2: Path, tmp_path: Path) -> None:
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "two")
-    AutoTokenizer.from_pretrained(smollm2).save_pretrained(tmp_path / "two")
+    small(smollm2, tmp_path / "two")
     started = [sys.executable, "-m", "tests.llm.two_shards", str(tmp_path / "two")]
     with (
         (tmp_path / "log").open("w+") as log,

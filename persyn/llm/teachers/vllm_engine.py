@@ -7,15 +7,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from persyn.errors import EngineError, PermanentError
-from persyn.llm import loading, options, template_check, vllm_arguments
+from persyn.errors import EngineError, PermanentError, shorten
+from persyn.llm import adapters, loading, options, template_check, vllm_arguments
+from persyn.llm.adapters import Adapter
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Sampling, Tick
 from persyn.llm.teachers import generation
@@ -23,6 +24,7 @@ from persyn.llm.teachers.generation import EncodedPrompt
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
+    from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RepetitionDetectionParams
 
 #: GiB of KV cache on a CPU, where vLLM would otherwise take a share of the whole memory.
@@ -44,17 +46,33 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
         raise PermanentError(str(error)) from error
     loading.require_gpus(spec)
     chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    found = adapters.find(spec)
     _set_environment(spec.gpus)
     vllm_arguments.require_known(chosen.engine_args)
     from vllm import LLM
     from vllm.version import __version__
 
+    arguments = _arguments(spec, chosen) | {"tensor_parallel_size": tensor} | _lora_arguments(spec, found)
     try:
-        llm = LLM(spec.model, revision=spec.revision, tensor_parallel_size=tensor, **_arguments(spec, chosen))
+        llm = LLM(spec.model, revision=spec.revision, **arguments)
     except Exception as error:
         # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
-    return VllmEngine(llm, chat, f"vllm {__version__}")
+    return VllmEngine(llm, chat, f"vllm {__version__}", _load_adapters(llm, found))
+
+
+def _load_adapters(llm: LLM, found: Mapping[str, Adapter]) -> dict[str, LoRARequest]:
+    """Load adapters, because one that vLLM refuses in a step would end the engine; `PermanentError` names it."""
+    from vllm.lora.request import LoRARequest
+
+    loaded = {}
+    for number, (name, adapter) in enumerate(found.items(), start=1):
+        loaded[name] = LoRARequest(name, number, str(adapter.folder))
+        try:
+            llm.llm_engine.add_lora(loaded[name])
+        except Exception as error:
+            raise PermanentError(f"vLLM cannot load the adapter {name!r}: {shorten(str(error), most=500)}") from error
+    return loaded
 
 
 class VllmEngine:
@@ -63,7 +81,7 @@ class VllmEngine:
     If vLLM uses processes of its own, this process ends as soon as one of them does.
     """
 
-    def __init__(self, llm: LLM, chat: Chat, version: str) -> None:
+    def __init__(self, llm: LLM, chat: Chat, version: str, adapters: Mapping[str, LoRARequest]) -> None:
         self._engine: Any = llm.llm_engine
         config = self._engine.vllm_config
         self.version = version
@@ -71,6 +89,7 @@ class VllmEngine:
         self.window = 2 * int(config.scheduler_config.max_num_seqs)
         self._context = int(config.model_config.max_model_len)
         self._chat = chat
+        self._adapters = adapters
         self._running: dict[int, tuple[EncodedPrompt, float]] = {}
         self._finished: list[Result] = []
         if children := multiprocessing.active_children():
@@ -126,7 +145,8 @@ class VllmEngine:
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema else None,
             )
-            self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling)
+            adapter = self._adapters[request.adapter] if request.adapter else None
+            self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling, lora_request=adapter)
         except (VLLMClientError, ValueError, TypeError) as error:
             return generation.refuse(request, str(error))
         self._running[request.id] = (prompt, time.perf_counter())
@@ -175,6 +195,21 @@ def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "trust_remote_code": False,
     }
+
+
+def _lora_arguments(spec: ModelSpec, found: Mapping[str, Adapter]) -> dict[str, Any]:
+    """The arguments that make room for adapters: all of them in one batch."""
+    from vllm.config.lora import MaxLoRARanks
+
+    if not found:
+        return {}
+    rank, allowed = adapters.largest_rank(found), get_args(MaxLoRARanks)
+    if rank > max(allowed):
+        raise PermanentError(f"an adapter has the rank {rank}; vLLM allows at most {max(allowed)}")
+    # On a CPU, vLLM applies what is in the last place to requests without an adapter that share a batch with others, so
+    # it stays empty.
+    places = len(found) + (not spec.gpus)
+    return {"enable_lora": True, "max_loras": places, "max_lora_rank": min(n for n in allowed if n >= rank)}
 
 
 def _end_with_any(children: Sequence[BaseProcess]) -> None:

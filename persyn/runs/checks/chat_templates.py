@@ -7,6 +7,7 @@ from pathlib import Path
 
 from persyn.config import RunConfig
 from persyn.errors import PersynError
+from persyn.llm.engines import ENGINES
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Finding, ModelSpec
 from persyn.runs.checks import models
@@ -17,7 +18,8 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     found: dict[tuple[str, str | None, bool], list[Finding]] = {}
     for model in models.loaded(config):
         spec = model.spec
-        if spec.engine == "router_fit":  # a router falls back to plain text where the template fails
+        # A router falls back to plain text where the template fails; a server renders a template of its own.
+        if spec.engine == "router_fit" or ENGINES[spec.engine].starts_server:
             continue
         answers = spec.engine != "reward_model"
         key = (spec.model, spec.revision, answers)
