@@ -14,6 +14,7 @@ from persyn.db import grid
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
+from persyn.db.work import Job
 from persyn.errors import UsageError
 from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
@@ -91,6 +92,19 @@ def test_more_samples_later_ask_only_for_the_missing_ones(database: Database, tm
     with database.read() as session:
         after = grid.read(session, session.get_one(Run, first))
     assert np.array_equal(before.quality, after.quality)  # the first run still sees one sample
+
+
+@SQLITE
+def test_a_batch_has_no_more_requests_than_its_limit(database: Database, tmp_path: Path) -> None:
+    batch = {"base_url": "http://127.0.0.1:9/v1", "mode": "batch", "batch_requests": 7}
+    file = write_run(tmp_path, samples=3, options=batch)
+    text = file.read_text().replace('engine = "fake"\ngpus = 0', 'engine = "openai"\ngpus = 0')
+    file.write_text(text)
+    with database.write() as session:
+        pipeline.start_run(session, run_file.read(file), actor="me")
+        sizes = session.scalars(select(Job.n_prompts)).all()
+    assert set(sizes) == {6}  # two prompts with three samples each
+    assert sum(sizes) == 3 * GRID
 
 
 def test_several_samples_of_a_greedy_teacher_are_refused(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 from click.testing import CliRunner
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from persyn.cli.main import persyn
 from persyn.config import load_config
+from persyn.db import lookup
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
@@ -384,6 +385,31 @@ def test_a_judge_and_a_student_are_reached_differently_too(database: Database, t
         assert "before" not in (quality.queue, student.queue)
         assert (quality.gpus, student.gpus) == (0, 1)
         assert load_config(run.config).run.name == "test"
+
+
+@SQLITE
+def test_a_scorer_is_not_taken_for_the_teacher_with_the_same_id(database: Database, tmp_path: Path) -> None:
+    file = write(tmp_path, "http://127.0.0.1:9/v1")
+    file.write_text(file.read_text() + "[generation]\nsamples = 2\n")
+    run_id = begin(database, file)
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        run.stage, scorer_id = "generate", run.quality_scorer_id
+        position = lookup.position(session, run_id, scorer_id)  # of the teacher with the same id
+        session.execute(delete(Job))
+        row = {"run_id": run_id, "stage": "generate", "first_prompt_id": 1, "last_prompt_id": 9, "n_prompts": 9}
+        session.add_all(
+            [Job(queue="asking", teacher_id=scorer_id, **row), Job(queue="scoring", scorer_id=scorer_id, **row)]
+        )
+
+    assert changed(database, "quality", latency_seconds=0.5)
+    with database.read() as session:
+        asking, scoring = session.scalars(select(Job.queue).order_by(Job.id))
+        assert (asking, scoring.split(".")[0]) == ("asking", "fake")
+    assert changed(database, f"teacher {TEACHERS[position]}", concurrency=3)
+    with database.read() as session:
+        asking, still = session.scalars(select(Job.queue).order_by(Job.id))
+        assert (asking.split(".")[0], still) == ("openai", scoring)
 
 
 @SQLITE
