@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_only_correct_responses_are_kept_and_the_rest_is_counted(
 ) -> None:
     (tmp_path / "rejection_scorer.py").write_text(SCORER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     file = write(tmp_path, 'samples = 4\nkeep = "correct"', options={"fail_every": 6})
     text = file.read_text().replace('kind = "fake"', 'kind = "python"\nmodel = "rejection_scorer:is_right"', 1)
     file.write_text(text)
