@@ -45,11 +45,13 @@ def _part(answer: str, reasoning: str) -> str:
     return f"CASE {{on}} WHEN 'answer' THEN {answer} WHEN 'reasoning' THEN {reasoning} ELSE {answer} + {scored} END"
 
 
+#: Those of a text and its calls, without spaces, which the databases set differently in JSON.
+_CHARACTERS = "(length(x.text) + coalesce(length(replace(CAST(x.tool_calls AS text), ' ', '')), 0))"
 #: The log-likelihood of one response in the run's unit; null where no token was scored.
 _LEARNABILITY = f"""{_part("l.value", "l.reasoning_value")} / CASE
     WHEN coalesce({_part("l.n_tokens", "l.reasoning_n_tokens")}, 0) = 0 THEN NULL
     WHEN {{per}} = 'token' THEN {_part("l.n_tokens", "l.reasoning_n_tokens")}
-    WHEN {{per}} = 'character' THEN nullif({_part("length(x.text)", "length(x.reasoning)")}, 0)
+    WHEN {{per}} = 'character' THEN nullif({_part(_CHARACTERS, "length(x.reasoning)")}, 0)
     ELSE 1
 END"""
 #: A response that the run uses: of its grid, or of an assigned teacher.

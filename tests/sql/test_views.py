@@ -25,6 +25,7 @@ from tests.factories import make_config, make_response, make_run
 from tests.sql import by_hand
 
 TEACHERS = ("a", "b", "c", "d", "e")
+CALLS = [{"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": [3]}'}}]
 
 
 def rows(session: Session, query: str, **values: Any) -> list[tuple[Any, ...]]:
@@ -40,7 +41,8 @@ def fill_grid(session: Session, run: Run, prompt_ids: list[int], teacher_ids: li
                 continue
             text = "\N{SNOWMAN}" * draw.randint(1, 9)
             reasoning = "\N{SNOWMAN}" * draw.randint(1, 9) if draw.random() < 0.6 else None
-            response = make_response(session, prompt_id, teacher_id, text, sample=sample, reasoning=reasoning)
+            parts = {"reasoning": reasoning, "tool_calls": CALLS if (prompt_id + teacher_id) % 3 == 0 else None}
+            response = make_response(session, prompt_id, teacher_id, text, sample=sample, **parts)
             if draw.random() < 0.9:
                 value = draw.choice((0.0, 1.0, draw.gauss(0, 5)))
                 session.add(Score(response_id=response, scorer_id=run.quality_scorer_id, value=value, detail={}))
