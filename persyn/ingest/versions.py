@@ -101,7 +101,8 @@ def teacher_key(table: TeacherTable, known: Identities) -> str:
         found = known[table.model, table.revision]
         model, version = (found.revision, found.template_hash) if found.revision else (model, None)
     elif ENGINES[engine].model == "server":
-        options["base_url"] = _address(str(table.options.get("base_url")))
+        urls = table.options.get("base_url")
+        options["base_url"] = sorted(_address(str(url)) for url in (urls if isinstance(urls, list) else [urls]))
     shots = msgspec.to_builtins(table.few_shot)
     parts = [engine, model, version, options, sampling, table.system or None, shots]
     return msgspec.json.encode(parts, order="sorted").decode()

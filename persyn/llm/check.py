@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from yarl import URL
 
 from persyn.errors import EngineError
 from persyn.llm import options, scoring, template_check
@@ -32,7 +33,7 @@ from persyn.llm.protocols import (
     Sampling,
     Tick,
 )
-from persyn.llm.teachers import chat_server, generation
+from persyn.llm.teachers import addresses, generation
 
 _Options: TypeAlias = options.VllmOptions | options.TransformersOptions
 
@@ -72,12 +73,15 @@ def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) 
 
 def _check_server(spec: ModelSpec) -> list[Finding]:
     chosen = options.decode(spec, options.OpenAIOptions)
-    url = chat_server.endpoint(chosen.base_url)
-    chat_server.read_key(chosen)
-    way = chat_server.proxy(url)
+    addresses.read_key(chosen)
+    return [_will_receive(spec, chosen, addresses.endpoint(base_url)) for base_url in chosen.urls]
+
+
+def _will_receive(spec: ModelSpec, chosen: options.OpenAIOptions, url: URL) -> Finding:
+    way = addresses.proxy(url)
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
     key += f", by the proxy {way.host}" if way else ""
-    return [Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")]
+    return Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")
 
 
 def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_tokens: int) -> Iterator[Finding]:

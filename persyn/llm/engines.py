@@ -99,7 +99,16 @@ ENGINES = Registry(
         options=options.OpenAIOptions,
         model="server",
         speed_options=frozenset(
-            {"api_key_env", "api_key_header", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
+            {
+                "api_key_env",
+                "api_key_header",
+                "concurrency",
+                "requests_per_minute",
+                "tokens_per_minute",
+                "timeout_seconds",
+                "max_retries",
+                "max_tokens_field",
+            }
         ),
     ),
     EngineKind(
