@@ -51,6 +51,8 @@ class EngineKind:
     extra: str | None = None
     #: Options that affect speed or memory but no result; they are not part of a teacher's version.
     speed_options: frozenset[str] = frozenset()
+    #: Whether it has no model and computes little: it may work beside other engines of the same machine.
+    is_light: bool = False
     #: Whether its rows are tokenised on all cores, because a GPU waits for them.
     tokenises_in_parallel: bool = False
     #: A scorer's unit, as reports name it; empty if the values have none.
@@ -126,6 +128,7 @@ ENGINES = Registry(
         module="persyn.llm.scorers.math_scorer",
         roles=frozenset({"quality"}),
         options=options.MathOptions,
+        is_light=True,
         unit="1 right, 0 wrong",
         may_be_verdict=True,
         need=lambda chosen: needs.answer("math"),
@@ -136,6 +139,7 @@ ENGINES = Registry(
         module="persyn.llm.scorers.instructions",
         roles=frozenset({"quality"}),
         options=options.InstructionsOptions,
+        is_light=True,
         package="langdetect",
         extra="instructions",
         unit="1 followed, 0 not",
@@ -213,6 +217,15 @@ def loads_weights(engine: str, chosen: Mapping[str, Any]) -> bool:
     """
     kind = ENGINES.get(engine)
     return kind is not None and kind.reference(chosen) == "weights"
+
+
+def is_light(engine: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether an engine needs neither GPUs nor the CPU for itself: a server computes, or it is a checker.
+
+    chosen: the engine's options.
+    """
+    kind = ENGINES.get(engine)
+    return kind is not None and (kind.is_light or kind.reference(chosen) == "server")
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:

@@ -23,7 +23,7 @@ _VARIABLE, _HEADER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z
 #: Field names that suggest a secret.
 _SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?)$", re.I)
 
-_SECRET_ADVICE = "it would be stored; put the key into an environment variable and name that in api_key_env"
+_ADVICE = "it would be stored; put the key into an environment variable and name that in api_key_env"
 
 
 class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,18 +121,18 @@ def _require_no_secret(chosen: OpenAIOptions) -> None:
         )
     for name in chosen.extra:
         if _SECRET.search(name):
-            raise ValueError(f"extra contains {name!r}; {_SECRET_ADVICE}")
+            raise ValueError(f"extra contains {name!r}; {_ADVICE}")
     if (within := _secret_within(chosen.extra)) is not None:
-        raise ValueError(f"extra contains {within!r} in a nested value; {_SECRET_ADVICE}")
+        raise ValueError(f"extra contains {within!r} in a nested value; {_ADVICE}")
 
 
 def _require_no_secret_in(url: str) -> None:
     place = urlsplit(url)
     if "@" in place.netloc:
-        raise ValueError(f"base_url contains a user or a password; {_SECRET_ADVICE}")
+        raise ValueError(f"base_url contains a user or a password; {_ADVICE}")
     for name, _ in parse_qsl(place.query, keep_blank_values=True):
         if _SECRET.search(name):
-            raise ValueError(f"base_url contains {name!r} in its query; {_SECRET_ADVICE}")
+            raise ValueError(f"base_url contains {name!r} in its query; {_ADVICE}")
 
 
 def _secret_within(value: Any) -> str | None:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from persyn.config import fingerprint_of
 from persyn.db.work import Job
 from persyn.jobs.queue import Claim
+from persyn.llm import engines
 from persyn.llm.protocols import Message, ModelSpec, Request, Result
 
 #: A model's part of a stage is cut into at least this many jobs, so that workers get nearly equal shares; jobs with
@@ -112,6 +113,7 @@ _JOB_COLUMNS = (
     "last_prompt_id",
     "n_prompts",
     "gpus",
+    "is_light",
 )
 
 
@@ -126,6 +128,7 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
     prompts = missing.subquery()
     counted = select(prompts.c.prompt_id, func.count().label("n_items")).group_by(prompts.c.prompt_id).subquery()
     size = _size(plan.size, session.scalars(select(func.count()).select_from(counted)).one())
+    is_light = engines.is_light(plan.spec.engine, plan.spec.options)
     place = func.row_number().over(order_by=counted.c.prompt_id) - 1
     cut = select(counted.c.prompt_id, counted.c.n_items, (place // size).label("slice")).subquery()
     jobs = (
@@ -138,7 +141,8 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
             func.min(cut.c.prompt_id),
             func.max(cut.c.prompt_id),
             func.sum(cut.c.n_items),
-            literal(plan.spec.gpus),
+            literal(0 if is_light else plan.spec.gpus),
+            literal(is_light),
         )
         .group_by(cut.c.slice)
         .order_by(func.min(cut.c.prompt_id))

@@ -110,7 +110,7 @@ def test_only_when_all_replicas_fail_it_is_an_outage(two: tuple[Server, Server],
         server.reply = lambda n: error(500, "down")
     engine = connect(*two, "http://127.0.0.1:9/v1", concurrency=2, max_retries=0)
 
-    with pytest.raises(OutageError, match="17 requests in a row were not answered by .*, .*: HTTP 500: down"):
+    with pytest.raises(OutageError, match=r"17 requests in a row were not answered by .*, .*: HTTP 500: down"):
         answer(engine, *map(ask, range(40)))
     assert engine.pending == 40
     with pytest.raises(OutageError, match=r"no server at http://127.0.0.1:8.*, http://127.0.0.1:9"):
@@ -164,7 +164,7 @@ def test_a_list_of_addresses_names_each_once(connect: Connect, urls: list[str]) 
 
 def test_the_limit_falls_with_each_round_that_meets_an_overload_and_rises_again() -> None:
     places = Concurrency(20)
-    for n in range(8):
+    for _ in range(8):
         places.answered(sent_at=0, now=1, tokens=None)
     places.overloaded(sent_at=1, now=2)
     assert places.limit == 18  # one of ten: a tenth less

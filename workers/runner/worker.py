@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import chain, islice
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -27,10 +28,11 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
-from persyn.jobs import owner, queue
+from persyn.jobs import owner, queue, rate_limits
 from persyn.jobs.queue import Claim
 from persyn.llm.host import HostDied
-from persyn.llm.protocols import Failed, Fitted, Result
+from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
+from persyn.llm.rates import Cost, Limits
 from persyn.runs import pipeline
 from persyn.settings import Settings
 from persyn.stages import fit_router
@@ -41,6 +43,7 @@ from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases
 from persyn.workers.runner.ledger import Ledger
 from persyn.workers.runner.listener import Listener
+from persyn.workers.runner.permits import Permits
 from persyn.workers.runner.poison_isolation import PoisonIsolation
 from persyn.workers.runner.slot import Flight, OpenJob, Slot
 from persyn.workers.runner.telemetry import Telemetry
@@ -92,6 +95,7 @@ class Worker:
         self._leases = Leases(database, self._lease)
         self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=self._lease)
         self._slot = Slot(settings)
+        self._permits = Permits(self._permit)
         self._queue: str | None = None
         self._is_loading = False
         self._jobs: dict[int, OpenJob] = {}
@@ -179,15 +183,19 @@ class Worker:
 
     def _drain(self) -> None:
         """Work the open jobs, then the rest of their queue."""
+        spec: ModelSpec | None = None
         while not self.stop.is_set():
             self._leases.alive()
             self._open_jobs()
             if not self._jobs:
-                return
-            self._feed()
+                break
+            spec = next(iter(self._jobs.values())).spec
+            self._feed(spec)
             self._collect()
             self._drop_lost()
             self._end_fruitless()
+        if spec is not None:
+            self._listener.idle(spec)
 
     def _open_jobs(self) -> None:
         """Claim jobs up to this worker's share, so that its engine does not idle between jobs."""
@@ -222,8 +230,15 @@ class Worker:
         with self._database.read() as session:
             return STAGES[claim.stage].load(session, claim)
 
-    def _feed(self) -> None:
-        spec = next(iter(self._jobs.values())).spec
+    def _permit(self, limits: Limits, costs: Sequence[Cost], unused_tokens: int) -> int:
+        def take() -> int:
+            with self._database.write() as session:
+                return rate_limits.take(session, limits, costs, unused_tokens=unused_tokens)
+
+        return self._outlasting(take)
+
+    def _feed(self, spec: ModelSpec) -> None:
+        self._permits.turn_to(spec)
         if not self._slot.holds(spec):
             self._slot.end()
             devices = self._ledger.settle(self.owner)
@@ -236,7 +251,9 @@ class Worker:
             self._listener.loading(spec)
         # Without renewed leases, submit no new requests: others may hold the jobs.
         if self._slot.loaded is not None and self._leases.are_kept:
-            self._slot.submit(self._jobs.values(), self._window() - self._slot.in_hand)
+            room = max(0, self._window() - self._slot.in_hand)
+            upcoming = islice(chain.from_iterable(job.waiting for job in self._jobs.values()), room)
+            self._slot.submit(self._jobs.values(), self._permits.take(upcoming, room))
 
     def _collect(self) -> None:
         try:
@@ -284,6 +301,7 @@ class Worker:
         by_job: dict[int, list[Done]] = defaultdict(list)
         for flight, result in results:
             self._suspicion.finished(flight.key)
+            self._permits.landed(flight.request, result)
             if not isinstance(result, Failed):
                 self._futile = 0
             if self._is_open(flight.job):
