@@ -28,7 +28,7 @@ from persyn.llm.teachers import chat_completions, chat_server
 
 TEACHERS = ("ada", "bob", "cyd", "dan", "eve")
 SECONDS = 0.2
-IN_FLIGHT = 16
+IN_FLIGHT = 4
 SLOTS = 8
 ALLOWED_PER_SECOND = 50.0
 _TIMEOUT_SECONDS = 600.0
@@ -56,8 +56,8 @@ def _teachers(requests: int) -> str:
         alone = _calibration(port, requests, TEACHERS[:1])
         together = _calibration(port, requests, TEACHERS)
     return (
-        f"{requests} prompts, {1e3 * SECONDS:.0f} ms, {IN_FLIGHT} in flight: one teacher answered all in {alone:.1f} s, "
-        f"{len(TEACHERS)} in {together:.1f} s: {together / alone:.2f} times as long"
+        f"{requests} prompts, {1e3 * SECONDS:.0f} ms, {IN_FLIGHT} in flight: one teacher took {alone:.1f} s, "
+        f"{len(TEACHERS)} took {together:.1f} s: {together / alone:.2f} times as long"
     )
 
 
