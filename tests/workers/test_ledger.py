@@ -183,8 +183,11 @@ def test_a_light_model_takes_no_place_and_is_loaded_by_one_worker(gpus: tuple[st
     assert ledger.has_room(two, "student", 0)
     ledger.take(two, "student", 0)
     assert not ledger.has_room(three, "backbone", 0)
-    assert ledger.has_room(two, "server 2", 0, is_light=True)
-    ledger.take(two, "server 2", 0, is_light=True)  # which frees the CPU
+    assert not ledger.has_room(two, "server 2", 0, is_light=True)  # the third worker has no engine to end for it
+    assert not ledger.has_room(one, "student 2", 1)
+    ledger.take(three, "server 2", 0, is_light=True)
+    assert ledger.has_room(two, "server 3", 0, is_light=True)
+    ledger.take(two, "server 3", 0, is_light=True)  # which frees the CPU
     assert ledger.has_room(three, "backbone", 0)
 
 

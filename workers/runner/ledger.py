@@ -28,6 +28,7 @@ class _Holding:
     gpus: those of its engine, running or not.
     planned: those of the model to load once that engine has ended; None if there is none.
     has_cpu: whether its model is the one that computes on the CPU.
+    is_light: whether its model needs neither.
     since: when they were allocated.
     """
 
@@ -35,6 +36,7 @@ class _Holding:
     gpus: tuple[str, ...] = ()
     planned: tuple[str, ...] | None = None
     has_cpu: bool = False
+    is_light: bool = False
     since: float = 0.0
 
     @property
@@ -88,9 +90,13 @@ class Ledger:
     def has_room(self, worker: str, queue: str, gpus: int, *, is_light: bool = False) -> bool:
         """Whether a worker could have what a queue's model needs, now or after its own engine has ended.
 
-        A light model is loaded by one worker of the process: a second would double the requests to its server.
+        A light model is loaded by one worker of the process: a second would double the requests to its server. A worker
+        whose engine is light leaves other models to workers without an engine, and vice versa: loaded models stay.
         """
         with self._changed:
+            own = self._holdings.get(worker)
+            if own is not None and own.is_light is not is_light and len(self._holdings) < len(self._droppers):
+                return False
             others = [held for name, held in self._holdings.items() if name != worker]
             if is_light:
                 return not any(held.queue == queue for held in others)
@@ -105,7 +111,8 @@ class Ledger:
         with self._changed:
             held = self._holdings.setdefault(worker, _Holding())
             held.planned = tuple(sorted(self._to_be_had(worker)[:gpus], key=(self._gpus or ()).index))
-            held.queue, held.has_cpu, held.since = queue, not is_light and self._needs_cpu(gpus), self._clock()
+            held.queue, held.is_light, held.since = queue, is_light, self._clock()
+            held.has_cpu = not is_light and self._needs_cpu(gpus)
             self._wants.pop(queue, None)
             self._cpu_wanted.discard(queue)
 
@@ -140,6 +147,11 @@ class Ledger:
     def is_to_look(self) -> bool:
         """Whether the queues were last recorded too long ago, because all workers are busy."""
         return self._clock() - self._noted_at >= _LOOK_SECONDS
+
+    @property
+    def n_workers(self) -> int:
+        """The number of workers of the process."""
+        return len(self._droppers)
 
     def note_load(self, seconds: float) -> None:
         """Record how long a model took to load."""

@@ -54,6 +54,8 @@ T = TypeVar("T")
 #: How long to wait for results, and how long a worker without a job waits.
 _RECEIVE_SECONDS = 0.5
 _IDLE_SECONDS = 0.5
+#: Many workers of a process look for jobs as often as this many do together.
+_MOST_LOOKING = 4
 #: How long to leave a queue to others after its model did not load here.
 _AVOID_SECONDS = 600.0
 #: How long to wait for an unavailable database.
@@ -125,7 +127,7 @@ class Worker:
         with self:
             while not self.stop.is_set() and not self._outlasting(self._is_over):
                 if not self.work():
-                    self.stop.wait(_IDLE_SECONDS)
+                    self.stop.wait(_IDLE_SECONDS * max(1.0, self._ledger.n_workers / _MOST_LOOKING))
 
     @property
     def queue(self) -> str | None:
