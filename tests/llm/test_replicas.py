@@ -190,15 +190,12 @@ def test_answers_twice_as_slow_per_token_as_usual_are_an_overload() -> None:
     assert places.limit == 18
 
 
-def test_a_storm_of_rate_limits_fails_no_row_and_uses_what_the_limit_allows(
-    two: tuple[Server, Server], connect: Connect
-) -> None:
+def test_a_storm_of_rate_limits_fails_no_row_and_calms_down(two: tuple[Server, Server], connect: Connect) -> None:
     server = two[0]
-    per_second, burst = 100, 25
-    server.reply = token_bucket(per_second, burst, seconds=0.05)
+    server.reply = token_bucket(per_second=100, burst=25, seconds=0.05)  # 5 in flight are what it allows
 
     results = answer(connect(server, concurrency=32, max_retries=2), *map(ask, range(250)))
 
     assert [type(result) for result in results] == [Generated] * 250
-    # At best (250 - 25) / 100 = 2.25 s until the last one is admitted.
-    assert server.at[-1] - server.at[0] < 2.25 / 0.9
+    # Half of them at the beginning; with 32 always in flight, there are as many as requests.
+    assert len(server.bodies) - 250 < 200
