@@ -190,12 +190,11 @@ def test_answers_twice_as_slow_per_token_as_usual_are_an_overload() -> None:
     assert places.limit == 18
 
 
-def test_a_storm_of_rate_limits_fails_no_row_and_calms_down(two: tuple[Server, Server], connect: Connect) -> None:
+def test_a_storm_of_rate_limits_fails_no_row_however_few_retries(two: tuple[Server, Server], connect: Connect) -> None:
     server = two[0]
-    server.reply = token_bucket(per_second=100, burst=25, seconds=0.05)  # 5 in flight are what it allows
+    server.reply = token_bucket(per_second=100, burst=25, seconds=0.05)
 
-    results = answer(connect(server, concurrency=32, max_retries=2), *map(ask, range(250)))
+    results = answer(connect(server, concurrency=32, max_retries=1), *map(ask, range(150)))
 
-    assert [type(result) for result in results] == [Generated] * 250
-    # Half of them at the beginning; with 32 always in flight, there are as many as requests.
-    assert len(server.bodies) - 250 < 200
+    assert [type(result) for result in results] == [Generated] * 150
+    assert len(server.bodies) > 150 + 32
