@@ -240,19 +240,18 @@ class ChatServerEngine:
         takes, and meanwhile the server gets fewer at a time.
         """
         retries = 0 if request.id in self._last else self._options.max_retries
-        attempt = 0
+        attempt, rejected_at = 0, self._loop.time()
         while True:
-            asked_at = self._loop.time()
             try:
                 return await self._ask_each(request, is_again=attempt > 0)
             except RetryableError as error:
-                if error.status == _RATE_LIMITED and self._answered_at > asked_at:
+                if error.status == _RATE_LIMITED and self._answered_at > rejected_at:
                     attempt, longest = 0, min(_FIRST_WAIT_SECONDS, self._answer_seconds)
                 elif attempt >= retries:
                     raise
                 else:
                     longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
-                attempt += 1
+                attempt, rejected_at = attempt + 1, self._loop.time()
                 await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - spreads load, hides nothing
 
     async def _ask_each(self, request: Generate, *, is_again: bool) -> Result:
