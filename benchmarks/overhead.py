@@ -24,6 +24,7 @@ import psutil
 
 from benchmarks import runs, stub
 from persyn.db.connect import Database
+from persyn.llm.options import OpenAIOptions
 from persyn.llm.protocols import Generate, Sampling
 from persyn.llm.teachers import chat_completions
 
@@ -141,10 +142,8 @@ def _prepare(folder: Path, port: int, prompts: int) -> tuple[Path, str]:
 
 async def _bare(port: int, prompts: int) -> float:
     """Requests per second of coroutines that only send requests."""
-    bodies = [
-        chat_completions.body("stub", Generate(n, _messages(n), Sampling(), n), "max_tokens", {}, ())
-        for n in range(prompts)
-    ]
+    chosen = OpenAIOptions(base_url=f"http://127.0.0.1:{port}/v1")
+    bodies = [chat_completions.body("stub", Generate(n, _messages(n), Sampling(), n), chosen) for n in range(prompts)]
     began = time.perf_counter()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 

@@ -46,7 +46,7 @@ def main() -> None:
     )
     requests = _requests(options.rows)
     chat = Chat(load_tokenizer(spec))
-    rows = [TokenRow(request.id, *chat.response_ids(request.messages, request.response)) for request in requests]
+    rows = [TokenRow(each.id, *chat.response_ids(each.messages, each.response)) for each in requests]
     n_tokens = sum(len(row.ids) for row in rows)
 
     runs: dict[str, Callable[[], list[float]]] = {"PerSyn": _persyn(spec, requests), "bare": _bare(spec, rows)}

@@ -23,6 +23,7 @@ import aiohttp
 
 from benchmarks import runs, stub
 from persyn.db.connect import Database
+from persyn.llm.options import OpenAIOptions
 from persyn.llm.protocols import Failed, Generate, ModelSpec, Result, Sampling
 from persyn.llm.teachers import chat_completions, chat_server
 
@@ -161,8 +162,9 @@ def _ask(
 
 async def _bare(port: int, requests: int, in_flight: int) -> float:
     """Seconds of coroutines that only send requests."""
+    chosen = OpenAIOptions(base_url=f"http://127.0.0.1:{port}/v1")
     bodies = [
-        chat_completions.body("stub", Generate(n, _messages(n), Sampling(), n), "max_tokens", {}, ())
+        chat_completions.body("stub", Generate(n, _messages(n), Sampling(), n), chosen)
         for n in reversed(range(requests))
     ]
     began = time.perf_counter()

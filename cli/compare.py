@@ -11,12 +11,11 @@ from sqlalchemy import select
 
 from persyn.analysis import compare as comparison
 from persyn.analysis import custom_strategy
-from persyn.analysis.compare import Comparison, StrategyFacts
+from persyn.analysis.compare import Comparison, Reward, StrategyFacts
 from persyn.analysis.summary import FEW, NEARLY_ALL, dollars
 from persyn.cli.completion import run_names
 from persyn.cli.context import JSON, find_run, plain, show, store
 from persyn.cli.student import show_students
-from persyn.config import Per
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
@@ -49,6 +48,11 @@ _MOST_NAMED = 3
     type=click.Choice(["token", "character", "response"]),
     help="What the log-likelihood of a response is divided by. Default: the run's.",
 )
+@click.option(
+    "--on",
+    type=click.Choice(["answer", "reasoning", "both"]),
+    help="The part of a response that learnability is computed on, where the teacher reasoned. Default: the run's.",
+)
 @click.option("--refit", is_flag=True, help="Also fit a head at each alpha, and evaluate nearest neighbours.")
 @click.option(
     "--students", "by_students", is_flag=True, help="Compare trained students; of all runs if no RUN is given."
@@ -78,26 +82,26 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
         return
     if not names:
         raise UsageError("give the name of a run; 'persyn run list' lists them")
-    alphas, how, per = _alphas(reward["alphas"]), reward["normalise"], reward["per"]
+    rewards = [Reward(alpha, reward["normalise"], reward["per"], reward["on"]) for alpha in _alphas(reward["alphas"])]
     compared: list[Comparison] = []
     settings = Settings.from_environment()
     with store() as database:
         for name in names:
             with database.read() as session:
                 run_id = find_run(session, name).id
-            frozen = _freeze(database, name, per) if reward["refit"] else None
+            frozen = _freeze(database, name, rewards[0]) if reward["refit"] else None
             scores = [
                 {
-                    **(frozen.scores(alpha, how) if frozen else {}),
-                    **custom_strategy.ask(database, run_id, settings, alpha=alpha, how=how, per=per),
+                    **(frozen.scores(each.alpha, each.how) if frozen else {}),
+                    **custom_strategy.ask(database, run_id, settings, each),
                 }
-                for alpha in alphas
+                for each in rewards
             ]
             with database.read() as session:
                 run = find_run(session, name)
                 compared += [
-                    comparison.compare(session, run, alpha=alpha, how=how, per=per, scores=more)
-                    for alpha, more in zip(alphas, scores, strict=True)
+                    comparison.compare(session, run, each, scores=more)
+                    for each, more in zip(rewards, scores, strict=True)
                 ]
     if as_json:
         click.echo(msgspec.json.encode(compared).decode())
@@ -111,11 +115,11 @@ def _students(names: tuple[str, ...], as_json: bool) -> None:
         show_students(outcomes.compare(session, runs), as_json=as_json)
 
 
-def _freeze(database: Database, run: str, per: Per | None) -> Frozen:
+def _freeze(database: Database, run: str, reward: Reward) -> Frozen:
     from persyn.analysis import refits  # imports torch
 
     with database.read() as session:
-        grid = refits.read(session, find_run(session, run), per=per)
+        grid = refits.read(session, find_run(session, run), per=reward.per, on=reward.on)
     return refits.freeze(grid, Settings.from_environment().home)
 
 
@@ -134,9 +138,10 @@ def _alphas(text: str | None) -> list[float | None]:
 def _show(compared: Sequence[Comparison]) -> None:
     """Print one table for all comparisons, with columns for the run and alpha where they differ."""
     for one in compared:
-        per = "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
+        measure = "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
+        measure += "" if one.learnability_on == "both" else f", learnability on {one.learnability_on}"
         click.echo(
-            f"run {plain(one.run)}, alpha {one.alpha:g}, {one.normalise}{per}: {one.n_holdout:,} hold-out prompts, "
+            f"run {plain(one.run)}, alpha {one.alpha:g}, {one.normalise}{measure}: {one.n_holdout:,} hold-out prompts, "
             f"{one.n_calibration:,} calibration prompts"
         )
     for name in dict.fromkeys(one.run for one in compared if one.is_partial):

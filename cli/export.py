@@ -31,6 +31,13 @@ from persyn.settings import Settings
     help="May be repeated. Default: all built-in formats.",
 )
 @click.option(
+    "--reasoning",
+    type=click.Choice(["field", "inline", "drop"]),
+    default="field",
+    help="The teachers' reasoning: in a field of its own (inline in formats without one), before the answer in its "
+    "text, or left out. Default: field.",
+)
+@click.option(
     "--split",
     "splits",
     multiple=True,
@@ -132,6 +139,13 @@ def _show(manifest: Manifest) -> None:
     if manifest.wrong:
         of_all = f"{manifest.wrong:,} of {manifest.exported:,} responses"
         click.echo(f"known to be wrong: {of_all}; without them: --drop-wrong", err=True)
+    if manifest.ambiguous:
+        of_all = f"{manifest.ambiguous:,} of {manifest.exported:,} responses"
+        click.echo(
+            f"warning: {of_all} contain <think> or </think> themselves: where reasoning is in the text, readers may "
+            "take the wrong part for the answer; --reasoning field with messages or prompt-completion is exact",
+            err=True,
+        )
     if silent := [each.name for each in manifest.teachers if each.exported and not each.license]:
         click.echo(
             f"warning: no licence is stated for {', '.join(silent)}: check how its responses may be used", err=True

@@ -16,6 +16,8 @@ from persyn.db.catalog import Prompt
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_import
 from persyn.ingest.layouts import PROMPT
+from persyn.llm.tools import written
+from persyn.stages.batch import conversation
 
 #: Characters of a prompt shown in a table.
 _BEGINNING = 120
@@ -33,10 +35,10 @@ def prompts() -> None:
 def import_prompts(files: tuple[Path, ...], names: tuple[str, ...], on_error: Literal["stop", "skip"]) -> None:
     """Import FILES: JSONL, JSON or CSV (also .gz), or Parquet.
 
-    A row has `prompt` (a text) or `messages` (turns, of which the last is the user's), and may have
-    `system`, `answer` and `id`; all other fields are stored as its metadata. ShareGPT's `conversations` and
-    Alpaca's `instruction` and `input` are also read. A conversation that is already stored is counted
-    and not stored again.
+    A row has `prompt` (a text) or `messages` (turns, of which the last is the user's or a tool's), and may
+    have `system`, `tools`, `response_schema`, `answer` and `id`; all other fields are stored as its metadata.
+    ShareGPT's `conversations` and Alpaca's `instruction` and `input` are also read. A conversation that is
+    already stored is counted and not stored again.
 
     \b
     persyn prompts import questions.csv --map prompt=question --map answer=gold
@@ -72,13 +74,20 @@ def show_prompt(prompt_id: int, as_json: bool) -> None:
         prompt = session.get(Prompt, prompt_id)
         if prompt is None:
             raise UsageError(f"there is no prompt {prompt_id}; 'persyn prompts list' lists them")
-        turns = [*(prompt.history or []), {"role": "user", "content": prompt.text}]
-        facts = {"answer": prompt.answer, "source": prompt.source, "source_id": prompt.source_id, "meta": prompt.meta}
+        turns = conversation(prompt)
+        facts = {
+            "tools": prompt.tools,
+            "response_schema": prompt.response_schema,
+            "answer": prompt.answer,
+            "source": prompt.source,
+            "source_id": prompt.source_id,
+            "meta": prompt.meta,
+        }
     if as_json:
         click.echo(msgspec.json.encode({"id": prompt_id, "messages": turns, **facts}).decode())
         return
     for turn in turns:
-        click.echo(f"[{turn['role']}]\n{plain(turn['content'])}\n")
+        click.echo(f"[{turn['role']}]\n{plain(written(turn))}\n")
     for name, value in facts.items():
         click.echo(f"{name}: {cell(value)}")
 

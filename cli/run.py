@@ -24,6 +24,7 @@ from persyn.cli import summary
 from persyn.cli.beforehand import look_up, require_fit
 from persyn.cli.context import JSON, RUN, find_run, nobody_takes, plain, show, store, warn
 from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
+from persyn.cli.transport import VALUES, change
 from persyn.cli.waiting import waiting
 from persyn.cli.watch import LOOK_SECONDS, View, nobody_works
 from persyn.dataset import export, manifest
@@ -136,6 +137,22 @@ def watch(run: str, interval: float | None) -> None:
         click.echo(f"the run continues without this window. Watch it again with: persyn run watch {run}", err=True)
         sys.exit(130)
     _not_done(run, seen.state, seen.error)
+
+
+@run.command("set", short_help="Change how a run reaches its other models, also while it runs.")
+@RUN
+@click.argument("model", type=click.Choice(["student", "quality", "router", "strategy"]))
+@VALUES
+def set_transport(run: str, model: str, values: tuple[str, ...]) -> None:
+    """Change how RUN reaches its student, quality, router or strategy, or how fast it runs; see 'teachers set'.
+
+    KEY is `gpus` or an option of the engine that changes no result; for a judge, an option of its model's engine.
+
+    \b
+    persyn run set small quality base_url=http://10.0.0.7:8000/v1
+    persyn run set small student batch_tokens=8192
+    """
+    change(run, model, values)
 
 
 @run.command(short_help="Stop a run; it can be resumed.")

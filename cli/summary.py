@@ -76,10 +76,23 @@ def _teachers(found: Summary) -> None:
             t.tokens,
             t.reused_tokens or None,
             _share(t.truncated),
+            None if t.reasoning_tokens is None else round(t.reasoning_tokens),
+            _share(t.reasoning_share),
         )
         for t in found.teachers
     ]
-    columns = ("teacher", "prompts", "quality", "learnability", "reward", "tokens", "reused", "cut off")
+    columns = (
+        "teacher",
+        "prompts",
+        "quality",
+        "learnability",
+        "reward",
+        "tokens",
+        "reused",
+        "cut off",
+        "reasoning",
+        "of tokens",
+    )
     click.echo()
     table(columns, rows, as_json=False, skip_empty=True, separators=True)
     _doubtful(found)
@@ -96,6 +109,11 @@ def _doubtful(found: Summary) -> None:
         click.echo(
             f"of the responses of {', '.join(cut)} more than {MUCH:.0%} are cut off at max_tokens; "
             f"'persyn export {found.name} --finish-reason stop' leaves them out"
+        )
+    if unfinished := {t.teacher: t.unfinished for t in found.teachers if t.unfinished}:
+        counted = ", ".join(f"{plain(name)} {count:,}" for name, count in unfinished.items())
+        click.echo(
+            f"ended inside their reasoning, without an answer: {counted}; a larger max_tokens leaves room for it"
         )
     if found.wrong:
         click.echo(

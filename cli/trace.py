@@ -37,14 +37,21 @@ def trace(run: str, prompt: str, as_json: bool) -> None:
     _facts("router", found.router)
     _table("router scores", found.router_scores)
     for response in found.responses:
+        if response["reasoning"] is not None:
+            response["reasoning"] = history.beginning(response["reasoning"], _REASONING)
         _facts(f"response of {cell(response['teacher'])}", {k: v for k, v in response.items() if k != "teacher"})
-    _table("raw scores", [{k: v for k, v in row.items() if k in _SCORE_COLUMNS} for row in found.scores])
+    reasoned = any(row["reasoning_value"] is not None for row in found.scores)
+    columns = (*_SCORE_COLUMNS, *_REASONING_COLUMNS) if reasoned else _SCORE_COLUMNS
+    _table("raw scores", [{name: row[name] for name in columns} for row in found.scores])
     _table("events", found.events)
     _table("used by", found.uses)
 
 
+#: Characters of a response's reasoning that are shown; --json has all.
+_REASONING = 2_000
 #: The columns of a raw score that fit on a line; --json shows all.
 _SCORE_COLUMNS = ("teacher", "scorer", "value", "n_tokens", "failure", "response_id", "job_id")
+_REASONING_COLUMNS = ("reasoning_value", "reasoning_n_tokens")
 
 
 def _facts(title: str, facts: dict[str, object]) -> None:

@@ -33,7 +33,7 @@ from persyn.analysis.plan import Plan
 from persyn.analysis.summary import Summary
 from persyn.analysis.text_table import text_table
 from persyn.analysis.watch import Snapshot as Snapshot
-from persyn.config import Per, RunConfig, load_config
+from persyn.config import On, Per, RunConfig, load_config
 from persyn.dataset import export, formats, manifest
 from persyn.dataset.options import ExportOptions as ExportOptions
 from persyn.db import catalog, lookup
@@ -352,19 +352,25 @@ class Run:
             return tables.scores(session, run)
 
     def rewards(
-        self, alpha: float | None = None, *, normalise: Normalisation | None = None, per: Per | None = None
+        self,
+        alpha: float | None = None,
+        *,
+        normalise: Normalisation | None = None,
+        per: Per | None = None,
+        on: On | None = None,
     ) -> pa.Table:
         """A row for each cell of the grid; null where a score is missing.
 
         alpha:     weight of learnability, 0 to 1.
         normalise: minmax, zscore or rank.
         per:       what a log-likelihood is divided by: token, character or response.
+        on:        the part of a response that it is computed on: answer, reasoning or both.
 
         Default: the run's own.
         """
         _require_alpha(alpha)
         with self._read() as (session, run):
-            return tables.rewards(session, run, alpha=alpha, how=normalise, per=per)
+            return tables.rewards(session, run, alpha=alpha, how=normalise, per=per, on=on)
 
     def assignments(self) -> pa.Table:
         """A row for each prompt that has a teacher."""
@@ -378,21 +384,23 @@ class Run:
         *,
         normalise: Normalisation | None = None,
         per: Per | None = None,
+        on: On | None = None,
         refit: bool = False,
     ) -> pa.Table:
         """A row for each strategy: its estimated reward on the hold-out with a 95% interval, tokens and cost.
 
-        alpha, normalise, per: as in `rewards`.
+        alpha, normalise, per, on: as in `rewards`.
         refit: also fit a head and evaluate nearest neighbours for this reward; needs the router's backbone.
 
         `table.schema.metadata[b"persyn"]` is JSON with these settings and what is unavailable. Raises `UsageError`
         for a run without scored hold-out prompts.
         """
         _require_alpha(alpha)
-        scores: dict[str, Matrix | str] = {**self._refitted(alpha, normalise, per)} if refit else {}
-        scores |= custom_strategy.ask(self._database, self._id, self._settings, alpha=alpha, how=normalise, per=per)
+        reward = compare.Reward(alpha, normalise, per, on)
+        scores: dict[str, Matrix | str] = {**self._refitted(reward)} if refit else {}
+        scores |= custom_strategy.ask(self._database, self._id, self._settings, reward)
         with self._read() as (session, run):
-            found = compare.compare(session, run, alpha=alpha, how=normalise, per=per, scores=scores)
+            found = compare.compare(session, run, reward, scores=scores)
         if found.is_partial:
             _warn(compare.partial_warning(self.name))
         return tables.comparison(found)
@@ -433,12 +441,18 @@ class Run:
 
         folder: default: `datasets/NAME` in the store's home.
 
-        Warns of teachers whose responses are exported and whose licence is not stated.
+        Warns of teachers whose responses are exported and whose licence is not stated, and of responses that a reader
+        cannot tell from their reasoning.
         """
         place = (Path(folder) if folder is not None else self._settings.home / "datasets" / self.name).absolute()
         written = export.write(self._database, self._id, place, _options(options))
         if silent := [each.name for each in written.teachers if each.exported and not each.license]:
             _warn(f"no licence is stated for {', '.join(silent)}: check how their responses may be used")
+        if written.ambiguous:
+            _warn(
+                f"{written.ambiguous:,} of {written.exported:,} responses contain <think> or </think> themselves: "
+                "where reasoning is in the text, readers may take the wrong part for the answer"
+            )
         return ExportedDataset(**{field.name: getattr(written, field.name) for field in fields(written)}, folder=place)
 
     # Its figures.
@@ -501,12 +515,12 @@ class Run:
                 raise
         working.result()
 
-    def _refitted(self, alpha: float | None, how: Normalisation | None, per: Per | None) -> dict[str, Matrix]:
+    def _refitted(self, reward: compare.Reward) -> dict[str, Matrix]:
         from persyn.analysis import refits  # brings torch
 
         with self._read() as (session, run):
-            cells = refits.read(session, run, per=per)
-        return refits.freeze(cells, self._settings.home).scores(alpha, how)
+            cells = refits.read(session, run, per=reward.per, on=reward.on)
+        return refits.freeze(cells, self._settings.home).scores(reward.alpha, reward.how)
 
     def _drawable(self, group_by: str | None) -> tuple[dict[str, Callable[[], Picture]], dict[str, str]]:
         """Functions that draw each figure, and reasons why others are unavailable."""

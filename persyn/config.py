@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from persyn import json_schema
+
 Name = Annotated[str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
 #: The engine of a teacher, or the kind of a scorer, whose results were imported and that does nothing here.
 IMPORTED = "imported"
@@ -29,6 +31,8 @@ TeacherName = Annotated[
 ModelName = Annotated[str, Meta(title="folder or hub id")]
 #: The divisor of a log-likelihood: "response" means the sum over all its tokens.
 Per: TypeAlias = Literal["token", "character", "response"]
+#: The part of a response whose log-likelihood counts, where the teacher reasoned.
+On: TypeAlias = Literal["answer", "reasoning", "both"]
 UnitInterval = Annotated[float, Meta(ge=0, le=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -58,6 +62,16 @@ class Sampling(_Table, frozen=True):
     repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
     #: Texts that end a response; they are not part of it.
     stop: list[str] = []
+    #: Maximum number of tokens of reasoning; then its closing marker is forced, and the answer begins. None: only
+    #: `max_tokens` limits it. A server is sent vLLM's field `thinking_token_budget`.
+    max_reasoning_tokens: NonNegative | None = None
+    #: How much a model should reason, in its own words: `low`, `medium`, `high`. A variable of the chat template, or a
+    #: field of a server's request. None: the model's default.
+    reasoning_effort: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that have a value: a new optional one leaves the fingerprints of stored versions as they are."""
+        return {name: value for name, value in msgspec.to_builtins(self).items() if value is not None}
 
 
 class RunTable(_Table, frozen=True):
@@ -73,6 +87,9 @@ class RunTable(_Table, frozen=True):
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
     #: The divisor of a response's log-likelihood; `response` means the sum over all its tokens.
     learnability_per: Per = "token"
+    #: Which part of a response learnability is computed on, where the teacher reasoned: its answer given the reasoning,
+    #: the reasoning, or `both`.
+    learnability_on: On = "both"
     #: Number of prompts answered by every teacher, including the hold-out; at most the number of prompts.
     calibration: Positive = 2500
     #: Share of the calibration prompts excluded from the fit, to measure the router and to compare strategies.
@@ -145,7 +162,7 @@ class QualityTable(_Table, frozen=True):
     #: `judge`: a folder, a hub id, or a server's name for it. `python`: `module:function`, on every worker's
     #: `PYTHONPATH`. `imported`: the field that was given to `persyn responses import --score`.
     model: str = ""
-    #: Hub commit, branch or tag; stored as a commit.
+    #: Hub commit, branch or tag; stored as a commit. For a judge behind a server: text that says which model it is.
     revision: str | None = None
     #: GPUs for scoring; 0 is the CPU, or a server.
     gpus: NonNegative = 0
@@ -216,7 +233,7 @@ class Shot(_Table, frozen=True):
 
 
 class TeacherTable(_Table, frozen=True):
-    """[[teachers]]: a model that writes responses. All fields but the descriptive ones are part of its version."""
+    """[[teachers]]: a model that writes responses. All but descriptive fields and transport are part of its version."""
 
     #: Its name in reports.
     name: TeacherName
@@ -224,9 +241,10 @@ class TeacherTable(_Table, frozen=True):
     model: str
     #: The engine that runs it. `imported`: it generates nothing here; its responses were imported.
     engine: TeacherEngine = "vllm"
-    #: Hub commit, branch or tag; stored as a commit.
+    #: Hub commit, branch or tag; stored as a commit. For a server: any text that says which model it has, where the
+    #: name does not (llama-server accepts any, often `default`); another text is another teacher.
     revision: str | None = None
-    #: GPUs it needs; 0 for the CPU or a server.
+    #: GPUs it needs; 0 for the CPU or a server. May be changed during a run.
     gpus: NonNegative = 1
     #: Options of its engine.
     options: dict[str, Any] = {}
@@ -236,6 +254,8 @@ class TeacherTable(_Table, frozen=True):
     system: str | None = None
     #: Worked examples `{ user, assistant }` before every prompt.
     few_shot: list[Shot] = []
+    #: JSON schema of its responses; a prompt's own `response_schema` wins.
+    response_schema: dict[str, Any] | None = None
     #: Descriptive: the model family it belongs to.
     family: str | None = None
     #: Descriptive: the licence of its responses, stated in [the dataset's card](dataset.md#licences).
@@ -246,6 +266,10 @@ class TeacherTable(_Table, frozen=True):
     price_in: Annotated[float, Meta(ge=0)] | None = None
     #: Descriptive: US dollars per million response tokens.
     price_out: Annotated[float, Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.response_schema is not None and (why := json_schema.flaw_of(self.response_schema)):
+            raise ValueError(f"response_schema is not a JSON schema: {why}")
 
 
 class RunConfig(_Table, frozen=True):
@@ -265,6 +289,11 @@ class RunConfig(_Table, frozen=True):
         if self.run.learnability_per != "token" and "response_tokens" in self.student.options:
             raise ValueError(
                 f"learnability_per {self.run.learnability_per} cannot be combined with the student's response_tokens"
+            )
+        if self.run.learnability_on == "answer" and "response_tokens" in self.student.options:
+            raise ValueError(
+                "learnability_on answer cannot be combined with the student's response_tokens: the first tokens of a "
+                "response may all be reasoning"
             )
         names = [teacher.name for teacher in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -101,7 +101,7 @@ def _grid(prompts: Sequence[tuple[str, list[int]]], seed: int) -> Matrix:
 
 
 def _is_right(teacher: skills.Teacher, skill: str, digits: list[int]) -> float:
-    messages, response = skills.conversation(teacher, skill, digits)
+    messages, response, *_ = skills.conversation(teacher, skill, digits)
     return skills.is_right(messages, response, skills.answer(skill, digits), {})
 
 

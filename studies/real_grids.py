@@ -188,7 +188,7 @@ def _compared(database: Database, name: str, frozen: Frozen, alpha: float) -> Co
     scores = {**frozen.scores(alpha), **_hypothetical(frozen, alpha)}
     with database.read() as session:
         run = session.scalars(select(Run).where(Run.name == name)).one()
-        found = compare.compare(session, run, alpha=alpha, scores=scores)
+        found = compare.compare(session, run, compare.Reward(alpha), scores=scores)
     # At the run's alpha, the run's own router is the same as the head; at other alphas it has no counterpart.
     return msgspec.structs.replace(found, strategies=[each for each in found.strategies if each.strategy != "persyn"])
 

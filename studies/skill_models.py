@@ -10,11 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from persyn.atomic import replaced
+from persyn.llm.chat import Conversation
 from persyn.llm.protocols import ModelSpec
 from persyn.student import train
 from persyn.student.train import TrainingSettings
 from studies import skills
-from studies.skills import DIGITS, LETTERS, SKILLS, WALKS, Teacher, Turns
+from studies.skills import DIGITS, LETTERS, SKILLS, WALKS, Teacher
 
 
 def student(folder: Path) -> Path:
@@ -28,7 +29,7 @@ def teacher(facts: Teacher, folder: Path) -> Path:
     return _trained(student(folder), skills.responses(facts, 16_000, seed=1), folder / facts.name, epochs=epochs)
 
 
-def _trained(begin: Path, rows: Iterator[Turns], folder: Path, *, epochs: int) -> Path:
+def _trained(begin: Path, rows: Iterator[Conversation], folder: Path, *, epochs: int) -> Path:
     """Train a model with PerSyn's own training of students, for teachers too."""
     spec = ModelSpec("", str(begin))
     settings = TrainingSettings(epochs=epochs, learning_rate=3e-3, batch_size=32)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from persyn.llm.chat import Conversation
+
 #: Each is a function of the intermediate result and the next digit, modulo 7.
 SKILLS: dict[str, Callable[[int, int], int]] = {
     "plus": lambda a, b: a + b,
@@ -27,8 +29,6 @@ DIGITS, LETTERS = "0123456", "abcdefg"
 #: Digits in a prompt.
 LENGTH = 5
 
-Turns: TypeAlias = tuple[list[dict[str, str]], str]
-"""A prompt's turns, and a response."""
 
 Table: TypeAlias = dict[tuple[int, int], int]
 _BASE = len(DIGITS)
@@ -89,7 +89,7 @@ def is_right(messages: Any, response: str, answer: str, meta: Any) -> float:
     return float(response.partition("answer ")[2] == answer)
 
 
-def walking(n: int, *, seed: int) -> Iterator[Turns]:
+def walking(n: int, *, seed: int) -> Iterator[Conversation]:
     """The training data that every model learns first."""
     drawn = random.Random(seed)
     for _ in range(n):
@@ -97,7 +97,7 @@ def walking(n: int, *, seed: int) -> Iterator[Turns]:
         yield _conversation(skill, digits, _table(None, skill), DIGITS)
 
 
-def responses(facts: Teacher, n: int, *, seed: int) -> Iterator[Turns]:
+def responses(facts: Teacher, n: int, *, seed: int) -> Iterator[Conversation]:
     """A teacher's ideal responses to random prompts."""
     drawn = random.Random(seed)
     tables = {skill: _table(facts, skill) for skill in SKILLS}
@@ -106,7 +106,7 @@ def responses(facts: Teacher, n: int, *, seed: int) -> Iterator[Turns]:
         yield _conversation(skill, digits, tables[skill], facts.alphabet)
 
 
-def conversation(facts: Teacher, skill: str, digits: Sequence[int]) -> Turns:
+def conversation(facts: Teacher, skill: str, digits: Sequence[int]) -> Conversation:
     """A prompt and a teacher's ideal response to it."""
     return _conversation(skill, digits, _table(facts, skill), facts.alphabet)
 
@@ -141,10 +141,11 @@ def _walk(digits: Sequence[int], table: Table) -> list[int]:
     return found
 
 
-def _conversation(skill: str, digits: Sequence[int], table: Table, alphabet: str) -> Turns:
+def _conversation(skill: str, digits: Sequence[int], table: Table, alphabet: str) -> Conversation:
     so_far = _walk(digits, table)
     steps = [
         f"{alphabet[before]} {alphabet[digit]} : {alphabet[after]}"
         for before, digit, after in zip(so_far, digits[1:], so_far[1:], strict=False)
     ]
-    return [{"role": "user", "content": text(skill, digits)}], f"{' , '.join(steps)} answer {_answer(so_far)}"
+    response = f"{' , '.join(steps)} answer {_answer(so_far)}"
+    return Conversation([{"role": "user", "content": text(skill, digits)}], response)

@@ -28,7 +28,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Pipes have no width, whatever pytest's processes set for their own output.
 os.environ.pop("COLUMNS", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # There are as many processes as cores, so more threads would only compete.
+    # The processes keep all cores busy, so more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Marks of tests that load a real model, which should compute alone, and fixtures that may first convert one.

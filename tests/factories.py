@@ -107,7 +107,6 @@ def make_teacher(session: Session, name: str, **columns: Any) -> int:
         "options": {},
         "sampling": {"max_tokens": 64},
         "few_shot": [],
-        "gpus": 0,
         **columns,
     }
     return _found_or_added(session, Teacher, row)
@@ -118,12 +117,11 @@ def make_student(session: Session, name: str = "student") -> int:
 
 
 def make_scorer(session: Session, kind: str, *, student_id: int | None = None) -> int:
-    row = {
+    row: dict[str, Any] = {
         "fingerprint": digest(f"scorer {kind} {student_id}"),
         "kind": kind,
         "model": "",
         "options": {},
-        "gpus": 0,
         "student_id": student_id,
     }
     return _found_or_added(session, Scorer, row)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import Per, StrategyTable, load_config
+from persyn.config import On, Per, StrategyTable, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.grid import Grid
@@ -61,6 +61,7 @@ class Comparison(Struct, frozen=True):
     alpha: float
     normalise: str
     learnability_per: str
+    learnability_on: str
     #: Whether this is the run's own reward, to which its router was fitted.
     is_own: bool
     #: Hold-out prompts measured on, and calibration prompts learned from.
@@ -73,30 +74,34 @@ class Comparison(Struct, frozen=True):
     is_partial: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A definition of the reward; None means the run's own."""
+
+    #: Weight of learnability.
+    alpha: float | None = None
+    how: rewards.Normalisation | None = None
+    #: Unit of learnability, and the part of a response that it is computed on, see `grid.read`.
+    per: Per | None = None
+    on: On | None = None
+
+
 def compare(
-    session: Session,
-    run: Run,
-    *,
-    alpha: float | None = None,
-    how: rewards.Normalisation | None = None,
-    per: Per | None = None,
-    scores: Mapping[str, Matrix | str] | None = None,
+    session: Session, run: Run, reward: Reward | None = None, *, scores: Mapping[str, Matrix | str] | None = None
 ) -> Comparison:
     """Compare strategies for a run.
 
-    alpha:  weight of learnability; None is the run's.
-    how:    normalisation; None is the run's.
-    per:    unit of learnability, see `grid.read`; None is the run's.
+    reward: another definition than the run's.
     scores: {strategy: (P, T)} of strategies that read prompts, for all P prompts of the grid in order, or the reason
             why there are none; "persyn" defaults to the run's router, which was fitted to the run's own alpha.
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
-    alpha = load_config(run.config).run.alpha if alpha is None else alpha
-    cells = grid.read(session, run, per=per)
+    reward = reward or Reward()
+    cells = grid.read(session, run, per=reward.per, on=reward.on)
     given = dict(scores or {})
     if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
         given["persyn"] = stored
-    return _compare(session, run, cells, _Reward(alpha, how, per), given)
+    return _compare(session, run, cells, reward, given)
 
 
 def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], router: Matrix | None) -> list[Comparison]:
@@ -107,24 +112,14 @@ def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], rout
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
     scores = {} if router is None else {"persyn": router}
-    return [_compare(session, run, cells, _Reward(alpha), scores) for alpha in alphas]
+    return [_compare(session, run, cells, Reward(alpha), scores) for alpha in alphas]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reward:
-    """The definition of the reward; None means the run's own."""
-
-    alpha: float
-    how: rewards.Normalisation | None = None
-    per: Per | None = None
-
-
-def _compare(
-    session: Session, run: Run, cells: Grid, reward: _Reward, scores: Mapping[str, Matrix | str]
-) -> Comparison:
+def _compare(session: Session, run: Run, cells: Grid, reward: Reward, scores: Mapping[str, Matrix | str]) -> Comparison:
     config = load_config(run.config)
+    alpha = config.run.alpha if reward.alpha is None else reward.alpha
     how = reward.how or config.run.normalise
-    rewarded = cells.rewards(alpha=reward.alpha, how=how)
+    rewarded = cells.rewards(alpha=alpha, how=how)
     is_known = ~np.isnan(rewarded).all(axis=1)
     holdout, calibration = cells.is_holdout & is_known, ~cells.is_holdout & is_known
     if run_file.n_calibration(config) == 0:
@@ -150,14 +145,15 @@ def _compare(
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
     policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)
     counted = _Counted(session, run, cells, holdout)
-    per = reward.per or config.run.learnability_per
-    own = (config.run.alpha, config.run.normalise, config.run.learnability_per)
+    per, on = reward.per or config.run.learnability_per, reward.on or config.run.learnability_on
+    own = (config.run.alpha, config.run.normalise, config.run.learnability_per, config.run.learnability_on)
     return Comparison(
         run=run.name,
-        alpha=reward.alpha,
+        alpha=alpha,
         normalise=how,
         learnability_per=per,
-        is_own=(reward.alpha, how, per) == own,
+        learnability_on=on,
+        is_own=(alpha, how, per, on) == own,
         n_holdout=int(holdout.sum()),
         n_calibration=int(calibration.sum()),
         strategies=_facts(policies, rewarded[holdout], counted),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy.orm import Session
 
-from persyn.config import Per, load_config
+from persyn.analysis.compare import Reward
+from persyn.config import load_config
 from persyn.db import grid
 from persyn.db.catalog import Role, Run
 from persyn.db.connect import Database
@@ -15,7 +16,7 @@ from persyn.errors import EngineError
 from persyn.llm import host
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
-from persyn.method.rewards import Matrix, Normalisation
+from persyn.method.rewards import Matrix
 from persyn.settings import Settings
 from persyn.stages import assign
 
@@ -29,16 +30,13 @@ class StrategyRequest:
     routes: list[Route]
 
 
-def read(
-    session: Session, run: Run, *, alpha: float | None, how: Normalisation | None, per: Per | None
-) -> StrategyRequest | None:
+def read(session: Session, run: Run, reward: Reward) -> StrategyRequest | None:
     """Prepare the evaluation with the settings of `compare.compare`; None if the run's strategy is not a function."""
     config = load_config(run.config)
     if not config.strategy.model:
         return None
-    cells = grid.read(session, run, per=per)
-    alpha = config.run.alpha if alpha is None else alpha
-    rewarded = cells.rewards(alpha=alpha, how=how)
+    cells = grid.read(session, run, per=reward.per, on=reward.on)
+    rewarded = cells.rewards(alpha=reward.alpha, how=reward.how)
     routes = assign.grid_routes(session, run, Role.HOLDOUT)
     return StrategyRequest(cells, assign.own_spec(session, run, cells, rewarded), routes)
 
@@ -65,16 +63,8 @@ def scores(question: StrategyRequest, settings: Settings) -> Matrix | str:
     return matrix
 
 
-def ask(
-    database: Database,
-    run_id: int,
-    settings: Settings,
-    *,
-    alpha: float | None = None,
-    how: Normalisation | None = None,
-    per: Per | None = None,
-) -> dict[str, Matrix | str]:
+def ask(database: Database, run_id: int, settings: Settings, reward: Reward) -> dict[str, Matrix | str]:
     """The scores of a run's custom strategy, as input of `compare.compare`; empty if the strategy is not a function."""
     with database.read() as session:
-        question = read(session, session.get_one(Run, run_id), alpha=alpha, how=how, per=per)
+        question = read(session, session.get_one(Run, run_id), reward)
     return {} if question is None else {question.spec.model: scores(question, settings)}

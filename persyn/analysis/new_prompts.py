@@ -23,8 +23,8 @@ from persyn.method.strategies import STRATEGIES
 from persyn.settings import Settings
 from persyn.stages import assign
 
-PromptInput: TypeAlias = str | Sequence[Mapping[str, str]]
-"""A text, or a conversation of {"role", "content"} turns that ends with the user's."""
+PromptInput: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""A text, or a conversation of {"role", "content"} turns that ends with the user's or a tool's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def of_run(session: Session, run: Run) -> PromptRouter:
 
 
 def conversations(prompts: PromptInput | Sequence[PromptInput]) -> list[list[Message]]:
-    """The turns of each prompt; raises `UsageError` for one without turns that end with a text of the user's."""
+    """The turns of each prompt; raises `UsageError` for one whose turns do not end with the user's text or a tool's."""
     if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
         raise UsageError(f"prompts must be a list of texts or conversations, got {shorten(repr(prompts))}")
     given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -83,9 +83,9 @@ def _conversation(prompt: Any, name: str) -> list[Message]:
         turns.require_order(found, name)
     except Flaw as flaw:
         raise UsageError(str(flaw)) from None
-    if not found or found[-1]["role"] != "user":
-        raise UsageError(f"{name!r}: a conversation to route must end with the user's turn")
-    if not found[-1]["content"].strip():
+    if not found or found[-1]["role"] not in ("user", "tool"):
+        raise UsageError(f"{name!r}: a conversation to route must end with the user's turn or a tool's")
+    if found[-1]["role"] == "user" and not found[-1]["content"].strip():
         raise UsageError(f"{name!r} is empty")
     return found
 

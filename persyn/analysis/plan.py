@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
 from persyn.analysis.text_table import text_table
-from persyn.config import IMPORTED, RunConfig, load_config
+from persyn.config import IMPORTED, RunConfig, TeacherTable, load_config
 from persyn.db import bulk, lookup
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
@@ -27,13 +27,16 @@ from persyn.ingest.versions import Identities
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline, run_file, same_run, start
 from persyn.stages import answers, assign
+from persyn.stages.batch import TURNS
 
 #: The number of a teacher's latest responses from which its response length is estimated.
 _LAST = 10_000
 #: The default where no response exists.
 _TOKENS_PER_CHARACTER = 0.25
 _CHUNK = 1_000
-_CHARACTERS = func.length(Prompt.text) + func.coalesce(func.length(cast(Prompt.history, Text)), 0)
+_CHARACTERS = func.length(Prompt.text) + sum(
+    func.coalesce(func.length(cast(part, Text)), 0) for part in (Prompt.history, Prompt.tools)
+)
 
 
 class Basis(Struct, frozen=True):
@@ -174,7 +177,9 @@ def of_file(
         for model in (Student, Teacher, Scorer):
             _copy(there, model, session, select(*model.__table__.columns))
         for source in config.prompts.sources:
-            prompts = select(Prompt.content_hash, Prompt.text, Prompt.history, Prompt.source, Prompt.meta)
+            prompts = select(
+                Prompt.content_hash, *TURNS, Prompt.tools, Prompt.response_schema, Prompt.source, Prompt.meta
+            )
             _copy(there, Prompt, session, prompts.where(Prompt.source == source))
         start.require_imported(session, config)
         run = pipeline.enlist(there, config, known, on_rows=on_rows, say=say)
@@ -215,7 +220,8 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
     past: the store with its teachers' history, if that is another one.
     """
     teachers = lookup.teachers(session, run.id)
-    bases = [_basis(past or session, teacher) for teacher in teachers]
+    tables = load_config(run.config).teachers
+    bases = [_basis(past or session, *pair) for pair in zip(teachers, tables, strict=True)]
     is_used = Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id))
     scorer_ids = session.scalars(select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)).all()
     piles = _piles(session, run, scorer_ids)
@@ -331,7 +337,7 @@ def _rounded(amount: Amount) -> tuple[float | None, ...]:
     return (*counts, amount.cost, amount.engine_hours)
 
 
-def _basis(session: Session, teacher: Teacher) -> Basis:
+def _basis(session: Session, teacher: Teacher, table: TeacherTable) -> Basis:
     opening = sum(len(turn["content"]) for turn in answers.opening_of(teacher.system, teacher.few_shot))
     last = (
         select(Response.prompt_tokens, Response.response_tokens, (_CHARACTERS + opening).label("characters"))
@@ -349,7 +355,7 @@ def _basis(session: Session, teacher: Teacher) -> Basis:
     return Basis(
         teacher=teacher.name,
         engine=teacher.engine,
-        gpus=teacher.gpus,
+        gpus=table.gpus,
         response_tokens=float(teacher.sampling["max_tokens"] if length is None else length),
         response_tokens_from="max_tokens" if length is None else "store",
         tokens_per_character=tokens / characters if tokens else _TOKENS_PER_CHARACTER,

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from sqlalchemy.orm import Session
 
-from persyn.config import Per, load_config
+from persyn.config import On, Per, load_config
 from persyn.db import grid
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
@@ -82,20 +82,20 @@ class RefitInputs:
     fit: Fit
 
 
-def read(session: Session, run: Run, *, per: Per | None = None) -> RefitInputs:
+def read(session: Session, run: Run, *, per: Per | None = None, on: On | None = None) -> RefitInputs:
     """Read a run's grid; raise `UsageError` when no router can be fitted to it and measured.
 
-    per: unit of learnability, see `grid.read`; None is the run's.
+    per, on: unit of learnability and part of a response, see `grid.read`; None is the run's.
     """
     config = load_config(run.config)
     if config.router.engine == "fake":
         raise UsageError(f"run {run.name!r} has a fake router, which has no backbone to read prompts")
     spec, request = fit_router.fit_of(session, run)
-    known = ~np.isnan(np.array(request.rewards, dtype=np.float64).reshape(len(request.rewards), -1)).all(axis=1)
-    is_holdout = np.array(request.is_holdout, dtype=np.bool_)
-    if not (known & is_holdout).any() or not (known & ~is_holdout).any():
+    cells = grid.read(session, run, per=per, on=on)
+    known = ~np.isnan(cells.rewards()).all(axis=1)
+    if not (known & cells.is_holdout).any() or not (known & ~cells.is_holdout).any():
         raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")
-    return RefitInputs(grid.read(session, run, per=per), spec, request)
+    return RefitInputs(cells, spec, request)
 
 
 def freeze(found: RefitInputs, home: Path) -> Frozen:

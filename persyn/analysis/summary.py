@@ -26,6 +26,8 @@ from persyn.runs import pipeline
 #: A router that gives one teacher more than this share of the routed prompts has collapsed; fewer prompts are not
 #: judged.
 NEARLY_ALL, FEW = 0.9, 50
+#: The failure of a response that ended inside its reasoning.
+UNFINISHED = "unfinished_reasoning"
 #: A teacher with a larger share of truncated responses is reported.
 MUCH = 0.05
 
@@ -64,6 +66,12 @@ class TeacherFacts(Struct, frozen=True):
     reused_tokens: int = 0
     #: Share of its responses for the run that are truncated at max_tokens; None where unknown.
     truncated: float | None = None
+    #: Mean tokens of reasoning over its responses for the run that have it, and their share of all response tokens;
+    #: None where unknown.
+    reasoning_tokens: float | None = None
+    reasoning_share: float | None = None
+    #: Its responses for the run that ended inside their reasoning, and so failed.
+    unfinished: int = 0
 
 
 class WorkerFacts(Struct, frozen=True):
@@ -114,11 +122,17 @@ class Summary(Struct, frozen=True):
     #: Assigned responses known to be wrong; None where the run's quality is not a verdict.
     wrong: int | None = None
 
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether a teacher reasoned before it answered."""
+        return any(teacher.reasoning_tokens for teacher in self.teachers)
+
     def __repr__(self) -> str:
         """The run's stages and teachers as text tables."""
         stages = [(s.stage, s.total, s.done, s.failed, s.pending, s.seconds) for s in self.stages]
         teachers = [
             (t.teacher, t.assigned, t.quality, t.learnability, t.reward, t.tokens, t.reused_tokens, t.cost)
+            + ((t.reasoning_tokens,) if self.has_reasoning else ())
             for t in self.teachers
         ]
         measures = "quality", "learnability", "reward", "tokens", "reused", "US dollars"
@@ -126,7 +140,7 @@ class Summary(Struct, frozen=True):
             (
                 f"run {self.name}: {self.state}, {self.prompts:,} prompts" + (f" ({self.error})" if self.error else ""),
                 text_table(("stage", "rows", "done", "failed", "pending", "seconds"), stages),
-                text_table(("teacher", "prompts", *measures), teachers),
+                text_table(("teacher", "prompts", *measures, *(["reasoning"] if self.has_reasoning else [])), teachers),
             )
         )
 
@@ -140,6 +154,9 @@ class _Spent:
     reused_tokens: int
     #: Share of its responses that are truncated, whichever run requested them.
     truncated: float | None
+    reasoning_tokens: float | None = None
+    reasoning_share: float | None = None
+    unfinished: int = 0
 
 
 _NOTHING = _Spent(0, None, 0, None)
@@ -225,6 +242,9 @@ def _teachers(
             cost=spent.get(teacher.id, _NOTHING).dollars,
             reused_tokens=spent.get(teacher.id, _NOTHING).reused_tokens,
             truncated=spent.get(teacher.id, _NOTHING).truncated,
+            reasoning_tokens=spent.get(teacher.id, _NOTHING).reasoning_tokens,
+            reasoning_share=spent.get(teacher.id, _NOTHING).reasoning_share,
+            unfinished=spent.get(teacher.id, _NOTHING).unfinished,
         )
         for column, teacher in enumerate(teachers)
     ]
@@ -333,6 +353,7 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
     in_grid = RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT))
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
     is_own = Job.run_id == run.id
+    reasoned = and_(Response.text.is_not(None), Response.reasoning_tokens > 0)
     own_text = case((and_(is_own, Response.text.is_not(None)), Response.id))
     rows = session.execute(
         select(
@@ -343,6 +364,10 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
             func.sum(case((or_(Job.id.is_(None), ~is_own), Response.response_tokens))).label("reused"),
             func.count(case((Response.finish_reason == "length", 1))).label("truncated"),
             func.count(case((Response.text.is_not(None), Response.finish_reason))).label("finished"),
+            func.avg(case((reasoned, Response.reasoning_tokens))).label("reasoning_tokens"),
+            func.sum(case((reasoned, Response.reasoning_tokens))).label("all_reasoning_tokens"),
+            func.sum(case((Response.text.is_not(None), Response.response_tokens))).label("all_tokens"),
+            func.count(case((Response.failure.startswith(UNFINISHED), 1))).label("unfinished"),
         )
         .select_from(RunPrompt)
         .join(Response, and_(Response.prompt_id == RunPrompt.prompt_id, Response.sample == 0))
@@ -359,6 +384,9 @@ def _spent(session: Session, run: Run) -> dict[int, _Spent]:
             None if row.unknown else row.dollars or 0.0,
             int(row.reused or 0),
             row.truncated / row.finished if row.finished else None,
+            None if row.reasoning_tokens is None else float(row.reasoning_tokens),
+            row.all_reasoning_tokens / row.all_tokens if row.all_reasoning_tokens and row.all_tokens else None,
+            row.unfinished,
         )
         for row in rows
     }

@@ -14,7 +14,7 @@ from sqlalchemy import Select, Text, and_, case, cast, or_, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis.compare import Comparison
-from persyn.config import Per
+from persyn.config import On, Per
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Score
@@ -42,10 +42,12 @@ _RESPONSES = pa.schema(
         "prompt_id": pa.int64(),
         "teacher": pa.string(),
         "text": pa.string(),
+        "reasoning": pa.string(),
         "failure": pa.string(),
         "finish_reason": pa.string(),
         "prompt_tokens": pa.int64(),
         "response_tokens": pa.int64(),
+        "reasoning_tokens": pa.int64(),
         "seconds": pa.float64(),
         "seed": pa.int64(),
         "engine": pa.string(),
@@ -60,6 +62,8 @@ _SCORES = pa.schema(
         "measure": pa.string(),
         "value": pa.float64(),
         "n_tokens": pa.int64(),
+        "reasoning_value": pa.float64(),
+        "reasoning_n_tokens": pa.int64(),
         "failure": pa.string(),
     }
 )
@@ -102,10 +106,12 @@ def responses(session: Session, run: Run) -> pa.Table:
             Response.prompt_id,
             Teacher.name,
             Response.text,
+            Response.reasoning,
             Response.failure,
             Response.finish_reason,
             Response.prompt_tokens,
             Response.response_tokens,
+            Response.reasoning_tokens,
             Response.seconds,
             Response.seed,
             Response.engine,
@@ -119,12 +125,23 @@ def responses(session: Session, run: Run) -> pa.Table:
 def scores(session: Session, run: Run) -> pa.Table:
     """A row for each raw score of a response that a run uses; `measure` is quality or learnability.
 
-    The value of learnability is the sum of log-probabilities over `n_tokens`, in nats.
+    The value of learnability is the sum of log-probabilities over the `n_tokens` of the answer, in nats, and
+    `reasoning_value` that over the `reasoning_n_tokens` of the reasoning.
     """
     measure = case((Score.scorer_id == run.quality_scorer_id, "quality"), else_="learnability")
-    columns = Response.id, Response.prompt_id, Teacher.name, measure, Score.value, Score.n_tokens, Score.failure
+    columns = select(
+        Response.id,
+        Response.prompt_id,
+        Teacher.name,
+        measure,
+        Score.value,
+        Score.n_tokens,
+        Score.reasoning_value,
+        Score.reasoning_n_tokens,
+        Score.failure,
+    )
     of_run = Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id))
-    query = _of_run(select(*columns), run).join(Score, and_(Score.response_id == Response.id, of_run))
+    query = _of_run(columns, run).join(Score, and_(Score.response_id == Response.id, of_run))
     return _read(session, query.order_by(measure.desc()), _SCORES)
 
 
@@ -146,14 +163,15 @@ def rewards(
     alpha: float | None = None,
     how: Normalisation | None = None,
     per: Per | None = None,
+    on: On | None = None,
 ) -> pa.Table:
     """A row for each cell of a run's grid, by prompt and then in head order; null where a score is missing.
 
     The only scored response to a prompt has no reward, see `rewards.combine`.
 
-    alpha, how, per: another weight of learnability, normalisation or learnability than the run's.
+    alpha, how, per, on: another weight of learnability, normalisation or learnability than the run's.
     """
-    cells = grid.read(session, run, per=per)
+    cells = grid.read(session, run, per=per, on=on)
     rewarded = cells.rewards(alpha=alpha, how=how)
     n_prompts, n_teachers = rewarded.shape
     names = pa.array([teacher.name for teacher in lookup.teachers(session, run.id)], pa.string())
@@ -182,8 +200,9 @@ def comparison(found: Comparison) -> pa.Table:
     teachers = sorted({name for fact in found.strategies for name in fact.shares})
     shares = [{name: fact.shares.get(name, 0.0) for name in teachers} for fact in found.strategies]
     columns["shares"] = pa.array(shares, pa.struct({name: pa.float64() for name in teachers}))
-    settings = "run", "alpha", "normalise", "learnability_per", "n_holdout", "n_calibration", "notes", "is_partial"
-    metadata = {name: getattr(found, name) for name in settings}
+    settings = "run", "alpha", "normalise", "learnability_per", "learnability_on"
+    outcome = "n_holdout", "n_calibration", "notes", "is_partial"
+    metadata = {name: getattr(found, name) for name in (*settings, *outcome)}
     return pa.table(columns, metadata={"persyn": msgspec.json.encode(metadata)})
 
 

@@ -64,6 +64,11 @@ class Trace(Struct, frozen=True):
         return sorted(first, key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
 
 
+def beginning(text: str, length: int) -> str:
+    """A text, or its beginning with the length of the whole."""
+    return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"
+
+
 def find(session: Session, run: Run, given: str) -> tuple[int, list[int]]:
     """Find a prompt of a run by its id in the store, its id in its file, or its content hash.
 
@@ -159,9 +164,11 @@ def _responses(run: Run, prompt_id: int) -> Any:
         select(
             Teacher.name.label("teacher"),
             Response.text,
+            Response.reasoning,
             Response.failure,
             Response.finish_reason,
             Response.response_tokens.label("tokens"),
+            Response.reasoning_tokens,
             Response.seconds,
             Response.seed,
             Response.engine,
@@ -198,6 +205,8 @@ def _scores(run: Run, prompt_id: int) -> Any:
             Scorer.fingerprint.label("scorer_fingerprint"),
             Score.value,
             Score.n_tokens,
+            Score.reasoning_value,
+            Score.reasoning_n_tokens,
             Score.failure,
             Score.detail,
             Score.response_id,

@@ -100,11 +100,29 @@ def _front_matter(manifest: Manifest) -> str:
         dataset_info=[
             {"config_name": name, "features": features}
             for name in _loadable(manifest)
-            if (features := FORMATS[name].features)
+            if (features := _features(manifest, name))
         ]
         or None,
     )
     return data.to_yaml(line_break="\n").strip()
+
+
+def _features(manifest: Manifest, name: str) -> list[dict[str, Any]] | None:
+    """The columns of a format, with that of the reasoning if it is a field of its own."""
+    features = FORMATS[name].described(has_tools=manifest.tools).features
+    if not features or not _has_reasoning_field(manifest, name):
+        return features
+    reasoning = {"name": "reasoning_content", "dtype": "string"}
+    return [
+        {**feature, "list": [*feature["list"], reasoning]}
+        if feature["name"] == FORMATS[name].reasoning_in and "list" in feature
+        else feature
+        for feature in features
+    ]
+
+
+def _has_reasoning_field(manifest: Manifest, name: str) -> bool:
+    return manifest.reasoning is not None and manifest.export.has_reasoning_field(FORMATS[name])
 
 
 def _by_format(manifest: Manifest) -> dict[str, list[File]]:
@@ -193,7 +211,7 @@ def _counts(manifest: Manifest) -> str:
 
 def _kept(manifest: Manifest) -> list[str]:
     """Notices about responses that a reader may want to exclude, and how to exclude them."""
-    said = []
+    said = _reasoning(manifest)
     if manifest.truncated:
         by_teacher = ", ".join(f"{text(name)} {count}" for name, count in cut_off(manifest).items())
         said.append(
@@ -205,6 +223,32 @@ def _kept(manifest: Manifest) -> list[str]:
             "Unscored responses may be wrong, too."
         )
     return said
+
+
+def _reasoning(manifest: Manifest) -> list[str]:
+    """Where the reasoning is, if there is any."""
+    if not manifest.reasoning:
+        return []
+    counted = f"In {manifest.reasoning:,} rows, the teacher reasoned before it answered."
+    if manifest.export.reasoning == "drop":
+        return [f"{counted} The reasoning was left out (`--reasoning drop`)."]
+    names = list(_by_format(manifest))
+    fields = [f"`{name}`" for name in names if _has_reasoning_field(manifest, name)]
+    texts = [f"`{name}`" for name in names if not _has_reasoning_field(manifest, name)]
+    said = [counted]
+    if fields:
+        said.append(
+            f"The reasoning is the last turn's `reasoning_content` in {', '.join(fields)}; a chat template that does "
+            "not read this key leaves it out."
+        )
+    if texts:
+        said.append(f"The reasoning precedes the answer, between `<think>` and `</think>`, in {', '.join(texts)}.")
+    if manifest.ambiguous:
+        said.append(
+            f"**{manifest.ambiguous:,} responses contain such a marker themselves**: a reader of these formats may "
+            "take the wrong part for the answer."
+        )
+    return [" ".join(said)]
 
 
 def cut_off(manifest: Manifest) -> dict[str, str]:
@@ -249,7 +293,9 @@ def _trl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
 
 
 def _llama_factory(manifest: Manifest, formats: dict[str, list[File]]) -> str:
-    name = next((name for name in formats if FORMATS[name].llama_factory), None)
+    entries = {name: FORMATS[name].described(has_tools=manifest.tools).llama_factory for name in formats}
+    readable = (name for name, entry in entries.items() if entry and not _has_reasoning_field(manifest, name))
+    name = next(readable, None)
     if name is None:
         return ""
     lines = ["dataset_dir: .", f"dataset: {manifest.run}_{name}"]

@@ -17,10 +17,10 @@ from sqlalchemy.orm import Session
 
 from persyn.atomic import replaced
 from persyn.config import load_config
-from persyn.dataset import card, contamination
+from persyn.dataset import card, contamination, tool_use
 from persyn.dataset.contamination import Benchmark
 from persyn.dataset.filters import AssignedRow, Caps, Drop, Filters
-from persyn.dataset.formats import FORMATS, Example, Format, Write, domain_of, jsonl
+from persyn.dataset.formats import FORMATS, PARQUET, Example, Format, Write, domain_of, inlined, jsonl
 from persyn.dataset.manifest import (
     CARD,
     DATASET_INFO,
@@ -42,7 +42,7 @@ from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Router, Score, answers_assignment
 from persyn.errors import PersynError, UsageError
-from persyn.stages.batch import conversation
+from persyn.stages.batch import TURNS, conversation, response_turn
 
 #: Rows between two progress reports.
 _REPORT_ROWS = 1_000
@@ -97,14 +97,15 @@ def training_rows(session: Session, run_id: int, options: ExportOptions) -> Gene
 
 
 def examples(session: Session, run_id: int, options: ExportOptions) -> Generator[tuple[str, Example]]:
-    """The rows that `write` would write, in its order, each with its split; may be empty.
+    """The rows that `write` would write into a Parquet file, in its order, each with its split; may be empty.
 
     Raises `UsageError` as it does.
     """
     whole = _Export(session, run_id, options, _benchmarks(options), lambda n: None)
     with closing(whole.rows(lambda drop, row: None)) as rows:
         for row in rows:
-            yield options.split_of(row.content_hash), whole.example(row)
+            inline = options.inlines(FORMATS[PARQUET])
+            yield options.split_of(row.content_hash), whole.example(row, inline=inline)
 
 
 def _require_replaceable(folder: Path) -> None:
@@ -145,7 +146,10 @@ class _Export:
         self._progress = progress
         self._teachers = _teachers(session, run_id)
         self._known_wrong = known_wrong(session, run)
-        self._tally = ExportCounts()
+        self._tools = tool_use.of_run(session, run_id)
+        self._has_reasoning = _has_reasoning(session, run_id)
+        inlines = self._has_reasoning and any(map(options.inlines, self._formats.values()))
+        self._tally = ExportCounts(inlines=inlines)
 
     def count(self) -> Manifest:
         """Count rows without writing files."""
@@ -157,9 +161,12 @@ class _Export:
     def write(self, folder: Path) -> Manifest:
         """Write the files into an empty folder."""
         with ExitStack() as stack:
-            writers: dict[str, list[Write]] = {
+            writers: dict[str, list[tuple[bool, Write]]] = {
                 split: [
-                    stack.enter_context(form.open(folder / self._file_name(form, split)))
+                    (
+                        self._options.inlines(form),
+                        stack.enter_context(form.open(folder / self._file_name(form, split))),
+                    )
                     for form in self._formats.values()
                 ]
                 for split in self._splits
@@ -170,14 +177,37 @@ class _Export:
             for row in rows:
                 split = self._options.split_of(row.content_hash)
                 self._tally.export(row, split)
-                example = self.example(row)
-                for add in writers[split]:
-                    add(example)
+                examples = {inline: self.example(row, inline=inline) for inline in {each for each, _ in writers[split]}}
+                for inline, add in writers[split]:
+                    add(examples[inline])
         return self._finish(folder)
 
-    def example(self, row: AssignedRow) -> Example:
-        """A row as formats write it."""
-        return _example(row, self._teachers[row.teacher_id])
+    def example(self, row: AssignedRow, *, inline: bool) -> Example:
+        """A row as formats write it; inline: with the reasoning in the text of the response."""
+        is_dropped = self._options.reasoning == "drop"
+        response = response_turn(inlined(row.response, row.reasoning) if inline else row.response, row.tool_calls)
+        if self._has_reasoning and not inline and not is_dropped:
+            response["reasoning_content"] = row.reasoning or ""
+        return Example(
+            id=row.source_id or row.content_hash,
+            prompt_id=row.prompt_id,
+            messages=[*conversation(row), response],
+            reasoning=None if is_dropped else row.reasoning,
+            answer=row.answer,
+            source=row.source,
+            source_id=row.source_id,
+            domain=domain_of(row.meta),
+            meta=row.meta,
+            teacher=self._teachers[row.teacher_id].name,
+            teacher_fingerprint=self._teachers[row.teacher_id].fingerprint,
+            finish_reason=row.finish_reason,
+            reason=row.reason,
+            margin=row.margin,
+            response_tokens=row.response_tokens,
+            reasoning_tokens=row.reasoning_tokens,
+            quality=row.quality,
+            tools=(row.tools or []) if self._tools.found else None,
+        )
 
     def rows(self, dropped: Callable[[Drop, AssignedRow], object]) -> Generator[AssignedRow]:
         """Yield the dataset's rows in prompt order; count the others by reason."""
@@ -215,7 +245,7 @@ class _Export:
 
     @property
     def _formats(self) -> dict[str, Format]:
-        return {name: FORMATS[name] for name in self._options.formats}
+        return {name: FORMATS[name] for name in self._tools.formats(self._options.formats)}
 
     @property
     def _splits(self) -> list[str]:
@@ -234,9 +264,9 @@ class _Export:
                 else:  # JSON readers reject files without rows
                     path.unlink()
         entries = {
-            _entry_name(self._run.name, file): {"file_name": file.name, **(FORMATS[file.format].llama_factory or {})}
+            _entry_name(self._run.name, file): {"file_name": file.name, **entry}
             for file in files
-            if FORMATS[file.format].llama_factory
+            if (entry := self._llama_factory(FORMATS[file.format]))
         }
         others = [CARD, *([DATASET_INFO] if entries else []), *([DROPPED] if self._options.filters else [])]
         manifest = self._manifest(files, others)
@@ -245,6 +275,12 @@ class _Export:
         _write_bytes(folder / CARD, card.render(manifest).encode())
         _write_json(folder / MANIFEST, manifest)
         return manifest
+
+    def _llama_factory(self, form: Format) -> dict[str, Any] | None:
+        """A format's entry for LLaMA-Factory, which reads no field of reasoning and would silently leave it out."""
+        if self._has_reasoning and self._options.has_reasoning_field(form):
+            return None
+        return form.described(has_tools=self._tools.found).llama_factory
 
     def _manifest(self, files: list[File], others: list[str]) -> Manifest:
         tally, run = self._tally, self._run
@@ -258,6 +294,8 @@ class _Export:
             exported=tally.exported.total(),
             truncated=tally.truncated.total(),
             wrong=None if self._known_wrong is None else tally.wrong,
+            reasoning=tally.reasoning if self._has_reasoning else None,
+            ambiguous=tally.ambiguous,
             domains=dict(sorted(tally.domains.items())),
             dropped=tally.dropped_by(self._options),
             failed=dict(sorted(tally.failed.items())),
@@ -288,6 +326,7 @@ class _Export:
                 "python": platform.python_version(),
                 **{package: version(package) for package in ("persyn", "msgspec", "pyarrow", "sqlalchemy", "rensa")},
             },
+            tools=self._tools.found,
         )
         self._require_whole(manifest)
         return manifest
@@ -342,6 +381,19 @@ def _require_known(session: Session, run: Run, options: ExportOptions) -> None:
         raise UsageError(f"unknown finish reason {min(unknown)!r}; known: {', '.join(sorted(known))}")
 
 
+def _has_reasoning(session: Session, run_id: int) -> bool:
+    """Whether any assigned response has reasoning; it decides the keys of all rows, whatever is filtered out."""
+    found = select(Response.id).join(Assignment, answers_assignment())
+    return (
+        session.execute(
+            found.where(Assignment.run_id == run_id, Response.text.is_not(None), Response.reasoning.is_not(None)).limit(
+                1
+            )
+        ).first()
+        is not None
+    )
+
+
 def _teachers(session: Session, run_id: int) -> dict[int, Teacher]:
     """A run's teachers by id, in head order."""
     return {teacher.id: teacher for teacher in lookup.teachers(session, run_id)}
@@ -371,17 +423,20 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
             Assignment.reason,
             Assignment.margin,
             Prompt.content_hash,
-            Prompt.text,
-            Prompt.history,
+            *TURNS,
+            Prompt.tools,
             Prompt.answer,
             Prompt.source,
             Prompt.source_id,
             Prompt.meta,
             Response.id.label("response_id"),
             Response.text.label("response"),
+            Response.reasoning,
+            Response.tool_calls,
             Response.failure,
             Response.finish_reason,
             Response.response_tokens,
+            Response.reasoning_tokens,
             Response.engine,
             Score.value.label("quality"),
         )
@@ -392,26 +447,6 @@ def assigned(session: Session, run_id: int) -> Result[Any]:
         .where(Assignment.run_id == run_id)
         .order_by(Assignment.prompt_id),
         execution_options={"yield_per": 1_000},
-    )
-
-
-def _example(row: AssignedRow, teacher: Teacher) -> Example:
-    return Example(
-        id=row.source_id or row.content_hash,
-        prompt_id=row.prompt_id,
-        messages=[*conversation(row), {"role": "assistant", "content": row.response}],
-        answer=row.answer,
-        source=row.source,
-        source_id=row.source_id,
-        domain=domain_of(row.meta),
-        meta=row.meta,
-        teacher=teacher.name,
-        teacher_fingerprint=teacher.fingerprint,
-        finish_reason=row.finish_reason,
-        reason=row.reason,
-        margin=row.margin,
-        response_tokens=row.response_tokens,
-        quality=row.quality,
     )
 
 

@@ -14,6 +14,7 @@ from persyn.dataset.near_duplicates import NearDuplicates
 from persyn.dataset.ngrams import words
 from persyn.dataset.options import UNKNOWN, ExportOptions
 from persyn.dataset.verdicts import WRONG
+from persyn.llm.tools import written
 
 AssignedRow: TypeAlias = Any
 """An assignment with its prompt and response text, as `export.assigned` returns it."""
@@ -63,8 +64,10 @@ class Filters:
         return Drop("wrong", repr(row.quality)) if row.quality == WRONG else None
 
     def _contaminated(self, row: AssignedRow) -> Drop | None:
-        turns = [words(turn["content"]) for turn in row.history or () if turn["role"] != "system"]
-        prompt, others = words(row.text), [*turns, words(row.response)]
+        response = written({"content": row.response, "tool_calls": row.tool_calls})
+        turns = [words(written(turn)) for turn in row.history or () if turn["role"] != "system"]
+        reasoning = [words(row.reasoning)] if row.reasoning and self._options.reasoning != "drop" else []
+        prompt, others = words(row.text), [*turns, *reasoning, words(response)]
         found = next((each.name for each in self._benchmarks if each.overlaps(prompt, others)), None)
         return Drop("contaminated", found) if found else None
 

@@ -4,20 +4,25 @@ Every row of a JSONL file has the same keys and types, without nulls: readers th
 file (Hugging Face datasets, and LLaMA-Factory through it) reject a type that appears later. For the same reason,
 multi-turn conversations are best read as messages or sharegpt: in Alpaca, a history that first appears after many rows
 without one may be rejected.
+
+A turn that has `reasoning_content` keeps it in messages, prompt-completion and Parquet; the export gives the other
+formats conversations that have the reasoning in the text, see `inlined`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from persyn.llm.protocols import Message
+from persyn.llm.protocols import Message, Tools
+from persyn.llm.tools import with_objects
 from persyn.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,7 +32,9 @@ _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
 #: The format with all provenance.
 PARQUET = "parquet"
-_SHAREGPT = {"user": "human", "assistant": "gpt"}
+#: The markers of reasoning in a text, as most chat templates and trainers write and recognise them.
+_THINK, _THOUGHT = "<think>", "</think>"
+_SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,11 @@ class Example:
     #: The row's id in its file; if it had none, the SHA-256 of the conversation.
     id: str
     prompt_id: int
-    #: An optional system turn, then user and assistant alternating; the last is the response.
+    #: An optional system turn, then user, assistant and tools; the last is the response. It has `reasoning_content` in
+    #: all rows of a dataset or in none, empty where there is no reasoning.
     messages: list[Message]
+    #: What the teacher wrote before the answer; None if nothing, or if the dataset was to have no reasoning.
+    reasoning: str | None
     answer: str | None
     source: str
     source_id: str | None
@@ -51,8 +61,12 @@ class Example:
     reason: str
     margin: float | None
     response_tokens: int | None
+    #: Of these tokens, those of the reasoning; None if unknown.
+    reasoning_tokens: int | None
     #: In the unit of the run's quality scorer, not normalised; None if the response was not scored.
     quality: float | None
+    #: The tools of the prompt, perhaps none; None in a dataset in which no row has tools or calls.
+    tools: Tools | None = None
 
 
 def domain_of(meta: Mapping[str, Any]) -> str:
@@ -63,8 +77,28 @@ def domain_of(meta: Mapping[str, Any]) -> str:
     return msgspec.json.encode(domain, order="sorted").decode()
 
 
+def inlined(response: str, reasoning: str | None) -> str:
+    """The reasoning and the answer as one text; without reasoning, the answer alone."""
+    return f"{_THINK}\n{reasoning}\n{_THOUGHT}\n\n{response}" if reasoning else response
+
+
+def is_ambiguous(response: str, reasoning: str | None) -> bool:
+    """Whether the text has markers of its own, so that the inlined answer cannot be recognised with certainty."""
+    return any(marker in text for text in (response, reasoning or "") for marker in (_THINK, _THOUGHT))
+
+
 Write: TypeAlias = Callable[[Example], object]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolForm:
+    """What a format says of a dataset with tools, in place of what it says of others."""
+
+    llama_factory: dict[str, Any] | None = None
+    features: list[dict[str, Any]] | None = None
+    #: Whether an assistant's turn is either a text or calls, and one tool's turn answers them all.
+    is_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +113,16 @@ class Format:
     llama_factory: dict[str, Any] | None = None
     #: Its columns as declared in a dataset card; None where readers infer them correctly.
     features: list[dict[str, Any]] | None = None
+    #: The list whose last turn may have `reasoning_content`; None if the format has no field for reasoning.
+    reasoning_in: str | None = None
     #: Whether it is text; `datasets` accepts one file type per folder, and reads the text formats by name.
     is_text: bool = True
+    #: None if it cannot represent tools and calls.
+    tools: ToolForm | None = None
+
+    def described(self, *, has_tools: bool) -> Format | ToolForm:
+        """What holds its `llama_factory` and `features` for a dataset."""
+        return self.tools if has_tools and self.tools is not None else self
 
     def file_of(self, split: str | None) -> str:
         """The file name of a split; None means a dataset without splits."""
@@ -89,12 +131,16 @@ class Format:
 
 
 def _messages(example: Example) -> dict[str, Any]:
-    return {"messages": example.messages, **_origin(example)}
+    return {"messages": with_objects(example.messages), **_tools(example), **_origin(example)}
 
 
 def _prompt_completion(example: Example) -> dict[str, Any]:
-    *prompt, response = example.messages
-    return {"prompt": prompt, "completion": [response], **_origin(example)}
+    *prompt, response = with_objects(example.messages)
+    return {"prompt": prompt, "completion": [response], **_tools(example), **_origin(example)}
+
+
+def _tools(example: Example) -> dict[str, Any]:
+    return {} if example.tools is None else {"tools": example.tools}
 
 
 def _origin(example: Example) -> dict[str, Any]:
@@ -114,10 +160,24 @@ def _origin(example: Example) -> dict[str, Any]:
 def _sharegpt(example: Example) -> dict[str, Any]:
     system, turns = _without_system(example)
     return {
-        "conversations": [{"from": _SHAREGPT[turn["role"]], "value": turn["content"]} for turn in turns],
+        "conversations": [_said(turn) for turn in turns],
         "system": system,
+        **({} if example.tools is None else {"tools": _as_json([tool["function"] for tool in example.tools])}),
         **_origin(example),
     }
+
+
+def _said(turn: Message) -> dict[str, str]:
+    """A turn in ShareGPT's form; calls are JSON text, a list if there are several."""
+    if not turn.get("tool_calls"):
+        return {"from": _SHAREGPT[turn["role"]], "value": turn["content"]}
+    (called,) = with_objects([turn])
+    calls = [call["function"] for call in called["tool_calls"]]
+    return {"from": "function_call", "value": _as_json(calls[0] if len(calls) == 1 else calls)}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _alpaca(example: Example) -> dict[str, Any]:
@@ -155,25 +215,40 @@ def _jsonl(shape: Callable[[Example], dict[str, Any]]) -> Callable[[Path], Abstr
 def _parquet(path: Path) -> Iterator[Write]:
     from pyarrow.parquet import ParquetWriter
 
-    with path.open("xb") as file:
-        with ParquetWriter(file, arrow_schema(), compression="zstd") as writer:
-            group = _RowGroup(writer.write_batch)
-            yield group.add
-            group.flush()
+    with path.open("xb") as file, ExitStack() as stack:
+        writer: ParquetWriter | None = None
+
+        def write(batch: pa.RecordBatch) -> None:
+            nonlocal writer
+            if writer is None:
+                writer = stack.enter_context(ParquetWriter(file, batch.schema, compression="zstd"))
+            writer.write_batch(batch)
+
+        group = _RowGroup(write)
+        yield group.add
+        group.flush()
+        stack.close()
         _sync(file)
 
 
-def arrow_schema() -> pa.Schema:
-    """The columns of a row with all provenance."""
+def _arrow_schema(*, has_reasoning: bool, has_tools: bool) -> pa.Schema:
+    """The columns of a row with all provenance; tools and calls are JSON text.
+
+    has_reasoning, has_tools: whether turns have keys for them.
+    """
     import pyarrow as pa
 
+    keys = ["role", "content"]
+    keys += ["reasoning_content"] if has_reasoning else []
+    keys += ["tool_calls", "tool_call_id", "name"] if has_tools else []
     return pa.schema(
         {
             "prompt_id": pa.int64(),
-            "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+            "messages": pa.list_(pa.struct(dict.fromkeys(keys, pa.string()))),
             "id": pa.string(),
             "domain": pa.string(),
             "answer": pa.string(),
+            "reasoning": pa.string(),
             "source": pa.string(),
             "source_id": pa.string(),
             "meta": pa.string(),
@@ -183,13 +258,15 @@ def arrow_schema() -> pa.Schema:
             "reason": pa.string(),
             "margin": pa.float64(),
             "response_tokens": pa.int64(),
+            "reasoning_tokens": pa.int64(),
             "quality": pa.float64(),
+            **({"tools": pa.string()} if has_tools else {}),
         }
     )
 
 
 def arrow_table(examples: Iterable[Example]) -> pa.Table:
-    """Examples as a table of `arrow_schema`, converted some thousands at a time."""
+    """Examples of one dataset as a table of the columns of the Parquet file, converted some thousands at a time."""
     import pyarrow as pa
 
     batches: list[pa.RecordBatch] = []
@@ -197,7 +274,8 @@ def arrow_table(examples: Iterable[Example]) -> pa.Table:
     for example in examples:
         group.add(example)
     group.flush()
-    return pa.Table.from_batches(batches, arrow_schema())
+    schema = batches[0].schema if batches else _arrow_schema(has_reasoning=False, has_tools=False)
+    return pa.Table.from_batches(batches, schema)
 
 
 class _RowGroup:
@@ -205,14 +283,19 @@ class _RowGroup:
 
     def __init__(self, write: Callable[[pa.RecordBatch], object]) -> None:
         self._write = write
+        self._schema: pa.Schema | None = None
         self._rows: list[dict[str, Any]] = []
         self._characters = 0
 
     def add(self, example: Example) -> None:
         row = _as_row(example)
+        self._schema = self._schema or _arrow_schema(
+            has_reasoning="reasoning_content" in example.messages[-1], has_tools=example.tools is not None
+        )
         self._rows.append(row)
-        self._characters += sum(len(turn["content"]) for turn in example.messages)
-        self._characters += len(row["meta"]) + len(example.answer or "")
+        self._characters += sum(len(turn["content"]) + len(turn.get("tool_calls", "")) for turn in row["messages"])
+        self._characters += len(row["meta"]) + len(example.answer or "") + len(row["tools"] or "")
+        self._characters += 2 * len(example.reasoning or "")
         if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
             self.flush()
 
@@ -220,13 +303,18 @@ class _RowGroup:
         import pyarrow as pa
 
         if self._rows:
-            self._write(pa.RecordBatch.from_pylist(self._rows, schema=arrow_schema()))
+            self._write(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
         self._rows, self._characters = [], 0
 
 
 def _as_row(example: Example) -> dict[str, Any]:
     row = {name: getattr(example, name) for name in Example.__slots__}
     row["meta"] = msgspec.json.encode(example.meta, order="sorted").decode()
+    row["tools"] = _as_json(example.tools) if example.tools else None
+    row["messages"] = [
+        turn | {"tool_calls": _as_json(turn["tool_calls"])} if "tool_calls" in turn else turn
+        for turn in example.messages
+    ]
     return row
 
 
@@ -242,6 +330,11 @@ def _strings(*names: str) -> list[dict[str, Any]]:
 def _turns(name: str) -> dict[str, Any]:
     # Built anew each time: YAML would write a shared object as an alias, which `datasets` cannot read.
     return {"name": name, "list": _strings("role", "content")}
+
+
+def _values(*names: str) -> list[dict[str, Any]]:
+    """Columns that are lists of JSON values, which differ from row to row."""
+    return [{"name": name, "list": "json"} for name in names]
 
 
 def _origins() -> list[dict[str, Any]]:
@@ -269,12 +362,17 @@ FORMATS = Registry(
             },
         },
         [_turns("messages"), *_origins()],
+        reasoning_in="messages",
+        # No entry for LLaMA-Factory: it reads calls in ShareGPT's form.
+        tools=ToolForm(features=[*_values("messages", "tools"), *_origins()]),
     ),
     Format(
         "prompt-completion",
         "prompt_completion.jsonl",
         _jsonl(_prompt_completion),
         features=[_turns("prompt"), _turns("completion"), *_origins()],
+        reasoning_in="completion",
+        tools=ToolForm(features=[*_values("prompt", "completion", "tools"), *_origins()]),
     ),
     Format(
         "sharegpt",
@@ -282,6 +380,14 @@ FORMATS = Registry(
         _jsonl(_sharegpt),
         {"formatting": "sharegpt", "columns": {"messages": "conversations", "system": "system"}},
         [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system"), *_origins()],
+        tools=ToolForm(
+            {
+                "formatting": "sharegpt",
+                "columns": {"messages": "conversations", "system": "system", "tools": "tools"},
+            },
+            [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system", "tools"), *_origins()],
+            is_strict=True,
+        ),
     ),
     Format(
         "alpaca",
@@ -304,6 +410,6 @@ FORMATS = Registry(
             *_origins(),
         ],
     ),
-    Format(PARQUET, "dataset.parquet", _parquet, is_text=False),
+    Format(PARQUET, "dataset.parquet", _parquet, reasoning_in="messages", is_text=False, tools=ToolForm()),
     groups=("persyn.formats",),
 )

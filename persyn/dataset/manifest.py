@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from persyn.dataset.filters import FILTERS, AssignedRow
-from persyn.dataset.formats import domain_of
+from persyn.dataset.formats import domain_of, is_ambiguous
 from persyn.dataset.options import ExportOptions
 from persyn.dataset.verdicts import WRONG
 from persyn.errors import UsageError
@@ -104,6 +104,10 @@ class Manifest:
     truncated: int
     #: Exported responses known to be wrong; None where the run's quality is not a verdict.
     wrong: int | None
+    #: Exported responses whose teacher reasoned first; None where no response of the run has reasoning.
+    reasoning: int | None
+    #: Exported responses with markers of reasoning in their own text, where a format has the reasoning in the text.
+    ambiguous: int
     #: Prompts' `domain` field -> exported rows; empty text for prompts without one.
     domains: dict[str, int]
     #: Filter -> assignments with text that it dropped; every active filter is listed.
@@ -124,13 +128,19 @@ class Manifest:
     #: Names of the other files in the folder, except the manifest.
     others: list[str]
     versions: dict[str, str]
+    #: Whether any row has tools or calls.
+    tools: bool = False
     kind: str = f"{_KIND}2"
 
 
 @dataclass(slots=True)
 class ExportCounts:
-    """The counts of a manifest, updated row by row."""
+    """The counts of a manifest, updated row by row.
 
+    inlines: whether a format has the reasoning in the text of the response.
+    """
+
+    inlines: bool
     exported: Counter[int] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -143,6 +153,8 @@ class ExportCounts:
     domains: Counter[str] = field(default_factory=Counter)
     #: Exported responses with the lowest value of a verdict.
     wrong: int = 0
+    reasoning: int = 0
+    ambiguous: int = 0
     missing: int = 0
 
     def has_text(self, row: AssignedRow) -> bool:
@@ -161,6 +173,8 @@ class ExportCounts:
         self.truncated[row.teacher_id] += row.finish_reason == "length"
         self.domains[domain_of(row.meta)] += 1
         self.wrong += row.quality == WRONG
+        self.reasoning += bool(row.reasoning)
+        self.ambiguous += self.inlines and is_ambiguous(row.response, row.reasoning)
 
     @property
     def assigned(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, structs
 
-from persyn.dataset.formats import FORMATS
+from persyn.dataset.formats import FORMATS, Format
 from persyn.errors import UsageError, shorten
 
 #: The split of every prompt that belongs to no other.
@@ -30,6 +30,7 @@ FINISH_REASONS = {"stop", "length", UNKNOWN}
 #: What each option may be, for the error about another type.
 _KINDS = {
     "formats": "a list of names, such as ['alpaca']",
+    "reasoning": "'field', 'inline' or 'drop'",
     "splits": "a dict of names and shares, such as {'test': 0.05}",
     "finish_reasons": "a list of texts, such as ['stop']",
     "min_quality": "a number",
@@ -49,6 +50,9 @@ class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
     #: Names from `formats.FORMATS`; the default is all that are built in.
     formats: tuple[str, ...] = tuple(FORMATS.builtin)
+    #: Where the teachers' reasoning is: in a field of its own (inlined in formats that have none), before the answer
+    #: in its text, or nowhere.
+    reasoning: Literal["field", "inline", "drop"] = "field"
     #: Split -> its share of the prompts; the others are in `train`.
     splits: dict[str, float] = {}
     #: Keep only responses with these finish reasons: stop, length, a server's own, or unknown. Empty means any.
@@ -83,8 +87,16 @@ class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def filters(self) -> bool:
         """Whether any filter is active."""
-        plain = ExportOptions(formats=self.formats, splits=self.splits)
+        plain = ExportOptions(formats=self.formats, reasoning=self.reasoning, splits=self.splits)
         return self != plain
+
+    def has_reasoning_field(self, form: Format) -> bool:
+        """Whether reasoning is in a field of its own in a format, if the run has any."""
+        return self.reasoning == "field" and form.reasoning_in is not None
+
+    def inlines(self, form: Format) -> bool:
+        """Whether reasoning is in the text of the response in a format, if the run has any."""
+        return self.reasoning != "drop" and not self.has_reasoning_field(form)
 
     def split_of(self, content_hash: str) -> str:
         """The split of a prompt: the same in every run, regardless of the other prompts."""
@@ -103,6 +115,7 @@ class ExportOptions(Struct, frozen=True, forbid_unknown_fields=True):
     def _arguments(self) -> Iterator[str]:
         given: dict[str, Iterable[object]] = {
             "--format": () if self.formats == tuple(FORMATS.builtin) else self.formats,
+            "--reasoning": () if self.reasoning == "field" else (self.reasoning,),
             "--split": (f"{name}={share}" for name, share in self.splits.items()),
             "--finish-reason": self.finish_reasons,
             "--min-quality": _if_given(self.min_quality),

@@ -61,8 +61,12 @@ class Teacher(Base):
     )
     engine: Mapped[str]
     model: Mapped[str]
-    revision: Mapped[str | None] = mapped_column(comment="hub commit, or sha256:... of a local folder")
-    options: Mapped[dict[str, Any]] = mapped_column(comment="engine arguments: dtype, max_model_len, ...")
+    revision: Mapped[str | None] = mapped_column(
+        comment="hub commit, sha256:... of a local folder, or the run file's word for what a server has"
+    )
+    options: Mapped[dict[str, Any]] = mapped_column(
+        comment="engine options that determine responses: dtype, max_model_len, ..."
+    )
     sampling: Mapped[dict[str, Any]]
     system: Mapped[str | None] = mapped_column(Text)
     few_shot: Mapped[list[Any]] = mapped_column(comment="[{user, assistant}, ...]")
@@ -70,7 +74,6 @@ class Teacher(Base):
     adapter: Mapped[str | None] = mapped_column(comment="LoRA adapter: a folder or hub id")
     adapter_revision: Mapped[str | None] = mapped_column(comment="hub commit, or sha256:... of a local folder")
     template_hash: Mapped[str | None] = mapped_column(comment="SHA-256 of the chat template; null if it has none")
-    gpus: Mapped[int]
     family: Mapped[str | None]
     license: Mapped[str | None]
     params_b: Mapped[float | None] = mapped_column(comment="number of parameters, in billions")
@@ -103,8 +106,7 @@ class Scorer(Base):
     kind: Mapped[str] = mapped_column(comment="log_likelihood, reward_model, math, ...: an engine's name")
     model: Mapped[str] = mapped_column(comment="empty if the scorer uses no model")
     revision: Mapped[str | None]
-    options: Mapped[dict[str, Any]]
-    gpus: Mapped[int]
+    options: Mapped[dict[str, Any]] = mapped_column(comment="engine options that determine scores")
     student_id: Mapped[int | None] = mapped_column(
         ForeignKey("students.id", ondelete="RESTRICT"), comment="set when the scorer is a student's log-likelihood"
     )

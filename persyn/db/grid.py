@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, select, true
+from sqlalchemy import Text, and_, cast, func, select, true
 from sqlalchemy.orm import Session, aliased
 
-from persyn.config import Per, load_config
+from persyn.config import On, Per, load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher
 from persyn.db.results import Response, Score
 from persyn.errors import UsageError
@@ -26,7 +26,8 @@ class Grid:
     is_holdout:   (P,) prompts used only to measure the router.
     teacher_ids:  (T,) in head order.
     quality:      (P, T) raw, in the quality scorer's unit.
-    learnability: (P, T) log-likelihood under the student, nats per token, per character or of the whole response.
+    learnability: (P, T) log-likelihood under the student of a response or a part of it, nats per token, per character
+                  or in total.
     prompt_tokens, response_tokens: (P, T) as the engine counted them; NaN where it did not.
     alpha, how:   the run's definition of the reward.
     """
@@ -53,15 +54,22 @@ class Grid:
         return rewards.combine(self.quality, self.learnability, alpha=alpha, how=how or self.how)
 
 
-def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int | None = None) -> Grid:
+def read(
+    session: Session, run: Run, *, per: Per | None = None, on: On | None = None, prompt_id: int | None = None
+) -> Grid:
     """Read a run's grid as far as it is complete, or only one prompt's row (no row if it is not a calibration prompt).
 
-    per: the divisor of the log-likelihood; None means the run's. Raises `UsageError` if it is unknown, or if it
-         requires whole responses and the run scored only their first tokens.
+    per: the divisor of the log-likelihood; None means the run's.
+    on:  the part of a response whose log-likelihood counts; None means the run's. With `reasoning`, a response without
+         reasoning has no learnability.
+    Raises `UsageError` if one is unknown, if `per` requires whole responses and the run scored only their first tokens,
+    and if `on` is `reasoning`, unlike in the run, and there is none.
     """
     _require_known("per", per, Per)
+    _require_known("on", on, On)
     config = load_config(run.config).run
-    per = per or config.learnability_per
+    is_other = on is not None and on != config.learnability_on
+    per, on = per or config.learnability_per, on or config.learnability_on
     if per != "token" and load_config(run.config).student.options.get("response_tokens"):
         raise UsageError(f"learnability per {per} needs whole responses; run {run.name} scored only first tokens")
     wanted = RunPrompt.prompt_id == prompt_id if prompt_id is not None else true()
@@ -81,14 +89,13 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
         place = row_of[cell.prompt_id], column_of[cell.teacher_id]
         if cell.quality is not None:
             quality[place] = cell.quality
-        if cell.log_likelihood is not None and cell.n_tokens:
-            learnability[place] = cell.log_likelihood / {"token": cell.n_tokens, "character": cell.n_characters}.get(
-                per, 1
-            )
+        learnability[place] = _learnability(cell, per, on)
         if cell.prompt_tokens is not None:
             prompt_tokens[place] = cell.prompt_tokens
         if cell.response_tokens is not None:
             response_tokens[place] = cell.response_tokens
+    if is_other and on == "reasoning" and len(prompts) and np.isnan(learnability).all():
+        raise UsageError(f"run {run.name} has no scored reasoning to compute learnability on; use answer or both")
     return Grid(
         prompt_ids=np.array([prompt.prompt_id for prompt in prompts], dtype=np.int64),
         is_holdout=np.array([prompt.role == Role.HOLDOUT for prompt in prompts], dtype=np.bool_),
@@ -102,12 +109,31 @@ def read(session: Session, run: Run, *, per: Per | None = None, prompt_id: int |
     )
 
 
+def _learnability(cell: Any, per: Per, on: On) -> float:
+    """The log-likelihood of a response's parts, divided as asked; NaN where nothing was scored."""
+    answer = _part(cell.log_likelihood, cell.n_tokens, cell.n_characters)
+    reasoning = _part(cell.reasoning_log_likelihood, cell.reasoning_n_tokens, cell.n_reasoning_characters)
+    both = answer + (reasoning if cell.reasoning_n_tokens else 0.0)
+    nats, n_tokens, n_characters = {"answer": answer, "reasoning": reasoning, "both": both}[on]
+    divisor = {"token": n_tokens, "character": n_characters, "response": 1.0}[per]
+    return float(nats / divisor) if n_tokens > 0 and divisor > 0 else np.nan
+
+
+def _part(nats: float | None, n_tokens: int | None, n_characters: int | None) -> NDArray[np.float64]:
+    """(3,) NaN for what is unknown."""
+    return np.array([nats, n_tokens, n_characters], dtype=np.float64)
+
+
 def _require_known(name: str, value: str | None, kind: Any) -> None:
     if value is not None and value not in get_args(kind):
         raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
-def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of eight columns
+#: The characters of a response's calls, without spaces, which the databases set differently in JSON.
+_N_OF_CALLS = func.coalesce(func.length(func.replace(cast(Response.tool_calls, Text), " ", "")), 0)
+
+
+def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of eleven columns
     quality, likelihood = aliased(Score), aliased(Score)
     return (
         select(
@@ -116,7 +142,10 @@ def _cells(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select 
             quality.value.label("quality"),
             likelihood.value.label("log_likelihood"),
             likelihood.n_tokens,
-            func.length(Response.text).label("n_characters"),
+            (func.length(Response.text) + _N_OF_CALLS).label("n_characters"),
+            likelihood.reasoning_value.label("reasoning_log_likelihood"),
+            likelihood.reasoning_n_tokens,
+            func.length(Response.reasoning).label("n_reasoning_characters"),
             Response.prompt_tokens,
             Response.response_tokens,
         )

@@ -34,6 +34,12 @@ def teachers(session: Session, run_id: int) -> Sequence[Teacher]:
     ).all()
 
 
+def position(session: Session, run_id: int, teacher_id: int) -> int:
+    """A teacher's position in a run, which is also that of its table in the run's configuration."""
+    of_run = RunTeacher.run_id == run_id, RunTeacher.teacher_id == teacher_id
+    return session.scalars(select(RunTeacher.position).where(*of_run)).one()
+
+
 def _existing(session: Session, name: str) -> str:
     """The names of runs, the most similar ones where there are many."""
     names = session.scalars(select(Run.name).order_by(Run.id.desc())).all()

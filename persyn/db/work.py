@@ -114,6 +114,22 @@ class RateLimit(Base):
     tokens_until: Mapped[UtcTime] = mapped_column(comment="time up to which the limit of tokens is used up")
 
 
+class Batch(Base):
+    """A job's requests as a batch at a provider, recorded before it is created there."""
+
+    __tablename__ = "batches"
+
+    key: Mapped[str] = mapped_column(primary_key=True, comment="in the batch's metadata at the provider")
+    job_id: Mapped[int] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), index=True, comment="the job whose requests it holds"
+    )
+    provider_id: Mapped[str | None] = mapped_column(comment="the batch's id at the provider, once it is created")
+    requests: Mapped[int] = mapped_column(comment="number of requests in it")
+    finished: Mapped[int] = mapped_column(comment="number of them that the provider has finished")
+    created_at: Mapped[CreatedAt]
+    collected_at: Mapped[UtcTime | None] = mapped_column(comment="when its results were stored; null while it is open")
+
+
 class Event(Base):
     """One state transition of a run, a job or an assignment. Append-only."""
 

@@ -29,12 +29,15 @@ PROMPT: Usual = {
     "input": (),
     "system": ("system", "system_prompt", "system_message", "system prompt", "systemprompt"),
     "answer": ("answer", "reference_answer"),
+    "tools": ("tools",),
+    "response_schema": ("response_schema",),
+    "response_format": ("response_format",),
     "id": ("id", "prompt_id"),
 }
 #: ShareGPT's names, whose turns end with the reply.
 WITH_REPLY = frozenset({"conversations", "conversation"})
 #: Fields that a row may have only once, under any name.
-_ONE_OF = frozenset({"messages", "system", "answer"})
+_ONE_OF = frozenset({"messages", "system", "answer", "tools", "response_schema"})
 _ALPACA = ("instruction", "input", "output", "history")
 #: Frequent names of the prompt in layouts that need --map.
 _LIKELY = ("question", "problem", "query", "instruction", "input", "text", "user", "task")

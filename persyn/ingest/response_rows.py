@@ -16,13 +16,14 @@ from persyn.ingest import files, layouts, rows
 from persyn.ingest.layouts import Names, Usual
 from persyn.ingest.record import Flaw, Record, UnreadableRecord
 from persyn.ingest.rows import BadRow, PromptRow
-from persyn.llm import finish_reason
+from persyn.llm import finish_reason, tools
 
 #: Recognised names of each field; the first one present in a row is used.
 _USUAL: Usual = {
     **layouts.PROMPT,
     "teacher": ("teacher", "model"),
     "response": ("response", "output"),
+    "tool_calls": ("tool_calls",),
     "finish_reason": ("finish_reason",),
     "prompt_tokens": ("prompt_tokens",),
     "response_tokens": ("response_tokens",),
@@ -48,7 +49,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class ResponseRow:
-    """One cell of a grid; `text` is None if the teacher wrote nothing."""
+    """One cell of a grid; `text` is None if the teacher wrote nothing, and empty if it only called tools."""
 
     prompt: PromptRow
     teacher: str
@@ -58,6 +59,7 @@ class ResponseRow:
     response_tokens: int | None
     scores: dict[str, float]
     meta: dict[str, Any]
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
@@ -103,10 +105,14 @@ def _row(record: Record, layout: Layout) -> ResponseRow:
     fields = layouts.take(left, layout.names, _USUAL)
     ours = fields.ours
     prompt, reply = rows.of_fields(fields, may_reply=ours["response"] is None)
+    reply = reply or {"content": None}
+    calls = _calls(ours["tool_calls"]) or reply.get("tool_calls")
+    text = _text(reply["content"] if ours["response"] is None else ours["response"])
     row = ResponseRow(
         prompt=replace(prompt, meta=of_prompt),
         teacher=_teacher(ours["teacher"]),
-        text=_text(reply if ours["response"] is None else ours["response"]),
+        text="" if text is None and calls else text,
+        tool_calls=calls,
         finish_reason=finish_reason.normalised(rows.text_or_number(ours, "finish_reason") or ""),
         prompt_tokens=_count(ours, "prompt_tokens"),
         response_tokens=_count(ours, "response_tokens"),
@@ -135,6 +141,13 @@ def _text(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise Flaw(f"'response' must be text, got {value!r:.50}")
     return value if value and value.strip() else None
+
+
+def _calls(value: Any) -> list[dict[str, Any]] | None:
+    try:
+        return tools.read_calls(value)
+    except ValueError as error:
+        raise Flaw(f"'tool_calls': {error}") from None
 
 
 def _count(ours: Record, name: str) -> int | None:

@@ -89,7 +89,7 @@ def _cells(
         kept = cells.get(cell)
         if kept is None or (kept.text is None and row.text is not None):
             cells[cell] = row
-        elif row.text == kept.text:
+        elif _content(row) == _content(kept):
             cells[cell] = replace(kept, scores=row.scores | kept.scores)
         elif row.text is not None:
             tally.conflicts += 1
@@ -117,7 +117,9 @@ def _store(session: Session, cells: dict[Cell, ResponseRow], tally: ImportCounts
     tally.new += len(cells) - len(there)
     tally.replaced += len(late)
     tally.conflicts += sum(
-        there[cell] != cells[cell].text for cell in there if there[cell] is not None and cells[cell].text is not None
+        there[cell] != _content(cells[cell])
+        for cell in there
+        if there[cell] is not None and cells[cell].text is not None
     )
 
 
@@ -125,14 +127,21 @@ def _store(session: Session, cells: dict[Cell, ResponseRow], tally: ImportCounts
 _NOT_MADE_HERE = {"seed": None, "engine": None, "seconds": None, "job_id": None}
 
 
-def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, str | None]:
-    """{cell: its stored text, or None if it failed}."""
+def _content(row: ResponseRow) -> tuple[str | None, Any]:
+    """What a teacher wrote: its text and its calls."""
+    return row.text, row.tool_calls
+
+
+def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, tuple[str, Any] | None]:
+    """{cell: its stored text and calls, or None if it failed}."""
     found = session.execute(
-        select(Response.prompt_id, Response.teacher_id, Response.text).where(
+        select(Response.prompt_id, Response.teacher_id, Response.text, Response.tool_calls).where(
             tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)), Response.sample == 0
         )
     )
-    return {(prompt_id, teacher_id): text for prompt_id, teacher_id, text in found}
+    return {
+        (prompt_id, teacher_id): None if text is None else (text, calls) for prompt_id, teacher_id, text, calls in found
+    }
 
 
 def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int]) -> int:
@@ -140,7 +149,7 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
     if not scorers:
         return 0
     responses = session.execute(
-        select(Response.id, Response.prompt_id, Response.teacher_id, Response.text).where(
+        select(Response.id, Response.prompt_id, Response.teacher_id, Response.text, Response.tool_calls).where(
             tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)),
             Response.sample == 0,
             Response.text.is_not(None),
@@ -156,8 +165,8 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
             "detail": {},
             "job_id": None,
         }
-        for response_id, prompt_id, teacher_id, text in responses
-        if text == cells[prompt_id, teacher_id].text  # the score must belong to this text
+        for response_id, prompt_id, teacher_id, *content in responses
+        if (*content,) == _content(cells[prompt_id, teacher_id])  # the score must belong to this response
         for field, value in cells[prompt_id, teacher_id].scores.items()
     ]
     mine = Score.scorer_id.in_(scorers.values()), Score.response_id.in_([row["response_id"] for row in rows])
@@ -175,6 +184,7 @@ def _columns(cell: Cell, row: ResponseRow) -> dict[str, Any]:
 def _said(row: ResponseRow) -> dict[str, Any]:
     return {
         "text": row.text,
+        "tool_calls": row.tool_calls,
         "failure": None if row.text is not None else "empty: the teacher wrote nothing",
         "finish_reason": row.finish_reason,
         "prompt_tokens": row.prompt_tokens,

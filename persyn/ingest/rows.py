@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from persyn import json_schema
 from persyn.config import fingerprint_of
 from persyn.errors import UsageError
 from persyn.ingest import files, layouts, strict_json
 from persyn.ingest import turns as conversations
 from persyn.ingest.layouts import NO_NAMES, Fields, Names
 from persyn.ingest.record import Flaw, Numbered, Record, UnreadableRecord
-from persyn.llm.protocols import Message
+from persyn.llm import tools
+from persyn.llm.protocols import Message, Tools, join_turns, last_turn_of
 
 #: Well below the limits of JSON encoders and PostgreSQL.
 _MAX_DEPTH = 64
@@ -25,20 +27,32 @@ _SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """One prompt: the user's last turn, the turns before it, and the row's other fields."""
+    """One prompt: its last turn, the turns before it, and the row's other fields."""
 
+    #: Of the last turn.
     text: str
     #: The turns before the last, or None.
     history: list[Message] | None
     answer: str | None
     source_id: str | None
     meta: dict[str, Any]
+    #: The last turn without its text, if it is not the user's.
+    last_turn: Message | None = None
+    tools: Tools | None = None
+    #: JSON schema of the response.
+    response_schema: dict[str, Any] | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """All turns of the conversation."""
+        return join_turns(self.history, self.text, self.last_turn)
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of the conversation's canonical JSON: equal conversations are the same prompt."""
-        turns = [*(self.history or ()), {"role": "user", "content": self.text}]
-        return fingerprint_of(turns)
+        """SHA-256 of the canonical JSON of what a model is given: equal conversations are the same prompt."""
+        besides = {"tools": self.tools, "response_schema": self.response_schema}
+        given = {name: value for name, value in besides.items() if value is not None}
+        return fingerprint_of([*self.messages, given] if given else self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +84,10 @@ def read(path: Path, names: Names = NO_NAMES) -> Iterator[PromptRow | BadRow]:
     """Yield the prompts of a JSONL, JSON, CSV or Parquet file; all but Parquet may be gzipped.
 
     names: {our field: the file's field}, for fields without a common name.
-    A row has `prompt` (text) or `messages` ([{role, content}, ...], the last one from the user), or follows the layout
-    of ShareGPT or Alpaca; it may have `system`, `answer` and `id`. Other fields are stored in `meta`. Raises like
-    `files.records`, and `UsageError` at the end if no row has a field listed in `names`.
+    A row has `prompt` (text) or `messages` ([{role, content}, ...], the last one from the user or a tool), or follows
+    the layout of ShareGPT or Alpaca; it may have `system`, `tools`, `response_schema`, `answer` and `id`. Other fields
+    are stored in `meta`. Raises like `files.records`, and `UsageError` at the end if no row has a field listed in
+    `names`.
     """
     numbered = files.records(path)  # evaluated eagerly, to check a file name before rows of another file are stored
     return (
@@ -115,29 +130,81 @@ def parse(record: Record, names: Names = NO_NAMES) -> PromptRow:
     """The prompt of one record; raise `Flaw` if it has none."""
     row, reply = of_fields(layouts.take(record, names))
     if reply is not None:
-        row = replace(row, meta={"reply": reply, **row.meta})
+        said = {"content": reply["content"], "tool_calls": calls} if (calls := reply.get("tool_calls")) else None
+        row = replace(row, meta={"reply": said or reply["content"], **row.meta})
     require_storable(row)
     return row
 
 
-def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[PromptRow, str | None]:
-    """The prompt of a record, and the reply if its turns include one; raise `Flaw` if there is no prompt.
+def of_fields(fields: Fields, *, may_reply: bool = False) -> tuple[PromptRow, Message | None]:
+    """The prompt of a record, and the reply's turn if there is one; raise `Flaw` if there is no prompt.
 
     may_reply: accept a final assistant turn under any field name.
     """
     turns = _turns(fields)
     reply = None
     if turns and turns[-1]["role"] == "assistant" and (may_reply or _is_sharegpt(fields)):
-        reply = turns.pop()["content"]
+        reply = turns.pop()
     *history, last = _conversation(turns, fields)
+    schema, others = _response_schema(fields)
     row = PromptRow(
         text=last["content"],
         history=history or None,
         answer=text_or_number(fields.ours, "answer"),
         source_id=text_or_number(fields.ours, "id"),
-        meta=fields.rest,
+        meta=others,
+        last_turn=last_turn_of(last),
+        tools=_tools(fields),
+        response_schema=schema,
     )
     return row, reply
+
+
+def _tools(fields: Fields) -> Tools | None:
+    try:
+        return tools.read_tools(fields.ours["tools"])
+    except ValueError as error:
+        name = fields.called["tools"]
+        advice = f"rename {name!r} if it does not list functions that a model may call"
+        raise Flaw(f"{name!r}: {error}", advice=advice) from None
+
+
+def _response_schema(fields: Fields) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The JSON schema of a row's response, and its fields that are stored in `meta`."""
+    ours, called, others = fields.ours, fields.called, fields.rest
+    field, schema = "response_schema", _object(ours["response_schema"])
+    asked = _object(ours["response_format"])
+    if isinstance(asked, dict) and asked.get("type") in _FORMATS:
+        if schema is not None:
+            raise Flaw(f"both {called['response_schema']!r} and {called['response_format']!r}; one row has one schema")
+        field, schema = "response_format", _FORMATS[asked["type"]](asked)
+    elif ours["response_format"] is not None:  # another meaning of the name
+        others = {**others, called["response_format"]: ours["response_format"]}
+    if schema is None:
+        return None, others
+    why = "it is not an object" if not isinstance(schema, dict) else json_schema.flaw_of(schema)
+    if why:
+        raise Flaw(f"{called[field]!r} is not a JSON schema: {why}")
+    try:
+        return tools.require_sendable(tools.without_nulls(schema), repr(called[field])), others
+    except ValueError as error:
+        raise Flaw(str(error)) from None
+
+
+def _object(value: Any) -> Any:
+    """A value, decoded if it is the JSON text of an object; None if it is empty."""
+    try:
+        return tools.decoded(value) if isinstance(value, str) and value.lstrip().startswith("{") else value or None
+    except ValueError:
+        return value
+
+
+#: OpenAI's response formats: {type: the schema of a response in this format}.
+_FORMATS: Mapping[str, Callable[[Record], Any]] = {
+    "text": lambda asked: None,
+    "json_object": lambda asked: {"type": "object"},
+    "json_schema": lambda asked: (asked.get("json_schema") or {}).get("schema", "missing"),
+}
 
 
 def _is_sharegpt(fields: Fields) -> bool:
@@ -210,11 +277,11 @@ def _earlier(fields: Fields) -> list[Message]:
 def _conversation(turns: list[Message], fields: Fields) -> list[Message]:
     """All turns up to the prompt, with the system turn first."""
     name = _name_of_turns(fields)
-    if not turns or turns[-1]["role"] != "user":
+    if not turns or turns[-1]["role"] not in ("user", "tool"):
         last = turns[-1]["role"] if turns else "system"
         advice = "; import responses with 'persyn responses import'" if last == "assistant" else ""
-        raise Flaw(f"{name!r}: the last turn must be the user's, not the {last}'s{advice}")
-    if not turns[-1]["content"].strip():
+        raise Flaw(f"{name!r}: the last turn must be the user's or a tool's, not the {last}'s{advice}")
+    if turns[-1]["role"] == "user" and not turns[-1]["content"].strip():
         raise Flaw("empty prompt: the user's last turn has no text")
     turns = _with_system(turns, fields)
     conversations.require_order(turns, name)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
-from yarl import URL
 
 from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, StudentTable, TeacherTable, fingerprint_of
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
 from persyn.errors import UsageError
-from persyn.llm import engines
+from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify
 from persyn.llm.scorers import custom_function, judge
@@ -27,6 +27,11 @@ Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
 
 #: Teacher columns that may change without creating a new version.
 _DESCRIPTIVE = ("name", "family", "license", "params_b", "price_in", "price_out")
+_NOT_DECISIVE = (*_DESCRIPTIVE, "gpus")
+#: Fields of `sampling` without effect on greedy decoding.
+_OF_SAMPLES = ("top_p", "top_k", "min_p")
+#: Columns that say where something is, and those that identify its content.
+_PLACES = {"model": "revision", "adapter": "adapter_revision"}
 
 
 def identities(
@@ -84,49 +89,31 @@ def _of_function(table: QualityTable | StrategyTable) -> Identity:
     return Identity(revision, None)
 
 
-def teacher_key(table: TeacherTable, known: Identities) -> str:
-    """A canonical key of a teacher: equal for tables that describe the same teacher differently.
+def teacher_identity(table: TeacherTable, known: Identities) -> dict[str, Any]:
+    """What determines a teacher's responses: equal for tables that describe the same teacher differently.
 
-    A server is identified by its normalised address, a local model by its content. Options that only affect speed and
-    memory are ignored.
+    Every field counts that is neither descriptive nor transport, and differs from its default. A model with known
+    content is identified by it, wherever it is; a server's model by the name and the revision that the table gives.
     """
-    engine, sampling = table.engine, msgspec.to_builtins(table.sampling)
-    if engine == IMPORTED:
-        return msgspec.json.encode([engine, table.model]).decode()
-    if table.sampling.temperature == 0:
-        sampling |= {"top_p": None, "top_k": None}  # greedy decoding samples nothing
-    options = {key: value for key, value in table.options.items() if key not in ENGINES[engine].speed_options}
-    model, version = table.model.strip(), None
-    if ENGINES[engine].model == "weights":
-        found = known[table.model, table.revision]
-        model, version = (found.revision, found.template_hash) if found.revision else (model, None)
-    elif ENGINES[engine].model == "server":
-        urls = table.options.get("base_url")
-        options["base_url"] = sorted(_address(str(url)) for url in (urls if isinstance(urls, list) else [urls]))
-    shots = msgspec.to_builtins(table.few_shot)
-    parts = [engine, model, version, options, sampling, table.system or None, shots]
-    return msgspec.json.encode(parts, order="sorted").decode()
-
-
-def _address(base_url: str) -> str:
-    """A server's normalised address; text that is not a URL is returned unchanged."""
-    try:
-        url = URL(base_url.strip())
-        host = "127.0.0.1" if url.host in ("localhost", "::1", "0.0.0.0") else url.host  # noqa: S104
-        return f"{url.scheme}://{host}:{url.port}{url.path.rstrip('/')}?{url.query_string}"
-    except ValueError:
-        return base_url
+    if table.engine == IMPORTED:  # how the responses were generated is unknown
+        return {"engine": table.engine, "model": table.model}
+    said = transport.without_defaults(table)
+    sampling = transport.without_defaults(table.sampling)
+    if table.sampling.temperature == 0:  # greedy decoding samples nothing
+        sampling = {name: value for name, value in sampling.items() if name not in _OF_SAMPLES}
+    said |= {"engine": table.engine, "model": table.model.strip(), "sampling": sampling}
+    said["options"] = transport.decisive(table.engine, table.options, table.gpus)
+    said |= _version(_teacher_model(table, known))
+    by_content = ENGINES[table.engine].model == "weights"
+    return _present({name: value for name, value in said.items() if name not in _NOT_DECISIVE}, by_content=by_content)
 
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     """The id of a teacher's version; updates its descriptive columns."""
-    found = known[table.model, table.revision] if ENGINES[table.engine].model == "weights" else UNKNOWN_IDENTITY
-    row = msgspec.to_builtins(table) | _version(found)
-    if table.engine == IMPORTED:  # how the responses were generated is unknown
-        decisive = {"engine": table.engine, "model": table.model}
-    else:
-        decisive = {key: value for key, value in row.items() if key not in _DESCRIPTIVE}
-    teacher_id = _register(session, Teacher, decisive, row)
+    row = msgspec.to_builtins(table) | _version(_teacher_model(table, known))
+    row["options"] = transport.decisive(table.engine, table.options, table.gpus)
+    del row["gpus"]
+    teacher_id = _register(session, Teacher, teacher_identity(table, known), row)
     said = {key: row[key] for key in _DESCRIPTIVE if row[key] is not None}
     columns = Teacher.__table__.c
     # Write only differences: a start that locks no row waits for no other start.
@@ -135,11 +122,20 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     return teacher_id
 
 
+def _teacher_model(table: TeacherTable, known: Identities) -> Identity:
+    if ENGINES[table.engine].model == "weights":
+        return known[table.model, table.revision]
+    return Identity(table.revision, None)  # the user's own word for what a server serves
+
+
 def student(session: Session, table: StudentTable, known: Identities) -> Student:
     """The row of a student's version."""
     found = known[table.model, table.revision] if ENGINES[table.engine].model else UNKNOWN_IDENTITY
     row = {"name": table.name, "model": table.model} | _version(found)
-    return session.get_one(Student, _register(session, Student, row, row))
+    found_or_new = session.get_one(Student, _register(session, Student, _present(row, by_content=True), row))
+    if found_or_new.model != table.model and not Path(found_or_new.model).exists():
+        found_or_new.model = table.model  # the folder was moved
+    return found_or_new
 
 
 def learnability(session: Session, student: Student, table: StudentTable) -> int:
@@ -148,34 +144,46 @@ def learnability(session: Session, student: Student, table: StudentTable) -> int
         "kind": table.engine,
         "model": student.model,
         "revision": student.revision,
-        "options": table.options,
-        "gpus": table.gpus,
+        "options": transport.decisive(table.engine, table.options, table.gpus),
         "student_id": student.id,
     }
-    return _register(session, Scorer, row | {"template_hash": student.template_hash}, row)
+    return _register(session, Scorer, _present(row, by_content=True), row)
 
 
 def likelihood(session: Session, model: str, revision: str | None, *, gpus: int, options: Mapping[str, Any]) -> int:
     """The id of the scorer that computes log-likelihoods under any identified model."""
-    row: dict[str, Any] = {"kind": "log_likelihood", "model": model, "revision": revision, "options": dict(options)}
-    row["gpus"] = gpus
-    return _register(session, Scorer, row, row)
+    kind = "log_likelihood"
+    row = {
+        "kind": kind,
+        "model": model,
+        "revision": revision,
+        "options": transport.decisive(kind, options, gpus),
+    }
+    return _register(session, Scorer, _present(row, by_content=True), row)
 
 
 def quality(session: Session, table: QualityTable, known: Identities) -> int:
     """The id of a quality scorer's version."""
-    is_identified = ENGINES[table.kind].reference(table.options) in ("weights", "function")
-    found = known[table.model, table.revision] if is_identified else UNKNOWN_IDENTITY
+    reference = ENGINES[table.kind].reference(table.options)
+    is_identified = reference in ("weights", "function")
     # The prompt wording is part of a judge's version.
     words = {"wording": judge.wording(table.options)} if ENGINES[table.kind].is_nested else {}
     row = {
         "kind": table.kind,
         "model": table.model,
-        "revision": found.revision,
-        "options": table.options | words,
-        "gpus": table.gpus,
+        "revision": known[table.model, table.revision].revision if is_identified else table.revision,
+        "options": transport.decisive(table.kind, table.options | words, table.gpus),
     }
-    return _register(session, Scorer, row | {"template_hash": found.template_hash}, row)
+    return _register(session, Scorer, _present(row, by_content=reference == "weights"), row)
+
+
+def _present(columns: Mapping[str, Any], *, by_content: bool) -> dict[str, Any]:
+    """Leave out empty values and, where the content is known, the place that it was found at.
+
+    by_content: the model is a folder or a hub id.
+    """
+    places = [place for place, content in _PLACES.items() if by_content and columns.get(content)]
+    return {name: value for name, value in columns.items() if value not in (None, "", [], {}) and name not in places}
 
 
 def _version(found: Identity) -> dict[str, Any]:

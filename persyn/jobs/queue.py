@@ -221,6 +221,50 @@ def postpone(session: Session, run_id: int, queue: str, pause: timedelta | None)
     )
 
 
+def turn(session: Session, run_id: int, stage: str, model_id: int | None, *, queue: str, gpus: int) -> None:
+    """Move the unfinished jobs of one model in a run to another queue, because the model is reached differently now.
+
+    Waiting ones can be claimed at once. A running one is released by its holder, see `release_turned`.
+
+    model_id: of the teacher or scorer.
+    """
+    session.execute(
+        update(Job)
+        .where(*_of_model(run_id, stage, model_id))
+        .values(queue=queue, gpus=gpus, not_before=null(), dispatched_at=null())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def queues(session: Session, run_id: int) -> list[tuple[str, int | None, str]]:
+    """The queues of a run's unfinished jobs, as (stage, id of the teacher or scorer, queue); locks the jobs."""
+    model_id = func.coalesce(Job.teacher_id, Job.scorer_id)
+    jobs = select(Job.stage, model_id, Job.queue).where(Job.run_id == run_id, Job.state != JobState.DONE)
+    found = session.execute(jobs.order_by(Job.id).with_for_update())
+    return list(dict.fromkeys((stage, model, queue) for stage, model, queue in found))
+
+
+def _of_model(run_id: int, stage: str, model_id: int | None) -> tuple[ColumnElement[bool], ...]:
+    is_of = func.coalesce(Job.teacher_id, Job.scorer_id, 0) == (model_id or 0)
+    return Job.run_id == run_id, Job.stage == stage, is_of, Job.state != JobState.DONE
+
+
+def turned(session: Session, held: Collection[Claim]) -> set[int]:
+    """The ids of held jobs that were moved to another queue since they were claimed."""
+    claims = {claim.id: claim for claim in held}
+    found = session.execute(select(Job.id, Job.fence, Job.queue).where(Job.id.in_(claims)))
+    return {row.id for row in found if row.fence == claims[row.id].fence and row.queue != claims[row.id].queue}
+
+
+def release_turned(session: Session, job: Claim, *, owner: str) -> bool:
+    """Release a job that was moved to another queue: what happened at its old one counts for nothing.
+
+    Returns False if it was not moved.
+    """
+    session.execute(select(Job.id).where(Job.id == job.id).with_for_update())  # or it might be moved after the look
+    return bool(turned(session, [job])) and release(session, job, owner=owner)
+
+
 def release_unknown(session: Session, *, owner: str, known: Collection[int]) -> int:
     """Release jobs that an owner holds without knowing: the claim was committed, but its reply was lost.
 

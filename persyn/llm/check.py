@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import torch
@@ -32,10 +33,12 @@ from persyn.llm.protocols import (
     Result,
     Sampling,
     Tick,
+    Tools,
 )
 from persyn.llm.teachers import addresses, generation
 
 _Options: TypeAlias = options.VllmOptions | options.TransformersOptions
+_Prompt: TypeAlias = tuple[list[Message], Tools | None]
 
 #: Plain prose that every language model finds likely.
 _SENTENCE = "The capital of France is Paris, and the capital of Italy is Rome. Both cities lie on a river."
@@ -49,23 +52,26 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         for request in requests:
             assert isinstance(request, Check)
-            yield [Checked(request.id, check(request.spec, request.conversations, request.max_tokens))]
+            yield [Checked(request.id, check(request.spec, request.conversations, request.max_tokens, request.tools))]
 
     return Batched(compute, version=scoring.VERSION, chunk=1)
 
 
-def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) -> list[Finding]:
+def check(
+    spec: ModelSpec, conversations: list[list[Message]], max_tokens: int, tools: Sequence[Tools | None] = ()
+) -> list[Finding]:
     """Check a teacher; loads its model once and sends nothing to any server.
 
     conversations: prompts it will be given.
     max_tokens:    maximum number of tokens of a response.
+    tools:         the tools of each prompt; empty if none has any.
     """
     try:
         kind = ENGINES[spec.engine]
         if kind.model == "server":
             return _check_server(spec)
         if kind.model == "weights":
-            return list(_check_model(spec, conversations, max_tokens))
+            return list(_check_model(spec, list(zip_longest(conversations, tools)), max_tokens))
         return [Finding("ok", "load", f"the engine {spec.engine!r} has no model to check")]
     except EngineError as error:
         return [Finding("error", "load", str(error))]
@@ -74,7 +80,8 @@ def check(spec: ModelSpec, conversations: list[list[Message]], max_tokens: int) 
 def _check_server(spec: ModelSpec) -> list[Finding]:
     chosen = options.decode(spec, options.OpenAIOptions)
     addresses.read_key(chosen)
-    return [_will_receive(spec, chosen, addresses.endpoint(base_url)) for base_url in chosen.urls]
+    found = [_will_receive(spec, chosen, addresses.endpoint(base_url)) for base_url in chosen.urls]
+    return [*found, _reasoning_of_server(chosen)]
 
 
 def _will_receive(spec: ModelSpec, chosen: options.OpenAIOptions, url: URL) -> Finding:
@@ -84,12 +91,24 @@ def _will_receive(spec: ModelSpec, chosen: options.OpenAIOptions, url: URL) -> F
     return Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")
 
 
-def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_tokens: int) -> Iterator[Finding]:
+def _reasoning_of_server(chosen: options.OpenAIOptions) -> Finding:
+    inline = {
+        "auto": "a response's text is searched for markers such as <think>",
+        "opened": "a response's text begins inside the reasoning",
+        "off": "a response's text is kept as it is",
+    }[chosen.inline_reasoning]
+    return Finding("ok", "reasoning", f"reasoning that the server reports apart is separated; otherwise, {inline}")
+
+
+def _check_model(spec: ModelSpec, prompts: Sequence[_Prompt], max_tokens: int) -> Iterator[Finding]:
     chosen = _decode(spec)
-    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
     about_template = template_check.look_over(chat)
     yield from about_template
-    if about_template[0].level == "error":
+    if isinstance(chosen, options.VllmOptions) and chosen.reasoning_parser is not None:
+        message = f"options.reasoning_parser is {chosen.reasoning_parser!r}: it decides instead of the markers"
+        yield Finding("ok", "reasoning", message)
+    if any(finding.level == "error" for finding in about_template):
         return
     yield _padding(chat)
     stored = scoring.stored_dtype(scoring.configuration(spec))
@@ -100,7 +119,7 @@ def _check_model(spec: ModelSpec, conversations: Sequence[list[Message]], max_to
     yield _vocabulary(chat, model)
     yield from _logits(chat, model)
     context = min((n for n in (chosen.max_model_len, made_for) if n), default=None)
-    yield _context(chat, conversations, max_tokens, context)
+    yield _context(chat, prompts, max_tokens, context)
 
 
 def _decode(spec: ModelSpec) -> _Options:
@@ -195,9 +214,10 @@ def _mean_log_likelihood(model: PreTrainedModel, before: Sequence[int], tokens: 
     return -torch.nn.functional.cross_entropy(logits, ids[0, len(before) :]).item()
 
 
-def _context(chat: Chat, conversations: Sequence[list[Message]], max_tokens: int, context: int | None) -> Finding:
+def _context(chat: Chat, given: Sequence[_Prompt], max_tokens: int, context: int | None) -> Finding:
     how = Sampling(max_tokens=max_tokens)
-    prepared = [generation.prepare(chat, Generate(i, turns, how, 0), context) for i, turns in enumerate(conversations)]
+    requests = [Generate(i, turns, how, 0, tools=tools) for i, (turns, tools) in enumerate(given)]
+    prepared = [generation.prepare(chat, request, context) for request in requests]
     failed = [each.reason for each in prepared if isinstance(each, Failed)]
     prompts = [each for each in prepared if not isinstance(each, Failed)]
     if failed:

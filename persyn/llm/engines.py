@@ -49,10 +49,15 @@ class EngineKind:
     #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
     package: str | None = None
     extra: str | None = None
-    #: Options that affect speed or memory but no result; they are not part of a teacher's version.
-    speed_options: frozenset[str] = frozenset()
     #: Whether it has no model and computes little: it may work beside other engines of the same machine.
     is_light: bool = False
+    #: Whether a teacher on it can hold a response to a JSON schema.
+    holds_to_schema: bool = False
+    #: Options that say how the model is reached or how fast it runs, and affect no result: address, key, concurrency,
+    #: timeouts, memory. Like `gpus`, they belong to a run and are not part of a teacher's or scorer's version.
+    transport: frozenset[str] = frozenset()
+    #: What `dtype` is on a CPU and on a GPU if it is not set, None where the model decides: where GPUs affect results.
+    default_dtypes: tuple[str | None, str | None] = (None, None)
     #: Whether its rows are tokenised on all cores, because a GPU waits for them.
     tokenises_in_parallel: bool = False
     #: A scorer's unit, as reports name it; empty if the values have none.
@@ -63,6 +68,11 @@ class EngineKind:
     reads_row: bool = False
     #: What a scorer needs from a prompt, given its options; None if any prompt will do.
     need: Callable[[Mapping[str, Any]], Need | None] = _no_need
+
+    def __post_init__(self) -> None:
+        known = self.options.__struct_fields__ if self.options is not None else ()
+        if unknown := sorted(self.transport - set(known)):
+            raise ValueError(f"transport of engine {self.name!r} names no option of it: {', '.join(unknown)}")
 
     def reference(self, chosen: Mapping[str, Any]) -> ModelReference:
         """What `model` names, given the options."""
@@ -80,7 +90,8 @@ ENGINES = Registry(
         model="weights",
         package="vllm",
         extra="vllm",
-        speed_options=frozenset(
+        holds_to_schema=True,
+        transport=frozenset(
             {"gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"}
         ),
     ),
@@ -91,7 +102,8 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.TransformersOptions,
         model="weights",
-        speed_options=frozenset({"batch_size"}),
+        transport=frozenset({"batch_size"}),
+        default_dtypes=("float32", "bfloat16"),
     ),
     EngineKind(
         name="openai",
@@ -100,8 +112,10 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.OpenAIOptions,
         model="server",
-        speed_options=frozenset(
+        holds_to_schema=True,
+        transport=frozenset(
             {
+                "base_url",
                 "api_key_env",
                 "api_key_header",
                 "concurrency",
@@ -110,6 +124,10 @@ ENGINES = Registry(
                 "timeout_seconds",
                 "max_retries",
                 "max_tokens_field",
+                "mode",
+                "batch_requests",
+                "poll_seconds",
+                "batch_discount",
             }
         ),
     ),
@@ -120,6 +138,8 @@ ENGINES = Registry(
         roles=frozenset({"student"}),
         options=options.LogLikelihoodOptions,
         model="weights",
+        transport=frozenset({"batch_tokens"}),
+        default_dtypes=("float32", None),
         tokenises_in_parallel=True,
     ),
     EngineKind(
@@ -129,6 +149,7 @@ ENGINES = Registry(
         roles=frozenset({"quality"}),
         options=options.MathOptions,
         is_light=True,
+        transport=frozenset({"timeout_seconds", "memory_mb"}),
         unit="1 right, 0 wrong",
         may_be_verdict=True,
         need=lambda chosen: needs.answer("math"),
@@ -152,8 +173,10 @@ ENGINES = Registry(
         summary="a reward model's logit",
         module="persyn.llm.scorers.reward_model",
         roles=frozenset({"quality"}),
-        options=options.ScorerOptions,
+        options=options.RewardModelOptions,
         model="weights",
+        transport=frozenset({"batch_tokens"}),
+        default_dtypes=("float32", None),
         unit="logit",
     ),
     EngineKind(
@@ -190,6 +213,8 @@ ENGINES = Registry(
         module="persyn.llm.fake",
         roles=frozenset({"teacher", "judge", "student", "quality", "router"}),
         options=options.FakeOptions,
+        transport=frozenset({"latency_seconds", "concurrency", "rows_per_second", "load_seconds", "journal"}),
+        holds_to_schema=True,
     ),
     EngineKind(
         name="router_fit",
@@ -197,6 +222,8 @@ ENGINES = Registry(
         module="persyn.router.fit",
         options=options.RouterFitOptions,
         model="weights",
+        transport=frozenset({"batch_tokens"}),
+        default_dtypes=("float32", "bfloat16"),
     ),
     EngineKind(name="router", summary="routes with a fitted router", module="persyn.router.route"),
     EngineKind(name="strategy", summary="calls a custom strategy", module="persyn.router.strategy"),
@@ -208,6 +235,14 @@ ENGINES = Registry(
 def with_role(role: EngineRole) -> list[str]:
     """The names of the engines that can do this, built-in ones first."""
     return [name for name, kind in ENGINES.items() if role in kind.roles]
+
+
+def batch_size(spec: ModelSpec) -> int | None:
+    """The number of requests in a batch, for a model behind a batch protocol; None for all others."""
+    kind = ENGINES.get(spec.engine)
+    if kind is None or kind.options is not options.OpenAIOptions or spec.options.get("mode") != "batch":
+        return None
+    return options.decode(spec, options.OpenAIOptions).batch_requests
 
 
 def loads_weights(engine: str, chosen: Mapping[str, Any]) -> bool:
@@ -226,6 +261,11 @@ def is_light(engine: str, chosen: Mapping[str, Any]) -> bool:
     """
     kind = ENGINES.get(engine)
     return kind is not None and (kind.is_light or kind.reference(chosen) == "server")
+
+
+def gpus(spec: ModelSpec) -> int:
+    """How many GPUs a worker gives to a model: none to one behind a server, whatever its table says."""
+    return 0 if is_light(spec.engine, spec.options) else spec.gpus
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:

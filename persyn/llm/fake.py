@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NoReturn
 import msgspec
 
 from persyn.errors import EngineError
-from persyn.llm import options
+from persyn.llm import options, tools
 from persyn.llm.protocols import (
     Check,
     Checked,
@@ -38,6 +38,7 @@ from persyn.llm.protocols import (
     Routed,
     Tick,
 )
+from persyn.llm.teachers import generation
 
 _SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va"]
 #: One for each value of a byte.
@@ -132,7 +133,7 @@ class FakeEngine:
         if isinstance(request, Generate):
             return self._generated(request, digest)
         if isinstance(request, Judge):
-            return Judged(request.id, _unit(digest), n_tokens=len(request.response.split()))
+            return Judged(request.id, _unit(digest), n_tokens=len(_said(request).split()))
         if isinstance(request, Route):
             return self._routed(request, digest)
         return _fitted(request, digest)
@@ -140,25 +141,52 @@ class FakeEngine:
     def _digest(self, request: Generate | Judge | Route | Fit) -> bytes:
         """32 bytes derived from everything in the request that may affect the answer."""
         if isinstance(request, Generate):
-            content: object = (self._model, request.messages, request.seed)
+            content: tuple[object, ...] = (self._model, request.messages, request.seed)
+            content += (request.tools,) if request.tools else ()
         elif isinstance(request, Judge):
             content = (self._model, request.messages, request.response, request.answer)
+            content += (request.tool_calls,) if request.tool_calls else ()
         elif isinstance(request, Route):
             content = (self._model, request.messages)
         else:
             content = (self._model, request.conversations, request.rewards, request.teachers, request.seed)
         return hashlib.blake2b(_encode(content), digest_size=32).digest()
 
-    def _generated(self, request: Generate, digest: bytes) -> Generated:
+    def _generated(self, request: Generate, digest: bytes) -> Generated | Failed:
         if request.schema:
             text = _encode_json(_conforming(request.schema, digest)).decode()
             return Generated(request.id, text, "stop", None, None, self._options.latency_seconds)
-        wanted = self._options.response_words
-        count = min(wanted, request.sampling.max_tokens)
-        words = [_WORDS[byte] for byte in (digest * (count // len(digest) + 1))[:count]]
-        prompt_words = sum(message["content"].count(" ") + 1 for message in request.messages)
-        finish = "stop" if count == wanted else "length"
-        return Generated(request.id, " ".join(words), finish, prompt_words, count, self._options.latency_seconds)
+        every = self._options.call_every
+        if request.tools and every and digest[0] % every == 0:
+            return self._call(request, request.tools[0]["function"], digest)
+        sampling, n_reasoning = request.sampling, self._options.reasoning_words
+        if sampling.max_reasoning_tokens is not None:
+            n_reasoning = min(n_reasoning, sampling.max_reasoning_tokens)
+        wanted = n_reasoning + self._options.response_words
+        count = min(wanted, sampling.max_tokens)
+        n_reasoning = min(n_reasoning, count)
+        # The answer comes first, so that it is the same with and without reasoning.
+        words = [_WORDS[byte] for byte in (digest * (wanted // len(digest) + 1))[:wanted]]
+        answer, reasoning = words[: count - n_reasoning], words[self._options.response_words :][:n_reasoning]
+        return generation.to_result(
+            Generated(
+                id=request.id,
+                text=" ".join(answer),
+                finish_reason="stop" if count == wanted else "length",
+                prompt_tokens=sum(message["content"].count(" ") + 1 for message in request.messages),
+                response_tokens=count,
+                seconds=self._options.latency_seconds,
+                reasoning=" ".join(reasoning) or None,
+                reasoning_tokens=n_reasoning,
+            )
+        )
+
+    def _call(self, request: Generate, function: dict[str, Any], digest: bytes) -> Generated:
+        """A call of a function, with arguments that conform to its parameters."""
+        arguments = _encode_json(_conforming(function.get("parameters", {}), digest)).decode()
+        calls = tools.read_calls([{"id": f"call_{digest.hex()[:8]}", "name": function["name"], "arguments": arguments}])
+        seconds = self._options.latency_seconds
+        return Generated(request.id, "", "tool_calls", None, None, seconds, tool_calls=calls)
 
     def _routed(self, request: Route, digest: bytes) -> Routed | Failed:
         if not self._options.teachers:
@@ -167,9 +195,35 @@ class FakeEngine:
         return Routed(request.id, scores)
 
 
-def _conforming(schema: dict[str, Any], digest: bytes) -> dict[str, Any]:
-    """An object that conforms to a schema whose properties are enumerations."""
-    return {name: kind["enum"][digest[0] % len(kind["enum"])] for name, kind in schema["properties"].items()}
+def _said(request: Judge) -> str:
+    return tools.written({"content": request.response, "tool_calls": request.tool_calls})
+
+
+def _conforming(schema: Any, digest: bytes) -> Any:
+    """A value that conforms to a schema of types, properties, items, constants and enumerations."""
+    if not isinstance(schema, dict):
+        return None
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][digest[0] % len(schema["enum"])]
+    kind = schema.get("type", "object")
+    return _of_kind(kind if isinstance(kind, str) else kind[0], schema, digest)
+
+
+def _of_kind(kind: str, schema: dict[str, Any], digest: bytes) -> Any:
+    match kind:
+        case "object":
+            return {name: _conforming(part, digest) for name, part in schema.get("properties", {}).items()}
+        case "array":
+            return [_conforming(schema["items"], digest)] if "items" in schema else []
+        case "string":
+            return _WORDS[digest[0]]
+        case "integer" | "number":
+            return digest[0]
+        case "boolean":
+            return digest[0] % 2 == 0
+    return None
 
 
 def _fitted(request: Fit, digest: bytes) -> Fitted:

@@ -25,12 +25,47 @@ _SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|sig
 
 _ADVICE = "it would be stored; put the key into an environment variable and name that in api_key_env"
 
+#: What `apply_chat_template` sets itself, and what decides how much of a conversation is rendered.
+_RESERVED_VARIABLES = frozenset(
+    {
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "tokenize",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+        "return_dict",
+        "return_tensors",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "processor_kwargs",
+        "padding",
+        "truncation",
+        "max_length",
+        "strftime_now",
+        "raise_exception",
+    }
+)
+
 
 class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """The options of an engine; unknown ones are rejected."""
 
 
-class VllmOptions(EngineOptions, frozen=True):
+class TemplateOptions(EngineOptions, frozen=True, kw_only=True):
+    """The options of an engine that applies a chat template, or has a server apply it."""
+
+    #: Variables of the chat template: `{ enable_thinking = false }`. A server is sent them in a field of this name.
+    chat_template_kwargs: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if reserved := sorted(_RESERVED_VARIABLES.intersection(self.chat_template_kwargs)):
+            raise ValueError(f"chat_template_kwargs contains {reserved[0]!r}, which PerSyn sets itself; remove it")
+
+
+class VllmOptions(TemplateOptions, frozen=True):
     """The options of a teacher on vLLM."""
 
     #: Data type of weights and computation; `auto` leaves it to vLLM.
@@ -51,9 +86,15 @@ class VllmOptions(EngineOptions, frozen=True):
     quantization: str | None = None
     #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
+    #: vLLM's name of the parser of the model's tool calls; none: the form in which the chat template writes calls, if
+    #: PerSyn knows it (`hermes`, `mistral`, `llama3_json`).
+    tool_parser: str | None = None
+    #: How reasoning is separated from the answer: vLLM's name of a parser, such as `deepseek_r1`, or `off` to keep the
+    #: text as it is. None: by the markers that the chat template and the tokenizer name.
+    reasoning_parser: str | None = None
 
 
-class TransformersOptions(EngineOptions, frozen=True):
+class TransformersOptions(TemplateOptions, frozen=True):
     """The options of a teacher on transformers."""
 
     #: Data type of weights and computation; none: bfloat16 on a GPU, and float32 on the CPU, where bfloat16 is no
@@ -65,14 +106,17 @@ class TransformersOptions(EngineOptions, frozen=True):
     max_model_len: Positive | None = None
     #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
+    #: The form of the model's tool calls; none: the one in which the chat template writes calls, if it is one of these.
+    tool_parser: Literal["hermes", "mistral", "llama3_json"] | None = None
 
 
-class OpenAIOptions(EngineOptions, frozen=True):
+class OpenAIOptions(TemplateOptions, frozen=True):
     """The options of a teacher behind a server."""
 
     #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
     #: password or a key in it is rejected, because options are stored. A list of URLs names replicas of one model: each
-    #: request goes to the least loaded one that answers.
+    #: request goes to the least loaded one that answers. It may be changed during a run (`persyn teachers set`); a
+    #: teacher is its `model` and `revision`, wherever they are.
     base_url: str | list[str]
     #: The environment variable with the key; the key itself is never stored. None: no key is sent.
     api_key_env: str | None = None
@@ -81,7 +125,7 @@ class OpenAIOptions(EngineOptions, frozen=True):
     #: Maximum number of requests in flight at each URL; fewer while a server says that it is overloaded.
     concurrency: Positive = 64
     #: Maximum number of requests per minute, of all workers together; none: as many as the server accepts. Teachers and
-    #: judges with the same model, URLs and `api_key_env` share it.
+    #: judges with the same model, URLs and `api_key_env` share it. Batches do not count: providers limit them apart.
     requests_per_minute: Positive | None = None
     #: The same for the tokens of prompts and responses.
     tokens_per_minute: Positive | None = None
@@ -94,12 +138,27 @@ class OpenAIOptions(EngineOptions, frozen=True):
     extra: dict[str, Any] = {}
     #: The name of the body's field for `max_tokens`; some servers require `max_completion_tokens`.
     max_tokens_field: str = "max_tokens"
+    #: `batch`: send each job's requests as one batch, which the provider executes within a day at a lower price.
+    mode: Literal["direct", "batch"] = "direct"
+    #: `mode = "batch"`: maximum number of requests in a batch.
+    batch_requests: Annotated[int, Meta(ge=1, le=50_000)] = 10_000
+    #: `mode = "batch"`: how often the state of a batch is asked for.
+    poll_seconds: Above0 = 60.0
+    #: `mode = "batch"`: the share of the teacher's prices that a batch saves.
+    batch_discount: Annotated[float, Meta(ge=0, le=1)] = 0.5
     #: Which of `seed`, `temperature` and `top_p` are not sent: some servers reject requests with them.
     omit: list[Literal["seed", "temperature", "top_p"]] = []
+    #: How reasoning within a response's text is separated, if the server does not report it in a field of its own.
+    #: `auto`: by the markers around it. `opened`: the server's template opens the reasoning, so that a response begins
+    #: inside it. `off`: the text is kept as it is.
+    inline_reasoning: Literal["auto", "opened", "off"] = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.urls or len(set(self.urls)) < len(self.urls):
             raise ValueError(f"base_url must name one or more different URLs, got {shorten(repr(self.base_url))}")
+        if self.mode == "batch" and len(self.urls) > 1:
+            raise ValueError(f'mode = "batch" needs a single base_url, got {len(self.urls)} URLs; name one of them')
         _require_no_secret(self)
         if not _HEADER.fullmatch(self.api_key_header):
             raise ValueError(f"api_key_header is not a valid header name: {shorten(repr(self.api_key_header))}")
@@ -145,6 +204,10 @@ def _secret_within(value: Any) -> str | None:
     return next(own, None) or _secret_within(list(value.values()))
 
 
+#: The options that determine the form in which a model receives a conversation, equal for all its engines.
+FORM_OPTIONS = ("add_bos", "chat_template_kwargs")
+
+
 class ScorerOptions(EngineOptions, frozen=True):
     """The options of a scorer that is a model."""
 
@@ -156,9 +219,18 @@ class ScorerOptions(EngineOptions, frozen=True):
     add_bos: bool | None = None
 
 
+class RewardModelOptions(ScorerOptions, frozen=True):
+    """The options of a reward model."""
+
+    #: Variables of the chat template: `{ enable_thinking = false }`.
+    chat_template_kwargs: dict[str, Any] = {}
+
+
 class LogLikelihoodOptions(ScorerOptions, frozen=True):
     """The options of a student."""
 
+    #: Variables of the chat template: `{ enable_thinking = false }`.
+    chat_template_kwargs: dict[str, Any] = {}
     #: Score only this many tokens at the beginning of a response; long responses then cost less, and fit. None: all.
     response_tokens: Positive | None = None
 
@@ -265,6 +337,10 @@ class FakeOptions(EngineOptions, frozen=True):
     journal: str | None = None
     #: Number of words of a response.
     response_words: Positive = 12
+    #: One in this many requests with tools is answered by calling the first of them, always the same ones; 0: none.
+    call_every: NonNegative = 0
+    #: Number of words of the reasoning before it; 0: none.
+    reasoning_words: NonNegative = 0
     #: Number of scores of a `RouteOptions`; set by PerSyn.
     teachers: NonNegative = 0
 

@@ -24,6 +24,22 @@ Tools: TypeAlias = list[dict[str, Any]]
 """The functions a model may call: [{"type": "function", "function": {"name", "description", "parameters"}}, ...]."""
 
 
+def join_turns(history: Sequence[Message] | None, text: str, last_turn: Message | None) -> list[Message]:
+    """A conversation from its stored parts.
+
+    history:   the turns before the last one.
+    text:      of the last turn.
+    last_turn: the last turn without its text; None if it is the user's.
+    """
+    last = {"role": "user"} if last_turn is None else last_turn
+    return [*(history or ()), {"role": last["role"], "content": text, **last}]
+
+
+def last_turn_of(turn: Message) -> Message | None:
+    """The stored form of a conversation's last turn, without its text."""
+    return None if turn["role"] == "user" else {key: said for key, said in turn.items() if key != "content"}
+
+
 class ModelSpec(Struct, frozen=True):
     """What a host loads. Equal specs can be served by one host."""
 
@@ -46,7 +62,7 @@ class Generate(Struct, frozen=True, tag="generate"):
     messages: list[Message]
     sampling: Sampling
     seed: int
-    #: JSON schema of the response. Enforced by vllm, openai and fake; not supported by transformers.
+    #: JSON schema of the response; not enforced by an engine that does not hold to schemas.
     schema: dict[str, Any] | None = None
     #: The functions that the model may call.
     tools: Tools | None = None
@@ -108,6 +124,8 @@ class Check(Struct, frozen=True, tag="check"):
     #: Sample prompts for it, including the system turn and worked examples.
     conversations: list[list[Message]]
     max_tokens: int
+    #: The tools of each of them.
+    tools: list[Tools | None] = []
 
 
 class Finding(Struct, frozen=True):

@@ -39,10 +39,10 @@ class Limits:
 
 
 def limits(spec: ModelSpec) -> Limits | None:
-    """The limits of a model's server; None without any."""
+    """The limits of a model's server; None without any, and for batches, which providers limit apart."""
     kind = ENGINES[spec.engine]
     chosen = spec.options.get("options", {}) if kind.is_nested else spec.options
-    if kind.reference(spec.options) != "server":
+    if kind.reference(spec.options) != "server" or chosen.get("mode") == "batch":
         return None
     per_minute = chosen.get("requests_per_minute"), chosen.get("tokens_per_minute")
     if per_minute == (None, None):
@@ -62,7 +62,7 @@ class Costs:
     def of(self, request: Request) -> Cost:
         """An estimate: the prompt by its length; the response as long as those so far, at first `max_tokens`."""
         if isinstance(request, Judge) and self._judge is not None:
-            prompt = _tokens([request.messages, request.response, request.answer])
+            prompt = _tokens([request.messages, request.tools, request.response, request.tool_calls, request.answer])
             return Cost(_VERDICTS, _VERDICTS * (prompt + self._judge.max_tokens))
         if isinstance(request, Generate):
             mean = self._response_tokens / self._responses if self._responses else request.sampling.max_tokens

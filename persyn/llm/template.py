@@ -6,8 +6,11 @@ part of a text, all without an error; therefore every turn is located in the ren
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 from operator import eq
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -44,13 +47,48 @@ class Answered:
 
     #: The generation prompt.
     given: str
-    #: What the template writes between the prompt and a response, such as a space or an empty reasoning block.
+    #: What the template writes between the prompt and a response, such as a space, the opening of the reasoning, or an
+    #: empty reasoning block.
     lead: str
     response: str
     #: What the template writes after the response.
     after: str
     #: Of the turns in `given`.
     spans: Spans
+    #: None if there is none.
+    reasoning: Reasoning | None = None
+    #: Whether `response` is the template's own text, as for calls of tools, and may contain special tokens.
+    is_rendered: bool = False
+
+    @property
+    def written(self) -> str:
+        """What the model generates: the reasoning with its closing marker, and the response."""
+        return (self.reasoning.written if self.reasoning else "") + self.response
+
+    def reasoned(self, reasoning: str) -> Answered:
+        """The same with reasoning between the markers that the prompt opens, or <think> and </think>.
+
+        It takes the place of an empty block that the template writes before the response.
+        """
+        opened = _OPENED.search(self.given)
+        block = Reasoning("" if opened else OPENING, reasoning, _closing(opened))
+        return replace(self, lead="" if self.lead.strip() else self.lead, reasoning=block)
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A response's reasoning as the model writes it, before the response."""
+
+    #: The opening marker, where the model has to write it; empty where the prompt or the template opens the reasoning.
+    opening: str
+    text: str
+    #: The closing marker and the space up to the response.
+    closing: str
+
+    @property
+    def written(self) -> str:
+        """The whole text, up to the response."""
+        return self.opening + self.text + self.closing
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +103,33 @@ class Frame:
     folds: bool
 
 
-class Template:
-    """A tokenizer's chat template; raises `TemplateError` for what it rejects, `LostText` for what it would lose."""
+#: The role of a response's reasoning among its turns; `Template.apply` moves it into the assistant's turn.
+_REASONING = "reasoning"
+#: The forms in which templates take the reasoning of an assistant's turn; the first that works is used.
+_FORMS: tuple[Callable[[Message, str], Message], ...] = (
+    lambda turn, reasoning: {**turn, "reasoning_content": reasoning},
+    lambda turn, reasoning: {**turn, "reasoning": reasoning},
+    lambda turn, reasoning: {**turn, "thinking": reasoning},
+    lambda turn, reasoning: {
+        **turn,
+        "content": [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": turn["content"]}],
+    },
+)
+#: A marker that opens a reasoning block at the end of a generation prompt: <think>, [THINK], <|START_THINKING|>.
+_OPENED = re.compile(r"([<\[◁]\|?)((?:START_)?)([A-Za-z_]*(?:think|thought|reason)[A-Za-z_]*)(\|?[>\]▷])\s*$", re.I)
+#: Around the reasoning where neither the template nor the prompt has markers of its own.
+OPENING, CLOSING = "<think>\n", "\n</think>\n\n"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+
+class Template:
+    """A tokenizer's chat template; raises `TemplateError` for what it rejects, `LostText` for what it would lose.
+
+    variables: the values of the template's own variables, such as {"enable_thinking": False}.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
+        self.variables = dict(variables or {})
         self._frames: dict[tuple[bool, tuple[str, ...]], Frame] = {}
         #: Some templates, mostly of multimodal models, accept content only as a list of parts.
         self._as_parts = False
@@ -83,24 +143,57 @@ class Template:
         """Render the conversation with every turn closed."""
         return self._write(messages, opens=False)
 
-    def answered(self, messages: Sequence[Message], response: str) -> Answered:
+    def answered(self, messages: Sequence[Message], response: str, reasoning: str | None = None) -> Answered:
         """Render the conversation with a response, which is kept in full even if the template would omit part of it.
 
-        If a template changes a response, e.g. drops its reasoning, only the text before and after it is taken from it.
+        If a template changes a response, only the text before and after it is taken from it. The reasoning is written
+        as the template writes it, if it can; otherwise between the markers that the prompt opens, or <think> and
+        </think>.
         """
         prompt = self.prompt(messages)
-        stem = prompt.text[: prompt.spans[-1][1]]
-        turns = [*messages, {"role": "assistant", "content": response}]
-        try:
-            whole = self.finished(turns)
-        except LostText:
-            frame = self.frame(tuple(turn["role"] for turn in turns), opens=False)
-            given = self._given(prompt.text, stem + frame.texts[-2], response)
-            return Answered(given, "", response, frame.texts[-1], prompt.spans)
+        turn: Message = {"role": "assistant", "content": response}
+        has_field = reasoning is not None and self.takes_reasoning
+        block = [{"role": _REASONING, "content": reasoning}] if has_field else []
+        if has_field or reasoning is None:
+            with suppress(LostText):
+                return self._parted(prompt, [*messages, *block, turn])
+        frame = self.frame((*(each["role"] for each in messages), "assistant"), opens=False)
+        bare, after = prompt.text[: prompt.spans[-1][1]] + frame.texts[-2], frame.texts[-1]
+        if reasoning is not None:
+            return Answered(prompt.text, "", response, after, prompt.spans).reasoned(reasoning)
+        return Answered(self._given(prompt.text, bare, response), "", response, after, prompt.spans)
+
+    def _parted(self, prompt: Written, turns: Sequence[Message]) -> Answered:
+        """The parts of a finished conversation; its last turns are the reasoning, if there is one, and the response."""
+        whole = self.finished(turns)
+        has_reasoning = turns[-2]["role"] == _REASONING
+        *_, (_, asked), first = whole.spans[:-1] if has_reasoning else whole.spans
         begin, end = whole.spans[-1]
-        before = stem + whole.text[whole.spans[-2][1] : begin]
+        before = prompt.text[: prompt.spans[-1][1]] + whole.text[asked : first[0]]
         given = prompt.text if before.startswith(prompt.text) else before
-        return Answered(given, before[len(given) :], whole.text[begin:end], whole.text[end:], prompt.spans)
+        block = Reasoning("", whole.text[slice(*first)], whole.text[first[1] : begin]) if has_reasoning else None
+        lead, response, after = before[len(given) :], whole.text[begin:end], whole.text[end:]
+        return Answered(given, lead, response, after, prompt.spans, block)
+
+    @cached_property
+    def takes_reasoning(self) -> bool:
+        """Whether the template writes the reasoning of a response."""
+        return self._form is not None
+
+    @cached_property
+    def _form(self) -> Callable[[Message, str], Message] | None:
+        asked = {"role": "user", "content": marker(0)}
+        for form in _FORMS:
+            turn = form({"role": "assistant", "content": marker(2)}, marker(1))
+            try:
+                text = self._rendered([asked, turn], opens=False)
+                frame_of(text, ("user", _REASONING, "assistant"), folds=False)
+            except TemplateError:
+                continue
+            # A template that knows no parts writes Python's form of the list.
+            if isinstance(turn["content"], str) or str(turn["content"]) not in text:
+                return form
+        return None
 
     def frame(self, roles: tuple[str, ...], *, opens: bool) -> Frame:
         """The text around turns with these roles.
@@ -112,12 +205,21 @@ class Template:
 
     def apply(self, messages: Sequence[Message], *, opens: bool, **variables: Any) -> str:
         """The template's unmodified output, with `variables` set in it."""
-        turns: list[Any] = list(messages)
-        if self._as_parts:
-            turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
+        turns: list[Message] = []
+        reasoning: str | None = None
+        for turn in messages:
+            if turn["role"] == _REASONING:
+                reasoning = turn["content"]
+                continue
+            turns.append(turn if reasoning is None or self._form is None else self._form(turn, reasoning))
+            reasoning = None
+        return self._rendered(turns, opens=opens, **variables)
+
+    def _rendered(self, messages: Sequence[Message], *, opens: bool, **variables: Any) -> str:
+        turns = [_in_parts(turn) for turn in messages] if self._as_parts else list(messages)
         try:
             text: Any = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=opens, **variables
+                turns, tokenize=False, add_generation_prompt=opens, **{**self.variables, **variables}
             )
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             # Templates can raise anything to reject a conversation.
@@ -134,7 +236,7 @@ class Template:
         """Whether a user turn's text appears in the prompt when content has this form."""
         self._as_parts = as_parts
         try:
-            return _mark(0) in self.apply([{"role": "user", "content": _mark(0)}], opens=True)
+            return marker(0) in self.apply([{"role": "user", "content": marker(0)}], opens=True)
         except TemplateError:
             return False
 
@@ -147,38 +249,52 @@ class Template:
         if not roles:
             raise TemplateError("the conversation has no turn")
         frame = self.frame(roles, opens=opens)
-        text = self.apply(_fold_system(messages) if frame.folds else messages, opens=opens)
-        spans = _match(frame, text, contents)
+        text = self.apply(fold_system(messages) if frame.folds else messages, opens=opens)
+        spans = match(frame, text, contents)
         if spans is not None:
             return Written(text, spans)
         # A template may insert the date, or choose the surrounding text by a turn's content.
         frame = self._learn(roles, opens=opens)
-        spans = _match(frame, text, contents)
+        spans = match(frame, text, contents)
         if spans is not None:
             return Written(text, spans)
-        return Written(text, _search(frame, text, contents, roles), is_framed=False)
+        return Written(text, search(frame, text, contents, roles), is_framed=False)
 
     def _learn(self, roles: tuple[str, ...], *, opens: bool) -> Frame:
         """Render unique markers as turns; a system turn that is rejected or lost is merged into the first user turn."""
-        turns = [{"role": role, "content": _mark(number)} for number, role in enumerate(roles)]
+        turns = [{"role": role, "content": marker(number)} for number, role in enumerate(roles)]
         try:
-            frame = _frame(self.apply(turns, opens=opens), roles, folds=False)
+            frame = frame_of(self.apply(turns, opens=opens), roles, folds=False)
         except TemplateError:
             if "system" not in roles:
                 raise
-            frame = _frame(self.apply(_fold_system(turns), opens=opens), roles, folds=True)
+            frame = frame_of(self.apply(fold_system(turns), opens=opens), roles, folds=True)
         self._frames[opens, roles] = frame
         return frame
 
 
-def _mark(number: int) -> str:
+def _in_parts(turn: Message) -> Message:
+    """A turn whose content is a list of parts."""
+    content = turn["content"]
+    return {**turn, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else turn
+
+
+def _closing(opened: re.Match[str] | None) -> str:
+    """What closes the reasoning block that a prompt has opened."""
+    if opened is None:
+        return CLOSING
+    left, start, name, right = opened.groups()
+    return f"\n{left}{'END_' if start else '/'}{name}{right}\n\n"
+
+
+def marker(number: int) -> str:
     """A marker that stands for the text of a turn."""
     return f"\N{OBJECT REPLACEMENT CHARACTER}{number}\N{OBJECT REPLACEMENT CHARACTER}"
 
 
-def _frame(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
+def frame_of(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
     """The frame of a text with markers as turns; `LostText` unless each marker occurs exactly once, in order."""
-    marks = [_mark(number) for number in range(len(roles))]
+    marks = [marker(number) for number in range(len(roles))]
     for mark, role in zip(marks, roles, strict=True):
         if (count := text.count(mark)) != 1:
             raise LostText(f"it {f'repeats {count} times' if count else 'drops'} the text of the {role} turn")
@@ -195,7 +311,7 @@ def _frame(text: str, roles: tuple[str, ...], *, folds: bool) -> Frame:
     return Frame(order, (*texts, text[end:]), folds)
 
 
-def _match(frame: Frame, text: str, contents: Sequence[str]) -> Spans | None:
+def match(frame: Frame, text: str, contents: Sequence[str]) -> Spans | None:
     """Locate the contents in a text that consists of the frame and the contents, ignoring surrounding whitespace."""
     spans = [(0, 0)] * len(contents)
     start = len(frame.texts[0])
@@ -225,7 +341,7 @@ def _end(text: str, start: int, content: str, following: str) -> int | None:
     return next((end + n for n in range(kept, -1, -1) if text.startswith(following, end + n)), None)
 
 
-def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[str]) -> Spans:
+def search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[str]) -> Spans:
     """Locate the contents in a text that does not match the frame; `LostText` if the result is ambiguous."""
     spans = [(0, 0)] * len(contents)
     place = 0
@@ -240,7 +356,7 @@ def _search(frame: Frame, text: str, contents: Sequence[str], roles: Sequence[st
     return tuple(spans)
 
 
-def _fold_system(messages: Sequence[Message]) -> list[Message]:
+def fold_system(messages: Sequence[Message]) -> list[Message]:
     """Remove a system turn by prepending its text to the first user turn."""
     system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
     turns = [dict(m) for m in messages if m["role"] != "system"]

@@ -10,9 +10,12 @@ from operator import eq
 from jinja2 import TemplateError
 
 from persyn.errors import PermanentError, shorten
+from persyn.llm import tool_forms
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Finding, Message, ModelSpec
+from persyn.llm.reasoning import MarkerReader
 from persyn.llm.template import LostText, Template
+from persyn.llm.tool_template import SAMPLE_CALL, SAMPLE_TOOLS, SAMPLE_TURNS, ToolTemplate
 
 #: Text that a careless template alters: whitespace, markup, quotes, braces, capitals, and great length.
 _TEXT = (
@@ -24,7 +27,7 @@ _USER: Message = {"role": "user", "content": f"U: {_TEXT}So much of a user turn.
 _ASSISTANT: Message = {"role": "assistant", "content": f"A: {_TEXT}So much of an assistant turn."}
 _AGAIN: Message = {"role": "user", "content": f"A long one: {_TEXT * 100}So much of a user turn."}
 
-#: <think>, [THINK], <|START_THINKING|>, <reasoning>, and what closes them.
+#: <think>, [THINK], <|START_THINKING|>, <reasoning>, and what closes them; also markers that PerSyn does not know.
 _THINKING = re.compile(r"[<\[◁][^<>\[\]\s]*(?:think|thought|reason)[^<>\[\]\s]*[>\]▷]", re.IGNORECASE)
 
 _ADVICE = "correct the chat template (chat_template.jinja in the model's folder) or choose another model"
@@ -67,7 +70,29 @@ def look_over(chat: Chat, *, answers: bool = True) -> list[Finding]:
     if chat.template.frame(("system", "user"), opens=True).folds:
         message += "; the text of a system turn opens the first user turn"
     found = Finding("warning" if warnings else "ok", "template", "; ".join([message, *warnings]))
-    return [found, *_thinking(chat.template), *_date(chat.template)]
+    about_reasoning = _reasoning(chat) if answers else ()
+    return [
+        found,
+        *_variables(chat.template, str(chat.tokenizer.chat_template)),
+        *about_reasoning,
+        *_date(chat.template),
+    ]
+
+
+def look_over_tools(template: ToolTemplate, *, calls: bool = True) -> list[Finding]:
+    """At most one finding on the topic "tools": what happens to prompts with tools.
+
+    calls: whether the model's calls are read in the form that the template writes.
+    """
+    try:
+        template.answered(SAMPLE_TURNS, "Yes.", tools=SAMPLE_TOOLS)
+        template.answered(SAMPLE_TURNS[:1], "", tool_calls=[SAMPLE_CALL], tools=SAMPLE_TOOLS)
+    except TemplateError as error:
+        return [Finding("warning", "tools", f"prompts with tools fail: the chat template: {shorten(str(error))}")]
+    if calls and tool_forms.written_by(template) is None:
+        message = "the form of its calls is not known: they stay a part of the text, unless tool_parser names the form"
+        return [Finding("warning", "tools", message)]
+    return []
 
 
 def _conversations(template: Template) -> Iterator[str]:
@@ -136,11 +161,32 @@ def _end(chat: Chat) -> Iterator[str]:
         yield f"the template closes a turn with {closing!r}, which is not a special token of the tokenizer"
 
 
-def _thinking(template: Template) -> Iterator[Finding]:
-    tags = _THINKING.findall(template.frame(("user",), opens=True).texts[-1])
-    if tags and "/" not in tags[-1] and "end" not in tags[-1].lower():
-        message = f"the generation prompt opens {tags[-1]}: responses begin inside the reasoning, without that tag"
-        yield Finding("warning", "thinking", message)
+def _reasoning(chat: Chat) -> Iterator[Finding]:
+    """What will be taken as reasoning."""
+    assert chat.template is not None
+    splits = MarkerReader(chat.tokenizer, str(chat.tokenizer.chat_template))
+    tail = chat.template.frame(("user",), opens=True).texts[-1]
+    markers = splits.opened(tail) or splits.markers
+    tags = _THINKING.findall(tail)
+    is_open = bool(tags) and "/" not in tags[-1] and "end" not in tags[-1].lower()
+    if is_open and splits.opened(tail) is None:
+        message = (
+            f"the generation prompt opens {tags[-1]}, which PerSyn does not know: reasoning stays in the responses"
+        )
+        yield Finding("warning", "reasoning", f"{message}; for vllm, set options.reasoning_parser")
+    elif markers is not None and splits.reads_prompt:
+        who = "the generation prompt opens it" if splits.opened(tail) else "the model opens it, or does not reason"
+        if markers.closes in tail and not splits.opened(tail):
+            who = "the generation prompt has an empty one: the model is to answer at once"
+        message = f"reasoning is what stands between {markers.opens!r} and {markers.closes!r}; {who}"
+        yield Finding("ok", "reasoning", message)
+
+
+def _variables(template: Template, source: str) -> Iterator[Finding]:
+    for name in template.variables:
+        if not re.search(rf"\b{re.escape(name)}\b", source):
+            message = f"the chat template has no variable {name!r}; correct chat_template_kwargs"
+            yield Finding("error", "variables", message)
 
 
 def _date(template: Template) -> Iterator[Finding]:

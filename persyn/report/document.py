@@ -218,6 +218,9 @@ def _doubtful(report: Report) -> list[str]:
     if cut := [each for each in report.facts.teachers if each.truncated]:
         shares = ", ".join(f"{each.teacher} {each.truncated:.1%}" for each in cut)
         said.append(f"Responses were cut off at max_tokens, by teacher: {shares}.")
+    if unfinished := [each for each in report.facts.teachers if each.unfinished]:
+        counted = ", ".join(f"{each.teacher} {each.unfinished:,}" for each in unfinished)
+        said.append(f"Responses ended inside their reasoning, without an answer, by teacher: {counted}.")
     if report.facts.wrong:
         said.append(
             f"{report.facts.wrong:,} of the assigned responses are known to be wrong; they are in the dataset unless "

@@ -66,7 +66,7 @@ def _example(found: trace.Trace, rewards_of: dict[str, float]) -> ExampleFacts |
         role=str(found.role),
         reason=found.assignment["reason"],
         margin=found.assignment["margin"],
-        text=_cut(found.text),
+        text=trace.beginning(found.text, _TEXT),
         chosen=_shown(responses[found.teacher], rewards_of),
         best_other=_shown(responses[others[0]], rewards_of) if others else None,
     )
@@ -76,13 +76,10 @@ def _shown(row: trace.TraceRow, rewards_of: dict[str, float]) -> Shown:
     reward = rewards_of.get(row["teacher"])
     return Shown(
         teacher=row["teacher"],
-        text=None if row["text"] is None else _cut(row["text"]),
+        text=None if row["text"] is None else trace.beginning(row["text"], _TEXT),
+        reasoning=None if row["reasoning"] is None else trace.beginning(row["reasoning"], _TEXT),
         failure=row["failure"],
         quality=row["quality"],
         learnability=row["learnability"],
         reward=None if reward is None or np.isnan(reward) else reward,
     )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _TEXT else f"{text[:_TEXT]}… ({len(text):,} characters)"

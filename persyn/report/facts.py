@@ -140,6 +140,8 @@ class Shown(Struct, frozen=True):
     teacher: str
     #: The response, or the reason why it failed.
     text: str | None
+    #: What the teacher wrote before its answer.
+    reasoning: str | None
     failure: str | None
     quality: float | None
     learnability: float | None

@@ -411,6 +411,8 @@ def _clock(seconds: float) -> tuple[str, float]:
 
 def _quality_learnability(report: Report) -> Callable[[], Picture] | None:
     per = report.config["run"].get("learnability_per", "token")
+    if (part := report.config["run"].get("learnability_on", "both")) != "both":
+        per = part if per == "response" else f"{per} of the {part}"
     is_scored = any(teacher.quality and teacher.learnability for teacher in report.means)
     return _if(is_scored and report.means, partial(quality_learnability, unit=report.unit, per=per))
 

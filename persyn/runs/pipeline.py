@@ -23,7 +23,7 @@ from persyn.ingest.versions import Identities
 from persyn.jobs import queue
 from persyn.jobs.queue import Claim
 from persyn.llm.engines import ENGINES
-from persyn.runs import run_file, same_run, start
+from persyn.runs import run_file, same_run, start, transport
 from persyn.stages import registry, score
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
@@ -74,6 +74,7 @@ def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) ->
 
     Returns notices about the files for the user.
     """
+    transport.change(session, run, config, actor=actor)
     paths = [Path(file) for file in config.prompts.files]
     away = [path.name for path in paths if not path.is_file()]
     conflicts = 0
@@ -103,6 +104,7 @@ def enlist(
     """Create a run with its models and prompts, and draw its calibration prompts; plan no jobs."""
     run = start.create(session, config, known, stage=next(iter(STAGES)))
     conflicts = prompt_import.add_to_run(session, run.id, config.prompts, progress=on_rows)
+    start.require_schemas(session, run)
     said = prompt_import.draw(
         session,
         run.id,
@@ -230,6 +232,8 @@ def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:
     if queue.stop_cancelled(session, job, owner=owner):
         advance(session, job.run_id, actor=owner)
         return True
+    if queue.release_turned(session, job, owner=owner):
+        return True
     run = session.get_one(Run, job.run_id)
     limit = timedelta(seconds=load_config(run.config).run.outage_seconds)
     pause = outages.note(session, job.run_id, job.queue, error, limit=limit)
@@ -249,7 +253,12 @@ def answered(session: Session, job: Claim) -> None:
 
 
 def give_up(session: Session, job: Claim, error: str, *, owner: str) -> None:
-    """Fail a job permanently, with all waiting jobs of its queue in its run, and advance the run."""
+    """Fail a job permanently, with all waiting jobs of its queue in its run, and advance the run.
+
+    A job that was moved to another queue is only released.
+    """
+    if queue.release_turned(session, job, owner=owner):
+        return
     if queue.fail(session, job, error, owner=owner, is_final=True) is not None:
         queue.fail_waiting(session, job, error, owner=owner)
         advance(session, job.run_id, actor=owner)

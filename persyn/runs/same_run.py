@@ -18,6 +18,7 @@ from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student, Teacher
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
 from persyn.ingest.imports import ImportCounts, batches
+from persyn.llm import transport
 from persyn.llm.identity import identify
 from persyn.method.strategies import STRATEGIES
 
@@ -97,7 +98,7 @@ def require(session: Session, run: Run, config: RunConfig) -> None:
     """
     was = load_config(run.config)
     moved = {place for place, _ in _moved(session, run, was, config)}
-    changed = [found for found in _differences(_decisive(was), _decisive(config)) if found.key not in moved]
+    changed = [found for found in differences(_decisive(was), _decisive(config)) if found.key not in moved]
     if changed:
         more = f", and {len(changed) - _MOST} more" if len(changed) > _MOST else ""
         said = "; ".join(map(str, changed[:_MOST]))
@@ -151,6 +152,8 @@ def sha256(path: Path) -> str:
 
 def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool = True) -> None:
     """Adopt the changes of a run file that do not affect the dataset: paths, teacher descriptions, outage limit.
+
+    Transport is adopted by `persyn.runs.transport`.
 
     with_content: whether to store the new hashes of the prompt files; otherwise a difference is reported every time.
     """
@@ -212,9 +215,25 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
             del teacher[key]
     if "family" not in kept:
         del frozen["student"]["family"]
+    for place, (engine, found) in models(config).items():
+        part = table(frozen, place)
+        part |= {"options": transport.decisive(engine, found.options, found.gpus)} if engine else {}
+        del part["gpus"]
     del frozen["run"]["outage_seconds"]
     frozen["prompts"] = {"source": config.prompts.sources}
     return frozen
+
+
+def models(config: RunConfig) -> dict[str, tuple[str, Any]]:
+    """The tables of a run file that have options, by key, as (engine, table); the engine of a strategy is empty."""
+    router = "router_fit" if config.router.engine == "router" else config.router.engine
+    found: dict[str, tuple[str, Any]] = {
+        "student": (config.student.engine, config.student),
+        "quality": (config.quality.kind, config.quality),
+        "router": (router, config.router),
+        "strategy": ("", config.strategy),
+    }
+    return found | {f"teachers[{n}]": (teacher.engine, teacher) for n, teacher in enumerate(config.teachers)}
 
 
 def _moved(session: Session, run: Run, was: RunConfig, config: RunConfig) -> Iterator[tuple[str, Any]]:
@@ -237,16 +256,16 @@ def _is_folder(model: Any) -> bool:
 
 
 def _at(frozen: Mapping[str, Any], place: str) -> Any:
-    return _table(frozen, place).get(place.rpartition(".")[2])
+    return table(frozen, place.rpartition(".")[0]).get(place.rpartition(".")[2])
 
 
 def _put(frozen: Mapping[str, Any], place: str, value: Any) -> None:
-    _table(frozen, place)[place.rpartition(".")[2]] = value
+    table(frozen, place.rpartition(".")[0])[place.rpartition(".")[2]] = value
 
 
-def _table(frozen: Mapping[str, Any], place: str) -> Any:
-    """The table that contains a key such as `teachers[0].model`; empty where there is none."""
-    name, _, number = place.rpartition(".")[0].partition("[")
+def table(frozen: Mapping[str, Any], place: str) -> Any:
+    """A table of a configuration, such as `student` or `teachers[0]`; empty where there is none."""
+    name, _, number = place.partition("[")
     found = frozen[name]
     if not number:
         return found
@@ -254,7 +273,8 @@ def _table(frozen: Mapping[str, Any], place: str) -> Any:
     return found[index] if index < len(found) else {}
 
 
-def _differences(was: Any, now: Any, place: str = "") -> list[Difference]:
+def differences(was: Any, now: Any, place: str = "") -> list[Difference]:
+    """The keys, from a location on, that have other values in another configuration."""
     if isinstance(was, dict) and isinstance(now, dict):
         keys = sorted(was.keys() | now.keys())
         within = [(f"{place}.{key}" if place else key, was.get(key), now.get(key)) for key in keys]
@@ -262,7 +282,7 @@ def _differences(was: Any, now: Any, place: str = "") -> list[Difference]:
         within = [(f"{place}[{number}]", *pair) for number, pair in enumerate(zip(was, now, strict=True))]
     else:
         return [] if was == now else [Difference(place, *_brief(was, now))]
-    return [found for name, old, new in within for found in _differences(old, new, name)]
+    return [found for name, old, new in within for found in differences(old, new, name)]
 
 
 def _brief(was: Any, now: Any) -> tuple[Any, Any]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from msgspec.structs import replace
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, RunConfig, load_config
-from persyn.db.catalog import Run, RunTeacher, Scorer, Teacher
+from persyn.config import IMPORTED, RunConfig, TeacherTable, fingerprint_of, load_config
+from persyn.db import lookup
+from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
 from persyn.db.results import Origin, Response, Score
 from persyn.errors import UsageError
 from persyn.ingest import prompt_table, versions
 from persyn.ingest.versions import Identities
+from persyn.llm import transport
+from persyn.llm.engines import ENGINES
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import same_run
 
@@ -57,6 +60,30 @@ def require_imported(session: Session, config: RunConfig) -> None:
             )
     if config.quality.kind == IMPORTED:
         _require_scores(session, config.quality.model)
+
+
+def require_schemas(session: Session, run: Run) -> None:
+    """Raise `UsageError` for a teacher that should hold to a JSON schema on an engine that cannot.
+
+    The run's prompts must be there.
+    """
+    able = {name for name, kind in ENGINES.items() if kind.holds_to_schema} | {IMPORTED}
+    unable = [teacher for teacher in lookup.teachers(session, run.id) if teacher.engine not in able]
+    if not unable:
+        return
+    advice = f"engines that can: {', '.join(sorted(able - {IMPORTED}))}"
+    for teacher in unable:
+        if teacher.response_schema is not None:
+            raise UsageError(
+                f"teacher {teacher.name!r} has a response_schema, but engine {teacher.engine!r} cannot hold a response "
+                f"to one; {advice}"
+            )
+    of_run = select(func.count()).select_from(Prompt).join(RunPrompt).where(RunPrompt.run_id == run.id)
+    if count := session.scalars(of_run.where(Prompt.response_schema.is_not(None))).one():
+        raise UsageError(
+            f"{count:,} prompts have a response_schema, but teacher {unable[0].name!r} has engine "
+            f"{unable[0].engine!r}, which cannot hold a response to one; {advice}"
+        )
 
 
 def _require_scores(session: Session, field: str) -> None:
@@ -103,17 +130,26 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
 
 
 def _require_distinct(config: RunConfig, known: Identities) -> None:
-    """Raise `UsageError` for two teachers that are identical except for their names."""
-    named: dict[str, str] = {}
+    """Raise `UsageError` for two teachers that are identical except for their names and transport."""
+    named: dict[str, TeacherTable] = {}
     for table in config.teachers:
-        key = versions.teacher_key(table, known)
-        if key in named:
+        other = named.setdefault(fingerprint_of(versions.teacher_identity(table, known)), table)
+        if other is not table:
             raise UsageError(
-                f"teachers {named[key]!r} and {table.name!r} are the same teacher: the same model "
-                f"{table.model!r}, with the same options and prompts; remove one of them, "
-                "or change its system turn, sampling or options"
+                f"teachers {other.name!r} and {table.name!r} are the same teacher: the same model "
+                f"{table.model!r}, with the same options and prompts; {_way_out(other, table)}"
             )
-        named[key] = table.name
+
+
+def _way_out(one: TeacherTable, other: TeacherTable) -> str:
+    """What to do about two equal teachers."""
+    kind = ENGINES[one.engine]
+    if kind.model == "server" and transport.of(one.engine, one.options) != transport.of(other.engine, other.options):
+        return (
+            "if their servers have different models under this name, give each teacher a revision (any text); if they "
+            "have the same model, keep one teacher, with a list of both addresses as its base_url"
+        )
+    return "remove one of them, or change its system turn, sampling or options"
 
 
 def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) -> RunConfig:

@@ -10,15 +10,17 @@ import msgspec
 from sqlalchemy import Select, delete, func, literal, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, Sampling
+from persyn.config import IMPORTED, Sampling, TeacherTable, load_config
 from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.results import Origin, Response
 from persyn.db.text import reason
+from persyn.errors import shorten
 from persyn.jobs.queue import Claim
+from persyn.llm import engines, transport
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
-from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
+from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
 from persyn.stages.stage import Stage
 
 
@@ -42,6 +44,7 @@ class Cells:
             style=style,
             plan=self._plan,
             load=self._load,
+            spec=_spec_in,
             save=_save,
             progress=self._progress,
             expected=expected,
@@ -53,35 +56,39 @@ class Cells:
         """Create each teacher's jobs; store an imported teacher's missing responses as failures."""
         made = 0
         size = run.config["run"]["job_prompts"]
-        for teacher in lookup.teachers(session, run.id):
+        tables = load_config(run.config).teachers
+        for teacher, table in zip(lookup.teachers(session, run.id), tables, strict=True):
             missing = self.missing(run.id, teacher.id)
             if teacher.engine == IMPORTED:
                 _note_absent(session, teacher, missing)
             else:
-                plan = JobPlan(run.id, self.name, spec_of(teacher), teacher_id=teacher.id, size=size)
+                plan = JobPlan(run.id, self.name, spec_of(teacher, table), teacher_id=teacher.id, size=size)
                 made += make_jobs(session, plan, missing)
         return made
 
     def _load(self, session: Session, job: Claim) -> Batch:
         """Build the requests of one job: the empty cells in its range."""
         teacher = session.get_one(Teacher, job.teacher_id)
-        run_seed = session.scalars(select(Run.seed).where(Run.id == job.run_id)).one()
+        run = session.get_one(Run, job.run_id)
+        table = _table(session, run, teacher.id)
         missing = self.missing(job.run_id, job.teacher_id)
         prompts = session.execute(
             in_part(missing, job)
             .join(Prompt, Prompt.id == missing.selected_columns[0])
-            .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.content_hash)
+            .add_columns(Prompt.id, *TURNS, Prompt.tools, Prompt.response_schema, Prompt.content_hash)
         )
         sampling = msgspec.convert(teacher.sampling, Sampling)
         opening = opening_of(teacher.system, teacher.few_shot)
         return Batch(
-            spec_of(teacher),
+            spec_of(teacher, table),
             [
                 Generate(
                     id=prompt.id,
                     messages=with_opening(opening, conversation(prompt)),
                     sampling=sampling,
-                    seed=seed_of(run_seed, prompt.content_hash, teacher.fingerprint, 0),
+                    seed=seed_of(run.seed, prompt.content_hash, teacher.fingerprint, 0),
+                    schema=teacher.response_schema if prompt.response_schema is None else prompt.response_schema,
+                    tools=prompt.tools,
                 )
                 for prompt in prompts
             ],
@@ -121,14 +128,26 @@ def _note_absent(session: Session, teacher: Teacher, missing: Select[Any]) -> No
     bulk.insert_found(session, Response, ("prompt_id", "teacher_id", "sample", "failure", "origin"), rows)
 
 
-def spec_of(teacher: Teacher) -> ModelSpec:
-    """The model to load for a teacher; teachers that differ only in prompt or sampling share it."""
+def _table(session: Session, run: Run, teacher_id: int) -> TeacherTable:
+    return load_config(run.config).teachers[lookup.position(session, run.id, teacher_id)]
+
+
+def _spec_in(session: Session, run: Run, teacher_id: int | None) -> ModelSpec:
+    teacher = session.get_one(Teacher, teacher_id)
+    return spec_of(teacher, _table(session, run, teacher.id))
+
+
+def spec_of(teacher: Teacher, table: TeacherTable) -> ModelSpec:
+    """The model to load for a teacher in a run; teachers that differ only in prompt or sampling share it.
+
+    table: the teacher's in the run's configuration, which says where and how the model is reached.
+    """
     return ModelSpec(
         engine=teacher.engine,
-        model=teacher.model,
-        revision=hub_revision(teacher.revision),
-        gpus=teacher.gpus,
-        options=teacher.options,
+        model=table.model,
+        revision=hub_revision(teacher.revision) if engines.loads_weights(teacher.engine, teacher.options) else None,
+        gpus=table.gpus,
+        options=transport.join(teacher.options, teacher.engine, table.options),
     )
 
 
@@ -153,6 +172,8 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         "origin": Origin.GENERATED,
         "job_id": job.id,
     }
+    if isinstance(result, Generated) and (why := _breaks_schema(request, result)):
+        result = Failed(request.id, why)
     if isinstance(result, Failed):
         row["failure"] = result.reason
     else:
@@ -160,6 +181,17 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         row.update(msgspec.structs.asdict(result))
         del row["id"]
     return row
+
+
+def _breaks_schema(request: Generate, result: Generated) -> str | None:
+    """Why a response that should be JSON is not; None if it is, or need not be, because it calls tools."""
+    if request.schema is None or result.tool_calls:
+        return None
+    try:
+        msgspec.json.decode(result.text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return f"invalid_json: {error}, finish reason {result.finish_reason or 'unknown'}: {shorten(result.text)}"
+    return None
 
 
 def opening_of(system: str | None, few_shot: Iterable[Mapping[str, str]]) -> list[Message]:

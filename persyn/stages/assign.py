@@ -24,7 +24,18 @@ from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.method import rewards, strategies
 from persyn.method.strategies import STRATEGIES, Strategy
 from persyn.router import strategy as own
-from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of, to_wire
+from persyn.stages.batch import (
+    TURNS,
+    Batch,
+    Done,
+    JobPlan,
+    Progress,
+    conversation,
+    in_part,
+    make_jobs,
+    seed_of,
+    to_wire,
+)
 from persyn.stages.stage import Stage
 from persyn.stages.strategy_inputs import strategy_inputs
 
@@ -58,7 +69,7 @@ def load(session: Session, job: Claim) -> Batch:
     prompts = session.execute(
         in_part(_missing(run.id), job)
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
-        .add_columns(Prompt.id, Prompt.text, Prompt.history, Prompt.meta)
+        .add_columns(Prompt.id, *TURNS, Prompt.meta)
     )
     reads_meta = _kind(run).decided_by == "function"
     return Batch(
@@ -272,7 +283,7 @@ def own_spec(session: Session, run: Run, cells: grid.Grid, rewarded: rewards.Mat
 def grid_routes(session: Session, run: Run, *roles: Role) -> list[Route]:
     """The grid's prompts with these roles, in grid order, as requests to a custom strategy."""
     prompts = session.execute(
-        select(Prompt.id, Prompt.text, Prompt.history, Prompt.meta)
+        select(Prompt.id, *TURNS, Prompt.meta)
         .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
         .where(RunPrompt.run_id == run.id, RunPrompt.role.in_(roles))
         .order_by(Prompt.id)
@@ -285,6 +296,7 @@ STAGE = Stage(
     style=("green", "-."),
     plan=plan,
     load=load,
+    spec=lambda session, run, _: route_spec(session, run),
     save=save,
     progress=progress,
     expected=_expected,

@@ -11,10 +11,11 @@ from sqlalchemy import Integer, Select, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
+from persyn.db.catalog import Prompt
 from persyn.db.work import Job
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
-from persyn.llm.protocols import Message, ModelSpec, Request, Result
+from persyn.llm.protocols import Message, ModelSpec, Request, Result, join_turns
 
 #: A model's part of a stage is cut into at least this many jobs, so that workers get nearly equal shares; jobs with
 #: fewer than _LEAST_PROMPTS prompts would cost more to claim than to work.
@@ -56,13 +57,22 @@ class Progress:
         return f"Progress(total={self.total}, done={self.done}, failed={self.failed}, pending={self.pending})"
 
 
+#: The columns that `conversation` reads; select them together.
+TURNS = (Prompt.text, Prompt.history, Prompt.last_turn)
+
 StoredPrompt: TypeAlias = Any
-"""A row with the `text` and `history` of a prompt."""
+"""A row with the columns `TURNS` of a prompt."""
 
 
 def conversation(prompt: StoredPrompt) -> list[Message]:
     """A prompt as the list of turns that a model receives."""
-    return [*(prompt.history or ()), {"role": "user", "content": prompt.text}]
+    return join_turns(prompt.history, prompt.text, prompt.last_turn)
+
+
+def response_turn(response: str, tool_calls: list[dict[str, Any]] | None) -> Message:
+    """A stored response as the assistant's turn."""
+    turn: Message = {"role": "assistant", "content": response}
+    return turn | {"tool_calls": tool_calls} if tool_calls else turn
 
 
 def to_wire(meta: Any) -> Any:
@@ -123,12 +133,14 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
     missing: a select with a `prompt_id` column; a prompt may occur more than once.
 
     No job has more than `plan.size` prompts; if there are few, jobs are smaller, so that many workers can share
-    them. It is one INSERT ... SELECT, so the prompts never leave the database.
+    them. A model behind a batch protocol has a job per batch. It is one INSERT ... SELECT, so the prompts never leave
+    the database.
     """
     prompts = missing.subquery()
     counted = select(prompts.c.prompt_id, func.count().label("n_items")).group_by(prompts.c.prompt_id).subquery()
-    size = _size(plan.size, session.scalars(select(func.count()).select_from(counted)).one())
-    is_light = engines.is_light(plan.spec.engine, plan.spec.options)
+    size = engines.batch_size(plan.spec) or _size(
+        plan.size, session.scalars(select(func.count()).select_from(counted)).one()
+    )
     place = func.row_number().over(order_by=counted.c.prompt_id) - 1
     cut = select(counted.c.prompt_id, counted.c.n_items, (place // size).label("slice")).subquery()
     jobs = (
@@ -141,8 +153,8 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
             func.min(cut.c.prompt_id),
             func.max(cut.c.prompt_id),
             func.sum(cut.c.n_items),
-            literal(0 if is_light else plan.spec.gpus),
-            literal(is_light),
+            literal(engines.gpus(plan.spec)),
+            literal(engines.is_light(plan.spec.engine, plan.spec.options)),
         )
         .group_by(cut.c.slice)
         .order_by(func.min(cut.c.prompt_id))

@@ -19,7 +19,7 @@ from persyn.errors import EngineError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.method.strategies import STRATEGIES
-from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, make_jobs
+from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, make_jobs
 from persyn.stages.stage import Stage
 
 
@@ -52,7 +52,7 @@ def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
     prompts = {
         prompt.id: prompt
         for prompt in session.execute(
-            select(Prompt.id, Prompt.text, Prompt.history)
+            select(Prompt.id, *TURNS)
             .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
             .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
         )
@@ -157,6 +157,7 @@ STAGE = Stage(
     style=("purple", ":"),
     plan=plan,
     load=load,
+    spec=lambda session, run, _: _spec(run),
     save=save,
     progress=progress,
     expected=_expected,

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select, and_, delete, func, literal, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED
+from persyn.config import IMPORTED, load_config
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
 from persyn.jobs.queue import Claim
+from persyn.llm import transport
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Judge, Judged, ModelSpec
-from persyn.stages.batch import Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, to_wire
+from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, to_wire
 from persyn.stages.stage import Stage
 
 #: Scores deleted per statement.
@@ -37,7 +38,7 @@ def plan(session: Session, run: Run) -> int:
         if scorer.kind == IMPORTED:
             _note_absent(session, run.id, scorer.id)
             continue
-        plan = JobPlan(run.id, "score", spec_of(scorer), scorer_id=scorer.id, size=size)
+        plan = JobPlan(run.id, "score", spec_in(run, scorer), scorer_id=scorer.id, size=size)
         made += make_jobs(session, plan, _missing(run.id, scorer.id))
     return made
 
@@ -49,7 +50,7 @@ def load(session: Session, job: Claim) -> Batch:
         in_part(_missing(job.run_id, scorer.id), job)
         .join(Prompt, Prompt.id == Response.prompt_id)
         .add_columns(Response.id, Response.text.label("response"), Response.reasoning, Response.tool_calls)
-        .add_columns(Prompt.text, Prompt.history, Prompt.last_turn, Prompt.tools, Prompt.answer, Prompt.meta)
+        .add_columns(*TURNS, Prompt.tools, Prompt.answer, Prompt.meta)
     )
     reads_row = ENGINES.require(scorer.kind, "scorer").reads_row
     requests = [
@@ -65,7 +66,7 @@ def load(session: Session, job: Claim) -> Batch:
         )
         for row in rows
     ]
-    return Batch(spec_of(scorer), list(requests))
+    return Batch(spec_in(session.get_one(Run, job.run_id), scorer), list(requests))
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
@@ -137,15 +138,26 @@ def _owed(run: Run) -> Select[Any]:
     )
 
 
-def spec_of(scorer: Scorer) -> ModelSpec:
-    """The model to load for a scorer."""
-    is_function = ENGINES.require(scorer.kind, "scorer").model == "function"
+def spec_in(run: Run, scorer: Scorer) -> ModelSpec:
+    """The model to load for a run's scorer."""
+    config = load_config(run.config)
+    table = config.student if scorer.id == run.learnability_scorer_id else config.quality
+    return spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
+
+
+def spec_of(scorer: Scorer, *, model: str, gpus: int, options: Mapping[str, Any]) -> ModelSpec:
+    """The model to load for a scorer, given where and how its model is reached.
+
+    options: those of which the transport is used.
+    """
+    reference = ENGINES.require(scorer.kind, "scorer").reference(scorer.options)
+    revisions = {"weights": hub_revision(scorer.revision), "function": scorer.revision}
     return ModelSpec(
         engine=scorer.kind,
-        model=scorer.model,
-        revision=scorer.revision if is_function else hub_revision(scorer.revision),
-        gpus=scorer.gpus,
-        options=scorer.options,
+        model=model,
+        revision=revisions.get(reference),
+        gpus=gpus,
+        options=transport.join(scorer.options, scorer.kind, options),
     )
 
 
@@ -212,6 +224,7 @@ STAGE = Stage(
     style=("orange", "--"),
     plan=plan,
     load=load,
+    spec=lambda session, run, scorer_id: spec_in(run, session.get_one(Scorer, scorer_id)),
     save=save,
     progress=progress,
     expected=_expected,

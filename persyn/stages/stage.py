@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Run
 from persyn.jobs.queue import Claim
+from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import Batch, Done, Progress
 
 
@@ -25,6 +26,8 @@ class Stage:
     plan: Callable[[Session, Run], int]
     #: Read what a job needs, so that no transaction is open while a model computes.
     load: Callable[[Session, Claim], Batch]
+    #: The model that a job of this teacher or scorer (by id) loads, as the run's configuration has it now.
+    spec: Callable[[Session, Run, int | None], ModelSpec]
     #: Store some of a job's results; storing them twice leaves one row each.
     save: Callable[[Session, Claim, Sequence[Done]], None]
     #: Count the rows that the stage should produce: total = done + failed + pending.

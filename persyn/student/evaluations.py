@@ -30,11 +30,12 @@ from persyn.ingest.layouts import NO_NAMES, Names
 from persyn.ingest.rows import PromptRow
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import hub_revision, require_unchanged
+from persyn.llm.options import FORM_OPTIONS
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 from persyn.llm.scorers.instructions import InstructionFields
 from persyn.settings import Settings
 from persyn.stages import score
-from persyn.stages.batch import conversation, to_wire
+from persyn.stages.batch import TURNS, conversation, to_wire
 
 #: Scores the reference answers, not the student's responses.
 PERPLEXITY = "log_likelihood"
@@ -152,7 +153,7 @@ class Evaluator:
         if wanted.how.engine is not None:
             for subject, evaluation_id in made:
                 self._ask(subject.spec(wanted.how), evaluation_id, wanted.how.sampling)
-        self._judge(evaluation_ids)
+        self._judge(made, wanted)
         with self._database.write() as session:
             unfinished = Evaluation.id.in_(evaluation_ids), Evaluation.finished_at.is_(None)
             session.execute(update(Evaluation).where(*unfinished).values(finished_at=datetime.now(UTC)))
@@ -164,26 +165,29 @@ class Evaluator:
         asked: list[_Asked] = []
         with self._database.read() as session:
             for place, row in enumerate(session.execute(unasked)):
-                asked.append(_Asked(evaluation_id, row.id, Generate(place, conversation(row), sampling, seed=0)))
+                asked.append(
+                    _Asked(evaluation_id, row.id, Generate(place, conversation(row), sampling, seed=0, tools=row.tools))
+                )
         self._work("ask", spec, asked)
 
-    def _judge(self, evaluation_ids: Sequence[int]) -> None:
+    def _judge(self, made: Sequence[tuple[_Subject, int]], wanted: _Wanted) -> None:
         """Score the responses that have no value; a scorer shared by several students is loaded once."""
         asked: dict[int, list[_Asked]] = {}
-        scorers: dict[int, Scorer] = {}
+        specs: dict[int, ModelSpec] = {}
         with self._database.read() as session:
-            for evaluation_id in evaluation_ids:
+            for subject, evaluation_id in made:
                 scorer = session.get_one(Scorer, session.get_one(Evaluation, evaluation_id).scorer_id)
-                scorers[scorer.id] = scorer
+                specs[scorer.id] = _spec_of_scorer(scorer, subject, wanted)
                 of_scorer = asked.setdefault(scorer.id, [])
                 unjudged = _of(evaluation_id).where(Outcome.value.is_(None), Outcome.failure.is_(None))
                 for row in session.execute(unjudged):
                     # Without a response, the reference answer is scored.
                     text = row.answer if row.response is None else row.response
-                    judge = Judge(len(of_scorer), conversation(row), text, row.answer, to_wire(row.meta))
+                    more = {"tools": row.tools, "answer": row.answer, "meta": to_wire(row.meta)}
+                    judge = Judge(len(of_scorer), conversation(row), text, **more)
                     of_scorer.append(_Asked(evaluation_id, row.id, judge))
         for scorer_id, of_scorer in asked.items():
-            self._work("judge", score.spec_of(scorers[scorer_id]), of_scorer)
+            self._work("judge", specs[scorer_id], of_scorer)
 
     def _work(self, what: str, spec: ModelSpec, asked: Sequence[_Asked]) -> None:
         """Send numbered requests to a model and store each result as it arrives."""
@@ -286,14 +290,20 @@ def _options(run: Run) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "response_tokens"}
 
 
+def _spec_of_scorer(scorer: Scorer, subject: _Subject, wanted: _Wanted) -> ModelSpec:
+    if (table := wanted.table) is None:
+        return score.spec_of(scorer, model=subject.model, gpus=wanted.how.gpus, options=wanted.how.options)
+    return score.spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
+
+
 def _without_generation(how: GenerationSettings, run: Run) -> GenerationSettings:
     return GenerationSettings(engine=None, gpus=how.gpus, options=_options(run))
 
 
 def _as_scored(how: GenerationSettings, run: Run) -> GenerationSettings:
-    """Start prompts as in the scoring of responses by the student (`add_bos`)."""
-    begins = {name: value for name, value in _options(run).items() if name == "add_bos"}
-    return msgspec.structs.replace(how, options=begins | how.options)
+    """Give conversations the same form as in the scoring of responses by the student."""
+    form = {name: value for name, value in _options(run).items() if name in FORM_OPTIONS}
+    return msgspec.structs.replace(how, options=form | how.options)
 
 
 def _table(run: Run, by: str | None) -> QualityTable | None:
@@ -324,7 +334,7 @@ def _register(session: Session, subject: _Subject, wanted: _Wanted) -> int:
         "training_id": subject.training_id,
         "scorer_id": scorer_id,
         "prompts_hash": wanted.prompts_hash,
-        "how": msgspec.to_builtins(wanted.how),
+        "how": msgspec.to_builtins(wanted.how) | {"sampling": wanted.how.sampling.given()},
     }
     decisive = row | {"revision": subject.revision}
     fingerprint = fingerprint_of(decisive)
@@ -340,6 +350,8 @@ def _store(session: Session, asked: _Asked, result: Result) -> None:
     of = Outcome.evaluation_id == asked.evaluation_id, Outcome.prompt_id == asked.prompt_id, Outcome.failure.is_(None)
     values: dict[str, Any]
     match asked.request, result:
+        case Generate(), Generated() if result.tool_calls:
+            values = {"failure": "tool_calls: the student called a tool, but an evaluation scores a text"}
         case Generate(), Generated():
             values = {"response": result.text}
         case Generate(), Failed() if result.reason.startswith("empty"):
@@ -359,7 +371,7 @@ def _store(session: Session, asked: _Asked, result: Result) -> None:
 def _of(evaluation_id: int) -> Any:
     """Select an evaluation's prompts and responses."""
     return (
-        select(Prompt.id, Prompt.text, Prompt.history, Prompt.answer, Prompt.meta, Outcome.response)
+        select(Prompt.id, *TURNS, Prompt.tools, Prompt.answer, Prompt.meta, Outcome.response)
         .join_from(Outcome, Prompt, Prompt.id == Outcome.prompt_id)
         .where(Outcome.evaluation_id == evaluation_id)
         .order_by(Outcome.prompt_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -15,11 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from persyn.llm.chat import Chat
-from persyn.llm.protocols import Message
-
-Conversation: TypeAlias = tuple[list[Message], str]
-"""A prompt's turns, and the response to learn."""
+from persyn.llm.chat import Chat, Conversation
 
 #: The label of a token that the loss ignores.
 IGNORED = -100
@@ -103,9 +98,10 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     }
 
 
-def _tokens(conversations: Iterable[Conversation], chat: Any) -> Iterator[tuple[list[int], int] | None]:
-    for messages, response in conversations:
+def _tokens(conversations: Iterable[Conversation], chat: Chat) -> Iterator[tuple[list[int], int] | None]:
+    for conversation in conversations:
         try:
-            yield chat.response_ids(messages, response)
+            found = chat.response_ids(*conversation)
+            yield found.ids, found.start
         except TemplateError:
             yield None

@@ -29,10 +29,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from persyn.atomic import FolderChanged, replaced
 from persyn.errors import EngineError, UsageError
 from persyn.llm import options, scoring, template_check
-from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.chat import Chat, Conversation, load_tokenizer
 from persyn.llm.protocols import ModelSpec
 from persyn.student import examples
-from persyn.student.examples import Conversation, StudentExamples
+from persyn.student.examples import StudentExamples
 
 _AtLeastOne = Annotated[int, Meta(ge=1)]
 
@@ -89,7 +89,7 @@ class Notes(Struct, frozen=True):
 def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: TrainingSettings, folder: Path) -> None:
     """Tokenise the training data into `folder`/data with the student's tokenizer.
 
-    spec: the student before training; of its options only `add_bos` is read.
+    spec: the student before training; of its options only `options.FORM_OPTIONS` are read.
     Raises `UsageError` when there is nothing to train on, `EngineError` when the student has no tokenizer or its chat
     template is unusable.
     """
@@ -199,7 +199,8 @@ class _Trainer(Trainer):
 
 
 def _chat(spec: ModelSpec) -> Chat:
-    return template_check.require(spec, Chat(load_tokenizer(spec), add_bos=spec.options.get("add_bos")))
+    form = {"add_bos": spec.options.get("add_bos"), "variables": spec.options.get("chat_template_kwargs")}
+    return template_check.require(spec, Chat(load_tokenizer(spec), **form))
 
 
 def _end_as_taught(model: Any, chat: Chat) -> None:

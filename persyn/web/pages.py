@@ -16,9 +16,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from persyn.analysis import summary
+from persyn.analysis.trace import beginning
 from persyn.jobs import owner
 
 _MOST_IN_A_CELL = 1000
+#: Characters of a response's reasoning that a page shows, where a teacher may write hundreds of thousands.
+_MOST_REASONING = 20_000
 #: The signs for an unknown value and for minus.
 _NOTHING, _MINUS = "\u2013", "\u2212"
 
@@ -128,7 +131,7 @@ def cell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return _NOTHING if value is None else str(value).lower()
     text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
-    return text if len(text) <= _MOST_IN_A_CELL else f"{text[:_MOST_IN_A_CELL]}… ({len(text):,} characters)"
+    return beginning(text, _MOST_IN_A_CELL)
 
 
 def _environment() -> jinja2.Environment:
@@ -148,6 +151,7 @@ def _environment() -> jinja2.Environment:
         duration=duration,
         moment=moment,
         cell=cell,
+        beginning=lambda text: beginning(text, _MOST_REASONING),
         worker=owner.short,
     )
     found.globals.update(link=link)

@@ -78,7 +78,7 @@ def show(request: Request) -> Response:
         stages=_stages(seen, counts["tally"], counts["facts"]),
         live=is_live(request, is_going, *counts.values()),
         is_going=is_going,
-        per=load_config(run.config).run.learnability_per,
+        measure=load_config(run.config).run,
         **counts,
     )
 

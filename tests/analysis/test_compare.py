@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import delete, func, select, update
 
 from persyn.analysis import custom_strategy
-from persyn.analysis.compare import Comparison, compare
+from persyn.analysis.compare import Comparison, Reward, compare
+from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response, RouterScore, Score
@@ -59,7 +60,7 @@ def run_id(database: Database) -> int:
 
 def facts(database: Database, run_id: int, alpha: float) -> Comparison:
     with database.read() as session:
-        return compare(session, session.get_one(Run, run_id), alpha=alpha)
+        return compare(session, session.get_one(Run, run_id), Reward(alpha))
 
 
 def test_rewards_regrets_and_the_way_that_is_closed(database: Database, run_id: int) -> None:
@@ -146,10 +147,55 @@ def test_learnability_is_per_token_per_character_or_of_the_whole(
 ) -> None:
     """Each response is "Yes." and has five tokens."""
     with database.read() as session:
-        found = compare(session, session.get_one(Run, run_id), alpha=1.0, per=per)
+        found = compare(session, session.get_one(Run, run_id), Reward(1.0, per=per))
 
     assert found.learnability_per == per
     assert {f.strategy: f for f in found.strategies}["static"].learnability.mean == pytest.approx(learnability)
+
+
+@pytest.mark.parametrize(
+    ("on", "per", "teacher", "learnability"),
+    [
+        ("answer", "token", "b", -5 / 5),
+        ("reasoning", "token", "a", -3 / 3),
+        ("reasoning", "character", "a", -3 / 6),
+        ("both", "token", "b", (-5 - 9) / (5 + 4)),
+        ("both", "character", "a", (-10 - 3) / (4 + 6)),
+        ("both", "response", "a", -10 - 3),
+    ],
+)
+def test_learnability_is_of_the_answer_the_reasoning_or_both(
+    database: Database, run_id: int, on: Any, per: Any, teacher: str, learnability: float
+) -> None:
+    """The most learnable teacher: of a and b, the answers have -10 and -5 nats, the reasoning -3 of 3 and -9 of 4."""
+    with database.write() as session:
+        session.execute(update(Response).values(reasoning="Hmm..."))
+        first = select(Response.id).join(Teacher).where(Teacher.name == "a")
+        is_learnability = Score.scorer_id == session.get_one(Run, run_id).learnability_scorer_id
+        for is_a, nats, tokens in ((True, -3.0, 3), (False, -9.0, 4)):
+            of = Score.response_id.in_(first) if is_a else Score.response_id.not_in(first)
+            parts = {"reasoning_value": nats, "reasoning_n_tokens": tokens}
+            session.execute(update(Score).where(is_learnability, of).values(parts))
+    with database.read() as session:
+        found = compare(session, session.get_one(Run, run_id), Reward(1.0, per=per, on=on))
+
+    static = {fact.strategy: fact for fact in found.strategies}["static"]
+    assert (static.shares, found.learnability_on) == ({teacher: 1.0}, on)
+    assert static.learnability.mean == pytest.approx(learnability)
+    assert not found.is_own
+
+
+def test_without_reasoning_both_is_the_answer_and_reasoning_is_refused(database: Database, run_id: int) -> None:
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        assert grid.read(session, run, on="both").learnability.tolist() == grid.read(session, run).learnability.tolist()
+        assert (
+            grid.read(session, run, on="answer").learnability.tolist() == grid.read(session, run).learnability.tolist()
+        )
+        with pytest.raises(UsageError, match="run run has no scored reasoning to compute learnability on; use answer"):
+            compare(session, run, Reward(on="reasoning"))
+        with pytest.raises(UsageError, match="on must be one of answer, reasoning, both, got 'all'"):
+            grid.read(session, run, on="all")  # type: ignore[arg-type]
 
 
 def test_an_interval_holds_the_mean_and_is_the_same_each_time(database: Database, run_id: int) -> None:
@@ -184,7 +230,7 @@ def test_a_function_of_ones_own_is_told_the_calibration_and_asked_about_the_hold
         session.execute(delete(Score).where(*lost))
 
     with database.read() as session:
-        question = custom_strategy.read(session, session.get_one(Run, run_id), alpha=1.0, how="rank", per="response")
+        question = custom_strategy.read(session, session.get_one(Run, run_id), Reward(1.0, "rank", "response"))
 
     assert question is not None
     spec, known = question.spec, strategy.unpack(question.spec.options["known"])

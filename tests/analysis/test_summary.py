@@ -156,6 +156,36 @@ def test_small_amounts_of_money_are_not_rounded_away(amount: float, said: str) -
     assert summary.dollars(amount) == said
 
 
+def test_how_long_a_teacher_reasons_and_how_often_it_does_not_finish(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four responses of a, two reason with 6 and 9 tokens, one does not, and one never comes to an answer."""
+    with database.write() as session:
+        made = make_run(session, prompts=5)
+        a, b = made.teacher_ids
+        for prompt_id, reasoning in zip(made.prompt_ids, (6, 9, None, 64), strict=False):
+            make_assignment(session, made.id, prompt_id, a)
+            answer = {"failure": "unfinished_reasoning: 64 tokens"} if reasoning == 64 else {"response_tokens": 10}
+            text = None if reasoning == 64 else "Yes."
+            make_response(session, prompt_id, a, text, reasoning="Hm.", reasoning_tokens=reasoning, **answer)
+        make_assignment(session, made.id, made.prompt_ids[4], b)
+        make_response(session, made.prompt_ids[4], b, response_tokens=10)
+    with database.read() as session:
+        run = session.get_one(Run, made.id)
+        found = summary.facts(session, run)
+        show(session, run)
+        report = document.markdown(gather(session, run), []).replace("\\", "")
+
+    of_a, of_b = found.teachers
+    assert (of_a.reasoning_tokens, of_a.reasoning_share, of_a.unfinished) == (7.5, 0.5, 1)
+    assert (of_b.reasoning_tokens, of_b.reasoning_share, of_b.unfinished) == (None, None, 0)
+    said = capsys.readouterr().out
+    assert next(line.split() for line in said.splitlines() if line.startswith("a "))[-2:] == ["8", "50%"]
+    assert "ended inside their reasoning, without an answer: a 1; a larger max_tokens leaves room for it" in said
+    assert "- Responses ended inside their reasoning, without an answer, by teacher: a 1." in report
+    assert repr(found).splitlines()[-3].split()[-1] == "reasoning"
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_what_is_cut_off_or_known_to_be_wrong_is_said_where_one_looks(
     database: Database, capsys: pytest.CaptureFixture[str]

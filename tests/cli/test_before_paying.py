@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from persyn.cli import doctor
 from persyn.cli.main import persyn
 from persyn.cli.run import _warn_of_change
-from persyn.config import RunConfig, TeacherTable
+from persyn.config import RunConfig, TeacherTable, fingerprint_of
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.connect import Database
 from persyn.errors import UsageError
@@ -151,7 +151,7 @@ def test_a_function_is_imported_before_anything_is_paid_for(
 
 def teacher_key(known: versions.Identities | None = None, **table: Any) -> str:
     whole = {"name": "x", "model": "m", "engine": "openai", "options": {"base_url": "http://127.0.0.1:80/v1"}, **table}
-    return versions.teacher_key(msgspec.convert(whole, TeacherTable), known or {})
+    return fingerprint_of(versions.teacher_identity(msgspec.convert(whole, TeacherTable), known or {}))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,9 @@ def teacher_key(known: versions.Identities | None = None, **table: Any) -> str:
         {"model": " m"},
         {"system": ""},
         {"gpus": 4},
+        {"options": {"base_url": "http://127.0.0.1:81/v1"}},
+        {"options": {"base_url": "http://127.0.0.1/v1", "extra": {}, "omit": []}},
+        {"sampling": {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "stop": []}, "few_shot": []},
     ],
 )
 def test_one_teacher_is_known_however_it_is_spelled_or_reached(table: dict[str, Any]) -> None:
@@ -172,11 +175,9 @@ def test_one_teacher_is_known_however_it_is_spelled_or_reached(table: dict[str, 
 @pytest.mark.parametrize(
     "table",
     [
-        {"options": {"base_url": "http://127.0.0.1:81/v1"}},
-        {"options": {"base_url": "http://127.0.0.1/v2"}},
-        {"options": {"base_url": "http://127.0.0.1/v1?api-version=2"}},
         {"options": {"base_url": "http://127.0.0.1/v1", "extra": {"min_p": 0.1}}},
         {"model": "M"},
+        {"revision": "2026-11"},
         {"system": "Be brief."},
         {"sampling": {"temperature": 0.1}},
         {"few_shot": [{"user": "a", "assistant": "b"}]},
@@ -193,7 +194,7 @@ def test_copies_of_a_model_are_one_teacher_and_greedy_ones_whatever_top_p_says()
     copy = {**local, "options": {}, "sampling": {"temperature": 0.0, "top_p": 0.5}}
     assert teacher_key(known, model="/a", **local) == teacher_key(known, model="/b", **copy)
     assert teacher_key(known, model="/a", **local) != teacher_key(known, model="/c", **local)
-    assert teacher_key({("m", None): UNKNOWN_IDENTITY}, engine="vllm") != teacher_key()
+    assert teacher_key({("m", None): UNKNOWN_IDENTITY}, engine="vllm", options={}) != teacher_key()
 
 
 def test_two_spellings_of_one_server_are_refused(database: Database, tmp_path: Path) -> None:
@@ -204,6 +205,22 @@ def test_two_spellings_of_one_server_are_refused(database: Database, tmp_path: P
     file.write_text(text.replace("options = {  }", ""))
     with pytest.raises(UsageError, match="'ada' and 'bob' are the same teacher: the same model 'm'"):
         begin(database, file)
+
+
+def test_one_model_s_name_at_two_addresses_is_refused_with_what_to_do_and_a_revision_tells_them_apart(
+    database: Database, tmp_path: Path
+) -> None:
+    file = write_run(tmp_path, teachers=("ada", "bob"))
+    text = file.read_text().replace("options = {  }", "")
+    for name, port in (("ada", 8000), ("bob", 8001)):
+        server = SERVER.format(url=f"http://127.0.0.1:{port}/v1", more="")
+        text = text.replace(f'model = "{name}"\nengine = "fake"\ngpus = 0', server)
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"different models .* give each teacher a revision .* list of both addresses"):
+        begin(database, file)
+    head, ada, bob = text.split('model = "m"')
+    file.write_text(f'{head}model = "m"\nrevision = "8B q4"{ada}model = "m"\nrevision = "70B q4"{bob}')
+    begin(database, file)
 
 
 def served_by(tmp_path: Path, url: str, more: str = "") -> RunConfig:

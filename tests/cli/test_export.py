@@ -16,6 +16,7 @@ from sqlalchemy import update
 from persyn.cli.main import persyn as persyn_command
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
+from persyn.db.results import Response
 from persyn.errors import PersynError, UsageError
 from tests.cli.conftest import Persyn
 from tests.factories import make_assignment, make_response, make_run
@@ -94,6 +95,16 @@ def test_it_says_what_became_of_every_assignment(export: Export, tmp_path: Path)
     ]
     assert "warning: no licence is stated for a" in said
     assert json.loads(folder(tmp_path)["manifest.json"])["export"]["cap"] == 7
+
+
+def test_it_warns_of_responses_that_cannot_be_told_from_reasoning(export: Export, tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}").write() as session:
+        session.execute(update(Response).where(Response.text == "Answer 3.").values(reasoning="3", text="</think> 3"))
+
+    assert "contain <think>" not in export("--reasoning", "drop")
+    assert "warning: 1 of 20 responses contain <think> or </think> themselves" in export("--reasoning", "inline")
+    assert json.loads(folder(tmp_path)["manifest.json"])["export"]["reasoning"] == "inline"
+    assert "persyn export run --reasoning inline\n" in folder(tmp_path)["README.md"].decode()
 
 
 def test_a_run_that_is_resumed_writes_its_dataset_as_it_was_exported_last(export: Export, tmp_path: Path) -> None:

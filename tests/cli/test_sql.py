@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import update
 
 from persyn.cli.sql import sql
 from persyn.cli.trace import trace
 from persyn.db.catalog import Prompt
 from persyn.db.connect import Database
+from persyn.db.results import Response, Score
 from persyn.errors import UsageError
 from tests.sql import by_hand
 
@@ -85,6 +87,26 @@ def test_a_trace_shows_both_directions(known: None) -> None:
         assert part in lines, part
     assert "  gpus                0 H100" in lines
     assert lines[-1].split() == ["second", "target", "ada", "True", "-", "-"]
+
+
+def test_a_trace_shows_the_beginning_of_the_reasoning_and_all_of_it_as_json(known: None, database: Database) -> None:
+    assert "reasoning" not in said("first", "2", command=trace)
+    reasoning = f"Hm.\x1b[31m{'x' * 3_000}"
+    with database.write() as session:
+        session.execute(update(Response).values(reasoning=reasoning, reasoning_tokens=9))
+        session.execute(
+            update(Score).where(Score.n_tokens.is_not(None)).values(reasoning_value=-2.5, reasoning_n_tokens=8)
+        )
+
+    shown = said("first", "1", command=trace)
+
+    assert "  reasoning           Hm.\\x1b[31mx" in shown
+    assert "\u2026 (3,008 characters)" in shown
+    assert "  reasoning_tokens    9" in shown
+    assert "reasoning_value     -2.5" in shown
+    assert "reasoning_n_tokens  8" in shown
+    found = json.loads(said("first", "1", "--json", command=trace))
+    assert {row["reasoning"] for row in found["responses"]} == {reasoning}
 
 
 def test_a_trace_takes_the_id_that_a_prompt_has_in_its_file(known: None, database: Database) -> None:

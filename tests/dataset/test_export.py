@@ -187,7 +187,9 @@ def test_parquet_has_all_provenance(database: Database, run: MadeRun, tmp_path: 
         "finish_reason": "stop",
         "reason": "router",
         "margin": 0.5,
+        "reasoning": None,
         "response_tokens": len(HOSTILE.split()),
+        "reasoning_tokens": None,
         "quality": None,
     }
 

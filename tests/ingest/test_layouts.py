@@ -231,7 +231,7 @@ def test_sharegpt_is_read_by_itself_and_its_reply_kept(tmp_path: Path) -> None:
         assert one(tmp_path, {"dialog": SAID[:2]}, names) == PromptRow("Hi", None, None, None, {"reply": "Hello."})
     as_chat = {"conversation": [HI, {"role": "assistant", "content": "Hello."}]}
     assert one(tmp_path, as_chat) == PromptRow("Hi", None, None, None, {"reply": "Hello."})
-    assert "unknown from 'function_call'" in why(tmp_path, {"conversations": [{"from": "function_call", "value": "x"}]})
+    assert "unknown from 'narrator'" in why(tmp_path, {"conversations": [{"from": "narrator", "value": "x"}]})
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_prompt_in_turns_is_read_as_messages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"tool_calls": [{"id": 1}]}, "turn 2 has 'tool_calls', which would be lost"),
+        ({"tool_calls": [{"id": 1}]}, "turn 2: 'tool_calls': call 1 has no name"),
         ({"reasoning_content": "hm"}, "turn 2 has 'reasoning_content'"),
         ({"weight": 0}, "turn 2 has 'weight'"),
         ({"is_edited": False}, "turn 2 has 'is_edited'"),
@@ -299,7 +299,7 @@ def test_a_prompt_in_turns_is_read_as_messages(tmp_path: Path) -> None:
             {"content": [{"type": "text", "text": "a"}, {"type": "image_url"}]},
             "one text, got 2 parts (text, image_url)",
         ),
-        ({"role": "tool"}, "turn 2 has the unknown role 'tool'; known: system, user, assistant"),
+        ({"role": "judge"}, "turn 2 has the unknown role 'judge'; known: system, user, assistant"),
         ({"role": None}, "turn 2 has no 'role'"),
     ],
 )
@@ -327,10 +327,10 @@ def test_parquet_of_turns_with_mixed_keys_is_read(tmp_path: Path) -> None:
 
     good, bad = read(tmp_path / "mixed.parquet")
     assert good == PromptRow("2+2?", TURNS[:2], None, "a", {"level": {"of": 1}})
-    assert "mixed.parquet:2: 'messages': turn 2 has 'tool_calls'" in str(bad)
+    assert "mixed.parquet:2: 'messages': turn 2: 'tool_calls': call 1 has 'f', which would be lost" in str(bad)
     good, bad = read(tmp_path / "unified.parquet")
     assert good == PromptRow("2+2?", TURNS[:2], None, "a", {"level": {"of": 1, "is": None}})
-    assert "unified.parquet:2: 'messages': turn 2 has 'tool_calls'" in str(bad)
+    assert "unified.parquet:2: 'messages': turn 2: 'tool_calls': call 1 has 'f', which would be lost" in str(bad)
 
 
 def test_parquet_of_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:

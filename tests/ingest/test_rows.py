@@ -118,8 +118,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
         ({"prompt": 7}, "'prompt' must be text, got 7"),
         ({"messages": [{"role": "user", "content": " "}]}, "empty prompt"),
         (
-            {"messages": [{"role": "tool", "content": "a"}]},
-            "turn 1 has the unknown role 'tool'; known: system, user, assistant",
+            {"messages": [{"role": "judge", "content": "a"}]},
+            "turn 1 has the unknown role 'judge'; known: system, user, assistant",
         ),
         ({"messages": [{"role": "user"}]}, "turn 1 has no text: missing 'content'"),
         (
@@ -128,7 +128,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
         ),
         ({"messages": "hello"}, "'messages': not JSON: JSON is malformed"),
         ({"messages": "[]"}, "the last turn must be the user's"),
-        ({"messages": TURNS[:3]}, "the last turn must be the user's, not the assistant's"),
+        ({"messages": TURNS[:3]}, "the last turn must be the user's or a tool's, not the assistant's"),
         ({"messages": [TURNS[1], TURNS[3]]}, "turn 2 is the user's, expected the assistant's"),
         ({"messages": TURNS[2:]}, "turn 1 is the assistant's, expected the user's"),
         ({"messages": [*TURNS[:2], TURNS[0], TURNS[3]]}, "turn 3 is the system's, expected the assistant's"),

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from persyn.errors import EngineError
 from persyn.llm import fake
@@ -173,3 +174,28 @@ def test_loading_takes_its_time_and_tells_that_it_lives() -> None:
 def test_an_unknown_option_is_named_with_those_there_are() -> None:
     with pytest.raises(EngineError, match=r"latency.*latency_seconds, concurrency"):
         make(latency=1)
+
+
+def test_reasoning_comes_before_the_same_answer_and_counts() -> None:
+    (plain,) = answer(make(response_words=4), ask("a"))
+    (found,) = answer(make(response_words=4, reasoning_words=40), ask("a"))
+
+    assert isinstance(plain, Generated)
+    assert isinstance(found, Generated)
+    assert found.text == plain.text
+    assert plain.reasoning is None
+    assert found.reasoning is not None
+    assert len(found.reasoning.split()) == found.reasoning_tokens == 40
+    assert found.response_tokens == 44
+
+
+def test_reasoning_that_takes_every_token_is_unfinished_unless_it_is_limited() -> None:
+    engine = make(response_words=4, reasoning_words=40)
+    limited = structs.replace(ask("a"), sampling=Sampling(max_tokens=20, max_reasoning_tokens=5))
+
+    cut, whole = answer(engine, ask("a", max_tokens=20), limited)
+
+    assert isinstance(cut, Failed)
+    assert cut.reason.startswith("unfinished_reasoning: 20 tokens of reasoning and no answer, finish reason length")
+    assert isinstance(whole, Generated)
+    assert (whole.reasoning_tokens, whole.response_tokens, whole.finish_reason) == (5, 9, "stop")

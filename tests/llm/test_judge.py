@@ -322,7 +322,8 @@ def test_other_words_make_another_scorer(database: Database, monkeypatch: pytest
 
     first = register()
     assert register() == first
-    assert len({first, register(scale=5), register(against="answer"), register(options={"concurrency": 2})}) == 4
+    assert register(scale=10, options={"concurrency": 2}) == first  # as many requests at once say the same
+    assert len({first, register(scale=5), register(against="answer"), register(options={"response_words": 2})}) == 4
     monkeypatch.setattr(judge, "_RULES", judge._RULES + " Be kind.")
     assert register() != first
 

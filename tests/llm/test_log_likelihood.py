@@ -69,7 +69,7 @@ def test_the_value_is_that_of_the_plain_model(folder: Path, student: Engine) -> 
     found = results(student, *requests())
 
     for request in requests():
-        ids, start = chat.response_ids(request.messages, request.response)
+        ids, start, _ = chat.response_ids(request.messages, request.response)
         assert value(found[request.id]) == pytest.approx(plainly(model, ids, start), abs=1e-3)
         # The end token is part of the response.
         assert found[request.id].n_tokens == len(ids) - start
@@ -111,7 +111,7 @@ def test_only_the_first_tokens_are_scored_where_an_option_says_so(smollm2: Path)
     found = results(load(smollm2, response_tokens=3), *requests())
 
     for request in requests():
-        ids, start = chat.response_ids(request.messages, request.response)
+        ids, start, _ = chat.response_ids(request.messages, request.response)
         assert value(found[request.id]) == pytest.approx(plainly(model, ids[: start + 3], start), abs=1e-3)
     # "4" with its end token is shorter than the limit, so all its tokens count.
     assert [found[i].n_tokens for i in range(3)] == [2, 3, 3]
@@ -156,7 +156,8 @@ def test_more_positions_than_the_head_takes_at_once() -> None:
 
 
 def test_an_unknown_option_is_refused_by_name() -> None:
-    with pytest.raises(EngineError, match=r"`batch`.*dtype, batch_tokens, add_bos, response_tokens"):
+    valid = "dtype, batch_tokens, add_bos, chat_template_kwargs, response_tokens"
+    with pytest.raises(EngineError, match=f"`batch`.*{valid}"):
         load(Path("nowhere"), batch=3)
 
 

@@ -370,7 +370,9 @@ def test_a_response_that_a_filter_ended_is_refused(server: Server, connect: Conn
     assert reason(result) == f"refused: finish reason {said}"
 
 
-@pytest.mark.parametrize("more", [{"tool_calls": [{"id": "a"}]}, {"function_call": {"name": "f"}}])
+@pytest.mark.parametrize(
+    "more", [{"tool_calls": [{"id": "a", "function": {"name": "f"}}]}, {"function_call": {"name": "f"}}]
+)
 def test_a_text_beside_a_call_of_a_tool_did_not_stop(server: Server, connect: Connect, more: dict[str, Any]) -> None:
     choice = {"message": {"content": "Let me see.", **more}, "finish_reason": "stop"}
     server.reply = lambda n: web.json_response({"choices": [choice]})

@@ -63,7 +63,7 @@ def test_the_ids_are_those_of_the_whole_text_and_begin_where_the_response_does(f
     whole = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     start = next(n for n, (_, last) in enumerate(whole["offset_mapping"]) if last > len(before))
 
-    assert chat.response_ids([SYSTEM, USER], response) == (whole["input_ids"], start)
+    assert chat.response_ids([SYSTEM, USER], response)[:2] == (whole["input_ids"], start)
     given = chat.prompt_ids([SYSTEM, USER])
     if family != "deepseek r1":  # which opens the reasoning for generation, but not before a given response
         assert whole["input_ids"][: len(given)] == given
@@ -73,7 +73,7 @@ def test_the_ids_are_those_of_the_whole_text_and_begin_where_the_response_does(f
 def test_the_space_after_an_instruction_is_in_the_responses_first_token() -> None:
     for family in ("mistral 1", "mistral 3", "llama 2"):
         chat = chat_of(family)
-        ids, start = chat.response_ids([USER], "Paris is it")
+        ids, start, _ = chat.response_ids([USER], "Paris is it")
         assert chat.tokenizer.convert_ids_to_tokens(ids[start - 1 : start + 2]) == ["[/INST]", "▁Paris", "▁is"]
     # Llama 2 also writes a space before the end token.
     assert chat.tokenizer.convert_ids_to_tokens(ids[-2:]) == ["▁", "</s>"]
@@ -83,7 +83,7 @@ def test_an_empty_block_of_reasoning_is_the_prompts_and_a_full_one_the_responses
     chat = chat_of("qwen 3")
 
     def split(response: str) -> tuple[str, str]:
-        ids, start = chat.response_ids([USER], response)
+        ids, start, _ = chat.response_ids([USER], response)
         return str(chat.tokenizer.decode(ids[:start])), str(chat.tokenizer.decode(ids[start:]))
 
     prompt = chat.prompt_text([USER])
@@ -102,7 +102,7 @@ def test_an_empty_block_of_reasoning_is_the_prompts_and_a_full_one_the_responses
 def test_reasoning_that_a_template_would_leave_out_is_learned_all_the_same(response: str) -> None:
     chat = chat_of("deepseek r1")
 
-    ids, start = chat.response_ids([USER], response)
+    ids, start, _ = chat.response_ids([USER], response)
 
     text = "<s><|User|>What is the capital of France?<|Assistant|>"
     opened = "" if response.startswith("<think>") else "<think>\n"
@@ -137,16 +137,20 @@ def test_a_system_turn_that_is_dropped_or_refused_opens_the_user_turn(family: st
 
 
 def test_a_template_that_opens_the_reasoning_is_named() -> None:
-    def thinking(template: str) -> list[str]:
+    def about(template: str) -> list[str]:
         found = template_check.look_over(Chat(tokenizer(template)))
-        return [f"{finding.level}: {finding.message}" for finding in found if finding.topic == "thinking"]
+        return [f"{finding.level}: {finding.message}" for finding in found if finding.topic == "reasoning"]
 
     for tag in ("<think>", "[THINK]", "<|START_THINKING|>", "<reasoning>", "◁think▷"):
-        (message,) = thinking(CHATML.replace("assistant\n", f"assistant\n{tag}\n"))
-        assert message.startswith(f"warning: the generation prompt opens {tag}")
-    assert thinking(CHATML) == []
-    assert thinking(SOUND["qwen 3"][0]) == []
-    assert thinking(CHATML.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n")) == []
+        (message,) = about(CHATML.replace("assistant\n", f"assistant\n{tag}\n"))
+        assert message.startswith(f"ok: reasoning is what stands between {tag!r}")
+        assert message.endswith("the generation prompt opens it")
+    (message,) = about(CHATML.replace("assistant\n", "assistant\n<my_thoughts>\n"))
+    assert message.startswith("warning: the generation prompt opens <my_thoughts>, which PerSyn does not know")
+    assert about(CHATML) == []
+    assert about(SOUND["qwen 3"][0])[0].endswith("the model opens it, or does not reason")
+    (message,) = about(CHATML.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n"))
+    assert "has an empty one" in message
 
 
 def test_what_else_is_worth_knowing_is_a_warning() -> None:
@@ -225,7 +229,7 @@ def test_no_text_of_a_turn_opens_or_closes_one(family: str, text: str) -> None:
 
     turns: list[Message] = [{**turn, "content": f"{turn['content']} {text}"} for turn in (SYSTEM, USER)]
     prompt = chat.prompt_ids(turns)
-    ids, _ = chat.response_ids(turns, "Paris")
+    ids, *_ = chat.response_ids(turns, "Paris")
 
     assert str(chat.tokenizer.decode(prompt)) == chat.prompt_text(turns)
     assert chat.prompt_text(turns).count(text) == 2

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from persyn.errors import EngineError
@@ -227,6 +229,28 @@ def test_a_base_model_begins_with_bos_and_ends_before_the_next_turn(gemma: Path)
     assert result.finish_reason == "stop"
     assert result.text.isdigit()
     assert "User" not in result.text
+
+
+@pytest.mark.model
+def test_reasoning_that_its_template_opens_is_limited_and_split(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "reasoner")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if add_generation_prompt %}<think>\n{% endif %}")
+    asked = [ask(q, i, temperature=1.0, max_tokens=16) for i, q in enumerate(QUESTIONS[:2])]
+    limits = [structs.replace(asked[1].sampling, max_reasoning_tokens=n) for n in (0, 5)]
+    asked += [structs.replace(asked[1], id=10 + i, sampling=how) for i, how in enumerate(limits)]
+
+    results = answer(load(folder), *asked)
+
+    # The random model never closes its reasoning by itself, and the rows of a batch have their own limits.
+    assert reason(results[1]).startswith("unfinished_reasoning: 16 tokens of reasoning and no answer")
+    n_closing = len(AutoTokenizer.from_pretrained(folder)("</think>")["input_ids"])
+    none, some = generated(results[10]), generated(results[11])
+    assert (none.reasoning, none.reasoning_tokens) == (None, n_closing)
+    assert some.reasoning_tokens == 5 + n_closing
+    assert some.reasoning
+    assert some.response_tokens == none.response_tokens == 16
+    assert "think" not in some.text + none.text
 
 
 @pytest.mark.model

@@ -125,7 +125,9 @@ def _cell(session: Session, run: Run, made: MadeRun, number: int, quality: tuple
     prompt_id = made.prompt_ids[number]
     for k, teacher_id in enumerate(made.teacher_ids):
         text = f"{HOSTILE[(number + k) % len(HOSTILE)]} by {k}"
-        response_id = make_response(session, prompt_id, teacher_id, text, response_tokens=TOKENS[k], prompt_tokens=100)
+        counts = {"response_tokens": TOKENS[k], "prompt_tokens": 100}
+        reasoned = {} if k else {"reasoning": f"{text}, or not", "reasoning_tokens": 4}
+        response_id = make_response(session, prompt_id, teacher_id, text, **counts, **reasoned)
         likelihood = {"value": 5 * LEARNABILITY[k], "n_tokens": 5}
         session.add_all(
             [

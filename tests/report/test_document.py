@@ -88,6 +88,18 @@ def test_a_page_needs_nothing_and_runs_nothing(html: str) -> None:
     assert f"{HOSTILE[0]} by 0" in page.blocks
 
 
+def test_an_example_has_its_reasoning_folded_and_word_for_word(html: str, report: Report) -> None:
+    """Only the first teacher reasons: 4 tokens, of 10 in each of its six responses that reason, and 10 in another."""
+    page = Page(html)
+    assert f"{HOSTILE[0]} by 0, or not" in page.blocks
+    assert "<details><summary>reasoning</summary>" in html
+    assert '<td class="n">4</td><td class="n">34.3%</td>' in html  # 24 of 70
+    assert '<td class="n">-</td><td class="n">-</td>' in html
+    text = document.markdown(report, [])
+    assert f"Reasoning:\n\n```text\n{HOSTILE[0]} by 0, or not\n```\n\nAnswer:\n" in text
+    assert "| 4 | 34.3% |" in text
+
+
 def test_headings_never_leave_out_a_level(html: str) -> None:
     levels = [int(tag[1]) for tag, _ in Page(html).headings]
     assert all(after <= before + 1 for before, after in pairwise(levels))

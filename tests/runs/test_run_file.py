@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec import structs
 
+from persyn.config import Sampling
 from persyn.errors import UsageError
 from persyn.runs import run_file
 
@@ -300,3 +302,12 @@ def test_a_file_that_is_broken_is_said_to_be_whatever_stands_before_the_break(
 def test_a_hub_id_stays_one_beside_a_file_of_its_owners_name(tmp_path: Path) -> None:
     (tmp_path / "lab").write_text("no folder")
     assert run_file.read(write(tmp_path)).student.model == "lab/student"
+
+
+def test_a_control_that_is_not_set_is_no_part_of_a_teachers_version() -> None:
+    sampling = Sampling(temperature=0.2)
+    # The fields of the first release: versions in stores keep their fingerprints.
+    first = {"max_tokens": 1024, "temperature": 0.2, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "stop": []}
+
+    assert sampling.given() == first
+    assert structs.replace(sampling, max_reasoning_tokens=0).given() == {**first, "max_reasoning_tokens": 0}

@@ -4,10 +4,12 @@ Run `first`: teachers ada (1 and 2 dollars per million tokens) and bob (3 and 6)
 the hold-out, 4 to 6 as targets. Run `second` has its own prompt 7, and shares prompt 1 and both teachers.
 
 prompt  ada's response   its scores       bob's response   its scores        assigned to
-1       20 tokens        1, -20 nats      40 tokens        0, -20 nats       ada, 0.6 before 0.4
+1       20 tokens, 12    1, -20 nats      40 tokens        0, -20 nats       ada, 0.6 before 0.4
+        of reasoning
 2       10 tokens        none, failed     failed           -                 ada
 3       30 tokens        0.75, -30 nats   20 tokens        0.25, -40 nats    ada, 1 before 0
-4       50 tokens, cut   -                                                   ada, by the router
+4       50 tokens, cut,  -                                                   ada, by the router
+        20 of reasoning
 5       -                                 failed                             bob, by the router
 6       -                                 missing                            bob, by the router
 """
@@ -97,7 +99,7 @@ def _jobs(session: Session, run: Run, ada: int, bob: int) -> None:
 
 
 def _grid(session: Session, run: Run, ada: int, bob: int) -> None:
-    one = _response(session, 1, ada, 20, job_id=1, seed=7)
+    one = _response(session, 1, ada, 20, job_id=1, seed=7, reasoning="Hm.", reasoning_tokens=12)
     two = _response(session, 1, bob, 40, job_id=2)
     three = _response(session, 2, ada, 10, job_id=1)
     make_response(session, 2, bob, None, failure="too_long: 900 tokens", job_id=2)
@@ -140,7 +142,7 @@ def _routed(session: Session, run: Run, ada: int, bob: int) -> None:
     make_assignment(session, run.id, 4, ada, score=1.5, margin=2.0)
     make_assignment(session, run.id, 5, bob, score=0.3, margin=0.2)
     make_assignment(session, run.id, 6, bob, score=1.0, margin=2.0)
-    _response(session, 4, ada, 50, job_id=3, finish_reason="length")
+    _response(session, 4, ada, 50, job_id=3, finish_reason="length", reasoning="Hm.", reasoning_tokens=20)
     make_response(session, 5, bob, None, failure="empty", job_id=4)
 
 

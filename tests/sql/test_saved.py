@@ -42,6 +42,8 @@ ANSWERS: dict[str, Rows] = {
     # ada: 4 responses of 10 + (20, 10, 30, 50) tokens: 40 x 1 + 110 x 2 millionths of a dollar.
     # bob: 2 responses of 10 + (40, 20): 20 x 3 + 60 x 6.
     "cost": [("ada", 4, 4, 0, 40, 110, 0.00026), ("bob", 2, 2, 2, 20, 60, 0.00042)],
+    # ada reasons in two of four responses, with 12 and 20 of its 110 tokens.
+    "reasoning": [("ada", 4, 2, 0, 16.0, 32 / 110), ("bob", 2, 0, 0, None, 0.0)],
     # On the grid ada writes 20 and bob 30 tokens on average; for 6 prompts that is 120 and 180, which cost 60 x 1 + 120
     # x 2 and 60 x 3 + 180 x 6 millionths.
     "savings": [(170, 300.0, 170 / 300, 0.00068, 0.00156)],

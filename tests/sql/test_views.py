@@ -11,7 +11,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
-from persyn.config import Per
+from persyn.config import On, Per
 from persyn.db import grid
 from persyn.db.catalog import Run, Teacher
 from persyn.db.connect import Database
@@ -37,21 +37,39 @@ def fill_grid(session: Session, run: Run, prompt_ids: list[int], teacher_ids: li
         for teacher_id in teacher_ids:
             if draw.random() < 0.1:
                 continue
-            response = make_response(session, prompt_id, teacher_id, "\N{SNOWMAN}" * draw.randint(1, 9))
+            reasoning = "\N{SNOWMAN}" * draw.randint(1, 9) if draw.random() < 0.6 else None
+            response = make_response(
+                session, prompt_id, teacher_id, "\N{SNOWMAN}" * draw.randint(1, 9), reasoning=reasoning
+            )
             if draw.random() < 0.9:
                 value = draw.choice((0.0, 1.0, draw.gauss(0, 5)))
                 session.add(Score(response_id=response, scorer_id=run.quality_scorer_id, value=value, detail={}))
             tokens = draw.choice((0, 1, 3, 7))
             nats = {"value": draw.choice((-3.0, -9.5)), "n_tokens": tokens} if draw.random() < 0.9 else {"failure": "x"}
+            if reasoning and "value" in nats:
+                nats |= {"reasoning_value": draw.choice((-2.0, -8.5)), "reasoning_n_tokens": draw.choice((0, 2, 5))}
             session.add(Score(response_id=response, scorer_id=run.learnability_scorer_id, detail={}, **nats))
 
 
-@pytest.mark.parametrize(("how", "per"), [("minmax", "token"), ("rank", "character"), ("minmax", "response")])
-def test_the_reward_matrix_is_that_of_the_rewards(database: Database, how: Normalisation, per: Per) -> None:
+@pytest.mark.parametrize(
+    ("how", "per", "on"),
+    [
+        ("minmax", "token", "both"),
+        ("rank", "character", "both"),
+        ("minmax", "response", "both"),
+        ("minmax", "character", "answer"),
+        ("rank", "response", "answer"),
+        ("minmax", "token", "reasoning"),
+        ("rank", "character", "reasoning"),
+    ],
+)
+def test_the_reward_matrix_is_that_of_the_rewards(database: Database, how: Normalisation, per: Per, on: On) -> None:
     with database.write() as session:
         made = make_run(session, teachers=TEACHERS, prompts=25, calibration=15, holdout=5)
         run = session.get_one(Run, made.id)
-        run.config = make_config("run", TEACHERS, alpha=0.3, normalise=how, learnability_per=per).frozen()
+        run.config = make_config(
+            "run", TEACHERS, alpha=0.3, normalise=how, learnability_per=per, learnability_on=on
+        ).frozen()
         fill_grid(session, run, made.prompt_ids, made.teacher_ids)
     with database.read() as session:
         cells = grid.read(session, session.get_one(Run, made.id))
@@ -61,7 +79,7 @@ def test_the_reward_matrix_is_that_of_the_rewards(database: Database, how: Norma
     row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids)}
     for prompt_id, position, *numbers in seen:
         of_view[:, row_of[prompt_id], position] = [np.nan if number is None else number for number in numbers]
-    assert (~np.isnan(expected)).sum() > 40
+    assert (~np.isnan(expected)).sum() > 20
     np.testing.assert_allclose(of_view, [cells.quality, cells.learnability, expected], rtol=0, atol=1e-9)
 
 
@@ -89,6 +107,17 @@ def test_what_a_teacher_cost_is_unknown_when_one_of_its_responses_has_no_count(d
         assert rows(session, dollars) == [(None,)]
         (ada, _) = summary.facts(session, session.get_one(Run, 1)).teachers
         assert ada.cost is None
+
+
+def test_a_response_that_ended_inside_its_reasoning_counts_as_unfinished(database: Database) -> None:
+    with database.write() as session:
+        by_hand.fill(session)
+        session.execute(update(Response).where(Response.failure == "empty").values(failure="unfinished_reasoning: cut"))
+    with database.read() as session:
+        query = "SELECT teacher, failed, reasoned, unfinished, reasoning_tokens FROM v_teacher_cost WHERE run = 'first'"
+        assert rows(session, f"{query} ORDER BY position") == [("ada", 0, 2, 0, 32), ("bob", 2, 0, 1, 0)]
+        written = "SELECT prompt_id, reasoning, reasoning_tokens FROM v_dataset WHERE run = 'first' ORDER BY prompt_id"
+        assert rows(session, written) == [(1, "Hm.", 12), (2, None, None), (3, None, None), (4, "Hm.", 20)]
 
 
 def test_progress_is_what_status_says_at_every_stage(database: Database) -> None:
@@ -124,12 +153,12 @@ def test_both_databases_give_the_views_the_same_columns(database: Database) -> N
 
 #: Users rely on them: columns may be added, but never removed.
 COLUMNS = {
-    "v_dataset": "run prompt_id role source source_id history prompt answer response teacher model revision "
-    "template_hash reason score margin finish_reason prompt_tokens response_tokens seed engine origin response_id "
-    "job_id created_at",
+    "v_dataset": "run prompt_id role source source_id history prompt answer response reasoning teacher model revision "
+    "template_hash reason score margin finish_reason prompt_tokens response_tokens reasoning_tokens seed engine "
+    "origin response_id job_id created_at",
     "v_progress": "run place stage total done failed pending",
-    "v_teacher_cost": "run position teacher assigned responses failed prompt_tokens response_tokens dollars "
-    "response_tokens_if_all dollars_if_all",
+    "v_teacher_cost": "run position teacher assigned responses failed prompt_tokens response_tokens reasoned "
+    "unfinished reasoning_tokens dollars response_tokens_if_all dollars_if_all",
     "v_reward_matrix": "run prompt_id role position teacher response_id quality learnability reward",
     "v_why_teacher": "run prompt_id role position teacher router_score router_rank quality learnability is_chosen "
     "reason margin",

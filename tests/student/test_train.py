@@ -12,19 +12,17 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from persyn.errors import EngineError, UsageError
-from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.chat import Chat, Conversation, load_tokenizer
 from persyn.llm.protocols import ModelSpec
 from persyn.student import examples, train
-from persyn.student.examples import IGNORED, Conversation, StudentExamples
+from persyn.student.examples import IGNORED, StudentExamples
 from persyn.student.train import Notes, TrainingSettings
 from tests.four_gpus import OnFourGpus
 
 #: A random two-layer model tolerates larger steps than a real one.
 FAST = TrainingSettings(epochs=4, learning_rate=1e-2, batch_size=4)
 
-CONVERSATIONS: list[Conversation] = [
-    ([{"role": "user", "content": f"What is {n}?"}], f"It is number {n}.") for n in range(12)
-]
+CONVERSATIONS = [Conversation([{"role": "user", "content": f"What is {n}?"}], f"It is number {n}.") for n in range(12)]
 
 
 def silent(done: int, total: int, loss: float | None) -> None:
@@ -50,7 +48,7 @@ def test_only_the_response_and_its_end_are_learned(tiny: Path, tmp_path: Path) -
     counts = examples.write(tmp_path, CONVERSATIONS[:2], chat, max_tokens=100)
     rows = StudentExamples(tmp_path)
 
-    for row, (messages, response) in zip(rows, CONVERSATIONS[:2], strict=True):
+    for row, (messages, response, *_) in zip(rows, CONVERSATIONS[:2], strict=True):
         learned = [token for token in row["labels"] if token != IGNORED]
         assert chat.tokenizer.decode(learned) == f"{response}<|im_end|>"
         assert row["input_ids"][: -len(learned)] == chat.prompt_ids(messages)
@@ -66,7 +64,7 @@ def test_padding_is_neither_read_nor_learned() -> None:
 
 
 def test_a_long_conversation_is_left_out_and_counted(tiny: Path, tmp_path: Path) -> None:
-    long: Conversation = ([{"role": "user", "content": "Count."}], "one two " * 100)
+    long = Conversation([{"role": "user", "content": "Count."}], "one two " * 100)
 
     train.prepare(spec_of(tiny), [*CONVERSATIONS, long], FAST, tmp_path)  # the model takes 128 tokens
 

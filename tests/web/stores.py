@@ -96,7 +96,8 @@ def fill(database: Database, spoil: Spoil = str) -> MadeStore:
         targets = made.prompt_ids[4:]
         for prompt_id, teacher_id, margin in zip(targets, (ada, ada, ada, bob), (0.5, 1.5, -0.25, 0.1), strict=True):
             make_assignment(session, made.id, prompt_id, teacher_id, score=1.0, margin=margin, reason=spoil("router"))
-        make_response(session, targets[0], ada, spoil("Eight."), response_tokens=4, job_id=running)
+        reasoned = {"reasoning": spoil("Four and four."), "reasoning_tokens": 3}
+        make_response(session, targets[0], ada, spoil("Eight."), response_tokens=4, job_id=running, **reasoned)
         make_response(session, targets[1], ada, None, failure=spoil("too_long") + ": 9,213 tokens", job_id=running)
 
         failed = session.get_one(Run, make_run(session, name="failed", teachers=("cyd", "dot")).id)

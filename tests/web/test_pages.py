@@ -231,6 +231,27 @@ def test_a_prompt_is_shown_with_scores_responses_and_events(filled: Filled) -> N
     assert any(row.endswith('done me@desk {"why": "it is over"}') for row in found)
 
 
+def test_reasoning_is_folded_and_has_a_limit(database: Database) -> None:
+    """A teacher may write a hundred thousand tokens before it answers."""
+    made = fill(database)
+    target = made.run.prompt_ids[4]
+    console = client(database)
+    html = console.get(f"/runs/maths/prompts/{target}").text
+    assert "reasoning, 3 tokens Four and four. Eight." in Read(html).text
+    assert "<details>\n    <summary>reasoning, 3 tokens</summary>" in html
+    # Of ada's 44 tokens.
+    assert any(row.endswith("44 0% 3 7%") for row in rows(console.get("/runs/maths").text))
+    with database.write() as session:
+        session.execute(update(Response).where(Response.prompt_id == target).values(reasoning="long " * 100_000))
+        is_own = Score.scorer_id == session.get_one(Run, made.run.id).learnability_scorer_id
+        session.execute(update(Score).where(is_own).values(reasoning_value=-7.5, reasoning_n_tokens=3))
+    html = console.get(f"/runs/maths/prompts/{target}").text
+    assert "long\u2026 (500,000 characters)" in html.replace("long \u2026", "long\u2026")
+    assert len(html) < 50_000
+    scores = rows(console.get(f"/runs/maths/prompts/{made.run.prompt_ids[0]}").text)
+    assert any(row.startswith("ada log_likelihood \u22124 2 \u22127.5 3") for row in scores)
+
+
 def test_where_the_router_decided_no_rewards_are_given_as_the_reason(filled: Filled) -> None:
     html = filled.console.get(f"/runs/maths/prompts/{filled.made.run.prompt_ids[4]}").text
     assert "ada 1.500 0.000 chosen: router" in rows(html)

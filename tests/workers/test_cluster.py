@@ -21,6 +21,7 @@ from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster import roll_call
 from tests.chat_server import Server, completion, error
 from tests.cluster import Broker, Cluster, wait_for
+from tests.one_database import POSTGRESQL
 from tests.run_files import PROMPTS, TEACHERS, write_run
 
 GRID = 12 * len(TEACHERS)
@@ -69,6 +70,7 @@ def test_two_workers_and_a_dispatcher_work_a_run_that_somebody_watches(
         assert isinstance(json.loads(line), dict), line
 
 
+@POSTGRESQL
 def test_a_run_goes_on_when_its_window_is_closed(cluster: Cluster, database: Database, tmp_path: Path) -> None:
     cluster.worker("one")
     cluster.start("dispatch", "dispatch")
@@ -81,7 +83,7 @@ def test_a_run_goes_on_when_its_window_is_closed(cluster: Cluster, database: Dat
     wait_for(lambda: is_done(database), 60, "the run is done")
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
+@POSTGRESQL
 def test_sigterm_gives_the_jobs_back_and_counts_no_attempt(
     cluster: Cluster, database: Database, tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_sigterm_gives_the_jobs_back_and_counts_no_attempt(
     require_complete(database)
 
 
+@POSTGRESQL
 def test_a_broker_that_is_killed_and_loses_everything_costs_only_time(
     cluster: Cluster, database: Database, broker: Broker, tmp_path: Path
 ) -> None:
@@ -137,7 +140,7 @@ def test_a_killed_worker_loses_only_what_its_engine_was_computing(
     assert count(database, Event, Event.detail["reason"].as_string() == "owner died") > 0
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
+@POSTGRESQL
 def test_workers_wait_for_a_server_also_when_one_of_them_is_killed(
     cluster: Cluster, database: Database, tmp_path: Path
 ) -> None:
@@ -162,7 +165,7 @@ def test_workers_wait_for_a_server_also_when_one_of_them_is_killed(
     assert count(database, Outage) == 0
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
+@POSTGRESQL
 def test_a_worker_says_its_version_and_what_it_takes_also_while_it_works(
     cluster: Cluster, database: Database, broker: Broker, tmp_path: Path
 ) -> None:
@@ -184,7 +187,7 @@ def test_a_worker_says_its_version_and_what_it_takes_also_while_it_works(
     assert roll_call.untaken(waiting, present[1:]) == waiting
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # slow, and the database plays no part
+@POSTGRESQL
 def test_who_watches_a_run_is_told_of_a_queue_that_no_worker_takes(
     cluster: Cluster, database: Database, tmp_path: Path
 ) -> None:

@@ -161,6 +161,8 @@ def test_an_account_is_its_addresses_its_key_and_its_model() -> None:
     }
     assert len(different) == 4
     assert limits(ModelSpec("openai", "m", options={"base_url": one})) is None
+    batches = {"base_url": one, "requests_per_minute": 5, "mode": "batch"}
+    assert limits(ModelSpec("openai", "m", options=batches)) is None  # a provider limits batches apart
     assert limits(ModelSpec("vllm", "m")) is None
     assert Costs(ModelSpec("judge", "m", options=judge)).of(Judge(1, [], "four")).requests == 2
 

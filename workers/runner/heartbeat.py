@@ -35,8 +35,9 @@ class Leases:
         self._database = database
         self._lease = lease
         self._lock = threading.Lock()
-        self._held: dict[int, int] = {}
+        self._held: dict[int, Claim] = {}
         self._lost: set[int] = set()
+        self._turned: set[int] = set()
         self._patience_seconds = patience_seconds
         self._alive_at = self._renewed_at = time.monotonic()
         self._over = threading.Event()
@@ -67,8 +68,9 @@ class Leases:
         """Start renewing a claimed job."""
         self.renewed()
         with self._lock:
-            self._held[job.id] = job.fence
+            self._held[job.id] = job
             self._lost.discard(job.id)
+            self._turned.discard(job.id)
 
     def remove(self, job: Claim) -> None:
         """Stop renewing a job."""
@@ -81,6 +83,12 @@ class Leases:
             lost, self._lost = self._lost, set()
             return lost
 
+    def turned(self) -> set[int]:
+        """The ids of held jobs that were moved to another queue, since the last call."""
+        with self._lock:
+            turned, self._turned = self._turned, set()
+            return turned
+
     def beat(self) -> None:
         """Renew all held leases once."""
         with self._lock:
@@ -92,13 +100,15 @@ class Leases:
             return
         try:
             with self._database.write() as session:
-                gone = queue.extend(session, held, lease=self._lease)
+                gone = queue.extend(session, {job.id: job.fence for job in held.values()}, lease=self._lease)
+                turned = queue.turned(session, held.values())
         except DBAPIError as error:
             log.warning("a heartbeat could not be written", extra={"error": shorten(str(error.orig))})
             return
         self.renewed()
         with self._lock:
             self._lost |= {job_id for job_id in gone if self._held.get(job_id) == held[job_id]}
+            self._turned |= {job_id for job_id in turned if self._held.get(job_id) == held[job_id]}
             for job_id in self._lost:
                 self._held.pop(job_id, None)
 

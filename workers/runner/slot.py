@@ -27,6 +27,8 @@ class OpenJob:
     spec: ModelSpec
     waiting: deque[Request]
     left: int = field(init=False)
+    #: Whether the model is reached differently since the job was claimed: it is released without further requests.
+    is_turned: bool = False
 
     def __post_init__(self) -> None:
         self.left = len(self.waiting)
@@ -81,6 +83,10 @@ class Slot:
         """The number of requests in flight."""
         return len(self._flying)
 
+    def is_flying(self, job: OpenJob) -> bool:
+        """Whether requests of a job are in flight."""
+        return any(flight.job is job for flight in self._flying.values())
+
     @property
     def load_seconds(self) -> float:
         """Seconds since the engine's process was started."""
@@ -118,7 +124,7 @@ class Slot:
         was_idle = not self._flying
         requests: list[Request] = []
         for job in jobs:
-            while job.waiting and len(requests) < room:
+            while not job.is_turned and job.waiting and len(requests) < room:
                 flight = Flight(job, job.waiting.popleft())
                 serial = next(self._serial)  # request ids are only unique within a job
                 self._flying[serial] = flight

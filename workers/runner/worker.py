@@ -30,6 +30,7 @@ from persyn.db.work import JobState, Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
 from persyn.jobs import owner, queue, rate_limits
 from persyn.jobs.queue import Claim
+from persyn.llm import engines
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
 from persyn.llm.rates import Cost, Limits
@@ -39,6 +40,7 @@ from persyn.stages import fit_router
 from persyn.stages.batch import Batch, Done
 from persyn.stages.registry import STAGES
 from persyn.workers.runner.affinity import Reach
+from persyn.workers.runner.batch_slot import BatchSlot
 from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases
 from persyn.workers.runner.ledger import Ledger
@@ -62,6 +64,9 @@ _AVOID_SECONDS = 600.0
 _OUTAGE_SECONDS = 900
 #: The same for a worker that was told to stop.
 _STOP_SECONDS = 10.0
+#: How long to wait for the next result of requests in flight when their model is reached differently from now on; a
+#: server that has failed may never answer them.
+_TURN_SECONDS = 60.0
 #: After this many in a row, the engine or the machine is to blame rather than a request.
 _MOST_FUTILE = 2
 
@@ -96,7 +101,7 @@ class Worker:
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._leases = Leases(database, self._lease)
         self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=self._lease)
-        self._slot = Slot(settings)
+        self._slot: Slot | BatchSlot = Slot(settings)
         self._permits = Permits(self._permit)
         self._queue: str | None = None
         self._is_loading = False
@@ -189,6 +194,7 @@ class Worker:
         while not self.stop.is_set():
             self._leases.alive()
             self._open_jobs()
+            self._turn()
             if not self._jobs:
                 break
             spec = next(iter(self._jobs.values())).spec
@@ -224,13 +230,30 @@ class Worker:
             log.exception("a job cannot be loaded", extra=self._telemetry.about(claim))
             self._fail(claim, _reason(error))
             return
+        if batch is None:
+            self._release(claim)
+            return
         job = self._jobs[claim.id] = OpenJob(claim, batch.spec, deque(batch.requests))
         if not job.left:
             self._save(job, [])
 
-    def _load(self, claim: Claim) -> Batch:
+    def _load(self, claim: Claim) -> Batch | None:
+        """A job's requests; None if its model is reached differently since it was claimed."""
         with self._database.read() as session:
-            return STAGES[claim.stage].load(session, claim)
+            batch = STAGES[claim.stage].load(session, claim)
+            return None if queue.turned(session, [claim]) else batch
+
+    def _turn(self) -> None:
+        """Release jobs whose model is reached differently now, each once its requests in flight have finished."""
+        for job_id in self._leases.turned():
+            if job_id in self._jobs:
+                self._jobs[job_id].is_turned = True
+        turned = [job for job in self._jobs.values() if job.is_turned]
+        if turned and len(turned) == len(self._jobs) and self._slot.fruitless_seconds >= _TURN_SECONDS:
+            self._slot.end()
+        for job in turned:
+            if not self._slot.is_flying(job):
+                self._release(job.claim)
 
     def _permit(self, limits: Limits, costs: Sequence[Cost], unused_tokens: int) -> int:
         def take() -> int:
@@ -243,6 +266,7 @@ class Worker:
         self._permits.turn_to(spec)
         if not self._slot.holds(spec):
             self._slot.end()
+            self._slot = self._slot_for(spec)
             devices = self._ledger.settle(self.owner)
             try:
                 self._slot.start(spec, devices)
@@ -254,8 +278,13 @@ class Worker:
         # Without renewed leases, submit no new requests: others may hold the jobs.
         if self._slot.loaded is not None and self._leases.are_kept:
             room = max(0, self._window() - self._slot.in_hand)
-            upcoming = islice(chain.from_iterable(job.waiting for job in self._jobs.values()), room)
+            open_jobs = (job.waiting for job in self._jobs.values() if not job.is_turned)
+            upcoming = islice(chain.from_iterable(open_jobs), room)
             self._slot.submit(self._jobs.values(), self._permits.take(upcoming, room))
+
+    def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
+        """An empty slot of the kind that the model needs."""
+        return BatchSlot(self._database, self._outlasting) if engines.batch_size(spec) else Slot(self._settings)
 
     def _collect(self) -> None:
         try:
@@ -285,7 +314,7 @@ class Worker:
         job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
         self._ledger.note_load(seconds)
         self._listener.loaded(job.spec, seconds)
-        if job.spec.model:  # an answer checker has a process, but no model
+        if job.spec.model and self._slot.log:  # an answer checker has a process, but no model; a batch has neither
             log.info("loaded", extra=self._telemetry.about(job.claim, engine=loaded.version, seconds=seconds))
             where = {"log": self._slot.log, "gpus": self._slot.gpus}
             self._outlasting(lambda: self._note_load(job.claim, loaded.version, seconds, where))
@@ -330,6 +359,9 @@ class Worker:
         return self._jobs.get(job.claim.id) is job
 
     def _save(self, job: OpenJob, done: Sequence[Done]) -> None:
+        if any(isinstance(item.result, Failed) for item in done) and self._outlasting(lambda: self._is_turned(job)):
+            # Perhaps they failed because the model is reached differently now; they are requested again.
+            done = [item for item in done if not isinstance(item.result, Failed)]
         job.left -= len(done)
         try:
             is_held = self._outlasting(lambda: self._write(job, done))
@@ -351,6 +383,12 @@ class Worker:
             self._telemetry.ended(job.claim, "done")
         failed = sum(isinstance(item.result, Failed) for item in done)
         self._listener.saved(job.claim.stage, len(done) - failed, failed)
+
+    def _is_turned(self, job: OpenJob) -> bool:
+        if not job.is_turned:
+            with self._database.read() as session:
+                job.is_turned = bool(queue.turned(session, [job.claim]))
+        return job.is_turned
 
     def _write(self, job: OpenJob, done: Sequence[Done]) -> bool:
         """Save some results of a job and, with the last, complete it and advance the run; False on a lost lease."""
@@ -425,6 +463,8 @@ class Worker:
 
         def write() -> None:
             with self._database.write() as session:
+                if queue.release_turned(session, claim, owner=self.owner):
+                    return
                 state = queue.fail(session, claim, reason, owner=self.owner, is_final=is_final)
                 if state is JobState.FAILED:
                     if not did_load:
@@ -479,10 +519,17 @@ class Worker:
 
     def _give_back(self) -> None:
         for job in list(self._jobs.values()):
-            self._forget(job.claim)
-            self._telemetry.ended(job.claim, "released")
+            self._release(job.claim)
+
+    def _release(self, claim: Claim) -> None:
+        self._forget(claim)
+        self._telemetry.ended(claim, "released")
+
+        def write() -> None:
             with self._database.write() as session:
-                queue.release(session, job.claim, owner=self.owner)
+                queue.release(session, claim, owner=self.owner)
+
+        self._outlasting(write)
 
     def _window(self) -> int:
         loaded = self._slot.loaded

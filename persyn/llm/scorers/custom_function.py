@@ -62,8 +62,9 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Import the function; it answers `Judge`. It is called as function(messages, response, answer, meta).
 
     messages: the prompt's turns, [{"role", "content"}, ...]; answer: its reference answer or None;
-    meta: the other fields of its row. It returns a finite number, or None for no verdict; then, and if it raises,
-    the score fails. Raises `HostLacks` when the function cannot be imported, or its file is not the spec's version.
+    meta: the other fields of its row and, where there are any, the prompt's `tools` and the response's `tool_calls`.
+    It returns a finite number, or None for no verdict; then, and if it raises, the score fails. Raises `HostLacks` when
+    the function cannot be imported, or its file is not the spec's version.
     """
     options.decode(spec, options.PythonOptions)
     function = import_function(spec)
@@ -101,7 +102,9 @@ def describe_error(error: Exception) -> str:
 
 def _judge(function: Callable[..., Any], request: Judge) -> Result:
     try:
-        value = function(request.messages, request.response, request.answer, request.meta)
+        calls = {"tool_calls": request.tool_calls} if request.tool_calls else {}
+        tools = {"tools": request.tools} if request.tools else {}
+        value = function(request.messages, request.response, request.answer, request.meta | tools | calls)
         if value is None:
             return Failed(request.id, "no_verdict")
         return Judged(request.id, float(value))

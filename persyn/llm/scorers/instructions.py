@@ -18,6 +18,7 @@ from persyn.llm import options
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
 from persyn.llm.scorers import instruction_checks as checks
+from persyn.llm.scorers import text_only
 
 #: Responses taken at once.
 _CHUNK = 64
@@ -76,6 +77,8 @@ def variants(response: str) -> list[str]:
 
 
 def _judge(request: Judge, chosen: options.InstructionsOptions) -> Result:
+    if failure := text_only.refusal(request):
+        return failure
     try:
         instructions = _instructions(request.meta)
     except CannotCheck as error:

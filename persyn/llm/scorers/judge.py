@@ -55,8 +55,6 @@ Reply with {"better": "A"}, {"better": "B"} or, when neither is better, {"better
 _TOKEN_BEGINS = re.compile(r"<(?=[^\s=\d])|\[(?=/?[a-z]?[A-Z])")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _PREFERENCE = {"A": 1.0, "tie": 0.5, "B": 0.0}
-#: Ends the reasoning that some models write before their reply.
-_REASONING_ENDS = "</think>"
 
 
 class _Rating(Struct, frozen=True):
@@ -161,7 +159,7 @@ def _ask(request: Judge, chosen: options.JudgeOptions) -> list[Generate]:
 
 def _rate(request: Judge, chosen: options.JudgeOptions) -> list[list[Message]]:
     """The scale in ascending and in descending order. The material comes first so that its prefix can be cached."""
-    material = {"conversation": request.messages, "response": request.response}
+    material = _shared(request) | {"response": _written(request)}
     return [
         _messages(chosen, material, _RATE.format(scale=chosen.scale, low=low, high=high))
         for low, high in (("worst", "best"), ("best", "worst"))
@@ -170,10 +168,21 @@ def _rate(request: Judge, chosen: options.JudgeOptions) -> list[list[Message]]:
 
 def _compare(request: Judge, chosen: options.JudgeOptions) -> list[list[Message]]:
     """The response as A, and as B."""
-    pair = (request.response, request.answer)
-    return [
-        _messages(chosen, {"conversation": request.messages, "A": a, "B": b}, _COMPARE) for a, b in (pair, pair[::-1])
-    ]
+    pair = (_written(request), request.answer)
+    return [_messages(chosen, _shared(request) | {"A": a, "B": b}, _COMPARE) for a, b in (pair, pair[::-1])]
+
+
+def _shared(request: Judge) -> dict[str, Any]:
+    """The material that both questions have: the conversation, and the tools that the response could call."""
+    tools = {"tools": request.tools} if request.tools else {}
+    return {"conversation": request.messages, **tools}
+
+
+def _written(request: Judge) -> str | dict[str, Any]:
+    """The response: its text or, if it calls tools, its text and its calls."""
+    if not request.tool_calls:
+        return request.response
+    return {"text": request.response, "tool_calls": request.tool_calls}
 
 
 def _messages(chosen: options.JudgeOptions, material: Mapping[str, Any], question: str) -> list[Message]:
@@ -200,8 +209,10 @@ def _schema(chosen: options.JudgeOptions) -> dict[str, Any]:
 
 
 def _wording(chosen: options.JudgeOptions) -> str:
-    sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", "Answer")
-    return fingerprint_of(_ask(sample, chosen))
+    sample = Judge(0, [{"role": "user", "content": "<|Prompt|>"}], "[RESPONSE]", answer="Answer")
+    asked = [msgspec.to_builtins(each) | {"sampling": each.sampling.given()} for each in _ask(sample, chosen)]
+    # A field that was added later and is not used leaves the hash as it was.
+    return fingerprint_of([{name: said for name, said in each.items() if said is not None} for each in asked])
 
 
 def _conclude(request_id: int, halves: Sequence[Result], chosen: options.JudgeOptions) -> Result:
@@ -223,11 +234,7 @@ def _read(half: Result, chosen: options.JudgeOptions) -> _Verdict | Failed:
     if isinstance(half, Failed):
         return half
     assert isinstance(half, Generated)
-    found = {
-        verdict
-        for text in _OBJECT.findall(half.text.rpartition(_REASONING_ENDS)[2])
-        if (verdict := _decode(text, chosen))
-    }
+    found = {verdict for text in _OBJECT.findall(half.text) if (verdict := _decode(text, chosen))}
     if len(found) == 1:
         return found.pop()
     if half.finish_reason == "length" and (half.response_tokens or chosen.max_tokens) < chosen.max_tokens:

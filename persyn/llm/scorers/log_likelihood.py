@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from persyn.llm import fidelity, options, scoring, template_check
 from persyn.llm.batch_rule import BatchRule
 from persyn.llm.batched import Batched
-from persyn.llm.chat import Chat, load_tokenizer
+from persyn.llm.chat import Chat, Conversation, EncodedResponse, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 from persyn.llm.scorers.padding import Padded, TokenRow, refused, right_pad
 
@@ -30,24 +30,29 @@ _CACHED = 2_000_000
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a student that answers `Judge` with the log-likelihood of the response.
 
-    The value is the sum over the response's tokens, its end token included, given the conversation
-    in the student's own chat format; `n_tokens` is their number. A response that exceeds the model's
-    context together with its conversation fails as `too_long`; it is truncated only if an option says so.
+    The value is the sum over the answer's tokens, its end token included, given the conversation and
+    the reasoning in the student's own chat format; `n_tokens` is their number. The reasoning's sum and
+    number, with its closing marker, are separate. A response that exceeds the model's context together
+    with its conversation fails as `too_long`; it is truncated only if an option says so.
     """
     chosen = options.decode(spec, options.LogLikelihoodOptions)
-    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
+    template_check.require(spec, chat)
     model = scoring.load_weights(AutoModelForCausalLM, spec, chosen)
 
-    def row(request: Judge, found: tuple[list[int], int] | TemplateError) -> TokenRow | Failed:
+    def row(request: Judge, found: EncodedResponse | TemplateError) -> TokenRow | Failed:
         if isinstance(found, TemplateError):
             return refused(request, found)
-        ids, start = found
-        return TokenRow(
-            request.id, ids if chosen.response_tokens is None else ids[: start + chosen.response_tokens], start
-        )
+        end = None if chosen.response_tokens is None else found.start + chosen.response_tokens
+        return TokenRow(request.id, found.ids[:end], found.start, found.answer)
 
     def encode(requests: Sequence[Judge]) -> list[TokenRow | Failed]:
-        found = chat.all_response_ids([(request.messages, request.response) for request in requests])
+        found = chat.all_response_ids(
+            [
+                Conversation(each.messages, each.response, each.reasoning, each.tool_calls, each.tools)
+                for each in requests
+            ]
+        )
         return [row(*pair) for pair in zip(requests, found, strict=True)]
 
     padded = Padded(
@@ -76,7 +81,7 @@ class StudentScorer:
         self._head_rows = _HEAD_ROWS if self._device.type == "cpu" else max(_HEAD_ROWS, _HEAD_LOGITS // vocabulary)
 
     def judge(self, rows: Sequence[TokenRow]) -> list[Judged]:
-        """The log-likelihood of each row's ids from `start` on."""
+        """The log-likelihood of each row's ids from `start` on, those before `answer` apart."""
         return self._mates.compute(rows, [len(row.ids) for row in rows], self._judge)
 
     @torch.inference_mode()
@@ -94,12 +99,21 @@ class StudentScorer:
         chosen = hidden.flatten(0, 1)[places.to(hidden.device)]  # (N, H)
         log_probabilities = self._log_probabilities(chosen, targets.to(hidden.device))  # (N,)
 
-        counts = [len(row.ids) - row.start for row in rows]
-        sums = [part.sum().item() for part in torch.split(log_probabilities, counts)]
-        return [
-            Judged(row.id, total, n_tokens=count, detail=self._detail)
-            for row, total, count in zip(rows, sums, counts, strict=True)
-        ]
+        of_rows = torch.split(log_probabilities, [len(row.ids) - row.start for row in rows])
+        return [self._judged(row, each) for row, each in zip(rows, of_rows, strict=True)]
+
+    def _judged(self, row: TokenRow, log_probabilities: Tensor) -> Judged:
+        if row.answer is None:
+            return Judged(row.id, log_probabilities.sum().item(), len(log_probabilities), detail=self._detail)
+        reasoning, answer = log_probabilities.tensor_split([row.answer - row.start])
+        return Judged(
+            row.id,
+            answer.sum().item(),
+            len(answer),
+            reasoning_value=reasoning.sum().item(),
+            reasoning_n_tokens=len(reasoning),
+            detail=self._detail,
+        )
 
     def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(N,) float64 log-probability of each target after its (N, H) hidden state, on the CPU."""

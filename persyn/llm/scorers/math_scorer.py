@@ -23,6 +23,7 @@ from persyn.errors import EngineError
 from persyn.llm import options
 from persyn.llm.batched import Batched
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Request, Result, Tick
+from persyn.llm.scorers import text_only
 from persyn.llm.scorers.answers import characters
 
 #: Requests sent to the child at once.
@@ -62,10 +63,16 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     child.start()
 
     def compute(requests: Sequence[Request]) -> Iterator[list[Result]]:
-        missing: list[Result] = [Failed(r.id, "no_reference_answer") for r in requests if not _has_answer(r)]
-        if missing:
-            yield missing
-        waiting = [request for request in requests if isinstance(request, Judge) and _has_answer(request)]
+        failed: list[Result] = []
+        waiting: list[Judge] = []
+        for request in requests:
+            assert isinstance(request, Judge)
+            if failure := _refusal(request):
+                failed.append(failure)
+            else:
+                waiting.append(request)
+        if failed:
+            yield failed
         while waiting:
             results = child.judge(waiting)
             waiting = waiting[len(results) :]
@@ -74,9 +81,10 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     return Batched(compute, version=child.version, chunk=_CHUNK)
 
 
-def _has_answer(request: Request) -> bool:
-    assert isinstance(request, Judge)
-    return bool(request.answer and request.answer.strip())
+def _refusal(request: Judge) -> Failed | None:
+    if not (request.answer and request.answer.strip()):
+        return Failed(request.id, "no_reference_answer")
+    return text_only.refusal(request)
 
 
 class ChildDied(Exception):

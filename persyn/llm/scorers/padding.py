@@ -27,6 +27,8 @@ class TokenRow:
     ids: list[int]
     #: Index in `ids` where the response begins.
     start: int = 0
+    #: Index where the answer begins, after the reasoning; None without reasoning.
+    answer: int | None = None
 
 
 Encode: TypeAlias = Callable[[Sequence[Judge]], Sequence[TokenRow | Failed]]

@@ -21,17 +21,18 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Load a sequence classifier with one label that answers `Judge` with its logit, without an activation function.
 
     The conversation is formatted by the model's own chat template, with the response as the assistant's turn.
-    A conversation longer than the context fails as `too_long`. Options: `options.ScorerOptions`.
+    A conversation longer than the context fails as `too_long`. Options: `options.RewardModelOptions`.
     """
-    chosen = options.decode(spec, options.ScorerOptions)
-    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    chosen = options.decode(spec, options.RewardModelOptions)
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
     _check(spec, chat)
     template_check.require(spec, chat, answers=False)
     model = scoring.load_weights(AutoModelForSequenceClassification, spec, chosen)
 
     def row(request: Judge) -> TokenRow | Failed:
         try:
-            return TokenRow(request.id, chat.conversation_ids(request.messages, request.response))
+            ids = chat.conversation_ids(request.messages, request.response, request.tool_calls, request.tools)
+            return TokenRow(request.id, ids)
         except TemplateError as error:
             return refused(request, error)
 

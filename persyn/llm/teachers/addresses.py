@@ -53,6 +53,12 @@ def read_key(chosen: options.OpenAIOptions) -> str | None:
     return key
 
 
+def key_header(chosen: options.OpenAIOptions, key: str | None) -> dict[str, str]:
+    """The header with the key; none without a key."""
+    header = chosen.api_key_header
+    return {header: f"Bearer {key}" if header.lower() == "authorization" else key} if key else {}
+
+
 def proxy(url: URL) -> URL | None:
     """The proxy for a URL by HTTP_PROXY, HTTPS_PROXY and NO_PROXY; `HostLacks` if it is invalid."""
     # Not aiohttp's `trust_env`, which also reads .netrc and then fails if a key is sent too.

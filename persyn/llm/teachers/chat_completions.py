@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from persyn.errors import shorten
-from persyn.llm import finish_reason
-from persyn.llm.protocols import Generate, Generated, Result
+from persyn.llm import finish_reason, tools
+from persyn.llm.options import OpenAIOptions
+from persyn.llm.protocols import Failed, Generate, Generated, Message, Result
+from persyn.llm.reasoning import split_opened, split_unseen
 from persyn.llm.teachers import complaints, generation
 from persyn.llm.teachers.complaints import RefusedError, RetryableError
 
@@ -29,6 +31,10 @@ _BROKEN_OFF = re.compile(
 _NO_RESPONSE = re.compile(r"think|reason|refus|tool|function|image|audio|file|video", re.IGNORECASE)
 #: The fields of a part that may contain its text.
 _OF_PART = ("text", "value", "content", "parts")
+#: The fields of a message that may contain reasoning, and of a part of it.
+_OF_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+_OF_THOUGHT = ("thinking", "reasoning", "summary", *_OF_PART)
+_REASONING = re.compile(r"think|reason", re.IGNORECASE)
 _LONGEST_REASON = 60
 #: No context is this large; a higher token count from a server is wrong.
 _MOST_TOKENS = 2**24
@@ -37,34 +43,37 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _encode = msgspec.json.Encoder().encode
 
 
-def body(
-    model: str, request: Generate, max_tokens_field: str, extra: Mapping[str, Any], omit: Collection[str]
-) -> bytes:
-    """The JSON body of a request for one response; fields in `extra` override those derived from the request.
-
-    omit: fields that are left out.
-    """
+def body(model: str, request: Generate, chosen: OpenAIOptions) -> bytes:
+    """The JSON body of a request for one response."""
     sampling = request.sampling
     fields: dict[str, Any] = {
         "model": model,
-        "messages": request.messages,
+        "messages": with_ids(request.messages),
         "seed": request.seed,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        max_tokens_field: sampling.max_tokens,
+        chosen.max_tokens_field: sampling.max_tokens,
     }
-    if sampling.stop:
-        fields["stop"] = sampling.stop
-    if request.schema:
-        schema = {"name": "response", "strict": True, "schema": request.schema}
-        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-    # Not part of OpenAI's API: only sent if a run sets it.
-    if sampling.top_k:
-        fields["top_k"] = sampling.top_k
-    if sampling.repetition_penalty != 1.0:
-        fields["repetition_penalty"] = sampling.repetition_penalty
-    asked = {name: value for name, value in fields.items() if name not in omit}
-    return _encode(asked | dict(extra))
+    # Many servers reject a field that they do not know: only those that a run sets are sent.
+    fields |= {name: value for name, value in _set(request, chosen).items() if value is not None}
+    asked = {name: value for name, value in fields.items() if name not in chosen.omit}
+    return _encode(asked | chosen.extra)
+
+
+def _set(request: Generate, chosen: OpenAIOptions) -> dict[str, Any]:
+    """The fields that are only sent with a value; the last ones are not part of OpenAI's API."""
+    sampling, schema = request.sampling, request.schema
+    form = {"name": "response", "strict": True, "schema": schema}
+    return {
+        "stop": sampling.stop or None,
+        "response_format": {"type": "json_schema", "json_schema": form} if schema else None,
+        "tools": request.tools or None,
+        "reasoning_effort": sampling.reasoning_effort,
+        "thinking_token_budget": sampling.max_reasoning_tokens,
+        "chat_template_kwargs": chosen.chat_template_kwargs or None,
+        "top_k": sampling.top_k or None,
+        "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
+    }
 
 
 def decode(content: bytes, charset: str | None) -> str:
@@ -87,8 +96,11 @@ def parse(text: str) -> Any:
         return text
 
 
-def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: float) -> Result:
-    """The result in a server's answer; `RetryableError` or `RefusedError` if it contains none."""
+def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: float, inline: str = "auto") -> Result:
+    """The result in a server's answer; `RetryableError` or `RefusedError` if it contains none.
+
+    inline: `inline_reasoning` of the options.
+    """
     completion = parse(answer)
     choice = _choice(completion)
     if choice is None:
@@ -101,21 +113,51 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
     if isinstance(refusal, str) and refusal:
         raise RefusedError(f"refused: {shorten(refusal)}")
     reason = _finish_reason(choice.get("finish_reason"))
-    if reason == "stop" and (message.get("tool_calls") or message.get("function_call")):
-        reason = "tool_calls"
-    if reason is None and not text:
+    try:
+        calls = tools.read_calls(message.get("tool_calls") or message.get("function_call"))
+    except ValueError as error:
+        return Failed(request_id, f"bad_tool_call: {shorten(str(error))}, finish reason {reason or 'unknown'}")
+    if reason is None and not (text or calls):
         raise RetryableError("the answer has neither a text nor a finish reason")
+    thought = _reasoning(message)
+    if thought is None and inline != "off":
+        parts = split_opened(text) if inline == "opened" else split_unseen(text)
+        text, thought = parts.answer, parts.reasoning
     counts = _table(completion.get("usage"))
+    n_tokens, n_reasoning = _response_tokens(counts, reasons=thought is not None)
     return generation.to_result(
         Generated(
             id=request_id,
             text=text,
             finish_reason=reason,
             prompt_tokens=_count(counts.get("prompt_tokens")),
-            response_tokens=_count(counts.get("completion_tokens")),
+            response_tokens=n_tokens,
             seconds=seconds,
+            tool_calls=calls,
+            reasoning=thought,
+            reasoning_tokens=n_reasoning,
         )
     )
+
+
+def with_ids(messages: Sequence[Message]) -> list[Message]:
+    """The turns with an id for each call and in each result, which servers require.
+
+    Results without an id answer the calls before them in order.
+    """
+    turns: list[Message] = []
+    waiting: list[str] = []
+    for turn in messages:
+        if calls := turn.get("tool_calls"):
+            calls = [{"id": f"call_{len(turns)}_{number}", **call} for number, call in enumerate(calls)]
+            waiting = [call["id"] for call in calls]
+            turn = {**turn, "tool_calls": calls}
+        elif turn["role"] == "tool":
+            answered = turn.get("tool_call_id") or next(iter(waiting), None)
+            waiting = [call_id for call_id in waiting if call_id != answered]
+            turn = turn if answered is None else {**turn, "tool_call_id": answered}
+        turns.append(turn)
+    return turns
 
 
 def _choice(completion: Any) -> dict[str, Any] | None:
@@ -131,7 +173,11 @@ def _choice(completion: Any) -> dict[str, Any] | None:
 
 def _text(content: Any) -> str:
     """The text of a message: a string, or the text of its parts without reasoning."""
-    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", "".join(_texts(content)))
+    return _clean("".join(_texts(content)))
+
+
+def _clean(text: str) -> str:
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _texts(content: Any) -> Iterator[str]:
@@ -144,6 +190,41 @@ def _texts(content: Any) -> Iterator[str]:
         yield from _texts(next((content[name] for name in _OF_PART if content.get(name)), None))
     elif isinstance(content, int | float) and not isinstance(content, bool):
         yield json.dumps(content)
+
+
+def _reasoning(message: Mapping[str, Any]) -> str | None:
+    """The reasoning that a server reports apart from the text; None if there is none."""
+    apart = ("".join(_thoughts(message.get(name), True)) for name in _OF_REASONING)
+    found = next(filter(None, apart), "") or "".join(_thoughts(message.get("content"), False))
+    return _clean(found) or None
+
+
+def _thoughts(content: Any, is_reasoning: bool) -> Iterator[str]:
+    """The texts of reasoning; `is_reasoning` says whether a text without a type is some."""
+    if isinstance(content, str):
+        if is_reasoning:
+            yield content
+    elif isinstance(content, list):
+        for part in content:
+            yield from _thoughts(part, is_reasoning)
+    elif isinstance(content, dict):
+        is_reasoning = is_reasoning or _REASONING.search(str(content.get("type", ""))) is not None
+        yield from _thoughts(next((content[name] for name in _OF_THOUGHT if content.get(name)), None), is_reasoning)
+
+
+def _response_tokens(counts: Mapping[str, Any], *, reasons: bool) -> tuple[int | None, int | None]:
+    """The tokens of the whole response and of its reasoning; None where a server does not say, or not plausibly."""
+    n_tokens, details = _count(counts.get("completion_tokens")), _table(counts.get("completion_tokens_details"))
+    said = details.get("reasoning_tokens")
+    if said == 0 and said is not False and not reasons:
+        return n_tokens, 0
+    n_reasoning = _count(said)
+    if n_tokens is None or n_reasoning is None:
+        return n_tokens, n_reasoning
+    # Some servers do not include the reasoning in `completion_tokens`, but in the total.
+    if counts.get("total_tokens") == (_count(counts.get("prompt_tokens")) or 0) + n_tokens + n_reasoning:
+        n_tokens += n_reasoning
+    return n_tokens, n_reasoning if n_reasoning <= n_tokens else None
 
 
 def _finish_reason(said: Any) -> str | None:
@@ -243,16 +324,43 @@ def _events(text: str) -> Iterator[tuple[str, str]]:
 def _add(choice: dict[str, Any], message: dict[str, Any], piece: Mapping[str, Any]) -> None:
     delta = _table(piece.get("delta") or piece.get("message"))
     message["content"] += _text(delta.get("content"))
+    if (thought := _reasoning(delta)) is not None:
+        message["reasoning"] = message.get("reasoning", "") + thought
     if isinstance(delta.get("refusal"), str):
         message["refusal"] = message.get("refusal", "") + delta["refusal"]
-    for field in ("tool_calls", "function_call"):
-        if delta.get(field):
-            message[field] = delta[field]
+    if delta.get("tool_calls"):
+        _add_calls(message.setdefault("tool_calls", []), delta["tool_calls"])
+    if delta.get("function_call"):
+        _add_function(message.setdefault("function_call", {}), _table(delta["function_call"]))
     if complaints.says(piece.get("error")):
         choice["error"] = piece["error"]
     # Many servers send an empty finish reason with every piece but the last.
     if said := finish_reason.normalised(_reason(piece.get("finish_reason"))):
         choice["finish_reason"] = said
+
+
+def _add_calls(calls: list[dict[str, Any]], deltas: Any) -> None:
+    """Add the pieces of calls, each of which names its call by index, or by an id that begins the next one."""
+    for delta in map(_table, deltas if isinstance(deltas, list) else []):
+        index = delta.get("index")
+        if not isinstance(index, int):
+            is_next = not calls or (delta.get("id") and delta["id"] != calls[-1].get("id"))
+            index = len(calls) if is_next else len(calls) - 1
+        found = next((call for call in calls if call["index"] == index), None)
+        if found is None:
+            found = {"index": index, "function": {}}
+            calls.append(found)
+        found.update({key: delta[key] for key in ("id", "type") if delta.get(key)})
+        _add_function(found["function"], _table(delta.get("function")))
+
+
+def _add_function(function: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    if isinstance(delta.get("name"), str) and delta["name"]:
+        function["name"] = delta["name"]
+    if isinstance(given := delta.get("arguments"), str):
+        function["arguments"] = function.get("arguments", "") + given
+    elif given is not None:
+        function["arguments"] = given
 
 
 def _table(value: Any) -> dict[str, Any]:

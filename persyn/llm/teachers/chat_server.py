@@ -22,7 +22,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from persyn.errors import AccountError, OutageError
+from persyn.errors import AccountError, OutageError, PermanentError
 from persyn.llm import options
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
 from persyn.llm.teachers import addresses, chat_completions, complaints
@@ -49,6 +49,8 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     the server is temporarily unavailable, `AccountError` when a person must act first.
     """
     chosen = options.decode(spec, options.OpenAIOptions)
+    if chosen.mode == "batch":
+        raise PermanentError('mode = "batch" is for teachers only; remove it')
     urls, key = [addresses.endpoint(base_url) for base_url in chosen.urls], addresses.read_key(chosen)
     return ChatServerEngine(spec.model, chosen, {url: addresses.proxy(url) for url in urls}, key)
 
@@ -313,7 +315,7 @@ class ChatServerEngine:
         chosen = self._options
         while (pause := replica.resume_at - self._loop.time()) > 0:
             await asyncio.sleep(pause)
-        body = chat_completions.body(self._model, request, chosen.max_tokens_field, chosen.extra, chosen.omit)
+        body = chat_completions.body(self._model, request, chosen)
         try:
             async with self._session.post(
                 replica.url, data=body, allow_redirects=False, proxy=replica.proxy
@@ -327,7 +329,8 @@ class ChatServerEngine:
             raise RetryableError(said, is_absent=is_absent) from error
         answer = self._clean(chat_completions.decode(content, response.charset))
         if 200 <= response.status < 300:
-            return chat_completions.read(request.id, answer, response.headers, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            return chat_completions.read(request.id, answer, response.headers, seconds, chosen.inline_reasoning)
         found = complaints.complaint(chat_completions.parse(answer))
         raise complaints.trouble(response.status, response.headers, found)
 
@@ -361,10 +364,7 @@ def _password(proxy: URL | None) -> str | None:
 
 
 async def _open(chosen: options.OpenAIOptions, key: str | None) -> aiohttp.ClientSession:
-    headers = {"Content-Type": "application/json"}
-    if key:
-        header = chosen.api_key_header
-        headers[header] = f"Bearer {key}" if header.lower() == "authorization" else key
+    headers = {"Content-Type": "application/json", **addresses.key_header(chosen, key)}
     return aiohttp.ClientSession(
         # The replicas' places already limit connections.
         connector=aiohttp.TCPConnector(limit=0),

@@ -5,14 +5,22 @@ Independent of models; needs only tokenizers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from jinja2 import TemplateError
+from msgspec.structs import replace
 
 from persyn.errors import shorten
+from persyn.llm import tool_forms
 from persyn.llm.chat import PLAIN_STOP, Chat
-from persyn.llm.protocols import Failed, Generate, Generated, Sampling
+from persyn.llm.protocols import Failed, Generate, Generated, Sampling, Tools
+from persyn.llm.reasoning import MarkerReader, Parts, Reader, cut
+from persyn.llm.tool_forms import ReadCalls
+from persyn.llm.tool_template import ToolTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +31,61 @@ class EncodedPrompt:
     ids: list[int]
     #: Maximum number of tokens of the response.
     max_tokens: int
+    #: What the template writes after the last turn; "" where no reader needs it.
+    tail: str = ""
 
 
-def prepare(chat: Chat, request: Generate, context: int | None) -> EncodedPrompt | Failed:
+def reader(chat: Chat) -> MarkerReader:
+    """What separates reasoning and answer in the responses of a model with this form."""
+    return MarkerReader(chat.tokenizer, _source(chat))
+
+
+def prepare(chat: Chat, request: Generate, context: int | None, splits: Reader | None = None) -> EncodedPrompt | Failed:
     """Convert a request to its model's form.
 
     context: tokens of prompt and response together; None when the model sets no bound. A prompt that
              leaves no room for a single token fails as `too_long`. `max_tokens` is lowered to the
              remaining room, so a response may end with "length" before the sampling's `max_tokens`.
+    splits:  reads the response later.
     """
+    how = request.sampling
+    if how.reasoning_effort is not None:
+        if "reasoning_effort" not in _source(chat):
+            return refuse(request, "reasoning_effort is set, but the chat template has no such variable")
+        chat = _with_effort(chat, how.reasoning_effort)
+    if how.max_reasoning_tokens is not None and splits is not None and splits.markers is None:
+        return refuse(request, "max_reasoning_tokens is set, but no reasoning markers of the model are known")
     try:
-        ids = chat.prompt_ids(request.messages)
+        ids = chat.prompt_ids(request.messages, request.tools)
+        tail = _tail(chat, request) if splits is not None and splits.reads_prompt else ""
     except TemplateError as error:
         return refuse(request, f"the chat template rejects the conversation: {error}")
-    if request.sampling.max_tokens < 1:
-        return refuse(request, f"max_tokens must be at least 1, got {request.sampling.max_tokens}")
-    room = request.sampling.max_tokens if context is None else context - len(ids)
+    if how.max_tokens < 1:
+        return refuse(request, f"max_tokens must be at least 1, got {how.max_tokens}")
+    room = how.max_tokens if context is None else context - len(ids)
     if room < 1:
         return Failed(request.id, f"too_long: {len(ids):,} tokens, the model takes {context:,} including the response")
-    return EncodedPrompt(request, ids, min(request.sampling.max_tokens, room))
+    return EncodedPrompt(request, ids, min(how.max_tokens, room), tail)
+
+
+def _source(chat: Chat) -> str:
+    return str(chat.tokenizer.chat_template or "")
+
+
+@lru_cache(maxsize=16)
+def _with_effort(chat: Chat, effort: str) -> Chat:
+    """The same form with another value of the template's variable."""
+    assert chat.template is not None
+    other = copy.copy(chat)
+    other.template = ToolTemplate(chat.tokenizer, {**chat.template.variables, "reasoning_effort": effort})
+    return other
+
+
+def _tail(chat: Chat, request: Generate) -> str:
+    if chat.template is None:
+        return ""
+    written = chat.template.prompt(request.messages, request.tools)
+    return written.text[max(end for _, end in written.spans) :]
 
 
 def refuse(request: Generate, why: str) -> Failed:
@@ -49,30 +93,81 @@ def refuse(request: Generate, why: str) -> Failed:
     return Failed(request.id, f"bad_request: {shorten(why)}")
 
 
-def to_result(generated: Generated) -> Generated | Failed:
-    """The result with its text stripped; fails as `empty` if nothing is left.
-
-    NUL characters, which PostgreSQL cannot store, are replaced.
-    """
-    text = generated.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
-    if not text:
-        return Failed(generated.id, f"empty: no text, finish reason {generated.finish_reason or 'unknown'}")
+def finished(prompt: EncodedPrompt, parts: Parts, finish_reason: str, n_tokens: int, seconds: float) -> Generated:
+    """A local response of `n_tokens` tokens, whose calls are still in its text."""
     return Generated(
-        id=generated.id,
-        text=text,
-        finish_reason=generated.finish_reason,
-        prompt_tokens=generated.prompt_tokens,
-        response_tokens=generated.response_tokens,
-        seconds=generated.seconds,
+        id=prompt.request.id,
+        text=parts.answer,
+        finish_reason=finish_reason,
+        prompt_tokens=len(prompt.ids),
+        response_tokens=n_tokens,
+        seconds=seconds,
+        reasoning=parts.reasoning,
+        reasoning_tokens=parts.reasoning_tokens,
     )
+
+
+def to_result(generated: Generated) -> Generated | Failed:
+    """The result with its texts stripped; fails as `empty` or, after reasoning, as `unfinished_reasoning` without one.
+
+    Calls of tools may stand in place of a text. NUL characters, which PostgreSQL cannot store, are replaced.
+    """
+    text = _storable(generated.text).strip()
+    reasoning = None if generated.reasoning is None else _storable(generated.reasoning).strip()
+    calls = _storable(generated.tool_calls) or None
+    finish = f"finish reason {generated.finish_reason or 'unknown'}"
+    if not text and not calls:
+        if reasoning is None:
+            return Failed(generated.id, f"empty: no text, {finish}")
+        n_tokens = generated.reasoning_tokens or generated.response_tokens
+        length = f"{len(reasoning):,} characters" if n_tokens is None else f"{n_tokens:,} tokens"
+        advice = "; raise max_tokens, or set max_reasoning_tokens" if generated.finish_reason == "length" else ""
+        return Failed(generated.id, f"unfinished_reasoning: {length} of reasoning and no answer, {finish}{advice}")
+    ended_by = "tool_calls" if calls and generated.finish_reason == "stop" else generated.finish_reason
+    return replace(generated, text=text, reasoning=reasoning or None, tool_calls=calls, finish_reason=ended_by)
+
+
+def _storable(value: Any) -> Any:
+    """A text, or the texts within a value, without NUL characters."""
+    match value:
+        case str():
+            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        case list():
+            return [_storable(each) for each in value]
+        case dict():
+            return {_storable(name): _storable(each) for name, each in value.items()}
+    return value
+
+
+def with_calls(generated: Generated, read: ReadCalls | None, raw: str, tools: Tools | None) -> Generated | Failed:
+    """The result with its calls, if the request has tools; fails as `bad_tool_call` if one is malformed.
+
+    raw: the generated text after the reasoning with its special tokens, without the end token.
+    """
+    if read is None or not tools:
+        return generated
+    try:
+        said = read(raw, tools)
+    except ValueError as error:
+        finish = generated.finish_reason or "unknown"
+        return Failed(generated.id, f"bad_tool_call: {shorten(str(error))}, finish reason {finish}")
+    return replace(generated, text=said.text, tool_calls=said.calls) if said and said.calls else generated
+
+
+def raw_text(chat: Chat, ids: Sequence[int], stops: Sequence[str]) -> str:
+    """A generated text, without its end token, with its special tokens, up to the first stop text."""
+    return cut(str(chat.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)), stops)[0]
+
+
+def call_reader(chat: Chat, name: str | None) -> ReadCalls | None:
+    """How to read the calls of a model: by the named form, or by the one that its chat template writes.
+
+    None if the template's form is not known: calls remain a part of the text.
+    """
+    form = tool_forms.written_by(chat.template) if name is None else tool_forms.FORMS[name]
+    return None if form is None else lambda text, tools: form(text)
 
 
 def stop_texts(chat: Chat, sampling: Sampling) -> list[str]:
     """The texts that end a response: the sampling's and, for a base model, the beginning of the next turn."""
     return sampling.stop if chat.has_template else [*sampling.stop, PLAIN_STOP]
-
-
-def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop text, and whether there was one."""
-    found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return (text[: min(found)], True) if found else (text, False)

@@ -6,6 +6,7 @@ For `generate` of transformers, which takes the highest score and has one length
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -22,11 +23,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from persyn.llm.chat import Chat
 from persyn.llm.protocols import Tick
-from persyn.llm.teachers import generation
+from persyn.llm.reasoning import MarkerReader, cut
 from persyn.llm.teachers.generation import EncodedPrompt
 
 _SEED_BITS = 2**63 - 1
+#: Tokens of whitespace that a model may write before its opening marker.
+_LEAD_TOKENS = 2
 
 
 def processors(batch: Sequence[EncodedPrompt], device: torch.device) -> LogitsProcessorList:
@@ -80,6 +84,65 @@ class _Penalty(LogitsProcessor):
         return penalised
 
 
+class ReasoningLimit(LogitsProcessor):
+    """Writes the closing marker once a row's reasoning has `max_reasoning_tokens` tokens."""
+
+    def __init__(self, batch: Sequence[EncodedPrompt], splits: MarkerReader, chat: Chat) -> None:
+        self._width = max(len(prompt.ids) for prompt in batch)
+        self._rows = [_Limit.of(prompt, splits, chat) for prompt in batch]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores; where a token is forced, all others are excluded."""
+        for row, limit, ids in zip(scores, self._rows, input_ids[:, self._width :], strict=True):
+            if limit is not None and (forced := limit.next_token(ids)) is not None:
+                row.fill_(-torch.inf)
+                row[forced] = 0.0
+        return scores
+
+
+@dataclass(slots=True)
+class _Limit:
+    """How much of its reasoning one row has left."""
+
+    n_tokens: int
+    opens: list[int]
+    closes: list[int]
+    #: Where the reasoning begins in the response; None before its opening marker.
+    start: int | None
+    #: How many tokens of the closing marker are forced already.
+    n_forced: int = 0
+    is_over: bool = False
+
+    @classmethod
+    def of(cls, prompt: EncodedPrompt, splits: MarkerReader, chat: Chat) -> _Limit | None:
+        n_tokens, opened = prompt.request.sampling.max_reasoning_tokens, splits.opened(prompt.tail)
+        markers = opened or splits.markers
+        if n_tokens is None or markers is None:
+            return None
+        return cls(n_tokens, chat.encode(markers.opens), chat.encode(markers.closes), 0 if opened else None)
+
+    def next_token(self, ids: Tensor) -> int | None:
+        """The token that must follow a response so far; None if it is the model's choice."""
+        length = len(ids)
+        if self.start is None and length <= len(self.opens) + _LEAD_TOKENS and _ends_with(ids, self.opens):
+            self.start = length
+        if self.is_over or self.start is None:
+            return None
+        if self.n_forced == 0 and _ends_with(ids[self.start :], self.closes):
+            self.is_over = True
+            return None
+        if self.n_forced == 0 and length - self.start < self.n_tokens:
+            return None
+        token = self.closes[self.n_forced]
+        self.n_forced += 1
+        self.is_over = self.n_forced == len(self.closes)
+        return token
+
+
+def _ends_with(ids: Tensor, end: list[int]) -> bool:
+    return ids[-len(end) :].tolist() == end
+
+
 class RowStoppingCriteria(StoppingCriteria):
     """Ends each row at its end token, its stop text or its `max_tokens`, and records when."""
 
@@ -117,4 +180,4 @@ class RowStoppingCriteria(StoppingCriteria):
     def _is_end(self, tail: list[int]) -> bool:
         if tail[-1] in self._end_ids:
             return True
-        return bool(self._stops) and generation.cut(str(self._tokenizer.decode(tail)), self._stops)[1]
+        return bool(self._stops) and cut(str(self._tokenizer.decode(tail)), self._stops)[1]

@@ -24,9 +24,10 @@ from persyn.llm import fidelity, options, scoring, template_check
 from persyn.llm.batch_rule import BatchRule
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
+from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick
 from persyn.llm.teachers import generation, sampling
 from persyn.llm.teachers.generation import EncodedPrompt
+from persyn.llm.tool_forms import ReadCalls
 
 #: Batches taken at once and sorted by length.
 _CHUNK_BATCHES = 4
@@ -39,23 +40,43 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     `seconds` is from the start of the batch to the row's last token. Options: `options.TransformersOptions`.
     """
     chosen = options.decode(spec, options.TransformersOptions)
-    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
+    template_check.require(spec, chat)
     dtype = chosen.dtype or ("bfloat16" if spec.gpus else "float32")
     model = scoring.load_weights(AutoModelForCausalLM, spec, options.ScorerOptions(dtype=dtype))
-    engine = TransformersEngine(model, chat, batch_size=chosen.batch_size, context=chosen.max_model_len, tick=tick)
+    engine = TransformersEngine(
+        model,
+        chat,
+        batch_size=chosen.batch_size,
+        context=chosen.max_model_len,
+        tick=tick,
+        read_calls=generation.call_reader(chat, chosen.tool_parser),
+    )
     return Batched(engine.compute, version=scoring.VERSION, chunk=_CHUNK_BATCHES * chosen.batch_size)
 
 
 class TransformersEngine:
     """A causal language model that generates responses in left-padded batches.
 
-    context: tokens of prompt and response together, at most the model's own limit; None is that limit.
+    context:    tokens of prompt and response together, at most the model's own limit; None is that limit.
+    read_calls: reads the calls in a response to a prompt with tools; None leaves them in the text.
     """
 
-    def __init__(self, model: PreTrainedModel, chat: Chat, *, batch_size: int, context: int | None, tick: Tick) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        chat: Chat,
+        *,
+        batch_size: int,
+        context: int | None,
+        tick: Tick,
+        read_calls: ReadCalls | None = None,
+    ) -> None:
         self.batch_size = batch_size
+        self._read_calls = read_calls
         self._model: Any = model
         self._chat = chat
+        self._splits = generation.reader(chat)
         self._positions = scoring.max_tokens(model.config)
         self._context = min((n for n in (context, self._positions) if n), default=None)
         self._tick = tick
@@ -72,7 +93,7 @@ class TransformersEngine:
         failures: list[Result] = []
         for request in requests:
             assert isinstance(request, Generate)
-            prepared = generation.prepare(self._chat, request, self._context)
+            prepared = generation.prepare(self._chat, request, self._context, self._splits)
             if isinstance(prepared, Failed):
                 failures.append(prepared)
             else:
@@ -123,6 +144,8 @@ class TransformersEngine:
         """The batch's results, or None if a smaller batch must be tried."""
         try:
             processors = sampling.processors(batch, self._model.device)
+            if any(prompt.request.sampling.max_reasoning_tokens is not None for prompt in batch):
+                processors.append(sampling.ReasoningLimit(batch, self._splits, self._chat))
         except ValueError as error:
             return [generation.refuse(prompt.request, str(error)) for prompt in batch]
         try:
@@ -161,12 +184,14 @@ class TransformersEngine:
     ) -> Result:
         ids = row[:length]
         is_ended = ids[-1] in self._end_ids
-        text = self._chat.tokenizer.decode(
-            ids[:-1] if is_ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        text, is_cut = generation.cut(str(text), stops)
-        finish = "stop" if is_ended or is_cut else "length"
-        return generation.to_result(Generated(prompt.request.id, text, finish, len(prompt.ids), length, seconds))
+        ids = ids[:-1] if is_ended else ids
+        parts = self._splits.read(ids, prompt.tail, stops)
+        finish = "stop" if is_ended or parts.is_cut else "length"
+        after = ids[parts.reasoning_tokens or 0 :]
+        raw = generation.raw_text(self._chat, after, stops) if prompt.request.tools else ""
+        generated = generation.finished(prompt, parts, finish, length, seconds)
+        said = generation.with_calls(generated, self._read_calls, raw, prompt.request.tools)
+        return said if isinstance(said, Failed) else generation.to_result(said)
 
 
 def _groups(prompts: Iterable[EncodedPrompt]) -> Iterator[list[EncodedPrompt]]:

@@ -12,12 +12,14 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from persyn.errors import EngineError
-from persyn.llm import loading, options, template_check
+from persyn.errors import EngineError, PermanentError, shorten
+from persyn.llm import loading, options, template_check, tools
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
-from persyn.llm.teachers import generation
+from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick, Tools
+from persyn.llm.reasoning import Reader
+from persyn.llm.teachers import generation, vllm_reasoning
 from persyn.llm.teachers.generation import EncodedPrompt
+from persyn.llm.tool_forms import ReadCalls, Said
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -36,17 +38,20 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     """
     chosen = options.decode(spec, options.VllmOptions)
     loading.require_gpus(spec)
-    chat = template_check.require(spec, Chat(load_tokenizer(spec), add_bos=chosen.add_bos))
+    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
+    template_check.require(spec, chat)
     _set_environment(spec.gpus)
     from vllm import LLM
     from vllm.version import __version__
 
+    splits, read_calls = vllm_reasoning.reader(chosen, chat), _call_reader(chat, chosen.tool_parser)
     try:
-        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen))
+        about_reasoning = vllm_reasoning.arguments(splits)
+        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen), **about_reasoning)
     except Exception as error:
         # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
-    return VllmEngine(llm, chat, f"vllm {__version__}")
+    return VllmEngine(llm, chat, splits, f"vllm {__version__}", read_calls)
 
 
 class VllmEngine:
@@ -55,7 +60,8 @@ class VllmEngine:
     If vLLM uses processes of its own, this process ends as soon as one of them does.
     """
 
-    def __init__(self, llm: LLM, chat: Chat, version: str) -> None:
+    def __init__(self, llm: LLM, chat: Chat, splits: Reader, version: str, read_calls: ReadCalls | None = None) -> None:
+        self._read_calls = read_calls
         self._engine: Any = llm.llm_engine
         config = self._engine.vllm_config
         self.version = version
@@ -63,6 +69,7 @@ class VllmEngine:
         self.window = 2 * int(config.scheduler_config.max_num_seqs)
         self._context = int(config.model_config.max_model_len)
         self._chat = chat
+        self._splits = splits
         self._running: dict[int, tuple[EncodedPrompt, float]] = {}
         self._finished: list[Result] = []
         if children := multiprocessing.active_children():
@@ -77,7 +84,7 @@ class VllmEngine:
         """Submit requests; those that cannot be served fail at once."""
         for request in requests:
             assert isinstance(request, Generate)
-            prompt = generation.prepare(self._chat, request, self._context)
+            prompt = generation.prepare(self._chat, request, self._context, self._splits)
             failed = prompt if isinstance(prompt, Failed) else self._add(prompt)
             if failed is not None:
                 self._finished.append(failed)
@@ -98,9 +105,12 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind
 
         request, how = prompt.request, prompt.request.sampling
+        schema = request.schema
+        if schema and request.tools:  # held to the schema, the model could not call a tool
+            return generation.refuse(request, "a prompt with both tools and a response schema needs a server's engine")
         try:
             sampling = SamplingParams(
                 max_tokens=prompt.max_tokens,
@@ -112,7 +122,8 @@ class VllmEngine:
                 stop=generation.stop_texts(self._chat, how),
                 stop_token_ids=[self._chat.end_id],
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema else None,
+                thinking_token_budget=how.max_reasoning_tokens,
+                structured_outputs=vllm_reasoning.constraint(schema, self._splits, prompt.tail) if schema else None,
             )
             self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling)
         except (VLLMClientError, ValueError, TypeError) as error:
@@ -126,16 +137,51 @@ class VllmEngine:
         if response.finish_reason not in {"stop", "length"}:
             return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
-        return generation.to_result(
-            Generated(
-                id=prompt.request.id,
-                text=response.text,
-                finish_reason=response.finish_reason,
-                prompt_tokens=len(prompt.ids),
-                response_tokens=len(response.token_ids),
-                seconds=seconds,
-            )
-        )
+        is_ended = response.finish_reason == "stop" and not isinstance(response.stop_reason, str)
+        n_tokens = len(response.token_ids)
+        ids = list(response.token_ids)[: n_tokens - is_ended]
+        stops = generation.stop_texts(self._chat, prompt.request.sampling)
+        try:
+            parts = self._splits.read(ids, prompt.tail, stops)
+        except ValueError as error:
+            return Failed(prompt.request.id, f"unreadable_reasoning: {shorten(str(error))}")
+        after = ids[parts.reasoning_tokens or 0 :]
+        raw = generation.raw_text(self._chat, after, stops) if prompt.request.tools else ""
+        generated = generation.finished(prompt, parts, response.finish_reason, n_tokens, seconds)
+        said = generation.with_calls(generated, self._read_calls, raw, prompt.request.tools)
+        return said if isinstance(said, Failed) else generation.to_result(said)
+
+
+def _call_reader(chat: Chat, name: str | None) -> ReadCalls | None:
+    """How to read calls: by vLLM's parser of this name or, without a name, as the chat template writes them."""
+    if name is None:
+        return generation.call_reader(chat, None)
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.tool_parsers import ToolParserManager
+
+    known = ToolParserManager.list_registered()
+    if name not in known:
+        raise PermanentError(f"vLLM has no tool_parser {name!r}; known: {', '.join(known)}")
+    parser: Any = ToolParserManager.get_tool_parser(name)
+    try:
+        parser(chat.tokenizer)
+    except Exception as error:  # parsers raise anything for a tokenizer that lacks their tokens
+        raise PermanentError(f"vLLM's tool_parser {name!r} does not suit the model: {error}") from error
+
+    def read(text: str, given: Tools) -> Said | None:
+        request = ChatCompletionRequest.model_validate({"messages": [], "tools": given})
+        try:
+            found = parser(chat.tokenizer, request.tools).extract_tool_calls(text, request)
+        except Exception as error:  # and for a text that they did not expect
+            raise ValueError(f"vLLM's tool_parser {name!r}: {error}") from error
+        if not found.tools_called:
+            return None
+        calls = [call.model_dump() for call in found.tool_calls]
+        # Ids that the model did not write are random.
+        said = [call if call["id"] in text else call | {"id": None} for call in calls]
+        return Said((found.content or "").strip(), tools.read_calls(said) or [])
+
+    return read
 
 
 def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:

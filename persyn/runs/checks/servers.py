@@ -84,7 +84,7 @@ def _ping(model: UsedModel, url: str) -> Finding:
     # Imported here because importing aiohttp would add half a second to every command.
     from persyn.llm.teachers import chat_server
 
-    once = {"base_url": url, "max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
+    once = {"base_url": url, "mode": "direct", "max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
     began = time.monotonic()
     try:
         engine = chat_server.load(replace(model.spec, options={**model.spec.options, **once}), lambda: None)

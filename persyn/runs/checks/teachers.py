@@ -15,7 +15,7 @@ from persyn.ingest.rows import PromptRow
 from persyn.llm.engines import ENGINES
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import identify
-from persyn.llm.protocols import Check, Checked, Finding, Message, ModelSpec
+from persyn.llm.protocols import Check, Checked, Finding, ModelSpec
 from persyn.runs.checks import servers
 from persyn.stages.answers import opening_of, with_opening
 
@@ -33,7 +33,7 @@ def check(config: RunConfig, home: Path) -> Iterator[tuple[str, Finding]]:
         yield from check_one(teacher, prompts, home)
 
 
-def check_one(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) -> Iterator[tuple[str, Finding]]:
+def check_one(teacher: TeacherTable, prompts: Sequence[PromptRow], home: Path) -> Iterator[tuple[str, Finding]]:
     """Inspect one teacher.
 
     prompts: the prompts that it should be able to answer; see `longest_prompts`.
@@ -42,7 +42,7 @@ def check_one(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Pat
         yield teacher.name, finding
 
 
-def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) -> list[Finding]:
+def _check(teacher: TeacherTable, prompts: Sequence[PromptRow], home: Path) -> list[Finding]:
     if ENGINES[teacher.engine].model == "server":
         return [servers.seen(ModelSpec(teacher.engine, teacher.model, options=teacher.options))]
     if ENGINES[teacher.engine].model != "weights":
@@ -56,7 +56,15 @@ def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) 
     host = Host(ModelSpec("check", teacher.model), home)
     try:
         host.submit(
-            [Check(0, spec, [with_opening(opening, prompt) for prompt in prompts], teacher.sampling.max_tokens)]
+            [
+                Check(
+                    0,
+                    spec,
+                    [with_opening(opening, prompt.messages) for prompt in prompts],
+                    teacher.sampling.max_tokens,
+                    [prompt.tools for prompt in prompts],
+                )
+            ]
         )
         while not (results := host.receive(timeout=1.0)):
             pass
@@ -69,8 +77,7 @@ def _check(teacher: TeacherTable, prompts: Sequence[list[Message]], home: Path) 
     return found.findings
 
 
-def longest_prompts(config: RunConfig) -> list[list[Message]]:
-    """The longest prompts in a run file's files, as conversations."""
+def longest_prompts(config: RunConfig) -> list[PromptRow]:
+    """The longest prompts in a run file's files, the tools that they may call included."""
     good = (row for path in config.prompts.files for row in rows.read(Path(path)) if isinstance(row, PromptRow))
-    longest = heapq.nlargest(_LONGEST, good, key=lambda row: len(row.text))
-    return [[*(row.history or []), {"role": "user", "content": row.text}] for row in longest]
+    return heapq.nlargest(_LONGEST, good, key=lambda row: len(row.text) + len(msgspec.json.encode(row.tools)))
