@@ -9,8 +9,9 @@ import dataclasses
 import inspect
 import json
 import re
+import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union
@@ -19,7 +20,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
 from persyn import config
-from persyn.llm import options
+from persyn.llm import options, vllm_arguments
 from persyn.llm.engines import ENGINES, EngineRole
 from persyn.method.strategies import STRATEGIES
 from persyn.settings import Settings
@@ -33,7 +34,7 @@ def of_struct(kind: type[Struct]) -> str:
     types, said = typing.get_type_hints(kind, include_extras=True), _meanings(kind)
     rows = [
         (f"`{each.name}`", _type(types[each.name]), _default(each), said[each.name])
-        for each in msgspec.structs.fields(kind)
+        for each in sorted(msgspec.structs.fields(kind), key=lambda field: not field.required)
     ]
     return _table(("key", "type", "default", "meaning"), rows)
 
@@ -110,6 +111,10 @@ def _kinds(role: str) -> list[str]:
     return [name for name, kind in ENGINES.builtin.items() if role in kind.roles]
 
 
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names)) + "."
+
+
 def of_engines() -> str:
     """The engines that users choose."""
     rows = [
@@ -177,9 +182,12 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "engines": of_engines,
     "teachers": partial(of_struct, config.TeacherTable),
     "sampling": partial(of_struct, config.Sampling),
+    "speed arguments": lambda: "\n" + textwrap.fill(_names(vllm_arguments.SPEED), 120) + "\n\n",
+    "repetition detection": partial(of_struct, config.RepetitionDetection),
     "vllm": partial(of_struct, options.VllmOptions),
     "transformers": partial(of_struct, options.TransformersOptions),
     "openai": partial(of_struct, options.OpenAIOptions),
+    "server": partial(of_struct, options.ServerOptions),
     "scorers": partial(of_struct, options.LogLikelihoodOptions),
     "judge": partial(of_struct, options.JudgeOptions),
     "math": partial(of_struct, options.MathOptions),

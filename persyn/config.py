@@ -33,6 +33,7 @@ ModelName = Annotated[str, Meta(title="folder or hub id")]
 Per: TypeAlias = Literal["token", "character", "response"]
 #: The part of a response whose log-likelihood counts, where the teacher reasoned.
 On: TypeAlias = Literal["answer", "reasoning", "both"]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
 UnitInterval = Annotated[float, Meta(ge=0, le=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -47,6 +48,23 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the run file."""
 
 
+class RepetitionDetection(_Table, frozen=True):
+    """When a response counts as an endless repetition: its last tokens are one pattern, repeated."""
+
+    #: Maximum number of tokens of the pattern.
+    max_pattern_size: Positive
+    #: How often the pattern must occur in a row.
+    min_count: Annotated[int, Meta(ge=2)]
+    #: Minimum number of tokens of the pattern.
+    min_pattern_size: Positive = 1
+
+    def __post_init__(self) -> None:
+        if self.min_pattern_size > self.max_pattern_size:
+            raise ValueError(
+                f"min_pattern_size {self.min_pattern_size} is larger than max_pattern_size {self.max_pattern_size}"
+            )
+
+
 class Sampling(_Table, frozen=True):
     """How responses are sampled. `max_tokens` always bounds their length."""
 
@@ -58,8 +76,16 @@ class Sampling(_Table, frozen=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     #: Sample from this many of the most likely tokens; 0 considers every token.
     top_k: NonNegative = 0
+    #: Exclude tokens that are less likely than this share of the most likely token's probability; 0 excludes none.
+    min_p: UnitInterval = 0.0
     #: Values above 1 make tokens that already occur less likely; 1 has no effect.
     repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
+    #: Subtracted once from the logit of each token that occurs in the response.
+    presence_penalty: Penalty = 0.0
+    #: Subtracted from the logit of each token as often as it occurs in the response.
+    frequency_penalty: Penalty = 0.0
+    #: End a response that repeats itself; it fails as `repetition`. None: it goes on until `max_tokens`.
+    repetition_detection: RepetitionDetection | None = None
     #: Texts that end a response; they are not part of it.
     stop: list[str] = []
     #: Maximum number of tokens of reasoning; then its closing marker is forced, and the answer begins. None: only
@@ -244,6 +270,11 @@ class TeacherTable(_Table, frozen=True):
     #: Hub commit, branch or tag; stored as a commit. For a server: any text that says which model it has, where the
     #: name does not (llama-server accepts any, often `default`); another text is another teacher.
     revision: str | None = None
+    #: A LoRA adapter of the model: a folder or a hub id, with safetensors. Teachers that differ only in their adapter
+    #: share one loaded model.
+    adapter: str | None = None
+    #: Hub commit, branch or tag of the adapter; stored as a commit.
+    adapter_revision: str | None = None
     #: GPUs it needs; 0 for the CPU or a server. May be changed during a run.
     gpus: NonNegative = 1
     #: Options of its engine.

@@ -18,7 +18,9 @@ from persyn.db.catalog import Scorer, Student, Teacher
 from persyn.errors import UsageError
 from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES
-from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify
+from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify, identify_adapter
+from persyn.llm.options import OpenAIOptions
+from persyn.llm.protocols import ModelSpec
 from persyn.llm.scorers import custom_function, judge
 from persyn.method.strategies import STRATEGIES
 
@@ -50,6 +52,8 @@ def identities(
     if router is not None:
         tables.append((router.backbone, router.revision))
     looks: dict[tuple[str, str | None], Callable[[], Identity]] = {table: partial(identify, *table) for table in tables}
+    adapted = [(table.adapter, table.adapter_revision) for table in teachers if table.adapter]
+    looks |= {each: partial(identify_adapter, *each) for each in adapted}
     functions: list[QualityTable | StrategyTable] = []
     if quality is not None and ENGINES[quality.kind].model == "function":
         functions.append(quality)
@@ -103,14 +107,14 @@ def teacher_identity(table: TeacherTable, known: Identities) -> dict[str, Any]:
         sampling = {name: value for name, value in sampling.items() if name not in _OF_SAMPLES}
     said |= {"engine": table.engine, "model": table.model.strip(), "sampling": sampling}
     said["options"] = transport.decisive(table.engine, table.options, table.gpus)
-    said |= _version(_teacher_model(table, known))
+    said |= _teacher_version(table, known)
     by_content = ENGINES[table.engine].model == "weights"
     return _present({name: value for name, value in said.items() if name not in _NOT_DECISIVE}, by_content=by_content)
 
 
 def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     """The id of a teacher's version; updates its descriptive columns."""
-    row = msgspec.to_builtins(table) | _version(_teacher_model(table, known))
+    row = msgspec.to_builtins(table) | _teacher_version(table, known) | prices(table)
     row["options"] = transport.decisive(table.engine, table.options, table.gpus)
     del row["gpus"]
     teacher_id = _register(session, Teacher, teacher_identity(table, known), row)
@@ -122,10 +126,22 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
     return teacher_id
 
 
-def _teacher_model(table: TeacherTable, known: Identities) -> Identity:
+def prices(table: TeacherTable) -> dict[str, float | None]:
+    """US dollars per million tokens that a teacher costs in a run, whose mode may be cheaper."""
+    share = 1.0
+    if engines.batch_size(ModelSpec(table.engine, table.model, options=table.options)):
+        share -= msgspec.convert(table.options, OpenAIOptions).batch_discount
+    listed = {"price_in": table.price_in, "price_out": table.price_out}
+    return {name: None if price is None else price * share for name, price in listed.items()}
+
+
+def _teacher_version(table: TeacherTable, known: Identities) -> dict[str, Any]:
     if ENGINES[table.engine].model == "weights":
-        return known[table.model, table.revision]
-    return Identity(table.revision, None)  # the user's own word for what a server serves
+        found = known[table.model, table.revision]
+    else:
+        found = Identity(table.revision, None)  # the user's own word for what a server serves
+    adapter = known[table.adapter, table.adapter_revision].revision if table.adapter else None
+    return {**_version(found), "adapter_revision": adapter}
 
 
 def student(session: Session, table: StudentTable, known: Identities) -> Student:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from yarl import URL
 
 from persyn.errors import EngineError
-from persyn.llm import options, scoring, template_check
+from persyn.llm import adapters, options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.engines import ENGINES
@@ -102,6 +102,8 @@ def _reasoning_of_server(chosen: options.OpenAIOptions) -> Finding:
 
 def _check_model(spec: ModelSpec, prompts: Sequence[_Prompt], max_tokens: int) -> Iterator[Finding]:
     chosen = _decode(spec)
+    for adapter in adapters.find(spec).values():
+        yield adapters.look_over(adapter, spec.model)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
     about_template = template_check.look_over(chat)
     yield from about_template

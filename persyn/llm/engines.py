@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
 from persyn.config import IMPORTED
-from persyn.llm import needs, options
+from persyn.llm import needs, options, vllm_arguments
 from persyn.llm.needs import Need
 from persyn.llm.options import EngineOptions
 from persyn.llm.protocols import Engine, LoadEngine, ModelSpec, Tick
@@ -53,8 +53,13 @@ class EngineKind:
     is_light: bool = False
     #: Whether a teacher on it can hold a response to a JSON schema.
     holds_to_schema: bool = False
+    #: Whether the weights are loaded by a server that it starts, so that only the server knows how.
+    starts_server: bool = False
+    #: Whether its models can have LoRA adapters.
+    takes_adapters: bool = False
     #: Options that say how the model is reached or how fast it runs, and affect no result: address, key, concurrency,
-    #: timeouts, memory. Like `gpus`, they belong to a run and are not part of a teacher's or scorer's version.
+    #: timeouts, memory. "a.b" is the key `b` of the table `a`. Like `gpus`, they belong to a run and are not part of a
+    #: teacher's or scorer's version.
     transport: frozenset[str] = frozenset()
     #: What `dtype` is on a CPU and on a GPU if it is not set, None where the model decides: where GPUs affect results.
     default_dtypes: tuple[str | None, str | None] = (None, None)
@@ -71,7 +76,7 @@ class EngineKind:
 
     def __post_init__(self) -> None:
         known = self.options.__struct_fields__ if self.options is not None else ()
-        if unknown := sorted(self.transport - set(known)):
+        if unknown := sorted(name for name in self.transport if name.partition(".")[0] not in known):
             raise ValueError(f"transport of engine {self.name!r} names no option of it: {', '.join(unknown)}")
 
     def reference(self, chosen: Mapping[str, Any]) -> ModelReference:
@@ -91,8 +96,10 @@ ENGINES = Registry(
         package="vllm",
         extra="vllm",
         holds_to_schema=True,
+        takes_adapters=True,
         transport=frozenset(
             {"gpu_memory_utilization", "kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "enforce_eager"}
+            | {f"engine_args.{name}" for name in vllm_arguments.SPEED}
         ),
     ),
     EngineKind(
@@ -102,6 +109,7 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.TransformersOptions,
         model="weights",
+        takes_adapters=True,
         transport=frozenset({"batch_size"}),
         default_dtypes=("float32", "bfloat16"),
     ),
@@ -129,6 +137,19 @@ ENGINES = Registry(
                 "poll_seconds",
                 "batch_discount",
             }
+        ),
+    ),
+    EngineKind(
+        name="server",
+        summary="a model behind a server that PerSyn starts: `vllm serve`, SGLang, llama.cpp, ...",
+        module="persyn.llm.teachers.started_server",
+        roles=frozenset({"teacher", "judge"}),
+        options=options.ServerOptions,
+        model="weights",
+        starts_server=True,
+        holds_to_schema=True,
+        transport=frozenset(
+            {"health", "start_seconds", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
         ),
     ),
     EngineKind(
@@ -215,6 +236,7 @@ ENGINES = Registry(
         options=options.FakeOptions,
         transport=frozenset({"latency_seconds", "concurrency", "rows_per_second", "load_seconds", "journal"}),
         holds_to_schema=True,
+        takes_adapters=True,
     ),
     EngineKind(
         name="router_fit",

@@ -143,6 +143,7 @@ class FakeEngine:
         if isinstance(request, Generate):
             content: tuple[object, ...] = (self._model, request.messages, request.seed)
             content += (request.tools,) if request.tools else ()
+            content += (request.adapter,) if request.adapter else ()
         elif isinstance(request, Judge):
             content = (self._model, request.messages, request.response, request.answer)
             content += (request.tool_calls,) if request.tool_calls else ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +47,48 @@ def identify(model: str, revision: str | None = None) -> Identity:
         if not (folder / "config.json").is_file():
             raise UsageError(f"{model} is not a model folder: it has no config.json")
         return Identity(f"sha256:{_digest(folder)}", _template_hash(folder))
+    if folder.is_file():  # a GGUF, for a server
+        return Identity(f"sha256:{_digest_of([folder])}", None)
     if folder.is_absolute() or model.startswith((".", "~")):
         raise UsageError(f"there is no model folder {model}; give an existing folder or a hub id")
     snapshot = _snapshot(model, revision)
     return Identity(snapshot.name, _template_hash(snapshot))
+
+
+def identify_adapter(adapter: str, revision: str | None = None) -> Identity:
+    """Determine the version of a LoRA adapter without loading it; `UsageError` when there is none."""
+    folder = adapter_folder(adapter, revision)
+    return Identity(f"sha256:{_digest(folder)}" if Path(adapter).is_dir() else folder.name, None)
+
+
+def adapter_folder(adapter: str, revision: str | None) -> Path:
+    """The folder with an adapter's files, which are fetched from the hub if needed.
+
+    Raises `UsageError` when there is none, or if its weights would have to be unpickled.
+    """
+    folder = Path(adapter)
+    if not folder.is_dir():
+        if folder.is_absolute() or adapter.startswith((".", "~")):
+            raise UsageError(f"there is no adapter folder {adapter}; give an existing folder or a hub id")
+        folder = _snapshot(adapter, revision, what="adapter", patterns=("*.json", "*.safetensors"))
+    for file, hint in (
+        ("adapter_config.json", "it is not a LoRA adapter"),
+        ("adapter_model.safetensors", "save it as safetensors; pickled weights (.bin) can run code and are not loaded"),
+    ):
+        if not (folder / file).is_file():
+            raise UsageError(f"the adapter {adapter} has no {file}: {hint}")
+    return folder
+
+
+def snapshot_in_cache(model: str, revision: str | None) -> Path | None:
+    """The folder of a hub model in the local cache; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+    except ValueError:  # not a hub id
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def require_unchanged(model: str, revision: str | None) -> None:
@@ -88,30 +126,34 @@ def hub_silence() -> str:
     return ""
 
 
-def _snapshot(model: str, revision: str | None) -> Path:
+def _snapshot(
+    model: str, revision: str | None, *, what: str = "model", patterns: Sequence[str] = _CONFIGURATION
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     silence = hub_silence()
     try:
         return Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=list(_CONFIGURATION), local_files_only=bool(silence)
-            )
+            snapshot_download(model, revision=revision, allow_patterns=list(patterns), local_files_only=bool(silence))
         )
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         offline = f" ({silence})" if silence else offline
         at = f" at revision {revision!r}" if revision else ""
         raise UsageError(
-            f"there is no model {model!r}{at}: no such folder, and not available from the hub{offline}; "
+            f"there is no {what} {model!r}{at}: no such folder, and not available from the hub{offline}; "
             "give its folder, or correct the id or the connection ('persyn init --template fake' needs no model)"
         ) from error
 
 
 def _digest(folder: Path) -> str:
+    return _digest_of(sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")))
+
+
+def _digest_of(files: Iterable[Path]) -> str:
     total = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")):
+    for file in files:
         total.update(f"{file.name}:{file.stat().st_size}:".encode())
         for part in _parts(file):
             total.update(part)

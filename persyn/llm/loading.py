@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from persyn.errors import EngineError, HostLacks, shorten
@@ -29,6 +30,12 @@ def require_gpus(spec: ModelSpec) -> None:
         f"{spec.model!r} requires gpus = {spec.gpus}, but {seen} are visible here{narrowed}{built}; "
         "set gpus = 0 to run it on the CPU, or work the run on a host that has the GPUs"
     )
+
+
+def require_program(program: str) -> None:
+    """Raise `HostLacks` if a server's program is not on this host."""
+    if shutil.which(program) is None:
+        raise HostLacks(f"the program {program!r} of options.command is not installed here, or not on the PATH")
 
 
 def explain(spec: ModelSpec, error: Exception, what: str = "cannot load") -> EngineError:

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from persyn.config import JudgeEngine, NonNegative, Positive
 from persyn.errors import PermanentError, shorten
+from persyn.llm import vllm_arguments
 from persyn.llm.protocols import ModelSpec
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
@@ -84,6 +85,8 @@ class VllmOptions(TemplateOptions, frozen=True):
     enforce_eager: bool = False
     #: vLLM's name of the weights' quantisation; none: as in the model's configuration.
     quantization: str | None = None
+    #: Further arguments of vLLM's engine, by vLLM's names: see below.
+    engine_args: dict[str, Any] = {}
     #: Whether plain text begins with the BOS token; none: decided by the token. A chat template adds its own.
     add_bos: bool | None = None
     #: vLLM's name of the parser of the model's tool calls; none: the form in which the chat template writes calls, if
@@ -92,6 +95,12 @@ class VllmOptions(TemplateOptions, frozen=True):
     #: How reasoning is separated from the answer: vLLM's name of a parser, such as `deepseek_r1`, or `off` to keep the
     #: text as it is. None: by the markers that the chat template and the tokenizer name.
     reasoning_parser: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vllm_arguments.require_allowed(self.engine_args)
+        if (within := _secret_within(self.engine_args)) is not None:
+            raise ValueError(f"engine_args contains {within!r}, which may be a secret; options are stored")
 
 
 class TransformersOptions(TemplateOptions, frozen=True):
@@ -110,7 +119,29 @@ class TransformersOptions(TemplateOptions, frozen=True):
     tool_parser: Literal["hermes", "mistral", "llama3_json"] | None = None
 
 
-class OpenAIOptions(TemplateOptions, frozen=True):
+class ChatOptions(TemplateOptions, frozen=True):
+    """The options of a client of a chat completions server."""
+
+    #: Maximum number of requests in flight, at each URL; fewer while a server says that it is overloaded.
+    concurrency: Positive = 64
+    #: Timeout of one attempt, from connecting to the last byte.
+    timeout_seconds: Above0 = 600.0
+    #: Maximum number of retries after HTTP 408, 409, 425, 429 or 5xx, a timeout, a lost connection or an answer
+    #: without a response; then one more, once the server has answered another request.
+    max_retries: NonNegative = 8
+    #: Fields of every request's body; they override those derived from `sampling`.
+    extra: dict[str, Any] = {}
+    #: The name of the body's field for `max_tokens`; some servers require `max_completion_tokens`.
+    max_tokens_field: str = "max_tokens"
+    #: Which of `seed`, `temperature` and `top_p` are not sent: some servers reject requests with them.
+    omit: list[Literal["seed", "temperature", "top_p"]] = []
+    #: How reasoning within a response's text is separated, if the server does not report it in a field of its own.
+    #: `auto`: by the markers around it. `opened`: the server's template opens the reasoning, so that a response begins
+    #: inside it. `off`: the text is kept as it is.
+    inline_reasoning: Literal["auto", "opened", "off"] = "auto"
+
+
+class OpenAIOptions(ChatOptions, frozen=True, kw_only=True):
     """The options of a teacher behind a server."""
 
     #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
@@ -122,22 +153,11 @@ class OpenAIOptions(TemplateOptions, frozen=True):
     api_key_env: str | None = None
     #: The header with the key: as `Bearer` in `Authorization`, unchanged in any other, such as Azure's `api-key`.
     api_key_header: str = "Authorization"
-    #: Maximum number of requests in flight at each URL; fewer while a server says that it is overloaded.
-    concurrency: Positive = 64
     #: Maximum number of requests per minute, of all workers together; none: as many as the server accepts. Teachers and
     #: judges with the same model, URLs and `api_key_env` share it. Batches do not count: providers limit them apart.
     requests_per_minute: Positive | None = None
     #: The same for the tokens of prompts and responses.
     tokens_per_minute: Positive | None = None
-    #: Timeout of one attempt, from connecting to the last byte.
-    timeout_seconds: Above0 = 600.0
-    #: Maximum number of retries after HTTP 408, 409, 425, 429 or 5xx, a timeout, a lost connection or an answer
-    #: without a response; then one more, once the server has answered another request.
-    max_retries: NonNegative = 8
-    #: Fields of every request's body; they override those derived from `sampling`.
-    extra: dict[str, Any] = {}
-    #: The name of the body's field for `max_tokens`; some servers require `max_completion_tokens`.
-    max_tokens_field: str = "max_tokens"
     #: `batch`: send each job's requests as one batch, which the provider executes within a day at a lower price.
     mode: Literal["direct", "batch"] = "direct"
     #: `mode = "batch"`: maximum number of requests in a batch.
@@ -146,20 +166,14 @@ class OpenAIOptions(TemplateOptions, frozen=True):
     poll_seconds: Above0 = 60.0
     #: `mode = "batch"`: the share of the teacher's prices that a batch saves.
     batch_discount: Annotated[float, Meta(ge=0, le=1)] = 0.5
-    #: Which of `seed`, `temperature` and `top_p` are not sent: some servers reject requests with them.
-    omit: list[Literal["seed", "temperature", "top_p"]] = []
-    #: How reasoning within a response's text is separated, if the server does not report it in a field of its own.
-    #: `auto`: by the markers around it. `opened`: the server's template opens the reasoning, so that a response begins
-    #: inside it. `off`: the text is kept as it is.
-    inline_reasoning: Literal["auto", "opened", "off"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_no_secret(self)
         if not self.urls or len(set(self.urls)) < len(self.urls):
             raise ValueError(f"base_url must name one or more different URLs, got {shorten(repr(self.base_url))}")
         if self.mode == "batch" and len(self.urls) > 1:
             raise ValueError(f'mode = "batch" needs a single base_url, got {len(self.urls)} URLs; name one of them')
-        _require_no_secret(self)
         if not _HEADER.fullmatch(self.api_key_header):
             raise ValueError(f"api_key_header is not a valid header name: {shorten(repr(self.api_key_header))}")
 
@@ -167,6 +181,35 @@ class OpenAIOptions(TemplateOptions, frozen=True):
     def urls(self) -> list[str]:
         """The base URLs of the replicas."""
         return [self.base_url] if isinstance(self.base_url, str) else self.base_url
+
+
+class ServerOptions(ChatOptions, frozen=True, kw_only=True):
+    """The options of a teacher behind a server that PerSyn starts."""
+
+    #: The program and its arguments, with absolute paths and without a shell: `["vllm", "serve", "{model}", "--port",
+    #: "{port}"]`. `{model}`, `{revision}`, `{host}` (127.0.0.1), `{port}` and `{gpus}` are replaced.
+    command: Annotated[list[str], Meta(min_length=1)]
+    #: The path that answers with HTTP 200 once the server is ready; none: `/health`, or `/v1/models`.
+    health: str | None = None
+    #: How long the server may take until it is ready.
+    start_seconds: Above0 = 900.0
+    #: Environment variables that are added to the worker's own, with the same replacements; no keys or passwords,
+    #: because options are stored.
+    env: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if not any("{port}" in text for text in (*self.command, *self.env.values())):
+            raise ValueError("command must contain {port}, the port on which the server is to listen")
+        if self.health is not None and not self.health.startswith("/"):
+            raise ValueError(f"health must begin with /, got {shorten(repr(self.health))}")
+        advice = "it would be stored; set it in the worker's environment, which the server inherits"
+        if (name := next(filter(_SECRET.search, self.env), None)) is not None:
+            raise ValueError(f"env contains {name!r}; {advice}")
+        flags = (word.partition("=")[0] for word in self.command if word.startswith("-"))
+        if (flag := next(filter(_SECRET.search, flags), None)) is not None:
+            raise ValueError(f"command contains {flag!r}; {advice}")
+        if (within := _secret_within(self.extra)) is not None:
+            raise ValueError(f"extra contains {within!r}; options are stored")
 
 
 def _require_no_secret(chosen: OpenAIOptions) -> None:

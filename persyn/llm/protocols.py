@@ -53,6 +53,8 @@ class ModelSpec(Struct, frozen=True):
     gpus: int = 0
     #: The engine's own options, documented by each engine: dtype, max_model_len, base_url, concurrency, ...
     options: dict[str, Any] = {}
+    #: The LoRA adapters that requests may name, sorted; see `persyn.llm.adapters`.
+    adapters: list[str] = []
 
 
 class Generate(Struct, frozen=True, tag="generate"):
@@ -66,6 +68,8 @@ class Generate(Struct, frozen=True, tag="generate"):
     schema: dict[str, Any] | None = None
     #: The functions that the model may call.
     tools: Tools | None = None
+    #: One of the spec's adapters; None is the model alone.
+    adapter: str | None = None
 
 
 class Judge(Struct, frozen=True, tag="judge"):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import NODEFAULT, Struct
 
-from persyn.llm.engines import ENGINES
+from persyn.llm.engines import ENGINES, EngineKind
 
 Options = Mapping[str, Any]
 
@@ -20,7 +20,7 @@ Options = Mapping[str, Any]
 def of(engine: str, chosen: Options) -> dict[str, Any]:
     """The options that are transport; of a judge, those of its model's engine, in `options`."""
     kind = ENGINES.require(engine, "engine")
-    found = {name: value for name, value in chosen.items() if name in kind.transport}
+    found = _parted(kind, chosen)[1]
     if kind.is_nested and (inner := of(chosen["engine"], chosen.get("options", {}))):
         found["options"] = inner
     return found
@@ -35,8 +35,7 @@ def decisive(engine: str, chosen: Options, gpus: int) -> dict[str, Any]:
     kind = ENGINES.require(engine, "engine")
     if kind.options is None:
         return {}
-    given = without_defaults(msgspec.convert(chosen, kind.options))
-    found = {name: value for name, value in given.items() if name not in kind.transport}
+    found = _parted(kind, without_defaults(msgspec.convert(chosen, kind.options)))[0]
     if (dtype := kind.default_dtypes[gpus > 0]) is not None:
         found.setdefault("dtype", dtype)
     if kind.is_nested:
@@ -47,9 +46,24 @@ def decisive(engine: str, chosen: Options, gpus: int) -> dict[str, Any]:
 
 def join(version: Options, engine: str, chosen: Options) -> dict[str, Any]:
     """The options that an engine loads: a version's, and the transport in the options of a run's table."""
-    added = of(engine, chosen)
-    inner = {**version.get("options", {}), **added.pop("options", {})} if ENGINES[engine].is_nested else None
-    return {**version, **added, **({"options": inner} if inner else {})}
+    found = dict(version)
+    for name, value in of(engine, chosen).items():
+        found[name] = {**version.get(name, {}), **value} if isinstance(value, dict) else value
+    return found
+
+
+def _parted(kind: EngineKind, chosen: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that determine results, and those that are transport; a table may have keys of both."""
+    decisive: dict[str, Any] = {}
+    transport: dict[str, Any] = {}
+    tables = {name.partition(".")[0] for name in kind.transport if "." in name}
+    for name, value in chosen.items():
+        if name not in tables or not isinstance(value, dict):
+            (transport if name in kind.transport else decisive)[name] = value
+            continue
+        for key, part in value.items():
+            (transport if f"{name}.{key}" in kind.transport else decisive).setdefault(name, {})[key] = part
+    return decisive, transport
 
 
 def without_defaults(struct: Struct) -> dict[str, Any]:

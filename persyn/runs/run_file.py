@@ -72,6 +72,7 @@ def _checked(given: Any, path: Path) -> RunConfig:
     _require_quality(path, config)
     _require_strategy(path, config)
     _require_options(path, _said(config))
+    _require_adapters(path, config.teachers)
     return _absolute(config, path)
 
 
@@ -108,6 +109,7 @@ def read_teachers(path: Path) -> list[TeacherTable]:
         raise UsageError(f"{path}: {validation.explain(str(error).replace('$[', '$.teachers['), given)}") from None
     _require_kinds(path, given, _kinds_of_teachers(teachers))
     _require_options(path, map(_said_of_teacher, teachers))
+    _require_adapters(path, teachers)
     return [_absolute_teacher(teacher, path) for teacher in teachers]
 
 
@@ -243,6 +245,18 @@ def _require_options(path: Path, said: Iterable[_Said]) -> None:
             raise UsageError(f"{path}: {one.whose} ({one.engine}): {flaw}") from None
 
 
+def _require_adapters(path: Path, teachers: Sequence[TeacherTable]) -> None:
+    """Raise `UsageError` for an adapter of an engine that takes none, and for a revision without an adapter."""
+    for teacher in teachers:
+        if teacher.adapter_revision and not teacher.adapter:
+            raise UsageError(f"{path}: teacher {teacher.name}: adapter_revision needs adapter")
+        if teacher.adapter and not ENGINES[teacher.engine].takes_adapters:
+            able = ", ".join(name for name, kind in ENGINES.items() if kind.takes_adapters)
+            raise UsageError(
+                f"{path}: teacher {teacher.name}: the engine {teacher.engine} takes no adapter; engines that do: {able}"
+            )
+
+
 def _absolute(config: RunConfig, file: Path) -> RunConfig:
     """Make the paths of existing files absolute."""
     prompts = [str(_resolved(each, file, "`prompts.file`")) for each in config.prompts.files]
@@ -262,7 +276,8 @@ def _absolute_teacher(teacher: TeacherTable, file: Path) -> TeacherTable:
     if ENGINES[teacher.engine].model in ("server", "field"):  # the model is not a local path
         return teacher
     model = _local(teacher.model, file, f"teacher {teacher.name}: `teachers.model`")
-    return msgspec.structs.replace(teacher, model=model)
+    adapter = teacher.adapter and _local(teacher.adapter, file, f"teacher {teacher.name}: `teachers.adapter`")
+    return msgspec.structs.replace(teacher, model=model, adapter=adapter)
 
 
 def _local(model: str, file: Path, key: str) -> str:

@@ -16,7 +16,7 @@ from persyn.config import RunConfig, load_config
 from persyn.db import lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student, Teacher
 from persyn.errors import UsageError, shorten
-from persyn.ingest import prompt_table, rows
+from persyn.ingest import prompt_table, rows, versions
 from persyn.ingest.imports import ImportCounts, batches
 from persyn.llm import transport
 from persyn.llm.identity import identify
@@ -180,8 +180,9 @@ def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool =
 def _describe(tables: Sequence[dict[str, Any]], rows: Sequence[Teacher], config: RunConfig) -> None:
     """Copy the descriptions of teachers from a file to their tables and, where given, to their rows."""
     for table, row, teacher in zip(tables, rows, config.teachers, strict=True):
-        for key in _DESCRIPTIVE:
-            table[key] = value = getattr(teacher, key)
+        now = {key: getattr(teacher, key) for key in _DESCRIPTIVE}
+        table |= now
+        for key, value in (now | versions.prices(teacher)).items():
             if value is not None:
                 setattr(row, key, value)
 

@@ -17,7 +17,7 @@ from persyn.db.results import Origin, Response
 from persyn.db.text import reason
 from persyn.errors import shorten
 from persyn.jobs.queue import Claim
-from persyn.llm import engines, transport
+from persyn.llm import adapters, engines, transport
 from persyn.llm.identity import hub_revision
 from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
 from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
@@ -56,13 +56,12 @@ class Cells:
         """Create each teacher's jobs; store an imported teacher's missing responses as failures."""
         made = 0
         size = run.config["run"]["job_prompts"]
-        tables = load_config(run.config).teachers
-        for teacher, table in zip(lookup.teachers(session, run.id), tables, strict=True):
+        for teacher, spec in zip(lookup.teachers(session, run.id), _specs_in(session, run), strict=True):
             missing = self.missing(run.id, teacher.id)
             if teacher.engine == IMPORTED:
                 _note_absent(session, teacher, missing)
             else:
-                plan = JobPlan(run.id, self.name, spec_of(teacher, table), teacher_id=teacher.id, size=size)
+                plan = JobPlan(run.id, self.name, spec, teacher_id=teacher.id, size=size)
                 made += make_jobs(session, plan, missing)
         return made
 
@@ -80,7 +79,7 @@ class Cells:
         sampling = msgspec.convert(teacher.sampling, Sampling)
         opening = opening_of(teacher.system, teacher.few_shot)
         return Batch(
-            spec_of(teacher, table),
+            _spec_in(session, run, teacher.id),
             [
                 Generate(
                     id=prompt.id,
@@ -89,6 +88,7 @@ class Cells:
                     seed=seed_of(run.seed, prompt.content_hash, teacher.fingerprint, 0),
                     schema=teacher.response_schema if prompt.response_schema is None else prompt.response_schema,
                     tools=prompt.tools,
+                    adapter=adapters.name_of(table.adapter, teacher.adapter_revision),
                 )
                 for prompt in prompts
             ],
@@ -133,15 +133,27 @@ def _table(session: Session, run: Run, teacher_id: int) -> TeacherTable:
 
 
 def _spec_in(session: Session, run: Run, teacher_id: int | None) -> ModelSpec:
-    teacher = session.get_one(Teacher, teacher_id)
-    return spec_of(teacher, _table(session, run, teacher.id))
+    assert teacher_id is not None
+    return _specs_in(session, run)[lookup.position(session, run.id, teacher_id)]
 
 
-def spec_of(teacher: Teacher, table: TeacherTable) -> ModelSpec:
-    """The model to load for a teacher in a run; teachers that differ only in prompt or sampling share it.
+def _specs_in(session: Session, run: Run) -> list[ModelSpec]:
+    return specs_of(lookup.teachers(session, run.id), load_config(run.config).teachers)
 
-    table: the teacher's in the run's configuration, which says where and how the model is reached.
+
+def specs_of(teachers: Sequence[Teacher], tables: Sequence[TeacherTable]) -> list[ModelSpec]:
+    """The models to load for a run's teachers; those that differ only in prompt, sampling or adapter share one.
+
+    tables: theirs in the run's configuration, which say where and how the models are reached.
     """
+    pairs = list(zip(teachers, tables, strict=True))
+    bases = [_base_of(teacher, table) for teacher, table in pairs]
+    names = [adapters.name_of(table.adapter, teacher.adapter_revision) for teacher, table in pairs]
+    shared = [{name for name, other in zip(names, bases, strict=True) if name and other == base} for base in bases]
+    return [msgspec.structs.replace(base, adapters=sorted(found)) for base, found in zip(bases, shared, strict=True)]
+
+
+def _base_of(teacher: Teacher, table: TeacherTable) -> ModelSpec:
     return ModelSpec(
         engine=teacher.engine,
         model=table.model,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec import structs
 
+from persyn.config import RepetitionDetection
 from persyn.llm.protocols import Failed, Generated
-from persyn.llm.teachers.generation import to_result
+from persyn.llm.teachers.generation import repeats, to_result
 
 
 def generated(text: str) -> Generated:
@@ -39,3 +41,24 @@ def test_reasoning_without_an_answer_is_unfinished_however_it_ended() -> None:
 
     assert isinstance(found, Failed)
     assert found.reason == "unfinished_reasoning: 3 tokens of reasoning and no answer, finish reason stop"
+
+
+def test_a_response_that_repeats_itself_is_not_stored_as_an_answer() -> None:
+    found = to_result(structs.replace(generated("yes yes yes"), finish_reason="repetition", response_tokens=1200))
+
+    assert found == Failed(1, "repetition: the response repeats itself after 1,200 tokens")
+
+
+@pytest.mark.parametrize(
+    ("ids", "is_repetition"),
+    [
+        ([9, 1, 2, 1, 2, 1, 2], True),
+        ([9, 1, 2, 1, 2], False),
+        ([1, 2, 1, 2, 1, 2, 9], False),
+        ([5, 5, 5], False),
+        ([1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4], False),
+    ],
+    ids=["three times", "twice", "not at the end", "a pattern that is too short", "a pattern that is too long"],
+)
+def test_a_repetition_is_a_pattern_of_the_sizes_asked_for(ids: list[int], is_repetition: bool) -> None:
+    assert repeats(ids, RepetitionDetection(min_pattern_size=2, max_pattern_size=3, min_count=3)) == is_repetition

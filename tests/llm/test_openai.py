@@ -113,12 +113,25 @@ def test_a_request_carries_its_sampling_and_the_answer_comes_back(server: Server
 def test_what_only_some_servers_know_is_sent_when_asked_for(server: Server, connect: Connect) -> None:
     engine = connect(extra={"reasoning_effort": "low", "seed": 1}, max_tokens_field="max_completion_tokens")
 
-    answer(engine, ask(top_k=5, repetition_penalty=1.1, max_tokens=7))
+    penalties = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+    detection = {"max_pattern_size": 20, "min_count": 4, "min_pattern_size": 1}
+
+    answer(engine, ask(**penalties, top_k=5, min_p=0.1, repetition_detection=detection, max_tokens=7))
 
     body = server.bodies[0]
-    assert (body["top_k"], body["repetition_penalty"], body["max_completion_tokens"]) == (5, 1.1, 7)
+    assert {name: body[name] for name in penalties} == penalties
+    assert (body["top_k"], body["min_p"], body["max_completion_tokens"]) == (5, 0.1, 7)
+    assert body["repetition_detection"] == detection
     assert (body["reasoning_effort"], body["seed"]) == ("low", 1)
     assert "max_tokens" not in body
+
+
+def test_a_response_that_a_server_ended_for_repeating_itself_is_a_failure(server: Server, connect: Connect) -> None:
+    server.reply = lambda n: completion("Fo fo fo fo", "repetition", usage={"completion_tokens": 8})
+
+    (result,) = answer(connect(), ask())
+
+    assert reason(result) == "repetition: the response repeats itself after 8 tokens"
 
 
 def test_a_cut_response_says_so_and_unknown_counts_are_none(server: Server, connect: Connect) -> None:
@@ -338,7 +351,7 @@ def test_an_answer_that_takes_too_long_is_an_outage(server: Server, connect: Con
         *[(word, "length") for word in ("length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens")],
         *[(word, "length") for word in ("FINISH_REASON_MAX_TOKENS", "maxTokens", "max_new_tokens", "token limit")],
         *[(word, "length") for word in ("context_length_exceeded", "truncated", "model_context_window_exceeded")],
-        *[(word, word) for word in ("tool_calls", "function_call", "OTHER", "repetition", "Weird Reason")],
+        *[(word, word) for word in ("tool_calls", "function_call", "OTHER", "Weird Reason")],
         *[
             (word, word)
             for word in ("load", "unknown", "MALFORMED_FUNCTION_CALL", "LANGUAGE", "time_limit", "max_turns")

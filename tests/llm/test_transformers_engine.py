@@ -10,6 +10,7 @@ import torch
 from msgspec import structs
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from persyn.config import RepetitionDetection
 from persyn.errors import EngineError
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
@@ -87,6 +88,37 @@ def test_the_penalty_sees_the_row_and_not_its_padding() -> None:
     scores = penalise(ids, torch.tensor([[2.0, 2.0, 2.0, -2.0, 2.0]] * 2))
 
     assert scores.tolist() == [[2.0, 1.0, 1.0, -4.0, 1.0], [2.0, 2.0, 2.0, -4.0, 1.0]]
+
+
+def test_tokens_of_the_response_are_penalised_once_and_as_often_as_they_occur() -> None:
+    how = Sampling(temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
+    penalise: Any = sampling.processors([EncodedPrompt(Generate(1, [], how, seed=0), [1, 2], max_tokens=8)], CPU)
+
+    # The prompt is 1 2; the response so far is 3 4 3.
+    scores = penalise(torch.tensor([[1, 2, 3, 4, 3]]), torch.full((1, 5), 2.0))
+
+    assert scores.tolist() == [[2.0, 2.0, 2.0, 1.0, 1.25]]
+
+
+def test_min_p_excludes_by_the_share_of_the_likeliest_token() -> None:
+    how = Sampling(temperature=1.0, min_p=0.5)
+    draw: Any = sampling.processors([EncodedPrompt(Generate(1, [], how, seed=0), [1], max_tokens=8)], CPU)
+
+    # Half of 0.5 is 0.25: 0.3 stays and 0.2 goes.
+    scores = draw(torch.empty(1, 0), torch.tensor([[0.5, 0.3, 0.2]]).log())
+
+    assert scores.isinf().tolist() == [[False, False, True]]
+
+
+def test_a_response_that_repeats_itself_ends_there_and_fails(learned: Path) -> None:
+    how = {"temperature": 0, "max_tokens": 30}
+    detection = RepetitionDetection(max_pattern_size=2, min_count=3)
+    engine = load(learned)
+
+    results = answer(engine, ask("Hi!", 1, **how, repetition_detection=detection), ask("Hi!", 2, **how))
+
+    assert reason(results[1]) == "repetition: the response repeats itself after 4 tokens"
+    assert generated(results[2]).response_tokens == 30
 
 
 @pytest.mark.model

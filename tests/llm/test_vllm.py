@@ -16,16 +16,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from msgspec import structs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from persyn.errors import EngineError, PermanentError
+from persyn.config import RepetitionDetection
+from persyn.errors import EngineError, HostLacks, PermanentError
 from persyn.llm.chat import Chat
 from persyn.llm.options import VllmOptions
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
-from persyn.llm.teachers import vllm_engine, vllm_reasoning
+from persyn.llm.teachers import transformers_engine, vllm_engine, vllm_reasoning
 from persyn.llm.tool_forms import Said
-from tests.llm import reasoning_families
+from tests.llm import lora, reasoning_families
 from tests.llm.families import tokenizer
 from tests.llm.reasoning_families import FAMILIES
 from tests.llm.test_tool_template import TOOLS, call_of
@@ -79,7 +81,14 @@ def reasoner(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(reasoner: Path, complaints: list[logging.LogRecord]) -> Engine:
     lengths = {"max_model_len": 256, "max_num_batched_tokens": 256, "max_num_seqs": 4}
     options = {**lengths, "kv_cache_gib": 0.5, "enforce_eager": True, "dtype": "float32"}
+    options["engine_args"] = {"block_size": 32, "enable_prefix_caching": False}
     return vllm_engine.load(ModelSpec("vllm", str(reasoner), options=options), lambda: None)
+
+
+@pytest.fixture(scope="module")
+def other(reasoner: Path) -> Engine:
+    """The same model on transformers."""
+    return transformers_engine.load(ModelSpec("transformers", str(reasoner)), lambda: None)
 
 
 def answer(engine: Engine, *requests: Generate) -> dict[int, Result]:
@@ -105,22 +114,68 @@ def reason(result: Result) -> str:
     return result.reason
 
 
-def test_it_writes_what_transformers_writes(teacher: Engine, reasoner: Path) -> None:
-    from persyn.llm.teachers import transformers_engine
-
+def test_it_writes_what_transformers_writes(teacher: Engine, other: Engine) -> None:
     requests = [ask(q, i, temperature=0, max_tokens=10) for i, q in enumerate(QUESTIONS)]
     # Its reasoning is closed after five tokens, and then it ends its turn.
     requests.append(ask(QUESTIONS[0], 9, temperature=0, max_tokens=14, **REASONS))
-    other = answer(transformers_engine.load(ModelSpec("transformers", str(reasoner)), lambda: None), *requests)
+    expected = answer(other, *requests)
 
     results = answer(teacher, *requests)
 
     for request in requests[:4]:
-        ours, theirs = generated(results[request.id]), generated(other[request.id])
+        ours, theirs = generated(results[request.id]), generated(expected[request.id])
         assert structs.replace(ours, seconds=0.0) == structs.replace(theirs, seconds=0.0)
     # vLLM may write one token more than the limit; the closing marker has three.
-    assert reason(other[9]).startswith("unfinished_reasoning: 8 tokens of reasoning and no answer, finish reason stop")
+    assert reason(expected[9]).startswith(
+        "unfinished_reasoning: 8 tokens of reasoning and no answer, finish reason stop"
+    )
     assert re.match("unfinished_reasoning: [89] tokens of reasoning and no answer, finish", reason(results[9]))
+
+
+def small(smollm2: Path, folder: Path) -> Path:
+    """A one-layer Llama with random weights, of a form that vLLM supports on a CPU."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    return folder
+
+
+def test_adapters_share_a_batch_and_write_what_they_write_on_transformers(smollm2: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    base = small(smollm2, tmp_path / "base")
+    adapters = [str(lora.make(base, tmp_path / f"rank {rank}", seed=rank, rank=rank)) for rank in (4, 8)]
+    request = ask(QUESTIONS[2], temperature=0, max_tokens=6)
+    asked = [structs.replace(request, id=n, adapter=each) for n, each in enumerate([None, *adapters])]
+    size = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4, "kv_cache_gib": 0.1}
+    options = {**size, "enforce_eager": True, "dtype": "float32"}
+
+    ours = answer(vllm_engine.load(ModelSpec("vllm", str(base), None, 0, options, adapters), lambda: None), *asked)
+
+    spec = ModelSpec("transformers", str(base), adapters=adapters)
+    theirs = answer(transformers_engine.load(spec, lambda: None), *asked)
+    # With random weights, the model alone may write nothing but space.
+    texts, others = ([getattr(found[n], "text", "") for n in range(3)] for found in (ours, theirs))
+    assert texts == others
+    assert len({*texts}) == 3
+
+
+def test_vllms_own_arguments_reach_it(teacher: Engine, smollm2: Path) -> None:
+    assert isinstance(teacher, vllm_engine.VllmEngine)
+    cache = teacher._engine.vllm_config.cache_config
+    assert (cache.block_size, cache.enable_prefix_caching) == (32, False)
+
+    spec = ModelSpec("vllm", str(smollm2), options={"engine_args": {"swap_space": 4}})
+    with pytest.raises(HostLacks, match=r"engine_args\.swap_space is unknown to vLLM"):
+        vllm_engine.load(spec, lambda: None)
 
 
 def test_short_responses_leave_before_long_ones_and_the_batch_refills(teacher: Engine) -> None:
@@ -144,6 +199,23 @@ def test_a_sampled_response_follows_from_its_seed(teacher: Engine) -> None:
 
     assert generated(among[1]).text == alone.text
     assert len({generated(result).text for result in among.values()}) == 4
+
+
+def test_penalties_and_repetitions_are_those_of_transformers(teacher: Engine, other: Engine) -> None:
+    how = {"temperature": 0, "max_tokens": 24}
+    penalties = {"presence_penalty": 1.5, "frequency_penalty": 1.0, "repetition_penalty": 1.1}
+    detection = RepetitionDetection(max_pattern_size=12, min_count=2)
+    asked = [
+        ask(QUESTIONS[2], 1, **how, **penalties),
+        ask(QUESTIONS[2], 2, **how, frequency_penalty=-2.0, repetition_detection=detection),
+        ask(QUESTIONS[2], 3, **how),
+    ]
+
+    ours, theirs = answer(teacher, *asked), answer(other, *asked)
+
+    assert generated(ours[1]).text == generated(theirs[1]).text != generated(ours[3]).text
+    assert reason(ours[2]) == reason(theirs[2])
+    assert reason(ours[2]).startswith("repetition: ")
 
 
 def test_a_stop_text_ends_a_response_and_is_no_part_of_it(teacher: Engine) -> None:
@@ -323,17 +395,7 @@ def test_a_named_parser_reads_the_calls() -> None:
 
 @pytest.mark.timeout(600)
 def test_a_killed_engine_core_is_noticed_at_once(smollm2: Path, tmp_path: Path) -> None:
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "two")
-    AutoTokenizer.from_pretrained(smollm2).save_pretrained(tmp_path / "two")
+    small(smollm2, tmp_path / "two")
     started = [sys.executable, "-m", "tests.llm.two_shards", str(tmp_path / "two")]
     with (
         (tmp_path / "log").open("w+") as log,

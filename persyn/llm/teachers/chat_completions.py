@@ -15,8 +15,8 @@ import msgspec
 
 from persyn.errors import shorten
 from persyn.llm import finish_reason, tools
-from persyn.llm.options import OpenAIOptions
-from persyn.llm.protocols import Failed, Generate, Generated, Message, Result
+from persyn.llm.options import ChatOptions
+from persyn.llm.protocols import Failed, Generate, Generated, Message, Result, Sampling
 from persyn.llm.reasoning import split_opened, split_unseen
 from persyn.llm.teachers import complaints, generation
 from persyn.llm.teachers.complaints import RefusedError, RetryableError
@@ -40,10 +40,14 @@ _LONGEST_REASON = 60
 _MOST_TOKENS = 2**24
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+#: Sampling parameters that not all servers have; those with a penalty of OpenAI's API are rejected by some models.
+_RARE = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "repetition_detection")
+_DEFAULT = Sampling()
+
 _encode = msgspec.json.Encoder().encode
 
 
-def body(model: str, request: Generate, chosen: OpenAIOptions) -> bytes:
+def body(model: str, request: Generate, chosen: ChatOptions) -> bytes:
     """The JSON body of a request for one response."""
     sampling = request.sampling
     fields: dict[str, Any] = {
@@ -60,7 +64,7 @@ def body(model: str, request: Generate, chosen: OpenAIOptions) -> bytes:
     return _encode(asked | chosen.extra)
 
 
-def _set(request: Generate, chosen: OpenAIOptions) -> dict[str, Any]:
+def _set(request: Generate, chosen: ChatOptions) -> dict[str, Any]:
     """The fields that are only sent with a value; the last ones are not part of OpenAI's API."""
     sampling, schema = request.sampling, request.schema
     form = {"name": "response", "strict": True, "schema": schema}
@@ -71,8 +75,7 @@ def _set(request: Generate, chosen: OpenAIOptions) -> dict[str, Any]:
         "reasoning_effort": sampling.reasoning_effort,
         "thinking_token_budget": sampling.max_reasoning_tokens,
         "chat_template_kwargs": chosen.chat_template_kwargs or None,
-        "top_k": sampling.top_k or None,
-        "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
+        **{name: value for name in _RARE if (value := getattr(sampling, name)) != getattr(_DEFAULT, name)},
     }
 
 

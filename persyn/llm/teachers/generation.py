@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 from msgspec.structs import replace
 
+from persyn.config import RepetitionDetection
 from persyn.errors import shorten
 from persyn.llm import tool_forms
 from persyn.llm.chat import PLAIN_STOP, Chat
@@ -21,6 +22,9 @@ from persyn.llm.protocols import Failed, Generate, Generated, Sampling, Tools
 from persyn.llm.reasoning import MarkerReader, Parts, Reader, cut
 from persyn.llm.tool_forms import ReadCalls
 from persyn.llm.tool_template import ToolTemplate
+
+#: vLLM's finish reason for a response that repeats itself. The response is incomplete.
+REPETITION = "repetition"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +114,11 @@ def finished(prompt: EncodedPrompt, parts: Parts, finish_reason: str, n_tokens: 
 def to_result(generated: Generated) -> Generated | Failed:
     """The result with its texts stripped; fails as `empty` or, after reasoning, as `unfinished_reasoning` without one.
 
-    Calls of tools may stand in place of a text. NUL characters, which PostgreSQL cannot store, are replaced.
+    It fails as `repetition` if it repeats itself. Calls of tools may stand in place of a text. NUL characters, which
+    PostgreSQL cannot store, are replaced.
     """
+    if generated.finish_reason == REPETITION:
+        return Failed(generated.id, f"repetition: the response repeats itself{_after(generated.response_tokens)}")
     text = _storable(generated.text).strip()
     reasoning = None if generated.reasoning is None else _storable(generated.reasoning).strip()
     calls = _storable(generated.tool_calls) or None
@@ -166,6 +173,21 @@ def call_reader(chat: Chat, name: str | None) -> ReadCalls | None:
     """
     form = tool_forms.written_by(chat.template) if name is None else tool_forms.FORMS[name]
     return None if form is None else lambda text, tools: form(text)
+
+
+def _after(tokens: int | None) -> str:
+    return "" if tokens is None else f" after {tokens:,} tokens"
+
+
+def repeats(ids: Sequence[int], detection: RepetitionDetection) -> bool:
+    """Whether token ids end in a repeated pattern; the rule is vLLM's."""
+    for size in range(detection.min_pattern_size, detection.max_pattern_size + 1):
+        length = size * detection.min_count
+        if length > len(ids):
+            return False
+        if list(ids[-length:]) == list(ids[-size:]) * detection.min_count:
+            return True
+    return False
 
 
 def stop_texts(chat: Chat, sampling: Sampling) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
@@ -26,7 +27,7 @@ from transformers import (
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Tick
 from persyn.llm.reasoning import MarkerReader, cut
-from persyn.llm.teachers.generation import EncodedPrompt
+from persyn.llm.teachers.generation import EncodedPrompt, repeats
 
 _SEED_BITS = 2**63 - 1
 #: Tokens of whitespace that a model may write before its opening marker.
@@ -38,9 +39,14 @@ def processors(batch: Sequence[EncodedPrompt], device: torch.device) -> LogitsPr
     sampling = batch[0].request.sampling
     chain: list[Any] = []
     if sampling.repetition_penalty != 1.0:
-        chain.append(_Penalty(sampling.repetition_penalty, batch))
+        chain.append(_RepetitionPenalty(sampling.repetition_penalty, batch))
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        chain.append(OccurrencePenalty(sampling.presence_penalty, sampling.frequency_penalty, _width(batch)))
     if sampling.temperature != 0.0:
         chain.append(TemperatureLogitsWarper(sampling.temperature))
+        # In vLLM's order: what `top_p` keeps depends on it.
+        if sampling.min_p:
+            chain.append(MinPLogitsWarper(sampling.min_p))
         if sampling.top_k:
             chain.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p != 1.0:
@@ -67,7 +73,7 @@ class SeededGumbelNoise(LogitsProcessor):
         return scores - noise.log_().neg_().log_()
 
 
-class _Penalty(LogitsProcessor):
+class _RepetitionPenalty(LogitsProcessor):
     """Penalises the tokens of a row's prompt and response, but not of its padding."""
 
     def __init__(self, penalty: float, batch: Sequence[EncodedPrompt]) -> None:
@@ -77,7 +83,7 @@ class _Penalty(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) scores after the penalty."""
         seen = input_ids.clone()
-        width = max(len(prompt.ids) for prompt in self._batch)
+        width = _width(self._batch)
         for row, prompt in zip(seen, self._batch, strict=True):
             row[: width - len(prompt.ids)] = prompt.ids[0]
         penalised: Tensor = self._penalise(seen, scores)
@@ -143,8 +149,28 @@ def _ends_with(ids: Tensor, end: list[int]) -> bool:
     return ids[-len(end) :].tolist() == end
 
 
+class OccurrencePenalty(LogitsProcessor):
+    """Subtracts from the logits of the tokens that occur in a row's response.
+
+    presence:  subtracted once.
+    frequency: subtracted as often as a token occurs.
+    width:     tokens of the padded prompts.
+    """
+
+    def __init__(self, presence: float, frequency: float, width: int) -> None:
+        self._presence = presence
+        self._frequency = frequency
+        self._width = width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) scores after the penalties."""
+        written = input_ids[:, self._width :]
+        counts = torch.zeros_like(scores).scatter_add_(1, written, torch.ones_like(written, dtype=scores.dtype))
+        return scores - self._frequency * counts - self._presence * (counts > 0)
+
+
 class RowStoppingCriteria(StoppingCriteria):
-    """Ends each row at its end token, its stop text or its `max_tokens`, and records when."""
+    """Ends each row at its end token, its stop text, its `max_tokens` or a repetition, and records when."""
 
     def __init__(
         self,
@@ -162,8 +188,12 @@ class RowStoppingCriteria(StoppingCriteria):
         self._stops = stops
         # A token is at least one byte; the first and last may include bytes of the surrounding text.
         self._tail = max((len(stop.encode()) + 2 for stop in stops), default=0)
+        self._repetition = batch[0].request.sampling.repetition_detection
+        repeated = self._repetition.max_pattern_size * self._repetition.min_count if self._repetition else 0
+        #: Tokens of a response that are read after each step.
+        self._read = max(self._tail, repeated, 1)
         self._limits = [prompt.max_tokens for prompt in batch]
-        self._width = max(len(prompt.ids) for prompt in batch)
+        self._width = _width(batch)
         self._tick = tick
         self._began = perf_counter()
 
@@ -171,13 +201,21 @@ class RowStoppingCriteria(StoppingCriteria):
         """(B,) whether each row has ended."""
         self._tick()
         length = input_ids.shape[1] - self._width
-        for i, tail in enumerate(input_ids[:, self._width :][:, -max(self._tail, 1) :].tolist()):
-            if not self.lengths[i] and (length >= self._limits[i] or self._is_end(tail)):
+        for i, ids in enumerate(input_ids[:, self._width :][:, -self._read :].tolist()):
+            if not self.lengths[i] and (length >= self._limits[i] or self._is_end(ids)):
                 self.lengths[i] = length
                 self.seconds[i] = perf_counter() - self._began
         return torch.tensor([n > 0 for n in self.lengths], device=input_ids.device)
 
-    def _is_end(self, tail: list[int]) -> bool:
-        if tail[-1] in self._end_ids:
+    def _is_end(self, ids: list[int]) -> bool:
+        """Whether the last tokens of a response end it."""
+        if ids[-1] in self._end_ids:
             return True
-        return bool(self._stops) and cut(str(self._tokenizer.decode(tail)), self._stops)[1]
+        if self._stops and cut(str(self._tokenizer.decode(ids[-self._tail :])), self._stops)[1]:
+            return True
+        return self._repetition is not None and repeats(ids, self._repetition)
+
+
+def _width(batch: Sequence[EncodedPrompt]) -> int:
+    """Tokens of a batch's padded prompts."""
+    return max(len(prompt.ids) for prompt in batch)

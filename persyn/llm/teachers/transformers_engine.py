@@ -6,10 +6,11 @@ Every row of a batch is sampled independently, with its own seed and its own end
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, takewhile
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import (
@@ -20,7 +21,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from persyn.llm import fidelity, options, scoring, template_check
+from persyn.errors import PermanentError, shorten
+from persyn.llm import adapters, fidelity, options, scoring, template_check
+from persyn.llm.adapters import Adapter
 from persyn.llm.batch_rule import BatchRule
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
@@ -42,6 +45,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     chosen = options.decode(spec, options.TransformersOptions)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
     template_check.require(spec, chat)
+    found = adapters.find(spec)
     dtype = chosen.dtype or ("bfloat16" if spec.gpus else "float32")
     model = scoring.load_weights(AutoModelForCausalLM, spec, options.ScorerOptions(dtype=dtype))
     engine = TransformersEngine(
@@ -52,6 +56,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
         tick=tick,
         read_calls=generation.call_reader(chat, chosen.tool_parser),
     )
+    engine.load_adapters(found)
     return Batched(engine.compute, version=scoring.VERSION, chunk=_CHUNK_BATCHES * chosen.batch_size)
 
 
@@ -80,12 +85,45 @@ class TransformersEngine:
         self._positions = scoring.max_tokens(model.config)
         self._context = min((n for n in (context, self._positions) if n), default=None)
         self._tick = tick
+        #: The model with adapters, which share its weights; None without any.
+        self._adapted: Any = None
+        #: Its own names of the adapters, by ours.
+        self._adapters: dict[str, str] = {}
         self._end_ids = _end_ids(model, chat)
         pad_id = chat.tokenizer.pad_token_id
         self._pad_id = chat.end_id if pad_id is None else int(pad_id)
         # The model's own generation config would replace values that a request leaves at their defaults.
         model.generation_config = GenerationConfig(pad_token_id=self._pad_id)
         self._mates = BatchRule(model, sees_padding=self._sees_padding())
+
+    def load_adapters(self, found: Mapping[str, Adapter]) -> None:
+        """Load adapters beside each other; `PermanentError` for one that does not fit."""
+        for number, (name, adapter) in enumerate(found.items()):
+            from peft import PeftConfig, PeftModel
+
+            own = self._adapters[name] = f"adapter{number}"
+            try:
+                if self._adapted is None:
+                    config = PeftConfig.from_pretrained(str(adapter.folder))
+                    self._adapted = PeftModel(self._model, config, adapter_name=own)
+                loaded = self._adapted.load_adapter(str(adapter.folder), adapter_name=own)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise PermanentError(f"cannot load the adapter {name!r}: {shorten(str(error), most=500)}") from error
+            # The weights of the model and of the other adapters count as missing, too.
+            missing = {key for key in loaded.missing_keys if f".{own}." in key}
+            if wrong := sorted({*missing, *loaded.unexpected_keys}):
+                raise PermanentError(f"the adapter {name!r} does not fit the model: {shorten(', '.join(wrong))}")
+        self._model.eval()
+
+    def _choose(self, adapter: str | None) -> None:
+        """Compute with one adapter, or with none."""
+        if self._adapted is None:
+            return
+        if adapter is None:
+            self._adapted.base_model.disable_adapter_layers()
+        else:
+            self._adapted.base_model.enable_adapter_layers()
+            self._adapted.set_adapter(self._adapters[adapter])
 
     def compute(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
         """Yield the failures first, then each batch's results, longest prompts first."""
@@ -162,6 +200,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _write(self, batch: Sequence[EncodedPrompt], processors: LogitsProcessorList) -> list[Result]:
         self._mates.reset()
+        self._choose(batch[0].request.adapter)
         width = max(len(prompt.ids) for prompt in batch)
         gaps = [width - len(prompt.ids) for prompt in batch]
         ids = torch.tensor([[self._pad_id] * gap + prompt.ids for gap, prompt in zip(gaps, batch, strict=True)])
@@ -187,6 +226,9 @@ class TransformersEngine:
         ids = ids[:-1] if is_ended else ids
         parts = self._splits.read(ids, prompt.tail, stops)
         finish = "stop" if is_ended or parts.is_cut else "length"
+        detection = prompt.request.sampling.repetition_detection
+        if finish == "length" and length < prompt.max_tokens and detection and generation.repeats(ids, detection):
+            finish = generation.REPETITION
         after = ids[parts.reasoning_tokens or 0 :]
         raw = generation.raw_text(self._chat, after, stops) if prompt.request.tools else ""
         generated = generation.finished(prompt, parts, finish, length, seconds)
@@ -197,9 +239,10 @@ class TransformersEngine:
 def _groups(prompts: Iterable[EncodedPrompt]) -> Iterator[list[EncodedPrompt]]:
     """Groups of prompts that may share a batch, longest first."""
 
-    def kind(prompt: EncodedPrompt) -> tuple[Any, ...]:
-        how = prompt.request.sampling
-        return (how.temperature, how.top_p, how.top_k, how.repetition_penalty, how.stop)
+    def kind(prompt: EncodedPrompt) -> tuple[str, bytes]:
+        # Each row has its own `max_tokens`.
+        how = msgspec.structs.replace(prompt.request.sampling, max_tokens=1)
+        return prompt.request.adapter or "", msgspec.json.encode(how)
 
     for _, alike in groupby(sorted(prompts, key=lambda p: (*kind(p), -len(p.ids))), kind):
         yield list(alike)

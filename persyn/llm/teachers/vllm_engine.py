@@ -7,15 +7,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import msgspec
 
 from persyn.errors import EngineError, PermanentError, shorten
-from persyn.llm import loading, options, template_check, tools
+from persyn.llm import adapters, loading, options, template_check, tools, vllm_arguments
+from persyn.llm.adapters import Adapter
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Tick, Tools
+from persyn.llm.protocols import Engine, Failed, Generate, ModelSpec, Request, Result, Sampling, Tick, Tools
 from persyn.llm.reasoning import Reader
 from persyn.llm.teachers import generation, vllm_reasoning
 from persyn.llm.teachers.generation import EncodedPrompt
@@ -23,6 +26,8 @@ from persyn.llm.tool_forms import ReadCalls, Said
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import RepetitionDetectionParams
 
 #: GiB of KV cache on a CPU, where vLLM would otherwise take a share of the whole memory.
 _CPU_CACHE_GIB = 2
@@ -31,27 +36,56 @@ _COMPLAINT_SECONDS = 2.0
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a teacher that answers `Generate`; tensor-parallel over several GPUs.
+    """Load a teacher that answers `Generate`; with several GPUs, tensor-parallel and pipeline-parallel.
 
     `max_tokens` is lowered to the room the context leaves after the prompt. `response_tokens` includes the end token;
     `seconds` is from admission to vLLM, where a request may still be queued. Options: `options.VllmOptions`.
     """
     chosen = options.decode(spec, options.VllmOptions)
+    try:
+        tensor, _ = vllm_arguments.parallel(chosen.engine_args, spec.gpus)
+    except ValueError as error:
+        raise PermanentError(str(error)) from error
     loading.require_gpus(spec)
     chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos, variables=chosen.chat_template_kwargs)
     template_check.require(spec, chat)
+    found = adapters.find(spec)
     _set_environment(spec.gpus)
+    vllm_arguments.require_known(chosen.engine_args)
     from vllm import LLM
     from vllm.version import __version__
 
     splits, read_calls = vllm_reasoning.reader(chosen, chat), _call_reader(chat, chosen.tool_parser)
+    arguments = _arguments(spec, chosen) | {"tensor_parallel_size": tensor} | _lora_arguments(spec, found)
     try:
-        about_reasoning = vllm_reasoning.arguments(splits)
-        llm = LLM(spec.model, revision=spec.revision, **_arguments(spec, chosen), **about_reasoning)
+        llm = LLM(spec.model, revision=spec.revision, **arguments, **vllm_reasoning.arguments(splits))
     except Exception as error:
         # A failing start raises all kinds of errors, from invalid options to driver errors.
         raise loading.explain_vllm(spec, error) from error
-    return VllmEngine(llm, chat, splits, f"vllm {__version__}", read_calls)
+    readers = Readers(splits, read_calls)
+    return VllmEngine(llm, chat, f"vllm {__version__}", readers, _load_adapters(llm, found))
+
+
+class Readers(NamedTuple):
+    """How the responses of a model are read."""
+
+    splits: Reader
+    #: None leaves calls in the text.
+    calls: ReadCalls | None
+
+
+def _load_adapters(llm: LLM, found: Mapping[str, Adapter]) -> dict[str, LoRARequest]:
+    """Load adapters, because one that vLLM refuses in a step would end the engine; `PermanentError` names it."""
+    from vllm.lora.request import LoRARequest
+
+    loaded = {}
+    for number, (name, adapter) in enumerate(found.items(), start=1):
+        loaded[name] = LoRARequest(name, number, str(adapter.folder))
+        try:
+            llm.llm_engine.add_lora(loaded[name])
+        except Exception as error:
+            raise PermanentError(f"vLLM cannot load the adapter {name!r}: {shorten(str(error), most=500)}") from error
+    return loaded
 
 
 class VllmEngine:
@@ -60,8 +94,10 @@ class VllmEngine:
     If vLLM uses processes of its own, this process ends as soon as one of them does.
     """
 
-    def __init__(self, llm: LLM, chat: Chat, splits: Reader, version: str, read_calls: ReadCalls | None = None) -> None:
-        self._read_calls = read_calls
+    def __init__(
+        self, llm: LLM, chat: Chat, version: str, readers: Readers, adapters: Mapping[str, LoRARequest]
+    ) -> None:
+        self._splits, self._read_calls = readers
         self._engine: Any = llm.llm_engine
         config = self._engine.vllm_config
         self.version = version
@@ -69,7 +105,7 @@ class VllmEngine:
         self.window = 2 * int(config.scheduler_config.max_num_seqs)
         self._context = int(config.model_config.max_model_len)
         self._chat = chat
-        self._splits = splits
+        self._adapters = adapters
         self._running: dict[int, tuple[EncodedPrompt, float]] = {}
         self._finished: list[Result] = []
         if children := multiprocessing.active_children():
@@ -117,7 +153,11 @@ class VllmEngine:
                 temperature=how.temperature,
                 top_p=how.top_p,
                 top_k=how.top_k,
+                min_p=how.min_p,
                 repetition_penalty=how.repetition_penalty,
+                presence_penalty=how.presence_penalty,
+                frequency_penalty=how.frequency_penalty,
+                repetition_detection=_repetition_detection(how),
                 seed=request.seed,
                 stop=generation.stop_texts(self._chat, how),
                 stop_token_ids=[self._chat.end_id],
@@ -125,7 +165,8 @@ class VllmEngine:
                 thinking_token_budget=how.max_reasoning_tokens,
                 structured_outputs=vllm_reasoning.constraint(schema, self._splits, prompt.tail) if schema else None,
             )
-            self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling)
+            adapter = self._adapters[request.adapter] if request.adapter else None
+            self._engine.add_request(str(request.id), tokens_input(prompt.ids), sampling, lora_request=adapter)
         except (VLLMClientError, ValueError, TypeError) as error:
             return generation.refuse(request, str(error))
         self._running[request.id] = (prompt, time.perf_counter())
@@ -134,7 +175,7 @@ class VllmEngine:
     def _result(self, output: RequestOutput) -> Result:
         prompt, began = self._running.pop(int(output.request_id))
         (response,) = output.outputs
-        if response.finish_reason not in {"stop", "length"}:
+        if response.finish_reason not in {"stop", "length", generation.REPETITION}:
             return Failed(prompt.request.id, f"server_error: vLLM finish reason {response.finish_reason}")
         seconds = time.perf_counter() - began
         is_ended = response.finish_reason == "stop" and not isinstance(response.stop_reason, str)
@@ -184,10 +225,16 @@ def _call_reader(chat: Chat, name: str | None) -> ReadCalls | None:
     return read
 
 
+def _repetition_detection(how: Sampling) -> RepetitionDetectionParams | None:
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    return how.repetition_detection and RepetitionDetectionParams(**msgspec.structs.asdict(how.repetition_detection))
+
+
 def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:
     cache_gib = chosen.kv_cache_gib or (None if spec.gpus else _CPU_CACHE_GIB)
     return {
-        "tensor_parallel_size": max(spec.gpus, 1),
+        **chosen.engine_args,
         "dtype": chosen.dtype,
         "max_model_len": chosen.max_model_len,
         "max_num_seqs": chosen.max_num_seqs,
@@ -203,6 +250,21 @@ def _arguments(spec: ModelSpec, chosen: options.VllmOptions) -> dict[str, Any]:
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "trust_remote_code": False,
     }
+
+
+def _lora_arguments(spec: ModelSpec, found: Mapping[str, Adapter]) -> dict[str, Any]:
+    """The arguments that make room for adapters: all of them in one batch."""
+    from vllm.config.lora import MaxLoRARanks
+
+    if not found:
+        return {}
+    rank, allowed = adapters.largest_rank(found), get_args(MaxLoRARanks)
+    if rank > max(allowed):
+        raise PermanentError(f"an adapter has the rank {rank}; vLLM allows at most {max(allowed)}")
+    # On a CPU, vLLM applies what is in the last place to requests without an adapter that share a batch with others, so
+    # it stays empty.
+    places = len(found) + (not spec.gpus)
+    return {"enable_lora": True, "max_loras": places, "max_lora_rank": min(n for n in allowed if n >= rank)}
 
 
 def _end_with_any(children: Sequence[BaseProcess]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from persyn.config import RunConfig, fingerprint_of
 from persyn.errors import PersynError
+from persyn.llm.engines import ENGINES
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Finding, ModelSpec
 from persyn.runs.checks import models, prompts
@@ -20,7 +21,8 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     has_tools = prompts.have_tools(config)
     for model in models.loaded(config):
         spec = model.spec
-        if spec.engine == "router_fit":  # a router falls back to plain text where the template fails
+        # A router falls back to plain text where the template fails; a server renders a template of its own.
+        if spec.engine == "router_fit" or ENGINES[spec.engine].starts_server:
             continue
         answers = spec.engine != "reward_model"
         calls = _reads_calls(model) if has_tools and model.whose != "the judge" else None

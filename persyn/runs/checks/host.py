@@ -1,15 +1,17 @@
-"""Check that this host can load a run's models: GPUs, GPU memory and host memory."""
+"""Check that this host can load a run's models: GPUs, memory, adapters, programs, and vLLM's arguments."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from persyn.config import RunConfig
-from persyn.llm import gpus
+from persyn.errors import EngineError
+from persyn.llm import adapters, gpus, loading
+from persyn.llm.engines import ENGINES
 from persyn.llm.protocols import Finding
-from persyn.runs.checks import memory, models
+from persyn.runs.checks import engine_arguments, memory, models
 from persyn.runs.checks.models import UsedModel
 
 #: Device files of GPU drivers: NVIDIA, AMD, Windows (WSL).
@@ -27,7 +29,22 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
             yield model.whose, Finding("error", "gpus", _absent(model, seen))
         elif (found := memory.check(model)) is not None:
             yield model.whose, found
+    yield from engine_arguments.check(loaded)
+    yield from _parts(loaded)
     yield from on_cpu(config, seen)
+
+
+def _parts(loaded: Sequence[UsedModel]) -> Iterator[tuple[str, Finding]]:
+    """Yield (whose, finding) for each adapter that does not fit its model, and each server that is not here."""
+    for model in loaded:
+        spec = model.spec
+        try:
+            if ENGINES[spec.engine].starts_server:
+                loading.require_program(spec.options["command"][0])
+            for adapter in adapters.find(spec).values():
+                yield model.whose, adapters.look_over(adapter, spec.model)
+        except EngineError as error:
+            yield model.whose, Finding("error", "load", str(error))
 
 
 def on_cpu(config: RunConfig, seen: int | None = None) -> Iterator[tuple[str, Finding]]:

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 
 from persyn.llm import gpus
+from persyn.llm.engines import ENGINES
+from persyn.llm.identity import snapshot_in_cache
 from persyn.llm.protocols import Finding, ModelSpec
 from persyn.runs.checks.models import UsedModel
 
@@ -26,6 +28,8 @@ _SPARSE = ("sliding_window", "layer_types", "kv_lora_rank", "attention_chunk_siz
 def check(model: UsedModel) -> Finding | None:
     """The memory problem of a model; None if it fits, or its files are not on this host."""
     spec = model.spec
+    if ENGINES[spec.engine].starts_server:
+        return None
     folder = _folder(spec)
     config = _read(folder / "config.json") if folder else None
     if folder is None or config is None:
@@ -113,13 +117,7 @@ def _folder(spec: ModelSpec) -> Path | None:
     """The local folder of a model's files, if there is one."""
     if Path(spec.model).is_dir():
         return Path(spec.model)
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(spec.model, "config.json", revision=spec.revision)
-    except ValueError:  # not a hub id
-        return None
-    return Path(found).parent if isinstance(found, str) else None
+    return snapshot_in_cache(spec.model, spec.revision)
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 from msgspec import Struct
 
-from persyn.config import RunConfig
-from persyn.llm import engines
+from persyn.config import RunConfig, TeacherTable
+from persyn.llm import adapters, engines
 from persyn.llm.engines import ENGINES
 from persyn.llm.protocols import ModelSpec
 from persyn.method.strategies import STRATEGIES
@@ -27,6 +28,13 @@ class UsedModel(Struct, frozen=True):
 def of(config: RunConfig) -> Iterator[UsedModel]:
     """Every model of a run file that is loaded or requested; fake and imported ones are left out."""
     return (model for model in _all(config) if ENGINES[model.spec.engine].model in ("weights", "server"))
+
+
+def of_teacher(teacher: TeacherTable) -> ModelSpec:
+    """The model of one teacher, as its table names it, with its adapter."""
+    spec = ModelSpec(teacher.engine, teacher.model, teacher.revision, teacher.gpus, teacher.options)
+    name = adapters.name_of(teacher.adapter, teacher.adapter_revision)
+    return msgspec.structs.replace(spec, adapters=[name] if name else [])
 
 
 def loaded(config: RunConfig) -> list[UsedModel]:
@@ -55,8 +63,7 @@ def _all(config: RunConfig) -> Iterator[UsedModel]:
         spec = ModelSpec(engine, router.backbone, router.revision, router.gpus, router.options)
         yield UsedModel("the router", "router", spec)
     for teacher in config.teachers:
-        spec = ModelSpec(teacher.engine, teacher.model, teacher.revision, teacher.gpus, teacher.options)
-        yield UsedModel(f"teacher {teacher.name}", "teachers", spec)
+        yield UsedModel(f"teacher {teacher.name}", "teachers", of_teacher(teacher))
 
 
 def _quality(config: RunConfig) -> Iterator[UsedModel]:
