@@ -15,7 +15,7 @@ from persyn.db.catalog import Run
 from persyn.db.work import Event, Job, JobState
 from persyn.errors import UsageError
 from persyn.jobs import queue
-from persyn.llm import transport
+from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES, EngineKind
 from persyn.llm.protocols import ModelSpec
 from persyn.runs import run_file, same_run
@@ -166,7 +166,7 @@ def _spec(session: Session, run: Run, job: tuple[str, int | None, str]) -> Model
 
 def _turn(session: Session, run: Run, job: tuple[str, int | None, str], spec: ModelSpec) -> None:
     stage, model_id, old = job
-    queue.turn(session, run.id, stage, model_id, queue=queue_name(spec), gpus=spec.gpus)
+    queue.turn(session, run.id, stage, model_id, queue=queue_name(spec), gpus=engines.gpus(spec))
     left = select(Job.id).where(Job.run_id == run.id, Job.queue == old, Job.state != JobState.DONE)
     if session.scalars(left.limit(1)).first() is None:
         outages.over(session, run.id, old)
