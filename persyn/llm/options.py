@@ -198,6 +198,7 @@ class ServerOptions(ChatOptions, frozen=True, kw_only=True):
     env: dict[str, str] = {}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not any("{port}" in text for text in (*self.command, *self.env.values())):
             raise ValueError("command must contain {port}, the port on which the server is to listen")
         if self.health is not None and not self.health.startswith("/"):
