@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -136,8 +136,9 @@ class Bars(Counter):
     def __init__(self, database: Database, run_id: int) -> None:
         super().__init__(database, run_id)
         self._meter = Meter()
-        #: The current activity, and the time of the last event.
-        self._doing, self._heard_at = "", time.monotonic()
+        #: The models at work: whether each is loaded yet.
+        self._models: dict[str, bool] = {}
+        self._heard_at = time.monotonic()
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._say_on, name="heartbeat", daemon=True)
 
@@ -153,32 +154,38 @@ class Bars(Counter):
 
     def loading(self, spec: ModelSpec) -> None:
         """Announce that a model is being loaded."""
-        self._hear(f"loading {spec.model or spec.engine}")
+        self._hear(spec, is_loaded=False)
         if spec.model:
             self._meter.say(f"loading {spec.model} ({spec.engine})")
 
     def loaded(self, spec: ModelSpec, seconds: float) -> None:
         """Announce that the model is loaded."""
-        self._hear(f"waiting for results of {spec.model or spec.engine}")
+        self._hear(spec, is_loaded=True)
         if spec.model:
-            self._meter.say(f"loaded in {seconds:.1f} s")
+            self._meter.say(f"loaded {spec.model} in {seconds:.1f} s")
+
+    def idle(self, spec: ModelSpec) -> None:
+        """No longer wait for results of a model."""
+        self._heard_at = time.monotonic()
+        self._models = {model: is_loaded for model, is_loaded in self._models.items() if model != _name(spec)}
 
     def saved(self, stage: str, done: int, failed: int) -> None:
         """Count rows that were stored."""
-        self._hear(self._doing)
+        self._heard_at = time.monotonic()
         super().saved(stage, done, failed)
 
-    def _hear(self, doing: str) -> None:
-        self._doing, self._heard_at = doing, time.monotonic()
+    def _hear(self, spec: ModelSpec, *, is_loaded: bool) -> None:
+        # Replaced rather than changed: several workers report, and another thread reads.
+        self._heard_at, self._models = time.monotonic(), {**self._models, _name(spec): is_loaded}
 
     def _say_on(self) -> None:
         """Print the current activity periodically while there are no events."""
         said_at = time.monotonic()
         while not self._over.wait(0.5):
             silent = time.monotonic() - max(self._heard_at, said_at)
-            if silent >= LINE_SECONDS and self._doing:
+            if silent >= LINE_SECONDS and (doing := _doing(self._models)):
                 said_at = time.monotonic()
-                self._meter.say(f"{self._doing}, {said_at - self._heard_at:.0f} s so far ...")
+                self._meter.say(f"{doing}, {said_at - self._heard_at:.0f} s so far ...")
 
     def waiting(self, reason: str) -> None:
         """Announce that a server is unavailable and will be retried."""
@@ -192,6 +199,19 @@ class Bars(Counter):
         """Show the counts of a stage."""
         note = f"{counts.failed} failed" if counts.failed else ""
         self._meter.show(stage, counts.total, counts.done + counts.failed, note)
+
+
+def _name(spec: ModelSpec) -> str:
+    return spec.model or spec.engine
+
+
+def _doing(models: Mapping[str, bool]) -> str:
+    """What the models are waited for; empty without models."""
+    kinds = {"loading": False, "waiting for results of": True}
+    found = {
+        what: [name for name, loaded in models.items() if loaded is is_loaded] for what, is_loaded in kinds.items()
+    }
+    return "; ".join(f"{what} {', '.join(names)}" for what, names in found.items() if names)
 
 
 def _rate(task: Task) -> str:

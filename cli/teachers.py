@@ -60,10 +60,12 @@ def set_transport(run: str, teacher: str, values: tuple[str, ...]) -> None:
     """Change how RUN reaches TEACHER, or how fast it runs: base_url, concurrency, gpus, ... The run may be running.
 
     KEY is `gpus` or an option of the teacher's engine that changes no response; 'KEY=' restores its default. Stored
-    responses are kept, requests in flight may finish, and a wait for the old server ends.
+    responses are kept, requests in flight may finish, and a wait for the old server ends. VALUE is written as in a run
+    file; text needs no quotation marks.
 
     \b
     persyn teachers set small ada base_url=http://10.0.0.7:8000/v1 concurrency=8
+    persyn teachers set small ada 'base_url=["http://10.0.0.7:8000/v1", "http://10.0.0.8:8000/v1"]'
     """
     change(run, f"teacher {teacher}", values)
 

@@ -68,6 +68,10 @@ class RepetitionDetection(_Table, frozen=True):
             )
 
 
+#: The fields of `Sampling` in the first release.
+_FIRST = frozenset({"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop"})
+
+
 class Sampling(_Table, frozen=True):
     """How responses are sampled. `max_tokens` always bounds their length."""
 
@@ -99,8 +103,10 @@ class Sampling(_Table, frozen=True):
     reasoning_effort: str | None = None
 
     def given(self) -> dict[str, Any]:
-        """The fields that have a value: a new optional one leaves the fingerprints of stored versions as they are."""
-        return {name: value for name, value in msgspec.to_builtins(self).items() if value is not None}
+        """The fields, later ones only if they are set: a new one leaves stored fingerprints as they are."""
+        default = msgspec.to_builtins(Sampling())
+        said: dict[str, Any] = msgspec.to_builtins(self)
+        return {name: value for name, value in said.items() if name in _FIRST or value != default[name]}
 
 
 class RunTable(_Table, frozen=True):

@@ -21,6 +21,31 @@ def error(status: int, message: str, **headers: str) -> web.Response:
     return web.json_response({"error": {"message": message, "code": None}}, status=status, headers=headers)
 
 
+def token_bucket(
+    per_second: float, burst: float, *, seconds: float, **headers: str
+) -> Callable[[int], web.Response | Awaitable[web.StreamResponse]]:
+    """Replies of a server that answers after `seconds`, and beyond a limit of its rate with HTTP 429.
+
+    burst: number of requests that it saves up while it is idle.
+    """
+    tokens, filled_at = burst, time.monotonic()
+
+    async def answer() -> web.StreamResponse:
+        await asyncio.sleep(seconds)
+        return completion("Four.")
+
+    def reply(n: int) -> web.Response | Awaitable[web.StreamResponse]:
+        nonlocal tokens, filled_at
+        now = time.monotonic()
+        tokens, filled_at = min(burst, tokens + (now - filled_at) * per_second), now
+        if tokens < 1:
+            return error(429, "too many requests", **headers)
+        tokens -= 1
+        return answer()
+
+    return reply
+
+
 class Server:
     """Answers each request with the test's `reply`, and records bodies and headers."""
 

@@ -15,6 +15,7 @@ QUICK = {
     "overhead": (["--prompts", "40", "--only", "rate"], "requests/s"),
     "queue": (["--prompts", "300", "--parts", "enqueue"], "s"),
     "router": (["--teachers", "2"], "times"),
+    "servers": (["--requests", "60", "--only", "replicas"], "times"),
     "store": (["--sizes", "300", "--databases", "sqlite"], "300"),
     "web": (["--prompts", "300", "--databases", "sqlite", "--repeats", "1"], "within"),
 }

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 import msgspec
 
 from persyn.llm.protocols import Message, Tools
+from persyn.llm.reasoning import COMMON
 from persyn.llm.tools import with_objects
 from persyn.registry import Registry
 
@@ -32,8 +33,6 @@ _GROUP_ROWS = 10_000
 _GROUP_CHARACTERS = 32 * 2**20
 #: The format with all provenance.
 PARQUET = "parquet"
-#: The markers of reasoning in a text, as most chat templates and trainers write and recognise them.
-_THINK, _THOUGHT = "<think>", "</think>"
 _SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 
@@ -82,12 +81,12 @@ def domain_of(meta: Mapping[str, Any]) -> str:
 
 def inlined(response: str, reasoning: str | None) -> str:
     """The reasoning and the answer as one text; without reasoning, the answer alone."""
-    return f"{_THINK}\n{reasoning}\n{_THOUGHT}\n\n{response}" if reasoning else response
+    return f"{COMMON.opens}\n{reasoning}\n{COMMON.closes}\n\n{response}" if reasoning else response
 
 
 def is_ambiguous(response: str, reasoning: str | None) -> bool:
     """Whether the text has markers of its own, so that the inlined answer cannot be recognised with certainty."""
-    return any(marker in text for text in (response, reasoning or "") for marker in (_THINK, _THOUGHT))
+    return any(marker in text for text in (response, reasoning or "") for marker in (COMMON.opens, COMMON.closes))
 
 
 Write: TypeAlias = Callable[[Example], object]

@@ -1,11 +1,11 @@
-"""Tables of the work to do: jobs under lease, the events that audit them, model loads, outages, the leader."""
+"""Tables of the work to do: jobs under lease, their events, model loads, outages, rate limits, the leader."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from persyn.db.base import Base, Big, CreatedAt, Id, UtcTime, words
@@ -62,6 +62,11 @@ class Job(Base):
     last_prompt_id: Mapped[Big] = mapped_column(comment="inclusive")
     n_prompts: Mapped[int] = mapped_column(comment="number of items when the job was planned")
     gpus: Mapped[int] = mapped_column(default=0, comment="number of GPUs that the model needs")
+    is_light: Mapped[bool] = mapped_column(
+        default=False,
+        server_default=false(),
+        comment="whether the model needs neither GPUs nor the CPU for itself: it is behind a server, or a checker",
+    )
     priority: Mapped[int] = mapped_column(default=0, comment="lower values are claimed first")
     state: Mapped[JobState] = mapped_column(words(JobState, "state"), default=JobState.QUEUED)
     attempts: Mapped[int] = mapped_column(default=0, comment="attempts since results were last saved")
@@ -94,6 +99,19 @@ class Outage(Base):
     since: Mapped[UtcTime] = mapped_column(comment="when the outage was first noticed")
     retry_at: Mapped[UtcTime] = mapped_column(comment="when the server is tried again")
     error: Mapped[str] = mapped_column(Text, comment="last error of the server, or that it did not respond")
+
+
+class RateLimit(Base):
+    """What was used of an account's limits of requests and tokens per minute, by all workers together.
+
+    At its limit, an account uses up a minute of it per minute: each request moves the time up to which it is used up.
+    """
+
+    __tablename__ = "rate_limits"
+
+    account: Mapped[str] = mapped_column(primary_key=True, comment="hash of URLs, key variable and model")
+    requests_until: Mapped[UtcTime] = mapped_column(comment="time up to which the limit of requests is used up")
+    tokens_until: Mapped[UtcTime] = mapped_column(comment="time up to which the limit of tokens is used up")
 
 
 class Batch(Base):

@@ -73,7 +73,8 @@ class Swept:
 class Backlog:
     """The claimable work of one queue.
 
-    workers: how many owners hold a job of it.
+    workers:  how many owners hold a job of it.
+    is_light: its model needs neither GPUs nor the CPU for itself.
     """
 
     queue: str
@@ -81,6 +82,7 @@ class Backlog:
     jobs: int
     prompts: int
     workers: int
+    is_light: bool = False
 
 
 _CLAIM_COLUMNS = (
@@ -383,6 +385,7 @@ def backlogs(session: Session, *, run_id: int | None = None, besides: str | None
             jobs,
             func.sum(case((is_due, Job.n_prompts), else_=0)),
             func.count(owner.distinct()),
+            func.max(case((Job.is_light, 1), else_=0)),
         )
         .where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
         .group_by(Job.queue)
@@ -390,7 +393,10 @@ def backlogs(session: Session, *, run_id: int | None = None, besides: str | None
     )
     if run_id is not None:
         query = query.where(Job.run_id == run_id)
-    return [Backlog(name, *(int(number) for number in numbers)) for name, *numbers in session.execute(query)]
+    return [
+        Backlog(name, int(gpus), int(waiting), int(prompts), int(workers), bool(is_light))
+        for name, gpus, waiting, prompts, workers, is_light in session.execute(query)
+    ]
 
 
 def share(session: Session, *, on_gpus: bool, run_id: int | None = None) -> float:

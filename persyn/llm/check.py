@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from yarl import URL
 
 from persyn.errors import EngineError
 from persyn.llm import adapters, options, scoring, template_check
@@ -34,7 +35,7 @@ from persyn.llm.protocols import (
     Tick,
     Tools,
 )
-from persyn.llm.teachers import chat_server, generation
+from persyn.llm.teachers import addresses, generation
 
 _Options: TypeAlias = options.VllmOptions | options.TransformersOptions
 _Prompt: TypeAlias = tuple[list[Message], Tools | None]
@@ -78,20 +79,25 @@ def check(
 
 def _check_server(spec: ModelSpec) -> list[Finding]:
     chosen = options.decode(spec, options.OpenAIOptions)
-    url = chat_server.endpoint(chosen.base_url)
-    chat_server.read_key(chosen)
-    way = chat_server.proxy(url)
+    addresses.read_key(chosen)
+    found = [_will_receive(spec, chosen, addresses.endpoint(base_url)) for base_url in chosen.urls]
+    return [*found, _reasoning_of_server(chosen)]
+
+
+def _will_receive(spec: ModelSpec, chosen: options.OpenAIOptions, url: URL) -> Finding:
+    way = addresses.proxy(url)
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
     key += f", by the proxy {way.host}" if way else ""
+    return Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")
+
+
+def _reasoning_of_server(chosen: options.OpenAIOptions) -> Finding:
     inline = {
         "auto": "a response's text is searched for markers such as <think>",
         "opened": "a response's text begins inside the reasoning",
         "off": "a response's text is kept as it is",
     }[chosen.inline_reasoning]
-    return [
-        Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet"),
-        Finding("ok", "reasoning", f"reasoning that the server reports apart is separated; otherwise, {inline}"),
-    ]
+    return Finding("ok", "reasoning", f"reasoning that the server reports apart is separated; otherwise, {inline}")
 
 
 def _check_model(spec: ModelSpec, prompts: Sequence[_Prompt], max_tokens: int) -> Iterator[Finding]:

@@ -49,6 +49,8 @@ class EngineKind:
     #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
     package: str | None = None
     extra: str | None = None
+    #: Whether it has no model and computes little: it may work beside other engines of the same machine.
+    is_light: bool = False
     #: Whether a teacher on it can hold a response to a JSON schema.
     holds_to_schema: bool = False
     #: Whether the weights are loaded by a server that it starts, so that only the server knows how.
@@ -125,6 +127,8 @@ ENGINES = Registry(
                 "api_key_env",
                 "api_key_header",
                 "concurrency",
+                "requests_per_minute",
+                "tokens_per_minute",
                 "timeout_seconds",
                 "max_retries",
                 "max_tokens_field",
@@ -165,6 +169,7 @@ ENGINES = Registry(
         module="persyn.llm.scorers.math_scorer",
         roles=frozenset({"quality"}),
         options=options.MathOptions,
+        is_light=True,
         transport=frozenset({"timeout_seconds", "memory_mb"}),
         unit="1 right, 0 wrong",
         may_be_verdict=True,
@@ -176,6 +181,7 @@ ENGINES = Registry(
         module="persyn.llm.scorers.instructions",
         roles=frozenset({"quality"}),
         options=options.InstructionsOptions,
+        is_light=True,
         package="langdetect",
         extra="instructions",
         unit="1 followed, 0 not",
@@ -268,6 +274,20 @@ def loads_weights(engine: str, chosen: Mapping[str, Any]) -> bool:
     """
     kind = ENGINES.get(engine)
     return kind is not None and kind.reference(chosen) == "weights"
+
+
+def is_light(engine: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether an engine needs neither GPUs nor the CPU for itself: a server computes, or it is a checker.
+
+    chosen: the engine's options.
+    """
+    kind = ENGINES.get(engine)
+    return kind is not None and (kind.is_light or kind.reference(chosen) == "server")
+
+
+def gpus(spec: ModelSpec) -> int:
+    """How many GPUs a worker gives to a model: none to one behind a server, whatever its table says."""
+    return 0 if is_light(spec.engine, spec.options) else spec.gpus
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:

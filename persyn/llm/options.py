@@ -24,6 +24,7 @@ _VARIABLE, _HEADER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z
 #: Field names that suggest a secret.
 _SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?)$", re.I)
 
+_ADVICE = "it would be stored; put the key into an environment variable and name that in api_key_env"
 
 #: What `apply_chat_template` sets itself, and what decides how much of a conversation is rendered.
 _RESERVED_VARIABLES = frozenset(
@@ -121,7 +122,7 @@ class TransformersOptions(TemplateOptions, frozen=True):
 class ChatOptions(TemplateOptions, frozen=True):
     """The options of a client of a chat completions server."""
 
-    #: Maximum number of requests in flight.
+    #: Maximum number of requests in flight, at each URL; fewer while a server says that it is overloaded.
     concurrency: Positive = 64
     #: Timeout of one attempt, from connecting to the last byte.
     timeout_seconds: Above0 = 600.0
@@ -144,13 +145,19 @@ class OpenAIOptions(ChatOptions, frozen=True, kw_only=True):
     """The options of a teacher behind a server."""
 
     #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
-    #: password or a key in it is rejected, because options are stored. It may be changed during a run
-    #: (`persyn teachers set`); a teacher is its `model` and `revision`, wherever they are.
-    base_url: str
+    #: password or a key in it is rejected, because options are stored. A list of URLs names replicas of one model: each
+    #: request goes to the least loaded one that answers. It may be changed during a run (`persyn teachers set`); a
+    #: teacher is its `model` and `revision`, wherever they are.
+    base_url: str | list[str]
     #: The environment variable with the key; the key itself is never stored. None: no key is sent.
     api_key_env: str | None = None
     #: The header with the key: as `Bearer` in `Authorization`, unchanged in any other, such as Azure's `api-key`.
     api_key_header: str = "Authorization"
+    #: Maximum number of requests per minute, of all workers together; none: as many as the server accepts. Teachers and
+    #: judges with the same model, URLs and `api_key_env` share it. Batches do not count: providers limit them apart.
+    requests_per_minute: Positive | None = None
+    #: The same for the tokens of prompts and responses.
+    tokens_per_minute: Positive | None = None
     #: `batch`: send each job's requests as one batch, which the provider executes within a day at a lower price.
     mode: Literal["direct", "batch"] = "direct"
     #: `mode = "batch"`: maximum number of requests in a batch.
@@ -163,8 +170,17 @@ class OpenAIOptions(ChatOptions, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_no_secret(self)
+        if not self.urls or len(set(self.urls)) < len(self.urls):
+            raise ValueError(f"base_url must name one or more different URLs, got {shorten(repr(self.base_url))}")
+        if self.mode == "batch" and len(self.urls) > 1:
+            raise ValueError(f'mode = "batch" needs a single base_url, got {len(self.urls)} URLs; name one of them')
         if not _HEADER.fullmatch(self.api_key_header):
             raise ValueError(f"api_key_header is not a valid header name: {shorten(repr(self.api_key_header))}")
+
+    @property
+    def urls(self) -> list[str]:
+        """The base URLs of the replicas."""
+        return [self.base_url] if isinstance(self.base_url, str) else self.base_url
 
 
 class ServerOptions(ChatOptions, frozen=True, kw_only=True):
@@ -182,6 +198,7 @@ class ServerOptions(ChatOptions, frozen=True, kw_only=True):
     env: dict[str, str] = {}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not any("{port}" in text for text in (*self.command, *self.env.values())):
             raise ValueError("command must contain {port}, the port on which the server is to listen")
         if self.health is not None and not self.health.startswith("/"):
@@ -198,23 +215,27 @@ class ServerOptions(ChatOptions, frozen=True, kw_only=True):
 
 def _require_no_secret(chosen: OpenAIOptions) -> None:
     """Raise `ValueError`, without repeating the secret, if the stored options would contain one."""
+    for url in chosen.urls:
+        _require_no_secret_in(url)
     if chosen.api_key_env is not None and not _VARIABLE.fullmatch(chosen.api_key_env):
         raise ValueError(
             "api_key_env is not the name of an environment variable; put the key into the environment, and only "
             "the variable's name into the run file"
         )
-    advice = "it would be stored; put the key into an environment variable and name that in api_key_env"
-    place = urlsplit(chosen.base_url)
-    if "@" in place.netloc:
-        raise ValueError(f"base_url contains a user or a password; {advice}")
-    for name, _ in parse_qsl(place.query, keep_blank_values=True):
-        if _SECRET.search(name):
-            raise ValueError(f"base_url contains {name!r} in its query; {advice}")
     for name in chosen.extra:
         if _SECRET.search(name):
-            raise ValueError(f"extra contains {name!r}; {advice}")
+            raise ValueError(f"extra contains {name!r}; {_ADVICE}")
     if (within := _secret_within(chosen.extra)) is not None:
-        raise ValueError(f"extra contains {within!r} in a nested value; {advice}")
+        raise ValueError(f"extra contains {within!r} in a nested value; {_ADVICE}")
+
+
+def _require_no_secret_in(url: str) -> None:
+    place = urlsplit(url)
+    if "@" in place.netloc:
+        raise ValueError(f"base_url contains a user or a password; {_ADVICE}")
+    for name, _ in parse_qsl(place.query, keep_blank_values=True):
+        if _SECRET.search(name):
+            raise ValueError(f"base_url contains {name!r} in its query; {_ADVICE}")
 
 
 def _secret_within(value: Any) -> str | None:

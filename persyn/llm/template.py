@@ -6,7 +6,6 @@ part of a text, all without an error; therefore every turn is located in the ren
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from jinja2 import TemplateError
 
 from persyn.llm.protocols import Message
+from persyn.llm.reasoning import ANY, COMMON
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,8 +70,8 @@ class Answered:
 
         It takes the place of an empty block that the template writes before the response.
         """
-        opened = _OPENED.search(self.given)
-        block = Reasoning("" if opened else OPENING, reasoning, _closing(opened))
+        opened = next((each for each in ANY if self.given.rstrip().endswith(each.opens)), None)
+        block = Reasoning(*("", reasoning, f"\n{opened.closes}\n\n") if opened else (OPENING, reasoning, CLOSING))
         return replace(self, lead="" if self.lead.strip() else self.lead, reasoning=block)
 
 
@@ -115,10 +115,8 @@ _FORMS: tuple[Callable[[Message, str], Message], ...] = (
         "content": [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": turn["content"]}],
     },
 )
-#: A marker that opens a reasoning block at the end of a generation prompt: <think>, [THINK], <|START_THINKING|>.
-_OPENED = re.compile(r"([<\[◁]\|?)((?:START_)?)([A-Za-z_]*(?:think|thought|reason)[A-Za-z_]*)(\|?[>\]▷])\s*$", re.I)
 #: Around the reasoning where neither the template nor the prompt has markers of its own.
-OPENING, CLOSING = "<think>\n", "\n</think>\n\n"
+OPENING, CLOSING = f"{COMMON.opens}\n", f"\n{COMMON.closes}\n\n"
 
 
 class Template:
@@ -277,14 +275,6 @@ def _in_parts(turn: Message) -> Message:
     """A turn whose content is a list of parts."""
     content = turn["content"]
     return {**turn, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else turn
-
-
-def _closing(opened: re.Match[str] | None) -> str:
-    """What closes the reasoning block that a prompt has opened."""
-    if opened is None:
-        return CLOSING
-    left, start, name, right = opened.groups()
-    return f"\n{left}{'END_' if start else '/'}{name}{right}\n\n"
 
 
 def marker(number: int) -> str:

@@ -16,7 +16,7 @@ from persyn.db.work import Event, Job, JobState
 from persyn.errors import UsageError
 from persyn.jobs import queue
 from persyn.jobs.queue import ModelJobs
-from persyn.llm import transport
+from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES, EngineKind
 from persyn.llm.protocols import ModelSpec
 from persyn.runs import run_file, same_run
@@ -161,7 +161,7 @@ def _with_tables(config: RunConfig, other: RunConfig) -> RunConfig:
 
 
 def _turn(session: Session, run: Run, of: ModelJobs, old: str, spec: ModelSpec) -> None:
-    queue.turn(session, run.id, of, queue=queue_name(spec), gpus=spec.gpus)
+    queue.turn(session, run.id, of, queue=queue_name(spec), gpus=engines.gpus(spec))
     left = select(Job.id).where(Job.run_id == run.id, Job.queue == old, Job.state != JobState.DONE)
     if session.scalars(left.limit(1)).first() is None:
         outages.over(session, run.id, old)

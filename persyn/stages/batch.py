@@ -123,6 +123,7 @@ _JOB_COLUMNS = (
     "last_prompt_id",
     "n_prompts",
     "gpus",
+    "is_light",
 )
 
 
@@ -152,7 +153,8 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
             func.min(cut.c.prompt_id),
             func.max(cut.c.prompt_id),
             func.sum(cut.c.n_items),
-            literal(plan.spec.gpus),
+            literal(engines.gpus(plan.spec)),
+            literal(engines.is_light(plan.spec.engine, plan.spec.options)),
         )
         .group_by(cut.c.slice)
         .order_by(func.min(cut.c.prompt_id))

@@ -11,7 +11,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, Table, select
 
-from persyn.config import QualityTable, Sampling, StudentTable, TeacherTable, fingerprint_of
+from persyn.config import QualityTable, StudentTable, TeacherTable, fingerprint_of
 from persyn.db.base import Json
 from persyn.db.catalog import Scorer, Teacher
 from persyn.db.connect import Database, alembic_config
@@ -24,6 +24,8 @@ REVISION = "0014"
 FOLDER = Identity("sha256:1", "a template's hash")
 KNOWN = {("/elsewhere", None): FOLDER, ("/student", None): FOLDER}
 SAMPLING = {"max_tokens": 64, "temperature": 0.0, "top_p": 0.5}
+#: As it was stored, with the defaults of the fields that there were.
+STORED_SAMPLING = {**SAMPLING, "top_k": 0, "repetition_penalty": 1.0, "stop": []}
 
 OLD, NEW = ({"base_url": f"http://{host}/v1", "concurrency": 8, "extra": {"min_p": 0.1}} for host in ("old", "new"))
 BEHIND = {"engine": "openai", "options": {"base_url": "http://old/v1", "omit": ["seed"]}}
@@ -48,10 +50,15 @@ def add(connection: Connection, table: str, *rows: dict[str, Any]) -> None:
 def add_old_rows(connection: Connection) -> None:
     now = sa.func.now()
     common = {"created_at": now, "gpus": 0}
-    sampling = msgspec.to_builtins(msgspec.convert(SAMPLING, Sampling))
     for number, teacher in enumerate(TEACHERS, 1):
         by_content = {"revision": "sha256:1", "template_hash": FOLDER.template_hash} if "gpus" in teacher else {}
-        row = {"id": number, "fingerprint": digest(str(number)), "sampling": sampling, "few_shot": [], **by_content}
+        row = {
+            "id": number,
+            "fingerprint": digest(str(number)),
+            "sampling": STORED_SAMPLING,
+            "few_shot": [],
+            **by_content,
+        }
         add(connection, "teachers", common | row | teacher)
     student = {"id": 1, "fingerprint": digest("student"), "name": "s", "model": "/folder", "created_at": now}
     add(connection, "students", student | {"revision": "sha256:1", "template_hash": FOLDER.template_hash})
@@ -121,8 +128,7 @@ def test_going_back_puts_the_transport_of_a_run_back_into_its_versions(upgraded:
         said = options.options if isinstance(options.options, dict) else msgspec.json.decode(options.options)
         assert (said, options.gpus) == (OLD, 0)
         whole = {"engine": "openai", "model": "m", "revision": None, "template_hash": None, "gpus": 0, "options": OLD}
-        sampling = msgspec.to_builtins(msgspec.convert(SAMPLING, Sampling))
-        whole |= {"sampling": sampling, "system": None, "few_shot": []}
+        whole |= {"sampling": STORED_SAMPLING, "system": None, "few_shot": []}
         assert options.fingerprint == fingerprint_of(whole)  # as versions before computed it
     upgraded.upgrade()
     with upgraded.read() as session:

@@ -18,7 +18,7 @@ from yarl import URL
 from persyn.errors import AccountError, EngineError, OutageError
 from persyn.llm.host import Host
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result, Sampling
-from persyn.llm.teachers import chat_completions, chat_server
+from persyn.llm.teachers import addresses, chat_completions, chat_server
 from persyn.llm.teachers.complaints import RetryableError
 from tests.chat_server import Server, completion, error
 
@@ -756,7 +756,7 @@ def test_a_proxy_of_the_environment_is_heeded_and_its_password_told_to_nobody(
     assert server.headers[0]["Host"] == "api.example.com"
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert server.headers[0]["Proxy-Authorization"].startswith("Basic ")
-    assert chat_server.proxy(URL("http://llm.internal/v1")) is None
+    assert addresses.proxy(URL("http://llm.internal/v1")) is None
     monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
     with pytest.raises(EngineError, match="socks5 proxy"):
         connect(base_url="http://api.example.com/v1")
@@ -793,14 +793,14 @@ def test_no_proxy_may_name_a_port_a_domain_or_a_network(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", no_proxy)
 
-    assert (chat_server.proxy(URL("http://llm.example.com:8000/v1")) is None) == is_direct
-    assert (chat_server.proxy(URL("http://10.1.2.3/v1")) is None) == ("/" in no_proxy)
+    assert (addresses.proxy(URL("http://llm.example.com:8000/v1")) is None) == is_direct
+    assert (addresses.proxy(URL("http://10.1.2.3/v1")) is None) == ("/" in no_proxy)
 
 
 def test_a_proxy_that_is_no_url_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://me:hidden@127.0.0.1:port")
     with pytest.raises(EngineError, match="that is not a URL") as refused:
-        chat_server.proxy(URL("http://api.example.com/v1"))
+        addresses.proxy(URL("http://api.example.com/v1"))
     assert "hidden" not in str(refused.value)
 
 

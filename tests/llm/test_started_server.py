@@ -151,10 +151,10 @@ def test_what_cannot_work_or_must_not_be_stored_is_refused(chosen: dict[str, Any
 
 
 def test_the_command_is_part_of_the_teacher_and_how_it_is_awaited_is_not() -> None:
-    def key(*flags: str, **options: Any) -> str:
+    def key(*flags: str, **options: Any) -> dict[str, Any]:
         command = ["serve", "{model}", "{port}", *flags]
         table = TeacherTable(name="ada", model="m", engine="server", options={"command": command, **options})
-        return versions.teacher_key(table, {("m", None): Identity("commit", None)})
+        return versions.teacher_identity(table, {("m", None): Identity("commit", None)})
 
     assert key() == key(start_seconds=60, concurrency=3)
     assert key() != key("--quantization", "fp8")

@@ -74,9 +74,9 @@ def test_gpus_are_divided_among_the_stages_of_a_pipeline() -> None:
 
 
 def test_arguments_that_only_affect_speed_make_no_other_teacher() -> None:
-    def key(**arguments: Any) -> str:
+    def key(**arguments: Any) -> dict[str, Any]:
         table = TeacherTable(name="ada", model="m", options={"engine_args": arguments})
-        return versions.teacher_key(table, {("m", None): Identity("commit", None)})
+        return versions.teacher_identity(table, {("m", None): Identity("commit", None)})
 
     assert key(kv_cache_dtype="fp8", block_size=32) == key(kv_cache_dtype="fp8", enable_prefix_caching=False)
     assert key(kv_cache_dtype="fp8") != key(kv_cache_dtype="auto")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Generate, ModelSpec, Sampling
-from persyn.llm.teachers.vllm_engine import VllmEngine
+from persyn.llm.teachers import generation
+from persyn.llm.teachers.vllm_engine import Readers, VllmEngine
 
 
 def main(folder: Path) -> None:
@@ -21,7 +22,8 @@ def main(folder: Path) -> None:
     from vllm import LLM
 
     llm = LLM(str(folder), tensor_parallel_size=2, kv_cache_memory_bytes=2**27, enforce_eager=True, max_num_seqs=2)
-    engine = VllmEngine(llm, Chat(load_tokenizer(ModelSpec("vllm", str(folder)))), "")
+    chat = Chat(load_tokenizer(ModelSpec("vllm", str(folder))))
+    engine = VllmEngine(llm, chat, "", Readers(generation.reader(chat), None), {})
     number = 0
     while True:
         if not engine.pending:

@@ -170,3 +170,40 @@ def test_a_queue_whose_model_did_not_load_is_left_to_others_for_a_while(ledger: 
     assert ledger.is_avoided("large")
     clock.now += 61
     assert not ledger.is_avoided("large")
+
+
+@pytest.mark.parametrize("gpus", [None, (), ("0", "1")])
+def test_a_light_model_takes_no_place_and_is_loaded_by_one_worker(gpus: tuple[str, ...] | None) -> None:
+    ledger = Ledger(gpus)
+    one, two, three = (ledger.enlist(lambda: False) for _ in range(3))
+    ledger.take(one, "server", 0, is_light=True)
+
+    assert not ledger.has_room(two, "server", 0, is_light=True)
+    assert ledger.has_room(two, "other", 0, is_light=True)
+    assert ledger.has_room(two, "student", 0)
+    ledger.take(two, "student", 0)
+    assert not ledger.has_room(three, "backbone", 0)
+    assert not ledger.has_room(two, "server 2", 0, is_light=True)  # the third worker has no engine to end for it
+    assert not ledger.has_room(one, "student 2", 1)
+    ledger.take(three, "server 2", 0, is_light=True)
+    assert ledger.has_room(two, "server 3", 0, is_light=True)
+    ledger.take(two, "server 3", 0, is_light=True)  # which frees the CPU
+    assert ledger.has_room(three, "backbone", 0)
+
+
+def test_an_idle_model_on_the_cpu_makes_room_for_another_but_not_for_itself() -> None:
+    ledger = Ledger(())
+    names: list[str] = []
+
+    def drop() -> bool:
+        ledger.give_back(names[0])
+        return True
+
+    names += [ledger.enlist(drop), ledger.enlist(lambda: False)]
+    load(ledger, names[0], "student", 0)
+
+    ledger.note_waiting({"student": 0, "backbone": 0})
+    assert not ledger.make_room(names[1], lambda: None)
+    ledger.note_waiting({"backbone": 0})
+    assert ledger.make_room(names[1], lambda: None)
+    assert ledger.has_room(names[1], "backbone", 0)

@@ -337,6 +337,12 @@ def changed(database: Database, model: str, /, **given: Any) -> list[str]:
         ("teacher ada", {"gpus": -1}, "gpus` must be an integer >= 0, got -1"),
         ("teacher ada", {"gpus": None}, "gpus= has no value"),
         ("teacher ada", {"base_url": None}, "base_url"),
+        ("teacher ada", {"base_url": []}, "base_url must name one or more different URLs, got []"),
+        (
+            "teacher ada",
+            {"base_url": ["http://a/v1", "http://b/v1"], "mode": "batch"},
+            "needs a single base_url, got 2",
+        ),
         ("teacher eve", {"concurrency": 2}, "run 'test' has no teacher 'eve'; its teachers: ada, bob"),
         ("student", {"response_words": 3}, "response_words determines results"),
         ("strategy", {"ratio": 3}, "the strategy has no option ratio; what can be changed: gpus"),
@@ -452,14 +458,32 @@ def test_the_command_says_what_it_did_and_that_nobody_answers_there(database: Da
     assert "concurrency was 2 and is not set" in done.output
     assert "no server answers at http://127.0.0.1:8" in done.stderr
     assert "nothing changed" in run("teachers", "set", "test", "ada", "api_key_header=api-key").output
+    two = run("teachers", "set", "test", "ada", 'base_url=["http://127.0.0.1:8/v1", "http://127.0.0.1:7/v1"]')
+    assert "and is ['http://127.0.0.1:8/v1', 'http://127.0.0.1:7/v1']" in two.output
+    assert "no server answers at http://127.0.0.1:7" in two.stderr
     wrong = run("teachers", "set", "test", "ada", "concurrency")
     assert "expected KEY=VALUE, such as concurrency=8, got 'concurrency'" in str(wrong.exception or wrong.output)
     listed = run("teachers", "list", "--run", "test", "--json")
     rows = json.loads(listed.output)
     assert [(row["name"], row["gpus"], row["transport"]) for row in rows] == [
-        ("ada", 0, "base_url=http://127.0.0.1:8/v1, max_retries=1, api_key_header=api-key"),
+        (
+            "ada",
+            0,
+            "base_url=['http://127.0.0.1:8/v1', 'http://127.0.0.1:7/v1'], max_retries=1, api_key_header=api-key",
+        ),
         ("bob", 0, "base_url=http://127.0.0.1:9/v1, max_retries=1, concurrency=2"),
     ]
+
+
+@SQLITE
+def test_a_server_needs_no_gpu_whatever_its_teacher_says(database: Database, tmp_path: Path) -> None:
+    run_id = begin(database, write(tmp_path, "http://127.0.0.1:9/v1"))
+    assert changed(database, "teacher ada", gpus=1)
+    with database.read() as session:
+        jobs = session.execute(
+            select(Job.gpus, Job.is_light).where(Job.run_id == run_id, Job.queue.startswith("openai"))
+        )
+        assert {tuple(job) for job in jobs} == {(0, True)}
 
 
 @SQLITE

@@ -31,6 +31,8 @@ from persyn.workers.runner.crew import Crew
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
+#: Number of models behind servers, and of checkers, that are worked beside those on the GPUs and the CPU.
+_LIGHT = 8
 #: A worker that has not stopped after this time, in which its database, broker and GPUs should have responded,
 #: kills itself; its jobs wait until their leases expire.
 _END_SECONDS = 100.0
@@ -38,7 +40,7 @@ _END_SECONDS = 100.0
 
 def serve(database: Database, settings: Settings, broker_url: str, reach: Reach, name: str) -> None:
     """Work jobs until SIGTERM or Ctrl-C; then save what is finished, give the jobs back and return."""
-    crew = Crew(database, settings, reach)
+    crew = Crew(database, settings, reach, light=_LIGHT)
     app = celery_app.make(broker_url)
     hostname = f"{name}@{socket.gethostname()}"
 

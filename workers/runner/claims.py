@@ -46,9 +46,9 @@ class Claims:
         queue.release_unknown(session, owner=self._owner, known=known)
         backlogs = {backlog.queue: backlog for backlog in self._look(session)}
         for name in affinity.order(backlogs.values(), loaded, self._reach):
-            gpus = backlogs[name].gpus
-            if self._is_to_be_had(name, gpus) and (claim := self._claim(session, name)) is not None:
-                self._ledger.take(self._owner, name, gpus)
+            gpus, is_light = backlogs[name].gpus, backlogs[name].is_light
+            if self._is_to_be_had(backlogs[name]) and (claim := self._claim(session, name)) is not None:
+                self._ledger.take(self._owner, name, gpus, is_light=is_light)
                 self._on_gpus, self._shared_at = gpus > 0, float("-inf")
                 self._job_prompts = backlogs[name].prompts / backlogs[name].jobs
                 return claim
@@ -93,11 +93,13 @@ class Claims:
         backlogs = queue.backlogs(session, run_id=self._run_id, besides=self._owner)
         idle = [backlog for backlog in backlogs if not backlog.workers and backlog.queue != at]
         here = [found for found in idle if self._reach.fits(found) and not self._ledger.is_avoided(found.queue)]
-        self._ledger.note_waiting({backlog.queue: backlog.gpus for backlog in here})
+        self._ledger.note_waiting({backlog.queue: backlog.gpus for backlog in here if not backlog.is_light})
         return backlogs
 
-    def _is_to_be_had(self, name: str, gpus: int) -> bool:
-        return not self._ledger.is_avoided(name) and self._ledger.has_room(self._owner, name, gpus)
+    def _is_to_be_had(self, backlog: Backlog) -> bool:
+        name, gpus = backlog.queue, backlog.gpus
+        has_room = self._ledger.has_room(self._owner, name, gpus, is_light=backlog.is_light)
+        return has_room and not self._ledger.is_avoided(name)
 
     def _claim(self, session: Session, name: str) -> Claim | None:
         return queue.claim(session, owner=self._owner, queue=name, run_id=self._run_id, lease=self._lease)

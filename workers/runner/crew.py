@@ -1,4 +1,4 @@
-"""Run one worker per GPU in one process, so that as many models as fit are served at the same time."""
+"""Run several workers in one process, so that as many models as fit are served at the same time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from types import TracebackType
 from persyn.config import RunConfig, load_config
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
+from persyn.llm import engines
 from persyn.llm import gpus as gpu_list
+from persyn.runs.checks import models
 from persyn.settings import Settings
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.ledger import Ledger
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.worker import Worker
 
+#: Maximum number of models behind servers and of checkers that a process works beside those on its GPUs and its CPU.
+_MOST_LIGHT = 16
+
 
 class Crew:
-    """One worker per GPU, each with its own engine host; a single worker without GPUs.
+    """One worker per GPU, or one without GPUs, and others for light models, each with its own engine host.
 
-    They share the GPUs according to their models' needs: some work while others wait for GPUs. Setting `stopping` asks
-    all of them to stop once finished results are stored.
+    Any of them takes any model. They share the GPUs and the CPU according to their models' needs: some work while
+    others wait. Setting `stopping` asks all of them to stop once finished results are stored.
+
+    light: number of light models to work beside the others.
     """
 
     def __init__(
@@ -31,12 +38,13 @@ class Crew:
         reach: Reach,
         *,
         run_id: int | None = None,
+        light: int = 0,
         listener: Listener | None = None,
     ) -> None:
         ledger = Ledger(reach.gpus)
         self.workers = [
             Worker(database, settings, run_id=run_id, reach=reach, listener=listener, ledger=ledger)
-            for _ in range(max(1, len(reach.gpus or ())))
+            for _ in range(max(1, len(reach.gpus or ())) + light)
         ]
         self.stopping = threading.Event()
         for worker in self.workers:
@@ -49,7 +57,8 @@ class Crew:
         """The workers that work one run in this process, on the GPUs that its models share."""
         with database.read() as session:
             config = load_config(session.get_one(Run, run_id).config)
-        return cls(database, settings, Reach(_shared_gpus(config)), run_id=run_id, listener=listener)
+        light = min(models.count_light(config), _MOST_LIGHT)
+        return cls(database, settings, Reach(_shared_gpus(config)), run_id=run_id, light=light, listener=listener)
 
     def __enter__(self) -> Crew:
         for worker in self.workers:
@@ -102,6 +111,6 @@ def _shared_gpus(config: RunConfig) -> tuple[str, ...] | None:
     None also applies with at most one GPU, or fewer than a model needs: its engine then reports what is missing.
     """
     gpus = gpu_list.visible()
-    teachers = [teacher.gpus for teacher in config.teachers]
+    teachers = [teacher.gpus for teacher in config.teachers if not engines.is_light(teacher.engine, teacher.options)]
     most = max(config.student.gpus, config.quality.gpus, config.router.gpus, *teachers)
     return gpus if len(gpus) > 1 and len(gpus) >= most else None

@@ -1,4 +1,4 @@
-"""Share GPUs among the workers of one process: allocation, turns, and models that do not load here."""
+"""Share GPUs and the CPU among the workers of one process: allocation, turns, and models that do not load here."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ _LOOK_SECONDS = 5.0
 class _Holding:
     """What one worker has.
 
+    queue: its engine's, running or not.
     gpus: those of its engine, running or not.
     planned: those of the model to load once that engine has ended; None if there is none.
+    has_cpu: whether its model is the one that computes on the CPU.
+    is_light: whether its model needs neither.
     since: when they were allocated.
     """
 
+    queue: str = ""
     gpus: tuple[str, ...] = ()
     planned: tuple[str, ...] | None = None
-    is_on_cpu: bool = False
+    has_cpu: bool = False
+    is_light: bool = False
     since: float = 0.0
 
     @property
@@ -49,13 +54,13 @@ class _Want:
 
 
 class Ledger:
-    """Allocates GPUs to each worker's model, and the CPU to one model at a time.
+    """Allocates GPUs to each worker's model, and the CPU to one model at a time; a light model needs neither.
 
     A model that finds too few free GPUs waits. After it has waited for a turn, GPUs that become free are reserved for
     it, and the workers with the longest current turns are asked to release theirs. This applies to a large model
     next to small ones and vice versa.
 
-    gpus:  the ids; None means those of the environment, all of them for any model.
+    gpus:  the ids; None means those of the environment: one model at a time has all of them, and the CPU.
     clock: in seconds; replaced in tests.
     """
 
@@ -65,6 +70,8 @@ class Ledger:
         self._changed = threading.Condition(threading.RLock())
         self._holdings: dict[str, _Holding] = {}
         self._wants: dict[str, _Want] = {}
+        #: Queues whose models wait for the CPU.
+        self._cpu_wanted: set[str] = set()
         self._avoided: dict[str, float] = {}
         self._droppers: dict[str, Callable[[], bool]] = {}
         self._slowest_load = 0.0
@@ -80,24 +87,34 @@ class Ledger:
             self._droppers[name] = drop
             return name
 
-    def has_room(self, worker: str, queue: str, gpus: int) -> bool:
-        """Whether a worker could have the GPUs for a queue's model, now or after its own engine has ended."""
+    def has_room(self, worker: str, queue: str, gpus: int, *, is_light: bool = False) -> bool:
+        """Whether a worker could have what a queue's model needs, now or after its own engine has ended.
+
+        A light model is loaded by one worker of the process: a second would double the requests to its server. A worker
+        whose engine is light leaves other models to workers without an engine, and vice versa: loaded models stay.
+        """
         with self._changed:
-            if self._gpus is None:
-                return True
-            if not gpus:
-                return not any(held.is_on_cpu for name, held in self._holdings.items() if name != worker)
+            own = self._holdings.get(worker)
+            if own is not None and own.is_light is not is_light and len(self._holdings) < len(self._droppers):
+                return False
+            others = [held for name, held in self._holdings.items() if name != worker]
+            if is_light:
+                return not any(held.queue == queue for held in others)
+            if self._needs_cpu(gpus):
+                return not any(held.has_cpu for held in others)
             due = self._due()
             kept = due.gpus if due is not None and due.queue != queue else 0
             return len(self._to_be_had(worker)) - kept >= gpus
 
-    def take(self, worker: str, queue: str, gpus: int) -> None:
+    def take(self, worker: str, queue: str, gpus: int, *, is_light: bool = False) -> None:
         """Allocate what `has_room` confirmed; the current engine keeps its GPUs until `settle`."""
         with self._changed:
             held = self._holdings.setdefault(worker, _Holding())
             held.planned = tuple(sorted(self._to_be_had(worker)[:gpus], key=(self._gpus or ()).index))
-            held.is_on_cpu, held.since = not gpus, self._clock()
+            held.queue, held.is_light, held.since = queue, is_light, self._clock()
+            held.has_cpu = not is_light and self._needs_cpu(gpus)
             self._wants.pop(queue, None)
+            self._cpu_wanted.discard(queue)
 
     def settle(self, worker: str) -> str | None:
         """A worker's engine has ended: release the GPUs its next model does not need.
@@ -120,15 +137,21 @@ class Ledger:
             self._changed.notify_all()
 
     def note_waiting(self, waiting: Mapping[str, int]) -> None:
-        """Record the queues with waiting jobs that no worker anywhere serves, as {queue: GPUs}."""
+        """Record the queues with waiting jobs that no worker anywhere serves, as {queue: GPUs}, without light ones."""
         now = self._noted_at = self._clock()
         with self._changed:
-            found = {queue: _Want(queue, gpus, now) for queue, gpus in waiting.items() if gpus}
+            self._cpu_wanted = {queue for queue, gpus in waiting.items() if self._needs_cpu(gpus)}
+            found = {queue: _Want(queue, gpus, now) for queue, gpus in waiting.items() if queue not in self._cpu_wanted}
             self._wants = {queue: self._wants.get(queue, want) for queue, want in found.items()}
 
     def is_to_look(self) -> bool:
         """Whether the queues were last recorded too long ago, because all workers are busy."""
         return self._clock() - self._noted_at >= _LOOK_SECONDS
+
+    @property
+    def n_workers(self) -> int:
+        """The number of workers of the process."""
+        return len(self._droppers)
 
     def note_load(self, seconds: float) -> None:
         """Record how long a model took to load."""
@@ -150,11 +173,20 @@ class Ledger:
             return False
 
     def make_room(self, worker: str, drop: Callable[[], None]) -> bool:
-        """Free GPUs for waiting models, for a worker that found nothing it could load.
+        """Free GPUs or the CPU for waiting models, for a worker that found nothing it could load.
 
-        If the worker has an engine, `drop` ends it; otherwise idle other workers end theirs. Returns False when nothing
-        waits for GPUs, True when it is worth trying again; waits a moment if all others are busy.
+        If the worker has GPUs, `drop` ends its engine; otherwise idle other workers end theirs. Returns False when
+        nothing waits, True when it is worth trying again; waits a moment if all others are busy with GPUs.
         """
+        with self._changed:
+            # A model that waits for the CPU and is loaded is worked by the worker that has it.
+            on_cpu = [name for name, held in self._holdings.items() if held.has_cpu and name != worker]
+            has_cpu_to_free = self._cpu_wanted and not any(
+                self._holdings[name].queue in self._cpu_wanted for name in on_cpu
+            )
+            droppers = [self._droppers[name] for name in on_cpu] if has_cpu_to_free else []
+        if any(drop_idle() for drop_idle in droppers):
+            return True
         with self._changed:
             if not self._wants:
                 return False
@@ -174,6 +206,10 @@ class Ledger:
     def is_avoided(self, queue: str) -> bool:
         """Whether a queue is currently left to others."""
         return self._clock() < self._avoided.get(queue, 0.0)
+
+    def _needs_cpu(self, gpus: int) -> bool:
+        """Whether a model that is not light is alone on the CPU, or on the environment's GPUs."""
+        return self._gpus is None or not gpus
 
     def _due(self) -> _Want | None:
         """The longest-waiting queue, if it has waited for at least a turn."""

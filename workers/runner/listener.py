@@ -23,6 +23,9 @@ class Listener:
     def saved(self, stage: str, done: int, failed: int) -> None:
         """More rows are saved, this many done and failed."""
 
+    def idle(self, spec: ModelSpec) -> None:
+        """A model has no more work at present."""
+
     def waiting(self, reason: str) -> None:
         """A server is unavailable and will be retried later."""
 

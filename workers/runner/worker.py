@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import chain, islice
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -27,11 +28,12 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
-from persyn.jobs import owner, queue
+from persyn.jobs import owner, queue, rate_limits
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
+from persyn.llm.rates import Cost, Limits
 from persyn.runs import pipeline
 from persyn.settings import Settings
 from persyn.stages import fit_router
@@ -43,6 +45,7 @@ from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases
 from persyn.workers.runner.ledger import Ledger
 from persyn.workers.runner.listener import Listener
+from persyn.workers.runner.permits import Permits
 from persyn.workers.runner.poison_isolation import PoisonIsolation
 from persyn.workers.runner.slot import Flight, OpenJob, Slot
 from persyn.workers.runner.telemetry import Telemetry
@@ -53,6 +56,8 @@ T = TypeVar("T")
 #: How long to wait for results, and how long a worker without a job waits.
 _RECEIVE_SECONDS = 0.5
 _IDLE_SECONDS = 0.5
+#: Many workers of a process look for jobs as often as this many do together.
+_MOST_LOOKING = 4
 #: How long to leave a queue to others after its model did not load here.
 _AVOID_SECONDS = 600.0
 #: How long to wait for an unavailable database.
@@ -97,6 +102,7 @@ class Worker:
         self._leases = Leases(database, self._lease)
         self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=self._lease)
         self._slot: Slot | BatchSlot = Slot(settings)
+        self._permits = Permits(self._permit)
         self._queue: str | None = None
         self._is_loading = False
         self._jobs: dict[int, OpenJob] = {}
@@ -126,7 +132,7 @@ class Worker:
         with self:
             while not self.stop.is_set() and not self._outlasting(self._is_over):
                 if not self.work():
-                    self.stop.wait(_IDLE_SECONDS)
+                    self.stop.wait(_IDLE_SECONDS * max(1.0, self._ledger.n_workers / _MOST_LOOKING))
 
     @property
     def queue(self) -> str | None:
@@ -184,16 +190,20 @@ class Worker:
 
     def _drain(self) -> None:
         """Work the open jobs, then the rest of their queue."""
+        spec: ModelSpec | None = None
         while not self.stop.is_set():
             self._leases.alive()
             self._open_jobs()
             self._turn()
             if not self._jobs:
-                return
-            self._feed()
+                break
+            spec = next(iter(self._jobs.values())).spec
+            self._feed(spec)
             self._collect()
             self._drop_lost()
             self._end_fruitless()
+        if spec is not None:
+            self._listener.idle(spec)
 
     def _open_jobs(self) -> None:
         """Claim jobs up to this worker's share, so that its engine does not idle between jobs."""
@@ -245,8 +255,15 @@ class Worker:
             if not self._slot.is_flying(job):
                 self._release(job.claim)
 
-    def _feed(self) -> None:
-        spec = next(iter(self._jobs.values())).spec
+    def _permit(self, limits: Limits, costs: Sequence[Cost], unused_tokens: int) -> int:
+        def take() -> int:
+            with self._database.write() as session:
+                return rate_limits.take(session, limits, costs, unused_tokens=unused_tokens)
+
+        return self._outlasting(take)
+
+    def _feed(self, spec: ModelSpec) -> None:
+        self._permits.turn_to(spec)
         if not self._slot.holds(spec):
             self._slot.end()
             self._slot = self._slot_for(spec)
@@ -260,7 +277,10 @@ class Worker:
             self._listener.loading(spec)
         # Without renewed leases, submit no new requests: others may hold the jobs.
         if self._slot.loaded is not None and self._leases.are_kept:
-            self._slot.submit(self._jobs.values(), self._window() - self._slot.in_hand)
+            room = max(0, self._window() - self._slot.in_hand)
+            open_jobs = (job.waiting for job in self._jobs.values() if not job.is_turned)
+            upcoming = islice(chain.from_iterable(open_jobs), room)
+            self._slot.submit(self._jobs.values(), self._permits.take(upcoming, room))
 
     def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
         """An empty slot of the kind that the model needs."""
@@ -312,6 +332,7 @@ class Worker:
         by_job: dict[int, list[Done]] = defaultdict(list)
         for flight, result in results:
             self._suspicion.finished(flight.key)
+            self._permits.landed(flight.request, result)
             if not isinstance(result, Failed):
                 self._futile = 0
             if self._is_open(flight.job):

@@ -18,7 +18,7 @@ from yarl import URL
 from persyn.errors import AccountError, OutageError, shorten
 from persyn.llm import options
 from persyn.llm.protocols import Failed, Generate, Result
-from persyn.llm.teachers import chat_completions, chat_server, complaints
+from persyn.llm.teachers import addresses, chat_completions, complaints
 from persyn.llm.teachers.complaints import RefusedError, RetryableError
 
 #: The field of a batch's metadata that holds its key.
@@ -65,12 +65,12 @@ class BatchClient:
     """Calls the batch protocol of one server. Every call raises `OutageError` or `AccountError` when it fails."""
 
     def __init__(self, model: str, chosen: options.OpenAIOptions) -> None:
-        chat = chat_server.endpoint(chosen.base_url)
+        chat = addresses.endpoint(chosen.urls[0])
         self._model = model
         self._options = chosen
         self._root = chat.with_path(chat.raw_path.removesuffix(_PATH), encoded=True, keep_query=True)
-        self._key = chat_server.read_key(chosen)
-        self._proxy = chat_server.proxy(chat)
+        self._key = addresses.read_key(chosen)
+        self._proxy = addresses.proxy(chat)
         self._version = chat.raw_path.removesuffix(_PATH).rpartition("/")[2]
         #: Name of what serves the model, stored with every response.
         self.version = f"openai-compatible {chat.host} (batch)"
@@ -206,7 +206,7 @@ class BatchClient:
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=chat_server.key_header(self._options, self._key),
+            headers=addresses.key_header(self._options, self._key),
             timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS),
             read_bufsize=2**22,  # a line is a whole response
         )

@@ -30,6 +30,8 @@ _TOO_LONG = re.compile(
 MAX_TOKENS = re.compile(r"max[_ ]?((completion|output|new)[_ ]?)?tokens", re.IGNORECASE)
 _OF_THE_PROMPT = re.compile(r"\b(prompts?|inputs?|messages?)\b|\byou requested|tokens requested", re.IGNORECASE)
 _OPTION_AND_CONTEXT = re.compile(r"max\w*tokens\W+is too large: (\d{1,9})\b.*context length is (\d{1,9})\b")
+#: A single request with more tokens than the account may use in a minute, which OpenAI rejects with HTTP 429.
+_BEYOND_LIMIT = re.compile(r"request too large\b", re.IGNORECASE)
 #: An account without credit or blocked: OpenAI, OpenRouter, Anthropic, DeepSeek, Moonshot, Zhipu, DashScope.
 _NO_CREDIT = re.compile(
     r"insufficient[ _-](quota|balance|credit|fund)|credit balance|(out of|not enough|no more|more) credits?\b"
@@ -74,13 +76,25 @@ class RetryableError(Exception):
     """A retry may succeed.
 
     is_absent:     the connection was not accepted.
+    is_late:       the answer took too long.
     pause_seconds: the pause requested by the server.
+    status:        the HTTP status, or the one given in the answer; None without one.
     """
 
-    def __init__(self, reason: str, *, is_absent: bool = False, pause_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        is_absent: bool = False,
+        is_late: bool = False,
+        pause_seconds: float = 0.0,
+        status: int | None = None,
+    ) -> None:
         super().__init__(reason)
         self.is_absent = is_absent
+        self.is_late = is_late
         self.pause_seconds = pause_seconds
+        self.status = status
 
 
 class RefusedError(Exception):
@@ -175,8 +189,10 @@ def trouble(status: int, headers: Mapping[str, str], found: Complaint) -> Retrya
     is_sure = lacks_credit and (_is_of_server(status) or _has_no_credit_code(found))
     if status in {401, 402, 405, 407, 498} or 300 <= status < 400 or is_sure:
         return RefusedError(said, blame="account")
+    if status == 429 and _BEYOND_LIMIT.search(found.said):
+        return RefusedError(f"too_long: {found.said}")
     if _is_of_server(status):
-        return RetryableError(said, pause_seconds=_retry_after(headers))
+        return RetryableError(said, pause_seconds=_retry_after(headers), status=status)
     if status in {400, 413, 422} and is_too_long(found):
         return RefusedError(f"too_long: {found.said}")
     if _is_of_filter(found):
@@ -188,7 +204,8 @@ def trouble(status: int, headers: Mapping[str, str], found: Complaint) -> Retrya
 def in_answer(body: Any, headers: Mapping[str, str]) -> RetryableError | RefusedError:
     """Classify an answer with HTTP 200 that contains an error, or is not a chat completion."""
     found = complaint(body)
-    again = RetryableError(f"no chat completion in the answer: {found.said}", pause_seconds=_retry_after(headers))
+    said = f"no chat completion in the answer: {found.said}"
+    again = RetryableError(said, pause_seconds=_retry_after(headers), status=found.status)
     if isinstance(body, str) or _is_response(body):  # a page or a partial response, whose text is not an error message
         return again
     if is_too_long(found) and not _is_of_server(found.status):

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from persyn.config import RunConfig, TeacherTable
-from persyn.llm import adapters
+from persyn.llm import adapters, engines
 from persyn.llm.engines import ENGINES
 from persyn.llm.protocols import ModelSpec
 from persyn.method.strategies import STRATEGIES
@@ -45,6 +45,11 @@ def loaded(config: RunConfig) -> list[UsedModel]:
 def served(config: RunConfig) -> list[UsedModel]:
     """The models that are requested from a server."""
     return [model for model in _all(config) if ENGINES[model.spec.engine].model == "server"]
+
+
+def count_light(config: RunConfig) -> int:
+    """How many models of a run file need neither GPUs nor the CPU for themselves."""
+    return sum(engines.is_light(model.spec.engine, model.spec.options) for model in _all(config))
 
 
 def _all(config: RunConfig) -> Iterator[UsedModel]:

@@ -17,6 +17,7 @@ from persyn.config import RunConfig
 from persyn.errors import EngineError
 from persyn.llm import options
 from persyn.llm.protocols import Failed, Finding, Generate, ModelSpec, Sampling
+from persyn.llm.teachers import addresses
 from persyn.runs.checks import models
 from persyn.runs.checks.models import UsedModel
 
@@ -31,14 +32,14 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     served = list(models.served(config))
     if not served:
         return
-    addresses: dict[str, URL] = {}
+    found: list[tuple[str, URL]] = []
     for model in served:
         try:
-            addresses[model.whose] = _examine(model.spec)
+            found += [(model.whose, url) for url in _examine(model.spec)]
         except EngineError as error:
             yield model.whose, Finding("error", "server", str(error))
-    silent = _silent(list(dict.fromkeys(url.origin() for url in addresses.values() if not _by_proxy(url))))
-    for whose, url in addresses.items():
+    silent = _silent(list(dict.fromkeys(url.origin() for _, url in found if not _by_proxy(url))))
+    for whose, url in found:
         if why := silent.get(url.origin()):
             message = f"{why}; start the server, or correct base_url"
             yield whose, Finding("error", "server", message)
@@ -47,35 +48,43 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 def seen(spec: ModelSpec) -> Finding:
     """What a run would request from a teacher's or a judge's server; sends nothing."""
     try:
-        url, chosen = _examine(spec), options.decode(spec, options.OpenAIOptions)
+        urls, chosen = _examine(spec), options.decode(spec, options.OpenAIOptions)
     except EngineError as error:
         return Finding("error", "load", str(error))
     key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
-    return Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")
+    where = ", ".join(map(str, urls))
+    return Finding("ok", "server", f"{where} will receive requests for {spec.model!r} with {key}; nothing was sent yet")
 
 
-def _examine(spec: ModelSpec) -> URL:
-    """A server's endpoint; raise `EngineError` for invalid options, a missing key or an unusable proxy."""
-    # Imported here and below because importing aiohttp would add half a second to every command.
-    from persyn.llm.teachers import chat_server
-
+def _examine(spec: ModelSpec) -> list[URL]:
+    """The endpoints of a model's replicas; `EngineError` for invalid options, a missing key or an unusable proxy."""
     chosen = options.decode(spec, options.OpenAIOptions)
-    chat_server.read_key(chosen)
-    url = chat_server.endpoint(chosen.base_url)
-    chat_server.proxy(url)
-    return url
+    addresses.read_key(chosen)
+    urls = [addresses.endpoint(base_url) for base_url in chosen.urls]
+    for url in urls:
+        addresses.proxy(url)
+    return urls
 
 
 def ping(config: RunConfig) -> Iterator[tuple[str, Finding]]:
-    """Send one tiny request to each server of a run file; yields (whose, finding)."""
+    """Send one tiny request to each URL of each server of a run file; yields (whose, finding)."""
     for model in models.served(config):
-        yield model.whose, _ping(model)
+        try:
+            urls = options.decode(model.spec, options.OpenAIOptions).urls
+        except EngineError as error:
+            yield model.whose, Finding("error", "ping", str(error))
+            continue
+        for url in urls:
+            finding = _ping(model, url)
+            at = f"{url}: " if len(urls) > 1 else ""
+            yield model.whose, replace(finding, message=at + finding.message)
 
 
-def _ping(model: UsedModel) -> Finding:
+def _ping(model: UsedModel, url: str) -> Finding:
+    # Imported here because importing aiohttp would add half a second to every command.
     from persyn.llm.teachers import chat_server
 
-    once = {"mode": "direct", "max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
+    once = {"base_url": url, "mode": "direct", "max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
     began = time.monotonic()
     try:
         engine = chat_server.load(replace(model.spec, options={**model.spec.options, **once}), lambda: None)
