@@ -351,6 +351,12 @@ class TeacherTable(_Table, frozen=True):
         if self.response_schema is not None and (why := json_schema.flaw_of(self.response_schema)):
             raise ValueError(f"response_schema is not a JSON schema: {why}")
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether all its responses to a prompt are the same: the most likely tokens, and nothing is sampled."""
+        is_own = "temperature" in self.options.get("omit", ()) or "temperature" in self.options.get("extra", {})
+        return self.sampling.temperature == 0 and not is_own
+
 
 class RunConfig(_Table, frozen=True):
     """The whole run file."""

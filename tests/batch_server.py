@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ class BatchServer:
         self.files: dict[str, str] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.looks = 2
+        self._serial = itertools.count()
         self.reply: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda body: answered("Four.")
         self.moment: Callable[[str], None] = lambda name: None
         self.base_url = ""
@@ -60,7 +62,7 @@ class BatchServer:
     async def _create(self, request: web.Request) -> web.Response:
         self.moment("create: before")
         given = await request.json()
-        batch = {"id": f"batch-{len(self.batches)}", "status": "validating", "looks": 0, **given}
+        batch = {"id": f"batch-{next(self._serial)}", "status": "validating", "looks": 0, **given}
         self.batches[batch["id"]] = batch
         self.moment("create: after")
         return web.json_response(batch)
@@ -71,6 +73,8 @@ class BatchServer:
 
     async def _look(self, request: web.Request) -> web.Response:
         self.moment("look: before")
+        if request.match_info["id"] not in self.batches:
+            return web.json_response({"error": {"message": "no such batch"}}, status=404)
         batch = self.batches[request.match_info["id"]]
         batch["looks"] += 1
         if batch["looks"] >= self.looks:

@@ -21,6 +21,12 @@ def upgrade() -> None:
         sa.Column("key", sa.String(), nullable=False, comment="in the batch's metadata at the provider"),
         sa.Column("job_id", BigInt, nullable=False, comment="the job whose requests it holds"),
         sa.Column(
+            "place",
+            sa.String(length=64),
+            nullable=False,
+            comment="SHA-256 of the server's URL and of the key's variable",
+        ),
+        sa.Column(
             "provider_id", sa.String(), nullable=True, comment="the batch's id at the provider, once it is created"
         ),
         sa.Column("requests", sa.Integer(), nullable=False, comment="number of requests in it"),

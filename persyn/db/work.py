@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from persyn.db.base import Base, Big, CreatedAt, Id, UtcTime, words
+from persyn.db.base import Base, Big, CreatedAt, Hash, Id, UtcTime, words
 
 
 class JobState(StrEnum):
@@ -123,6 +123,7 @@ class Batch(Base):
     job_id: Mapped[int] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE"), index=True, comment="the job whose requests it holds"
     )
+    place: Mapped[Hash] = mapped_column(comment="SHA-256 of the server's URL and of the key's variable")
     provider_id: Mapped[str | None] = mapped_column(comment="the batch's id at the provider, once it is created")
     requests: Mapped[int] = mapped_column(comment="number of requests in it")
     finished: Mapped[int] = mapped_column(comment="number of them that the provider has finished")

@@ -103,7 +103,7 @@ def teacher_identity(table: TeacherTable, known: Identities) -> dict[str, Any]:
         return {"engine": table.engine, "model": table.model}
     said = transport.without_defaults(table)
     sampling = transport.without_defaults(table.sampling)
-    if table.sampling.temperature == 0:  # greedy decoding samples nothing
+    if table.is_greedy:
         sampling = {name: value for name, value in sampling.items() if name not in _OF_SAMPLES}
     said |= {"engine": table.engine, "model": table.model.strip(), "sampling": sampling}
     said["options"] = transport.decisive(table.engine, table.options, table.gpus)

@@ -46,9 +46,14 @@ def decisive(engine: str, chosen: Options, gpus: int) -> dict[str, Any]:
 
 def join(version: Options, engine: str, chosen: Options) -> dict[str, Any]:
     """The options that an engine loads: a version's, and the transport in the options of a run's table."""
-    found = dict(version)
-    for name, value in of(engine, chosen).items():
-        found[name] = {**version.get(name, {}), **value} if isinstance(value, dict) else value
+    return _merged(version, of(engine, chosen))
+
+
+def _merged(some: Options, others: Options) -> dict[str, Any]:
+    """Two tables as one, and tables within them likewise."""
+    found = dict(some)
+    for name, value in others.items():
+        found[name] = _merged(some.get(name, {}), value) if isinstance(value, dict) else value
     return found
 
 

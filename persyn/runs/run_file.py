@@ -219,7 +219,7 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
 
 def _require_samples(path: Path, config: RunConfig) -> None:
     """Raise `UsageError` for several samples of a greedy teacher, and for a choice that the quality cannot make."""
-    greedy = [each.name for each in config.teachers if each.engine != IMPORTED and each.sampling.temperature == 0]
+    greedy = [each.name for each in config.teachers if each.engine != IMPORTED and each.is_greedy]
     for table, samples in (("run", config.run.samples), ("generation", config.generation.samples)):
         if samples > 1 and greedy:
             raise UsageError(

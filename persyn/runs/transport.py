@@ -10,10 +10,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.config import RunConfig, load_config
-from persyn.db import bulk, outages
+from persyn.db import bulk, lookup, outages
 from persyn.db.catalog import Run
 from persyn.db.work import Event, Job, JobState
 from persyn.errors import UsageError
+from persyn.ingest import versions
 from persyn.jobs import queue
 from persyn.jobs.queue import ModelJobs
 from persyn.llm import engines, transport
@@ -41,6 +42,8 @@ def change(session: Session, run: Run, config: RunConfig, *, actor: str) -> list
     before = {of: STAGES[of.stage].spec(session, run, of) for of, _ in jobs}
     taken = _with_tables(load_config(run.config), config)
     run.config, run.config_hash = taken.frozen(), taken.digest()
+    for row, table in zip(lookup.teachers(session, run.id), taken.teachers, strict=True):
+        row.price_in, row.price_out = versions.prices(table).values()
     session.flush()
     for of, old in jobs:
         if (spec := STAGES[of.stage].spec(session, run, of)) != before[of]:

@@ -173,3 +173,53 @@ def test_a_rejected_batch_fails_the_run_with_the_providers_reason(
 
     assert command.run("run", "start", str(run_file(tmp_path, server))) == 1
     assert "no such model" in (tmp_path / "output").read_text()
+
+
+def test_batches_of_a_cancelled_run_are_collected_when_it_is_resumed(
+    tmp_path: Path, server: BatchServer, command: Command
+) -> None:
+    file = run_file(tmp_path, server)
+    server.moment = lambda name: command.kill() if name == "look: before" and command.is_alive else None
+    assert command.run("run", "start", str(file)) == -signal.SIGKILL
+    server.moment = lambda name: None
+    assert command.run("run", "cancel", "test") == 0
+
+    assert command.run("run", "resume", "test") == 0, (tmp_path / "output").read_text()
+
+    assert len(responses(tmp_path)) == PROMPTS
+    assert len(server.sent) == PROMPTS
+
+
+def test_a_batch_that_the_provider_has_deleted_is_sent_again(
+    tmp_path: Path, server: BatchServer, command: Command
+) -> None:
+    gone: list[str] = []
+
+    def moment(name: str) -> None:
+        if name == "look: before" and not gone:
+            gone.extend(server.batches)
+            server.batches.clear()
+
+    server.moment = moment
+
+    assert command.run("run", "start", str(run_file(tmp_path, server))) == 0, (tmp_path / "output").read_text()
+
+    assert gone
+    assert len(responses(tmp_path)) == PROMPTS
+
+
+def test_a_broken_download_is_waited_out(tmp_path: Path, server: BatchServer, command: Command) -> None:
+    breaks = ["content: within"] * 2
+
+    def moment(name: str) -> None:
+        if breaks and name == breaks[0]:
+            breaks.pop()
+            raise ConnectionResetError
+
+    server.moment = moment
+
+    assert command.run("run", "start", str(run_file(tmp_path, server))) == 0, (tmp_path / "output").read_text()
+
+    assert not breaks
+    assert len(responses(tmp_path)) == PROMPTS
+    assert len(server.sent) == PROMPTS

@@ -8,15 +8,16 @@ if the id was not recorded any more, by its key in the provider's list.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
+from persyn.config import fingerprint_of
 from persyn.db import batches
 from persyn.db.connect import Database
 from persyn.errors import AccountError, EngineError, OutageError
@@ -25,7 +26,7 @@ from persyn.llm import options
 from persyn.llm.host import Loaded
 from persyn.llm.protocols import Failed, Generate, ModelSpec, Result
 from persyn.llm.teachers import batch_api
-from persyn.llm.teachers.batch_api import Again, Batch, BatchClient
+from persyn.llm.teachers.batch_api import Again, Batch, BatchClient, BatchGone
 from persyn.workers.runner.slot import Flight, OpenJob
 
 T = TypeVar("T")
@@ -65,15 +66,19 @@ class BatchSlot:
     """Sends and collects the batches of one model's jobs.
 
     outlasting: runs a transaction, again while the database is unavailable.
+    lease:      of a job, renewed with each record of its batch.
     """
 
-    def __init__(self, database: Database, outlasting: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(self, database: Database, outlasting: Callable[[Callable[[], Any]], Any], *, lease: timedelta) -> None:
         self.loaded: Loaded | None = None
         self.log = ""
         self.gpus: str | None = None
         self.load_seconds = self.fruitless_seconds = 0.0
         self._database = database
         self._outlasting = outlasting
+        self._lease = lease
+        #: Of the provider, and of the account there.
+        self._place = ""
         #: Raised by the next `receive`, like the errors of an engine host.
         self._error: EngineError | None = None
         self._spec: ModelSpec | None = None
@@ -107,10 +112,13 @@ class BatchSlot:
             self._error = error
             return
         self._poll_seconds = chosen.poll_seconds
+        self._place = fingerprint_of([str(self._client.url), chosen.api_key_env])
         self.loaded = Loaded(self._client.version, _WINDOW)
 
     def submit(self, jobs: Iterable[OpenJob], room: int) -> None:
         """Send each job's waiting requests as a batch, or find the batch that was sent with them before."""
+        jobs = list(jobs)
+        self._sent = {job_id: sent for job_id, sent in self._sent.items() if sent.job in jobs}
         for job in jobs:
             if job.waiting and job.claim.id not in self._sent:
                 try:
@@ -131,8 +139,7 @@ class BatchSlot:
             raise self._error
         for sent in list(self._sent.values()):
             if sent.ready is None and sent.look_at <= time.monotonic():
-                with contextlib.suppress(JobLost):
-                    self._look(sent)
+                self._try_to_look(sent)
         found: list[tuple[Flight, Result]] = []
         for sent in self._sent.values():
             while sent.ready and len(found) < _AT_ONCE:
@@ -163,11 +170,11 @@ class BatchSlot:
     def _send(self, job: OpenJob) -> None:
         assert self._client is not None
         requests = {str(request.id): request for request in job.waiting if isinstance(request, Generate)}
-        known = self._write(job, lambda session: batches.open_of(session, job.claim.id))
+        known = self._write(job, lambda session: batches.take(session, job.claim.id, self._place))
         key = (
             known.key
             if known
-            else self._write(job, lambda session: batches.begin(session, job.claim.id, len(requests)))
+            else self._write(job, lambda session: batches.begin(session, job.claim.id, self._place, len(requests)))
         )
         batch_id = known.provider_id if known else None
         if known is not None and batch_id is None:
@@ -181,6 +188,16 @@ class BatchSlot:
         flights = {custom_id: Flight(job, request) for custom_id, request in requests.items()}
         job.waiting.clear()
         self._sent[job.claim.id] = _Sent(job, key, batch_id, dict(flights))
+
+    def _try_to_look(self, sent: _Sent) -> None:
+        """Look at a batch; if it was deleted at the provider, its requests wait for another one."""
+        try:
+            self._look(sent)
+        except BatchGone:
+            sent.job.waiting.extend(flight.request for flight in sent.flights.values())
+            self._close(sent)
+        except JobLost:
+            return  # its heartbeat tells the worker
 
     def _find(self, key: str) -> str | None:
         """The id of a batch that may have been created just before its worker died."""
@@ -243,7 +260,7 @@ class BatchSlot:
 
         def write() -> T:
             with self._database.write() as session:
-                if not queue.hold(session, job.claim, is_progress=False):
+                if not queue.hold(session, job.claim, lease=self._lease, is_progress=False):
                     raise JobLost
                 return change(session)
 

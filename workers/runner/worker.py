@@ -284,7 +284,9 @@ class Worker:
 
     def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
         """An empty slot of the kind that the model needs."""
-        return BatchSlot(self._database, self._outlasting) if engines.batch_size(spec) else Slot(self._settings)
+        if engines.batch_size(spec):
+            return BatchSlot(self._database, self._outlasting, lease=self._lease)
+        return Slot(self._settings)
 
     def _collect(self) -> None:
         try:

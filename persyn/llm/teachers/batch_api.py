@@ -7,7 +7,8 @@ no batch is created twice, each carries a key that the caller has stored before:
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -54,6 +55,10 @@ class Batch(Struct, frozen=True):
     finished: int
 
 
+class BatchGone(AccountError):
+    """The server knows no such batch, or no such file of it: it was deleted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Again:
     """A request without a result, which may be sent again."""
@@ -62,13 +67,17 @@ class Again:
 
 
 class BatchClient:
-    """Calls the batch protocol of one server. Every call raises `OutageError` or `AccountError` when it fails."""
+    """Calls the batch protocol of one server.
+
+    Every call raises `OutageError` or `AccountError` when it fails, and `BatchGone` for a batch that is not there.
+    """
 
     def __init__(self, model: str, chosen: options.OpenAIOptions) -> None:
         chat = addresses.endpoint(chosen.urls[0])
         self._model = model
         self._options = chosen
-        self._root = chat.with_path(chat.raw_path.removesuffix(_PATH), encoded=True, keep_query=True)
+        #: Of the API, up to its version.
+        self.url = chat.with_path(chat.raw_path.removesuffix(_PATH), encoded=True, keep_query=True)
         self._key = addresses.read_key(chosen)
         self._proxy = addresses.proxy(chat)
         self._version = chat.raw_path.removesuffix(_PATH).rpartition("/")[2]
@@ -173,35 +182,42 @@ class BatchClient:
     def _text(self, found: Any, field: str) -> str:
         value = found.get(field) if isinstance(found, dict) else None
         if not isinstance(value, str) or not value:
-            raise OutageError(f"{self._root} answered without {field!r}: {shorten(self._clean(json.dumps(found)))}")
+            raise OutageError(f"{self.url} answered without {field!r}: {shorten(self._clean(json.dumps(found)))}")
         return value
 
     async def _lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
         """The JSON objects of a file, line by line."""
-        async with self._session() as session, self._request(session, "GET", f"files/{file}/content") as answer:
-            if answer.status != 200:
-                raise self._error(answer.status, await answer.read())
-            async for line in answer.content:
-                try:
-                    found = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(found, dict):
-                    yield found
+        path = f"files/{file}/content"
+        with self._outages(path):
+            async with self._session() as session, self._request(session, "GET", path) as answer:
+                if answer.status != 200:
+                    raise self._error(answer.status, await answer.read())
+                async for line in answer.content:
+                    try:
+                        found = json.loads(line)
+                    except ValueError:
+                        continue
+                    if isinstance(found, dict):
+                        yield found
 
     async def _call(self, method: str, path: str, **given: Any) -> Any:
-        async with self._session() as session:
-            try:
-                async with self._request(session, method, path, **given) as answer:
-                    content = await answer.read()
-            except TimeoutError as error:
-                raise OutageError(f"{self._root} did not answer {path} within {_CALL_SECONDS:g} s") from error
-            except (aiohttp.ClientError, OSError) as error:
-                said = self._clean(f"{type(error).__name__}: {error}")
-                raise OutageError(f"{self._root} did not answer {path}: {said}") from error
+        with self._outages(path):
+            async with self._session() as session, self._request(session, method, path, **given) as answer:
+                content = await answer.read()
         if not 200 <= answer.status < 300:
             raise self._error(answer.status, content)
         return chat_completions.parse(chat_completions.decode(content, None))
+
+    @contextmanager
+    def _outages(self, path: str) -> Iterator[None]:
+        """Turn errors of the connection into `OutageError`."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise OutageError(f"{self.url} did not answer {path} within {_CALL_SECONDS:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            said = self._clean(f"{type(error).__name__}: {error}")
+            raise OutageError(f"{self.url} did not answer {path}: {said}") from error
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -212,14 +228,14 @@ class BatchClient:
         )
 
     def _request(self, session: aiohttp.ClientSession, method: str, path: str, **given: Any) -> Any:
-        url = URL(f"{self._root.with_query(None)}/{path}").with_query(
-            {**dict(self._root.query), **given.pop("params", {})}
-        )
+        url = URL(f"{self.url.with_query(None)}/{path}").with_query({**dict(self.url.query), **given.pop("params", {})})
         return session.request(method, url, allow_redirects=False, proxy=self._proxy, **given)
 
     def _error(self, status: int, content: bytes) -> OutageError | AccountError:
         said = complaints.complaint(chat_completions.parse(self._clean(chat_completions.decode(content, None))))
-        message = f"{self._root} answered HTTP {status}: {said.said}"
+        message = f"{self.url} answered HTTP {status}: {said.said}"
+        if status == 404:
+            return BatchGone(message)
         is_passing = status in (408, 409, 425, 429) or status >= 500
         return OutageError(message) if is_passing else AccountError(message)
 
