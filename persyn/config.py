@@ -96,7 +96,7 @@ class Sampling(_Table, frozen=True):
     #: Texts that end a response; they are not part of it.
     stop: list[str] = []
     #: Maximum number of tokens of reasoning; then its closing marker is forced, and the answer begins. None: only
-    #: `max_tokens` limits it. A server is sent vLLM's field `thinking_token_budget`.
+    #: `max_tokens` limits it. Requests to a server have vLLM's field `thinking_token_budget`.
     max_reasoning_tokens: NonNegative | None = None
     #: How much a model should reason, in its own words: `low`, `medium`, `high`. A variable of the chat template, or a
     #: field of a server's request. None: the model's default.

@@ -58,7 +58,7 @@ class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True):
 class TemplateOptions(EngineOptions, frozen=True, kw_only=True):
     """The options of an engine that applies a chat template, or has a server apply it."""
 
-    #: Variables of the chat template: `{ enable_thinking = false }`. A server is sent them in a field of this name.
+    #: Variables of the chat template: `{ enable_thinking = false }`. Requests to a server have a field of this name.
     chat_template_kwargs: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
