@@ -591,6 +591,7 @@ def _warn_of_failures(session: Session, run: catalog.Run) -> None:
 def _warn(text: str) -> None:
     """Warn with the location of the caller's line that called this package."""
     frame, depth = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "persyn":
+    # Code that `exec` runs may have no module name.
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "persyn":
         frame, depth = frame.f_back, depth + 1
     warnings.warn(text, stacklevel=depth)

@@ -335,6 +335,13 @@ def test_a_run_without_a_router_routes_none_and_failed_rows_are_a_warning(
     started.cancel()
 
 
+def test_a_warning_reaches_code_that_exec_runs_without_a_module_name(run: persyn.Run, tmp_path: Path) -> None:
+    code = compile("run.export(folder)", "cell", "exec")
+    with pytest.warns(UserWarning, match="no licence is stated for ada, bob") as caught:
+        exec(code, {"run": run, "folder": tmp_path / "data"})
+    assert caught[0].filename == "cell"
+
+
 def test_a_plan_stores_nothing(store: persyn.Store, run: persyn.Run, run_folder: Path) -> None:
     before = store.runs()
     plan = store.plan(config(run_folder, name="planned", seed=7))

@@ -40,8 +40,20 @@ def test_a_student_whose_template_loses_text_is_refused_before_calibration(
         require_refused(done, "correct the chat template")
 
 
-def test_a_template_that_opens_the_reasoning_is_named_at_the_start(persyn: Persyn, tmp_path: Path) -> None:
-    done = persyn("teachers", "check", with_student(tmp_path, SOUND["deepseek r1"][0]))
+@pytest.mark.parametrize(
+    ("opened", "is_named"),
+    [
+        pytest.param("<think>", False, id="known, so that the reasoning is told from the answer"),
+        pytest.param("<my_thoughts>", True, id="unknown, so that the reasoning would stay in responses"),
+    ],
+)
+def test_a_template_that_opens_the_reasoning_is_named_at_the_start_if_its_marker_is_unknown(
+    persyn: Persyn, tmp_path: Path, opened: str, is_named: bool
+) -> None:
+    template, _ = SOUND["deepseek r1"]
+    done = persyn("teachers", "check", with_student(tmp_path, template.replace("><think>", f">{opened}")))
 
-    assert "the generation prompt opens <think>" in " ".join(done.stdout.split())
+    of_student = [" ".join(line.split()) for line in done.stdout.splitlines() if "the student" in line]
+    named = f"warning the student reasoning the generation prompt opens {opened}, which PerSyn does not know"
+    assert [line.startswith(named) for line in of_student] == [True] * is_named
     assert done.returncode == 0, done.stdout + done.stderr

@@ -133,14 +133,14 @@ def test_a_router_that_barely_distinguishes_between_prompts_is_named(
     capsys: pytest.CaptureFixture[str], share: float, of_oracle: float, n: int, is_named: bool
 ) -> None:
     facts = [fact("persyn", ada=share, bob=1 - share), fact("oracle", ada=of_oracle, bob=1 - of_oracle)]
-    compare._show([Comparison("run", 0.4, "minmax", "token", True, n, 20, facts, [])])
+    compare._show([Comparison("run", 0.4, "minmax", "token", "both", True, n, 20, facts, [])])
     said = capsys.readouterr().out
     assert ("persyn nearly always chooses ada: it barely distinguishes between these prompts" in said) is is_named
 
 
 def test_several_runs_are_compared_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     facts = [fact("static", ada=1.0), fact("oracle", ada=0.5, bob=0.5)]
-    runs = [Comparison(name, 0.4, "minmax", "token", True, 50, 20, facts, ["persyn: no router"]) for name in "xy"]
+    runs = [Comparison(name, 0.4, "minmax", "token", "both", True, 50, 20, facts, ["persyn: no router"]) for name in "xy"]
     compare._show(runs)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     (header,) = [number for number, words in enumerate(lines) if words[:3] == ["run", "strategy", "reward"]]
