@@ -140,7 +140,8 @@ def test_a_router_that_barely_distinguishes_between_prompts_is_named(
 
 def test_several_runs_are_compared_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     facts = [fact("static", ada=1.0), fact("oracle", ada=0.5, bob=0.5)]
-    runs = [Comparison(name, 0.4, "minmax", "token", "both", True, 50, 20, facts, ["persyn: no router"]) for name in "xy"]
+    skipped = ["persyn: no router"]
+    runs = [Comparison(name, 0.4, "minmax", "token", "both", True, 50, 20, facts, skipped) for name in "xy"]
     compare._show(runs)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     (header,) = [number for number, words in enumerate(lines) if words[:3] == ["run", "strategy", "reward"]]
