@@ -22,6 +22,7 @@ from msgspec import NODEFAULT, Meta, Struct
 from persyn import config
 from persyn.llm import options, vllm_arguments
 from persyn.llm.engines import ENGINES, EngineRole
+from persyn.llm.litellm_options import LiteLLMOptions
 from persyn.method.strategies import STRATEGIES
 from persyn.settings import Settings
 
@@ -188,6 +189,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "vllm": partial(of_struct, options.VllmOptions),
     "transformers": partial(of_struct, options.TransformersOptions),
     "openai": partial(of_struct, options.OpenAIOptions),
+    "litellm": partial(of_struct, LiteLLMOptions),
     "server": partial(of_struct, options.ServerOptions),
     "scorers": partial(of_struct, options.LogLikelihoodOptions),
     "judge": partial(of_struct, options.JudgeOptions),

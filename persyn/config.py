@@ -342,7 +342,7 @@ class TeacherTable(_Table, frozen=True):
     license: str | None = None
     #: Descriptive: number of parameters, in billions.
     params_b: Annotated[float, Meta(gt=0)] | None = None
-    #: Descriptive: US dollars per million prompt tokens.
+    #: Descriptive: US dollars per million prompt tokens; none: unknown, or with `litellm` those of its table.
     price_in: Annotated[float, Meta(ge=0)] | None = None
     #: Descriptive: US dollars per million response tokens.
     price_out: Annotated[float, Meta(ge=0)] | None = None

@@ -127,11 +127,17 @@ def teacher(session: Session, table: TeacherTable, known: Identities) -> int:
 
 
 def prices(table: TeacherTable) -> dict[str, float | None]:
-    """US dollars per million tokens that a teacher costs in a run, whose mode may be cheaper."""
+    """US dollars per million tokens that a teacher costs in a run, whose mode may be cheaper.
+
+    A price that its table does not name is the engine's list price, if the engine has one.
+    """
     share = 1.0
     if engines.batch_size(ModelSpec(table.engine, table.model, options=table.options)):
         share -= msgspec.convert(table.options, OpenAIOptions).batch_discount
     listed = {"price_in": table.price_in, "price_out": table.price_out}
+    if None in listed.values():
+        of_engine = zip(listed, ENGINES[table.engine].prices(table.model.strip()), strict=True)
+        listed = {name: price if listed[name] is None else listed[name] for name, price in of_engine}
     return {name: None if price is None else price * share for name, price in listed.items()}
 
 

@@ -18,7 +18,7 @@ from persyn.errors import EngineError
 from persyn.llm import adapters, options, scoring, template_check
 from persyn.llm.batched import Batched
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.engines import ENGINES
+from persyn.llm.engines import ENGINES, hosted_options
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import (
     Check,
@@ -78,20 +78,19 @@ def check(
 
 
 def _check_server(spec: ModelSpec) -> list[Finding]:
-    chosen = options.decode(spec, options.OpenAIOptions)
+    chosen = hosted_options(spec)
     addresses.read_key(chosen)
     found = [_will_receive(spec, chosen, addresses.endpoint(base_url)) for base_url in chosen.urls]
     return [*found, _reasoning_of_server(chosen)]
 
 
-def _will_receive(spec: ModelSpec, chosen: options.OpenAIOptions, url: URL) -> Finding:
+def _will_receive(spec: ModelSpec, chosen: options.HostedOptions, url: URL) -> Finding:
     way = addresses.proxy(url)
-    key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
-    key += f", by the proxy {way.host}" if way else ""
+    key = chosen.key_source + (f", by the proxy {way.host}" if way else "")
     return Finding("ok", "server", f"{url} will receive requests for {spec.model!r} with {key}; nothing was sent yet")
 
 
-def _reasoning_of_server(chosen: options.OpenAIOptions) -> Finding:
+def _reasoning_of_server(chosen: options.HostedOptions) -> Finding:
     inline = {
         "auto": "a response's text is searched for markers such as <think>",
         "opened": "a response's text begins inside the reasoning",

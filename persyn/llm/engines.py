@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
 from persyn.config import IMPORTED
-from persyn.llm import needs, options, vllm_arguments
+from persyn.llm import litellm_prices, needs, options, vllm_arguments
+from persyn.llm.litellm_options import LiteLLMOptions
 from persyn.llm.needs import Need
 from persyn.llm.options import EngineOptions
 from persyn.llm.protocols import Engine, LoadEngine, ModelSpec, Tick
@@ -26,8 +27,16 @@ imported rows, or nothing.
 """
 
 
+Prices: TypeAlias = tuple[float | None, float | None]
+"""US dollars per million prompt and response tokens; None where unknown."""
+
+
 def _no_need(chosen: Mapping[str, Any]) -> Need | None:
     return None
+
+
+def _no_prices(model: str) -> Prices:
+    return None, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +74,8 @@ class EngineKind:
     default_dtypes: tuple[str | None, str | None] = (None, None)
     #: Whether its rows are tokenised on all cores, because a GPU waits for them.
     tokenises_in_parallel: bool = False
+    #: The list prices of a model, for teachers whose table names none.
+    prices: Callable[[str], Prices] = _no_prices
     #: A scorer's unit, as reports name it; empty if the values have none.
     unit: str = ""
     #: Whether a scorer's values may be verdicts: 1 right, 0 wrong.
@@ -136,6 +147,30 @@ ENGINES = Registry(
                 "batch_requests",
                 "poll_seconds",
                 "batch_discount",
+            }
+        ),
+    ),
+    EngineKind(
+        name="litellm",
+        summary="a model of a provider with a protocol of its own (Anthropic, Gemini, Bedrock, ...), by litellm",
+        module="persyn.llm.teachers.litellm_client",
+        roles=frozenset({"teacher", "judge"}),
+        options=LiteLLMOptions,
+        model="server",
+        package="litellm",
+        extra="litellm",
+        holds_to_schema=True,
+        prices=litellm_prices.of,
+        transport=frozenset(
+            {
+                "base_url",
+                "api_key_env",
+                "concurrency",
+                "requests_per_minute",
+                "tokens_per_minute",
+                "timeout_seconds",
+                "max_retries",
+                "max_tokens_field",
             }
         ),
     ),
@@ -265,6 +300,14 @@ def batch_size(spec: ModelSpec) -> int | None:
     if kind is None or kind.options is not options.OpenAIOptions or spec.options.get("mode") != "batch":
         return None
     return options.decode(spec, options.OpenAIOptions).batch_requests
+
+
+def hosted_options(spec: ModelSpec) -> options.HostedOptions:
+    """The options of a model behind a server that PerSyn does not start; `PermanentError` for invalid ones."""
+    kind = ENGINES[spec.engine].options
+    assert kind is not None
+    assert issubclass(kind, options.HostedOptions)
+    return options.decode(spec, kind)
 
 
 def loads_weights(engine: str, chosen: Mapping[str, Any]) -> bool:

@@ -22,7 +22,9 @@ Above0 = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 _VARIABLE, _HEADER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*"), re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 #: Field names that suggest a secret.
-_SECRET = re.compile(r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?)$", re.I)
+_SECRET = re.compile(
+    r"(^|[-_.])(api[-_]?)?(key|token|secret|password|passwd|signature|sig|auth(orization)?|credentials?)$", re.I
+)
 
 _ADVICE = "it would be stored; put the key into an environment variable and name that in api_key_env"
 
@@ -141,7 +143,29 @@ class ChatOptions(TemplateOptions, frozen=True):
     inline_reasoning: Literal["auto", "opened", "off"] = "auto"
 
 
-class OpenAIOptions(ChatOptions, frozen=True, kw_only=True):
+class HostedOptions(ChatOptions, frozen=True, kw_only=True):
+    """The options of a client of a server that PerSyn does not start; it may need a key, and have limits."""
+
+    #: The environment variable with the key; the key itself is never stored. None: no key is sent.
+    api_key_env: str | None = None
+    #: Maximum number of requests per minute, of all workers together; none: as many as the server accepts. Teachers and
+    #: judges with the same model, URLs and `api_key_env` share it. Batches do not count: providers limit them apart.
+    requests_per_minute: Positive | None = None
+    #: The same for the tokens of prompts and responses.
+    tokens_per_minute: Positive | None = None
+
+    @property
+    def urls(self) -> list[str]:
+        """The base URLs of the replicas; none if the client knows where the model is."""
+        raise NotImplementedError
+
+    @property
+    def key_source(self) -> str:
+        """Where the key comes from, for messages."""
+        return f"the key in {self.api_key_env}" if self.api_key_env else "no key"
+
+
+class OpenAIOptions(HostedOptions, frozen=True, kw_only=True):
     """The options of a teacher behind a server."""
 
     #: URL up to and including the version: `http://127.0.0.1:8000/v1`. A query is kept: Azure's `?api-version=...`. A
@@ -149,15 +173,8 @@ class OpenAIOptions(ChatOptions, frozen=True, kw_only=True):
     #: request goes to the least loaded one that answers. It may be changed during a run (`persyn teachers set`); a
     #: teacher is its `model` and `revision`, wherever they are.
     base_url: str | list[str]
-    #: The environment variable with the key; the key itself is never stored. None: no key is sent.
-    api_key_env: str | None = None
     #: The header with the key: as `Bearer` in `Authorization`, unchanged in any other, such as Azure's `api-key`.
     api_key_header: str = "Authorization"
-    #: Maximum number of requests per minute, of all workers together; none: as many as the server accepts. Teachers and
-    #: judges with the same model, URLs and `api_key_env` share it. Batches do not count: providers limit them apart.
-    requests_per_minute: Positive | None = None
-    #: The same for the tokens of prompts and responses.
-    tokens_per_minute: Positive | None = None
     #: `batch`: send each job's requests as one batch, which the provider executes within a day at a lower price.
     mode: Literal["direct", "batch"] = "direct"
     #: `mode = "batch"`: maximum number of requests in a batch.
@@ -169,7 +186,7 @@ class OpenAIOptions(ChatOptions, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_no_secret(self)
+        require_no_secret(self)
         if not self.urls or len(set(self.urls)) < len(self.urls):
             raise ValueError(f"base_url must name one or more different URLs, got {shorten(repr(self.base_url))}")
         if self.mode == "batch" and len(self.urls) > 1:
@@ -213,7 +230,12 @@ class ServerOptions(ChatOptions, frozen=True, kw_only=True):
             raise ValueError(f"extra contains {within!r}; options are stored")
 
 
-def _require_no_secret(chosen: OpenAIOptions) -> None:
+def is_secret(name: str) -> bool:
+    """Whether a field or a variable of this name may contain a secret."""
+    return _SECRET.search(name) is not None
+
+
+def require_no_secret(chosen: HostedOptions) -> None:
     """Raise `ValueError`, without repeating the secret, if the stored options would contain one."""
     for url in chosen.urls:
         _require_no_secret_in(url)

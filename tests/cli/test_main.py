@@ -186,8 +186,7 @@ def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, co
         (
             'model = "ada"\nengine = "fake"',
             'model = "ada"\nengine = "vlm"',
-            "teacher ada: `teachers.engine` is 'vlm'; allowed: 'vllm', 'transformers', 'openai', 'server', 'imported', "
-            "'fake'",
+            "teacher ada: `teachers.engine` is 'vlm'; allowed: 'vllm', 'transformers', 'openai', ",
         ),
         ('kind = "fake"', 'kind = "maths"', "`quality.kind` is 'maths'; allowed: 'math', 'instructions', "),
         ("[router]", '[strategy]\nkind = "best"\n[router]', "`strategy.kind` is 'best'; allowed: 'persyn', 'static', "),

@@ -340,7 +340,7 @@ def test_the_run_file_wants_a_model_and_an_engine(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a judge needs a model"):
         quality()
     with pytest.raises(
-        UsageError, match=r"a judge needs options.engine, one of vllm, transformers, openai, server, fake"
+        UsageError, match=r"a judge needs options.engine, one of vllm, transformers, openai, litellm, server, fake"
     ):
         quality('model = "judge"', 'options = { engine = "math" }')
     # A folder for a model loaded here, a name for a model on a server.

@@ -33,7 +33,7 @@ def endpoint(base_url: str) -> URL:
     return url.with_path(f"{path}/chat/completions", encoded=True).with_query(url.query)
 
 
-def read_key(chosen: options.OpenAIOptions) -> str | None:
+def read_key(chosen: options.HostedOptions) -> str | None:
     """The API key from the environment; `HostLacks` if it is missing or invalid."""
     if chosen.api_key_env is None:
         return None

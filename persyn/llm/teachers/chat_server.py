@@ -13,21 +13,20 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from persyn.errors import AccountError, OutageError, PermanentError
 from persyn.llm import options
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
-from persyn.llm.teachers import addresses, chat_completions, complaints
+from persyn.llm.teachers import addresses, complaints
 from persyn.llm.teachers.complaints import Blame, RefusedError, RetryableError
 from persyn.llm.teachers.concurrency import Concurrency
+from persyn.llm.teachers.http_client import HttpClient
 from persyn.llm.teachers.replicas import Replica, Replicas
 
 _log = logging.getLogger(__name__)
@@ -52,7 +51,25 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     if chosen.mode == "batch":
         raise PermanentError('mode = "batch" is for teachers only; remove it')
     urls, key = [addresses.endpoint(base_url) for base_url in chosen.urls], addresses.read_key(chosen)
-    return ChatServerEngine(spec.model, chosen, {url: addresses.proxy(url) for url in urls}, key)
+    places = {url: addresses.proxy(url) for url in urls}
+    client = HttpClient(spec.model, chosen, places, key)
+    return ChatServerEngine(spec.model, chosen, client, list(map(str, places)))
+
+
+class Client(Protocol):
+    """Sends requests, one attempt at a time."""
+
+    #: Name of what serves the model, stored with every response.
+    version: str
+
+    async def ask(self, url: str, request: Generate, began: float) -> Result:
+        """Send a request to one replica; `RetryableError` or `RefusedError` when it is not answered.
+
+        began: when the request was first sent, by `time.perf_counter`.
+        """
+
+    async def close(self) -> None:
+        """Close the connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +86,14 @@ class _Doubt:
 class ChatServerEngine:
     """A coroutine per request, which waits for one of the places that each replica has for requests in flight."""
 
-    def __init__(
-        self, model: str, chosen: options.OpenAIOptions, places: Mapping[URL, URL | None], key: str | None
-    ) -> None:
-        self.version = f"openai-compatible {', '.join(dict.fromkeys(str(url.host) for url in places))}"
-        self.window = 2 * chosen.concurrency * len(places)
+    def __init__(self, model: str, chosen: options.HostedOptions, client: Client, urls: Sequence[str]) -> None:
+        self.version = client.version
+        self.window = 2 * chosen.concurrency * len(urls)
         self._model = model
         self._options = chosen
+        self._client = client
         self._loop = asyncio.new_event_loop()
-        replicas = [Replica(url, proxy, Concurrency(chosen.concurrency)) for url, proxy in places.items()]
-        self._replicas = Replicas(replicas, self._loop)
-        self._session = self._loop.run_until_complete(_open(chosen, key))
-        secrets = [(key, "[key]"), *((_password(proxy), "[password]") for proxy in places.values())]
-        self._secrets = {secret: mark for secret, mark in secrets if secret}
+        self._replicas = Replicas([Replica(url, Concurrency(chosen.concurrency)) for url in urls], self._loop)
         #: Requests being served, and probes of replicas that are left out.
         self._tasks: set[asyncio.Task[None]] = set()
         self._probes: set[asyncio.Task[None]] = set()
@@ -131,7 +143,7 @@ class ChatServerEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._session.close()
+        await self._client.close()
 
     def _begin(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
         task = self._loop.create_task(work)
@@ -226,13 +238,12 @@ class ChatServerEngine:
             raise refusal
 
     def _where(self) -> str:
-        return ", ".join(str(replica.url) for replica in self._replicas.all)
+        return ", ".join(replica.url for replica in self._replicas.all)
 
     def _refusal(self, replica: Replica, error: RefusedError) -> AccountError:
-        key = self._options.api_key_env or "api_key_env, which is not set"
         return AccountError(
             f"{replica.url} answered {str(error).removeprefix('refused: ')}; check base_url, the model "
-            f"{self._model!r} and {key}, and that the account may use them"
+            f"{self._model!r} and {self._options.key_source}, and that the account may use them"
         )
 
     async def _ask_patiently(self, request: Generate) -> Result:
@@ -312,33 +323,9 @@ class ChatServerEngine:
 
     async def _ask(self, replica: Replica, request: Generate, began: float) -> Result:
         """One request to one replica. Raises `RetryableError` or `RefusedError`."""
-        chosen = self._options
         while (pause := replica.resume_at - self._loop.time()) > 0:
             await asyncio.sleep(pause)
-        body = chat_completions.body(self._model, request, chosen)
-        try:
-            async with self._session.post(
-                replica.url, data=body, allow_redirects=False, proxy=replica.proxy
-            ) as response:
-                content = await response.read()
-        except TimeoutError as error:
-            raise RetryableError(f"no answer within {chosen.timeout_seconds:g} s", is_late=True) from error
-        except (aiohttp.ClientError, OSError) as error:
-            is_absent = isinstance(error, aiohttp.ClientConnectorError)
-            said = self._clean(f"{type(error).__name__}: {error}")
-            raise RetryableError(said, is_absent=is_absent) from error
-        answer = self._clean(chat_completions.decode(content, response.charset))
-        if 200 <= response.status < 300:
-            seconds = time.perf_counter() - began
-            return chat_completions.read(request.id, answer, response.headers, seconds, chosen.inline_reasoning)
-        found = complaints.complaint(chat_completions.parse(answer))
-        raise complaints.trouble(response.status, response.headers, found)
-
-    def _clean(self, text: str) -> str:
-        """Remove the key from a server's message, in case the server repeats it."""
-        for secret, mark in self._secrets.items():
-            text = text.replace(secret, mark)
-        return text
+        return await self._client.ask(replica.url, request, began)
 
 
 def _tells(error: RetryableError | RefusedError) -> int:
@@ -357,18 +344,3 @@ def _greeting(request: Generate, reason: str) -> Generate:
     if not complaints.MAX_TOKENS.search(reason):
         sampling = msgspec.structs.replace(sampling, max_tokens=_GREETING_TOKENS)
     return Generate(request.id, [{"role": "user", "content": _GREETING}], sampling, request.seed)
-
-
-def _password(proxy: URL | None) -> str | None:
-    return proxy.raw_password if proxy is not None else None
-
-
-async def _open(chosen: options.OpenAIOptions, key: str | None) -> aiohttp.ClientSession:
-    headers = {"Content-Type": "application/json", **addresses.key_header(chosen, key)}
-    return aiohttp.ClientSession(
-        # The replicas' places already limit connections.
-        connector=aiohttp.TCPConnector(limit=0),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers=headers,
-        timeout=aiohttp.ClientTimeout(total=chosen.timeout_seconds),
-    )

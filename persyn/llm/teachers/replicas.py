@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from yarl import URL
-
 from persyn.llm.teachers.complaints import RefusedError, RetryableError
 from persyn.llm.teachers.concurrency import Concurrency
 
@@ -24,8 +22,7 @@ _BUSY = {429, 503, 529}
 class Replica:
     """One address, what it is working on, and its health."""
 
-    url: URL
-    proxy: URL | None
+    url: str
     concurrency: Concurrency
     in_flight: int = 0
     #: The server asked for a pause until this time of the event loop.

@@ -15,7 +15,7 @@ from yarl import URL
 
 from persyn.config import RunConfig
 from persyn.errors import EngineError
-from persyn.llm import options
+from persyn.llm import engines
 from persyn.llm.protocols import Failed, Finding, Generate, ModelSpec, Sampling
 from persyn.llm.teachers import addresses
 from persyn.runs.checks import models
@@ -48,17 +48,16 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
 def seen(spec: ModelSpec) -> Finding:
     """What a run would request from a teacher's or a judge's server; sends nothing."""
     try:
-        urls, chosen = _examine(spec), options.decode(spec, options.OpenAIOptions)
+        urls, chosen = _examine(spec), engines.hosted_options(spec)
     except EngineError as error:
         return Finding("error", "load", str(error))
-    key = f"the key in {chosen.api_key_env}" if chosen.api_key_env else "no key"
-    where = ", ".join(map(str, urls))
+    where, key = ", ".join(map(str, urls)) or "the provider", chosen.key_source
     return Finding("ok", "server", f"{where} will receive requests for {spec.model!r} with {key}; nothing was sent yet")
 
 
 def _examine(spec: ModelSpec) -> list[URL]:
     """The endpoints of a model's replicas; `EngineError` for invalid options, a missing key or an unusable proxy."""
-    chosen = options.decode(spec, options.OpenAIOptions)
+    chosen = engines.hosted_options(spec)
     addresses.read_key(chosen)
     urls = [addresses.endpoint(base_url) for base_url in chosen.urls]
     for url in urls:
@@ -70,7 +69,7 @@ def ping(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Send one tiny request to each URL of each server of a run file; yields (whose, finding)."""
     for model in models.served(config):
         try:
-            urls = options.decode(model.spec, options.OpenAIOptions).urls
+            urls: Sequence[str | None] = engines.hosted_options(model.spec).urls or [None]
         except EngineError as error:
             yield model.whose, Finding("error", "ping", str(error))
             continue
@@ -80,14 +79,12 @@ def ping(config: RunConfig) -> Iterator[tuple[str, Finding]]:
             yield model.whose, replace(finding, message=at + finding.message)
 
 
-def _ping(model: UsedModel, url: str) -> Finding:
-    # Imported here because importing aiohttp would add half a second to every command.
-    from persyn.llm.teachers import chat_server
-
-    once = {"base_url": url, "mode": "direct", "max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
+def _ping(model: UsedModel, url: str | None) -> Finding:
+    once = {"base_url": url, "max_retries": 0, "timeout_seconds": _PING_SECONDS, "concurrency": 1}
+    chosen = {name: value for name, value in model.spec.options.items() if name != "mode"}
     began = time.monotonic()
     try:
-        engine = chat_server.load(replace(model.spec, options={**model.spec.options, **once}), lambda: None)
+        engine = engines.load(replace(model.spec, options=chosen | once), lambda: None)
         hello = [{"role": "user", "content": "Say hello."}]
         with contextlib.closing(engine):  # type: ignore[type-var]
             engine.submit([Generate(0, hello, Sampling(max_tokens=_PING_TOKENS, temperature=0.0), seed=0)])
