@@ -67,6 +67,13 @@ FORMS = {
         "{r}<|end|><|start|>assistant<|channel|>final<|message|>",
         "{a}<|return|>",
     ),
+    # Takes no reasoning.
+    "harmony, final only": (
+        SOUND["harmony"][0],
+        "<|start|>user<|message|>{u}<|end|><|start|>assistant",
+        "<|channel|>analysis<|message|>{r}<|end|><|start|>assistant<|channel|>final<|message|>",
+        "{a}<|return|>",
+    ),
     "magistral": (MAGISTRAL, "<s>[INST]{u}[/INST][THINK]", "{r}[/THINK]", "{a}</s>"),
     # Knows no reasoning: the student writes both markers itself.
     "chatml": (
