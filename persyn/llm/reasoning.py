@@ -29,8 +29,10 @@ class Markers:
     is_prose: bool = False
 
 
+#: gpt-oss: from the end of the reasoning to the channel of the next message.
+NEXT_MESSAGE = "<|end|><|start|>assistant"
 #: gpt-oss: a message in a channel of its own.
-HARMONY = Markers("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")
+HARMONY = Markers("<|channel|>analysis<|message|>", f"{NEXT_MESSAGE}<|channel|>final<|message|>")
 #: Also recognised where neither the template nor the tokenizer names them: many models are trained on them later.
 COMMON = Markers("<think>", "</think>")
 MARKERS = (
@@ -273,6 +275,11 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop text, and whether there was one."""
     found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
     return (text[: min(found)], True) if found else (text, False)
+
+
+def named_in(template: str) -> Markers:
+    """The first markers that a template names, those with others around the answer left out; `COMMON` without any."""
+    return next((each for each in MARKERS if not each.around_answer and _is_named(each, template, {})), COMMON)
 
 
 def _is_named(markers: Markers, template: str, added: dict[str, int]) -> bool:

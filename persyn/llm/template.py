@@ -6,6 +6,7 @@ part of a text, all without an error; therefore every turn is located in the ren
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from jinja2 import TemplateError
 
 from persyn.llm.protocols import Message
-from persyn.llm.reasoning import ANY, COMMON
+from persyn.llm.reasoning import ANY, COMMON, HARMONY, NEXT_MESSAGE, Markers, named_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,14 +66,25 @@ class Answered:
         """What the model generates: the reasoning with its closing marker, and the response."""
         return (self.reasoning.written if self.reasoning else "") + self.response
 
-    def reasoned(self, reasoning: str) -> Answered:
-        """The same with reasoning between the markers that the prompt opens, or <think> and </think>.
+    def reasoned(self, reasoning: str, own: Markers) -> Answered:
+        """The same with reasoning between the markers that the prompt opens, or else the template's own.
 
         It takes the place of an empty block that the template writes before the response.
         """
         opened = next((each for each in ANY if self.given.rstrip().endswith(each.opens)), None)
-        block = Reasoning(*("", reasoning, f"\n{opened.closes}\n\n") if opened else (OPENING, reasoning, CLOSING))
-        return replace(self, lead="" if self.lead.strip() else self.lead, reasoning=block)
+        for opens, closes in [("", opened.closes)] if opened else [(each.opens, each.closes) for each in ANY]:
+            if empty := re.search(rf"{re.escape(opens)}(\s*){re.escape(closes)}", self.lead):
+                begin, end = empty.span(1)
+                middle = (begin + end) // 2
+                block = Reasoning(self.lead[empty.start() : middle], reasoning, self.lead[middle:])
+                return replace(self, lead=self.lead[: empty.start()], reasoning=block)
+        if opened:
+            return replace(self, reasoning=Reasoning("", reasoning, f"\n{opened.closes}\n\n"))
+        if own == HARMONY and self.given.endswith("<|start|>assistant"):
+            # The lead is the header of the answer's channel.
+            return replace(self, lead="", reasoning=Reasoning(own.opens, reasoning, NEXT_MESSAGE + self.lead))
+        own = COMMON if own == HARMONY else own
+        return replace(self, reasoning=Reasoning(f"{own.opens}\n", reasoning, f"\n{own.closes}\n\n"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +127,7 @@ _FORMS: tuple[Callable[[Message, str], Message], ...] = (
         "content": [{"type": "thinking", "thinking": reasoning}, {"type": "text", "text": turn["content"]}],
     },
 )
-#: Around the reasoning where neither the template nor the prompt has markers of its own.
+#: Around the reasoning of a base model.
 OPENING, CLOSING = f"{COMMON.opens}\n", f"\n{COMMON.closes}\n\n"
 
 
@@ -145,26 +157,30 @@ class Template:
         """Render the conversation with a response, which is kept in full even if the template would omit part of it.
 
         If a template changes a response, only the text before and after it is taken from it. The reasoning is written
-        as the template writes it, if it can; otherwise between the markers that the prompt opens, or <think> and
-        </think>.
+        as the template writes it, if it can; otherwise between the markers that the prompt opens, those that the
+        template names, or <think> and </think>.
         """
         prompt = self.prompt(messages)
         turn: Message = {"role": "assistant", "content": response}
-        has_field = reasoning is not None and self.takes_reasoning
-        block = [{"role": _REASONING, "content": reasoning}] if has_field else []
-        if has_field or reasoning is None:
+        if reasoning is None or self.takes_reasoning:
             with suppress(LostText):
-                return self._parted(prompt, [*messages, *block, turn])
+                turns = [*messages, *self._reasoning_turn(reasoning), turn]
+                return self._parted(prompt, self.finished(turns), has_reasoning=reasoning is not None)
         frame = self.frame((*(each["role"] for each in messages), "assistant"), opens=False)
         bare, after = prompt.text[: prompt.spans[-1][1]] + frame.texts[-2], frame.texts[-1]
         if reasoning is not None:
-            return Answered(prompt.text, "", response, after, prompt.spans).reasoned(reasoning)
+            lead = bare.removeprefix(prompt.text) if bare.startswith(prompt.text) else ""
+            return Answered(prompt.text, lead, response, after, prompt.spans).reasoned(reasoning, self._markers)
         return Answered(self._given(prompt.text, bare, response), "", response, after, prompt.spans)
 
-    def _parted(self, prompt: Written, turns: Sequence[Message]) -> Answered:
+    @staticmethod
+    def _reasoning_turn(reasoning: str | None) -> list[Message]:
+        """What stands for the reasoning in a conversation, before the response's turn."""
+        return [] if reasoning is None else [{"role": _REASONING, "content": reasoning}]
+
+    @staticmethod
+    def _parted(prompt: Written, whole: Written, *, has_reasoning: bool) -> Answered:
         """The parts of a finished conversation; its last turns are the reasoning, if there is one, and the response."""
-        whole = self.finished(turns)
-        has_reasoning = turns[-2]["role"] == _REASONING
         *_, (_, asked), first = whole.spans[:-1] if has_reasoning else whole.spans
         begin, end = whole.spans[-1]
         before = prompt.text[: prompt.spans[-1][1]] + whole.text[asked : first[0]]
@@ -177,6 +193,11 @@ class Template:
     def takes_reasoning(self) -> bool:
         """Whether the template writes the reasoning of a response."""
         return self._form is not None
+
+    @cached_property
+    def _markers(self) -> Markers:
+        """The template's own markers of reasoning."""
+        return named_in(str(self._tokenizer.chat_template or ""))
 
     @cached_property
     def _form(self) -> Callable[[Message, str], Message] | None:

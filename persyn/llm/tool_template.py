@@ -10,7 +10,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
+from itertools import takewhile
+from operator import eq
 from typing import Any
 
 from jinja2 import TemplateError
@@ -85,35 +89,52 @@ class ToolTemplate(Template):
         """Render the conversation with a response, which may consist of calls; see `Template.answered`."""
         if not (tool_calls or _involves_tools(messages, tools)):
             return super().answered(messages, response, reasoning)
-        said = self._answered(messages, marker(0) if tool_calls else response, tools)
-        answered = self._calling(said, messages, response, tool_calls, tools) if tool_calls else said
-        return answered if reasoning is None else answered.reasoned(reasoning)
-
-    def _answered(self, messages: Sequence[Message], response: str, tools: Tools | None) -> Answered:
-        """Render the conversation with a text as the response."""
         prompt = self.prompt(messages, tools)
+        turn: Message = {"role": "assistant", "content": response, "tool_calls": tool_calls}
+        text = marker(0) if tool_calls else response
+        if reasoning is not None and self.takes_reasoning:
+            # Some templates take no reasoning, or no text beside it, in a response with calls.
+            with suppress(TemplateError):
+                before = [*messages, *self._reasoning_turn(reasoning)]
+                whole = self.finished([*before, {"role": "assistant", "content": text}], tools)
+                said = self._parted(prompt, whole, has_reasoning=True)
+                return self._calling(said, [*before, turn], tools) if tool_calls else said
+        said = self._answered(prompt, messages, text, tools)
+        answered = self._calling(said, [*messages, turn], tools) if tool_calls else said
+        if reasoning is None:
+            return answered
+        if prompt.text.startswith(answered.given):
+            # The prompt opens the reasoning, and a finished conversation does not.
+            answered = replace(answered, given=prompt.text)
+        return answered.reasoned(reasoning, self._markers)
+
+    def _answered(self, prompt: Written, messages: Sequence[Message], response: str, tools: Tools | None) -> Answered:
+        """Render the conversation with a text as the response."""
         frame = self._frame_of([*messages, {"role": "assistant", "content": response}], tools, opens=False)
         before = prompt.text[: prompt.spans[-1][1]] + frame.texts[-2]
         given = prompt.text if before.startswith(prompt.text) else self._given(prompt.text, before, response)
         given = given if before.startswith(given) else before
         return Answered(given, before[len(given) :], response, frame.texts[-1], prompt.spans)
 
-    def _calling(
-        self, said: Answered, messages: Sequence[Message], text: str, calls: list[dict[str, Any]], tools: Tools | None
-    ) -> Answered:
-        """Render the conversation with calls as the response; it is what the template writes after the prompt.
+    def _calling(self, said: Answered, turns: Sequence[Message], tools: Tools | None) -> Answered:
+        """Render turns whose last one has calls; the response is what the template writes after the prompt.
 
-        said: the same conversation, answered by a text.
+        said: the same conversation, with the same reasoning, answered by a text.
         """
-        whole = self.finished([*messages, {"role": "assistant", "content": text, "tool_calls": calls}], tools).text
-        lead = said.lead if whole.startswith(said.given + said.lead) else ""
-        before = said.given + lead
+        whole = self.finished(turns, tools).text
+        reasoning = said.reasoning
+        lead = said.lead if reasoning or whole.startswith(said.given + said.lead) else ""
+        before = said.given + lead + (reasoning.text if reasoning else "")
         if not whole.startswith(before):
             raise TemplateError("it writes the prompt of a response with calls in another way than that of a text")
         if not whole.endswith(said.after):
             raise TemplateError("it closes a response with calls in another way than a text")
         written = whole[len(before) : len(whole) - len(said.after)]
-        return Answered(said.given, lead, written, said.after, said.spans, is_rendered=True)
+        if reasoning:
+            # What closes the reasoning may go on with a header of the text.
+            end = sum(takewhile(bool, map(eq, reasoning.closing, written)))
+            reasoning, written = replace(reasoning, closing=written[:end]), written[end:]
+        return Answered(said.given, lead, written, said.after, said.spans, reasoning, is_rendered=True)
 
     def _render(self, messages: Sequence[Message], tools: Tools | None, *, opens: bool) -> Written:
         frame = self._frame_of(messages, tools, opens=opens)

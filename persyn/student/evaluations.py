@@ -354,8 +354,8 @@ def _store(session: Session, asked: _Asked, result: Result) -> None:
             values = {"failure": "tool_calls: the student called a tool, but an evaluation scores a text"}
         case Generate(), Generated():
             values = {"response": result.text}
-        case Generate(), Failed() if result.reason.startswith("empty"):
-            values = {"response": ""}  # an empty response is a response, and counts as wrong
+        case Generate(), Failed() if result.reason.startswith(("empty", "unfinished_reasoning")):
+            values = {"response": ""}  # a prompt without an answer is answered wrongly
         case _, Failed():
             values = {"failure": result.reason}
         case Judge(), Judged() if not math.isfinite(result.value):

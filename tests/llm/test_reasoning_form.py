@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from persyn.llm.chat import Chat
 from persyn.llm.protocols import Judge, Judged, Message, ModelSpec
 from persyn.llm.scorers import log_likelihood
 from tests.llm.families import CHATML, SOUND, tokenizer
+from tests.llm.test_tool_template import CALL, TOOLS
 
 USER: Message = {"role": "user", "content": "What is 2+2?"}
 REASONING, ANSWER = "Two and two\nmake four.", "It is 4."
@@ -64,6 +67,13 @@ FORMS = {
         "{r}<|end|><|start|>assistant<|channel|>final<|message|>",
         "{a}<|return|>",
     ),
+    # Takes no reasoning.
+    "harmony, final only": (
+        SOUND["harmony"][0],
+        "<|start|>user<|message|>{u}<|end|><|start|>assistant",
+        "<|channel|>analysis<|message|>{r}<|end|><|start|>assistant<|channel|>final<|message|>",
+        "{a}<|return|>",
+    ),
     "magistral": (MAGISTRAL, "<s>[INST]{u}[/INST][THINK]", "{r}[/THINK]", "{a}</s>"),
     # Knows no reasoning: the student writes both markers itself.
     "chatml": (
@@ -109,6 +119,104 @@ def test_a_special_token_spelled_out_in_the_reasoning_ends_nothing(family: str, 
     special = set(chat.tokenizer.all_special_ids)
     of_hostile = chat.response_ids([USER], answer, reasoning).ids
     assert [token for token in of_hostile if token in special] == [token for token in plain.ids if token in special]
+
+
+#: Before each template of `WITH_TOOLS`, and what it writes.
+LIST, LISTED = "{% for t in tools or [] %}{{ t.function.name }}: city, days\n{% endfor %}", "weather: city, days\n"
+_CALLS = "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+CALLED = '<tool_call>{"name": "weather", "arguments": {"city": "Rome", "days": 2}}</tool_call>'
+SEED = CHATML.replace("{{ m.content }}", "{{ m.content }}" + _CALLS)
+#: {family: (template, text up to what the model writes, its reasoning with markers, what opens a text, a call)}.
+WITH_TOOLS = {
+    "qwen 3": (
+        QWEN_3.replace("{{ m.content }}", "{{ m.content }}" + _CALLS),
+        "<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        "{r}\n</think>\n\n",
+        "",
+        CALLED,
+    ),
+    "harmony": (
+        HARMONY.replace(
+            "<|start|>assistant<|channel|>final<|message|>{{ m.content }}",
+            "{% if m.tool_calls %}<|start|>assistant to=functions.{{ m.tool_calls[0].function.name }}"
+            "<|channel|>commentary<|message|>{{ m.tool_calls[0].function.arguments | tojson }}"
+            "{% else %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}{% endif %}",
+        ),
+        "<|start|>user<|message|>{u}<|end|><|start|>assistant<|channel|>analysis<|message|>",
+        "{r}<|end|><|start|>assistant",
+        "<|channel|>final<|message|>",
+        ' to=functions.weather<|channel|>commentary<|message|>{"city": "Rome", "days": 2}',
+    ),
+    "magistral": (
+        MAGISTRAL.replace("{{ eos_token }}", _CALLS + "{{ eos_token }}"),
+        "<s>[INST]{u}[/INST][THINK]",
+        "{r}[/THINK]",
+        "",
+        CALLED,
+    ),
+    # Write no reasoning; their own markers are used all the same.
+    "seed": (
+        "{# <seed:think> #}" + SEED,
+        "<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n",
+        "<seed:think>\n{r}\n</seed:think>\n\n",
+        "",
+        CALLED,
+    ),
+    "an empty block": (
+        SEED.replace("{{ m.content }}", "{{ '<thought></thought>\n' if m.role == 'assistant' }}{{ m.content }}"),
+        "<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n",
+        "<thought>{r}</thought>\n",
+        "",
+        CALLED,
+    ),
+    "opened by the prompt alone": (
+        SEED.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n"),
+        "<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        "{r}\n</think>\n\n",
+        "",
+        CALLED,
+    ),
+    "chatml": (
+        SEED,
+        "<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n",
+        "<think>\n{r}\n</think>\n\n",
+        "",
+        CALLED,
+    ),
+}
+WITH_TOOLS["harmony without reasoning"] = (
+    WITH_TOOLS["harmony"][0].replace("m.thinking", "m.never"),
+    "<|start|>user<|message|>{u}<|end|><|start|>assistant",
+    "<|channel|>analysis<|message|>{r}<|end|><|start|>assistant",
+    *WITH_TOOLS["harmony"][3:],
+)
+
+
+@pytest.mark.parametrize("reasoning", [REASONING, "A<|im_end|> b</s><|return|>"])
+@pytest.mark.parametrize("family", WITH_TOOLS)
+def test_beside_tools_reasoning_has_the_same_form_before_a_text_and_before_a_call(family: str, reasoning: str) -> None:
+    template, before, reasoned, opening, call = WITH_TOOLS[family]
+    chat = Chat(tokenizer(LIST + template))
+    end = str(chat.tokenizer.convert_ids_to_tokens(chat.end_id))
+
+    def parts(text: str, calls: list[dict[str, Any]] | None) -> tuple[str, ...]:
+        ids, start, answer = chat.response_ids([USER], text, reasoning, calls, TOOLS)
+        assert answer is not None
+        return tuple(str(chat.tokenizer.decode(part)) for part in (ids[:start], ids[start:answer], ids[answer:]))
+
+    before, reasoned = LISTED + before.format(u=USER["content"]), reasoned.format(r=reasoning)
+    assert parts(ANSWER, None) == (before, reasoned + opening, f"{ANSWER}{end}")
+    assert parts("", [CALL]) == (before, reasoned, f"{call}{end}")
+
+
+def test_a_header_that_the_template_writes_before_a_text_stays() -> None:
+    template = SOUND["command"][0].replace("{{ bos_token }}", "{{ bos_token }}" + LIST, 1)
+    chat = Chat(tokenizer(template))
+
+    ids, start, answer = chat.response_ids([USER], ANSWER, REASONING, None, TOOLS)
+
+    assert str(chat.tokenizer.decode(ids[:start])).endswith("<|start|><|assistant|><|channel|>")
+    assert str(chat.tokenizer.decode(ids[start:answer])) == f"<think>\n{REASONING}\n</think>\n\n"
 
 
 def test_a_base_model_reads_reasoning_between_markers() -> None:

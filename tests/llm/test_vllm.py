@@ -25,7 +25,7 @@ from persyn.errors import EngineError, HostLacks, PermanentError
 from persyn.llm.chat import Chat
 from persyn.llm.options import VllmOptions
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
-from persyn.llm.teachers import transformers_engine, vllm_engine, vllm_reasoning
+from persyn.llm.teachers import generation, transformers_engine, vllm_engine, vllm_reasoning
 from persyn.llm.tool_forms import Said
 from tests.llm import lora, reasoning_families
 from tests.llm.families import tokenizer
@@ -321,6 +321,41 @@ def test_vllms_own_parsers_split_as_the_markers_do(parser: str, family: str) -> 
     assert theirs.answer == ours.answer == "It is four."
     # What follows the marker counts as the answer's.
     assert theirs.reasoning_tokens is None or abs(theirs.reasoning_tokens - (ours.reasoning_tokens or 0)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("parser", "family"),
+    # The first two say that no token is the answer's, the third that all are.
+    [("olmo3", "smollm 3"), ("hunyuan_a13b", "hunyuan"), ("gemma4", "gemma 4"), ("seed_oss", "seed-oss")],
+)
+def test_a_named_parser_leaves_calls_in_the_answer_and_mentions_of_them_in_the_reasoning(
+    parser: str, family: str
+) -> None:
+    pytest.importorskip("vllm")
+    form = FAMILIES[family]
+    made = reasoning_families.tokenizer(form)
+    made.add_tokens([token for token in ("</", "Ġ</", "think") if parser == "olmo3"])
+    chat = Chat(made, variables=form.variables)
+    splits = vllm_reasoning.reader(VllmOptions(reasoning_parser=parser), chat)
+    call = '<tool_call>{{"name": "weather", "arguments": {{"city": "{}"}}}}</tool_call>'
+
+    def read(answer: str) -> Generated:
+        text = f"{form.opening}We could write {call.format('Rome')} here.{form.closing}{answer}"
+        ids = chat.encode(text + ("\n</answer>" if family == "hunyuan" else ""))
+        parts = splits.read(ids, "", [])
+        prompt = generation.EncodedPrompt(ask("Is it warm?", 1), [], 1000)
+        written = generation.finished(prompt, parts, "stop", len(ids), 0.0)
+        raw = generation.raw_answer(chat, ids, parts, splits.markers, [])
+        return generated(generation.with_calls(written, generation.call_reader(chat, "hermes"), raw, TOOLS))
+
+    mentioned, called = read("It is warm."), read(call.format("Paris"))
+
+    assert (mentioned.text, mentioned.tool_calls) == ("It is warm.", None)
+    assert (called.text, called.tool_calls) == ("", [call_of("weather", '{"city": "Paris"}')])
+    for found in (mentioned, called):
+        assert found.reasoning is not None
+        assert "Rome" in found.reasoning
+        assert found.reasoning_tokens is None or 0 < found.reasoning_tokens < found.response_tokens
 
 
 def test_a_parser_believes_a_prompt_that_has_closed_the_reasoning() -> None:

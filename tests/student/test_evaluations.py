@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from persyn.config import QualityTable
 from persyn.db.catalog import Prompt, Run
@@ -16,7 +17,7 @@ from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome
 from persyn.errors import UsageError
 from persyn.ingest.rows import parse
-from persyn.llm.protocols import Judge, Judged
+from persyn.llm.protocols import Failed, Generate, Judge, Judged, Sampling
 from persyn.student import evaluations
 from tests.factories import MadeRun, digest, make_prompt, make_run, make_scorer
 
@@ -101,20 +102,48 @@ def test_a_prompt_of_the_run_is_not_asked_and_may_have_another_answer(
     assert asked(database, tmp_path, MATH, {"prompt": "Else?", "answer": "1"}) == 1
 
 
+def make_evaluation(session: Session, run: MadeRun) -> Evaluation:
+    evaluation = Evaluation(
+        fingerprint=digest("evaluation"),
+        student_id=session.get_one(Run, run.id).student_id,
+        scorer_id=make_scorer(session, "reward_model"),
+        name="test.jsonl",
+        prompts_hash=digest("prompts"),
+        how={},
+    )
+    session.add(evaluation)
+    session.flush()
+    return evaluation
+
+
+@pytest.mark.parametrize(
+    ("reason", "stored"),
+    [
+        ("empty: no text, finish reason stop", ("", None)),
+        ("unfinished_reasoning: 64 tokens of reasoning and no answer, finish reason length", ("", None)),
+        ("too_long: 9 tokens", (None, "too_long: 9 tokens")),
+    ],
+)
+def test_a_prompt_that_the_student_leaves_without_an_answer_is_scored_and_a_refused_one_is_not(
+    database: Database, run: MadeRun, reason: str, stored: tuple[str | None, str | None]
+) -> None:
+    with database.write() as session:
+        evaluation = make_evaluation(session, run)
+        outcome = Outcome(evaluation_id=evaluation.id, prompt_id=make_prompt(session, "asked?"))
+        session.add(outcome)
+        session.flush()
+        request = evaluations._Asked(evaluation.id, outcome.prompt_id, Generate(0, [], Sampling(), seed=0))
+        evaluations._store(session, request, Failed(0, reason))
+        session.refresh(outcome)
+
+        assert (outcome.response, outcome.failure) == stored
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_a_value_that_is_no_number_is_a_failure(database: Database, run: MadeRun, value: str) -> None:
     with database.write() as session:
         prompt_ids = [make_prompt(session, text) for text in ("asked?", "asked too?")]
-        evaluation = Evaluation(
-            fingerprint=digest("evaluation"),
-            student_id=session.get_one(Run, run.id).student_id,
-            scorer_id=make_scorer(session, "reward_model"),
-            name="test.jsonl",
-            prompts_hash=digest("prompts"),
-            how={},
-        )
-        session.add(evaluation)
-        session.flush()
+        evaluation = make_evaluation(session, run)
         for prompt_id, judged in zip(prompt_ids, (float(value), 0.5), strict=True):
             session.add(Outcome(evaluation_id=evaluation.id, prompt_id=prompt_id, response="Yes."))
             session.flush()

@@ -19,7 +19,7 @@ from persyn.errors import shorten
 from persyn.llm import tool_forms
 from persyn.llm.chat import PLAIN_STOP, Chat
 from persyn.llm.protocols import Failed, Generate, Generated, Sampling, Tools
-from persyn.llm.reasoning import MarkerReader, Parts, Reader, cut
+from persyn.llm.reasoning import MarkerReader, Markers, Parts, Reader, cut
 from persyn.llm.tool_forms import ReadCalls
 from persyn.llm.tool_template import ToolTemplate
 
@@ -164,6 +164,19 @@ def with_calls(generated: Generated, read: ReadCalls | None, raw: str, tools: To
 def raw_text(chat: Chat, ids: Sequence[int], stops: Sequence[str]) -> str:
     """A generated text, without its end token, with its special tokens, up to the first stop text."""
     return cut(str(chat.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)), stops)[0]
+
+
+def raw_answer(chat: Chat, ids: Sequence[int], parts: Parts, markers: Markers | None, stops: Sequence[str]) -> str:
+    """The `raw_text` of the answer; without special tokens where its place in the text is unknown.
+
+    ids: the response; `parts` is what a reader with these markers found in it.
+    """
+    if parts.reasoning_tokens is not None:
+        return raw_text(chat, ids[parts.reasoning_tokens :], stops)
+    # A call that the reasoning only mentions must not be read.
+    _, reasoning, after = raw_text(chat, ids, stops).partition(parts.reasoning or "\0")
+    _, closes, answer = after.partition(markers.closes if markers else "\0")
+    return answer if reasoning and closes else parts.answer
 
 
 def call_reader(chat: Chat, name: str | None) -> ReadCalls | None:

@@ -229,8 +229,7 @@ class TransformersEngine:
         detection = prompt.request.sampling.repetition_detection
         if finish == "length" and length < prompt.max_tokens and detection and generation.repeats(ids, detection):
             finish = generation.REPETITION
-        after = ids[parts.reasoning_tokens or 0 :]
-        raw = generation.raw_text(self._chat, after, stops) if prompt.request.tools else ""
+        raw = generation.raw_answer(self._chat, ids, parts, self._splits.markers, stops) if prompt.request.tools else ""
         generated = generation.finished(prompt, parts, finish, length, seconds)
         said = generation.with_calls(generated, self._read_calls, raw, prompt.request.tools)
         return said if isinstance(said, Failed) else generation.to_result(said)

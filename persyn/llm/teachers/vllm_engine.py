@@ -186,8 +186,7 @@ class VllmEngine:
             parts = self._splits.read(ids, prompt.tail, stops)
         except ValueError as error:
             return Failed(prompt.request.id, f"unreadable_reasoning: {shorten(str(error))}")
-        after = ids[parts.reasoning_tokens or 0 :]
-        raw = generation.raw_text(self._chat, after, stops) if prompt.request.tools else ""
+        raw = generation.raw_answer(self._chat, ids, parts, self._splits.markers, stops) if prompt.request.tools else ""
         generated = generation.finished(prompt, parts, response.finish_reason, n_tokens, seconds)
         said = generation.with_calls(generated, self._read_calls, raw, prompt.request.tools)
         return said if isinstance(said, Failed) else generation.to_result(said)

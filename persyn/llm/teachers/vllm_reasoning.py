@@ -142,6 +142,6 @@ def _count(parser: Any, ids: list[int]) -> int | None:
         answer = parser.extract_content_ids(ids)
     except NotImplementedError:
         answer = None
-    if answer is None:
-        return parser.count_reasoning_tokens(ids) or None
-    return len(ids) - len(answer)
+    n_tokens = parser.count_reasoning_tokens(ids) if answer is None else len(ids) - len(answer)
+    # Where there are both, some parsers, made for streams alone, take all tokens for one of them.
+    return n_tokens if 0 < n_tokens < len(ids) else None
