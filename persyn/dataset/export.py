@@ -147,7 +147,7 @@ class _Export:
         self._teachers = _teachers(session, run_id)
         self._known_wrong = known_wrong(session, run)
         self._generation = load_config(run.config).generation
-        self._tools = tool_use.of_run(session, run)
+        self._tools = tool_use.of_run(session, run, has_reasoning=options.reasoning != "drop")
         self._has_reasoning = _has_reasoning(session, run)
         inlines = self._has_reasoning and any(map(options.inlines, self._formats.values()))
         self._tally = ExportCounts(inlines=inlines)

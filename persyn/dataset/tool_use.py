@@ -9,7 +9,7 @@ from itertools import pairwise
 from sqlalchemy import Text, cast, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.dataset.formats import FORMATS
+from persyn.dataset.formats import FORMATS, inlined
 from persyn.db import lookup
 from persyn.db.catalog import Prompt, Run
 from persyn.db.results import Assignment, Response
@@ -37,7 +37,8 @@ class ToolUse:
         """
         unable = [name for name in wanted if not self._fits(name)]
         if unable and tuple(wanted) != tuple(FORMATS.builtin):
-            what = "tools" if FORMATS[unable[0]].tools is None else "a text beside calls, or several results in a row"
+            beside = "a text or reasoning beside calls, or several results in a row"
+            what = "tools" if FORMATS[unable[0]].tools is None else beside
             raise UsageError(f"format {unable[0]!r} cannot represent {what}, which rows of this run have; leave it out")
         return [name for name in wanted if name not in unable]
 
@@ -48,8 +49,11 @@ class ToolUse:
         return able is not None and (self.is_strict or not able.is_strict)
 
 
-def of_run(session: Session, run: Run) -> ToolUse:
-    """The tools in the rows of a run that have a response."""
+def of_run(session: Session, run: Run, *, has_reasoning: bool) -> ToolUse:
+    """The tools in the rows of a run that have a response.
+
+    has_reasoning: whether the dataset has the reasoning, which strict formats can only have in the text of a response.
+    """
     mentions = or_(
         Prompt.tools.is_not(None),
         Prompt.last_turn.is_not(None),
@@ -57,7 +61,7 @@ def of_run(session: Session, run: Run) -> ToolUse:
         cast(Prompt.history, Text).like('%"tool%'),
     )
     rows = session.execute(
-        select(*TURNS, Prompt.tools, Response.text.label("response"), Response.tool_calls)
+        select(*TURNS, Prompt.tools, Response.text.label("response"), Response.reasoning, Response.tool_calls)
         .join_from(Assignment, Prompt, Prompt.id == Assignment.prompt_id)
         .join(Response, lookup.in_dataset(run))
         .where(Assignment.run_id == run.id, Response.text.is_not(None), mentions),
@@ -66,7 +70,8 @@ def of_run(session: Session, run: Run) -> ToolUse:
     found, is_strict = False, True
     with rows:
         for row in rows:
-            turns = [*conversation(row), response_turn(row.response, row.tool_calls)]
+            text = inlined(row.response, row.reasoning) if has_reasoning else row.response
+            turns = [*conversation(row), response_turn(text, row.tool_calls)]
             found = found or bool(row.tools) or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
             is_strict = is_strict and _is_strict(turns)
     return ToolUse(found, is_strict)

@@ -93,10 +93,20 @@ def test_a_format_that_cannot_hold_tools_is_refused_by_name(database: Database, 
 
     with database.write() as session:
         answer(session, run, make_prompt(session, "And now?", tools=TOOLS), "Let me see.", tool_calls=[CALL])
-    with pytest.raises(UsageError, match="format 'sharegpt' cannot represent a text beside calls"):
+    with pytest.raises(UsageError, match="format 'sharegpt' cannot represent a text or reasoning beside calls"):
         write(database, run, tmp_path / "out", formats=("sharegpt",))
     manifest = write(database, run, tmp_path / "out")
     assert [file.format for file in manifest.files] == ["messages", "prompt-completion", "parquet"]
+
+
+def test_a_call_after_reasoning_is_not_written_without_it(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    with database.write() as session:
+        prompt = make_prompt(session, "And now?", tools=TOOLS)
+        answer(session, run, prompt, "", tool_calls=[CALL], reasoning="I must look.")
+
+    with pytest.raises(UsageError, match="format 'sharegpt' cannot represent a text or reasoning beside calls"):
+        write(database, run, tmp_path / "out", formats=("sharegpt",))
+    write(database, run, tmp_path / "out", formats=("sharegpt",), reasoning="drop")
 
 
 def test_a_dataset_without_tools_has_no_column_for_them(database: Database, tmp_path: Path) -> None:
