@@ -18,7 +18,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import OperationalError
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
@@ -40,7 +40,6 @@ from persyn.stages import fit_router
 from persyn.stages.batch import Batch, Done
 from persyn.stages.registry import STAGES
 from persyn.workers.runner.affinity import Reach
-from persyn.workers.runner.batch_slot import BatchSlot
 from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases
 from persyn.workers.runner.ledger import Ledger
@@ -49,6 +48,9 @@ from persyn.workers.runner.permits import Permits
 from persyn.workers.runner.poison_isolation import PoisonIsolation
 from persyn.workers.runner.slot import Flight, OpenJob, Slot
 from persyn.workers.runner.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from persyn.workers.runner.batch_slot import BatchSlot
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -285,6 +287,9 @@ class Worker:
     def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
         """An empty slot of the kind that the model needs."""
         if engines.batch_size(spec):
+            # Importing aiohttp would add half a second to every command.
+            from persyn.workers.runner.batch_slot import BatchSlot
+
             return BatchSlot(self._database, self._outlasting, lease=self._lease)
         return Slot(self._settings)
 
