@@ -261,6 +261,7 @@ def test_another_run_does_only_what_its_change_asks_for(desk: Desk) -> None:
     first = template()
     parts = [tomllib.loads(block.text) for block in blocks(HOWTO / "second-student.md") if block.language == "toml"]
     second, third, static = (changed(first, part) for part in parts)
+    second["run"]["seed"] = first["run"]["seed"]
     third["run"], static["run"] = {**first["run"], "name": "third"}, {**first["run"], "name": "static"}
     lower = changed(first, {"run": {**first["run"], "name": "lower", "alpha": 0.2}})
     prompts = (files("persyn.cli") / "templates" / "prompts.jsonl").read_text()

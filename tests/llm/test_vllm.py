@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from persyn.config import RepetitionDetection
 from persyn.errors import EngineError, HostLacks, PermanentError
+from persyn.llm import host
 from persyn.llm.chat import Chat
 from persyn.llm.options import VllmOptions
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
@@ -158,7 +159,10 @@ def test_adapters_share_a_batch_and_write_what_they_write_on_transformers(smollm
     size = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4, "kv_cache_gib": 0.1}
     options = {**size, "enforce_eager": True, "dtype": "float32"}
 
-    ours = answer(vllm_engine.load(ModelSpec("vllm", str(base), None, 0, options, adapters), lambda: None), *asked)
+    # In a process of its own: vLLM keeps one model per process, and the end of another one would end the teacher.
+    served = ModelSpec("vllm", str(base), None, 0, options, adapters)
+    results = host.ask(served, asked, tmp_path, load_seconds=300, stall_seconds=300)
+    ours = {result.id: result for result in results}
 
     spec = ModelSpec("transformers", str(base), adapters=adapters)
     theirs = answer(transformers_engine.load(spec, lambda: None), *asked)
