@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -49,10 +50,7 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
         if not isinstance(job_id, int):
             raise TypeError(f"a job's id is a number, got {type(job_id).__name__}")
         log.debug("woken", extra={"job": job_id})
-        try:
-            crew.work(task.request.delivery_info.get("routing_key"))
-        except Exception:
-            _stop_failed(crew)
+        _work(crew, task.request.delivery_info.get("routing_key"))
 
     def end(number: int, frame: FrameType | None) -> None:
         _end_soon(crew)
@@ -68,17 +66,25 @@ def serve(database: Database, settings: Settings, broker_url: str, reach: Reach,
     roll_call.answer_roll(reach)
     signals.worker_ready.connect(be_ready, weak=False)
     signals.setup_logging.connect(_keep_logging, weak=False)
-    with crew, _listening(app, database, hostname, reach):
+    with crew, _listening(app, database, hostname, reach, crew):
         app.Worker(
             hostname=hostname,
             pool="threads",
-            concurrency=len(crew.workers),
+            # The workers of light models take no messages, which another process might need.
+            concurrency=len(crew.workers) - _LIGHT,
             without_gossip=True,
             without_mingle=True,
             loglevel="INFO",
             optimization="fair",
             quiet=True,
         ).start()
+
+
+def _work(crew: Crew, queue: str | None = None) -> None:
+    try:
+        crew.work(queue)
+    except Exception:
+        _stop_failed(crew)
 
 
 def _stop_failed(crew: Crew) -> None:
@@ -109,17 +115,24 @@ def _keep_logging(**_: Any) -> None:
 
 
 @contextmanager
-def _listening(app: Celery, database: Database, hostname: str, reach: Reach) -> Iterator[None]:
-    """Keep the worker subscribed to the queues it can work, including those of future runs."""
+def _listening(app: Celery, database: Database, hostname: str, reach: Reach, crew: Crew) -> Iterator[None]:
+    """Keep the worker subscribed to the queues it can work, including those of future runs, and work light ones."""
     over = threading.Event()
 
     def look() -> None:
         heard: set[str] = set()
-        while not over.wait(_LOOK_SECONDS):
-            try:
-                heard = _subscribe(app, database, hostname, reach, heard)
-            except (DBAPIError, *celery_app.BROKER_ERRORS) as error:
-                log.warning("broker or database unavailable", extra={"error": shorten(str(error))})
+        awake: set[Future[None]] = set()
+        with ThreadPoolExecutor(_LIGHT, "light") as light:
+            while not over.wait(_LOOK_SECONDS):
+                awake = {each for each in awake if not each.done()}
+                try:
+                    with database.read() as session:
+                        due = [backlog for backlog in queue.backlogs(session) if reach.fits(backlog)]
+                    if len(awake) < _LIGHT and any(backlog.is_light for backlog in due):
+                        awake.add(light.submit(_work, crew))
+                    heard = _subscribe(app, hostname, heard, {backlog.queue for backlog in due})
+                except (DBAPIError, *celery_app.BROKER_ERRORS) as error:
+                    log.warning("broker or database unavailable", extra={"error": shorten(str(error))})
 
     thread = threading.Thread(target=look, daemon=True, name="queues")
     thread.start()
@@ -130,9 +143,7 @@ def _listening(app: Celery, database: Database, hostname: str, reach: Reach) -> 
         thread.join()
 
 
-def _subscribe(app: Celery, database: Database, hostname: str, reach: Reach, heard: set[str]) -> set[str]:
-    with database.read() as session:
-        wanted = {backlog.queue for backlog in queue.backlogs(session) if reach.fits(backlog)}
+def _subscribe(app: Celery, hostname: str, heard: set[str], wanted: set[str]) -> set[str]:
     now_heard = set(heard)
     for name in wanted - heard:
         # Remote control is handled in the consumer's own thread; no reply means that it is not up yet.
