@@ -95,6 +95,10 @@ class EngineKind:
         return ENGINES[chosen["engine"]].model if self.is_nested else self.model
 
 
+#: The transport of every model behind a server, and of one that PerSyn does not start.
+_REQUESTS = frozenset({"concurrency", "timeout_seconds", "max_retries", "max_tokens_field"})
+_HOSTED = _REQUESTS | {"base_url", "api_key_env", "requests_per_minute", "tokens_per_minute"}
+
 ENGINES = Registry(
     EngineKind,
     EngineKind(
@@ -132,23 +136,7 @@ ENGINES = Registry(
         options=options.OpenAIOptions,
         model="server",
         holds_to_schema=True,
-        transport=frozenset(
-            {
-                "base_url",
-                "api_key_env",
-                "api_key_header",
-                "concurrency",
-                "requests_per_minute",
-                "tokens_per_minute",
-                "timeout_seconds",
-                "max_retries",
-                "max_tokens_field",
-                "mode",
-                "batch_requests",
-                "poll_seconds",
-                "batch_discount",
-            }
-        ),
+        transport=_HOSTED | {"api_key_header", "mode", "batch_requests", "poll_seconds", "batch_discount"},
     ),
     EngineKind(
         name="litellm",
@@ -161,18 +149,7 @@ ENGINES = Registry(
         extra="litellm",
         holds_to_schema=True,
         prices=litellm_prices.of,
-        transport=frozenset(
-            {
-                "base_url",
-                "api_key_env",
-                "concurrency",
-                "requests_per_minute",
-                "tokens_per_minute",
-                "timeout_seconds",
-                "max_retries",
-                "max_tokens_field",
-            }
-        ),
+        transport=_HOSTED,
     ),
     EngineKind(
         name="server",
@@ -183,9 +160,7 @@ ENGINES = Registry(
         model="weights",
         starts_server=True,
         holds_to_schema=True,
-        transport=frozenset(
-            {"health", "start_seconds", "concurrency", "timeout_seconds", "max_retries", "max_tokens_field"}
-        ),
+        transport=_REQUESTS | {"health", "start_seconds"},
     ),
     EngineKind(
         name="log_likelihood",
