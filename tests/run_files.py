@@ -16,12 +16,13 @@ def write_run(
     *,
     prompts: int = PROMPTS,
     teachers: Sequence[str] = TEACHERS,
+    engine: str = "fake",
     options: dict[str, Any] | None = None,
     strategy: str = "persyn",
     fit_seconds: float = 0.0,
     **run: Any,
 ) -> Path:
-    """Write a run file and its prompts; `options` are the fake teachers', `run` goes into [run].
+    """Write a run file and its prompts; `engine` and `options` are the teachers', `run` goes into [run].
 
     fit_seconds: how long fitting the router takes.
     The teachers have 1, 2, 3, ... billion parameters; the first belongs to the student's family.
@@ -41,7 +42,7 @@ def write_run(
     ]
     for size, teacher in enumerate(teachers, 1):
         inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in (options or {}).items())
-        lines.append(f'[[teachers]]\nname = "{teacher}"\nmodel = "{teacher}"\nengine = "fake"\ngpus = 0')
+        lines.append(f'[[teachers]]\nname = "{teacher}"\nmodel = "{teacher}"\nengine = "{engine}"\ngpus = 0')
         lines.append(f'family = "{teacher}"\nparams_b = {size}')
         lines.append(f"options = {{ {inline} }}")
     file = folder / "run.toml"

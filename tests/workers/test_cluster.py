@@ -147,9 +147,7 @@ def test_workers_wait_for_a_server_also_when_one_of_them_is_killed(
     with Server.running() as server:
         server.reply = lambda n: error(500, "down")
         options = {"base_url": server.base_url, "max_retries": 0, "concurrency": 2}
-        file = write_run(tmp_path, options=options)
-        head, *tables = file.read_text().split("[[teachers]]")
-        file.write_text("[[teachers]]".join([head, *(table.replace('"fake"', '"openai"') for table in tables)]))
+        file = write_run(tmp_path, engine="openai", options=options)
         for name in ("one", "two"):
             cluster.worker(name)
         cluster.start("dispatch", "dispatch")

@@ -53,10 +53,9 @@ def servers() -> Iterator[tuple[Server, Server]]:
 def write(folder: Path, base_url: str, **run: Any) -> Path:
     """A run file whose teachers are at an address."""
     options = {"base_url": base_url, "max_retries": 1, "concurrency": 2}
-    file = write_run(folder, prompts=ROWS, teachers=TEACHERS, options=options, strategy="random", **run)
-    head, *tables = file.read_text().split("[[teachers]]")
-    file.write_text("[[teachers]]".join([head, *(table.replace('"fake"', '"openai"') for table in tables)]))
-    return file
+    return write_run(
+        folder, prompts=ROWS, teachers=TEACHERS, engine="openai", options=options, strategy="random", **run
+    )
 
 
 def begin(database: Database, file: Path) -> int:
