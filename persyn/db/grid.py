@@ -139,17 +139,18 @@ def read(
     quality, learned, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
     n_responses = np.zeros(empty.shape[:2], dtype=np.int64)
     found = _responses(run, measured.kind).where(wanted, Response.sample < config.samples)
-    for cell in session.execute(found, execution_options={"yield_per": 10_000}):
-        place = row_of[cell.prompt_id], column_of[cell.teacher_id], cell.sample
-        n_responses[place[:2]] += cell.n_characters is not None
-        if cell.quality is not None:
-            quality[place] = cell.quality
-        _require_statistics(run, cell, measured.kind)
-        learned[place] = _learnability(cell, measured)
-        if cell.prompt_tokens is not None:
-            prompt_tokens[place] = cell.prompt_tokens
-        if cell.response_tokens is not None:
-            response_tokens[place] = cell.response_tokens
+    with session.execute(found, execution_options={"yield_per": 10_000}) as cells:
+        for cell in cells:
+            place = row_of[cell.prompt_id], column_of[cell.teacher_id], cell.sample
+            n_responses[place[:2]] += cell.n_characters is not None
+            if cell.quality is not None:
+                quality[place] = cell.quality
+            _require_statistics(run, cell, measured.kind)
+            learned[place] = _learnability(cell, measured)
+            if cell.prompt_tokens is not None:
+                prompt_tokens[place] = cell.prompt_tokens
+            if cell.response_tokens is not None:
+                response_tokens[place] = cell.response_tokens
     is_other = measured.on != config.learnability_on
     if is_other and measured.on == "reasoning" and len(prompts) and np.isnan(learned).all():
         raise UsageError(f"run {run.name} has no scored reasoning to compute learnability on; use answer or both")

@@ -114,6 +114,15 @@ def value(definition: Learnability, statistics: Statistics) -> float:
     return found if np.isfinite(found) else float("nan")
 
 
+def unit(name: str, *, per: str, on: str) -> str:
+    """A learnability's unit in words, with the part of a response: "nats per token, of the answer".
+
+    name: of the definition; one other than `log_likelihood` comes before its unit.
+    """
+    said = f"nats per {per}" if name == "log_likelihood" else ", ".join(filter(None, (name, LEARNABILITIES[name].unit)))
+    return said if on == "both" else f"{said}, of the {on}"
+
+
 def _mean(statistics: Statistics, name: str) -> float:
     return statistics[name] / statistics["n_tokens"]
 
