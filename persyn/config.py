@@ -121,7 +121,7 @@ class RunTable(_Table, frozen=True):
     alpha: UnitInterval = 0.4
     #: How raw scores are normalised within a prompt.
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
-    #: [How well a response suits the student](method.md#definitions-of-learnability), computed from the student's pass over it.
+    #: [How well a response suits the student](method.md#definitions-of-learnability), from the student's pass over it.
     learnability: LearnabilityKind = "log_likelihood"
     #: `log_likelihood`: the divisor of a response's log-likelihood; `response` means the sum over all its tokens.
     learnability_per: Per = "token"

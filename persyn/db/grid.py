@@ -193,7 +193,7 @@ def _learnability(cell: Any, measured: Measure) -> float:
     parts = {"answer": cell.statistics["answer"] | {"log_likelihood": cell.log_likelihood, "n_tokens": cell.n_tokens}}
     if cell.reasoning_n_tokens:
         counted = {"log_likelihood": cell.reasoning_log_likelihood, "n_tokens": cell.reasoning_n_tokens}
-        parts["reasoning"] = cell.statistics["reasoning"] | counted
+        parts["reasoning"] = cell.statistics.get("reasoning", {}) | counted
         parts["both"] = learnabilities.joined(parts["answer"], parts["reasoning"])
     part = parts.get(measured.on, parts["answer"] if measured.on == "both" else None)
     return np.nan if part is None else learnabilities.value(measured.kind, part)

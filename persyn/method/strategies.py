@@ -31,17 +31,17 @@ class StrategyInputs:
     """Inputs available to a strategy. Compared by identity, so that results can be cached per instance.
 
     rewards, quality, learnability: (C, T) of the calibration prompts; C may be 0 where they are not needed.
-              Learnability is a log-likelihood; None if another definition of it is used.
     sizes:    (T,) parameters in billions, NaN where unknown.
     families: (T,) of the teachers; `family` is the student's.
     teachers: (T,) their names, in head order.
     price_in, price_out: (T,) US dollars per million prompt or response tokens, NaN where unknown.
     prompts:  (C,) the calibration prompts, {"messages", "meta"} each; empty for a strategy that does not read prompts.
+    is_log_likelihood: whether learnability is one, so that its negative is the student's loss.
     """
 
     rewards: Matrix
     quality: Matrix
-    learnability: Matrix | None
+    learnability: Matrix
     sizes: Vector
     families: Sequence[str | None]
     family: str | None
@@ -49,6 +49,7 @@ class StrategyInputs:
     price_in: Vector
     price_out: Vector
     prompts: Sequence[dict[str, Any]] = ()
+    is_log_likelihood: bool = True
 
 
 Policy: TypeAlias = Callable[[StrategyInputs, Present, Mapping[str, Any]], Matrix]
@@ -88,7 +89,7 @@ def _static(known: StrategyInputs, present: Present, arguments: Mapping[str, Any
 
 
 def _car(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
-    if known.learnability is None:
+    if not known.is_log_likelihood:
         raise ValueError("needs the student's loss; this learnability is no log-likelihood")
     return by_ranking(_measured(car(known.quality, known.learnability, beta=arguments["beta"])), present)
 

@@ -26,11 +26,12 @@ def strategy_inputs(
     return StrategyInputs(
         rewards=rewarded[learn],
         quality=cells.quality[learn],
-        learnability=cells.learnability[learn] if cells.is_log_likelihood else None,
+        learnability=cells.learnability[learn],
         sizes=np.array([teacher.params_b for teacher in teachers], dtype=np.float64),
         families=[teacher.family for teacher in teachers],
         family=load_config(run.config).student.family,
         teachers=[teacher.name for teacher in teachers],
         price_in=np.array([teacher.price_in for teacher in teachers], dtype=np.float64),
         price_out=np.array([teacher.price_out for teacher in teachers], dtype=np.float64),
+        is_log_likelihood=cells.is_log_likelihood,
     )

@@ -285,9 +285,9 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _options(run: Run) -> dict[str, Any]:
-    """The run's options for scoring with the student, applied to whole responses."""
+    """The run's options for scoring with the student, applied to whole responses, which are read once."""
     options = load_config(run.config).student.options
-    return {name: value for name, value in options.items() if name != "response_tokens"}
+    return {name: value for name, value in options.items() if name not in ("response_tokens", "statistics")}
 
 
 def _spec_of_scorer(scorer: Scorer, subject: _Subject, wanted: _Wanted) -> ModelSpec:

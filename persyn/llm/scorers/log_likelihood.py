@@ -60,7 +60,7 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
 
     padded = Padded(
         encode,
-        StudentScorer(model).judge,
+        StudentScorer(model, tick).judge,
         max_tokens=scoring.max_tokens(model.config),
         batch_tokens=scoring.batch_tokens(spec, chosen),
         tick=tick,
@@ -78,8 +78,9 @@ class StudentScorer:
     If the head applied to the decoder's hidden states does not give the model's logits, all logits are computed.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, tick: Tick = lambda: None) -> None:
         self._model: Any = model
+        self._tick = tick
         self._parts: tuple[nn.Module, nn.Module] | None = _split(model)
         self._mates = BatchRule(model)
         self._device = model.device
@@ -115,6 +116,7 @@ class StudentScorer:
         while pieces:
             batch = pieces[: max(1, size // len(pieces[0][2].ids))]
             pieces = pieces[len(batch) :]
+            self._tick()
             for (n, name, piece), tokens in zip(batch, self._tokens([piece for _, _, piece in batch]), strict=True):
                 for part, of_part in _parts(piece, tokens).items():
                     found[n][part][name] = found[n][part].get(name, 0.0) + float(of_part[:, 0].sum())
@@ -192,12 +194,20 @@ def _measures(logits: Tensor, targets: Tensor) -> Tensor:
     highest = logits.amax(1, keepdim=True)
     logits.sub_(highest)
     weights = logits.exp()
-    total = weights.sum(1)
-    weighted = torch.linalg.vecdot(weights, logits)
-    if weighted.isnan().any():  # a logit of -inf, whose term is 0
-        weighted = -torch.special.entr(weights).sum(1)
+    total, weighted = weights.sum(1), _weighted(weights, logits)
     log_total = total.log()
     return torch.stack([(target - highest).squeeze(1) - log_total, rank, log_total - weighted / total], 1)
+
+
+def _weighted(weights: Tensor, logits: Tensor) -> Tensor:
+    """(n,) sums of exp(x) x, given (n, V) exp(x) and x; 0 for x = -inf, a token that the model excludes."""
+    if logits.device.type == "cpu":
+        found: Tensor = torch.linalg.vecdot(weights, logits)
+        if not found.isnan().any():
+            return found
+    # A GPU would have to wait for that question.
+    negated: Tensor = torch.special.entr(weights).sum(1)
+    return -negated
 
 
 def _n_above(logits: Tensor, target: Tensor) -> Tensor:
