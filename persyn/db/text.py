@@ -42,11 +42,11 @@ class call_characters(FunctionElement[int]):
 def _call_characters_on_sqlite(element: call_characters, compiler: SQLCompiler, **kwargs: Any) -> str:
     calls = compiler.process(element.clauses, **kwargs)
     name, arguments = (f"json_extract(value, '$.function.{key}')" for key in ("name", "arguments"))
-    return f"coalesce((SELECT sum(length({name}) + length({arguments})) FROM json_each({calls})), 0)"  # noqa: S608 - names of columns
+    return f"coalesce((SELECT sum(length({name}) + length({arguments})) FROM json_each({calls})), 0)"  # noqa: S608
 
 
 @compiles(call_characters, "postgresql")
 def _call_characters_on_postgresql(element: call_characters, compiler: SQLCompiler, **kwargs: Any) -> str:
     calls = compiler.process(element.clauses, **kwargs)
     name, arguments = (f"value -> 'function' ->> '{key}'" for key in ("name", "arguments"))
-    return f"coalesce((SELECT sum(length({name}) + length({arguments})) FROM jsonb_array_elements({calls})), 0)"  # noqa: S608 - names of columns
+    return f"coalesce((SELECT sum(length({name}) + length({arguments})) FROM jsonb_array_elements({calls})), 0)"  # noqa: S608
