@@ -33,7 +33,7 @@ NOISE, ALPHA = 0.1, 0.2
 HOLDOUT = 2_000
 SEEDS = range(5)
 #: Of the demo's teachers: prompts of each group, samples per cell, and their temperature.
-PER_GROUP, SAMPLES, TEMPERATURE = 4, 8, 0.7
+PER_GROUP, SAMPLES, TEMPERATURE = 4, 4, 0.7
 REAL = "### Real teachers: a cell\n"
 
 
@@ -170,7 +170,7 @@ def _real_run(home: Path) -> dict[str, Any]:
     (home / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folders = {folder.name: str(folder.resolve()) for folder in (models.smollm2(), models.gemma())}
     config = tomllib.loads(prompts.RUN_FILE.read_text())
-    config["run"] |= {"name": "samples", "calibration": len(rows), "samples": SAMPLES}
+    config["run"] |= {"name": f"samples-{SAMPLES}", "calibration": len(rows), "samples": SAMPLES}
     config["prompts"] = {"file": str((home / "prompts.jsonl").resolve())}
     config["student"] = {"name": "none", "model": "none", "engine": "fake"}
     config["strategy"] = {"kind": "static"}

