@@ -33,7 +33,7 @@ NOISE, ALPHA = 0.1, 0.2
 HOLDOUT = 2_000
 SEEDS = range(5)
 #: Of the demo's teachers: prompts of each group, samples per cell, and their temperature.
-PER_GROUP, SAMPLES, TEMPERATURE = 4, 4, 0.7
+PER_GROUP, SAMPLES, TEMPERATURE = 2, 4, 0.7
 REAL = "### Real teachers: a cell\n"
 
 
@@ -170,7 +170,7 @@ def _real_run(home: Path) -> dict[str, Any]:
     (home / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folders = {folder.name: str(folder.resolve()) for folder in (models.smollm2(), models.gemma())}
     config = tomllib.loads(prompts.RUN_FILE.read_text())
-    config["run"] |= {"name": f"samples-{SAMPLES}", "calibration": len(rows), "samples": SAMPLES}
+    config["run"] |= {"name": f"samples-{len(rows)}-{SAMPLES}", "calibration": len(rows), "samples": SAMPLES}
     config["prompts"] = {"file": str((home / "prompts.jsonl").resolve())}
     config["student"] = {"name": "none", "model": "none", "engine": "fake"}
     config["strategy"] = {"kind": "static"}
@@ -193,9 +193,9 @@ def real_cells(quality: Samples, sizes: Sequence[int]) -> str:
     for n in sizes:
         each = groups(quality, n).reshape(len(quality), -1, n)
         means = rewards.sample_means(each).reshape(*quality.shape[:2], -1)
-        spread = np.sqrt(np.nanmean(np.nanvar(means, axis=2, ddof=1)))
-        said = np.sqrt((rewards.sample_errors(each) ** 2).mean())
-        rows.append([str(n), f"{spread:.3f}", f"{said:.3f}" if n > 1 else "unknown"])
+        spread = np.sqrt(np.nanmean(np.nanvar(means, axis=2, ddof=1))) if means.shape[2] > 1 else None
+        said = np.sqrt((rewards.sample_errors(each) ** 2).mean()) if n > 1 else None
+        rows.append([str(n), *("unknown" if found is None else f"{found:.3f}" for found in (spread, said))])
     return table(["samples", "standard deviation of a cell's mean over other samples", "its standard error"], rows)
 
 
