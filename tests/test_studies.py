@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from persyn.errors import UsageError
@@ -197,6 +198,16 @@ def test_of_students_that_were_trained_in_two_ways_the_better_is_not_picked() ->
 
     with pytest.raises(UsageError, match="were trained or asked in 2 ways; give another --home"):
         controlled._became(dict.fromkeys(controlled.CASES, two), {})
+
+
+def test_the_best_of_four_real_samples_is_counted_by_hand() -> None:
+    cells = np.array([[1.0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [np.nan, 0, 0, 1]])
+    quality = cells[:, None, :]
+
+    # 6 of 16 are right, and so is one of four for 3 of 4 prompts: 1 - (10/16)^4 = 0.847 if chance alone decided.
+    assert "| a | 37.5% | 75.0% | 84.7% | 2.50 |" in samples.real_best(["a"], quality, 4)
+    # The variances of the cells are 1/4, 0, 0 and 1/3.
+    assert f"| 1 | {np.sqrt((1 / 4 + 1 / 3) / 4):.3f} | unknown |" in samples.real_cells(quality, (1, 2))
 
 
 def test_four_samples_halve_the_distance_of_a_cell_from_the_truth() -> None:

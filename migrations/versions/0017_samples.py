@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Collection
 
 import sqlalchemy as sa
 from alembic import op
@@ -51,7 +49,7 @@ _CHARACTERS = "(length(x.text) + coalesce(length(replace(CAST(x.tool_calls AS te
 _LEARNABILITY = f"""{_part("l.value", "l.reasoning_value")} / CASE
     WHEN coalesce({_part("l.n_tokens", "l.reasoning_n_tokens")}, 0) = 0 THEN NULL
     WHEN {{per}} = 'token' THEN {_part("l.n_tokens", "l.reasoning_n_tokens")}
-    WHEN {{per}} = 'character' THEN nullif({_part(_CHARACTERS, "length(x.reasoning)")}, 0)
+    WHEN {{per}} = 'character' THEN nullif({_part("{characters}", "length(x.reasoning)")}, 0)
     ELSE 1
 END"""
 #: A response that the run uses: of its grid, or of an assigned teacher.
@@ -340,36 +338,33 @@ _COLUMNS = (_sample, _rejected)
 
 
 def upgrade() -> None:
-    _drop()
+    drop_views()
     for column in _COLUMNS:
         op.add_column("assignments", column())
+    make_views()
+
+
+def make_views(names: Collection[str] = _VIEWS.keys(), characters: str = _CHARACTERS) -> None:
+    """Create these views; `characters` is the number of characters of a response x."""
     words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
     told = {name: words[name] for name in ("alpha", "normalise", "samples", "asked", "keep", "strategy")}
-    told["learnability"] = _LEARNABILITY.format(**words)
+    told["learnability"] = _LEARNABILITY.format(**words, characters=characters)
     told |= {"used": _USED.format(**words), "rows": _ROWS.format(**words), "row": _ROW.format(**words)}
     told |= {f"reason_{table}": words["reason"].format(table) for table in ("x", "v")}
-    for name, query in _VIEWS.items():
-        op.execute(sa.text(f"CREATE VIEW {name} AS {query.format(**told)}".replace(":", r"\:")))
+    for name in names:
+        op.execute(sa.text(f"CREATE VIEW {name} AS {_VIEWS[name].format(**told)}".replace(":", r"\:")))
 
 
 def downgrade() -> None:
-    _drop()
+    drop_views()
     for column in reversed(_COLUMNS):
         op.drop_column("assignments", column().name)
-    _revision("0006_views").make_views(_VIEWS)
-    _revision("0012_reasoning_in_views").upgrade()  # replaces those with reasoning
+    script = op.get_context().script
+    script.get_revision("0006").module.make_views(_VIEWS)
+    script.get_revision("0012").module.upgrade()  # replaces those with reasoning
 
 
-def _drop() -> None:
-    for name in _VIEWS:
+def drop_views(names: Collection[str] = _VIEWS.keys()) -> None:
+    """Drop these views."""
+    for name in names:
         op.execute(f"DROP VIEW {name}")
-
-
-def _revision(name: str) -> ModuleType:
-    """An earlier revision, which has the views as they were."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

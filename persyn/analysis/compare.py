@@ -130,7 +130,7 @@ def _compare(session: Session, run: Run, cells: Grid, reward: Reward, scores: Ma
     if not holdout.any() or not calibration.any():
         raise UsageError(
             f"run {run.name!r} has no scored hold-out prompts to compare strategies on; "
-            "it needs calibration and holdout above 0, and finished scoring"
+            "it needs calibration and holdout above 0, and finished scoring that did not fail"
         )
     present = ~np.isnan(rewarded[holdout])
     policies, notes = _policies(strategy_inputs(session, run, cells, rewarded, calibration), present, config.strategy)

@@ -7,12 +7,13 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Text, and_, cast, func, select, true
+from sqlalchemy import and_, func, select, true
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import On, Per, load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher
 from persyn.db.results import Response, Score
+from persyn.db.text import call_characters
 from persyn.errors import UsageError
 from persyn.method import rewards
 from persyn.method.rewards import Matrix, Normalisation
@@ -152,10 +153,6 @@ def _require_known(name: str, value: str | None, kind: Any) -> None:
         raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
-#: The characters of a response's calls, without spaces, which the databases set differently in JSON.
-_N_OF_CALLS = func.coalesce(func.length(func.replace(cast(Response.tool_calls, Text), " ", "")), 0)
-
-
 def _responses(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of twelve columns
     quality, likelihood = aliased(Score), aliased(Score)
     return (
@@ -166,7 +163,7 @@ def _responses(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a sel
             quality.value.label("quality"),
             likelihood.value.label("log_likelihood"),
             likelihood.n_tokens,
-            (func.length(Response.text) + _N_OF_CALLS).label("n_characters"),
+            (func.length(Response.text) + call_characters(Response.tool_calls)).label("n_characters"),
             likelihood.reasoning_value.label("reasoning_log_likelihood"),
             likelihood.reasoning_n_tokens,
             func.length(Response.reasoning).label("n_reasoning_characters"),

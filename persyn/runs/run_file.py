@@ -71,8 +71,8 @@ def _checked(given: Any, path: Path) -> RunConfig:
     _require_kinds(path, given, _kinds(config))
     _require_quality(path, config)
     _require_strategy(path, config)
-    _require_samples(path, config)
     _require_options(path, _said(config))
+    _require_samples(path, config)
     _require_adapters(path, config.teachers)
     return _absolute(config, path)
 
