@@ -169,6 +169,7 @@ async def later():
     await asyncio.sleep(0)
     return hashlib.sha256(input().encode()).hexdigest()[:4]
 print(asyncio.run(later()), sys.argv, __name__)
+exit()
 """
     assert run(code, "text\n") == ("from a thread\n982d [''] __main__\n", "")
 
@@ -306,6 +307,7 @@ def test_a_failure_says_why(code: str, failure: str) -> None:
         (["assert add(1"], None, "malformed_tests: SyntaxError"),
         (["import numpy\nassert add(1)"], None, "unsupported_tests: the tests import numpy"),
         (["try:\n add(1)\nexcept Mine:\n pass"], None, "unsupported_tests: the tests catch Mine"),
+        (["add(1)\nexit()"], None, "unsupported_tests: the tests end their process"),
         (["class A: pass\nassert add(A())"], None, "unsupported_tests: the tests pass an object of type A"),
         ("def check(candidate): assert candidate(1)", None, "no entry_point"),
         ("def helper(): assert add(1)", None, "malformed_tests: the tests contain no assert"),

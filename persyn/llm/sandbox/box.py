@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from persyn.errors import EngineError, HostLacks, shorten
 from persyn.llm.sandbox.exchange import LENGTH
@@ -44,6 +47,29 @@ _ROOT = str(Path(__file__).parents[3])
 
 class CannotTest(Exception):
     """The tests of a row cannot be run; the message is the reason of a `Failed`."""
+
+
+class _Verdict(Struct, frozen=True):
+    """A message of the process with the tests; it has one of these fields.
+
+    tests:    their number; the failure of each follows.
+    failure:  of a test; None if it passed.
+    no_start: the process of the code has ended before it loaded the code.
+    """
+
+    tests: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    failure: str | UnsetType | None = UNSET
+    malformed_tests: str | None = None
+    unsupported_tests: str | None = None
+    no_start: bool = False
+
+    @property
+    def refusal(self) -> str:
+        """Why the tests cannot be run; empty if they can."""
+        for name in ("malformed_tests", "unsupported_tests"):
+            if (said := getattr(self, name)) is not None:
+                return f"{name}: {shorten(said)}"
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +110,11 @@ def run_tests(code: str, tests: Tests, limits: Limits, *, stop_early: bool) -> l
     total, failures = 1, list[str | None]()
     for _ in range(_MOST_STARTS):
         for said in _verdicts(code, tests, len(failures), limits):
-            total = said.get("tests", total)
-            if reason := next((name for name in ("malformed_tests", "unsupported_tests") if name in said), None):
-                raise CannotTest(f"{reason}: {shorten(said[reason])}")
-            if "failure" in said:
-                failures.append(said["failure"])
+            total = said.tests or total
+            if said.refusal:
+                raise CannotTest(said.refusal)
+            if said.failure is not UNSET:
+                failures.append(said.failure)
             if stop_early and failures and failures[-1]:
                 return failures + ["not run: another test failed"] * (total - len(failures))
         if len(failures) >= total:
@@ -135,8 +161,8 @@ def missing_walls(memory_mb: int) -> dict[str, str]:
     limits = Limits(timeout_seconds=_START_SECONDS, memory_mb=memory_mb, without=WALLS)
     with _Children(limits) as children, socket.create_server(("127.0.0.1", 0)) as server:
         file = children.enter_context(tempfile.NamedTemporaryFile(prefix="persyn-probe-"))  # noqa: SIM115
-        place = {"file": file.name, "port": server.getsockname()[1], "memory_mb": memory_mb}
-        process = children.start({"role": "probe", "probe": place, "cpu_seconds": 60}, stdout=subprocess.PIPE)
+        job = {"role": "probe", "file": file.name, "port": server.getsockname()[1], "cpu_seconds": 60}
+        process = children.start(job, stdout=subprocess.PIPE)
         assert process.stdout
         pipes = {process.stdout.fileno(): bytearray()}
         failure = _collect(pipes, time.monotonic() + _START_SECONDS)
@@ -159,7 +185,7 @@ class _Children(contextlib.ExitStack):
         job |= {"memory_mb": self._limits.memory_mb, "without": list(self._limits.without)}
         with _file(json.dumps(job).encode()) as file:
             command = (
-                f"import sys; sys.path.append({_ROOT!r}); from persyn.llm.sandbox.child import main; sys.path.pop(); "
+                f"import sys; sys.path.append({_ROOT!r}); from persyn.llm.sandbox.child import main; "
                 f"main({file.fileno()})"
             )
             process = subprocess.Popen(
@@ -196,7 +222,7 @@ def _file(content: bytes) -> IO[bytes]:
     return file
 
 
-def _verdicts(code: str, tests: Tests, first: int, limits: Limits) -> Iterator[dict[str, Any]]:
+def _verdicts(code: str, tests: Tests, first: int, limits: Limits) -> Iterator[_Verdict]:
     """Start the two processes and yield what the one with the tests reports, from the test `first` on."""
     with _Children(limits) as children:
         (asked, asks), (answered, answers), (verdicts, reports) = (children.pipe() for _ in range(3))
@@ -212,42 +238,41 @@ def _verdicts(code: str, tests: Tests, first: int, limits: Limits) -> Iterator[d
         )
         for end in (asked, asks, answered, answers, reports):
             end.close()
-        said: dict[str, Any] | None = _first_word(verdicts, referee, limits)
+        said: _Verdict | None = _first_word(verdicts, referee, limits)
         while said is not None:
             yield said
             try:
                 said = _receive(verdicts.fileno(), time.monotonic() + limits.timeout_seconds)
             except TimeoutError:
                 said = None
-                yield {"failure": LATE}
+                yield _Verdict(failure=LATE)
 
 
 def _numbers(*ends: Connection) -> list[int]:
     return [end.fileno() for end in ends]
 
 
-def _first_word(verdicts: Connection, referee: subprocess.Popen[bytes], limits: Limits) -> dict[str, Any]:
+def _first_word(verdicts: Connection, referee: subprocess.Popen[bytes], limits: Limits) -> _Verdict:
     """The number of tests, or why there is none; nothing of the response has run until then."""
     try:
         said = _receive(verdicts.fileno(), time.monotonic() + _START_SECONDS)
     except TimeoutError:
         raise EngineError(f"the sandbox's processes do not start within {_START_SECONDS:g} s") from None
     if said is None and referee.wait() != NO_WALL:
-        return {"malformed_tests": "they end the process that reads them"}
-    if said is None or "no_start" in said:
+        return _Verdict(malformed_tests="they end the process that reads them")
+    if said is None or said.no_start:
         require_walls(limits)
         raise EngineError("the sandbox's processes end at their start")
     return said
 
 
-def _receive(descriptor: int, deadline: float) -> dict[str, Any] | None:
-    """The next message of the tests' process; None at its end. Raises `TimeoutError`."""
+def _receive(descriptor: int, deadline: float) -> _Verdict | None:
+    """The next message of the tests' process; None at its end, or at nonsense. Raises `TimeoutError`."""
     try:
         (length,) = LENGTH.unpack(_exactly(descriptor, LENGTH.size, deadline))
-        said: dict[str, Any] = json.loads(_exactly(descriptor, min(length, _OUTPUT_BYTES), deadline))
-    except (EOFError, ValueError):
+        return msgspec.json.decode(_exactly(descriptor, min(length, _OUTPUT_BYTES), deadline), type=_Verdict)
+    except (EOFError, msgspec.MsgspecError):
         return None
-    return said
 
 
 def _exactly(descriptor: int, size: int, deadline: float) -> bytes:

@@ -58,6 +58,13 @@ _MAKERS = {
 }
 
 
+#: What can be done with an object of the code. Comparison with a plain value, truth and arithmetic are not among these:
+#: the code would decide the outcome of a test.
+OPERATIONS = (
+    *("getattr", "setattr", "getitem", "setitem", "len", "iter", "next", "str", "repr", "hash", "eq", "isinstance"),
+)
+
+
 class Gone(BaseException):
     """The other process has ended, or says what cannot be understood. No `except Exception` of a test catches it."""
 

@@ -6,13 +6,12 @@ import ast
 import builtins
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _BUILT_IN = frozenset(dir(builtins))
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(NamedTuple):
     """Names by use; one name may have several.
 
     called:    as a function.

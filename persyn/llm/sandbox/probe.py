@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 
-def report(place: dict[str, Any], missing: dict[str, str]) -> None:
+def work(job: dict[str, Any], missing: dict[str, str]) -> None:
     """Print, as JSON, the walls that do not hold with the reasons.
 
-    place:   `file`, which exists and is not to be read or changed; `port`, on which this host listens; `memory_mb`.
+    job:     `file`, which exists and is not to be read or changed; `port`, on which this host listens; `memory_mb`.
     missing: walls that could not be put up.
     """
     found = dict(missing)
-    for wall, attempts in _attempts(place).items():
+    for wall, attempts in _attempts(job).items():
         for what, attempt in attempts.items() if wall not in missing else ():
             with contextlib.suppress(OSError, MemoryError):
                 attempt()
@@ -26,17 +26,17 @@ def report(place: dict[str, Any], missing: dict[str, str]) -> None:
     sys.stdout.write(json.dumps(found))
 
 
-def _attempts(place: dict[str, Any]) -> dict[str, dict[str, Callable[[], Any]]]:
-    file = place["file"]
+def _attempts(job: dict[str, Any]) -> dict[str, dict[str, Callable[[], Any]]]:
+    file = job["file"]
     return {
-        "limits": {"more memory than allowed": lambda: bytearray(place["memory_mb"] * 2**20)},
+        "limits": {"more memory than allowed": lambda: bytearray(job["memory_mb"] * 2**20)},
         "landlock": {
             "reading a file": lambda: os.close(os.open(file, os.O_RDONLY)),
             "listing a folder": lambda: os.listdir(os.path.dirname(file)),
             "reading about processes": lambda: os.close(os.open("/proc/self/environ", os.O_RDONLY)),
         },
         "seccomp": {
-            "a connection": lambda: socket.create_connection(("127.0.0.1", place["port"]), timeout=1),
+            "a connection": lambda: socket.create_connection(("127.0.0.1", job["port"]), timeout=1),
             "a socket": socket.socket,
             "another process": _fork,
             "a signal to the parent": lambda: os.kill(os.getppid(), 0),

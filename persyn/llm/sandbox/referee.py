@@ -17,11 +17,6 @@ from typing import Any
 from persyn.llm.sandbox import names
 from persyn.llm.sandbox.exchange import Channel, Gone, Peer
 
-#: What can be done with an object of the code. Comparison with a plain value, truth and arithmetic are not among these:
-#: the code would decide the outcome of a test.
-OPERATIONS = (
-    *("getattr", "setattr", "getitem", "setitem", "len", "iter", "next", "str", "repr", "hash", "eq", "isinstance"),
-)
 #: The module that tests may import the code from.
 _CODE_MODULE = "solution"
 _LONGEST = 2_000
@@ -37,7 +32,7 @@ class Malformed(Exception):
 
 
 class Remote:
-    """An object of the code under test; see `OPERATIONS`."""
+    """An object of the code under test; see `exchange.OPERATIONS`."""
 
     def __init__(self, peer: Peer, number: int) -> None:
         object.__setattr__(self, "_peer", peer)
@@ -143,8 +138,9 @@ def _cases(before: ast.Module, tests: ast.Module, entry_point: str | None) -> tu
     return before, [tests]
 
 
-def judge(job: dict[str, Any], code: Channel, verdicts: Channel) -> None:
+def work(job: dict[str, Any], missing: dict[str, str]) -> None:
     """Run the tests from `job["first"]` on and report their number, then the failure of each; None if it passed."""
+    code, verdicts = Channel(*job["pipes"]), Channel(-1, job["verdicts"])
     try:
         tests = Tests(job["setup"], job["tests"], job["entry_point"])
     except Malformed as error:
@@ -156,7 +152,7 @@ def judge(job: dict[str, Any], code: Channel, verdicts: Channel) -> None:
     try:
         code.receive()  # the code's process has started
     except Gone:
-        verdicts.send({"no_start": ""})
+        verdicts.send({"no_start": True})
         return
     verdicts.send({"tests": len(tests.cases)})
     try:
@@ -164,6 +160,8 @@ def judge(job: dict[str, Any], code: Channel, verdicts: Channel) -> None:
     except Gone:
         verdicts.send({"failure": _ENDED})
         return
+    if "unsupported_tests" in namespace.setup:
+        verdicts.send(namespace.setup)
     for case in tests.cases[job["first"] :]:
         outcome = namespace.outcome_of(case)
         verdicts.send(outcome)
@@ -187,7 +185,8 @@ class _Namespace:
         for name in () if flaw else tests.names:
             with contextlib.suppress(KeyError):  # the test then says that the name is not defined
                 self._names[name] = self._peer.ask("name", name)
-        self._flaw = self._flaw or self.outcome_of(tests.setup)["failure"] or ""
+        self.setup = self.outcome_of(tests.setup)
+        self._flaw = self.setup.get("failure") or ""
 
     def outcome_of(self, case: types.CodeType) -> dict[str, Any]:
         """Run one test; a test passes if nothing is raised."""
@@ -196,7 +195,9 @@ class _Namespace:
             if not self._flaw:
                 exec(case, self._names)  # noqa: S102 - behind walls
         except Unsupported as error:
-            return {"unsupported_tests": str(error)[:_LONGEST], "failure": None}
+            return {"unsupported_tests": str(error)[:_LONGEST]}
+        except SystemExit:
+            return {"unsupported_tests": "the tests end their process"}
         except Gone:
             said = _ENDED
         except Exception as error:

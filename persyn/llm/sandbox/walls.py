@@ -15,7 +15,6 @@ import errno
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable, Collection, Sequence
 
@@ -68,7 +67,7 @@ _PERMITTED = (
 #: (argument, mask, value): the call is permitted if the argument has the value under the mask.
 _Condition = tuple[int, int, int]
 _WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CLONE_THREAD, _SOCKET_KIND = 0x10000, 0xF
+_CLONE_THREAD, _AF_UNIX, _SOCK_STREAM, _SOCKET_KIND = 0x10000, 1, 1, 0xF
 _FCNTL = (0, 1, 2, 3, 4, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
 _IOCTL = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451, 0x541B)  # TCGETS, TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX, FIONREAD
 #: System calls that are permitted with these arguments only; each list of conditions is one way.
@@ -81,7 +80,7 @@ _RESTRICTED: dict[str, list[list[_Condition]]] = {
     # Only to read the process's own limits.
     "prlimit64": [[(0, _INT, 0), (2, 2**64 - 1, 0)]],
     # Connected to itself, as asyncio has one; a datagram socket could send to others.
-    "socketpair": [[(0, _INT, socket.AF_UNIX), (1, _SOCKET_KIND, socket.SOCK_STREAM)]],
+    "socketpair": [[(0, _INT, _AF_UNIX), (1, _SOCKET_KIND, _SOCK_STREAM)]],
 }
 
 
