@@ -193,9 +193,10 @@ class QualityTable(_Table, frozen=True):
     """[quality]: how the quality of a response is scored."""
 
     #: `math`: 1 if the final answer equals the reference, else 0. `instructions`: 1 if all instructions in the prompt's
-    #: row are followed, else 0. `reward_model`: its logit. `judge`: an LLM's rating, or its comparison with the
-    #: reference answer. `python`: your own function. `imported`: a score that came with imported responses. `fake`:
-    #: meaningless numbers, for trying things out.
+    #: row are followed, else 0. `code`: 1 if the code in the response passes all tests in the prompt's row, else 0.
+    #: `reward_model`: its logit. `judge`: an LLM's rating, or its comparison with the reference answer. `python`: your
+    #: own function. `imported`: a score that came with imported responses. `fake`: meaningless numbers, for trying
+    #: things out.
     kind: QualityKind
     #: `reward_model`: a folder or hub id of a sequence classifier with one label; an encoder needs a chat template.
     #: `judge`: a folder, a hub id, or a server's name for it. `python`: `module:function`, on every worker's

@@ -55,7 +55,7 @@ class Change(NamedTuple):
     """How the prompts in a run's files or sources differ from those that the run was started with.
 
     new, gone: numbers of prompts.
-    other:     rows whose answer or instructions differ from those stored for their prompt.
+    other:     rows whose answer, instructions or tests differ from those stored for their prompt.
     """
 
     names: str
@@ -82,10 +82,10 @@ class Change(NamedTuple):
 
 
 def other_answers(names: str, count: int) -> str:
-    """The notice for rows whose answers or instructions differ from those stored for the same prompts."""
+    """The notice for rows whose answers, instructions or tests differ from those stored for the same prompts."""
     rows_have = "1 row has" if count == 1 else f"{count:,} rows have"
     return (
-        f"{names}: {rows_have} a reference answer, or instructions, that differ from those stored for the same "
+        f"{names}: {rows_have} a reference answer, instructions or tests that differ from those stored for the same "
         "prompt; the stored ones are kept, and responses are scored with them: only a new store (PERSYN_HOME or "
         "PERSYN_DATABASE_URL) uses the new ones"
     )
