@@ -30,7 +30,6 @@ from sqlalchemy import select
 from persyn.analysis import compare, refits
 from persyn.analysis.compare import Comparison
 from persyn.analysis.refits import Frozen
-from persyn.db import lookup
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response
@@ -142,18 +141,11 @@ def _subjects(case: Case, options: argparse.Namespace) -> str:
     with _store(case, options) as database:
         name = _run_name(case, 0)
         _work(database, case, options, name, 0)
-        frozen = _frozen(database, name, case.home)
-        with database.read() as session:
-            found = select(Prompt.id, Prompt.meta).where(Prompt.id.in_(frozen.cells.prompt_ids.tolist()))
-            of_prompts = {prompt_id: meta.get(options.subject) for prompt_id, meta in session.execute(found)}
-            run = session.scalars(select(Run).where(Run.name == name)).one()
-            teachers = [teacher.name for teacher in lookup.teachers(session, run.id)]
-    labels = [of_prompts[prompt_id] for prompt_id in frozen.cells.prompt_ids.tolist()]
-    return subjects.report(subjects.Pool(frozen.cells, frozen.features, labels, teachers), options.seeds)
+        return subjects.report(subjects.read(database, name, options.subject, case.home), options.seeds)
 
 
 def _run_name(case: Case, seed: int) -> str:
-    return f"{case.pool or 'seed'}-{seed}"
+    return f"{case.pool.replace(' ', '-') or 'seed'}-{seed}"
 
 
 @contextmanager

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from sqlalchemy import select
 
+from persyn.analysis import refits
+from persyn.db import lookup
+from persyn.db.catalog import Prompt, Run, RunPrompt
+from persyn.db.connect import Database
 from persyn.db.grid import Grid
 from persyn.method import rewards
 from persyn.method.intervals import Vector, interval, weights
@@ -48,6 +54,19 @@ class Pool:
         }
 
 
+def read(database: Database, run_name: str, field: str, home: Path) -> Pool:
+    """Read a finished run's grid; `field` of a prompt's row names its subject."""
+    with database.read() as session:
+        run = session.scalars(select(Run).where(Run.name == run_name)).one()
+        inputs = refits.read(session, run)
+        teachers = [teacher.name for teacher in lookup.teachers(session, run.id)]
+        of_run = select(Prompt.id, Prompt.meta).join(RunPrompt).where(RunPrompt.run_id == run.id)
+        subject_of = {prompt_id: meta.get(field) for prompt_id, meta in session.execute(of_run)}
+    frozen = refits.freeze(inputs, home.resolve())
+    labels = [subject_of[prompt_id] for prompt_id in frozen.cells.prompt_ids.tolist()]
+    return Pool(frozen.cells, frozen.features, labels, teachers)
+
+
 def report(pool: Pool, n_seeds: int) -> str:
     """All tables of a pool."""
     found = {alpha: measure(pool, alpha, range(n_seeds)) for alpha in ALPHAS}
@@ -55,8 +74,8 @@ def report(pool: Pool, n_seeds: int) -> str:
         f"{len(pool.subjects):,} prompts of {len(set(pool.subjects))} subjects, {len(pool.teachers)} teachers, "
         f"{n_seeds} seeds of {FOLDS} folds.\n\n"
     )
-    gains = [f"At alpha {alpha:g}:\n\n{_gains(each)}" for alpha, each in found.items()]
-    return head + "".join(gains) + _leaders(pool) + _scores(pool)
+    by_alpha = [f"At alpha {alpha:g}:\n\n{gains(each)}" for alpha, each in found.items()]
+    return head + "".join(by_alpha) + _leaders(pool) + _scores(pool)
 
 
 def measure(pool: Pool, alpha: float, seeds: Iterable[int]) -> dict[str, Matrix]:
@@ -81,7 +100,7 @@ def _routed(reads: Mapping[str, Prompts], examples: Examples) -> dict[str, Vecto
     return found
 
 
-def _gains(found: Mapping[str, Matrix]) -> str:
+def gains(found: Mapping[str, Matrix]) -> str:
     """Each router next to the best single teacher, best first; intervals are over prompts, the spread over seeds."""
     names = sorted(found, key=lambda name: -found[name].mean())
     drawn = _drawn(np.column_stack([found[name].mean(axis=0) for name in names]))  # (D, N)
