@@ -24,6 +24,8 @@ JudgeEngine = Annotated[str, Meta(extra={"kinds": "judge"})]
 StudentEngine = Annotated[str, Meta(extra={"kinds": "student"})]
 QualityKind = Annotated[str, Meta(extra={"kinds": "quality"})]
 StrategyKind = Annotated[str, Meta(extra={"kinds": "strategy"})]
+EncoderName: TypeAlias = Literal["backbone", "embedding", "tfidf"]
+RouterKindName = Annotated[str, Meta(extra={"kinds": "router"})]
 #: A teacher's name may be a hub id.
 TeacherName = Annotated[
     str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")
@@ -213,6 +215,21 @@ class QualityTable(_Table, frozen=True):
 class RouterTable(_Table, frozen=True):
     """[router]: the model that predicts which teacher's response will have the highest reward."""
 
+    #: How it predicts. `auto` compares all kinds by cross-validation on the calibration prompts, among them the static
+    #: ranking, and takes the simplest within one standard error of the best. Without a kind it is `head` if `tune` is
+    #: `full` or `lora`, otherwise `auto`.
+    kind: RouterKindName | None = None
+    #: What it reads: the states of the `backbone`, a sentence `embedding`, the weights of n-grams (`tfidf`). `auto`
+    #: compares each of several.
+    encoders: list[EncoderName] = msgspec.field(default_factory=lambda: ["backbone"])
+    #: Fields of the prompts' rows, or `source`, whose values it also reads.
+    features: list[str] = []
+    #: A model folder or hub id of the `embedding` encoder, in the layout of sentence-transformers.
+    embedding: ModelName | None = None
+    #: Hub commit, branch or tag of the embedding.
+    embedding_revision: str | None = None
+    #: Its hub commit, or its folder's digest; set by PerSyn at the start of the run.
+    embedding_version: str | None = None
     #: The language model under the head.
     backbone: ModelName = "Qwen/Qwen2.5-1.5B"
     #: Hub commit, branch or tag.
@@ -230,6 +247,11 @@ class RouterTable(_Table, frozen=True):
     options: dict[str, Any] = {}
     #: The engine that fits the router and routes.
     engine: Literal["router", "fake"] = "router"
+
+    @property
+    def chosen_kind(self) -> str:
+        """The kind, by default one that follows from `tune`."""
+        return self.kind or ("head" if self.tune in ("full", "lora") else "auto")
 
 
 class StrategyTable(_Table, frozen=True):

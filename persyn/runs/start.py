@@ -30,8 +30,8 @@ def find(session: Session, config: RunConfig) -> Run | None:
     if run is None:
         return None
     was = load_config(run.config)
-    # A version that the file does not name is the one that the run was started with.
-    config = _pinned(config, function=was.strategy.revision, backbone=was.router.version)
+    # A version, or a kind of router, that the file does not name is the one that the run was started with.
+    config = _pinned(config, function=was.strategy.revision, backbone=was.router.version, kind=was.router.kind)
     same_run.require(session, run, config)
     return run
 
@@ -107,6 +107,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         config,
         function=known[own.model, own.revision].revision if own.model else None,
         backbone=known[router.backbone, router.revision].revision if _reads_prompts(config) else None,
+        kind=router.chosen_kind,
     )
     contents = [same_run.sha256(Path(file)) for file in config.prompts.files]
     config = replace(config, prompts=replace(config.prompts, sha256=contents))
@@ -152,10 +153,11 @@ def _way_out(one: TeacherTable, other: TeacherTable) -> str:
     return "remove one of them, or change its system turn, sampling or options"
 
 
-def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) -> RunConfig:
-    """Fill in the versions of the strategy's function and the router's backbone, where the file names none."""
+def _pinned(config: RunConfig, *, function: str | None, backbone: str | None, kind: str | None) -> RunConfig:
+    """Fill in the versions of the strategy's function and of the router's backbone, and its kind, where not given."""
+    own, router = config.strategy, config.router
     return replace(
         config,
-        strategy=replace(config.strategy, revision=config.strategy.revision or function),
-        router=replace(config.router, version=config.router.version or backbone),
+        strategy=replace(own, revision=own.revision or function),
+        router=replace(router, version=router.version or backbone, kind=router.kind or kind),
     )
