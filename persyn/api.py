@@ -421,7 +421,7 @@ class Run:
                     yield example
 
         with self._database.read() as session, closing(examples(session)) as rows:
-            table = formats.arrow_table(rows)
+            table = formats.COLUMNS.table(rows)
         return table.append_column("split", pa.array(splits, pa.string())) if chosen.splits else table
 
     def to_dataset(self, options: ExportOptions | None = None) -> datasets.Dataset:
