@@ -348,7 +348,11 @@ FORMATS = Registry(
                 "formatting": "sharegpt",
                 "columns": {"messages": "conversations", "system": "system", "tools": "tools"},
             },
-            [{"name": "conversations", "list": text_features("from", "value")}, *text_features("system", "tools"), *_origins()],
+            [
+                {"name": "conversations", "list": text_features("from", "value")},
+                *text_features("system", "tools"),
+                *_origins(),
+            ],
             is_strict=True,
         ),
     ),

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.dataset import export, formats, parquet_file
+from persyn.dataset import export, parquet_file
 from persyn.dataset.manifest import Manifest
 from persyn.dataset.options import ExportOptions
 from persyn.db import bulk
@@ -398,7 +398,7 @@ import resource, sys
 from pathlib import Path
 from persyn.db.connect import Database
 from persyn.errors import PersynError
-from persyn.dataset import export, formats, parquet_file
+from persyn.dataset import export, parquet_file
 from persyn.dataset.options import ExportOptions
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
