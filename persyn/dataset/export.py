@@ -104,6 +104,11 @@ def examples(session: Session, run_id: int, options: ExportOptions) -> Generator
             yield options.split_of(row.content_hash), whole.source.example(row, inline=options.reasoning == "inline")
 
 
+def default_folder(home: Path, run: str, kind: str) -> Path:
+    """Where a run's dataset of a kind is; no name of a run makes two of them the same."""
+    return home / ("datasets" if kind == "sft" else f"datasets-{kind}") / run
+
+
 def _require_replaceable(folder: Path, kind: str) -> None:
     if not folder.exists():
         return
