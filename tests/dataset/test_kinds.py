@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy.orm import Session
 
+import persyn
 from persyn.dataset import export
 from persyn.dataset.kinds import KINDS
 from persyn.dataset.manifest import Manifest
@@ -421,3 +422,17 @@ def test_pairs_have_no_ties_and_no_missing_rewards() -> None:
     assert chosen("all", least=0.6) == [(2, 4), (3, 4)]
     assert chosen("best-worst", may_win=[True, False, False, False, False]) == [(0, 4)]
     assert chosen("all", may_win=[False] * 5) == []
+
+
+@SQLITE
+def test_kinds_are_a_table_and_a_folder_in_python(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    with persyn.open(tmp_path / "persyn.db", home=tmp_path / "home") as store:
+        options = ExportOptions(kind="preference", splits={"test": 0.5})
+        table = store.run("run").dataset(options)
+        with pytest.warns(UserWarning, match="no licence is stated"):
+            written = store.run("run").export(options=options)
+
+    assert (table.num_rows, written.exported) == (2, 2)
+    assert {"chosen", "rejected", "margin", "split"} <= set(table.column_names)
+    assert written.folder == tmp_path / "home" / "datasets-preference" / "run"
+    assert "2 rows (preference) of 2 of 4 calibration prompts" in repr(written)
