@@ -34,7 +34,7 @@ from persyn.analysis.summary import Summary
 from persyn.analysis.text_table import text_table
 from persyn.analysis.watch import Snapshot as Snapshot
 from persyn.config import On, Per, RunConfig, load_config
-from persyn.dataset import export, formats, manifest
+from persyn.dataset import export, manifest
 from persyn.dataset.options import ExportOptions as ExportOptions
 from persyn.db import catalog, lookup
 from persyn.db.catalog import RunState
@@ -409,19 +409,19 @@ class Run:
     def dataset(self, options: ExportOptions | None = None) -> pa.Table:
         """The dataset: each prompt with its assigned teacher's response, in the columns of the Parquet export.
 
-        options: filters, as `persyn export` has them; with splits there is a column `split`.
+        options: kind and filters, as `persyn export` has them; with splits there is a column `split`.
         """
         chosen = _options(options)
         splits: list[str] = []
 
-        def examples(session: Session) -> Generator[formats.Example]:
+        def examples(session: Session) -> Generator[Any]:
             with closing(export.examples(session, self._id, chosen)) as rows:
                 for split, example in rows:
                     splits.append(split)
                     yield example
 
         with self._database.read() as session, closing(examples(session)) as rows:
-            table = formats.arrow_table(rows)
+            table = chosen.of_kind.columns.table(rows)
         return table.append_column("split", pa.array(splits, pa.string())) if chosen.splits else table
 
     def to_dataset(self, options: ExportOptions | None = None) -> datasets.Dataset:
@@ -439,13 +439,15 @@ class Run:
     ) -> ExportedDataset:
         """Write the dataset with its card and manifest, replacing an earlier one as a whole.
 
-        folder: default: `datasets/NAME` in the store's home.
+        folder: default: `datasets/NAME` in the store's home, `datasets-KIND/NAME` for another kind than sft.
 
         Warns of teachers whose responses are exported and whose licence is not stated, and of responses that a reader
         cannot tell from their reasoning.
         """
-        place = (Path(folder) if folder is not None else self._settings.home / "datasets" / self.name).absolute()
-        written = export.write(self._database, self._id, place, _options(options))
+        chosen = _options(options)
+        default = export.default_folder(self._settings.home, self.name, chosen.kind)
+        place = (Path(folder) if folder is not None else default).absolute()
+        written = export.write(self._database, self._id, place, chosen)
         if silent := [each.name for each in written.teachers if each.exported and not each.license]:
             _warn(f"no licence is stated for {', '.join(silent)}: check how their responses may be used")
         if written.ambiguous:
@@ -542,9 +544,11 @@ class ExportedDataset(manifest.Manifest):
         left_out = {**self.failed, **{f"dropped by {name}": count for name, count in self.dropped.items()}}
         left_out["missing"] = self.missing
         parts = "".join(f", {name} {count:,}" for name, count in left_out.items() if count)
-        return (
-            f"<persyn.ExportedDataset {self.run}: {self.exported:,} of {self.assigned:,} rows in {self.folder}{parts}>"
-        )
+        kind = self.export.of_kind
+        rows = f"{self.exported:,} of {self.assigned:,} rows"
+        if kind.name != "sft":
+            rows = f"{self.exported:,} rows ({kind.name}) of {self.used:,} of {self.assigned:,} {kind.unit}"
+        return f"<persyn.ExportedDataset {self.run}: {rows} in {self.folder}{parts}>"
 
 
 class _ProgressQueue(Counter):

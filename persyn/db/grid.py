@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, select, true
+from sqlalchemy import Select, and_, func, select, true
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import On, Per, load_config
@@ -73,10 +73,16 @@ class Grid:
 
 
 def read(
-    session: Session, run: Run, *, per: Per | None = None, on: On | None = None, prompt_id: int | None = None
+    session: Session,
+    run: Run,
+    *,
+    per: Per | None = None,
+    on: On | None = None,
+    prompt_ids: tuple[int, int] | None = None,
 ) -> Grid:
-    """Read a run's grid as far as it is complete, or only one prompt's row (no row if it is not a calibration prompt).
+    """Read a run's grid as far as it is complete.
 
+    prompt_ids: only the rows of calibration prompts from the first to the last of these ids, perhaps none.
     per: the divisor of the log-likelihood; None means the run's.
     on:  the part of a response whose log-likelihood counts; None means the run's. With `reasoning`, a response without
          reasoning has no learnability.
@@ -90,7 +96,7 @@ def read(
     per, on = per or config.learnability_per, on or config.learnability_on
     if per != "token" and load_config(run.config).student.options.get("response_tokens"):
         raise UsageError(f"learnability per {per} needs whole responses; run {run.name} scored only first tokens")
-    wanted = RunPrompt.prompt_id == prompt_id if prompt_id is not None else true()
+    wanted = RunPrompt.prompt_id.between(*prompt_ids) if prompt_ids is not None else true()
     prompts = session.execute(
         select(RunPrompt.prompt_id, RunPrompt.role)
         .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, wanted)
@@ -104,13 +110,13 @@ def read(
     empty = np.full((len(prompts), len(teacher_ids), config.samples), np.nan)
     quality, learnability, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
     n_responses = np.zeros(empty.shape[:2], dtype=np.int64)
-    found = _responses(run).where(wanted, Response.sample < config.samples)
+    found = scored_responses(run).where(wanted, Response.sample < config.samples)
     for cell in session.execute(found, execution_options={"yield_per": 10_000}):
         place = row_of[cell.prompt_id], column_of[cell.teacher_id], cell.sample
         n_responses[place[:2]] += cell.n_characters is not None
         if cell.quality is not None:
             quality[place] = cell.quality
-        learnability[place] = _learnability(cell, per, on)
+        learnability[place] = learnability_of(cell, per, on)
         if cell.prompt_tokens is not None:
             prompt_tokens[place] = cell.prompt_tokens
         if cell.response_tokens is not None:
@@ -133,8 +139,11 @@ def read(
     )
 
 
-def _learnability(cell: Any, per: Per, on: On) -> float:
-    """The log-likelihood of a response's parts, divided as asked; NaN where nothing was scored."""
+def learnability_of(cell: Any, per: Per, on: On) -> float:
+    """The log-likelihood of a response's parts, divided as asked; NaN where nothing was scored.
+
+    cell: a row of `scored_responses`.
+    """
     answer = _part(cell.log_likelihood, cell.n_tokens, cell.n_characters)
     reasoning = _part(cell.reasoning_log_likelihood, cell.reasoning_n_tokens, cell.n_reasoning_characters)
     both = answer + (reasoning if cell.reasoning_n_tokens else 0.0)
@@ -153,7 +162,8 @@ def _require_known(name: str, value: str | None, kind: Any) -> None:
         raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
-def _responses(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of twelve columns
+def scored_responses(run: Run) -> Select[Any]:
+    """Select the responses of a run's grid with their raw scores, as `learnability_of` reads them."""
     quality, likelihood = aliased(Score), aliased(Score)
     return (
         select(

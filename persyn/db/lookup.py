@@ -60,6 +60,24 @@ def in_dataset(run: Run) -> ColumnElement[bool]:
     return and_(is_candidate(), Response.sample < generation.rows) if generation.keep == "all" else answers_assignment()
 
 
+def of_dataset(run: Run, *columns: Any) -> Select[Any]:
+    """Select columns of the responses that are rows of a run's unfiltered dataset, and of their assignments."""
+    joined = select(*columns).select_from(Assignment).join(Response, in_dataset(run))
+    return joined.where(Assignment.run_id == run.id, Response.text.is_not(None))
+
+
+def of_grid(run: Run, *columns: Any) -> Select[Any]:
+    """Select columns of the responses to a run's calibration prompts, and of these `run_prompts` and `run_teachers`."""
+    return (
+        select(*columns)
+        .select_from(RunPrompt)
+        .join(Response, Response.prompt_id == RunPrompt.prompt_id)
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, Response.text.is_not(None))
+        .where(Response.sample < load_config(run.config).run.samples)
+    )
+
+
 def with_rows(query: Select[Any], run: Run) -> Select[Any]:
     """Join a select from `assignments` to the responses that the dataset should have, and add their `sample`.
 
