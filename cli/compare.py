@@ -19,6 +19,7 @@ from persyn.cli.student import show_students
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
+from persyn.method.learnability import LEARNABILITIES
 from persyn.settings import Settings
 from persyn.student import outcomes
 
@@ -42,6 +43,11 @@ _MOST_NAMED = 3
     "--normalise",
     type=click.Choice(["minmax", "zscore", "rank"]),
     help="How raw scores are made comparable within a prompt. Default: the run's.",
+)
+@click.option(
+    "--learnability",
+    type=click.Choice(list(LEARNABILITIES)),
+    help="The definition of learnability, from what the student's scores hold. Default: the run's.",
 )
 @click.option(
     "--per",
@@ -82,7 +88,8 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
         return
     if not names:
         raise UsageError("give the name of a run; 'persyn run list' lists them")
-    rewards = [Reward(alpha, reward["normalise"], reward["per"], reward["on"]) for alpha in _alphas(reward["alphas"])]
+    how = reward["normalise"], reward["per"], reward["on"], reward["learnability"]
+    rewards = [Reward(alpha, *how) for alpha in _alphas(reward["alphas"])]
     compared: list[Comparison] = []
     settings = Settings.from_environment()
     with store() as database:
@@ -119,7 +126,7 @@ def _freeze(database: Database, run: str, reward: Reward) -> Frozen:
     from persyn.analysis import refits  # imports torch
 
     with database.read() as session:
-        grid = refits.read(session, find_run(session, run), per=reward.per, on=reward.on)
+        grid = refits.read(session, find_run(session, run), reward)
     return refits.freeze(grid, Settings.from_environment().home)
 
 
@@ -138,7 +145,8 @@ def _alphas(text: str | None) -> list[float | None]:
 def _show(compared: Sequence[Comparison]) -> None:
     """Print one table for all comparisons, with columns for the run and alpha where they differ."""
     for one in compared:
-        measure = "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
+        measure = "" if one.learnability == "log_likelihood" else f", learnability {one.learnability}"
+        measure += "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
         measure += "" if one.learnability_on == "both" else f", learnability on {one.learnability_on}"
         click.echo(
             f"run {plain(one.run)}, alpha {one.alpha:g}, {one.normalise}{measure}: {one.n_holdout:,} hold-out prompts, "

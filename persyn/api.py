@@ -358,6 +358,7 @@ class Run:
         normalise: Normalisation | None = None,
         per: Per | None = None,
         on: On | None = None,
+        learnability: str | None = None,
     ) -> pa.Table:
         """A row for each cell of the grid; null where a score is missing.
 
@@ -365,12 +366,13 @@ class Run:
         normalise: minmax, zscore or rank.
         per:       what a log-likelihood is divided by: token, character or response.
         on:        the part of a response that it is computed on: answer, reasoning or both.
+        learnability: its definition: log_likelihood, rank_surprisal_ratio, ...
 
         Default: the run's own.
         """
         _require_alpha(alpha)
         with self._read() as (session, run):
-            return tables.rewards(session, run, alpha=alpha, how=normalise, per=per, on=on)
+            return tables.rewards(session, run, compare.Reward(alpha, normalise, per, on, learnability))
 
     def assignments(self) -> pa.Table:
         """A row for each prompt that has a teacher."""
@@ -385,18 +387,19 @@ class Run:
         normalise: Normalisation | None = None,
         per: Per | None = None,
         on: On | None = None,
+        learnability: str | None = None,
         refit: bool = False,
     ) -> pa.Table:
         """A row for each strategy: its estimated reward on the hold-out with a 95% interval, tokens and cost.
 
-        alpha, normalise, per, on: as in `rewards`.
+        alpha, normalise, per, on, learnability: as in `rewards`.
         refit: also fit a head and evaluate nearest neighbours for this reward; needs the router's backbone.
 
         `table.schema.metadata[b"persyn"]` is JSON with these settings and what is unavailable. Raises `UsageError`
         for a run without scored hold-out prompts.
         """
         _require_alpha(alpha)
-        reward = compare.Reward(alpha, normalise, per, on)
+        reward = compare.Reward(alpha, normalise, per, on, learnability)
         scores: dict[str, Matrix | str] = {**self._refitted(reward)} if refit else {}
         scores |= custom_strategy.ask(self._database, self._id, self._settings, reward)
         with self._read() as (session, run):
@@ -521,7 +524,7 @@ class Run:
         from persyn.analysis import refits  # brings torch
 
         with self._read() as (session, run):
-            cells = refits.read(session, run, per=reward.per, on=reward.on)
+            cells = refits.read(session, run, reward)
         return refits.freeze(cells, self._settings.home).scores(reward.alpha, reward.how)
 
     def _drawable(self, group_by: str | None) -> tuple[dict[str, Callable[[], Picture]], dict[str, str]]:

@@ -26,6 +26,7 @@ QualityKind = Annotated[str, Meta(extra={"kinds": "quality"})]
 StrategyKind = Annotated[str, Meta(extra={"kinds": "strategy"})]
 EncoderName: TypeAlias = Literal["backbone", "embedding", "tfidf"]
 RouterKindName = Annotated[str, Meta(extra={"kinds": "router"})]
+LearnabilityKind = Annotated[str, Meta(extra={"kinds": "learnability"})]
 #: A teacher's name may be a hub id.
 TeacherName = Annotated[
     str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")
@@ -122,7 +123,10 @@ class RunTable(_Table, frozen=True):
     alpha: UnitInterval = 0.4
     #: How raw scores are normalised within a prompt.
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
-    #: The divisor of a response's log-likelihood; `response` means the sum over all its tokens.
+    #: [How well a response suits the student](method.md#definitions-of-learnability), computed from the student's pass
+    #: over it.
+    learnability: LearnabilityKind = "log_likelihood"
+    #: `log_likelihood`: the divisor of a response's log-likelihood; `response` means the sum over all its tokens.
     learnability_per: Per = "token"
     #: Which part of a response learnability is computed on, where the teacher reasoned: its answer given the reasoning,
     #: the reasoning, or `both`.

@@ -27,7 +27,7 @@ from demo import models, prompts
 from persyn.db.catalog import Prompt, Run
 from persyn.db.connect import Database
 from persyn.db.results import Response
-from persyn.llm.chat import Conversation
+from persyn.llm.template import Conversation
 from persyn.method import strategies, verdict
 from persyn.method.intervals import interval, weights
 from persyn.method.rewards import Indices, Matrix

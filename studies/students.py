@@ -15,7 +15,7 @@ import numpy as np
 from persyn.atomic import replaced
 from persyn.config import Sampling
 from persyn.llm import host
-from persyn.llm.chat import Conversation
+from persyn.llm.template import Conversation
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec
 from persyn.method.intervals import Vector
 from persyn.student import train

@@ -12,7 +12,8 @@ down_revision = "0016"
 branch_labels = None
 depends_on = None
 
-#: Values from a run's frozen configuration, and the first word of a failure.
+#: Values from a run's frozen configuration, the first word of a failure, and the characters of a text and of the names
+#: and arguments of its calls.
 _SQLITE = {
     "alpha": "json_extract(r.config, '$.run.alpha')",
     "normalise": "json_extract(r.config, '$.run.normalise')",
@@ -23,6 +24,9 @@ _SQLITE = {
     "keep": "coalesce(json_extract(r.config, '$.generation.keep'), 'best')",
     "strategy": "coalesce(json_extract(r.config, '$.strategy.kind'), 'persyn')",
     "reason": "substr({0}.failure, 1, instr({0}.failure || ':', ':') - 1)",
+    "characters": """(length(x.text) + coalesce((
+        SELECT sum(length(json_extract(value, '$.function.name')) + length(json_extract(value, '$.function.arguments')))
+        FROM json_each(x.tool_calls)), 0))""",
 }
 _POSTGRESQL = {
     "alpha": "CAST(r.config -> 'run' ->> 'alpha' AS double precision)",
@@ -34,6 +38,9 @@ _POSTGRESQL = {
     "keep": "coalesce(r.config -> 'generation' ->> 'keep', 'best')",
     "strategy": "coalesce(r.config -> 'strategy' ->> 'kind', 'persyn')",
     "reason": "split_part({0}.failure, ':', 1)",
+    "characters": """(length(x.text) + coalesce((
+        SELECT sum(length(value -> 'function' ->> 'name') + length(value -> 'function' ->> 'arguments'))
+        FROM jsonb_array_elements(x.tool_calls)), 0))""",
 }
 
 
@@ -43,8 +50,6 @@ def _part(answer: str, reasoning: str) -> str:
     return f"CASE {{on}} WHEN 'answer' THEN {answer} WHEN 'reasoning' THEN {reasoning} ELSE {answer} + {scored} END"
 
 
-#: Those of a text and its calls, without spaces, which the databases set differently in JSON.
-_CHARACTERS = "(length(x.text) + coalesce(length(replace(CAST(x.tool_calls AS text), ' ', '')), 0))"
 #: The log-likelihood of one response in the run's unit; null where no token was scored.
 _LEARNABILITY = f"""{_part("l.value", "l.reasoning_value")} / CASE
     WHEN coalesce({_part("l.n_tokens", "l.reasoning_n_tokens")}, 0) = 0 THEN NULL
@@ -344,11 +349,11 @@ def upgrade() -> None:
     make_views()
 
 
-def make_views(names: Collection[str] = _VIEWS.keys(), characters: str = _CHARACTERS) -> None:
-    """Create these views; `characters` is the number of characters of a response x."""
+def make_views(names: Collection[str] = _VIEWS.keys(), learnability: str = _LEARNABILITY) -> None:
+    """Create these views; `learnability` is that of a response x with the score l."""
     words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
     told = {name: words[name] for name in ("alpha", "normalise", "samples", "asked", "keep", "strategy")}
-    told["learnability"] = _LEARNABILITY.format(**words, characters=characters)
+    told["learnability"] = learnability.format(**words)
     told |= {"used": _USED.format(**words), "rows": _ROWS.format(**words), "row": _ROW.format(**words)}
     told |= {f"reason_{table}": words["reason"].format(table) for table in ("x", "v")}
     for name in names:

@@ -11,7 +11,8 @@ import numpy as np
 from msgspec import Struct
 from sqlalchemy.orm import Session
 
-from persyn.config import On, Per, load_config
+from persyn.analysis.compare import Reward
+from persyn.config import load_config
 from persyn.db import grid
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
@@ -91,16 +92,16 @@ class RefitInputs:
     fit: Fit
 
 
-def read(session: Session, run: Run, *, per: Per | None = None, on: On | None = None) -> RefitInputs:
+def read(session: Session, run: Run, reward: Reward | None = None) -> RefitInputs:
     """Read a run's grid; raise `UsageError` when no router can be fitted to it and measured.
 
-    per, on: unit of learnability and part of a response, see `grid.read`; None is the run's.
+    reward: how learnability is measured; None is as in the run.
     """
     config = load_config(run.config)
     if config.router.engine == "fake":
         raise UsageError(f"run {run.name!r} has a fake router, which has no backbone to read prompts")
     spec, request = fit_router.fit_of(session, run)
-    cells = grid.read(session, run, per=per, on=on)
+    cells = grid.read(session, run, **(reward or Reward()).measure)
     known = ~np.isnan(cells.rewards()).all(axis=1)
     if not (known & cells.is_holdout).any() or not (known & ~cells.is_holdout).any():
         raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")

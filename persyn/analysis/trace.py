@@ -224,6 +224,7 @@ def _scores(run: Run, prompt_id: int) -> Any:
             Score.n_tokens,
             Score.reasoning_value,
             Score.reasoning_n_tokens,
+            Score.statistics,
             Score.failure,
             Score.detail,
             Score.response_id,

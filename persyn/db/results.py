@@ -88,6 +88,9 @@ class Score(Base):
         comment="sum of log-probabilities of the reasoning; value is the answer's"
     )
     reasoning_n_tokens: Mapped[int | None] = mapped_column(comment="number of tokens in the reasoning's sum")
+    statistics: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="other sums over the tokens of a log-likelihood, {answer, reasoning}; null before PerSyn stored them"
+    )
     failure: Mapped[str | None] = mapped_column(Text)
     detail: Mapped[dict[str, Any]] = mapped_column(comment="how the value was obtained: parsed forms, dtype, version")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))

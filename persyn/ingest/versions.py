@@ -15,6 +15,7 @@ from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, St
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
+from persyn.db.results import Score
 from persyn.errors import UsageError
 from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES
@@ -22,6 +23,7 @@ from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify, identify_a
 from persyn.llm.options import OpenAIOptions
 from persyn.llm.protocols import ModelSpec
 from persyn.llm.scorers import custom_function, judge
+from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
 
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
@@ -160,13 +162,33 @@ def student(session: Session, table: StudentTable, known: Identities) -> Student
     return found_or_new
 
 
-def learnability(session: Session, student: Student, table: StudentTable) -> int:
-    """The id of the scorer that computes log-likelihoods under a student."""
+def learnability(session: Session, student: Student, table: StudentTable, definition: str = "log_likelihood") -> int:
+    """The id of the scorer that computes log-likelihoods under a student, and what a definition of learnability needs.
+
+    Where the student's scores were stored before PerSyn computed statistics, and the definition needs some, it is
+    another scorer: the responses are scored again, and the old scores stay.
+    """
+    kind = LEARNABILITIES.require(definition, "learnability")
+    chosen = {**table.options}
+    if extra := {*kind.extra, *chosen.get("statistics", ())}:
+        chosen["statistics"] = sorted(extra)
+    found = _student_scorer(session, student, table, chosen)
+    lacks = select(Score.response_id).where(
+        Score.scorer_id == found, Score.value.is_not(None), Score.statistics.is_(None)
+    )
+    if kind.needs and session.scalar(lacks.limit(1)) is not None:
+        return _student_scorer(
+            session, student, table, chosen | {"statistics": [*chosen.get("statistics", ()), "tokens"]}
+        )
+    return found
+
+
+def _student_scorer(session: Session, student: Student, table: StudentTable, chosen: Mapping[str, Any]) -> int:
     row = {
         "kind": table.engine,
         "model": student.model,
         "revision": student.revision,
-        "options": transport.decisive(table.engine, table.options, table.gpus),
+        "options": transport.decisive(table.engine, chosen, table.gpus),
         "student_id": student.id,
     }
     return _register(session, Scorer, _present(row, by_content=True), row)

@@ -147,6 +147,20 @@ class Chat:
             for each in found
         ]
 
+    def frame_ids(self, conversation: Conversation) -> list[int]:
+        """The prompt without its turns: the ids of what the template writes around them, up to the response.
+
+        May raise `TemplateError`.
+        """
+        answered = self._answered_or_refusal(conversation)
+        if isinstance(answered, TemplateError):
+            raise answered
+        if self.template is None:
+            return self.encode(f"{self._bos}Assistant:")
+        text, ends = answered.given + answered.lead, [0, *(end for _, end in sorted(answered.spans))]
+        begins = [*(begin for begin, _ in sorted(answered.spans)), len(text)]
+        return self.encode("".join(text[end:begin] for end, begin in zip(ends, begins, strict=True)))
+
     def _prompt(self, messages: Sequence[Message], tools: Tools | None = None) -> Written:
         if self.template is not None:
             self._refuse_special(messages, tools)

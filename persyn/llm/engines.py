@@ -99,6 +99,11 @@ class EngineKind:
         if unknown := sorted(name for name in self.transport if name.partition(".")[0] not in known):
             raise ValueError(f"transport of engine {self.name!r} names no option of it: {', '.join(unknown)}")
 
+    @property
+    def computes_statistics(self) -> bool:
+        """Whether a student on it yields the statistics that other learnabilities than `log_likelihood` need."""
+        return self.options is not None and "statistics" in self.options.__struct_fields__
+
     def reference(self, chosen: Mapping[str, Any]) -> ModelReference:
         """What `model` names, given the options."""
         return ENGINES[chosen["engine"]].model if self.is_nested else self.model

@@ -299,6 +299,10 @@ class LogLikelihoodOptions(ScorerOptions, frozen=True):
     chat_template_kwargs: dict[str, Any] = {}
     #: Score only this many tokens at the beginning of a response; long responses then cost less, and fit. None: all.
     response_tokens: Positive | None = None
+    #: Statistics for which the student reads each response once more, so that `compare --learnability` can use them:
+    #: `alone` (without the prompt, for `ifd`) and `local` (by windows, for `local_log_likelihood`). What `[run]
+    #: learnability` needs is added. `tokens` is part of every pass, and marks scores that were computed again for it.
+    statistics: list[Literal["tokens", "alone", "local"]] = []
 
 
 class JudgeOptions(EngineOptions, frozen=True):
@@ -423,6 +427,8 @@ class FakeOptions(EngineOptions, frozen=True):
     call_every: NonNegative = 0
     #: Number of words of the reasoning before it; 0: none.
     reasoning_words: NonNegative = 0
+    #: As a student: see `log_likelihood`.
+    statistics: list[Literal["tokens", "alone", "local"]] = []
     #: Number of scores of a `RouteOptions`; set by PerSyn.
     teachers: NonNegative = 0
 

@@ -180,6 +180,9 @@ class Judged(Struct, frozen=True, tag="judged"):
     #: The log-likelihood of the reasoning and its number of tokens; `value` and `n_tokens` are those of the answer.
     reasoning_value: float | None = None
     reasoning_n_tokens: int | None = None
+    #: The other statistics of a log-likelihood's tokens, of the "answer" and, if there is one, the "reasoning": see
+    #: `persyn.method.learnability.Statistics`.
+    statistics: dict[str, dict[str, float]] | None = None
     #: What is needed to audit the value: parsed forms, versions, dtype.
     detail: dict[str, Any] = {}
 

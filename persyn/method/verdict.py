@@ -256,7 +256,9 @@ def _by_group(known: Evidence, singles: Matrix, spread: float) -> Interval | Non
     fold = np.random.default_rng(0).permutation(len(singles)) % _FOLDS
     scores = np.empty(singles.shape)
     for out in range(_FOLDS):
-        scores[fold == out] = _group_means(singles[fold != out], of_group[fold != out], len(labels))[of_group[fold == out]]
+        scores[fold == out] = _group_means(singles[fold != out], of_group[fold != out], len(labels))[
+            of_group[fold == out]
+        ]
     return _Versus(chosen(scores, known.rewards)[:, None] - singles, spread).gain()
 
 

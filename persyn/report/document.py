@@ -31,8 +31,8 @@ _MARK = b"PerSyn report"
 _MARKED_WITHIN = 400
 #: Explanations of figures that need one.
 _ABOUT = {
-    "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is easier for "
-    "the student.",
+    "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is more "
+    "learnable for the student.",
     "rewards": "The distribution of each teacher's rewards over the grid; each row has its own scale.",
     "strategies": "Estimated reward of each strategy on the hold-out prompts, with 95% bootstrap intervals over these "
     "prompts.",

@@ -172,6 +172,8 @@ class Report(Struct, frozen=True):
     config_hash: str
     #: The unit of quality.
     unit: str
+    #: That of learnability, with its definition if it is not the mean log-likelihood.
+    learnability_unit: str
     models: list[ModelFacts]
     #: Serving engine -> number of the run's responses.
     engines: dict[str, int]

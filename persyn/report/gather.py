@@ -21,7 +21,7 @@ from persyn.db.results import Assignment, Response, Router
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError, shorten
 from persyn.llm.engines import ENGINES
-from persyn.method import intervals, rewards, routing_metrics
+from persyn.method import intervals, learnability, rewards, routing_metrics
 from persyn.method.rewards import Matrix
 from persyn.report import examples
 from persyn.report.facts import (
@@ -83,6 +83,9 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         config=run.config,
         config_hash=run.config_hash,
         unit=_unit(config.quality.kind),
+        learnability_unit=learnability.unit(
+            config.run.learnability, per=config.run.learnability_per, on=config.run.learnability_on
+        ),
         models=_models(session, run, config, teachers),
         engines=_engines(session, run),
         router=_fitted(router),
@@ -212,8 +215,8 @@ def _measured(
 
 
 def _means(cells: Grid, names: list[str]) -> list[TeacherMeans]:
-    quality, learnability = _intervals(cells.quality), _intervals(cells.learnability)
-    return [TeacherMeans(*row) for row in zip(names, quality, learnability, strict=True)]
+    means = _intervals(cells.quality), _intervals(cells.learnability)
+    return [TeacherMeans(*row) for row in zip(names, *means, strict=True)]
 
 
 def _intervals(values: Matrix) -> list[intervals.Interval | None]:

@@ -17,6 +17,7 @@ from persyn.config import IMPORTED, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
 from persyn.llm import engines, options
 from persyn.llm.engines import ENGINES
+from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import validation
 
@@ -71,6 +72,7 @@ def _checked(given: Any, path: Path) -> RunConfig:
     _require_kinds(path, given, _kinds(config))
     _require_quality(path, config)
     _require_strategy(path, config)
+    _require_learnability(path, config)
     _require_options(path, _said(config))
     _require_samples(path, config)
     _require_adapters(path, config.teachers)
@@ -173,6 +175,7 @@ def _kinds(config: RunConfig) -> Iterator[tuple[str, str, Sequence[str]]]:
     yield "student.engine", config.student.engine, engines.with_role("student")
     yield "quality.kind", config.quality.kind, engines.with_role("quality")
     yield "strategy.kind", config.strategy.kind, list(STRATEGIES)
+    yield "run.learnability", config.run.learnability, list(LEARNABILITIES)
     yield from _kinds_of_teachers(config.teachers)
 
 
@@ -186,7 +189,9 @@ def _require_kinds(path: Path, given: Any, kinds: Iterable[tuple[str, str, Seque
     """Raise `UsageError` for a name that is not one of a registry's; `kinds` has (key, name, known names)."""
     for key, name, known in kinds:
         if name not in known:
-            flaw = (STRATEGIES if key == "strategy.kind" else ENGINES).flaw(name)
+            flaw = {"strategy.kind": STRATEGIES.flaw, "run.learnability": LEARNABILITIES.flaw}.get(key, ENGINES.flaw)(
+                name
+            )
             hint = f"; {flaw}" if flaw else ""
             allowed = ", ".join(map(repr, known))
             raise UsageError(f"{path}: {validation.key(given, key)} is {name!r}; allowed: {allowed}{hint}")
@@ -237,6 +242,20 @@ def _require_samples(path: Path, config: RunConfig) -> None:
             f"{path}: `generation.keep` is {keep!r}, but an imported quality has no score of new responses; use "
             "another quality, or samples = 1"
         )
+
+
+def _require_learnability(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for a learnability that the student's engine, the strategy or `learnability_per` rules out."""
+    kind, engine = LEARNABILITIES[config.run.learnability], ENGINES[config.student.engine]
+    if kind.needs and not engine.computes_statistics:
+        raise UsageError(
+            f"{path}: `run.learnability` {kind.name} needs statistics of tokens, which the student's engine "
+            f"{engine.name} does not compute"
+        )
+    if kind.name != "log_likelihood" and config.run.learnability_per != "token":
+        raise UsageError(f"{path}: `run.learnability_per` is only for learnability log_likelihood, got {kind.name}")
+    if config.strategy.kind == "car" and not kind.is_log_likelihood:
+        raise UsageError(f"{path}: strategy car needs the student's loss, which learnability {kind.name} is not")
 
 
 def _said(config: RunConfig) -> Iterator[_Said]:

@@ -119,7 +119,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         seed=config.run.seed,
         student_id=student.id,
         quality_scorer_id=versions.quality(session, config.quality, known),
-        learnability_scorer_id=versions.learnability(session, student, config.student),
+        learnability_scorer_id=versions.learnability(session, student, config.student, config.run.learnability),
     )
     session.add(run)
     session.flush()
