@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from persyn.llm.protocols import Tick
 from persyn.method.rewards import Indices, Matrix
+
+if TYPE_CHECKING:
+    from persyn.router.kinds.crossfit import Bench
 
 Source: TypeAlias = Literal["states", "texts", "fields"]
 """A part of `Prompts`."""
@@ -161,6 +164,8 @@ class RouterKind:
     summary: str
     fit: Fit
     restore: Callable[[Arrays, Values], Predictor]
+    #: For a kind made of others: the router and its (P, K) out-of-fold scores, from those of the others on a bench.
+    mix: Callable[[Bench], tuple[Predictor, Matrix]] | None = None
     #: The sources that it can read. It needs one of them, or none if it reads none.
     reads: frozenset[Source] = frozenset()
     #: How figures draw it: colour, marker and line.

@@ -10,10 +10,9 @@ from msgspec import Struct
 
 from persyn.llm.protocols import Tick
 from persyn.method.intervals import Vector
-from persyn.method.rewards import Indices, Matrix
-from persyn.router.kinds.base import Examples, Predictor, Prompts, RouterKind, Values, quietly
-
-FOLDS = 5
+from persyn.method.rewards import Matrix
+from persyn.router.kinds.base import Examples, Predictor, Prompts, RouterKind, quietly
+from persyn.router.kinds.crossfit import Bench, one_thread
 
 
 class Candidate(Struct, frozen=True):
@@ -46,35 +45,6 @@ class Choice:
     why: str
 
 
-def folds(n: int, *, seed: int) -> Indices:
-    """(n,) the fold of each of n prompts, 0 to FOLDS - 1."""
-    return np.asarray(np.random.default_rng(seed).permutation(n) % FOLDS)
-
-
-def cross_fitted(
-    kind: RouterKind,
-    prompts: Prompts,
-    examples: Examples,
-    fold: Indices,
-    *,
-    settings: Values | None = None,
-    tick: Tick = quietly,
-) -> Matrix:
-    """(P, K) scores of each prompt by a router that was fitted to the other folds.
-
-    fold:     (P,) see `folds`.
-    settings: chosen on all prompts, which saves the choice in each fold; a rule that prefers the simple setting
-              within chance hardly gains by having seen them.
-    """
-    scores = np.zeros(examples.rewards.shape)
-    for each in np.unique(fold):
-        learn, asked = np.flatnonzero(fold != each), np.flatnonzero(fold == each)
-        fitted = kind.fit(prompts.take(learn), examples.take(learn), tick=tick, settings=settings)
-        scores[asked] = fitted.scores(prompts.take(asked))
-        tick()
-    return scores
-
-
 def routed(scores: Matrix, rewards: Matrix) -> Vector:
     """(P,) reward of the present teacher with the highest score; NaN for a prompt without any reward."""
     best = np.where(np.isnan(rewards), -np.inf, scores).argmax(axis=1)
@@ -86,23 +56,19 @@ def choose(kinds: Sequence[RouterKind], prompts: Prompts, examples: Examples, *,
 
     kinds: at least one; those that find nothing to read in the prompts are left out.
     """
-    fold = folds(len(prompts), seed=examples.seed)
-    fitted: dict[str, Predictor] = {}
-    out: dict[str, Matrix] = {}
-    for kind in kinds:
-        if kind.can_read(prompts):
-            fitted[kind.name] = kind.fit(prompts, examples, tick=tick)
-            out[kind.name] = cross_fitted(kind, prompts, examples, fold, settings=fitted[kind.name].settings, tick=tick)
-    names = list(fitted)
-    rewards = np.column_stack([routed(out[name], examples.rewards) for name in names])
+    bench = Bench(prompts, examples, tick)
+    with one_thread():
+        found = {kind.name: bench.fitted(kind) for kind in kinds if kind.can_read(prompts)}
+    names, out, fold = list(found), [scores for _, scores in found.values()], bench.fold
+    rewards = np.column_stack([routed(each, examples.rewards) for each in out])
     known = ~np.isnan(rewards).any(axis=1)
     taken = names[_first_within_error(rewards[known])]
     scores = np.zeros(examples.rewards.shape)
-    for each in range(FOLDS):
+    for each in np.unique(fold):
         inside, others = fold == each, known & (fold != each)
-        scores[inside] = out[names[_first_within_error(rewards[others])]][inside]
+        scores[inside] = out[_first_within_error(rewards[others])][inside]
     candidates = _candidates(names, rewards[known])
-    return Choice(taken, fitted[taken], scores, candidates, _why(taken, candidates))
+    return Choice(taken, found[taken][0], scores, candidates, _why(taken, candidates))
 
 
 def _first_within_error(rewards: Matrix) -> int:

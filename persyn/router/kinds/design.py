@@ -28,6 +28,11 @@ class Design:
     scales: Mapping[str, Vector]
     labels: Mapping[str, Sequence[str]]
 
+    @property
+    def width(self) -> int:
+        """D."""
+        return sum(map(len, self.means.values())) + sum(map(len, self.labels.values()))
+
     def encode(self, prompts: Prompts) -> Matrix:
         """(P, D) states and indicators."""
         return np.hstack([self.states(prompts), self.indicators(prompts)])

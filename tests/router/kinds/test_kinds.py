@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from persyn.router.kinds import choice, files
+from persyn.router.kinds import choice, crossfit, files
 from persyn.router.kinds.base import Examples, Prompts
 from persyn.router.kinds.registry import ROUTERS
 
@@ -67,8 +67,8 @@ def test_labels_it_has_not_seen_and_missing_labels_are_no_error(name: str) -> No
 
 def test_out_of_fold_scores_come_from_routers_that_did_not_see_the_prompt() -> None:
     prompts, examples = world(20)
-    fold = choice.folds(20, seed=0)
-    scores = choice.cross_fitted(ROUTERS["static"], prompts, examples, fold)
+    fold = crossfit.folds(20, seed=0)
+    scores = crossfit.cross_fitted(ROUTERS["static"], prompts, examples, fold)
     np.testing.assert_allclose(scores[fold == 0], np.tile(examples.rewards[fold != 0].mean(axis=0), (4, 1)))
 
 
