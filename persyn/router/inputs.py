@@ -10,6 +10,9 @@ from persyn.router.kinds.registry import ROUTERS
 
 #: Stands for a kind in the run file: choose one.
 AUTO = "auto"
+#: Kinds whose score differences are log-odds of a higher reward; those of the others are in units of the reward. "fake"
+#: stands for a router of the fake engine.
+LOG_ODDS = frozenset({"head", "fake"})
 _SOURCES: Mapping[str, Source] = {"backbone": "states", "embedding": "states", "tfidf": "texts"}
 
 
@@ -22,6 +25,12 @@ def sources(encoders: Collection[str], fields: Collection[str]) -> frozenset[Sou
 def needed(kind: str, encoders: Sequence[str]) -> list[str]:
     """Those of the encoders that a kind reads; all of them to choose a kind."""
     return [name for name in encoders if kind == AUTO or _SOURCES[name] in ROUTERS.require(kind, "router").reads]
+
+
+def readable(kind: str) -> list[str]:
+    """What a kind can read, in the words of the run file."""
+    reads = ROUTERS.require(kind, "router").reads
+    return [name for name, source in _SOURCES.items() if source in reads] + ["features"] * ("fields" in reads)
 
 
 def needed_encoders(router: RouterTable) -> list[str]:
