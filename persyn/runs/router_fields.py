@@ -33,7 +33,7 @@ def check(session: Session, run: Run) -> list[str]:
         .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
     ).all()
     found = [labels(prompt, fields) for prompt in prompts]
-    said = []
+    said: list[str] = []
     for name in fields:
         known = [row[name] for row in found if row[name] is not None]
         if not known:

@@ -18,9 +18,13 @@ from persyn.errors import UsageError, shorten
 from persyn.llm import engines, options
 from persyn.llm.engines import ENGINES
 from persyn.method.strategies import STRATEGIES
+from persyn.registry import Registry
 from persyn.router import inputs
 from persyn.router.kinds.registry import ROUTERS
 from persyn.runs import validation
+
+#: The registries of keys whose value is not the name of an engine.
+_REGISTRIES: Mapping[str, Registry[Any]] = {"strategy.kind": STRATEGIES, "router.kind": ROUTERS}
 
 #: Stands for the file in errors about a configuration that was not read from one.
 _UNNAMED = Path("the configuration")
@@ -190,7 +194,7 @@ def _require_kinds(path: Path, given: Any, kinds: Iterable[tuple[str, str, Seque
     """Raise `UsageError` for a name that is not one of a registry's; `kinds` has (key, name, known names)."""
     for key, name, known in kinds:
         if name not in known:
-            flaw = {"strategy.kind": STRATEGIES, "router.kind": ROUTERS}.get(key, ENGINES).flaw(name)
+            flaw = _REGISTRIES.get(key, ENGINES).flaw(name)
             hint = f"; {flaw}" if flaw else ""
             allowed = ", ".join(map(repr, known))
             raise UsageError(f"{path}: {validation.key(given, key)} is {name!r}; allowed: {allowed}{hint}")
@@ -224,7 +228,8 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
 def _require_router(path: Path, router: RouterTable) -> None:
     """Raise `UsageError` for a router that cannot read what it is given."""
     kind, encoders, fields = router.chosen_kind, router.encoders, router.features
-    for key, names in (("encoders", encoders), ("features", fields)):
+    lists: dict[str, list[str]] = {"encoders": [*encoders], "features": fields}
+    for key, names in lists.items():
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UsageError(f"{path}: `router.{key}` names {', '.join(map(repr, twice))} more than once")
     if ("embedding" in encoders) != (router.embedding is not None):
