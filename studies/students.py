@@ -15,8 +15,8 @@ import numpy as np
 from persyn.atomic import replaced
 from persyn.config import Sampling
 from persyn.llm import host
-from persyn.llm.template import Conversation
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec
+from persyn.llm.template import Conversation
 from persyn.method.intervals import Vector
 from persyn.student import train
 from persyn.student.train import TrainingSettings
