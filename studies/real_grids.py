@@ -16,7 +16,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -32,6 +32,8 @@ from persyn.db.results import Response
 from persyn.method import rewards
 from persyn.method.rewards import Matrix
 from persyn.router import refit
+from persyn.router.kinds.base import Prompts
+from persyn.router.kinds.registry import ROUTERS
 from persyn.runs import run_file
 from studies.common import persyn, put, table, tables
 
@@ -168,7 +170,7 @@ def _work(database: Database, case: Case, options: argparse.Namespace, name: str
         f'family = "{case.family}"' if case.family else "",
         f'options = {{ dtype = "bfloat16", response_tokens = {options.response_tokens} }}',
         '[quality]\nkind = "imported"\nmodel = "label"',
-        f'[router]\nbackbone = {json.dumps(str(options.backbone.resolve()))}\ntune = "head"',
+        f'[router]\nbackbone = {json.dumps(str(options.backbone.resolve()))}\nkind = "head"\ntune = "head"',
     ]
     for teacher in teachers:
         lines.append(f'[[teachers]]\nname = "{teacher.name}"\nmodel = "{teacher.name}"\nengine = "imported"')
@@ -200,8 +202,9 @@ def _hypothetical(frozen: Frozen, alpha: float) -> dict[str, Matrix]:
     quality = np.nan_to_num(frozen.cells.quality)
     share = np.nanmean(frozen.cells.quality, axis=1, keepdims=True)
     difficulty = np.hstack([share, share**2, share == 0.0, share == 1.0]).astype(np.float64)
-    known = refit.scores(difficulty, rewarded, learn, preferences="weighted", seed=frozen.seed)
-    equal = refit.scores(frozen.features, rewarded, learn, preferences="equal", seed=frozen.seed)
+    head, examples = ROUTERS["head"], frozen.examples(alpha)
+    known = refit.scores(head, Prompts({"difficulty": difficulty}), examples, learn)
+    equal = refit.scores(head, frozen.prompts, replace(examples, preferences="equal"), learn)
     static = np.nan_to_num(rewards.static_ranking(rewarded[learn]))
     return {
         "head, equal preferences": equal,

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from persyn.method import rewards
 from persyn.method.rewards import Matrix
 from persyn.router import refit
+from persyn.router.kinds.base import Examples, Prompts
+from persyn.router.kinds.registry import ROUTERS
 from studies.common import put, table
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -65,14 +67,9 @@ def routed(found: World, learn: int, n: int, seed: int, *, with_errors: bool) ->
     rewarded[:learn] = rewards.combine(*means, alpha=ALPHA, how="minmax")
     unsure = np.zeros(rewarded.shape)
     unsure[:learn] = rewards.combine_errors(*means, *errors, alpha=ALPHA, how="minmax")
-    scores = refit.scores(
-        found.features,
-        rewarded,
-        np.arange(learn),
-        errors=unsure if with_errors else None,
-        preferences="weighted",
-        seed=seed,
-    )
+    prompts = Prompts({"backbone": found.features})
+    examples = Examples(rewarded, unsure if with_errors else None, seed=seed)
+    scores = refit.scores(ROUTERS["head"], prompts, examples, np.arange(learn))
     chosen = scores[learn:].argmax(axis=1)
     return float(np.take_along_axis(found.chances[learn:], chosen[:, None], axis=1).mean())
 

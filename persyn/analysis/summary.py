@@ -290,10 +290,12 @@ def _collapsed(session: Session, run: Run, metrics: dict[str, Any]) -> str | Non
     hit1 = metrics.get("router", {}).get("hit1")
     if hit1 is not None and hit1 > NEARLY_ALL:
         return None  # one teacher is the best nearly everywhere, so the router is right
+    if metrics.get("kind") == "static":
+        return None  # as intended
     routed = session.execute(
         select(Teacher.name, func.count())
         .join(Assignment, Assignment.teacher_id == Teacher.id)
-        .where(Assignment.run_id == run.id, Assignment.reason == "router")
+        .where(Assignment.run_id == run.id, Assignment.reason.startswith("router"))
         .group_by(Teacher.id, Teacher.name)
     ).all()
     total = sum(count for _, count in routed)

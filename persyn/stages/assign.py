@@ -36,6 +36,7 @@ from persyn.stages.batch import (
     seed_of,
     to_wire,
 )
+from persyn.stages.labels import LABELLED, labels
 from persyn.stages.stage import Stage
 from persyn.stages.strategy_inputs import strategy_inputs
 
@@ -69,12 +70,20 @@ def load(session: Session, job: Claim) -> Batch:
     prompts = session.execute(
         in_part(_missing(run.id), job)
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
-        .add_columns(Prompt.id, *TURNS, Prompt.meta)
+        .add_columns(Prompt.id, *TURNS, *LABELLED)
     )
-    reads_meta = _kind(run).decided_by == "function"
+    reads_meta, fields = _kind(run).decided_by == "function", load_config(run.config).router.features
     return Batch(
         route_spec(session, run),
-        [Route(prompt.id, conversation(prompt), to_wire(prompt.meta) if reads_meta else {}) for prompt in prompts],
+        [
+            Route(
+                prompt.id,
+                conversation(prompt),
+                to_wire(prompt.meta) if reads_meta else {},
+                {} if reads_meta else labels(prompt, fields),
+            )
+            for prompt in prompts
+        ],
     )
 
 
@@ -90,7 +99,9 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         for teacher_id, score in zip(teacher_ids, row, strict=True)
         if run.router_id is not None
     ]
-    reason = "router" if _kind(run).decided_by == "router" else f"{strategy.kind}: {strategy.name}"
+    reason = f"{strategy.kind}: {strategy.name}"
+    if _kind(run).decided_by == "router":
+        reason = f"router: {session.get_one(Router, run.router_id).kind}"
     present = _present(session, teacher_ids, prompt_ids)
     winners, margins = _best(np.where(present, rows, np.nan))
     sample = _first_sample(run)
@@ -290,7 +301,9 @@ def route_spec(session: Session, run: Run) -> ModelSpec:
     if config.engine == "fake":
         return ModelSpec("fake", config.backbone, options={**config.options, "teachers": len(router.teacher_ids)})
     options = {key: config.options[key] for key in _ROUTE_OPTIONS if key in config.options}
-    return ModelSpec("router", router.path, gpus=config.gpus, options={**options, "sha256": router.sha256})
+    reads_states = not {"backbone", "embedding"}.isdisjoint(router.metrics.get("encoders", ["backbone"]))
+    gpus = config.gpus if reads_states else 0
+    return ModelSpec("router", router.path, gpus=gpus, options={**options, "sha256": router.sha256})
 
 
 def own_spec(session: Session, run: Run, cells: grid.Grid, rewarded: rewards.Matrix) -> ModelSpec:

@@ -5,6 +5,6 @@ FROM assignments a
 JOIN runs r ON r.id = a.run_id
 JOIN teachers t ON t.id = a.teacher_id
 JOIN prompts p ON p.id = a.prompt_id
-WHERE r.name = :run AND a.reason = 'router' AND a.margin IS NOT NULL
+WHERE r.name = :run AND a.reason LIKE 'router%' AND a.margin IS NOT NULL
 ORDER BY a.margin, a.prompt_id
 LIMIT 20
