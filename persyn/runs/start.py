@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from msgspec.structs import replace
 from sqlalchemy import func, select
@@ -32,7 +33,7 @@ def find(session: Session, config: RunConfig) -> Run | None:
     was = load_config(run.config)
     # A version, or a kind of router, that the file does not name is the one that the run was started with.
     config = _pinned(config, function=was.strategy.revision, backbone=was.router.version, kind=was.router.kind)
-    same_run.require(session, run, config)
+    same_run.require(session, run, _decided(config, was.strategy.when_unsure))
     return run
 
 
@@ -109,6 +110,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         backbone=known[router.backbone, router.revision].revision if _reads_prompts(config) else None,
         kind=router.chosen_kind,
     )
+    config = _decided(config, "static" if STRATEGIES[config.strategy.kind].decided_by == "router" else None)
     contents = [same_run.sha256(Path(file)) for file in config.prompts.files]
     config = replace(config, prompts=replace(config.prompts, sha256=contents))
     run = Run(
@@ -161,3 +163,9 @@ def _pinned(config: RunConfig, *, function: str | None, backbone: str | None, ki
         strategy=replace(own, revision=own.revision or function),
         router=replace(router, version=router.version or backbone, kind=router.kind or kind),
     )
+
+
+def _decided(config: RunConfig, when_unsure: Literal["static", "route"] | None) -> RunConfig:
+    """Fill in what an unsure run does, where the file does not say it: a version without verdicts always routed."""
+    own = config.strategy
+    return replace(config, strategy=replace(own, when_unsure=own.when_unsure or when_unsure))
