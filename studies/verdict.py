@@ -3,11 +3,11 @@
     python -m studies.verdict GRID.jsonl.gz ... [--features FOLDER]
 
 Each resampling draws calibration prompts from a grid, cross-fits a router to them, judges it, and measures the router
-on the other prompts. A grid is a file for `persyn responses import` whose rows have a `label`, or rows with the `scores`
-of all teachers. Reward is quality alone (alpha 0, min-max). The router is a ridge regression of the rewards; its penalty
-is chosen by cross-validated reward with the one-standard-error rule, and the static ranking is one of the choices. It
-reads NAME.npy, an array (P, H) of the grid's prompts in their order, from the folder of features, or else TF-IDF weights
-of the prompts. The table goes to studies/verdict.md. No row of a grid is stored in this repository.
+on the other prompts. A grid is a file for `persyn responses import` whose rows have a `label`, or rows with the
+`scores` of all teachers. Reward is quality alone (alpha 0, min-max). The router is a ridge regression of the rewards;
+its penalty is chosen by cross-validated reward with the one-standard-error rule, and the static ranking is one of the
+choices. It reads NAME.npy, an array (P, H) of the grid's prompts in their order, from the folder of features, or else
+TF-IDF weights of the prompts. The table goes to studies/verdict.md. No row of a grid is stored in this repository.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def warnings(found: Verdict) -> list[str]:
         )
     if found.is_near_tie:
         said.append(
-            f"near-tie: {found.teacher} leads {found.second} by only {between(found.lead)}; either may be the best single "
-            "teacher, and choosing between them closes a share of the gap that overstates what routing gains"
+            f"near-tie: {found.teacher} leads {found.second} by {between(found.lead)}; either may be the best single "
+            "teacher, and the share of the gap that is closed looks larger than what routing gains"
         )
     return said
 

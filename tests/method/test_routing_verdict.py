@@ -184,8 +184,7 @@ def test_a_world_that_is_clear_gets_a_clear_verdict(world: str, outcome: str) ->
     assert found.count(outcome) >= 16
 
 
-def test_a_small_gain_cannot_be_told_on_few_prompts() -> None:
-    found = [resampled(WORLDS["pays a little"], 60, seed)[0].outcome for seed in range(20)]
+def test_few_prompts_cannot_tell_what_more_would_show() -> None:
+    found = [resampled(WORLDS["pays"], 40, seed)[0].outcome for seed in range(20)]
 
-    assert found.count("cannot tell") >= 10
-    assert "route" not in found
+    assert found.count("cannot tell") >= 14
