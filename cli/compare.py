@@ -19,6 +19,7 @@ from persyn.cli.student import show_students
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
+from persyn.router.kinds.registry import ROUTERS
 from persyn.settings import Settings
 from persyn.student import outcomes
 
@@ -53,7 +54,7 @@ _MOST_NAMED = 3
     type=click.Choice(["answer", "reasoning", "both"]),
     help="The part of a response that learnability is computed on, where the teacher reasoned. Default: the run's.",
 )
-@click.option("--refit", is_flag=True, help="Also fit a head at each alpha, and evaluate nearest neighbours.")
+@click.option("--refit", is_flag=True, help="Also fit a router of every kind at each alpha.")
 @click.option(
     "--students", "by_students", is_flag=True, help="Compare trained students; of all runs if no RUN is given."
 )
@@ -186,14 +187,14 @@ def _show_shares(compared: Sequence[Comparison], *, has_runs: bool, has_alphas: 
 
 def _remarks(one: Comparison) -> Iterator[str]:
     shares = {fact.strategy: fact.shares for fact in one.strategies}
-    for name in ("persyn", "head"):
+    for name in ("persyn", *(name for name, kind in ROUTERS.items() if kind.reads)):
         if name not in shares or one.n_holdout < FEW:
             continue
         most = max(shares[name], key=shares[name].__getitem__)
         if shares[name][most] > NEARLY_ALL >= shares["oracle"].get(most, 0.0):
             yield f"{name} nearly always chooses {plain(most)}: it barely distinguishes between these prompts"
     if not one.is_own and "persyn" in shares:
-        yield "persyn: the router was fitted to the run's own reward, not to this one; --refit fits a head to this one"
+        yield "persyn: the router was fitted to the run's own reward, not to this one; --refit fits others to this one"
     for note in one.notes:
         yield f"unavailable: {note}"
 

@@ -155,6 +155,8 @@ def _router(found: Summary) -> None:
     if rows:
         click.echo()
         table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False, skip_empty=True)
+    if why := found.router.get("why"):
+        click.echo(f"router: {plain(why)}")
 
 
 def _verdict(found: Summary) -> None:

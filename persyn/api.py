@@ -490,10 +490,14 @@ class Run:
         with self._read() as (session, run):
             return verdict.facts(session, run, by=by)
 
-    def route(self, prompts: PromptInput | Sequence[PromptInput]) -> pa.Table:
+    def route(
+        self, prompts: PromptInput | Sequence[PromptInput], *, labels: new_prompts.Labels | None = None
+    ) -> pa.Table:
         """Score every teacher for new prompts, which are not stored, and choose one for each.
 
         prompts: texts, or conversations that end with a user's turn; one alone needs no list.
+        labels:  for a router that reads fields of a prompt's row (`features`): {field: the label of each prompt, or
+                 None}.
 
         The run's router, or its strategy if that is a function, is loaded in a separate process that ends after the
         call: give many prompts at once. Raises `UsageError` for a run that has neither.
@@ -501,7 +505,7 @@ class Run:
         conversations = new_prompts.conversations(prompts)
         with self._read() as (session, run):
             router = new_prompts.of_run(session, run)
-        return router.route(conversations, self._settings)
+        return router.route(conversations, self._settings, labels)
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Session, catalog.Run]]:

@@ -25,7 +25,7 @@ StudentEngine = Annotated[str, Meta(extra={"kinds": "student"})]
 QualityKind = Annotated[str, Meta(extra={"kinds": "quality"})]
 StrategyKind = Annotated[str, Meta(extra={"kinds": "strategy"})]
 EncoderName: TypeAlias = Literal["backbone", "embedding", "tfidf"]
-RouterKindName = Annotated[str, Meta(extra={"kinds": "router"})]
+RouterKindName = Annotated[str, Meta(extra={"kinds": "router kind"})]
 #: A teacher's name may be a hub id.
 TeacherName = Annotated[
     str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")
@@ -214,29 +214,30 @@ class QualityTable(_Table, frozen=True):
 class RouterTable(_Table, frozen=True):
     """[router]: the model that predicts which teacher's response will have the highest reward."""
 
-    #: How it predicts. `auto` compares all kinds by cross-validation on the calibration prompts, among them the static
-    #: ranking, and takes the simplest within one standard error of the best. Without a kind it is `head` if `tune` is
+    #: How it predicts, see below. `auto` compares all kinds by cross-validation on the calibration prompts, among them
+    #: the static ranking, and takes the simplest within one standard error of the best. None: `head` if `tune` is
     #: `full` or `lora`, otherwise `auto`.
     kind: RouterKindName | None = None
-    #: What it reads: the states of the `backbone`, a sentence `embedding`, the weights of n-grams (`tfidf`). `auto`
-    #: compares each of several.
+    #: What it reads of a prompt's text: states of the `backbone`, a sentence `embedding`, weights of words (`tfidf`);
+    #: each kind reads those that it can, together. A model that no kind reads is not loaded.
     encoders: list[EncoderName] = msgspec.field(default_factory=lambda: ["backbone"])
-    #: Fields of the prompts' rows, or `source`, whose values it also reads.
+    #: Fields of a prompt's row whose values it reads too, such as a subject, or `source`.
     features: list[str] = []
-    #: A model folder or hub id of the `embedding` encoder, in the layout of sentence-transformers.
+    #: For `embedding`: a model folder or hub id in the layout of sentence-transformers (needs `persyn[embedding]`).
     embedding: ModelName | None = None
     #: Hub commit, branch or tag of the embedding.
     embedding_revision: str | None = None
     #: Its hub commit, or its folder's digest; set by PerSyn at the start of the run.
     embedding_version: str | None = None
-    #: The language model under the head.
+    #: The language model of the `backbone` encoder.
     backbone: ModelName = "Qwen/Qwen2.5-1.5B"
     #: Hub commit, branch or tag.
     revision: str | None = None
     #: Its hub commit, or its folder's digest; set by PerSyn at the start of the run.
     version: str | None = None
-    #: What is trained: all weights (as in the paper), low-rank adapters (needs `persyn[lora]`), or only the head (takes
-    #: seconds). `auto` is `full` if it beats `head` on validation prompts by more than chance, else `head`.
+    #: What a `head` trains: all weights of the backbone (as in the paper), low-rank adapters (needs `persyn[lora]`), or
+    #: only the head (takes seconds). `auto` is `full` if it beats `head` on validation prompts by more than chance,
+    #: else `head`; under `kind = "auto"`, `full` is compared only if a head was chosen, and on a GPU.
     tune: Literal["auto", "full", "lora", "head"] = "auto"
     #: How preferences are weighted in the fit: by the difference of their rewards, or equally (as in the paper).
     preferences: Literal["weighted", "equal"] = "weighted"

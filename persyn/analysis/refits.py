@@ -110,12 +110,12 @@ def read(session: Session, run: Run, *, per: Per | None = None, on: On | None = 
     config = load_config(run.config)
     if config.router.engine == "fake":
         raise UsageError(f"run {run.name!r} has a fake router, which reads no prompts")
-    spec, request = fit_router.fit_of(session, run)
+    spec, request = fit_router.fit_of(session, run, inputs.AUTO)  # with everything that the run file lets a router read
     cells = grid.read(session, run, per=per, on=on)
     known = ~np.isnan(cells.rewards()).all(axis=1)
     if not (known & cells.is_holdout).any() or not (known & ~cells.is_holdout).any():
         raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")
-    kind = request.kind if run.router_id is None else session.get_one(Router, run.router_id).kind
+    kind = config.router.chosen_kind if run.router_id is None else session.get_one(Router, run.router_id).kind
     return RefitInputs(cells, spec, request, kind)
 
 

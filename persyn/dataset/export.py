@@ -407,7 +407,7 @@ def _router(session: Session, run: Run) -> RouterVersion | None:
     if run.router_id is None:
         return None
     router = session.get_one(Router, run.router_id)
-    return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256)
+    return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256, router.kind)
 
 
 def assigned(session: Session, run: Run) -> Result[Any]:

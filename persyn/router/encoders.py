@@ -129,9 +129,11 @@ class Encoders:
         """Read P prompts; labels: (P,) of each field. keep: whether to cache states that are not cached yet."""
         given: dict[str, StateEncoder | None] = {"backbone": self.backbone, "embedding": self.embedding}
         found = {name: each.states(conversations, tick, keep=keep) for name, each in given.items() if each}
+        # A router that reads nothing still has to know how many prompts there are.
+        needs_texts = self.reads_texts or not (found or self.fields)
         return Prompts(
             {name: np.asarray(states.double().numpy()) for name, states in found.items()},
-            [text_of(messages) for messages in conversations] if self.reads_texts else (),
+            [text_of(messages) for messages in conversations] if needs_texts else (),
             {name: labels[name] for name in self.fields},
         )
 

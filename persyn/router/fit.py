@@ -228,6 +228,6 @@ def _measure(kind: str | None, scores: Matrix, grid: Examples, is_holdout: NDArr
         preferences=grid.preferences,
         errors=None if grid.errors is None else grid.errors[is_holdout],
     )
-    if kind != "head":  # only its scores are log-odds
+    if kind not in inputs.LOG_ODDS:
         found["router"]["calibration_error"] = None
     return found

@@ -10,6 +10,9 @@ from persyn.router.kinds.registry import ROUTERS
 
 #: Stands for a kind in the run file: choose one.
 AUTO = "auto"
+#: Kinds whose score differences are log-odds of a higher reward; those of the others are in units of the reward. "fake"
+#: stands for a router of the fake engine.
+LOG_ODDS = frozenset({"head", "fake"})
 _SOURCES: Mapping[str, Source] = {"backbone": "states", "embedding": "states", "tfidf": "texts"}
 
 
@@ -24,12 +27,20 @@ def needed(kind: str, encoders: Sequence[str]) -> list[str]:
     return [name for name in encoders if kind == AUTO or _SOURCES[name] in ROUTERS.require(kind, "router").reads]
 
 
-def needed_encoders(router: RouterTable) -> list[str]:
-    """The encoders that a run's router reads with."""
-    return needed(router.chosen_kind, router.encoders)
+def readable(kind: str) -> list[str]:
+    """What a kind can read, in the words of the run file."""
+    every: frozenset[Source] = frozenset({"fields", *_SOURCES.values()})
+    reads = every if kind == AUTO else ROUTERS.require(kind, "router").reads
+    return [name for name, source in _SOURCES.items() if source in reads] + ["features"] * ("fields" in reads)
+
+
+def needed_encoders(router: RouterTable, kind: str | None = None) -> list[str]:
+    """The encoders that a run's router reads with, or one of another kind."""
+    return needed(kind or router.chosen_kind, router.encoders)
 
 
 def can_read(kind: str, encoders: Collection[str], fields: Collection[str]) -> bool:
-    """Whether a kind reads anything of these, or needs nothing."""
-    reads = frozenset() if kind == AUTO else ROUTERS.require(kind, "router").reads
-    return not reads or bool(reads & sources(encoders, fields))
+    """Whether a kind reads anything of these, or needs nothing; to choose a kind, something must be read."""
+    given = sources(encoders, fields)
+    reads = given if kind == AUTO else ROUTERS.require(kind, "router").reads
+    return bool(reads & given) or (kind != AUTO and not reads)

@@ -19,7 +19,7 @@ from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows, versions
 from persyn.ingest.imports import ImportCounts, batches
 from persyn.llm import transport
-from persyn.llm.identity import identify
+from persyn.llm.identity import identify, identify_embedding
 from persyn.method.strategies import STRATEGIES
 
 #: Keys that only describe a teacher; they matter only where the run's strategy reads them.
@@ -247,9 +247,14 @@ def _moved(session: Session, run: Run, was: RunConfig, config: RunConfig) -> Ite
         before, after = _at(old, place), _at(new, place)
         if before != after and _is_folder(after) and identify(after).revision == row.revision:
             yield place, row
-    before, after = was.router.backbone, config.router.backbone
-    if before != after and _is_folder(after) and identify(after).revision == was.router.version:
-        yield "router.backbone", None
+    now, then = config.router, was.router
+    for key, look, version in (
+        ("backbone", identify, then.version),
+        ("embedding", identify_embedding, then.embedding_version),
+    ):
+        before, after = getattr(then, key), getattr(now, key)
+        if before != after and _is_folder(after) and look(after).revision == version:
+            yield f"router.{key}", None
 
 
 def _is_folder(model: Any) -> bool:

@@ -58,8 +58,8 @@ def load(session: Session, job: Claim) -> Batch:
     return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
 
 
-def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
-    """The fit of a run, without a target folder yet."""
+def fit_of(session: Session, run: Run, kind: str | None = None) -> tuple[ModelSpec, Fit]:
+    """The fit of a run, without a target folder yet; kind: another kind than the run's."""
     config = load_config(run.config)
     cells = grid.read(session, run)
     found = session.execute(
@@ -71,7 +71,7 @@ def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
     prompts = [of_id[prompt_id] for prompt_id in cells.prompt_ids.tolist()]
     labelled = [labels(prompt, config.router.features) for prompt in prompts]
     errors = cells.reward_errors()
-    kind, encoders = config.router.chosen_kind, needed_encoders(config.router)
+    encoders = needed_encoders(config.router, kind)
     fit = Fit(
         id=0,
         conversations=[conversation(prompt) for prompt in prompts],
@@ -83,14 +83,14 @@ def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
         preferences=config.router.preferences,
         seed=run.seed,
         folder="",
-        kind=kind,
+        kind=kind or config.router.chosen_kind,
         encoders=encoders,
         labels={name: [row[name] for row in labelled] for name in config.router.features},
     )
     if "embedding" in encoders and config.router.embedding:
         version = config.router.embedding_version or config.router.embedding_revision
         fit = msgspec.structs.replace(fit, embedding=config.router.embedding, embedding_version=version)
-    return _spec(run), fit
+    return _spec(run, kind), fit
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
@@ -175,10 +175,10 @@ def _fingerprint(spec: ModelSpec, fit: Fit, teacher_ids: Sequence[int]) -> str:
     return hashlib.sha256(msgspec.msgpack.encode((spec, fields, teacher_ids))).hexdigest()
 
 
-def _spec(run: Run) -> ModelSpec:
+def _spec(run: Run, kind: str | None = None) -> ModelSpec:
     router = load_config(run.config).router
     is_fake = router.engine != "router"
-    has_backbone = is_fake or "backbone" in needed_encoders(router)
+    has_backbone = is_fake or "backbone" in needed_encoders(router, kind)
     return ModelSpec(
         engine=router.engine if is_fake else "router_fit",
         model=router.backbone if has_backbone else "",
