@@ -8,9 +8,13 @@ from typing import Any
 import click
 import msgspec
 
+from persyn.analysis import verdict as verdicts
+from persyn.analysis.verdict import between
 from persyn.cli.context import JSON, RUN, cell, find_run, plain, show, store
+from persyn.cli.summary import say_verdict
 from persyn.db.results import Router
 from persyn.errors import UsageError
+from persyn.method.verdict import Verdict
 from persyn.settings import Settings
 
 #: What is measured on the hold-out; routers of earlier versions also have nearest neighbours.
@@ -69,6 +73,61 @@ def show_candidates(candidates: Sequence[Mapping[str, Any]], why: str) -> None:
     click.echo()
     show(("candidate", "reward", "gain", "+-"), rows, as_json=False)
     click.echo(f"chosen: {plain(why)}")
+
+
+@router.command(short_help="Judge whether routing pays.")
+@RUN
+@click.option("--by", metavar="FIELD", help="Field of the prompts' rows, or source, to group prompts by.")
+@JSON
+def verdict(run: str, by: str | None, as_json: bool) -> None:
+    """Judge whether routing pays in RUN: route, do not route (use the best single teacher), or cannot tell.
+
+    The router's gain over the best single teacher is estimated on all calibration prompts, each scored
+    by a router fitted without it, with a 95% interval. 'route' needs a gain over every single teacher
+    beyond noise; it is wrong at most 5% of the time. Groups of prompts show where the gain comes from, and
+    whether the same teacher leads everywhere, where routing gains nothing. Default groups: the first
+    field of the run's [router] features, or the source where there are several.
+    """
+    with store() as database, database.read() as session:
+        found = verdicts.facts(session, find_run(session, run), by=by)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    assert found.verdict is not None
+    say_verdict(found)
+    _rewards(found.verdict)
+    _groups(found.verdict)
+    rows = [(f"{at.alpha:g}", at.teacher, between(at.lead), at.second) for at in found.verdict.alphas]
+    click.echo()
+    show(("alpha", "best teacher", "lead", "over"), rows, as_json=False)
+
+
+def _rewards(found: Verdict) -> None:
+    rows = [
+        ("router", f"{found.router:.3f}", between(found.gain), _share(found)),
+        (found.teacher, f"{found.single:.3f}", "-", "-"),
+        (found.second, f"{found.single - found.lead.mean:.3f}", f"{-found.lead.mean:+.3f}", "-"),
+        ("oracle", f"{found.oracle:.3f}", f"{found.oracle - found.single:+.3f}", "+100%"),
+    ]
+    if found.by_group:
+        rows.insert(1, ("best teacher per group", "-", between(found.by_group), "-"))
+    click.echo()
+    show(("choice", "reward", "over the best teacher", "closed"), rows, as_json=False)
+
+
+def _share(found: Verdict) -> str:
+    return between(found.gap_closed, "{:+.0%}") if found.gap_closed else "-"
+
+
+def _groups(found: Verdict) -> None:
+    if not found.groups:
+        return
+    click.echo()
+    rows = [(g.group, g.n_prompts, g.teacher, between(g.lead), between(g.gain), f"{g.part:+.3f}") for g in found.groups]
+    head = ("group", "prompts", "best teacher", f"lead over {found.teacher}", "router's gain", "part")
+    show(head, rows, as_json=False)
+    one = "one teacher leads in every group" if found.one_leads else "the best teacher differs between groups"
+    click.echo(f"{one}; parts add up to the router's gain")
 
 
 @router.command(short_help="Show a learning curve: reward by calibration size.")

@@ -26,12 +26,13 @@ import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, custom_strategy, new_prompts, summary, tables, watch
+from persyn.analysis import compare, custom_strategy, new_prompts, summary, tables, verdict, watch
 from persyn.analysis import plan as planning
 from persyn.analysis.new_prompts import PromptInput
 from persyn.analysis.plan import Plan
 from persyn.analysis.summary import Summary
 from persyn.analysis.text_table import text_table
+from persyn.analysis.verdict import RunVerdict as RunVerdict
 from persyn.analysis.watch import Snapshot as Snapshot
 from persyn.config import On, Per, RunConfig, load_config
 from persyn.dataset import export, manifest
@@ -482,6 +483,17 @@ class Run:
         return Figure(found[name]())
 
     # Its router.
+
+    def verdict(self, *, by: str | None = None) -> RunVerdict:
+        """Whether routing pays: the router's expected gain over the best single teacher, and what follows from it.
+
+        by: the field of the prompts' rows, or `source`, to group prompts by. Default: the first field in the run's
+            `[router] features`, or the source where there are several.
+
+        `says` has it in a sentence. Raises `UsageError` when there is no verdict, with the reason.
+        """
+        with self._read() as (session, run):
+            return verdict.facts(session, run, by=by)
 
     def route(
         self, prompts: PromptInput | Sequence[PromptInput], *, labels: new_prompts.Labels | None = None

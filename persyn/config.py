@@ -268,6 +268,10 @@ class StrategyTable(_Table, frozen=True):
 
     #: How a teacher is chosen for a prompt.
     kind: StrategyKind = "persyn"
+    #: `persyn`: who answers the remaining prompts where the calibration prompts do not show that routing pays (the
+    #: verdict `cannot tell`, or none): the best single teacher, as where it is `do not route`, or the router's choice.
+    #: Not set: `static`; a run of a version without verdicts always routes.
+    when_unsure: Literal["static", "route"] | None = None
     #: `mix`: share of prompts for the largest teacher; the smallest answers the others.
     ratio: UnitInterval = 0.2
     #: `car`: weight of the student's loss.

@@ -25,9 +25,10 @@ Outcome: TypeAlias = Literal["route", "do not route", "cannot tell"]
 
 #: With fewer measured prompts the verdict may change: routers still learn much from more.
 FEW = 1_000
-#: Share of the gap between the best single teacher and the oracle that routing must close to be worth more calibration.
+#: Share of the gap between the best single teacher and the oracle that routing must close to be worth it.
 WORTHWHILE = 0.05
-#: Standard normal quantiles: 97.5%, the ends of an interval, and 80%. Wrongly not routing costs less than wrongly routing.
+#: Standard normal quantiles: of the interval's ends (97.5%), and of the evidence against routing (80%), because to use
+#: one teacher wrongly costs less than to route wrongly.
 _SURE, _LIKELY = 1.959964, 0.841621
 #: Routers fitted to overlapping folds err together: widens standard errors by sqrt(1 + k / (k - 1)) for k = 5 folds
 #: (Nadeau & Bengio 2003). Used for upper ends only: cross-fitted routers have learned from fewer prompts, and the best
@@ -131,12 +132,11 @@ class Verdict(Struct, frozen=True):
 
 def judge(evidence: Evidence) -> Verdict:
     """Compare a router with every single teacher; raise `ValueError` when no prompt allows a comparison."""
-    known = evidence.usable()
+    known, ranking = evidence.usable(), reward_matrix.static_ranking(evidence.rewards)
     if not len(known.rewards):
-        raise ValueError("no calibration prompt has two rewards and cross-fitted scores")
-    singles, spread = always(known.rewards), _spread(known.rewards)
-    order = np.argsort(-singles.mean(axis=0), kind="stable")
-    best = int(order[0])
+        raise ValueError("no calibration prompt has two rewards, and scores of a router that was not fitted to it")
+    singles, spread = always(known.rewards, ranking), _spread(known.rewards)
+    best, second = best_first(ranking)[:2]
     routed = chosen(known.scores, known.rewards)
     versus = _Versus(routed[:, None] - singles, spread)
     gap = float(np.nanmax(known.rewards, axis=1).mean() - singles[:, best].mean())
@@ -154,8 +154,8 @@ def judge(evidence: Evidence) -> Verdict:
         single=float(singles[:, best].mean()),
         oracle=float(singles[:, best].mean()) + gap,
         gap_closed=_scaled(gain, 1 / gap) if gap > 0 else None,
-        second=known.teachers[order[1]],
-        lead=difference(singles[:, best] - singles[:, order[1]], spread),
+        second=known.teachers[second],
+        lead=difference(singles[:, best] - singles[:, second], spread),
         more=versus.more(WORTHWHILE * gap) if outcome == "cannot tell" else None,
         by_group=_by_group(known, singles, spread),
         groups=_groups(known, singles, best, routed),
@@ -169,9 +169,13 @@ def chosen(scores: Matrix, rewards: Matrix) -> Vector:
     return np.asarray((policy * np.nan_to_num(rewards)).sum(axis=1))
 
 
-def always(rewards: Matrix) -> Matrix:
+def best_first(ranking: Vector) -> list[int]:
+    """Columns by their static ranking, the best first; a teacher without a reward comes last."""
+    return [int(column) for column in np.argsort(-np.where(np.isnan(ranking), -np.inf, ranking), kind="stable")]
+
+
+def always(rewards: Matrix, ranking: Vector) -> Matrix:
     """(P, K) reward of always asking teacher k, and where its response is missing the next in the static ranking."""
-    ranking = reward_matrix.static_ranking(rewards)
     instead = chosen(np.broadcast_to(ranking, rewards.shape), rewards)
     return np.where(np.isnan(rewards), instead[:, None], rewards)
 
@@ -213,10 +217,11 @@ class _Versus:
         return Interval(float(self.means.min()), float(low.min()), float(high.min()))
 
     def outcome(self, worthwhile: float) -> Outcome:
-        """The verdict, given the smallest gain that is worth more calibration."""
+        """The verdict, given the smallest gain that is worth it; 0 where the best teacher is as good as the oracle."""
         if self.gain().low > 0:
             return "route"
-        return "do not route" if (self.means + _LIKELY * self.errors).min() < worthwhile else "cannot tell"
+        is_unlikely = (self.means + _LIKELY * self.errors).min() < worthwhile
+        return "do not route" if is_unlikely or worthwhile <= 0 else "cannot tell"
 
     def more(self, worthwhile: float) -> int:
         """Additional prompts after which the same gain would be told from none, or from one that is not worthwhile.
@@ -229,7 +234,7 @@ class _Versus:
             to_refrain = np.where(below > 0, (_LIKELY * self.errors / below) ** 2, np.inf).min()
         wanted = max(self.n * min(to_route, to_refrain), FEW) - self.n
         step = 10 ** max(0, math.floor(math.log10(max(wanted, 1))) - 1)
-        return max(math.ceil(wanted / step), 1) * step
+        return int(max(math.ceil(wanted / step), 1) * step)
 
 
 def _scaled(interval: Interval, by: float) -> Interval:
@@ -242,10 +247,11 @@ def _spread(rewards: Matrix) -> float:
 
 
 def _lead(alpha: float, rewards: Matrix, teachers: Sequence[str]) -> Lead:
-    singles = always(rewards[(~np.isnan(rewards)).any(axis=1)])
-    order = np.argsort(-singles.mean(axis=0), kind="stable")
-    lead = difference(singles[:, order[0]] - singles[:, order[1]], _spread(singles))
-    return Lead(alpha, teachers[order[0]], teachers[order[1]], lead)
+    ranking = reward_matrix.static_ranking(rewards)
+    singles = always(rewards[(~np.isnan(rewards)).any(axis=1)], ranking)
+    best, second = best_first(ranking)[:2]
+    lead = difference(singles[:, best] - singles[:, second], _spread(singles))
+    return Lead(alpha, teachers[best], teachers[second], lead)
 
 
 def _by_group(known: Evidence, singles: Matrix, spread: float) -> Interval | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from msgspec.structs import replace
 from sqlalchemy import func, select
@@ -32,7 +33,7 @@ def find(session: Session, config: RunConfig) -> Run | None:
     was = load_config(run.config)
     # A version, or a kind of router, that the file does not name is the one that the run was started with.
     config = _pinned(config, was.strategy.revision, was.router)
-    same_run.require(session, run, config)
+    same_run.require(session, run, _decided(config, was.strategy.when_unsure))
     return run
 
 
@@ -105,6 +106,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     own = config.strategy
     function = known[own.model, own.revision].revision if own.model else None
     config = _pinned(config, function, _with_versions(config, known))
+    config = _decided(config, "static" if STRATEGIES[own.kind].decided_by == "router" else None)
     contents = [same_run.sha256(Path(file)) for file in config.prompts.files]
     config = replace(config, prompts=replace(config.prompts, sha256=contents))
     run = Run(
@@ -178,3 +180,9 @@ def _pinned(config: RunConfig, function: str | None, given: RouterTable) -> RunC
             embedding_version=router.embedding_version or given.embedding_version,
         ),
     )
+
+
+def _decided(config: RunConfig, when_unsure: Literal["static", "route"] | None) -> RunConfig:
+    """Fill in what an unsure run does, where the file does not say it: a version without verdicts always routed."""
+    own = config.strategy
+    return replace(config, strategy=replace(own, when_unsure=own.when_unsure or when_unsure))
