@@ -303,14 +303,14 @@ def test_a_failure_says_why(code: str, failure: str) -> None:
 @pytest.mark.parametrize(
     ("tests", "entry_point", "reason"),
     [
-        (["assert 1 == 1"], None, "malformed_tests: the tests use nothing of the code"),
-        (["assert add(1"], None, "malformed_tests: SyntaxError"),
+        (["assert 1 == 1"], None, "unreadable_tests: the tests use nothing of the code"),
+        (["assert add(1"], None, "unreadable_tests: SyntaxError"),
         (["import numpy\nassert add(1)"], None, "unsupported_tests: the tests import numpy"),
         (["try:\n add(1)\nexcept Mine:\n pass"], None, "unsupported_tests: the tests catch Mine"),
         (["add(1)\nexit()"], None, "unsupported_tests: the tests end their process"),
         (["class A: pass\nassert add(A())"], None, "unsupported_tests: the tests pass an object of type A"),
         ("def check(candidate): assert candidate(1)", None, "no entry_point"),
-        ("def helper(): assert add(1)", None, "malformed_tests: the tests contain no assert"),
+        ("def helper(): assert add(1)", None, "unreadable_tests: the tests contain no assert"),
     ],
 )
 def test_tests_that_cannot_be_run_are_no_failure_of_the_code(
