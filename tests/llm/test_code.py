@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,16 @@ def test_the_code_is_the_last_block_of_python(response: str, expected: str | Non
     assert code_tests.code_of(response) == expected
 
 
-def test_a_response_without_code_is_wrong_and_its_reasoning_is_not_run() -> None:
-    right_in_reasoning = f"<think>\n{ADD}\n</think>\n{WRONG}"
-    no_code, reasoned = judge(("```bash\nls\n```", MBPP), (right_in_reasoning, MBPP))
-    assert no_code == Judged(0, 0.0, detail={"failed": "the response has no block of Python code"})
-    assert isinstance(reasoned, Judged)
-    assert reasoned.value == 0
+def test_a_hostile_response_is_searched_for_code_in_linear_time() -> None:
+    began = time.monotonic()
+    for response in ("`" * 300_000, "```" + "\t" * 300_000, "```\n" * 100_000, ("```\n" + " " * 1000) * 300):
+        code_tests.code_of(response)
+    assert time.monotonic() - began < 10
+
+
+def test_a_response_without_code_is_wrong() -> None:
+    (no_code,) = judge(("```bash\nls\n```", MBPP))
+    assert no_code == Judged(0, 0.0, detail={"failed": [{"reason": "the response has no block of Python code"}]})
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

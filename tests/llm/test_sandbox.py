@@ -13,6 +13,7 @@ import pytest
 
 from persyn.llm.sandbox import box
 from persyn.llm.sandbox.box import CannotTest, Limits
+from tests.run_files import write_run
 
 missing = {} if os.environ.get("CI") else box.missing_walls(256)
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"this host lacks walls: {missing}")
@@ -303,14 +304,14 @@ def test_a_failure_says_why(code: str, failure: str) -> None:
 @pytest.mark.parametrize(
     ("tests", "entry_point", "reason"),
     [
-        (["assert 1 == 1"], None, "malformed_tests: the tests use nothing of the code"),
-        (["assert add(1"], None, "malformed_tests: SyntaxError"),
+        (["assert 1 == 1"], None, "unreadable_tests: the tests use nothing of the code"),
+        (["assert add(1"], None, "unreadable_tests: SyntaxError"),
         (["import numpy\nassert add(1)"], None, "unsupported_tests: the tests import numpy"),
         (["try:\n add(1)\nexcept Mine:\n pass"], None, "unsupported_tests: the tests catch Mine"),
         (["add(1)\nexit()"], None, "unsupported_tests: the tests end their process"),
         (["class A: pass\nassert add(A())"], None, "unsupported_tests: the tests pass an object of type A"),
         ("def check(candidate): assert candidate(1)", None, "no entry_point"),
-        ("def helper(): assert add(1)", None, "malformed_tests: the tests contain no assert"),
+        ("def helper(): assert add(1)", None, "unreadable_tests: the tests contain no assert"),
     ],
 )
 def test_tests_that_cannot_be_run_are_no_failure_of_the_code(
@@ -321,14 +322,19 @@ def test_tests_that_cannot_be_run_are_no_failure_of_the_code(
     assert reason in str(error.value)
 
 
-def test_where_a_wall_is_missing_nothing_is_run_unless_it_may_be_missing() -> None:
+def test_where_a_wall_is_missing_nothing_is_run_unless_it_may_be_missing(tmp_path: Path) -> None:
     """As in a container whose seccomp profile does not know Landlock."""
+    file = write_run(tmp_path)
+    file.write_text(file.read_text().replace('kind = "fake"', 'kind = "code"', 1))
     script = """
-import ctypes, errno
+import ctypes, errno, sys
+from pathlib import Path
 from persyn.errors import HostLacks
 from persyn.llm.protocols import ModelSpec
 from persyn.llm.sandbox import box
 from persyn.llm.scorers import code
+from persyn.runs import run_file
+from persyn.runs.checks import host
 library = ctypes.CDLL("libseccomp.so.2")
 library.seccomp_init.restype = ctypes.c_void_p
 profile = ctypes.c_void_p(library.seccomp_init(0x7FFF0000))
@@ -338,15 +344,18 @@ try:
     code.load(ModelSpec("code", ""), lambda: None)
 except HostLacks as error:
     print(error)
+for whose, finding in host.check(run_file.read(Path(sys.argv[1]))):
+    print(whose, finding.level, finding.message)
 accepted = {"unsafe_without": ["landlock"]}
 print(code.load(ModelSpec("code", "", options=accepted), lambda: None).version)
 limits = box.Limits(timeout_seconds=30, memory_mb=256)
 print(box.run_program("print(1)", "", limits))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    refused, version, *rest = done.stdout.splitlines()
+    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True, check=False)
+    refused, found, version, *rest = done.stdout.splitlines()
     assert "code could read files, because landlock needs Linux 5.13" in refused
     assert "accept the risk with unsafe_without = ['landlock']" in refused
+    assert found == f"quality code error {refused}"
     assert version.startswith("python 3")
     assert rest == []
     assert "HostLacks: the sandbox for code does not hold" in done.stderr

@@ -6,7 +6,6 @@ that the code's process lacks. A script has one process, and who runs it compare
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -18,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -59,14 +59,14 @@ class _Verdict(Struct, frozen=True):
 
     tests: Annotated[int, Meta(ge=1, le=100_000)] | None = None
     failure: str | UnsetType | None = UNSET
-    malformed_tests: str | None = None
+    unreadable_tests: str | None = None
     unsupported_tests: str | None = None
     no_start: bool = False
 
     @property
     def refusal(self) -> str:
         """Why the tests cannot be run; empty if they can."""
-        for name in ("malformed_tests", "unsupported_tests"):
+        for name in ("unreadable_tests", "unsupported_tests"):
             if (said := getattr(self, name)) is not None:
                 return f"{name}: {shorten(said)}"
         return ""
@@ -109,14 +109,15 @@ def run_tests(code: str, tests: Tests, limits: Limits, *, stop_early: bool) -> l
     """
     total, failures = 1, list[str | None]()
     for _ in range(_MOST_STARTS):
-        for said in _verdicts(code, tests, len(failures), limits):
-            total = said.tests or total
-            if said.refusal:
-                raise CannotTest(said.refusal)
-            if said.failure is not UNSET:
-                failures.append(said.failure)
-            if stop_early and failures and failures[-1]:
-                return failures + ["not run: another test failed"] * (total - len(failures))
+        with closing(_verdicts(code, tests, len(failures), limits)) as verdicts:
+            for said in verdicts:
+                total = said.tests or total
+                if said.refusal:
+                    raise CannotTest(said.refusal)
+                if said.failure is not UNSET:
+                    failures.append(said.failure)
+                if stop_early and failures and failures[-1]:
+                    return failures + ["not run: another test failed"] * (total - len(failures))
         if len(failures) >= total:
             return failures
     return failures + [f"not run: the code was ended {_MOST_STARTS} times"] * (total - len(failures))
@@ -173,7 +174,7 @@ def missing_walls(memory_mb: int) -> dict[str, str]:
         return found
 
 
-class _Children(contextlib.ExitStack):
+class _Children(ExitStack):
     """The child processes of one piece of work; leaving it ends them."""
 
     def __init__(self, limits: Limits) -> None:
@@ -182,7 +183,7 @@ class _Children(contextlib.ExitStack):
 
     def start(self, job: dict[str, Any], *, pipes: Sequence[int] = (), **streams: Any) -> subprocess.Popen[bytes]:
         """Start a process without an environment, with Python's own library only and with these pipes."""
-        job |= {"memory_mb": self._limits.memory_mb, "without": list(self._limits.without)}
+        job |= {"memory_mb": self._limits.memory_mb, "without": list(self._limits.without), "parent": os.getpid()}
         with _file(json.dumps(job).encode()) as file:
             command = (
                 f"import sys; sys.path.append({_ROOT!r}); from persyn.llm.sandbox.child import main; "
@@ -222,7 +223,7 @@ def _file(content: bytes) -> IO[bytes]:
     return file
 
 
-def _verdicts(code: str, tests: Tests, first: int, limits: Limits) -> Iterator[_Verdict]:
+def _verdicts(code: str, tests: Tests, first: int, limits: Limits) -> Generator[_Verdict]:
     """Start the two processes and yield what the one with the tests reports, from the test `first` on."""
     with _Children(limits) as children:
         (asked, asks), (answered, answers), (verdicts, reports) = (children.pipe() for _ in range(3))
@@ -259,7 +260,7 @@ def _first_word(verdicts: Connection, referee: subprocess.Popen[bytes], limits: 
     except TimeoutError:
         raise EngineError(f"the sandbox's processes do not start within {_START_SECONDS:g} s") from None
     if said is None and referee.wait() != NO_WALL:
-        return _Verdict(malformed_tests="they end the process that reads them")
+        return _Verdict(unreadable_tests="they end the process that reads them")
     if said is None or said.no_start:
         require_walls(limits)
         raise EngineError("the sandbox's processes end at their start")

@@ -34,6 +34,8 @@ def main(descriptor: int) -> None:
     except walls.NoWall as error:
         sys.stderr.write(str(error))
         sys.exit(walls.NO_WALL)
+    if os.getppid() != job["parent"]:  # it has ended before this process asked to end with it
+        sys.exit("the parent has ended")
     work(job, missing)
 
 

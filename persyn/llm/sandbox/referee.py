@@ -27,8 +27,8 @@ class Unsupported(BaseException):
     """The tests do what cannot be done across processes. No `except Exception` of a test catches it."""
 
 
-class Malformed(Exception):
-    """There is nothing to test, or the tests cannot be read."""
+class Unreadable(Exception):
+    """There is nothing to test, or the tests cannot be parsed."""
 
 
 class Remote:
@@ -89,7 +89,7 @@ class Remote:
 class Tests:
     """The tests of a job: what they need, what runs before them, and each of them.
 
-    Raises `Malformed` and `Unsupported`.
+    Raises `Unreadable` and `Unsupported`.
     """
 
     def __init__(self, setup: str, tests: list[str] | str, entry_point: str | None) -> None:
@@ -97,13 +97,13 @@ class Tests:
             parsed = [_without_code_imports(text) for text in ([tests] if isinstance(tests, str) else tests)]
             before = _without_code_imports(setup)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise Malformed(f"{type(error).__name__}: {error}") from error
+            raise Unreadable(f"{type(error).__name__}: {error}") from error
         if isinstance(tests, str):
             before, parsed = _cases(before, parsed[0], entry_point)
         used = names.read([before, *parsed])
         self.names, self.modules = used.of_code(entry_point), used.modules
         if not self.names:
-            raise Malformed("the tests use nothing of the code")
+            raise Unreadable("the tests use nothing of the code")
         if missing := sorted(
             name for name in used.imported if importlib.util.find_spec(name.partition(".")[0]) is None
         ):
@@ -126,7 +126,7 @@ def _cases(before: ast.Module, tests: ast.Module, entry_point: str | None) -> tu
     functions = [node.name for node in tests.body if isinstance(node, ast.FunctionDef)]
     if "check" in functions:
         if not entry_point:
-            raise Malformed("the tests define check(candidate), but the row has no entry_point")
+            raise Unreadable("the tests define check(candidate), but the row has no entry_point")
         calls = [f"check({entry_point})"]
     else:
         calls = [f"{name}()" for name in functions if name.startswith("test_")]
@@ -134,7 +134,7 @@ def _cases(before: ast.Module, tests: ast.Module, entry_point: str | None) -> tu
         before.body += tests.body
         return before, [ast.parse(call) for call in calls]
     if not any(isinstance(node, ast.Assert) for node in tests.body):
-        raise Malformed("the tests contain no assert, no function check and no function test_...")
+        raise Unreadable("the tests contain no assert, no function check and no function test_...")
     return before, [tests]
 
 
@@ -143,8 +143,8 @@ def work(job: dict[str, Any], missing: dict[str, str]) -> None:
     code, verdicts = Channel(*job["pipes"]), Channel(-1, job["verdicts"])
     try:
         tests = Tests(job["setup"], job["tests"], job["entry_point"])
-    except Malformed as error:
-        verdicts.send({"malformed_tests": str(error)[:_LONGEST]})
+    except Unreadable as error:
+        verdicts.send({"unreadable_tests": str(error)[:_LONGEST]})
         return
     except Unsupported as error:
         verdicts.send({"unsupported_tests": str(error)[:_LONGEST]})

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 WALLS = ("limits", "landlock", "seccomp")
 #: What a missing wall lets code do, and how to get the wall.
 REMEDIES = {
-    "limits": ("use any amount of memory", "set no lower hard limit on it (ulimit -H)"),
+    "limits": ("use any amount of memory", "needs Linux"),
     "landlock": (
         "read files",
         "needs Linux 5.13 or later with Landlock among /sys/kernel/security/lsm and, in a container, a seccomp profile "
@@ -121,6 +121,8 @@ def _limit(memory_mb: int, cpu_seconds: int) -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
     ):
+        hard = resource.getrlimit(limit)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(limit, (most, most))
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the process must not outlive the one that ends it in time
 

@@ -20,7 +20,6 @@ from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Reque
 from persyn.llm.sandbox import box
 from persyn.llm.sandbox.box import CannotTest, Limits, Tests
 from persyn.llm.scorers import code_tests, text_only
-from persyn.llm.scorers.answers import characters
 from persyn.llm.scorers.code_tests import Example
 
 #: Responses taken at once, for each that is tested at the same time.
@@ -34,8 +33,8 @@ _MOST_LATE = 3
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Make a runner of tests that answers `Judge`; `detail` says which tests failed and why.
 
-    A prompt whose tests cannot be run fails as `no_tests`, `malformed_tests` or `unsupported_tests`. `ModelSpec.model`
-    is not used. Raises `HostLacks` where the sandbox does not hold.
+    A prompt whose tests cannot be run fails as `no_tests`, `malformed_tests`, `unreadable_tests` or
+    `unsupported_tests`. `ModelSpec.model` is not used. Raises `HostLacks` where the sandbox does not hold.
     """
     chosen = options.decode(spec, options.CodeOptions)
     box.require_walls(_limits(chosen))
@@ -76,9 +75,9 @@ def _judge(request: Request, chosen: options.CodeOptions) -> Result:
         return failure
     try:
         tests = code_tests.tests_of(request.meta)
-        code = code_tests.code_of(characters.without_reasoning(request.response))
+        code = code_tests.code_of(request.response)
         if code is None:
-            return Judged(request.id, 0.0, detail={"failed": "the response has no block of Python code"})
+            return Judged(request.id, 0.0, detail={"failed": [{"reason": "the response has no block of Python code"}]})
         limits, stop_early = _limits(chosen), chosen.level == "prompt"
         if isinstance(tests, Tests):
             named = tests.tests if isinstance(tests.tests, list) else []

@@ -16,12 +16,14 @@ from msgspec import Struct
 from persyn.errors import shorten
 from persyn.llm.sandbox.box import CannotTest, Tests
 
-#: Failure codes of scores for prompts whose tests cannot be run.
-FLAWS = frozenset({"no_tests", "malformed_tests", "unsupported_tests"})
+#: Failure codes of scores for prompts whose rows have no tests, or not in a known form.
+FLAWS = frozenset({"no_tests", "malformed_tests"})
 #: The fields with tests; a row has one of them.
 FIELDS = ("tests", "test_list", "test", "input_output")
 _BLOCK = re.compile(
-    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)[ \t]*$|\Z)",
+    # Possessive, since a long line of backticks would otherwise take a time that grows with its square.
+    r"^[ \t]*+(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<language>[\w+#.-]*+)[^\n]*+\n"
+    r"(?P<code>.*?)(?:^[ \t]*+(?P=fence)[ \t]*+$|\Z)",
     re.MULTILINE | re.DOTALL,
 )
 _PYTHON = {"python", "python3", "py"}
