@@ -216,7 +216,7 @@ def _row(fact: StrategyFacts) -> tuple[str | None, ...]:
         f"{fact.gap_closed.mean:+.0%}" if fact.gap_closed else None,
         f"{fact.gap_closed.low:+.0%} {fact.gap_closed.high:+.0%}" if fact.gap_closed else None,
         f"{fact.quality.mean:.3f}",
-        f"{fact.learnability.mean:.3f}",
+        f"{fact.learnability.mean:.3f}" if fact.learnability else None,
         None if fact.tokens is None else f"{fact.tokens:,.0f}",
         None if fact.cost is None else dollars(fact.cost),
     )

@@ -271,7 +271,7 @@ def _strategies(found: Sequence[Comparison]) -> str:
                 if closed
                 else "",
                 _mean([fact.quality.mean for fact in facts]),
-                _mean([fact.learnability.mean for fact in facts]),
+                _mean([fact.learnability.mean for fact in facts if fact.learnability]),
                 f"{asked} {facts[0].shares[asked]:.0%}",
             )
         )

@@ -39,7 +39,7 @@ from persyn.dataset.usage import entry_name
 from persyn.db import lookup
 from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
-from persyn.db.results import Router
+from persyn.db.results import NO_TEXT, Router
 from persyn.errors import PersynError, UsageError
 
 
@@ -292,6 +292,7 @@ class _Export:
             f"run {manifest.run} has no responses to export: {manifest.assigned:,} assignments, "
             + (f"{manifest.rejected:,} of them without a correct response, " if manifest.rejected else "")
             + (f"and the filters dropped all answered ones: {dropped}" if dropped else "none answered")
+            + (f"; {manifest.failed[NO_TEXT]:,} were imported as scores only" if NO_TEXT in manifest.failed else "")
         )
 
     def _dropped(self, drop_and_row: tuple[Drop, AssignedRow]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from persyn.config import load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
-from persyn.db.results import Assignment, Response, answers_assignment, is_candidate, sample_indices
+from persyn.db.results import NO_TEXT, Assignment, Response, answers_assignment, is_candidate, sample_indices
+from persyn.db.text import reason
 from persyn.errors import UsageError
 
 #: At most so many runs are named in an error.
@@ -76,6 +77,14 @@ def of_grid(run: Run, *columns: Any) -> Select[Any]:
         .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, Response.text.is_not(None))
         .where(Response.sample < load_config(run.config).run.samples)
     )
+
+
+def is_scores_only(session: Session, run: Run) -> bool:
+    """Whether a run has no response to export because all that it has were imported as scores only."""
+    if session.execute(of_dataset(run, Response.id).limit(1)).first() is not None:
+        return False
+    of_run = select(Response.id).join(Assignment, is_candidate()).where(Assignment.run_id == run.id)
+    return session.execute(of_run.where(reason(Response.failure) == NO_TEXT).limit(1)).first() is not None
 
 
 def with_rows(query: Select[Any], run: Run) -> Select[Any]:

@@ -29,6 +29,10 @@ from persyn.db.base import Base, Big, CreatedAt, Hash, Id, words
 _FAILED = text("failure IS NOT NULL")
 
 
+#: The failure of a response of which only scores are known; nobody may read it, but its scores count.
+NO_TEXT = "no_text"
+
+
 class Origin(StrEnum):
     """How a response was obtained."""
 

@@ -115,6 +115,7 @@ def enlist(
         need=need,
     )
     said += router_fields.check(session, run)
+    start.require_texts(session, run)
     if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
         then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"
         said.append(f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}")

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from msgspec.structs import replace
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, RouterTable, RunConfig, TeacherTable, fingerprint_of, load_config
 from persyn.db import lookup
-from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
-from persyn.db.results import Origin, Response, Score
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Teacher
+from persyn.db.results import NO_TEXT, Origin, Response, Score
+from persyn.db.text import reason
 from persyn.errors import UsageError
 from persyn.ingest import prompt_table, versions
 from persyn.ingest.versions import Identities
@@ -84,6 +85,28 @@ def require_schemas(session: Session, run: Run) -> None:
         raise UsageError(
             f"{count:,} prompts have a response_schema, but teacher {unable[0].name!r} has engine "
             f"{unable[0].engine!r}, which cannot hold a response to one; {advice}"
+        )
+
+
+def require_texts(session: Session, run: Run) -> None:
+    """Raise `UsageError` where learnability counts and the grid has responses of which only scores are known.
+
+    The run's prompts must be there.
+    """
+    alpha = load_config(run.config).run.alpha
+    if alpha == 0:
+        return
+    grid = (
+        select(func.count())
+        .select_from(RunPrompt)
+        .join(Response, Response.prompt_id == RunPrompt.prompt_id)
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, reason(Response.failure) == NO_TEXT)
+    )
+    if count := session.scalars(grid).one():
+        raise UsageError(
+            f"{count:,} responses to calibration prompts were imported as scores only, and have no text to compute "
+            f"learnability on; set alpha = 0 in [run] (it is {alpha:g}), or import their texts"
         )
 
 

@@ -218,7 +218,7 @@ def _assign_calibration(session: Session, run: Run) -> None:
     """
     cells = grid.read(session, run)
     rewarded = cells.rewards()
-    is_scored = ~np.isnan(cells.quality) & ~np.isnan(cells.learnability)
+    is_scored = ~np.isnan(cells.quality) & (~np.isnan(cells.learnability) | (cells.alpha == 0))
     known = is_scored.any(axis=1)
     winners, margins = _best(np.where(is_scored, np.nan_to_num(rewarded), np.nan)[known])
     chosen = rewarded[known, winners]
@@ -235,7 +235,7 @@ def _assign_calibration(session: Session, run: Run) -> None:
                 "teacher_id": int(cells.teacher_ids[winner]),
                 "score": score,
                 "margin": margin,
-                "sample": first if first is None else answered[prompt_id, int(cells.teacher_ids[winner])],
+                "sample": first if first is None else answered.get((prompt_id, int(cells.teacher_ids[winner])), 0),
                 "reason": "calibration",
                 "job_id": None,
             }
