@@ -41,7 +41,7 @@ class StrategyFacts(Struct, frozen=True):
     reward: Interval
     #: In the quality scorer's unit.
     quality: Interval
-    #: In the unit of its definition: nats per token for the log-likelihood, or as given by `learnability_per`; None where
+    #: In the unit of its definition: nats per token for the log-likelihood, or as given by `learnability_per`. None where
     #: no response has it.
     learnability: Interval | None
     #: The oracle's reward minus this strategy's.
@@ -132,7 +132,7 @@ def _lacking(cells: Grid, alpha: float) -> str:
         return "quality and no learnability of its responses: compare strategies at alpha 0"
     return (
         "no scored hold-out prompts to compare strategies on; it needs calibration and holdout above 0, and finished "
-        "scoring"
+        "scoring that did not fail"
     )
 
 
