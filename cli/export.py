@@ -186,5 +186,5 @@ def _show(manifest: Manifest) -> None:
         )
     if silent := [each.name for each in manifest.teachers if each.exported and not each.license]:
         click.echo(
-            f"warning: no licence is stated for {', '.join(silent)}: check how its responses may be used", err=True
+            f"warning: no licence is stated for {', '.join(silent)}: check how their responses may be used", err=True
         )

@@ -23,6 +23,7 @@ from persyn import config
 from persyn.llm import options, vllm_arguments
 from persyn.llm.engines import ENGINES, EngineRole
 from persyn.llm.litellm_options import LiteLLMOptions
+from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
 from persyn.settings import Settings
 
@@ -109,6 +110,8 @@ def _kinds(role: str) -> list[str]:
     """The built-in names that a key takes."""
     if role == "strategy":
         return list(STRATEGIES.builtin)
+    if role == "learnability":
+        return list(LEARNABILITIES)
     return [name for name, kind in ENGINES.builtin.items() if role in kind.roles]
 
 
@@ -124,6 +127,12 @@ def of_engines() -> str:
         if kind.roles
     ]
     return _table(("engine", "chosen by", "what it does"), rows)
+
+
+def of_learnabilities() -> str:
+    """The definitions of learnability."""
+    rows = [(f"`{kind.name}`", kind.summary, kind.unit or "none", kind.source) for kind in LEARNABILITIES.values()]
+    return _table(("learnability", "definition", "unit", "source"), rows)
 
 
 def of_strategies() -> str:
@@ -195,6 +204,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "judge": partial(of_struct, options.JudgeOptions),
     "math": partial(of_struct, options.MathOptions),
     "instructions": partial(of_struct, options.InstructionsOptions),
+    "code": partial(of_struct, options.CodeOptions),
     "router_fit": partial(of_struct, options.RouterFitOptions),
     "routing": partial(of_struct, options.RouteOptions),
     "fake": partial(of_struct, options.FakeOptions),

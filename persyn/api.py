@@ -26,12 +26,13 @@ import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, custom_strategy, new_prompts, summary, tables, watch
+from persyn.analysis import compare, custom_strategy, new_prompts, summary, tables, verdict, watch
 from persyn.analysis import plan as planning
 from persyn.analysis.new_prompts import PromptInput
 from persyn.analysis.plan import Plan
 from persyn.analysis.summary import Summary
 from persyn.analysis.text_table import text_table
+from persyn.analysis.verdict import RunVerdict as RunVerdict
 from persyn.analysis.watch import Snapshot as Snapshot
 from persyn.config import On, Per, RunConfig, load_config
 from persyn.dataset import export, manifest
@@ -358,6 +359,7 @@ class Run:
         normalise: Normalisation | None = None,
         per: Per | None = None,
         on: On | None = None,
+        learnability: str | None = None,
     ) -> pa.Table:
         """A row for each cell of the grid; null where a score is missing.
 
@@ -365,12 +367,13 @@ class Run:
         normalise: minmax, zscore or rank.
         per:       what a log-likelihood is divided by: token, character or response.
         on:        the part of a response that it is computed on: answer, reasoning or both.
+        learnability: its definition: log_likelihood, rank_surprisal_ratio, ...
 
         Default: the run's own.
         """
         _require_alpha(alpha)
         with self._read() as (session, run):
-            return tables.rewards(session, run, alpha=alpha, how=normalise, per=per, on=on)
+            return tables.rewards(session, run, compare.Reward(alpha, normalise, per, on, learnability))
 
     def assignments(self) -> pa.Table:
         """A row for each prompt that has a teacher."""
@@ -385,18 +388,19 @@ class Run:
         normalise: Normalisation | None = None,
         per: Per | None = None,
         on: On | None = None,
+        learnability: str | None = None,
         refit: bool = False,
     ) -> pa.Table:
         """A row for each strategy: its estimated reward on the hold-out with a 95% interval, tokens and cost.
 
-        alpha, normalise, per, on: as in `rewards`.
+        alpha, normalise, per, on, learnability: as in `rewards`.
         refit: also fit a head and evaluate nearest neighbours for this reward; needs the router's backbone.
 
         `table.schema.metadata[b"persyn"]` is JSON with these settings and what is unavailable. Raises `UsageError`
         for a run without scored hold-out prompts.
         """
         _require_alpha(alpha)
-        reward = compare.Reward(alpha, normalise, per, on)
+        reward = compare.Reward(alpha, normalise, per, on, learnability)
         scores: dict[str, Matrix | str] = {**self._refitted(reward)} if refit else {}
         scores |= custom_strategy.ask(self._database, self._id, self._settings, reward)
         with self._read() as (session, run):
@@ -480,10 +484,25 @@ class Run:
 
     # Its router.
 
-    def route(self, prompts: PromptInput | Sequence[PromptInput]) -> pa.Table:
+    def verdict(self, *, by: str | None = None) -> RunVerdict:
+        """Whether routing pays: the router's expected gain over the best single teacher, and what follows from it.
+
+        by: the field of the prompts' rows, or `source`, to group prompts by. Default: the first field in the run's
+            `[router] features`, or the source where there are several.
+
+        `says` has it in a sentence. Raises `UsageError` when there is no verdict, with the reason.
+        """
+        with self._read() as (session, run):
+            return verdict.facts(session, run, by=by)
+
+    def route(
+        self, prompts: PromptInput | Sequence[PromptInput], *, labels: new_prompts.Labels | None = None
+    ) -> pa.Table:
         """Score every teacher for new prompts, which are not stored, and choose one for each.
 
         prompts: texts, or conversations that end with a user's turn; one alone needs no list.
+        labels:  for a router that reads fields of a prompt's row (`features`): {field: the label of each prompt, or
+                 None}.
 
         The run's router, or its strategy if that is a function, is loaded in a separate process that ends after the
         call: give many prompts at once. Raises `UsageError` for a run that has neither.
@@ -491,7 +510,7 @@ class Run:
         conversations = new_prompts.conversations(prompts)
         with self._read() as (session, run):
             router = new_prompts.of_run(session, run)
-        return router.route(conversations, self._settings)
+        return router.route(conversations, self._settings, labels)
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Session, catalog.Run]]:
@@ -521,7 +540,7 @@ class Run:
         from persyn.analysis import refits  # brings torch
 
         with self._read() as (session, run):
-            cells = refits.read(session, run, per=reward.per, on=reward.on)
+            cells = refits.read(session, run, reward)
         return refits.freeze(cells, self._settings.home).scores(reward.alpha, reward.how)
 
     def _drawable(self, group_by: str | None) -> tuple[dict[str, Callable[[], Picture]], dict[str, str]]:

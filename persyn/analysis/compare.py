@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -40,7 +41,8 @@ class StrategyFacts(Struct, frozen=True):
     reward: Interval
     #: In the quality scorer's unit.
     quality: Interval
-    #: In nats per token, or as given by `learnability_per`; None where no response has it.
+    #: In the unit of its definition: nats per token for the log-likelihood, or as given by `learnability_per`; None
+    #: where no response has it.
     learnability: Interval | None
     #: The oracle's reward minus this strategy's.
     regret: Interval
@@ -72,6 +74,8 @@ class Comparison(Struct, frozen=True):
     notes: list[str]
     #: Whether the run is still scoring its grid, so that the figures will change.
     is_partial: bool = False
+    #: The definition of learnability.
+    learnability: str = "log_likelihood"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,13 @@ class Reward:
     #: Unit of learnability, and the part of a response that it is computed on, see `grid.read`.
     per: Per | None = None
     on: On | None = None
+    #: The definition of learnability, one of `LEARNABILITIES`.
+    learnability: str | None = None
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """How learnability is measured, as arguments of `grid.read`."""
+        return {"learnability": self.learnability, "per": self.per, "on": self.on}
 
 
 def compare(
@@ -97,7 +108,7 @@ def compare(
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
     reward = reward or Reward()
-    cells = grid.read(session, run, per=reward.per, on=reward.on)
+    cells = grid.read(session, run, **reward.measure)
     given = dict(scores or {})
     if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
         given["persyn"] = stored
@@ -121,7 +132,7 @@ def _lacking(cells: Grid, alpha: float) -> str:
         return "quality and no learnability of its responses: compare strategies at alpha 0"
     return (
         "no scored hold-out prompts to compare strategies on; it needs calibration and holdout above 0, and finished "
-        "scoring"
+        "scoring that did not fail"
     )
 
 
@@ -152,15 +163,15 @@ def _compare(session: Session, run: Run, cells: Grid, reward: Reward, scores: Ma
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
     policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)
     counted = _Counted(session, run, cells, holdout)
-    per, on = reward.per or config.run.learnability_per, reward.on or config.run.learnability_on
-    own = (config.run.alpha, config.run.normalise, config.run.learnability_per, config.run.learnability_on)
+    measured = grid.measure(run, **reward.measure)
     return Comparison(
         run=run.name,
         alpha=alpha,
         normalise=how,
-        learnability_per=per,
-        learnability_on=on,
-        is_own=(alpha, how, per, on) == own,
+        learnability_per=measured.per,
+        learnability_on=measured.on,
+        learnability=measured.kind.name,
+        is_own=(alpha, how, measured) == (config.run.alpha, config.run.normalise, grid.measure(run)),
         n_holdout=int(holdout.sum()),
         n_calibration=int(calibration.sum()),
         strategies=_facts(policies, rewarded[holdout], counted),

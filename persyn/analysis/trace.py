@@ -160,7 +160,14 @@ def _function(run: Run) -> TraceRow:
 
 def _router(run: Run) -> Any:
     return select(
-        Router.fingerprint, Router.backbone, Router.revision, Router.tune, Router.path, Router.sha256, Router.created_at
+        Router.kind,
+        Router.fingerprint,
+        Router.backbone,
+        Router.revision,
+        Router.tune,
+        Router.path,
+        Router.sha256,
+        Router.created_at,
     ).where(Router.id == run.router_id)
 
 
@@ -224,6 +231,7 @@ def _scores(run: Run, prompt_id: int) -> Any:
             Score.n_tokens,
             Score.reasoning_value,
             Score.reasoning_n_tokens,
+            Score.statistics,
             Score.failure,
             Score.detail,
             Score.response_id,

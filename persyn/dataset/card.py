@@ -279,9 +279,9 @@ def _provenance(manifest: Manifest) -> str:
         ["alpha, normalisation, seed", dials],
     ]
     if manifest.router:
-        rows.append(
-            ["router", f"{_model(manifest.router.backbone, manifest.router.revision)}, {manifest.router.sha256}"]
-        )
+        router = manifest.router
+        backbone = f" on {_model(router.backbone, router.revision)}" if router.backbone else ""
+        rows.append(["router", f"{text(router.kind)}{backbone}, {router.sha256}"])
     rows += [[f"served by {text(engine)}", f"{count:,} rows"] for engine, count in manifest.engines.items() if engine]
     rows += [["configuration", manifest.config_hash]]
     rows += [["run finished", f"{manifest.finished_at:%Y-%m-%d %H:%M} UTC"]] if manifest.finished_at else []

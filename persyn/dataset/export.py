@@ -322,7 +322,7 @@ def _router(session: Session, run: Run) -> RouterVersion | None:
     if run.router_id is None:
         return None
     router = session.get_one(Router, run.router_id)
-    return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256)
+    return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256, router.kind)
 
 
 def _ignore(drop_and_row: tuple[Drop, AssignedRow]) -> None:

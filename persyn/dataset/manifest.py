@@ -73,6 +73,7 @@ class RouterVersion:
     fingerprint: str
     #: Of its checkpoint's files.
     sha256: str
+    kind: str = "head"
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,7 @@ class RankedResponses:
         self._benchmarks, self._progress, self._choose = snapshot.benchmarks, snapshot.progress, choose
         self._teachers = {teacher.id: teacher for teacher in lookup.teachers(self._session, self._run.id)}
         self._config = load_config(self._run.config).run
+        self._measured = grid.measure(self._run)
         self.is_verdict = known_wrong(self._session, self._run, lookup.of_grid) is not None
         keeps_reasoning = self._options.reasoning != "drop"
         self.tools = tool_use.of_responses(self._session, self._run, lookup.of_grid, has_reasoning=keeps_reasoning)
@@ -169,7 +170,7 @@ class RankedResponses:
 
     def _responses(self, first: int, last: int) -> Any:
         return (
-            grid.scored_responses(self._run)
+            grid.scored_responses(self._run, self._measured.kind)
             .join(Prompt, Prompt.id == Response.prompt_id)
             .add_columns(
                 RunPrompt.role,
@@ -197,8 +198,7 @@ class RankedResponses:
     ) -> tuple[list[Rated], list[Drop]]:
         """The responses that have a reward and pass the filters, and why others did not pass."""
         raw = np.array([[np.nan if row.quality is None else row.quality for row in responses]], dtype=np.float64)
-        per, on = self._config.learnability_per, self._config.learnability_on
-        likely = [grid.learnability_of(row, per, on) for row in responses]
+        likely = [grid.learnability_of(self._run, row, self._measured) for row in responses]
         worth = rewards.combine(raw, np.array([likely]), alpha=self._config.alpha, how=self._config.normalise)
         rated, reasons = [], []
         for row, learnability, reward in zip(responses, likely, worth[0].tolist(), strict=True):

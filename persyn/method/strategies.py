@@ -31,6 +31,7 @@ class StrategyInputs:
     """Inputs available to a strategy. Compared by identity, so that results can be cached per instance.
 
     rewards, quality, learnability: (C, T) of the calibration prompts; C may be 0 where they are not needed.
+              Learnability is a log-likelihood; None if another definition of it is used.
     sizes:    (T,) parameters in billions, NaN where unknown.
     families: (T,) of the teachers; `family` is the student's.
     teachers: (T,) their names, in head order.
@@ -40,7 +41,7 @@ class StrategyInputs:
 
     rewards: Matrix
     quality: Matrix
-    learnability: Matrix
+    learnability: Matrix | None
     sizes: Vector
     families: Sequence[str | None]
     family: str | None
@@ -87,6 +88,8 @@ def _static(known: StrategyInputs, present: Present, arguments: Mapping[str, Any
 
 
 def _car(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+    if known.learnability is None:
+        raise ValueError("needs the student's loss; this learnability is no log-likelihood")
     return by_ranking(_measured(car(known.quality, known.learnability, beta=arguments["beta"])), present)
 
 

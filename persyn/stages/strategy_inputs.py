@@ -26,7 +26,7 @@ def strategy_inputs(
     return StrategyInputs(
         rewards=rewarded[learn],
         quality=cells.quality[learn],
-        learnability=cells.learnability[learn],
+        learnability=cells.learnability[learn] if cells.is_log_likelihood else None,
         sizes=np.array([teacher.params_b for teacher in teachers], dtype=np.float64),
         families=[teacher.family for teacher in teachers],
         family=load_config(run.config).student.family,
