@@ -41,7 +41,7 @@ class StrategyFacts(Struct, frozen=True):
     reward: Interval
     #: In the quality scorer's unit.
     quality: Interval
-    #: In the unit of its definition: nats per token for the log-likelihood, or as given by `learnability_per`; None
+    #: In the unit of its definition: for the log-likelihood, nats per token or as given by `learnability_per`. None
     #: where no response has it.
     learnability: Interval | None
     #: The oracle's reward minus this strategy's.

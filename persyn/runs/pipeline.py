@@ -114,8 +114,8 @@ def enlist(
         seed=config.run.seed,
         need=need,
     )
-    start.require_texts(session, run)
     said += router_fields.check(session, run)
+    start.require_texts(session, run)
     if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
         then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"
         said.append(f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}")
