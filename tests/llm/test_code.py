@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
 from tests.run_files import write_run
 
-missing = {} if os.environ.get("CI") else box.missing_walls(256)
+missing = box.missing_walls(256)
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"this host lacks walls: {missing}")
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
 WRONG = "```python\ndef add(a, b):\n    return a * b\n```"
