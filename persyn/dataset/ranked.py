@@ -235,7 +235,7 @@ class RankedResponses:
             finish_reason=row.finish_reason,
             reward=rated.reward,
             quality=row.quality,
-            learnability=rated.learnability,
+            learnability=None if np.isnan(rated.learnability) else rated.learnability,
         )
 
 

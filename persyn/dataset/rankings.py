@@ -52,8 +52,8 @@ class RankedResponse:
     reward: float
     #: In the unit of the run's quality scorer.
     quality: float
-    #: In nats, per token unless the run divides it otherwise.
-    learnability: float
+    #: In the unit of the run; None where the student did not score the response, at alpha 0.
+    learnability: float | None
 
 
 @dataclass(frozen=True, slots=True)

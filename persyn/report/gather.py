@@ -188,6 +188,9 @@ def _swept(
 ) -> dict[float, compare.Comparison]:
     """{alpha: comparison of strategies}, including the run's own alpha; empty without a scored hold-out."""
     alphas = sorted({*_ALPHAS, load_config(run.config).run.alpha})
+    if cells.alpha == 0 and np.isnan(cells.learnability).all() and not np.isnan(cells.quality).all():
+        alphas = [0.0]
+        absent["learnability"] = "no response has it; strategies are compared by quality alone"
     try:
         return {one.alpha: one for one in compare.sweep(session, run, cells, alphas, scores)}
     except UsageError:

@@ -108,6 +108,7 @@ def test_a_run_on_scores_routes_and_compares_and_exports_nothing(persyn: Persyn,
     started = persyn("run", "start", str(run_file(tmp_path, 0)))
     compared = persyn("compare", "a0")
     exported = persyn("export", "a0")
+    reported = persyn("report", "a0", "-o", "report.md")
     learned = persyn("compare", "a0", "--alpha", "0.4")
 
     assert "40 responses to calibration prompts were imported as scores only" in refused.stderr
@@ -118,6 +119,8 @@ def test_a_run_on_scores_routes_and_compares_and_exports_nothing(persyn: Persyn,
     assert compared.returncode == 0, compared.stderr
     assert "learnability" not in compared.stdout.partition("unavailable")[0]
     assert "car: needs learnability, and no response has one" in compared.stdout
+    assert reported.returncode == 0, reported.stderr
+    assert "no response has it; strategies are compared by quality alone" in (tmp_path / "report.md").read_text()
     assert "none answered; 24 were imported as scores only" in exported.stderr
     assert "quality and no learnability of its responses: compare strategies at alpha 0" in learned.stderr
     database = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
