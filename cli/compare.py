@@ -20,6 +20,7 @@ from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
 from persyn.method.learnability import LEARNABILITIES
+from persyn.router.kinds.registry import ROUTERS
 from persyn.settings import Settings
 from persyn.student import outcomes
 
@@ -59,7 +60,7 @@ _MOST_NAMED = 3
     type=click.Choice(["answer", "reasoning", "both"]),
     help="The part of a response that learnability is computed on, where the teacher reasoned. Default: the run's.",
 )
-@click.option("--refit", is_flag=True, help="Also fit a head at each alpha, and evaluate nearest neighbours.")
+@click.option("--refit", is_flag=True, help="Also fit a router of every kind at each alpha.")
 @click.option(
     "--students", "by_students", is_flag=True, help="Compare trained students; of all runs if no RUN is given."
 )
@@ -194,14 +195,14 @@ def _show_shares(compared: Sequence[Comparison], *, has_runs: bool, has_alphas: 
 
 def _remarks(one: Comparison) -> Iterator[str]:
     shares = {fact.strategy: fact.shares for fact in one.strategies}
-    for name in ("persyn", "head"):
+    for name in ("persyn", *(name for name, kind in ROUTERS.items() if kind.reads)):
         if name not in shares or one.n_holdout < FEW:
             continue
         most = max(shares[name], key=shares[name].__getitem__)
         if shares[name][most] > NEARLY_ALL >= shares["oracle"].get(most, 0.0):
             yield f"{name} nearly always chooses {plain(most)}: it barely distinguishes between these prompts"
     if not one.is_own and "persyn" in shares:
-        yield "persyn: the router was fitted to the run's own reward, not to this one; --refit fits a head to this one"
+        yield "persyn: the router was fitted to the run's own reward, not to this one; --refit fits others to this one"
     for note in one.notes:
         yield f"unavailable: {note}"
 
@@ -215,7 +216,7 @@ def _row(fact: StrategyFacts) -> tuple[str | None, ...]:
         f"{fact.gap_closed.mean:+.0%}" if fact.gap_closed else None,
         f"{fact.gap_closed.low:+.0%} {fact.gap_closed.high:+.0%}" if fact.gap_closed else None,
         f"{fact.quality.mean:.3f}",
-        f"{fact.learnability.mean:.3f}",
+        f"{fact.learnability.mean:.3f}" if fact.learnability else None,
         None if fact.tokens is None else f"{fact.tokens:,.0f}",
         None if fact.cost is None else dollars(fact.cost),
     )

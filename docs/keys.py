@@ -204,6 +204,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "judge": partial(of_struct, options.JudgeOptions),
     "math": partial(of_struct, options.MathOptions),
     "instructions": partial(of_struct, options.InstructionsOptions),
+    "code": partial(of_struct, options.CodeOptions),
     "router_fit": partial(of_struct, options.RouterFitOptions),
     "routing": partial(of_struct, options.RouteOptions),
     "fake": partial(of_struct, options.FakeOptions),

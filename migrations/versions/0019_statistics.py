@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import sqlalchemy as sa
@@ -11,7 +9,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0019"
-down_revision = "0017"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 
@@ -27,7 +25,7 @@ _STATISTIC = {
 }
 
 
-def _learnability(samples: ModuleType, dialect: str, words: dict[str, str]) -> str:
+def _learnability(samples: ModuleType, dialect: str) -> str:
     """The learnability of one response by the run's definition, as `persyn.method.learnability` defines it.
 
     Null where no token was scored, and where a score lacks the statistics.
@@ -55,39 +53,25 @@ def _learnability(samples: ModuleType, dialect: str, words: dict[str, str]) -> s
         "entropy_aware": f"({nats} + {of('entropy')}) / {tokens}",
     }
     cases = " ".join(f"WHEN '{name}' THEN {value}" for name, value in values.items())
-    return f"CASE WHEN {tokens} IS NOT NULL THEN CASE {_DEFINITION[dialect]} {cases} END END".format(**words)
+    return f"CASE WHEN {tokens} IS NOT NULL THEN CASE {_DEFINITION[dialect]} {cases} END END"
 
 
 def upgrade() -> None:
     comment = "other sums over the tokens of a log-likelihood, {answer, reasoning}; null before PerSyn stored them"
     kind = sa.JSON().with_variant(JSONB(), "postgresql")
     op.add_column("scores", sa.Column("statistics", kind, nullable=True, comment=comment))
-    _make_views(with_definitions=True)
+    samples = _samples()
+    samples.drop_views(_VIEWS)
+    samples.make_views(_VIEWS, _learnability(samples, op.get_bind().dialect.name))
 
 
 def downgrade() -> None:
-    _make_views(with_definitions=False)
+    samples = _samples()
+    samples.drop_views(_VIEWS)
+    samples.make_views(_VIEWS)
     op.drop_column("scores", "statistics")
 
 
-def _make_views(*, with_definitions: bool) -> None:
-    samples = _revision("0017_samples")
-    dialect = op.get_bind().dialect.name
-    words = samples._SQLITE if dialect == "sqlite" else samples._POSTGRESQL
-    told = {name: words[name] for name in ("alpha", "normalise", "samples")}
-    told["learnability"] = samples._LEARNABILITY.format(**words)
-    if with_definitions:
-        told["learnability"] = _learnability(samples, dialect, words)
-    for name in _VIEWS:
-        op.execute(f"DROP VIEW {name}")
-        op.execute(sa.text(f"CREATE VIEW {name} AS {samples._VIEWS[name].format(**told)}".replace(":", r"\:")))
-
-
-def _revision(name: str) -> ModuleType:
-    """An earlier revision, which has the views as they were."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _samples() -> ModuleType:
+    """The revision that has the views as they were."""
+    return op.get_context().script.get_revision("0017").module

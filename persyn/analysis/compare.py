@@ -41,8 +41,9 @@ class StrategyFacts(Struct, frozen=True):
     reward: Interval
     #: In the quality scorer's unit.
     quality: Interval
-    #: In the unit of its definition: nats per token for the log-likelihood, or as given by `learnability_per`.
-    learnability: Interval
+    #: In the unit of its definition: for the log-likelihood, nats per token or as given by `learnability_per`. None
+    #: where no response has it.
+    learnability: Interval | None
     #: The oracle's reward minus this strategy's.
     regret: Interval
     #: Share of the gap between the best single teacher (static) and the oracle that it closes.
@@ -125,6 +126,16 @@ def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], rout
     return [_compare(session, run, cells, Reward(alpha), scores) for alpha in alphas]
 
 
+def _lacking(cells: Grid, alpha: float) -> str:
+    """Why no strategy can be measured."""
+    if alpha and np.isnan(cells.learnability).all() and not np.isnan(cells.quality).all():
+        return "quality and no learnability of its responses: compare strategies at alpha 0"
+    return (
+        "no scored hold-out prompts to compare strategies on; it needs calibration and holdout above 0, and finished "
+        "scoring that did not fail"
+    )
+
+
 def _compare(session: Session, run: Run, cells: Grid, reward: Reward, scores: Mapping[str, Matrix | str]) -> Comparison:
     config = load_config(run.config)
     alpha = config.run.alpha if reward.alpha is None else reward.alpha
@@ -138,10 +149,7 @@ def _compare(session: Session, run: Run, cells: Grid, reward: Reward, scores: Ma
             "compare strategies on; use a run of strategy persyn, static, car or oracle"
         )
     if not holdout.any() or not calibration.any():
-        raise UsageError(
-            f"run {run.name!r} has no scored hold-out prompts to compare strategies on; "
-            "it needs calibration and holdout above 0, and finished scoring"
-        )
+        raise UsageError(f"run {run.name!r} has {_lacking(cells, alpha)}")
     present = ~np.isnan(rewarded[holdout])
     policies, notes = _policies(strategy_inputs(session, run, cells, rewarded, calibration), present, config.strategy)
     for name, found in scores.items():
@@ -265,7 +273,9 @@ def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) 
                 strategy=name,
                 reward=interval(float(by_prompt[name].mean()), means[name]),
                 quality=interval(float(np.nanmean(quality[name])), drawn_quality[name]),
-                learnability=interval(float(np.nanmean(learnability[name])), drawn_learnability[name]),
+                learnability=None
+                if np.isnan(learnability[name]).all()
+                else interval(float(np.nanmean(learnability[name])), drawn_learnability[name]),
                 regret=interval(float((by_prompt["oracle"] - by_prompt[name]).mean()), means["oracle"] - means[name]),
                 gap_closed=_gap_closed(name, by_prompt, means),
                 tokens=counted.needed(name, policy, counted.tokens, counted.grid_tokens),

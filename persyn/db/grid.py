@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Text, and_, cast, func, null, select, true
+from sqlalchemy import Select, and_, func, null, select, true
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import On, Per, load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher
 from persyn.db.results import Response, Score
+from persyn.db.text import call_characters
 from persyn.errors import UsageError
 from persyn.method import learnability as learnabilities
 from persyn.method import rewards
@@ -114,17 +115,18 @@ def read(
     learnability: str | None = None,
     per: Per | None = None,
     on: On | None = None,
-    prompt_id: int | None = None,
+    prompt_ids: tuple[int, int] | None = None,
 ) -> Grid:
-    """Read a run's grid as far as it is complete, or only one prompt's row (no row if it is not a calibration prompt).
+    """Read a run's grid as far as it is complete.
 
+    prompt_ids: only the rows of calibration prompts from the first to the last of these ids, perhaps none.
     learnability, per, on: see `measure`.
     Raises `UsageError` as `measure` does, if `on` is `reasoning`, unlike in the run, and there is none, and if the
     scores lack the statistics that the learnability needs.
     """
     measured = measure(run, learnability=learnability, per=per, on=on)
     config = load_config(run.config).run
-    wanted = RunPrompt.prompt_id == prompt_id if prompt_id is not None else true()
+    wanted = RunPrompt.prompt_id.between(*prompt_ids) if prompt_ids is not None else true()
     prompts = session.execute(
         select(RunPrompt.prompt_id, RunPrompt.role)
         .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, wanted)
@@ -138,15 +140,14 @@ def read(
     empty = np.full((len(prompts), len(teacher_ids), config.samples), np.nan)
     quality, learned, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
     n_responses = np.zeros(empty.shape[:2], dtype=np.int64)
-    found = _responses(run, measured.kind).where(wanted, Response.sample < config.samples)
+    found = scored_responses(run, measured.kind).where(wanted, Response.sample < config.samples)
     with session.execute(found, execution_options={"yield_per": 10_000}) as cells:
         for cell in cells:
             place = row_of[cell.prompt_id], column_of[cell.teacher_id], cell.sample
             n_responses[place[:2]] += cell.n_characters is not None
             if cell.quality is not None:
                 quality[place] = cell.quality
-            _require_statistics(run, cell, measured.kind)
-            learned[place] = _learnability(cell, measured)
+            learned[place] = learnability_of(run, cell, measured)
             if cell.prompt_tokens is not None:
                 prompt_tokens[place] = cell.prompt_tokens
             if cell.response_tokens is not None:
@@ -184,8 +185,13 @@ def _require_statistics(run: Run, cell: Any, kind: Learnability) -> None:
         )
 
 
-def _learnability(cell: Any, measured: Measure) -> float:
-    """The learnability of a response's parts; NaN where nothing was scored."""
+def learnability_of(run: Run, cell: Any, measured: Measure) -> float:
+    """The learnability of a response's parts; NaN where nothing was scored.
+
+    cell: a row of `scored_responses`.
+    Raises `UsageError` if its score lacks the statistics that the learnability needs.
+    """
+    _require_statistics(run, cell, measured.kind)
     if measured.kind.name == "log_likelihood":
         return _log_likelihood(cell, measured.per, measured.on)
     if cell.log_likelihood is None:
@@ -219,11 +225,8 @@ def _require_known(name: str, value: str | None, kind: Any) -> None:
         raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
-#: The characters of a response's calls, without spaces, which the databases set differently in JSON.
-_N_OF_CALLS = func.coalesce(func.length(func.replace(cast(Response.tool_calls, Text), " ", "")), 0)
-
-
-def _responses(run: Run, kind: Learnability):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of 13 columns
+def scored_responses(run: Run, kind: Learnability) -> Select[Any]:
+    """Select the responses of a run's grid with their raw scores, as `learnability_of` reads them."""
     quality, likelihood = aliased(Score), aliased(Score)
     return (
         select(
@@ -233,7 +236,7 @@ def _responses(run: Run, kind: Learnability):  # type: ignore[no-untyped-def] # 
             quality.value.label("quality"),
             likelihood.value.label("log_likelihood"),
             likelihood.n_tokens,
-            (func.length(Response.text) + _N_OF_CALLS).label("n_characters"),
+            (func.length(Response.text) + call_characters(Response.tool_calls)).label("n_characters"),
             likelihood.reasoning_value.label("reasoning_log_likelihood"),
             likelihood.reasoning_n_tokens,
             (likelihood.statistics if kind.needs else null()).label("statistics"),

@@ -19,12 +19,13 @@ from persyn.db.results import Score
 from persyn.errors import UsageError
 from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES
-from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify, identify_adapter
+from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify, identify_adapter, identify_embedding
 from persyn.llm.options import OpenAIOptions
 from persyn.llm.protocols import ModelSpec
 from persyn.llm.scorers import custom_function, judge
 from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
+from persyn.router.inputs import needed_encoders
 
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
 """Identities of models, by (model, revision)."""
@@ -51,9 +52,9 @@ def identities(
         tables.append((student.model, student.revision))
     if quality is not None and engines.loads_weights(quality.kind, quality.options):
         tables.append((quality.model, quality.revision))
-    if router is not None:
-        tables.append((router.backbone, router.revision))
     looks: dict[tuple[str, str | None], Callable[[], Identity]] = {table: partial(identify, *table) for table in tables}
+    if router is not None:
+        looks |= {model: partial(look, *model) for model, look in models_of(router).items()}
     adapted = [(table.adapter, table.adapter_revision) for table in teachers if table.adapter]
     looks |= {each: partial(identify_adapter, *each) for each in adapted}
     functions: list[QualityTable | StrategyTable] = []
@@ -64,12 +65,34 @@ def identities(
     for function in functions:
         looks[function.model, function.revision] = partial(_of_function, function)
     found = _all(looks)
-    if router is not None and router.version not in (None, is_now := found[router.backbone, router.revision].revision):
-        raise UsageError(
-            f"the backbone {router.backbone!r} is {is_now}, not {router.version}: "
-            "restore it, or remove the version from the run file"
-        )
+    if router is not None:
+        _require_versions(router, found)
     return found
+
+
+def models_of(router: RouterTable) -> dict[tuple[str, str | None], Callable[[str, str | None], Identity]]:
+    """The models that a router reads as (model, revision), and what identifies them."""
+    read = needed_encoders(router)
+    found: dict[tuple[str, str | None], Callable[[str, str | None], Identity]] = {}
+    if "backbone" in read:
+        found[router.backbone, router.revision] = identify
+    if "embedding" in read and router.embedding is not None:
+        found[router.embedding, router.embedding_revision] = identify_embedding
+    return found
+
+
+def _require_versions(router: RouterTable, found: Identities) -> None:
+    """Raise `UsageError` for a model of the router that is not the version that its table names."""
+    named = {
+        ("backbone", router.backbone, router.revision): router.version,
+        ("embedding", router.embedding or "", router.embedding_revision): router.embedding_version,
+    }
+    for (what, model, revision), version in named.items():
+        is_now = found.get((model, revision), UNKNOWN_IDENTITY).revision
+        if version is not None and is_now is not None and version != is_now:
+            raise UsageError(
+                f"the {what} {model!r} is {is_now}, not {version}: restore it, or remove the version from the run file"
+            )
 
 
 def _all(looks: Mapping[tuple[str, str | None], Callable[[], Identity]]) -> dict[tuple[str, str | None], Identity]:

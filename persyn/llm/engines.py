@@ -35,6 +35,12 @@ def _no_need(chosen: Mapping[str, Any]) -> Need | None:
     return None
 
 
+def _lacks_for_code(chosen: Mapping[str, Any]) -> str:
+    from persyn.llm.scorers import code
+
+    return code.lacks(chosen)
+
+
 def _no_prices(model: str) -> Prices:
     return None, None
 
@@ -84,6 +90,9 @@ class EngineKind:
     reads_row: bool = False
     #: What a scorer needs from a prompt, given its options; None if any prompt will do.
     need: Callable[[Mapping[str, Any]], Need | None] = _no_need
+
+    #: Why it cannot work on this host, given its options, beyond missing packages and models; empty if it can.
+    lacks: Callable[[Mapping[str, Any]], str] | None = None
 
     def __post_init__(self) -> None:
         known = self.options.__struct_fields__ if self.options is not None else ()
@@ -203,6 +212,20 @@ ENGINES = Registry(
         may_be_verdict=True,
         reads_row=True,
         need=lambda chosen: needs.instruction_list(),
+    ),
+    EngineKind(
+        name="code",
+        summary="1 if the code in the response passes all tests in the prompt's row, else 0",
+        module="persyn.llm.scorers.code",
+        roles=frozenset({"quality"}),
+        options=options.CodeOptions,
+        is_light=True,
+        transport=frozenset({"concurrency", "unsafe_without"}),
+        unit="1 passed, 0 not",
+        may_be_verdict=True,
+        reads_row=True,
+        need=lambda chosen: needs.tests(),
+        lacks=_lacks_for_code,
     ),
     EngineKind(
         name="reward_model",

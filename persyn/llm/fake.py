@@ -244,12 +244,15 @@ def _fitted(request: Fit, digest: bytes) -> Fitted:
     checkpoint = _encode({"teachers": request.teachers, "seed": request.seed, "digest": digest})
     (folder / "router.msgpack").write_bytes(checkpoint)
     n_holdout = sum(request.is_holdout)
-    metrics = {"n_calibration": len(request.is_holdout) - n_holdout, "n_holdout": n_holdout}
+    metrics = {"kind": "fake", "n_calibration": len(request.is_holdout) - n_holdout, "n_holdout": n_holdout}
     scores = [
         [_unit(hashlib.blake2b(digest, salt=b"%d.%d" % (p, k)).digest()) for k in range(len(request.teachers))]
         for p in range(len(request.conversations))
     ]
-    return Fitted(request.id, request.folder, hashlib.sha256(checkpoint).hexdigest(), metrics, scores)
+    # It learned nothing from any prompt.
+    cross_fitted = [None if held else row for held, row in zip(request.is_holdout, scores, strict=True)]
+    sha256 = hashlib.sha256(checkpoint).hexdigest()
+    return Fitted(request.id, request.folder, sha256, metrics, scores, cross_fitted)
 
 
 def _unit(digest: bytes) -> float:

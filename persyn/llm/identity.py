@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,21 @@ def identify(model: str, revision: str | None = None) -> Identity:
     return Identity(snapshot.name, _template_hash(snapshot))
 
 
+def identify_embedding(model: str, revision: str | None = None) -> Identity:
+    """Determine the version of a sentence-embedding model, whose folder has folders of modules, without loading it.
+
+    Raises `UsageError` when there is no such model.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return Identity(identify(model, revision).revision, None)
+    if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
+        raise UsageError(f"{model} is not an embedding model's folder: it has no modules.json or config.json")
+    files = (file for file in folder.rglob("*") if file.is_file())
+    shown = sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    return Identity(f"sha256:{_digest_of(shown)}", None)
+
+
 def identify_adapter(adapter: str, revision: str | None = None) -> Identity:
     """Determine the version of a LoRA adapter without loading it; `UsageError` when there is none."""
     folder = adapter_folder(adapter, revision)
@@ -91,12 +106,14 @@ def snapshot_in_cache(model: str, revision: str | None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def require_unchanged(model: str, revision: str | None) -> None:
+def require_unchanged(
+    model: str, revision: str | None, identified_by: Callable[[str, str | None], Identity] = identify
+) -> None:
     """Raise `UsageError` when a model is missing or no longer the recorded version.
 
-    revision: as returned by `identify`.
+    revision: as returned by `identified_by`.
     """
-    found = identify(model, hub_revision(revision)).revision
+    found = identified_by(model, hub_revision(revision)).revision
     if found != revision:
         raise UsageError(f"{model} has changed: it is {found}, and was {revision}; restore it")
 

@@ -345,6 +345,22 @@ class InstructionsOptions(EngineOptions, frozen=True):
     strict: bool = True
 
 
+class CodeOptions(EngineOptions, frozen=True):
+    """The options of the runner of code."""
+
+    #: `prompt`: 1 if the code passes all tests, else 0. `test`: the share that it passes.
+    level: Literal["prompt", "test"] = "prompt"
+    #: Time of one test by the clock; after it, the test has failed.
+    timeout_seconds: Above0 = 10.0
+    #: Address space of a process with code, in MiB.
+    memory_mb: Annotated[int, Meta(ge=128)] = 1024
+    #: Number of responses that are tested at the same time; none: one per core.
+    concurrency: Positive | None = None
+    #: Parts of the sandbox that a host may lack. Without them the code of responses can read files (`landlock`), change
+    #: files, start processes and use the network (`seccomp`), or take all memory (`limits`).
+    unsafe_without: list[Literal["landlock", "seccomp", "limits"]] = []
+
+
 class PythonOptions(EngineOptions, frozen=True):
     """A custom scorer has no options; its module is configured by other means."""
 

@@ -184,6 +184,8 @@ def car(quality: Matrix, learnability: Matrix, *, beta: float) -> Vector:
     learnability: (P, T) mean log-likelihood, nats per token; the loss is its negative.
     returns:      (T,); NaN for a teacher without both.
     """
+    if np.isnan(learnability).all():
+        raise ValueError("needs learnability, and no response has one")
     reward = reward_matrix.column_means(quality)
     loss = -reward_matrix.column_means(learnability)
     reward = reward - np.nanmin(reward, initial=0.0)

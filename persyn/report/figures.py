@@ -406,8 +406,10 @@ def _clock(seconds: float) -> tuple[str, float]:
 
 def _quality_learnability(report: Report) -> Callable[[], Picture] | None:
     is_scored = any(teacher.quality and teacher.learnability for teacher in report.means)
-    draw = partial(quality_learnability, unit=report.unit, learnability_unit=report.learnability_unit)
-    return _if(is_scored and report.means, draw)
+    return _if(
+        is_scored and report.means,
+        lambda means: quality_learnability(means, unit=report.unit, learnability_unit=report.learnability_unit),
+    )
 
 
 #: All figures in reading order: what draws each from the facts of a report, None where there are none. A file of

@@ -58,12 +58,12 @@ def fit(
     errors:      (P, K) their standard errors; None if unknown.
     preferences: how they are weighted, see `preference_weights`.
     """
-    with _threads(features.numel()):
+    with threads(features.numel()):
         return _fit(features, rewards, errors, preferences, seed, tick)
 
 
 @contextmanager
-def _threads(numbers: int) -> Iterator[None]:
+def threads(numbers: int) -> Iterator[None]:
     """Limit threads to the amount of work: on small matrices they mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, min(before, numbers // _NUMBERS_A_THREAD)))
@@ -80,14 +80,14 @@ def _fit(features: Tensor, rewards: Matrix, errors: Matrix | None, preferences: 
     scale = torch.where(varies, deviation, 1.0) * math.sqrt(features.shape[1])
     standard = (features.double() - mean) / scale
     weights = torch.from_numpy(preference_weights(rewards, preferences, errors))
-    grid = _Grid(standard, rewards, weights, preferences)
+    grid = Grid(standard, rewards, weights, preferences)
 
-    penalty = _choose_penalty(grid, seed, tick)
-    weight = _path(grid, penalty, tick)[-1] / scale
+    penalty = choose_penalty(grid, seed, tick)
+    weight = path(grid, penalty, tick)[-1] / scale
     return Head(weight, grid.strengths - weight @ mean, penalty)
 
 
-class _Grid:
+class Grid:
     """The data of a fit: (P, H) standardised features, (P, K) rewards, (P, K, K) preference weights."""
 
     def __init__(self, features: Tensor, rewards: Matrix, weights: Tensor, preferences: str) -> None:
@@ -96,10 +96,10 @@ class _Grid:
         self._rewards = rewards
         self._preferences = preferences
 
-    def take(self, prompts: Tensor) -> _Grid:
+    def take(self, prompts: Tensor) -> Grid:
         """The subset of prompts selected by (P,) booleans."""
         rewards = self._rewards[prompts.numpy()]
-        return _Grid(self.features[prompts], rewards, self.weights[prompts], self._preferences)
+        return Grid(self.features[prompts], rewards, self.weights[prompts], self._preferences)
 
     @cached_property
     def strengths(self) -> Tensor:
@@ -131,7 +131,7 @@ class _Grid:
         return torch.from_numpy(np.nan_to_num(ranking, nan=np.fmin.reduce(ranking, initial=0.0)))
 
 
-def _choose_penalty(grid: _Grid, seed: int, tick: Tick) -> float:
+def choose_penalty(grid: Grid, seed: int, tick: Tick) -> float:
     """Cross-validate: the strongest penalty whose loss is within one standard error of the smallest."""
     n = len(grid.features)
     fold = torch.from_numpy(np.random.default_rng(seed).permutation(n) % FOLDS)
@@ -139,7 +139,7 @@ def _choose_penalty(grid: _Grid, seed: int, tick: Tick) -> float:
     for k in range(min(FOLDS, n)):
         out = fold == k
         learn, asked = grid.take(~out), grid.take(out)
-        for i, weight in enumerate(_path(learn, PENALTIES[-1], tick)):
+        for i, weight in enumerate(path(learn, PENALTIES[-1], tick)):
             losses[out, i] = prompt_losses(asked.features @ weight.T + learn.strengths, asked.weights)
     excess = losses - losses[:, losses.sum(dim=0).argmin(), None]
     return PENALTIES[int(is_within_error(excess).int().argmax())]
@@ -155,11 +155,11 @@ def is_within_error(excess: Tensor, errors: float = 1.0) -> Tensor:
     return ~(excess.sum(dim=0) > errors * excess.std(dim=0, correction=0) * math.sqrt(len(excess)))
 
 
-def _path(grid: _Grid, last: float, tick: Tick) -> list[Tensor]:
+def path(grid: Grid, last: float, tick: Tick) -> list[Tensor]:
     """(K, H) weights for each penalty down to `last`; every fit starts from the result of the stronger penalty."""
     strengths = grid.strengths
     weight = torch.zeros(len(strengths), grid.features.shape[1], dtype=torch.float64)
-    path = []
+    found = []
     for penalty in PENALTIES[: PENALTIES.index(last) + 1]:
         if math.isfinite(penalty):
             weight = weight.clone().requires_grad_()
@@ -170,9 +170,9 @@ def _path(grid: _Grid, last: float, tick: Tick) -> list[Tensor]:
 
             _minimise(loss, [weight])
             weight = weight.detach()
-        path.append(weight)
+        found.append(weight)
         tick()
-    return path
+    return found
 
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:

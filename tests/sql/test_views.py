@@ -106,6 +106,25 @@ def test_the_reward_matrix_is_that_of_the_rewards(
     np.testing.assert_allclose(of_why, cells.learnability, rtol=0, atol=1e-9)
 
 
+def test_the_characters_of_calls_are_those_of_their_names_and_arguments(database: Database) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "météo", "arguments": '{"ville": "Besançon"}'}}
+    with database.write() as session:
+        made = make_run(session, teachers=("a", "b"), prompts=1, calibration=1)
+        run = session.get_one(Run, made.id)
+        run.config = make_config("run", ("a", "b"), learnability_per="character").frozen()
+        for teacher_id, calls in zip(made.teacher_ids, ([call, call], None), strict=True):
+            response = make_response(session, made.prompt_ids[0], teacher_id, "Été.", tool_calls=calls)
+            score = {"value": -112.0, "n_tokens": 9, "detail": {}}
+            session.add(Score(response_id=response, scorer_id=run.learnability_scorer_id, **score))
+    with database.read() as session:
+        # 4 of the text, and twice 5 and 21 of the calls.
+        expected = [-112 / 56, -112 / 4]
+        assert grid.read(session, session.get_one(Run, made.id)).learnability.tolist() == [expected]
+        for view in ("v_reward_matrix", "v_why_teacher"):
+            found = rows(session, f"SELECT learnability FROM {view} ORDER BY position")
+            assert [value for (value,) in found] == expected
+
+
 def test_of_z_scores_the_reward_matrix_gives_no_reward_rather_than_another(database: Database) -> None:
     with database.write() as session:
         by_hand.fill(session)

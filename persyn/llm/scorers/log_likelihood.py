@@ -17,9 +17,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from persyn.llm import fidelity, options, scoring, template_check
 from persyn.llm.batch_rule import BatchRule
 from persyn.llm.batched import Batched
-from persyn.llm.chat import Chat, Conversation, EncodedResponse, load_tokenizer
+from persyn.llm.chat import Chat, EncodedResponse, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, ModelSpec, Tick
 from persyn.llm.scorers.padding import Padded, TokenRow, refused, right_pad
+from persyn.llm.template import Conversation
 from persyn.method import learnability
 
 #: Positions passed through the LM head at once: 0.3 GB in float32 with a vocabulary of 152,000.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from persyn.config import RunConfig
@@ -20,6 +21,9 @@ _DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each problem of this host with a run that it works alone."""
+    scorer = ENGINES[config.quality.kind]
+    if scorer.lacks is not None and (lack := scorer.lacks(config.quality.options)):
+        yield f"quality {scorer.name}", Finding("error", "load", lack)
     loaded = models.loaded(config)
     if not loaded:
         return
@@ -29,6 +33,9 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
             yield model.whose, Finding("error", "gpus", _absent(model, seen))
         elif (found := memory.check(model)) is not None:
             yield model.whose, found
+    if any(model.whose == models.EMBEDDING for model in loaded) and find_spec("sentence_transformers") is None:
+        message = "sentence-transformers is not installed here: pip install 'persyn[embedding]'"
+        yield models.EMBEDDING, Finding("error", "load", message)
     yield from engine_arguments.check(loaded)
     yield from _parts(loaded)
     yield from on_cpu(config, seen)

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from persyn.config import RunConfig, TeacherTable
+from persyn.config import RouterTable, RunConfig, TeacherTable
+from persyn.ingest import versions
 from persyn.llm import adapters, engines
 from persyn.llm.engines import ENGINES
 from persyn.llm.protocols import ModelSpec
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import run_file
+
+#: Whose the model of the router's encoder `embedding` is.
+EMBEDDING = "the router's embedding"
 
 
 class UsedModel(Struct, frozen=True):
@@ -59,11 +63,20 @@ def _all(config: RunConfig) -> Iterator[UsedModel]:
         yield UsedModel("the student", "student", spec)
         yield from _quality(config)
     if STRATEGIES[config.strategy.kind].decided_by == "router":
-        engine = "router_fit" if router.engine == "router" else router.engine
-        spec = ModelSpec(engine, router.backbone, router.revision, router.gpus, router.options)
-        yield UsedModel("the router", "router", spec)
+        yield from _router(router)
     for teacher in config.teachers:
         yield UsedModel(f"teacher {teacher.name}", "teachers", of_teacher(teacher))
+
+
+def _router(router: RouterTable) -> Iterator[UsedModel]:
+    if router.engine != "router":
+        spec = ModelSpec(router.engine, router.backbone, router.revision, router.gpus, router.options)
+        yield UsedModel("the router", "router", spec)
+        return
+    for model, revision in versions.models_of(router):
+        spec = ModelSpec("router_fit", model, revision, router.gpus, router.options)
+        is_embedding = (model, revision) == (router.embedding, router.embedding_revision)
+        yield UsedModel(EMBEDDING if is_embedding else "the router", "router", spec)
 
 
 def _quality(config: RunConfig) -> Iterator[UsedModel]:

@@ -1,0 +1,99 @@
+"""Choose a kind of router by cross-validated reward; the static ranking is one of the candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from msgspec import Struct
+
+from persyn.llm.protocols import Tick
+from persyn.method.intervals import Vector
+from persyn.method.rewards import Matrix
+from persyn.router.kinds.base import Examples, Predictor, Prompts, RouterKind, quietly
+from persyn.router.kinds.crossfit import Bench, one_thread
+
+
+class Candidate(Struct, frozen=True):
+    """A kind's cross-validated mean reward over the calibration prompts.
+
+    gain: over the static ranking; error: the standard error of the gain. Both in units of the reward.
+    """
+
+    kind: str
+    reward: float
+    gain: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The kind that was taken, and on what evidence.
+
+    predictor: of this kind, fitted to all prompts.
+    scores:     (P, K) out-of-fold scores: those of the kind that the other folds' rewards would have chosen, so that
+                they show what choosing comes to. A fold's scores are comparable within a prompt only.
+    candidates: in the order of the registry.
+    why:        a sentence.
+    """
+
+    kind: str
+    predictor: Predictor
+    scores: Matrix
+    candidates: list[Candidate]
+    why: str
+
+
+def routed(scores: Matrix, rewards: Matrix) -> Vector:
+    """(P,) reward of the present teacher with the highest score; NaN for a prompt without any reward."""
+    best = np.where(np.isnan(rewards), -np.inf, scores).argmax(axis=1)
+    return np.asarray(rewards[np.arange(len(rewards)), best])
+
+
+def choose(kinds: Sequence[RouterKind], prompts: Prompts, examples: Examples, *, tick: Tick = quietly) -> Choice:
+    """Take the first kind, simple ones first, whose reward is within one standard error of the best one's.
+
+    kinds: at least one; those that find nothing to read in the prompts are left out.
+    """
+    bench = Bench(prompts, examples, tick)
+    with one_thread():
+        found = {kind.name: bench.fitted(kind) for kind in kinds if kind.can_read(prompts)}
+    names, out, fold = list(found), [scores for _, scores in found.values()], bench.fold
+    rewards = np.column_stack([routed(each, examples.rewards) for each in out])
+    known = ~np.isnan(rewards).any(axis=1)
+    taken = names[_first_within_error(rewards[known])]
+    scores = np.zeros(examples.rewards.shape)
+    for each in np.unique(fold):
+        inside, others = fold == each, known & (fold != each)
+        scores[inside] = out[_first_within_error(rewards[others])][inside]
+    candidates = _candidates(names, rewards[known])
+    return Choice(taken, found[taken][0], scores, candidates, _why(taken, candidates))
+
+
+def _first_within_error(rewards: Matrix) -> int:
+    """Of N candidates' (P, N) rewards: the first whose mean is within one standard error of the highest mean."""
+    if not len(rewards):
+        return 0
+    behind = rewards[:, [rewards.mean(axis=0).argmax()]] - rewards
+    error = behind.std(axis=0) / np.sqrt(len(rewards))
+    return int((behind.mean(axis=0) <= error).argmax())
+
+
+def _candidates(names: Sequence[str], rewards: Matrix) -> list[Candidate]:
+    gains = rewards - rewards[:, :1]
+    errors = gains.std(axis=0) / np.sqrt(max(len(gains), 1))
+    return [
+        Candidate(name, float(reward), float(gain), float(error))
+        for name, reward, gain, error in zip(names, rewards.mean(axis=0), gains.mean(axis=0), errors, strict=True)
+    ]
+
+
+def _why(taken: str, candidates: Sequence[Candidate]) -> str:
+    best = max(candidates, key=lambda candidate: candidate.reward)
+    chosen = next(candidate for candidate in candidates if candidate.kind == taken)
+    simpler = "" if chosen is best else f", the simplest within one standard error of {best.kind} ({best.reward:.3f})"
+    return (
+        f"{taken}: cross-validated reward {chosen.reward:.3f}{simpler}; "
+        f"{chosen.gain:+.3f} +- {chosen.error:.3f} over the best single teacher"
+    )
