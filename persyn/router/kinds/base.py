@@ -113,7 +113,7 @@ class Part(Struct, frozen=True):
 
     kind: str
     weight: float
-    explanation: list[Near | Words | Group]
+    explanation: list[Explanation]
 
 
 class Mix(Struct, frozen=True, tag="mix"):
