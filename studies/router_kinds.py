@@ -239,7 +239,8 @@ def _paired(kind: str, found: Sequence[Outcome]) -> tuple[Vector, Vector]:
 
 def _gain(kind: str, found: Sequence[Outcome]) -> str:
     gains, gaps = _paired(kind, found)
-    return f"{gains.mean():+.3f} ({(gains / gaps).mean():+.1%} +- {_error(gains / gaps):.1%})"
+    spread = f" +- {_error(gains / gaps):.1%}" if len(gains) > 1 else ""
+    return f"{gains.mean():+.3f} ({(gains / gaps).mean():+.1%}{spread})"
 
 
 def _details(kind: str, found: Sequence[Outcome]) -> list[str]:
@@ -248,16 +249,16 @@ def _details(kind: str, found: Sequence[Outcome]) -> list[str]:
     hits = [[getattr(each, name) for each in mine] for name in ("hit1", "hit3")]
     shown = ["" if None in values else f"{np.mean(values):.3f}" for values in hits]
     low, high = gains.mean() - _error(gains), gains.mean() + _error(gains)
-    return [f"{np.mean([each.reward for each in mine]):.3f}", f"{low:+.3f} to {high:+.3f}", *shown]
+    interval = f"{low:+.3f} to {high:+.3f}" if len(gains) > 1 else f"{low:+.3f}"
+    return [f"{np.mean([each.reward for each in mine]):.3f}", interval, *shown]
 
 
 def _error(values: Vector) -> float:
-    """Half the 95% interval of the mean over seeds (Student's t); NaN for one."""
+    """Half the 95% interval of the mean over seeds (Student's t); 0 for one seed, which has no interval."""
     from scipy.stats import t
 
-    return (
-        float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
-    )
+    n = len(values)
+    return float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
 if __name__ == "__main__":

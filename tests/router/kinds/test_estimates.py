@@ -137,7 +137,7 @@ def test_the_scale_turns_differences_of_scores_into_log_odds() -> None:
     assert 0.1 * scale == pytest.approx(math.log(3), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["clusters", "linear", "head"])
+@pytest.mark.parametrize("name", ["linear", "head"])
 def test_a_label_with_one_prompt_is_held_back(name: str) -> None:
     labels = [*["a", "b"] * 100, "rare"]
     chance = np.random.default_rng(0)
