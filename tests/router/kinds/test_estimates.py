@@ -121,13 +121,13 @@ def test_a_setting_is_judged_by_the_rewards_of_the_teachers_it_takes() -> None:
     assert tuning.best([routes, routes], rewards) == 0
 
 
-def test_a_simpler_kind_is_preferred_within_one_standard_error() -> None:
-    # The second is better on 2 of 100 prompts and worse on 1: a difference of 0.01 +- 0.017.
+def test_a_simpler_kind_is_preferred_within_its_standard_errors() -> None:
+    # The second is better on 5 of 100 prompts and worse on 1: a difference of 0.04 +- 0.024.
     first, second = np.zeros(100), np.zeros(100)
-    second[:2], first[2] = 1.0, 1.0
-    assert choice._first_within_error(np.column_stack([first, second])) == 0
-    second[:9] = 1.0  # 0.08 +- 0.03
-    assert choice._first_within_error(np.column_stack([first, second])) == 1
+    second[:5], first[5] = 1.0, 1.0
+    rewards = np.column_stack([first, second])
+    assert choice._first_within_error(rewards, [1.0, 1.0]) == 1
+    assert choice._first_within_error(rewards, [2.0, 1.0]) == 0
 
 
 def test_the_scale_turns_differences_of_scores_into_log_odds() -> None:
