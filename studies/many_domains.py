@@ -29,7 +29,7 @@ from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.llm.template import Conversation
 from persyn.method import strategies, verdict
-from persyn.method.intervals import interval, weights
+from persyn.method.intervals import Vector, interval, weights
 from persyn.method.rewards import Indices, Matrix
 from persyn.method.strategies import STRATEGIES, StrategyInputs
 from persyn.method.verdict import Evidence
@@ -94,9 +94,12 @@ def _world(home: Path, name: str, drawn: Sequence[tasks.Task], engine: str) -> W
     """Have the teachers answer these prompts, score the responses, and read the grid."""
     tasks.write(home / f"{name}.jsonl", drawn)
     (home / f"{name}.json").write_text(json.dumps(_run_file(name, len(drawn), engine)))
-    persyn(home, "run", "start", str(home / f"{name}.json"))
     database = Database(f"sqlite:///{home / 'persyn.db'}")
     try:
+        database.require_head()
+        with database.read() as session:
+            is_there = session.scalars(select(Run.id).where(Run.name == name)).one_or_none() is not None
+        persyn(home, "run", *(("resume", name) if is_there else ("start", str(home / f"{name}.json"))))
         pool = subjects.read(database, name, "kind", home)
         place = {prompt_id: row for row, prompt_id in enumerate(pool.cells.prompt_ids.tolist())}
         column = {teacher_id: k for k, teacher_id in enumerate(pool.cells.teacher_ids.tolist())}
@@ -187,7 +190,7 @@ class _Became:
     world: World
     rows: Indices
     teachers: Indices
-    right: Matrix
+    right: Vector
 
 
 _Dataset = tuple[Indices, Indices]

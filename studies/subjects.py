@@ -138,7 +138,6 @@ def _leaders(pool: Pool) -> str:
             lead = lead[~np.isnan(lead)]
             of_lead = interval(float(lead.mean()), _drawn(lead[:, None])[:, 0])
             best = [int(np.argmax(np.nanmean(rewarded[where], axis=0))) for where in _places(pool.subjects)]
-            best_response = np.nanargmax(rewarded[~np.isnan(rewarded).all(axis=1)], axis=1)
             rows.append(
                 (
                     how,
@@ -147,18 +146,9 @@ def _leaders(pool: Pool) -> str:
                     pool.teachers[second],
                     f"{of_lead.mean:.3f} ({of_lead.low:.3f} to {of_lead.high:.3f})",
                     f"{sum(each != first for each in best)} of {len(best)}",
-                    f"{np.mean(best_response == first):.0%}",
                 )
             )
-    head = (
-        "normalisation",
-        "alpha",
-        "leader",
-        "second",
-        "lead (95%)",
-        "subjects led by another",
-        "prompts it is best on",
-    )
+    head = ("normalisation", "alpha", "leader", "second", "lead (95%)", "subjects led by another")
     return "The best single teacher:\n\n" + table(head, rows)
 
 
