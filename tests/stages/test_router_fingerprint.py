@@ -27,7 +27,7 @@ FIT = Fit(
 def before(fit: Fit) -> str:
     """As versions with one kind of router computed it, field by field."""
     names = ["id", "conversations", "rewards", "is_holdout", "teachers", "tune", "seed", "folder", "preferences"]
-    fields = {name: getattr(fit, name) for name in names}
+    fields = {"type": "fit", **{name: getattr(fit, name) for name in names}}
     return hashlib.sha256(msgspec.msgpack.encode((SPEC, fields, [3, 4]))).hexdigest()
 
 
