@@ -25,6 +25,8 @@ from persyn.llm.engines import ENGINES, EngineRole
 from persyn.llm.litellm_options import LiteLLMOptions
 from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
+from persyn.router import inputs
+from persyn.router.kinds.registry import ROUTERS
 from persyn.settings import Settings
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -112,6 +114,8 @@ def _kinds(role: str) -> list[str]:
         return list(STRATEGIES.builtin)
     if role == "learnability":
         return list(LEARNABILITIES)
+    if role == "router kind":
+        return [inputs.AUTO, *ROUTERS.builtin]
     return [name for name, kind in ENGINES.builtin.items() if role in kind.roles]
 
 
@@ -145,6 +149,15 @@ def of_strategies() -> str:
         needs = ", ".join(each for each in (grids[kind.grid], *fields, student) if each)
         rows.append((f"`{kind.name}`", kind.summary, needs or "nothing"))
     return _table(("kind", "who answers a prompt", "what it needs"), rows)
+
+
+def of_routers() -> str:
+    """The kinds of routers and what they can read."""
+    rows = [
+        (f"`{kind.name}`", kind.summary, ", ".join(f"`{name}`" for name in inputs.readable(kind.name)) or "nothing")
+        for kind in ROUTERS.builtin.values()
+    ]
+    return _table(("kind", "how it predicts", "what it can read"), rows)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
@@ -189,6 +202,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "router": partial(of_struct, config.RouterTable),
     "strategy": partial(of_struct, config.StrategyTable),
     "generation": partial(of_struct, config.GenerationTable),
+    "routers": of_routers,
     "strategies": of_strategies,
     "engines": of_engines,
     "teachers": partial(of_struct, config.TeacherTable),
