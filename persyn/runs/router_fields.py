@@ -39,7 +39,8 @@ def check(session: Session, run: Run) -> list[str]:
         if not known:
             raise UsageError(
                 f"[router] features: none of {len(prompts):,} calibration prompts has a field {name!r} in its row; "
-                f"available: {', '.join(_available(prompts))}"
+                f"available: {', '.join(_available(prompts))}. 'persyn responses import --prompt-field NAME' stores a "
+                "field of imported responses with their prompts"
             )
         said += _warnings(name, known, len(prompts))
     return said

@@ -17,13 +17,13 @@ from topics import TEACHERS, TOPICS, conversations, grid
 from persyn.errors import HostLacks, UsageError
 from persyn.llm.identity import identify_embedding
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Route, Routed
-from persyn.router import encoders, features, fit, model, route
+from persyn.router import encoders, fit, route
 from persyn.router.kinds.base import Explanation
 from persyn.router.kinds.registry import ROUTERS
 
 Work: TypeAlias = Callable[[Engine, Sequence[Request]], list[Result]]
 
-N, HOLDOUT = 36, 6
+N, HOLDOUT = 30, 6
 
 
 def rest() -> None:
@@ -130,7 +130,7 @@ def test_what_the_grid_needed_is_not_computed_again(
 
 
 def test_a_backbone_that_changed_since_the_fit_is_refused(tiny: Path, work: Work, tmp_path: Path) -> None:
-    fitted = fitted_by(work, tiny, asked(tmp_path / "router", kind="head"))
+    fitted = fitted_by(work, tiny, asked(tmp_path / "router", kind="neighbours"))
     manifest = json.loads((tmp_path / "router" / "router.json").read_text())
     (tmp_path / "router" / "router.json").write_text(json.dumps(manifest | {"revision": "sha256:other"}))
 
@@ -139,7 +139,7 @@ def test_a_backbone_that_changed_since_the_fit_is_refused(tiny: Path, work: Work
 
 
 def test_a_head_of_a_version_before_still_routes(tiny: Path, work: Work, tmp_path: Path) -> None:
-    fitted = fitted_by(work, tiny, asked(tmp_path / "new", kind="head"))
+    fitted = fitted_by(work, tiny, asked(tmp_path / "new", kind="neighbours"))
     manifest = json.loads((tmp_path / "new" / "router.json").read_text())
     old = tmp_path / "old"
     old.mkdir()
@@ -197,7 +197,11 @@ def embedder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 def test_an_embedding_is_read_beside_the_labels_and_verified(work: Work, tmp_path: Path, embedder: Path) -> None:
     version = identify_embedding(str(embedder)).revision
     request = asked(
-        tmp_path / "router", kind="head", encoders=["embedding"], embedding=str(embedder), embedding_version=version
+        tmp_path / "router",
+        kind="neighbours",
+        encoders=["embedding"],
+        embedding=str(embedder),
+        embedding_version=version,
     )
     fitted = fitted_by(work, "", request)
 

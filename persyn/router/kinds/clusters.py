@@ -15,9 +15,11 @@ from persyn.method.rewards import Indices, Matrix
 from persyn.router.kinds import design, deviations
 from persyn.router.kinds.base import Arrays, Examples, Explanation, Group, Prompts, Values, quietly
 from persyn.router.kinds.design import Design
+from persyn.router.kinds.deviations import Deviations
 
-#: The number of clusters; shrinkage merges those that do not differ.
-N_CLUSTERS = 30
+#: Numbers of clusters to choose from, and how many prompts a cluster has at least on average.
+COUNTS = (5, 10, 20, 40)
+_PROMPTS_A_CLUSTER = 10
 #: The name of a cluster's number, in place of a field's.
 CLUSTER = "cluster"
 
@@ -37,8 +39,8 @@ class Clusters:
 
     @property
     def settings(self) -> Values:
-        """Nothing is chosen by cross-validation."""
-        return {}
+        """The number of clusters."""
+        return {"count": len(self.centres)}
 
     def scores(self, prompts: Prompts) -> Matrix:
         """The means and the effects of the prompt's groups; an unknown label has none."""
@@ -77,14 +79,17 @@ def fit(prompts: Prompts, examples: Examples, *, tick: Tick = quietly, settings:
     """Estimate the effects of one field after the other, each on what the ones before leave."""
     known = deviations.of(examples)
     made = design.fit(prompts if prompts.fields else Prompts(prompts.states))
-    centres = np.zeros((0, 0)) if prompts.fields else _centres(made.states(prompts), examples.seed)
+    centres = np.zeros((0, made.width))
+    if not prompts.fields and len(known.rows):
+        counts = (settings["count"],) if settings else COUNTS
+        centres = _centres(made.states(prompts), known, counts, examples.seed)
+    tick()
     empty = Clusters(made, known.means, {}, {}, centres)
     effects, sizes, left = {}, {}, known.values
     for name, groups in empty._groups(prompts.take(known.rows)):
-        n_groups = len(centres) if name == CLUSTER else len(made.labels[name])
-        effects[name], sizes[name] = shrunk(left, known.weights, groups, n_groups)
+        found = effect_of(left, known.weights, groups, len(centres) or len(made.labels[name]))
+        effects[name], sizes[name] = found.shrunk(found.total, found.count), found.sizes
         left = left - np.where(known.weights > 0, _looked_up(effects[name], groups), 0.0)
-        tick()
     return Clusters(made, known.means, effects, sizes, centres)
 
 
@@ -101,26 +106,49 @@ def restore(arrays: Arrays, values: Values) -> Clusters:
     )
 
 
-def shrunk(values: Matrix, weights: Matrix, groups: Indices, n_groups: int) -> tuple[Matrix, Vector]:
-    """Empirical Bayes means of each group: (L, K), shrunk towards 0, and (L,) sizes of the groups.
+@dataclass(frozen=True, slots=True, eq=False)
+class Effect:
+    """What the group of a prompt adds to each teacher's reward.
 
-    A group's true mean has variance t between groups, and the mean of n values is off by variance s / n. The best
-    guess is the observed mean times n t / (n t + s) (Efron and Morris 1975); t and s are estimated by moments, from
-    E[n mean^2] = s + n t, and t is common to all teachers.
+    total, count: (L, K) sums of the weighted values of each group, and of the weights. sizes: (L,) prompts.
+    within:       (K,) variance inside the groups. between: variance of the groups' true means, of all teachers.
+    """
+
+    total: Matrix
+    count: Matrix
+    sizes: Vector
+    within: Vector
+    between: float
+
+    def shrunk(self, total: Matrix, count: Matrix) -> Matrix:
+        """(N, K) empirical Bayes means (Efron and Morris 1975) for sums of values and of weights.
+
+        A group's true mean has variance t, and the mean of n values is off by variance s / n. The best guess is the
+        observed mean times n t / (n t + s).
+        """
+        weight = count * self.between + np.maximum(self.within, 1e-12)
+        return np.asarray(total * self.between / weight)
+
+    def left_out(self, values: Matrix, weights: Matrix, groups: Indices) -> Matrix:
+        """(Q, K) effects on each of the prompts, had its own values been unknown."""
+        total, count = _looked_up(self.total, groups), _looked_up(self.count, groups)
+        own = (groups >= 0)[:, None] * weights
+        return self.shrunk(total - own * values, count - own)
+
+
+def effect_of(values: Matrix, weights: Matrix, groups: Indices, n_groups: int) -> Effect:
+    """Estimate the variances by moments, from E[n mean^2] = s + n t.
 
     values, weights: (Q, K). groups: (Q,) 0 to L - 1, or -1.
     """
     member = (groups[:, None] == np.arange(n_groups)).astype(np.float64)  # (Q, L)
-    count = member.T @ weights  # (L, K)
-    total = member.T @ (weights * values)
+    total, count = member.T @ (weights * values), member.T @ weights  # (L, K)
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
     inside = weights * (groups >= 0)[:, None]
-    spread = (inside * (values - _looked_up(mean, groups)) ** 2).sum(axis=0)
-    within = spread / np.maximum((count - (count > 0)).sum(axis=0), 1.0)  # (K,)
+    squares = (inside * (values - _looked_up(mean, groups)) ** 2).sum(axis=0)
+    within = squares / np.maximum((count - (count > 0)).sum(axis=0), 1.0)
     between = ((count * mean**2 - within) * (count > 0)).sum() / max(count.sum(), 1.0)
-    if not between > 0:
-        return np.zeros_like(mean), member.sum(axis=0)
-    return mean * (count * between) / (count * between + np.maximum(within, 1e-12)), member.sum(axis=0)
+    return Effect(total, count, member.sum(axis=0), within, max(float(between), 0.0))
 
 
 def numbered(labels: Sequence[str | None], known: Sequence[str]) -> Indices:
@@ -134,12 +162,22 @@ def _looked_up(table: Matrix, groups: Indices) -> Matrix:
     return np.vstack([table, np.zeros((1, table.shape[1]))])[groups]
 
 
-def _centres(states: Matrix, seed: int) -> Matrix:
-    """(L, D) centres of k-means, at most `N_CLUSTERS`, and on average at least five prompts each."""
+def _centres(states: Matrix, known: Deviations, counts: Sequence[int], seed: int) -> Matrix:
+    """(L, D) centres of k-means, in the number that routes best, leaving each prompt out of its cluster's means."""
     from sklearn.cluster import KMeans
 
-    n_clusters = min(N_CLUSTERS, len(np.unique(states, axis=0)), max(len(states) // 5, 1))
-    return np.asarray(KMeans(n_clusters, n_init=3, random_state=seed).fit(states).cluster_centers_)
+    most = max(min(len(np.unique(states, axis=0)), len(states) // _PROMPTS_A_CLUSTER), 1)
+    found = [
+        np.asarray(KMeans(count, n_init=3, random_state=seed).fit(states).cluster_centers_)
+        for count in sorted({min(count, most) for count in counts})
+    ]
+    return found[known.best(_left_out(states[known.rows], known, centres) for centres in found)]
+
+
+def _left_out(states: Matrix, known: Deviations, centres: Matrix) -> Matrix:
+    groups = _nearest(states, centres)
+    effect = effect_of(known.values, known.weights, groups, len(centres))
+    return effect.left_out(known.values, known.weights, groups)
 
 
 def _nearest(states: Matrix, centres: Matrix) -> NDArray[np.intp]:

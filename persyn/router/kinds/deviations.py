@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from persyn.method.intervals import Vector
 from persyn.method.rewards import Indices, Matrix, informative
+from persyn.router.kinds import tuning
 from persyn.router.kinds.base import Examples
 from persyn.router.kinds.static import ranking
 
@@ -18,14 +20,20 @@ class Deviations:
 
     means:   (K,) the static ranking.
     rows:    (Q,) indices of the prompts.
+    rewards: (Q, K) theirs, NaN where missing.
     values:  (Q, K) rewards minus the means and the prompt's own level; 0 where missing.
     weights: (Q, K) 0 where missing, 1 for an exact reward, less for one with an error.
     """
 
     means: Vector
     rows: Indices
+    rewards: Matrix
     values: Matrix
     weights: Matrix
+
+    def best(self, candidates: Iterable[Matrix]) -> int:
+        """The place of the best of several out-of-sample predictions (Q, K) of the deviations; see `tuning.best`."""
+        return tuning.best((self.means + each for each in candidates), self.rewards)
 
 
 def of(examples: Examples) -> Deviations:
@@ -39,7 +47,7 @@ def of(examples: Examples) -> Deviations:
     weights = present.astype(np.float64)
     if examples.errors is not None:
         weights *= _reliability(values, np.where(present, examples.errors[rows], 0.0), present.sum())
-    return Deviations(means, rows, values, weights)
+    return Deviations(means, rows, examples.rewards[rows], values, weights)
 
 
 def _reliability(values: Matrix, errors: Matrix, n_cells: int) -> Matrix:

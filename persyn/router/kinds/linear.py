@@ -14,12 +14,13 @@ from persyn.method.rewards import Matrix
 from persyn.router.kinds import design, deviations
 from persyn.router.kinds.base import Arrays, Examples, Explanation, Prompts, Values, Word, Words, quietly
 from persyn.router.kinds.design import Design
+from persyn.router.kinds.deviations import Deviations
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 #: Ridge penalties, strong to weak; each source has a mean square length of 1. None: the static ranking itself.
-PENALTIES = (None, 3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
+PENALTIES = (None, 300.0, 100.0, 50.0, 30.0, 20.0, 10.0, 5.0, 3.0)
 #: Words and pairs that the regression knows at most, the most frequent ones.
 _MAX_WORDS = 20_000
 #: Rounds that complete cells which are missing or uncertain.
@@ -82,7 +83,7 @@ class Linear:
 
 
 def fit(prompts: Prompts, examples: Examples, *, tick: Tick = quietly, settings: Values | None = None) -> Linear:
-    """Choose the penalty by the squared error of the deviations, leaving each prompt out."""
+    """Choose the penalty by the reward that routing with it has, leaving each prompt out."""
     known = deviations.of(examples)
     informed = prompts.take(known.rows)
     made = design.fit(prompts)
@@ -93,7 +94,7 @@ def fit(prompts: Prompts, examples: Examples, *, tick: Tick = quietly, settings:
     tick()
     level, basis = np.linalg.eigh(kernel)
     tick()
-    ridge = _Ridge(np.maximum(level, 0.0), basis, known.values, known.weights)
+    ridge = _Ridge(np.maximum(level, 0.0), basis, known)
     penalty = settings["penalty"] if settings else ridge.choose()
     dual = ridge.dual(penalty)
     return Linear(
@@ -147,35 +148,34 @@ class _Ridge:
 
     level: Vector
     basis: Matrix
-    values: Matrix
-    weights: Matrix
+    known: Deviations
 
     def choose(self) -> float | None:
-        """The penalty with the smallest leave-one-out error, from the closed form."""
-        errors = []
-        for penalty in PENALTIES:
-            if penalty is None:
-                errors.append((self.weights * self.values**2).sum())
-                continue
-            completed, fitted = self._fit(penalty)
-            leverage = (self.basis**2) @ (self.level / (self.level + penalty))
-            left_out = (completed - fitted) / (1.0 - leverage)[:, None]
-            errors.append((self.weights * left_out**2).sum())
-        return PENALTIES[int(np.argmin(errors))]
+        """The penalty whose leave-one-out predictions route best."""
+        return PENALTIES[self.known.best(self._left_out(penalty) for penalty in PENALTIES)]
+
+    def _left_out(self, penalty: float | None) -> Matrix:
+        """(Q, K) predictions of each prompt by a regression without it, from the closed form."""
+        if penalty is None:
+            return np.zeros_like(self.known.values)
+        completed, fitted = self._fit(penalty)
+        leverage = (self.basis**2) @ (self.level / (self.level + penalty))
+        return np.asarray(completed - (completed - fitted) / (1.0 - leverage)[:, None])
 
     def dual(self, penalty: float | None) -> Matrix:
         """(Q, K) coefficients of the kernel's rows."""
         if penalty is None:
-            return np.zeros_like(self.values)
+            return np.zeros_like(self.known.values)
         completed, _ = self._fit(penalty)
         return np.asarray(self.basis @ ((self.basis.T @ completed) / (self.level + penalty)[:, None]))
 
     def _fit(self, penalty: float) -> tuple[Matrix, Matrix]:
         """(Q, K) completed values and their fit."""
         shrink = (self.level / (self.level + penalty))[:, None]
-        fitted = np.zeros_like(self.values)
-        rounds = 1 if (self.weights == 1.0).all() else _ROUNDS
+        values, weights = self.known.values, self.known.weights
+        fitted = np.zeros_like(values)
+        rounds = 1 if (weights == 1.0).all() else _ROUNDS
         for _ in range(rounds):
-            completed = self.weights * self.values + (1.0 - self.weights) * fitted
+            completed = weights * values + (1.0 - weights) * fitted
             fitted = self.basis @ (shrink * (self.basis.T @ completed))
         return completed, fitted

@@ -14,11 +14,12 @@ from persyn.method.rewards import Indices, Matrix
 from persyn.router.kinds import design, deviations
 from persyn.router.kinds.base import Arrays, Examples, Explanation, Near, Prompts, Values, quietly
 from persyn.router.kinds.design import Design
+from persyn.router.kinds.deviations import Deviations
 
-#: Numbers of neighbours to choose from; the smallest that is best by leave-one-out.
-COUNTS = (20, 40, 80, 160, 320)
+#: Numbers of neighbours to choose from.
+COUNTS = (320, 160, 80, 40, 20)
 #: This many more neighbours with the mean rewards shrink the scores towards the static ranking.
-_PRIOR = 5.0
+_PRIOR = 20.0
 #: How many neighbours an explanation names.
 _NAMED = 5
 
@@ -47,7 +48,7 @@ class Neighbours:
     def scores(self, prompts: Prompts) -> Matrix:
         """Weighted mean deviation of the neighbours, added to the means."""
         nearest = _nearest(self._similarities(prompts), self.count)
-        return np.asarray(self.means + _averages(nearest, self.values, self.weights, [self.count])[0])
+        return np.asarray(self.means + _average(nearest, self.values, self.weights))
 
     def state(self) -> tuple[Arrays, Values]:
         """Points, values and the number of neighbours."""
@@ -69,12 +70,12 @@ class Neighbours:
 
 
 def fit(prompts: Prompts, examples: Examples, *, tick: Tick = quietly, settings: Values | None = None) -> Neighbours:
-    """Choose the number of neighbours by the squared error of the deviations, leaving each prompt out."""
+    """Choose the number of neighbours by the reward that routing with them has, leaving each prompt out."""
     known = deviations.of(examples)
     made = design.fit(prompts)
     points = design.unit(made.encode(prompts.take(known.rows))).astype(np.float32)
     values, weights = known.values.astype(np.float32), known.weights.astype(np.float32)
-    count = settings["count"] if settings else _choose(points, values, weights)
+    count = settings["count"] if settings else _choose(points, known)
     tick()
     return Neighbours(made, known.means, points, values, weights, known.rows, count)
 
@@ -86,13 +87,12 @@ def restore(arrays: Arrays, values: Values) -> Neighbours:
     return Neighbours(design.restore(arrays, values), **kept, count=values["count"])
 
 
-def _choose(points: NDArray[np.float32], values: NDArray[np.float32], weights: NDArray[np.float32]) -> int:
+def _choose(points: NDArray[np.float32], known: Deviations) -> int:
     counts = [count for count in COUNTS if count < len(points)] or [max(len(points) - 1, 1)]
     similarities = (points @ points.T).astype(np.float64)
     np.fill_diagonal(similarities, -np.inf)
-    nearest = _nearest(similarities, counts[-1])
-    errors = [(weights * (values - found) ** 2).sum() for found in _averages(nearest, values, weights, counts)]
-    return counts[int(np.argmin(errors))]
+    nearest = _nearest(similarities, counts[0])
+    return counts[known.best(_average(nearest[:, :count], known.values, known.weights) for count in counts)]
 
 
 def _nearest(similarities: Matrix, count: int) -> Indices:
@@ -100,16 +100,10 @@ def _nearest(similarities: Matrix, count: int) -> Indices:
     return np.argsort(-similarities, axis=1, kind="stable")[:, :count]
 
 
-def _averages(
-    nearest: Indices, values: NDArray[np.float32], weights: NDArray[np.float32], counts: list[int]
-) -> list[Matrix]:
-    """(P, K) shrunk weighted means over the first `count` neighbours, for each of the ascending counts."""
+def _average(nearest: Indices, values: NDArray[Any], weights: NDArray[Any]) -> Matrix:
+    """(P, K) shrunk weighted means of the values and weights (Q, K) over the neighbours (P, count)."""
     total, weight = np.zeros((len(nearest), values.shape[1])), np.zeros((len(nearest), values.shape[1]))
-    found, first = [], 0
-    for count in counts:
-        for near in nearest[:, first:count].T:
-            total += weights[near] * values[near]
-            weight += weights[near]
-        found.append(total / (weight + _PRIOR))
-        first = count
-    return found
+    for near in nearest.T:  # one neighbour of every prompt at a time, which needs little memory
+        total += weights[near] * values[near]
+        weight += weights[near]
+    return np.asarray(total / (weight + _PRIOR))
