@@ -142,16 +142,27 @@ def _default(manifest: Manifest) -> str:
     return next(iter(_loadable(manifest)))
 
 
-def _what(manifest: Manifest) -> str:
+def _how(manifest: Manifest) -> str:
+    """How the teacher of each prompt was chosen."""
     strategy = load_config(manifest.config).strategy
     kind = STRATEGIES.get(strategy.kind)
-    how = (
+    if kind is None or kind.decided_by != "router":
+        return f"The teacher of each prompt was chosen by the strategy {text(strategy.name)}."
+    of_sample = "for each of its prompts, the response with the best scores was kept."
+    if manifest.router is None:
+        return (
+            f"All teachers answered a calibration sample; {of_sample} The sample did not show that a router would "
+            "choose better than the best single teacher, so that teacher answered all other prompts."
+        )
+    return (
         "A router, fitted to this student on a calibration sample, assigned each prompt to the one teacher that it "
         "expected to be best for the student, and only that teacher answered it. All teachers answered the sample "
-        "itself; for each of its prompts, the response with the best scores was kept."
-        if kind is not None and kind.decided_by == "router"
-        else f"The teacher of each prompt was chosen by the strategy {text(strategy.name)}."
+        f"itself; {of_sample}"
     )
+
+
+def _what(manifest: Manifest) -> str:
+    how = _how(manifest)
     so_far = "" if manifest.finished_at else " The run was not finished when this was written: rows are missing."
     return (
         f"{manifest.exported:,} conversations to fine-tune {text(manifest.student.name)}, "

@@ -42,6 +42,7 @@ from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Router, Score
 from persyn.errors import PersynError, UsageError
+from persyn.stages import verdict
 from persyn.stages.batch import TURNS, conversation, response_turn
 
 #: Rows between two progress reports.
@@ -404,7 +405,9 @@ def _student(session: Session, run: Run) -> StudentVersion:
 
 
 def _router(session: Session, run: Run) -> RouterVersion | None:
-    if run.router_id is None:
+    """The router that chose the teachers; None if there is none, and if the verdict was not to use it."""
+    decided = verdict.decision(session, run)
+    if run.router_id is None or (decided is not None and not decided.routes):
         return None
     router = session.get_one(Router, run.router_id)
     return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256, router.kind)

@@ -184,7 +184,6 @@ def test_a_world_that_is_clear_gets_a_clear_verdict(world: str, outcome: str) ->
     assert found.count(outcome) >= 16
 
 
-def test_few_prompts_cannot_tell_what_more_would_show() -> None:
-    found = [resampled(WORLDS["pays"], 40, seed)[0].outcome for seed in range(20)]
-
-    assert found.count("cannot tell") >= 14
+def test_few_prompts_tell_nothing() -> None:
+    assert {resampled(WORLDS["pays"], 49, seed)[0].outcome for seed in range(10)} == {"cannot tell"}
+    assert "route" in {resampled(WORLDS["pays"], 100, seed)[0].outcome for seed in range(10)}
