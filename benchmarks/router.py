@@ -1,8 +1,10 @@
 """Compare encoding each prompt once with encoding it for each pair of teachers: time per step, at equal loss.
 
 python -m benchmarks.router [--teachers 8 19] [--backbone FOLDER] [--gpus 0]
+python -m benchmarks.router --kinds
 
-The default backbone is a four-layer Llama with random weights: the ratio hardly depends on it.
+The default backbone is a four-layer Llama with random weights: the ratio hardly depends on it. `--kinds` measures
+instead how long fitting every kind of router takes, out-of-fold scores included, on made-up states and words.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, LlamaConfig, LlamaModel
 
 from persyn.method.rewards import preference_weights
+from persyn.router.kinds.base import Examples, Prompts
+from persyn.router.kinds.crossfit import FOLDS, Bench, one_thread
+from persyn.router.kinds.registry import ROUTERS
 from persyn.router.model import RouterModel, pair_loss
 
 _PROMPTS, _TOKENS = 4, 64
@@ -29,7 +35,11 @@ def main() -> None:
     parser.add_argument("--teachers", type=int, nargs="+", default=[8, 19])
     parser.add_argument("--backbone")
     parser.add_argument("--gpus", type=int, choices=(0, 1), default=0)
+    parser.add_argument("--kinds", action="store_true")
     options = parser.parse_args()
+    if options.kinds:
+        _measure_kinds()
+        return
     for n_teachers in options.teachers:
         _measure(n_teachers, options.backbone, torch.device("cuda" if options.gpus else "cpu"))
 
@@ -53,6 +63,24 @@ def _measure(n_teachers: int, folder: str | None, device: torch.device) -> None:
         f"{_PROMPTS} prompts: {pairs / once:.1f} times; losses {losses['once']:.6f} and {losses['pairs']:.6f}",
         flush=True,
     )
+
+
+def _measure_kinds(n_prompts: int = 2_500, n_teachers: int = 20, width: int = 576) -> None:
+    chance = np.random.default_rng(0)
+    topics = chance.normal(size=(n_prompts, n_teachers))
+    states = topics @ chance.normal(size=(n_teachers, width)) + chance.normal(size=(n_prompts, width))
+    right = 1 / (1 + np.exp(-topics - chance.normal(size=(n_prompts, 1)) - np.linspace(-1, 1, n_teachers)))
+    texts = [" ".join(f"word{each}" for each in chance.zipf(1.3, 40) % 5_000) for _ in range(n_prompts)]
+    bench = Bench(Prompts({"backbone": states}, texts), Examples((chance.random(right.shape) < right).astype(float)))
+    with one_thread():
+        for kind in ROUTERS.values():
+            began, computed = time.perf_counter(), time.process_time()
+            bench.fitted(kind)
+            print(
+                f"{kind.name}: {time.perf_counter() - began:.1f} s, {time.process_time() - computed:.1f} s of a core, "
+                f"for {n_prompts:,} prompts x {n_teachers} teachers, fitted {1 + FOLDS} times",
+                flush=True,
+            )
 
 
 def _backbone(folder: str | None) -> Any:

@@ -24,6 +24,8 @@ from persyn.llm import options, vllm_arguments
 from persyn.llm.engines import ENGINES, EngineRole
 from persyn.llm.litellm_options import LiteLLMOptions
 from persyn.method.strategies import STRATEGIES
+from persyn.router import inputs
+from persyn.router.kinds.registry import ROUTERS
 from persyn.settings import Settings
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -109,6 +111,8 @@ def _kinds(role: str) -> list[str]:
     """The built-in names that a key takes."""
     if role == "strategy":
         return list(STRATEGIES.builtin)
+    if role == "router kind":
+        return [inputs.AUTO, *ROUTERS.builtin]
     return [name for name, kind in ENGINES.builtin.items() if role in kind.roles]
 
 
@@ -136,6 +140,15 @@ def of_strategies() -> str:
         needs = ", ".join(each for each in (grids[kind.grid], *fields, student) if each)
         rows.append((f"`{kind.name}`", kind.summary, needs or "nothing"))
     return _table(("kind", "who answers a prompt", "what it needs"), rows)
+
+
+def of_routers() -> str:
+    """The kinds of routers and what they can read."""
+    rows = [
+        (f"`{kind.name}`", kind.summary, ", ".join(f"`{name}`" for name in inputs.readable(kind.name)) or "nothing")
+        for kind in ROUTERS.builtin.values()
+    ]
+    return _table(("kind", "how it predicts", "what it can read"), rows)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
@@ -180,6 +193,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "router": partial(of_struct, config.RouterTable),
     "strategy": partial(of_struct, config.StrategyTable),
     "generation": partial(of_struct, config.GenerationTable),
+    "routers": of_routers,
     "strategies": of_strategies,
     "engines": of_engines,
     "teachers": partial(of_struct, config.TeacherTable),

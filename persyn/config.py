@@ -223,7 +223,7 @@ class RouterTable(_Table, frozen=True):
     encoders: list[EncoderName] = msgspec.field(default_factory=lambda: ["backbone"])
     #: Fields of a prompt's row whose values it reads too, such as a subject, or `source`.
     features: list[str] = []
-    #: For `embedding`: a model folder or hub id in the layout of sentence-transformers (needs `persyn[embedding]`).
+    #: For `embedding`: a model folder or hub id in the layout of sentence-transformers.
     embedding: ModelName | None = None
     #: Hub commit, branch or tag of the embedding.
     embedding_revision: str | None = None

@@ -142,6 +142,42 @@ def test_a_grid_is_studied_and_other_tables_of_the_page_stay(tmp_path: Path, tin
     assert "| oracle | 1.000 |" in made  # for quality alone: one of the first two is always right
 
 
+def test_kinds_of_routers_are_compared_and_a_finished_fit_is_not_repeated(tmp_path: Path) -> None:
+    # Of each pair of prompts, one teacher is right about sums and the other about poems.
+    rows = [
+        {"prompt": f"{('sum', 'poem')[n % 2]} {n}", "domain": "ab"[n % 2], "scores": {"ada": n % 2 == 0, "bob": n % 2}}
+        for n in range(80)
+    ]
+    rows[0]["scores"] = {"ada": 0.5}
+    grid = write_grid(tmp_path / "made.jsonl.gz", rows)
+    report = page(tmp_path, "")
+    arguments = (
+        grid,
+        "--field",
+        "domain",
+        "--sizes",
+        "40",
+        "--seeds",
+        "0",
+        "1",
+        "--home",
+        tmp_path,
+        "--report",
+        report,
+    )
+
+    study("router_kinds", *arguments)
+    made, kept = tables(report), (tmp_path / "outcomes.jsonl").read_text()
+    study("router_kinds", *arguments)
+
+    assert "### made, reading the prompt\n" in made
+    assert "### made, reading the prompt and domain\n" in made
+    # Only the label is read by clusters; all of the gap is closed.
+    assert any(line.startswith("| clusters |") and "(+100.0%)" in line for line in made.splitlines())
+    assert tables(report) == made
+    assert (tmp_path / "outcomes.jsonl").read_text() == kept
+
+
 def test_the_checker_is_held_against_other_judges(tmp_path: Path) -> None:
     cases = [{"gold": "2", "pred": pred, "expected": expected} for pred, expected in (("2.0", 1), ("3", 0), ("3", 1))]
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))

@@ -18,7 +18,7 @@ from persyn.db.catalog import Scorer, Student, Teacher
 from persyn.errors import UsageError
 from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES
-from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify, identify_adapter, identify_embedding
+from persyn.llm.identity import UNKNOWN_IDENTITY, Identify, Identity, identify, identify_adapter, identify_embedding
 from persyn.llm.options import OpenAIOptions
 from persyn.llm.protocols import ModelSpec
 from persyn.llm.scorers import custom_function, judge
@@ -68,10 +68,10 @@ def identities(
     return found
 
 
-def models_of(router: RouterTable) -> dict[tuple[str, str | None], Callable[[str, str | None], Identity]]:
+def models_of(router: RouterTable) -> dict[tuple[str, str | None], Identify]:
     """The models that a router reads as (model, revision), and what identifies them."""
     read = needed_encoders(router)
-    found: dict[tuple[str, str | None], Callable[[str, str | None], Identity]] = {}
+    found: dict[tuple[str, str | None], Identify] = {}
     if "backbone" in read:
         found[router.backbone, router.revision] = identify
     if "embedding" in read and router.embedding is not None:

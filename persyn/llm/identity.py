@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
@@ -34,6 +35,9 @@ class Identity:
 
 
 UNKNOWN_IDENTITY = Identity(None, None)
+
+Identify: TypeAlias = Callable[[str, str | None], Identity]
+"""Determines the version of a model, given its folder or hub id and a revision."""
 
 
 def identify(model: str, revision: str | None = None) -> Identity:
@@ -106,9 +110,7 @@ def snapshot_in_cache(model: str, revision: str | None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def require_unchanged(
-    model: str, revision: str | None, identified_by: Callable[[str, str | None], Identity] = identify
-) -> None:
+def require_unchanged(model: str, revision: str | None, identified_by: Identify = identify) -> None:
     """Raise `UsageError` when a model is missing or no longer the recorded version.
 
     revision: as returned by `identified_by`.

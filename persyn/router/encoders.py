@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -17,14 +17,15 @@ from torch import Tensor
 
 from persyn.llm import options, scoring
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.identity import hub_revision, identify, require_unchanged
+from persyn.llm.identity import Identify, hub_revision, identify, identify_embedding, require_unchanged
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import Fit, Message, ModelSpec, Tick
 from persyn.llm.tools import written
-from persyn.router import embedding, features, inputs, model
+from persyn.router import features, inputs, model, sentence_model
 from persyn.router.checkpoint import CheckpointManifest
 from persyn.router.kinds.base import Prompts, quietly
 from persyn.router.model import Reader, Reads, precision
+from persyn.router.sentence_model import SentenceModel
 
 Conversations = Sequence[Sequence[Message]]
 
@@ -85,7 +86,7 @@ class BackboneEncoder:
 
 @dataclass(eq=False)
 class EmbeddingEncoder:
-    """The vectors of a sentence-embedding model; the fields are those of `BackboneEncoder`."""
+    """The vectors of a sentence-embedding model, in float32; the fields are those of `BackboneEncoder`."""
 
     spec: ModelSpec
     version: str | None
@@ -96,7 +97,7 @@ class EmbeddingEncoder:
         return features.cached(
             features.folder(self.home, self.spec.model, self.version, "torch.float32", "embedding"),
             [text_of(messages) for messages in conversations],
-            lambda new: embedding.vectors(self._model, new, tick),
+            lambda new: self._model.vectors(new, tick),
             keep=keep,
         )
 
@@ -105,8 +106,8 @@ class EmbeddingEncoder:
         self.__dict__.pop("_model", None)
 
     @cached_property
-    def _model(self) -> Any:
-        return embedding.load(self.spec)
+    def _model(self) -> SentenceModel:
+        return sentence_model.load(self.spec)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,10 +178,10 @@ def of_checkpoint(spec: ModelSpec, manifest: CheckpointManifest, chosen: options
     )
 
 
-def verified(spec: ModelSpec) -> ModelSpec:
+def verified(spec: ModelSpec, identified_by: Identify = identify) -> ModelSpec:
     """Return a spec for loading weights: a folder's digest is verified and removed. `UsageError` on a mismatch."""
     if hub_revision(spec.revision) != spec.revision:
-        require_unchanged(spec.model, spec.revision)
+        require_unchanged(spec.model, spec.revision, identified_by)
     return msgspec.structs.replace(spec, revision=hub_revision(spec.revision))
 
 
@@ -203,4 +204,5 @@ def _backbone(spec: ModelSpec, chosen: options.RouterFitOptions, home: Path) -> 
 
 
 def _embedding(spec: ModelSpec, name: str, version: str | None, home: Path) -> EmbeddingEncoder:
-    return EmbeddingEncoder(*embedding.verified(ModelSpec(spec.engine, name, version, spec.gpus)), home)
+    found = verified(ModelSpec(spec.engine, name, version, spec.gpus), identify_embedding)
+    return EmbeddingEncoder(found, identify_embedding(name, found.revision).revision, home)

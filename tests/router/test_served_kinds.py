@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from topics import TEACHERS, TOPICS, conversations, grid
 
-from persyn.errors import HostLacks, UsageError
+from persyn.errors import UsageError
 from persyn.llm.identity import identify_embedding
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Route, Routed
 from persyn.router import encoders, fit, route
@@ -102,7 +102,7 @@ def test_auto_without_anything_to_tell_prompts_apart_stays_with_the_best_teacher
 
 
 def test_words_alone_need_no_model(work: Work, tmp_path: Path) -> None:
-    request = msgspec.structs.replace(asked(tmp_path / "router", kind="linear", encoders=["tfidf"]), labels={})
+    request = msgspec.structs.replace(grid(60, folder=tmp_path / "router"), kind="linear", encoders=["tfidf"])
     fitted = fitted_by(work, "", request)
 
     (routed,) = routed_by(work, fitted.folder, [Route(1, conversations(2)[1], explain=True)])
@@ -175,23 +175,15 @@ def test_a_fit_of_an_unknown_kind_or_with_labels_missing_fails_with_its_reason(w
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A tiny sentence-embedding model with random weights, in the layout of sentence-transformers."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("embedder")
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    tokenizer.pad_token = tokenizer.eos_token
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(config).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    words = Transformer(str(folder / "bert"), max_seq_length=64)
-    pooling = Pooling(words.get_embedding_dimension())
-    SentenceTransformer(modules=[words, pooling, Normalize()]).save(str(folder / "model"))
-    return folder / "model"
+    folder = tmp_path_factory.mktemp("embedder") / "model"
+    (folder / "1_Pooling").mkdir(parents=True)
+    for file in tiny.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
 
 
 def test_an_embedding_is_read_beside_the_labels_and_verified(work: Work, tmp_path: Path, embedder: Path) -> None:
@@ -216,13 +208,3 @@ def test_an_embedding_is_read_beside_the_labels_and_verified(work: Work, tmp_pat
             route.load(ModelSpec("router", fitted.folder), rest)
     finally:
         pooling.write_text(before)
-
-
-def test_pickled_weights_of_an_embedding_are_not_loaded(tmp_path: Path, embedder: Path) -> None:
-    from persyn.router import embedding
-
-    (tmp_path / "model" / "2_Dense").mkdir(parents=True)
-    (tmp_path / "model" / "modules.json").write_text("[]")
-    (tmp_path / "model" / "2_Dense" / "pytorch_model.bin").write_bytes(b"\x80")
-    with pytest.raises(HostLacks, match="pickled weights can run code"):
-        embedding.load(ModelSpec("router_fit", str(tmp_path / "model")))

@@ -113,7 +113,7 @@ class Part(Struct, frozen=True):
 
     kind: str
     weight: float
-    explanation: list[Near | Words | Group]
+    explanation: list[Explanation]
 
 
 class Mix(Struct, frozen=True, tag="mix"):
@@ -130,7 +130,7 @@ class Predictor(Protocol):
 
     @property
     def settings(self) -> Values:
-        """What cross-validation chose in the fit; a fit that is given them does not choose again."""
+        """What was chosen in the fit; a fit that is given them does not choose again."""
 
     def scores(self, prompts: Prompts) -> Matrix:
         """(P, K) scores, higher is better; only differences within a prompt have a meaning."""
@@ -164,6 +164,9 @@ class RouterKind:
     summary: str
     fit: Fit
     restore: Callable[[Arrays, Values], Predictor]
+    #: Whether fits to parts of the prompts take the settings of the fit to all, because choosing takes long. It favours
+    #: the kind in a comparison, unless it chooses settings with as much reserve as the head.
+    reuses_settings: bool = False
     #: For a kind made of others: the router and its (P, K) out-of-fold scores, from those of the others on a bench.
     mix: Callable[[Bench], tuple[Predictor, Matrix]] | None = None
     #: The sources that it can read. It needs one of them, or none if it reads none.

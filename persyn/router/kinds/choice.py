@@ -10,9 +10,12 @@ from msgspec import Struct
 
 from persyn.llm.protocols import Tick
 from persyn.method.intervals import Vector
-from persyn.method.rewards import Matrix
+from persyn.method.rewards import Matrix, preference_weights
 from persyn.router.kinds.base import Examples, Predictor, Prompts, RouterKind, quietly
 from persyn.router.kinds.crossfit import Bench, one_thread
+
+#: Bounds of the logarithm of the factor of `log_odds_scale`, for scores that differ by 1 on average.
+_LOG_FACTORS = (-7.0, 4.0)
 
 
 class Candidate(Struct, frozen=True):
@@ -34,6 +37,7 @@ class Choice:
     predictor: of this kind, fitted to all prompts.
     scores:     (P, K) out-of-fold scores: those of the kind that the other folds' rewards would have chosen, so that
                 they show what choosing comes to. A fold's scores are comparable within a prompt only.
+    scale:      by which the predictor's scores are log-odds; see `log_odds_scale`.
     candidates: in the order of the registry.
     why:        a sentence.
     """
@@ -41,6 +45,7 @@ class Choice:
     kind: str
     predictor: Predictor
     scores: Matrix
+    scale: float
     candidates: list[Candidate]
     why: str
 
@@ -56,19 +61,46 @@ def choose(kinds: Sequence[RouterKind], prompts: Prompts, examples: Examples, *,
 
     kinds: at least one; those that find nothing to read in the prompts are left out.
     """
-    bench = Bench(prompts, examples, tick)
+    return choose_on(Bench(prompts, examples, tick), kinds)
+
+
+def choose_on(bench: Bench, kinds: Sequence[RouterKind]) -> Choice:
+    """See `choose`; the bench keeps what is fitted."""
+    examples = bench.examples
     with one_thread():
-        found = {kind.name: bench.fitted(kind) for kind in kinds if kind.can_read(prompts)}
+        found = {kind.name: bench.fitted(kind) for kind in kinds if kind.can_read(bench.prompts)}
     names, out, fold = list(found), [scores for _, scores in found.values()], bench.fold
     rewards = np.column_stack([routed(each, examples.rewards) for each in out])
     known = ~np.isnan(rewards).any(axis=1)
-    taken = names[_first_within_error(rewards[known])]
+    place = _first_within_error(rewards[known])
+    taken = names[place]
     scores = np.zeros(examples.rewards.shape)
     for each in np.unique(fold):
         inside, others = fold == each, known & (fold != each)
         scores[inside] = out[_first_within_error(rewards[others])][inside]
     candidates = _candidates(names, rewards[known])
-    return Choice(taken, found[taken][0], scores, candidates, _why(taken, candidates))
+    scale = log_odds_scale(out[place], examples)
+    return Choice(taken, found[taken][0], scores, scale, candidates, _why(taken, candidates))
+
+
+def log_odds_scale(scores: Matrix, examples: Examples) -> float:
+    """The factor for which sigmoid(factor * difference of two scores) predicts the preferences best; 1 without any.
+
+    scores: (P, K) out-of-fold, in any unit.
+    """
+    from scipy.optimize import minimize_scalar
+
+    weights = preference_weights(examples.rewards, examples.preferences, examples.errors)
+    stated = np.nonzero(weights)
+    margins = (scores[:, :, None] - scores[:, None, :])[stated]
+    unit = float(np.abs(margins).mean()) if len(margins) else 0.0
+    if not unit:
+        return 1.0
+
+    def loss(log_factor: float) -> float:
+        return float(np.average(np.logaddexp(0.0, -np.exp(log_factor) * margins / unit), weights=weights[stated]))
+
+    return float(np.exp(minimize_scalar(loss, bounds=_LOG_FACTORS, method="bounded").x) / unit)
 
 
 def _first_within_error(rewards: Matrix) -> int:

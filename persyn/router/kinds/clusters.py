@@ -168,7 +168,7 @@ def _centres(states: Matrix, known: Deviations, counts: Sequence[int], seed: int
 
     most = max(min(len(np.unique(states, axis=0)), len(states) // _PROMPTS_A_CLUSTER), 1)
     found = [
-        np.asarray(KMeans(count, n_init=3, random_state=seed).fit(states).cluster_centers_)
+        np.asarray(KMeans(count, n_init=2, random_state=seed).fit(states).cluster_centers_)
         for count in sorted({min(count, most) for count in counts})
     ]
     return found[known.best(_left_out(states[known.rows], known, centres) for centres in found)]

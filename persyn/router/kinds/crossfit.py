@@ -32,8 +32,7 @@ def cross_fitted(
     """(P, K) scores of each prompt by a router that was fitted to the other folds.
 
     fold:     (P,) see `folds`.
-    settings: chosen on all prompts, which saves the choice in each fold. They are a penalty or a count, which a few
-              prompts hardly change.
+    settings: of a fit to all prompts; None to choose them in each fold, from its own prompts alone.
     """
     scores = np.zeros(examples.rewards.shape)
     for each in np.unique(fold):
@@ -81,7 +80,5 @@ class Bench:
 
     def _fit(self, kind: RouterKind) -> tuple[Predictor, Matrix]:
         fitted = kind.fit(self.prompts, self.examples, tick=self.tick)
-        settings = fitted.settings
-        return fitted, cross_fitted(
-            kind, self.prompts, self.examples, self.fold, settings=settings or None, tick=self.tick
-        )
+        settings = fitted.settings if kind.reuses_settings else None
+        return fitted, cross_fitted(kind, self.prompts, self.examples, self.fold, settings=settings, tick=self.tick)

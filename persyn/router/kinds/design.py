@@ -15,18 +15,22 @@ from persyn.router.kinds.base import Arrays, Prompts, Values
 
 #: Relative spread below which a state counts as constant, as float32 resolves no less.
 _RESOLUTION = 1e-6
+#: A label with this many prompts has half the squared weight of a frequent one.
+_PRIOR = 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Design:
-    """Maps prompts to rows of D numbers; the states of an encoder have a mean square length of 1, an indicator 1.
+    """Maps prompts to rows of D numbers; the states of an encoder have a mean square length of 1, an indicator up to 1.
 
     means, scales: (H,) of each encoder's states. labels: the known labels of each field, most frequent first.
+    weights: (L,) of the indicators: less for a rare label, so that a penalty holds it back more.
     """
 
     means: Mapping[str, Vector]
     scales: Mapping[str, Vector]
     labels: Mapping[str, Sequence[str]]
+    weights: Mapping[str, Vector]
 
     @property
     def width(self) -> int:
@@ -43,44 +47,39 @@ class Design:
         return np.hstack([np.zeros((len(prompts), 0)), *parts])
 
     def indicators(self, prompts: Prompts) -> Matrix:
-        """(P, L) 1 for each label that a prompt has; an unknown label has none."""
+        """(P, L) the weight of each label that a prompt has, else 0; an unknown label is none."""
         parts = [
-            np.array([[given == label for given in prompts.fields[name]] for label in labels], dtype=np.float64)
+            weight * np.array([given == label for given in prompts.fields[name]], dtype=np.float64)
             for name, labels in self.labels.items()
-            if labels
+            for label, weight in zip(labels, self.weights[name], strict=True)
         ]
         return np.vstack([np.zeros((0, len(prompts))), *parts]).T
 
     def state(self) -> tuple[Arrays, Values]:
-        """Means and scales; labels."""
-        arrays = {f"mean.{name}": mean for name, mean in self.means.items()}
-        return arrays | {f"scale.{name}": scale for name, scale in self.scales.items()}, {"labels": dict(self.labels)}
+        """Means, scales and weights; labels."""
+        parts = {"mean": self.means, "scale": self.scales, "weight": self.weights}
+        arrays = {f"{part}.{name}": array for part, given in parts.items() for name, array in given.items()}
+        return arrays, {"labels": dict(self.labels)}
 
 
 def fit(prompts: Prompts) -> Design:
-    """Measure the states, and list the labels."""
+    """Measure the states, and count the labels."""
     means = {name: states.mean(axis=0, dtype=np.float64) for name, states in prompts.states.items()}
-    return Design(
-        means,
-        {name: _scale(states, means[name]) for name, states in prompts.states.items()},
-        {name: known_labels(labels) for name, labels in prompts.fields.items()},
-    )
+    scales = {name: _scale(states, means[name]) for name, states in prompts.states.items()}
+    counts = {name: Counter(label for label in given if label is not None) for name, given in prompts.fields.items()}
+    labels = {name: sorted(count, key=lambda label: (-count[label], label)) for name, count in counts.items()}
+    sizes = {name: np.array([counts[name][label] for label in given], float) for name, given in labels.items()}
+    return Design(means, scales, labels, {name: np.sqrt(size / (size + _PRIOR)) for name, size in sizes.items()})
 
 
 def restore(arrays: Arrays, values: Values) -> Design:
     """From a state."""
-    parts: dict[str, dict[str, Vector]] = {"mean": {}, "scale": {}}
+    parts: dict[str, dict[str, Vector]] = {"mean": {}, "scale": {}, "weight": {}}
     for name, array in arrays.items():
-        part, _, encoder = name.partition(".")
-        if part in parts and encoder:
-            parts[part][encoder] = np.asarray(array)
-    return Design(parts["mean"], parts["scale"], values["labels"])
-
-
-def known_labels(labels: Sequence[str | None]) -> list[str]:
-    """The labels that occur, most frequent first, then by name."""
-    counts = Counter(label for label in labels if label is not None)
-    return sorted(counts, key=lambda label: (-counts[label], label))
+        part, _, of = name.partition(".")
+        if part in parts and of:
+            parts[part][of] = np.asarray(array)
+    return Design(parts["mean"], parts["scale"], values["labels"], parts["weight"])
 
 
 def unit(rows: Matrix) -> Matrix:

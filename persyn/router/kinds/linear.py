@@ -65,7 +65,7 @@ class Linear:
 
     def _explained(self, row: Any) -> list[Explanation]:
         added = row.data[:, None] * self.word_weight[row.indices]
-        top = np.argsort(-np.ptp(added, axis=1), kind="stable")[:_NAMED] if row.nnz else []
+        top = np.argsort(-np.ptp(added, axis=1), kind="stable")[:_NAMED]
         words = [
             Word(self.words[row.indices[i]], [round(float(each), 4) for each in added[i]])
             for i in top

@@ -61,9 +61,12 @@ class Neighbours:
         similarities = self._similarities(prompts)
         nearest = _nearest(similarities, _NAMED)
         return [
-            [Near(self.rows[near].tolist(), [round(float(row[i]), 3) for i in near])]
-            for row, near in zip(similarities, nearest, strict=True)
+            self._explained(row, near[near < len(self.rows)]) for row, near in zip(similarities, nearest, strict=True)
         ]
+
+    def _explained(self, similarities: Vector, near: Indices) -> list[Explanation]:
+        found = [round(float(each), 3) for each in similarities[near]]
+        return [Near(self.rows[near].tolist(), found)] if found else []
 
     def _similarities(self, prompts: Prompts) -> Matrix:
         return np.asarray(design.unit(self.design.encode(prompts)) @ self.points.T.astype(np.float64))
@@ -96,14 +99,18 @@ def _choose(points: NDArray[np.float32], known: Deviations) -> int:
 
 
 def _nearest(similarities: Matrix, count: int) -> Indices:
-    """(P, count) indices of the highest similarities, highest first; ties in order."""
-    return np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+    """(P, count) indices of the highest similarities (P, Q), highest first; Q where they are not above 0."""
+    nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+    is_similar = np.take_along_axis(similarities, nearest, axis=1) > 0
+    return np.where(is_similar, nearest, similarities.shape[1])
 
 
 def _average(nearest: Indices, values: NDArray[Any], weights: NDArray[Any]) -> Matrix:
     """(P, K) shrunk weighted means of the values and weights (Q, K) over the neighbours (P, count)."""
+    nobody = np.zeros((1, values.shape[1]))
     total, weight = np.zeros((len(nearest), values.shape[1])), np.zeros((len(nearest), values.shape[1]))
+    weighted, weights = np.vstack([weights * values, nobody]), np.vstack([weights, nobody])
     for near in nearest.T:  # one neighbour of every prompt at a time, which needs little memory
-        total += weights[near] * values[near]
+        total += weighted[near]
         weight += weights[near]
     return np.asarray(total / (weight + _PRIOR))

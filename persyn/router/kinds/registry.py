@@ -44,6 +44,7 @@ _HEAD = RouterKind(
     summary="a linear head on states and labels that learns from preferences",
     fit=head.fit,
     restore=head.restore,
+    reuses_settings=True,
     reads=frozenset({"states", "fields"}),
     style=("blue", "o", "-"),
 )

@@ -52,10 +52,11 @@ class Stacked:
         }
 
     def explain(self, prompts: Prompts) -> list[list[Explanation]]:
-        """What each member says."""
+        """What each member says, the heaviest first."""
         said = {name: member.explain(prompts) for name, member in self.members.items()}
+        names = sorted(said, key=lambda name: (-self.weights[name], name))
         return [
-            [Mix([Part(name, round(self.weights[name], 4), said[name][row]) for name in self.members])]
+            [Mix([Part(name, round(self.weights[name], 4), said[name][row]) for name in names])]
             for row in range(len(prompts))
         ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from persyn.config import RunConfig
@@ -30,9 +29,6 @@ def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
             yield model.whose, Finding("error", "gpus", _absent(model, seen))
         elif (found := memory.check(model)) is not None:
             yield model.whose, found
-    if any(model.whose == models.EMBEDDING for model in loaded) and find_spec("sentence_transformers") is None:
-        message = "sentence-transformers is not installed here: pip install 'persyn[embedding]'"
-        yield models.EMBEDDING, Finding("error", "load", message)
     yield from engine_arguments.check(loaded)
     yield from _parts(loaded)
     yield from on_cpu(config, seen)

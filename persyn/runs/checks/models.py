@@ -15,9 +15,6 @@ from persyn.llm.protocols import ModelSpec
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import run_file
 
-#: Whose the model of the router's encoder `embedding` is.
-EMBEDDING = "the router's embedding"
-
 
 class UsedModel(Struct, frozen=True):
     """A model that a run loads or requests from a server."""
@@ -76,7 +73,7 @@ def _router(router: RouterTable) -> Iterator[UsedModel]:
     for model, revision in versions.models_of(router):
         spec = ModelSpec("router_fit", model, revision, router.gpus, router.options)
         is_embedding = (model, revision) == (router.embedding, router.embedding_revision)
-        yield UsedModel(EMBEDDING if is_embedding else "the router", "router", spec)
+        yield UsedModel("the router's embedding" if is_embedding else "the router", "router", spec)
 
 
 def _quality(config: RunConfig) -> Iterator[UsedModel]:
