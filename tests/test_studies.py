@@ -244,3 +244,17 @@ def test_four_samples_halve_the_distance_of_a_cell_from_the_truth() -> None:
     assert float(said) == pytest.approx(float(four), rel=0.05)
     assert all(line in page for line in made.splitlines()[2:4])
     assert all(line in page for line in samples.kept((1, 2, 4, 8)).splitlines())
+
+
+def test_verdicts_are_held_against_prompts_that_they_did_not_see(tmp_path: Path) -> None:
+    # The first word of a prompt says who is right.
+    rows = [
+        {"prompt": f"{word} number {n}", "scores": {"ada": float(word == "sum"), "bob": float(word == "word")}}
+        for n in range(120)
+        for word in ("sum", "word")
+    ]
+    grid, report = write_grid(tmp_path / "made.jsonl.gz", rows), page(tmp_path)
+
+    study("verdict", grid, "--resamplings", "4", "--sizes", "100", "--report", report)
+
+    assert "| made | 100 | 100% | 0% | 0% | 0.0% | 0.0% | +0.5" in tables(report)
