@@ -337,3 +337,17 @@ def test_calibration_is_paid_from_the_same_tokens() -> None:
         "random": 20,
         "strong": 20,
     }
+
+
+def test_verdicts_are_held_against_prompts_that_they_did_not_see(tmp_path: Path) -> None:
+    # The first word of a prompt says who is right.
+    rows = [
+        {"prompt": f"{word} number {n}", "scores": {"ada": float(word == "sum"), "bob": float(word == "word")}}
+        for n in range(120)
+        for word in ("sum", "word")
+    ]
+    grid, report = write_grid(tmp_path / "made.jsonl.gz", rows), page(tmp_path)
+
+    study("verdict", grid, "--resamplings", "4", "--sizes", "100", "--report", report)
+
+    assert "| made | 100 | 100% | 0% | 0% | 0.0% | 0.0% | +0.5" in tables(report)

@@ -150,9 +150,9 @@ class Summary(Struct, frozen=True):
         return "\n\n".join(
             (
                 f"run {self.name}: {self.state}, {self.prompts:,} prompts" + (f" ({self.error})" if self.error else ""),
+                *([self.verdict.says] if self.verdict else []),
                 text_table(("stage", "rows", "done", "failed", "pending", "seconds"), stages),
                 text_table(("teacher", "prompts", *measures, *(["reasoning"] if self.has_reasoning else [])), teachers),
-                *([self.verdict.says] if self.verdict else []),
             )
         )
 

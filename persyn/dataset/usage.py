@@ -77,6 +77,12 @@ def _routed(manifest: Manifest, *, answered: bool = True) -> str:
     if kind is None or kind.decided_by != "router":
         return f"The teacher of each prompt was chosen by the strategy {text(strategy.name)}."
     best = "the response with the best scores was kept" if answered else "the teacher is that of the best scores"
+    if manifest.router is None:
+        them = "answered all other prompts" if answered else "is that of all other prompts"
+        return (
+            f"All teachers answered a calibration sample; for each of its prompts, {best}. The sample did not show that a "
+            f"router would choose better than the best single teacher, so that teacher {them}."
+        )
     return (
         "A router, fitted to this student on a calibration sample, assigned each prompt to the one teacher that it "
         f"expected to be best for the student{', and only that teacher answered it' if answered else ''}. All teachers "

@@ -25,6 +25,8 @@ Outcome: TypeAlias = Literal["route", "do not route", "cannot tell"]
 
 #: With fewer measured prompts the verdict may change: routers still learn much from more.
 FEW = 1_000
+#: With fewer still, nothing can be told.
+LEAST = 50
 #: Share of the gap between the best single teacher and the oracle that routing must close to be worth it.
 WORTHWHILE = 0.05
 #: Standard normal quantiles: of the interval's ends (97.5%), and of the evidence against routing (80%), because to use
@@ -218,6 +220,8 @@ class _Versus:
 
     def outcome(self, worthwhile: float) -> Outcome:
         """The verdict, given the smallest gain that is worth it; 0 where the best teacher is as good as the oracle."""
+        if self.n < LEAST:
+            return "cannot tell"
         if self.gain().low > 0:
             return "route"
         is_unlikely = (self.means + _LIKELY * self.errors).min() < worthwhile

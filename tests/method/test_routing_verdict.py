@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from persyn.method.rewards import Indices, Matrix
-from persyn.method.verdict import Evidence, Verdict, always, difference, judge
+from persyn.method.verdict import Evidence, Outcome, Verdict, always, difference, judge
 
 #: Two teachers on four prompts, and router scores that choose the first, the first, the first and the second.
 REWARDS = np.array([[1, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64)
@@ -123,10 +123,8 @@ def test_the_lead_is_shown_at_each_alpha_and_a_near_tie_is_one() -> None:
     found = judge(evidence(REWARDS, SCORES))
 
     # At alpha 1 the rewards are reversed: 0.25 for a, 0.5 for b.
-    assert [(at.alpha, at.teacher, at.second, at.lead.mean) for at in found.alphas] == [
-        (0.0, "a", "b", pytest.approx(0.25)),
-        (1.0, "b", "a", pytest.approx(0.25)),
-    ]
+    assert [(at.alpha, at.teacher, at.second) for at in found.alphas] == [(0.0, "a", "b"), (1.0, "b", "a")]
+    assert [at.lead.mean for at in found.alphas] == pytest.approx([0.25, 0.25])
     assert found.is_near_tie
     assert not judge(evidence(np.tile([[1.0, 0.0]], (50, 1)), np.zeros((50, 2)))).is_near_tie
 
@@ -178,13 +176,12 @@ def test_the_interval_covers_the_truth_and_route_is_hardly_ever_wrong(world: str
 
 
 @pytest.mark.parametrize(("world", "outcome"), [("pays", "route"), ("does not pay", "do not route")])
-def test_a_world_that_is_clear_gets_a_clear_verdict(world: str, outcome: str) -> None:
+def test_a_world_that_is_clear_gets_a_clear_verdict(world: str, outcome: Outcome) -> None:
     found = [resampled(WORLDS[world], 800, seed)[0].outcome for seed in range(20)]
 
     assert found.count(outcome) >= 16
 
 
-def test_few_prompts_cannot_tell_what_more_would_show() -> None:
-    found = [resampled(WORLDS["pays"], 40, seed)[0].outcome for seed in range(20)]
-
-    assert found.count("cannot tell") >= 14
+def test_few_prompts_tell_nothing() -> None:
+    assert {resampled(WORLDS["pays"], 49, seed)[0].outcome for seed in range(10)} == {"cannot tell"}
+    assert "route" in {resampled(WORLDS["pays"], 100, seed)[0].outcome for seed in range(10)}

@@ -22,7 +22,7 @@ from persyn.stages import assign, verdict
 from tests.factories import MadeRun, make_response, make_router, make_run
 from tests.run_files import write_run
 
-CALIBRATION, HOLDOUT, TARGETS = 30, 10, 5
+CALIBRATION, HOLDOUT, TARGETS = 48, 12, 5
 MakeRun: TypeAlias = Callable[..., MadeRun]
 
 
@@ -184,7 +184,7 @@ def test_the_verdict_says_what_it_found_by_group(database: Database, judged: Mak
     # At alpha 0.4 and with equal learnability a right response has reward 0.6.
     assert found.says.startswith("route: the router's expected gain over the best single teacher, a, is +0.150")
     assert [(group.group, group.teacher) for group in found.verdict.groups] == [("words", "b"), ("sums", "a")]
-    assert found.warnings[0].startswith("measured on 40 calibration prompts")
+    assert found.warnings[0].startswith("measured on 60 calibration prompts")
     assert found.decided is None
 
 
