@@ -65,8 +65,9 @@ def about_teachers(manifest: Manifest) -> str:
     return (
         f"{manifest.exported:,} prompts for on-policy distillation of {text(manifest.student.name)}, each with the "
         f"teacher that should rate the student's own responses (`teacher_id`). {_routed(manifest, answered=False)} "
-        "`scores` are the router's, or the rewards of the teachers' responses, as `scored_by` says. `probabilities` "
-        "are the softmax of the router's scores: the probability that a teacher's response has the highest reward. "
+        "`scores` are the router's, or the rewards of the teachers' responses, as `scored_by` says. `probabilities`, "
+        "where the router is a head, are the softmax of its scores: the probability that a teacher's response has the "
+        "highest reward. "
         f"{_held_out(manifest)}"
     )
 
@@ -80,8 +81,8 @@ def _routed(manifest: Manifest, *, answered: bool = True) -> str:
     if manifest.router is None:
         them = "answered all other prompts" if answered else "is that of all other prompts"
         return (
-            f"All teachers answered a calibration sample; for each of its prompts, {best}. The sample did not show that a "
-            f"router would choose better than the best single teacher, so that teacher {them}."
+            f"All teachers answered a calibration sample; for each of its prompts, {best}. The sample did not show that "
+            f"a router would choose better than the best single teacher, so that teacher {them}."
         )
     return (
         "A router, fitted to this student on a calibration sample, assigned each prompt to the one teacher that it "
