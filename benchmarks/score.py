@@ -23,6 +23,7 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Judge, Judged, ModelSpec
 from persyn.llm.scorers import log_likelihood
 from persyn.llm.scorers.padding import TokenRow, right_pad
+from persyn.llm.template import Conversation
 
 #: Response lengths in words, uniform on a logarithmic scale.
 _SHORTEST, _LONGEST = 8, 384
@@ -46,7 +47,7 @@ def main() -> None:
     )
     requests = _requests(options.rows)
     chat = Chat(load_tokenizer(spec))
-    rows = [TokenRow(each.id, *chat.response_ids(each.messages, each.response)) for each in requests]
+    rows = [TokenRow(each.id, *chat.response_ids(Conversation(each.messages, each.response))) for each in requests]
     n_tokens = sum(len(row.ids) for row in rows)
 
     runs: dict[str, Callable[[], list[float]]] = {"PerSyn": _persyn(spec, requests), "bare": _bare(spec, rows)}

@@ -19,6 +19,8 @@ from persyn.cli.student import show_students
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.errors import UsageError
+from persyn.method.learnability import LEARNABILITIES
+from persyn.router.kinds.registry import ROUTERS
 from persyn.settings import Settings
 from persyn.student import outcomes
 
@@ -44,6 +46,11 @@ _MOST_NAMED = 3
     help="How raw scores are made comparable within a prompt. Default: the run's.",
 )
 @click.option(
+    "--learnability",
+    type=click.Choice(list(LEARNABILITIES)),
+    help="The definition of learnability, from what the student's scores hold. Default: the run's.",
+)
+@click.option(
     "--per",
     type=click.Choice(["token", "character", "response"]),
     help="What the log-likelihood of a response is divided by. Default: the run's.",
@@ -53,7 +60,7 @@ _MOST_NAMED = 3
     type=click.Choice(["answer", "reasoning", "both"]),
     help="The part of a response that learnability is computed on, where the teacher reasoned. Default: the run's.",
 )
-@click.option("--refit", is_flag=True, help="Also fit a head at each alpha, and evaluate nearest neighbours.")
+@click.option("--refit", is_flag=True, help="Also fit a router of every kind at each alpha.")
 @click.option(
     "--students", "by_students", is_flag=True, help="Compare trained students; of all runs if no RUN is given."
 )
@@ -82,7 +89,8 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
         return
     if not names:
         raise UsageError("give the name of a run; 'persyn run list' lists them")
-    rewards = [Reward(alpha, reward["normalise"], reward["per"], reward["on"]) for alpha in _alphas(reward["alphas"])]
+    how = reward["normalise"], reward["per"], reward["on"], reward["learnability"]
+    rewards = [Reward(alpha, *how) for alpha in _alphas(reward["alphas"])]
     compared: list[Comparison] = []
     settings = Settings.from_environment()
     with store() as database:
@@ -119,7 +127,7 @@ def _freeze(database: Database, run: str, reward: Reward) -> Frozen:
     from persyn.analysis import refits  # imports torch
 
     with database.read() as session:
-        grid = refits.read(session, find_run(session, run), per=reward.per, on=reward.on)
+        grid = refits.read(session, find_run(session, run), reward)
     return refits.freeze(grid, Settings.from_environment().home)
 
 
@@ -138,7 +146,8 @@ def _alphas(text: str | None) -> list[float | None]:
 def _show(compared: Sequence[Comparison]) -> None:
     """Print one table for all comparisons, with columns for the run and alpha where they differ."""
     for one in compared:
-        measure = "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
+        measure = "" if one.learnability == "log_likelihood" else f", learnability {one.learnability}"
+        measure += "" if one.learnability_per == "token" else f", learnability per {one.learnability_per}"
         measure += "" if one.learnability_on == "both" else f", learnability on {one.learnability_on}"
         click.echo(
             f"run {plain(one.run)}, alpha {one.alpha:g}, {one.normalise}{measure}: {one.n_holdout:,} hold-out prompts, "
@@ -186,14 +195,14 @@ def _show_shares(compared: Sequence[Comparison], *, has_runs: bool, has_alphas: 
 
 def _remarks(one: Comparison) -> Iterator[str]:
     shares = {fact.strategy: fact.shares for fact in one.strategies}
-    for name in ("persyn", "head"):
+    for name in ("persyn", *(name for name, kind in ROUTERS.items() if kind.reads)):
         if name not in shares or one.n_holdout < FEW:
             continue
         most = max(shares[name], key=shares[name].__getitem__)
         if shares[name][most] > NEARLY_ALL >= shares["oracle"].get(most, 0.0):
             yield f"{name} nearly always chooses {plain(most)}: it barely distinguishes between these prompts"
     if not one.is_own and "persyn" in shares:
-        yield "persyn: the router was fitted to the run's own reward, not to this one; --refit fits a head to this one"
+        yield "persyn: the router was fitted to the run's own reward, not to this one; --refit fits others to this one"
     for note in one.notes:
         yield f"unavailable: {note}"
 
@@ -207,7 +216,7 @@ def _row(fact: StrategyFacts) -> tuple[str | None, ...]:
         f"{fact.gap_closed.mean:+.0%}" if fact.gap_closed else None,
         f"{fact.gap_closed.low:+.0%} {fact.gap_closed.high:+.0%}" if fact.gap_closed else None,
         f"{fact.quality.mean:.3f}",
-        f"{fact.learnability.mean:.3f}",
+        f"{fact.learnability.mean:.3f}" if fact.learnability else None,
         None if fact.tokens is None else f"{fact.tokens:,.0f}",
         None if fact.cost is None else dollars(fact.cost),
     )

@@ -79,6 +79,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
         *(_workers(settings) if of_broker and all(level != "error" for level, _, _ in of_broker) else ()),
         *_disk(settings),
         *_gpus(),
+        *_sandboxes(),
         *_hub(),
         *([*_prompts(wanted), *_lacked(wanted)] if wanted else _on_cpu(settings)),
     ]
@@ -247,6 +248,14 @@ def _gpus() -> Iterator[DoctorFinding]:
     yield "ok" if listed.returncode == 0 else "error", "GPUs", "; ".join(listed.stdout.strip().splitlines())
     if listed.returncode == 0:
         yield "ok", "GPUs", "student, quality and router still run on the CPU unless they have gpus = 1"
+
+
+def _sandboxes() -> Iterator[DoctorFinding]:
+    """Report the kinds of scorers that do not work on this host; a run that uses one is an error of its own."""
+    for name, kind in ENGINES.items():
+        if kind.lacks is not None:
+            lack = kind.lacks({})
+            yield "ok", f"quality {name}", f"not possible here: {lack}" if lack else "its sandbox holds"
 
 
 def _prompts(wanted: RunConfig) -> Iterator[DoctorFinding]:

@@ -11,8 +11,8 @@ from persyn.cli.context import RUN, cell, find_run, show, store
 from persyn.cli.progress import counting_rows
 from persyn.dataset import card
 from persyn.dataset import export as dataset
-from persyn.dataset.formats import FORMATS
 from persyn.dataset.hub import Repository
+from persyn.dataset.kinds import KINDS
 from persyn.dataset.manifest import MANIFEST, Manifest, files_of
 from persyn.dataset.options import UNKNOWN, ExportOptions
 from persyn.errors import UsageError
@@ -21,14 +21,24 @@ from persyn.settings import Settings
 
 @click.command()
 @RUN
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder. Default: PERSYN_HOME/datasets/RUN.")
+@click.option(
+    "--kind",
+    type=click.Choice(list(KINDS)),
+    default="sft",
+    help="; ".join(f"{kind.name}: {kind.summary}" for kind in KINDS.values()) + ". Default: sft.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder. Default: PERSYN_HOME/datasets/RUN, or PERSYN_HOME/datasets-KIND/RUN for another kind than sft.",
+)
 @click.option(
     "--format",
     "formats",
     multiple=True,
-    type=click.Choice(list(FORMATS)),
-    default=tuple(FORMATS.builtin),
-    help="May be repeated. Default: all built-in formats.",
+    type=click.Choice(list(dict.fromkeys(name for kind in KINDS.values() for name in kind.formats))),
+    help="May be repeated. Default: all built-in formats of the kind.",
 )
 @click.option(
     "--reasoning",
@@ -70,6 +80,26 @@ from persyn.settings import Settings
     help="Of prompts with at least this similarity, 0.5 to 1, keep only the first.",
 )
 @click.option("--cap", type=int, metavar="N", help="At most N rows of each teacher, drawn by the run's seed.")
+@click.option(
+    "--pairs",
+    type=click.Choice(["best-worst", "best-each", "all"]),
+    default="best-worst",
+    help="With preference, the pairs of a prompt: the one of the largest margin, the best response with each other "
+    "one, or all. Default: best-worst.",
+)
+@click.option(
+    "--min-margin",
+    type=float,
+    default=0.0,
+    metavar="X",
+    help="With preference: only pairs whose rewards differ by at least X.",
+)
+@click.option(
+    "--higher-quality",
+    is_flag=True,
+    help="With preference: only pairs whose chosen response has the higher quality, so never two wrong ones.",
+)
+@click.option("--best", type=int, metavar="N", help="With best-of: at most N responses of a prompt. Default: all.")
 @click.option("--dry-run", is_flag=True, help="Show what the dataset would contain, and write nothing.")
 @click.option("--push", "repository", metavar="OWNER/NAME", help="Then push the dataset to the Hugging Face hub.")
 @click.option("--public", is_flag=True, help="With --push: allow a public repository; a new one is made public.")
@@ -77,7 +107,8 @@ def export(run: str, output: Path | None, dry_run: bool, repository: str | None,
     """Write the dataset of RUN, as far as it is generated; an earlier dataset in the folder is replaced as a whole.
 
     Without filters, it contains every response. The folder's README.md is a dataset card; 'persyn run resume'
-    rewrites the dataset in PERSYN_HOME/datasets with the options of its last export.
+    rewrites the dataset in PERSYN_HOME/datasets with the options of its last export. The kinds preference and best-of
+    are made of the responses to calibration prompts, hold-out prompts included.
     """
     options = _options(**given)
     if public and not repository:
@@ -88,7 +119,7 @@ def export(run: str, output: Path | None, dry_run: bool, repository: str | None,
     with store() as database:
         with database.read() as session:
             run_id = find_run(session, run).id
-        folder = output or Settings.from_environment().home / "datasets" / run
+        folder = output or dataset.default_folder(Settings.from_environment().home, run, options.kind)
         with counting_rows() as count:
             if dry_run:
                 manifest = dataset.preview(database, run_id, options, progress=count)
@@ -108,10 +139,13 @@ def export(run: str, output: Path | None, dry_run: bool, repository: str | None,
         click.echo(f"{'pushed to' if pushed.is_new else 'unchanged:'} {pushed.url} ({seen})")
 
 
-def _options(splits: tuple[str, ...], benchmarks: tuple[Path, ...], **given: Any) -> ExportOptions:
+def _options(
+    splits: tuple[str, ...], benchmarks: tuple[Path, ...], formats: tuple[str, ...], **given: Any
+) -> ExportOptions:
     shares = [_share(text) for text in splits]
     if len(dict(shares)) < len(shares):
         raise UsageError(f"a split is given twice: {', '.join(splits)}")
+    given |= {"formats": formats} if formats else {}
     return ExportOptions(splits=dict(shares), benchmarks=tuple(str(path.absolute()) for path in benchmarks), **given)
 
 
@@ -125,13 +159,16 @@ def _share(text: str) -> tuple[str, float]:
 
 def _show(manifest: Manifest) -> None:
     """Print the number of assignments by outcome."""
-    rows: list[tuple[str, int]] = [("assigned", manifest.assigned)]
+    kind = manifest.export.of_kind
+    rows: list[tuple[str, int]] = [("assigned" if kind.name == "sft" else kind.unit, manifest.assigned)]
     rows += [(f"failed: {reason}", count) for reason, count in manifest.failed.items()]
     rows += [("no correct response", manifest.rejected)] if manifest.rejected else []
     rows += [("missing so far", manifest.missing)] if manifest.missing else []
-    rows += [(f"dropped: {name}", count) for name, count in manifest.dropped.items()]
+    rows += [(kind.losses.get(name, f"dropped: {name}"), count) for name, count in manifest.dropped.items()]
     rows += [(f"  by {each.name}", each.dropped) for each in manifest.benchmarks]
+    rows += [("prompts with rows", manifest.used)] if manifest.used != manifest.exported else []
     rows += [("exported", manifest.exported)]
+    rows += [("  of hold-out prompts", manifest.holdout)] if manifest.holdout else []
     rows += [(f"  {split}", count) for split, count in manifest.splits.items() if len(manifest.splits) > 1]
     show(("assignments", "rows"), rows, as_json=False)
     if cut := card.cut_off(manifest):
@@ -149,5 +186,5 @@ def _show(manifest: Manifest) -> None:
         )
     if silent := [each.name for each in manifest.teachers if each.exported and not each.license]:
         click.echo(
-            f"warning: no licence is stated for {', '.join(silent)}: check how its responses may be used", err=True
+            f"warning: no licence is stated for {', '.join(silent)}: check how their responses may be used", err=True
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from persyn.cli.context import store
 from persyn.cli.imports import NAMES, ON_ERROR, renamed, show_report
 from persyn.cli.progress import counting_rows
+from persyn.errors import UsageError
 from persyn.ingest import responses as cells
 from persyn.ingest import versions
 from persyn.ingest.response_rows import FIELDS, Layout
@@ -35,14 +36,18 @@ def responses() -> None:
 @click.option(
     "--score", multiple=True, metavar="NAME", help="A field that is a score of the response, stored as a score."
 )
+@click.option(
+    "--scores-only",
+    is_flag=True,
+    help="The rows have no response, only scores of it. A run that uses them needs alpha = 0 and exports no such row.",
+)
 @ON_ERROR
 def import_responses(
     files: tuple[Path, ...],
     teachers: Path | None,
     names: tuple[str, ...],
-    prompt_field: tuple[str, ...],
-    score: tuple[str, ...],
     on_error: Literal["stop", "skip"],
+    **fields: Any,
 ) -> None:
     """Import FILES of responses: JSONL, JSON or CSV (also .gz), or Parquet.
 
@@ -54,9 +59,12 @@ def import_responses(
 
     \b
     persyn responses import grid.jsonl.gz --score correct
+    persyn responses import scores.jsonl --score correct --scores-only
     persyn responses import grid.csv --map teacher=llm --map response=text --prompt-field topic
     """
-    layout = Layout(renamed(names, FIELDS), prompt_field, score)
+    layout = Layout(renamed(names, FIELDS), fields["prompt_field"], fields["score"], fields["scores_only"])
+    if layout.scores_only and not layout.score:
+        raise UsageError("--scores-only needs --score NAME, the field that has the score")
     tables = run_file.read_teachers(teachers) if teachers else []
     known = versions.identities(tables)
     with store() as database, counting_rows() as count, database.write() as session:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import click
 import msgspec
 
-from persyn.cli.context import JSON, RUN, cell, find_run, show, store
+from persyn.analysis import verdict as verdicts
+from persyn.analysis.verdict import between
+from persyn.cli.context import JSON, RUN, cell, find_run, plain, show, store
+from persyn.cli.summary import say_verdict
 from persyn.db.results import Router
 from persyn.errors import UsageError
+from persyn.method.verdict import Verdict
 from persyn.settings import Settings
+
+#: What is measured on the hold-out; routers of earlier versions also have nearest neighbours.
+_MEASURED = ("router", "static", "random", "neighbours", "oracle")
 
 
 @click.group()
@@ -20,38 +30,114 @@ def router() -> None:
 @RUN
 @JSON
 def show_router(run: str, as_json: bool) -> None:
-    """Show RUN's router: its backbone, how it was fitted, and its metrics on the hold-out."""
+    """Show RUN's router: its kind, what it reads, how it was chosen and fitted, and its metrics on the hold-out.
+
+    Where a kind was chosen (kind = "auto"), a table has the mean reward of each candidate on the calibration prompts,
+    each routed by a router that was fitted without it, and the gain over the best single teacher with its standard
+    error.
+    """
     with store() as database, database.read() as session:
         found = find_run(session, run)
         row = session.get(Router, found.router_id) if found.router_id is not None else None
         if row is None:
             raise UsageError(f"run {run!r} has no router yet")
-        measured = {name: row.metrics.get(name) for name in ("router", "static", "random", "neighbours", "oracle")}
+        measured = {name: row.metrics.get(name) for name in _MEASURED if name in row.metrics}
         facts = {
-            "backbone": row.backbone,
+            "kind": row.kind,
+            "backbone": row.backbone or None,
             "tune": row.tune,
             "path": row.path,
             "sha256": row.sha256,
-            **{name: value for name, value in row.metrics.items() if name not in measured},
+            **{name: value for name, value in row.metrics.items() if name not in (*_MEASURED, "kind", "tune")},
         }
     if as_json:
         click.echo(msgspec.json.encode({**facts, **measured}).decode())
         return
     for name, value in facts.items():
-        click.echo(f"{name}: {cell(value)}")
+        if name not in ("candidates", "why") and value not in (None, "", [], {}):
+            click.echo(f"{name}: {cell(value)}")
+    if candidates := facts.get("candidates"):
+        show_candidates(candidates, facts["why"])
     columns = ("hit1", "hit3", "pair_accuracy", "routed_reward", "regret", "calibration_error")
     rows = [(name, *(values.get(column) for column in columns)) for name, values in measured.items() if values]
-    show(("on hold-out", *columns), rows, as_json=False, skip_empty=True)
+    if rows:
+        click.echo()
+        show(("on hold-out", *columns), rows, as_json=False, skip_empty=True)
+
+
+def show_candidates(candidates: Sequence[Mapping[str, Any]], why: str) -> None:
+    """Print the candidates of a choice, and why one was taken."""
+    rows = [
+        (each["kind"], f"{each['reward']:.3f}", f"{each['gain']:+.3f}", f"{each['error']:.3f}") for each in candidates
+    ]
+    click.echo()
+    show(("candidate", "reward", "gain", "+-"), rows, as_json=False)
+    click.echo(f"chosen: {plain(why)}")
+
+
+@router.command(short_help="Judge whether routing pays.")
+@RUN
+@click.option("--by", metavar="FIELD", help="Field of the prompts' rows, or source, to group prompts by.")
+@JSON
+def verdict(run: str, by: str | None, as_json: bool) -> None:
+    """Judge whether routing pays in RUN: route, do not route (use the best single teacher), or cannot tell.
+
+    The router's gain over the best single teacher is estimated on all calibration prompts, each scored
+    by a router fitted without it, with a 95% interval. 'route' needs a gain over every single teacher
+    beyond noise; it is wrong at most 5% of the time. Groups of prompts show where the gain comes from, and
+    whether the same teacher leads everywhere, where routing gains nothing. Default groups: the first
+    field of the run's [router] features, or the source where there are several.
+    """
+    with store() as database, database.read() as session:
+        found = verdicts.facts(session, find_run(session, run), by=by)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    assert found.verdict is not None
+    say_verdict(found)
+    _rewards(found.verdict)
+    _groups(found.verdict)
+    rows = [(f"{at.alpha:g}", at.teacher, between(at.lead), at.second) for at in found.verdict.alphas]
+    click.echo()
+    show(("alpha", "best teacher", "lead", "over"), rows, as_json=False)
+
+
+def _rewards(found: Verdict) -> None:
+    rows = [
+        ("router", f"{found.router:.3f}", between(found.gain), _share(found)),
+        (found.teacher, f"{found.single:.3f}", "-", "-"),
+        (found.second, f"{found.single - found.lead.mean:.3f}", f"{-found.lead.mean:+.3f}", "-"),
+        ("oracle", f"{found.oracle:.3f}", f"{found.oracle - found.single:+.3f}", "+100%"),
+    ]
+    if found.by_group:
+        rows.insert(1, ("best teacher per group", "-", between(found.by_group), "-"))
+    click.echo()
+    show(("choice", "reward", "over the best teacher", "closed"), rows, as_json=False)
+
+
+def _share(found: Verdict) -> str:
+    return between(found.gap_closed, "{:+.0%}") if found.gap_closed else "-"
+
+
+def _groups(found: Verdict) -> None:
+    if not found.groups:
+        return
+    click.echo()
+    rows = [(g.group, g.n_prompts, g.teacher, between(g.lead), between(g.gain), f"{g.part:+.3f}") for g in found.groups]
+    head = ("group", "prompts", "best teacher", f"lead over {found.teacher}", "router's gain", "part")
+    show(head, rows, as_json=False)
+    one = "one teacher leads in every group" if found.one_leads else "the best teacher differs between groups"
+    click.echo(f"{one}; parts add up to the router's gain")
 
 
 @router.command(short_help="Show a learning curve: reward by calibration size.")
 @RUN
 @JSON
 def curve(run: str, as_json: bool) -> None:
-    """Show RUN's learning curve: the reward of heads fitted to 25, 50, 100, ..., half
-    and all of its calibration prompts, on its hold-out.
+    """Show RUN's learning curve: the reward of routers of its router's kind, fitted to 25, 50,
+    100, ..., half and all of its calibration prompts, on its hold-out.
 
-    A head reads features of a prompt that the router's backbone computes; they are computed once and cached.
+    What the router's models compute of a prompt is computed once and cached.
     """
     home = Settings.from_environment().home
     with store() as database, database.read() as session:
@@ -63,7 +149,7 @@ def curve(run: str, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    click.echo(f"run {run}: {found.n_holdout} hold-out prompts, the oracle's reward {found.oracle:.3f}")
+    click.echo(f"run {run}, {found.kind}: {found.n_holdout} hold-out prompts, the oracle's reward {found.oracle:.3f}")
     rows = [
         (
             p.n_calibration,

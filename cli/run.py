@@ -28,6 +28,7 @@ from persyn.cli.transport import VALUES, change
 from persyn.cli.waiting import waiting
 from persyn.cli.watch import LOOK_SECONDS, View, nobody_works
 from persyn.dataset import export, manifest
+from persyn.db import lookup
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
@@ -315,16 +316,19 @@ def _untaken(database: Database, run_id: int) -> list[str]:
 
 
 def _finish(database: Database, run_id: int, folder: Path) -> None:
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        name, has_texts = run.name, not lookup.is_scores_only(session, run)
     # Repeat the last export's options: resuming a run must not undo a user's filters.
     with contextlib.suppress(FolderChanged):  # another process of this run wrote it
-        export.write(database, run_id, folder, manifest.options_of(folder))
+        if has_texts:
+            export.write(database, run_id, folder, manifest.options_of(folder))
     with database.read() as session:
         summary.show(session, session.get_one(Run, run_id))
-        name = session.get_one(Run, run_id).name
-    click.echo(f"\ndataset   {folder}\nstore     {database.url.render_as_string(hide_password=True)}")
-    click.echo(
-        f"next      persyn report {name} | persyn compare {name} | persyn export {name} | persyn run status {name}"
-    )
+    place = folder if has_texts else "none: the responses were imported as scores only"
+    click.echo(f"\ndataset   {place}\nstore     {database.url.render_as_string(hide_password=True)}")
+    export_too = f" | persyn export {name}" if has_texts else ""
+    click.echo(f"next      persyn report {name} | persyn compare {name}{export_too} | persyn run status {name}")
 
 
 @contextmanager

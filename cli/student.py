@@ -93,8 +93,8 @@ def train(run: str, gpus: int, **given: Any) -> None:
 @NAMES
 @click.option(
     "--by",
-    type=click.Choice(["math", "instructions", "log_likelihood"]),
-    help="Scorer: math, instructions, or log_likelihood (the likelihood of the reference answers). "
+    type=click.Choice(["math", "instructions", "code", "log_likelihood"]),
+    help="Scorer: math, instructions, code, or log_likelihood (the likelihood of the reference answers). "
     "Default: the run's quality.",
 )
 @click.option(

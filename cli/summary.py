@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from persyn.analysis import watch
 from persyn.analysis.summary import MUCH, Summary, facts
+from persyn.analysis.verdict import RunVerdict
 from persyn.cli.context import plain
 from persyn.cli.context import show as table
 from persyn.cli.progress import wait_line
@@ -29,6 +30,7 @@ def show(session: Session, run: Run) -> None:
     _teachers(found)
     _workers(found)
     _router(found)
+    _verdict(found)
     _savings(found)
 
 
@@ -153,6 +155,22 @@ def _router(found: Summary) -> None:
     if rows:
         click.echo()
         table(("on hold-out", "Hit@1", "Hit@3", "reward"), rows, as_json=False, skip_empty=True)
+    if why := found.router.get("why"):
+        click.echo(f"router: {plain(why)}")
+
+
+def _verdict(found: Summary) -> None:
+    """Print whether routing pays; 'persyn router verdict' has the figures."""
+    if found.verdict:
+        click.echo()
+        say_verdict(found.verdict)
+
+
+def say_verdict(found: RunVerdict) -> None:
+    """Print a verdict in words."""
+    click.echo(plain(f"verdict: {found.says}"))
+    for said in (*([found.decided] if found.decided else []), *found.warnings):
+        click.echo(plain(f"  {said}"))
 
 
 def _savings(found: Summary) -> None:

@@ -5,30 +5,40 @@ from __future__ import annotations
 import click
 import msgspec
 
+from persyn.analysis import explain
 from persyn.analysis import trace as history
 from persyn.cli.context import JSON, RUN, cell, find_run, show, store
+from persyn.settings import Settings
 
 
 @click.command()
 @RUN
 @click.argument("prompt")
+@click.option("--explain", "explained", is_flag=True, help="Also load the router, and say what decided its scores.")
 @JSON
-def trace(run: str, prompt: str, as_json: bool) -> None:
+def trace(run: str, prompt: str, explained: bool, as_json: bool) -> None:
     """Show the provenance and the uses of RUN's response to PROMPT.
 
     PROMPT is its prompt_id or its id; each row of a dataset contains both. Provenance: scores, reward, router, teacher
     and its version, job, worker, GPUs, engine, seed. Uses: the runs that contain the prompt, and the students trained
     on their datasets.
+
+    With --explain, the router is loaded on this host and says what decided its scores: the most similar calibration
+    prompts (neighbours), words (linear), the prompt's group (clusters), or each of them (stacked).
     """
-    with store() as database, database.read() as session:
-        of = find_run(session, run)
-        prompt_id, others = history.find(session, of, prompt)
-        found = history.trace(session, of, prompt_id)
+    with store() as database:
+        with database.read() as session:
+            of = find_run(session, run)
+            prompt_id, others = history.find(session, of, prompt)
+            found = history.trace(session, of, prompt_id)
+            run_id = of.id
+        reasons = explain.explain(database, run_id, prompt_id, Settings.from_environment()) if explained else []
     if others:
         listed = ", ".join(map(str, others))
         click.echo(f"{prompt_id} was read as a prompt_id; in its file it is also the id of prompt {listed}", err=True)
     if as_json:
-        click.echo(msgspec.json.encode(found).decode())
+        whole = msgspec.to_builtins(found) | ({"reasons": msgspec.to_builtins(reasons)} if explained else {})
+        click.echo(msgspec.json.encode(whole).decode())
         return
     from_id = f" {cell(found.source_id)}" if found.source_id is not None else ""
     click.echo(f"prompt {found.prompt_id} ({found.role}), from {cell(found.source)}{from_id}: {cell(found.text)}")
@@ -36,6 +46,13 @@ def trace(run: str, prompt: str, as_json: bool) -> None:
     _facts("strategy", found.strategy)
     _facts("router", found.router)
     _table("router scores", found.router_scores)
+    for reason in reasons:
+        part = "" if reason.weight is None else f" (weight {reason.weight:.2f})"
+        click.echo(f"\n{reason.router}{part}: {reason.title}")
+        if reason.rows:
+            show(list(reason.rows[0]), [list(row.values()) for row in reason.rows], as_json=False)
+    if explained and not reasons:
+        click.echo(f"\nnothing to explain: what a router of kind {cell(found.router['kind'])} reads has no names")
     for response in found.responses:
         if response["reasoning"] is not None:
             response["reasoning"] = history.beginning(response["reasoning"], _REASONING)

@@ -27,8 +27,10 @@ def main() -> None:
     home = (FOLDER / engine).absolute()
     environment = {**os.environ, "PERSYN_HOME": str(home), "PERSYN_DATABASE_URL": f"sqlite:///{home}/persyn.db"}
     environment |= {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "persyn.cli", "run", "start", str(run_file)]
-    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+    command = [sys.executable, "-m", "persyn.cli"]
+    if (home / "persyn.db").exists():  # perhaps of an earlier version
+        subprocess.run([*command, "db", "upgrade"], env=environment, check=True)
+    sys.exit(subprocess.run([*command, "run", "start", str(run_file)], env=environment, check=False).returncode)
 
 
 def _run_file(engine: str) -> str:

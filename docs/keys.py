@@ -23,7 +23,10 @@ from persyn import config
 from persyn.llm import options, vllm_arguments
 from persyn.llm.engines import ENGINES, EngineRole
 from persyn.llm.litellm_options import LiteLLMOptions
+from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
+from persyn.router import inputs
+from persyn.router.kinds.registry import ROUTERS
 from persyn.settings import Settings
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -109,6 +112,10 @@ def _kinds(role: str) -> list[str]:
     """The built-in names that a key takes."""
     if role == "strategy":
         return list(STRATEGIES.builtin)
+    if role == "learnability":
+        return list(LEARNABILITIES)
+    if role == "router kind":
+        return [inputs.AUTO, *ROUTERS.builtin]
     return [name for name, kind in ENGINES.builtin.items() if role in kind.roles]
 
 
@@ -126,6 +133,12 @@ def of_engines() -> str:
     return _table(("engine", "chosen by", "what it does"), rows)
 
 
+def of_learnabilities() -> str:
+    """The definitions of learnability."""
+    rows = [(f"`{kind.name}`", kind.summary, kind.unit or "none", kind.source) for kind in LEARNABILITIES.values()]
+    return _table(("learnability", "definition", "unit", "source"), rows)
+
+
 def of_strategies() -> str:
     """The strategies and what they need."""
     grids = {"none": "", "calibration": "the calibration grid", "all": "every teacher's response to every prompt"}
@@ -136,6 +149,15 @@ def of_strategies() -> str:
         needs = ", ".join(each for each in (grids[kind.grid], *fields, student) if each)
         rows.append((f"`{kind.name}`", kind.summary, needs or "nothing"))
     return _table(("kind", "who answers a prompt", "what it needs"), rows)
+
+
+def of_routers() -> str:
+    """The kinds of routers and what they can read."""
+    rows = [
+        (f"`{kind.name}`", kind.summary, ", ".join(f"`{name}`" for name in inputs.readable(kind.name)) or "nothing")
+        for kind in ROUTERS.builtin.values()
+    ]
+    return _table(("kind", "how it predicts", "what it can read"), rows)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
@@ -180,6 +202,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "router": partial(of_struct, config.RouterTable),
     "strategy": partial(of_struct, config.StrategyTable),
     "generation": partial(of_struct, config.GenerationTable),
+    "routers": of_routers,
     "strategies": of_strategies,
     "engines": of_engines,
     "teachers": partial(of_struct, config.TeacherTable),
@@ -195,6 +218,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "judge": partial(of_struct, options.JudgeOptions),
     "math": partial(of_struct, options.MathOptions),
     "instructions": partial(of_struct, options.InstructionsOptions),
+    "code": partial(of_struct, options.CodeOptions),
     "router_fit": partial(of_struct, options.RouterFitOptions),
     "routing": partial(of_struct, options.RouteOptions),
     "fake": partial(of_struct, options.FakeOptions),

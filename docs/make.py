@@ -89,6 +89,7 @@ MADE: dict[str, dict[str, Callable[[], str]]] = {
     "docs/images/store.svg": {"diagram": diagram.picture},
     "docs/columns.md": {"columns": columns},
     "docs/run-file.md": keys.RUN_FILE,
+    "docs/method.md": {"learnabilities": keys.of_learnabilities},
     "deploy/datasette.yaml": {"datasette": datasette},
 }
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from persyn.api import Progress as Progress
     from persyn.api import Run as Run
     from persyn.api import RunState as RunState
+    from persyn.api import RunVerdict as RunVerdict
     from persyn.api import Snapshot as Snapshot
     from persyn.api import Store as Store
     from persyn.api import Summary as Summary
@@ -47,6 +48,7 @@ _OFFERED = {
             "Plan",
             "Progress",
             "RunState",
+            "RunVerdict",
             "Snapshot",
             "Summary",
         ),

@@ -26,15 +26,16 @@ import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, custom_strategy, new_prompts, summary, tables, watch
+from persyn.analysis import compare, custom_strategy, new_prompts, summary, tables, verdict, watch
 from persyn.analysis import plan as planning
 from persyn.analysis.new_prompts import PromptInput
 from persyn.analysis.plan import Plan
 from persyn.analysis.summary import Summary
 from persyn.analysis.text_table import text_table
+from persyn.analysis.verdict import RunVerdict as RunVerdict
 from persyn.analysis.watch import Snapshot as Snapshot
 from persyn.config import On, Per, RunConfig, load_config
-from persyn.dataset import export, formats, manifest
+from persyn.dataset import export, manifest
 from persyn.dataset.options import ExportOptions as ExportOptions
 from persyn.db import catalog, lookup
 from persyn.db.catalog import RunState
@@ -358,6 +359,7 @@ class Run:
         normalise: Normalisation | None = None,
         per: Per | None = None,
         on: On | None = None,
+        learnability: str | None = None,
     ) -> pa.Table:
         """A row for each cell of the grid; null where a score is missing.
 
@@ -365,12 +367,13 @@ class Run:
         normalise: minmax, zscore or rank.
         per:       what a log-likelihood is divided by: token, character or response.
         on:        the part of a response that it is computed on: answer, reasoning or both.
+        learnability: its definition: log_likelihood, rank_surprisal_ratio, ...
 
         Default: the run's own.
         """
         _require_alpha(alpha)
         with self._read() as (session, run):
-            return tables.rewards(session, run, alpha=alpha, how=normalise, per=per, on=on)
+            return tables.rewards(session, run, compare.Reward(alpha, normalise, per, on, learnability))
 
     def assignments(self) -> pa.Table:
         """A row for each prompt that has a teacher."""
@@ -385,18 +388,19 @@ class Run:
         normalise: Normalisation | None = None,
         per: Per | None = None,
         on: On | None = None,
+        learnability: str | None = None,
         refit: bool = False,
     ) -> pa.Table:
         """A row for each strategy: its estimated reward on the hold-out with a 95% interval, tokens and cost.
 
-        alpha, normalise, per, on: as in `rewards`.
+        alpha, normalise, per, on, learnability: as in `rewards`.
         refit: also fit a head and evaluate nearest neighbours for this reward; needs the router's backbone.
 
         `table.schema.metadata[b"persyn"]` is JSON with these settings and what is unavailable. Raises `UsageError`
         for a run without scored hold-out prompts.
         """
         _require_alpha(alpha)
-        reward = compare.Reward(alpha, normalise, per, on)
+        reward = compare.Reward(alpha, normalise, per, on, learnability)
         scores: dict[str, Matrix | str] = {**self._refitted(reward)} if refit else {}
         scores |= custom_strategy.ask(self._database, self._id, self._settings, reward)
         with self._read() as (session, run):
@@ -409,19 +413,19 @@ class Run:
     def dataset(self, options: ExportOptions | None = None) -> pa.Table:
         """The dataset: each prompt with its assigned teacher's response, in the columns of the Parquet export.
 
-        options: filters, as `persyn export` has them; with splits there is a column `split`.
+        options: kind and filters, as `persyn export` has them; with splits there is a column `split`.
         """
         chosen = _options(options)
         splits: list[str] = []
 
-        def examples(session: Session) -> Generator[formats.Example]:
+        def examples(session: Session) -> Generator[Any]:
             with closing(export.examples(session, self._id, chosen)) as rows:
                 for split, example in rows:
                     splits.append(split)
                     yield example
 
         with self._database.read() as session, closing(examples(session)) as rows:
-            table = formats.arrow_table(rows)
+            table = chosen.of_kind.columns.table(rows)
         return table.append_column("split", pa.array(splits, pa.string())) if chosen.splits else table
 
     def to_dataset(self, options: ExportOptions | None = None) -> datasets.Dataset:
@@ -439,13 +443,15 @@ class Run:
     ) -> ExportedDataset:
         """Write the dataset with its card and manifest, replacing an earlier one as a whole.
 
-        folder: default: `datasets/NAME` in the store's home.
+        folder: default: `datasets/NAME` in the store's home, `datasets-KIND/NAME` for another kind than sft.
 
         Warns of teachers whose responses are exported and whose licence is not stated, and of responses that a reader
         cannot tell from their reasoning.
         """
-        place = (Path(folder) if folder is not None else self._settings.home / "datasets" / self.name).absolute()
-        written = export.write(self._database, self._id, place, _options(options))
+        chosen = _options(options)
+        default = export.default_folder(self._settings.home, self.name, chosen.kind)
+        place = (Path(folder) if folder is not None else default).absolute()
+        written = export.write(self._database, self._id, place, chosen)
         if silent := [each.name for each in written.teachers if each.exported and not each.license]:
             _warn(f"no licence is stated for {', '.join(silent)}: check how their responses may be used")
         if written.ambiguous:
@@ -478,10 +484,25 @@ class Run:
 
     # Its router.
 
-    def route(self, prompts: PromptInput | Sequence[PromptInput]) -> pa.Table:
+    def verdict(self, *, by: str | None = None) -> RunVerdict:
+        """Whether routing pays: the router's expected gain over the best single teacher, and what follows from it.
+
+        by: the field of the prompts' rows, or `source`, to group prompts by. Default: the first field in the run's
+            `[router] features`, or the source where there are several.
+
+        `says` has it in a sentence. Raises `UsageError` when there is no verdict, with the reason.
+        """
+        with self._read() as (session, run):
+            return verdict.facts(session, run, by=by)
+
+    def route(
+        self, prompts: PromptInput | Sequence[PromptInput], *, labels: new_prompts.Labels | None = None
+    ) -> pa.Table:
         """Score every teacher for new prompts, which are not stored, and choose one for each.
 
         prompts: texts, or conversations that end with a user's turn; one alone needs no list.
+        labels:  for a router that reads fields of a prompt's row (`features`): {field: the label of each prompt, or
+                 None}.
 
         The run's router, or its strategy if that is a function, is loaded in a separate process that ends after the
         call: give many prompts at once. Raises `UsageError` for a run that has neither.
@@ -489,7 +510,7 @@ class Run:
         conversations = new_prompts.conversations(prompts)
         with self._read() as (session, run):
             router = new_prompts.of_run(session, run)
-        return router.route(conversations, self._settings)
+        return router.route(conversations, self._settings, labels)
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Session, catalog.Run]]:
@@ -519,7 +540,7 @@ class Run:
         from persyn.analysis import refits  # brings torch
 
         with self._read() as (session, run):
-            cells = refits.read(session, run, per=reward.per, on=reward.on)
+            cells = refits.read(session, run, reward)
         return refits.freeze(cells, self._settings.home).scores(reward.alpha, reward.how)
 
     def _drawable(self, group_by: str | None) -> tuple[dict[str, Callable[[], Picture]], dict[str, str]]:
@@ -542,9 +563,11 @@ class ExportedDataset(manifest.Manifest):
         left_out = {**self.failed, **{f"dropped by {name}": count for name, count in self.dropped.items()}}
         left_out["missing"] = self.missing
         parts = "".join(f", {name} {count:,}" for name, count in left_out.items() if count)
-        return (
-            f"<persyn.ExportedDataset {self.run}: {self.exported:,} of {self.assigned:,} rows in {self.folder}{parts}>"
-        )
+        kind = self.export.of_kind
+        rows = f"{self.exported:,} of {self.assigned:,} rows"
+        if kind.name != "sft":
+            rows = f"{self.exported:,} rows ({kind.name}) of {self.used:,} of {self.assigned:,} {kind.unit}"
+        return f"<persyn.ExportedDataset {self.run}: {rows} in {self.folder}{parts}>"
 
 
 class _ProgressQueue(Counter):

@@ -24,6 +24,9 @@ JudgeEngine = Annotated[str, Meta(extra={"kinds": "judge"})]
 StudentEngine = Annotated[str, Meta(extra={"kinds": "student"})]
 QualityKind = Annotated[str, Meta(extra={"kinds": "quality"})]
 StrategyKind = Annotated[str, Meta(extra={"kinds": "strategy"})]
+EncoderName: TypeAlias = Literal["backbone", "embedding", "tfidf"]
+RouterKindName = Annotated[str, Meta(extra={"kinds": "router kind"})]
+LearnabilityKind = Annotated[str, Meta(extra={"kinds": "learnability"})]
 #: A teacher's name may be a hub id.
 TeacherName = Annotated[
     str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@/-]*$")
@@ -120,7 +123,10 @@ class RunTable(_Table, frozen=True):
     alpha: UnitInterval = 0.4
     #: How raw scores are normalised within a prompt.
     normalise: Literal["minmax", "zscore", "rank"] = "minmax"
-    #: The divisor of a response's log-likelihood; `response` means the sum over all its tokens.
+    #: [How well a response suits the student](method.md#definitions-of-learnability), computed from the student's pass
+    #: over it.
+    learnability: LearnabilityKind = "log_likelihood"
+    #: `log_likelihood`: the divisor of a response's log-likelihood; `response` means the sum over all its tokens.
     learnability_per: Per = "token"
     #: Which part of a response learnability is computed on, where the teacher reasoned: its answer given the reasoning,
     #: the reasoning, or `both`.
@@ -193,9 +199,10 @@ class QualityTable(_Table, frozen=True):
     """[quality]: how the quality of a response is scored."""
 
     #: `math`: 1 if the final answer equals the reference, else 0. `instructions`: 1 if all instructions in the prompt's
-    #: row are followed, else 0. `reward_model`: its logit. `judge`: an LLM's rating, or its comparison with the
-    #: reference answer. `python`: your own function. `imported`: a score that came with imported responses. `fake`:
-    #: meaningless numbers, for trying things out.
+    #: row are followed, else 0. `code`: 1 if the code in the response passes all tests in the prompt's row, else 0.
+    #: `reward_model`: its logit. `judge`: an LLM's rating, or its comparison with the reference answer. `python`: your
+    #: own function. `imported`: a score that came with imported responses. `fake`: meaningless numbers, for trying
+    #: things out.
     kind: QualityKind
     #: `reward_model`: a folder or hub id of a sequence classifier with one label; an encoder needs a chat template.
     #: `judge`: a folder, a hub id, or a server's name for it. `python`: `module:function`, on every worker's
@@ -212,14 +219,30 @@ class QualityTable(_Table, frozen=True):
 class RouterTable(_Table, frozen=True):
     """[router]: the model that predicts which teacher's response will have the highest reward."""
 
-    #: The language model under the head.
+    #: How it predicts, see below. `auto` compares all kinds by cross-validation on the calibration prompts, among them
+    #: the static ranking, and takes the simplest within one standard error of the best. None: `head` if `tune` is
+    #: `full` or `lora`, otherwise `auto`.
+    kind: RouterKindName | None = None
+    #: What it reads of a prompt's text: states of the `backbone`, a sentence `embedding`, weights of words (`tfidf`);
+    #: each kind reads those that it can, together. A model that no kind reads is not loaded.
+    encoders: list[EncoderName] = msgspec.field(default_factory=lambda: ["backbone"])
+    #: Fields of a prompt's row whose values it reads too, such as a subject, or `source`.
+    features: list[str] = []
+    #: For `embedding`: a model folder or hub id in the layout of sentence-transformers.
+    embedding: ModelName | None = None
+    #: Hub commit, branch or tag of the embedding.
+    embedding_revision: str | None = None
+    #: Its hub commit, or its folder's digest; set by PerSyn at the start of the run.
+    embedding_version: str | None = None
+    #: The language model of the `backbone` encoder.
     backbone: ModelName = "Qwen/Qwen2.5-1.5B"
     #: Hub commit, branch or tag.
     revision: str | None = None
     #: Its hub commit, or its folder's digest; set by PerSyn at the start of the run.
     version: str | None = None
-    #: What is trained: all weights (as in the paper), low-rank adapters (needs `persyn[lora]`), or only the head (takes
-    #: seconds). `auto` is `full` if it beats `head` on validation prompts by more than chance, else `head`.
+    #: What a `head` trains: all weights of the backbone (as in the paper), low-rank adapters (needs `persyn[lora]`), or
+    #: only the head (takes seconds). `auto` is `full` if it beats `head` on validation prompts by more than chance,
+    #: else `head`; under `kind = "auto"`, `full` is compared only if a head was chosen, and on a GPU.
     tune: Literal["auto", "full", "lora", "head"] = "auto"
     #: How preferences are weighted in the fit: by the difference of their rewards, or equally (as in the paper).
     preferences: Literal["weighted", "equal"] = "weighted"
@@ -229,6 +252,11 @@ class RouterTable(_Table, frozen=True):
     options: dict[str, Any] = {}
     #: The engine that fits the router and routes.
     engine: Literal["router", "fake"] = "router"
+
+    @property
+    def chosen_kind(self) -> str:
+        """The kind, by default one that follows from `tune`."""
+        return self.kind or ("head" if self.tune in ("full", "lora") else "auto")
 
 
 class StrategyTable(_Table, frozen=True):
@@ -240,6 +268,10 @@ class StrategyTable(_Table, frozen=True):
 
     #: How a teacher is chosen for a prompt.
     kind: StrategyKind = "persyn"
+    #: `persyn`: who answers the remaining prompts where the calibration prompts do not show that routing pays (the
+    #: verdict `cannot tell`, or none): the best single teacher, as where it is `do not route`, or the router's choice.
+    #: Not set: `static`; a run of a version without verdicts always routes.
+    when_unsure: Literal["static", "route"] | None = None
     #: `mix`: share of prompts for the largest teacher; the smallest answers the others.
     ratio: UnitInterval = 0.2
     #: `car`: weight of the student's loss.

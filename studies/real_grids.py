@@ -1,11 +1,15 @@
 """Compare strategies on grids of real responses: the value of choosing a teacher per prompt.
 
     python -m studies.real_grids GRID.jsonl.gz ... --teachers teachers.toml --student NAME=FOLDER=FAMILY ...
+    python -m studies.real_grids ... --subject FIELD --pool NAME=TEACHER,TEACHER ...
 
 A grid is a file for `persyn responses import` whose rows have a `label`: right or wrong. Every response is scored under
 each student; then, for each seed, a run draws its calibration and hold-out prompts, and all strategies are compared on
 the hold-out. The tables go to studies/real_grids.md, replacing earlier ones of the same grid and student. Scoring is
 most of the work and is not repeated: the stores are kept under --home. No row of a grid is stored in this repository.
+
+With --subject, a field of the rows that names the prompt's subject, all kinds of routers are cross-fitted instead, with
+and without the subject; see studies/subjects.py.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -29,10 +33,14 @@ from persyn.analysis.refits import Frozen
 from persyn.db.catalog import Prompt, Run, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response
+from persyn.errors import UsageError
 from persyn.method import rewards
 from persyn.method.rewards import Matrix
 from persyn.router import refit
+from persyn.router.kinds.base import Prompts
+from persyn.router.kinds.registry import ROUTERS
 from persyn.runs import run_file
+from studies import subjects
 from studies.common import persyn, put, table, tables
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -50,11 +58,14 @@ class Case:
     #: The student's family among the teachers' families, or empty.
     family: str
     home: Path
+    #: Some of the grid's teachers, with a name; empty for all.
+    pool: str = ""
+    of_pool: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The name in headings."""
-        return f"{_short(self.grid)}, {self.student}"
+        return ", ".join(filter(None, (_short(self.grid), self.student, self.pool)))
 
 
 def _short(grid: Path) -> str:
@@ -77,18 +88,30 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("build/studies/real_grids"))
     parser.add_argument("--prompts", type=int, help="prompts to draw from each grid, once; default: all")
     parser.add_argument("--second-label", metavar="FIELD", help="field of `meta`; rows whose label differs lose it")
+    parser.add_argument("--subject", metavar="FIELD", help="field of a row that names the prompt's subject")
+    parser.add_argument(
+        "--pool",
+        action="append",
+        metavar="NAME=TEACHER,...",
+        default=[],
+        help="study only these teachers, by themselves",
+    )
     parser.add_argument("--calibration", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--response-tokens", type=int, default=256, help="leading tokens of a response to score")
+    parser.add_argument("--dtype", default="bfloat16", help="the student's data type")
     parser.add_argument("--report", type=Path, default=REPORT, help="the page whose tables are replaced")
     options = parser.parse_args()
     for grid in options.grids:
         for student in options.student:
             name, model, *family = student.split("=")
             home = options.home / f"{_short(grid)}-{name}"
-            case = Case(grid, name, Path(model).resolve(), "".join(family), home)
-            found = _study(case, options)
-            put(options.report, "".join((_sections(tables(options.report)) | {case.name: found}).values()))
+            for given in options.pool or [""]:
+                pool, _, of_pool = given.partition("=")
+                model_folder = Path(model).resolve()
+                case = Case(grid, name, model_folder, "".join(family), home, pool, tuple(of_pool.split(",")))
+                found = f"### {case.name}\n\n" + (_subjects if options.subject else _study)(case, options)
+                put(options.report, "".join((_sections(tables(options.report)) | {case.name: found}).values()))
 
 
 def _sections(text: str) -> dict[str, str]:
@@ -98,7 +121,7 @@ def _sections(text: str) -> dict[str, str]:
 
 def _study(case: Case, options: argparse.Namespace) -> str:
     with _store(case, options) as database:
-        names = [f"seed-{seed}" for seed in range(options.seeds)]
+        names = [_run_name(case, seed) for seed in range(options.seeds)]
         for seed, name in enumerate(names):
             _work(database, case, options, name, seed)
         frozen = [_frozen(database, name, case.home) for name in names]
@@ -109,10 +132,22 @@ def _study(case: Case, options: argparse.Namespace) -> str:
         curves = [refits.curve(name, each) for name, each in zip(names, frozen, strict=True)]
     some = found[ALPHA][0]
     head = (
-        f"### {case.name}\n\n{some.n_calibration} calibration prompts, {some.n_holdout} hold-out prompts, "
+        f"{some.n_calibration} calibration prompts, {some.n_holdout} hold-out prompts, "
         f"{len(frozen[0].cells.teacher_ids)} teachers, {options.seeds} seeds.\n\n"
     )
     return head + _strategies(found[ALPHA]) + _sweep(found) + _curve(curves)
+
+
+def _subjects(case: Case, options: argparse.Namespace) -> str:
+    """Every kind of router, with and without the subject; one run holds the pool's grid."""
+    with _store(case, options) as database:
+        name = _run_name(case, 0)
+        _work(database, case, options, name, 0)
+        return subjects.report(subjects.read(database, name, options.subject, case.home), options.seeds)
+
+
+def _run_name(case: Case, seed: int) -> str:
+    return f"{case.pool.replace(' ', '-') or 'seed'}-{seed}"
 
 
 @contextmanager
@@ -124,7 +159,9 @@ def _store(case: Case, options: argparse.Namespace) -> Iterator[Database]:
         if not (case.home / "persyn.db").exists():
             database.require_head()
             grid = _taken(case, options)
-            persyn(case.home, "responses", "import", str(grid), "--teachers", str(options.teachers), "--score", "label")
+            of_prompt = ["--prompt-field", options.subject] if options.subject else []
+            how = ["--teachers", str(options.teachers), "--score", "label", *of_prompt]
+            persyn(case.home, "responses", "import", str(grid), *how)
         database.upgrade()
         yield database
     finally:
@@ -155,6 +192,10 @@ def _work(database: Database, case: Case, options: argparse.Namespace, name: str
             select(Teacher).where(Teacher.id.in_(select(Response.teacher_id))).order_by(Teacher.id)
         ).all()
         there = session.scalars(select(Run).where(Run.name == name)).one_or_none()
+    if case.pool:
+        teachers = [teacher for teacher in teachers if teacher.name in case.of_pool]
+        if len(teachers) < len(case.of_pool):
+            raise UsageError(f"the grid does not have all teachers of the pool {case.pool}: {', '.join(case.of_pool)}")
     if there is not None:
         persyn(case.home, "run", "resume", name)
         return
@@ -166,9 +207,9 @@ def _work(database: Database, case: Case, options: argparse.Namespace, name: str
         f"[prompts]\nsource = {json.dumps(case.grid.name)}",
         f"[student]\nname = {json.dumps(case.student)}\nmodel = {json.dumps(str(case.model))}",
         f'family = "{case.family}"' if case.family else "",
-        f'options = {{ dtype = "bfloat16", response_tokens = {options.response_tokens} }}',
+        f'options = {{ dtype = "{options.dtype}", response_tokens = {options.response_tokens} }}',
         '[quality]\nkind = "imported"\nmodel = "label"',
-        f'[router]\nbackbone = {json.dumps(str(options.backbone.resolve()))}\ntune = "head"',
+        f'[router]\nbackbone = {json.dumps(str(options.backbone.resolve()))}\nkind = "head"\ntune = "head"',
     ]
     for teacher in teachers:
         lines.append(f'[[teachers]]\nname = "{teacher.name}"\nmodel = "{teacher.name}"\nengine = "imported"')
@@ -200,8 +241,9 @@ def _hypothetical(frozen: Frozen, alpha: float) -> dict[str, Matrix]:
     quality = np.nan_to_num(frozen.cells.quality)
     share = np.nanmean(frozen.cells.quality, axis=1, keepdims=True)
     difficulty = np.hstack([share, share**2, share == 0.0, share == 1.0]).astype(np.float64)
-    known = refit.scores(difficulty, rewarded, learn, preferences="weighted", seed=frozen.seed)
-    equal = refit.scores(frozen.features, rewarded, learn, preferences="equal", seed=frozen.seed)
+    head, examples = ROUTERS["head"], frozen.examples(alpha)
+    known = refit.scores(head, Prompts({"difficulty": difficulty}), examples, learn)
+    equal = refit.scores(head, frozen.prompts, replace(examples, preferences="equal"), learn)
     static = np.nan_to_num(rewards.static_ranking(rewarded[learn]))
     return {
         "head, equal preferences": equal,
@@ -229,7 +271,7 @@ def _strategies(found: Sequence[Comparison]) -> str:
                 if closed
                 else "",
                 _mean([fact.quality.mean for fact in facts]),
-                _mean([fact.learnability.mean for fact in facts]),
+                _mean([fact.learnability.mean for fact in facts if fact.learnability]),
                 f"{asked} {facts[0].shares[asked]:.0%}",
             )
         )

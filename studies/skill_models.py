@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from persyn.atomic import replaced
-from persyn.llm.chat import Conversation
 from persyn.llm.protocols import ModelSpec
+from persyn.llm.template import Conversation
 from persyn.student import train
 from persyn.student.train import TrainingSettings
 from studies import skills

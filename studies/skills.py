@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from persyn.llm.chat import Conversation
+from persyn.llm.template import Conversation
 
 #: Each is a function of the intermediate result and the next digit, modulo 7.
 SKILLS: dict[str, Callable[[int, int], int]] = {

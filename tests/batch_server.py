@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
+from tests.loopback import LoopbackServer
 
-class BatchServer:
+
+class BatchServer(LoopbackServer):
     """Keeps files and batches; a batch is over when its state was asked for `looks` times.
 
     reply:  the line of the output file for a request, without its id; None if it expires.
@@ -27,19 +26,6 @@ class BatchServer:
         self._serial = itertools.count()
         self.reply: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda body: answered("Four.")
         self.moment: Callable[[str], None] = lambda name: None
-        self.base_url = ""
-
-    @classmethod
-    @contextmanager
-    def running(cls) -> Iterator[BatchServer]:
-        """Run a server in a thread of this process."""
-        server, ready, loop = cls(), threading.Event(), asyncio.new_event_loop()
-        thread = threading.Thread(target=server._run, args=(ready, loop), daemon=True)
-        thread.start()
-        assert ready.wait(5)
-        yield server
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
     @property
     def sent(self) -> list[str]:
@@ -110,23 +96,14 @@ class BatchServer:
     def _lines(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
 
-    def _run(self, ready: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
+    def app(self) -> web.Application:
         app = web.Application(client_max_size=2**28)
         app.router.add_post("/v1/files", self._upload)
         app.router.add_get("/v1/files/{id}/content", self._content)
         app.router.add_post("/v1/batches", self._create)
         app.router.add_get("/v1/batches", self._list)
         app.router.add_get("/v1/batches/{id}", self._look)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        loop.run_until_complete(site.start())
-        self.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        ready.set()
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
+        return app
 
 
 def answered(text: str) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+
+from tests.loopback import LoopbackServer
 
 
 def completion(text: Any, finish_reason: Any = "stop", **more: Any) -> web.Response:
@@ -46,7 +46,7 @@ def token_bucket(
     return reply
 
 
-class Server:
+class Server(LoopbackServer):
     """Answers each request with the test's `reply`, and records bodies and headers."""
 
     def __init__(self) -> None:
@@ -56,19 +56,6 @@ class Server:
         self.headers: list[dict[str, str]] = []
         self.at: list[float] = []
         self.in_flight = self.most_in_flight = 0
-        self.base_url = ""
-
-    @classmethod
-    @contextmanager
-    def running(cls) -> Iterator[Server]:
-        """Run a server in a thread of this process."""
-        server, ready, loop = cls(), threading.Event(), asyncio.new_event_loop()
-        thread = threading.Thread(target=server.run, args=(ready, loop), daemon=True)
-        thread.start()
-        assert ready.wait(5)
-        yield server
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
@@ -83,16 +70,7 @@ class Server:
         finally:
             self.in_flight -= 1
 
-    def run(self, ready: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
+    def app(self) -> web.Application:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        loop.run_until_complete(site.start())
-        self.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        ready.set()
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
+        return app

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
+
+from tests.loopback import LoopbackServer
 
 TOKEN = "hf_of_the_test"
 
@@ -37,26 +35,13 @@ def oid_of(path: str, data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-class Hub:
+class Hub(LoopbackServer):
     """Repositories by name; `fails` makes every upload of a large file fail with HTTP 500."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.fails = False
-        self.url = ""
-
-    @classmethod
-    @contextmanager
-    def running(cls) -> Iterator[Hub]:
-        """Run a hub in a thread of this process."""
-        hub, ready, loop = cls(), threading.Event(), asyncio.new_event_loop()
-        thread = threading.Thread(target=hub._run, args=(ready, loop), daemon=True)
-        thread.start()
-        assert ready.wait(5)
-        yield hub
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
     async def create(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -151,8 +136,7 @@ class Hub:
         response: web.StreamResponse = await handler(request)
         return response
 
-    def _run(self, ready: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
+    def app(self) -> web.Application:
         app = web.Application(middlewares=[self._with_token], client_max_size=2**30)
         of = "/api/datasets/{owner}/{name}"
         app.router.add_post("/api/repos/create", self.create)
@@ -165,12 +149,4 @@ class Hub:
         app.router.add_post("/datasets/{owner}/{name}.git/info/lfs/objects/batch", self.batch)
         app.router.add_put("/objects/{oid}", self.put)
         app.router.add_post(of + "/commit/{revision}", self.commit)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        loop.run_until_complete(site.start())
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        ready.set()
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
+        return app

@@ -20,6 +20,7 @@ def write_run(
     options: dict[str, Any] | None = None,
     strategy: str = "persyn",
     fit_seconds: float = 0.0,
+    when_unsure: str = "route",
     **run: Any,
 ) -> Path:
     """Write a run file and its prompts; `engine` and `options` are the teachers', `run` goes into [run].
@@ -38,7 +39,7 @@ def write_run(
         '[quality]\nkind = "fake"',
         '[router]\nbackbone = "backbone"\nengine = "fake"',
         *([f"options = {{ latency_seconds = {fit_seconds} }}"] if fit_seconds else []),
-        f'[strategy]\nkind = "{strategy}"',
+        f'[strategy]\nkind = "{strategy}"\nwhen_unsure = "{when_unsure}"',
     ]
     for size, teacher in enumerate(teachers, 1):
         inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in (options or {}).items())

@@ -300,7 +300,7 @@ def test_new_prompts_are_routed(run: persyn.Run) -> None:
         assert row["teacher"] == max(row["scores"], key=row["scores"].__getitem__)
         assert row["margin"] == pytest.approx(abs(row["scores"]["ada"] - row["scores"]["bob"]))
     # A prompt of the run gets the same teacher as in the run.
-    routed = next(row for row in run.assignments().to_pylist() if row["reason"] == "router")
+    routed = next(row for row in run.assignments().to_pylist() if row["reason"] == "router: fake")
     texts = {row["prompt_id"]: row["text"] for row in run.prompts().to_pylist()}
     assert run.route(texts[routed["prompt_id"]]).column("teacher").to_pylist() == [routed["teacher"]]
     assert run.route([]).num_rows == 0

@@ -45,7 +45,7 @@ from persyn.llm.teachers import transformers_engine
 from persyn.router import fit, route
 from persyn.student import train
 from persyn.student.train import TrainingSettings
-from tests.reward_models import make
+from tests import tiny_models
 from tests.router import topics
 
 pytestmark = [
@@ -144,7 +144,7 @@ def test_a_row_is_judged_alike_in_any_company(smollm2: Path) -> None:
 
 
 def test_a_reward_is_what_it_is_on_the_cpu(tmp_path: Path, smollm2: Path) -> None:
-    folder = make(tmp_path / "model", AutoTokenizer.from_pretrained(smollm2))
+    folder = tiny_models.reward_model(tmp_path / "model", AutoTokenizer.from_pretrained(smollm2))
 
     def judged(n_gpus: int) -> list[float]:
         spec = ModelSpec("reward_model", str(folder), gpus=n_gpus, options={"dtype": "float32"})

@@ -7,15 +7,20 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from persyn.db.grid import Grid
 from persyn.errors import UsageError
 from persyn.method.intervals import Interval
+from persyn.method.rewards import Matrix
+from persyn.method.strategies import StrategyInputs
 from persyn.student.outcomes import StudentFacts
-from studies import controlled, samples, skills
+from studies import controlled, many_domains, samples, skills, subjects, tasks
 from studies.common import put, table, tables
 
 
@@ -235,6 +240,16 @@ def test_of_students_that_were_trained_in_two_ways_the_better_is_not_picked() ->
         controlled._became(dict.fromkeys(controlled.CASES, two), {})
 
 
+def test_the_best_of_four_real_samples_is_counted_by_hand() -> None:
+    cells = np.array([[1.0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [np.nan, 0, 0, 1]])
+    quality = cells[:, None, :]
+
+    # 6 of 16 are right, and so is one of four for 3 of 4 prompts: 1 - (10/16)^4 = 0.847 if chance alone decided.
+    assert "| a | 37.5% | 75.0% | 84.7% | 2.50 |" in samples.real_best(["a"], quality, 4)
+    # The variances of the cells are 1/4, 0, 0 and 1/3.
+    assert f"| 1 | {np.sqrt((1 / 4 + 1 / 3) / 4):.3f} | unknown |" in samples.real_cells(quality, (1, 2))
+
+
 def test_four_samples_halve_the_distance_of_a_cell_from_the_truth() -> None:
     page = tables(Path(samples.__file__).with_suffix(".md"))
     made = samples.cells((1, 4))
@@ -244,3 +259,95 @@ def test_four_samples_halve_the_distance_of_a_cell_from_the_truth() -> None:
     assert float(said) == pytest.approx(float(four), rel=0.05)
     assert all(line in page for line in made.splitlines()[2:4])
     assert all(line in page for line in samples.kept((1, 2, 4, 8)).splitlines())
+
+
+def of_two_subjects(n: int, quality: Matrix) -> subjects.Pool:
+    """A pool of n prompts of two subjects in turn; learnability is equal, and the backbone knows nothing."""
+    zeros = np.zeros(quality.shape)
+    cells = Grid(
+        prompt_ids=np.arange(n),
+        is_holdout=np.zeros(n, dtype=np.bool_),
+        teacher_ids=np.arange(quality.shape[1]),
+        quality=quality,
+        learnability=zeros,
+        quality_errors=zeros,
+        learnability_errors=zeros,
+        prompt_tokens=zeros,
+        response_tokens=np.full(quality.shape, 5.0),
+        n_responses=np.ones(quality.shape, dtype=np.int64),
+        alpha=0.4,
+        how="minmax",
+    )
+    return subjects.Pool(cells, np.ones((n, 2)), ["law", "math"] * (n // 2), ["ada", "bob"])
+
+
+def test_a_router_that_reads_the_subject_gains_where_who_leads_depends_on_it() -> None:
+    # Ada is right about all of law, bob about all of math and about every tenth prompt of law.
+    law, math = np.arange(100) % 2 == 0, np.arange(100) % 2 == 1
+    quality = np.column_stack([law, math | (np.arange(100) % 10 == 0)]).astype(np.float64)
+
+    found = subjects.measure(of_two_subjects(100, quality), 0.0, range(1))
+
+    assert found["oracle"].shape == (1, 100)
+    assert found["clusters: subject"].mean() == found["oracle"].mean()  # 0 on prompts that both are right about
+    assert found["clusters: prompt"].mean() == found["static"].mean() == pytest.approx(0.5)
+    rows = [line.strip("| ").split(" | ") for line in subjects.gains(found).splitlines()]
+    assert next(row for row in rows if row[0] == "clusters: subject")[5] == "+100%"
+
+
+@pytest.mark.parametrize(
+    ("task", "response", "right"),
+    [
+        ({"answer": "12"}, "5 + 7 = 12", 1.0),
+        ({"answer": "12"}, "12 - 5 = 7", 0.0),
+        ({"answer": "12"}, "", 0.0),
+        ({"answer": "saw", "among": ["saw", "pink", "goat"]}, "A Saw is a tool.", 1.0),
+        ({"answer": "saw", "among": ["saw", "pink", "goat"]}, "A saw or a goat.", 0.0),
+        ({"answer": None, "instruction": "startend:quotation", "kwargs": {}}, '"The sea."', 1.0),
+        ({"answer": None, "instruction": "startend:quotation", "kwargs": {}}, "The sea.", 0.0),
+    ],
+)
+def test_a_task_is_right_or_wrong(task: dict[str, Any], response: str, right: float) -> None:
+    assert tasks.is_right([], response, task["answer"], task) == right
+
+
+def test_tasks_are_distinct_and_of_every_kind() -> None:
+    drawn = tasks.draw(list(tasks.KINDS), 700, seed=0)
+
+    assert len({task["prompt"] for task in drawn}) == 700
+    assert Counter(task["kind"] for task in drawn) == dict.fromkeys(tasks.KINDS, 100)
+
+
+def test_calibration_is_paid_from_the_same_tokens() -> None:
+    # 40 prompts, two teachers, 5 tokens a response: a fold of 20 prompts has a budget of 100 tokens. Calibration takes
+    # 50 of them, i.e. 5 prompts of both teachers, and 10 responses are left.
+    quality = np.column_stack([np.arange(40) % 2 == 0, np.arange(40) % 2 == 1]).astype(np.float64)
+    pool = of_two_subjects(40, quality)
+    unknown = np.full(2, np.nan)
+    inputs = StrategyInputs(quality, quality, quality, np.array([1.0, 2.0]), ["a", "b"], "a", "ab", unknown, unknown)
+    world = many_domains.World(pool, inputs, quality, [""] * 40, {})
+
+    found = many_domains._same_tokens(world, np.arange(20), np.arange(20, 40))
+
+    assert {
+        name: len(rows) for name, (rows, _) in found.items() if name in ("static", "PerSyn", "random", "strong")
+    } == {
+        "static": 10,
+        "PerSyn": 10,
+        "random": 20,
+        "strong": 20,
+    }
+
+
+def test_verdicts_are_held_against_prompts_that_they_did_not_see(tmp_path: Path) -> None:
+    # The first word of a prompt says who is right.
+    rows = [
+        {"prompt": f"{word} number {n}", "scores": {"ada": float(word == "sum"), "bob": float(word == "word")}}
+        for n in range(120)
+        for word in ("sum", "word")
+    ]
+    grid, report = write_grid(tmp_path / "made.jsonl.gz", rows), page(tmp_path)
+
+    study("verdict", grid, "--resamplings", "4", "--sizes", "100", "--report", report)
+
+    assert "| made | 100 | 100% | 0% | 0% | 0.0% | 0.0% | +0.5" in tables(report)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Collection
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,7 +12,8 @@ down_revision = "0016"
 branch_labels = None
 depends_on = None
 
-#: Values from a run's frozen configuration, and the first word of a failure.
+#: Values from a run's frozen configuration, the first word of a failure, and the characters of a text and of the names
+#: and arguments of its calls.
 _SQLITE = {
     "alpha": "json_extract(r.config, '$.run.alpha')",
     "normalise": "json_extract(r.config, '$.run.normalise')",
@@ -25,6 +24,9 @@ _SQLITE = {
     "keep": "coalesce(json_extract(r.config, '$.generation.keep'), 'best')",
     "strategy": "coalesce(json_extract(r.config, '$.strategy.kind'), 'persyn')",
     "reason": "substr({0}.failure, 1, instr({0}.failure || ':', ':') - 1)",
+    "characters": """(length(x.text) + coalesce((
+        SELECT sum(length(json_extract(value, '$.function.name')) + length(json_extract(value, '$.function.arguments')))
+        FROM json_each(x.tool_calls)), 0))""",
 }
 _POSTGRESQL = {
     "alpha": "CAST(r.config -> 'run' ->> 'alpha' AS double precision)",
@@ -36,6 +38,9 @@ _POSTGRESQL = {
     "keep": "coalesce(r.config -> 'generation' ->> 'keep', 'best')",
     "strategy": "coalesce(r.config -> 'strategy' ->> 'kind', 'persyn')",
     "reason": "split_part({0}.failure, ':', 1)",
+    "characters": """(length(x.text) + coalesce((
+        SELECT sum(length(value -> 'function' ->> 'name') + length(value -> 'function' ->> 'arguments'))
+        FROM jsonb_array_elements(x.tool_calls)), 0))""",
 }
 
 
@@ -45,13 +50,11 @@ def _part(answer: str, reasoning: str) -> str:
     return f"CASE {{on}} WHEN 'answer' THEN {answer} WHEN 'reasoning' THEN {reasoning} ELSE {answer} + {scored} END"
 
 
-#: Those of a text and its calls, without spaces, which the databases set differently in JSON.
-_CHARACTERS = "(length(x.text) + coalesce(length(replace(CAST(x.tool_calls AS text), ' ', '')), 0))"
 #: The log-likelihood of one response in the run's unit; null where no token was scored.
 _LEARNABILITY = f"""{_part("l.value", "l.reasoning_value")} / CASE
     WHEN coalesce({_part("l.n_tokens", "l.reasoning_n_tokens")}, 0) = 0 THEN NULL
     WHEN {{per}} = 'token' THEN {_part("l.n_tokens", "l.reasoning_n_tokens")}
-    WHEN {{per}} = 'character' THEN nullif({_part(_CHARACTERS, "length(x.reasoning)")}, 0)
+    WHEN {{per}} = 'character' THEN nullif({_part("{characters}", "length(x.reasoning)")}, 0)
     ELSE 1
 END"""
 #: A response that the run uses: of its grid, or of an assigned teacher.
@@ -340,36 +343,33 @@ _COLUMNS = (_sample, _rejected)
 
 
 def upgrade() -> None:
-    _drop()
+    drop_views()
     for column in _COLUMNS:
         op.add_column("assignments", column())
+    make_views()
+
+
+def make_views(names: Collection[str] = _VIEWS.keys(), learnability: str = _LEARNABILITY) -> None:
+    """Create these views; `learnability` is that of a response x with the score l."""
     words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
     told = {name: words[name] for name in ("alpha", "normalise", "samples", "asked", "keep", "strategy")}
-    told["learnability"] = _LEARNABILITY.format(**words)
+    told["learnability"] = learnability.format(**words)
     told |= {"used": _USED.format(**words), "rows": _ROWS.format(**words), "row": _ROW.format(**words)}
     told |= {f"reason_{table}": words["reason"].format(table) for table in ("x", "v")}
-    for name, query in _VIEWS.items():
-        op.execute(sa.text(f"CREATE VIEW {name} AS {query.format(**told)}".replace(":", r"\:")))
+    for name in names:
+        op.execute(sa.text(f"CREATE VIEW {name} AS {_VIEWS[name].format(**told)}".replace(":", r"\:")))
 
 
 def downgrade() -> None:
-    _drop()
+    drop_views()
     for column in reversed(_COLUMNS):
         op.drop_column("assignments", column().name)
-    _revision("0006_views").make_views(_VIEWS)
-    _revision("0012_reasoning_in_views").upgrade()  # replaces those with reasoning
+    script = op.get_context().script
+    script.get_revision("0006").module.make_views(_VIEWS)
+    script.get_revision("0012").module.upgrade()  # replaces those with reasoning
 
 
-def _drop() -> None:
-    for name in _VIEWS:
+def drop_views(names: Collection[str] = _VIEWS.keys()) -> None:
+    """Drop these views."""
+    for name in names:
         op.execute(f"DROP VIEW {name}")
-
-
-def _revision(name: str) -> ModuleType:
-    """An earlier revision, which has the views as they were."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -40,8 +41,9 @@ class StrategyFacts(Struct, frozen=True):
     reward: Interval
     #: In the quality scorer's unit.
     quality: Interval
-    #: In nats per token, or as given by `learnability_per`.
-    learnability: Interval
+    #: In the unit of its definition: for the log-likelihood, nats per token or as given by `learnability_per`. None
+    #: where no response has it.
+    learnability: Interval | None
     #: The oracle's reward minus this strategy's.
     regret: Interval
     #: Share of the gap between the best single teacher (static) and the oracle that it closes.
@@ -72,6 +74,8 @@ class Comparison(Struct, frozen=True):
     notes: list[str]
     #: Whether the run is still scoring its grid, so that the figures will change.
     is_partial: bool = False
+    #: The definition of learnability.
+    learnability: str = "log_likelihood"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,13 @@ class Reward:
     #: Unit of learnability, and the part of a response that it is computed on, see `grid.read`.
     per: Per | None = None
     on: On | None = None
+    #: The definition of learnability, one of `LEARNABILITIES`.
+    learnability: str | None = None
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """How learnability is measured, as arguments of `grid.read`."""
+        return {"learnability": self.learnability, "per": self.per, "on": self.on}
 
 
 def compare(
@@ -97,7 +108,7 @@ def compare(
     Raises `UsageError` when the run has no scored hold-out prompt.
     """
     reward = reward or Reward()
-    cells = grid.read(session, run, per=reward.per, on=reward.on)
+    cells = grid.read(session, run, **reward.measure)
     given = dict(scores or {})
     if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
         given["persyn"] = stored
@@ -115,6 +126,16 @@ def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], rout
     return [_compare(session, run, cells, Reward(alpha), scores) for alpha in alphas]
 
 
+def _lacking(cells: Grid, alpha: float) -> str:
+    """Why no strategy can be measured."""
+    if alpha and np.isnan(cells.learnability).all() and not np.isnan(cells.quality).all():
+        return "quality and no learnability of its responses: compare strategies at alpha 0"
+    return (
+        "no scored hold-out prompts to compare strategies on; it needs calibration and holdout above 0, and finished "
+        "scoring that did not fail"
+    )
+
+
 def _compare(session: Session, run: Run, cells: Grid, reward: Reward, scores: Mapping[str, Matrix | str]) -> Comparison:
     config = load_config(run.config)
     alpha = config.run.alpha if reward.alpha is None else reward.alpha
@@ -128,10 +149,7 @@ def _compare(session: Session, run: Run, cells: Grid, reward: Reward, scores: Ma
             "compare strategies on; use a run of strategy persyn, static, car or oracle"
         )
     if not holdout.any() or not calibration.any():
-        raise UsageError(
-            f"run {run.name!r} has no scored hold-out prompts to compare strategies on; "
-            "it needs calibration and holdout above 0, and finished scoring"
-        )
+        raise UsageError(f"run {run.name!r} has {_lacking(cells, alpha)}")
     present = ~np.isnan(rewarded[holdout])
     policies, notes = _policies(strategy_inputs(session, run, cells, rewarded, calibration), present, config.strategy)
     for name, found in scores.items():
@@ -145,15 +163,15 @@ def _compare(session: Session, run: Run, cells: Grid, reward: Reward, scores: Ma
         notes.append("persyn: the run has no router" if run.router_id is None else _NO_SCORES)
     policies["oracle"] = strategies.by_ranking(rewarded[holdout], present)
     counted = _Counted(session, run, cells, holdout)
-    per, on = reward.per or config.run.learnability_per, reward.on or config.run.learnability_on
-    own = (config.run.alpha, config.run.normalise, config.run.learnability_per, config.run.learnability_on)
+    measured = grid.measure(run, **reward.measure)
     return Comparison(
         run=run.name,
         alpha=alpha,
         normalise=how,
-        learnability_per=per,
-        learnability_on=on,
-        is_own=(alpha, how, per, on) == own,
+        learnability_per=measured.per,
+        learnability_on=measured.on,
+        learnability=measured.kind.name,
+        is_own=(alpha, how, measured) == (config.run.alpha, config.run.normalise, grid.measure(run)),
         n_holdout=int(holdout.sum()),
         n_calibration=int(calibration.sum()),
         strategies=_facts(policies, rewarded[holdout], counted),
@@ -255,7 +273,9 @@ def _facts(policies: Mapping[str, Matrix], rewarded: Matrix, counted: _Counted) 
                 strategy=name,
                 reward=interval(float(by_prompt[name].mean()), means[name]),
                 quality=interval(float(np.nanmean(quality[name])), drawn_quality[name]),
-                learnability=interval(float(np.nanmean(learnability[name])), drawn_learnability[name]),
+                learnability=None
+                if np.isnan(learnability[name]).all()
+                else interval(float(np.nanmean(learnability[name])), drawn_learnability[name]),
                 regret=interval(float((by_prompt["oracle"] - by_prompt[name]).mean()), means["oracle"] - means[name]),
                 gap_closed=_gap_closed(name, by_prompt, means),
                 tokens=counted.needed(name, policy, counted.tokens, counted.grid_tokens),

@@ -35,7 +35,7 @@ def read(session: Session, run: Run, reward: Reward) -> StrategyRequest | None:
     config = load_config(run.config)
     if not config.strategy.model:
         return None
-    cells = grid.read(session, run, per=reward.per, on=reward.on)
+    cells = grid.read(session, run, **reward.measure)
     rewarded = cells.rewards(alpha=reward.alpha, how=reward.how)
     routes = assign.grid_routes(session, run, Role.HOLDOUT)
     return StrategyRequest(cells, assign.own_spec(session, run, cells, rewarded), routes)

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from persyn.config import load_config
 from persyn.db import lookup
 from persyn.db.catalog import Run, RunState
+from persyn.db.results import Router
 from persyn.errors import EngineError, UsageError, shorten
 from persyn.ingest import turns
 from persyn.ingest.record import Flaw
@@ -22,6 +23,9 @@ from persyn.llm.protocols import Failed, Message, ModelSpec, Route, Routed
 from persyn.method.strategies import STRATEGIES
 from persyn.settings import Settings
 from persyn.stages import assign
+
+Labels: TypeAlias = Mapping[str, Sequence[str | None]]
+"""The label of each prompt by the name of a field; None where a prompt has none."""
 
 PromptInput: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A text, or a conversation of {"role", "content"} turns that ends with the user's or a tool's."""
@@ -35,14 +39,23 @@ class PromptRouter:
     spec: ModelSpec
     #: In the order of the scores.
     teachers: list[str]
+    #: The fields whose labels it reads.
+    features: list[str]
 
-    def route(self, conversations: Sequence[list[Message]], settings: Settings) -> pa.Table:
+    def route(
+        self, conversations: Sequence[list[Message]], settings: Settings, labels: Labels | None = None
+    ) -> pa.Table:
         """A row for each conversation, with the teacher of the highest score and its lead over the next one.
 
+        labels: of each conversation in each field that the router reads; see `require_labels`.
         The router is loaded in a separate process, which ends after the call.
         """
+        require_labels(self, len(conversations), labels)
         limits = {"load_seconds": settings.load_seconds, "stall_seconds": settings.stall_seconds}
-        requests = [Route(number, messages) for number, messages in enumerate(conversations)]
+        requests = [
+            Route(number, messages, labels={name: (labels or {})[name][number] for name in self.features})
+            for number, messages in enumerate(conversations)
+        ]
         try:
             results = host.ask(self.spec, requests, settings.home, **limits) if requests else []
         except HostDied as death:
@@ -60,7 +73,23 @@ def of_run(session: Session, run: Run) -> PromptRouter:
     """The router of a run; raises `UsageError` for a run that has none that reads prompts."""
     _require_router(run)
     names = [teacher.name for teacher in lookup.teachers(session, run.id)]
-    return PromptRouter(run.name, assign.route_spec(session, run), names)
+    router = session.get(Router, run.router_id) if run.router_id is not None else None
+    features = router.metrics.get("features", []) if router is not None else []
+    return PromptRouter(run.name, assign.route_spec(session, run), names, features)
+
+
+def require_labels(router: PromptRouter, n: int, labels: Labels | None) -> None:
+    """Raise `UsageError` unless there is a label, or None, for each of n prompts in exactly the router's fields."""
+    given = labels or {}
+    if set(given) != set(router.features):
+        wanted = ", ".join(map(repr, router.features)) or "no field"
+        raise UsageError(
+            f"the router of run {router.run} reads {wanted}, and labels has {', '.join(map(repr, given)) or 'none'}; "
+            "give labels={field: [a text or None for each prompt]}"
+        )
+    for name, values in given.items():
+        if len(values) != n:
+            raise UsageError(f"labels[{name!r}] has {len(values)} values for {n} prompts")
 
 
 def conversations(prompts: PromptInput | Sequence[PromptInput]) -> list[list[Message]]:

@@ -1,4 +1,4 @@
-"""Refit heads on a run's grid at another alpha or calibration size."""
+"""Refit routers on a run's grid at another alpha or calibration size."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import numpy as np
 from msgspec import Struct
 from sqlalchemy.orm import Session
 
-from persyn.config import On, Per, load_config
+from persyn.analysis.compare import Reward
+from persyn.config import load_config
 from persyn.db import grid
 from persyn.db.catalog import Run
+from persyn.db.results import Router
 from persyn.errors import UsageError
 from persyn.llm.protocols import Fit, ModelSpec
-from persyn.method import strategies
 from persyn.method.rewards import Indices, Matrix, Normalisation
-from persyn.router import refit
+from persyn.router import inputs, refit
+from persyn.router.kinds.base import Examples, Prompts, RouterKind
+from persyn.router.kinds.registry import ROUTERS
 from persyn.stages import fit_router
 
 #: The smallest calibration size on a learning curve.
@@ -29,40 +32,43 @@ _GAIN = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A run's grid with frozen backbone features of its prompts.
+    """A run's grid with its prompts as routers read them.
 
-    features: (P, H).
+    kind: of the run's router, "auto" before one was chosen.
     """
 
     cells: grid.Grid
-    features: Matrix
+    prompts: Prompts
     preferences: str
     seed: int
+    kind: str
     tune: str
 
     def rewards(self, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
         """(P, T) rewards at the run's alpha and normalisation, or at others."""
         return self.cells.rewards(alpha=alpha, how=how)
 
-    def fit_to(self, rewarded: Matrix, errors: Matrix | None) -> Callable[[Indices], Matrix]:
-        """A function that fits a head to the prompts at some indices, and scores all prompts: (P, T)."""
-        return partial(
-            refit.scores, self.features, rewarded, errors=errors, preferences=self.preferences, seed=self.seed
-        )
+    def fit_to(self, kind: RouterKind, examples: Examples) -> Callable[[Indices], Matrix]:
+        """A function that fits a router to the prompts at some indices, and scores all prompts: (P, T)."""
+        return partial(refit.scores, kind, self.prompts, examples)
+
+    def examples(self, alpha: float | None = None, how: Normalisation | None = None) -> Examples:
+        """The rewards with their errors, at the run's alpha and normalisation or at others."""
+        errors = self.cells.reward_errors(alpha=alpha, how=how)
+        return Examples(self.rewards(alpha, how), errors, self.preferences, self.seed)
 
     def scores(self, alpha: float | None = None, how: Normalisation | None = None) -> dict[str, Matrix]:
-        """Scores of strategies that can be refitted to any reward: (P, T) of a head, and of nearest neighbours."""
-        rewarded = self.rewards(alpha, how)
-        learn = np.flatnonzero(~self.cells.is_holdout & ~np.isnan(rewarded).all(axis=1))
-        fit_to = self.fit_to(rewarded, self.cells.reward_errors(alpha=alpha, how=how))
-        return {
-            "head": fit_to(learn),
-            "neighbours": strategies.neighbours(self.features[learn], rewarded[learn], self.features),
-        }
+        """(P, T) scores by each kind of router that finds something to read, fitted to the calibration prompts.
+
+        The static ranking is a strategy itself, and left out.
+        """
+        examples = self.examples(alpha, how)
+        learn = np.flatnonzero(~self.cells.is_holdout & ~np.isnan(examples.rewards).all(axis=1))
+        return refit.all_scores(self.prompts, examples, learn)
 
 
 class CurvePoint(Struct, frozen=True):
-    """A head fitted to a given number of calibration prompts, measured on the hold-out; see `refit.Point`."""
+    """A router fitted to a given number of calibration prompts, measured on the hold-out; see `refit.Point`."""
 
     n_calibration: int
     reward: float
@@ -76,6 +82,8 @@ class Curve(Struct, frozen=True):
     """A learning curve over calibration sizes, and whether more prompts would help."""
 
     run: str
+    #: Of the routers that were fitted.
+    kind: str
     n_holdout: int
     oracle: float
     points: list[CurvePoint]
@@ -84,51 +92,59 @@ class Curve(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RefitInputs:
-    """The inputs of a refit, read from the store: the grid, and the fit that defines the features."""
+    """The inputs of a refit, read from the store: the grid, and the fit that defines what is read.
+
+    kind: of the run's router; "auto" if there is none yet.
+    """
 
     cells: grid.Grid
     spec: ModelSpec
     fit: Fit
+    kind: str
 
 
-def read(session: Session, run: Run, *, per: Per | None = None, on: On | None = None) -> RefitInputs:
+def read(session: Session, run: Run, reward: Reward | None = None) -> RefitInputs:
     """Read a run's grid; raise `UsageError` when no router can be fitted to it and measured.
 
-    per, on: unit of learnability and part of a response, see `grid.read`; None is the run's.
+    reward: how learnability is measured; None is as in the run.
     """
     config = load_config(run.config)
     if config.router.engine == "fake":
-        raise UsageError(f"run {run.name!r} has a fake router, which has no backbone to read prompts")
-    spec, request = fit_router.fit_of(session, run)
-    cells = grid.read(session, run, per=per, on=on)
+        raise UsageError(f"run {run.name!r} has a fake router, which reads no prompts")
+    spec, request = fit_router.fit_of(session, run, inputs.AUTO)  # with everything that the run file lets a router read
+    cells = grid.read(session, run, **(reward or Reward()).measure)
     known = ~np.isnan(cells.rewards()).all(axis=1)
     if not (known & cells.is_holdout).any() or not (known & ~cells.is_holdout).any():
         raise UsageError(f"run {run.name!r} has no scored hold-out and calibration prompts to fit a router to")
-    return RefitInputs(cells, spec, request)
+    kind = config.router.chosen_kind if run.router_id is None else session.get_one(Router, run.router_id).kind
+    return RefitInputs(cells, spec, request, kind)
 
 
 def freeze(found: RefitInputs, home: Path) -> Frozen:
-    """Compute the features of a grid's prompts, or load them from the cache in `home`. Needs no session."""
+    """Read a grid's prompts with the run's encoders, or from the cache in `home`. Needs no session."""
     return Frozen(
         cells=found.cells,
-        features=refit.frozen(home, found.spec, found.fit),
+        prompts=refit.read(home, found.spec, found.fit),
         preferences=found.fit.preferences,
         seed=found.fit.seed,
+        kind=found.kind,
         tune=found.fit.tune,
     )
 
 
 def curve(name: str, frozen: Frozen) -> Curve:
-    """Fit heads to increasing numbers of calibration prompts, and measure each on the hold-out.
+    """Fit routers to increasing numbers of calibration prompts, and measure each on the hold-out.
 
-    name: the run's name.
+    name: the run's name. They are of the kind of the run's router; before one is chosen, heads.
     """
-    rewarded = frozen.rewards()
+    kind = ROUTERS["head" if frozen.kind == inputs.AUTO else frozen.kind]
+    examples = frozen.examples()
+    rewarded = examples.rewards
     known = ~np.isnan(rewarded).all(axis=1)
     holdout, calibration = frozen.cells.is_holdout & known, ~frozen.cells.is_holdout & known
     sizes = curve_sizes(int(calibration.sum()))
     points = refit.curve(
-        frozen.fit_to(rewarded, frozen.cells.reward_errors()),
+        frozen.fit_to(kind, examples),
         rewarded,
         frozen.cells.is_holdout,
         sizes,
@@ -143,7 +159,7 @@ def curve(name: str, frozen: Frozen) -> Curve:
         )
         for p in points
     ]
-    return Curve(name, int(holdout.sum()), oracle, shown, _verdict(shown, way, frozen.tune))
+    return Curve(name, kind.name, int(holdout.sum()), oracle, shown, _verdict(shown, way, frozen.tune))
 
 
 def curve_sizes(n_calibration: int) -> list[int]:

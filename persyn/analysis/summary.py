@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
+from persyn.analysis import verdict
 from persyn.analysis.text_table import text_table
+from persyn.analysis.verdict import RunVerdict
 from persyn.config import load_config
 from persyn.dataset.verdicts import known_wrong
 from persyn.db import grid, lookup
@@ -128,6 +130,8 @@ class Summary(Struct, frozen=True):
     wrong: int | None = None
     #: Prompts without a correct response; None unless only correct ones are kept.
     rejected: int | None = None
+    #: Whether routing pays, or why that is not known; None without a router.
+    verdict: RunVerdict | None = None
 
     @property
     def has_reasoning(self) -> bool:
@@ -146,6 +150,7 @@ class Summary(Struct, frozen=True):
         return "\n\n".join(
             (
                 f"run {self.name}: {self.state}, {self.prompts:,} prompts" + (f" ({self.error})" if self.error else ""),
+                *([self.verdict.says] if self.verdict else []),
                 text_table(("stage", "rows", "done", "failed", "pending", "seconds"), stages),
                 text_table(("teacher", "prompts", *measures, *(["reasoning"] if self.has_reasoning else [])), teachers),
             )
@@ -197,6 +202,7 @@ def facts(session: Session, run: Run) -> Summary:
         reused_tokens=sum(one.reused_tokens for one in spent.values()),
         wrong=known_wrong(session, run),
         rejected=_rejected(session, run),
+        verdict=verdict.if_any(session, run, cells),
     )
 
 
@@ -290,10 +296,12 @@ def _collapsed(session: Session, run: Run, metrics: dict[str, Any]) -> str | Non
     hit1 = metrics.get("router", {}).get("hit1")
     if hit1 is not None and hit1 > NEARLY_ALL:
         return None  # one teacher is the best nearly everywhere, so the router is right
+    if metrics.get("kind") == "static":
+        return None  # as intended
     routed = session.execute(
         select(Teacher.name, func.count())
         .join(Assignment, Assignment.teacher_id == Teacher.id)
-        .where(Assignment.run_id == run.id, Assignment.reason == "router")
+        .where(Assignment.run_id == run.id, Assignment.reason.startswith("router"))
         .group_by(Teacher.id, Teacher.name)
     ).all()
     total = sum(count for _, count in routed)

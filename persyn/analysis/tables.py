@@ -13,12 +13,11 @@ import pyarrow as pa
 from sqlalchemy import Select, Text, and_, case, cast, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis.compare import Comparison
-from persyn.config import On, Per
+from persyn.analysis.compare import Comparison, Reward
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Score
-from persyn.method.rewards import Matrix, Normalisation
+from persyn.method.rewards import Matrix
 
 #: Rows converted at a time.
 _ROWS = 10_000
@@ -67,6 +66,7 @@ _SCORES = pa.schema(
         "reasoning_value": pa.float64(),
         "reasoning_n_tokens": pa.int64(),
         "failure": pa.string(),
+        "statistics": pa.string(),
     }
 )
 _ASSIGNMENTS = pa.schema(
@@ -131,7 +131,7 @@ def scores(session: Session, run: Run) -> pa.Table:
     """A row for each raw score of a response that a run uses; `measure` is quality or learnability.
 
     The value of learnability is the sum of log-probabilities over the `n_tokens` of the answer, in nats, and
-    `reasoning_value` that over the `reasoning_n_tokens` of the reasoning.
+    `reasoning_value` that over the `reasoning_n_tokens` of the reasoning; `statistics` is JSON.
     """
     measure = case((Score.scorer_id == run.quality_scorer_id, "quality"), else_="learnability")
     columns = select(
@@ -145,6 +145,7 @@ def scores(session: Session, run: Run) -> pa.Table:
         Score.reasoning_value,
         Score.reasoning_n_tokens,
         Score.failure,
+        cast(Score.statistics, Text),
     )
     of_run = Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id))
     query = _of_run(columns, run).join(Score, and_(Score.response_id == Response.id, of_run))
@@ -170,15 +171,7 @@ def assignments(session: Session, run: Run) -> pa.Table:
     return _read(session, query, _ASSIGNMENTS)
 
 
-def rewards(
-    session: Session,
-    run: Run,
-    *,
-    alpha: float | None = None,
-    how: Normalisation | None = None,
-    per: Per | None = None,
-    on: On | None = None,
-) -> pa.Table:
+def rewards(session: Session, run: Run, reward: Reward | None = None) -> pa.Table:
     """A row for each cell of a run's grid, by prompt and then in head order; null where a score is missing.
 
     Quality and learnability are means over `responses` samples; the columns `..._error` have the standard errors of
@@ -186,9 +179,11 @@ def rewards(
 
     The only scored response to a prompt has no reward, see `rewards.combine`.
 
-    alpha, how, per, on: another weight of learnability, normalisation or learnability than the run's.
+    reward: another definition than the run's.
     """
-    cells = grid.read(session, run, per=per, on=on)
+    reward = reward or Reward()
+    cells = grid.read(session, run, **reward.measure)
+    alpha, how = reward.alpha, reward.how
     rewarded, errors = cells.rewards(alpha=alpha, how=how), cells.reward_errors(alpha=alpha, how=how)
     unknown = np.full(rewarded.shape, np.nan)
 
@@ -226,7 +221,7 @@ def comparison(found: Comparison) -> pa.Table:
     teachers = sorted({name for fact in found.strategies for name in fact.shares})
     shares = [{name: fact.shares.get(name, 0.0) for name in teachers} for fact in found.strategies]
     columns["shares"] = pa.array(shares, pa.struct({name: pa.float64() for name in teachers}))
-    settings = "run", "alpha", "normalise", "learnability_per", "learnability_on"
+    settings = "run", "alpha", "normalise", "learnability", "learnability_per", "learnability_on"
     outcome = "n_holdout", "n_calibration", "notes", "is_partial"
     metadata = {name: getattr(found, name) for name in (*settings, *outcome)}
     return pa.table(columns, metadata={"persyn": msgspec.json.encode(metadata)})

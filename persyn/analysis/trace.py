@@ -160,7 +160,14 @@ def _function(run: Run) -> TraceRow:
 
 def _router(run: Run) -> Any:
     return select(
-        Router.fingerprint, Router.backbone, Router.revision, Router.tune, Router.path, Router.sha256, Router.created_at
+        Router.kind,
+        Router.fingerprint,
+        Router.backbone,
+        Router.revision,
+        Router.tune,
+        Router.path,
+        Router.sha256,
+        Router.created_at,
     ).where(Router.id == run.router_id)
 
 
@@ -224,6 +231,7 @@ def _scores(run: Run, prompt_id: int) -> Any:
             Score.n_tokens,
             Score.reasoning_value,
             Score.reasoning_n_tokens,
+            Score.statistics,
             Score.failure,
             Score.detail,
             Score.response_id,
@@ -271,7 +279,7 @@ def _add_worth(session: Session, run: Run, prompt_id: int, responses: list[Trace
     """Add the quality, learnability and reward of their cell to the grid's responses; None for others."""
     for row in responses:
         row |= {"quality": None, "learnability": None, "reward": None}
-    cells = grid.read(session, run, prompt_id=prompt_id)
+    cells = grid.read(session, run, prompt_ids=(prompt_id, prompt_id))
     if not len(cells.prompt_ids):
         return
     combined = cells.rewards()

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from persyn.config import load_config
 from persyn.db.catalog import Run, RunState, RunTeacher, Teacher
-from persyn.db.results import Response
+from persyn.db.results import NO_TEXT, Response
 from persyn.db.text import reason
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Outage
@@ -132,8 +132,9 @@ class Shortfall(Struct, frozen=True):
 
     @property
     def is_large(self) -> bool:
-        """Whether so many rows failed that the dataset is probably not as intended."""
-        return self.share > MANY_FAILED
+        """Whether so many rows failed that the dataset is probably not as intended; imported scores intend no text."""
+        intended = sum(rows for reason, rows in self.reasons if reason == NO_TEXT)
+        return (self.failed - intended) / self.total > MANY_FAILED
 
     def __str__(self) -> str:
         why = ", ".join(f"{reason} {rows:,}" for reason, rows in self.reasons)

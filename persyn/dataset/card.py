@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from persyn.config import load_config
-from persyn.dataset.formats import FORMATS, PARQUET
+from persyn.dataset.formats import PARQUET
 from persyn.dataset.manifest import File, Manifest
-from persyn.errors import shorten
-from persyn.method.strategies import STRATEGIES
+from persyn.dataset.markdown import code, table, text
+from persyn.dataset.usage import has_reasoning_field
 
 _NOT_STATED = "not stated"
 #: Upper bound of rows -> the hub's size category for a dataset with fewer rows.
@@ -66,20 +65,6 @@ def render(manifest: Manifest) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def text(value: str) -> str:
-    """Escape untrusted text to one line of inert Markdown."""
-    line = re.sub(r"([\\`*_{}\[\]()!|~#:@$])", r"\\\1", shorten(value))
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"(?i)\bwww\.", r"www\.", line)
-
-
-def code(value: str, language: str) -> str:
-    """A code block with a fence longer than any in the code."""
-    longest = max((len(run) for run in re.findall("`+", value)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{value}\n{fence}"
-
-
 def _front_matter(manifest: Manifest) -> str:
     from huggingface_hub import DatasetCardData
 
@@ -88,7 +73,7 @@ def _front_matter(manifest: Manifest) -> str:
         pretty_name=manifest.run,
         task_categories=["text-generation"],
         size_categories=[size],
-        tags=["synthetic", "sft", "persyn"],
+        tags=["synthetic", *manifest.export.of_kind.tags, "persyn"],
         configs=[
             {
                 "config_name": name,
@@ -109,31 +94,35 @@ def _front_matter(manifest: Manifest) -> str:
 
 def _features(manifest: Manifest, name: str) -> list[dict[str, Any]] | None:
     """The columns of a format, with that of the reasoning if it is a field of its own."""
-    features = FORMATS[name].described(has_tools=manifest.tools).features
-    if not features or not _has_reasoning_field(manifest, name):
+    form = manifest.export.of_kind.formats[name]
+    features = form.described(has_tools=manifest.tools).features
+    if not features or not has_reasoning_field(manifest, name):
         return features
-    reasoning = {"name": "reasoning_content", "dtype": "string"}
-    return [
-        {**feature, "list": [*feature["list"], reasoning]}
-        if feature["name"] == FORMATS[name].reasoning_in and "list" in feature
-        else feature
-        for feature in features
-    ]
+    places = [form.reasoning_in] if isinstance(form.reasoning_in, str) else form.reasoning_in or ()
+    return [_with_reasoning(feature) if feature["name"] in places else feature for feature in features]
 
 
-def _has_reasoning_field(manifest: Manifest, name: str) -> bool:
-    return manifest.reasoning is not None and manifest.export.has_reasoning_field(FORMATS[name])
+def _with_reasoning(feature: dict[str, Any]) -> dict[str, Any]:
+    """A column of turns with their reasoning, however deep they are."""
+    for key in ("list", "struct"):
+        inner = feature.get(key)
+        if isinstance(inner, list):
+            is_turn = any(each["name"] == "content" for each in inner)
+            reasoning = [{"name": "reasoning_content", "dtype": "string"}] if is_turn else []
+            return {**feature, key: [*map(_with_reasoning, inner), *reasoning]}
+    return feature
 
 
 def _by_format(manifest: Manifest) -> dict[str, list[File]]:
-    """The files of each format, in the order of `FORMATS`."""
-    return {name: files for name in FORMATS if (files := [file for file in manifest.files if file.format == name])}
+    """The files of each format, in the order of the kind's formats."""
+    forms = manifest.export.of_kind.formats
+    return {name: files for name in forms if (files := [file for file in manifest.files if file.format == name])}
 
 
 def _loadable(manifest: Manifest) -> dict[str, list[File]]:
     """The files that `load_dataset` finds by format name; it accepts one file type per folder."""
-    formats = _by_format(manifest)
-    texts = {name: files for name, files in formats.items() if FORMATS[name].is_text}
+    formats, forms = _by_format(manifest), manifest.export.of_kind.formats
+    texts = {name: files for name, files in formats.items() if forms[name].is_text}
     return texts or formats
 
 
@@ -143,20 +132,8 @@ def _default(manifest: Manifest) -> str:
 
 
 def _what(manifest: Manifest) -> str:
-    strategy = load_config(manifest.config).strategy
-    kind = STRATEGIES.get(strategy.kind)
-    how = (
-        "A router, fitted to this student on a calibration sample, assigned each prompt to the one teacher that it "
-        "expected to be best for the student, and only that teacher answered it. All teachers answered the sample "
-        "itself; for each of its prompts, the response with the best scores was kept."
-        if kind is not None and kind.decided_by == "router"
-        else f"The teacher of each prompt was chosen by the strategy {text(strategy.name)}."
-    )
     so_far = "" if manifest.finished_at else " The run was not finished when this was written: rows are missing."
-    return (
-        f"{manifest.exported:,} conversations to fine-tune {text(manifest.student.name)}, "
-        f"each ending with a response that a model wrote. {how} Made with PerSyn.{so_far}"
-    )
+    return f"{manifest.export.of_kind.about(manifest)} Made with PerSyn.{so_far}"
 
 
 def _teachers(manifest: Manifest) -> str:
@@ -170,7 +147,7 @@ def _teachers(manifest: Manifest) -> str:
         ]
         for teacher in manifest.teachers
     ]
-    return _table(["teacher", "model", "licence", "rows", "share"], rows)
+    return table(["teacher", "model", "licence", "rows", "share"], rows)
 
 
 def _licences(manifest: Manifest) -> str:
@@ -182,7 +159,7 @@ def _licences(manifest: Manifest) -> str:
 
 
 def _counts(manifest: Manifest) -> str:
-    options = manifest.export
+    options, kind = manifest.export, manifest.export.of_kind
     said = {
         "finish_reasons": " or ".join(options.finish_reasons),
         "min_quality": options.min_quality or 0.0,
@@ -190,15 +167,17 @@ def _counts(manifest: Manifest) -> str:
         "cap": options.cap or 0,
     }
     samples = load_config(manifest.config).generation.rows
-    label = "prompts assigned to a teacher" + (f", {samples} samples of each" if samples > 1 else "")
+    label = kind.unit + (f", {samples} samples of each" if kind.name == "sft" and samples > 1 else "")
+    losses = {name: f"left out: {what.format(**said)}" for name, what in _FILTERS.items()} | kind.losses
     rows = [[label, manifest.assigned]]
     rows += [[f"no response: {text(reason)}", -count] for reason, count in manifest.failed.items()]
     rows += [["no correct response", -manifest.rejected]] if manifest.rejected else []
     rows += [["no response so far", -manifest.missing]] if manifest.missing else []
-    rows += [[f"left out: {_FILTERS[name].format(**said)}", -count] for name, count in manifest.dropped.items()]
+    rows += [[losses[name], -count] for name, count in manifest.dropped.items()]
+    rows += [["prompts with rows", manifest.used]] if manifest.used != manifest.exported else []
     rows += [["**rows**", manifest.exported]]
     rows += [[f"in split {split}", count] for split, count in manifest.splits.items() if len(manifest.splits) > 1]
-    parts = [_table(["", "prompts"], [[str(label), f"{count:,}"] for label, count in rows])]
+    parts = [table(["", "prompts"], [[str(label), f"{count:,}"] for label, count in rows])]
     if options.min_quality is not None and options.unscored == "keep":
         parts.append("Responses without a quality score (most of those outside calibration) were kept.")
     parts += _kept(manifest)
@@ -208,7 +187,7 @@ def _counts(manifest: Manifest) -> str:
         benchmarks = [
             [text(each.name), f"{each.rows:,}", f"{each.dropped:,}", each.sha256] for each in manifest.benchmarks
         ]
-        parts.append(_table(["benchmark", "its rows", "rows left out", "SHA-256"], benchmarks))
+        parts.append(table(["benchmark", "its rows", "rows left out", "SHA-256"], benchmarks))
     return "\n\n".join(parts)
 
 
@@ -236,8 +215,8 @@ def _reasoning(manifest: Manifest) -> list[str]:
     if manifest.export.reasoning == "drop":
         return [f"{counted} The reasoning was left out (`--reasoning drop`)."]
     names = list(_by_format(manifest))
-    fields = [f"`{name}`" for name in names if _has_reasoning_field(manifest, name)]
-    texts = [f"`{name}`" for name in names if not _has_reasoning_field(manifest, name)]
+    fields = [f"`{name}`" for name in names if has_reasoning_field(manifest, name)]
+    texts = [f"`{name}`" for name in names if not has_reasoning_field(manifest, name)]
     said = [counted]
     if fields:
         said.append(
@@ -269,63 +248,25 @@ def _domains(manifest: Manifest) -> str:
     rows = [[text(name) if name else "(none)", f"{count:,}"] for name, count in largest[:_MOST_DOMAINS]]
     if others := sum(count for _, count in largest[_MOST_DOMAINS:]):
         rows.append([f"({len(largest) - _MOST_DOMAINS:,} others)", f"{others:,}"])
-    return _table(["domain", "rows"], rows)
+    return table(["domain", "rows"], rows)
 
 
 def _use(manifest: Manifest) -> str:
     formats = _by_format(manifest)
     loads = [f'load_dataset(folder, "{name}")' for name in _loadable(manifest)]
-    if PARQUET in formats:
-        data_files = ", ".join(f'"{file.split}": "{file.name}"' for file in formats[PARQUET])
-        loads.append(f'load_dataset("parquet", data_files={{{data_files}}})  # with all provenance')
+    for name, files in formats.items():
+        if not manifest.export.of_kind.formats[name].is_text:
+            data_files = ", ".join(f'"{file.split}": "{file.name}"' for file in files)
+            note = "  # with all provenance" if name == PARQUET else ""
+            loads.append(f'load_dataset("parquet", data_files={{{data_files}}}){note}')
     parts = [
         f"With `datasets`, in this folder (the default configuration is `{_default(manifest)}`):",
         code("\n".join([_LOAD, *loads]), "python"),
     ]
-    for title, make in _TOOLS.items():
-        if snippet := make(manifest, formats):
-            parts += [title, snippet]
+    for use in manifest.export.of_kind.uses:
+        if snippet := use.snippet(manifest, formats):
+            parts += [use.title, snippet]
     return "\n\n".join(parts)
-
-
-def _trl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
-    name = next((name for name in ("prompt-completion", "messages") if name in formats), None)
-    return (
-        code(f'SFTTrainer(..., train_dataset=load_dataset(folder, "{name}", split="train"))', "python") if name else ""
-    )
-
-
-def _llama_factory(manifest: Manifest, formats: dict[str, list[File]]) -> str:
-    entries = {name: FORMATS[name].described(has_tools=manifest.tools).llama_factory for name in formats}
-    readable = (name for name, entry in entries.items() if entry and not _has_reasoning_field(manifest, name))
-    name = next(readable, None)
-    if name is None:
-        return ""
-    lines = ["dataset_dir: .", f"dataset: {manifest.run}_{name}"]
-    lines += [f"eval_dataset: {manifest.run}_{name}_{file.split}" for file in formats[name] if file.split != "train"][
-        :1
-    ]
-    return code("\n".join([*lines, "mask_history: true  # train on the last response alone"]), "yaml")
-
-
-def _axolotl(manifest: Manifest, formats: dict[str, list[File]]) -> str:
-    if "messages" not in formats:
-        return ""
-    entries = {file.split: file.name for file in formats["messages"]}
-    lines = []
-    for key, splits in (("datasets", ["train"]), ("test_datasets", [each for each in entries if each != "train"][:1])):
-        for split in splits:
-            if split in entries:
-                lines += [f"{key}:", f"  - path: {entries[split]}", "    ds_type: json", "    type: chat_template"]
-                lines += ["    field_messages: messages", "    split: train"]
-    return code("\n".join(lines), "yaml")
-
-
-_TOOLS = {
-    "TRL:": _trl,
-    "LLaMA-Factory, whose entries are in `dataset_info.json`:": _llama_factory,
-    "axolotl, which trains on the earlier responses of a conversation too:": _axolotl,
-}
 
 
 def _provenance(manifest: Manifest) -> str:
@@ -338,22 +279,17 @@ def _provenance(manifest: Manifest) -> str:
         ["alpha, normalisation, seed", dials],
     ]
     if manifest.router:
-        rows.append(
-            ["router", f"{_model(manifest.router.backbone, manifest.router.revision)}, {manifest.router.sha256}"]
-        )
+        router = manifest.router
+        backbone = f" on {_model(router.backbone, router.revision)}" if router.backbone else ""
+        rows.append(["router", f"{text(router.kind)}{backbone}, {router.sha256}"])
     rows += [[f"served by {text(engine)}", f"{count:,} rows"] for engine, count in manifest.engines.items() if engine]
     rows += [["configuration", manifest.config_hash]]
     rows += [["run finished", f"{manifest.finished_at:%Y-%m-%d %H:%M} UTC"]] if manifest.finished_at else []
     rows += [["versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())]]
-    return _table(["what", "which"], rows)
+    return table(["what", "which"], rows)
 
 
 def _model(model: str, revision: str | None) -> str:
     """A model and its version; a local model by its folder name only, so that no path is published."""
     name = Path(model).name if Path(model).is_absolute() else model
     return text(name) + (f" at {text(revision)}" if revision else "")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

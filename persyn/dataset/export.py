@@ -1,4 +1,4 @@
-"""Export a run's dataset: each prompt with its assigned teacher's response, in a folder with a manifest."""
+"""Export a run's dataset of any kind: files, a card and a manifest in a folder."""
 
 from __future__ import annotations
 
@@ -12,40 +12,36 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Result, and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn.atomic import replaced
-from persyn.config import load_config
-from persyn.dataset import card, contamination, tool_use
+from persyn.dataset import card, contamination
 from persyn.dataset.contamination import Benchmark
-from persyn.dataset.filters import AssignedRow, Caps, Drop, Filters
-from persyn.dataset.formats import FORMATS, PARQUET, Example, Format, Write, domain_of, inlined, jsonl
+from persyn.dataset.filters import AssignedRow, Drop
+from persyn.dataset.formats import Format, Write, jsonl
 from persyn.dataset.manifest import (
     CARD,
     DATASET_INFO,
     DROPPED,
     MANIFEST,
     BenchmarkCount,
-    ExportCounts,
     File,
     Manifest,
     RouterVersion,
     StudentVersion,
     TeacherCount,
     files_of,
+    options_of,
 )
-from persyn.dataset.options import FINISH_REASONS, TRAIN, ExportOptions
-from persyn.dataset.verdicts import known_wrong
+from persyn.dataset.options import TRAIN, ExportOptions
+from persyn.dataset.source import Dropped, Snapshot
+from persyn.dataset.usage import entry_name
 from persyn.db import lookup
-from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
+from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
-from persyn.db.results import Assignment, Response, Router, Score
+from persyn.db.results import NO_TEXT, Router
 from persyn.errors import PersynError, UsageError
-from persyn.stages.batch import TURNS, conversation, response_turn
-
-#: Rows between two progress reports.
-_REPORT_ROWS = 1_000
+from persyn.stages import verdict
 
 
 def write(
@@ -58,15 +54,15 @@ def write(
 ) -> Manifest:
     """Write a run's dataset, ordered by prompt, and return its manifest.
 
-    progress: called from time to time with the number of assignments processed.
+    progress: called from time to time with the number of units (assignments, or prompts) processed.
     The folder appears atomically; an earlier dataset in its place is replaced. Raises `UsageError` for an unknown run,
     a run without responses, a dataset without rows, unscored responses that the options do not cover, an unreadable
-    benchmark, and a folder that contains anything other than an earlier dataset; `PersynError` when the files cannot be
-    written.
+    benchmark, and a folder that contains anything other than an earlier dataset of the kind; `PersynError` when the
+    files cannot be written.
     """
     options = options or ExportOptions()
     folder = folder.resolve()
-    _require_replaceable(folder)
+    _require_replaceable(folder, options.kind)
     found = _benchmarks(options)
     try:
         with database.read() as session, replaced(folder) as new:
@@ -89,26 +85,32 @@ def preview(
 def training_rows(session: Session, run_id: int, options: ExportOptions) -> Generator[AssignedRow]:
     """Yield the rows that `write` would put into the split `train`, in the same order.
 
-    Raises `UsageError` like `write`.
+    Raises `UsageError` like `write`, and for a dataset of another kind than `sft`.
     """
-    whole = _Export(session, run_id, options, _benchmarks(options), lambda n: None)
-    with closing(whole.rows(lambda drop, row: None)) as rows:
+    if options.kind != "sft":
+        raise UsageError(f"a dataset of the kind {options.kind} has no responses to train on; export the kind sft")
+    whole = _Export(session, run_id, options, _benchmarks(options))
+    with closing(whole.rows()) as rows:
         yield from (row for row in rows if options.split_of(row.content_hash) == TRAIN)
 
 
-def examples(session: Session, run_id: int, options: ExportOptions) -> Generator[tuple[str, Example]]:
+def examples(session: Session, run_id: int, options: ExportOptions) -> Generator[tuple[str, Any]]:
     """The rows that `write` would write into a Parquet file, in its order, each with its split; may be empty.
 
     Raises `UsageError` as it does.
     """
-    whole = _Export(session, run_id, options, _benchmarks(options), lambda n: None)
-    with closing(whole.rows(lambda drop, row: None)) as rows:
+    whole = _Export(session, run_id, options, _benchmarks(options))
+    with closing(whole.rows()) as rows:
         for row in rows:
-            inline = options.inlines(FORMATS[PARQUET])
-            yield options.split_of(row.content_hash), whole.example(row, inline=inline)
+            yield options.split_of(row.content_hash), whole.source.example(row, inline=options.reasoning == "inline")
 
 
-def _require_replaceable(folder: Path) -> None:
+def default_folder(home: Path, run: str, kind: str) -> Path:
+    """Where a run's dataset of a kind is; no name of a run makes two of them the same."""
+    return home / ("datasets" if kind == "sft" else f"datasets-{kind}") / run
+
+
+def _require_replaceable(folder: Path, kind: str) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -119,6 +121,8 @@ def _require_replaceable(folder: Path) -> None:
         raise UsageError(
             f"{folder} contains {min(strangers)!r}, which is not part of an earlier dataset; give another folder"
         )
+    if there.is_file() and (earlier := options_of(folder)) is not None and earlier.kind != kind:
+        raise UsageError(f"{folder} contains a dataset of the kind {earlier.kind}, not {kind}; give another folder")
 
 
 def _benchmarks(options: ExportOptions) -> list[Benchmark]:
@@ -137,26 +141,23 @@ class _Export:
         run_id: int,
         options: ExportOptions,
         found: Sequence[Benchmark],
-        progress: Callable[[int], None],
+        progress: Callable[[int], None] = lambda n: None,
     ) -> None:
         run = session.get(Run, run_id)
         if run is None:
             raise UsageError(f"there is no run {run_id}")
         self._session, self._run, self._options, self._benchmarks = session, run, options, found
-        self._progress = progress
-        self._teachers = _teachers(session, run_id)
-        self._known_wrong = known_wrong(session, run)
-        self._generation = load_config(run.config).generation
-        self._tools = tool_use.of_run(session, run, has_reasoning=options.reasoning != "drop")
-        self._has_reasoning = _has_reasoning(session, run)
-        inlines = self._has_reasoning and any(map(options.inlines, self._formats.values()))
-        self._tally = ExportCounts(inlines=inlines)
+        self.source = options.of_kind.source(Snapshot(session, run, options, found, progress))
+        self._names = {teacher.id: teacher.name for teacher in lookup.teachers(session, run.id)}
+        self._formats = self.source.tools.formats(options.formats, options.of_kind.formats)
+        inlines = any(map(options.inlines, self._formats.values()))
+        self.source.counts.inlines = self.source.has_reasoning and inlines
 
     def count(self) -> Manifest:
         """Count rows without writing files."""
-        with closing(self.rows(lambda drop, row: None)) as rows:
+        with closing(self.rows()) as rows:
             for row in rows:
-                self._tally.export(row, self._options.split_of(row.content_hash))
+                self.source.count(row, self._options.split_of(row.content_hash))
         return self._manifest([], [])
 
     def write(self, folder: Path) -> Manifest:
@@ -172,83 +173,21 @@ class _Export:
                 ]
                 for split in self._splits
             }
-            dropped = stack.enter_context(jsonl(folder / DROPPED, _dropped)) if self._options.filters else _ignore
+            dropped = stack.enter_context(jsonl(folder / DROPPED, self._dropped)) if self._options.filters else _ignore
             # Entered last, so that a writer's error closes the database cursor first.
             rows = stack.enter_context(closing(self.rows(lambda drop, row: dropped((drop, row)))))
             for row in rows:
                 split = self._options.split_of(row.content_hash)
-                self._tally.export(row, split)
-                examples = {inline: self.example(row, inline=inline) for inline in {each for each, _ in writers[split]}}
+                self.source.count(row, split)
+                inlined = {each for each, _ in writers[split]}
+                examples = {inline: self.source.example(row, inline=inline) for inline in inlined}
                 for inline, add in writers[split]:
                     add(examples[inline])
         return self._finish(folder)
 
-    def example(self, row: AssignedRow, *, inline: bool) -> Example:
-        """A row as formats write it; inline: with the reasoning in the text of the response."""
-        is_dropped = self._options.reasoning == "drop"
-        response = response_turn(inlined(row.response, row.reasoning) if inline else row.response, row.tool_calls)
-        if self._has_reasoning and not inline and not is_dropped:
-            response["reasoning_content"] = row.reasoning or ""
-        prompt = row.source_id or row.content_hash
-        return Example(
-            id=f"{prompt}#{row.sample}" if self._generation.rows > 1 else prompt,
-            prompt_id=row.prompt_id,
-            sample=row.sample,
-            messages=[*conversation(row), response],
-            reasoning=None if is_dropped else row.reasoning,
-            answer=row.answer,
-            source=row.source,
-            source_id=row.source_id,
-            domain=domain_of(row.meta),
-            meta=row.meta,
-            teacher=self._teachers[row.teacher_id].name,
-            teacher_fingerprint=self._teachers[row.teacher_id].fingerprint,
-            finish_reason=row.finish_reason,
-            reason=row.reason,
-            margin=row.margin,
-            response_tokens=row.response_tokens,
-            reasoning_tokens=row.reasoning_tokens,
-            quality=row.quality,
-            tools=(row.tools or []) if self._tools.found else None,
-        )
-
-    def rows(self, dropped: Callable[[Drop, AssignedRow], object]) -> Generator[AssignedRow]:
-        """Yield the dataset's rows in prompt order; count the others by reason."""
-        _require_known(self._session, self._run, self._options)
-        _require_decided(self._session, self._run, self._options)
-        if self._options.drop_wrong and self._known_wrong is None:
-            raise UsageError(
-                f"quality {load_config(self._run.config).quality.kind!r} of run {self._run.name} does not say which "
-                "responses are wrong; set a minimum quality instead"
-            )
-        caps = self._caps()
-        filters = Filters(self._options, self._benchmarks)
-        with assigned(self._session, self._run) as rows:
-            for number, row in enumerate(rows):
-                if number % _REPORT_ROWS == 0:
-                    self._progress(number)
-                if not self._tally.has_text(row):
-                    continue
-                if drop := filters.drop(row) or (caps.drop(row) if caps else None):
-                    self._tally.dropped[drop.filter] += 1
-                    if drop.filter == "contaminated":
-                        self._tally.contaminated[drop.found] += 1
-                    dropped(drop, row)
-                else:
-                    yield row
-
-    def _caps(self) -> Caps | None:
-        """Read all rows once, through the same filters that the export applies afterwards."""
-        if self._options.cap is None:
-            return None
-        filters = Filters(self._options, self._benchmarks)
-        with assigned(self._session, self._run) as rows:
-            left = (row for row in rows if row.response is not None and filters.drop(row) is None)
-            return Caps(left, cap=self._options.cap, seed=self._run.seed)
-
-    @property
-    def _formats(self) -> dict[str, Format]:
-        return {name: FORMATS[name] for name in self._tools.formats(self._options.formats)}
+    def rows(self, dropped: Dropped = lambda drop, row: None) -> Generator[Any]:
+        """Yield the dataset's rows in prompt order."""
+        return self.source.rows(dropped)
 
     @property
     def _splits(self) -> list[str]:
@@ -262,18 +201,19 @@ class _Export:
         for split in self._splits:
             for name, form in self._formats.items():
                 path = folder / self._file_name(form, split)
-                if rows := self._tally.splits[split]:
+                if rows := self.source.counts.splits[split]:
                     files.append(_file(path, name, split, rows))
                 else:  # JSON readers reject files without rows
                     path.unlink()
-        entries = {
-            _entry_name(self._run.name, file): {"file_name": file.name, **entry}
-            for file in files
-            if (entry := self._llama_factory(FORMATS[file.format]))
-        }
+        entries = {file.format: entry for file in files if (entry := self._llama_factory(self._formats[file.format]))}
         others = [CARD, *([DATASET_INFO] if entries else []), *([DROPPED] if self._options.filters else [])]
         manifest = self._manifest(files, others)
         if entries:
+            entries = {
+                entry_name(manifest, file): {"file_name": file.name, **entries[file.format]}
+                for file in files
+                if file.format in entries
+            }
             _write_json(folder / DATASET_INFO, entries)
         _write_bytes(folder / CARD, card.render(manifest).encode())
         _write_json(folder / MANIFEST, manifest)
@@ -281,12 +221,12 @@ class _Export:
 
     def _llama_factory(self, form: Format) -> dict[str, Any] | None:
         """A format's entry for LLaMA-Factory, which reads no field of reasoning and would silently leave it out."""
-        if self._has_reasoning and self._options.has_reasoning_field(form):
+        if self.source.has_reasoning and self._options.has_reasoning_field(form):
             return None
-        return form.described(has_tools=self._tools.found).llama_factory
+        return form.described(has_tools=self.source.tools.found).llama_factory
 
     def _manifest(self, files: list[File], others: list[str]) -> Manifest:
-        tally, run = self._tally, self._run
+        tally, run = self.source.counts, self._run
         manifest = Manifest(
             run=run.name,
             finished_at=run.finished_at if run.state is RunState.DONE else None,
@@ -296,8 +236,8 @@ class _Export:
             assigned=tally.assigned,
             exported=tally.exported.total(),
             truncated=tally.truncated.total(),
-            wrong=None if self._known_wrong is None else tally.wrong,
-            reasoning=tally.reasoning if self._has_reasoning else None,
+            wrong=tally.wrong if self.source.is_verdict else None,
+            reasoning=tally.reasoning if self.source.has_reasoning else None,
             ambiguous=tally.ambiguous,
             domains=dict(sorted(tally.domains.items())),
             dropped=tally.dropped_by(self._options),
@@ -319,7 +259,7 @@ class _Export:
                     tally.exported[each.id],
                     tally.truncated[each.id],
                 )
-                for each in self._teachers.values()
+                for each in lookup.teachers(self._session, run.id)
             ],
             student=_student(self._session, run),
             router=_router(self._session, run),
@@ -330,72 +270,48 @@ class _Export:
                 "python": platform.python_version(),
                 **{package: version(package) for package in ("persyn", "msgspec", "pyarrow", "sqlalchemy", "rensa")},
             },
-            tools=self._tools.found,
+            tools=self.source.tools.found,
+            used=tally.used,
+            holdout=tally.holdout,
         )
         self._require_whole(manifest)
         return manifest
 
     def _require_whole(self, manifest: Manifest) -> None:
-        """Require that rows are left, and that every assignment is accounted for, compared with a separate count."""
-        counted = select(func.count()).select_from(Assignment).where(Assignment.run_id == self._run.id)
-        given = self._session.scalars(counted).one() * self._generation.rows
+        """Require that rows are left, and that every unit is accounted for, compared with a separate count."""
+        given, unit = self.source.expected(), self._options.of_kind.unit
         if given != manifest.assigned:
-            raise PersynError(
-                f"expected {given:,} assignments, found {manifest.assigned:,}; 'persyn audit' may explain it"
-            )
-        if not manifest.exported:
-            dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)
-            raise UsageError(
-                f"run {manifest.run} has no responses to export: {manifest.assigned:,} assignments, "
-                + (f"{manifest.rejected:,} of them without a correct response, " if manifest.rejected else "")
-                + (f"and the filters dropped all answered ones: {dropped}" if dropped else "none answered")
-            )
-
-
-def _require_decided(session: Session, run: Run, options: ExportOptions) -> None:
-    """Require an option for unscored responses, if there are any."""
-    if options.min_quality is None or options.unscored is not None:
-        return
-    n_rows, n_scored = session.execute(
-        select(func.count(), func.count(Score.value))
-        .select_from(Assignment)
-        .join(Response, lookup.in_dataset(run))
-        .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
-        .where(Assignment.run_id == run.id, Response.text.is_not(None))
-    ).one()
-    if n_scored < n_rows:
+            what = "assignments" if self._options.kind == "sft" else unit
+            raise PersynError(f"expected {given:,} {what}, found {manifest.assigned:,}; 'persyn audit' may explain it")
+        if manifest.exported:
+            return
+        dropped = ", ".join(f"{name} {count:,}" for name, count in manifest.dropped.items() if count)
+        if self._options.kind != "sft":
+            why = f": {dropped}" if dropped else ""
+            raise UsageError(f"run {manifest.run} has nothing to export as {self._options.kind}: {given:,} {unit}{why}")
         raise UsageError(
-            f"{n_rows - n_scored:,} of the {n_rows:,} responses have no quality: a run scores its calibration prompts, "
-            "the others have scores only if these were imported with the responses; with a minimum quality, set "
-            "unscored to 'keep' or 'drop'"
+            f"run {manifest.run} has no responses to export: {manifest.assigned:,} assignments, "
+            + (f"{manifest.rejected:,} of them without a correct response, " if manifest.rejected else "")
+            + (f"and the filters dropped all answered ones: {dropped}" if dropped else "none answered")
+            + (f"; {manifest.failed[NO_TEXT]:,} were imported as scores only" if NO_TEXT in manifest.failed else "")
         )
 
-
-def _require_known(session: Session, run: Run, options: ExportOptions) -> None:
-    """Raise `UsageError` for a finish reason that no response has, since a misspelt one would drop every row."""
-    if set(options.finish_reasons) <= FINISH_REASONS:
-        return
-    found = session.scalars(
-        select(Response.finish_reason)
-        .join(Assignment, lookup.in_dataset(run))
-        .where(Assignment.run_id == run.id, Response.finish_reason.is_not(None))
-        .distinct()
-    )
-    known = FINISH_REASONS | {reason for reason in found if reason}
-    if unknown := set(options.finish_reasons) - known:
-        raise UsageError(f"unknown finish reason {min(unknown)!r}; known: {', '.join(sorted(known))}")
-
-
-def _has_reasoning(session: Session, run: Run) -> bool:
-    """Whether any response in the dataset has reasoning; it decides the keys of all rows, whatever is filtered out."""
-    has_reasoning = Response.text.is_not(None), Response.reasoning.is_not(None)
-    found = select(Response.id).join(Assignment, lookup.in_dataset(run))
-    return session.execute(found.where(Assignment.run_id == run.id, *has_reasoning).limit(1)).first() is not None
-
-
-def _teachers(session: Session, run_id: int) -> dict[int, Teacher]:
-    """A run's teachers by id, in head order."""
-    return {teacher.id: teacher for teacher in lookup.teachers(session, run_id)}
+    def _dropped(self, drop_and_row: tuple[Drop, AssignedRow]) -> dict[str, Any]:
+        """A line of what was left out: a response, or, with an empty teacher, a prompt of the grid."""
+        drop, row = drop_and_row
+        teacher_id = getattr(row, "teacher_id", None)
+        return {
+            "prompt_id": row.prompt_id,
+            "source": row.source,
+            "source_id": row.source_id or "",
+            **(
+                {}
+                if self._options.kind == "sft"
+                else {"teacher": "" if teacher_id is None else self._names[teacher_id]}
+            ),
+            "filter": drop.filter,
+            "found": drop.found,
+        }
 
 
 def _student(session: Session, run: Run) -> StudentVersion:
@@ -404,65 +320,12 @@ def _student(session: Session, run: Run) -> StudentVersion:
 
 
 def _router(session: Session, run: Run) -> RouterVersion | None:
-    if run.router_id is None:
+    """The router that chose the teachers; None if there is none, and if the verdict was not to use it."""
+    decided = verdict.decision(session, run)
+    if run.router_id is None or (decided is not None and not decided.routes):
         return None
     router = session.get_one(Router, run.router_id)
-    return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256)
-
-
-def assigned(session: Session, run: Run) -> Result[Any]:
-    """Select a run's assignments in prompt order, with prompts and responses where they exist.
-
-    A row for each response that the dataset should have: one per assignment, or every sample.
-
-    The result is streamed from the server; use it as a context manager.
-    """
-    query = lookup.with_rows(
-        select(
-            Assignment.prompt_id,
-            Assignment.teacher_id,
-            Assignment.rejected,
-            Assignment.reason,
-            Assignment.margin,
-            Prompt.content_hash,
-            *TURNS,
-            Prompt.tools,
-            Prompt.answer,
-            Prompt.source,
-            Prompt.source_id,
-            Prompt.meta,
-            Response.id.label("response_id"),
-            Response.text.label("response"),
-            Response.reasoning,
-            Response.tool_calls,
-            Response.failure,
-            Response.finish_reason,
-            Response.response_tokens,
-            Response.reasoning_tokens,
-            Response.engine,
-            Score.value.label("quality"),
-        )
-        .select_from(Assignment)
-        .join(Prompt, Prompt.id == Assignment.prompt_id),
-        run,
-    )
-    return session.execute(
-        query.outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id))
-        .where(Assignment.run_id == run.id)
-        .order_by(Assignment.prompt_id, Response.sample),
-        execution_options={"yield_per": 1_000},
-    )
-
-
-def _dropped(drop_and_row: tuple[Drop, AssignedRow]) -> dict[str, Any]:
-    drop, row = drop_and_row
-    return {
-        "prompt_id": row.prompt_id,
-        "source": row.source,
-        "source_id": row.source_id or "",
-        "filter": drop.filter,
-        "found": drop.found,
-    }
+    return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256, router.kind)
 
 
 def _ignore(drop_and_row: tuple[Drop, AssignedRow]) -> None:
@@ -473,11 +336,6 @@ def _file(path: Path, name: str, split: str, rows: int) -> File:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return File(path.name, name, split, rows, os.fstat(file.fileno()).st_size, digest)
-
-
-def _entry_name(run: str, file: File) -> str:
-    """The name of a file's entry in LLaMA-Factory: run and format, and the split unless it is train."""
-    return "_".join([run, file.format, *([file.split] if file.split != TRAIN else [])])
 
 
 def _write_json(path: Path, value: Any) -> None:

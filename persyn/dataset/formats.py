@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
+from persyn.dataset.parquet_file import Columns
 from persyn.llm.protocols import Message, Tools
 from persyn.llm.reasoning import COMMON
 from persyn.llm.tools import with_objects
@@ -29,8 +30,6 @@ from persyn.registry import Registry
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_GROUP_ROWS = 10_000
-_GROUP_CHARACTERS = 32 * 2**20
 #: The format with all provenance.
 PARQUET = "parquet"
 _SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
@@ -89,7 +88,8 @@ def is_ambiguous(response: str, reasoning: str | None) -> bool:
     return any(marker in text for text in (response, reasoning or "") for marker in (COMMON.opens, COMMON.closes))
 
 
-Write: TypeAlias = Callable[[Example], object]
+Write: TypeAlias = Callable[[Any], object]
+"""Writes one row, such as an `Example`."""
 T = TypeVar("T")
 
 
@@ -115,8 +115,8 @@ class Format:
     llama_factory: dict[str, Any] | None = None
     #: Its columns as declared in a dataset card; None where readers infer them correctly.
     features: list[dict[str, Any]] | None = None
-    #: The list whose last turn may have `reasoning_content`; None if the format has no field for reasoning.
-    reasoning_in: str | None = None
+    #: The lists, or the one, whose last turn may have `reasoning_content`; None if it has no field for reasoning.
+    reasoning_in: str | tuple[str, ...] | None = None
     #: Whether it is text; `datasets` accepts one file type per folder, and reads the text formats by name.
     is_text: bool = True
     #: None if it cannot represent tools and calls.
@@ -161,30 +161,36 @@ def _origin(example: Example) -> dict[str, Any]:
 
 
 def _sharegpt(example: Example) -> dict[str, Any]:
-    system, turns = _without_system(example)
+    system, turns = without_system(example.messages)
     return {
-        "conversations": [_said(turn) for turn in turns],
+        "conversations": [sharegpt_turn(turn) for turn in turns],
         "system": system,
-        **({} if example.tools is None else {"tools": _as_json([tool["function"] for tool in example.tools])}),
+        **sharegpt_tools(example.tools),
         **_origin(example),
     }
 
 
-def _said(turn: Message) -> dict[str, str]:
+def sharegpt_tools(tools: Tools | None) -> dict[str, str]:
+    """The column of tools as JSON text; no column in a dataset without tools."""
+    return {} if tools is None else {"tools": as_json([tool["function"] for tool in tools])}
+
+
+def sharegpt_turn(turn: Message) -> dict[str, str]:
     """A turn in ShareGPT's form; calls are JSON text, a list if there are several."""
     if not turn.get("tool_calls"):
         return {"from": _SHAREGPT[turn["role"]], "value": turn["content"]}
     (called,) = with_objects([turn])
     calls = [call["function"] for call in called["tool_calls"]]
-    return {"from": "function_call", "value": _as_json(calls[0] if len(calls) == 1 else calls)}
+    return {"from": "function_call", "value": as_json(calls[0] if len(calls) == 1 else calls)}
 
 
-def _as_json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """JSON text with all characters as they are."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _alpaca(example: Example) -> dict[str, Any]:
-    system, (*earlier, prompt, response) = _without_system(example)
+    system, (*earlier, prompt, response) = without_system(example.messages)
     contents = [turn["content"] for turn in earlier]
     return {
         "instruction": prompt["content"],
@@ -196,9 +202,10 @@ def _alpaca(example: Example) -> dict[str, Any]:
     }
 
 
-def _without_system(example: Example) -> tuple[str, list[Message]]:
-    first, *others = example.messages
-    return (first["content"], others) if first["role"] == "system" else ("", example.messages)
+def without_system(messages: list[Message]) -> tuple[str, list[Message]]:
+    """The text of the system turn, empty if there is none, and the other turns."""
+    first, *others = messages
+    return (first["content"], others) if first["role"] == "system" else ("", messages)
 
 
 @contextmanager
@@ -207,35 +214,17 @@ def jsonl(path: Path, shape: Callable[[T], dict[str, Any]]) -> Iterator[Callable
     encode = msgspec.json.Encoder().encode
     with path.open("xb") as file:
         yield lambda item: file.write(encode(shape(item)) + b"\n")
-        _sync(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _jsonl(shape: Callable[[Example], dict[str, Any]]) -> Callable[[Path], AbstractContextManager[Write]]:
+def text_format(shape: Callable[[T], dict[str, Any]]) -> Callable[[Path], AbstractContextManager[Write]]:
+    """What opens a JSONL file for rows converted by `shape`."""
     return lambda path: jsonl(path, shape)
 
 
-@contextmanager
-def _parquet(path: Path) -> Iterator[Write]:
-    from pyarrow.parquet import ParquetWriter
-
-    with path.open("xb") as file, ExitStack() as stack:
-        writer: ParquetWriter | None = None
-
-        def write(batch: pa.RecordBatch) -> None:
-            nonlocal writer
-            if writer is None:
-                writer = stack.enter_context(ParquetWriter(file, batch.schema, compression="zstd"))
-            writer.write_batch(batch)
-
-        group = _RowGroup(write)
-        yield group.add
-        group.flush()
-        stack.close()
-        _sync(file)
-
-
-def _arrow_schema(*, has_reasoning: bool, has_tools: bool) -> pa.Schema:
-    """The columns of a row with all provenance; tools and calls are JSON text.
+def arrow_turns(*, has_reasoning: bool, has_tools: bool) -> pa.DataType:
+    """The type of a list of turns; calls are JSON text.
 
     has_reasoning, has_tools: whether turns have keys for them.
     """
@@ -244,10 +233,19 @@ def _arrow_schema(*, has_reasoning: bool, has_tools: bool) -> pa.Schema:
     keys = ["role", "content"]
     keys += ["reasoning_content"] if has_reasoning else []
     keys += ["tool_calls", "tool_call_id", "name"] if has_tools else []
+    return pa.list_(pa.struct(dict.fromkeys(keys, pa.string())))
+
+
+def _schema(first: Example | None) -> pa.Schema:
+    """The columns of a row with all provenance; tools and calls are JSON text."""
+    import pyarrow as pa
+
+    has_reasoning = first is not None and "reasoning_content" in first.messages[-1]
+    has_tools = first is not None and first.tools is not None
     return pa.schema(
         {
             "prompt_id": pa.int64(),
-            "messages": pa.list_(pa.struct(dict.fromkeys(keys, pa.string()))),
+            "messages": arrow_turns(has_reasoning=has_reasoning, has_tools=has_tools),
             "id": pa.string(),
             "domain": pa.string(),
             "answer": pa.string(),
@@ -269,74 +267,35 @@ def _arrow_schema(*, has_reasoning: bool, has_tools: bool) -> pa.Schema:
     )
 
 
-def arrow_table(examples: Iterable[Example]) -> pa.Table:
-    """Examples of one dataset as a table of the columns of the Parquet file, converted some thousands at a time."""
-    import pyarrow as pa
-
-    batches: list[pa.RecordBatch] = []
-    group = _RowGroup(batches.append)
-    for example in examples:
-        group.add(example)
-    group.flush()
-    schema = batches[0].schema if batches else _arrow_schema(has_reasoning=False, has_tools=False)
-    return pa.Table.from_batches(batches, schema)
-
-
-class _RowGroup:
-    """Buffer rows until a row group is full, then pass them to `write` as a record batch."""
-
-    def __init__(self, write: Callable[[pa.RecordBatch], object]) -> None:
-        self._write = write
-        self._schema: pa.Schema | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._characters = 0
-
-    def add(self, example: Example) -> None:
-        row = _as_row(example)
-        self._schema = self._schema or _arrow_schema(
-            has_reasoning="reasoning_content" in example.messages[-1], has_tools=example.tools is not None
-        )
-        self._rows.append(row)
-        self._characters += sum(len(turn["content"]) + len(turn.get("tool_calls", "")) for turn in row["messages"])
-        self._characters += len(row["meta"]) + len(example.answer or "") + len(row["tools"] or "")
-        self._characters += 2 * len(example.reasoning or "")
-        if len(self._rows) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
-            self.flush()
-
-    def flush(self) -> None:
-        import pyarrow as pa
-
-        if self._rows:
-            self._write(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
-        self._rows, self._characters = [], 0
-
-
 def _as_row(example: Example) -> dict[str, Any]:
     row = {name: getattr(example, name) for name in Example.__slots__}
     row["meta"] = msgspec.json.encode(example.meta, order="sorted").decode()
-    row["tools"] = _as_json(example.tools) if example.tools else None
-    row["messages"] = [
-        turn | {"tool_calls": _as_json(turn["tool_calls"])} if "tool_calls" in turn else turn
-        for turn in example.messages
-    ]
+    row["tools"] = as_json(example.tools) if example.tools else None
+    row["messages"] = with_json_calls(example.messages)
     return row
 
 
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def with_json_calls(turns: Iterable[Message]) -> list[Message]:
+    """The turns with their calls as JSON text."""
+    return [turn | {"tool_calls": as_json(turn["tool_calls"])} if "tool_calls" in turn else turn for turn in turns]
 
 
-def _strings(*names: str) -> list[dict[str, Any]]:
+#: The columns of the format with all provenance.
+COLUMNS = Columns(_as_row, _schema)
+
+
+def text_features(*names: str) -> list[dict[str, Any]]:
+    """Columns of texts, as a card declares them."""
     return [{"name": name, "dtype": "string"} for name in names]
 
 
-def _turns(name: str) -> dict[str, Any]:
+def turns_feature(name: str) -> dict[str, Any]:
+    """A column of turns, as a card declares it."""
     # Built anew each time: YAML would write a shared object as an alias, which `datasets` cannot read.
-    return {"name": name, "list": _strings("role", "content")}
+    return {"name": name, "list": text_features("role", "content")}
 
 
-def _values(*names: str) -> list[dict[str, Any]]:
+def json_features(*names: str) -> list[dict[str, Any]]:
     """Columns that are lists of JSON values, which differ from row to row."""
     return [{"name": name, "list": "json"} for name in names]
 
@@ -345,7 +304,7 @@ def _origins() -> list[dict[str, Any]]:
     # Types are declared because a reader that first sees ids such as 2020-01-31 infers timestamps, and rejects other
     # ids.
     names = "id", "domain", "source", "source_id", "teacher", "teacher_fingerprint", "finish_reason", "reason"
-    return [{"name": "prompt_id", "dtype": "int64"}, *_strings(*names), {"name": "sample", "dtype": "int64"}]
+    return [{"name": "prompt_id", "dtype": "int64"}, *text_features(*names), {"name": "sample", "dtype": "int64"}]
 
 
 FORMATS = Registry(
@@ -353,7 +312,7 @@ FORMATS = Registry(
     Format(
         "messages",
         "messages.jsonl",
-        _jsonl(_messages),
+        text_format(_messages),
         {
             "formatting": "sharegpt",
             "columns": {"messages": "messages"},
@@ -365,38 +324,42 @@ FORMATS = Registry(
                 "system_tag": "system",
             },
         },
-        [_turns("messages"), *_origins()],
+        [turns_feature("messages"), *_origins()],
         reasoning_in="messages",
         # No entry for LLaMA-Factory: it reads calls in ShareGPT's form.
-        tools=ToolForm(features=[*_values("messages", "tools"), *_origins()]),
+        tools=ToolForm(features=[*json_features("messages", "tools"), *_origins()]),
     ),
     Format(
         "prompt-completion",
         "prompt_completion.jsonl",
-        _jsonl(_prompt_completion),
-        features=[_turns("prompt"), _turns("completion"), *_origins()],
+        text_format(_prompt_completion),
+        features=[turns_feature("prompt"), turns_feature("completion"), *_origins()],
         reasoning_in="completion",
-        tools=ToolForm(features=[*_values("prompt", "completion", "tools"), *_origins()]),
+        tools=ToolForm(features=[*json_features("prompt", "completion", "tools"), *_origins()]),
     ),
     Format(
         "sharegpt",
         "sharegpt.jsonl",
-        _jsonl(_sharegpt),
+        text_format(_sharegpt),
         {"formatting": "sharegpt", "columns": {"messages": "conversations", "system": "system"}},
-        [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system"), *_origins()],
+        [{"name": "conversations", "list": text_features("from", "value")}, *text_features("system"), *_origins()],
         tools=ToolForm(
             {
                 "formatting": "sharegpt",
                 "columns": {"messages": "conversations", "system": "system", "tools": "tools"},
             },
-            [{"name": "conversations", "list": _strings("from", "value")}, *_strings("system", "tools"), *_origins()],
+            [
+                {"name": "conversations", "list": text_features("from", "value")},
+                *text_features("system", "tools"),
+                *_origins(),
+            ],
             is_strict=True,
         ),
     ),
     Format(
         "alpaca",
         "alpaca.jsonl",
-        _jsonl(_alpaca),
+        text_format(_alpaca),
         {
             "formatting": "alpaca",
             "columns": {
@@ -409,11 +372,11 @@ FORMATS = Registry(
         },
         # The first rows may all lack a history.
         [
-            *_strings("instruction", "input", "output", "system"),
+            *text_features("instruction", "input", "output", "system"),
             {"name": "history", "list": {"list": "string"}},
             *_origins(),
         ],
     ),
-    Format(PARQUET, "dataset.parquet", _parquet, reasoning_in="messages", is_text=False, tools=ToolForm()),
+    Format(PARQUET, "dataset.parquet", COLUMNS.file, reasoning_in="messages", is_text=False, tools=ToolForm()),
     groups=("persyn.formats",),
 )

@@ -6,6 +6,7 @@ docs/dataset.md documents each key of a manifest.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from persyn.dataset.filters import FILTERS, AssignedRow
+from persyn.dataset.filters import FILTERS, AssignedRow, Drop
 from persyn.dataset.formats import domain_of, is_ambiguous
 from persyn.dataset.options import ExportOptions
 from persyn.dataset.verdicts import WRONG
@@ -72,6 +73,7 @@ class RouterVersion:
     fingerprint: str
     #: Of its checkpoint's files.
     sha256: str
+    kind: str = "head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class BenchmarkCount:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The description of a dataset; always assigned = exported + sum(dropped) + sum(failed) + missing + rejected.
+    """The description of a dataset; always assigned = used + sum(dropped) + sum(failed) + missing + rejected.
 
     It records neither time nor place of writing, so the same data gives the same bytes.
     """
@@ -98,8 +100,9 @@ class Manifest:
     config: dict[str, Any]
     #: The options of the export.
     export: ExportOptions
-    #: Assignments, or the samples asked for if all are rows.
+    #: Assignments, or the samples asked for if all are rows; in a dataset made of the grid, its prompts.
     assigned: int
+    #: Rows.
     exported: int
     #: Exported responses that are truncated at max_tokens.
     truncated: int
@@ -133,17 +136,22 @@ class Manifest:
     rejected: int = 0
     #: Whether any row has tools or calls.
     tools: bool = False
+    #: Of `assigned`, those that rows were made of.
+    used: int = 0
+    #: Rows of hold-out prompts.
+    holdout: int = 0
     kind: str = f"{_KIND}2"
 
 
 @dataclass(slots=True)
 class ExportCounts:
-    """The counts of a manifest, updated row by row.
+    """The counts of a manifest, updated row by row."""
 
-    inlines: whether a format has the reasoning in the text of the response.
-    """
-
-    inlines: bool
+    #: Whether a format has the reasoning in the text of the response.
+    inlines: bool = False
+    #: Units (assignments, samples or prompts) that rows were made of.
+    used: int = 0
+    holdout: int = 0
     exported: Counter[int] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -172,24 +180,31 @@ class ExportCounts:
             self.failed[row.failure.split(":", 1)[0]] += 1
         return row.response is not None
 
-    def export(self, row: AssignedRow, split: str) -> None:
-        """Count a row of the dataset."""
-        self.exported[row.teacher_id] += 1
+    def drop(self, drop: Drop) -> None:
+        """Count a unit without a row."""
+        self.dropped[drop.filter] += 1
+        if drop.filter == "contaminated":
+            self.contaminated[drop.found] += 1
+
+    def export(self, responses: Sequence[AssignedRow], split: str) -> None:
+        """Count a row of the dataset by its first response, which is the best one of several."""
+        best = responses[0]
+        self.exported[best.teacher_id] += 1
         self.splits[split] += 1
-        self.engines[row.engine or ""] += 1
-        self.truncated[row.teacher_id] += row.finish_reason == "length"
-        self.domains[domain_of(row.meta)] += 1
-        self.wrong += row.quality == WRONG
-        self.reasoning += bool(row.reasoning)
-        self.ambiguous += self.inlines and is_ambiguous(row.response, row.reasoning)
+        self.engines[best.engine or ""] += 1
+        self.truncated[best.teacher_id] += best.finish_reason == "length"
+        self.domains[domain_of(best.meta)] += 1
+        self.wrong += best.quality == WRONG
+        self.reasoning += any(each.reasoning for each in responses)
+        self.ambiguous += self.inlines and any(is_ambiguous(each.response, each.reasoning) for each in responses)
 
     @property
     def assigned(self) -> int:
-        """The number of assignments processed."""
-        return self.exported.total() + self.dropped.total() + self.failed.total() + self.missing + self.rejected
+        """The number of units processed."""
+        return self.used + self.dropped.total() + self.failed.total() + self.missing + self.rejected
 
     def dropped_by(self, options: ExportOptions) -> dict[str, int]:
-        """Every active filter, in order of application, with the number of rows it dropped."""
+        """Every active filter, in order of application, and then other reasons, with what was left out for them."""
         asked = {
             "finish_reason": bool(options.finish_reasons),
             "quality": options.min_quality is not None,
@@ -199,7 +214,8 @@ class ExportCounts:
             "near_duplicate": options.near_duplicates is not None,
             "cap": options.cap is not None,
         }
-        return {name: self.dropped[name] for name in FILTERS if asked[name]}
+        active = *(name for name in FILTERS if asked[name]), *options.of_kind.losses
+        return {name: self.dropped[name] for name in active}
 
 
 class _FileName(Struct):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Text, and_, cast, func, select, true
+from sqlalchemy import Select, and_, func, null, select, true
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import On, Per, load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher
 from persyn.db.results import Response, Score
+from persyn.db.text import call_characters
 from persyn.errors import UsageError
+from persyn.method import learnability as learnabilities
 from persyn.method import rewards
+from persyn.method.learnability import LEARNABILITIES, Learnability
 from persyn.method.rewards import Matrix, Normalisation
 
 
@@ -28,12 +31,13 @@ class Grid:
     is_holdout:   (P,) prompts used only to measure the router.
     teacher_ids:  (T,) in head order.
     quality:      (P, T) raw, in the quality scorer's unit.
-    learnability: (P, T) log-likelihood under the student of a response or a part of it, nats per token, per character
-                  or in total.
+    learnability: (P, T) of a response or a part of it, by one of `LEARNABILITIES`, in its unit: a log-likelihood in
+                  nats per token, per character or in total.
     quality_errors, learnability_errors: (P, T) standard errors of these means, see `rewards.sample_errors`.
     prompt_tokens, response_tokens: (P, T) of one response, as the engine counted them; NaN where it did not.
     n_responses:  (P, T) number of responses with a text.
     alpha, how:   the run's definition of the reward.
+    is_log_likelihood: whether learnability is a log-likelihood, so that its negative is the student's loss.
     """
 
     prompt_ids: NDArray[np.int64]
@@ -48,6 +52,7 @@ class Grid:
     n_responses: NDArray[np.int64]
     alpha: float
     how: Normalisation
+    is_log_likelihood: bool = True
 
     def rewards(self, *, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
         """(P, T) rewards, see `rewards.combine`; None means the run's own definition.
@@ -71,25 +76,57 @@ class Grid:
         return {"alpha": alpha, "how": how or self.how}
 
 
-def read(
-    session: Session, run: Run, *, per: Per | None = None, on: On | None = None, prompt_id: int | None = None
-) -> Grid:
-    """Read a run's grid as far as it is complete, or only one prompt's row (no row if it is not a calibration prompt).
+class Measure(NamedTuple):
+    """How learnability is measured.
 
-    per: the divisor of the log-likelihood; None means the run's.
-    on:  the part of a response whose log-likelihood counts; None means the run's. With `reasoning`, a response without
-         reasoning has no learnability.
-    Raises `UsageError` if one is unknown, if `per` requires whole responses and the run scored only their first tokens,
-    and if `on` is `reasoning`, unlike in the run, and there is none.
+    kind: the definition.
+    per:  the divisor of the log-likelihood, with `log_likelihood`; otherwise `token`.
+    on:   the part of a response that counts. With `reasoning`, a response without reasoning has no learnability.
+    """
+
+    kind: Learnability
+    per: Per
+    on: On
+
+
+def measure(run: Run, *, learnability: str | None = None, per: Per | None = None, on: On | None = None) -> Measure:
+    """How a run measures learnability; what is not None replaces the run's own.
+
+    Raises `UsageError` if one is unknown, and for a `per` that does not apply.
     """
     _require_known("per", per, Per)
     _require_known("on", on, On)
-    config = load_config(run.config).run
-    is_other = on is not None and on != config.learnability_on
-    per, on = per or config.learnability_per, on or config.learnability_on
-    if per != "token" and load_config(run.config).student.options.get("response_tokens"):
+    config = load_config(run.config)
+    kind = LEARNABILITIES.require(learnability or config.run.learnability, "learnability")
+    if kind.name != "log_likelihood":
+        if per not in (None, "token"):
+            raise UsageError(f"learnability {kind.name} has no divisor, got per {per}; only log_likelihood has one")
+        per = "token"
+    per = per or config.run.learnability_per
+    if per != "token" and config.student.options.get("response_tokens"):
         raise UsageError(f"learnability per {per} needs whole responses; run {run.name} scored only first tokens")
-    wanted = RunPrompt.prompt_id == prompt_id if prompt_id is not None else true()
+    return Measure(kind, per, on or config.run.learnability_on)
+
+
+def read(
+    session: Session,
+    run: Run,
+    *,
+    learnability: str | None = None,
+    per: Per | None = None,
+    on: On | None = None,
+    prompt_ids: tuple[int, int] | None = None,
+) -> Grid:
+    """Read a run's grid as far as it is complete.
+
+    prompt_ids: only the rows of calibration prompts from the first to the last of these ids, perhaps none.
+    learnability, per, on: see `measure`.
+    Raises `UsageError` as `measure` does, if `on` is `reasoning`, unlike in the run, and there is none, and if the
+    scores lack the statistics that the learnability needs.
+    """
+    measured = measure(run, learnability=learnability, per=per, on=on)
+    config = load_config(run.config).run
+    wanted = RunPrompt.prompt_id.between(*prompt_ids) if prompt_ids is not None else true()
     prompts = session.execute(
         select(RunPrompt.prompt_id, RunPrompt.role)
         .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, wanted)
@@ -101,38 +138,74 @@ def read(
     row_of = {prompt.prompt_id: row for row, prompt in enumerate(prompts)}
     column_of = {teacher_id: column for column, teacher_id in enumerate(teacher_ids)}
     empty = np.full((len(prompts), len(teacher_ids), config.samples), np.nan)
-    quality, learnability, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
+    quality, learned, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
     n_responses = np.zeros(empty.shape[:2], dtype=np.int64)
-    found = _responses(run).where(wanted, Response.sample < config.samples)
-    for cell in session.execute(found, execution_options={"yield_per": 10_000}):
-        place = row_of[cell.prompt_id], column_of[cell.teacher_id], cell.sample
-        n_responses[place[:2]] += cell.n_characters is not None
-        if cell.quality is not None:
-            quality[place] = cell.quality
-        learnability[place] = _learnability(cell, per, on)
-        if cell.prompt_tokens is not None:
-            prompt_tokens[place] = cell.prompt_tokens
-        if cell.response_tokens is not None:
-            response_tokens[place] = cell.response_tokens
-    if is_other and on == "reasoning" and len(prompts) and np.isnan(learnability).all():
+    found = scored_responses(run, measured.kind).where(wanted, Response.sample < config.samples)
+    with session.execute(found, execution_options={"yield_per": 10_000}) as cells:
+        for cell in cells:
+            place = row_of[cell.prompt_id], column_of[cell.teacher_id], cell.sample
+            n_responses[place[:2]] += cell.n_characters is not None
+            if cell.quality is not None:
+                quality[place] = cell.quality
+            learned[place] = learnability_of(run, cell, measured)
+            if cell.prompt_tokens is not None:
+                prompt_tokens[place] = cell.prompt_tokens
+            if cell.response_tokens is not None:
+                response_tokens[place] = cell.response_tokens
+    is_other = measured.on != config.learnability_on
+    if is_other and measured.on == "reasoning" and len(prompts) and np.isnan(learned).all():
         raise UsageError(f"run {run.name} has no scored reasoning to compute learnability on; use answer or both")
     return Grid(
         prompt_ids=np.array([prompt.prompt_id for prompt in prompts], dtype=np.int64),
         is_holdout=np.array([prompt.role == Role.HOLDOUT for prompt in prompts], dtype=np.bool_),
         teacher_ids=np.array(teacher_ids, dtype=np.int64),
         quality=rewards.sample_means(quality),
-        learnability=rewards.sample_means(learnability),
+        learnability=rewards.sample_means(learned),
         quality_errors=rewards.sample_errors(quality),
-        learnability_errors=rewards.sample_errors(learnability),
+        learnability_errors=rewards.sample_errors(learned),
         prompt_tokens=rewards.sample_means(prompt_tokens),
         response_tokens=rewards.sample_means(response_tokens),
         n_responses=n_responses,
         alpha=config.alpha,
         how=config.normalise,
+        is_log_likelihood=measured.kind.is_log_likelihood,
     )
 
 
-def _learnability(cell: Any, per: Per, on: On) -> float:
+def _require_statistics(run: Run, cell: Any, kind: Learnability) -> None:
+    """Raise `UsageError` for a score without a statistic that a learnability needs."""
+    if not kind.needs or cell.log_likelihood is None:
+        return
+    if cell.statistics is None or not set(kind.extra) <= cell.statistics["answer"].keys():
+        why = "does not include" if cell.statistics else "was stored by an earlier version of PerSyn without"
+        raise UsageError(
+            f"learnability {kind.name} needs the statistics {', '.join(kind.needs)}, which the student's score of the "
+            f"responses in run {run.name} {why}. Start a run with another name and [run] learnability = "
+            f'"{kind.name}": it uses the stored responses, and only the student scores them again'
+        )
+
+
+def learnability_of(run: Run, cell: Any, measured: Measure) -> float:
+    """The learnability of a response's parts; NaN where nothing was scored.
+
+    cell: a row of `scored_responses`.
+    Raises `UsageError` if its score lacks the statistics that the learnability needs.
+    """
+    _require_statistics(run, cell, measured.kind)
+    if measured.kind.name == "log_likelihood":
+        return _log_likelihood(cell, measured.per, measured.on)
+    if cell.log_likelihood is None:
+        return np.nan
+    parts = {"answer": cell.statistics["answer"] | {"log_likelihood": cell.log_likelihood, "n_tokens": cell.n_tokens}}
+    if cell.reasoning_n_tokens:
+        counted = {"log_likelihood": cell.reasoning_log_likelihood, "n_tokens": cell.reasoning_n_tokens}
+        parts["reasoning"] = cell.statistics.get("reasoning", {}) | counted
+        parts["both"] = learnabilities.joined(parts["answer"], parts["reasoning"])
+    part = parts.get(measured.on, parts["answer"] if measured.on == "both" else None)
+    return np.nan if part is None else learnabilities.value(measured.kind, part)
+
+
+def _log_likelihood(cell: Any, per: Per, on: On) -> float:
     """The log-likelihood of a response's parts, divided as asked; NaN where nothing was scored."""
     answer = _part(cell.log_likelihood, cell.n_tokens, cell.n_characters)
     reasoning = _part(cell.reasoning_log_likelihood, cell.reasoning_n_tokens, cell.n_reasoning_characters)
@@ -152,11 +225,8 @@ def _require_known(name: str, value: str | None, kind: Any) -> None:
         raise UsageError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
 
 
-#: The characters of a response's calls, without spaces, which the databases set differently in JSON.
-_N_OF_CALLS = func.coalesce(func.length(func.replace(cast(Response.tool_calls, Text), " ", "")), 0)
-
-
-def _responses(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a select of twelve columns
+def scored_responses(run: Run, kind: Learnability) -> Select[Any]:
+    """Select the responses of a run's grid with their raw scores, as `learnability_of` reads them."""
     quality, likelihood = aliased(Score), aliased(Score)
     return (
         select(
@@ -166,9 +236,10 @@ def _responses(run: Run):  # type: ignore[no-untyped-def] # noqa: ANN202 - a sel
             quality.value.label("quality"),
             likelihood.value.label("log_likelihood"),
             likelihood.n_tokens,
-            (func.length(Response.text) + _N_OF_CALLS).label("n_characters"),
+            (func.length(Response.text) + call_characters(Response.tool_calls)).label("n_characters"),
             likelihood.reasoning_value.label("reasoning_log_likelihood"),
             likelihood.reasoning_n_tokens,
+            (likelihood.statistics if kind.needs else null()).label("statistics"),
             func.length(Response.reasoning).label("n_reasoning_characters"),
             Response.prompt_tokens,
             Response.response_tokens,

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from persyn.config import load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
-from persyn.db.results import Assignment, Response, answers_assignment, is_candidate, sample_indices
+from persyn.db.results import NO_TEXT, Assignment, Response, answers_assignment, is_candidate, sample_indices
+from persyn.db.text import reason
 from persyn.errors import UsageError
 
 #: At most so many runs are named in an error.
@@ -58,6 +59,32 @@ def in_dataset(run: Run) -> ColumnElement[bool]:
     """Join condition of `assignments` and `responses`: the response is a row of the run's unfiltered dataset."""
     generation = load_config(run.config).generation
     return and_(is_candidate(), Response.sample < generation.rows) if generation.keep == "all" else answers_assignment()
+
+
+def of_dataset(run: Run, *columns: Any) -> Select[Any]:
+    """Select columns of the responses that are rows of a run's unfiltered dataset, and of their assignments."""
+    joined = select(*columns).select_from(Assignment).join(Response, in_dataset(run))
+    return joined.where(Assignment.run_id == run.id, Response.text.is_not(None))
+
+
+def of_grid(run: Run, *columns: Any) -> Select[Any]:
+    """Select columns of the responses to a run's calibration prompts, and of these `run_prompts` and `run_teachers`."""
+    return (
+        select(*columns)
+        .select_from(RunPrompt)
+        .join(Response, Response.prompt_id == RunPrompt.prompt_id)
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, Response.text.is_not(None))
+        .where(Response.sample < load_config(run.config).run.samples)
+    )
+
+
+def is_scores_only(session: Session, run: Run) -> bool:
+    """Whether a run has no response to export because all that it has were imported as scores only."""
+    if session.execute(of_dataset(run, Response.id).limit(1)).first() is not None:
+        return False
+    of_run = select(Response.id).join(Assignment, is_candidate()).where(Assignment.run_id == run.id)
+    return session.execute(of_run.where(reason(Response.failure) == NO_TEXT).limit(1)).first() is not None
 
 
 def with_rows(query: Select[Any], run: Run) -> Select[Any]:

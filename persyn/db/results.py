@@ -29,6 +29,10 @@ from persyn.db.base import Base, Big, CreatedAt, Hash, Id, words
 _FAILED = text("failure IS NOT NULL")
 
 
+#: The failure of a response of which only scores are known; nobody may read it, but its scores count.
+NO_TEXT = "no_text"
+
+
 class Origin(StrEnum):
     """How a response was obtained."""
 
@@ -88,6 +92,9 @@ class Score(Base):
         comment="sum of log-probabilities of the reasoning; value is the answer's"
     )
     reasoning_n_tokens: Mapped[int | None] = mapped_column(comment="number of tokens in the reasoning's sum")
+    statistics: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="other sums over the tokens of a log-likelihood, {answer, reasoning}; null before PerSyn stored them"
+    )
     failure: Mapped[str | None] = mapped_column(Text)
     detail: Mapped[dict[str, Any]] = mapped_column(comment="how the value was obtained: parsed forms, dtype, version")
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
@@ -103,6 +110,9 @@ class Router(Base):
     fingerprint: Mapped[Hash] = mapped_column(unique=True, comment="SHA-256 of backbone, settings and training data")
     backbone: Mapped[str]
     revision: Mapped[str | None]
+    kind: Mapped[str] = mapped_column(
+        default="head", server_default="head", comment="how it predicts: head, neighbours, ..."
+    )
     tune: Mapped[str]
     options: Mapped[dict[str, Any]]
     teacher_ids: Mapped[list[Any]] = mapped_column(comment="teacher ids in head order")
@@ -113,7 +123,7 @@ class Router(Base):
 
 
 class RouterScore(Base):
-    """A router's score of one teacher for one prompt; score differences are log-odds of a higher reward."""
+    """A router's score of one teacher for one prompt; the differences of a head's scores are log-odds."""
 
     __tablename__ = "router_scores"
     __table_args__ = ({"sqlite_with_rowid": False},)
@@ -122,6 +132,9 @@ class RouterScore(Base):
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"), primary_key=True)
     teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"), primary_key=True)
     score: Mapped[float]
+    cross_fitted: Mapped[float | None] = mapped_column(
+        comment="of a calibration prompt: the score of a router that was fitted without it"
+    )
 
 
 class Assignment(Base):

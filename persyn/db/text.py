@@ -1,10 +1,10 @@
-"""Text functions with one name on both databases."""
+"""Functions of texts and calls, with one name on both databases."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Text
+from sqlalchemy import Integer, Text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -18,11 +18,35 @@ class reason(FunctionElement[str]):
 
 
 @compiles(reason, "sqlite")
-def _sqlite(element: reason, compiler: SQLCompiler, **kwargs: Any) -> str:
+def _reason_on_sqlite(element: reason, compiler: SQLCompiler, **kwargs: Any) -> str:
     failure = compiler.process(element.clauses, **kwargs)
     return f"substr({failure}, 1, instr({failure} || ':', ':') - 1)"
 
 
 @compiles(reason, "postgresql")
-def _postgresql(element: reason, compiler: SQLCompiler, **kwargs: Any) -> str:
+def _reason_on_postgresql(element: reason, compiler: SQLCompiler, **kwargs: Any) -> str:
     return f"split_part({compiler.process(element.clauses, **kwargs)}, ':', 1)"
+
+
+class call_characters(FunctionElement[int]):
+    """The characters of the names and arguments in a response's calls; 0 without calls.
+
+    Counted in the decoded values: only SQLite stores JSON with escapes in place of characters that are not ASCII.
+    """
+
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(call_characters, "sqlite")
+def _call_characters_on_sqlite(element: call_characters, compiler: SQLCompiler, **kwargs: Any) -> str:
+    calls = compiler.process(element.clauses, **kwargs)
+    name, arguments = (f"json_extract(value, '$.function.{key}')" for key in ("name", "arguments"))
+    return f"coalesce((SELECT sum(length({name}) + length({arguments})) FROM json_each({calls})), 0)"  # noqa: S608
+
+
+@compiles(call_characters, "postgresql")
+def _call_characters_on_postgresql(element: call_characters, compiler: SQLCompiler, **kwargs: Any) -> str:
+    calls = compiler.process(element.clauses, **kwargs)
+    name, arguments = (f"value -> 'function' ->> '{key}'" for key in ("name", "arguments"))
+    return f"coalesce((SELECT sum(length({name}) + length({arguments})) FROM jsonb_array_elements({calls})), 0)"  # noqa: S608

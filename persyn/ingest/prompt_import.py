@@ -57,7 +57,7 @@ def add_to_run(
 ) -> int:
     """Add every prompt of the files, or of sources imported before, to the run as a target, once each.
 
-    Returns the number of rows whose answer or instructions differ from the stored ones, which are kept.
+    Returns the number of rows whose answer, instructions or tests differ from the stored ones, which are kept.
 
     Files are imported like `import_prompts` does; a bad row stops the import. Raises `UsageError` also for a source
     without prompts in the store.

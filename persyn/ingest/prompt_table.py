@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from persyn.db import bulk
 from persyn.db.catalog import Prompt
 from persyn.ingest.rows import PromptRow
+from persyn.llm.scorers.code_tests import CodeFields
+from persyn.llm.scorers.instructions import InstructionFields
 
 #: Fields besides the answer that affect quality scores.
-_SCORED_BY = ("instruction_id_list", "kwargs")
+_SCORED_BY = (*InstructionFields.__struct_fields__, *CodeFields.__struct_fields__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Stored:
 
     hashes:    of its conversations, each once.
     new:       conversations that were not stored before.
-    conflicts: rows whose answer or instructions differ from the stored ones, which are kept.
+    conflicts: rows whose answer, instructions or tests differ from the stored ones, which are kept.
     """
 
     hashes: Sequence[str]

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from persyn.config import TeacherName
+from persyn.db.results import NO_TEXT
 from persyn.errors import UsageError
 from persyn.ingest import files, layouts, rows
 from persyn.ingest.layouts import Names, Usual
@@ -40,16 +41,21 @@ class Layout:
     names:  {our field: the file's field}, for fields without a common name.
     prompt: fields that describe the prompt, not the response; they are stored in its meta.
     score:  fields with a number or boolean that is a score of the response.
+    scores_only: whether rows have no response, but a score of it.
     """
 
     names: Names = field(default_factory=dict)
     prompt: tuple[str, ...] = ()
     score: tuple[str, ...] = ()
+    scores_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseRow:
-    """One cell of a grid; `text` is None if the teacher wrote nothing, and empty if it only called tools."""
+    """One cell of a grid; `text` is None if the teacher wrote nothing, and empty if it only called tools.
+
+    `failure` is why there is no text.
+    """
 
     prompt: PromptRow
     teacher: str
@@ -60,6 +66,12 @@ class ResponseRow:
     scores: dict[str, float]
     meta: dict[str, Any]
     tool_calls: list[dict[str, Any]] | None = None
+    failure: str | None = None
+
+
+_EMPTY = "empty: the teacher wrote nothing"
+#: The failure of a response of which only scores were imported.
+SCORES_ONLY = f"{NO_TEXT}: only scores of this response were imported"
 
 
 def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
@@ -69,7 +81,7 @@ def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
     A single row may lack a field, because CSV files omit nulls.
     """
     named = {*layout.names.values(), *layout.prompt}
-    is_empty, has_response = True, "response" in layout.names
+    is_empty, has_response = True, "response" in layout.names or layout.scores_only
     for number, record in rows.require_named(path, files.records(path), named):
         found = _row_or_bad(path, number, record, layout)
         if not isinstance(record, UnreadableRecord):
@@ -79,7 +91,7 @@ def read(path: Path, layout: Layout) -> Iterator[ResponseRow | BadRow]:
     if not is_empty and not has_response:
         raise UsageError(
             f"no row of {path.name} has the teacher's response in a field 'response' or 'output'; name the field with "
-            "--map response=FIELD; nothing was imported"
+            "--map response=FIELD, or import scores without responses with --scores-only; nothing was imported"
         )
 
 
@@ -108,6 +120,9 @@ def _row(record: Record, layout: Layout) -> ResponseRow:
     reply = reply or {"content": None}
     calls = _calls(ours["tool_calls"]) or reply.get("tool_calls")
     text = _text(reply["content"] if ours["response"] is None else ours["response"])
+    scores = {name: score for name in layout.score if (score := _score(given[name], name)) is not None}
+    if layout.scores_only:
+        _require_scores_only(text, calls, scores)
     row = ResponseRow(
         prompt=replace(prompt, meta=of_prompt),
         teacher=_teacher(ours["teacher"]),
@@ -116,11 +131,19 @@ def _row(record: Record, layout: Layout) -> ResponseRow:
         finish_reason=finish_reason.normalised(rows.text_or_number(ours, "finish_reason") or ""),
         prompt_tokens=_count(ours, "prompt_tokens"),
         response_tokens=_count(ours, "response_tokens"),
-        scores={name: score for name in layout.score if (score := _score(given[name], name)) is not None},
+        scores=scores,
         meta=fields.rest,
+        failure=None if text is not None or calls else SCORES_ONLY if layout.scores_only else _EMPTY,
     )
     rows.require_storable(row)
     return row
+
+
+def _require_scores_only(text: str | None, calls: Any, scores: dict[str, float]) -> None:
+    if text is not None or calls:
+        raise Flaw("the row has a response, but the file is imported as scores only; leave out --scores-only")
+    if not scores:
+        raise Flaw("the row has neither a response nor a score")
 
 
 def _teacher(value: Any) -> str:

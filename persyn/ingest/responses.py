@@ -8,17 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sqlalchemy import bindparam, delete, select, tuple_, update
+from sqlalchemy import bindparam, delete, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from persyn.config import QualityTable, TeacherTable
 from persyn.db import bulk
 from persyn.db.catalog import Prompt
-from persyn.db.results import Origin, Response, Score
+from persyn.db.results import NO_TEXT, Origin, Response, Score
+from persyn.db.text import reason
 from persyn.errors import UsageError
 from persyn.ingest import prompt_table, response_rows, versions
 from persyn.ingest.imports import ImportCounts, ImportReport, OnError, batches
-from persyn.ingest.response_rows import Layout, ResponseRow
+from persyn.ingest.response_rows import SCORES_ONLY, Layout, ResponseRow
 
 Cell: TypeAlias = tuple[int, int]
 """(prompt id, teacher id)."""
@@ -36,7 +37,8 @@ def import_responses(
     """Store the cells of files, with prompts and teachers that are not stored yet.
 
     A stored cell is kept, unless it had failed and the file has a text for it. A row without a text is stored as a
-    failure, `empty`.
+    failure, `empty`; in a file of scores only as `no_text`, with its scores. A text that comes later for such a cell
+    replaces both, since the scores may be of another response.
 
     teachers: {name: id} of the permitted teachers; None accepts every name, as a teacher of engine "imported".
     progress: called from time to time with the number of rows read.
@@ -98,6 +100,7 @@ def _cells(
 
 def _store(session: Session, cells: dict[Cell, ResponseRow], tally: ImportCounts) -> None:
     there = _there(session, cells)
+    _forget_scores(session, [cell for cell in there if there[cell] is None and cells[cell].text is not None])
     bulk.insert_new(session, Response, [_columns(cell, row) for cell, row in cells.items() if cell not in there])
     late = [cell for cell in there if there[cell] is None and cells[cell].text is not None]
     if late:
@@ -114,6 +117,7 @@ def _store(session: Session, cells: dict[Cell, ResponseRow], tally: ImportCounts
                 for row, (prompt_id, teacher_id) in zip(columns, late, strict=True)
             ],
         )
+    _mark_scored(session, [cell for cell in there if there[cell] is None and cells[cell].failure == SCORES_ONLY])
     tally.new += len(cells) - len(there)
     tally.replaced += len(late)
     tally.conflicts += sum(
@@ -144,6 +148,26 @@ def _there(session: Session, cells: dict[Cell, ResponseRow]) -> dict[Cell, tuple
     }
 
 
+def _mark_scored(session: Session, cells: Sequence[Cell]) -> None:
+    """Say of responses that a run noted as not imported that their scores are there now."""
+    absent = (
+        tuple_(Response.prompt_id, Response.teacher_id).in_(cells),
+        Response.sample == 0,
+        reason(Response.failure) == "not_imported",
+    )
+    if cells:
+        session.execute(update(Response).where(*absent).values(failure=SCORES_ONLY))
+
+
+def _forget_scores(session: Session, cells: Sequence[Cell]) -> None:
+    """Delete the scores of responses without a text that are about to get one."""
+    of_cells = select(Response.id).where(
+        tuple_(Response.prompt_id, Response.teacher_id).in_(cells), Response.sample == 0, Response.text.is_(None)
+    )
+    if cells:
+        session.execute(delete(Score).where(Score.response_id.in_(of_cells)))
+
+
 def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int]) -> int:
     """Store scores that are missing or failed; return their number."""
     if not scorers:
@@ -152,7 +176,7 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
         select(Response.id, Response.prompt_id, Response.teacher_id, Response.text, Response.tool_calls).where(
             tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)),
             Response.sample == 0,
-            Response.text.is_not(None),
+            or_(Response.text.is_not(None), reason(Response.failure) == NO_TEXT),
         )
     )
     rows: list[dict[str, Any]] = [
@@ -185,7 +209,7 @@ def _said(row: ResponseRow) -> dict[str, Any]:
     return {
         "text": row.text,
         "tool_calls": row.tool_calls,
-        "failure": None if row.text is not None else "empty: the teacher wrote nothing",
+        "failure": row.failure,
         "finish_reason": row.finish_reason,
         "prompt_tokens": row.prompt_tokens,
         "response_tokens": row.response_tokens,

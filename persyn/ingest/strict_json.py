@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any
 
 import msgspec
 
+from persyn import json_text
 from persyn.ingest.encoding import not_utf8
 from persyn.ingest.record import Flaw
 
@@ -22,9 +22,11 @@ def decode(data: bytes) -> Any:
         value = _decoded(data)
         # Counting keys clears most rows, so that the slower check is rarely needed.
         if len(_END_OF_KEY.findall(data)) != _keys(value):
-            json.loads(data, object_pairs_hook=_require_unique)
+            json.loads(data, object_pairs_hook=json_text.unique)
     except RecursionError as error:
         raise Flaw("nested too deeply") from error
+    except ValueError as error:
+        raise Flaw(str(error)) from error
     return value
 
 
@@ -41,7 +43,7 @@ def _with_nulls(data: bytes, error: msgspec.DecodeError) -> Any:
     """Decode with the standard library, which accepts the NaN and Infinity that Python's encoder writes."""
     nulls: list[str] = []
     try:
-        value = json.loads(data.decode(), parse_constant=nulls.append, parse_float=_finite)
+        value = json.loads(data.decode(), parse_constant=nulls.append, parse_float=json_text.finite)
         msgspec.json.encode(value)
     except UnicodeEncodeError as surrogate:
         raise Flaw("a lone surrogate: half of a character escaped as two") from surrogate
@@ -52,23 +54,7 @@ def _with_nulls(data: bytes, error: msgspec.DecodeError) -> Any:
     return value
 
 
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"out of range: {digits:.50}")
-    return number
-
-
 def _keys(value: Any) -> int:
     if isinstance(value, dict):
         return len(value) + sum(map(_keys, value.values()))
     return sum(map(_keys, value)) if isinstance(value, list) else 0
-
-
-def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Flaw(f"the key {twice!r:.50} occurs twice in one object")
-    return found

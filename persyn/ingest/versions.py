@@ -15,14 +15,17 @@ from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, St
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
+from persyn.db.results import Score
 from persyn.errors import UsageError
 from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES
-from persyn.llm.identity import UNKNOWN_IDENTITY, Identity, identify, identify_adapter
+from persyn.llm.identity import UNKNOWN_IDENTITY, Identify, Identity, identify, identify_adapter, identify_embedding
 from persyn.llm.options import OpenAIOptions
 from persyn.llm.protocols import ModelSpec
 from persyn.llm.scorers import custom_function, judge
+from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
+from persyn.router.inputs import needed_encoders
 
 Identities: TypeAlias = Mapping[tuple[str, str | None], Identity]
 """Identities of models, by (model, revision)."""
@@ -49,9 +52,9 @@ def identities(
         tables.append((student.model, student.revision))
     if quality is not None and engines.loads_weights(quality.kind, quality.options):
         tables.append((quality.model, quality.revision))
-    if router is not None:
-        tables.append((router.backbone, router.revision))
     looks: dict[tuple[str, str | None], Callable[[], Identity]] = {table: partial(identify, *table) for table in tables}
+    if router is not None:
+        looks |= {model: partial(look, *model) for model, look in models_of(router).items()}
     adapted = [(table.adapter, table.adapter_revision) for table in teachers if table.adapter]
     looks |= {each: partial(identify_adapter, *each) for each in adapted}
     functions: list[QualityTable | StrategyTable] = []
@@ -62,12 +65,34 @@ def identities(
     for function in functions:
         looks[function.model, function.revision] = partial(_of_function, function)
     found = _all(looks)
-    if router is not None and router.version not in (None, is_now := found[router.backbone, router.revision].revision):
-        raise UsageError(
-            f"the backbone {router.backbone!r} is {is_now}, not {router.version}: "
-            "restore it, or remove the version from the run file"
-        )
+    if router is not None:
+        _require_versions(router, found)
     return found
+
+
+def models_of(router: RouterTable) -> dict[tuple[str, str | None], Identify]:
+    """The models that a router reads as (model, revision), and what identifies them."""
+    read = needed_encoders(router)
+    found: dict[tuple[str, str | None], Identify] = {}
+    if "backbone" in read:
+        found[router.backbone, router.revision] = identify
+    if "embedding" in read and router.embedding is not None:
+        found[router.embedding, router.embedding_revision] = identify_embedding
+    return found
+
+
+def _require_versions(router: RouterTable, found: Identities) -> None:
+    """Raise `UsageError` for a model of the router that is not the version that its table names."""
+    named = {
+        ("backbone", router.backbone, router.revision): router.version,
+        ("embedding", router.embedding or "", router.embedding_revision): router.embedding_version,
+    }
+    for (what, model, revision), version in named.items():
+        is_now = found.get((model, revision), UNKNOWN_IDENTITY).revision
+        if version is not None and is_now is not None and version != is_now:
+            raise UsageError(
+                f"the {what} {model!r} is {is_now}, not {version}: restore it, or remove the version from the run file"
+            )
 
 
 def _all(looks: Mapping[tuple[str, str | None], Callable[[], Identity]]) -> dict[tuple[str, str | None], Identity]:
@@ -160,13 +185,33 @@ def student(session: Session, table: StudentTable, known: Identities) -> Student
     return found_or_new
 
 
-def learnability(session: Session, student: Student, table: StudentTable) -> int:
-    """The id of the scorer that computes log-likelihoods under a student."""
+def learnability(session: Session, student: Student, table: StudentTable, definition: str = "log_likelihood") -> int:
+    """The id of the scorer that computes log-likelihoods under a student, and what a definition of learnability needs.
+
+    Where the student's scores were stored before PerSyn computed statistics, and the definition needs some, it is
+    another scorer: the responses are scored again, and the old scores stay.
+    """
+    kind = LEARNABILITIES.require(definition, "learnability")
+    chosen = {**table.options}
+    if extra := {*kind.extra, *chosen.get("statistics", ())}:
+        chosen["statistics"] = sorted(extra)
+    found = _student_scorer(session, student, table, chosen)
+    lacks = select(Score.response_id).where(
+        Score.scorer_id == found, Score.value.is_not(None), Score.statistics.is_(None)
+    )
+    if kind.needs and session.scalar(lacks.limit(1)) is not None:
+        return _student_scorer(
+            session, student, table, chosen | {"statistics": [*chosen.get("statistics", ()), "tokens"]}
+        )
+    return found
+
+
+def _student_scorer(session: Session, student: Student, table: StudentTable, chosen: Mapping[str, Any]) -> int:
     row = {
         "kind": table.engine,
         "model": student.model,
         "revision": student.revision,
-        "options": transport.decisive(table.engine, table.options, table.gpus),
+        "options": transport.decisive(table.engine, chosen, table.gpus),
         "student_id": student.id,
     }
     return _register(session, Scorer, _present(row, by_content=True), row)

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from persyn.errors import EngineError
 from persyn.llm import loading
 from persyn.llm.protocols import Message, ModelSpec, Tools
-from persyn.llm.template import CLOSING, OPENING, Answered, Reasoning, Spans, Written
+from persyn.llm.template import CLOSING, OPENING, Answered, Conversation, Reasoning, Spans, Written
 from persyn.llm.tool_template import ToolTemplate
 from persyn.llm.tools import written
 
@@ -30,16 +30,6 @@ _BEGIN_TOKENS = frozenset({"<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>
 
 #: Ends a base model's turn; without a template, nothing else makes it stop.
 PLAIN_STOP = "\nUser:"
-
-
-class Conversation(NamedTuple):
-    """A conversation's turns, and its response with the reasoning before it and its calls."""
-
-    messages: Sequence[Message]
-    response: str
-    reasoning: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tools: Tools | None = None
 
 
 class EncodedResponse(NamedTuple):
@@ -123,14 +113,7 @@ class Chat:
         prompt = self._prompt(messages, tools)
         return self._as_turns(self.encode(prompt.text), prompt.text, prompt.spans)
 
-    def response_ids(
-        self,
-        messages: Sequence[Message],
-        response: str,
-        reasoning: str | None = None,
-        tool_calls: list[dict[str, Any]] | None = None,
-        tools: Tools | None = None,
-    ) -> EncodedResponse:
+    def response_ids(self, conversation: Conversation) -> EncodedResponse:
         """The whole conversation as token ids; may raise `TemplateError`.
 
         Text that the template writes between the prompt and what the model writes belongs to the prompt. Everything is
@@ -140,7 +123,7 @@ class Chat:
         separately. A special token spelled out in the response or its reasoning is encoded as plain characters and ends
         nothing. Calls are written by the template, after the response's text.
         """
-        (found,) = self.all_response_ids([Conversation(messages, response, reasoning, tool_calls, tools)])
+        (found,) = self.all_response_ids([conversation])
         if isinstance(found, TemplateError):
             raise found
         return found
@@ -163,6 +146,20 @@ class Chat:
             else each
             for each in found
         ]
+
+    def frame_ids(self, conversation: Conversation) -> list[int]:
+        """The prompt without its turns: the ids of what the template writes around them, up to the response.
+
+        May raise `TemplateError`.
+        """
+        answered = self._answered_or_refusal(conversation)
+        if isinstance(answered, TemplateError):
+            raise answered
+        if self.template is None:
+            return self.encode(f"{self._bos}Assistant:")
+        text, ends = answered.given + answered.lead, [0, *(end for _, end in sorted(answered.spans))]
+        begins = [*(begin for begin, _ in sorted(answered.spans)), len(text)]
+        return self.encode("".join(text[end:begin] for end, begin in zip(ends, begins, strict=True)))
 
     def _prompt(self, messages: Sequence[Message], tools: Tools | None = None) -> Written:
         if self.template is not None:
@@ -192,7 +189,7 @@ class Chat:
                 block = Reasoning(f" {OPENING}", reasoning, CLOSING)
                 return Answered(prompt.text, "", text, "", prompt.spans, block)
             self._refuse_special([*messages, turn], tools)
-            return self.template.answered(messages, response, reasoning, tool_calls, tools)
+            return self.template.answered(conversation)
         except TemplateError as error:
             return error
 
@@ -259,7 +256,7 @@ class Chat:
         Here too, a special token spelled out in a turn is encoded as plain characters.
         """
         if self.template is None:
-            return self.response_ids(messages, response, None, tool_calls, tools).ids
+            return self.response_ids(Conversation(messages, response, None, tool_calls, tools)).ids
         turn: Message = {"role": "assistant", "content": response}
         turns = [*messages, turn | {"tool_calls": tool_calls} if tool_calls else turn]
         self._refuse_special(turns, tools)
@@ -312,7 +309,7 @@ class Chat:
         if self.template is None:
             return None
         try:
-            closing = self.template.answered([{"role": "user", "content": "a"}], "b").after
+            closing = self.template.answered(Conversation([{"role": "user", "content": "a"}], "b")).after
         except TemplateError:
             return None  # reported later, for each prompt
         added = self.tokenizer.added_tokens_decoder

@@ -35,6 +35,12 @@ def _no_need(chosen: Mapping[str, Any]) -> Need | None:
     return None
 
 
+def _lacks_for_code(chosen: Mapping[str, Any]) -> str:
+    from persyn.llm.scorers import code
+
+    return code.lacks(chosen)
+
+
 def _no_prices(model: str) -> Prices:
     return None, None
 
@@ -85,10 +91,18 @@ class EngineKind:
     #: What a scorer needs from a prompt, given its options; None if any prompt will do.
     need: Callable[[Mapping[str, Any]], Need | None] = _no_need
 
+    #: Why it cannot work on this host, given its options, beyond missing packages and models; empty if it can.
+    lacks: Callable[[Mapping[str, Any]], str] | None = None
+
     def __post_init__(self) -> None:
         known = self.options.__struct_fields__ if self.options is not None else ()
         if unknown := sorted(name for name in self.transport if name.partition(".")[0] not in known):
             raise ValueError(f"transport of engine {self.name!r} names no option of it: {', '.join(unknown)}")
+
+    @property
+    def computes_statistics(self) -> bool:
+        """Whether a student on it yields the statistics that other learnabilities than `log_likelihood` need."""
+        return self.options is not None and "statistics" in self.options.__struct_fields__
 
     def reference(self, chosen: Mapping[str, Any]) -> ModelReference:
         """What `model` names, given the options."""
@@ -198,6 +212,20 @@ ENGINES = Registry(
         may_be_verdict=True,
         reads_row=True,
         need=lambda chosen: needs.instruction_list(),
+    ),
+    EngineKind(
+        name="code",
+        summary="1 if the code in the response passes all tests in the prompt's row, else 0",
+        module="persyn.llm.scorers.code",
+        roles=frozenset({"quality"}),
+        options=options.CodeOptions,
+        is_light=True,
+        transport=frozenset({"concurrency", "unsafe_without"}),
+        unit="1 passed, 0 not",
+        may_be_verdict=True,
+        reads_row=True,
+        need=lambda chosen: needs.tests(),
+        lacks=_lacks_for_code,
     ),
     EngineKind(
         name="reward_model",

@@ -39,6 +39,7 @@ from persyn.llm.protocols import (
     Tick,
 )
 from persyn.llm.teachers import generation
+from persyn.method import learnability
 
 _SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va"]
 #: One for each value of a byte.
@@ -133,10 +134,20 @@ class FakeEngine:
         if isinstance(request, Generate):
             return self._generated(request, digest)
         if isinstance(request, Judge):
-            return Judged(request.id, _unit(digest), n_tokens=len(_said(request).split()))
+            n_tokens = len(_said(request).split())
+            return Judged(
+                request.id, _unit(digest), n_tokens, statistics={"answer": self._statistics(digest, n_tokens)}
+            )
         if isinstance(request, Route):
             return self._routed(request, digest)
         return _fitted(request, digest)
+
+    def _statistics(self, digest: bytes, n_tokens: int) -> dict[str, float]:
+        """Those of a student, without meaning."""
+        extra = [name for name in learnability.EXTRA if name in self._options.statistics]
+        names = ("squares", "lowest", "lowest_window", "rank", "n_first", "entropy", *extra)
+        drawn = {name: _unit(hashlib.blake2b(digest, key=name.encode()).digest()) for name in names}
+        return drawn | {"n_lowest": float(n_tokens)}
 
     def _digest(self, request: Generate | Judge | Route | Fit) -> bytes:
         """32 bytes derived from everything in the request that may affect the answer."""
@@ -233,12 +244,15 @@ def _fitted(request: Fit, digest: bytes) -> Fitted:
     checkpoint = _encode({"teachers": request.teachers, "seed": request.seed, "digest": digest})
     (folder / "router.msgpack").write_bytes(checkpoint)
     n_holdout = sum(request.is_holdout)
-    metrics = {"n_calibration": len(request.is_holdout) - n_holdout, "n_holdout": n_holdout}
+    metrics = {"kind": "fake", "n_calibration": len(request.is_holdout) - n_holdout, "n_holdout": n_holdout}
     scores = [
         [_unit(hashlib.blake2b(digest, salt=b"%d.%d" % (p, k)).digest()) for k in range(len(request.teachers))]
         for p in range(len(request.conversations))
     ]
-    return Fitted(request.id, request.folder, hashlib.sha256(checkpoint).hexdigest(), metrics, scores)
+    # It learned nothing from any prompt.
+    cross_fitted = [None if held else row for held, row in zip(request.is_holdout, scores, strict=True)]
+    sha256 = hashlib.sha256(checkpoint).hexdigest()
+    return Fitted(request.id, request.folder, sha256, metrics, scores, cross_fitted)
 
 
 def _unit(digest: bytes) -> float:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
@@ -35,6 +36,9 @@ class Identity:
 
 UNKNOWN_IDENTITY = Identity(None, None)
 
+Identify: TypeAlias = Callable[[str, str | None], Identity]
+"""Determines the version of a model, given its folder or hub id and a revision."""
+
 
 def identify(model: str, revision: str | None = None) -> Identity:
     """Determine a model's version without loading it.
@@ -53,6 +57,21 @@ def identify(model: str, revision: str | None = None) -> Identity:
         raise UsageError(f"there is no model folder {model}; give an existing folder or a hub id")
     snapshot = _snapshot(model, revision)
     return Identity(snapshot.name, _template_hash(snapshot))
+
+
+def identify_embedding(model: str, revision: str | None = None) -> Identity:
+    """Determine the version of a sentence-embedding model, whose folder has folders of modules, without loading it.
+
+    Raises `UsageError` when there is no such model.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return Identity(identify(model, revision).revision, None)
+    if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
+        raise UsageError(f"{model} is not an embedding model's folder: it has no modules.json or config.json")
+    files = (file for file in folder.rglob("*") if file.is_file())
+    shown = sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    return Identity(f"sha256:{_digest_of(shown)}", None)
 
 
 def identify_adapter(adapter: str, revision: str | None = None) -> Identity:
@@ -91,12 +110,12 @@ def snapshot_in_cache(model: str, revision: str | None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def require_unchanged(model: str, revision: str | None) -> None:
+def require_unchanged(model: str, revision: str | None, identified_by: Identify = identify) -> None:
     """Raise `UsageError` when a model is missing or no longer the recorded version.
 
-    revision: as returned by `identify`.
+    revision: as returned by `identified_by`.
     """
-    found = identify(model, hub_revision(revision)).revision
+    found = identified_by(model, hub_revision(revision)).revision
     if found != revision:
         raise UsageError(f"{model} has changed: it is {found}, and was {revision}; restore it")
 

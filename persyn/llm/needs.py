@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from persyn.llm.scorers import instructions
+from persyn.llm.scorers import code_tests, instructions
 
 Meta: TypeAlias = Mapping[str, Any]
 
@@ -52,6 +52,10 @@ def _instructions_flaw(answer: str | None, meta: Meta) -> str | None:
     return instructions.flaw(meta) if meta.get("instruction_id_list") else ""
 
 
+def _tests_flaw(answer: str | None, meta: Meta) -> str | None:
+    return code_tests.flaw(meta) if any(map(meta.get, code_tests.FIELDS)) else ""
+
+
 def answer(quality: str) -> Need:
     """A reference answer, with which a scorer of this kind compares each response."""
     failures = frozenset({"no_reference_answer", "no_answer"})
@@ -62,3 +66,10 @@ def instruction_list() -> Need:
     """Instructions that can be checked."""
     what, field = "list of instructions that can be checked", "instruction_id_list"
     return Need("instructions", what, "checks each response by it", field, instructions.FLAWS, _instructions_flaw)
+
+
+def tests() -> Need:
+    """Tests for the code in a response."""
+    return Need(
+        "code", "test that can be run", "runs each response's code against them", "tests", code_tests.FLAWS, _tests_flaw
+    )

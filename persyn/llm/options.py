@@ -299,6 +299,10 @@ class LogLikelihoodOptions(ScorerOptions, frozen=True):
     chat_template_kwargs: dict[str, Any] = {}
     #: Score only this many tokens at the beginning of a response; long responses then cost less, and fit. None: all.
     response_tokens: Positive | None = None
+    #: Statistics for which the student reads each response once more, so that `compare --learnability` can use them:
+    #: `alone` (without the prompt, for `ifd`) and `local` (by windows, for `local_log_likelihood`). What `[run]
+    #: learnability` needs is added. `tokens` is part of every pass, and marks scores that were computed again for it.
+    statistics: list[Literal["tokens", "alone", "local"]] = []
 
 
 class JudgeOptions(EngineOptions, frozen=True):
@@ -339,6 +343,22 @@ class InstructionsOptions(EngineOptions, frozen=True):
     #: `false`: an instruction also counts as followed if the response follows it without its first line, its last line,
     #: both, or its asterisks.
     strict: bool = True
+
+
+class CodeOptions(EngineOptions, frozen=True):
+    """The options of the runner of code."""
+
+    #: `prompt`: 1 if the code passes all tests, else 0. `test`: the share that it passes.
+    level: Literal["prompt", "test"] = "prompt"
+    #: Time of one test by the clock; after it, the test has failed.
+    timeout_seconds: Above0 = 10.0
+    #: Address space of a process with code, in MiB.
+    memory_mb: Annotated[int, Meta(ge=128)] = 1024
+    #: Number of responses that are tested at the same time; none: one per core.
+    concurrency: Positive | None = None
+    #: Parts of the sandbox that a host may lack. Without them the code of responses can read files (`landlock`), change
+    #: files, start processes and use the network (`seccomp`), or take all memory (`limits`).
+    unsafe_without: list[Literal["landlock", "seccomp", "limits"]] = []
 
 
 class PythonOptions(EngineOptions, frozen=True):
@@ -407,6 +427,8 @@ class FakeOptions(EngineOptions, frozen=True):
     call_every: NonNegative = 0
     #: Number of words of the reasoning before it; 0: none.
     reasoning_words: NonNegative = 0
+    #: As a student: see `log_likelihood`.
+    statistics: list[Literal["tokens", "alone", "local"]] = []
     #: Number of scores of a `RouteOptions`; set by PerSyn.
     teachers: NonNegative = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from persyn.config import Sampling as Sampling
 
@@ -97,6 +97,10 @@ class Route(Struct, frozen=True, tag="route"):
     messages: list[Message]
     #: The other fields of the prompt's row, for a custom strategy that reads them.
     meta: dict[str, Any] = {}
+    #: The prompt's label in each field that the router reads; None where its row has none.
+    labels: dict[str, str | None] = {}
+    #: Whether to say what decided the scores.
+    explain: bool = False
 
 
 class Fit(Struct, frozen=True, tag="fit"):
@@ -120,6 +124,15 @@ class Fit(Struct, frozen=True, tag="fit"):
     preferences: str = "weighted"
     #: P rows of the standard errors of the rewards; None if every cell has one sample.
     errors: list[list[float]] | None = None
+    #: A kind of router, or "auto" to choose one.
+    kind: str = "head"
+    #: What it reads: "backbone", "embedding", "tfidf".
+    encoders: list[str] = field(default_factory=lambda: ["backbone"])
+    #: P labels by the name of each field that it reads.
+    labels: dict[str, list[str | None]] = {}
+    #: The sentence-embedding model: a folder or hub id, and its version.
+    embedding: str = ""
+    embedding_version: str | None = None
 
 
 class Check(Struct, frozen=True, tag="check"):
@@ -180,6 +193,9 @@ class Judged(Struct, frozen=True, tag="judged"):
     #: The log-likelihood of the reasoning and its number of tokens; `value` and `n_tokens` are those of the answer.
     reasoning_value: float | None = None
     reasoning_n_tokens: int | None = None
+    #: The other statistics of a log-likelihood's tokens, of the "answer" and, if there is one, the "reasoning": see
+    #: `persyn.method.learnability.Statistics`.
+    statistics: dict[str, dict[str, float]] | None = None
     #: What is needed to audit the value: parsed forms, versions, dtype.
     detail: dict[str, Any] = {}
 
@@ -189,6 +205,8 @@ class Routed(Struct, frozen=True, tag="routed"):
 
     id: int
     scores: list[float]
+    #: What decided them, if requested: `persyn.router.kinds.base.Explanation` as plain values.
+    explanation: list[dict[str, Any]] = []
 
 
 class Fitted(Struct, frozen=True, tag="fitted"):
@@ -200,6 +218,8 @@ class Fitted(Struct, frozen=True, tag="fitted"):
     metrics: dict[str, Any]
     #: P rows of K scores, in the order of the request's prompts.
     scores: list[list[float]]
+    #: The same by routers that were fitted without the prompt; None for hold-out prompts. Empty for a tuned backbone.
+    cross_fitted: list[list[float] | None] = []
 
 
 class Failed(Struct, frozen=True, tag="failed"):

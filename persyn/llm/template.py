@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from operator import eq
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from jinja2 import TemplateError
 
-from persyn.llm.protocols import Message
+from persyn.llm.protocols import Message, Tools
 from persyn.llm.reasoning import ANY, COMMON, HARMONY, NEXT_MESSAGE, Markers, named_in
 
 if TYPE_CHECKING:
@@ -30,6 +30,16 @@ Spans: TypeAlias = tuple[tuple[int, int], ...]
 
 class LostText(TemplateError):
     """The template rendered a conversation without all of its text."""
+
+
+class Conversation(NamedTuple):
+    """A conversation's turns, and its response with the reasoning before it and its calls."""
+
+    messages: Sequence[Message]
+    response: str
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +163,14 @@ class Template:
         """Render the conversation with every turn closed."""
         return self._write(messages, opens=False)
 
-    def answered(self, messages: Sequence[Message], response: str, reasoning: str | None = None) -> Answered:
-        """Render the conversation with a response, which is kept in full even if the template would omit part of it.
+    def answered(self, conversation: Conversation) -> Answered:
+        """Render a conversation without tools, with its response: all of it, even where the template would omit a part.
 
         If a template changes a response, only the text before and after it is taken from it. The reasoning is written
         as the template writes it, if it can; otherwise between the markers that the prompt opens, those that the
         template names, or <think> and </think>.
         """
+        messages, response, reasoning, *_ = conversation
         prompt = self.prompt(messages)
         turn: Message = {"role": "assistant", "content": response}
         if reasoning is None or self.takes_reasoning:

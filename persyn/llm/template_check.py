@@ -14,8 +14,8 @@ from persyn.llm import tool_forms
 from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Finding, Message, ModelSpec
 from persyn.llm.reasoning import MarkerReader
-from persyn.llm.template import LostText, Template
-from persyn.llm.tool_template import SAMPLE_CALL, SAMPLE_TOOLS, SAMPLE_TURNS, ToolTemplate
+from persyn.llm.template import Conversation, LostText, Template
+from persyn.llm.tool_template import SAMPLE_CALLED, SAMPLE_TOOLS, SAMPLE_TURNS, ToolTemplate
 
 #: Text that a careless template alters: whitespace, markup, quotes, braces, capitals, and great length.
 _TEXT = (
@@ -85,8 +85,8 @@ def look_over_tools(template: ToolTemplate, *, calls: bool = True) -> list[Findi
     calls: whether the model's calls are read in the form that the template writes.
     """
     try:
-        template.answered(SAMPLE_TURNS, "Yes.", tools=SAMPLE_TOOLS)
-        template.answered(SAMPLE_TURNS[:1], "", tool_calls=[SAMPLE_CALL], tools=SAMPLE_TOOLS)
+        template.answered(Conversation(SAMPLE_TURNS, "Yes.", tools=SAMPLE_TOOLS))
+        template.answered(SAMPLE_CALLED)
     except TemplateError as error:
         return [Finding("warning", "tools", f"prompts with tools fail: the chat template: {shorten(str(error))}")]
     if calls and tool_forms.written_by(template) is None:

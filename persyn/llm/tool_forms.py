@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from persyn.llm import tools
 from persyn.llm.protocols import Tools
-from persyn.llm.tool_template import SAMPLE_CALL, SAMPLE_TOOLS, SAMPLE_TURNS, ToolTemplate
+from persyn.llm.tool_template import SAMPLE_CALL, SAMPLE_CALLED, ToolTemplate
 
 
 class Said(NamedTuple):
@@ -98,7 +98,7 @@ def written_by(template: ToolTemplate | None) -> Form | None:
     if template is None:
         return None
     try:
-        answered = template.answered(SAMPLE_TURNS[:1], "", tool_calls=[SAMPLE_CALL], tools=SAMPLE_TOOLS)
+        answered = template.answered(SAMPLE_CALLED)
     except TemplateError:
         return None
     return next((form for form in FORMS.values() if _reads(form, answered.response)), None)

@@ -23,6 +23,7 @@ from persyn.llm import tools as tool_forms
 from persyn.llm.protocols import Message, Tools
 from persyn.llm.template import (
     Answered,
+    Conversation,
     Frame,
     LostText,
     Template,
@@ -61,6 +62,7 @@ SAMPLE_TURNS: list[Message] = [
     {"role": "assistant", "content": "", "tool_calls": [SAMPLE_CALL]},
     {"role": "tool", "content": "A fruit.", "tool_call_id": "a1b2c3d4e", "name": "look_up"},
 ]
+SAMPLE_CALLED = Conversation(SAMPLE_TURNS[:1], "", tool_calls=[SAMPLE_CALL], tools=SAMPLE_TOOLS)
 
 
 class ToolTemplate(Template):
@@ -78,17 +80,11 @@ class ToolTemplate(Template):
             return super().finished(messages)
         return self._render(messages, tools, opens=False)
 
-    def answered(
-        self,
-        messages: Sequence[Message],
-        response: str,
-        reasoning: str | None = None,
-        tool_calls: list[dict[str, Any]] | None = None,
-        tools: Tools | None = None,
-    ) -> Answered:
-        """Render the conversation with a response, which may consist of calls; see `Template.answered`."""
+    def answered(self, conversation: Conversation) -> Answered:
+        """Render a conversation and its response, which may consist of calls; see `Template.answered`."""
+        messages, response, reasoning, tool_calls, tools = conversation
         if not (tool_calls or _involves_tools(messages, tools)):
-            return super().answered(messages, response, reasoning)
+            return super().answered(conversation)
         prompt = self.prompt(messages, tools)
         turn: Message = {"role": "assistant", "content": response, "tool_calls": tool_calls}
         text = marker(0) if tool_calls else response

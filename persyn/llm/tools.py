@@ -6,12 +6,12 @@ Both are hostile input: they come from files and from models.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from persyn import json_text
 from persyn.errors import shorten
 from persyn.json_schema import flaw_of
 from persyn.llm.protocols import Message, Tools
@@ -63,10 +63,12 @@ def decoded(value: Any) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value
     try:
-        return json.loads(value, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(
+            value, object_pairs_hook=json_text.unique, parse_constant=_refuse, parse_float=json_text.finite
+        )
     except RecursionError:
         raise ValueError("is nested too deeply") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"is not JSON ({error}): {shorten(value)}") from None
 
 
@@ -110,24 +112,8 @@ def _as_object(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"has the key {twice!r:.50} twice in one object")
-    return found
-
-
 def _refuse(constant: str) -> None:
-    raise ValueError(f"is not JSON: it contains {constant}")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"has a number out of range: {digits:.50}")
-    return number
+    raise ValueError(f"it contains {constant}")
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:

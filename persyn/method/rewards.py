@@ -48,13 +48,13 @@ def combine(quality: Matrix, learnability: Matrix, *, alpha: float, how: Normali
     alpha:        weight of learnability, 0 (quality only) to 1 (learnability only).
     how:          see `normalise`.
     returns:      (P, T) reward; NaN where either score is missing, and such a cell is excluded from
-                  the normalisation of its row. NaN also where no other response to the prompt has both scores:
-                  a reward compares responses, and as a 0 it would lower the mean of a teacher for the failures
-                  of the others.
+                  the normalisation of its row. At alpha 0, only quality has to be there. NaN also where no other
+                  response to the prompt has both: a reward compares responses, and as a 0 it would lower the mean of
+                  a teacher for the failures of the others.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must be within [0, 1], got {alpha}")
-    quality, learnability = _compared(quality, learnability)
+    quality, learnability = _compared(quality, learnability, alpha)
     return (1.0 - alpha) * normalise(quality, how) + alpha * normalise(learnability, how)
 
 
@@ -99,7 +99,7 @@ def combine_errors(
 
     quality_errors, learnability_errors: (P, T) standard errors of the raw scores, see `sample_errors`.
     """
-    quality, learnability = _compared(quality, learnability)
+    quality, learnability = _compared(quality, learnability, alpha)
     of_quality = _normalised_errors(quality, quality_errors, how)
     of_learnability = _normalised_errors(learnability, learnability_errors, how)
     return np.asarray(np.hypot((1.0 - alpha) * of_quality, alpha * of_learnability))
@@ -164,10 +164,15 @@ def column_means(values: Matrix) -> NDArray[np.float64]:
     return np.asarray(np.divide(np.nansum(values, axis=0), count, out=np.full(len(count), np.nan), where=count > 0))
 
 
-def _compared(quality: Matrix, learnability: Matrix) -> tuple[Matrix, Matrix]:
-    """Both scores, NaN where either is missing, and where no other response to the prompt has both."""
+def _compared(quality: Matrix, learnability: Matrix, alpha: float) -> tuple[Matrix, Matrix]:
+    """Both scores, NaN where either is missing, and where no other response to the prompt has both.
+
+    At alpha 0 nobody has to know the learnability: it is 0 where quality is there.
+    """
     if quality.shape != learnability.shape:
         raise ValueError(f"shapes differ: quality {quality.shape}, learnability {learnability.shape}")
+    if alpha == 0.0:
+        learnability = np.zeros_like(quality)
     missing = np.isnan(quality) | np.isnan(learnability)
     missing |= (~missing).sum(axis=1, keepdims=True) == 1
     return np.where(missing, np.nan, quality), np.where(missing, np.nan, learnability)

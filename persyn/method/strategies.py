@@ -36,6 +36,7 @@ class StrategyInputs:
     teachers: (T,) their names, in head order.
     price_in, price_out: (T,) US dollars per million prompt or response tokens, NaN where unknown.
     prompts:  (C,) the calibration prompts, {"messages", "meta"} each; empty for a strategy that does not read prompts.
+    is_log_likelihood: whether learnability is one, so that its negative is the student's loss.
     """
 
     rewards: Matrix
@@ -48,6 +49,7 @@ class StrategyInputs:
     price_in: Vector
     price_out: Vector
     prompts: Sequence[dict[str, Any]] = ()
+    is_log_likelihood: bool = True
 
 
 Policy: TypeAlias = Callable[[StrategyInputs, Present, Mapping[str, Any]], Matrix]
@@ -87,6 +89,8 @@ def _static(known: StrategyInputs, present: Present, arguments: Mapping[str, Any
 
 
 def _car(known: StrategyInputs, present: Present, arguments: Mapping[str, Any]) -> Matrix:
+    if not known.is_log_likelihood:
+        raise ValueError("needs the student's loss; this learnability is no log-likelihood")
     return by_ranking(_measured(car(known.quality, known.learnability, beta=arguments["beta"])), present)
 
 
@@ -180,6 +184,8 @@ def car(quality: Matrix, learnability: Matrix, *, beta: float) -> Vector:
     learnability: (P, T) mean log-likelihood, nats per token; the loss is its negative.
     returns:      (T,); NaN for a teacher without both.
     """
+    if np.isnan(learnability).all():
+        raise ValueError("needs learnability, and no response has one")
     reward = reward_matrix.column_means(quality)
     loss = -reward_matrix.column_means(learnability)
     reward = reward - np.nanmin(reward, initial=0.0)

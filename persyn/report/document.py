@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from persyn.analysis.summary import dollars
+from persyn.analysis.verdict import between
 from persyn.atomic import replaced
 from persyn.errors import PersynError, UsageError
 from persyn.report import drawing, figures
@@ -31,8 +32,8 @@ _MARK = b"PerSyn report"
 _MARKED_WITHIN = 400
 #: Explanations of figures that need one.
 _ABOUT = {
-    "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is easier for "
-    "the student.",
+    "quality-learnability": "Means over the calibration grid with 95% intervals. Up is better, right is more "
+    "learnable for the student.",
     "rewards": "The distribution of each teacher's rewards over the grid; each row has its own scale.",
     "strategies": "Estimated reward of each strategy on the hold-out prompts, with 95% bootstrap intervals over these "
     "prompts.",
@@ -147,7 +148,8 @@ def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
 
 def headlines(report: Report) -> list[str]:
     """The most important findings, in sentences."""
-    return [*_routed(report), *_spent(report), *_missed(report)]
+    verdict = report.facts.verdict
+    return [*([_sentence(verdict.says)] if verdict else []), *_routed(report), *_spent(report), *_missed(report)]
 
 
 def _routed(report: Report) -> list[str]:
@@ -269,12 +271,19 @@ def _environment(finalize: Any, *, autoescape: bool = False) -> Environment:
         "count": lambda value: _formatted(value, "{:,.0f}"),
         "number": lambda value: _formatted(value, "{:.4g}"),
         "share": lambda value: _formatted(value, "{:.1%}"),
+        "sentence": _sentence,
+        "between": lambda interval: _Plain(between(interval).replace("-", _MINUS)),
         "signed": lambda value: _formatted(value, "{:+.0%}"),
         "dollars": lambda value: _Plain("-" if value is None else dollars(value)),
         "when": lambda value: _formatted(value, "{:%Y-%m-%d %H:%M} UTC"),
         "span": lambda value: _Plain("-" if value is None else _span(value)),
     }
     return environment
+
+
+def _sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _formatted(value: Any, form: str) -> _Plain:

@@ -123,6 +123,7 @@ class ModelFacts(Struct, frozen=True):
 class RouterFacts(Struct, frozen=True):
     """The run's router."""
 
+    kind: str
     backbone: str
     revision: str | None
     tune: str
@@ -132,6 +133,18 @@ class RouterFacts(Struct, frozen=True):
     #: Of the packages that it was fitted with.
     versions: dict[str, str]
     metrics: dict[str, Any]
+
+    @property
+    def reads(self) -> list[str]:
+        """The models and fields that it reads."""
+        models = {"backbone": self.backbone, "embedding": self.metrics.get("embedding"), "tfidf": "words"}
+        found = [models[name] or name for name in self.metrics.get("encoders", ["backbone"])]
+        return [*found, *(f"field {name}" for name in self.metrics.get("features", []))]
+
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """The kinds that it was chosen from; empty if its kind was given."""
+        return list(self.metrics.get("candidates", []))
 
 
 class Shown(Struct, frozen=True):
@@ -172,6 +185,8 @@ class Report(Struct, frozen=True):
     config_hash: str
     #: The unit of quality.
     unit: str
+    #: That of learnability, with its definition if it is not the mean log-likelihood.
+    learnability_unit: str
     models: list[ModelFacts]
     #: Serving engine -> number of the run's responses.
     engines: dict[str, int]

@@ -96,11 +96,10 @@ def group_shares(groups: Groups) -> Picture:
     return _picture("group-shares", f"Prompts by teacher and {groups.field}", f"{'; '.join(said)}.", figure)
 
 
-def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, per: str) -> Picture:
+def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, learnability_unit: str) -> Picture:
     """Quality against learnability: each teacher's means over the grid, with 95% intervals.
 
     unit: of quality.
-    per:  what a log-likelihood is divided by.
     """
     shown = [(t.teacher, t.quality, t.learnability) for t in teachers]
     with styled():
@@ -114,7 +113,7 @@ def quality_learnability(teachers: Sequence[TeacherMeans], *, unit: str, per: st
             axes.plot([x.mean, x.mean], [y.low, y.high], color=_BLUE, linewidth=0.8, alpha=0.7)
             axes.plot(x.mean, y.mean, "o", color=_BLUE, markersize=11, label=f"{number} {label(name)}")
             axes.annotate(str(number), (x.mean, y.mean), ha="center", va="center", color="white", fontsize=7)
-        axes.set_xlabel(f"learnability, {_nats(per)} (nearer 0 is easier)")
+        axes.set_xlabel(f"learnability ({learnability_unit})")
         axes.set_ylabel(f"quality ({unit})")
         legend = figure.legend(loc="outside lower left", ncols=2, handlelength=0, handletextpad=0, markerscale=0)
         legend.set_alpha(1)
@@ -389,10 +388,6 @@ def _hit3(hits: Hits) -> str:
     return f"; Hit@3: router {hits.router[2]:.0%}, static {hits.static[2]:.0%}, random {hits.random[2]:.0%}"
 
 
-def _nats(per: str) -> str:
-    return "nats per response" if per == "response" else f"nats per {per}"
-
-
 def _counted(value: float, _: Any) -> str:
     """Format a count for an axis: 1,200 or 3.4M."""
     for size, letter in ((1e9, "G"), (1e6, "M")):
@@ -410,11 +405,11 @@ def _clock(seconds: float) -> tuple[str, float]:
 
 
 def _quality_learnability(report: Report) -> Callable[[], Picture] | None:
-    per = report.config["run"].get("learnability_per", "token")
-    if (part := report.config["run"].get("learnability_on", "both")) != "both":
-        per = part if per == "response" else f"{per} of the {part}"
     is_scored = any(teacher.quality and teacher.learnability for teacher in report.means)
-    return _if(is_scored and report.means, partial(quality_learnability, unit=report.unit, per=per))
+    return _if(
+        is_scored and report.means,
+        lambda means: quality_learnability(means, unit=report.unit, learnability_unit=report.learnability_unit),
+    )
 
 
 #: All figures in reading order: what draws each from the facts of a report, None where there are none. A file of

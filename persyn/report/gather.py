@@ -21,7 +21,7 @@ from persyn.db.results import Assignment, Response, Router
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError, shorten
 from persyn.llm.engines import ENGINES
-from persyn.method import intervals, rewards, routing_metrics
+from persyn.method import intervals, learnability, rewards, routing_metrics
 from persyn.method.rewards import Matrix
 from persyn.report import examples
 from persyn.report.facts import (
@@ -38,6 +38,7 @@ from persyn.report.facts import (
     TeacherMeans,
     Timeline,
 )
+from persyn.router.inputs import LOG_ODDS
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve
@@ -72,7 +73,8 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
     absent: dict[str, str] = {}
     scores = compare.router_scores(session, run, cells)
     swept = _swept(session, run, cells, scores, absent)
-    hits, believed = _measured(config, cells, rewarded, scores, absent)
+    kind = router.kind if router is not None else None
+    hits, believed = _measured(config, kind, cells, rewarded, scores, absent)
     if curve is None:
         absent["the router curve"] = f"computed only by 'persyn report {run.name} --curve'"
     return Report(
@@ -83,6 +85,9 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         config=run.config,
         config_hash=run.config_hash,
         unit=_unit(config.quality.kind),
+        learnability_unit=learnability.unit(
+            config.run.learnability, per=config.run.learnability_per, on=config.run.learnability_on
+        ),
         models=_models(session, run, config, teachers),
         engines=_engines(session, run),
         router=_fitted(router),
@@ -166,6 +171,7 @@ def _fitted(router: Router | None) -> RouterFacts | None:
     if router is None:
         return None
     return RouterFacts(
+        kind=router.kind,
         backbone=router.backbone,
         revision=router.revision,
         tune=router.tune,
@@ -182,6 +188,9 @@ def _swept(
 ) -> dict[float, compare.Comparison]:
     """{alpha: comparison of strategies}, including the run's own alpha; empty without a scored hold-out."""
     alphas = sorted({*_ALPHAS, load_config(run.config).run.alpha})
+    if cells.alpha == 0 and np.isnan(cells.learnability).all() and not np.isnan(cells.quality).all():
+        alphas = [0.0]
+        absent["learnability"] = "no response has it; strategies are compared by quality alone"
     try:
         return {one.alpha: one for one in compare.sweep(session, run, cells, alphas, scores)}
     except UsageError:
@@ -192,28 +201,35 @@ def _swept(
 
 
 def _measured(
-    config: RunConfig, cells: Grid, rewarded: Matrix, scores: Matrix | None, absent: dict[str, str]
+    config: RunConfig,
+    kind: str | None,
+    cells: Grid,
+    rewarded: Matrix,
+    scores: Matrix | None,
+    absent: dict[str, str],
 ) -> tuple[routing_metrics.Hits | None, list[routing_metrics.Believed]]:
     """The router's hit rates and reliability on the hold-out."""
     holdout = cells.is_holdout & ~np.isnan(rewarded).all(axis=1)
     if scores is None or not holdout.any():
         absent["the router on the hold-out"] = "there is no router that has scored a hold-out prompt"
         return None, []
+    hits = routing_metrics.hits(scores[holdout], rewarded[holdout], rewarded[~cells.is_holdout])
+    if kind not in LOG_ODDS:
+        absent["win probabilities"] = f"the scores of a router of kind {kind} are predicted rewards, not log-odds"
+        return hits, []
     errors = cells.reward_errors()
-    return (
-        routing_metrics.hits(scores[holdout], rewarded[holdout], rewarded[~cells.is_holdout]),
-        routing_metrics.reliability(
-            scores[holdout],
-            rewarded[holdout],
-            preferences=config.router.preferences,
-            errors=None if errors is None else errors[holdout],
-        ),
+    believed = routing_metrics.reliability(
+        scores[holdout],
+        rewarded[holdout],
+        preferences=config.router.preferences,
+        errors=None if errors is None else errors[holdout],
     )
+    return hits, believed
 
 
 def _means(cells: Grid, names: list[str]) -> list[TeacherMeans]:
-    quality, learnability = _intervals(cells.quality), _intervals(cells.learnability)
-    return [TeacherMeans(*row) for row in zip(names, quality, learnability, strict=True)]
+    means = _intervals(cells.quality), _intervals(cells.learnability)
+    return [TeacherMeans(*row) for row in zip(names, *means, strict=True)]
 
 
 def _intervals(values: Matrix) -> list[intervals.Interval | None]:

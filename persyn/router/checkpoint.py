@@ -1,9 +1,13 @@
 """Write and read a fitted router as safetensors and JSON, without pickle; a write is atomic.
 
 router.json           how to rebuild it: `CheckpointManifest`
-router.safetensors    the head, float32
-backbone/             the tuned backbone and its tokenizer (tune = full)
-adapter/              the low-rank adapters (tune = lora)
+kind.json             values of a router on frozen encoders, and
+kind.safetensors      its arrays
+router.safetensors    or the head on a tuned backbone, float32,
+backbone/             with the tuned backbone and its tokenizer (tune = full)
+adapter/              or the low-rank adapters (tune = lora)
+
+A checkpoint without a kind is of a version that had only heads: router.safetensors is its head.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import ModelSpec
+from persyn.router.kinds import files
+from persyn.router.kinds.base import Predictor
 from persyn.router.model import Reader, Reads, RouterModel, load
 
 #: File types of a checkpoint; any other file could contain code and is rejected.
@@ -34,7 +40,7 @@ _SUFFIXES = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
 class CheckpointManifest(Struct, frozen=True, forbid_unknown_fields=True):
     """How to rebuild the router of a checkpoint."""
 
-    #: Folder or hub id of the original backbone, and its hub commit or its folder's digest.
+    #: Folder or hub id of the original backbone, and its hub commit or its folder's digest; empty if none is read.
     backbone: str
     revision: str | None
     tune: str
@@ -47,10 +53,32 @@ class CheckpointManifest(Struct, frozen=True, forbid_unknown_fields=True):
     versions: dict[str, str]
     #: Which hidden states the head reads; the default is for checkpoints written before "middle" existed.
     reads: Reads = "last"
+    #: None: a head of a version that had only heads.
+    kind: str | None = None
+    #: What the router reads of a prompt, and the metadata fields that it reads.
+    encoders: list[str] = []
+    features: list[str] = []
+    #: Folder or hub id of the sentence-embedding model, and its hub commit or its folder's digest.
+    embedding: str = ""
+    embedding_version: str | None = None
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is a router on frozen encoders, and has no weights of a language model."""
+        return self.kind is not None and self.tune not in ("full", "lora")
 
 
-def write(folder: Path, router: RouterModel, manifest: CheckpointManifest, tokenizer: Any) -> str:
-    """Write a checkpoint, replacing an existing one; return its SHA-256."""
+def write(folder: Path, predictor: Predictor, manifest: CheckpointManifest) -> str:
+    """Write the checkpoint of a router on frozen encoders, replacing an existing one; return its SHA-256."""
+    assert manifest.kind is not None
+    with replaced(folder) as new:
+        files.write(new, manifest.kind, predictor)
+        _write_manifest(new, manifest)
+    return sha256(folder)
+
+
+def write_tuned(folder: Path, router: RouterModel, manifest: CheckpointManifest, tokenizer: Any) -> str:
+    """Write the checkpoint of a tuned backbone with its head, replacing an existing one; return its SHA-256."""
     head = {name: parameter.detach().cpu().contiguous() for name, parameter in router.head.named_parameters()}
     with replaced(folder) as new:
         save_file(head, new / "router.safetensors")
@@ -60,23 +88,29 @@ def write(folder: Path, router: RouterModel, manifest: CheckpointManifest, token
         elif manifest.tune == "lora":
             router.backbone.save_pretrained(new / "adapter")
             _tidy_adapter(new / "adapter")
-        text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
-        (new / "router.json").write_bytes(text)
+        _write_manifest(new, manifest)
     return sha256(folder)
 
 
-def read(spec: ModelSpec, dtype: Dtype) -> tuple[RouterModel, Reader]:
-    """Load the router in the folder `spec.model` for scoring.
-
-    Raises `HostLacks` when the folder is not a checkpoint or contains other files, and `UsageError` when the
-    backbone it was fitted to has changed.
-    """
-    folder = Path(spec.model)
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """Read what a checkpoint is; `HostLacks` when the folder is not a checkpoint or contains other files."""
     _refuse_strangers(folder)
     try:
-        manifest = msgspec.json.decode((folder / "router.json").read_bytes(), type=CheckpointManifest)
+        return msgspec.json.decode((folder / "router.json").read_bytes(), type=CheckpointManifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise HostLacks(f"{str(folder)!r} is not a router's checkpoint: {error}") from error
+
+
+def read_tuned(spec: ModelSpec, manifest: CheckpointManifest, dtype: Dtype) -> tuple[RouterModel, Reader]:
+    """Load the language model with its head in the folder `spec.model` for scoring.
+
+    Raises `HostLacks` when the folder is not a checkpoint, and `UsageError` when the backbone it was fitted to has
+    changed.
+    """
+    folder = Path(spec.model)
+    try:
         head = load_file(folder / "router.safetensors")
-    except (OSError, msgspec.MsgspecError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise HostLacks(f"{spec.model!r} is not a router's checkpoint: {error}") from error
     if manifest.tune == "full":
         backbone = ModelSpec(spec.engine, str(folder / "backbone"), gpus=spec.gpus)
@@ -109,6 +143,11 @@ def sha256(folder: Path) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{content}  {path.relative_to(folder).as_posix()}\n".encode())
     return total.hexdigest()
+
+
+def _write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
+    text = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
+    (folder / "router.json").write_bytes(text)
 
 
 def _refuse_strangers(folder: Path) -> None:

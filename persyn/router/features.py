@@ -1,6 +1,6 @@
-"""Cache the features a frozen backbone computes from prompts, so that a head is fitted in seconds.
+"""Cache the features that frozen models compute from prompts, so that a router is fitted in seconds.
 
-Each backbone has a folder of safetensors files, each with the keys of its rows. Files are only ever
+Each model has a folder of safetensors files, each with the keys of its rows. Files are only ever
 added, atomically; a prompt in two files has the same features in both.
 """
 
@@ -13,6 +13,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,24 +22,27 @@ from torch import Tensor
 
 _TENSOR, _KEYS = "features", "keys"
 
+Prompt = TypeVar("Prompt", str, Sequence[int])
 
-def folder(home: Path, backbone: str, revision: str | None, dtype: str, reads: str) -> Path:
-    """The cache folder of a backbone.
 
-    revision: identifies the backbone's weights. reads: which hidden states are used.
+def folder(home: Path, model: str, revision: str | None, dtype: str, reads: str) -> Path:
+    """The cache folder of a model.
+
+    revision: identifies the model's weights. reads: which of its states are used.
     """
-    digest = hashlib.sha256(json.dumps([backbone, revision, dtype, reads]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([model, revision, dtype, reads]).encode()).hexdigest()
     return home / "features" / digest[:16]
 
 
 def cached(
-    place: Path, prompts: Sequence[Sequence[int]], compute: Callable[[Sequence[Sequence[int]]], Tensor]
+    place: Path, prompts: Sequence[Prompt], compute: Callable[[Sequence[Prompt]], Tensor], *, keep: bool = True
 ) -> Tensor:
-    """Return the features of P prompts, computing and caching those that are missing.
+    """Return the features of P prompts, computing those that are missing.
 
     place:   a `folder`.
-    prompts: token ids.
+    prompts: token ids, or texts.
     compute: maps Q prompts, Q > 0, to their (Q, H) float32 features.
+    keep:    whether to cache what was missing.
     returns: (P, H) float32 on the CPU.
     """
     keys = [_key(ids) for ids in prompts]
@@ -46,13 +50,15 @@ def cached(
     missing = {key: ids for key, ids in zip(keys, prompts, strict=True) if key not in kept}
     if missing:
         made = compute(list(missing.values()))
-        _write(place, list(missing), made)
+        if keep:
+            _write(place, list(missing), made)
         kept |= dict(zip(missing, made, strict=True))
     return torch.stack([kept[key] for key in keys])
 
 
-def _key(ids: Sequence[int]) -> str:
-    return hashlib.sha256(array("q", ids).tobytes()).hexdigest()[:32]
+def _key(prompt: str | Sequence[int]) -> str:
+    content = prompt.encode() if isinstance(prompt, str) else array("q", prompt).tobytes()
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _read(place: Path, wanted: set[str]) -> dict[str, Tensor]:

@@ -2,90 +2,72 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from persyn.errors import EngineError, shorten
 from persyn.llm import options, scoring
 from persyn.llm.batched import Batched
-from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.identity import hub_revision, identify, require_unchanged
-from persyn.llm.options import Dtype
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Tick
 from persyn.method import rewards as reward_matrix
-from persyn.method import routing_metrics, strategies
-from persyn.method.rewards import Matrix
-from persyn.router import checkpoint, features, head, model
+from persyn.method import routing_metrics
+from persyn.method.rewards import Indices, Matrix
+from persyn.router import checkpoint, encoders, inputs, model
 from persyn.router.checkpoint import CheckpointManifest
-from persyn.router.model import Reader, RouterModel
-from persyn.router.train import TUNES, RouterExamples, TrainingPlan, split, train
-
-#: With fewer validation prompts, full tuning and a head cannot be told apart.
-_ENOUGH = 10
-
-
-#: Standard errors by which full tuning must be better; its early stopping uses the same prompts, which favours it.
-_ERRORS = 2.0
-
-#: Training memory per weight besides the weight itself, in bytes: the gradient and AdamW's state, in float32.
-_BYTES_A_WEIGHT = 12
-
-
-class InsufficientMemory(EngineError):
-    """There is not enough memory for the training."""
+from persyn.router.kinds import choice
+from persyn.router.kinds.base import Examples, Predictor, Prompts
+from persyn.router.kinds.crossfit import Bench, one_thread
+from persyn.router.kinds.registry import ROUTERS
+from persyn.router.model import Reader
+from persyn.router.train import TUNES, RouterExamples
+from persyn.router.tuning import Tuned, Tuning
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
-    """Load a backbone's tokenizer; each `Fit` starts from the backbone's own weights.
+    """Check the backbone's version, if the spec has one; each `Fit` reads what is not cached with the original weights.
 
     Options: `options.RouterFitOptions`. Raises `UsageError` when the backbone is not the version the spec refers to.
     """
     chosen = options.decode(spec, options.RouterFitOptions)
-    spec = backbone(spec)
     model.refuse_several_gpus(spec)
-    chat = Chat(load_tokenizer(spec), add_bos=chosen.add_bos)
+    if spec.model:
+        encoders.verified(spec)
 
     def compute(requests: list[Request]) -> Iterator[list[Result]]:
         for request in requests:
             assert isinstance(request, Fit)
             reason = _refusal(request)
-            yield [Failed(request.id, reason) if reason else _fit(request, spec, chosen, chat, tick)]
+            yield [Failed(request.id, reason) if reason else _GridFit(request, spec, chosen, tick).run()]
 
     return Batched(compute, version=scoring.VERSION, chunk=1)
-
-
-def backbone(spec: ModelSpec) -> ModelSpec:
-    """Return a spec for loading weights: a folder's digest is verified and removed. `UsageError` on a mismatch."""
-    if hub_revision(spec.revision) != spec.revision:
-        require_unchanged(spec.model, spec.revision)
-    return msgspec.structs.replace(spec, revision=hub_revision(spec.revision))
-
-
-def reader(chat: Chat, chosen: options.RouterFitOptions, config: Any) -> Reader:
-    """A reader limited to the context length of the backbone with this configuration."""
-    return Reader(chat, min(chosen.max_tokens, scoring.max_tokens(config) or chosen.max_tokens))
 
 
 def _refusal(request: Fit) -> str | None:
     """Why a grid cannot be fitted, or None."""
     errors = request.rewards if request.errors is None else request.errors
     lengths = {len(request.conversations), len(request.rewards), len(request.is_holdout), len(errors)}
+    lengths |= {len(labels) for labels in request.labels.values()}
     if len(lengths) > 1 or {len(row) for row in [*request.rewards, *errors]} != {len(request.teachers)}:
-        return f"malformed: expected a row of {len(request.teachers)} rewards and a flag for each conversation"
+        return (
+            f"malformed: expected a row of {len(request.teachers)} rewards, a flag and the labels of each conversation"
+        )
     if request.tune not in ("auto", *TUNES):
         return f"unknown_tune: {request.tune!r}; available: auto, {', '.join(TUNES)}"
+    if request.kind not in (inputs.AUTO, *ROUTERS):
+        return f"unknown_kind: {request.kind!r}; available: {inputs.AUTO}, {', '.join(ROUTERS)}"
+    return _too_little(request)
+
+
+def _too_little(request: Fit) -> str | None:
+    """Why the rewards say too little about the teachers, or None."""
     calibration = np.array(request.rewards, dtype=np.float64)[~np.array(request.is_holdout)]
     if not len(reward_matrix.preferences(calibration)[0]):
         return f"no_preferences: none of {len(calibration)} calibration prompts has two teachers of distinct reward"
@@ -96,231 +78,156 @@ def _refusal(request: Fit) -> str | None:
     return None
 
 
-def _fit(request: Fit, spec: ModelSpec, chosen: options.RouterFitOptions, chat: Chat, tick: Tick) -> Fitted:
-    started = time.monotonic()
-    read = reader(chat, chosen, scoring.configuration(spec))
-    grid = RouterExamples(
-        [read.ids(messages) for messages in request.conversations],
-        np.array(request.rewards, np.float64),
-        None if request.errors is None else np.array(request.errors, np.float64),
-    )
-    is_holdout = np.array(request.is_holdout, dtype=np.bool_)
-    calibration = np.flatnonzero(~is_holdout)
-    pairs, _, _ = reward_matrix.preferences(grid.rewards[calibration])
-    work = _Work(request, spec, chosen, grid, calibration[np.unique(pairs)].tolist(), tick)
-    trained = work.better() if request.tune == "auto" else work.train(request.tune)
-    router = trained.router
-    router.backbone.to(getattr(torch, model.precision(spec, chosen.dtype)))
-    manifest = _manifest(request, trained.tune, spec, chosen, router, read)
-    sha256 = checkpoint.write(Path(request.folder), router, manifest, chat.tokenizer)
-    checkpoint.merge(router)
-    is_frozen = trained.tune == "head"
-    final = trained.frozen if is_frozen else model.all_features(router, grid.prompts, work.batch_tokens, tick)
-    scores = _scores(router, final)
-    metrics = {
-        **_measure(scores, trained.frozen.double().numpy(), grid, is_holdout, request.preferences),
-        "n_calibration": len(calibration),
-        "n_holdout": int(is_holdout.sum()),
-        "n_pairs": len(pairs),
-        "tune": trained.tune,
-        "preferences": request.preferences,
-        "seconds": time.monotonic() - started,
-        "versions": manifest.versions,
-        **trained.notes,
-    }
-    return Fitted(request.id, request.folder, sha256, metrics, scores.tolist())
-
-
-def _require_memory(n_weights: int) -> None:
-    """Raise `InsufficientMemory` when a CPU lacks the memory for training.
-
-    Otherwise the system would kill the process silently.
-    """
-    wanted, free = n_weights * _BYTES_A_WEIGHT / 2**30, psutil.virtual_memory().available / 2**30
-    if wanted > free:
-        raise InsufficientMemory(
-            f"tune = 'full' does not fit in memory ({n_weights / 1e9:.1f} billion weights take {wanted:.0f} GiB more, "
-            f"{free:.0f} are free); use another tune, a smaller backbone, or gpus = 1 in [router]"
-        )
-
-
 @dataclass(frozen=True, slots=True)
-class _Trained:
-    """A router trained with one setting of `tune`.
+class _Learned:
+    """A router on frozen encoders.
 
-    frozen: (P, H) features of the grid's prompts from the backbone before training.
+    out_of_fold: (C, K) scores of the calibration prompts by routers fitted without them. notes: on the choice.
     """
 
-    router: RouterModel
-    tune: str
-    frozen: Tensor
+    kind: str
+    predictor: Predictor
+    out_of_fold: Matrix
     notes: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """One fit's inputs, shared by every setting of `tune` that is tried.
+class _GridFit:
+    """One `Fit`: its grid as arrays, and the steps in order."""
 
-    learn: indices of the calibration prompts that have a preference.
-    """
+    def __init__(self, request: Fit, spec: ModelSpec, chosen: options.RouterFitOptions, tick: Tick) -> None:
+        self._request, self._spec, self._chosen, self._tick = request, spec, chosen, tick
+        self._read = encoders.of_fit(spec, request, Path())
+        self._started = time.monotonic()
+        errors = None if request.errors is None else np.array(request.errors, np.float64)
+        rewards = np.array(request.rewards, np.float64)
+        self._examples = Examples(rewards, errors, request.preferences, request.seed)
+        self._is_holdout = np.array(request.is_holdout, dtype=np.bool_)
+        self._calibration: Indices = np.flatnonzero(~self._is_holdout)
 
-    request: Fit
-    spec: ModelSpec
-    chosen: options.RouterFitOptions
-    grid: RouterExamples
-    learn: list[int]
-    tick: Tick
+    def run(self) -> Fitted:
+        """Fit, write the checkpoint, and measure what it routes."""
+        prompts = self._read.read(self._request.conversations, self._request.labels, self._tick, keep=True)
+        self._read.release()  # a GPU may not hold two models
+        if self._request.tune in ("full", "lora"):
+            work = self._tuning(prompts)
+            return self._tuned(work, work.train(self._request.tune))
+        learned = self._learn(prompts)
+        if not self._may_tune(learned.kind):
+            return self._frozen(learned, prompts, {})
+        work = self._tuning(prompts)
+        better = work.better()
+        return self._tuned(work, better) if isinstance(better, Tuned) else self._frozen(learned, prompts, better)
+
+    def _learn(self, prompts: Prompts) -> _Learned:
+        """Fit the router, or the kind that cross-validation chooses, to the calibration prompts."""
+        known, examples = prompts.take(self._calibration), self._examples.take(self._calibration)
+        with one_thread():
+            if self._request.kind == inputs.AUTO:
+                found = choice.choose(list(ROUTERS.values()), known, examples, tick=self._tick)
+                notes = {"candidates": msgspec.to_builtins(found.candidates), "why": found.why}
+                return _Learned(found.kind, found.predictor, found.scores, notes)
+            predictor, scores = Bench(known, examples, self._tick).fitted(ROUTERS[self._request.kind])
+        return _Learned(self._request.kind, predictor, scores, {})
+
+    def _may_tune(self, kind: str) -> bool:
+        """Whether full tuning is compared with this router: it reads nothing but the backbone.
+
+        For a kind that was chosen, only on a GPU.
+        """
+        request = self._request
+        reads_text_alone = request.encoders == ["backbone"] and not request.labels
+        is_wanted = request.kind == "head" or bool(self._spec.gpus)
+        return kind == "head" and request.tune == "auto" and reads_text_alone and is_wanted
+
+    def _tuning(self, prompts: Prompts) -> Tuning:
+        reader = self._reader
+        pairs, _, _ = reward_matrix.preferences(self._examples.rewards[self._calibration])
+        ids = [reader.ids(messages) for messages in self._request.conversations]
+        return Tuning(
+            self._request,
+            self._spec,
+            self._chosen,
+            RouterExamples(ids, self._examples.rewards, self._examples.errors),
+            self._calibration[np.unique(pairs)].tolist(),
+            torch.from_numpy(prompts.states["backbone"]),
+            self._tick,
+        )
 
     @property
-    def batch_tokens(self) -> int:
-        return scoring.batch_tokens(self.spec, self.chosen)
+    def _reader(self) -> Reader:
+        assert self._read.backbone is not None
+        return self._read.backbone.reader
 
-    def train(self, tune: str) -> _Trained:
-        """Train a fresh router with a setting from `TUNES`; `EngineError` when memory is insufficient."""
-        router, frozen = self._read(tune)
-        if tune == "full" and not self.spec.gpus:
-            _require_memory(sum(weight.numel() for weight in router.parameters()))
-        try:
-            notes = train(router, self.grid.take(self.learn), frozen[self.learn], self._plan(tune), self.tick)
-        except torch.OutOfMemoryError as error:
-            raise InsufficientMemory(
-                f"tune = {tune!r} does not fit in the GPU's memory ({shorten(str(error))}); use another tune, or a "
-                "smaller batch_size or max_tokens in [router] options"
-            ) from error
-        return _Trained(router, tune, frozen, notes)
+    def _tuned(self, work: Tuning, tuned: Tuned) -> Fitted:
+        manifest = self._manifest("head", tuned.tune)
+        folder = Path(self._request.folder)
+        sha256 = checkpoint.write_tuned(folder, tuned.router, manifest, self._reader.tokenizer)
+        checkpoint.merge(tuned.router)
+        return self._fitted(sha256, manifest, work.scores(tuned), tuned.notes)
 
-    def better(self) -> _Trained:
-        """Return the fully tuned router if it beats a head on the frozen backbone, else the head.
+    def _frozen(self, learned: _Learned, prompts: Prompts, notes: dict[str, Any]) -> Fitted:
+        manifest = self._manifest(learned.kind, "head")
+        sha256 = checkpoint.write(Path(self._request.folder), learned.predictor, manifest)
+        notes = {"settings": dict(learned.predictor.settings), **learned.notes, **notes}
+        fitted = self._fitted(sha256, manifest, learned.predictor.scores(prompts), notes)
+        out_of_fold = dict(zip(self._calibration.tolist(), learned.out_of_fold.tolist(), strict=True))
+        rows = [out_of_fold.get(row) for row in range(len(self._is_holdout))]
+        return msgspec.structs.replace(fitted, cross_fitted=rows)
 
-        Both are compared on validation prompts that neither learns from, at the precision used for routing. Full tuning
-        must be better by more than chance (`_ERRORS`). The head wins when there are too few validation prompts or too
-        little memory.
-        """
-        learn, validate = (np.array(self.learn)[part] for part in split(len(self.learn), self.request.seed))
-        if len(validate) < _ENOUGH:
-            return self._simple(f"{len(validate)} validation prompts are too few to decide")
-        frozen = self._read("head")[1]
-        examples = self.grid.take(learn.tolist())
-        simple = head.fit(
-            frozen[learn],
-            examples.rewards,
-            errors=examples.errors,
-            preferences=self.request.preferences,
-            seed=self.request.seed,
-            tick=self.tick,
-        )
-        by_head = self._losses(frozen[validate].double() @ simple.weight.T + simple.bias, validate)
-        taken = self._full()
-        if isinstance(taken, str):
-            return self._simple(taken)
-        taken.router.backbone.to(getattr(torch, model.precision(self.spec, self.chosen.dtype)))
-        prompts = self.grid.take(validate.tolist()).prompts
-        tuned = model.all_features(taken.router, prompts, self.batch_tokens, self.tick)
-        by_full = self._losses(torch.from_numpy(_scores(taken.router, tuned)), validate)
-        notes = {**taken.notes, "loss_head": by_head.mean().item(), "loss_full": by_full.mean().item()}
-        if head.is_within_error(by_head - by_full, _ERRORS):
-            del taken  # free memory before another backbone is loaded: a GPU may not hold two
-            taken = self.train("head")
-        return replace(taken, notes={**notes, **taken.notes})
-
-    def _simple(self, why: str) -> _Trained:
-        """Train the head, and note why full tuning was not compared."""
-        found = self.train("head")
-        return replace(found, notes={**found.notes, "not_full": why})
-
-    def _full(self) -> _Trained | str:
-        """The fully tuned router, or the reason why memory was insufficient."""
-        try:
-            return self.train("full")
-        except InsufficientMemory as error:
-            why = str(error)
-        # Collect after the except block: the exception references tensors on the GPU.
-        gc.collect()
-        torch.cuda.empty_cache()
-        return why
-
-    def _read(self, tune: str) -> tuple[RouterModel, Tensor]:
-        """An untrained router, and the (P, H) features of the grid's prompts from its backbone."""
-        place = dtype(tune, self.spec, self.chosen)
-        router = model.load(self.spec, place, len(self.request.teachers), model.reads_of(tune)).requires_grad_(False)
-        self.tick()
-        revision = identify(self.spec.model, self.spec.revision).revision
-        frozen = features.cached(
-            features.folder(Path(), self.spec.model, revision, str(router.backbone.dtype), router.reads),
-            self.grid.prompts,
-            lambda new: model.all_features(router, new, self.batch_tokens, self.tick),
-        )
-        return router, frozen
-
-    def _losses(self, scores: Tensor, prompts: NDArray[np.intp]) -> Tensor:
-        """(Q,) losses of the scores (Q, K) of Q prompts, each over its preferences."""
-        weights = self.grid.take(prompts.tolist()).weights(self.request.preferences)
-        return model.prompt_losses(scores, torch.from_numpy(weights))
-
-    def _plan(self, tune: str) -> TrainingPlan:
-        return TrainingPlan(
+    def _manifest(self, kind: str, tune: str) -> CheckpointManifest:
+        read = inputs.needed(kind, self._request.encoders)
+        backbone = self._read.backbone if "backbone" in read else None
+        embedding = self._read.embedding if "embedding" in read else None
+        return CheckpointManifest(
+            backbone=_absolute(backbone.spec.model) if backbone else "",
+            revision=backbone.version if backbone else None,
             tune=tune,
-            preferences=self.request.preferences,
-            seed=self.request.seed,
-            batch_tokens=self.batch_tokens,
-            epochs=self.chosen.epochs,
-            learning_rate=self.chosen.learning_rate or {"lora": 1e-4}.get(tune, 1e-5),
-            batch_size=self.chosen.batch_size,
-            lora_rank=self.chosen.lora_rank,
+            teachers=self._request.teachers,
+            max_tokens=backbone.reader.max_tokens if backbone else self._chosen.max_tokens,
+            add_bos=self._chosen.add_bos,
+            versions={name: version(name) for name in ("persyn", "torch", "transformers", "scikit-learn")},
+            kind=kind,
+            encoders=read,
+            features=list(self._request.labels) if "fields" in ROUTERS[kind].reads else [],
+            embedding=_absolute(embedding.spec.model) if embedding else "",
+            embedding_version=embedding.version if embedding else None,
         )
 
-
-def dtype(tune: str, spec: ModelSpec, chosen: options.RouterFitOptions) -> Dtype:
-    """The backbone's dtype while a router is fitted.
-
-    Full tuning keeps weights in float32, on a GPU under bfloat16 autocast: bfloat16 weights would lose small updates.
-    """
-    return "float32" if tune == "full" else model.precision(spec, chosen.dtype)
-
-
-def _manifest(
-    request: Fit, tune: str, spec: ModelSpec, chosen: options.RouterFitOptions, router: RouterModel, reader: Reader
-) -> CheckpointManifest:
-    folder = Path(spec.model)
-    return CheckpointManifest(
-        backbone=str(folder.absolute()) if folder.is_dir() else spec.model,
-        revision=identify(spec.model, spec.revision).revision,
-        tune=tune,
-        teachers=request.teachers,
-        max_tokens=reader.max_tokens,
-        add_bos=chosen.add_bos,
-        versions={name: version(name) for name in ("persyn", "torch", "transformers")},
-        reads=router.reads,
-    )
+    def _fitted(self, sha256: str, manifest: CheckpointManifest, scores: Matrix, notes: dict[str, Any]) -> Fitted:
+        said = msgspec.to_builtins(manifest)
+        names = ("kind", "tune", "encoders", "features", "embedding", "embedding_version", "versions")
+        metrics = {
+            **_measure(manifest.kind, scores, self._examples, self._is_holdout),
+            "n_calibration": len(self._calibration),
+            "n_holdout": int(self._is_holdout.sum()),
+            "n_pairs": len(reward_matrix.preferences(self._examples.rewards[self._calibration])[0]),
+            "preferences": self._examples.preferences,
+            "seconds": time.monotonic() - self._started,
+            **{name: said[name] for name in names},
+            **notes,
+        }
+        return Fitted(self._request.id, self._request.folder, sha256, metrics, scores.tolist())
 
 
-def _scores(router: RouterModel, features: Tensor) -> Matrix:
-    """(P, K) scores of all prompts of the grid."""
-    with torch.no_grad():
-        scores: Matrix = router.score(features.to(router.head.weight.device)).cpu().double().numpy()
-    return scores
+def _absolute(name: str) -> str:
+    folder = Path(name)
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
-def _measure(
-    scores: Matrix, frozen: Matrix, grid: RouterExamples, is_holdout: NDArray[np.bool_], preferences: str
-) -> dict[str, Any]:
+def _measure(kind: str | None, scores: Matrix, grid: Examples, is_holdout: NDArray[np.bool_]) -> dict[str, Any]:
     """Metrics of the router and its baselines on the hold-out; None for each if there are no hold-out prompts.
 
-    scores: (P, K). frozen: (P, H), features for the nearest-neighbour baseline.
+    scores: (P, K).
     """
-    rewards, errors = grid.rewards, grid.errors
-    names = ("router", "static", "random", "neighbours", "oracle")
     if not is_holdout.any():
-        return dict.fromkeys(names)
-    learn = ~is_holdout & ~np.isnan(rewards).all(axis=1)
-    near = strategies.neighbours(frozen[learn], rewards[learn], frozen[is_holdout])
-    return {
-        **routing_metrics.compare(
-            scores[is_holdout],
-            rewards[is_holdout],
-            rewards[~is_holdout],
-            preferences=preferences,
-            errors=None if errors is None else errors[is_holdout],
-        ),
-        "neighbours": routing_metrics.evaluate(np.nan_to_num(near, nan=-np.inf), rewards[is_holdout]),
-    }
+        return dict.fromkeys(("router", "static", "random", "oracle"))
+    found = routing_metrics.compare(
+        scores[is_holdout],
+        grid.rewards[is_holdout],
+        grid.rewards[~is_holdout],
+        preferences=grid.preferences,
+        errors=None if grid.errors is None else grid.errors[is_holdout],
+    )
+    if kind not in inputs.LOG_ODDS:
+        found["router"]["calibration_error"] = None
+    return found

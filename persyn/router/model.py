@@ -82,6 +82,11 @@ class Reader:
         self._chat = chat
         self.max_tokens = max_tokens
 
+    @property
+    def tokenizer(self) -> Any:
+        """The backbone's."""
+        return self._chat.tokenizer
+
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids: at least one, at most `max_tokens`."""
         try:
@@ -98,11 +103,6 @@ class Reader:
 def load(spec: ModelSpec, dtype: Dtype, n_teachers: int, reads: Reads = "last") -> RouterModel:
     """Load a backbone in evaluation mode and put a new head on it; `EngineError` when it cannot be loaded."""
     return RouterModel(scoring.load_weights(AutoModel, spec, options.ScorerOptions(dtype=dtype)), n_teachers, reads)
-
-
-def reads_of(tune: str) -> Reads:
-    """What the router reads for a setting of `tune`: training brings the relevant information to the last state."""
-    return "middle" if tune == "head" else "last"
 
 
 def _lower_half(backbone: Any) -> Any:

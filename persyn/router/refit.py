@@ -1,4 +1,4 @@
-"""Refit heads on cached features of the grid, at another alpha or calibration size, in seconds."""
+"""Refit routers on cached features of the grid, at another alpha or calibration size, in seconds."""
 
 from __future__ import annotations
 
@@ -8,67 +8,55 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from persyn.llm import options, scoring
-from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.identity import identify
 from persyn.llm.protocols import Fit, ModelSpec
 from persyn.method import rewards as reward_matrix
 from persyn.method import routing_metrics
 from persyn.method.rewards import Indices, Matrix
-from persyn.router import features, fit, head, model
+from persyn.router import encoders
+from persyn.router.kinds.base import Examples, Prompts, RouterKind
+from persyn.router.kinds.crossfit import Bench, one_thread
+from persyn.router.kinds.registry import ROUTERS
 
 #: Number of random draws per point of the learning curve.
 REPEATS = 5
 
 
-def frozen(home: Path, spec: ModelSpec, request: Fit) -> Matrix:
-    """(P, H) features of a fit's conversations; missing ones are computed and cached in `home`.
+def read(home: Path, spec: ModelSpec, request: Fit) -> Prompts:
+    """A fit's prompts as routers read them; missing states are computed and cached in `home`.
 
     spec: of a `router_fit` engine.
-    Raises `EngineError` when the backbone cannot be loaded, `UsageError` when it has changed.
+    Raises `EngineError` when a model cannot be loaded, `UsageError` when it has changed.
     """
-    chosen = options.decode(spec, options.RouterFitOptions)
-    spec = fit.backbone(spec)
-    reader = fit.reader(Chat(load_tokenizer(spec), add_bos=chosen.add_bos), chosen, scoring.configuration(spec))
-    dtype = fit.dtype("head", spec, chosen)
-    reads = model.reads_of("head")
-    made = features.cached(
-        features.folder(home, spec.model, identify(spec.model, spec.revision).revision, f"torch.{dtype}", reads),
-        [reader.ids(messages) for messages in request.conversations],
-        lambda new: model.all_features(
-            model.load(spec, dtype, 1, reads).requires_grad_(False), new, scoring.batch_tokens(spec, chosen), _quietly
-        ),
-    )
-    return np.asarray(made.double().numpy())
+    return encoders.of_fit(spec, request, home).read(request.conversations, request.labels, keep=True)
 
 
-def scores(
-    frozen: Matrix, rewards: Matrix, learn: Indices, *, errors: Matrix | None = None, preferences: str, seed: int
-) -> Matrix:
-    """(P, K) scores of a head fitted to some of the prompts.
+def scores(kind: RouterKind, prompts: Prompts, examples: Examples, learn: Indices) -> Matrix:
+    """(P, K) scores of all P prompts by a router fitted to some of them.
 
-    frozen:  (P, H). rewards: (P, K), NaN where missing.
-    learn:   indices of the prompts to fit to; those without a preference have no effect.
-    errors:  (P, K) standard errors of the rewards; None if unknown.
-    preferences: how they are weighted, "weighted" or "equal".
-    returns: scores of all P prompts; zeros if there is no preference at all.
+    learn: indices of the prompts to fit to; those without a preference have no effect.
+    returns: zeros if there is no preference at all.
     """
-    pairs, _, _ = reward_matrix.preferences(rewards[learn])
-    if not len(pairs):
-        return np.zeros(rewards.shape)
-    informative = learn[np.unique(pairs)]
-    fitted = head.fit(
-        torch.from_numpy(frozen[informative]),
-        rewards[informative],
-        errors=None if errors is None else errors[informative],
-        preferences=preferences,
-        seed=seed,
-        tick=_quietly,
-    )
-    return np.asarray(frozen @ fitted.weight.numpy().T + fitted.bias.numpy())
+    known = examples.take(learn)
+    if not len(reward_matrix.preferences(known.rewards)[0]):
+        return np.zeros(examples.rewards.shape)
+    with one_thread():
+        return kind.fit(prompts.take(learn), known).scores(prompts)
+
+
+def all_scores(prompts: Prompts, examples: Examples, learn: Indices) -> dict[str, Matrix]:
+    """`scores` of each kind that reads something of the prompts; the static ranking reads nothing.
+
+    Kinds that are made of others share them.
+    """
+    kinds = [kind for kind in ROUTERS.values() if kind.reads and kind.can_read(prompts)]
+    known = examples.take(learn)
+    if not len(reward_matrix.preferences(known.rewards)[0]):
+        return {kind.name: np.zeros(examples.rewards.shape) for kind in kinds}
+    bench = Bench(prompts.take(learn), known)
+    with one_thread():
+        return {kind.name: bench.fitted(kind)[0].scores(prompts) for kind in kinds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +79,9 @@ def curve(
     preferences: str,
     seed: int,
 ) -> list[Point]:
-    """Learning curve: hold-out reward of a head by the number of calibration prompts.
+    """Learning curve: hold-out reward of a router by the number of calibration prompts.
 
-    fit_to:   the (P, K) `scores` of a head fitted to the prompts at some indices.
+    fit_to:   the (P, K) `scores` of a router fitted to the prompts at some indices.
     rewards:  (P, K), NaN where missing.
     sizes:    each at most the number of calibration prompts.
     """
@@ -114,7 +102,3 @@ def curve(
             static.append(measured["static"]["routed_reward"])
         points.append(Point(size, float(np.mean(routed)), float(np.std(routed)), float(np.mean(static))))
     return points
-
-
-def _quietly() -> None:
-    """A tick that does nothing: no watchdog is running here."""

@@ -23,7 +23,7 @@ from persyn.ingest.versions import Identities
 from persyn.jobs import queue
 from persyn.jobs.queue import Claim
 from persyn.llm.engines import ENGINES
-from persyn.runs import run_file, same_run, start, transport
+from persyn.runs import router_fields, run_file, same_run, start, transport
 from persyn.stages import registry, score
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
@@ -114,6 +114,8 @@ def enlist(
         seed=config.run.seed,
         need=need,
     )
+    said += router_fields.check(session, run)
+    start.require_texts(session, run)
     if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
         then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"
         said.append(f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}")

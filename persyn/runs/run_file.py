@@ -13,12 +13,23 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from persyn.config import IMPORTED, RunConfig, TeacherTable
+from persyn.config import IMPORTED, RouterTable, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
 from persyn.llm import engines, options
 from persyn.llm.engines import ENGINES
+from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
+from persyn.registry import Registry
+from persyn.router import inputs
+from persyn.router.kinds.registry import ROUTERS
 from persyn.runs import validation
+
+#: The registries of keys whose value is not the name of an engine.
+_REGISTRIES: Mapping[str, Registry[Any]] = {
+    "strategy.kind": STRATEGIES,
+    "router.kind": ROUTERS,
+    "run.learnability": LEARNABILITIES,
+}
 
 #: Stands for the file in errors about a configuration that was not read from one.
 _UNNAMED = Path("the configuration")
@@ -71,8 +82,10 @@ def _checked(given: Any, path: Path) -> RunConfig:
     _require_kinds(path, given, _kinds(config))
     _require_quality(path, config)
     _require_strategy(path, config)
-    _require_samples(path, config)
+    _require_router(path, config.router)
+    _require_learnability(path, config)
     _require_options(path, _said(config))
+    _require_samples(path, config)
     _require_adapters(path, config.teachers)
     return _absolute(config, path)
 
@@ -173,6 +186,8 @@ def _kinds(config: RunConfig) -> Iterator[tuple[str, str, Sequence[str]]]:
     yield "student.engine", config.student.engine, engines.with_role("student")
     yield "quality.kind", config.quality.kind, engines.with_role("quality")
     yield "strategy.kind", config.strategy.kind, list(STRATEGIES)
+    yield "run.learnability", config.run.learnability, list(LEARNABILITIES)
+    yield "router.kind", config.router.chosen_kind, [inputs.AUTO, *ROUTERS]
     yield from _kinds_of_teachers(config.teachers)
 
 
@@ -186,7 +201,7 @@ def _require_kinds(path: Path, given: Any, kinds: Iterable[tuple[str, str, Seque
     """Raise `UsageError` for a name that is not one of a registry's; `kinds` has (key, name, known names)."""
     for key, name, known in kinds:
         if name not in known:
-            flaw = (STRATEGIES if key == "strategy.kind" else ENGINES).flaw(name)
+            flaw = _REGISTRIES.get(key, ENGINES).flaw(name)
             hint = f"; {flaw}" if flaw else ""
             allowed = ", ".join(map(repr, known))
             raise UsageError(f"{path}: {validation.key(given, key)} is {name!r}; allowed: {allowed}{hint}")
@@ -217,6 +232,30 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
         )
 
 
+def _require_router(path: Path, router: RouterTable) -> None:
+    """Raise `UsageError` for a router that cannot read what it is given."""
+    kind, encoders, fields = router.chosen_kind, router.encoders, router.features
+    lists: dict[str, list[str]] = {"encoders": [*encoders], "features": fields}
+    for key, names in lists.items():
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(f"{path}: `router.{key}` names {', '.join(map(repr, twice))} more than once")
+    if ("embedding" in encoders) != (router.embedding is not None):
+        raise UsageError(
+            f'{path}: [router] an embedding needs both keys: encoders = ["embedding"], and embedding = a model folder '
+            "or hub id"
+        )
+    if router.tune in ("full", "lora") and (kind, encoders, fields) != ("head", ["backbone"], []):
+        raise UsageError(
+            f"{path}: `router.tune` is {router.tune!r}, which trains a head that reads the backbone alone; use "
+            'kind = "head", encoders = ["backbone"] and no features, or tune = "auto"'
+        )
+    if not inputs.can_read(kind, encoders, fields):
+        known = ", ".join(inputs.readable(kind))
+        raise UsageError(
+            f"{path}: a router of kind {kind!r} reads nothing of its encoders and features; it can read {known}"
+        )
+
+
 def _require_samples(path: Path, config: RunConfig) -> None:
     """Raise `UsageError` for several samples of a greedy teacher, and for a choice that the quality cannot make."""
     greedy = [each.name for each in config.teachers if each.engine != IMPORTED and each.is_greedy]
@@ -237,6 +276,20 @@ def _require_samples(path: Path, config: RunConfig) -> None:
             f"{path}: `generation.keep` is {keep!r}, but an imported quality has no score of new responses; use "
             "another quality, or samples = 1"
         )
+
+
+def _require_learnability(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for a learnability that the student's engine, the strategy or `learnability_per` rules out."""
+    kind, engine = LEARNABILITIES[config.run.learnability], ENGINES[config.student.engine]
+    if kind.needs and not engine.computes_statistics:
+        raise UsageError(
+            f"{path}: `run.learnability` {kind.name} needs statistics of tokens, which the student's engine "
+            f"{engine.name} does not compute"
+        )
+    if kind.name != "log_likelihood" and config.run.learnability_per != "token":
+        raise UsageError(f"{path}: `run.learnability_per` is only for learnability log_likelihood, got {kind.name}")
+    if config.strategy.kind == "car" and not kind.is_log_likelihood:
+        raise UsageError(f"{path}: strategy car needs the student's loss, which learnability {kind.name} is not")
 
 
 def _said(config: RunConfig) -> Iterator[_Said]:
@@ -290,9 +343,15 @@ def _absolute(config: RunConfig, file: Path) -> RunConfig:
         prompts=replace(config.prompts, file=prompts),
         student=replace(config.student, model=_local(config.student.model, file, "`student.model`")),
         quality=replace(config.quality, model=_local(quality, file, "`quality.model`") if is_path else quality),
-        router=replace(config.router, backbone=_local(config.router.backbone, file, "`router.backbone`")),
+        router=_absolute_router(config.router, file),
         teachers=[_absolute_teacher(teacher, file) for teacher in config.teachers],
     )
+
+
+def _absolute_router(router: RouterTable, file: Path) -> RouterTable:
+    embedding = router.embedding and _local(router.embedding, file, "`router.embedding`")
+    backbone = _local(router.backbone, file, "`router.backbone`")
+    return msgspec.structs.replace(router, backbone=backbone, embedding=embedding)
 
 
 def _absolute_teacher(teacher: TeacherTable, file: Path) -> TeacherTable:

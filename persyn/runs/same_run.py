@@ -19,7 +19,7 @@ from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows, versions
 from persyn.ingest.imports import ImportCounts, batches
 from persyn.llm import transport
-from persyn.llm.identity import identify
+from persyn.llm.identity import identify, identify_embedding
 from persyn.method.strategies import STRATEGIES
 
 #: Keys that only describe a teacher; they matter only where the run's strategy reads them.
@@ -55,7 +55,7 @@ class Change(NamedTuple):
     """How the prompts in a run's files or sources differ from those that the run was started with.
 
     new, gone: numbers of prompts.
-    other:     rows whose answer or instructions differ from those stored for their prompt.
+    other:     rows whose answer, instructions or tests differ from those stored for their prompt.
     """
 
     names: str
@@ -82,10 +82,10 @@ class Change(NamedTuple):
 
 
 def other_answers(names: str, count: int) -> str:
-    """The notice for rows whose answers or instructions differ from those stored for the same prompts."""
+    """The notice for rows whose answers, instructions or tests differ from those stored for the same prompts."""
     rows_have = "1 row has" if count == 1 else f"{count:,} rows have"
     return (
-        f"{names}: {rows_have} a reference answer, or instructions, that differ from those stored for the same "
+        f"{names}: {rows_have} a reference answer, instructions or tests that differ from those stored for the same "
         "prompt; the stored ones are kept, and responses are scored with them: only a new store (PERSYN_HOME or "
         "PERSYN_DATABASE_URL) uses the new ones"
     )
@@ -247,9 +247,14 @@ def _moved(session: Session, run: Run, was: RunConfig, config: RunConfig) -> Ite
         before, after = _at(old, place), _at(new, place)
         if before != after and _is_folder(after) and identify(after).revision == row.revision:
             yield place, row
-    before, after = was.router.backbone, config.router.backbone
-    if before != after and _is_folder(after) and identify(after).revision == was.router.version:
-        yield "router.backbone", None
+    now, then = config.router, was.router
+    for key, look, version in (
+        ("backbone", identify, then.version),
+        ("embedding", identify_embedding, then.embedding_version),
+    ):
+        before, after = getattr(then, key), getattr(now, key)
+        if before != after and _is_folder(after) and look(after).revision == version:
+            yield f"router.{key}", None
 
 
 def _is_folder(model: Any) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from msgspec.structs import replace
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, RunConfig, TeacherTable, fingerprint_of, load_config
+from persyn.config import IMPORTED, RouterTable, RunConfig, TeacherTable, fingerprint_of, load_config
 from persyn.db import lookup
-from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
-from persyn.db.results import Origin, Response, Score
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Teacher
+from persyn.db.results import NO_TEXT, Origin, Response, Score
+from persyn.db.text import reason
 from persyn.errors import UsageError
 from persyn.ingest import prompt_table, versions
 from persyn.ingest.versions import Identities
@@ -30,9 +32,9 @@ def find(session: Session, config: RunConfig) -> Run | None:
     if run is None:
         return None
     was = load_config(run.config)
-    # A version that the file does not name is the one that the run was started with.
-    config = _pinned(config, function=was.strategy.revision, backbone=was.router.version)
-    same_run.require(session, run, config)
+    # A version, or a kind of router, that the file does not name is the one that the run was started with.
+    config = _pinned(config, was.strategy.revision, was.router)
+    same_run.require(session, run, _decided(config, was.strategy.when_unsure))
     return run
 
 
@@ -86,6 +88,28 @@ def require_schemas(session: Session, run: Run) -> None:
         )
 
 
+def require_texts(session: Session, run: Run) -> None:
+    """Raise `UsageError` where learnability counts and the grid has responses of which only scores are known.
+
+    The run's prompts must be there.
+    """
+    alpha = load_config(run.config).run.alpha
+    if alpha == 0:
+        return
+    grid = (
+        select(func.count())
+        .select_from(RunPrompt)
+        .join(Response, Response.prompt_id == RunPrompt.prompt_id)
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, reason(Response.failure) == NO_TEXT)
+    )
+    if count := session.scalars(grid).one():
+        raise UsageError(
+            f"{count:,} responses to calibration prompts were imported as scores only, and have no text to compute "
+            f"learnability on; set alpha = 0 in [run] (it is {alpha:g}), or import their texts"
+        )
+
+
 def _require_scores(session: Session, field: str) -> None:
     """Raise `UsageError` when no score was imported from a field of this name."""
     has_values = select(Score.response_id).where(Score.scorer_id == Scorer.id, Score.value.is_not(None)).exists()
@@ -102,12 +126,10 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     """Register a run and its models, without prompts."""
     prompt_table.lock(session)  # before any other lock, in the same order as every import
     student = versions.student(session, config.student, known)
-    own, router = config.strategy, config.router
-    config = _pinned(
-        config,
-        function=known[own.model, own.revision].revision if own.model else None,
-        backbone=known[router.backbone, router.revision].revision if _reads_prompts(config) else None,
-    )
+    own = config.strategy
+    function = known[own.model, own.revision].revision if own.model else None
+    config = _pinned(config, function, _with_versions(config, known))
+    config = _decided(config, "static" if STRATEGIES[own.kind].decided_by == "router" else None)
     contents = [same_run.sha256(Path(file)) for file in config.prompts.files]
     config = replace(config, prompts=replace(config.prompts, sha256=contents))
     run = Run(
@@ -118,7 +140,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         seed=config.run.seed,
         student_id=student.id,
         quality_scorer_id=versions.quality(session, config.quality, known),
-        learnability_scorer_id=versions.learnability(session, student, config.student),
+        learnability_scorer_id=versions.learnability(session, student, config.student, config.run.learnability),
     )
     session.add(run)
     session.flush()
@@ -152,10 +174,38 @@ def _way_out(one: TeacherTable, other: TeacherTable) -> str:
     return "remove one of them, or change its system turn, sampling or options"
 
 
-def _pinned(config: RunConfig, *, function: str | None, backbone: str | None) -> RunConfig:
-    """Fill in the versions of the strategy's function and the router's backbone, where the file names none."""
+def _with_versions(config: RunConfig, known: Identities) -> RouterTable:
+    """The table of the router with its kind, and the versions of the models that it reads."""
+    router = replace(config.router, kind=config.router.chosen_kind)
+    if not _reads_prompts(config):
+        return router
+    found = {model: known[model].revision for model in versions.models_of(router)}
+    return replace(
+        router,
+        version=found.get((router.backbone, router.revision)),
+        embedding_version=found.get((router.embedding or "", router.embedding_revision)),
+    )
+
+
+def _pinned(config: RunConfig, function: str | None, given: RouterTable) -> RunConfig:
+    """Fill in the version of the strategy's function, and the router's kind and versions, where the file has none.
+
+    given: the table of the router with these values.
+    """
+    own, router = config.strategy, config.router
     return replace(
         config,
-        strategy=replace(config.strategy, revision=config.strategy.revision or function),
-        router=replace(config.router, version=config.router.version or backbone),
+        strategy=replace(own, revision=own.revision or function),
+        router=replace(
+            router,
+            kind=router.kind or given.kind,
+            version=router.version or given.version,
+            embedding_version=router.embedding_version or given.embedding_version,
+        ),
     )
+
+
+def _decided(config: RunConfig, when_unsure: Literal["static", "route"] | None) -> RunConfig:
+    """Fill in what an unsure run does, where the file does not say it: a version without verdicts always routed."""
+    own = config.strategy
+    return replace(config, strategy=replace(own, when_unsure=own.when_unsure or when_unsure))

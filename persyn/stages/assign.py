@@ -5,7 +5,7 @@ A custom strategy replaces the router. A run with any other strategy is assigned
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.method import rewards, strategies
 from persyn.method.strategies import STRATEGIES, Strategy
 from persyn.router import strategy as own
+from persyn.stages import verdict
 from persyn.stages.batch import (
     TURNS,
     Batch,
@@ -36,6 +37,7 @@ from persyn.stages.batch import (
     seed_of,
     to_wire,
 )
+from persyn.stages.labels import LABELLED, labels
 from persyn.stages.stage import Stage
 from persyn.stages.strategy_inputs import strategy_inputs
 
@@ -48,10 +50,17 @@ _CHUNK = 10_000
 
 
 def plan(session: Session, run: Run) -> int:
-    """Assign the prompts that need no model and create jobs for the others; return the number of jobs."""
+    """Assign the prompts that need no model and create jobs for the others; return the number of jobs.
+
+    Whether a router assigns them is decided by the verdict, once per run.
+    """
     kind = _kind(run)
     if kind.decided_by != "policy":
         _assign_calibration(session, run)
+    decided = verdict.decide(session, run) if kind.decided_by == "router" else None
+    if decided is not None and not decided.routes:
+        _assign_best(session, run, decided)
+        return 0
     match kind.decided_by:
         case "router" | "function":
             size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
@@ -69,12 +78,20 @@ def load(session: Session, job: Claim) -> Batch:
     prompts = session.execute(
         in_part(_missing(run.id), job)
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
-        .add_columns(Prompt.id, *TURNS, Prompt.meta)
+        .add_columns(Prompt.id, *TURNS, *LABELLED)
     )
-    reads_meta = _kind(run).decided_by == "function"
+    reads_meta, fields = _kind(run).decided_by == "function", load_config(run.config).router.features
     return Batch(
         route_spec(session, run),
-        [Route(prompt.id, conversation(prompt), to_wire(prompt.meta) if reads_meta else {}) for prompt in prompts],
+        [
+            Route(
+                prompt.id,
+                conversation(prompt),
+                to_wire(prompt.meta) if reads_meta else {},
+                {} if reads_meta else labels(prompt, fields),
+            )
+            for prompt in prompts
+        ],
     )
 
 
@@ -90,7 +107,9 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         for teacher_id, score in zip(teacher_ids, row, strict=True)
         if run.router_id is not None
     ]
-    reason = "router" if _kind(run).decided_by == "router" else f"{strategy.kind}: {strategy.name}"
+    reason = f"{strategy.kind}: {strategy.name}"
+    if _kind(run).decided_by == "router":
+        reason = f"router: {session.get_one(Router, run.router_id).kind}"
     present = _present(session, teacher_ids, prompt_ids)
     winners, margins = _best(np.where(present, rows, np.nan))
     sample = _first_sample(run)
@@ -199,7 +218,7 @@ def _assign_calibration(session: Session, run: Run) -> None:
     """
     cells = grid.read(session, run)
     rewarded = cells.rewards()
-    is_scored = ~np.isnan(cells.quality) & ~np.isnan(cells.learnability)
+    is_scored = ~np.isnan(cells.quality) & (~np.isnan(cells.learnability) | (cells.alpha == 0))
     known = is_scored.any(axis=1)
     winners, margins = _best(np.where(is_scored, np.nan_to_num(rewarded), np.nan)[known])
     chosen = rewarded[known, winners]
@@ -216,7 +235,7 @@ def _assign_calibration(session: Session, run: Run) -> None:
                 "teacher_id": int(cells.teacher_ids[winner]),
                 "score": score,
                 "margin": margin,
-                "sample": first if first is None else answered[prompt_id, int(cells.teacher_ids[winner])],
+                "sample": first if first is None else answered.get((prompt_id, int(cells.teacher_ids[winner])), 0),
                 "reason": "calibration",
                 "job_id": None,
             }
@@ -245,23 +264,43 @@ def _first_answered(session: Session, run: Run) -> dict[tuple[int, int], int]:
 
 
 def _follow(session: Session, run: Run, kind: str) -> None:
-    """Assign the remaining prompts by a strategy that reads no prompt; random draws depend only on seed and prompt."""
+    """Assign the remaining prompts by a strategy that reads no prompt."""
     strategy = load_config(run.config).strategy
     cells = grid.read(session, run)
-    teacher_ids = cells.teacher_ids.tolist()
     goes_by = strategy_inputs(session, run, cells, cells.rewards(), ~cells.is_holdout)
+
+    def policy(present: NDArray[np.bool_]) -> rewards.Matrix:
+        try:
+            return strategies.policy(kind, goes_by, present, **strategy.arguments)
+        except ValueError as error:
+            raise UsageError(f"strategy {strategy.kind}: {error}") from error
+
+    _assign_rest(session, run, policy, strategy.kind)
+
+
+def _assign_best(session: Session, run: Run, decided: verdict.Decision) -> None:
+    """Assign the remaining prompts to the best single teacher."""
+    place = {teacher_id: -rank for rank, teacher_id in enumerate(decided.ranking)}
+    ranking = np.array([place[teacher.id] for teacher in lookup.teachers(session, run.id)], dtype=np.float64)
+    _assign_rest(session, run, lambda present: strategies.by_ranking(ranking, present), decided.reason)
+
+
+def _assign_rest(
+    session: Session, run: Run, policy: Callable[[NDArray[np.bool_]], rewards.Matrix], reason: str
+) -> None:
+    """Assign the remaining prompts; random draws depend only on seed and prompt.
+
+    policy: the (P, T) policy of P prompts, given which teachers can answer them.
+    """
+    kind, teacher_ids = load_config(run.config).strategy.kind, [each.id for each in lookup.teachers(session, run.id)]
     missing = _missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
     missing = missing.order_by(RunPrompt.prompt_id).limit(_CHUNK)
     last = 0
     while chunk := session.execute(missing.where(RunPrompt.prompt_id > last)).all():
         prompt_ids = [prompt_id for prompt_id, _ in chunk]
         last = prompt_ids[-1]
-        present = _present(session, teacher_ids, prompt_ids)
-        try:
-            policy = strategies.policy(kind, goes_by, present, **strategy.arguments)
-        except ValueError as error:
-            raise UsageError(f"strategy {strategy.kind}: {error}") from error
-        lots = np.array([seed_of(run.seed, content_hash, strategy.kind, 0) / 2**63 for _, content_hash in chunk])
+        lots = np.array([seed_of(run.seed, content_hash, kind, 0) / 2**63 for _, content_hash in chunk])
+        columns = strategies.draw(policy(_present(session, teacher_ids, prompt_ids)), lots)
         bulk.insert_new(
             session,
             Assignment,
@@ -273,10 +312,10 @@ def _follow(session: Session, run: Run, kind: str) -> None:
                     "score": None,
                     "margin": None,
                     "sample": _first_sample(run),
-                    "reason": strategy.kind,
+                    "reason": reason,
                     "job_id": None,
                 }
-                for prompt_id, column in zip(prompt_ids, strategies.draw(policy, lots).tolist(), strict=True)
+                for prompt_id, column in zip(prompt_ids, columns.tolist(), strict=True)
             ],
         )
 
@@ -290,7 +329,9 @@ def route_spec(session: Session, run: Run) -> ModelSpec:
     if config.engine == "fake":
         return ModelSpec("fake", config.backbone, options={**config.options, "teachers": len(router.teacher_ids)})
     options = {key: config.options[key] for key in _ROUTE_OPTIONS if key in config.options}
-    return ModelSpec("router", router.path, gpus=config.gpus, options={**options, "sha256": router.sha256})
+    reads_states = not {"backbone", "embedding"}.isdisjoint(router.metrics.get("encoders", ["backbone"]))
+    gpus = config.gpus if reads_states else 0
+    return ModelSpec("router", router.path, gpus=gpus, options={**options, "sha256": router.sha256})
 
 
 def own_spec(session: Session, run: Run, cells: grid.Grid, rewarded: rewards.Matrix) -> ModelSpec:

@@ -19,8 +19,21 @@ from persyn.errors import EngineError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.method.strategies import STRATEGIES
+from persyn.router.inputs import needed_encoders
 from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, make_jobs
+from persyn.stages.labels import LABELLED, labels
 from persyn.stages.stage import Stage
+
+#: Fields that fits did not have in all versions, and what the fits of a version without them did: they keep their
+#: fingerprints.
+_ADDED: dict[str, Any] = {
+    "errors": None,
+    "kind": "head",
+    "encoders": ["backbone"],
+    "labels": {},
+    "embedding": "",
+    "embedding_version": None,
+}
 
 
 def plan(session: Session, run: Run) -> int:
@@ -45,22 +58,23 @@ def load(session: Session, job: Claim) -> Batch:
     return Batch(spec, [msgspec.structs.replace(fit, folder=folder)])
 
 
-def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
-    """The fit of a run, without a target folder yet."""
+def fit_of(session: Session, run: Run, kind: str | None = None) -> tuple[ModelSpec, Fit]:
+    """The fit of a run, without a target folder yet; kind: another kind than the run's."""
     config = load_config(run.config)
     cells = grid.read(session, run)
-    prompts = {
-        prompt.id: prompt
-        for prompt in session.execute(
-            select(Prompt.id, *TURNS)
-            .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
-            .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
-        )
-    }
+    found = session.execute(
+        select(Prompt.id, *TURNS, *LABELLED)
+        .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
+    )
+    of_id = {prompt.id: prompt for prompt in found}
+    prompts = [of_id[prompt_id] for prompt_id in cells.prompt_ids.tolist()]
+    labelled = [labels(prompt, config.router.features) for prompt in prompts]
     errors = cells.reward_errors()
+    encoders = needed_encoders(config.router, kind)
     fit = Fit(
         id=0,
-        conversations=[conversation(prompts[prompt_id]) for prompt_id in cells.prompt_ids.tolist()],
+        conversations=[conversation(prompt) for prompt in prompts],
         rewards=cells.rewards().tolist(),
         errors=None if errors is None else errors.tolist(),
         is_holdout=cells.is_holdout.tolist(),
@@ -69,8 +83,14 @@ def fit_of(session: Session, run: Run) -> tuple[ModelSpec, Fit]:
         preferences=config.router.preferences,
         seed=run.seed,
         folder="",
+        kind=kind or config.router.chosen_kind,
+        encoders=encoders,
+        labels={name: [row[name] for row in labelled] for name in config.router.features},
     )
-    return _spec(run), fit
+    if "embedding" in encoders and config.router.embedding:
+        version = config.router.embedding_version or config.router.embedding_revision
+        fit = msgspec.structs.replace(fit, embedding=config.router.embedding, embedding_version=version)
+    return _spec(run, kind), fit
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
@@ -83,7 +103,7 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         row = _row(session, run, item)
         bulk.insert_new(session, Router, [row])
         run.router_id = session.scalars(select(Router.id).where(Router.fingerprint == row["fingerprint"])).one()
-        bulk.insert_new(session, RouterScore, _score_rows(session, run, item.result.scores))
+        bulk.insert_new(session, RouterScore, _score_rows(session, run, item.result))
 
 
 def is_used(session: Session, fitted: Fitted) -> bool:
@@ -113,6 +133,7 @@ def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
         "fingerprint": _fingerprint(spec, item.request, teacher_ids),
         "backbone": spec.model,
         "revision": spec.revision,
+        "kind": item.result.metrics.get("kind", item.request.kind),
         "tune": item.result.metrics.get("tune", item.request.tune),
         "options": spec.options,
         "teacher_ids": teacher_ids,
@@ -122,13 +143,21 @@ def _row(session: Session, run: Run, item: Done) -> dict[str, Any]:
     }
 
 
-def _score_rows(session: Session, run: Run, scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """The router's scores for all prompts of the grid, including those that it was trained on."""
-    teacher_ids = _teacher_ids(session, run)
+def _score_rows(session: Session, run: Run, fitted: Fitted) -> list[dict[str, Any]]:
+    """The router's scores for all prompts of the grid, and the cross-fitted ones of those that it was trained on."""
+    teacher_ids, prompt_ids = _teacher_ids(session, run), grid.read(session, run).prompt_ids.tolist()
+    none = [None] * len(teacher_ids)
+    cross_fitted = fitted.cross_fitted or [None] * len(prompt_ids)
     return [
-        {"router_id": run.router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
-        for prompt_id, row in zip(grid.read(session, run).prompt_ids.tolist(), scores, strict=True)
-        for teacher_id, score in zip(teacher_ids, row, strict=True)
+        {
+            "router_id": run.router_id,
+            "prompt_id": prompt_id,
+            "teacher_id": teacher_id,
+            "score": score,
+            "cross_fitted": without,
+        }
+        for prompt_id, row, others in zip(prompt_ids, fitted.scores, cross_fitted, strict=True)
+        for teacher_id, score, without in zip(teacher_ids, row, others or none, strict=True)
     ]
 
 
@@ -140,17 +169,20 @@ def _teacher_ids(session: Session, run: Run) -> list[int]:
 def _fingerprint(spec: ModelSpec, fit: Fit, teacher_ids: Sequence[int]) -> str:
     """A hash of backbone, training data and teachers; it does not depend on where the checkpoint is stored."""
     fields = msgspec.to_builtins(msgspec.structs.replace(fit, folder=""))
-    if fit.errors is None:  # a grid of single samples keeps its fingerprint of before there were several
-        del fields["errors"]
+    for name, before in _ADDED.items():
+        if fields[name] == before:
+            del fields[name]
     return hashlib.sha256(msgspec.msgpack.encode((spec, fields, teacher_ids))).hexdigest()
 
 
-def _spec(run: Run) -> ModelSpec:
+def _spec(run: Run, kind: str | None = None) -> ModelSpec:
     router = load_config(run.config).router
+    is_fake = router.engine != "router"
+    has_backbone = is_fake or "backbone" in needed_encoders(router, kind)
     return ModelSpec(
-        engine="router_fit" if router.engine == "router" else router.engine,
-        model=router.backbone,
-        revision=router.version or router.revision,
+        engine=router.engine if is_fake else "router_fit",
+        model=router.backbone if has_backbone else "",
+        revision=(router.version or router.revision) if has_backbone else None,
         gpus=router.gpus,
         options=router.options,
     )

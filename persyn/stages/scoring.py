@@ -91,6 +91,7 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         "n_tokens": None,
         "reasoning_value": None,
         "reasoning_n_tokens": None,
+        "statistics": None,
         "failure": None,
         "detail": {"engine": item.engine},
         "job_id": job.id,
@@ -99,12 +100,23 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         row["failure"] = item.result.reason
         return row
     assert isinstance(item.result, Judged)
-    if not math.isfinite(item.result.value):
-        row["failure"] = f"not_finite: the score is {item.result.value}"
+    if (unfit := _not_finite(item.result)) is not None:
+        row["failure"] = f"not_finite: {unfit}"
     else:
         row["value"] = item.result.value
         row["n_tokens"] = item.result.n_tokens
         row["reasoning_value"] = item.result.reasoning_value
         row["reasoning_n_tokens"] = item.result.reasoning_n_tokens
+        row["statistics"] = item.result.statistics
         row["detail"] = {"engine": item.engine, **item.result.detail}
     return row
+
+
+def _not_finite(found: Judged) -> str | None:
+    """What of a result the store cannot hold; None if it is finite."""
+    if not math.isfinite(found.value):
+        return f"the score is {found.value}"
+    parts = (found.statistics or {}).items()
+    return next(
+        (f"{name} of the {part} is {n}" for part, of in parts for name, n in of.items() if not math.isfinite(n)), None
+    )

@@ -33,4 +33,5 @@ def strategy_inputs(
         teachers=[teacher.name for teacher in teachers],
         price_in=np.array([teacher.price_in for teacher in teachers], dtype=np.float64),
         price_out=np.array([teacher.price_out for teacher in teachers], dtype=np.float64),
+        is_log_likelihood=cells.is_log_likelihood,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,7 @@ from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.options import FORM_OPTIONS
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
+from persyn.llm.scorers.code_tests import CodeFields
 from persyn.llm.scorers.instructions import InstructionFields
 from persyn.settings import Settings
 from persyn.stages import scoring
@@ -39,6 +41,8 @@ from persyn.stages.batch import TURNS, conversation, to_wire
 
 #: Scores the reference answers, not the student's responses.
 PERPLEXITY = "log_likelihood"
+#: The fields of a prompt's row that scorers read.
+_ROWS: dict[str, type[Struct]] = {"instructions": InstructionFields, "code": CodeFields}
 #: Kinds of `[quality]` that cannot score a student's responses.
 _NOT_COMPUTED = (IMPORTED, "fake")
 
@@ -269,8 +273,8 @@ def _judged_by(prompt: Any, table: QualityTable | None) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if kind in (PERPLEXITY, "math", "python") or (kind == "judge" and table and table.options.get("against")):
         fields["answer"] = prompt.answer
-    if kind == "instructions":
-        fields |= {name: prompt.meta.get(name) for name in InstructionFields.__struct_fields__}
+    if (of_row := _ROWS.get(kind)) is not None:
+        fields |= {name: prompt.meta.get(name) for name in of_row.__struct_fields__}
     elif kind == "python":
         fields |= prompt.meta
     found: dict[str, Any] = _without_nulls(fields)
@@ -285,9 +289,9 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _options(run: Run) -> dict[str, Any]:
-    """The run's options for scoring with the student, applied to whole responses."""
+    """The run's options for scoring with the student, applied to whole responses, which are read once."""
     options = load_config(run.config).student.options
-    return {name: value for name, value in options.items() if name != "response_tokens"}
+    return {name: value for name, value in options.items() if name not in ("response_tokens", "statistics")}
 
 
 def _spec_of_scorer(scorer: Scorer, subject: _Subject, wanted: _Wanted) -> ModelSpec:

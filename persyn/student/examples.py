@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from persyn.llm.chat import Chat, Conversation
+from persyn.llm.chat import Chat
+from persyn.llm.template import Conversation
 
 #: The label of a token that the loss ignores.
 IGNORED = -100
@@ -101,7 +102,7 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
 def _tokens(conversations: Iterable[Conversation], chat: Chat) -> Iterator[tuple[list[int], int] | None]:
     for conversation in conversations:
         try:
-            found = chat.response_ids(*conversation)
+            found = chat.response_ids(conversation)
             yield found.ids, found.start
         except TemplateError:
             yield None

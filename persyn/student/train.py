@@ -29,8 +29,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from persyn.atomic import FolderChanged, replaced
 from persyn.errors import EngineError, UsageError
 from persyn.llm import options, scoring, template_check
-from persyn.llm.chat import Chat, Conversation, load_tokenizer
+from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
+from persyn.llm.template import Conversation
 from persyn.student import examples
 from persyn.student.examples import StudentExamples
 

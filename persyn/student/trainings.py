@@ -24,10 +24,10 @@ from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response
 from persyn.db.trained import Training
 from persyn.errors import UsageError
-from persyn.llm.chat import Conversation
 from persyn.llm.identity import hub_revision, identify, require_unchanged
 from persyn.llm.options import FORM_OPTIONS
 from persyn.llm.protocols import ModelSpec
+from persyn.llm.template import Conversation
 from persyn.stages.batch import conversation
 from persyn.student import train as training
 from persyn.student.train import TrainingCallback, TrainingSettings

@@ -18,6 +18,7 @@ from persyn.analysis.watch import RowCounts, Snapshot
 from persyn.config import load_config
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
+from persyn.method import learnability
 from persyn.stages.batch import Progress
 from persyn.web.count_cache import Counted
 from persyn.web.figures import draw
@@ -78,9 +79,14 @@ def show(request: Request) -> Response:
         stages=_stages(seen, counts["tally"], counts["facts"]),
         live=is_live(request, is_going, *counts.values()),
         is_going=is_going,
-        measure=load_config(run.config).run,
+        unit=_unit(run),
         **counts,
     )
+
+
+def _unit(run: Run) -> str:
+    config = load_config(run.config).run
+    return learnability.unit(config.learnability, per=config.learnability_per, on=config.learnability_on)
 
 
 def is_live(request: Request, is_going: bool, *counts: Counted[Any] | None) -> float | None:

@@ -71,6 +71,7 @@ def test_database_and_clock_are_found_fit(examine: Doctor, database_url: str) ->
     assert found["database"][1].startswith(f"{kind} ")
     assert found["clock"][0] == found["store"][0] == "ok"
     assert "broker" not in found
+    assert found["quality code"][0] == "ok"
 
 
 def test_a_broker_that_is_fit_beside_a_store_that_one_host_can_use(examine: Doctor, server: Broker) -> None:

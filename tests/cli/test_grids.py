@@ -10,6 +10,7 @@ import pytest
 from persyn.analysis.compare import Comparison, StrategyFacts
 from persyn.cli import compare
 from persyn.method.intervals import Interval
+from persyn.router.kinds.registry import ROUTERS
 from tests.cli.conftest import Persyn
 
 TEACHERS = ("lab/ada", "lab/bob", "lab/cyd")
@@ -90,7 +91,8 @@ def test_from_a_grid_to_a_comparison(persyn: Persyn, tmp_path: Path, grid: Path,
 def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: Path, grid: Path, tiny: Path) -> None:
     assert persyn("db", "upgrade").returncode == 0
     assert persyn("responses", "import", str(grid), "--map", "prompt=question", "--score", "right").returncode == 0
-    started = persyn("run", "start", str(run_file(tmp_path, f'backbone = "{tiny}"\ntune = "head"')))
+    router = f'kind = "head"\nbackbone = "{tiny}"\ntune = "head"'
+    started = persyn("run", "start", str(run_file(tmp_path, router)))
     assert started.returncode == 0, started.stderr
     (kept,) = (tmp_path / "home" / "features").glob("*/*.safetensors")
 
@@ -98,8 +100,8 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
     assert (shown["tune"], shown["n_calibration"], shown["n_holdout"]) == ("head", 20, 20)
 
     said = persyn("router", "show", "grid").stdout
-    names = [line.split()[0] for line in said.splitlines()[-5:]]
-    assert names == ["router", "static", "random", "neighbours", "oracle"]
+    names = [line.split()[0] for line in said.splitlines()[-4:]]
+    assert names == ["router", "static", "random", "oracle"]
     assert "calibration_error" in said
 
     found = json.loads(persyn("router", "curve", "grid", "--json").stdout)
@@ -111,7 +113,7 @@ def test_a_router_is_shown_and_fitted_anew_in_seconds(persyn: Persyn, tmp_path: 
     by_name = [{row["strategy"]: row for row in one["strategies"]} for one in compared]
     # At the run's own alpha the refitted head equals the run's router.
     assert by_name[0]["head"]["reward"] == by_name[0]["persyn"]["reward"]
-    assert {"head", "neighbours"} <= by_name[1].keys()
+    assert {name for name in ROUTERS if name != "static"} <= by_name[1].keys()
     assert list((tmp_path / "home" / "features").glob("*/*.safetensors")) == [kept]  # features were not computed again
 
 

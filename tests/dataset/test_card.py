@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import DatasetCard
 from sqlalchemy import update
 
-from persyn.dataset import card, export
+from persyn.dataset import export, markdown
 from persyn.dataset.options import ExportOptions
 from persyn.db.catalog import Prompt, Run, RunState, Student, Teacher
 from persyn.db.connect import Database
@@ -231,7 +231,7 @@ def test_hostile_names_are_shown_and_do_nothing(database: Database, run: MadeRun
     tags = Tags()
     tags.feed(text)
     assert tags.found == []
-    assert not re.search(r"(?<!\\)[\[\]`*|]|[<>]", card.text(EVIL))
+    assert not re.search(r"(?<!\\)[\[\]`*|]|[<>]", markdown.text(EVIL))
     assert "onerror" in text
     assert "\n# Big" not in text
     assert {

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.dataset import export, formats
+from persyn.dataset import export, parquet_file
 from persyn.dataset.manifest import Manifest
 from persyn.dataset.options import ExportOptions
 from persyn.db import bulk
@@ -201,7 +201,7 @@ def test_long_answers_are_not_kept_in_memory(
     database: Database, run: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parquet is written in row groups; the only long text of these rows is their reference answer."""
-    monkeypatch.setattr(formats, "_GROUP_CHARACTERS", 1_000)
+    monkeypatch.setattr(parquet_file, "_GROUP_BYTES", 1_000)
     with database.write() as session:
         for number in range(4):
             answer(session, run, make_prompt(session, f"long {number}?", answer="x" * 1_000), 0, "x")
@@ -398,7 +398,7 @@ import resource, sys
 from pathlib import Path
 from persyn.db.connect import Database
 from persyn.errors import PersynError
-from persyn.dataset import export, formats
+from persyn.dataset import export, parquet_file
 from persyn.dataset.options import ExportOptions
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

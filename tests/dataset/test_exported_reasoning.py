@@ -120,7 +120,7 @@ def test_the_python_interface_has_the_rows_of_the_parquet_file(
     options = ExportOptions(formats=("parquet",), reasoning=reasoning)
     export.write(database, run.id, tmp_path / "out", options)
     with database.read() as session:
-        table = formats.arrow_table(example for _, example in export.examples(session, run.id, options))
+        table = formats.COLUMNS.table(example for _, example in export.examples(session, run.id, options))
 
     assert table.equals(pq.read_table(tmp_path / "out" / "dataset.parquet"))
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_tools_or_a_schema_is_refused(more: dict[str, Any], said:
         ),
         (
             [ASK, CALLING | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": '{"a": 1, "a": 2}'}}]}],
-            "has the key 'a' twice",
+            "the key 'a' occurs twice",
         ),
         ([ASK, CALLING | {"tool_calls": [CALL | {"type": "custom"}]}], "call 1 has the unknown type 'custom'"),
         ([ASK, CALLING | {"tool_calls": [CALL | {"cache": 1}]}], "call 1 has 'cache', which would be lost"),

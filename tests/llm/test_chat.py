@@ -7,8 +7,9 @@ from jinja2 import TemplateError
 from tokenizers.processors import TemplateProcessing
 
 from persyn.errors import EngineError
-from persyn.llm.chat import Chat, Conversation, load_tokenizer
+from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Message, ModelSpec
+from persyn.llm.template import Conversation
 
 USER: Message = {"role": "user", "content": "What is 2+2?"}
 SYSTEM: Message = {"role": "system", "content": "Answer briefly."}
@@ -80,7 +81,7 @@ def test_a_template_that_breaks_has_refused(smollm2: Path) -> None:
 
 def test_a_response_is_tokenised_after_its_prompt_with_its_end(templated: Chat, plain: Chat) -> None:
     for subject in (templated, plain):
-        ids, start, _ = subject.response_ids([USER], "It is 4.")
+        ids, start, _ = subject.response_ids(Conversation([USER], "It is 4."))
 
         assert ids[:start] == subject.prompt_ids([USER])
         assert str(subject.tokenizer.decode(ids[start:-1])).strip() == "It is 4."
@@ -92,11 +93,11 @@ def test_a_token_never_straddles_prompt_and_response(smollm2: Path) -> None:
     prompt: list[Message] = [{"role": "user", "content": "inter"}]
     assert len(subject.encode("international")) == 1
 
-    ids, start, _ = subject.response_ids(prompt, "national")
+    ids, start, _ = subject.response_ids(Conversation(prompt, "national"))
 
     assert ids[:start] == subject.prompt_ids(prompt)
     assert subject.tokenizer.decode(ids[start:-1]) == "national"
-    ids, start, _ = subject.response_ids(prompt, "national<|im_end|>")
+    ids, start, _ = subject.response_ids(Conversation(prompt, "national<|im_end|>"))
     assert ids.count(subject.end_id) == 1
 
 
@@ -119,7 +120,7 @@ def test_many_conversations_are_tokenised_as_each_by_itself(templated: Chat, pla
 
     for chat in (templated, plain, opening):
         found = chat.all_response_ids(conversations)
-        assert found == [chat.response_ids(*each) for each in conversations]
+        assert found == [chat.response_ids(each) for each in conversations]
         for (prompt, response, *_), (ids, start, _) in zip(conversations, found, strict=True):
             assert ids[:start] == chat.encode(chat.prompt_text(prompt))
             assert chat.tokenizer.decode(ids[start:-1]).strip() == response.strip()
@@ -132,7 +133,7 @@ def test_one_that_the_template_refuses_stands_among_the_others(templated: Chat) 
 
     first, second, third = templated.all_response_ids([good, bad, good])
 
-    assert first == third == templated.response_ids(*good)
+    assert first == third == templated.response_ids(good)
     assert isinstance(second, TemplateError)
 
 
@@ -140,7 +141,7 @@ def test_a_finished_conversation_ends_as_its_template_ends_it(templated: Chat, p
     text = str(templated.tokenizer.decode(templated.conversation_ids([USER], "4")))
 
     assert text.endswith("<|im_start|>assistant\n4<|im_end|>\n")
-    assert plain.conversation_ids([USER], "4") == plain.response_ids([USER], "4").ids
+    assert plain.conversation_ids([USER], "4") == plain.response_ids(Conversation([USER], "4")).ids
 
 
 ORDINARY = [
@@ -159,7 +160,7 @@ def test_an_ordinary_response_is_tokenised_at_one_go_with_its_prompt(
     templated: Chat, plain: Chat, response: str
 ) -> None:
     for subject, lead in ((templated, ""), (plain, " ")):
-        ids, start, _ = subject.response_ids([USER], response)
+        ids, start, _ = subject.response_ids(Conversation([USER], response))
         whole = subject.encode(subject.prompt_text([USER]) + lead + response)
 
         if whole[:start] == subject.prompt_ids([USER]):
@@ -173,7 +174,7 @@ def test_an_ordinary_response_is_tokenised_at_one_go_with_its_prompt(
 
 def test_a_special_token_that_is_spelt_out_in_a_response_is_so_many_characters(templated: Chat, plain: Chat) -> None:
     for subject, response in zip((templated, plain), SPELT, strict=True):
-        ids, start, _ = subject.response_ids([USER], response)
+        ids, start, _ = subject.response_ids(Conversation([USER], response))
 
         assert ids[:start] == subject.prompt_ids([USER])
         assert str(subject.tokenizer.decode(ids[start:-1])).strip() == response

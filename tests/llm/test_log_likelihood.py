@@ -13,6 +13,7 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, Message, ModelSpec, Result
 from persyn.llm.scorers import log_likelihood
 from persyn.llm.scorers.padding import TokenRow
+from persyn.llm.template import Conversation
 
 PROMPTS = ["What is 2+2?", "Name a colour.", "Write one sentence about the sea, please."]
 RESPONSES = ["4", "Blue.", "The sea is wide and calm at night, and it is loud and grey in the morning."]
@@ -69,7 +70,7 @@ def test_the_value_is_that_of_the_plain_model(folder: Path, student: Engine) -> 
     found = results(student, *requests())
 
     for request in requests():
-        ids, start, _ = chat.response_ids(request.messages, request.response)
+        ids, start, _ = chat.response_ids(Conversation(request.messages, request.response))
         assert value(found[request.id]) == pytest.approx(plainly(model, ids, start), abs=1e-3)
         # The end token is part of the response.
         assert found[request.id].n_tokens == len(ids) - start
@@ -111,7 +112,7 @@ def test_only_the_first_tokens_are_scored_where_an_option_says_so(smollm2: Path)
     found = results(load(smollm2, response_tokens=3), *requests())
 
     for request in requests():
-        ids, start, _ = chat.response_ids(request.messages, request.response)
+        ids, start, _ = chat.response_ids(Conversation(request.messages, request.response))
         assert value(found[request.id]) == pytest.approx(plainly(model, ids[: start + 3], start), abs=1e-3)
     # "4" with its end token is shorter than the limit, so all its tokens count.
     assert [found[i].n_tokens for i in range(3)] == [2, 3, 3]

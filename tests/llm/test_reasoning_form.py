@@ -10,6 +10,7 @@ import torch
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Judge, Judged, Message, ModelSpec
 from persyn.llm.scorers import log_likelihood
+from persyn.llm.template import Conversation
 from tests.llm.families import CHATML, SOUND, tokenizer
 from tests.llm.test_tool_template import CALL, TOOLS
 
@@ -87,7 +88,7 @@ FORMS = {
 
 def texts(chat: Chat, response: str, reasoning: str) -> tuple[str, str, str]:
     """The decoded prompt, reasoning and answer of an encoded response."""
-    ids, start, answer = chat.response_ids([USER], response, reasoning)
+    ids, start, answer = chat.response_ids(Conversation([USER], response, reasoning))
     assert answer is not None
     parts = (ids[:start], ids[start:answer], ids[answer:])
     return tuple(str(chat.tokenizer.decode(part)) for part in parts)  # type: ignore[return-value]
@@ -115,9 +116,9 @@ def test_a_special_token_spelled_out_in_the_reasoning_ends_nothing(family: str, 
     found = texts(chat, answer, reasoning)
 
     assert found == tuple(part.format(u=USER["content"], r=reasoning, a=answer) for part in parts)
-    (plain,) = (chat.response_ids([USER], ANSWER, REASONING),)
+    (plain,) = (chat.response_ids(Conversation([USER], ANSWER, REASONING)),)
     special = set(chat.tokenizer.all_special_ids)
-    of_hostile = chat.response_ids([USER], answer, reasoning).ids
+    of_hostile = chat.response_ids(Conversation([USER], answer, reasoning)).ids
     assert [token for token in of_hostile if token in special] == [token for token in plain.ids if token in special]
 
 
@@ -200,7 +201,7 @@ def test_beside_tools_reasoning_has_the_same_form_before_a_text_and_before_a_cal
     end = str(chat.tokenizer.convert_ids_to_tokens(chat.end_id))
 
     def parts(text: str, calls: list[dict[str, Any]] | None) -> tuple[str, ...]:
-        ids, start, answer = chat.response_ids([USER], text, reasoning, calls, TOOLS)
+        ids, start, answer = chat.response_ids(Conversation([USER], text, reasoning, calls, TOOLS))
         assert answer is not None
         return tuple(str(chat.tokenizer.decode(part)) for part in (ids[:start], ids[start:answer], ids[answer:]))
 
@@ -213,7 +214,7 @@ def test_a_header_that_the_template_writes_before_a_text_stays() -> None:
     template = SOUND["command"][0].replace("{{ bos_token }}", "{{ bos_token }}" + LIST, 1)
     chat = Chat(tokenizer(template))
 
-    ids, start, answer = chat.response_ids([USER], ANSWER, REASONING, None, TOOLS)
+    ids, start, answer = chat.response_ids(Conversation([USER], ANSWER, REASONING, None, TOOLS))
 
     assert str(chat.tokenizer.decode(ids[:start])).endswith("<|start|><|assistant|><|channel|>")
     assert str(chat.tokenizer.decode(ids[start:answer])) == f"<think>\n{REASONING}\n</think>\n\n"
@@ -232,7 +233,7 @@ def test_a_base_model_reads_reasoning_between_markers() -> None:
 def test_without_reasoning_the_empty_block_belongs_to_the_prompt() -> None:
     chat = Chat(tokenizer(QWEN_3))
 
-    ids, start, answer = chat.response_ids([USER], ANSWER)
+    ids, start, answer = chat.response_ids(Conversation([USER], ANSWER))
 
     assert answer is None
     assert str(chat.tokenizer.decode(ids[:start])).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")

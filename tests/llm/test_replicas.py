@@ -70,7 +70,7 @@ def asked(server: Server) -> list[str]:
 
 def test_requests_are_shared_by_how_fast_replicas_answer(two: tuple[Server, Server], connect: Connect) -> None:
     one, other = two
-    one.reply, other.reply = after(0.02), after(0.06)
+    one.reply, other.reply = after(0.08), after(0.24)
     engine = connect(*two, concurrency=4)
 
     results = answer(engine, *map(ask, range(120)))
@@ -79,7 +79,7 @@ def test_requests_are_shared_by_how_fast_replicas_answer(two: tuple[Server, Serv
     assert engine.window == 2 * 4 * 2
     assert (one.most_in_flight, other.most_in_flight) == (4, 4)
     # Three times as fast, so it gets three quarters of 120 requests.
-    assert 80 <= len(asked(one)) <= 100
+    assert 75 <= len(asked(one)) <= 105
 
 
 def test_a_replica_that_is_down_costs_no_attempt_and_is_used_again_when_it_is_back(

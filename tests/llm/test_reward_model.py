@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from persyn.errors import EngineError
 from persyn.llm.protocols import Engine, Failed, Judge, Judged, Message, ModelSpec, Result
 from persyn.llm.scorers import reward_model
-from tests.reward_models import make
+from tests import tiny_models
 
 RESPONSES = ["4", "Blue.", "Four, of course.", "I do not know.", "The sea is wide. " * 8, "No", "Yes, " * 20, "!"]
 
@@ -32,7 +32,7 @@ def tokenizer(smollm2: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    return make(tmp_path_factory.mktemp("reward"), tokenizer)
+    return tiny_models.reward_model(tmp_path_factory.mktemp("reward"), tokenizer)
 
 
 def load(folder: Path, **options: object) -> Engine:
@@ -83,7 +83,7 @@ def test_the_last_token_counts_also_where_it_is_the_padding(tmp_path: Path, toke
     # Without a template, a conversation ends with EOS, which is also SmolLM2's padding token.
     bare = AutoTokenizer.from_pretrained(smollm2)
     bare.chat_template = None
-    folder = make(tmp_path, bare, pad_token_id=bare.eos_token_id)
+    folder = tiny_models.reward_model(tmp_path, bare, pad_token_id=bare.eos_token_id)
     rows = [
         bare(f"User: What is 2+2?\nAssistant: {response}", add_special_tokens=False)["input_ids"] + [bare.eos_token_id]
         for response in RESPONSES
@@ -111,7 +111,7 @@ def test_the_detail_says_how_it_was_computed(folder: Path) -> None:
 
 def test_a_classifier_of_several_labels_is_no_reward_model(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(EngineError, match="expected 1 label, found 2"):
-        load(make(tmp_path, tokenizer, num_labels=2))
+        load(tiny_models.reward_model(tmp_path, tokenizer, num_labels=2))
 
 
 def test_an_encoder_needs_a_template_that_writes_what_it_judges_at(tmp_path: Path, smollm2: Path) -> None:

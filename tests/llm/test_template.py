@@ -12,7 +12,7 @@ from persyn.llm import check, engines, template_check
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Failed, Generate, Message, ModelSpec, Sampling
 from persyn.llm.teachers import generation
-from persyn.llm.template import LostText
+from persyn.llm.template import Conversation, LostText
 from persyn.student import train
 from tests.llm.families import CHATML, FAULTY, SOUND, SPECIAL, tokenizer
 
@@ -63,7 +63,7 @@ def test_the_ids_are_those_of_the_whole_text_and_begin_where_the_response_does(f
     whole = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     start = next(n for n, (_, last) in enumerate(whole["offset_mapping"]) if last > len(before))
 
-    assert chat.response_ids([SYSTEM, USER], response)[:2] == (whole["input_ids"], start)
+    assert chat.response_ids(Conversation([SYSTEM, USER], response))[:2] == (whole["input_ids"], start)
     given = chat.prompt_ids([SYSTEM, USER])
     if family != "deepseek r1":  # which opens the reasoning for generation, but not before a given response
         assert whole["input_ids"][: len(given)] == given
@@ -73,7 +73,7 @@ def test_the_ids_are_those_of_the_whole_text_and_begin_where_the_response_does(f
 def test_the_space_after_an_instruction_is_in_the_responses_first_token() -> None:
     for family in ("mistral 1", "mistral 3", "llama 2"):
         chat = chat_of(family)
-        ids, start, _ = chat.response_ids([USER], "Paris is it")
+        ids, start, _ = chat.response_ids(Conversation([USER], "Paris is it"))
         assert chat.tokenizer.convert_ids_to_tokens(ids[start - 1 : start + 2]) == ["[/INST]", "▁Paris", "▁is"]
     # Llama 2 also writes a space before the end token.
     assert chat.tokenizer.convert_ids_to_tokens(ids[-2:]) == ["▁", "</s>"]
@@ -83,7 +83,7 @@ def test_an_empty_block_of_reasoning_is_the_prompts_and_a_full_one_the_responses
     chat = chat_of("qwen 3")
 
     def split(response: str) -> tuple[str, str]:
-        ids, start, _ = chat.response_ids([USER], response)
+        ids, start, _ = chat.response_ids(Conversation([USER], response))
         return str(chat.tokenizer.decode(ids[:start])), str(chat.tokenizer.decode(ids[start:]))
 
     prompt = chat.prompt_text([USER])
@@ -102,7 +102,7 @@ def test_an_empty_block_of_reasoning_is_the_prompts_and_a_full_one_the_responses
 def test_reasoning_that_a_template_would_leave_out_is_learned_all_the_same(response: str) -> None:
     chat = chat_of("deepseek r1")
 
-    ids, start, _ = chat.response_ids([USER], response)
+    ids, start, _ = chat.response_ids(Conversation([USER], response))
 
     text = "<s><|User|>What is the capital of France?<|Assistant|>"
     opened = "" if response.startswith("<think>") else "<think>\n"
@@ -229,12 +229,12 @@ def test_no_text_of_a_turn_opens_or_closes_one(family: str, text: str) -> None:
 
     turns: list[Message] = [{**turn, "content": f"{turn['content']} {text}"} for turn in (SYSTEM, USER)]
     prompt = chat.prompt_ids(turns)
-    ids, *_ = chat.response_ids(turns, "Paris")
+    ids, *_ = chat.response_ids(Conversation(turns, "Paris"))
 
     assert str(chat.tokenizer.decode(prompt)) == chat.prompt_text(turns)
     assert chat.prompt_text(turns).count(text) == 2
     assert marks(prompt) == marks(chat.prompt_ids([SYSTEM, USER]))
-    assert marks(ids) == marks(chat.response_ids([SYSTEM, USER], "Paris")[0])
+    assert marks(ids) == marks(chat.response_ids(Conversation([SYSTEM, USER], "Paris"))[0])
     assert marks(chat.conversation_ids(turns, "Paris")) == marks(chat.conversation_ids([SYSTEM, USER], "Paris"))
 
 

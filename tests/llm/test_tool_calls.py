@@ -14,6 +14,7 @@ from persyn.llm import fake, tool_forms
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result, Sampling
 from persyn.llm.teachers import chat_completions, chat_server, generation
+from persyn.llm.template import Conversation
 from persyn.llm.tool_forms import FORMS, Said
 from tests.chat_server import Server
 from tests.llm.families import CHATML, tokenizer
@@ -81,7 +82,7 @@ def test_calls_are_read_in_the_form_that_the_models_own_template_writes(family: 
     wanted = {"hermes": "hermes", "llama": "llama3_json", "mistral": "mistral", "deepseek": None}[family]
     assert tool_forms.written_by(chat.template) is (FORMS[wanted] if wanted else None)
 
-    ids, start, _ = chat.response_ids([ASK], "", None, [CALL], TOOLS)
+    ids, start, _ = chat.response_ids(Conversation([ASK], "", None, [CALL], TOOLS))
     raw = generation.raw_text(chat, ids[start:-1], [])
     generated = Generated(1, raw, "stop", start, len(ids) - start, 0.1)
     result = generation.with_calls(generated, generation.call_reader(chat, None), raw, TOOLS)

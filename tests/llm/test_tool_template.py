@@ -11,7 +11,7 @@ from persyn.llm import template_check
 from persyn.llm.chat import Chat
 from persyn.llm.protocols import Failed, Generate, Message, Sampling
 from persyn.llm.teachers import generation
-from persyn.llm.template import LostText
+from persyn.llm.template import Conversation, LostText
 from persyn.llm.tool_template import ToolTemplate
 from tests.llm.families import CHATML, tokenizer
 from tests.llm.tool_families import DEEPSEEK, FAMILIES, HERMES
@@ -61,7 +61,7 @@ def test_a_call_is_scored_as_the_template_writes_it(family: str) -> None:
     template, call = FAMILIES[family]
     chat = chat_of(template)
 
-    ids, start, _ = chat.response_ids([ASK], "", None, [CALL], TOOLS)
+    ids, start, _ = chat.response_ids(Conversation([ASK], "", None, [CALL], TOOLS))
 
     prompt = chat.prompt_text([ASK], TOOLS)
     assert ids[:start] == chat.encode(prompt)
@@ -77,7 +77,7 @@ def test_a_text_after_a_result_is_scored_like_any_other(family: str) -> None:
     chat = chat_of(FAMILIES[family][0])
     turns = [ASK, CALLING, RESULT]
 
-    ids, start, _ = chat.response_ids(turns, "Yes, <|im_end|> 31 degrees.", None, None, TOOLS)
+    ids, start, _ = chat.response_ids(Conversation(turns, "Yes, <|im_end|> 31 degrees.", None, None, TOOLS))
 
     assert ids[:start] == chat.prompt_ids(turns, TOOLS)
     assert chat.tokenizer.decode(ids[start:-1]).strip() == "Yes, <|im_end|> 31 degrees."
@@ -87,7 +87,7 @@ def test_a_text_after_a_result_is_scored_like_any_other(family: str) -> None:
 def test_a_text_beside_a_call_is_part_of_the_response() -> None:
     chat = chat_of(HERMES)
 
-    ids, start, _ = chat.response_ids([ASK], "Let me see.", None, [CALL, CALL | {"id": "call_2"}], TOOLS)
+    ids, start, _ = chat.response_ids(Conversation([ASK], "Let me see.", None, [CALL, CALL | {"id": "call_2"}], TOOLS))
 
     said = chat.tokenizer.decode(ids[start:-1])
     assert said.startswith("Let me see.\n<tool_call>")
@@ -135,7 +135,7 @@ def test_a_special_token_in_a_tool_or_a_call_is_refused_and_in_a_result_is_plain
         ([ASK], TOOLS, [call_of("weather", '{"city": "<|im_end|>"}')]),
     ):
         with pytest.raises(TemplateError, match=r"contains the special token '<\|im_end\|>'"):
-            chat.response_ids(turns, "Yes.", None, calls, tools)
+            chat.response_ids(Conversation(turns, "Yes.", None, calls, tools))
     ids = chat.prompt_ids([ASK, CALLING, RESULT | {"content": "hot<|im_end|>"}], TOOLS)
     text = chat.prompt_text([ASK, CALLING, RESULT | {"content": "hot<|im_end|>"}], TOOLS)
     assert ids.count(chat.end_id) == text.count("<|im_end|>") - 1
@@ -149,7 +149,7 @@ def test_without_a_template_tools_and_calls_are_plain_turns() -> None:
     assert text.startswith('<s>Tools: [{"type": "function"')
     assert 'Assistant: {"name": "weather", "arguments":' in text
     assert text.endswith('\nTool: {"celsius": 31,\n"sky": "clear"}\nAssistant:')
-    ids, start, _ = chat.response_ids([ASK], "", None, [CALL], TOOLS)
+    ids, start, _ = chat.response_ids(Conversation([ASK], "", None, [CALL], TOOLS))
     assert chat.tokenizer.decode(ids[start:-1]).startswith(' {"name": "weather"')
 
 

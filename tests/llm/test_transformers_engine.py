@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from persyn.config import RepetitionDetection
 from persyn.errors import EngineError
 from persyn.llm.chat import Chat, load_tokenizer
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
+from persyn.llm.protocols import Engine, Generate, Generated, ModelSpec, Sampling
 from persyn.llm.teachers import sampling, transformers_engine
 from persyn.llm.teachers.generation import EncodedPrompt
+from tests.llm.asking import answer, ask, generated, reason
 
 CPU = torch.device("cpu")
 QUESTIONS = ["What is 3 plus 4?", "Name a colour.", "Write one sentence about the sea, please.", "Hi!"]
@@ -28,29 +29,6 @@ def load(folder: Path, **options: Any) -> Engine:
 @pytest.fixture(scope="module")
 def teacher(smollm2: Path) -> Engine:
     return load(smollm2, batch_size=4, max_model_len=256)
-
-
-def answer(engine: Engine, *requests: Generate) -> dict[int, Result]:
-    engine.submit(requests)
-    results: list[Result] = []
-    while engine.pending:
-        results += engine.step()
-    assert len(results) == len(requests)
-    return {result.id: result for result in results}
-
-
-def ask(text: str, request_id: int = 0, seed: int = 0, **how: Any) -> Generate:
-    return Generate(request_id, [{"role": "user", "content": text}], Sampling(**how), seed)
-
-
-def generated(result: Result) -> Generated:
-    assert isinstance(result, Generated), result
-    return result
-
-
-def reason(result: Result) -> str:
-    assert isinstance(result, Failed), result
-    return result.reason
 
 
 def test_noise_makes_the_arg_max_a_draw_from_the_distribution() -> None:

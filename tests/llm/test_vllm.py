@@ -12,23 +12,22 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import torch
 from msgspec import structs
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from persyn.config import RepetitionDetection
 from persyn.errors import EngineError, HostLacks, PermanentError
 from persyn.llm import host
-from persyn.llm.chat import Chat
+from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.options import VllmOptions
-from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Result, Sampling
+from persyn.llm.protocols import Engine, Generate, Generated, ModelSpec, Sampling
 from persyn.llm.teachers import generation, transformers_engine, vllm_engine, vllm_reasoning
 from persyn.llm.tool_forms import Said
+from tests import tiny_models
 from tests.llm import lora, reasoning_families
+from tests.llm.asking import answer, ask, generated, reason
 from tests.llm.families import tokenizer
 from tests.llm.reasoning_families import FAMILIES
 from tests.llm.test_tool_template import TOOLS, call_of
@@ -92,29 +91,6 @@ def other(reasoner: Path) -> Engine:
     return transformers_engine.load(ModelSpec("transformers", str(reasoner)), lambda: None)
 
 
-def answer(engine: Engine, *requests: Generate) -> dict[int, Result]:
-    engine.submit(requests)
-    results: list[Result] = []
-    while engine.pending:
-        results += engine.step()
-    assert len(results) == len(requests)
-    return {result.id: result for result in results}
-
-
-def ask(text: str, request_id: int = 0, seed: int = 0, **how: Any) -> Generate:
-    return Generate(request_id, [{"role": "user", "content": text}], Sampling(**how), seed)
-
-
-def generated(result: Result) -> Generated:
-    assert isinstance(result, Generated), result
-    return result
-
-
-def reason(result: Result) -> str:
-    assert isinstance(result, Failed), result
-    return result.reason
-
-
 def test_it_writes_what_transformers_writes(teacher: Engine, other: Engine) -> None:
     requests = [ask(q, i, temperature=0, max_tokens=10) for i, q in enumerate(QUESTIONS)]
     # Its reasoning is closed after five tokens, and then it ends its turn.
@@ -133,26 +109,9 @@ def test_it_writes_what_transformers_writes(teacher: Engine, other: Engine) -> N
     assert re.match("unfinished_reasoning: [89] tokens of reasoning and no answer, finish", reason(results[9]))
 
 
-def small(smollm2: Path, folder: Path) -> Path:
-    """A one-layer Llama with random weights, of a form that vLLM supports on a CPU."""
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
-    return folder
-
-
 def test_adapters_share_a_batch_and_write_what_they_write_on_transformers(smollm2: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    base = small(smollm2, tmp_path / "base")
+    base = tiny_models.served_model(tmp_path / "base", load_tokenizer(ModelSpec("vllm", str(smollm2))))
     adapters = [str(lora.make(base, tmp_path / f"rank {rank}", seed=rank, rank=rank)) for rank in (4, 8)]
     request = ask(QUESTIONS[2], temperature=0, max_tokens=6)
     asked = [structs.replace(request, id=n, adapter=each) for n, each in enumerate([None, *adapters])]
@@ -434,7 +393,7 @@ def test_a_named_parser_reads_the_calls() -> None:
 
 @pytest.mark.timeout(600)
 def test_a_killed_engine_core_is_noticed_at_once(smollm2: Path, tmp_path: Path) -> None:
-    small(smollm2, tmp_path / "two")
+    tiny_models.served_model(tmp_path / "two", load_tokenizer(ModelSpec("vllm", str(smollm2))))
     started = [sys.executable, "-m", "tests.llm.two_shards", str(tmp_path / "two")]
     with (
         (tmp_path / "log").open("w+") as log,

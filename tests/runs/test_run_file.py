@@ -58,6 +58,10 @@ def require_refusal(file: Path, said: str) -> None:
             "teacher bob (openai): 'base_url' is missing in [teachers.options]",
         ),
         (
+            {"teacher": {"engine": "openai", "options": {"base_url": "http://a/v1", "extra": 3}}},
+            "teacher bob (openai): `teachers.options.extra` must be a table, got 3",
+        ),
+        (
             {"teacher": {"engine": "transformers", "options": {"dtype": "bf16"}}},
             "teacher bob (transformers): `teachers.options.dtype` is 'bf16'; allowed: 'bfloat16', 'float16', 'float32'",
         ),

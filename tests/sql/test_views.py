@@ -18,6 +18,7 @@ from persyn.db.catalog import Run, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.method import rewards
+from persyn.method.learnability import LEARNABILITIES
 from persyn.method.rewards import Normalisation
 from persyn.runs import pipeline
 from persyn.stages.registry import STAGES
@@ -48,36 +49,50 @@ def fill_grid(session: Session, run: Run, prompt_ids: list[int], teacher_ids: li
                 session.add(Score(response_id=response, scorer_id=run.quality_scorer_id, value=value, detail={}))
             tokens = draw.choice((0, 1, 3, 7))
             nats = {"value": draw.choice((-3.0, -9.5)), "n_tokens": tokens} if draw.random() < 0.9 else {"failure": "x"}
+            nats["statistics"] = {"answer": draw_statistics(draw, tokens)}
             if reasoning and "value" in nats:
-                nats |= {"reasoning_value": draw.choice((-2.0, -8.5)), "reasoning_n_tokens": draw.choice((0, 2, 5))}
+                n = draw.choice((0, 2, 5))
+                nats |= {"reasoning_value": draw.choice((-2.0, -8.5)), "reasoning_n_tokens": n}
+                nats["statistics"]["reasoning"] = draw_statistics(draw, n)
             session.add(Score(response_id=response, scorer_id=run.learnability_scorer_id, detail={}, **nats))
 
 
+def draw_statistics(draw: random.Random, n_tokens: int) -> dict[str, float]:
+    """Those of a part of a response; a part without tokens has no lowest window."""
+    names = "squares", "lowest", "rank", "n_first", "entropy", "alone", "local", "lowest_window"
+    drawn = {name: draw.choice((-1, 1)) * draw.uniform(1, 9) for name in names[: 8 if n_tokens else 7]}
+    return drawn | {"n_lowest": float(n_tokens > 0)}
+
+
 @pytest.mark.parametrize(
-    ("how", "per", "on", "samples"),
+    ("how", "per", "on", "samples", "learnability"),
     [
-        ("minmax", "token", "both", 1),
-        ("rank", "character", "both", 1),
-        ("minmax", "response", "both", 3),
-        ("minmax", "character", "answer", 1),
-        ("rank", "response", "answer", 1),
-        ("minmax", "token", "reasoning", 2),
-        ("rank", "character", "reasoning", 1),
+        ("minmax", "token", "both", 1, "log_likelihood"),
+        ("rank", "character", "both", 1, "log_likelihood"),
+        ("minmax", "response", "both", 3, "log_likelihood"),
+        ("minmax", "character", "answer", 1, "log_likelihood"),
+        ("rank", "response", "answer", 1, "log_likelihood"),
+        ("minmax", "token", "reasoning", 2, "log_likelihood"),
+        ("rank", "character", "reasoning", 1, "log_likelihood"),
+        *[("minmax", "token", "both", 1, name) for name in LEARNABILITIES if name != "log_likelihood"],
+        ("rank", "token", "answer", 2, "lowest_window"),
+        ("minmax", "token", "reasoning", 1, "lowest_window"),
+        ("rank", "token", "reasoning", 1, "ifd"),
     ],
 )
 def test_the_reward_matrix_is_that_of_the_rewards(
-    database: Database, how: Normalisation, per: Per, on: On, samples: int
+    database: Database, how: Normalisation, per: Per, on: On, samples: int, learnability: str
 ) -> None:
     with database.write() as session:
         made = make_run(session, teachers=TEACHERS, prompts=25, calibration=15, holdout=5)
         run = session.get_one(Run, made.id)
-        run.config = make_config(
-            "run", TEACHERS, alpha=0.3, normalise=how, learnability_per=per, learnability_on=on, samples=samples
-        ).frozen()
+        measure = {"learnability": learnability, "learnability_per": per, "learnability_on": on}
+        run.config = make_config("run", TEACHERS, alpha=0.3, normalise=how, samples=samples, **measure).frozen()
         fill_grid(session, run, made.prompt_ids, made.teacher_ids, samples + 1)  # the run ignores the last one
     with database.read() as session:
         cells = grid.read(session, session.get_one(Run, made.id))
         seen = rows(session, "SELECT prompt_id, position, quality, learnability, reward FROM v_reward_matrix")
+        why = rows(session, "SELECT prompt_id, position, learnability FROM v_why_teacher WHERE role <> 'target'")
     expected = rewards.combine(cells.quality, cells.learnability, alpha=0.3, how=how)
     of_view = np.full((3, *expected.shape), np.nan)
     row_of = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids)}
@@ -85,6 +100,29 @@ def test_the_reward_matrix_is_that_of_the_rewards(
         of_view[:, row_of[prompt_id], position] = [np.nan if number is None else number for number in numbers]
     assert (~np.isnan(expected)).sum() > 20
     np.testing.assert_allclose(of_view, [cells.quality, cells.learnability, expected], rtol=0, atol=1e-9)
+    of_why = np.full(expected.shape, np.nan)
+    for prompt_id, position, number in why:
+        of_why[row_of[prompt_id], position] = np.nan if number is None else number
+    np.testing.assert_allclose(of_why, cells.learnability, rtol=0, atol=1e-9)
+
+
+def test_the_characters_of_calls_are_those_of_their_names_and_arguments(database: Database) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "météo", "arguments": '{"ville": "Besançon"}'}}
+    with database.write() as session:
+        made = make_run(session, teachers=("a", "b"), prompts=1, calibration=1)
+        run = session.get_one(Run, made.id)
+        run.config = make_config("run", ("a", "b"), learnability_per="character").frozen()
+        for teacher_id, calls in zip(made.teacher_ids, ([call, call], None), strict=True):
+            response = make_response(session, made.prompt_ids[0], teacher_id, "Été.", tool_calls=calls)
+            score = {"value": -112.0, "n_tokens": 9, "detail": {}}
+            session.add(Score(response_id=response, scorer_id=run.learnability_scorer_id, **score))
+    with database.read() as session:
+        # 4 of the text, and twice 5 and 21 of the calls.
+        expected = [-112 / 56, -112 / 4]
+        assert grid.read(session, session.get_one(Run, made.id)).learnability.tolist() == [expected]
+        for view in ("v_reward_matrix", "v_why_teacher"):
+            found = rows(session, f"SELECT learnability FROM {view} ORDER BY position")
+            assert [value for (value,) in found] == expected
 
 
 def test_of_z_scores_the_reward_matrix_gives_no_reward_rather_than_another(database: Database) -> None:

@@ -19,6 +19,7 @@ WELL_FORMED = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     [
         ("math", "no_reference_answer", {"answer": "4"}, {"answer": " "}),
         ("instructions", "no_instructions: none", {"meta": WELL_FORMED}, {"meta": {}}),
+        ("code", "no_tests: none", {"meta": {"tests": ["assert f()"]}}, {"meta": {}}),
         ("instructions", "malformed_instructions: x", {"meta": WELL_FORMED}, {"meta": {**WELL_FORMED, "kwargs": []}}),
     ],
 )

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from persyn.errors import EngineError, UsageError
-from persyn.llm.chat import Chat, Conversation, load_tokenizer
+from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.protocols import ModelSpec
+from persyn.llm.template import Conversation
 from persyn.student import examples, train
 from persyn.student.examples import IGNORED, StudentExamples
 from persyn.student.train import Notes, TrainingSettings

@@ -16,8 +16,8 @@ from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.worker import Worker
+from tests import tiny_models
 from tests.one_database import SQLITE
-from tests.reward_models import make
 from tests.run_files import TEACHERS, write_run
 
 PROMPTS = 12
@@ -77,7 +77,9 @@ def test_another_reward_model_generates_nothing_and_its_scores_stand_beside_thos
     database: Database, tmp_path: Path, smollm2: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    one, two = (make(tmp_path / name, tokenizer, seed=seed) for seed, name in enumerate(("one", "two")))
+    one, two = (
+        tiny_models.reward_model(tmp_path / name, tokenizer, seed=seed) for seed, name in enumerate(("one", "two"))
+    )
 
     first = worked(database, tmp_path, "first", one)
     before = scores(database)

@@ -130,7 +130,7 @@ def test_each_prompt_is_answered_by_the_teacher_the_router_scores_best(database:
                 RouterScore,
                 (RouterScore.prompt_id == Assignment.prompt_id) & (RouterScore.teacher_id == Assignment.teacher_id),
             )
-            .where(Assignment.reason == "router")
+            .where(Assignment.reason == "router: fake")
         ).all()
     assert len(chosen) == PROMPTS - 12
     for prompt_id, score, margin, router_score in chosen:
@@ -258,7 +258,7 @@ def test_rows_that_are_asked_again_let_no_prompt_go_without_a_teacher(database: 
     interrupted = Watching(lambda stage: cancel(database, run_id) if stage == "assign" else None)
     work(database, tmp_path, run_id, interrupted)
     with database.write() as session:
-        routed = select(Assignment.prompt_id, Assignment.teacher_id).where(Assignment.reason == "router")
+        routed = select(Assignment.prompt_id, Assignment.teacher_id).where(Assignment.reason == "router: fake")
         prompt_id, teacher_id = session.execute(routed.order_by(Assignment.prompt_id.desc()).limit(1)).one()
         # As left by another run.
         make_response(session, prompt_id, teacher_id, None, failure="server_error: HTTP 503")

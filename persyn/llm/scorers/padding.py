@@ -29,6 +29,10 @@ class TokenRow:
     start: int = 0
     #: Index where the answer begins, after the reasoning; None without reasoning.
     answer: int | None = None
+    #: The student reads the response once more for these statistics, see `persyn.method.learnability.EXTRA`, and then
+    #: begins with these ids: what the chat template writes around the turns.
+    extra: Sequence[str] = ()
+    frame: Sequence[int] = ()
 
 
 Encode: TypeAlias = Callable[[Sequence[Judge]], Sequence[TokenRow | Failed]]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from persyn.llm.protocols import Tick
 from persyn.method.rewards import Indices, Matrix
@@ -47,6 +46,7 @@ def cross_fitted(
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute on one thread: on matrices of this size, and beside other work, more mostly wait for each other."""
+    import torch
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()

@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from persyn.llm.protocols import Tick
 from persyn.method.intervals import Vector
 from persyn.method.rewards import Matrix, informative, preference_weights
-from persyn.router import head
 from persyn.router.kinds import design, static
 from persyn.router.kinds.base import Arrays, Examples, Explanation, Prompts, Values, quietly, unexplained
 from persyn.router.kinds.design import Design
@@ -47,6 +45,10 @@ class Head:
 
 def fit(prompts: Prompts, examples: Examples, *, tick: Tick = quietly, settings: Values | None = None) -> Head:
     """Fit to the prompts whose rewards differ. An indicator of a label is not scaled up, however rare the label is."""
+    import torch
+
+    from persyn.router import head
+
     made = design.fit(prompts)
     rows = np.flatnonzero(informative(examples.rewards))
     if not len(rows):

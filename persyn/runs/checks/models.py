@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from persyn.config import RunConfig, TeacherTable
+from persyn.config import RouterTable, RunConfig, TeacherTable
+from persyn.ingest import versions
 from persyn.llm import adapters, engines
 from persyn.llm.engines import ENGINES
 from persyn.llm.protocols import ModelSpec
@@ -59,11 +60,20 @@ def _all(config: RunConfig) -> Iterator[UsedModel]:
         yield UsedModel("the student", "student", spec)
         yield from _quality(config)
     if STRATEGIES[config.strategy.kind].decided_by == "router":
-        engine = "router_fit" if router.engine == "router" else router.engine
-        spec = ModelSpec(engine, router.backbone, router.revision, router.gpus, router.options)
-        yield UsedModel("the router", "router", spec)
+        yield from _router(router)
     for teacher in config.teachers:
         yield UsedModel(f"teacher {teacher.name}", "teachers", of_teacher(teacher))
+
+
+def _router(router: RouterTable) -> Iterator[UsedModel]:
+    if router.engine != "router":
+        spec = ModelSpec(router.engine, router.backbone, router.revision, router.gpus, router.options)
+        yield UsedModel("the router", "router", spec)
+        return
+    for model, revision in versions.models_of(router):
+        spec = ModelSpec("router_fit", model, revision, router.gpus, router.options)
+        is_embedding = (model, revision) == (router.embedding, router.embedding_revision)
+        yield UsedModel("the router's embedding" if is_embedding else "the router", "router", spec)
 
 
 def _quality(config: RunConfig) -> Iterator[UsedModel]:

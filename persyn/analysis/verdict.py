@@ -1,0 +1,109 @@
+"""Say in words whether routing pays in a run, and what was decided on it."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from sqlalchemy.orm import Session
+
+from persyn.config import load_config
+from persyn.db import lookup
+from persyn.db.catalog import Run
+from persyn.db.grid import Grid
+from persyn.errors import UsageError
+from persyn.method.intervals import Interval
+from persyn.method.strategies import STRATEGIES
+from persyn.method.verdict import FEW, WORTHWHILE, Verdict
+from persyn.stages import verdict as stored
+
+
+class RunVerdict(Struct, frozen=True):
+    """Whether routing pays in a run."""
+
+    run: str
+    #: One sentence.
+    says: str
+    #: What a reader must know about it.
+    warnings: list[str]
+    #: What was decided, in a sentence; None before it was, and in a run that always routes.
+    decided: str | None
+    #: None where there is none; then `says` has the reason.
+    verdict: Verdict | None
+
+
+def facts(session: Session, run: Run, *, by: str | None = None) -> RunVerdict:
+    """Judge a run; raise `UsageError` when there is no verdict, and when no prompt has the field `by`."""
+    return _said(session, run, stored.of_run(session, run, by=by))
+
+
+def if_any(session: Session, run: Run, cells: Grid) -> RunVerdict | None:
+    """The verdict of a run, or the reason why there is none; None in a run that has no router.
+
+    cells: the run's grid.
+    """
+    is_routed = (kind := STRATEGIES.get(load_config(run.config).strategy.kind)) and kind.decided_by == "router"
+    if not is_routed or run.router_id is None:
+        return None
+    try:
+        return _said(session, run, stored.of_run(session, run, cells=cells))
+    except UsageError as error:
+        return RunVerdict(run.name, str(error), [], _decided(session, run), None)
+
+
+def _said(session: Session, run: Run, found: Verdict) -> RunVerdict:
+    return RunVerdict(run.name, sentence(found), warnings(found), _decided(session, run), found)
+
+
+def sentence(found: Verdict) -> str:
+    """The verdict in one sentence."""
+    gain = (
+        f"the router's expected gain over the best single teacher, {found.teacher}, is {between(found.gain)} of "
+        "reward per prompt"
+    )
+    match found.outcome:
+        case "route":
+            return (
+                f"route: {gain}, and {between(found.total, '{:+,.0f}')} over the remaining {found.n_prompts:,} prompts"
+            )
+        case "do not route":
+            least = WORTHWHILE * (found.oracle - found.single)
+            return (
+                f"do not route, use teacher {found.teacher}: {gain}, likely below {least:.3f}, the least that is worth "
+                f"it ({WORTHWHILE:.0%} of the gap between that teacher and the oracle)"
+            )
+        case "cannot tell":
+            return f"cannot tell: {gain}; about {found.more:,} more calibration prompts are likely to tell"
+
+
+def between(interval: Interval, form: str = "{:+.3f}") -> str:
+    """A mean with its interval."""
+    mean, low, high = (form.format(value) for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} (95%: {low} to {high})"
+
+
+def warnings(found: Verdict) -> list[str]:
+    """What weakens the verdict, or changes how its figures are read."""
+    said = []
+    if found.n_measured < FEW:
+        said.append(
+            f"measured on {found.n_measured:,} calibration prompts: with fewer than about {FEW:,}, a router has not "
+            "learned all that it could, and more may change the verdict"
+        )
+    if found.is_near_tie:
+        said.append(
+            f"near-tie: {found.teacher} leads {found.second} by {between(found.lead)}; either may be the best single "
+            "teacher, and the share of the gap that is closed looks larger than what routing gains"
+        )
+    return said
+
+
+def _decided(session: Session, run: Run) -> str | None:
+    decision = stored.decision(session, run)
+    if decision is None:
+        return None
+    if decision.routes:
+        who = "the router assigns the remaining prompts"
+    else:
+        names = {teacher.id: teacher.name for teacher in lookup.teachers(session, run.id)}
+        who = f"all remaining prompts are assigned to {names[decision.ranking[0]]}"
+    on = "without a verdict" if decision.verdict == "none" else f"on the verdict {decision.verdict!r}"
+    return f"decided {on}: {who}"

@@ -1,0 +1,1 @@
+"""Run untrusted Python code in child processes behind walls: limits on resources, Landlock and seccomp."""

@@ -1,0 +1,173 @@
+"""The verdict of a run: does routing pay? Read from the store, and decided on once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from persyn.config import RunConfig, load_config
+from persyn.db import bulk, grid, lookup
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt
+from persyn.db.grid import Grid
+from persyn.db.results import Router, RouterScore
+from persyn.db.work import Event
+from persyn.errors import UsageError
+from persyn.jobs import owner
+from persyn.method import rewards
+from persyn.method.rewards import Matrix
+from persyn.method.strategies import STRATEGIES
+from persyn.method.verdict import Evidence, Verdict, best_first, judge
+from persyn.stages.labels import LABELLED, SOURCE, labels
+
+#: Weights of learnability at which the leading teacher is shown.
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 1.0)
+#: Stands for a prompt without the field that prompts are grouped by.
+_NONE = "(none)"
+#: Ways of tuning after which a router is not fitted again without each fold, which would take as long again each time.
+_TUNED = ("full", "lora")
+
+
+class Decision(Struct, frozen=True):
+    """What was decided on a run's verdict, as its event records it."""
+
+    #: `route`, `do not route`, `cannot tell`, or `none`.
+    verdict: str
+    #: Why there is none.
+    why: str | None
+    #: Whether the router assigns the remaining prompts, or the best single teacher answers all of them.
+    routes: bool
+    #: Teachers by their mean reward, the best first; the next one answers where an imported response is missing.
+    ranking: list[int]
+
+    @property
+    def reason(self) -> str:
+        """The reason of an assignment to the best single teacher."""
+        return f"verdict: {self.verdict}"
+
+
+def of_run(session: Session, run: Run, *, by: str | None = None, cells: Grid | None = None) -> Verdict:
+    """Judge whether routing pays, as far as the run has come.
+
+    by:    the field of the prompts' rows, or `source`, to group them by. Default: the first field in `[router]
+           features`, or the source where there are several.
+    cells: the run's grid, if it was read already.
+    Raises `UsageError` when there is nothing to judge by, with the reason, and when no prompt has the field.
+    """
+    config, cells = load_config(run.config), cells or grid.read(session, run)
+    scores = _unseen_scores(session, run, config, cells)
+    alphas = {alpha: cells.rewards(alpha=alpha) for alpha in ALPHAS}
+    evidence = Evidence(
+        teachers=[teacher.name for teacher in lookup.teachers(session, run.id)],
+        rewards=cells.rewards(),
+        scores=scores,
+        n_prompts=_n_targets(session, run),
+        groups=_groups(session, run, config, by),
+        alphas={alpha: found for alpha, found in alphas.items() if not np.isnan(found).all()},
+    )
+    try:
+        return judge(evidence)
+    except ValueError as error:
+        raise UsageError(f"run {run.name!r} has no verdict: {error}") from error
+
+
+def decide(session: Session, run: Run) -> Decision | None:
+    """Return what was decided for a run; decide now, and record it, if nothing was. None: the run always routes.
+
+    The decision and what follows from it are of one transaction, and an earlier one is never changed: not by a worker
+    that resumes the run, and not when a response of the grid is replaced.
+    """
+    when_unsure = load_config(run.config).strategy.when_unsure
+    if when_unsure is None:  # started before there were verdicts
+        return None
+    if (found := decision(session, run)) is not None:
+        return found
+    verdict, why = "none", None
+    try:
+        verdict = of_run(session, run).outcome
+    except UsageError as error:
+        why = str(error)
+    routes = verdict == "route" or (when_unsure == "route" and verdict != "do not route")
+    made = Decision(verdict, why, routes, _ranking(session, run))
+    event = {
+        "actor": owner.actor(),
+        "run_id": run.id,
+        "from_state": run.state,
+        "to_state": run.state,
+        "detail": {"decided": {"verdict": verdict, "why": why, "routes": routes, "ranking": made.ranking}},
+    }
+    bulk.insert_new(session, Event, [event])
+    return made
+
+
+def decision(session: Session, run: Run) -> Decision | None:
+    """What was decided for a run, if it has come so far."""
+    events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id)
+    for detail in session.scalars(events):
+        if "decided" in detail:
+            return Decision(**detail["decided"])
+    return None
+
+
+def _ranking(session: Session, run: Run) -> list[int]:
+    """The teachers' ids, best first, by the rewards of all prompts that the verdict is based on."""
+    cells = grid.read(session, run)
+    order = best_first(rewards.static_ranking(cells.rewards()))
+    return [int(cells.teacher_ids[column]) for column in order]
+
+
+def _unseen_scores(session: Session, run: Run, config: RunConfig, cells: Grid) -> Matrix:
+    """(P, K) scores of the grid's prompts by a router that was not fitted to the prompt; NaN where there are none.
+
+    Raises `UsageError` when there cannot be any, and when no calibration prompt has one although its router is not a
+    tuned backbone.
+    """
+    none = f"run {run.name!r} has no verdict: "
+    if STRATEGIES.require(config.strategy.kind, "strategy").decided_by != "router":
+        raise UsageError(f"{none}its strategy is {config.strategy.name}, and a verdict is about a router")
+    if run.router_id is None:
+        raise UsageError(f"{none}it has no router yet")
+    place = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
+    column = {teacher_id: k for k, teacher_id in enumerate(cells.teacher_ids.tolist())}
+    seen, unseen = np.full(cells.quality.shape, np.nan), np.full(cells.quality.shape, np.nan)
+    found = session.execute(
+        select(RouterScore.prompt_id, RouterScore.teacher_id, RouterScore.score, RouterScore.cross_fitted)
+        .join(RunPrompt, RunPrompt.prompt_id == RouterScore.prompt_id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET, RouterScore.router_id == run.router_id)
+    )
+    for prompt_id, teacher_id, score, cross_fitted in found:
+        where = place[prompt_id], column[teacher_id]
+        seen[where] = score
+        unseen[where] = np.nan if cross_fitted is None else cross_fitted
+    is_tuned = session.get_one(Router, run.router_id).tune in _TUNED
+    if np.isnan(unseen).all() and not is_tuned:
+        raise UsageError(
+            f"{none}its router was fitted by an earlier version, which did not cross-fit it (score each calibration "
+            f"prompt by a router fitted without it); 'persyn compare {run.name}' measures it on the hold-out"
+        )
+    return np.where(cells.is_holdout[:, None], seen, unseen)
+
+
+def _n_targets(session: Session, run: Run) -> int:
+    of_run = select(func.count()).where(RunPrompt.run_id == run.id, RunPrompt.role == Role.TARGET)
+    return session.scalars(of_run).one()
+
+
+def _groups(session: Session, run: Run, config: RunConfig, by: str | None) -> Sequence[str] | None:
+    """The label of each prompt of the grid; None if nothing distinguishes them."""
+    field = by or next(iter(config.router.features), SOURCE)
+    prompts: Sequence[Any] = session.execute(
+        select(*LABELLED)
+        .select_from(Prompt)
+        .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
+        .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
+        .order_by(RunPrompt.prompt_id)
+    ).all()
+    found = [labels(prompt, [field])[field] for prompt in prompts]
+    if by is not None and found and not any(found):
+        raise UsageError(f"no calibration prompt of run {run.name!r} has a field {by!r} to group by")
+    return [label or _NONE for label in found] if len(set(found)) > 1 else None
