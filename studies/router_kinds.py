@@ -215,12 +215,13 @@ def _case(grid: str, reads: str, found: Sequence[Outcome]) -> str:
     gains = [[kind, *(_gain(kind, [each for each in found if each.size == size]) for size in sizes)] for kind in kinds]
     details = [[kind, *_details(kind, largest)] for kind in (*kinds, "oracle")]
     took = ", ".join(sorted({each.took for each in largest if each.took}))
+    seconds = np.mean([each.seconds for each in largest])
     return (
         f"### {grid}, reading the {reads}\n\nGain over the best single teacher, and the share of the gap to the oracle "
         "that it closes, by calibration prompts:\n\n"
         + table(["kind", *map(str, sizes)], gains)
         + f"At {sizes[-1]} calibration prompts, {len({each.seed for each in largest})} seeds"
-        f"{f'; `auto` took {took}' if took else ''}; all fits of a seed took {np.mean([each.seconds for each in largest]):.0f} s:\n\n"
+        f"{f'; `auto` took {took}' if took else ''}; all fits of a seed took {seconds:.0f} s:\n\n"
         + table(["kind", "reward", "gain, 95%", "Hit@1", "Hit@3"], details)
     )
 
