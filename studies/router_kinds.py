@@ -221,7 +221,7 @@ def _case(grid: str, reads: str, found: Sequence[Outcome]) -> str:
         "that it closes, by calibration prompts:\n\n"
         + table(["kind", *map(str, sizes)], gains)
         + f"At {sizes[-1]} calibration prompts, {len({each.seed for each in largest})} seeds"
-        f"{f'; `auto` took {took}' if took else ''}; all fits of a seed took {seconds:.0f} s:\n\n"
+        f"{took and f'; `auto` took {took}'}; all fits of a seed took {seconds:.0f} s:\n\n"
         + table(["kind", "reward", "gain, 95%", "Hit@1", "Hit@3"], details)
     )
 
