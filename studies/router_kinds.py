@@ -214,13 +214,14 @@ def _case(grid: str, reads: str, found: Sequence[Outcome]) -> str:
     largest = [each for each in found if each.size == sizes[-1]]
     gains = [[kind, *(_gain(kind, [each for each in found if each.size == size]) for size in sizes)] for kind in kinds]
     details = [[kind, *_details(kind, largest)] for kind in (*kinds, "oracle")]
-    took = sorted({each.took for each in largest if each.took})
+    took = ", ".join(sorted({each.took for each in largest if each.took}))
+    seconds = np.mean([each.seconds for each in largest])
     return (
         f"### {grid}, reading the {reads}\n\nGain over the best single teacher, and the share of the gap to the oracle "
         "that it closes, by calibration prompts:\n\n"
         + table(["kind", *map(str, sizes)], gains)
-        + f"At {sizes[-1]} calibration prompts, {len({each.seed for each in largest})} seeds; `auto` took "
-        f"{', '.join(took)}; all fits of a seed took {np.mean([each.seconds for each in largest]):.0f} s:\n\n"
+        + f"At {sizes[-1]} calibration prompts, {len({each.seed for each in largest})} seeds"
+        f"{took and f'; `auto` took {took}'}; all fits of a seed took {seconds:.0f} s:\n\n"
         + table(["kind", "reward", "gain, 95%", "Hit@1", "Hit@3"], details)
     )
 
