@@ -22,9 +22,6 @@ from persyn.registry import Registry
 Present = NDArray[np.bool_]
 """(P, T) which teachers can be chosen for which prompts."""
 
-#: Minimum number of nearest prompts.
-_NEIGHBOURS_AT_LEAST = 5
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StrategyInputs:
@@ -192,24 +189,6 @@ def car(quality: Matrix, learnability: Matrix, *, beta: float) -> Vector:
     return np.asarray(reward / (1.0 + beta * loss))
 
 
-def neighbours(features: Matrix, rewards: Matrix, of: Matrix, *, k: int | None = None) -> Matrix:
-    """Mean reward of each teacher over the k nearest prompts by cosine similarity.
-
-    Prompts without two distinct rewards are ignored, as in the static ranking.
-
-    features: (C, H) of the prompts whose `rewards` (C, T) are known.
-    of:       (P, H) of the prompts to predict.
-    k:        None means the square root of C, at least 5.
-    returns:  (P, T); NaN where none of the k has a reward.
-    """
-    k = max(_NEIGHBOURS_AT_LEAST, round(len(features) ** 0.5)) if k is None else k
-    nearest = np.argsort(-_unit(of) @ _unit(features).T, axis=1, kind="stable")[:, :k]
-    informed = np.where(reward_matrix.informative(rewards)[:, None], rewards, np.nan)
-    near = informed[nearest]  # (P, k, T)
-    count = (~np.isnan(near)).sum(axis=1)
-    return np.asarray(np.divide(np.nansum(near, axis=1), count, out=np.full(count.shape, np.nan), where=count > 0))
-
-
 def draw(policy: Matrix, lots: Vector) -> NDArray[np.intp]:
     """Sample one teacher for each prompt from a policy.
 
@@ -219,11 +198,6 @@ def draw(policy: Matrix, lots: Vector) -> NDArray[np.intp]:
     """
     reached = np.cumsum(policy, axis=1)
     return np.asarray(np.argmax(reached / reached[:, -1:] > lots[:, None], axis=1))
-
-
-def _unit(rows: Matrix) -> Matrix:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(np.divide(rows, length, out=np.zeros_like(rows), where=length > 0))
 
 
 STRATEGIES = Registry(

@@ -97,13 +97,6 @@ def test_strength_is_not_guessed() -> None:
             strategies.policy(kind, unknown, ALL, ratio=0.2, beta=3.0)
 
 
-def test_neighbours_are_the_nearest_by_angle() -> None:
-    features = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.2]])
-    of = np.array([[5.0, 0.0]])
-    # Prompts 0 and 2 are the nearest: means of their rewards.
-    assert strategies.neighbours(features, REWARDS, of, k=2) == pytest.approx(np.array([[0.75, 0.6, 0.1]]))
-
-
 def test_a_policy_is_followed_in_its_proportions() -> None:
     policy: Matrix = np.array([[0.0, 0.8, 0.2]] * 4)
     assert strategies.draw(policy, np.array([0.0, 0.79, 0.81, 1 - 2**-53])).tolist() == [1, 1, 2, 2]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from persyn.analysis.refits import CurvePoint, _verdict, curve_sizes
 from persyn.method.rewards import Matrix
 from persyn.router import refit
+from persyn.router.kinds.base import Examples, Prompts
+from persyn.router.kinds.registry import ROUTERS
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +31,23 @@ def holdout() -> NDArray[np.bool_]:
 
 def test_a_head_learns_who_is_good_at_what(world: tuple[Matrix, Matrix]) -> None:
     features, rewards = world
-    scores = refit.scores(features, rewards, np.arange(150), preferences="weighted", seed=0)
+    scores = refit.scores(ROUTERS["head"], Prompts({"backbone": features}), Examples(rewards), np.arange(150))
     assert scores.shape == (200, 3)
     assert scores[150:].argmax(axis=1).tolist() == [0, 1] * 25
 
 
 def test_without_a_preference_nobody_is_preferred(world: tuple[Matrix, Matrix]) -> None:
     features, rewards = world
-    assert not refit.scores(features, np.ones_like(rewards), np.arange(150), preferences="weighted", seed=0).any()
+    prompts, tied = Prompts({"backbone": features}), Examples(np.ones_like(rewards))
+    assert not refit.scores(ROUTERS["head"], prompts, tied, np.arange(150)).any()
+    found = refit.all_scores(prompts, tied, np.arange(150))
+    assert {"head", "neighbours"} <= found.keys()
+    assert not any(scores.any() for scores in found.values())
 
 
 def test_a_curve_rises_from_the_static_choice_to_the_oracle(world: tuple[Matrix, Matrix]) -> None:
     features, rewards = world
-    fit_to = partial(refit.scores, features, rewards, preferences="weighted", seed=0)
+    fit_to = partial(refit.scores, ROUTERS["head"], Prompts({"backbone": features}), Examples(rewards))
     points = refit.curve(fit_to, rewards, holdout(), [10, 50, 150], preferences="weighted", seed=0)
 
     assert [point.n_calibration for point in points] == [10, 50, 150]
