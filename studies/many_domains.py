@@ -112,7 +112,7 @@ def _world(home: Path, name: str, drawn: Sequence[tasks.Task], engine: str) -> W
                 .where(Response.text.is_not(None), Response.prompt_id.in_(place), Response.teacher_id.in_(column))
                 .order_by(Response.id)
             )
-            texts = {(place[prompt_id], column[teacher_id]): text for prompt_id, teacher_id, text in found}
+            texts = {(place[prompt_id], column[teacher_id]): text for prompt_id, teacher_id, text in found if text}
             asked = dict(session.execute(select(Prompt.id, Prompt.text).where(Prompt.id.in_(place))).all())
             inputs = strategy_inputs(session, run, pool.cells, rewarded, every)
     finally:
@@ -142,16 +142,14 @@ def _run_file(name: str, n_prompts: int, engine: str) -> dict[str, Any]:
 
 def _grid(world: World) -> str:
     """Who is good at what, the verdict, and what every kind of router gains."""
-    pool = world.pool
-    of_kind = {kind: [k for k, each in enumerate(pool.subjects) if each == kind] for kind in sorted(set(pool.subjects))}
+    pool, kinds = world.pool, [kind or "" for kind in world.pool.subjects]
+    of_kind = {kind: [k for k, each in enumerate(kinds) if each == kind] for kind in sorted(set(kinds))}
     rows = [
         (name, *(f"{np.nanmean(pool.cells.quality[rows, k]):.0%}" for rows in of_kind.values()))
         for k, name in enumerate(pool.teachers)
     ]
     found = choice.choose(list(ROUTERS.values()), pool.reads()["prompt and subject"], Examples(world.rewards))
-    said = verdict.judge(
-        Evidence(pool.teachers, world.rewards, found.scores, len(pool.subjects), groups=list(pool.subjects))
-    )
+    said = verdict.judge(Evidence(pool.teachers, world.rewards, found.scores, len(kinds), groups=kinds))
     gain, by_kind = said.gain, said.by_group
     line = (
         f"{len(pool.subjects):,} prompts. Verdict at alpha {ALPHA:g}: **{said.outcome}**. The router that "

@@ -64,7 +64,7 @@ def read(database: Database, run_name: str, field: str, home: Path) -> Pool:
         subject_of = {prompt_id: meta.get(field) for prompt_id, meta in session.execute(of_run)}
     frozen = refits.freeze(inputs, home.resolve())
     labels = [subject_of[prompt_id] for prompt_id in frozen.cells.prompt_ids.tolist()]
-    return Pool(frozen.cells, frozen.features, labels, teachers)
+    return Pool(frozen.cells, frozen.prompts.states["backbone"], labels, teachers)
 
 
 def report(pool: Pool, n_seeds: int) -> str:

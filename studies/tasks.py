@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -110,7 +110,7 @@ def draw(kinds: list[str], n: int, *, seed: int) -> list[Task]:
     return found
 
 
-def write(path: Path, tasks: list[Task]) -> None:
+def write(path: Path, tasks: Sequence[Task]) -> None:
     """Write tasks as a prompts' file."""
     path.write_text("".join(json.dumps(task) + "\n" for task in tasks))
 

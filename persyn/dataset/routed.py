@@ -56,6 +56,8 @@ class RoutedPrompt:
     reason: str
     #: What the scores are: the router's, or the rewards of the teachers' responses; empty if nothing rated them.
     scored_by: Literal["router", "reward", ""]
+    #: Whether differences of the scores are log-odds: those of a head are, those of other routers are rewards.
+    is_log_odds: bool
     #: Teacher -> score, in head order, without teachers that have none.
     scores: dict[str, float]
     answer: str | None

@@ -81,8 +81,8 @@ def _routed(manifest: Manifest, *, answered: bool = True) -> str:
     if manifest.router is None:
         them = "answered all other prompts" if answered else "is that of all other prompts"
         return (
-            f"All teachers answered a calibration sample; for each of its prompts, {best}. The sample did not show that "
-            f"a router would choose better than the best single teacher, so that teacher {them}."
+            f"All teachers answered a calibration sample; for each of its prompts, {best}. The sample did not show "
+            f"that a router would choose better than the best single teacher, so that teacher {them}."
         )
     return (
         "A router, fitted to this student on a calibration sample, assigned each prompt to the one teacher that it "
