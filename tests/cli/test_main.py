@@ -189,7 +189,7 @@ def test_what_a_run_file_lacks_is_named_as_the_file_writes_it(tmp_path: Path, co
             "teacher ada: `teachers.engine` is 'vlm'; allowed: 'vllm', 'transformers', 'openai', ",
         ),
         ('kind = "fake"', 'kind = "maths"', "`quality.kind` is 'maths'; allowed: 'math', 'instructions', "),
-        ("[router]", '[strategy]\nkind = "best"\n[router]', "`strategy.kind` is 'best'; allowed: 'persyn', 'static', "),
+        ("[strategy]", '[strategy]\nkind = "best"', "`strategy.kind` is 'best'; allowed: 'persyn', 'static', "),
     ],
 )
 def test_an_unknown_kind_is_answered_with_those_that_exist(tmp_path: Path, right: str, wrong: str, said: str) -> None:

@@ -24,8 +24,10 @@ def test_the_example_runs_and_is_compared_with_the_other_strategies(persyn: Pers
     (module,), (table,), (begin, following) = blocks("python"), blocks("toml"), blocks("sh")
     assert persyn(*begin.split()[1:]).returncode == 0
     (tmp_path / "trial" / "my_strategies.py").write_text(module)
-    with (tmp_path / "trial" / "run.toml").open("a") as file:
-        file.write(f"\n{table}")
+    run_file = tmp_path / "trial" / "run.toml"
+    without, count = re.subn(r"^\[strategy\]\n(?:.+\n)*", table, run_file.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    run_file.write_text(without)
     path, started, compared, asked = following.splitlines()
     assert path == "export PYTHONPATH=$PWD/trial"
     there = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "trial"), os.environ.get("PYTHONPATH", "")])}
