@@ -29,7 +29,7 @@ from persyn.dataset.parquet_file import Columns
 from persyn.dataset.source import Dropped, Snapshot
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
-from persyn.db.results import Assignment, Router, RouterScore
+from persyn.db.results import Assignment, RouterScore
 from persyn.llm.protocols import Message, Tools
 from persyn.llm.tools import with_objects
 from persyn.registry import Registry
@@ -56,8 +56,6 @@ class RoutedPrompt:
     reason: str
     #: What the scores are: the router's, or the rewards of the teachers' responses; empty if nothing rated them.
     scored_by: Literal["router", "reward", ""]
-    #: Whether differences of the scores are log-odds: those of a head are, those of other routers are rewards.
-    is_log_odds: bool
     #: Teacher -> score, in head order, without teachers that have none.
     scores: dict[str, float]
     answer: str | None
@@ -69,12 +67,12 @@ class RoutedPrompt:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """Teacher -> probability of the highest reward: the softmax of a head's scores, else empty.
+        """Teacher -> probability of the highest reward: the softmax of the router's scores, else empty.
 
-        Differences of a head's scores are log-odds (Bradley-Terry), which extend to a choice among all teachers by the
-        softmax (Luce).
+        Differences of a router's scores are log-odds (Bradley-Terry), which extend to a choice among all teachers by
+        the softmax (Luce). Rewards are no log-odds.
         """
-        if not self.is_log_odds:
+        if self.scored_by != "router":
             return {}
         values = np.array(list(self.scores.values()))
         weights = np.exp(values - values.max())
@@ -196,8 +194,6 @@ class RoutedPrompts:
         self._session, self._run, self._options = snapshot.session, snapshot.run, snapshot.options
         self._benchmarks, self._progress = snapshot.benchmarks, snapshot.progress
         self._teachers = {teacher.id: teacher for teacher in lookup.teachers(self._session, self._run.id)}
-        router = self._session.get(Router, self._run.router_id) if self._run.router_id is not None else None
-        self._has_head = router is not None and router.kind == "head"
         self.is_verdict = self.has_reasoning = False
         self.tools = tool_use.of_assignments(self._session, self._run)
         self.counts = ExportCounts()
@@ -231,7 +227,6 @@ class RoutedPrompts:
             teacher_fingerprint=teacher.fingerprint,
             reason=prompt.reason,
             scored_by=row.scored_by,
-            is_log_odds=row.scored_by == "router" and self._has_head,
             scores={name: row.scores[teacher_id] for teacher_id, name in names.items() if teacher_id in row.scores},
             answer=prompt.answer,
             source=prompt.source,

@@ -65,9 +65,8 @@ def about_teachers(manifest: Manifest) -> str:
     return (
         f"{manifest.exported:,} prompts for on-policy distillation of {text(manifest.student.name)}, each with the "
         f"teacher that should rate the student's own responses (`teacher_id`). {_routed(manifest, answered=False)} "
-        "`scores` are the router's, or the rewards of the teachers' responses, as `scored_by` says. `probabilities`, "
-        "where the router is a head, are the softmax of its scores: the probability that a teacher's response has the "
-        "highest reward. "
+        "`scores` are the router's, or the rewards of the teachers' responses, as `scored_by` says. `probabilities` "
+        "are the softmax of the router's scores: the probability that a teacher's response has the highest reward. "
         f"{_held_out(manifest)}"
     )
 

@@ -123,7 +123,7 @@ class Router(Base):
 
 
 class RouterScore(Base):
-    """A router's score of one teacher for one prompt; the differences of a head's scores are log-odds."""
+    """A router's score of one teacher for one prompt; score differences are log-odds of a higher reward."""
 
     __tablename__ = "router_scores"
     __table_args__ = ({"sqlite_with_rowid": False},)

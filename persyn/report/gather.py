@@ -38,7 +38,6 @@ from persyn.report.facts import (
     TeacherMeans,
     Timeline,
 )
-from persyn.router.inputs import LOG_ODDS
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Curve
@@ -73,8 +72,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
     absent: dict[str, str] = {}
     scores = compare.router_scores(session, run, cells)
     swept = _swept(session, run, cells, scores, absent)
-    kind = router.kind if router is not None else None
-    hits, believed = _measured(config, kind, cells, rewarded, scores, absent)
+    hits, believed = _measured(config, cells, rewarded, scores, absent)
     if curve is None:
         absent["the router curve"] = f"computed only by 'persyn report {run.name} --curve'"
     return Report(
@@ -202,7 +200,6 @@ def _swept(
 
 def _measured(
     config: RunConfig,
-    kind: str | None,
     cells: Grid,
     rewarded: Matrix,
     scores: Matrix | None,
@@ -214,9 +211,6 @@ def _measured(
         absent["the router on the hold-out"] = "there is no router that has scored a hold-out prompt"
         return None, []
     hits = routing_metrics.hits(scores[holdout], rewarded[holdout], rewarded[~cells.is_holdout])
-    if kind not in LOG_ODDS:
-        absent["win probabilities"] = f"the scores of a router of kind {kind} are predicted rewards, not log-odds"
-        return hits, []
     errors = cells.reward_errors()
     believed = routing_metrics.reliability(
         scores[holdout],

@@ -61,6 +61,8 @@ class CheckpointManifest(Struct, frozen=True, forbid_unknown_fields=True):
     #: Folder or hub id of the sentence-embedding model, and its hub commit or its folder's digest.
     embedding: str = ""
     embedding_version: str | None = None
+    #: The factor that makes the scores of a router on frozen encoders log-odds.
+    scale: float = 1.0
 
     @property
     def is_frozen(self) -> bool:

@@ -82,12 +82,14 @@ def _too_little(request: Fit) -> str | None:
 class _Learned:
     """A router on frozen encoders.
 
-    out_of_fold: (C, K) scores of the calibration prompts by routers fitted without them. notes: on the choice.
+    out_of_fold: (C, K) scores of the calibration prompts by routers fitted without them.
+    scale: the factor that makes its scores log-odds, see `choice.log_odds_scale`. notes: on the choice.
     """
 
     kind: str
     predictor: Predictor
     out_of_fold: Matrix
+    scale: float
     notes: dict[str, Any]
 
 
@@ -125,9 +127,9 @@ class _GridFit:
             if self._request.kind == inputs.AUTO:
                 found = choice.choose(list(ROUTERS.values()), known, examples, tick=self._tick)
                 notes = {"candidates": msgspec.to_builtins(found.candidates), "why": found.why}
-                return _Learned(found.kind, found.predictor, found.scores, notes)
+                return _Learned(found.kind, found.predictor, found.scores, found.scale, notes)
             predictor, scores = Bench(known, examples, self._tick).fitted(ROUTERS[self._request.kind])
-        return _Learned(self._request.kind, predictor, scores, {})
+        return _Learned(self._request.kind, predictor, scores, choice.log_odds_scale(scores, examples), {})
 
     def _may_tune(self, kind: str) -> bool:
         """Whether full tuning is compared with this router: it reads nothing but the backbone.
@@ -166,11 +168,11 @@ class _GridFit:
         return self._fitted(sha256, manifest, work.scores(tuned), tuned.notes)
 
     def _frozen(self, learned: _Learned, prompts: Prompts, notes: dict[str, Any]) -> Fitted:
-        manifest = self._manifest(learned.kind, "head")
+        manifest = msgspec.structs.replace(self._manifest(learned.kind, "head"), scale=learned.scale)
         sha256 = checkpoint.write(Path(self._request.folder), learned.predictor, manifest)
         notes = {"settings": dict(learned.predictor.settings), **learned.notes, **notes}
-        fitted = self._fitted(sha256, manifest, learned.predictor.scores(prompts), notes)
-        out_of_fold = dict(zip(self._calibration.tolist(), learned.out_of_fold.tolist(), strict=True))
+        fitted = self._fitted(sha256, manifest, learned.scale * learned.predictor.scores(prompts), notes)
+        out_of_fold = dict(zip(self._calibration.tolist(), (learned.scale * learned.out_of_fold).tolist(), strict=True))
         rows = [out_of_fold.get(row) for row in range(len(self._is_holdout))]
         return msgspec.structs.replace(fitted, cross_fitted=rows)
 
@@ -197,7 +199,7 @@ class _GridFit:
         said = msgspec.to_builtins(manifest)
         names = ("kind", "tune", "encoders", "features", "embedding", "embedding_version", "versions")
         metrics = {
-            **_measure(manifest.kind, scores, self._examples, self._is_holdout),
+            **_measure(scores, self._examples, self._is_holdout),
             "n_calibration": len(self._calibration),
             "n_holdout": int(self._is_holdout.sum()),
             "n_pairs": len(reward_matrix.preferences(self._examples.rewards[self._calibration])[0]),
@@ -214,20 +216,17 @@ def _absolute(name: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else name
 
 
-def _measure(kind: str | None, scores: Matrix, grid: Examples, is_holdout: NDArray[np.bool_]) -> dict[str, Any]:
+def _measure(scores: Matrix, grid: Examples, is_holdout: NDArray[np.bool_]) -> dict[str, Any]:
     """Metrics of the router and its baselines on the hold-out; None for each if there are no hold-out prompts.
 
     scores: (P, K).
     """
     if not is_holdout.any():
         return dict.fromkeys(("router", "static", "random", "oracle"))
-    found = routing_metrics.compare(
+    return routing_metrics.compare(
         scores[is_holdout],
         grid.rewards[is_holdout],
         grid.rewards[~is_holdout],
         preferences=grid.preferences,
         errors=None if grid.errors is None else grid.errors[is_holdout],
     )
-    if kind not in inputs.LOG_ODDS:
-        found["router"]["calibration_error"] = None
-    return found

@@ -10,9 +10,6 @@ from persyn.router.kinds.registry import ROUTERS
 
 #: Stands for a kind in the run file: choose one.
 AUTO = "auto"
-#: Kinds whose score differences are log-odds of a higher reward; those of the others are in units of the reward. "fake"
-#: stands for a router of the fake engine.
-LOG_ODDS = frozenset({"head", "fake"})
 _SOURCES: Mapping[str, Source] = {"backbone": "states", "embedding": "states", "tfidf": "texts"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,23 @@ def load(spec: ModelSpec, tick: Tick) -> Engine:
     tick()
     if manifest.is_frozen:
         read, (_, predictor) = encoders.of_checkpoint(spec, manifest, chosen, Path()), files.read(folder)
-        return Batched(lambda some: _predict(read, predictor, some, tick), version=scoring.VERSION, chunk=_FROZEN_CHUNK)
+        scaled = partial(_predict, read, predictor, manifest.scale, tick=tick)
+        return Batched(scaled, version=scoring.VERSION, chunk=_FROZEN_CHUNK)
     router, reader = checkpoint.read_tuned(spec, manifest, precision(spec, chosen.dtype))
     batch_tokens = scoring.batch_tokens(spec, options.ScorerOptions(batch_tokens=chosen.batch_tokens))
     return Batched(lambda some: _compute(router, reader, some, batch_tokens), version=scoring.VERSION, chunk=_CHUNK)
 
 
-def _predict(read: Encoders, predictor: Predictor, requests: list[Request], tick: Tick) -> Iterator[list[Result]]:
+def _predict(
+    read: Encoders, predictor: Predictor, scale: float, requests: list[Request], *, tick: Tick
+) -> Iterator[list[Result]]:
     """Yield the scores of all prompts, with explanations where they were requested."""
     routes = [request for request in requests if isinstance(request, Route)]
     labels = {name: [route.labels.get(name) for route in routes] for name in read.fields}
     # Not cached: a run has many times more prompts to route than to fit to.
     prompts = read.read([route.messages for route in routes], labels, tick, keep=False)
     with one_thread():
-        scores = predictor.scores(prompts).tolist()
+        scores = (scale * predictor.scores(prompts)).tolist()
         explained: list[list[dict[str, Any]]] = [[] for _ in routes]
         if any(route.explain for route in routes):
             explained = msgspec.to_builtins(predictor.explain(prompts))

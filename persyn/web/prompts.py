@@ -14,7 +14,6 @@ from persyn.analysis import trace as history
 from persyn.analysis.listing import Cursor, Order, PromptFilter, PromptStatus
 from persyn.db.catalog import Prompt, Role
 from persyn.errors import UsageError
-from persyn.router.inputs import LOG_ODDS
 from persyn.web.pages import Problem, link, not_found, page
 from persyn.web.store import counted, find, reading
 
@@ -87,7 +86,7 @@ def show(request: Request) -> Response:
         except UsageError as error:
             raise not_found(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
         prompt = session.get_one(Prompt, found.prompt_id)
-    return page(request, "prompt.html", run=run, prompt=prompt, trace=found, first=_FIRST, log_odds=LOG_ODDS)
+    return page(request, "prompt.html", run=run, prompt=prompt, trace=found, first=_FIRST)
 
 
 def _filters(request: Request) -> PromptFilter:

@@ -18,7 +18,8 @@ from persyn.errors import UsageError
 from persyn.llm.identity import identify_embedding
 from persyn.llm.protocols import Engine, Failed, Fit, Fitted, ModelSpec, Request, Result, Route, Routed
 from persyn.router import encoders, fit, route
-from persyn.router.kinds.base import Explanation
+from persyn.router.kinds import choice
+from persyn.router.kinds.base import Examples, Explanation
 from persyn.router.kinds.registry import ROUTERS
 
 Work: TypeAlias = Callable[[Engine, Sequence[Request]], list[Result]]
@@ -75,6 +76,19 @@ def test_each_kind_routes_after_a_round_trip_as_it_was_measured(
     for each in routed:
         msgspec.convert(each.explanation, list[Explanation])
     assert {path.suffix for path in Path(fitted.folder).iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["clusters", "head"])
+def test_scores_of_every_kind_are_log_odds(work: Work, tmp_path: Path, kind: str) -> None:
+    request = msgspec.structs.replace(grid(120, folder=tmp_path / "router"), labels=labels(120), kind=kind, encoders=[])
+    rewards = np.array(request.rewards)
+    rewards[::3] = np.random.default_rng(0).permuted(rewards[::3], axis=1)  # the topic predicts two of three prompts
+
+    fitted = fitted_by(work, "", msgspec.structs.replace(request, rewards=rewards.tolist()))
+
+    known = ~np.array(request.is_holdout)
+    without = np.array([row for row in fitted.cross_fitted or [] if row is not None])
+    assert choice.log_odds_scale(without, Examples(rewards[known])) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_auto_takes_a_kind_that_reads_the_topic_and_says_why(work: Work, tmp_path: Path) -> None:

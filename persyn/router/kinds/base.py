@@ -84,7 +84,7 @@ class Near(Struct, frozen=True, tag="neighbours"):
 
 
 class Word(Struct, frozen=True):
-    """A word or a pair of words of the prompt, and what it adds to each teacher's score."""
+    """A word or a pair of words of the prompt, and what it adds to each teacher's reward."""
 
     text: str
     weights: list[float]
@@ -99,7 +99,7 @@ class Words(Struct, frozen=True, tag="words"):
 class Group(Struct, frozen=True, tag="group"):
     """The prompt's group: its label in a field, or a number where `field` is "cluster".
 
-    n_prompts: calibration prompts in it. scores: what it adds to each teacher's score, after shrinkage.
+    n_prompts: calibration prompts in it. scores: what it adds to each teacher's reward, after shrinkage.
     """
 
     field: str

@@ -1,5 +1,5 @@
 -- researcher: Which assignments did the router decide by the smallest margins?
--- The 20 smallest margins over the runner-up: log-odds of a higher reward by a head, units of the reward by others.
+-- The 20 smallest margins: log-odds that the chosen teacher has a higher reward than the runner-up.
 SELECT a.prompt_id, t.name AS teacher, a.margin, p.text AS prompt
 FROM assignments a
 JOIN runs r ON r.id = a.run_id
