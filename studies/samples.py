@@ -35,7 +35,7 @@ NOISE, ALPHA = 0.1, 0.2
 HOLDOUT = 2_000
 SEEDS = range(5)
 #: Of the demo's teachers: prompts of each group, samples per cell, and their temperature.
-PER_GROUP, SAMPLES, TEMPERATURE = 2, 4, 0.7
+PER_GROUP, SAMPLES, TEMPERATURE = 4, 8, 0.7
 REAL = "### Real teachers: a cell\n"
 
 
