@@ -298,6 +298,7 @@ TESTS = {
     "items of an object": "b = Box()\nassert 'a' in b\ndel b['a']\nassert 'a' not in b",
     "objects in containers": "assert Vec(1) in [Vec(2), Vec(1)]\nassert 3 in Stack([3]) and 4 not in Stack([3])",
     "an object that compares by identity": "assert Box() != 5 and Box() != None and [Box()] != [1]",
+    "attributes of every object": "assert vars(Vec(1)) == {'x': 1} and half.__doc__ is None",
     "a class as argument": "assert kind(1, int) and not kind('a', int)",
     "other changed arguments": "from collections import Counter, deque\nc, q = Counter('a'), deque([1, 2, 3], 3)\n"
     "tally(c, 'a')\nturn(q)\nassert c == {'a': 2} and q == deque([2, 3, 1])",
@@ -365,6 +366,7 @@ def test_tests_that_cannot_be_run_are_no_failure_of_the_code(
         "Vec(1) < 2",
         "2 in Vec(1)",
         "kind(1, Exception)",
+        "copy.copy(Vec(1))",
     ],
 )
 def test_what_only_the_code_could_decide_is_not_called_wrong(test: str) -> None:

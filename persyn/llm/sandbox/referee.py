@@ -39,6 +39,10 @@ class Remote:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
 
+    # What every object has, and `__getattr__` therefore does not see. Not `__class__`: `isinstance` would believe it.
+    __dict__ = property(lambda self: self.__getattr__("__dict__"))
+    __doc__ = property(lambda self: self.__getattr__("__doc__"))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it there."""
         return self._peer.ask("call", self, *args, **kwargs)
@@ -48,6 +52,9 @@ class Remote:
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._peer.ask("setattr", self, name, value)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise Unsupported("the tests copy an object of the code")
 
     def __enter__(self) -> Any:
         return self.__getattr__("__enter__")()
