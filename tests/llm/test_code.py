@@ -77,6 +77,10 @@ def test_all_tests_or_their_share_and_the_first_failures_with_their_reasons() ->
         ({"tests": [{"input": "1 2", "output": "3 \n\n"}]}, "sum"),
         ({"input_output": {"fn_name": "add", "inputs": [[1, 2], [[1], [2]]], "outputs": [[3], [[1, 2]]]}}, ADD),
         (
+            {"input_output": {"fn_name": "pairs", "inputs": [[1, 2]], "outputs": [{"all": [[1, [2]], [2, [1]]]}]}},
+            "```python\ndef pairs(a, b): return {'all': ((a, [b]), [b, (a,)])}\n```",
+        ),
+        (
             {
                 "input_output": {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]},
                 "starter_code": "class Solution:\n    def add(self, a, b):",

@@ -23,7 +23,7 @@ from typing import Any
 LENGTH = struct.Struct("!I")
 _LONGEST = 2**26
 
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
 _Parts = Callable[[Any], list[Any]]
 
 
@@ -37,9 +37,9 @@ _MADE: dict[type, tuple[str, _Parts, Callable[..., Any]]] = {
     tuple: ("tuple", _items, tuple),
     set: ("set", _items, set),
     frozenset: ("frozenset", _items, frozenset),
-    deque: ("deque", _items, deque),
+    deque: ("deque", lambda value: [list(value), value.maxlen], deque),
     dict: ("dict", lambda value: [list(value.items())], dict),
-    defaultdict: ("dict", lambda value: [list(value.items())], dict),
+    defaultdict: ("defaultdict", lambda value: [value.default_factory, list(value.items())], defaultdict),
     OrderedDict: ("OrderedDict", lambda value: [list(value.items())], OrderedDict),
     Counter: ("Counter", lambda value: [dict(value)], Counter),
     bytes: ("bytes", lambda value: [value.hex()], bytes.fromhex),
@@ -52,17 +52,31 @@ _MADE: dict[type, tuple[str, _Parts, Callable[..., Any]]] = {
     date: ("date", lambda value: [value.isoformat()], date.fromisoformat),
     timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds], timedelta),
 }
-_MAKERS = {
+#: The classes that cross, by name. None of them makes an object with methods of the code's own.
+_CLASSES: dict[str, type] = {kind.__name__: kind for kind in (*_PLAIN, list, *_MADE)}
+_MAKERS: dict[str, Callable[..., Any]] = {
     **{name: make for name, _, make in _MADE.values()},
+    "class": _CLASSES.__getitem__,
     "namedtuple": lambda fields, values: namedtuple("namedtuple", fields, rename=True)(*values),
 }
 
 
-#: What can be done with an object of the code. Comparison with a plain value, truth and arithmetic are not among these:
-#: the code would decide the outcome of a test.
-OPERATIONS = (
-    *("getattr", "setattr", "getitem", "setitem", "len", "iter", "next", "str", "repr", "hash", "eq", "isinstance"),
+#: What can be done with an object of the code.
+UNARY = (
+    *("len", "iter", "next", "reversed", "getitem", "setitem", "delitem", "delattr", "str", "repr", "bytes", "format"),
+    *("hash", "bool", "int", "float", "complex", "index", "round", "neg", "pos", "abs", "invert"),
 )
+ARITHMETIC = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul"),
+    *("lshift", "rshift", "and_", "or_", "xor"),
+)
+#: What can be done with two objects of the code. With one and a plain value it cannot: the code would see the value
+#: that a test expects, or decide its outcome.
+BINARY = (
+    *("lt", "le", "gt", "ge", "eq", "contains", *ARITHMETIC),
+    *(f"i{name.rstrip('_')}" for name in ARITHMETIC if name != "divmod"),
+)
+OPERATIONS = (*UNARY, *BINARY, "getattr", "setattr", "isinstance")
 
 
 class Gone(BaseException):
@@ -128,7 +142,7 @@ class Peer:
         self._channel, self._refer, self._resolve, self._do = channel, refer, resolve, do
 
     def ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        """Have the other end do something; what it changes in lists, dicts and sets is changed in the arguments.
+        """Have the other end do something; what it changes in containers is changed in the arguments.
 
         An exception there is raised here, as the first of its classes that is built in.
         """
@@ -167,7 +181,9 @@ class Peer:
         if kind in _MADE:
             name, parts, _ = _MADE[kind]
             return {name: [self.encode(part) for part in parts(value)]}
-        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        if kind is type and value in _CLASSES.values():
+            return {"class": [value.__name__]}
+        if issubclass(kind, tuple) and hasattr(kind, "_fields"):
             return {"namedtuple": [list(kind._fields), self.encode(list(value))]}
         return {"reference": self._refer(value)}
 
@@ -185,14 +201,16 @@ def updated(mine: Any, theirs: Any) -> Any:
     """`mine` with the content of `theirs`; containers are changed in place, since the test may refer to them."""
     if type(mine) is not type(theirs):
         return theirs
-    if isinstance(mine, list):
-        mine[:] = [*map(updated, mine, theirs), *theirs[len(mine) :]]
+    if isinstance(mine, list | deque | bytearray):
+        content = [*map(updated, mine, theirs), *list(theirs)[len(mine) :]]
+        mine.clear()
+        mine.extend(content)
     elif isinstance(mine, tuple):
         _ = list(map(updated, mine, theirs))
     elif isinstance(mine, dict):
-        content = {key: updated(mine[key], each) if key in mine else each for key, each in theirs.items()}
+        items = {key: updated(mine[key], each) if key in mine else each for key, each in theirs.items()}
         mine.clear()
-        mine.update(content)
+        mine.update(items)
     elif isinstance(mine, set):
         mine.clear()
         mine.update(theirs)

@@ -11,11 +11,12 @@ import contextlib
 import importlib
 import importlib.util
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partialmethod
 from typing import Any
 
 from persyn.llm.sandbox import names
-from persyn.llm.sandbox.exchange import Channel, Gone, Peer
+from persyn.llm.sandbox.exchange import ARITHMETIC, BINARY, UNARY, Channel, Gone, Peer
 
 #: The module that tests may import the code from.
 _CODE_MODULE = "solution"
@@ -38,6 +39,10 @@ class Remote:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
 
+    # What every object has, and `__getattr__` therefore does not see. Not `__class__`: `isinstance` would believe it.
+    __dict__ = property(lambda self: self.__getattr__("__dict__"))
+    __doc__ = property(lambda self: self.__getattr__("__doc__"))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it there."""
         return self._peer.ask("call", self, *args, **kwargs)
@@ -48,42 +53,62 @@ class Remote:
     def __setattr__(self, name: str, value: Any) -> None:
         self._peer.ask("setattr", self, name, value)
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._peer.ask("getitem", self, key)
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise Unsupported("the tests copy an object of the code")
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._peer.ask("setitem", self, key, value)
+    def __enter__(self) -> Any:
+        return self.__getattr__("__enter__")()
 
-    def __len__(self) -> int:
-        return int(self._peer.ask("len", self))
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
+        """The code may end an exception, but not the failure of a test."""
+        if isinstance(error, AssertionError | Gone | Unsupported):
+            return False
+        return self.__getattr__("__exit__")(kind, error, trace)
 
-    def __iter__(self) -> Iterator[Any]:
-        iterator: Iterator[Any] = self._peer.ask("iter", self)
-        return iterator
-
-    def __next__(self) -> Any:
-        return self._peer.ask("next", self)
-
-    def __str__(self) -> str:
-        return str(self._peer.ask("str", self))
-
-    def __repr__(self) -> str:
-        return str(self._peer.ask("repr", self))
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __hash__(self) -> int:
-        return int(self._peer.ask("hash", self))
+    def __contains__(self, item: object) -> bool:
+        """What is in a built-in container, or in what can only be iterated over, shows without asking the code."""
+        if isinstance(item, Remote):
+            return self._peer.ask("contains", self, item) is True
+        if self._peer.ask("definer", self, "__contains__") not in (None, "builtins", "collections"):
+            raise _unsupported("__contains__")
+        return any(each is item or each == item for each in self._peer.ask("iter", self))
 
     def __eq__(self, other: object) -> bool:
-        """Only between two objects of the code does the code decide."""
-        if not isinstance(other, Remote):
-            return False
-        return self._number == other._number or self._peer.ask("eq", self, other) is True
+        if isinstance(other, Remote) and self._number == other._number:
+            return True
+        return _between_objects(self, "eq", other)  # type: ignore[no-any-return]
 
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, Remote) and self._peer.ask("isinstance", instance, self) is True
+
+
+def _special(name: str) -> str:
+    return f"__{name.rstrip('_')}__"
+
+
+def _unsupported(method: str) -> Unsupported:
+    return Unsupported(f"the tests apply {method} to an object of the code and a plain value")
+
+
+def _between_objects(mine: Remote, name: str, other: object) -> Any:
+    """Only between two objects of the code does the code decide; with a plain value, only that it cannot be done."""
+    if isinstance(other, Remote):
+        return mine._peer.ask(name, mine, other)
+    if mine._peer.ask("definer", mine, _special(name)) is not None:
+        raise _unsupported(_special(name))
+    return NotImplemented
+
+
+def _ask(mine: Remote, name: str, *args: Any) -> Any:
+    return mine._peer.ask(name, mine, *args)
+
+
+for _name in UNARY:
+    setattr(Remote, _special(_name), partialmethod(_ask, _name))
+for _name in set(BINARY) - {"eq", "contains"}:  # written out above
+    setattr(Remote, _special(_name), partialmethod(_between_objects, _name))
+for _name in ARITHMETIC:
+    setattr(Remote, _special(f"r{_name}"), partialmethod(_between_objects, f"r{_name}"))
 
 
 class Tests:
@@ -209,7 +234,7 @@ class _Namespace:
     def _refer(self, value: Any) -> list[Any]:
         if isinstance(value, Remote):
             return ["object", value._number]
-        if not isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
+        if not isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
             raise Unsupported(f"the tests pass an object of type {type(value).__name__} to the code")
         self._functions.append(value)
         return ["function", len(self._functions) - 1]

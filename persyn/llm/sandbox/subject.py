@@ -26,7 +26,9 @@ def work(job: dict[str, Any], missing: dict[str, str]) -> None:
         return kept[number] if kind == "object" else lambda *args, **kwargs: peer.ask("function", number, args, kwargs)
 
     operations = {name: getattr(operator, name, None) or getattr(builtins, name) for name in OPERATIONS}
-    peer = Peer(channel, refer, resolve, {**operations, "call": _call, "name": namespace.__getitem__})
+    peer = Peer(
+        channel, refer, resolve, {**operations, "call": _call, "definer": _definer, "name": namespace.__getitem__}
+    )
     channel.send("started")
     try:
         run(job["code"], "response", namespace)
@@ -42,3 +44,8 @@ def work(job: dict[str, Any], missing: dict[str, str]) -> None:
 
 def _call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
+
+
+def _definer(value: object, method: str) -> str | None:
+    """The module whose class gives an object a special method; None if it has none but that of `object`."""
+    return next((kind.__module__ for kind in type(value).__mro__[:-1] if method in vars(kind)), None)

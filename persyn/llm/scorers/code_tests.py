@@ -29,8 +29,13 @@ _BLOCK = re.compile(
 _PYTHON = {"python", "python3", "py"}
 #: APPS compares with the expected value or with the only element of a list, and takes tuples for lists.
 _APPS_SETUP = """
+def with_lists(value):
+    if isinstance(value, dict):
+        return {key: with_lists(each) for key, each in value.items()}
+    return [with_lists(each) for each in value] if isinstance(value, (list, tuple)) else value
+
 def is_expected(got, expected):
-    got = list(got) if isinstance(got, tuple) else got
+    got = with_lists(got)
     return got == expected or (isinstance(expected, list) and len(expected) == 1 and got == expected[0])
 """
 
