@@ -31,7 +31,7 @@ from persyn.stages.batch import TURNS, conversation, response_turn
 
 #: Prompts read at once.
 _CHUNK = 200
-#: Why a prompt has no row: fewer than two of its responses have both scores, or no pair is allowed.
+#: Why a prompt has no row: no response has a reward and a text, or no pair is allowed.
 NO_REWARD, NO_PAIR = "no_reward", "no_pair"
 
 
@@ -188,21 +188,23 @@ class RankedResponses:
                 Response.finish_reason,
                 Response.engine,
             )
-            .where(Response.prompt_id.between(first, last), Response.text.is_not(None))
-            .where(Response.sample < self._config.samples)
+            .where(Response.prompt_id.between(first, last), Response.sample < self._config.samples)
             .order_by(Response.prompt_id, RunTeacher.position, Response.sample)
         )
 
     def _rated(
         self, responses: Sequence[Any], filters: Filters, quality: Filters, dropped: Dropped
     ) -> tuple[list[Rated], list[Drop]]:
-        """The responses that have a reward and pass the filters, and why others did not pass."""
+        """The responses that have a reward and a text and pass the filters, and why others did not pass.
+
+        Rewards are the run's: scored responses without a text are compared, too.
+        """
         raw = np.array([[np.nan if row.quality is None else row.quality for row in responses]], dtype=np.float64)
         likely = [grid.learnability_of(self._run, row, self._measured) for row in responses]
         worth = rewards.combine(raw, np.array([likely]), alpha=self._config.alpha, how=self._config.normalise)
         rated, reasons = [], []
         for row, learnability, reward in zip(responses, likely, worth[0].tolist(), strict=True):
-            if np.isnan(reward):
+            if np.isnan(reward) or row.response is None:
                 continue
             if drop := filters.drop(row):
                 reasons.append(drop)

@@ -21,7 +21,7 @@ from persyn.dataset.manifest import Manifest
 from persyn.dataset.options import ExportOptions
 from persyn.db.catalog import Role, Run, RunPrompt
 from persyn.db.connect import Database
-from persyn.db.results import Response, RouterScore, Score
+from persyn.db.results import NO_TEXT, Response, RouterScore, Score
 from persyn.errors import UsageError
 from persyn.method import pairs
 from tests.factories import MadeRun, digest, make_assignment, make_prompt, make_response, make_router, make_run
@@ -137,6 +137,26 @@ def test_options_say_which_pairs(
     assert compared(tmp_path / "out") == expected
     ids = [row["id"] for row in lines(tmp_path / "out" / "preference.jsonl")]
     assert len(set(ids)) == len(ids)
+
+
+def test_a_response_whose_text_is_unknown_is_compared_and_is_in_no_row(
+    database: Database, run: MadeRun, tmp_path: Path
+) -> None:
+    """The rewards are the run's, as in the fixture: without teacher c, that of b would be 0."""
+    with database.write() as session:
+        for response in session.query(Response).filter(Response.teacher_id == run.teacher_ids[2]):
+            response.text, response.failure = None, NO_TEXT
+
+    manifest = write(database, run, tmp_path / "pairs", "preference")
+    write(database, run, tmp_path / "best", "best-of")
+
+    assert compared(tmp_path / "pairs") == [("a 0", "b 0", 0.8), ("a 3", "b 3", 0.2)]
+    assert manifest.dropped == {"no_reward": 1, "no_pair": 1}
+    rewards = [
+        [(each["response"]["content"], round(each["reward"], 9)) for each in row["responses"]]
+        for row in lines(tmp_path / "best" / "best_of.jsonl")
+    ]
+    assert rewards == [[("a 0", 1.0), ("b 0", 0.2)], [("a 1", 0.0), ("b 1", 0.0)], [("a 3", 0.4), ("b 3", 0.2)]]
 
 
 @SQLITE
