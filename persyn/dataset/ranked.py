@@ -144,7 +144,9 @@ class RankedResponses:
 
     def count(self, row: RankedRow, split: str) -> None:
         """Count a row of the dataset."""
-        self.counts.export([each.row for each in row.responses], split)
+        responses = [each.row for each in row.responses]
+        n_good = 1 if self._options.kind == "preference" else len(responses)
+        self.counts.export(responses[:n_good], split, rejected=responses[n_good:])
         self.counts.holdout += row.responses[0].row.role == Role.HOLDOUT
 
     def expected(self) -> int:

@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy.orm import Session
 
 import persyn
-from persyn.dataset import export
+from persyn.dataset import card, export
 from persyn.dataset.kinds import KINDS
 from persyn.dataset.manifest import Manifest
 from persyn.dataset.options import ExportOptions
-from persyn.db.catalog import Role, Run, RunPrompt
+from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import NO_TEXT, Response, RouterScore, Score
 from persyn.errors import UsageError
@@ -108,9 +108,33 @@ def test_a_pair_is_the_best_and_the_worst_response_of_a_prompt(
     assert second["is_holdout"] is True
     assert (manifest.assigned, manifest.used, manifest.exported, manifest.holdout) == (4, 2, 2, 1)
     assert manifest.dropped == {"no_reward": 1, "no_pair": 1}
-    assert {each.name: each.exported for each in manifest.teachers} == {"a": 2, "b": 0, "c": 0}
     dropped = [(row["prompt_id"], row["filter"]) for row in lines(tmp_path / "out" / "dropped.jsonl")]
     assert dropped == [(run.prompt_ids[1], "no_pair"), (run.prompt_ids[2], "no_reward")]
+
+
+@SQLITE
+def test_every_response_of_a_row_counts_for_its_teacher(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    """c has only rejected responses. Quality is 0 for 5 of the 9 best ones, and for the chosen one of prompt 3."""
+    with database.write() as session:
+        session.query(Teacher).filter(Teacher.name == "a").update({"license": "mit"})
+        session.query(Response).filter(Response.text == "c 0").update({"finish_reason": "length"})
+
+    chosen = write(database, run, tmp_path / "pairs", "preference")
+    best = write(database, run, tmp_path / "best", "best-of")
+
+    counted = [[(each.exported, each.truncated) for each in of.teachers] for of in (chosen, best)]
+    assert counted == [[(2, 0), (0, 0), (2, 1)], [(3, 0), (3, 0), (3, 1)]]
+    assert [(of.exported, of.responses, of.wrong, of.engines) for of in (chosen, best)] == [
+        (2, 4, 1, {"fake 1": 4}),
+        (3, 9, 5, {"fake 1": 9}),
+    ]
+    assert [card.wrong(of) for of in (chosen, best)] == ["1 of 2 chosen responses", "5 of 9 responses"]
+    of_pairs, of_best = ((tmp_path / name / "README.md").read_text() for name in ("pairs", "best"))
+    assert "no licence is stated for c." in of_pairs
+    assert "no licence is stated for b, c." in of_best
+    assert "| responses | share |" in of_pairs
+    assert "| c | c | not stated | 2 | 50.0% |" in of_pairs
+    assert "**5 responses are known to be wrong**" in of_best
 
 
 @SQLITE
@@ -358,9 +382,9 @@ def test_datasets_loads_every_text_format_of_every_kind(
             split="train",
         )
         assert read.num_rows == manifest.exported
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"persyn export run --kind {kind}" in card
-    assert f"{manifest.exported:,} " in card
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert f"persyn export run --kind {kind}" in said
+    assert f"{manifest.exported:,} " in said
 
 
 @SQLITE
@@ -449,7 +473,7 @@ def test_kinds_are_a_table_and_a_folder_in_python(database: Database, run: MadeR
     with persyn.open(tmp_path / "persyn.db", home=tmp_path / "home") as store:
         options = ExportOptions(kind="preference", splits={"test": 0.5})
         table = store.run("run").dataset(options)
-        with pytest.warns(UserWarning, match="no licence is stated"):
+        with pytest.warns(UserWarning, match="no licence is stated for a, c:"):
             written = store.run("run").export(options=options)
 
     assert (table.num_rows, written.exported) == (2, 2)
