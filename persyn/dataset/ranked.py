@@ -106,22 +106,27 @@ class RankedResponses:
         """Yield the dataset's rows in prompt order; count the prompts that have none by reason."""
         source.require_finish_reasons(self._session, self._run, lookup.of_grid, self._options.finish_reasons)
         source.require_verdict(self._run, self._options, is_verdict=self.is_verdict)
+        options = self._options
         # A wrong response may be rejected; only the chosen one has to be good.
-        of_quality = structs.replace(ExportOptions(), min_quality=self._options.min_quality)
-        of_quality = structs.replace(of_quality, drop_wrong=self._options.drop_wrong)
-        plain = structs.replace(self._options, min_quality=None, drop_wrong=False)
-        filters, quality = Filters(plain, self._benchmarks), Filters(of_quality, ())
+        quality = Filters(ExportOptions(min_quality=options.min_quality, drop_wrong=options.drop_wrong), ())
+        # Applied last: a prompt without a row must not remove one with a row.
+        duplicates = Filters(ExportOptions(near_duplicates=options.near_duplicates), ())
+        plain = structs.replace(options, min_quality=None, drop_wrong=False, near_duplicates=None)
+        filters = Filters(plain, self._benchmarks)
         for number, (prompt, responses) in enumerate(self._prompts()):
             if number % source.REPORT_ROWS == 0:
                 self._progress(number)
             rated, reasons = self._rated(responses, filters, quality, dropped)
-            found = self._choose(rated, self._options) if rated else []
-            if found:
-                self.counts.used += 1
-            else:
+            found = self._choose(rated, options) if rated else []
+            if not found:
                 self._leave_out(prompt, rated, reasons, dropped)
-            for place, indices in enumerate(found):
-                yield RankedRow([rated[index] for index in indices], place)
+            elif drop := duplicates.drop(rated[0].row):
+                self.counts.drop(drop)
+                dropped(drop, prompt)
+            else:
+                self.counts.used += 1
+                for place, indices in enumerate(found):
+                    yield RankedRow([rated[index] for index in indices], place)
 
     def example(self, row: RankedRow, *, inline: bool) -> Ranking:
         """A row as formats write it; inline: with the reasoning in the texts of the responses."""

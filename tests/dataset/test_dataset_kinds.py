@@ -225,6 +225,32 @@ def test_prompts_overlap_with_benchmarks_and_each_other_as_in_any_dataset(
 
 
 @SQLITE
+@pytest.mark.parametrize("kind", ["preference", "best-of"])
+def test_a_prompt_without_a_row_leaves_none_of_its_near_duplicates_out(
+    database: Database, run: MadeRun, tmp_path: Path, kind: str
+) -> None:
+    """Of three prompts of the same words, all responses to the first are wrong, so the second one is kept."""
+    with database.write() as session:
+        similar = [make_prompt(session, f"How many are two and two{mark}") for mark in ("?", "!", ".")]
+        session.add_all(RunPrompt(run_id=run.id, prompt_id=each, role=Role.CALIBRATION) for each in similar)
+        of_similar = MadeRun(run.id, run.teacher_ids, similar)
+        answered(session, of_similar, 0, [(0, -1), (0, -2), (0, -3)])
+        answered(session, of_similar, 1, [(1, -1), (0, -2), (0, -3)])
+        answered(session, of_similar, 2, [(1, -1), (0, -2), (0, -3)])
+
+    manifest = write(database, run, tmp_path / "out", kind, near_duplicates=0.9, drop_wrong=True)
+
+    rows = lines(tmp_path / "out" / f"{kind.replace('-', '_')}.jsonl")
+    assert similar[1] in {row["prompt_id"] for row in rows}
+    assert not {similar[0], similar[2]} & {row["prompt_id"] for row in rows}
+    assert (manifest.dropped["near_duplicate"], manifest.dropped["wrong"]) == (1, 2)  # wrong: prompt 3, too
+    left_out = [row for row in lines(tmp_path / "out" / "dropped.jsonl") if row["filter"] == "near_duplicate"]
+    assert [(row["prompt_id"], row["teacher"], row["found"]) for row in left_out] == [
+        (similar[2], "", f"prompt {similar[1]}")
+    ]
+
+
+@SQLITE
 def test_samples_are_responses_of_their_own(database: Database, tmp_path: Path) -> None:
     """With qualities 1, 0 | 0, 0 and equal learnability, the first teacher's own two samples are a pair."""
     with database.write() as session:
