@@ -124,7 +124,8 @@ def stages(database: Database) -> Times:
         events = session.execute(
             select(Event.at, Event.to_state, Event.detail).where(Event.job_id.is_(None)).order_by(Event.id)
         ).all()
-    return {event.to_state if event.to_state == "done" else event.detail["stage"]: event.at for event in events}
+    reached = ((event, "done" if event.to_state == "done" else event.detail.get("stage")) for event in events)
+    return {stage: event.at for event, stage in reached if stage}
 
 
 def seconds(times: Times, first: str, last: str) -> float:

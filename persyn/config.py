@@ -220,8 +220,8 @@ class RouterTable(_Table, frozen=True):
     """[router]: the model that predicts which teacher's response will have the highest reward."""
 
     #: How it predicts, see below. `auto` compares all kinds by cross-validation on the calibration prompts, among them
-    #: the static ranking, and takes the simplest within one standard error of the best. None: `head` if `tune` is
-    #: `full` or `lora`, otherwise `auto`.
+    #: the static ranking, and takes the simplest within one standard error of the best, or the static ranking within
+    #: two. None: `auto`, or `head` if `tune` says what is trained.
     kind: RouterKindName | None = None
     #: What it reads of a prompt's text: states of the `backbone`, a sentence `embedding`, weights of words (`tfidf`);
     #: each kind reads those that it can, together. A model that no kind reads is not loaded.
@@ -256,7 +256,7 @@ class RouterTable(_Table, frozen=True):
     @property
     def chosen_kind(self) -> str:
         """The kind, by default one that follows from `tune`."""
-        return self.kind or ("head" if self.tune in ("full", "lora") else "auto")
+        return self.kind or ("auto" if self.tune == "auto" else "head")
 
 
 class StrategyTable(_Table, frozen=True):

@@ -98,7 +98,7 @@ def test_kinds_of_another_package_run_and_appear_in_every_list(persyn: Persyn, t
     assert said("audit", "fake")
 
     # A run of the strategy, and what an unknown name is told.
-    file.write_text(text.replace('name = "fake"', 'name = "last"') + '\n[strategy]\nkind = "last"\n')
+    file.write_text(text.replace('name = "fake"', 'name = "last"').replace("[strategy]", '[strategy]\nkind = "last"'))
     assert persyn("run", "start", "run/run.toml").returncode == 0
     shares = said("sql", "--json", "SELECT teacher, assigned FROM v_teacher_cost WHERE run = 'last' ORDER BY position")
     assert json.loads(shares) == [{"teacher": "ada", "assigned": 0}, {"teacher": "bob", "assigned": 40}]

@@ -178,7 +178,7 @@ def test_kinds_of_routers_are_compared_and_a_finished_fit_is_not_repeated(tmp_pa
     assert "### made, reading the prompt\n" in made
     assert "### made, reading the prompt and domain\n" in made
     # Only the label is read by clusters; all of the gap is closed.
-    assert any(line.startswith("| clusters |") and "(+100.0%)" in line for line in made.splitlines())
+    assert any(line.startswith("| clusters |") and "(+100.0% +- 0.0%)" in line for line in made.splitlines())
     assert tables(report) == made
     assert (tmp_path / "outcomes.jsonl").read_text() == kept
 

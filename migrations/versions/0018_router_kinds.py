@@ -34,18 +34,25 @@ def _cross_fitted() -> sa.Column[float]:
 def upgrade() -> None:
     op.add_column("routers", _kind())
     op.add_column("router_scores", _cross_fitted())
-    _change_routers(lambda router: {**router, "kind": "head"})
+    _change(lambda config: {**config, "router": {**config.get("router", {}), "kind": "head"}})
 
 
 def downgrade() -> None:
-    _change_routers(lambda router: {key: value for key, value in router.items() if key not in _KEYS})
+    _change(_before)
     op.drop_column("router_scores", "cross_fitted")
     op.drop_column("routers", "kind")
 
 
-def _change_routers(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Change the table [router] of each run's configuration."""
+def _before(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the keys that earlier versions do not know."""
+    router = {key: value for key, value in config.get("router", {}).items() if key not in _KEYS}
+    strategy = {key: value for key, value in config.get("strategy", {}).items() if key != "when_unsure"}
+    run = {key: value for key, value in config.get("run", {}).items() if key != "learnability"}
+    return {**config, "router": router, "strategy": strategy, "run": run}
+
+
+def _change(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change each run's configuration."""
     connection = op.get_bind()
     for run_id, config in connection.execute(sa.select(_RUNS)).all():
-        changed = {**config, "router": change(config.get("router", {}))}
-        connection.execute(_RUNS.update().where(_RUNS.c.id == run_id).values(config=changed))
+        connection.execute(_RUNS.update().where(_RUNS.c.id == run_id).values(config=change(config)))

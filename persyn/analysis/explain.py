@@ -111,10 +111,10 @@ def _reasons(
                 yield Reason(kind, weight, "the most similar calibration prompts", rows)
             case Words(words):
                 rows = [{"word": word.text, **_by_teacher(question, word.weights)} for word in words]
-                yield Reason(kind, weight, "the words that move its scores most, and by how much", rows)
+                yield Reason(kind, weight, "the words that move the predicted reward most, and by how much", rows)
             case Group(name, label, n_prompts, scores):
                 row = {name: label, "calibration prompts": n_prompts, **_by_teacher(question, scores)}
-                yield Reason(kind, weight, "the prompt's group, and what it adds to the scores", [row])
+                yield Reason(kind, weight, "the prompt's group, and what it adds to the predicted reward", [row])
 
 
 def _by_teacher(question: _Question, values: Sequence[float]) -> dict[str, float]:

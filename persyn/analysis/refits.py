@@ -159,7 +159,14 @@ def curve(name: str, frozen: Frozen) -> Curve:
         )
         for p in points
     ]
-    return Curve(name, kind.name, int(holdout.sum()), oracle, shown, _verdict(shown, way, frozen.tune))
+    return Curve(
+        name,
+        kind.name,
+        int(holdout.sum()),
+        oracle,
+        shown,
+        _verdict(shown, way, has_head=kind.name == "head" and frozen.tune != "head"),
+    )
 
 
 def curve_sizes(n_calibration: int) -> list[int]:
@@ -172,10 +179,11 @@ def curve_sizes(n_calibration: int) -> list[int]:
     return sorted(size for size in sizes if size >= _CURVE_FROM) or [n_calibration]
 
 
-def _verdict(points: list[CurvePoint], way: float, tune: str) -> str:
+def _verdict(points: list[CurvePoint], way: float, *, has_head: bool) -> str:
     """Compare all prompts with half of them, to judge whether doubling would help.
 
-    way: the gap between the best single teacher and the oracle, in units of the reward.
+    way:      the gap between the best single teacher and the oracle, in units of the reward.
+    has_head: whether heads stand for a backbone that the run may tune.
     """
     half = next((point for point in points if point.n_calibration == points[-1].n_calibration // 2), None)
     if half is None or half.gap_closed is None or points[-1].gap_closed is None:
@@ -184,7 +192,7 @@ def _verdict(points: list[CurvePoint], way: float, tune: str) -> str:
     # The drawn half is random; its reward is a mean over a few draws.
     noise = half.deviation / refit.REPEATS**0.5 / way
     helps = "may help" if gain > max(_GAIN, 2 * noise) else "would not help"
-    heads = "" if tune == "head" else "; measured with heads: a fine-tuned backbone may gain more from more prompts"
+    heads = "" if not has_head else "; measured with heads: a fine-tuned backbone may gain more from more prompts"
     return (
         f"more calibration {helps}: {points[-1].n_calibration} prompts close {gain:+.0%} (+-{noise:.0%}) more of the "
         f"way to the oracle than {half.n_calibration} did{heads}"

@@ -12,7 +12,7 @@ from persyn.db.grid import Grid
 from persyn.errors import UsageError
 from persyn.method.intervals import Interval
 from persyn.method.strategies import STRATEGIES
-from persyn.method.verdict import FEW, WORTHWHILE, Verdict
+from persyn.method.verdict import FEW, LEAST, WORTHWHILE, Verdict
 from persyn.stages import verdict as stored
 
 
@@ -69,6 +69,10 @@ def sentence(found: Verdict) -> str:
             return (
                 f"do not route, use teacher {found.teacher}: {gain}, likely below {least:.3f}, the least that is worth "
                 f"it ({WORTHWHILE:.0%} of the gap between that teacher and the oracle)"
+            )
+        case "cannot tell" if found.n_measured < LEAST:
+            return (
+                f"cannot tell with fewer than {LEAST} prompts: {gain}; more than {FEW:,} calibration prompts are better"
             )
         case "cannot tell":
             return f"cannot tell: {gain}; about {found.more:,} more calibration prompts are likely to tell"

@@ -91,11 +91,13 @@ def _routed(manifest: Manifest, *, answered: bool = True) -> str:
 
 
 def _rewarded(manifest: Manifest) -> str:
-    run = load_config(manifest.config).run
+    run, student = load_config(manifest.config).run, text(manifest.student.name)
+    is_mean = run.learnability == "log_likelihood"
+    learnability = f"how likely {student} finds it" if is_mean else f"its {text(run.learnability)} under {student}"
     return (
         "All teachers answered a sample of the run's prompts. A response's reward is 1 - alpha times its quality plus "
-        f"alpha times its learnability (how likely {text(manifest.student.name)} finds it), each normalised over the "
-        f"responses to the prompt; here, alpha is {run.alpha:g}. {_held_out(manifest)}"
+        f"alpha times its learnability ({learnability}), each normalised over the responses to the prompt; here, alpha "
+        f"is {run.alpha:g}. {_held_out(manifest)}"
     )
 
 

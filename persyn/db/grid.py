@@ -99,7 +99,7 @@ def measure(run: Run, *, learnability: str | None = None, per: Per | None = None
     config = load_config(run.config)
     kind = LEARNABILITIES.require(learnability or config.run.learnability, "learnability")
     if kind.name != "log_likelihood":
-        if per not in (None, "token"):
+        if per is not None:
             raise UsageError(f"learnability {kind.name} has no divisor, got per {per}; only log_likelihood has one")
         per = "token"
     per = per or config.run.learnability_per

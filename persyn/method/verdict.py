@@ -161,7 +161,11 @@ def judge(evidence: Evidence) -> Verdict:
         more=versus.more(WORTHWHILE * gap) if outcome == "cannot tell" else None,
         by_group=_by_group(known, singles, spread),
         groups=_groups(known, singles, best, routed),
-        alphas=[_lead(alpha, found, known.teachers) for alpha, found in sorted(known.alphas.items())],
+        alphas=[
+            _lead(alpha, found, known.teachers)
+            for alpha, found in sorted(known.alphas.items())
+            if not np.isnan(found).all()
+        ],
     )
 
 
@@ -230,15 +234,23 @@ class _Versus:
     def more(self, worthwhile: float) -> int:
         """Additional prompts after which the same gain would be told from none, or from one that is not worthwhile.
 
-        At least those up to `FEW`, and rounded up to two digits: errors shrink with the square root of the number.
+        At least those up to `FEW`, and rounded up to two digits: errors shrink with the square root of the number. Just
+        these where no number would tell, because all gains are exactly between the two.
         """
-        with np.errstate(divide="ignore"):
-            to_route = np.where(self.means > 0, (_SURE * self.errors / self.means) ** 2, np.inf).max()
-            below = worthwhile - self.means
-            to_refrain = np.where(below > 0, (_LIKELY * self.errors / below) ** 2, np.inf).min()
-        wanted = max(self.n * min(to_route, to_refrain), FEW) - self.n
+        to_route, to_refrain = (
+            _times(_SURE * self.errors, self.means),
+            _times(_LIKELY * self.errors, worthwhile - self.means),
+        )
+        times = min(to_route.max(), to_refrain.min())
+        wanted = max(self.n * times if np.isfinite(times) else 0.0, FEW, self.n + 1) - self.n
         step = 10 ** max(0, math.floor(math.log10(max(wanted, 1))) - 1)
         return int(max(math.ceil(wanted / step), 1) * step)
+
+
+def _times(errors: Vector, distances: Vector) -> Vector:
+    """How many times as many prompts make errors as small as distances; infinite for a distance of 0 or below."""
+    ratios = np.divide(errors, distances, out=np.full(len(errors), np.inf), where=distances > 0)
+    return np.asarray(ratios**2)
 
 
 def _scaled(interval: Interval, by: float) -> Interval:

@@ -123,6 +123,8 @@ def _ranking(session: Session, run: Run) -> list[int]:
 def _unseen_scores(session: Session, run: Run, config: RunConfig, cells: Grid) -> Matrix:
     """(P, K) scores of the grid's prompts by a router that was not fitted to the prompt; NaN where there are none.
 
+    A tuned backbone, and a router of an earlier version, have them for the hold-out alone.
+
     Raises `UsageError` when there cannot be any, and when no calibration prompt has one although its router is not a
     tuned backbone.
     """
@@ -144,10 +146,10 @@ def _unseen_scores(session: Session, run: Run, config: RunConfig, cells: Grid) -
         seen[where] = score
         unseen[where] = np.nan if cross_fitted is None else cross_fitted
     is_tuned = session.get_one(Router, run.router_id).tune in _TUNED
-    if np.isnan(unseen).all() and not is_tuned:
+    if np.isnan(unseen).all() and not is_tuned and not cells.is_holdout.any():
         raise UsageError(
             f"{none}its router was fitted by an earlier version, which did not cross-fit it (score each calibration "
-            f"prompt by a router fitted without it); 'persyn compare {run.name}' measures it on the hold-out"
+            "prompt by a router fitted without it), and it has no hold-out"
         )
     return np.where(cells.is_holdout[:, None], seen, unseen)
 

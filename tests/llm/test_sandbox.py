@@ -103,9 +103,13 @@ print("done")
 
 @pytest.fixture(autouse=True)
 def _no_child_is_left() -> Iterator[None]:
+    before = _children()
     yield
-    children = (Path(task, "children").read_text().split() for task in Path("/proc/self/task").iterdir())
-    assert not [child for each in children for child in each]
+    assert _children() <= before
+
+
+def _children() -> set[str]:
+    return {child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()}
 
 
 def run(code: str, given: str = "", limits: Limits = LIMITS) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, select, update
 
 from persyn.analysis import verdict as words
 from persyn.config import load_config
-from persyn.db.catalog import Prompt, Run
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Router, RouterScore, Score
 from persyn.db.work import Event
@@ -146,10 +146,13 @@ def test_a_killed_plan_leaves_neither_a_decision_nor_assignments(database: Datab
     assert reasons(database, made) == {("verdict: cannot tell", made.teacher_ids[0]): TARGETS}
 
 
-def test_a_router_that_was_not_cross_fitted_has_no_verdict_and_says_why(database: Database, judged: MakeRun) -> None:
+def test_a_router_that_was_not_cross_fitted_has_no_verdict_without_a_hold_out_and_says_why(
+    database: Database, judged: MakeRun
+) -> None:
     made = judged(knows=True)
     with database.write() as session:
         session.execute(update(RouterScore).values(cross_fitted=None))
+        session.execute(update(RunPrompt).where(RunPrompt.role == Role.HOLDOUT).values(role=Role.CALIBRATION))
     with database.read() as session, pytest.raises(UsageError, match="earlier version, which did not cross-fit it"):
         verdict.of_run(session, session.get_one(Run, made.id))
 
@@ -157,11 +160,14 @@ def test_a_router_that_was_not_cross_fitted_has_no_verdict_and_says_why(database
     assert reasons(database, made) == {("verdict: none", made.teacher_ids[0]): TARGETS}
 
 
-def test_a_tuned_router_is_judged_on_the_hold_out(database: Database, judged: MakeRun) -> None:
+@pytest.mark.parametrize("tune", ["full", "head"])
+def test_a_tuned_router_and_one_of_an_earlier_version_are_judged_on_the_hold_out(
+    database: Database, judged: MakeRun, tune: str
+) -> None:
     made = judged(knows=True)
     with database.write() as session:
         session.execute(update(RouterScore).values(cross_fitted=None))
-        session.execute(update(Router).values(tune="full"))
+        session.execute(update(Router).values(tune=tune))
     with database.read() as session:
         assert verdict.of_run(session, session.get_one(Run, made.id)).n_measured == HOLDOUT
 

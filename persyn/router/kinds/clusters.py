@@ -62,7 +62,7 @@ class Clusters:
         for name, groups in self._groups(prompts):
             for row, group in enumerate(groups.tolist()):
                 if group >= 0:
-                    label = str(group) if name == CLUSTER else self.design.labels[name][group]
+                    label = self.design.labels[name][group] if name in self.design.labels else str(group)
                     scores = [round(float(effect), 4) for effect in self.effects[name][group]]
                     found[row].append(Group(name, label, int(self.sizes[name][group]), scores))
         return found

@@ -37,6 +37,8 @@ def cross_fitted(
     scores = np.zeros(examples.rewards.shape)
     for each in np.unique(fold):
         learn, asked = np.flatnonzero(fold != each), np.flatnonzero(fold == each)
+        if not len(learn):  # a single prompt: nothing is known without it, and all scores are equal
+            continue
         fitted = kind.fit(prompts.take(learn), examples.take(learn), tick=tick, settings=settings)
         scores[asked] = fitted.scores(prompts.take(asked))
         tick()

@@ -12,7 +12,7 @@ from persyn.llm.protocols import Tick
 from persyn.method.intervals import Vector
 from persyn.method.rewards import Matrix
 from persyn.router.kinds import design, deviations
-from persyn.router.kinds.base import Arrays, Examples, Explanation, Prompts, Values, Word, Words, quietly
+from persyn.router.kinds.base import Arrays, Examples, Explanation, Prompts, Values, Word, Words, quietly, unexplained
 from persyn.router.kinds.design import Design
 from persyn.router.kinds.deviations import Deviations
 
@@ -60,6 +60,8 @@ class Linear:
 
     def explain(self, prompts: Prompts) -> list[list[Explanation]]:
         """The words that tell the teachers apart most, and what each adds to their scores."""
+        if not self.words:
+            return unexplained(prompts)
         rows = self._word_rows(prompts)
         return [self._explained(rows[row]) for row in range(len(prompts))]
 
