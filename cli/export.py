@@ -175,10 +175,9 @@ def _show(manifest: Manifest) -> None:
         teachers = ", ".join(f"{cell(name)} {share}" for name, share in cut.items())
         click.echo(f"cut off at max_tokens: {teachers}; without them: --finish-reason stop", err=True)
     if manifest.wrong:
-        of_all = f"{manifest.wrong:,} of {manifest.exported:,} responses"
-        click.echo(f"known to be wrong: {of_all}; without them: --drop-wrong", err=True)
+        click.echo(f"known to be wrong: {card.wrong(manifest)}; without them: --drop-wrong", err=True)
     if manifest.ambiguous:
-        of_all = f"{manifest.ambiguous:,} of {manifest.exported:,} responses"
+        of_all = f"{manifest.ambiguous:,} of {manifest.responses:,} responses"
         click.echo(
             f"warning: {of_all} contain <think> or </think> themselves: where reasoning is in the text, readers may "
             "take the wrong part for the answer; --reasoning field with messages or prompt-completion is exact",

@@ -456,7 +456,7 @@ class Run:
             _warn(f"no licence is stated for {', '.join(silent)}: check how their responses may be used")
         if written.ambiguous:
             _warn(
-                f"{written.ambiguous:,} of {written.exported:,} responses contain <think> or </think> themselves: "
+                f"{written.ambiguous:,} of {written.responses:,} responses contain <think> or </think> themselves: "
                 "where reasoning is in the text, readers may take the wrong part for the answer"
             )
         return ExportedDataset(**{field.name: getattr(written, field.name) for field in fields(written)}, folder=place)

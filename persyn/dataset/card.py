@@ -143,11 +143,16 @@ def _teachers(manifest: Manifest) -> str:
             _model(teacher.model, teacher.revision),
             text(teacher.license or _NOT_STATED),
             f"{teacher.exported:,}",
-            f"{teacher.exported / manifest.exported:.1%}",
+            f"{teacher.exported / manifest.responses:.1%}",
         ]
         for teacher in manifest.teachers
     ]
-    return table(["teacher", "model", "licence", "rows", "share"], rows)
+    return table(["teacher", "model", "licence", _counted(manifest), "share"], rows)
+
+
+def _counted(manifest: Manifest) -> str:
+    """What the counts of teachers are counts of."""
+    return "rows" if manifest.responses == manifest.exported else "responses"
 
 
 def _licences(manifest: Manifest) -> str:
@@ -201,8 +206,8 @@ def _kept(manifest: Manifest) -> list[str]:
         )
     if manifest.wrong:
         said.append(
-            f"**{manifest.wrong:,} responses are known to be wrong**, and were kept; `--drop-wrong` leaves them out. "
-            "Unscored responses may be wrong, too."
+            f"**{manifest.wrong:,} {_good(manifest)} are known to be wrong**, and were kept; `--drop-wrong` leaves "
+            "them out. Unscored responses may be wrong, too."
         )
     return said
 
@@ -211,7 +216,7 @@ def _reasoning(manifest: Manifest) -> list[str]:
     """Where the reasoning is, if there is any."""
     if not manifest.reasoning:
         return []
-    counted = f"In {manifest.reasoning:,} rows, the teacher reasoned before it answered."
+    counted = f"In {manifest.reasoning:,} {_counted(manifest)}, the teacher reasoned before it answered."
     if manifest.export.reasoning == "drop":
         return [f"{counted} The reasoning was left out (`--reasoning drop`)."]
     names = list(_by_format(manifest))
@@ -240,6 +245,17 @@ def cut_off(manifest: Manifest) -> dict[str, str]:
         for each in manifest.teachers
         if each.truncated
     }
+
+
+def wrong(manifest: Manifest) -> str:
+    """The number of responses known to be wrong, and of which; a rejected one may be."""
+    n = manifest.exported if manifest.export.kind == "preference" else manifest.responses
+    return f"{manifest.wrong:,} of {n:,} {_good(manifest)}"
+
+
+def _good(manifest: Manifest) -> str:
+    """What responses are called that should not be wrong."""
+    return "chosen responses" if manifest.export.kind == "preference" else "responses"
 
 
 def _domains(manifest: Manifest) -> str:
@@ -282,7 +298,11 @@ def _provenance(manifest: Manifest) -> str:
         router = manifest.router
         backbone = f" on {_model(router.backbone, router.revision)}" if router.backbone else ""
         rows.append(["router", f"{text(router.kind)}{backbone}, {router.sha256}"])
-    rows += [[f"served by {text(engine)}", f"{count:,} rows"] for engine, count in manifest.engines.items() if engine]
+    rows += [
+        [f"served by {text(engine)}", f"{count:,} {_counted(manifest)}"]
+        for engine, count in manifest.engines.items()
+        if engine
+    ]
     rows += [["configuration", manifest.config_hash]]
     rows += [["run finished", f"{manifest.finished_at:%Y-%m-%d %H:%M} UTC"]] if manifest.finished_at else []
     rows += [["versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())]]

@@ -234,7 +234,7 @@ class _Export:
             config=run.config,
             export=self._options,
             assigned=tally.assigned,
-            exported=tally.exported.total(),
+            exported=tally.splits.total(),
             truncated=tally.truncated.total(),
             wrong=tally.wrong if self.source.is_verdict else None,
             reasoning=tally.reasoning if self.source.has_reasoning else None,

@@ -19,6 +19,7 @@ from persyn.registry import Registry
 
 #: Filters of responses and of prompts that apply to the grid's responses, too.
 _FILTERS = frozenset({"reasoning", "finish_reasons", "min_quality", "drop_wrong", "benchmarks", "near_duplicates"})
+_NO_REWARD = "fewer than two responses with all scores, or none of them with a text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ KINDS = Registry(
         about=usage.about_pairs,
         unit="calibration prompts",
         losses={
-            NO_REWARD: "fewer than two responses with all scores",
+            NO_REWARD: _NO_REWARD,
             NO_PAIR: "no two responses that differ enough",
         },
         uses=usage.PREFERENCE,
@@ -87,7 +88,7 @@ KINDS = Registry(
         options=_FILTERS | {"best"},
         about=usage.about_best,
         unit="calibration prompts",
-        losses={NO_REWARD: "fewer than two responses with all scores"},
+        losses={NO_REWARD: _NO_REWARD},
         uses=usage.BEST_OF,
         tags=("best-of-n",),
     ),

@@ -102,11 +102,11 @@ class Manifest:
     export: ExportOptions
     #: Assignments, or the samples asked for if all are rows; in a dataset made of the grid, its prompts.
     assigned: int
-    #: Rows.
+    #: Rows. A response counts once for each row that it is in.
     exported: int
     #: Exported responses that are truncated at max_tokens.
     truncated: int
-    #: Exported responses known to be wrong; None where the run's quality is not a verdict.
+    #: Exported responses known to be wrong, except rejected ones; None where the run's quality is not a verdict.
     wrong: int | None
     #: Exported responses whose teacher reasoned first; None where no response of the run has reasoning.
     reasoning: int | None
@@ -142,6 +142,11 @@ class Manifest:
     holdout: int = 0
     kind: str = f"{_KIND}2"
 
+    @property
+    def responses(self) -> int:
+        """Exported responses: several per row in some kinds, otherwise the rows."""
+        return sum(each.exported for each in self.teachers)
+
 
 @dataclass(slots=True)
 class ExportCounts:
@@ -152,6 +157,7 @@ class ExportCounts:
     #: Units (assignments, samples or prompts) that rows were made of.
     used: int = 0
     holdout: int = 0
+    #: Teacher -> exported responses.
     exported: Counter[int] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -162,7 +168,7 @@ class ExportCounts:
     #: Teacher -> exported responses that are truncated.
     truncated: Counter[int] = field(default_factory=Counter)
     domains: Counter[str] = field(default_factory=Counter)
-    #: Exported responses with the lowest value of a verdict.
+    #: Exported responses with the lowest value of a verdict, except rejected ones.
     wrong: int = 0
     reasoning: int = 0
     ambiguous: int = 0
@@ -186,17 +192,17 @@ class ExportCounts:
         if drop.filter == "contaminated":
             self.contaminated[drop.found] += 1
 
-    def export(self, responses: Sequence[AssignedRow], split: str) -> None:
-        """Count a row of the dataset by its first response, which is the best one of several."""
-        best = responses[0]
-        self.exported[best.teacher_id] += 1
+    def export(self, responses: Sequence[AssignedRow], split: str, *, rejected: Sequence[AssignedRow] = ()) -> None:
+        """Count a row of the dataset and its responses; of those, `rejected` ones are not meant to be right."""
         self.splits[split] += 1
-        self.engines[best.engine or ""] += 1
-        self.truncated[best.teacher_id] += best.finish_reason == "length"
-        self.domains[domain_of(best.meta)] += 1
-        self.wrong += best.quality == WRONG
-        self.reasoning += any(each.reasoning for each in responses)
-        self.ambiguous += self.inlines and any(is_ambiguous(each.response, each.reasoning) for each in responses)
+        self.domains[domain_of(responses[0].meta)] += 1
+        self.wrong += sum(each.quality == WRONG for each in responses)
+        for each in (*responses, *rejected):
+            self.exported[each.teacher_id] += 1
+            self.engines[each.engine or ""] += 1
+            self.truncated[each.teacher_id] += each.finish_reason == "length"
+            self.reasoning += bool(each.reasoning)
+            self.ambiguous += self.inlines and is_ambiguous(each.response, each.reasoning)
 
     @property
     def assigned(self) -> int:

@@ -31,7 +31,7 @@ from persyn.stages.batch import TURNS, conversation, response_turn
 
 #: Prompts read at once.
 _CHUNK = 200
-#: Why a prompt has no row: fewer than two of its responses have both scores, or no pair is allowed.
+#: Why a prompt has no row: no response has a reward and a text, or no pair is allowed.
 NO_REWARD, NO_PAIR = "no_reward", "no_pair"
 
 
@@ -106,22 +106,27 @@ class RankedResponses:
         """Yield the dataset's rows in prompt order; count the prompts that have none by reason."""
         source.require_finish_reasons(self._session, self._run, lookup.of_grid, self._options.finish_reasons)
         source.require_verdict(self._run, self._options, is_verdict=self.is_verdict)
+        options = self._options
         # A wrong response may be rejected; only the chosen one has to be good.
-        of_quality = structs.replace(ExportOptions(), min_quality=self._options.min_quality)
-        of_quality = structs.replace(of_quality, drop_wrong=self._options.drop_wrong)
-        plain = structs.replace(self._options, min_quality=None, drop_wrong=False)
-        filters, quality = Filters(plain, self._benchmarks), Filters(of_quality, ())
+        quality = Filters(ExportOptions(min_quality=options.min_quality, drop_wrong=options.drop_wrong), ())
+        # Applied last: a prompt without a row must not remove one with a row.
+        duplicates = Filters(ExportOptions(near_duplicates=options.near_duplicates), ())
+        plain = structs.replace(options, min_quality=None, drop_wrong=False, near_duplicates=None)
+        filters = Filters(plain, self._benchmarks)
         for number, (prompt, responses) in enumerate(self._prompts()):
             if number % source.REPORT_ROWS == 0:
                 self._progress(number)
             rated, reasons = self._rated(responses, filters, quality, dropped)
-            found = self._choose(rated, self._options) if rated else []
-            if found:
-                self.counts.used += 1
-            else:
+            found = self._choose(rated, options) if rated else []
+            if not found:
                 self._leave_out(prompt, rated, reasons, dropped)
-            for place, indices in enumerate(found):
-                yield RankedRow([rated[index] for index in indices], place)
+            elif drop := duplicates.drop(rated[0].row):
+                self.counts.drop(drop)
+                dropped(drop, prompt)
+            else:
+                self.counts.used += 1
+                for place, indices in enumerate(found):
+                    yield RankedRow([rated[index] for index in indices], place)
 
     def example(self, row: RankedRow, *, inline: bool) -> Ranking:
         """A row as formats write it; inline: with the reasoning in the texts of the responses."""
@@ -144,7 +149,9 @@ class RankedResponses:
 
     def count(self, row: RankedRow, split: str) -> None:
         """Count a row of the dataset."""
-        self.counts.export([each.row for each in row.responses], split)
+        responses = [each.row for each in row.responses]
+        n_good = 1 if self._options.kind == "preference" else len(responses)
+        self.counts.export(responses[:n_good], split, rejected=responses[n_good:])
         self.counts.holdout += row.responses[0].row.role == Role.HOLDOUT
 
     def expected(self) -> int:
@@ -188,21 +195,23 @@ class RankedResponses:
                 Response.finish_reason,
                 Response.engine,
             )
-            .where(Response.prompt_id.between(first, last), Response.text.is_not(None))
-            .where(Response.sample < self._config.samples)
+            .where(Response.prompt_id.between(first, last), Response.sample < self._config.samples)
             .order_by(Response.prompt_id, RunTeacher.position, Response.sample)
         )
 
     def _rated(
         self, responses: Sequence[Any], filters: Filters, quality: Filters, dropped: Dropped
     ) -> tuple[list[Rated], list[Drop]]:
-        """The responses that have a reward and pass the filters, and why others did not pass."""
+        """The responses that have a reward and a text and pass the filters, and why others did not pass.
+
+        Rewards are the run's: scored responses without a text are compared, too.
+        """
         raw = np.array([[np.nan if row.quality is None else row.quality for row in responses]], dtype=np.float64)
         likely = [grid.learnability_of(self._run, row, self._measured) for row in responses]
         worth = rewards.combine(raw, np.array([likely]), alpha=self._config.alpha, how=self._config.normalise)
         rated, reasons = [], []
         for row, learnability, reward in zip(responses, likely, worth[0].tolist(), strict=True):
-            if np.isnan(reward):
+            if np.isnan(reward) or row.response is None:
                 continue
             if drop := filters.drop(row):
                 reasons.append(drop)

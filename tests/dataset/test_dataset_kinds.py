@@ -15,13 +15,13 @@ import pytest
 from sqlalchemy.orm import Session
 
 import persyn
-from persyn.dataset import export
+from persyn.dataset import card, export
 from persyn.dataset.kinds import KINDS
 from persyn.dataset.manifest import Manifest
 from persyn.dataset.options import ExportOptions
-from persyn.db.catalog import Role, Run, RunPrompt
+from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Response, RouterScore, Score
+from persyn.db.results import NO_TEXT, Response, RouterScore, Score
 from persyn.errors import UsageError
 from persyn.method import pairs
 from tests.factories import MadeRun, digest, make_assignment, make_prompt, make_response, make_router, make_run
@@ -108,9 +108,33 @@ def test_a_pair_is_the_best_and_the_worst_response_of_a_prompt(
     assert second["is_holdout"] is True
     assert (manifest.assigned, manifest.used, manifest.exported, manifest.holdout) == (4, 2, 2, 1)
     assert manifest.dropped == {"no_reward": 1, "no_pair": 1}
-    assert {each.name: each.exported for each in manifest.teachers} == {"a": 2, "b": 0, "c": 0}
     dropped = [(row["prompt_id"], row["filter"]) for row in lines(tmp_path / "out" / "dropped.jsonl")]
     assert dropped == [(run.prompt_ids[1], "no_pair"), (run.prompt_ids[2], "no_reward")]
+
+
+@SQLITE
+def test_every_response_of_a_row_counts_for_its_teacher(database: Database, run: MadeRun, tmp_path: Path) -> None:
+    """c has only rejected responses. Quality is 0 for 5 of the 9 best ones, and for the chosen one of prompt 3."""
+    with database.write() as session:
+        session.query(Teacher).filter(Teacher.name == "a").update({"license": "mit"})
+        session.query(Response).filter(Response.text == "c 0").update({"finish_reason": "length"})
+
+    chosen = write(database, run, tmp_path / "pairs", "preference")
+    best = write(database, run, tmp_path / "best", "best-of")
+
+    counted = [[(each.exported, each.truncated) for each in of.teachers] for of in (chosen, best)]
+    assert counted == [[(2, 0), (0, 0), (2, 1)], [(3, 0), (3, 0), (3, 1)]]
+    assert [(of.exported, of.responses, of.wrong, of.engines) for of in (chosen, best)] == [
+        (2, 4, 1, {"fake 1": 4}),
+        (3, 9, 5, {"fake 1": 9}),
+    ]
+    assert [card.wrong(of) for of in (chosen, best)] == ["1 of 2 chosen responses", "5 of 9 responses"]
+    of_pairs, of_best = ((tmp_path / name / "README.md").read_text() for name in ("pairs", "best"))
+    assert "no licence is stated for c." in of_pairs
+    assert "no licence is stated for b, c." in of_best
+    assert "| responses | share |" in of_pairs
+    assert "| c | c | not stated | 2 | 50.0% |" in of_pairs
+    assert "**5 responses are known to be wrong**" in of_best
 
 
 @SQLITE
@@ -137,6 +161,26 @@ def test_options_say_which_pairs(
     assert compared(tmp_path / "out") == expected
     ids = [row["id"] for row in lines(tmp_path / "out" / "preference.jsonl")]
     assert len(set(ids)) == len(ids)
+
+
+def test_a_response_whose_text_is_unknown_is_compared_and_is_in_no_row(
+    database: Database, run: MadeRun, tmp_path: Path
+) -> None:
+    """The rewards are the run's, as in the fixture: without teacher c, that of b would be 0."""
+    with database.write() as session:
+        for response in session.query(Response).filter(Response.teacher_id == run.teacher_ids[2]):
+            response.text, response.failure = None, NO_TEXT
+
+    manifest = write(database, run, tmp_path / "pairs", "preference")
+    write(database, run, tmp_path / "best", "best-of")
+
+    assert compared(tmp_path / "pairs") == [("a 0", "b 0", 0.8), ("a 3", "b 3", 0.2)]
+    assert manifest.dropped == {"no_reward": 1, "no_pair": 1}
+    rewards = [
+        [(each["response"]["content"], round(each["reward"], 9)) for each in row["responses"]]
+        for row in lines(tmp_path / "best" / "best_of.jsonl")
+    ]
+    assert rewards == [[("a 0", 1.0), ("b 0", 0.2)], [("a 1", 0.0), ("b 1", 0.0)], [("a 3", 0.4), ("b 3", 0.2)]]
 
 
 @SQLITE
@@ -178,6 +222,32 @@ def test_prompts_overlap_with_benchmarks_and_each_other_as_in_any_dataset(
     assert manifest.benchmarks[0].dropped == 3  # responses
     # Word triples: {run prompt 0}, {run prompt 1}, ...: different prompts, of which none is a near-duplicate.
     assert similar.dropped["near_duplicate"] == 0
+
+
+@SQLITE
+@pytest.mark.parametrize("kind", ["preference", "best-of"])
+def test_a_prompt_without_a_row_leaves_none_of_its_near_duplicates_out(
+    database: Database, run: MadeRun, tmp_path: Path, kind: str
+) -> None:
+    """Of three prompts of the same words, all responses to the first are wrong, so the second one is kept."""
+    with database.write() as session:
+        similar = [make_prompt(session, f"How many are two and two{mark}") for mark in ("?", "!", ".")]
+        session.add_all(RunPrompt(run_id=run.id, prompt_id=each, role=Role.CALIBRATION) for each in similar)
+        of_similar = MadeRun(run.id, run.teacher_ids, similar)
+        answered(session, of_similar, 0, [(0, -1), (0, -2), (0, -3)])
+        answered(session, of_similar, 1, [(1, -1), (0, -2), (0, -3)])
+        answered(session, of_similar, 2, [(1, -1), (0, -2), (0, -3)])
+
+    manifest = write(database, run, tmp_path / "out", kind, near_duplicates=0.9, drop_wrong=True)
+
+    rows = lines(tmp_path / "out" / f"{kind.replace('-', '_')}.jsonl")
+    assert similar[1] in {row["prompt_id"] for row in rows}
+    assert not {similar[0], similar[2]} & {row["prompt_id"] for row in rows}
+    assert (manifest.dropped["near_duplicate"], manifest.dropped["wrong"]) == (1, 2)  # wrong: prompt 3, too
+    left_out = [row for row in lines(tmp_path / "out" / "dropped.jsonl") if row["filter"] == "near_duplicate"]
+    assert [(row["prompt_id"], row["teacher"], row["found"]) for row in left_out] == [
+        (similar[2], "", f"prompt {similar[1]}")
+    ]
 
 
 @SQLITE
@@ -338,9 +408,9 @@ def test_datasets_loads_every_text_format_of_every_kind(
             split="train",
         )
         assert read.num_rows == manifest.exported
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"persyn export run --kind {kind}" in card
-    assert f"{manifest.exported:,} " in card
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert f"persyn export run --kind {kind}" in said
+    assert f"{manifest.exported:,} " in said
 
 
 @SQLITE
@@ -429,7 +499,7 @@ def test_kinds_are_a_table_and_a_folder_in_python(database: Database, run: MadeR
     with persyn.open(tmp_path / "persyn.db", home=tmp_path / "home") as store:
         options = ExportOptions(kind="preference", splits={"test": 0.5})
         table = store.run("run").dataset(options)
-        with pytest.warns(UserWarning, match="no licence is stated"):
+        with pytest.warns(UserWarning, match="no licence is stated for a, c:"):
             written = store.run("run").export(options=options)
 
     assert (table.num_rows, written.exported) == (2, 2)
