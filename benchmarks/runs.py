@@ -48,7 +48,7 @@ def write(
         '[student]\nname = "student"\nmodel = "student"\nengine = "fake"',
         '[quality]\nkind = "fake"',
         '[router]\nbackbone = "backbone"\nengine = "fake"',
-        f'[strategy]\nkind = "{strategy}"',
+        f'[strategy]\nkind = "{strategy}"\nwhen_unsure = "route"',
     ]
     for teacher in teachers:
         lines.append("[[teachers]]")

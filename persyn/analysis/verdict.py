@@ -71,9 +71,7 @@ def sentence(found: Verdict) -> str:
                 f"it ({WORTHWHILE:.0%} of the gap between that teacher and the oracle)"
             )
         case "cannot tell" if found.n_measured < LEAST:
-            return (
-                f"cannot tell with fewer than {LEAST} prompts: {gain}; more than {FEW:,} calibration prompts are better"
-            )
+            return f"cannot tell: {gain}; fewer than {LEAST} prompts never tell, and {FEW:,} or more are better"
         case "cannot tell":
             return f"cannot tell: {gain}; about {found.more:,} more calibration prompts are likely to tell"
 

@@ -80,8 +80,8 @@ def test_the_verdict_compares_all_prompts_with_half_of_them(
 ) -> None:
     pairs = zip(sizes, closed, strict=True)
     points = [CurvePoint(size, 0.5 + 0.3 * part, deviation, 0.5, part) for size, part in pairs]
-    assert _verdict(points, 0.3, "head") == f"more calibration {said} of the way to the oracle than 100 did"
-    assert _verdict(points, 0.3, "auto").endswith(
+    assert _verdict(points, 0.3, has_head=False) == f"more calibration {said} of the way to the oracle than 100 did"
+    assert _verdict(points, 0.3, has_head=True).endswith(
         "did; measured with heads: a fine-tuned backbone may gain more from more prompts"
     )
 
@@ -89,4 +89,4 @@ def test_the_verdict_compares_all_prompts_with_half_of_them(
 @pytest.mark.parametrize("sizes", [(40,), (25, 40)])
 def test_without_half_of_them_there_is_no_verdict(sizes: tuple[int, ...]) -> None:
     points = [CurvePoint(size, 0.5, 0.0, 0.5, 0.0) for size in sizes]
-    assert _verdict(points, 0.3, "head") == "too few calibration prompts for a conclusion"
+    assert _verdict(points, 0.3, has_head=False) == "too few calibration prompts for a conclusion"
