@@ -15,7 +15,6 @@ from persyn.analysis import audit
 from persyn.config import TeacherTable
 from persyn.dataset import export
 from persyn.dataset.options import ExportOptions
-from persyn.db import grid
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Response
@@ -27,7 +26,6 @@ from persyn.settings import Settings
 from persyn.stages import answers
 from persyn.stages.batch import Done
 from persyn.workers.runner.worker import Worker
-from tests.factories import make_response, make_run
 from tests.one_database import SQLITE
 from tests.run_files import write_run
 
@@ -126,12 +124,3 @@ def test_a_response_that_breaks_off_under_a_schema_is_a_failure() -> None:
     assert cut["text"] is None
     assert cut["failure"].startswith("invalid_json: ")
     assert "finish reason length" in cut["failure"]
-
-
-def test_the_characters_of_calls_count_alike_in_both_databases(database: Database) -> None:
-    with database.write() as session:
-        run = make_run(session, prompts=1)
-        make_response(session, run.prompt_ids[0], run.teacher_ids[0], "", tool_calls=[CALL])
-
-        # {"id":"c1","type":"function","function":{"name":"add","arguments":"{\"a\":1,\"b\":2}"}} in a list
-        assert session.scalars(select(grid._N_OF_CALLS).select_from(Response)).one() == 89
