@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -11,13 +12,13 @@ from typing import Self
 from aiohttp import web
 
 
-class LoopbackServer:
+class LoopbackServer(ABC):
     """Serves what `app` returns; `url` has no path."""
 
     url = ""
 
-    def app(self) -> web.Application:
-        raise NotImplementedError
+    @abstractmethod
+    def app(self) -> web.Application: ...
 
     @property
     def base_url(self) -> str:
