@@ -27,7 +27,7 @@ from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Role, RunPrompt, RunTeacher
 from persyn.db.results import Response
 from persyn.method import pairs, rewards
-from persyn.stages.batch import TURNS, conversation, response_turn
+from persyn.stages.batch import conversation, response_turn
 
 #: Prompts read at once.
 _CHUNK = 200
@@ -181,13 +181,7 @@ class RankedResponses:
             .join(Prompt, Prompt.id == Response.prompt_id)
             .add_columns(
                 RunPrompt.role,
-                Prompt.content_hash,
-                *TURNS,
-                Prompt.tools,
-                Prompt.answer,
-                Prompt.source,
-                Prompt.source_id,
-                Prompt.meta,
+                *source.PROMPT,
                 Response.id.label("response_id"),
                 Response.text.label("response"),
                 Response.reasoning,

@@ -33,7 +33,7 @@ from persyn.db.results import Assignment, RouterScore
 from persyn.llm.protocols import Message, Tools
 from persyn.llm.tools import with_objects
 from persyn.registry import Registry
-from persyn.stages.batch import TURNS, conversation
+from persyn.stages.batch import conversation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -300,13 +300,7 @@ def _prompts(run: Run) -> Select[Any]:
             Assignment.rejected,
             Assignment.reason,
             RunPrompt.role,
-            Prompt.content_hash,
-            *TURNS,
-            Prompt.tools,
-            Prompt.answer,
-            Prompt.source,
-            Prompt.source_id,
-            Prompt.meta,
+            *source.PROMPT,
             literal("").label("response"),
             literal(0).label("sample"),
             *(null().label(name) for name in nothing),

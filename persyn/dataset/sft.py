@@ -20,7 +20,7 @@ from persyn.db import lookup
 from persyn.db.catalog import Prompt, Run
 from persyn.db.results import Assignment, Response, Score
 from persyn.errors import UsageError
-from persyn.stages.batch import TURNS, conversation, response_turn
+from persyn.stages.batch import conversation, response_turn
 
 
 class AssignedResponses:
@@ -136,13 +136,7 @@ def assigned(session: Session, run: Run) -> Result[Any]:
             Assignment.rejected,
             Assignment.reason,
             Assignment.margin,
-            Prompt.content_hash,
-            *TURNS,
-            Prompt.tools,
-            Prompt.answer,
-            Prompt.source,
-            Prompt.source_id,
-            Prompt.meta,
+            *source.PROMPT,
             Response.id.label("response_id"),
             Response.text.label("response"),
             Response.reasoning,

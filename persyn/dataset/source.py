@@ -15,12 +15,23 @@ from persyn.dataset.filters import AssignedRow, Drop
 from persyn.dataset.manifest import ExportCounts
 from persyn.dataset.options import FINISH_REASONS, ExportOptions
 from persyn.dataset.tool_use import ToolUse
-from persyn.db.catalog import Run
+from persyn.db.catalog import Prompt, Run
 from persyn.db.results import Response
 from persyn.errors import UsageError
+from persyn.stages.batch import TURNS
 
 #: Rows between two progress reports.
 REPORT_ROWS = 1_000
+#: The columns of a prompt that the rows of every kind of dataset are made of.
+PROMPT = (
+    Prompt.content_hash,
+    *TURNS,
+    Prompt.tools,
+    Prompt.answer,
+    Prompt.source,
+    Prompt.source_id,
+    Prompt.meta,
+)
 Dropped = Callable[[Drop, AssignedRow], object]
 """Receives each row that is left out, and why."""
 
