@@ -31,19 +31,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes keep all cores busy, so more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Marks of tests that load a real model, which should compute alone, and fixtures that may first convert one.
+#: Marks of tests that load a real model, which should compute alone, and fixtures that are one. The model `tiny` is
+#: small enough to compute beside other tests.
 _HEAVY = ("model", "vllm")
-_MODELS = {"smollm2", "gemma", "tiny"}
+_MODELS = {"smollm2", "gemma"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, run each file's tests in one of them, and all tests with real models in one."""
+    """With several processes, run each file's tests in one of them, and all tests with real models in another."""
     has_gpu = bool(gpus.ids())
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
         marked = any(item.get_closest_marker(name) for name in _HEAVY)
-        is_heavy = marked or bool(_MODELS.intersection(getattr(item, "fixturenames", ())))
+        fixtures = set(getattr(item, "fixturenames", ()))
+        is_heavy = marked or (bool(fixtures & _MODELS) and "tiny" not in fixtures)
         item.add_marker(pytest.mark.xdist_group("models" if is_heavy else str(item.path)))
 
 
