@@ -152,7 +152,11 @@ def test_helpers_that_only_the_prompt_defines_are_there_for_tests_and_code(promp
     assert [(type(found[n]), getattr(found[n], "value", found[n])) for n in range(2)] == [(Judged, 1.0), (Judged, 0.0)]
 
 
-@pytest.mark.parametrize("prompt", ["Write unshifted.", "def other(): pass", "def unshifted(:", ""])
+@pytest.mark.parametrize(
+    "prompt",
+    ["Write unshifted.", "def other(): pass", "def unshifted(:", "", f"x = {'-' * 5_000}1\ndef unshifted(): ..."],
+    ids=range(5),
+)
 def test_a_prompt_that_is_no_program_defines_nothing(prompt: str) -> None:
     assert code_tests.preamble_of(prompt, "unshifted") == ""
 

@@ -118,11 +118,11 @@ def preamble_of(prompt: str, entry_point: str) -> str:
     """
     try:
         body = ast.parse(code_of(prompt) or "").body
+        places = [place for place, node in enumerate(body) if getattr(node, "name", "") == entry_point]
+        before = body[: places[0]] if places else []
+        return ast.unparse(ast.Module([node for node in before if isinstance(node, _DEFINITIONS)], []))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
-    places = [place for place, node in enumerate(body) if getattr(node, "name", "") == entry_point]
-    before = body[: places[0]] if places else []
-    return ast.unparse(ast.Module([node for node in before if isinstance(node, _DEFINITIONS)], []))
 
 
 def _of_statements(fields: CodeFields, prompt: str) -> Tests | list[Example]:
