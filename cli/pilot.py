@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from persyn.cli.context import JSON, RUN, plain, show, store
+from persyn.cli.context import JSON, RUN, find_run, plain, show, store
 from persyn.cli.progress import Meter
 from persyn.cli.student import training_options
 from persyn.errors import UsageError
@@ -67,7 +67,7 @@ def pilot(run: str, alphas: str, is_plan: bool, as_json: bool, **given: Any) -> 
     settings = Settings.from_environment()
     with store() as database:
         with database.read() as session:
-            plan = pilot_plan.read(session, run, wanted)
+            plan = pilot_plan.read(session, find_run(session, run), wanted)
         total, done = pilots.count_done(database, plan, settings.home)
         click.echo(_planned(plan, total, done), err=True)
         if is_plan:
@@ -85,7 +85,9 @@ def _settings(given: dict[str, Any], alphas: str) -> PilotSettings:
     from persyn.student.pilot_plan import PilotSettings
     from persyn.student.training_settings import TrainingSettings
 
-    training = {name: given.pop(name) for name in TrainingSettings.__struct_fields__ if name in given}
+    training = {
+        name: given.pop(name) for name in TrainingSettings.__struct_fields__ if name in given and name != "max_tokens"
+    }
     given["learnabilities"] = list(given["learnabilities"])
     try:
         given["alphas"] = [float(part) for part in alphas.split(",")]

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from sqlalchemy import select
@@ -48,7 +49,11 @@ TITLES = {
     "letters": "The best teacher writes what the student cannot read",
     "digits": "The student can read every teacher",
 }
-ALPHAS = [0.0, 0.4, 1.0]
+#: Two skills, of which each specialist has one, so that a few hundred prompts teach them.
+SKILLS = ("plus", "twice")
+PILOT = PilotSettings(
+    training=TrainingSettings(epochs=12, learning_rate=6e-3, batch_size=16), alphas=[0.0, 0.4, 1.0], max_tokens=40
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,8 +78,8 @@ def main() -> None:
     """Do what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("build/studies/pilot"))
-    parser.add_argument("--prompts", type=int, default=800, help="prompts that students learn from")
-    parser.add_argument("--asked", type=int, default=300, help="prompts that they are asked")
+    parser.add_argument("--prompts", type=int, default=600, help="prompts that students learn from")
+    parser.add_argument("--asked", type=int, default=200, help="prompts that they are asked")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--report", type=Path, default=REPORT, help="the page whose tables are replaced")
@@ -97,22 +102,22 @@ def main() -> None:
 def _piloted(home: Path, teachers: Sequence[Teacher], student: Path, seed: int, options: argparse.Namespace) -> Piloted:
     home.mkdir(parents=True, exist_ok=True)
     settings = Settings(f"sqlite:///{home / 'persyn.db'}", home)
-    wanted = PilotSettings(
-        training=TrainingSettings(epochs=12, learning_rate=3e-3, batch_size=32),
-        alphas=ALPHAS,
-        prompts=options.prompts,
-        asked=options.asked,
-        max_tokens=40,
-    )
-    _score(home, teachers, student, skills.prompts(options.prompts + options.asked, seed=100 + seed), options.asked)
+    wanted = msgspec.structs.replace(PILOT, prompts=options.prompts, asked=options.asked)
+    _score(home, teachers, student, _drawn(options.prompts + options.asked, seed), options.asked)
     database = Database(settings.database_url)
     try:
         with database.read() as session:
-            plan = pilot_plan.read(session, session.scalars(select(Run.name)).one(), wanted)
+            plan = pilot_plan.read(session, session.scalars(select(Run)).one(), wanted)
         outcomes = pilot.run(database, plan, settings, _say, do=become.become)
     finally:
         database.close()
     return Piloted(plan, outcomes, words.facts(plan, outcomes))
+
+
+def _drawn(n: int, seed: int) -> list[tuple[str, list[int]]]:
+    """Prompts of the study's skills, others for each seed."""
+    drawn = skills.prompts(5 * n, seed=100 + seed)
+    return [prompt for prompt in drawn if prompt[0] in SKILLS][:n]
 
 
 def _say(what: str, total: int, done: int, remark: str) -> None:

@@ -2,7 +2,7 @@
 
 Each of M students was trained on other responses to the same prompts. A definition predicts if the students of the
 responses that it rewards more became better: its rank correlation (Spearman's) with the measured scores is above 0.
-NumPy and SciPy only.
+Pure NumPy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Literal, TypeAlias
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from persyn.method import intervals
 from persyn.method.intervals import LEVEL, Interval, Vector
@@ -27,6 +26,8 @@ Reason: TypeAlias = Literal["", "few students", "no difference", "wide intervals
 LEAST_STUDENTS = 6
 #: A definition whose correlation is likely below this is of no use to choose between datasets.
 USEFUL = 0.5
+#: Resamples computed at once.
+_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,11 +74,29 @@ def spearman(predicted: Matrix, measured: Vector) -> Vector:
 
     Equal scores share their mean rank.
     """
-    ranks, of_measured = rankdata(predicted, axis=1), rankdata(measured)
-    centred = ranks - ranks.mean(axis=1, keepdims=True)
-    other = of_measured - of_measured.mean()
-    scale = np.sqrt((centred**2).sum(axis=1) * (other @ other))
-    return np.asarray(np.divide(centred @ other, scale, out=np.full(len(scale), np.nan), where=scale > 0))
+    return np.asarray(_correlations(predicted, measured[None], np.ones((1, len(measured))))[0])
+
+
+def _correlations(predicted: Matrix, measured: Matrix, weights: Matrix) -> Matrix:
+    """(B, D) rank correlations of (D, M) predicted with (B, M) measured scores, of students with (B, M) weights."""
+    total = weights.sum(axis=1, keepdims=True)
+
+    def centred(ranks: Matrix) -> Matrix:
+        return np.asarray(ranks - (weights * ranks).sum(axis=1, keepdims=True) / total)
+
+    of_measured = centred(np.einsum("bij,bj->bi", _above(measured), weights))
+    found = np.full((len(measured), len(predicted)), np.nan)
+    for place, row in enumerate(predicted):
+        ranks = centred(weights @ _above(row).T)
+        scale = np.sqrt((weights * ranks**2).sum(axis=1) * (weights * of_measured**2).sum(axis=1))
+        np.divide((weights * ranks * of_measured).sum(axis=1), scale, out=found[:, place], where=scale > 0)
+    return found
+
+
+def _above(scores: Matrix) -> Matrix:
+    """(..., M, M) 1 where the first of two students has the higher score, 0.5 where both have the same."""
+    first, second = scores[..., :, None], scores[..., None, :]
+    return np.asarray((first > second) + 0.5 * (first == second))
 
 
 def judge(trained: Trained) -> Prediction:
@@ -126,16 +145,17 @@ def resampled(trained: Trained) -> tuple[Matrix, Matrix]:
 
     A resample in which a correlation is undefined counts as 0.
     """
-    members = [np.flatnonzero(trained.units == unit) for unit in range(int(trained.units.max()) + 1)]
+    n_units = int(trained.units.max()) + 1
+    of_units = np.concatenate(list(intervals.weights(n_units, seed=1)))  # (B, U)
     of_prompts = intervals.weights(trained.measured.shape[1], seed=0)
     scores = np.concatenate([_weighted(trained.measured, piece) for piece in of_prompts])
     scores = np.where(np.isnan(scores), means(trained.measured), scores)
-    chance = np.random.default_rng(1)
-    found = []
-    for drawn in scores:
-        students = np.concatenate([members[unit] for unit in chance.integers(len(members), size=len(members))])
-        found.append(spearman(trained.predicted[:, students], drawn[students]))
-    return np.nan_to_num(np.array(found)), scores
+    of_students = of_units[:, trained.units]
+    found = [
+        _correlations(trained.predicted, scores[first : first + _AT_ONCE], of_students[first : first + _AT_ONCE])
+        for first in range(0, len(scores), _AT_ONCE)
+    ]
+    return np.nan_to_num(np.concatenate(found)), scores
 
 
 def _bounds(drawn: Matrix, found: Vector) -> tuple[Vector, Vector]:
@@ -144,7 +164,7 @@ def _bounds(drawn: Matrix, found: Vector) -> tuple[Vector, Vector]:
     Quantiles of the draws, at the level at which all of them hold together (calibrated quantiles, Montiel Olea and
     Plagborg-Moller 2019, doi:10.1002/jae.2656). A value is within its bounds.
     """
-    places = (rankdata(drawn, axis=0) - 0.5) / len(drawn)
+    places = (drawn.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable") + 0.5) / len(drawn)
     tail = (1 - LEVEL) / 2
     below, above = np.quantile(places.min(axis=1), tail), np.quantile(places.max(axis=1), 1 - tail)
     return (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +86,7 @@ def find(folder: Path, key: str) -> Became | None:
 
 
 def become(job: Job, folder: Path, progress: TrainingCallback) -> Became:
-    """Do a job in this process, and store the result in `folder`; its weights are removed."""
+    """Do a job in this process, and store the result in `folder`; its weights are in `training_folder`."""
     from persyn.student import train
 
     work, model, notes = training_folder(folder), job.spec.model, None
@@ -100,7 +99,6 @@ def become(job: Job, folder: Path, progress: TrainingCallback) -> Became:
     found = Became(job.key(), _asked(spec, job), _judged(spec, job), notes)
     with replaced(folder, only_new=True) as new:
         (new / _BECAME).write_bytes(msgspec.json.encode(found))
-    shutil.rmtree(work, ignore_errors=True)
     return found
 
 
@@ -219,7 +217,7 @@ def _main() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # not `sys.stdin`: its lock, held here, would abort the process at its exit
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

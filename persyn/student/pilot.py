@@ -102,9 +102,9 @@ def _told(plan: Plan, place: int, progress: PilotCallback) -> TrainingCallback:
     n_students, steps = len(plan.choices) * plan.settings.seeds, n_steps(plan)
 
     def told(done: int, total: int, loss: float | None) -> None:
-        finished = max(place - 1, 0) * steps + round(done / total * steps)
+        finished = 0 if place == 0 else (place - 1) * steps + round(done / total * steps)
         of = f"student {place} of {n_students}" + ("" if loss is None else f", loss {loss:.3f}")
-        progress("train", n_students * steps, finished, of if place else "untrained student")
+        progress("train", n_students * steps, finished, of if place else "the untrained student")
 
     return told
 

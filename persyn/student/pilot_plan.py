@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class PilotSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     training: TrainingSettings = TrainingSettings()
     #: Weights of learnability; the run's own is added.
-    alphas: list[UnitInterval] = [0.0, 0.4, 1.0]
+    alphas: list[UnitInterval] = msgspec.field(default_factory=lambda: [0.0, 0.4, 1.0])
     #: Definitions of learnability; empty means all, and the run's own is added.
     learnabilities: list[str] = []
     #: Prompts to learn from, and prompts to ask, at most.
@@ -121,13 +122,12 @@ class Plan:
         )
 
 
-def read(session: Session, run_name: str, settings: PilotSettings) -> Plan:
+def read(session: Session, run: Run, settings: PilotSettings) -> Plan:
     """Plan the pilot of a run.
 
     Raises `UsageError` for a run that is not scored yet or has no grid, a student that cannot be trained, and too few
     prompts that every teacher answered.
     """
-    run = lookup.run(session, run_name)
     _require_ready(run)
     by, is_scored = _measure(run, settings.by)
     names = [teacher.name for teacher in lookup.teachers(session, run.id)]
@@ -235,7 +235,7 @@ def _complete(run: Run, cells: dict[str, grid.Grid], kept: Indices, left_out: di
             "and a pilot needs two; scores without responses cannot be trained on"
         )
     for name in list(cells):
-        is_known: NDArray[np.bool_] = ~np.isnan(cells[name].learnability[:, kept]).any(axis=1)
+        is_known = np.asarray(~np.isnan(cells[name].learnability[:, kept]).any(axis=1))
         share = float(is_known[np.flatnonzero(found)].mean()) if found.any() else 1.0
         if share >= 1 - _LACKING:
             found = np.asarray(found & is_known)
