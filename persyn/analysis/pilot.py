@@ -158,7 +158,7 @@ def _sentence(found: Prediction, definitions: Sequence[Definition], n_students: 
             assert correlation is not None
             return (
                 f"{best} predicts best: the more it rewards the responses, the better the student (rank correlation "
-                f"{correlation.mean:+.2f}, above {found.low:+.2f} also as the best of {among})"
+                f"{correlation.mean:+.2f}, at least {found.low:+.2f} also as the best of {among})"
             )
         case "no definition predicts", _:
             return (

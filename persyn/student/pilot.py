@@ -41,7 +41,7 @@ from persyn.student.training_settings import TrainingCallback
 FOLDER = "pilots"
 _CHUNK = 500
 
-PilotCallback: TypeAlias = Callable[[str, int, int, str], None]
+PilotCallback: TypeAlias = Callable[[str, int, int, str], object]
 """Called with what is done ("train" or "judge"), its total, how much of it is done, and a remark."""
 
 Do: TypeAlias = Callable[[Job, Path, TrainingCallback], Became]

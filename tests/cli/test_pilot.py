@@ -15,10 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import select
 
+from persyn.api import open as open_store
 from persyn.cli.main import persyn
 from persyn.db.catalog import Prompt, Run, Student
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
+from persyn.errors import UsageError
 from persyn.llm.identity import identify
 from persyn.settings import Settings
 from persyn.student import become, pilot, pilot_plan
@@ -155,6 +157,11 @@ def changed(store: Database, **tables: dict[str, object]) -> str:
         run = session.scalars(select(Run)).one()
         run.config = {**run.config, **{name: {**run.config[name], **table} for name, table in tables.items()}}
     return str(typed("pilot", "run", "--plan").exception)
+
+
+def test_wrong_settings_are_said_in_python(store: Database) -> None:
+    with open_store() as opened, pytest.raises(UsageError, match="settings must be a valid persyn"):
+        opened.run("run").pilot(PilotSettings(alphas=[2.0]))
 
 
 def test_a_student_that_cannot_be_trained_is_said(store: Database) -> None:
