@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=200, help="prompts that they are asked")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
+    parser.add_argument("--trials", type=int, default=100, help="drawn pilots, to see how often a conclusion is right")
     parser.add_argument("--report", type=Path, default=REPORT, help="the page whose tables are replaced")
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -90,13 +91,14 @@ def main() -> None:
     started = time.monotonic()
     student = skill_models.student(options.home / "models").resolve()
     found: dict[str, list[Piloted]] = {}
+    conclusions = f"### How often the conclusion is right\n\n{_conclusions(options.trials)}"
     for seed in range(options.seeds):
         for world in options.worlds:
             home = (options.home / f"{world}-{seed}").resolve()
             found.setdefault(world, []).append(_piloted(home, WORLDS[world], student, seed, options))
             print(f"{world}, seed {seed}: {time.monotonic() - started:,.0f} s", flush=True)
             made = "".join(f"### {TITLES[name]}\n\n{_tables(each)}" for name, each in found.items())
-            put(options.report, f"{seed + 1} of {options.seeds} seeds.\n\n{made}")
+            put(options.report, f"{seed + 1} of {options.seeds} seeds.\n\n{made}{conclusions}")
 
 
 def _piloted(home: Path, teachers: Sequence[Teacher], student: Path, seed: int, options: argparse.Namespace) -> Piloted:
@@ -161,6 +163,46 @@ def _score(
     }
     with persyn.open(home / "persyn.db", home=home) as store:
         store.start(config).work()
+
+
+def _conclusions(n_trials: int) -> str:
+    """How often the conclusion is right where the truth is drawn: scores of students and definitions are random."""
+    rows = []
+    for teachers, learnabilities in ((6, 7), (6, 3), (3, 3)):
+        for truth in (0.0, 0.9):
+            chance = np.random.default_rng(0)
+            said = [prediction.judge(_drawn_students(chance, teachers, learnabilities, truth)) for _ in range(n_trials)]
+            predicts = [each for each in said if each.outcome == "predicts"]
+            none = sum(each.outcome == "no definition predicts" for each in said)
+            rows.append(
+                (
+                    f"{teachers} + {2 * learnabilities}",
+                    "none" if not truth else f"one, correlation {truth:g}",
+                    f"{len(predicts) / n_trials:.0%}",
+                    f"{none / n_trials:.0%}",
+                    f"{1 - (len(predicts) + none) / n_trials:.0%}",
+                    f"{sum(each.gain.low > 0 for each in predicts) / n_trials:.0%}",
+                )
+            )
+    head = ("students of teachers + learnabilities", "what predicts", "predicts", "none predicts", "cannot tell")
+    return table((*head, "another one is better than the own"), rows)
+
+
+def _drawn_students(chance: np.random.Generator, teachers: int, learnabilities: int, truth: float) -> Trained:
+    """Students of which two of a learnability resemble each other, and 15 definitions of four causes.
+
+    truth: correlation of the first definition with what the students became; 0 means that it is like the others.
+    """
+    units = np.array([*range(teachers), *np.repeat(np.arange(learnabilities), 2) + teachers])
+    of_unit = chance.normal(size=units.max() + 1)
+    became = 0.8 * of_unit[units] + 0.6 * chance.normal(size=len(units))
+    right = chance.random((len(units), 200)) < (1 / (1 + np.exp(-became)))[:, None]
+    of_units = chance.normal(size=(4, units.max() + 1))
+    causes = 0.8 * of_units[:, units] + 0.6 * chance.normal(size=(4, len(units)))
+    predicted = chance.normal(size=(15, 4)) @ causes + 0.2 * chance.normal(size=(15, len(units)))
+    if truth:
+        predicted[0] = truth * became + np.sqrt(1 - truth**2) * chance.normal(size=len(units))
+    return Trained(predicted, right.astype(np.float64), units, own=1)
 
 
 def _tables(found: Sequence[Piloted]) -> str:

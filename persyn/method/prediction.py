@@ -109,7 +109,8 @@ def judge(trained: Trained) -> Prediction:
     best = trained.own if known[trained.own] >= known.max() else int(known.argmax())
     drawn, score_draws = resampled(trained)
     gains = drawn - drawn[:, [trained.own]]
-    low, high = float(_bounds(drawn, known)[0][best]), float(_bounds(drawn, known)[1].max())
+    lows, highs = _bounds(drawn, known)
+    low, high = float(lows[best]), float(highs.max())
     gain = float(known[best] - known[trained.own])
     contrast = _contrast(scores, score_draws)
     outcome, reason = _outcome(len(scores), contrast, low, high)

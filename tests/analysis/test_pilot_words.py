@@ -64,7 +64,7 @@ def test_a_better_definition_is_advised_with_its_lines_of_the_run_file() -> None
 
 
 def test_a_definition_that_predicts_better_and_whose_student_is_worse_is_not_advised() -> None:
-    """It confuses only the two best students, and so takes the second; the run's own is wrong about all but the best."""
+    """It confuses only the two best students, so takes the second; the run's own is wrong about all but the best."""
     other = SCORES[[0, 1, 2, 3, 4, 5, 7, 6]]
     own = np.where(np.arange(8) == 7, 0.9, -SCORES)
     found = facts({OWN: own, OTHER: other})
