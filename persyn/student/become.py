@@ -87,10 +87,10 @@ def find(folder: Path, key: str) -> Became | None:
 
 def become(job: Job, folder: Path, progress: TrainingCallback) -> Became:
     """Do a job in this process, and store the result in `folder`; its weights are in `training_folder`."""
-    from persyn.student import train
-
     work, model, notes = training_folder(folder), job.spec.model, None
     if job.settings is not None:
+        from persyn.student import train
+
         if not (work / train.MODEL).exists():
             train.prepare(job.spec, job.conversations, job.settings, work)
         notes = train.train(job.spec, job.settings, work, progress)

@@ -82,7 +82,8 @@ def test_a_pilot_that_was_killed_goes_on_with_the_students_that_are_missing(stor
     # and 1 takes what teacher `b` wrote.
     planned = typed(*PILOT, "--plan")
     first = subprocess.Popen([sys.executable, "-m", "persyn.cli", *PILOT], env=os.environ)
-    while len(kept := list((home / "pilots").glob("*/student.json"))) < 2 or not training(home):
+    # The untrained student is there, and another one is being trained.
+    while not (kept := list((home / "pilots").glob("*/student.json"))) or not (training(home, kept[0].parent)):
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
@@ -120,8 +121,9 @@ def test_a_pilot_that_was_killed_goes_on_with_the_students_that_are_missing(stor
     assert "advice: keep yours, log_likelihood, alpha 0.4" in likely.stdout
 
 
-def training(home: Path) -> list[Path]:
-    return list((home / "pilots").glob("*.training"))
+def training(home: Path, *done: Path) -> list[Path]:
+    """The folders of students that are being trained."""
+    return [path for path in (home / "pilots").glob("*.training") if path.with_suffix("") not in done]
 
 
 def test_a_folder_of_another_training_is_refused(store: Database, home: Path) -> None:
