@@ -53,8 +53,8 @@ def pilot(run: str, alphas: str, is_plan: bool, as_json: bool, **given: Any) -> 
     own definition is always compared.
 
     Scores are the run's quality of the students' responses, or with --by likelihood the mean log-likelihood of
-    the best answers of the grid, in nats per token: less noisy, but it favours the teachers that are right most
-    often, whether or not the student can learn from them.
+    the best answers of the grid, in nats per token: less noisy, but it says how well a student knows these
+    answers, not whether its own are right.
 
     What each student became is kept in PERSYN_HOME/pilots; its weights are not. A pilot that was killed or is
     repeated, perhaps with other options, trains only students that are not there.
