@@ -46,15 +46,15 @@ if TYPE_CHECKING:
 def pilot(run: str, alphas: str, is_plan: bool, as_json: bool, **given: Any) -> None:
     """Ask the student which definition of the reward is right for it.
 
-    One small student is trained on each teacher's answers to some calibration prompts of RUN, and one on
-    the answers that each definition of the reward (a learnability and its weight alpha) would choose. Each
+    One small student is trained on each teacher's responses to some calibration prompts of RUN, and one on
+    the responses that each definition of the reward (a learnability and its weight alpha) would choose. Each
     student is asked other prompts of the calibration grid. A definition predicts if students became better where
-    it rewards their answers more: its rank correlation with their scores is shown with a 95% interval. The run's
+    it rewards their responses more: its rank correlation with their scores is shown with a 95% interval. The run's
     own definition is always compared.
 
     Scores are the run's quality of the students' responses, or with --by likelihood the mean log-likelihood of
-    the best answers of the grid, in nats per token: less noisy, but it says how well a student knows these
-    answers, not whether its own are right.
+    the best responses of the grid, in nats per token: less noisy, but it says how well a student knows these
+    responses, not whether its own are right.
 
     What each student became is kept in PERSYN_HOME/pilots; its weights are not. A pilot that was killed or is
     repeated, perhaps with other options, trains only students that are not there.
@@ -105,7 +105,7 @@ def _planned(plan: Plan, total: int, done: int) -> str:
     )
     return (
         f"{total} students, the untrained one included, x {len(plan.learn_ids):,} responses, "
-        f"{how.training.epochs} epochs; {scored}, and {plan.best.sum():,} answers shown to each; {done} are there"
+        f"{how.training.epochs} epochs; {scored}, and {plan.best.sum():,} responses shown to each; {done} are there"
     )
 
 

@@ -505,7 +505,7 @@ class Run:
     def pilot(
         self, settings: PilotSettings | None = None, progress: Callable[[str, int, int, str], object] | None = None
     ) -> PilotFacts:
-        """Train small students on the calibration answers, and judge which definition of the reward predicts them.
+        """Train small students on the calibration responses, and judge which definition of the reward predicts them.
 
         settings: what is trained and asked, such as `persyn.PilotSettings(prompts=200, gpus=1)`; its `training` is a
                   `persyn.TrainingSettings`.

@@ -44,7 +44,7 @@ class Job(Struct, frozen=True):
     #: None is trained on nothing.
     settings: TrainingSettings | None
     conversations: list[Conversation]
-    #: Prompts to answer, and answers to find likely; ids are their places in these lists.
+    #: Prompts to answer, and responses to find likely; ids are their places in these lists.
     asked: list[Generate]
     judged: list[Judge]
     #: Rows of a batch when it is asked.

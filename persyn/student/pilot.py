@@ -1,4 +1,4 @@
-"""Run a pilot: train small students on a run's calibration answers, ask each, and see which definition foretold it.
+"""Run a pilot: train small students on a run's calibration responses, ask each, and see which definition foretold it.
 
 Every student is one folder of PERSYN_HOME/pilots, named by the digest of all that determines it. A pilot that was
 killed, or is repeated with other settings, trains only students that are not there.
@@ -185,7 +185,7 @@ def _asked(session: Session, plan: Plan) -> list[Generate]:
 
 
 def _judged(session: Session, plan: Plan) -> list[Judge]:
-    """The best answers to the prompts to ask, prompt by prompt; see `_shown`."""
+    """The best responses to the prompts to ask, prompt by prompt; see `_shown`."""
     cells = [(plan.asked_ids[row], plan.teacher_ids[column]) for row, column in _shown(plan)]
     rows = _responses(session, set(cells))
     return [
@@ -202,12 +202,12 @@ def _judged(session: Session, plan: Plan) -> list[Judge]:
 
 
 def _shown(plan: Plan) -> list[tuple[int, int]]:
-    """(row, column) of the best answers, in the order in which they are judged."""
+    """(row, column) of the best responses, in the order in which they are judged."""
     return [(int(row), int(column)) for row, column in np.argwhere(plan.best)]
 
 
 def _per_prompt(plan: Plan, values: Sequence[float | None]) -> NDArray[np.float64]:
-    """(A,) means over the tied best answers to each asked prompt; NaN without any."""
+    """(A,) means over the tied best responses to each asked prompt; NaN without any."""
     cells = np.full(plan.best.shape, np.nan)
     for cell, value in zip(_shown(plan), values, strict=True):
         cells[cell] = np.nan if value is None else value

@@ -1,4 +1,4 @@
-"""Plan a pilot: the students to train on a run's calibration answers, and the definitions of the reward to judge."""
+"""Plan a pilot: the students to train on a run's calibration responses, and the definitions of the reward to judge."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PilotSettings(Struct, frozen=True, forbid_unknown_fields=True):
     asked: _AtLeastOne = 200
     #: Students per choice of responses; each has another seed, and another choice among tied responses.
     seeds: _AtLeastOne = 1
-    #: What a student is judged by: the run's quality of its responses, or its likelihood of the best answers. None is
+    #: What a student is judged by: the run's quality of its responses, or its likelihood of the best responses. None is
     #: the quality, where a scorer can be had for it that is no judge.
     by: By | None = None
     #: Of a response.

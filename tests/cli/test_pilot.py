@@ -98,7 +98,9 @@ def test_a_pilot_that_was_killed_goes_on_with_the_students_that_are_missing(stor
     pilot.run(store, plan, settings, lambda *_: None, do=become.become)
     done = typed(*PILOT, "--json")
 
-    said = "4 students, the untrained one included, x 12 responses, 1 epochs; 6 prompts are asked, and 9 answers shown"
+    said = (
+        "4 students, the untrained one included, x 12 responses, 1 epochs; 6 prompts are asked, and 9 responses shown"
+    )
     assert said in planned.output
     assert done.exit_code == 0, done.output
     assert "4 are there" in done.stderr
