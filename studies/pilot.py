@@ -91,14 +91,16 @@ def main() -> None:
     started = time.monotonic()
     student = skill_models.student(options.home / "models").resolve()
     found: dict[str, list[Piloted]] = {}
-    conclusions = f"### How often the conclusion is right\n\n{_conclusions(options.trials)}"
+    conclusions = options.home / f"conclusions-{options.trials}.md"
+    if not conclusions.exists():
+        conclusions.write_text(f"### How often the conclusion is right\n\n{_conclusions(options.trials)}")
     for seed in range(options.seeds):
         for world in options.worlds:
             home = (options.home / f"{world}-{seed}").resolve()
             found.setdefault(world, []).append(_piloted(home, WORLDS[world], student, seed, options))
             print(f"{world}, seed {seed}: {time.monotonic() - started:,.0f} s", flush=True)
             made = "".join(f"### {TITLES[name]}\n\n{_tables(each)}" for name, each in found.items())
-            put(options.report, f"{seed + 1} of {options.seeds} seeds.\n\n{made}{conclusions}")
+            put(options.report, f"{seed + 1} of {options.seeds} seeds.\n\n{made}{conclusions.read_text()}")
 
 
 def _piloted(home: Path, teachers: Sequence[Teacher], student: Path, seed: int, options: argparse.Namespace) -> Piloted:
