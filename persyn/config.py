@@ -177,7 +177,7 @@ class PromptsTable(_Table, frozen=True):
 
 
 class StudentTable(_Table, frozen=True):
-    """[student]: the model the dataset is for."""
+    """[student]: the model the dataset is for. It may be left out at `alpha = 0`."""
 
     #: Its name in reports.
     name: Name
@@ -390,12 +390,12 @@ class TeacherTable(_Table, frozen=True):
         return self.sampling.temperature == 0 and not is_own
 
 
-class RunConfig(_Table, frozen=True):
+class RunConfig(_Table, frozen=True, kw_only=True):
     """The whole run file."""
 
     run: RunTable
     prompts: PromptsTable
-    student: StudentTable
+    student: StudentTable | None = None
     quality: QualityTable
     teachers: list[TeacherTable]
     router: RouterTable = RouterTable()
@@ -405,11 +405,18 @@ class RunConfig(_Table, frozen=True):
     def __post_init__(self) -> None:
         if len(self.teachers) < 2:
             raise ValueError(f"a run needs two or more teachers, got {len(self.teachers)}")
-        if self.run.learnability_per != "token" and "response_tokens" in self.student.options:
+        if self.student is None and self.run.alpha:
+            raise ValueError(
+                f"[student] is missing: at alpha {self.run.alpha:g}, rewards depend on learnability, which a student "
+                "computes; add [student], or set alpha = 0 for rewards by quality alone. 'persyn init' writes a "
+                "complete file"
+            )
+        reads_first_tokens = self.student is not None and "response_tokens" in self.student.options
+        if self.run.learnability_per != "token" and reads_first_tokens:
             raise ValueError(
                 f"learnability_per {self.run.learnability_per} cannot be combined with the student's response_tokens"
             )
-        if self.run.learnability_on == "answer" and "response_tokens" in self.student.options:
+        if self.run.learnability_on == "answer" and reads_first_tokens:
             raise ValueError(
                 "learnability_on answer cannot be combined with the student's response_tokens: the first tokens of a "
                 "response may all be reasoning"

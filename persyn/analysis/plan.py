@@ -231,7 +231,7 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
     teachers = lookup.teachers(session, run.id)
     tables = load_config(run.config).teachers
     bases = [_basis(past or session, *pair) for pair in zip(teachers, tables, strict=True)]
-    is_used = Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id))
+    is_used = Scorer.id.in_(lookup.scorers(run))
     scorer_ids = session.scalars(select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)).all()
     piles = _piles(session, run, scorer_ids)
 
@@ -298,13 +298,12 @@ def _copy(there: Session, model: type[Base], session: Session, rows: Any) -> Non
 def _copy_results(there: Session, run: Run, session: Session) -> None:
     """Copy which responses and scores exist for the run's prompts, without their content."""
     teacher_ids = there.scalars(select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)).all()
-    scorer_ids = run.quality_scorer_id, run.learnability_scorer_id
     prompts = select(Prompt.id, Prompt.content_hash).join(RunPrompt).where(RunPrompt.run_id == run.id)
     prompts = prompts.order_by(Prompt.id).limit(_CHUNK)
     columns = Response.id, Response.teacher_id, Response.sample, Response.failure, Response.origin
     responses = select(Prompt.content_hash, *columns).join(Prompt).where(Response.teacher_id.in_(teacher_ids))
     scores = select(Score.response_id, Score.scorer_id).join(Response).join(Prompt)
-    scores = scores.where(Response.teacher_id.in_(teacher_ids), Score.scorer_id.in_(scorer_ids))
+    scores = scores.where(Response.teacher_id.in_(teacher_ids), Score.scorer_id.in_(lookup.scorers(run)))
     last = 0
     while chunk := there.execute(prompts.where(Prompt.id > last)).all():
         last = chunk[-1].id

@@ -147,7 +147,7 @@ def scores(session: Session, run: Run) -> pa.Table:
         Score.failure,
         cast(Score.statistics, Text),
     )
-    of_run = Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id))
+    of_run = Score.scorer_id.in_(lookup.scorers(run))
     query = _of_run(columns, run).join(Score, and_(Score.response_id == Response.id, of_run))
     return _read(session, query.order_by(measure.desc()), _SCORES)
 

@@ -58,6 +58,11 @@ class Trace(Struct, frozen=True):
         return str(self.assignment.get("reason", "")).startswith("calibration")
 
     @property
+    def has_learnability(self) -> bool:
+        """Whether a response has a learnability."""
+        return any(row["learnability"] is not None for row in self.responses)
+
+    @property
     def by_reward(self) -> list[TraceRow]:
         """The first calibration response of each teacher, highest reward first; those without a reward last."""
         first = [row for row in self.responses if row["sample"] == 0]
@@ -244,7 +249,7 @@ def _scores(run: Run, prompt_id: int) -> Any:
         .join(RunTeacher, and_(RunTeacher.teacher_id == Teacher.id, RunTeacher.run_id == run.id))
         .join(Scorer, Scorer.id == Score.scorer_id)
         .outerjoin(Job, Job.id == Score.job_id)
-        .where(Response.prompt_id == prompt_id, Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id)))
+        .where(Response.prompt_id == prompt_id, Scorer.id.in_(lookup.scorers(run)))
         .order_by(RunTeacher.position, Response.sample, Scorer.id)
     )
 

@@ -288,8 +288,10 @@ def _use(manifest: Manifest) -> str:
 def _provenance(manifest: Manifest) -> str:
     config = load_config(manifest.config)
     dials = f"{config.run.alpha:g}, {config.run.normalise}, {config.run.seed}"
-    rows: list[Sequence[str]] = [
-        ["student", f"{text(manifest.student.name)}: {_model(manifest.student.model, manifest.student.revision)}"],
+    rows: list[Sequence[str]] = []
+    if student := manifest.student:
+        rows.append(["student", f"{text(student.name)}: {_model(student.model, student.revision)}"])
+    rows += [
         ["quality", config.quality.kind],
         ["strategy", _model(config.strategy.name, config.strategy.revision)],
         ["alpha, normalisation, seed", dials],

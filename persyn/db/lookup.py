@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 from sqlalchemy.orm import Session
 
-from persyn.config import load_config
-from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.config import StudentTable, load_config
+from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Student, Teacher
 from persyn.db.results import NO_TEXT, Assignment, Response, answers_assignment, is_candidate, sample_indices
 from persyn.db.text import reason
 from persyn.errors import UsageError
@@ -36,6 +36,23 @@ def teachers(session: Session, run_id: int) -> Sequence[Teacher]:
     return session.scalars(
         select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
     ).all()
+
+
+def scorers(run: Run) -> tuple[int, ...]:
+    """The ids of the scorers of a run's grid: the quality's, and the student's if learnability is scored."""
+    student = () if run.learnability_scorer_id is None else (run.learnability_scorer_id,)
+    return run.quality_scorer_id, *student
+
+
+def student(session: Session, run: Run) -> tuple[Student, StudentTable]:
+    """A run's student, and its table in the run file; raise `UsageError` for a run without one."""
+    table = load_config(run.config).student
+    if run.student_id is None or table is None:
+        raise UsageError(
+            f"run {run.name} has no student; start a run under another name with a [student]: it uses the stored "
+            "responses and qualities"
+        )
+    return session.get_one(Student, run.student_id), table
 
 
 def position(session: Session, run_id: int, teacher_id: int) -> int:

@@ -185,8 +185,8 @@ class Report(Struct, frozen=True):
     config_hash: str
     #: The unit of quality.
     unit: str
-    #: That of learnability, with its definition if it is not the mean log-likelihood.
-    learnability_unit: str
+    #: That of learnability, with its definition if it is not the mean log-likelihood; None if it is not scored.
+    learnability_unit: str | None
     models: list[ModelFacts]
     #: Serving engine -> number of the run's responses.
     engines: dict[str, int]
@@ -206,3 +206,13 @@ class Report(Struct, frozen=True):
     examples: list[ExampleFacts]
     #: Missing part of the report -> reason.
     absent: dict[str, str]
+
+    @property
+    def student(self) -> ModelFacts | None:
+        """The student; None for a run without one."""
+        return next((model for model in self.models if model.part == "student"), None)
+
+    @property
+    def teachers(self) -> list[ModelFacts]:
+        """The teachers in head order."""
+        return [model for model in self.models if model.part == "teacher"]

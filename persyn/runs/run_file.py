@@ -100,6 +100,12 @@ def n_calibration(config: RunConfig) -> int | None:
     return 0
 
 
+def scores_learnability(config: RunConfig) -> bool:
+    """Whether a new run has its student score the grid: where learnability has a weight, or the strategy reads it."""
+    reads = STRATEGIES.require(config.strategy.kind, "strategy").reads_learnability
+    return config.student is not None and (config.run.alpha > 0 or reads)
+
+
 def holdout(config: RunConfig) -> float:
     """The share of calibration prompts held out to measure the router and to compare strategies."""
     return 0.0 if n_calibration(config) == 0 else config.run.holdout
@@ -183,7 +189,8 @@ class _Said(NamedTuple):
 
 
 def _kinds(config: RunConfig) -> Iterator[tuple[str, str, Sequence[str]]]:
-    yield "student.engine", config.student.engine, engines.with_role("student")
+    if config.student is not None:
+        yield "student.engine", config.student.engine, engines.with_role("student")
     yield "quality.kind", config.quality.kind, engines.with_role("quality")
     yield "strategy.kind", config.strategy.kind, list(STRATEGIES)
     yield "run.learnability", config.run.learnability, list(LEARNABILITIES)
@@ -226,10 +233,11 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
         if without := [teacher.name for teacher in config.teachers if getattr(teacher, field) is None]:
             raise UsageError(f"{path}: strategy {kind.name} needs {field} of {', '.join(without)}")
     families = {teacher.family for teacher in config.teachers}
-    if kind.needs_family and (config.student.family is None or config.student.family not in families):
-        raise UsageError(
-            f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {config.student.family}"
-        )
+    family = config.student.family if config.student else None
+    if kind.needs_family and (family is None or family not in families):
+        raise UsageError(f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {family}")
+    if kind.needs_learnability and config.student is None:
+        raise UsageError(f"{path}: strategy {kind.name} needs learnability, also at alpha 0; add [student]")
 
 
 def _require_router(path: Path, router: RouterTable) -> None:
@@ -280,8 +288,9 @@ def _require_samples(path: Path, config: RunConfig) -> None:
 
 def _require_learnability(path: Path, config: RunConfig) -> None:
     """Raise `UsageError` for a learnability that the student's engine, the strategy or `learnability_per` rules out."""
-    kind, engine = LEARNABILITIES[config.run.learnability], ENGINES[config.student.engine]
-    if kind.needs and not engine.computes_statistics:
+    kind = LEARNABILITIES[config.run.learnability]
+    engine = ENGINES[config.student.engine] if config.student else None
+    if engine and kind.needs and not engine.computes_statistics:
         raise UsageError(
             f"{path}: `run.learnability` {kind.name} needs statistics of tokens, which the student's engine "
             f"{engine.name} does not compute"
@@ -294,7 +303,8 @@ def _require_learnability(path: Path, config: RunConfig) -> None:
 
 def _said(config: RunConfig) -> Iterator[_Said]:
     student, quality, router = config.student, config.quality, config.router
-    yield _Said("the student", "student.options", student.engine, student.options)
+    if student is not None:
+        yield _Said("the student", "student.options", student.engine, student.options)
     yield _Said("the quality", "quality.options", quality.kind, quality.options)
     if ENGINES[quality.kind].is_nested:  # the judge's own options were validated above
         inner = msgspec.convert(quality.options, options.JudgeOptions)
@@ -341,7 +351,7 @@ def _absolute(config: RunConfig, file: Path) -> RunConfig:
     return replace(
         config,
         prompts=replace(config.prompts, file=prompts),
-        student=replace(config.student, model=_local(config.student.model, file, "`student.model`")),
+        student=config.student and replace(config.student, model=_local(config.student.model, file, "`student.model`")),
         quality=replace(config.quality, model=_local(quality, file, "`quality.model`") if is_path else quality),
         router=_absolute_router(config.router, file),
         teachers=[_absolute_teacher(teacher, file) for teacher in config.teachers],

@@ -101,6 +101,8 @@ def _differences(run: Run, config: RunConfig) -> list[Difference]:
 def _place(run: Run, config: RunConfig, model: str) -> str:
     """The key of a model's table in the run file."""
     kind, _, name = model.partition(" ")
+    if model == "student" and config.student is None:
+        raise UsageError(f"run {run.name!r} has no student")
     if kind != "teacher":
         return model
     names = [teacher.name for teacher in config.teachers]
@@ -155,7 +157,7 @@ def _with_tables(config: RunConfig, other: RunConfig) -> RunConfig:
 
     return replace(
         config,
-        student=taken(config.student, other.student),
+        student=config.student and taken(config.student, other.student),
         quality=taken(config.quality, other.quality),
         router=taken(config.router, other.router),
         strategy=taken(config.strategy, other.strategy),

@@ -9,7 +9,7 @@ from sqlalchemy import Select, and_, delete, func, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, load_config
-from persyn.db import bulk
+from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
@@ -31,7 +31,7 @@ def plan(session: Session, run: Run) -> int:
     if not run.plans:  # only at first: a field that is still missing must not hold the run in this stage
         forget_mended(session, run)
     made = 0
-    for scorer_id in (run.learnability_scorer_id, run.quality_scorer_id):
+    for scorer_id in reversed(lookup.scorers(run)):
         scorer = session.get_one(Scorer, scorer_id)
         if scorer.kind == IMPORTED:
             _note_absent(session, run, scorer.id)
@@ -57,7 +57,7 @@ def progress(session: Session, run: Run) -> Progress:
 
 def _expected(session: Session, run: Run) -> int:
     n_texts = session.scalars(select(func.count()).select_from(_responses(run).subquery())).one()
-    return n_texts * len({run.quality_scorer_id, run.learnability_scorer_id})
+    return n_texts * len(set(lookup.scorers(run)))
 
 
 def failures(run: Run) -> Select[Any]:
@@ -71,7 +71,7 @@ def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
     Imported scores are kept.
     """
     of_run = _responses(run).with_only_columns(Response.id)
-    is_used = Scorer.id.in_((run.learnability_scorer_id, run.quality_scorer_id))
+    is_used = Scorer.id.in_(lookup.scorers(run))
     scorers = select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)
     failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
     return len(session.execute(delete(Score).where(*failed).returning(Score.response_id)).all())
@@ -103,10 +103,9 @@ def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = 
 
 def _owed(run: Run) -> Select[Any]:
     """Select the scores that the grid's responses should have, present or missing."""
-    scorers = (run.learnability_scorer_id, run.quality_scorer_id)
     return (
         _responses(run)
-        .join(Scorer, Scorer.id.in_(scorers))
+        .join(Scorer, Scorer.id.in_(lookup.scorers(run)))
         .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Scorer.id))
     )
 

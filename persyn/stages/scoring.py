@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
-from persyn.config import load_config
+from persyn.config import QualityTable, StudentTable, load_config
 from persyn.db import bulk
 from persyn.db.catalog import Prompt, Run, Scorer
 from persyn.db.results import Response, Score
@@ -63,7 +63,9 @@ def spec(session: Session, run: Run, of: ModelJobs) -> ModelSpec:
 def spec_in(run: Run, scorer: Scorer) -> ModelSpec:
     """The model to load for a run's scorer."""
     config = load_config(run.config)
-    table = config.student if scorer.id == run.learnability_scorer_id else config.quality
+    table: StudentTable | QualityTable = config.quality
+    if config.student is not None and scorer.id == run.learnability_scorer_id:
+        table = config.student
     return spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
 
 

@@ -60,7 +60,7 @@ def of_run(session: Session, run: Run, *, by: str | None = None, cells: Grid | N
     """
     config, cells = load_config(run.config), cells or grid.read(session, run)
     scores = _unseen_scores(session, run, config, cells)
-    alphas = {alpha: cells.rewards(alpha=alpha) for alpha in ALPHAS}
+    alphas = {alpha: cells.rewards(alpha=alpha) for alpha in (ALPHAS if cells.has_learnability else (0.0,))}
     evidence = Evidence(
         teachers=[teacher.name for teacher in lookup.teachers(session, run.id)],
         rewards=cells.rewards(),

@@ -20,8 +20,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, QualityTable, Sampling, fingerprint_of, load_config
-from persyn.db import bulk
-from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student
+from persyn.db import bulk, lookup
+from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import EngineError, UsageError, shorten
@@ -209,8 +209,8 @@ class Evaluator:
 
 
 def _subjects(session: Session, run: Run) -> list[_Subject]:
-    student = session.get_one(Student, run.student_id)
-    if load_config(run.config).student.engine == "fake":
+    student, table = lookup.student(session, run)
+    if table.engine == "fake":
         raise UsageError(f"run {run.name} has a fake student, which cannot be evaluated")
     trainings = session.scalars(select(Training).where(Training.run_id == run.id).order_by(Training.id)).all()
     return [
@@ -290,8 +290,9 @@ def _without_nulls(value: Any) -> Any:
 
 def _options(run: Run) -> dict[str, Any]:
     """The run's options for scoring with the student, applied to whole responses, which are read once."""
-    options = load_config(run.config).student.options
-    return {name: value for name, value in options.items() if name not in ("response_tokens", "statistics")}
+    student = load_config(run.config).student
+    assert student is not None
+    return {name: value for name, value in student.options.items() if name not in ("response_tokens", "statistics")}
 
 
 def _spec_of_scorer(scorer: Scorer, subject: _Subject, wanted: _Wanted) -> ModelSpec:

@@ -54,13 +54,14 @@ def count_light(config: RunConfig) -> int:
 
 
 def _all(config: RunConfig) -> Iterator[UsedModel]:
-    student, router = config.student, config.router
+    student = config.student
     if run_file.n_calibration(config) != 0:  # without a grid nothing is scored and no router is fitted
-        spec = ModelSpec(student.engine, student.model, student.revision, student.gpus, student.options)
-        yield UsedModel("the student", "student", spec)
+        if student is not None and run_file.scores_learnability(config):
+            spec = ModelSpec(student.engine, student.model, student.revision, student.gpus, student.options)
+            yield UsedModel("the student", "student", spec)
         yield from _quality(config)
     if STRATEGIES[config.strategy.kind].decided_by == "router":
-        yield from _router(router)
+        yield from _router(config.router)
     for teacher in config.teachers:
         yield UsedModel(f"teacher {teacher.name}", "teachers", of_teacher(teacher))
 

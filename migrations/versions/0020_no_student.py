@@ -1,0 +1,78 @@
+"""Let a run at alpha 0 have no student and no learnability; its rewards in `v_reward_matrix` are by quality alone."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0020"
+down_revision = "0019"
+branch_labels = None
+depends_on = None
+
+#: The columns that become nullable, with their comments.
+_COLUMNS = {
+    "student_id": "null for a run without a student, at alpha 0",
+    "learnability_scorer_id": "null if the run scores no learnability, at alpha 0",
+}
+_VIEW = "v_reward_matrix"
+#: When a cell has no reward, in that view's query of revision 0017.
+_INCOMPLETE = "quality IS NULL OR learnability IS NULL AS is_incomplete"
+_INCOMPLETE_NOW = "quality IS NULL OR (learnability IS NULL AND alpha > 0) AS is_incomplete"
+
+
+def upgrade() -> None:
+    _make_nullable(True)
+    _replace_view(_INCOMPLETE_NOW)
+
+
+def downgrade() -> None:
+    runs = sa.table("runs", *map(sa.column, ("name", *_COLUMNS)))
+    lacks = sa.or_(*(runs.c[name].is_(None) for name in _COLUMNS))
+    if names := op.get_bind().scalars(sa.select(runs.c.name).where(lacks).order_by(runs.c.name)).all():
+        raise RuntimeError(
+            f"earlier versions need a student and learnability, which these runs lack: {', '.join(names)}"
+        )
+    _make_nullable(False)
+    _replace_view(_INCOMPLETE)
+
+
+def _make_nullable(nullable: bool) -> None:
+    if op.get_bind().dialect.name == "sqlite":
+        _edit_sqlite(nullable)
+        return
+    for name, comment in _COLUMNS.items():
+        old, new = (None, comment) if nullable else (comment, None)
+        op.alter_column(
+            "runs", name, existing_type=sa.BigInteger(), nullable=nullable, existing_comment=old, comment=new
+        )
+
+
+def _edit_sqlite(nullable: bool) -> None:
+    """Edit the constraints in the schema, as https://www.sqlite.org/lang_altertable.html describes.
+
+    A copy of the table would replace it, and dropping it deletes the rows that refer to it, where foreign keys are on.
+    """
+    connection = op.get_bind()
+    query: str = connection.exec_driver_sql(
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'runs'"
+    ).scalar_one()
+    for name in _COLUMNS:
+        loose, strict = f"{name} INTEGER", f"{name} INTEGER NOT NULL"
+        before, after = (strict, loose) if nullable else (loose, strict)
+        if query.count(f"{before}, ") != 1:
+            raise RuntimeError(f"the table runs has no column {before!r}")
+        query = query.replace(f"{before}, ", f"{after}, ")
+    version: int = connection.exec_driver_sql("PRAGMA schema_version").scalar_one()
+    connection.exec_driver_sql("PRAGMA writable_schema=ON")
+    connection.exec_driver_sql("UPDATE sqlite_master SET sql = ? WHERE type = 'table' AND name = 'runs'", (query,))
+    connection.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
+    connection.exec_driver_sql("PRAGMA writable_schema=RESET")
+
+
+def _replace_view(incomplete: str) -> None:
+    revisions = op.get_context().script
+    samples, statistics = (revisions.get_revision(each).module for each in ("0017", "0019"))
+    learnability = statistics._learnability(samples, op.get_bind().dialect.name)
+    samples.drop_views((_VIEW,))
+    samples.make_views((_VIEW,), learnability, {_VIEW: samples._VIEWS[_VIEW].replace(_INCOMPLETE, incomplete)})
