@@ -1,4 +1,8 @@
-"""Let a run at alpha 0 have no student and no learnability; its rewards in `v_reward_matrix` are by quality alone."""
+"""Let a run at alpha 0 have no student and no learnability; its rewards in `v_reward_matrix` are by quality alone.
+
+Going back is refused while there is such a run, or one with several scorers, whose configuration earlier versions
+cannot read.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,14 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    runs = sa.table("runs", *map(sa.column, ("name", *_COLUMNS)))
-    lacks = sa.or_(*(runs.c[name].is_(None) for name in _COLUMNS))
-    if names := op.get_bind().scalars(sa.select(runs.c.name).where(lacks).order_by(runs.c.name)).all():
+    runs = sa.table("runs", *map(sa.column, ("name", "quality_scorer_id", *_COLUMNS)))
+    scorers = sa.table("scorers", sa.column("id"), sa.column("kind"))
+    combined = runs.c.quality_scorer_id.in_(sa.select(scorers.c.id).where(scorers.c.kind == "combined"))
+    is_new = sa.or_(combined, *(runs.c[name].is_(None) for name in _COLUMNS))
+    if names := op.get_bind().scalars(sa.select(runs.c.name).where(is_new).order_by(runs.c.name)).all():
         raise RuntimeError(
-            f"earlier versions need a student and learnability, which these runs lack: {', '.join(names)}"
+            "earlier versions know no runs without a student or learnability, or with several scorers of quality: "
+            + ", ".join(names)
         )
     _make_nullable(False)
     _replace_view(_INCOMPLETE)

@@ -11,6 +11,7 @@ from persyn.dataset.formats import PARQUET
 from persyn.dataset.manifest import File, Manifest
 from persyn.dataset.markdown import code, table, text
 from persyn.dataset.usage import has_reasoning_field
+from persyn.llm import quality
 
 _NOT_STATED = "not stated"
 #: Upper bound of rows -> the hub's size category for a dataset with fewer rows.
@@ -292,7 +293,7 @@ def _provenance(manifest: Manifest) -> str:
     if student := manifest.student:
         rows.append(["student", f"{text(student.name)}: {_model(student.model, student.revision)}"])
     rows += [
-        ["quality", config.quality.kind],
+        ["quality", text(quality.name(config))],
         ["strategy", _model(config.strategy.name, config.strategy.revision)],
         ["alpha, normalisation, seed", dials],
     ]

@@ -20,7 +20,7 @@ from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, Router
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError, shorten
-from persyn.llm.engines import ENGINES
+from persyn.llm import quality
 from persyn.method import intervals, learnability, rewards, routing_metrics
 from persyn.method.rewards import Matrix
 from persyn.report import examples
@@ -47,12 +47,6 @@ _REWARD_BINS, _TIME_BINS = 24, 120
 #: Prompts inspected for a field to group by, and the permitted number of its values.
 _LOOKED_AT, _FEW = 2_000, range(2, 13)
 _OTHERS, _NONE = "(others)", "(none)"
-
-
-def _unit(quality: str) -> str:
-    """The meaning of a quality value, by kind of scorer."""
-    kind = ENGINES.get(quality)
-    return (kind and kind.unit) or f"as {quality} scores it"
 
 
 def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Curve | None = None) -> Report:
@@ -82,7 +76,8 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         finished_at=run.finished_at,
         config=run.config,
         config_hash=run.config_hash,
-        unit=_unit(config.quality.kind),
+        unit=quality.unit(config),
+        quality=quality.name(config),
         learnability_unit=_learnability_unit(config, cells),
         models=_models(session, run, config, teachers),
         engines=_engines(session, run),
@@ -144,10 +139,10 @@ def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teache
                 license=teacher.license,
             )
         )
-    for part, scorer_id in (("quality", run.quality_scorer_id), ("learnability", run.learnability_scorer_id)):
-        if scorer_id is None:
-            continue
-        scorer = session.get_one(Scorer, scorer_id)
+    scorers = [("quality", scorer) for scorer in lookup.quality_scorers(session, run)]
+    if run.learnability_scorer_id is not None:
+        scorers.append(("learnability", session.get_one(Scorer, run.learnability_scorer_id)))
+    for part, scorer in scorers:
         found.append(
             ModelFacts(
                 part=part,

@@ -60,8 +60,9 @@ def require_imported(session: Session, config: RunConfig) -> None:
                 f"no response of teacher {table.model!r} was imported; 'persyn teachers list' lists imported teachers, "
                 "and an imported teacher's model is its name in the imported rows"
             )
-    if config.quality.kind == IMPORTED:
-        _require_scores(session, config.quality.model)
+    for scorer in config.scorers:
+        if scorer.kind == IMPORTED:
+            _require_scores(session, scorer.model)
 
 
 def require_schemas(session: Session, run: Run) -> None:
@@ -139,7 +140,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         config_hash=config.digest(),
         seed=config.run.seed,
         student_id=None if student is None else student.id,
-        quality_scorer_id=versions.quality(session, config.quality, known),
+        quality_scorer_id=_quality(session, config, known),
         learnability_scorer_id=_learnability(session, config, student),
     )
     session.add(run)
@@ -149,6 +150,13 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         session.add(RunTeacher(run_id=run.id, position=position, teacher_id=versions.teacher(session, table, known)))
     session.flush()
     return run
+
+
+def _quality(session: Session, config: RunConfig, known: Identities) -> int:
+    """The id of the scorer whose scores are the quality."""
+    if isinstance(config.quality, list):
+        return versions.combined(session, config.quality, known)
+    return versions.quality(session, config.quality, known)
 
 
 def _learnability(session: Session, config: RunConfig, student: Student | None) -> int | None:

@@ -43,6 +43,8 @@ from persyn.stages.batch import TURNS, conversation, to_wire
 PERPLEXITY = "log_likelihood"
 #: The fields of a prompt's row that scorers read.
 _ROWS: dict[str, type[Struct]] = {"instructions": InstructionFields, "code": CodeFields}
+#: Kinds of scorers that need no model, so that they may differ from the run's.
+_ALONE = ("math", "instructions", "code")
 #: Kinds of `[quality]` that cannot score a student's responses.
 _NOT_COMPUTED = (IMPORTED, "fake")
 
@@ -126,7 +128,7 @@ class Evaluator:
         files: prompts with the fields that the scorer needs, as stored if they are stored already; prompts of the run
                itself are excluded.
         by:    a kind of scorer, or "log_likelihood" for the likelihood of the reference answers; None is the run's
-               quality.
+               quality. One that needs a model has to be a scorer of the run.
         retry_failed: retry earlier failures.
         Raises `UsageError` for what cannot be evaluated, `EngineError` when a model cannot be loaded or crashes.
         """
@@ -315,9 +317,19 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
     """The scorer's table; None for the likelihood of the reference answers."""
     if by == PERPLEXITY:
         return None
+    scorers = load_config(run.config).scorers
     if by is not None:
+        own = [scorer for scorer in scorers if scorer.kind == by]
+        if own and (len(scorers) > 1 or by not in _ALONE):
+            return own[0]
+        if by not in _ALONE:
+            raise UsageError(f"run {run.name} has no scorer of kind {by} for its quality; use {', '.join(_ALONE)}")
         return msgspec.convert({"kind": by}, QualityTable)
-    quality = load_config(run.config).quality
+    if len(scorers) > 1:
+        raise UsageError(
+            f"run {run.name}'s quality combines {', '.join(scorer.kind for scorer in scorers)}; choose one with --by"
+        )
+    quality = scorers[0]
     if quality.kind in _NOT_COMPUTED:
         raise UsageError(
             f"run {run.name}'s quality is {quality.kind}, which cannot score a student's responses; "

@@ -12,14 +12,14 @@ from sqlalchemy import select, text
 from persyn.analysis import plan, tables
 from persyn.analysis.compare import Reward
 from persyn.config import load_config
-from persyn.db import grid
+from persyn.db import grid, lookup
 from persyn.db.catalog import Run, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Score
 from persyn.db.work import Job
 from persyn.errors import UsageError
 from persyn.ingest import versions
-from persyn.runs import pipeline, run_file
+from persyn.runs import pipeline, run_file, transport
 from tests.cli.conftest import Persyn
 from tests.run_files import write_run
 
@@ -40,11 +40,10 @@ def start(database: Database, file: Path) -> int:
 
 def test_a_run_without_a_student_is_worked_and_shown_without_learnability(persyn: Persyn, tmp_path: Path) -> None:
     file = str(without_student(write_run(tmp_path, alpha=0, **SMALL)))
-    planned = persyn("plan", file)
     started = persyn("run", "start", file)
-    status, compared, listed = persyn("run", "status", "test"), persyn("compare", "test"), persyn("run", "list")
+    status, compared = persyn("run", "status", "test"), persyn("compare", "test")
     reported = persyn("report", "test", "-o", "report.html")
-    assert [each.stderr for each in (planned, status, compared, listed, reported)] == [""] * 5
+    assert [each.stderr for each in (status, compared, reported)] == [""] * 3
     assert started.returncode == 0, started.stderr
     for said in (status.stdout, compared.stdout.partition("unavailable")[0]):
         assert "learnability" not in said
@@ -77,16 +76,23 @@ def test_a_run_without_a_student_is_worked_and_shown_without_learnability(persyn
     card = (tmp_path / "home" / "datasets" / "test" / "README.md").read_text()
     assert "conversations to fine-tune a student" in card
     assert "| student |" not in card
-    for command, said in (
-        (("compare", "test", "--alpha", "0.4"), "no reward at alpha 0.4: the run is at alpha 0 and scores no"),
-        (("compare", "test", "--on", "answer"), "run 'test' has no learnability to define"),
-        (("student", "train", "test"), "run test has no student; start a run under another name with a [student]"),
-        (("run", "set", "test", "student", "gpus=1"), "run 'test' has no student"),
-    ):
-        refused = persyn(*command)
-        assert refused.returncode == 2
-        assert said in refused.stderr
-    assert "[student] is missing" in persyn("plan", str(without_student(write_run(tmp_path, name="other")))).stderr
+    refused = persyn("compare", "test", "--alpha", "0.4")
+    assert refused.returncode == 2
+    assert "no reward at alpha 0.4: the run is at alpha 0 and scores no learnability. Start a run" in refused.stderr
+
+
+def test_what_needs_a_student_is_refused_where_there_is_none(database: Database, tmp_path: Path) -> None:
+    run_id = start(database, without_student(write_run(tmp_path, alpha=0, **SMALL)))
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        with pytest.raises(UsageError, match="run 'test' has no learnability to define"):
+            grid.read(session, run, on="answer")
+        with pytest.raises(
+            UsageError, match=r"run test has no student; start a run under another name with a \[student"
+        ):
+            lookup.student(session, run)
+        with pytest.raises(UsageError, match="run 'test' has no student; it has quality"):
+            transport.change_one(session, run, "student", {"gpus": 1}, actor="me")
 
 
 def test_a_student_at_alpha_0_is_kept_and_scores_nothing(database: Database, tmp_path: Path) -> None:

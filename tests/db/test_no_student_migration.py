@@ -6,9 +6,10 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
+from persyn.config import COMBINED
 from persyn.db.catalog import Run, RunPrompt
 from persyn.db.connect import Database, alembic_config
-from tests.factories import make_run
+from tests.factories import make_run, make_scorer
 
 BEFORE = "0019"
 
@@ -34,11 +35,13 @@ def test_an_existing_run_keeps_its_student_and_its_prompts(database: Database) -
         session.execute(sa.update(Run).values(student_id=None, learnability_scorer_id=None))
 
 
-def test_a_store_with_a_run_without_learnability_is_not_taken_back(database: Database) -> None:
+def test_a_store_with_a_run_that_earlier_versions_cannot_read_is_not_taken_back(database: Database) -> None:
     with database.write() as session:
         session.get_one(Run, make_run(session, name="by-quality").id).learnability_scorer_id = None
+        session.get_one(Run, make_run(session, name="combined").id).quality_scorer_id = make_scorer(session, COMBINED)
+        make_run(session, name="other")
     with (
-        pytest.raises(RuntimeError, match="which these runs lack: by-quality"),
+        pytest.raises(RuntimeError, match=r"earlier versions know no runs .*: by-quality, combined"),
         database.engine.begin() as connection,
     ):
         command.downgrade(alembic_config(connection), BEFORE)
