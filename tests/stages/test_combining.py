@@ -32,11 +32,11 @@ class Made(NamedTuple):
     quality: int
 
 
-def make(session: Session) -> Made:
+def make(session: Session, weight: float | None = WEIGHT) -> Made:
     made = make_run(session, prompts=1, calibration=1, stage="score")
     gate, logit = make_scorer(session, "math"), make_scorer(session, "reward_model")
     parts = [{"scorer": digest("scorer math None"), "weight": None}]
-    parts.append({"scorer": digest("scorer reward_model None"), "weight": WEIGHT})
+    parts.append({"scorer": digest("scorer reward_model None"), "weight": weight})
     quality = Scorer(fingerprint=digest("both"), kind=COMBINED, model="", options={"parts": parts})
     session.add(quality)
     session.flush()
@@ -102,6 +102,16 @@ def test_a_response_has_its_quality_as_soon_as_its_scores_decide_it(
         assert [name for name, found in wanted.items() if found] == ([asked] if asked else [])
         done, failed = isinstance(quality, float), isinstance(quality, str)
         assert score.progress(session, made.run) == Progress(2, done, failed)
+
+
+def test_a_second_gate_is_asked_only_while_it_may_decide(database: Database) -> None:
+    with database.write() as session:
+        made = make(session, weight=None)
+        add(session, made.responses[0], made.gate, 0.0)
+        combining.store(session, made.run, grid(made.run))
+
+        wanted = grid(made.run).where(combining.is_wanted(session, made.run, made.logit))
+        assert session.scalars(wanted.with_only_columns(Response.id)).all() == made.responses[1:]
 
 
 def test_planning_makes_jobs_for_the_gate_first_and_then_for_what_passed(database: Database) -> None:
