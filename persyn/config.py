@@ -323,7 +323,7 @@ class GenerationTable(_Table, frozen=True):
     #: Maximum number of responses per prompt. Needs a temperature above 0. Stored responses of the teacher count, such
     #: as those of the calibration grid.
     samples: Samples = 1
-    #: `best`: the one with the highest quality. `correct`: the first whose quality is 1; the teacher is asked for
+    #: `best`: the one with the highest quality. `correct`: the first of quality 1 or more; the teacher is asked for
     #: another response until one is correct, and a prompt without one has no row in the dataset. Needs a quality that
     #: says what is right. `all`: every response is a row.
     keep: Literal["best", "correct", "all"] = "best"
