@@ -6,6 +6,8 @@ cannot read.
 
 from __future__ import annotations
 
+import re
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -64,12 +66,11 @@ def _edit_sqlite(nullable: bool) -> None:
     query: str = connection.exec_driver_sql(
         "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'runs'"
     ).scalar_one()
+    before, after = (" NOT NULL", "") if nullable else ("", " NOT NULL")
     for name in _COLUMNS:
-        loose, strict = f"{name} INTEGER", f"{name} INTEGER NOT NULL"
-        before, after = (strict, loose) if nullable else (loose, strict)
-        if query.count(f"{before}, ") != 1:
-            raise RuntimeError(f"the table runs has no column {before!r}")
-        query = query.replace(f"{before}, ", f"{after}, ")
+        query, count = re.subn(rf"\b{name} INTEGER{before}(?=\s*,)", f"{name} INTEGER{after}", query)
+        if count != 1:
+            raise RuntimeError(f"the table runs has no column '{name} INTEGER{before}'")
     version: int = connection.exec_driver_sql("PRAGMA schema_version").scalar_one()
     connection.exec_driver_sql("PRAGMA writable_schema=ON")
     connection.exec_driver_sql("UPDATE sqlite_master SET sql = ? WHERE type = 'table' AND name = 'runs'", (query,))
