@@ -20,6 +20,7 @@ from sqlalchemy import insert
 
 from benchmarks import runs
 from benchmarks.store import DATABASES, database
+from persyn.db import lookup
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.connect import Database
@@ -133,7 +134,7 @@ def fill(store: Database, prompts: int) -> MadeRun:
         run = session.get_one(Run, made.id)
         run.router_id, run.stage = router.id, "generate"
         made = MadeRun(made.id, made.teacher_ids, list(range(1, prompts + 1)))
-        scorers = run.quality_scorer_id, run.learnability_scorer_id
+        scorers = lookup.scorers(run)
         for model, rows in (
             (Prompt, _prompts(prompts)),
             (RunPrompt, _places(made)),
@@ -233,7 +234,7 @@ def _responses(made: MadeRun) -> Iterator[dict[str, Any]]:
             }
 
 
-def _scores(made: MadeRun, scorers: tuple[int, int]) -> Iterator[dict[str, Any]]:
+def _scores(made: MadeRun, scorers: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     for response in _responses(made):
         if not _is_grid(response["prompt_id"]):
             return

@@ -166,6 +166,7 @@ class Bars(Counter):
 
     def idle(self, spec: ModelSpec) -> None:
         """No longer wait for results of a model."""
+        super().idle(spec)
         self._heard_at = time.monotonic()
         self._models = {model: is_loaded for model, is_loaded in self._models.items() if model != _name(spec)}
 

@@ -142,12 +142,13 @@ def watch(run: str, interval: float | None) -> None:
 
 @run.command("set", short_help="Change how a run reaches its other models, also while it runs.")
 @RUN
-@click.argument("model", type=click.Choice(["student", "quality", "router", "strategy"]))
+@click.argument("model", metavar="MODEL")
 @VALUES
 def set_transport(run: str, model: str, values: tuple[str, ...]) -> None:
     """Change how RUN reaches its student, quality, router or strategy, or how fast it runs; see 'teachers set'.
 
-    KEY is `gpus` or an option of the engine that changes no result; for a judge, an option of its model's engine.
+    MODEL is `student`, `quality`, `router` or `strategy`; of several scorers of quality, `quality.2` is the second. KEY
+    is `gpus` or an option of the engine that changes no result; for a judge, an option of its model's engine.
 
     \b
     persyn run set small quality base_url=http://10.0.0.7:8000/v1

@@ -106,9 +106,9 @@ def train(run: str, gpus: int, **given: Any) -> None:
 @NAMES
 @click.option(
     "--by",
-    type=click.Choice(["math", "instructions", "code", "log_likelihood"]),
-    help="Scorer: math, instructions, code, or log_likelihood (the likelihood of the reference answers). "
-    "Default: the run's quality.",
+    type=click.Choice(["math", "instructions", "code", "reward_model", "judge", "python", "log_likelihood"]),
+    help="Scorer: math, instructions, code, log_likelihood (the likelihood of the reference answers), or another kind "
+    "that is one of the run's scorers. Default: the run's quality.",
 )
 @click.option(
     "--engine", type=click.Choice(["vllm", "transformers"]), help="Default: vllm on a GPU, else transformers."

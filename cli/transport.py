@@ -21,7 +21,7 @@ VALUES = click.argument("values", metavar="KEY=VALUE...", nargs=-1, required=Tru
 def change(run: str, model: str, values: tuple[str, ...]) -> None:
     """Change one model of a run, and say what changed.
 
-    model: `student`, `quality`, `router` or `strategy`, or `teacher NAME`.
+    model: as in `transport.change_one`.
     """
     given = dict(map(_parsed, values))
     with store() as database, database.write() as session:
@@ -32,7 +32,7 @@ def change(run: str, model: str, values: tuple[str, ...]) -> None:
         click.echo(plain(str(each)))
     if not changes:
         click.echo("nothing changed")
-    whose = {"student": "the student", "quality": "the judge"}.get(model, model)
+    whose = {"student": "the student", "quality": "the judge"}.get(model.partition(".")[0], model)
     for of, finding in servers.check(config):
         if of == whose:
             warn(f"{of}: {finding.message} (checked on this host; workers may differ)")

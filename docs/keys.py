@@ -33,12 +33,14 @@ _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table"}
 
 
-def of_struct(kind: type[Struct]) -> str:
-    """The keys of a table of the run file, or of an engine's options."""
+def of_struct(kind: type[Struct], *, beyond: type[Struct] | None = None) -> str:
+    """The keys of a table of the run file, or of an engine's options; without those of another table, if given."""
+    known = beyond.__struct_fields__ if beyond else ()
     types, said = typing.get_type_hints(kind, include_extras=True), _meanings(kind)
     rows = [
         (f"`{each.name}`", _type(types[each.name]), _default(each), said[each.name])
         for each in sorted(msgspec.structs.fields(kind), key=lambda field: not field.required)
+        if each.name not in known
     ]
     return _table(("key", "type", "default", "meaning"), rows)
 
@@ -199,6 +201,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "prompts": partial(of_struct, config.PromptsTable),
     "student": partial(of_struct, config.StudentTable),
     "quality": partial(of_struct, config.QualityTable),
+    "quality part": partial(of_struct, config.QualityPart, beyond=config.QualityTable),
     "router": partial(of_struct, config.RouterTable),
     "strategy": partial(of_struct, config.StrategyTable),
     "generation": partial(of_struct, config.GenerationTable),

@@ -354,7 +354,7 @@ class Run:
             return tables.responses(session, run)
 
     def scores(self) -> pa.Table:
-        """A row for each raw score of those responses; `measure` is quality or learnability."""
+        """A row for each raw score of those responses; `measure` is quality, its parts, or learnability."""
         with self._read() as (session, run):
             return tables.scores(session, run)
 

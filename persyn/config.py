@@ -7,6 +7,7 @@ become a default. The comment above a field is also its description in docs/run-
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -17,6 +18,8 @@ from persyn import json_schema
 Name = Annotated[str, Meta(title="name", min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+@-]*$")]
 #: The engine of a teacher, or the kind of a scorer, whose results were imported and that does nothing here.
 IMPORTED = "imported"
+#: The kind of a scorer whose scores are computed from those of several others.
+COMBINED = "combined"
 #: Names of records in a registry; a run file is validated against it when it is read, so that a stored run can be shown
 #: where a plug-in is not installed.
 TeacherEngine = Annotated[str, Meta(extra={"kinds": "teacher"})]
@@ -177,7 +180,7 @@ class PromptsTable(_Table, frozen=True):
 
 
 class StudentTable(_Table, frozen=True):
-    """[student]: the model the dataset is for."""
+    """[student]: the model the dataset is for. It may be left out at `alpha = 0`."""
 
     #: Its name in reports.
     name: Name
@@ -214,6 +217,21 @@ class QualityTable(_Table, frozen=True):
     gpus: NonNegative = 0
     #: Options of its engine, which has the same name as the kind.
     options: dict[str, Any] = {}
+
+
+class QualityPart(QualityTable, frozen=True):
+    """[[quality]]: one of several scorers that together are the quality; it has either a weight or is a gate."""
+
+    #: The weight of its raw value in the sum of the scorers that are not gates. It may be negative.
+    weight: float | None = None
+    #: Whether it must be passed: if its value is below 1, the quality is 0. Needs a scorer that says what is right.
+    gate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.gate == (self.weight is not None):
+            raise ValueError("give either weight, a number, or gate = true" + ", not both" * self.gate)
+        if self.weight == 0:
+            raise ValueError("weight is 0, so the scorer would have no effect; remove it, or give another weight")
 
 
 class RouterTable(_Table, frozen=True):
@@ -305,7 +323,7 @@ class GenerationTable(_Table, frozen=True):
     #: Maximum number of responses per prompt. Needs a temperature above 0. Stored responses of the teacher count, such
     #: as those of the calibration grid.
     samples: Samples = 1
-    #: `best`: the one with the highest quality. `correct`: the first whose quality is 1; the teacher is asked for
+    #: `best`: the one with the highest quality. `correct`: the first of quality 1 or more; the teacher is asked for
     #: another response until one is correct, and a prompt without one has no row in the dataset. Needs a quality that
     #: says what is right. `all`: every response is a row.
     keep: Literal["best", "correct", "all"] = "best"
@@ -390,13 +408,13 @@ class TeacherTable(_Table, frozen=True):
         return self.sampling.temperature == 0 and not is_own
 
 
-class RunConfig(_Table, frozen=True):
+class RunConfig(_Table, frozen=True, kw_only=True):
     """The whole run file."""
 
     run: RunTable
     prompts: PromptsTable
-    student: StudentTable
-    quality: QualityTable
+    student: StudentTable | None = None
+    quality: QualityTable | list[QualityPart]
     teachers: list[TeacherTable]
     router: RouterTable = RouterTable()
     strategy: StrategyTable = StrategyTable()
@@ -405,18 +423,34 @@ class RunConfig(_Table, frozen=True):
     def __post_init__(self) -> None:
         if len(self.teachers) < 2:
             raise ValueError(f"a run needs two or more teachers, got {len(self.teachers)}")
-        if self.run.learnability_per != "token" and "response_tokens" in self.student.options:
+        if self.student is None and self.run.alpha:
+            raise ValueError(
+                f"[student] is missing: at alpha {self.run.alpha:g}, rewards depend on learnability, which a student "
+                "computes; add [student], or set alpha = 0 for rewards by quality alone. 'persyn init' writes a "
+                "complete file"
+            )
+        reads_first_tokens = self.student is not None and "response_tokens" in self.student.options
+        if self.run.learnability_per != "token" and reads_first_tokens:
             raise ValueError(
                 f"learnability_per {self.run.learnability_per} cannot be combined with the student's response_tokens"
             )
-        if self.run.learnability_on == "answer" and "response_tokens" in self.student.options:
+        if self.run.learnability_on == "answer" and reads_first_tokens:
             raise ValueError(
                 "learnability_on answer cannot be combined with the student's response_tokens: the first tokens of a "
                 "response may all be reasoning"
             )
+        if isinstance(self.quality, list) and len(self.quality) < 2:
+            raise ValueError(
+                f"[[quality]] combines two or more scorers, got {len(self.quality)}; write [quality] for a single one"
+            )
         names = [teacher.name for teacher in self.teachers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"several teachers have the same name: {', '.join(twice)}")
+
+    @property
+    def scorers(self) -> Sequence[QualityTable]:
+        """The tables of the scorers of quality: one, or several that are combined."""
+        return scorers_of(self.quality)
 
     def frozen(self) -> dict[str, Any]:
         """Return the configuration as the store keeps it."""
@@ -426,6 +460,11 @@ class RunConfig(_Table, frozen=True):
     def digest(self) -> str:
         """SHA-256 of the configuration; equal configurations have equal digests."""
         return fingerprint_of(self)
+
+
+def scorers_of(quality: QualityTable | Sequence[QualityTable]) -> Sequence[QualityTable]:
+    """The tables of the scorers of a quality: one, or several that are combined."""
+    return [quality] if isinstance(quality, QualityTable) else quality
 
 
 def load_config(frozen: dict[str, Any]) -> RunConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import sqlalchemy as sa
 from alembic import op
@@ -349,7 +349,9 @@ def upgrade() -> None:
     make_views()
 
 
-def make_views(names: Collection[str] = _VIEWS.keys(), learnability: str = _LEARNABILITY) -> None:
+def make_views(
+    names: Collection[str] = _VIEWS.keys(), learnability: str = _LEARNABILITY, queries: Mapping[str, str] = _VIEWS
+) -> None:
     """Create these views; `learnability` is that of a response x with the score l."""
     words = _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL
     told = {name: words[name] for name in ("alpha", "normalise", "samples", "asked", "keep", "strategy")}
@@ -357,7 +359,7 @@ def make_views(names: Collection[str] = _VIEWS.keys(), learnability: str = _LEAR
     told |= {"used": _USED.format(**words), "rows": _ROWS.format(**words), "row": _ROW.format(**words)}
     told |= {f"reason_{table}": words["reason"].format(table) for table in ("x", "v")}
     for name in names:
-        op.execute(sa.text(f"CREATE VIEW {name} AS {_VIEWS[name].format(**told)}".replace(":", r"\:")))
+        op.execute(sa.text(f"CREATE VIEW {name} AS {queries[name].format(**told)}".replace(":", r"\:")))
 
 
 def downgrade() -> None:

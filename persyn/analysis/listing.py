@@ -131,7 +131,8 @@ class RunRow(Struct, frozen=True):
     name: str
     state: RunState
     stage: str
-    student: str
+    #: None for a run without a student.
+    student: str | None
     created_at: datetime
     finished_at: datetime | None
     error: str | None
@@ -166,7 +167,7 @@ def runs(session: Session, *, limit: int) -> list[RunRow]:
             Run.error,
             Router.metrics,
         )
-        .join(Student, Student.id == Run.student_id)
+        .outerjoin(Student, Student.id == Run.student_id)
         .outerjoin(Router, Router.id == Run.router_id)
         .order_by(Run.id.desc())
         .limit(limit)
@@ -380,8 +381,7 @@ def _failed(run: Run, why: str) -> list[ColumnElement[bool]]:
     """
     found, given = aliased(Response), aliased(Assignment)
     mine = select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)
-    scorers = run.quality_scorer_id, run.learnability_scorer_id
-    scored = select(Score.response_id).where(Score.scorer_id.in_(scorers), _is(Score.failure, why))
+    scored = select(Score.response_id).where(Score.scorer_id.in_(lookup.scorers(run)), _is(Score.failure, why))
     for_any = union_all(
         select(found.prompt_id).where(found.teacher_id.in_(mine), _is(found.failure, why)),
         select(found.prompt_id).where(found.id.in_(scored)),

@@ -230,9 +230,8 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
     teachers = lookup.teachers(session, run.id)
     tables = load_config(run.config).teachers
     bases = [_basis(past or session, *pair) for pair in zip(teachers, tables, strict=True)]
-    is_used = Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id))
-    scorer_ids = session.scalars(select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)).all()
-    piles = _piles(session, run, scorer_ids)
+    scorers = [scorer for scorer in lookup.asked(session, run) if scorer.kind != IMPORTED]
+    piles = _piles(session, run, scorers)
 
     config = load_config(run.config)
 
@@ -241,7 +240,7 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
     def shares(stage: str, *, split: int = 1, asked: int = asked) -> list[Share]:
         wanted = _wanted(stage, config.run.samples, asked)
         of_each = [[pile for pile in piles if pile.is_of(stage, teacher, wanted)] for teacher in teachers]
-        n_scorers = len(scorer_ids) if stage == "calibrate" else 0
+        n_scorers = len(scorers) if stage == "calibrate" else 0
         found = [
             _share(stage, basis, mine, wanted, split, n_scorers) for basis, mine in zip(bases, of_each, strict=True)
         ]
@@ -297,7 +296,7 @@ def _copy(there: Session, model: type[Base], session: Session, rows: Any) -> Non
 def _copy_results(there: Session, run: Run, session: Session) -> None:
     """Copy which responses and scores exist for the run's prompts, without their content."""
     teacher_ids = there.scalars(select(RunTeacher.teacher_id).where(RunTeacher.run_id == run.id)).all()
-    scorer_ids = run.quality_scorer_id, run.learnability_scorer_id
+    scorer_ids = {run.quality_scorer_id, *(scorer.id for scorer in lookup.asked(there, run))}
     prompts = select(Prompt.id, Prompt.content_hash).join(RunPrompt).where(RunPrompt.run_id == run.id)
     prompts = prompts.order_by(Prompt.id).limit(_CHUNK)
     columns = Response.id, Response.teacher_id, Response.sample, Response.failure, Response.origin
@@ -316,7 +315,11 @@ def _copy_results(there: Session, run: Run, session: Session) -> None:
         bulk.insert_new(there, Score, [{**mark, "value": 0.0, "detail": {}} for mark in marks])
 
 
-def _piles(session: Session, run: Run, scorer_ids: Sequence[int]) -> list[_Pile]:
+def _piles(session: Session, run: Run, scorers: Sequence[Scorer]) -> list[_Pile]:
+    """Count the prompts and responses of a run.
+
+    scorers: those whose scores are counted. A response whose quality is known needs none of its other scorers.
+    """
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
     group = RunPrompt.role, Assignment.teacher_id
     prompts = select(*group).select_from(RunPrompt).join(Prompt).outerjoin(Assignment, assigned)
@@ -324,14 +327,22 @@ def _piles(session: Session, run: Run, scorer_ids: Sequence[int]) -> list[_Pile]
     responses = prompts.join(Response, Response.prompt_id == RunPrompt.prompt_id)
     responses = responses.group_by(Response.teacher_id, Response.sample)
     sums = func.count(), func.sum(_CHARACTERS)
-    scores = select(func.count()).where(Score.response_id == Response.id, Score.scorer_id.in_(scorer_ids))
-    in_grid = case((RunPrompt.role != Role.TARGET, scores.scalar_subquery()), else_=0)
+    of_quality = [scorer.id for scorer in scorers if scorer.id != run.learnability_scorer_id]
+    has_quality = _n_scores([run.quality_scorer_id]) > 0
+    scored = _n_scores([run.learnability_scorer_id]) + case((has_quality, len(of_quality)), else_=_n_scores(of_quality))
+    in_grid = case((RunPrompt.role != Role.TARGET, scored), else_=0)
     sums_of_responses = *sums, func.count(Response.failure), func.sum(in_grid)
     counted = (
         prompts.add_columns(null(), literal(0), *sums, literal(0), literal(0)),
         responses.add_columns(Response.teacher_id, Response.sample, *sums_of_responses),
     )
     return [_Pile(*row) for each in counted for row in session.execute(each)]
+
+
+def _n_scores(scorer_ids: Sequence[int | None]) -> Any:
+    """The number of a response's scores by these scorers."""
+    counted = select(func.count()).where(Score.response_id == Response.id, Score.scorer_id.in_(scorer_ids))
+    return counted.scalar_subquery()
 
 
 def _share(stage: str, basis: Basis, piles: Sequence[_Pile], wanted: _Samples, split: int, n_scorers: int) -> Share:

@@ -130,10 +130,15 @@ def responses(session: Session, run: Run) -> pa.Table:
 def scores(session: Session, run: Run) -> pa.Table:
     """A row for each raw score of a response that a run uses; `measure` is quality or learnability.
 
+    Where several scorers are combined, quality is the combined one, and `quality.1`, `quality.2`, ... are theirs.
+
     The value of learnability is the sum of log-probabilities over the `n_tokens` of the answer, in nats, and
     `reasoning_value` that over the `reasoning_n_tokens` of the reasoning; `statistics` is JSON.
     """
-    measure = case((Score.scorer_id == run.quality_scorer_id, "quality"), else_="learnability")
+    named = dict(zip(lookup.scorers(run), ("quality", "learnability"), strict=False))
+    parts = [scorer.id for scorer in lookup.quality_scorers(session, run) if scorer.id not in named]
+    named |= {scorer_id: f"quality.{number}" for number, scorer_id in enumerate(parts, start=1)}
+    measure = case(*((Score.scorer_id == scorer_id, name) for scorer_id, name in named.items()))
     columns = select(
         Response.id,
         Response.prompt_id,
@@ -147,7 +152,7 @@ def scores(session: Session, run: Run) -> pa.Table:
         Score.failure,
         cast(Score.statistics, Text),
     )
-    of_run = Score.scorer_id.in_((run.quality_scorer_id, run.learnability_scorer_id))
+    of_run = Score.scorer_id.in_(named)
     query = _of_run(columns, run).join(Score, and_(Score.response_id == Response.id, of_run))
     return _read(session, query.order_by(measure.desc()), _SCORES)
 

@@ -58,6 +58,11 @@ class Trace(Struct, frozen=True):
         return str(self.assignment.get("reason", "")).startswith("calibration")
 
     @property
+    def has_learnability(self) -> bool:
+        """Whether a response has a learnability."""
+        return any(row["learnability"] is not None for row in self.responses)
+
+    @property
     def by_reward(self) -> list[TraceRow]:
         """The first calibration response of each teacher, highest reward first; those without a reward last."""
         first = [row for row in self.responses if row["sample"] == 0]
@@ -117,7 +122,7 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         .join(Teacher, Teacher.id == Assignment.teacher_id)
         .where(Assignment.run_id == run.id, Assignment.prompt_id == prompt_id),
     )
-    responses, scores = _rows(session, _responses(run, prompt_id)), _rows(session, _scores(run, prompt_id))
+    responses, scores = _rows(session, _responses(run, prompt_id)), _rows(session, _scores(session, run, prompt_id))
     _add_worth(session, run, prompt_id, responses)
     kept = _kept(session, run, prompt_id)
     for row in responses:
@@ -218,7 +223,9 @@ def _responses(run: Run, prompt_id: int) -> Any:
     )
 
 
-def _scores(run: Run, prompt_id: int) -> Any:
+def _scores(session: Session, run: Run, prompt_id: int) -> Any:
+    """Select the scores of a run's responses to a prompt; of a combined quality, its parts' too."""
+    scorer_ids = {*lookup.scorers(run), *(scorer.id for scorer in lookup.quality_scorers(session, run))}
     return (
         select(
             Teacher.name.label("teacher"),
@@ -244,7 +251,7 @@ def _scores(run: Run, prompt_id: int) -> Any:
         .join(RunTeacher, and_(RunTeacher.teacher_id == Teacher.id, RunTeacher.run_id == run.id))
         .join(Scorer, Scorer.id == Score.scorer_id)
         .outerjoin(Job, Job.id == Score.job_id)
-        .where(Response.prompt_id == prompt_id, Scorer.id.in_((run.quality_scorer_id, run.learnability_scorer_id)))
+        .where(Response.prompt_id == prompt_id, Scorer.id.in_(scorer_ids))
         .order_by(RunTeacher.position, Response.sample, Scorer.id)
     )
 

@@ -11,6 +11,7 @@ from persyn.dataset.formats import PARQUET
 from persyn.dataset.manifest import File, Manifest
 from persyn.dataset.markdown import code, table, text
 from persyn.dataset.usage import has_reasoning_field
+from persyn.llm import quality
 
 _NOT_STATED = "not stated"
 #: Upper bound of rows -> the hub's size category for a dataset with fewer rows.
@@ -288,9 +289,11 @@ def _use(manifest: Manifest) -> str:
 def _provenance(manifest: Manifest) -> str:
     config = load_config(manifest.config)
     dials = f"{config.run.alpha:g}, {config.run.normalise}, {config.run.seed}"
-    rows: list[Sequence[str]] = [
-        ["student", f"{text(manifest.student.name)}: {_model(manifest.student.model, manifest.student.revision)}"],
-        ["quality", config.quality.kind],
+    rows: list[Sequence[str]] = []
+    if student := manifest.student:
+        rows.append(["student", f"{text(student.name)}: {_model(student.model, student.revision)}"])
+    rows += [
+        ["quality", text(quality.name(config))],
         ["strategy", _model(config.strategy.name, config.strategy.revision)],
         ["alpha, normalisation, seed", dials],
     ]

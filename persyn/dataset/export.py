@@ -314,7 +314,9 @@ class _Export:
         }
 
 
-def _student(session: Session, run: Run) -> StudentVersion:
+def _student(session: Session, run: Run) -> StudentVersion | None:
+    if run.student_id is None:
+        return None
     student = session.get_one(Student, run.student_id)
     return StudentVersion(student.name, student.model, student.revision)
 

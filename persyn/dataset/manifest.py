@@ -124,7 +124,8 @@ class Manifest:
     splits: dict[str, int]
     benchmarks: list[BenchmarkCount]
     teachers: list[TeacherCount]
-    student: StudentVersion
+    #: None for a run without a student.
+    student: StudentVersion | None
     router: RouterVersion | None
     #: Serving engine -> exported responses.
     engines: dict[str, int]

@@ -18,6 +18,7 @@ from persyn.dataset.tool_use import ToolUse
 from persyn.db.catalog import Prompt, Run
 from persyn.db.results import Response
 from persyn.errors import UsageError
+from persyn.llm import quality
 from persyn.stages.batch import TURNS
 
 #: Rows between two progress reports.
@@ -92,6 +93,6 @@ def require_verdict(run: Run, options: ExportOptions, *, is_verdict: bool) -> No
     """Raise `UsageError` where wrong responses are to be dropped and nobody knows which these are."""
     if options.drop_wrong and not is_verdict:
         raise UsageError(
-            f"quality {load_config(run.config).quality.kind!r} of run {run.name} does not say which "
+            f"quality {quality.name(load_config(run.config))!r} of run {run.name} does not say which "
             "responses are wrong; set a minimum quality instead"
         )

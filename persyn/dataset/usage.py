@@ -28,7 +28,7 @@ class Use:
 def about_responses(manifest: Manifest) -> str:
     """What the rows of a dataset to fine-tune on are."""
     return (
-        f"{manifest.exported:,} conversations to fine-tune {text(manifest.student.name)}, "
+        f"{manifest.exported:,} conversations to fine-tune {_student(manifest)}, "
         f"each ending with a response that a model wrote. {_routed(manifest)}"
     )
 
@@ -63,12 +63,16 @@ def about_best(manifest: Manifest) -> str:
 def about_teachers(manifest: Manifest) -> str:
     """What the rows of a dataset of routed prompts are."""
     return (
-        f"{manifest.exported:,} prompts for on-policy distillation of {text(manifest.student.name)}, each with the "
+        f"{manifest.exported:,} prompts for on-policy distillation of {_student(manifest)}, each with the "
         f"teacher that should rate the student's own responses (`teacher_id`). {_routed(manifest, answered=False)} "
         "`scores` are the router's, or the rewards of the teachers' responses, as `scored_by` says. `probabilities` "
         "are the softmax of the router's scores: the probability that a teacher's response has the highest reward. "
         f"{_held_out(manifest)}"
     )
+
+
+def _student(manifest: Manifest) -> str:
+    return text(manifest.student.name) if manifest.student else "a student"
 
 
 def _routed(manifest: Manifest, *, answered: bool = True) -> str:
@@ -83,15 +87,22 @@ def _routed(manifest: Manifest, *, answered: bool = True) -> str:
             f"All teachers answered a calibration sample; for each of its prompts, {best}. The sample did not show "
             f"that a router would choose better than the best single teacher, so that teacher {them}."
         )
+    is_of_student = load_config(manifest.config).run.alpha > 0
+    fitted, for_whom = (" to this student", " for the student") if is_of_student else ("", "")
     return (
-        "A router, fitted to this student on a calibration sample, assigned each prompt to the one teacher that it "
-        f"expected to be best for the student{', and only that teacher answered it' if answered else ''}. All teachers "
+        f"A router, fitted{fitted} on a calibration sample, assigned each prompt to the one teacher that it "
+        f"expected to be best{for_whom}{', and only that teacher answered it' if answered else ''}. All teachers "
         f"answered the sample itself; for each of its prompts, {best}."
     )
 
 
 def _rewarded(manifest: Manifest) -> str:
-    run, student = load_config(manifest.config).run, text(manifest.student.name)
+    run, student = load_config(manifest.config).run, _student(manifest)
+    if not run.alpha:
+        return (
+            "All teachers answered a sample of the run's prompts. A response's reward is its quality, normalised over "
+            f"the responses to the prompt. {_held_out(manifest)}"
+        )
     is_mean = run.learnability == "log_likelihood"
     learnability = f"how likely {student} finds it" if is_mean else f"its {text(run.learnability)} under {student}"
     return (

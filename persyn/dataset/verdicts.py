@@ -12,7 +12,7 @@ from persyn.config import load_config
 from persyn.db import lookup
 from persyn.db.catalog import Run
 from persyn.db.results import Response, Score
-from persyn.llm.engines import ENGINES
+from persyn.llm import quality
 
 #: The quality of a wrong response.
 WRONG = 0.0
@@ -23,15 +23,16 @@ def known_wrong(session: Session, run: Run, of: Callable[..., Select[Any]] = loo
 
     of: which of the run's responses, `lookup.of_dataset` or `lookup.of_grid`.
     """
-    kind = ENGINES.get(load_config(run.config).quality.kind)
-    if kind is None or not kind.may_be_verdict:
+    config = load_config(run.config)
+    if not quality.may_be_verdict(config):
         return None
+    is_right = Score.value >= 1.0 if quality.is_gated(config) else Score.value == 1.0
     of_run = Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id
     n_wrong, n_others = session.execute(
         of(
             run,
             func.count(case((Score.value == WRONG, 1))),
-            func.count(case((Score.value.not_in((WRONG, 1.0)), 1))),
+            func.count(case((and_(Score.value != WRONG, ~is_right), 1))),
         ).join(Score, and_(*of_run))
     ).one()
     return None if n_others else int(n_wrong)

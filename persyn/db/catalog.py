@@ -114,7 +114,7 @@ class Scorer(Base):
 
 
 class Run(Base):
-    """One pass from prompts to dataset: one student, an ordered set of teachers, a frozen configuration."""
+    """One pass from prompts to dataset: at most one student, an ordered set of teachers, a frozen configuration."""
 
     __tablename__ = "runs"
 
@@ -126,9 +126,13 @@ class Run(Base):
     config: Mapped[dict[str, Any]] = mapped_column(comment="the run file, frozen")
     config_hash: Mapped[Hash]
     seed: Mapped[Big]
-    student_id: Mapped[int] = mapped_column(ForeignKey("students.id", ondelete="RESTRICT"))
+    student_id: Mapped[int | None] = mapped_column(
+        ForeignKey("students.id", ondelete="RESTRICT"), comment="null for a run without a student, at alpha 0"
+    )
     quality_scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
-    learnability_scorer_id: Mapped[int] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
+    learnability_scorer_id: Mapped[int | None] = mapped_column(
+        ForeignKey("scorers.id", ondelete="RESTRICT"), comment="null if the run scores no learnability, at alpha 0"
+    )
     router_id: Mapped[int | None] = mapped_column(ForeignKey("routers.id", ondelete="RESTRICT"))
     error: Mapped[str | None] = mapped_column(Text, comment="why the run failed")
     created_at: Mapped[CreatedAt]

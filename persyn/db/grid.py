@@ -20,6 +20,12 @@ from persyn.method import rewards
 from persyn.method.learnability import LEARNABILITIES, Learnability
 from persyn.method.rewards import Matrix, Normalisation
 
+#: Why a run has no learnability, and how to get one.
+_NOT_SCORED = (
+    "the run is at alpha 0 and scores no learnability. Start a run under another name with an alpha above 0 and a "
+    "[student]: it uses the stored responses and qualities, and only the student scores"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -38,6 +44,7 @@ class Grid:
     n_responses:  (P, T) number of responses with a text.
     alpha, how:   the run's definition of the reward.
     is_log_likelihood: whether learnability is a log-likelihood, so that its negative is the student's loss.
+    has_learnability:  whether the run scores learnability; without, only rewards at alpha 0 exist.
     """
 
     prompt_ids: NDArray[np.int64]
@@ -53,11 +60,12 @@ class Grid:
     alpha: float
     how: Normalisation
     is_log_likelihood: bool = True
+    has_learnability: bool = True
 
     def rewards(self, *, alpha: float | None = None, how: Normalisation | None = None) -> Matrix:
         """(P, T) rewards, see `rewards.combine`; None means the run's own definition.
 
-        Raises `UsageError` for an alpha outside 0 to 1, and for an unknown normalisation.
+        Raises `UsageError` for an alpha outside 0 to 1, above 0 without learnability, and for an unknown normalisation.
         """
         return rewards.combine(self.quality, self.learnability, **self._definition(alpha, how))
 
@@ -72,6 +80,8 @@ class Grid:
         alpha = self.alpha if alpha is None else alpha
         if not 0.0 <= alpha <= 1.0:
             raise UsageError(f"alpha must be within [0, 1], got {alpha}")
+        if alpha and not self.has_learnability:
+            raise UsageError(f"there is no reward at alpha {alpha:g}: {_NOT_SCORED}")
         _require_known("normalise", how, Normalisation)
         return {"alpha": alpha, "how": how or self.how}
 
@@ -92,10 +102,12 @@ class Measure(NamedTuple):
 def measure(run: Run, *, learnability: str | None = None, per: Per | None = None, on: On | None = None) -> Measure:
     """How a run measures learnability; what is not None replaces the run's own.
 
-    Raises `UsageError` if one is unknown, and for a `per` that does not apply.
+    Raises `UsageError` if one is unknown, for a `per` that does not apply, and if the run scores no learnability.
     """
     _require_known("per", per, Per)
     _require_known("on", on, On)
+    if run.learnability_scorer_id is None and (learnability or per or on):
+        raise UsageError(f"run {run.name!r} has no learnability to define: {_NOT_SCORED}")
     config = load_config(run.config)
     kind = LEARNABILITIES.require(learnability or config.run.learnability, "learnability")
     if kind.name != "log_likelihood":
@@ -103,7 +115,7 @@ def measure(run: Run, *, learnability: str | None = None, per: Per | None = None
             raise UsageError(f"learnability {kind.name} has no divisor, got per {per}; only log_likelihood has one")
         per = "token"
     per = per or config.run.learnability_per
-    if per != "token" and config.student.options.get("response_tokens"):
+    if per != "token" and config.student and config.student.options.get("response_tokens"):
         raise UsageError(f"learnability per {per} needs whole responses; run {run.name} scored only first tokens")
     return Measure(kind, per, on or config.run.learnability_on)
 
@@ -169,6 +181,7 @@ def read(
         alpha=config.alpha,
         how=config.normalise,
         is_log_likelihood=measured.kind.is_log_likelihood,
+        has_learnability=run.learnability_scorer_id is not None,
     )
 
 

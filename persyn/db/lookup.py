@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 from sqlalchemy.orm import Session
 
-from persyn.config import load_config
-from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.config import COMBINED, StudentTable, load_config
+from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.db.results import NO_TEXT, Assignment, Response, answers_assignment, is_candidate, sample_indices
 from persyn.db.text import reason
 from persyn.errors import UsageError
@@ -36,6 +36,41 @@ def teachers(session: Session, run_id: int) -> Sequence[Teacher]:
     return session.scalars(
         select(Teacher).join(RunTeacher).where(RunTeacher.run_id == run_id).order_by(RunTeacher.position)
     ).all()
+
+
+def scorers(run: Run) -> tuple[int, ...]:
+    """The ids of the scorers of a run's quality and, if it is scored, learnability."""
+    student = () if run.learnability_scorer_id is None else (run.learnability_scorer_id,)
+    return run.quality_scorer_id, *student
+
+
+def quality_scorers(session: Session, run: Run) -> list[Scorer]:
+    """The scorers that are asked for a run's quality, in the order of the run file: one, or several, combined."""
+    scorer = session.get_one(Scorer, run.quality_scorer_id)
+    if scorer.kind != COMBINED:
+        return [scorer]
+    contents = [part["scorer"] for part in scorer.options["parts"]]
+    rows = session.scalars(select(Scorer).where(Scorer.fingerprint.in_(contents)))
+    by_content = {row.fingerprint: row for row in rows}
+    return [by_content[content] for content in contents]
+
+
+def asked(session: Session, run: Run) -> list[Scorer]:
+    """The scorers that the responses of a run's grid are given to, the student first."""
+    of_student = run.learnability_scorer_id
+    student = [] if of_student is None else [session.get_one(Scorer, of_student)]
+    return [*student, *quality_scorers(session, run)]
+
+
+def student(session: Session, run: Run) -> tuple[Student, StudentTable]:
+    """A run's student, and its table in the run file; raise `UsageError` for a run without one."""
+    table = load_config(run.config).student
+    if run.student_id is None or table is None:
+        raise UsageError(
+            f"run {run.name} has no student; start a run under another name with a [student]: it uses the stored "
+            "responses and qualities"
+        )
+    return session.get_one(Student, run.student_id), table
 
 
 def position(session: Session, run_id: int, teacher_id: int) -> int:

@@ -11,7 +11,18 @@ import msgspec
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, QualityTable, RouterTable, StrategyTable, StudentTable, TeacherTable, fingerprint_of
+from persyn.config import (
+    COMBINED,
+    IMPORTED,
+    QualityPart,
+    QualityTable,
+    RouterTable,
+    StrategyTable,
+    StudentTable,
+    TeacherTable,
+    fingerprint_of,
+    scorers_of,
+)
 from persyn.db import bulk
 from persyn.db.base import Base
 from persyn.db.catalog import Scorer, Student, Teacher
@@ -42,7 +53,7 @@ _PLACES = {"model": "revision", "adapter": "adapter_revision"}
 def identities(
     teachers: Sequence[TeacherTable],
     student: StudentTable | None = None,
-    quality: QualityTable | None = None,
+    quality: QualityTable | Sequence[QualityTable] | None = None,
     strategy: StrategyTable | None = None,
     router: RouterTable | None = None,
 ) -> Identities:
@@ -50,16 +61,15 @@ def identities(
     tables = [(table.model, table.revision) for table in teachers if ENGINES[table.engine].model == "weights"]
     if student is not None and ENGINES[student.engine].model:
         tables.append((student.model, student.revision))
-    if quality is not None and engines.loads_weights(quality.kind, quality.options):
-        tables.append((quality.model, quality.revision))
+    scorers = [] if quality is None else scorers_of(quality)
+    tables += [(each.model, each.revision) for each in scorers if engines.loads_weights(each.kind, each.options)]
     looks: dict[tuple[str, str | None], Callable[[], Identity]] = {table: partial(identify, *table) for table in tables}
     if router is not None:
         looks |= {model: partial(look, *model) for model, look in models_of(router).items()}
     adapted = [(table.adapter, table.adapter_revision) for table in teachers if table.adapter]
     looks |= {each: partial(identify_adapter, *each) for each in adapted}
     functions: list[QualityTable | StrategyTable] = []
-    if quality is not None and ENGINES[quality.kind].model == "function":
-        functions.append(quality)
+    functions += [each for each in scorers if ENGINES[each.kind].model == "function"]
     if strategy is not None and STRATEGIES[strategy.kind].decided_by == "function":
         functions.append(strategy)
     for function in functions:
@@ -242,6 +252,21 @@ def quality(session: Session, table: QualityTable, known: Identities) -> int:
         "options": transport.decisive(table.kind, table.options | words, table.gpus),
     }
     return _register(session, Scorer, _present(row, by_content=reference == "weights"), row)
+
+
+def combined(session: Session, parts: Sequence[QualityPart], known: Identities) -> int:
+    """The id of the scorer that combines others, which it names by their content; raise `UsageError` for equal ones."""
+    ids = [quality(session, part, known) for part in parts]
+    if len(set(ids)) < len(ids):
+        twice = next(number for number, scorer_id in enumerate(ids) if scorer_id in ids[:number])
+        raise UsageError(
+            f"[[quality]] items {ids.index(ids[twice]) + 1} and {twice + 1} are the same scorer: {parts[twice].kind}, "
+            "with the same model and options; remove one of them"
+        )
+    contents = [session.get_one(Scorer, scorer_id).fingerprint for scorer_id in ids]
+    said = [{"scorer": content, "weight": part.weight} for content, part in zip(contents, parts, strict=True)]
+    row = {"kind": COMBINED, "model": "", "revision": None, "options": {"parts": said}}
+    return _register(session, Scorer, {"kind": COMBINED, "parts": said}, row)
 
 
 def _present(columns: Mapping[str, Any], *, by_content: bool) -> dict[str, Any]:

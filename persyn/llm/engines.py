@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
-from persyn.config import IMPORTED
+from persyn.config import COMBINED, IMPORTED
 from persyn.llm import litellm_prices, needs, options, vllm_arguments
 from persyn.llm.litellm_options import LiteLLMOptions
 from persyn.llm.needs import Need
@@ -265,6 +265,11 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "quality"}),
         model="field",
         may_be_verdict=True,
+    ),
+    EngineKind(
+        name=COMBINED,
+        summary="combines the values of several scorers",
+        module="",
     ),
     EngineKind(
         name="fake",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -37,6 +37,25 @@ class Need:
     def is_met(self, answer: str | None, meta: Meta) -> bool:
         """Whether responses to such a prompt can be scored."""
         return self.flaw(answer, meta) is None
+
+
+def all_of(found: Sequence[Need]) -> Need:
+    """What several scorers need together."""
+    if len(found) == 1:
+        return found[0]
+
+    def flaw(answer: str | None, meta: Meta) -> str | None:
+        flaws = [flaw for each in found if (flaw := each.flaw(answer, meta)) is not None]
+        return next(filter(None, flaws), "") if flaws else None
+
+    return Need(
+        quality=" and ".join(each.quality for each in found),
+        what=" and ".join(each.what for each in found),
+        use="needs both" if len(found) == 2 else "needs all of these",
+        field=", ".join(each.field for each in found),
+        failures=frozenset().union(*(each.failures for each in found)),
+        flaw=flaw,
+    )
 
 
 def is_placeholder(answer: str | None) -> bool:

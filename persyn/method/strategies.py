@@ -73,6 +73,9 @@ class Strategy:
     reads: tuple[str, ...] = ()
     #: Whether the student needs a family that is a teacher's.
     needs_family: bool = False
+    #: Whether it reads learnability, also at alpha 0; and whether it needs it, and so a student.
+    reads_learnability: bool = False
+    needs_learnability: bool = False
     #: How figures draw it: colour, marker and line.
     style: tuple[str, str, str] = ("grey", "*", "-")
 
@@ -249,6 +252,8 @@ STRATEGIES = Registry(
         summary="the teacher with the best compatibility-adjusted reward",
         policy=_car,
         grid="calibration",
+        reads_learnability=True,
+        needs_learnability=True,
         style=("green", "P", "-."),
     ),
     Strategy(
@@ -271,6 +276,7 @@ STRATEGIES = Registry(
         decided_by="function",
         grid="calibration",
         reads=("family", "params_b", "price_in", "price_out"),
+        reads_learnability=True,
     ),
     groups=("persyn.strategies",),
 )

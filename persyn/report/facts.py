@@ -183,10 +183,11 @@ class Report(Struct, frozen=True):
     finished_at: datetime | None
     config: dict[str, Any]
     config_hash: str
-    #: The unit of quality.
+    #: The scorers of quality, and its unit.
+    quality: str
     unit: str
-    #: That of learnability, with its definition if it is not the mean log-likelihood.
-    learnability_unit: str
+    #: That of learnability, with its definition if it is not the mean log-likelihood; None if it is not scored.
+    learnability_unit: str | None
     models: list[ModelFacts]
     #: Serving engine -> number of the run's responses.
     engines: dict[str, int]
@@ -206,3 +207,18 @@ class Report(Struct, frozen=True):
     examples: list[ExampleFacts]
     #: Missing part of the report -> reason.
     absent: dict[str, str]
+
+    @property
+    def student(self) -> ModelFacts | None:
+        """The student; None for a run without one."""
+        return next((model for model in self.models if model.part == "student"), None)
+
+    @property
+    def scorers(self) -> list[ModelFacts]:
+        """The scorers of quality."""
+        return [model for model in self.models if model.part == "quality"]
+
+    @property
+    def teachers(self) -> list[ModelFacts]:
+        """The teachers in head order."""
+        return [model for model in self.models if model.part == "teacher"]

@@ -406,9 +406,10 @@ def _clock(seconds: float) -> tuple[str, float]:
 
 def _quality_learnability(report: Report) -> Callable[[], Picture] | None:
     is_scored = any(teacher.quality and teacher.learnability for teacher in report.means)
+    unit = report.learnability_unit or ""
     return _if(
         is_scored and report.means,
-        lambda means: quality_learnability(means, unit=report.unit, learnability_unit=report.learnability_unit),
+        lambda means: quality_learnability(means, unit=report.unit, learnability_unit=unit),
     )
 
 

@@ -20,7 +20,7 @@ from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, Router
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError, shorten
-from persyn.llm.engines import ENGINES
+from persyn.llm import quality
 from persyn.method import intervals, learnability, rewards, routing_metrics
 from persyn.method.rewards import Matrix
 from persyn.report import examples
@@ -47,12 +47,6 @@ _REWARD_BINS, _TIME_BINS = 24, 120
 #: Prompts inspected for a field to group by, and the permitted number of its values.
 _LOOKED_AT, _FEW = 2_000, range(2, 13)
 _OTHERS, _NONE = "(others)", "(none)"
-
-
-def _unit(quality: str) -> str:
-    """The meaning of a quality value, by kind of scorer."""
-    kind = ENGINES.get(quality)
-    return (kind and kind.unit) or f"as {quality} scores it"
 
 
 def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Curve | None = None) -> Report:
@@ -82,10 +76,9 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         finished_at=run.finished_at,
         config=run.config,
         config_hash=run.config_hash,
-        unit=_unit(config.quality.kind),
-        learnability_unit=learnability.unit(
-            config.run.learnability, per=config.run.learnability_per, on=config.run.learnability_on
-        ),
+        unit=quality.unit(config),
+        quality=quality.name(config),
+        learnability_unit=_learnability_unit(config, cells),
         models=_models(session, run, config, teachers),
         engines=_engines(session, run),
         router=_fitted(router),
@@ -111,19 +104,28 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
+def _learnability_unit(config: RunConfig, cells: Grid) -> str | None:
+    if not cells.has_learnability:
+        return None
+    of = config.run
+    return learnability.unit(of.learnability, per=of.learnability_per, on=of.learnability_on)
+
+
 def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teacher]) -> list[ModelFacts]:
-    student = session.get_one(Student, run.student_id)
-    found = [
-        ModelFacts(
-            part="student",
-            name=student.name,
-            kind=config.student.engine,
-            model=student.model,
-            revision=student.revision,
-            template_hash=student.template_hash,
-            fingerprint=student.fingerprint,
+    found = []
+    if run.student_id is not None and config.student is not None:
+        student = session.get_one(Student, run.student_id)
+        found.append(
+            ModelFacts(
+                part="student",
+                name=student.name,
+                kind=config.student.engine,
+                model=student.model,
+                revision=student.revision,
+                template_hash=student.template_hash,
+                fingerprint=student.fingerprint,
+            )
         )
-    ]
     for teacher in teachers:
         found.append(
             ModelFacts(
@@ -137,8 +139,10 @@ def _models(session: Session, run: Run, config: RunConfig, teachers: list[Teache
                 license=teacher.license,
             )
         )
-    for part, scorer_id in (("quality", run.quality_scorer_id), ("learnability", run.learnability_scorer_id)):
-        scorer = session.get_one(Scorer, scorer_id)
+    scorers = [("quality", scorer) for scorer in lookup.quality_scorers(session, run)]
+    if run.learnability_scorer_id is not None:
+        scorers.append(("learnability", session.get_one(Scorer, run.learnability_scorer_id)))
+    for part, scorer in scorers:
         found.append(
             ModelFacts(
                 part=part,
@@ -186,7 +190,9 @@ def _swept(
 ) -> dict[float, compare.Comparison]:
     """{alpha: comparison of strategies}, including the run's own alpha; empty without a scored hold-out."""
     alphas = sorted({*_ALPHAS, load_config(run.config).run.alpha})
-    if cells.alpha == 0 and np.isnan(cells.learnability).all() and not np.isnan(cells.quality).all():
+    if not cells.has_learnability:
+        alphas = [0.0]
+    elif cells.alpha == 0 and np.isnan(cells.learnability).all() and not np.isnan(cells.quality).all():
         alphas = [0.0]
         absent["learnability"] = "no response has it; strategies are compared by quality alone"
     try:
@@ -255,6 +261,8 @@ def _rewards(config: RunConfig, rewarded: Matrix, names: list[str]) -> Rewards |
 
 
 def _alphas(config: RunConfig, cells: Grid, names: list[str], swept: dict[float, compare.Comparison]) -> Alphas | None:
+    if not cells.has_learnability:
+        return None
     points = []
     for alpha in sorted({*_ALPHAS, config.run.alpha}):
         rewarded = cells.rewards(alpha=alpha)

@@ -22,7 +22,7 @@ from persyn.ingest import prompt_import
 from persyn.ingest.versions import Identities
 from persyn.jobs import queue
 from persyn.jobs.queue import Claim
-from persyn.llm.engines import ENGINES
+from persyn.llm import quality
 from persyn.runs import router_fields, run_file, same_run, start, transport
 from persyn.stages import registry, score
 from persyn.stages.batch import Progress
@@ -105,7 +105,7 @@ def enlist(
     run = start.create(session, config, known, stage=next(iter(STAGES)))
     conflicts = prompt_import.add_to_run(session, run.id, config.prompts, progress=on_rows)
     start.require_schemas(session, run)
-    need = ENGINES[config.quality.kind].need(config.quality.options)
+    need = quality.need(config)
     said = prompt_import.draw(
         session,
         run.id,

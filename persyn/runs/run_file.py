@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from persyn.config import IMPORTED, RouterTable, RunConfig, TeacherTable
+from persyn.config import IMPORTED, QualityPart, QualityTable, RouterTable, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
-from persyn.llm import engines, options
+from persyn.llm import engines, options, quality
 from persyn.llm.engines import ENGINES
 from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
@@ -98,6 +98,12 @@ def n_calibration(config: RunConfig) -> int | None:
         case "calibration":
             return config.run.calibration
     return 0
+
+
+def scores_learnability(config: RunConfig) -> bool:
+    """Whether a new run has its student score the grid: where learnability has a weight, or the strategy reads it."""
+    reads = STRATEGIES.require(config.strategy.kind, "strategy").reads_learnability
+    return config.student is not None and (config.run.alpha > 0 or reads)
 
 
 def holdout(config: RunConfig) -> float:
@@ -183,12 +189,20 @@ class _Said(NamedTuple):
 
 
 def _kinds(config: RunConfig) -> Iterator[tuple[str, str, Sequence[str]]]:
-    yield "student.engine", config.student.engine, engines.with_role("student")
-    yield "quality.kind", config.quality.kind, engines.with_role("quality")
+    if config.student is not None:
+        yield "student.engine", config.student.engine, engines.with_role("student")
+    for place, scorer in _scorers(config):
+        yield f"{place}.kind", scorer.kind, engines.with_role("quality")
     yield "strategy.kind", config.strategy.kind, list(STRATEGIES)
     yield "run.learnability", config.run.learnability, list(LEARNABILITIES)
     yield "router.kind", config.router.chosen_kind, [inputs.AUTO, *ROUTERS]
     yield from _kinds_of_teachers(config.teachers)
+
+
+def _scorers(config: RunConfig) -> Iterator[tuple[str, QualityTable]]:
+    """The tables of the scorers of quality with their keys."""
+    for number, scorer in enumerate(config.scorers):
+        yield f"quality[{number}]" if isinstance(scorer, QualityPart) else "quality", scorer
 
 
 def _kinds_of_teachers(teachers: Sequence[TeacherTable]) -> Iterator[tuple[str, str, Sequence[str]]]:
@@ -209,12 +223,19 @@ def _require_kinds(path: Path, given: Any, kinds: Iterable[tuple[str, str, Seque
 
 def _require_quality(path: Path, config: RunConfig) -> None:
     """Raise `UsageError` for a scorer without the model that it needs, and for a judge without its engine."""
-    quality, kind = config.quality, ENGINES[config.quality.kind]
-    needed = {"function": "model, a module:function", "field": "model, the field that scores were imported from"}
-    if not quality.model and (kind.is_nested or kind.model):
-        raise UsageError(f"{path}: [quality] a {kind.name} needs {needed.get(kind.model, 'a model')}")
-    if kind.is_nested and quality.options.get("engine") not in (known := engines.with_role("judge")):
-        raise UsageError(f"{path}: [quality] a {kind.name} needs options.engine, one of {', '.join(known)}")
+    for place, scorer in _scorers(config):
+        table, kind = validation.heading(place), ENGINES[scorer.kind]
+        needed = {"function": "model, a module:function", "field": "model, the field that scores were imported from"}
+        if not scorer.model and (kind.is_nested or kind.model):
+            raise UsageError(f"{path}: {table} a {kind.name} needs {needed.get(kind.model, 'a model')}")
+        if kind.is_nested and scorer.options.get("engine") not in (known := engines.with_role("judge")):
+            raise UsageError(f"{path}: {table} a {kind.name} needs options.engine, one of {', '.join(known)}")
+        if isinstance(scorer, QualityPart) and scorer.gate and not kind.may_be_verdict:
+            able = ", ".join(name for name in engines.with_role("quality") if ENGINES[name].may_be_verdict)
+            raise UsageError(
+                f"{path}: {table} a {kind.name} cannot be a gate, because it does not say which responses are right; "
+                f"scorers that do: {able}. Give it a weight"
+            )
 
 
 def _require_strategy(path: Path, config: RunConfig) -> None:
@@ -226,10 +247,11 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
         if without := [teacher.name for teacher in config.teachers if getattr(teacher, field) is None]:
             raise UsageError(f"{path}: strategy {kind.name} needs {field} of {', '.join(without)}")
     families = {teacher.family for teacher in config.teachers}
-    if kind.needs_family and (config.student.family is None or config.student.family not in families):
-        raise UsageError(
-            f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {config.student.family}"
-        )
+    family = config.student.family if config.student else None
+    if kind.needs_family and (family is None or family not in families):
+        raise UsageError(f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {family}")
+    if kind.needs_learnability and config.student is None:
+        raise UsageError(f"{path}: strategy {kind.name} needs learnability, also at alpha 0; add [student]")
 
 
 def _require_router(path: Path, router: RouterTable) -> None:
@@ -265,13 +287,13 @@ def _require_samples(path: Path, config: RunConfig) -> None:
                 f"{path}: `{table}.samples` is {samples}, but all samples of {', '.join(greedy)} would be the same, as "
                 "its sampling temperature is 0; raise the temperature, or set samples = 1"
             )
-    keep, quality = config.generation.keep, ENGINES[config.quality.kind]
-    if keep == "correct" and not quality.may_be_verdict:
+    keep = config.generation.keep
+    if keep == "correct" and not quality.may_be_verdict(config):
         raise UsageError(
-            f"{path}: `generation.keep` is 'correct', but quality {quality.name} does not say what is correct; use "
-            "keep = 'best', with good_enough if a threshold is known"
+            f"{path}: `generation.keep` is 'correct', but quality {quality.name(config)} does not say what is correct; "
+            "use keep = 'best', with good_enough if a threshold is known"
         )
-    if config.generation.is_choice and quality.name == IMPORTED:
+    if config.generation.is_choice and any(scorer.kind == IMPORTED for scorer in config.scorers):
         raise UsageError(
             f"{path}: `generation.keep` is {keep!r}, but an imported quality has no score of new responses; use "
             "another quality, or samples = 1"
@@ -280,8 +302,9 @@ def _require_samples(path: Path, config: RunConfig) -> None:
 
 def _require_learnability(path: Path, config: RunConfig) -> None:
     """Raise `UsageError` for a learnability that the student's engine, the strategy or `learnability_per` rules out."""
-    kind, engine = LEARNABILITIES[config.run.learnability], ENGINES[config.student.engine]
-    if kind.needs and not engine.computes_statistics:
+    kind = LEARNABILITIES[config.run.learnability]
+    engine = ENGINES[config.student.engine] if config.student else None
+    if engine and kind.needs and not engine.computes_statistics:
         raise UsageError(
             f"{path}: `run.learnability` {kind.name} needs statistics of tokens, which the student's engine "
             f"{engine.name} does not compute"
@@ -293,12 +316,14 @@ def _require_learnability(path: Path, config: RunConfig) -> None:
 
 
 def _said(config: RunConfig) -> Iterator[_Said]:
-    student, quality, router = config.student, config.quality, config.router
-    yield _Said("the student", "student.options", student.engine, student.options)
-    yield _Said("the quality", "quality.options", quality.kind, quality.options)
-    if ENGINES[quality.kind].is_nested:  # the judge's own options were validated above
-        inner = msgspec.convert(quality.options, options.JudgeOptions)
-        yield _Said("the judge's model", "quality.options.options", inner.engine, inner.options)
+    student, router = config.student, config.router
+    if student is not None:
+        yield _Said("the student", "student.options", student.engine, student.options)
+    for place, scorer in _scorers(config):
+        yield _Said("the quality", f"{place}.options", scorer.kind, scorer.options)
+        if ENGINES[scorer.kind].is_nested:  # the judge's own options were validated above
+            inner = msgspec.convert(scorer.options, options.JudgeOptions)
+            yield _Said("the judge's model", f"{place}.options.options", inner.engine, inner.options)
     fits = "router_fit" if router.engine == "router" else router.engine
     yield _Said("the router", "router.options", fits, router.options)
     yield from map(_said_of_teacher, config.teachers)
@@ -336,16 +361,23 @@ def _require_adapters(path: Path, teachers: Sequence[TeacherTable]) -> None:
 def _absolute(config: RunConfig, file: Path) -> RunConfig:
     """Make the paths of existing files absolute."""
     prompts = [str(_resolved(each, file, "`prompts.file`")) for each in config.prompts.files]
-    quality, is_path = config.quality.model, engines.loads_weights(config.quality.kind, config.quality.options)
+    scorers = [_absolute_scorer(place, scorer, file) for place, scorer in _scorers(config)]
     replace = msgspec.structs.replace
     return replace(
         config,
         prompts=replace(config.prompts, file=prompts),
-        student=replace(config.student, model=_local(config.student.model, file, "`student.model`")),
-        quality=replace(config.quality, model=_local(quality, file, "`quality.model`") if is_path else quality),
+        student=config.student and replace(config.student, model=_local(config.student.model, file, "`student.model`")),
+        quality=scorers if isinstance(config.quality, list) else scorers[0],
         router=_absolute_router(config.router, file),
         teachers=[_absolute_teacher(teacher, file) for teacher in config.teachers],
     )
+
+
+def _absolute_scorer(place: str, scorer: QualityTable, file: Path) -> QualityTable:
+    if not engines.loads_weights(scorer.kind, scorer.options):
+        return scorer
+    key = validation.key({}, f"{place}.model")
+    return msgspec.structs.replace(scorer, model=_local(scorer.model, file, key))
 
 
 def _absolute_router(router: RouterTable, file: Path) -> RouterTable:

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import RunConfig, load_config
+from persyn.config import QualityTable, RunConfig, load_config
 from persyn.db import lookup
-from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student, Teacher
+from persyn.db.catalog import Prompt, Run, RunPrompt, Student, Teacher
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows, versions
 from persyn.ingest.imports import ImportCounts, batches
@@ -166,7 +166,8 @@ def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool =
         if row is not None:
             row.model = _at(taken, place)
     _describe(taken["teachers"], lookup.teachers(session, run.id), config)
-    taken["student"]["family"] = config.student.family
+    if config.student is not None:
+        taken["student"]["family"] = config.student.family
     taken["run"]["outage_seconds"] = config.run.outage_seconds
     if config.prompts.files and all(Path(file).is_file() for file in config.prompts.files):
         contents = [sha256(Path(file)) for file in config.prompts.files] if with_content else was.prompts.sha256
@@ -214,7 +215,7 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
     for teacher in frozen["teachers"]:
         for key in set(_DESCRIPTIVE) - set(kept):
             del teacher[key]
-    if "family" not in kept:
+    if "family" not in kept and config.student is not None:
         del frozen["student"]["family"]
     for place, (engine, found) in models(config).items():
         part = table(frozen, place)
@@ -229,19 +230,27 @@ def models(config: RunConfig) -> dict[str, tuple[str, Any]]:
     """The tables of a run file that have options, by key, as (engine, table); the engine of a strategy is empty."""
     router = "router_fit" if config.router.engine == "router" else config.router.engine
     found: dict[str, tuple[str, Any]] = {
-        "student": (config.student.engine, config.student),
-        "quality": (config.quality.kind, config.quality),
         "router": (router, config.router),
         "strategy": ("", config.strategy),
     }
+    found |= {place: (scorer.kind, scorer) for place, scorer in zip(scorer_places(config), config.scorers, strict=True)}
+    found |= {"student": (config.student.engine, config.student)} if config.student else {}
     return found | {f"teachers[{n}]": (teacher.engine, teacher) for n, teacher in enumerate(config.teachers)}
+
+
+def scorer_places(config: RunConfig) -> list[str]:
+    """The keys of the tables of a run's quality scorers."""
+    is_one = isinstance(config.quality, QualityTable)
+    return ["quality"] if is_one else [f"quality[{n}]" for n in range(len(config.scorers))]
 
 
 def _moved(session: Session, run: Run, was: RunConfig, config: RunConfig) -> Iterator[tuple[str, Any]]:
     """Find local model folders that moved but have the same content; yields (key, row)."""
     places: dict[str, Any] = {f"teachers[{n}].model": row for n, row in enumerate(lookup.teachers(session, run.id))}
-    places["student.model"] = session.get_one(Student, run.student_id)
-    places["quality.model"] = session.get_one(Scorer, run.quality_scorer_id)
+    if run.student_id is not None:
+        places["student.model"] = session.get_one(Student, run.student_id)
+    scorers = zip(scorer_places(was), lookup.quality_scorers(session, run), strict=True)
+    places |= {f"{place}.model": scorer for place, scorer in scorers}
     old, new = was.frozen(), config.frozen()
     for place, row in places.items():
         before, after = _at(old, place), _at(new, place)
@@ -262,7 +271,8 @@ def _is_folder(model: Any) -> bool:
 
 
 def _at(frozen: Mapping[str, Any], place: str) -> Any:
-    return table(frozen, place.rpartition(".")[0]).get(place.rpartition(".")[2])
+    found = table(frozen, place.rpartition(".")[0])
+    return found.get(place.rpartition(".")[2]) if isinstance(found, dict) else None
 
 
 def _put(frozen: Mapping[str, Any], place: str, value: Any) -> None:
@@ -276,7 +286,7 @@ def table(frozen: Mapping[str, Any], place: str) -> Any:
     if not number:
         return found
     index = int(number.rstrip("]"))
-    return found[index] if index < len(found) else {}
+    return found[index] if isinstance(found, list) and index < len(found) else {}
 
 
 def differences(was: Any, now: Any, place: str = "") -> list[Difference]:

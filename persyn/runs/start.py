@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, RouterTable, RunConfig, TeacherTable, fingerprint_of, load_config
 from persyn.db import lookup
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Teacher
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.db.results import NO_TEXT, Origin, Response, Score
 from persyn.db.text import reason
 from persyn.errors import UsageError
@@ -20,7 +20,7 @@ from persyn.ingest.versions import Identities
 from persyn.llm import transport
 from persyn.llm.engines import ENGINES
 from persyn.method.strategies import STRATEGIES
-from persyn.runs import same_run
+from persyn.runs import run_file, same_run
 
 
 def find(session: Session, config: RunConfig) -> Run | None:
@@ -60,8 +60,9 @@ def require_imported(session: Session, config: RunConfig) -> None:
                 f"no response of teacher {table.model!r} was imported; 'persyn teachers list' lists imported teachers, "
                 "and an imported teacher's model is its name in the imported rows"
             )
-    if config.quality.kind == IMPORTED:
-        _require_scores(session, config.quality.model)
+    for scorer in config.scorers:
+        if scorer.kind == IMPORTED:
+            _require_scores(session, scorer.model)
 
 
 def require_schemas(session: Session, run: Run) -> None:
@@ -125,7 +126,7 @@ def _require_scores(session: Session, field: str) -> None:
 def create(session: Session, config: RunConfig, known: Identities, *, stage: str) -> Run:
     """Register a run and its models, without prompts."""
     prompt_table.lock(session)  # before any other lock, in the same order as every import
-    student = versions.student(session, config.student, known)
+    student = None if config.student is None else versions.student(session, config.student, known)
     own = config.strategy
     function = known[own.model, own.revision].revision if own.model else None
     config = _pinned(config, function, _with_versions(config, known))
@@ -138,9 +139,9 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         config=config.frozen(),
         config_hash=config.digest(),
         seed=config.run.seed,
-        student_id=student.id,
-        quality_scorer_id=versions.quality(session, config.quality, known),
-        learnability_scorer_id=versions.learnability(session, student, config.student, config.run.learnability),
+        student_id=None if student is None else student.id,
+        quality_scorer_id=_quality(session, config, known),
+        learnability_scorer_id=_learnability(session, config, student),
     )
     session.add(run)
     session.flush()
@@ -149,6 +150,20 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         session.add(RunTeacher(run_id=run.id, position=position, teacher_id=versions.teacher(session, table, known)))
     session.flush()
     return run
+
+
+def _quality(session: Session, config: RunConfig, known: Identities) -> int:
+    """The id of the scorer whose scores are the quality."""
+    if isinstance(config.quality, list):
+        return versions.combined(session, config.quality, known)
+    return versions.quality(session, config.quality, known)
+
+
+def _learnability(session: Session, config: RunConfig, student: Student | None) -> int | None:
+    """The id of the student's scorer; None for a run that needs no learnability."""
+    if student is None or config.student is None or not run_file.scores_learnability(config):
+        return None
+    return versions.learnability(session, student, config.student, config.run.learnability)
 
 
 def _require_distinct(config: RunConfig, known: Identities) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.config import RunConfig, load_config
+from persyn.config import QualityTable, RunConfig, load_config
 from persyn.db import bulk, lookup, outages
 from persyn.db.catalog import Run
 from persyn.db.work import Event, Job, JobState
@@ -57,8 +57,8 @@ def change(session: Session, run: Run, config: RunConfig, *, actor: str) -> list
 def change_one(session: Session, run: Run, model: str, given: Mapping[str, Any], *, actor: str) -> list[Difference]:
     """Set `gpus`, or options, of one model of a run; None restores the default of an option.
 
-    model: `teacher NAME`, `student`, `quality`, `router` or `strategy`; the options of a judge are those of its model's
-           engine.
+    model: `teacher NAME`, `student`, `quality`, `router` or `strategy`; `quality.2` is the second of several scorers.
+           The options of a judge are those of its model's engine.
     Raises `UsageError` for unknown options, invalid values, and options that determine results.
     """
     _lock(session, run)
@@ -102,7 +102,12 @@ def _place(run: Run, config: RunConfig, model: str) -> str:
     """The key of a model's table in the run file."""
     kind, _, name = model.partition(" ")
     if kind != "teacher":
-        return model
+        places = {place: place for place in same_run.models(config) if "[" not in place}
+        if not isinstance(config.quality, QualityTable):
+            places |= {f"quality.{n}": place for n, place in enumerate(same_run.scorer_places(config), start=1)}
+        if model not in places:
+            raise UsageError(f"run {run.name!r} has no {model}; it has {', '.join(sorted(places))}, and its teachers")
+        return places[model]
     names = [teacher.name for teacher in config.teachers]
     if name not in names:
         raise UsageError(f"run {run.name!r} has no teacher {name!r}; its teachers: {', '.join(names)}")
@@ -155,12 +160,18 @@ def _with_tables(config: RunConfig, other: RunConfig) -> RunConfig:
 
     return replace(
         config,
-        student=taken(config.student, other.student),
-        quality=taken(config.quality, other.quality),
+        student=config.student and taken(config.student, other.student),
+        quality=_qualities(taken, config, other),
         router=taken(config.router, other.router),
         strategy=taken(config.strategy, other.strategy),
         teachers=[taken(*pair) for pair in zip(config.teachers, other.teachers, strict=True)],
     )
+
+
+def _qualities(taken: Callable[[Any, Any], Any], config: RunConfig, other: RunConfig) -> Any:
+    """Those of the quality's one table, or of each of several."""
+    found = [taken(*pair) for pair in zip(config.scorers, other.scorers, strict=True)]
+    return found[0] if isinstance(config.quality, QualityTable) else found
 
 
 def _turn(session: Session, run: Run, of: ModelJobs, old: str, spec: ModelSpec) -> None:

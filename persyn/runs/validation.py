@@ -56,12 +56,13 @@ def explain(message: str, given: Any, kind: type[Struct] = RunConfig, table: str
     """
     at = re.search(r" - at `\$\.?([^`]*)`$", message)
     text, within = (message[: at.start()], at[1]) if at else (message, "")
-    place, value, expected = join(table, within), _value(given, within), _at(kind, within)
+    place, value = join(table, within), _value(given, within)
+    expected = _fitting(_at(kind, within), value)
     if missing := re.fullmatch(r"Object missing required field `(.+)`", text):
         return _missing(missing[1], given, place)
     if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", text):
         return _unknown(unknown[1], given, place, expected)
-    whole = f"{_whose(given, place)}{_heading(place)}" if place else "the top level"
+    whole = f"{_whose(given, place)}{heading(place)}" if place else "the top level"
     if isinstance(expected, StructType) and isinstance(value, dict):  # the table's own message
         return f"{whole}: {text}" if within else text
     name = whole if isinstance(expected, StructType) else key(given, place)
@@ -83,9 +84,9 @@ def join(table: str, within: str) -> str:
 
 def _missing(name: str, given: Any, place: str) -> str:
     if place:
-        return f"{_whose(given, place)}{name!r} is missing in {_heading(place)}"
+        return f"{_whose(given, place)}{name!r} is missing in {heading(place)}"
     is_list = isinstance(_at(RunConfig, name), ListType)
-    return f"{_heading(name + '[]' * is_list)} is missing; 'persyn init' writes a complete file"
+    return f"{heading(name + '[]' * is_list)} is missing; 'persyn init' writes a complete file"
 
 
 def _unknown(name: str, given: Any, place: str, table: Type | None) -> str:
@@ -122,10 +123,11 @@ def _keys_of(kind: Type, place: str) -> Iterator[tuple[str, str]]:
     for field in kind.fields if isinstance(kind, StructType) else ():
         yield field.encode_name, place
         within = join(place, field.encode_name)
-        if isinstance(field.type, ListType):
-            yield from _keys_of(field.type.item_type, f"{within}[]")
-        else:
-            yield from _keys_of(field.type, within)
+        for each in _choices(field.type):
+            if isinstance(each, ListType):
+                yield from _keys_of(each.item_type, f"{within}[]")
+            else:
+                yield from _keys_of(each, within)
 
 
 def _without_numbers(place: str) -> str:
@@ -148,14 +150,14 @@ def _item(place: str) -> str:
     return f" (item {int(found[-1]) + 1})" if found else ""
 
 
-def _heading(place: str) -> str:
+def heading(place: str) -> str:
     """The table at a location, as a TOML file writes it: "[run]", "[[teachers]]", "[teachers.sampling]"."""
     name = f"[{_without_numbers(place)}]"
     return f"[{name}]{_item(place)}" if place.endswith("]") else name
 
 
 def _in(place: str) -> str:
-    return f"in {_heading(place)}" if place else "at the top level"
+    return f"in {heading(place)}" if place else "at the top level"
 
 
 def _steps(place: str) -> list[str]:
@@ -178,10 +180,12 @@ def _at(kind: type[Struct], place: str) -> Type | None:
     """The type expected at a location; None where it is unknown."""
     found: Type | None = type_info(kind)
     for step in _steps(place):
-        if isinstance(found, StructType):
-            found = next((field.type for field in found.fields if field.encode_name == step), None)
-        else:
-            found = next((each.item_type for each in _choices(found) if isinstance(each, ListType)), None)
+        choices, found = _choices(found), None
+        for each in choices:
+            if isinstance(each, ListType) and step.isdecimal():
+                found = each.item_type
+            elif isinstance(each, StructType):
+                found = next((field.type for field in each.fields if field.encode_name == step), found)
     return found
 
 
@@ -189,6 +193,14 @@ def _choices(kind: Type | None) -> Sequence[Type]:
     """The types of a union, without None; otherwise the type itself."""
     kinds = kind.types if isinstance(kind, UnionType) else () if kind is None else (kind,)
     return [each for each in kinds if not isinstance(each, NoneType)]
+
+
+def _fitting(kind: Type | None, value: Any) -> Type | None:
+    """Of several types, the one that a table or a list was meant to be."""
+    meant = StructType if isinstance(value, dict) else ListType if isinstance(value, list | tuple) else None
+    choices = _choices(kind)
+    found = [each for each in choices if meant is not None and isinstance(each, meant)]
+    return found[0] if len(found) == 1 and len(choices) > 1 else kind
 
 
 def _expected(kind: Type | None) -> str:

@@ -76,6 +76,7 @@ _CHOICE = replace(
     failures=rejection.failures,
     forget=rejection.forget,
     rounds=rejection.rounds,
+    counts_results=lambda run: False,
 )
 STAGE = replace(
     _PLAIN,
@@ -87,4 +88,5 @@ STAGE = replace(
     failures=_failures,
     forget=_forget,
     rounds=lambda run: _of(run).rounds(run),
+    counts_results=lambda run: _of(run).counts_results(run),
 )

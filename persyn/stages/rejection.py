@@ -14,7 +14,8 @@ from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, func, 
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import GenerationTable, load_config
-from persyn.db.catalog import Run, Scorer
+from persyn.db import lookup
+from persyn.db.catalog import Run
 from persyn.db.results import (
     Assignment,
     Origin,
@@ -27,7 +28,7 @@ from persyn.db.results import (
 from persyn.db.text import reason
 from persyn.jobs.queue import Claim, ModelJobs
 from persyn.llm.protocols import ModelSpec
-from persyn.stages import answers, scoring
+from persyn.stages import answers, combining, scoring
 from persyn.stages.answers import Wanted
 from persyn.stages.batch import Batch, Done, JobPlan, Progress, make_jobs
 
@@ -40,20 +41,24 @@ def plan(session: Session, run: Run) -> int:
     """Choose where enough is known; create jobs for the missing scores and responses, and return their number."""
     is_gone = Assignment.sample.is_not(None), ~exists(_of_prompt(run, kept=True))
     session.execute(_changing(run).where(*is_gone).values(sample=None))
+    combining.forget_stale(session, run, _samples(run))
+    combining.store(session, run, _samples(run))
     choose(session, run)
     made = _WANTED.plan(session, run)
     choose(session, run)  # of imported teachers: their missing responses are failures now
-    scorer = session.get_one(Scorer, run.quality_scorer_id)
     size = run.config["run"]["job_prompts"]
-    to_score = JobPlan(run.id, _WANTED.name, scoring.spec_in(run, scorer), scorer_id=scorer.id, size=size)
-    return made + make_jobs(session, to_score, _unscored(run))
+    for scorer in lookup.quality_scorers(session, run):
+        spec = scoring.spec_in(session, run, scorer)
+        to_score = JobPlan(run.id, _WANTED.name, spec, scorer_id=scorer.id, size=size)
+        made += make_jobs(session, to_score, _unscored(session, run, scorer.id))
+    return made
 
 
 def load(session: Session, job: Claim) -> Batch:
     """Build the requests of one job: to a teacher, or to the quality scorer."""
     if job.scorer_id is None:
         return _WANTED.load(session, job)
-    return scoring.load(session, job, _unscored(session.get_one(Run, job.run_id)))
+    return scoring.load(session, job, _unscored(session, session.get_one(Run, job.run_id), job.scorer_id))
 
 
 def spec(session: Session, run: Run, of: ModelJobs) -> ModelSpec:
@@ -68,7 +73,9 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         answers.save(session, job, done)
     else:
         scoring.save(session, job, done)
-        choose(session, session.get_one(Run, job.run_id), prompts=(job.first_prompt_id, job.last_prompt_id))
+        run = session.get_one(Run, job.run_id)
+        combining.store(session, run, _samples(run).where(Response.id.in_([item.request.id for item in done])))
+        choose(session, run, prompts=(job.first_prompt_id, job.last_prompt_id))
 
 
 def choose(session: Session, run: Run, *, prompts: tuple[int, int] | None = None) -> None:
@@ -160,16 +167,20 @@ def _missing(run: Run, teacher_id: int | None) -> Select[Any]:
     return missing.where(is_next, ~exists(_of_prompt(run, unscored=True)))
 
 
-def _unscored(run: Run) -> Select[Any]:
-    """Select the samples that a choice waits for the quality of."""
-    scored = and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id)
+def _samples(run: Run) -> Select[Any]:
+    """Select the samples of the assigned prompts."""
     return (
         select(Response.prompt_id)
         .select_from(Assignment)
         .join(Response, and_(is_candidate(), Response.sample < _generation(run).samples))
-        .outerjoin(Score, scored)
-        .where(Assignment.run_id == run.id, _OPEN, Response.text.is_not(None), Score.response_id.is_(None))
+        .where(Assignment.run_id == run.id)
     )
+
+
+def _unscored(session: Session, run: Run, scorer_id: int) -> Select[Any]:
+    """Select the samples that a scorer has to score before a choice."""
+    is_wanted = combining.is_wanted(session, run, scorer_id)
+    return _samples(run).where(_OPEN, Response.text.is_not(None), is_wanted)
 
 
 def progress(session: Session, run: Run) -> Progress:
@@ -192,21 +203,18 @@ def failures(run: Run) -> Select[Any]:
 
 def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
     """Delete samples, and qualities of samples, that failed for these reasons; choose anew for their prompts."""
-    samples = (
-        select(Response.id, Response.prompt_id)
-        .select_from(Assignment)
-        .join(Response, and_(is_candidate(), Response.sample < _generation(run).samples))
-        .where(Assignment.run_id == run.id)
-    )
+    scorers = [scorer.id for scorer in lookup.quality_scorers(session, run)]
+    samples = _samples(run).with_only_columns(Response.id, Response.prompt_id)
     failed = samples.where(reason(Response.failure).in_(reasons), Response.origin == Origin.GENERATED)
-    unscored = samples.join(
-        Score, and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id)
-    ).where(reason(Score.failure).in_(reasons))
+    unscored = samples.join(Score, and_(Score.response_id == Response.id, Score.scorer_id.in_(scorers))).where(
+        reason(Score.failure).in_(reasons)
+    )
     responses, scored = session.execute(failed).all(), session.execute(unscored).all()
     again = [{"prompt": prompt_id} for prompt_id in {row.prompt_id for row in (*responses, *scored)}]
     session.execute(delete(Response).where(Response.id.in_(failed.with_only_columns(Response.id))))
     of_samples = Score.response_id.in_(unscored.with_only_columns(Response.id))
-    session.execute(delete(Score).where(of_samples, Score.scorer_id == run.quality_scorer_id))
+    session.execute(delete(Score).where(of_samples, Score.scorer_id.in_(scorers), reason(Score.failure).in_(reasons)))
+    combining.forget_stale(session, run, _samples(run))
     for row in again:
         session.execute(_changing(run).where(Assignment.prompt_id == row["prompt"]).values(sample=None, rejected=False))
     return len(responses) + len(scored)
@@ -214,7 +222,7 @@ def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
 
 def rounds(run: Run) -> int:
     """Rounds of asking and scoring until every prompt has all its samples."""
-    return 2 * _generation(run).samples
+    return (1 + combining.rounds(run)) * _generation(run).samples
 
 
 _WANTED = Wanted("generate", _kept, _missing)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Select, and_, delete, func, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, load_config
-from persyn.db import bulk
+from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
 from persyn.jobs.queue import Claim
 from persyn.llm.engines import ENGINES
-from persyn.stages import scoring
-from persyn.stages.batch import Batch, JobPlan, Progress, make_jobs
+from persyn.stages import combining, scoring
+from persyn.stages.batch import Batch, Done, JobPlan, Progress, make_jobs
 from persyn.stages.stage import Stage
 
 #: Scores deleted per statement.
@@ -30,21 +30,31 @@ def plan(session: Session, run: Run) -> int:
     size = max(1, config.job_prompts // (n_teachers * config.samples))
     if not run.plans:  # only at first: a field that is still missing must not hold the run in this stage
         forget_mended(session, run)
-    made = 0
-    for scorer_id in (run.learnability_scorer_id, run.quality_scorer_id):
-        scorer = session.get_one(Scorer, scorer_id)
+    scorers = lookup.asked(session, run)
+    for scorer in scorers:
         if scorer.kind == IMPORTED:
             _note_absent(session, run, scorer.id)
-            continue
-        plan = JobPlan(run.id, "score", scoring.spec_in(run, scorer), scorer_id=scorer.id, size=size)
-        made += make_jobs(session, plan, _missing(run, scorer.id))
+    combining.forget_stale(session, run, _responses(run))
+    combining.store(session, run, _responses(run))
+    made = 0
+    for scorer in scorers:
+        if scorer.kind != IMPORTED:
+            plan = JobPlan(run.id, "score", scoring.spec_in(session, run, scorer), scorer_id=scorer.id, size=size)
+            made += make_jobs(session, plan, _missing(session, run, scorer.id))
     return made
 
 
 def load(session: Session, job: Claim) -> Batch:
     """Read the responses to the job's prompts that its scorer has not scored."""
     assert job.scorer_id is not None
-    return scoring.load(session, job, _missing(session.get_one(Run, job.run_id), job.scorer_id))
+    return scoring.load(session, job, _missing(session, session.get_one(Run, job.run_id), job.scorer_id))
+
+
+def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
+    """Store scores, and the qualities that follow from them."""
+    scoring.save(session, job, done)
+    run = session.get_one(Run, job.run_id)
+    combining.store(session, run, _responses(run).where(Response.id.in_([item.request.id for item in done])))
 
 
 def progress(session: Session, run: Run) -> Progress:
@@ -57,7 +67,7 @@ def progress(session: Session, run: Run) -> Progress:
 
 def _expected(session: Session, run: Run) -> int:
     n_texts = session.scalars(select(func.count()).select_from(_responses(run).subquery())).one()
-    return n_texts * len({run.quality_scorer_id, run.learnability_scorer_id})
+    return n_texts * len(set(lookup.scorers(run)))
 
 
 def failures(run: Run) -> Select[Any]:
@@ -71,18 +81,25 @@ def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
     Imported scores are kept.
     """
     of_run = _responses(run).with_only_columns(Response.id)
-    is_used = Scorer.id.in_((run.learnability_scorer_id, run.quality_scorer_id))
-    scorers = select(Scorer.id).where(is_used, Scorer.kind != IMPORTED)
+    scorers = [scorer.id for scorer in lookup.asked(session, run) if scorer.kind != IMPORTED]
     failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
-    return len(session.execute(delete(Score).where(*failed).returning(Score.response_id)).all())
+    deleted = session.execute(delete(Score).where(*failed).returning(Score.response_id)).all()
+    combining.forget_stale(session, run, _responses(run))
+    return len(deleted)
 
 
 def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = None) -> int:
-    """Delete scores that failed because a prompt lacked a field that it has now; return their number.
+    """Delete scores that failed for want of something that is there now; return their number.
+
+    It is a field of the prompt or, for a quality of several scorers, a score of one of them.
 
     reasons: only failures for these reasons; None means all.
     """
-    scorer = session.get_one(Scorer, run.quality_scorer_id)
+    mended = sum(_forget_mended(session, run, scorer, reasons) for scorer in lookup.quality_scorers(session, run))
+    return combining.forget_stale(session, run, _responses(run)) or mended
+
+
+def _forget_mended(session: Session, run: Run, scorer: Scorer, reasons: Collection[str] | None) -> int:
     need = ENGINES.require(scorer.kind, "scorer").need(scorer.options)
     if need is None:
         return 0
@@ -103,10 +120,9 @@ def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = 
 
 def _owed(run: Run) -> Select[Any]:
     """Select the scores that the grid's responses should have, present or missing."""
-    scorers = (run.learnability_scorer_id, run.quality_scorer_id)
     return (
         _responses(run)
-        .join(Scorer, Scorer.id.in_(scorers))
+        .join(Scorer, Scorer.id.in_(lookup.scorers(run)))
         .outerjoin(Score, and_(Score.response_id == Response.id, Score.scorer_id == Scorer.id))
     )
 
@@ -127,13 +143,12 @@ def _responses(run: Run) -> Select[Any]:
     )
 
 
-def _missing(run: Run, scorer_id: int) -> Select[Any]:
-    judged = and_(Score.response_id == Response.id, Score.scorer_id == scorer_id)
-    return _responses(run).outerjoin(Score, judged).where(Score.response_id.is_(None))
+def _missing(session: Session, run: Run, scorer_id: int) -> Select[Any]:
+    return _responses(run).where(combining.is_wanted(session, run, scorer_id))
 
 
 def _note_absent(session: Session, run: Run, scorer_id: int) -> None:
-    rows = _missing(run, scorer_id).with_only_columns(
+    rows = _missing(session, run, scorer_id).with_only_columns(
         Response.id,
         literal(scorer_id),
         literal("not_imported: no score of this response was imported"),
@@ -148,9 +163,11 @@ STAGE = Stage(
     plan=plan,
     load=load,
     spec=scoring.spec,
-    save=scoring.save,
+    save=save,
     progress=progress,
     expected=_expected,
     failures=failures,
+    rounds=combining.rounds,
+    counts_results=lambda run: len(load_config(run.config).scorers) == 1,
     forget=forget,
 )

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
-from persyn.config import load_config
-from persyn.db import bulk
+from persyn.config import QualityTable, StudentTable, load_config
+from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Run, Scorer
 from persyn.db.results import Response, Score
 from persyn.jobs.queue import Claim, ModelJobs
@@ -47,7 +47,7 @@ def load(session: Session, job: Claim, missing: Select[Any]) -> Batch:
         )
         for row in rows
     ]
-    return Batch(spec_in(session.get_one(Run, job.run_id), scorer), list(requests))
+    return Batch(spec_in(session, session.get_one(Run, job.run_id), scorer), list(requests))
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
@@ -57,13 +57,17 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 
 def spec(session: Session, run: Run, of: ModelJobs) -> ModelSpec:
     """The model that jobs of a scorer load."""
-    return spec_in(run, session.get_one(Scorer, of.scorer_id))
+    return spec_in(session, run, session.get_one(Scorer, of.scorer_id))
 
 
-def spec_in(run: Run, scorer: Scorer) -> ModelSpec:
+def spec_in(session: Session, run: Run, scorer: Scorer) -> ModelSpec:
     """The model to load for a run's scorer."""
     config = load_config(run.config)
-    table = config.student if scorer.id == run.learnability_scorer_id else config.quality
+    table: StudentTable | QualityTable
+    if config.student is not None and scorer.id == run.learnability_scorer_id:
+        table = config.student
+    else:
+        table = config.scorers[lookup.quality_scorers(session, run).index(scorer)]
     return spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
 
 

@@ -38,5 +38,7 @@ class Stage:
     failures: Callable[[Run], Select[Any]] | None = None
     #: How often planning finds something to do in a run without failures; each round waits for the results of the last.
     rounds: Callable[[Run], int] = lambda run: 1
+    #: Whether each result that is saved is one of the rows that `progress` counts.
+    counts_results: Callable[[Run], bool] = lambda run: True
     #: Delete rows that failed for these reasons, so that they are computed again; return their number.
     forget: Callable[[Session, Run, Collection[str]], int] | None = None

@@ -23,13 +23,14 @@ def strategy_inputs(
     learn:    (P,) which prompts may be learned from.
     """
     teachers = lookup.teachers(session, run.id)
+    student = load_config(run.config).student
     return StrategyInputs(
         rewards=rewarded[learn],
         quality=cells.quality[learn],
         learnability=cells.learnability[learn],
         sizes=np.array([teacher.params_b for teacher in teachers], dtype=np.float64),
         families=[teacher.family for teacher in teachers],
-        family=load_config(run.config).student.family,
+        family=student.family if student else None,
         teachers=[teacher.name for teacher in teachers],
         price_in=np.array([teacher.price_in for teacher in teachers], dtype=np.float64),
         price_out=np.array([teacher.price_out for teacher in teachers], dtype=np.float64),

@@ -65,7 +65,7 @@ def of_run(session: Session, run: Run, *, by: str | None = None, cells: Grid | N
     groups = found if len(set(found)) > 1 and is_group(found) else None
     if by is not None and (why := _why_no_group(found)):
         raise UsageError(f"the calibration prompts of run {run.name!r} cannot be grouped by {by!r}: {why}")
-    alphas = {alpha: cells.rewards(alpha=alpha) for alpha in ALPHAS}
+    alphas = {alpha: cells.rewards(alpha=alpha) for alpha in (ALPHAS if cells.has_learnability else (0.0,))}
     evidence = Evidence(
         teachers=[teacher.name for teacher in lookup.teachers(session, run.id)],
         rewards=cells.rewards(),

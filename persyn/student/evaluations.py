@@ -20,8 +20,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, QualityTable, Sampling, fingerprint_of, load_config
-from persyn.db import bulk
-from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer, Student
+from persyn.db import bulk, lookup
+from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
 from persyn.errors import EngineError, UsageError, shorten
@@ -43,6 +43,8 @@ from persyn.stages.batch import TURNS, conversation, to_wire
 PERPLEXITY = "log_likelihood"
 #: The fields of a prompt's row that scorers read.
 _ROWS: dict[str, type[Struct]] = {"instructions": InstructionFields, "code": CodeFields}
+#: Kinds of scorers that need no model, so that they may differ from the run's.
+_ALONE = ("math", "instructions", "code")
 #: Kinds of `[quality]` that cannot score a student's responses.
 _NOT_COMPUTED = (IMPORTED, "fake")
 
@@ -126,7 +128,7 @@ class Evaluator:
         files: prompts with the fields that the scorer needs, as stored if they are stored already; prompts of the run
                itself are excluded.
         by:    a kind of scorer, or "log_likelihood" for the likelihood of the reference answers; None is the run's
-               quality.
+               quality. One that needs a model has to be a scorer of the run.
         retry_failed: retry earlier failures.
         Raises `UsageError` for what cannot be evaluated, `EngineError` when a model cannot be loaded or crashes.
         """
@@ -209,8 +211,8 @@ class Evaluator:
 
 
 def _subjects(session: Session, run: Run) -> list[_Subject]:
-    student = session.get_one(Student, run.student_id)
-    if load_config(run.config).student.engine == "fake":
+    student, table = lookup.student(session, run)
+    if table.engine == "fake":
         raise UsageError(f"run {run.name} has a fake student, which cannot be evaluated")
     trainings = session.scalars(select(Training).where(Training.run_id == run.id).order_by(Training.id)).all()
     return [
@@ -290,8 +292,9 @@ def _without_nulls(value: Any) -> Any:
 
 def _options(run: Run) -> dict[str, Any]:
     """The run's options for scoring with the student, applied to whole responses, which are read once."""
-    options = load_config(run.config).student.options
-    return {name: value for name, value in options.items() if name not in ("response_tokens", "statistics")}
+    student = load_config(run.config).student
+    assert student is not None
+    return {name: value for name, value in student.options.items() if name not in ("response_tokens", "statistics")}
 
 
 def _spec_of_scorer(scorer: Scorer, subject: _Subject, wanted: _Wanted) -> ModelSpec:
@@ -314,9 +317,19 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
     """The scorer's table; None for the likelihood of the reference answers."""
     if by == PERPLEXITY:
         return None
+    scorers = load_config(run.config).scorers
     if by is not None:
+        own = [scorer for scorer in scorers if scorer.kind == by]
+        if own and (len(scorers) > 1 or by not in _ALONE):
+            return own[0]
+        if by not in _ALONE:
+            raise UsageError(f"run {run.name} has no scorer of kind {by} for its quality; use {', '.join(_ALONE)}")
         return msgspec.convert({"kind": by}, QualityTable)
-    quality = load_config(run.config).quality
+    if len(scorers) > 1:
+        raise UsageError(
+            f"run {run.name}'s quality combines {', '.join(scorer.kind for scorer in scorers)}; choose one with --by"
+        )
+    quality = scorers[0]
     if quality.kind in _NOT_COMPUTED:
         raise UsageError(
             f"run {run.name}'s quality is {quality.kind}, which cannot score a student's responses; "

@@ -166,7 +166,9 @@ def _measures(session: Session, runs: Sequence[Run]) -> list[tuple[tuple[str, st
         .join(Student, Student.id == Evaluation.student_id)
         .outerjoin(Training, Training.id == Evaluation.training_id)
         .outerjoin(Run, Run.id == Training.run_id)
-        .where(Evaluation.finished_at.is_not(None), Evaluation.student_id.in_({run.student_id for run in runs}))
+        .where(
+            Evaluation.finished_at.is_not(None), Evaluation.student_id.in_({run.student_id for run in runs} - {None})
+        )
         .where(or_(Run.id.in_([run.id for run in runs]), Evaluation.training_id.is_(None)))
         .order_by(Evaluation.id)
     )

@@ -234,7 +234,7 @@ def _quality(
     with database.read() as session:
         scorer_run = session.get_one(Run, plan.run_id)
         scorer = session.get_one(Scorer, scorer_run.quality_scorer_id)
-        table = load_config(scorer_run.config).quality
+        (table,) = load_config(scorer_run.config).scorers
         spec = scoring.spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
         rows = _prompts(session, plan.asked_ids)
         name = f"quality-{scorer.fingerprint[:16]}.json"

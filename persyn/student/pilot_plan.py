@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from persyn.config import UnitInterval, load_config
 from persyn.dataset.verdicts import WRONG, known_wrong
 from persyn.db import grid, lookup
-from persyn.db.catalog import Run, Student
+from persyn.db.catalog import Run
 from persyn.errors import UsageError
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
@@ -128,7 +128,8 @@ def read(session: Session, run: Run, settings: PilotSettings) -> Plan:
     Raises `UsageError` for a run that is not scored yet or has no grid, a student that cannot be trained, and too few
     prompts that every teacher answered.
     """
-    _require_ready(run)
+    student, table = lookup.student(session, run)
+    _require_ready(run, table.engine)
     by, is_scored = _measure(run, settings.by)
     names = [teacher.name for teacher in lookup.teachers(session, run.id)]
     cells, left_out = _grids(session, run, settings)
@@ -137,9 +138,7 @@ def read(session: Session, run: Run, settings: PilotSettings) -> Plan:
     complete = _complete(run, cells, kept, left_out)
     learn, asked = _divided(run, own_cells.is_holdout, complete, settings)
     definitions = _definitions(run, cells, kept, learn, settings)
-    student = session.get_one(Student, run.student_id)
-    options = load_config(run.config).student.options
-    spec_options = {name: value for name, value in options.items() if name in FORM_OPTIONS}
+    spec_options = {name: value for name, value in table.options.items() if name in FORM_OPTIONS}
     return Plan(
         run_id=run.id,
         run=run.name,
@@ -166,13 +165,11 @@ def choose(rewarded: Matrix, seed: int) -> NDArray[np.intp]:
     return np.asarray(np.where(is_best, lots, -1.0).argmax(axis=1))
 
 
-def _require_ready(run: Run) -> None:
-    config = load_config(run.config)
+def _require_ready(run: Run, engine: str) -> None:
     if run.stage in registry.reached("score"):
         raise UsageError(
             f"run {run.name} has not scored its calibration grid yet; 'persyn run resume {run.name}' continues it"
         )
-    engine = config.student.engine
     if engine not in ENGINES or ENGINES[engine].model != "weights":
         raise UsageError(
             f"run {run.name} has a student on engine {engine}, which cannot be trained here; a pilot needs a student "
@@ -182,14 +179,15 @@ def _require_ready(run: Run) -> None:
 
 def _measure(run: Run, by: By | None) -> tuple[By, bool]:
     """What students are judged by, and whether their responses are scored."""
-    kind = load_config(run.config).quality.kind
-    can_score = kind not in _NOT_COMPUTED
+    kinds = [scorer.kind for scorer in load_config(run.config).scorers]
+    can_score = len(kinds) == 1 and kinds[0] not in _NOT_COMPUTED
     if by == "quality" and not can_score:
         raise UsageError(
-            f"run {run.name}'s quality is {kind}, which cannot score a student's responses; use --by likelihood"
+            f"run {run.name}'s quality is {' and '.join(kinds)}, which cannot score a student's responses; "
+            "use --by likelihood"
         )
-    chosen: By = by or ("quality" if can_score and kind != "judge" else "likelihood")
-    return chosen, can_score and (kind != "judge" or chosen == "quality")
+    chosen: By = by or ("quality" if can_score and "judge" not in kinds else "likelihood")
+    return chosen, can_score and ("judge" not in kinds or chosen == "quality")
 
 
 def _own(run: Run) -> Definition:

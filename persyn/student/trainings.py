@@ -10,13 +10,13 @@ import msgspec
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import fingerprint_of, load_config
+from persyn.config import fingerprint_of
 from persyn.dataset import export, manifest
 from persyn.dataset.filters import AssignedRow
 from persyn.dataset.formats import inlined
 from persyn.dataset.options import ExportOptions
 from persyn.db import bulk, lookup
-from persyn.db.catalog import Run, RunState, Student
+from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response
 from persyn.db.trained import Training
@@ -48,7 +48,7 @@ def train(
     options = exported(run_name, home)
     with database.read() as session:
         run = _finished(session, run_name)
-        student = session.get_one(Student, run.student_id)
+        student, table = lookup.student(session, run)
         dataset_hash = _hash(_conversations(session, run, options))
     row = {
         "run_id": run.id,
@@ -63,7 +63,7 @@ def train(
         return found
     require_unchanged(student.model, student.revision)
     # Conversations have the same form as in scoring.
-    form = {name: value for name, value in load_config(run.config).student.options.items() if name in FORM_OPTIONS}
+    form = {name: value for name, value in table.options.items() if name in FORM_OPTIONS}
     spec = ModelSpec("", student.model, hub_revision(student.revision), gpus, form)
     folder = home / FOLDER / f"{run.name}-{fingerprint[:12]}"
     with locked(folder) as require_mine:
@@ -112,7 +112,7 @@ def _finished(session: Session, name: str) -> Run:
         raise UsageError(
             f"run {name} is {run.state}, its dataset is incomplete; 'persyn run resume {name}' continues it"
         )
-    if load_config(run.config).student.engine == "fake":
+    if lookup.student(session, run)[1].engine == "fake":
         raise UsageError(f"run {name} has a fake student, which cannot be trained")
     return run
 

@@ -66,7 +66,7 @@ def show(request: Request) -> Response:
     """Show one run: its progress and its results so far."""
     with reading(request) as session:
         run = find(session, request)
-        student = session.get_one(Student, run.student_id)
+        student = None if run.student_id is None else session.get_one(Student, run.student_id)
         seen = watch.snapshot(session, run)
     counts = counted(request, run.id, tally=watch.count_rows, facts=summary.facts, compared=_compared, figures=draw)
     is_going = run.state is RunState.RUNNING
@@ -79,7 +79,7 @@ def show(request: Request) -> Response:
         stages=_stages(seen, counts["tally"], counts["facts"]),
         live=is_live(request, is_going, *counts.values()),
         is_going=is_going,
-        unit=_unit(run),
+        unit=None if run.learnability_scorer_id is None else _unit(run),
         **counts,
     )
 

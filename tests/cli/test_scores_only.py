@@ -113,9 +113,10 @@ def test_scores_that_are_left_out_are_counted_and_said(database: Database, tmp_p
 def run_file(folder: Path, alpha: float) -> Path:
     text = (
         f'[run]\nname = "a{alpha:g}"\nsetting = "instruct"\ncalibration = 20\nholdout = 0.5\nalpha = {alpha}\n'
-        '[prompts]\nsource = "scores.jsonl"\n[student]\nname = "s"\nmodel = "s"\nengine = "fake"\n'
+        '[prompts]\nsource = "scores.jsonl"\n'
         '[quality]\nkind = "imported"\nmodel = "right"\n[router]\nbackbone = "b"\nengine = "fake"\n'
     )
+    text += '[student]\nname = "s"\nmodel = "s"\nengine = "fake"\n' if alpha else ""
     text += "".join(f'[[teachers]]\nname = "{name}"\nmodel = "{name}"\nengine = "imported"\n' for name in TEACHERS)
     path = folder / f"run{alpha:g}.toml"
     path.write_text(text)
@@ -147,15 +148,13 @@ def test_a_run_on_scores_routes_and_compares_and_exports_nothing(persyn: Persyn,
     assert "learnability" not in compared.stdout.partition("unavailable")[0]
     assert "car: needs learnability, and no response has one" in compared.stdout
     assert reported.returncode == 0, reported.stderr
-    assert "no response has it; strategies are compared by quality alone" in (tmp_path / "report.md").read_text()
     assert "none answered; 24 were imported as scores only" in exported.stderr
-    assert "quality and no learnability of its responses: compare strategies at alpha 0" in learned.stderr
+    assert "there is no reward at alpha 0.4: the run is at alpha 0 and scores no learnability" in learned.stderr
     database = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
     with database.read() as session:
         run = session.scalars(select(Run).where(Run.name == "a0")).one()
         cells = grid.read(session, run)
         assert not np.isnan(cells.rewards()).any()
-        assert np.isnan(cells.rewards(alpha=0.4)).all()
         assert (cells.n_responses == 0).all()
     with pytest.raises(UsageError, match="nothing to export as preference: 20 calibration prompts: no_reward 20"):
         export.preview(database, run.id, ExportOptions(kind="preference"))

@@ -147,7 +147,7 @@ def test_what_cannot_be_combined_is_refused(tmp_path: Path, table: dict[str, Any
 
 
 def test_a_divisor_of_something_else_than_a_log_likelihood_is_refused() -> None:
-    run = Run(name="run", config=make_config(learnability_per="response").frozen())
+    run = Run(name="run", config=make_config(learnability_per="response").frozen(), learnability_scorer_id=1)
 
     with pytest.raises(UsageError, match="learnability ifd has no divisor, got per character"):
         grid.measure(run, learnability="ifd", per="character")

@@ -112,5 +112,6 @@ def _shared_gpus(config: RunConfig) -> tuple[str, ...] | None:
     """
     gpus = gpu_list.visible()
     teachers = [teacher.gpus for teacher in config.teachers if not engines.is_light(teacher.engine, teacher.options)]
-    most = max(config.student.gpus, config.quality.gpus, config.router.gpus, *teachers)
+    student = [config.student.gpus] if config.student else []
+    most = max(config.router.gpus, *student, *(scorer.gpus for scorer in config.scorers), *teachers)
     return gpus if len(gpus) > 1 and len(gpus) >= most else None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.llm.protocols import ModelSpec
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
+
+#: How often a stage's rows are counted in the store while results arrive.
+_READ_SECONDS = 1.0
 
 
 class Listener:
@@ -31,21 +36,32 @@ class Listener:
 
 
 class Counter(Listener):
-    """Counts the saved rows of a run's stages; the store is read once per stage."""
+    """Counts the saved rows of a run's stages.
+
+    The store is read once per stage, or now and then where the number of saved results says nothing of the rows.
+    """
 
     def __init__(self, database: Database, run_id: int) -> None:
         self._database = database
         self._run_id = run_id
         #: By stage.
         self._counts: dict[str, Progress] = {}
+        #: Stages that are counted in the store, and when that was last done.
+        self._read_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def saved(self, stage: str, done: int, failed: int) -> None:
         """Add saved rows to the counts."""
         with self._lock:
+            if stage in self._read_at:
+                self._count(stage, after_seconds=_READ_SECONDS)
+                return
             if stage not in self._counts:
+                found, is_exact = self._read(stage)
+                if not is_exact:
+                    self._count(stage)
+                    return
                 # The store's counts include these rows already.
-                found = self._read(stage)
                 self._counts[stage] = Progress(found.total, found.done - done, found.failed - failed)
                 self.counted(stage, self._counts[stage])
             before = self._counts[stage]
@@ -54,9 +70,23 @@ class Counter(Listener):
             self._counts[stage] = Progress(before.total, min(before.done + done, before.total - n_failed), n_failed)
             self.counted(stage, self._counts[stage])
 
+    def idle(self, spec: ModelSpec) -> None:
+        """Count what was saved since the store was last read."""
+        with self._lock:
+            for stage in self._read_at:
+                self._count(stage)
+
+    def _count(self, stage: str, *, after_seconds: float = 0.0) -> None:
+        if time.monotonic() - self._read_at.get(stage, -math.inf) >= after_seconds:
+            self._counts[stage], _ = self._read(stage)
+            self._read_at[stage] = time.monotonic()
+            self.counted(stage, self._counts[stage])
+
     def counted(self, stage: str, counts: Progress) -> None:
         """Called with the new counts of a stage, from one thread at a time."""
 
-    def _read(self, stage: str) -> Progress:
+    def _read(self, stage: str) -> tuple[Progress, bool]:
+        """The store's counts, and whether each saved result adds one."""
         with self._database.read() as session:
-            return STAGES[stage].progress(session, session.get_one(Run, self._run_id))
+            run = session.get_one(Run, self._run_id)
+            return STAGES[stage].progress(session, run), STAGES[stage].counts_results(run)

@@ -28,13 +28,11 @@ except PersynError as error:
 
 def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each function that cannot be imported."""
-    calls_scorer = ENGINES[config.quality.kind].model == "function"
-    calls_strategy = STRATEGIES[config.strategy.kind].decided_by == "function"
-    for whose, table, reads_function in (
-        ("the quality", config.quality, calls_scorer),
-        ("the strategy", config.strategy, calls_strategy),
-    ):
-        if reads_function and (why := _flaw(table.model)):
+    called = [("the quality", scorer.model) for scorer in config.scorers if ENGINES[scorer.kind].model == "function"]
+    if STRATEGIES[config.strategy.kind].decided_by == "function":
+        called.append(("the strategy", config.strategy.model))
+    for whose, model in called:
+        if why := _flaw(model):
             yield whose, Finding("error", "load", why)
 
 

@@ -20,9 +20,10 @@ _DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 def check(config: RunConfig) -> Iterator[tuple[str, Finding]]:
     """Yield (whose, finding) for each problem of this host with a run that it works alone."""
-    scorer = ENGINES[config.quality.kind]
-    if scorer.lacks is not None and (lack := scorer.lacks(config.quality.options)):
-        yield f"quality {scorer.name}", Finding("error", "load", lack)
+    for scorer in config.scorers:
+        lacks = ENGINES[scorer.kind].lacks
+        if lacks is not None and (lack := lacks(scorer.options)):
+            yield f"quality {scorer.kind}", Finding("error", "load", lack)
     loaded = models.loaded(config)
     if not loaded:
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from persyn.config import RouterTable, RunConfig, TeacherTable
+from persyn.config import QualityTable, RouterTable, RunConfig, TeacherTable
 from persyn.ingest import versions
 from persyn.llm import adapters, engines
 from persyn.llm.engines import ENGINES
@@ -54,13 +54,16 @@ def count_light(config: RunConfig) -> int:
 
 
 def _all(config: RunConfig) -> Iterator[UsedModel]:
-    student, router = config.student, config.router
+    student = config.student
     if run_file.n_calibration(config) != 0:  # without a grid nothing is scored and no router is fitted
-        spec = ModelSpec(student.engine, student.model, student.revision, student.gpus, student.options)
-        yield UsedModel("the student", "student", spec)
-        yield from _quality(config)
+        if student is not None and run_file.scores_learnability(config):
+            spec = ModelSpec(student.engine, student.model, student.revision, student.gpus, student.options)
+            yield UsedModel("the student", "student", spec)
+        table = "quality" if isinstance(config.quality, QualityTable) else "[quality]"
+        for scorer in config.scorers:
+            yield _quality(scorer, table)
     if STRATEGIES[config.strategy.kind].decided_by == "router":
-        yield from _router(router)
+        yield from _router(config.router)
     for teacher in config.teachers:
         yield UsedModel(f"teacher {teacher.name}", "teachers", of_teacher(teacher))
 
@@ -76,12 +79,10 @@ def _router(router: RouterTable) -> Iterator[UsedModel]:
         yield UsedModel("the router's embedding" if is_embedding else "the router", "router", spec)
 
 
-def _quality(config: RunConfig) -> Iterator[UsedModel]:
-    quality = config.quality
-    if ENGINES[quality.kind].is_nested:
-        options = quality.options.get("options", {})
-        spec = ModelSpec(quality.options["engine"], quality.model, quality.revision, quality.gpus, options)
-        yield UsedModel("the judge", "quality", spec)
-    else:
-        spec = ModelSpec(quality.kind, quality.model, quality.revision, quality.gpus, quality.options)
-        yield UsedModel("the quality", "quality", spec)
+def _quality(scorer: QualityTable, table: str) -> UsedModel:
+    if ENGINES[scorer.kind].is_nested:
+        options = scorer.options.get("options", {})
+        spec = ModelSpec(scorer.options["engine"], scorer.model, scorer.revision, scorer.gpus, options)
+        return UsedModel("the judge", table, spec)
+    spec = ModelSpec(scorer.kind, scorer.model, scorer.revision, scorer.gpus, scorer.options)
+    return UsedModel("the quality", table, spec)
