@@ -24,6 +24,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
+from persyn.analysis import spending
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
@@ -109,6 +110,9 @@ class Worker:
         self._slot: Slot | BatchSlot = Slot(settings)
         self._permits = Permits(self._permit)
         self._purse = Purse()
+        #: The stages of runs whose plan was looked at.
+        self._planned: set[tuple[int, str]] = set()
+        self._stage_of: dict[int, str] = {}
         self._queue: str | None = None
         self._is_loading = False
         self._jobs: dict[int, OpenJob] = {}
@@ -440,8 +444,15 @@ class Worker:
         if not job.left:
             self._forget(job.claim)
             self._telemetry.ended(job.claim, "done")
+            self._plan_again(job.claim.run_id)
         failed = sum(isinstance(item.result, Failed) for item in done)
         self._listener.saved(job.claim.stage, len(done) - failed, failed)
+
+    def _plan_again(self, run_id: int) -> None:
+        """Plan a run's remaining work when it has reached another stage; its responses are known better now."""
+        if (reached := (run_id, self._stage_of[run_id])) not in self._planned:
+            self._planned.add(reached)
+            self._outlasting(lambda: spending.record(self._database, run_id))
 
     def _is_turned(self, job: OpenJob) -> bool:
         if not job.is_turned:
@@ -464,6 +475,7 @@ class Worker:
             if not job.left:
                 queue.complete(session, claim, owner=self.owner)
                 pipeline.advance(session, claim.run_id, actor=self.owner)
+                self._stage_of[claim.run_id] = session.get_one(Run, claim.run_id).stage
         self._leases.renewed()
         return True
 
