@@ -61,8 +61,8 @@ def start(config: Path) -> None:
 
     Before a new run is stored, PerSyn checks for what would stop it here: prompts without the fields that the quality
     needs, and missing models, keys, servers, GPUs or memory. Exit 3 when the run is done and more than 5% of a stage's
-    rows failed, with the reasons. Exit 4 when the run has stopped for its budget; raise [budget] in the file and start it
-    again.
+    rows failed, with the reasons. Exit 4 when the run has stopped for its budget: raise [budget] in the file and start
+    it again.
     """
     wanted = run_file.read(config)
     _require_celery()

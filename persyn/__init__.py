@@ -50,6 +50,7 @@ _OFFERED = {
             "RunState",
             "RunVerdict",
             "Snapshot",
+            "Spending",
             "Summary",
         ),
         "persyn.api",

@@ -39,6 +39,9 @@ class Figures(Struct, frozen=True):
     engine_hours: float | None
 
 
+FIGURES = Figures.__struct_fields__
+
+
 class ModelSpending(Struct, frozen=True):
     """One model's part of a stage."""
 
@@ -58,6 +61,11 @@ class ModelSpending(Struct, frozen=True):
     repeats: int
     uncounted: int
     lost: int
+
+    @property
+    def off(self) -> dict[str, float | None]:
+        """How much more was spent than planned, as a share of the plan, by name of the figure."""
+        return {name: off(getattr(self.planned, name, None), getattr(self.spent, name)) for name in FIGURES}
 
 
 class Standing(Struct, frozen=True):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy import String, Subquery, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, listing, summary, watch
+from persyn.analysis import compare, listing, spending, summary, watch
 from persyn.config import RunConfig, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
@@ -100,6 +100,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         alphas=_alphas(config, cells, names, swept),
         comparison=swept.get(config.run.alpha),
         savings=_savings(facts, cells, absent),
+        spending=spending.facts(session, run),
         timeline=_timeline(session, run, absent),
         examples=examples.draw(session, run, cells, rewarded, facts),
         absent=absent,

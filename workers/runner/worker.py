@@ -268,7 +268,7 @@ class Worker:
         """Halt a job whose budget is used up, with the waiting jobs of its model."""
         if lacking is not None and not self._slot.is_flying(job):
             self._forget(job.claim)
-            self._telemetry.ended(job.claim, "its budget is used up", str(lacking))
+            self._telemetry.ended(job.claim, "its budget is used up")
             self._outlasting(partial(self._end_by, pipeline.halt, job.claim, str(lacking)))
 
     def _turn(self) -> None:
