@@ -121,7 +121,8 @@ def watch(run: str, interval: float | None) -> None:
 
     Shows its stages, each teacher's rate (over the last minute), the workers with their jobs, and what
     failed. Exit 0 when the run is done, 3 when it is done and more than 5% of a stage's rows failed, 4 when it has
-    stopped for its budget, 1 when it failed or was cancelled. Without a terminal, it prints a line whenever something changed within an interval.
+    stopped for its budget, 1 when it failed or was cancelled. Without a terminal, it prints a line whenever something
+    changed within an interval.
     """
     console = Console()
     seconds = interval or (LOOK_SECONDS if console.is_terminal else LINE_SECONDS)

@@ -273,8 +273,8 @@ class Run:
         progress: called in this thread with a stage and its counts, whenever rows of it were written. An exception in
                   it, or an interrupt, stops the work; finished rows are stored, and another call of `work` continues.
 
-        Raises `PersynError` when the run failed, was cancelled, or has stopped for its budget; `resume` tries again what
-        failed, and `Store.start` with a raised budget continues. Warns of a run
+        Raises `PersynError` when the run failed, was cancelled, or has stopped for its budget; `resume` tries again
+        what failed, and `Store.start` with a raised budget continues. Warns of a run
         that is done although more than 5% of a stage's rows failed; a notebook shows the counts of the returned run.
         """
         if self.state is RunState.RUNNING:

@@ -85,7 +85,8 @@ class Outcome:
     def __str__(self) -> str:
         return (
             f"limit ${self.limit:.2f}: {self.state} with ${self.billed:.4f} charged by the server and "
-            f"${self.spent:.4f} counted, {self.lost} requests lost in flight, at most ${self.most_held:.4f} in flight; raised: "
+            f"${self.spent:.4f} counted, {self.lost} requests lost in flight, at most "
+            f"${self.most_held:.4f} in flight; raised: "
             f"{self.end_state} with ${self.end_billed:.4f} charged and ${self.end_spent:.4f} counted, "
             f"{self.responses} responses, {self.duplicates} duplicates, {self.miscounted} miscounted, "
             f"{self.asked_again} asked again after {self.kills} kills"

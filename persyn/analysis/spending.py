@@ -207,7 +207,8 @@ def _row(stage: str, requests: float, figures: Figures, low: float, high: float)
 def _expected(basis: Basis, share: Share | None, part: float) -> tuple[Figures, float, float]:
     """What a part of a share is expected to take, and the ends of an interval of 95% for the tokens of all of it.
 
-    The tokens of n responses vary by their own lengths and by the error of the mean of m measured ones: s^2 (n + n^2/m).
+    The tokens of n responses vary by their own lengths and by the error of the mean of m measured ones: their variance
+    is s^2 (n + n^2 / m).
     """
     if share is None or not share.ask.responses:
         return Figures(0.0, 0.0, 0.0), 0.0, 0.0

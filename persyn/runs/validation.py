@@ -180,8 +180,9 @@ def _at(kind: type[Struct], place: str) -> Type | None:
     """The type expected at a location; None where it is unknown."""
     found: Type | None = type_info(kind)
     for step in _steps(place):
-        if isinstance(found, StructType):
-            found = next((field.type for field in found.fields if field.encode_name == step), None)
+        table = next((each for each in _choices(found) if isinstance(each, StructType)), None)
+        if table is not None:
+            found = next((field.type for field in table.fields if field.encode_name == step), None)
         else:
             found = next((each.item_type for each in _choices(found) if isinstance(each, ListType)), None)
     return found
