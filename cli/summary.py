@@ -47,7 +47,7 @@ def paused(run: Run, costs: Spending) -> list[str]:
     return [
         plain(f"run {run.name} has stopped: {run.error}"),
         *([f"the rest would take about {spending.words(rest)}"] if rest is not None else []),
-        f"raise [budget] in the run file, then start it again to continue: persyn run start FILE ({run.name})",
+        "to continue, raise [budget] in the run's file and start it again: persyn run start FILE",
     ]
 
 

@@ -222,7 +222,7 @@ def admit(
         return len(wanted), None
     if session.get_bind().dialect.name == "postgresql" and not is_look:  # SQLite allows one writer at a time anyway
         session.execute(select(func.pg_advisory_xact_lock(_BUDGET_LOCK, claim.run_id)))
-    is_sent = charged.place is Place.BATCH and not is_look and _take_over(session, claim)
+    is_sent = charged.place is Place.BATCH and _take_over(session, claim, is_look=is_look)
     count, lacking = len(wanted), None
     if not is_sent:
         count, lacking = _allowed(session, claim, config, charged, wanted)
@@ -327,7 +327,7 @@ def _allowed(session: Session, claim: Claim, config: RunConfig, charged: Tariff,
     return len(wanted), None
 
 
-def _take_over(session: Session, claim: Claim) -> bool:
+def _take_over(session: Session, claim: Claim, *, is_look: bool) -> bool:
     """Whether a job's batch was sent under an earlier claim; what was held for it is no longer held there.
 
     The batch may be that of another job of the same part of the run, as in `persyn.db.batches.take`.
@@ -337,12 +337,13 @@ def _take_over(session: Session, claim: Claim) -> bool:
     overlaps = Job.first_prompt_id <= job.last_prompt_id, Job.last_prompt_id >= job.first_prompt_id
     jobs = select(Job.id).where(or_(Job.id == job.id, and_(*same, *overlaps, Job.state.in_(_OVER))))
     earlier = Expense.job_id.in_(jobs), or_(Expense.job_id != job.id, Expense.fence < claim.fence)
-    session.execute(
-        update(Expense)
-        .where(*earlier, Expense.held > 0)
-        .values(**_NONE_HELD)
-        .execution_options(synchronize_session=False)
-    )
+    if not is_look:
+        session.execute(
+            update(Expense)
+            .where(*earlier, Expense.held > 0)
+            .values(**_NONE_HELD)
+            .execution_options(synchronize_session=False)
+        )
     is_open = select(Batch.key).where(Batch.job_id.in_(jobs), Batch.collected_at.is_(None))
     return session.scalars(is_open.limit(1)).first() is not None
 

@@ -371,7 +371,7 @@ def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | 
         times = _seconds(began, start), max(_seconds(began, end), _seconds(began, start) + 1e-3)
         so_far += rows * np.where(edges < edges[-1], np.interp(edges, times, (0, 1)), 1.0)
     # The remaining rows of a cancelled job are planned again, unless the run was cancelled too.
-    is_left = literal(run.state is RunState.CANCELLED) & (Job.stage == run.stage)
+    is_left = literal(run.state in (RunState.CANCELLED, RunState.PAUSED)) & (Job.stage == run.stage)
     counts = of_run, or_(Job.state != JobState.CANCELLED, is_left)
     planned: dict[str, int] = dict(
         session.execute(select(Job.stage, func.sum(Job.n_prompts)).where(*counts).group_by(Job.stage)).all()

@@ -19,10 +19,10 @@ def change(session: Session, run: Run, config: RunConfig, *, actor: str) -> bool
 
     Workers read it before they send the next requests. No row is computed again.
     """
+    if load_config(run.config).budget == config.budget:
+        return False
     session.refresh(run, with_for_update={"key_share": True})
     was = load_config(run.config)
-    if was.budget == config.budget:
-        return False
     changed = same_run.differences(_budget(was), _budget(config), "budget")
     taken = replace(was, budget=config.budget)
     run.config, run.config_hash = taken.frozen(), taken.digest()

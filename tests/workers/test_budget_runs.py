@@ -65,7 +65,7 @@ def test_a_run_stops_below_its_budget_and_goes_on_when_it_is_raised(
     monkeypatch.setenv("PERSYN_DATABASE_URL", f"sqlite:///{tmp_path / 'persyn.db'}")
     said = CliRunner().invoke(persyn, ["run", "watch", "test"])
     assert said.exit_code == EXIT_OUT_OF_BUDGET
-    assert "raise [budget] in the run file" in said.output
+    assert "raise [budget] in the run's file" in said.output
 
     assert work(store, tmp_path, "[budget]\ntokens = 5000\n", price_in=2.0) == run_id
     with store.read() as session:
