@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import and_, case, func, or_, select, update
@@ -363,15 +364,24 @@ def _total(parts: Any) -> Amount:
     return total
 
 
+#: The columns of a claim that amounts are added to.
+_ADDED = (
+    *("requests", "repeats", "uncounted", "prompt_tokens", "response_tokens", "engine_seconds"),
+    *("held", "held_prompt_tokens", "held_response_tokens", "held_usd"),
+)
+
+
 def _add(session: Session, claim: Claim, charged: Tariff, **amounts: Any) -> None:
     """Add to the row of a claim, which is created if it does not exist."""
-    kind = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
     of = {"run_id": claim.run_id, "stage": claim.stage, "teacher_id": claim.teacher_id, "scorer_id": claim.scorer_id}
-    row = {"job_id": claim.id, "fence": claim.fence, "place": charged.place, **of, **amounts}
-    statement = kind.insert(Expense).values(row)
-    added: dict[str, Any] = {name: getattr(Expense, name) + statement.excluded[name] for name in amounts}
-    if "usd" in amounts:
-        usd = statement.excluded["usd"]
-        added["usd"] = case((usd.is_not(None), func.coalesce(Expense.usd, 0.0) + usd), else_=Expense.usd)
-    statement = statement.on_conflict_do_update(index_elements=["job_id", "fence"], set_=added)
-    session.execute(statement, execution_options={"synchronize_session": False})
+    row = {"job_id": claim.id, "fence": claim.fence, "place": charged.place, **of, "usd": None, "lost": 0}
+    session.connection().execute(_adding(session.get_bind().dialect.name), row | dict.fromkeys(_ADDED, 0) | amounts)
+
+
+@cache  # building the statement takes longer than executing it
+def _adding(dialect: str) -> Any:
+    statement = (sqlite if dialect == "sqlite" else postgresql).insert(Expense)
+    usd = statement.excluded.usd
+    added: dict[str, Any] = {name: getattr(Expense, name) + statement.excluded[name] for name in _ADDED}
+    added["usd"] = case((usd.is_not(None), func.coalesce(Expense.usd, 0.0) + usd), else_=Expense.usd)
+    return statement.on_conflict_do_update(index_elements=["job_id", "fence"], set_=added)
