@@ -109,6 +109,7 @@ def _create_expenses() -> None:
         _count("held_prompt_tokens", estimate, _BIG),
         _count("held_response_tokens", estimate, _BIG),
         _count("held_usd", f"{estimate}; 0 without prices", sa.Double()),
+        _count("serial", "number of the last change, so that a repeated transaction changes nothing"),
         _created_at(),
         sa.PrimaryKeyConstraint("job_id", "fence", name=op.f("pk_expenses")),
         _refers("expenses", "job_id", "jobs", "CASCADE"),

@@ -87,6 +87,9 @@ class Expense(Base):
     held_prompt_tokens: Mapped[Big] = mapped_column(default=0, comment="upper estimate")
     held_response_tokens: Mapped[Big] = mapped_column(default=0, comment="upper estimate")
     held_usd: Mapped[float] = mapped_column(default=0.0, comment="upper estimate; 0 without prices")
+    serial: Mapped[int] = mapped_column(
+        default=0, comment="number of the last change, so that a repeated transaction changes nothing"
+    )
     created_at: Mapped[CreatedAt]
 
 

@@ -7,7 +7,7 @@ the fence, so nothing is counted twice; what a lost worker had in flight is sett
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -60,6 +60,8 @@ class Bill:
     """What is to be settled for some results of a claim.
 
     held, held_usage: requests that are no longer in flight, and what was held for them.
+    serial: counts the changes of a claim. A transaction that is repeated, because it was not known to have ended,
+            changes nothing; 0 is not checked.
     """
 
     requests: int = 0
@@ -69,6 +71,7 @@ class Bill:
     held: int = 0
     held_usage: Usage = NOTHING
     engine_seconds: float = 0.0
+    serial: int = 0
 
 
 @dataclass(slots=True)
@@ -184,7 +187,7 @@ def prices(session: Session, *, teacher_id: int | None, scorer_id: int | None = 
 
 def settle(session: Session, claim: Claim, charged: Tariff, bill: Bill) -> None:
     """Count what was spent under a claim, and no longer hold what was held for it."""
-    if bill == Bill():
+    if replace(bill, serial=0) == Bill():
         return
     _add(
         session,
@@ -197,6 +200,7 @@ def settle(session: Session, claim: Claim, charged: Tariff, bill: Bill) -> None:
         response_tokens=bill.usage.response_tokens,
         usd=charged.usd(bill.usage) if bill.usage.tokens else None,
         engine_seconds=bill.engine_seconds,
+        serial=bill.serial,
         **_held(charged, -bill.held, NOTHING.plus(bill.held_usage, -1)),
     )
 
@@ -209,13 +213,14 @@ def settle_late(session: Session, claim: Claim, charged: Tariff, bill: Bill) -> 
 
 
 def admit(
-    session: Session, claim: Claim, charged: Tariff, wanted: Sequence[Usage], *, is_look: bool = False
+    session: Session, claim: Claim, charged: Tariff, wanted: Sequence[Usage], *, serial: int = 0, is_look: bool = False
 ) -> Admitted:
     """Hold an upper estimate for the first requests of a list, as many as the budget allows.
 
     The requests of a batch are admitted together; those of one that was sent before, always. Call it in a transaction
     that holds the job's lease.
 
+    serial:  as in a `Bill`.
     is_look: hold nothing.
     """
     config = load_config(session.scalars(select(Run.config).where(Run.id == claim.run_id)).one())
@@ -231,7 +236,7 @@ def admit(
             count = 0
     if count and not is_look:
         usage = total(wanted[:count])
-        _add(session, claim, charged, **_held(charged, count, usage))
+        _add(session, claim, charged, serial=serial, **_held(charged, count, usage))
     return count, lacking
 
 
@@ -375,7 +380,8 @@ def _add(session: Session, claim: Claim, charged: Tariff, **amounts: Any) -> Non
     """Add to the row of a claim, which is created if it does not exist."""
     of = {"run_id": claim.run_id, "stage": claim.stage, "teacher_id": claim.teacher_id, "scorer_id": claim.scorer_id}
     row = {"job_id": claim.id, "fence": claim.fence, "place": charged.place, **of, "usd": None, "lost": 0}
-    session.connection().execute(_adding(session.get_bind().dialect.name), row | dict.fromkeys(_ADDED, 0) | amounts)
+    row |= dict.fromkeys((*_ADDED, "serial"), 0) | amounts
+    session.connection().execute(_adding(session.get_bind().dialect.name), row)
 
 
 @cache  # building the statement takes longer than executing it
@@ -384,4 +390,7 @@ def _adding(dialect: str) -> Any:
     usd = statement.excluded.usd
     added: dict[str, Any] = {name: getattr(Expense, name) + statement.excluded[name] for name in _ADDED}
     added["usd"] = case((usd.is_not(None), func.coalesce(Expense.usd, 0.0) + usd), else_=Expense.usd)
-    return statement.on_conflict_do_update(index_elements=["job_id", "fence"], set_=added)
+    serial = statement.excluded.serial
+    added["serial"] = case((serial > Expense.serial, serial), else_=Expense.serial)
+    is_new = or_(serial == 0, serial > Expense.serial)
+    return statement.on_conflict_do_update(index_elements=["job_id", "fence"], set_=added, where=is_new)

@@ -79,6 +79,23 @@ def test_a_settled_request_frees_what_was_held_for_it_and_counts_what_it_cost(da
         assert admitted(session, claim, SERVER, 3) == 1  # 0.0005 + 2 x 0.001 of 0.00261
 
 
+def test_a_transaction_that_is_repeated_after_its_commit_counts_once(database: Database) -> None:
+    with database.write() as session:
+        (claim,) = start(session, tokens=1000)
+    for _ in range(2):
+        with database.write() as session:
+            expenses.admit(session, claim, SERVER, [REQUEST], serial=1)
+    with database.read() as session:
+        assert total(session, claim).held == 1
+    bill = Bill(1, usage=Usage(100, 40), held=1, held_usage=REQUEST, serial=2)
+    for _ in range(2):
+        with database.write() as session:
+            expenses.settle(session, claim, SERVER, bill)
+    with database.read() as session:
+        found = total(session, claim)
+        assert (found.requests, found.tokens, found.held) == (1, 140, 0)
+
+
 def test_when_nothing_is_in_flight_a_shortage_does_not_pass(database: Database) -> None:
     with database.write() as session:
         (claim,) = start(session, usd=0.0005)

@@ -73,9 +73,11 @@ class Purse:
         if not upcoming:
             return None
 
+        serial = job.next_serial()
+
         def admit(session: Session) -> Admitted:
             is_held = queue.hold(session, job.claim, is_progress=False)
-            return expenses.admit(session, job.claim, job.tariff, most) if is_held else (0, None)
+            return expenses.admit(session, job.claim, job.tariff, most, serial=serial) if is_held else (0, None)
 
         count, lacking = write(admit)
         job.held |= {request.id: usage for request, usage in zip(upcoming[:count], most, strict=False)}
@@ -99,7 +101,7 @@ class Purse:
             if known is None and most is not None and most.tokens:
                 known, uncounted = most, uncounted + 1
             usage = usage.plus(known or NOTHING)
-        return Bill(len(done), repeats, uncounted, usage, held, held_usage, self._lap())
+        return Bill(len(done), repeats, uncounted, usage, held, held_usage, self._lap(), job.next_serial())
 
     def broken_off(self, flights: Sequence[Flight], calls: int | None) -> list[tuple[OpenJob, Bill]]:
         """The bills of jobs whose requests in flight have ended without results; nothing is held for them any more.
@@ -116,14 +118,15 @@ class Purse:
                 usage = expenses.total(self._costs.most(flight.request) for flight in mine[:count])
             held = list(job.held.values())
             job.held.clear()
-            bills.append((job, Bill(0, count, 0, usage, len(held), expenses.total(held), self._lap())))
+            bill = Bill(0, count, 0, usage, len(held), expenses.total(held), self._lap(), job.next_serial())
+            bills.append((job, bill))
         return bills
 
-    def time_bill(self, *, at_least: float = 0.0) -> Bill | None:
+    def time_bill(self, job: OpenJob, *, at_least: float = 0.0) -> Bill | None:
         """The time of the engine since the last bill; None if it is shorter than so many seconds."""
         if self._charged_at is None or time.monotonic() - self._charged_at < at_least or not self._weight:
             return None
-        return Bill(engine_seconds=self._lap())
+        return Bill(engine_seconds=self._lap(), serial=job.next_serial())
 
     def _lap(self) -> float:
         """The seconds since the last call, times the engine's GPUs."""

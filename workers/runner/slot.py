@@ -35,9 +35,16 @@ class OpenJob:
     is_turned: bool = False
     #: In a run with a budget: an upper estimate of each request that is in flight or may be sent, by the request's id.
     held: dict[int, Usage] = field(default_factory=dict)
+    #: The number of changes of the claim's expenses.
+    serial: int = 0
 
     def __post_init__(self) -> None:
         self.left = len(self.waiting)
+
+    def next_serial(self) -> int:
+        """Number another change of the claim's expenses."""
+        self.serial += 1
+        return self.serial
 
     @property
     def may_send(self) -> bool:

@@ -329,7 +329,7 @@ class Worker:
     def _charge_time(self, *, at_least: float = 0.0) -> None:
         """Count the time of the engine to one of the jobs that it works."""
         job = next(iter(self._jobs.values()), None)
-        if job is not None and (bill := self._purse.time_bill(at_least=at_least)) is not None:
+        if job is not None and (bill := self._purse.time_bill(job, at_least=at_least)) is not None:
             self._write_by(lambda session: expenses.settle(session, job.claim, job.tariff, bill))
 
     def _break_off(self, calls: int | None) -> list[Flight]:
