@@ -135,7 +135,7 @@ def test_a_grid_is_studied_and_other_tables_of_the_page_stay(tmp_path: Path, tin
     report = page(tmp_path, "### another, student\n\nOf another grid.\n\n")
     grid = write_grid(tmp_path / "made_parallel.jsonl.gz", rows)
     known = ("--teachers", tmp_path / "teachers.toml", "--student", f"tiny={tiny}=bob", "--backbone", tiny)
-    size = ("--prompts", "30", "--calibration", "20", "--seeds", "1", "--second-label", "second")
+    size = ("--prompts", "30", "--calibration", "20", "--seeds", "1", "--alphas", "0", "--second-label", "second")
 
     study("real_grids", grid, *known, *size, "--home", tmp_path / "home", "--report", report)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct, structs
-from sqlalchemy import Float, Select, Text, and_, case, cast, func, literal, null, select
+from sqlalchemy import Float, Select, and_, case, cast, func, literal, null, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
@@ -22,6 +22,7 @@ from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.db.connect import Database, scratch
 from persyn.db.results import Assignment, Response, Score
+from persyn.db.text import json_characters
 from persyn.db.work import Event, Job, Load
 from persyn.ingest.versions import Identities
 from persyn.method.strategies import STRATEGIES
@@ -36,9 +37,7 @@ _ENOUGH = 30
 #: The default where no response exists.
 _TOKENS_PER_CHARACTER = 0.25
 _CHUNK = 1_000
-_CHARACTERS = func.length(Prompt.text) + sum(
-    func.coalesce(func.length(cast(part, Text)), 0) for part in (Prompt.history, Prompt.tools)
-)
+_CHARACTERS = func.length(Prompt.text) + sum(json_characters(part) for part in (Prompt.history, Prompt.tools))
 
 
 class Basis(Struct, frozen=True):
