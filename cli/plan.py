@@ -14,6 +14,7 @@ from persyn.cli.beforehand import require_fit
 from persyn.cli.context import JSON, show, store_or_empty, warn
 from persyn.cli.progress import counting_rows
 from persyn.cli.waiting import waiting
+from persyn.config import Limits, RunConfig
 from persyn.runs import preflight, run_file
 
 _AMOUNT = ("requests", "tokens in", "tokens out", "US dollars", "hours")
@@ -39,6 +40,7 @@ def plan(config: Path, as_json: bool) -> None:
         click.echo(msgspec.json.encode(found).decode())
     else:
         _show(found)
+        _warn_of_budget(found, wanted)
     if found.state is None:
         require_fit(wanted)
 
@@ -69,6 +71,20 @@ def _show(found: Plan) -> None:
     show(("in all", *_AMOUNT), rows, as_json=False, skip_empty=True, separators=True)
     click.echo()
     _explain(found)
+
+
+def _warn_of_budget(found: Plan, config: RunConfig) -> None:
+    """Say which limits of the whole run the plan exceeds, or may exceed."""
+    limits = config.budget or Limits()
+    for key, limit, figures in (
+        ("tokens", limits.tokens, [each.prompt_tokens + each.response_tokens for each in (found.least, found.most)]),
+        ("usd", limits.usd, [found.least.cost, found.most.cost]),
+        ("engine_hours", limits.engine_hours, [found.least.engine_hours, found.most.engine_hours]),
+    ):
+        least, most = figures
+        if limit is not None and most is not None and most > limit:
+            how = "is more than" if least is not None and least > limit else "may be more than"
+            click.echo(f"the plan {how} [budget] {key} = {limit:,g} allows: the run would stop there")
 
 
 def _explain(found: Plan) -> None:

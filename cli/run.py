@@ -18,6 +18,7 @@ from rich.console import Console
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from persyn.analysis import spending
 from persyn.analysis.watch import Snapshot, count_rows, effective_state, shortfalls, snapshot, waiting_runs
 from persyn.atomic import FolderChanged
 from persyn.cli import summary
@@ -39,8 +40,8 @@ from persyn.runs.start import find
 from persyn.settings import Settings
 from persyn.workers.runner.crew import Crew
 
-#: The exit code of a finished run in which too many rows failed.
-EXIT_MANY_FAILED = 3
+#: The exit codes of a finished run in which too many rows failed, and of one that has stopped for its budget.
+EXIT_MANY_FAILED, EXIT_OUT_OF_BUDGET = 3, 4
 
 
 @click.group()
@@ -60,7 +61,8 @@ def start(config: Path) -> None:
 
     Before a new run is stored, PerSyn checks for what would stop it here: prompts without the fields that the quality
     needs, and missing models, keys, servers, GPUs or memory. Exit 3 when the run is done and more than 5% of a stage's
-    rows failed, with the reasons.
+    rows failed, with the reasons. Exit 4 when the run has stopped for its budget: raise [budget] in the file and start
+    it again.
     """
     wanted = run_file.read(config)
     _require_celery()
@@ -74,6 +76,8 @@ def start(config: Path) -> None:
             require_fit(wanted)
         with counting_rows() as count, waiting("writing the run and its prompts"), database.write() as session:
             run_id = pipeline.start_run(session, wanted, actor=owner.actor(), known=known, on_rows=count, say=warn).id
+        if is_new:
+            spending.record(database, run_id, is_start=True)
         _work(database, run_id)
 
 
@@ -116,8 +120,9 @@ def watch(run: str, interval: float | None) -> None:
     """Watch RUN until it ends; Ctrl-C closes the view, and the run continues. Writes no dataset.
 
     Shows its stages, each teacher's rate (over the last minute), the workers with their jobs, and what
-    failed. Exit 0 when the run is done, 3 when it is done and more than 5% of a stage's rows failed, 1 when it failed
-    or was cancelled. Without a terminal, it prints a line whenever something changed within an interval.
+    failed. Exit 0 when the run is done, 3 when it is done and more than 5% of a stage's rows failed, 4 when it has
+    stopped for its budget, 1 when it failed or was cancelled. Without a terminal, it prints a line whenever something
+    changed within an interval.
     """
     console = Console()
     seconds = interval or (LOOK_SECONDS if console.is_terminal else LINE_SECONDS)
@@ -131,6 +136,8 @@ def watch(run: str, interval: float | None) -> None:
             click.echo(f"run {run} is done; 'persyn run status {run}' shows its results")
             _require_few_failed(database, run_id)
             return
+        if seen is not None and seen.state is RunState.PAUSED:
+            _say_paused(database, run_id)
     if seen is None and view.is_idle:
         click.echo(nobody_works(run), err=True)
         sys.exit(130)
@@ -201,6 +208,7 @@ def status(run: str, as_json: bool) -> None:
         if as_json:
             waits = snapshot(session, found).waits
             said = msgspec.to_builtins(summary.facts(session, found)) | {"waits": msgspec.to_builtins(waits)}
+            said["spending"] = msgspec.to_builtins(spending.facts(session, found))
             click.echo(msgspec.json.encode(said).decode())
         else:
             summary.show(session, found)
@@ -222,6 +230,8 @@ def _work(database: Database, run_id: int) -> None:
     elif stopped:
         click.echo(f"{stopped}: persyn run resume {name}", err=True)
         sys.exit(130)
+    elif state is RunState.PAUSED:
+        _say_paused(database, run_id)
     else:
         _not_done(name, state, error)
 
@@ -253,6 +263,14 @@ def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
         f"run {name} failed in {error}; correct the cause, then: persyn run resume {name}; "
         "or start a changed run file under another name"
     )
+
+
+def _say_paused(database: Database, run_id: int) -> NoReturn:
+    """Say why a run has stopped, what the rest would cost and how to continue; exit with `EXIT_OUT_OF_BUDGET`."""
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        click.echo("\n".join(summary.paused(run, spending.facts(session, run))), err=True)
+    sys.exit(EXIT_OUT_OF_BUDGET)
 
 
 def _require_celery() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
+
 import click
 from sqlalchemy.orm import Session
 
-from persyn.analysis import watch
+from persyn.analysis import spending, watch
+from persyn.analysis.spending import Figures, Spending, Standing
 from persyn.analysis.summary import MUCH, Summary, facts
 from persyn.analysis.verdict import RunVerdict
 from persyn.cli.context import plain
@@ -22,8 +26,9 @@ def show(session: Session, run: Run) -> None:
     found = facts(session, run)
     error = f" ({plain(found.error)})" if found.error else ""
     state, notes = _state(session, run)
+    costs = spending.facts(session, run)
     click.echo(f"run {found.name}: {state}, {found.prompts:,} prompts{error}")
-    for note in notes:
+    for note in [*notes, *(paused(run, costs)[1:] if run.state is RunState.PAUSED else [])]:
         click.echo(note)
     _stages(found)
     _failures(session, run, found)
@@ -31,7 +36,19 @@ def show(session: Session, run: Run) -> None:
     _workers(found)
     _router(found)
     _verdict(found)
+    _spending(costs)
+    _budget(costs.budget)
     _savings(found)
+
+
+def paused(run: Run, costs: Spending) -> list[str]:
+    """Why a run has stopped for its budget, what the rest would cost, and how to continue."""
+    rest = costs.rest
+    return [
+        plain(f"run {run.name} has stopped: {run.error}"),
+        *([f"the rest would take about {spending.words(rest)}"] if rest is not None else []),
+        "to continue, raise [budget] in the run's file and start it again: persyn run start FILE",
+    ]
 
 
 def _state(session: Session, run: Run) -> tuple[str, list[str]]:
@@ -171,6 +188,76 @@ def say_verdict(found: RunVerdict) -> None:
     click.echo(plain(f"verdict: {found.says}"))
     for said in (*([found.decided] if found.decided else []), *found.warnings):
         click.echo(plain(f"  {said}"))
+
+
+def _spending(costs: Spending) -> None:
+    """Print what was planned, spent and, until the run is done, will have been spent."""
+    planned = [model for model in costs.models if model.planned or model.requests]
+    if not planned:
+        return
+    rows = [
+        (
+            model.stage,
+            model.model,
+            model.requests,
+            *_compared(model.planned, model.spent, model.forecast, costs.is_done),
+        )
+        for model in planned
+    ]
+    if len(rows) > 1:
+        rows.append(("all", "", sum(model.requests for model in planned), *_compared_all(costs)))
+    last = "off" if costs.is_done else "forecast"
+    measures = ("tokens", "US dollars", "hours")
+    columns = [column for name in measures for column in (f"{name} planned", "spent", last)]
+    click.echo()
+    table(("stage", "model", "requests", *columns), rows, as_json=False, skip_empty=True, separators=True)
+    ranges = [
+        f"{plain(m.model)} {m.planned_low:,.0f} to {m.planned_high:,.0f}"
+        for m in planned
+        if m.stage == "generate" and m.planned_low is not None
+    ]
+    if ranges:
+        click.echo(f"tokens planned to generate, in intervals of 95%: {', '.join(ranges)}")
+    if costs.estimated:
+        click.echo(f"counted by an upper estimate: {', '.join(costs.estimated)}")
+
+
+def _compared_all(costs: Spending) -> list[float | str | None]:
+    return _compared(
+        costs.planned, costs.spent_as_planned if costs.is_done else costs.spent, costs.forecast, costs.is_done
+    )
+
+
+def _compared(
+    planned: Figures | None, spent: Figures, forecast: Figures | None, is_done: bool
+) -> list[float | str | None]:
+    """Planned, spent, and forecast or, at the end, by how much the plan was off, of each measure."""
+    cells: list[float | str | None] = []
+    for name, digits in (("tokens", 0), ("usd", 4), ("engine_hours", 4)):
+        values = [None if figures is None else getattr(figures, name) for figures in (planned, spent, forecast)]
+        was, now, then = (None if value is None else round(value, digits or None) for value in values)
+        share = spending.off(was, now)
+        cells += [was, now or (None if was is None else now), None if share is None else f"{share:+.0%}"]
+        if not is_done:
+            cells[-1] = then
+    return cells
+
+
+def _budget(standings: Sequence[Standing]) -> None:
+    if not standings:
+        return
+    rows = [
+        (
+            f"{plain(each.scope)}: {each.key}",
+            f"{each.limit:%Y-%m-%d %H:%M} UTC" if isinstance(each.limit, datetime) else each.limit,
+            each.spent,
+            each.held or None,
+            None if isinstance(each.limit, datetime) or each.spent is None else max(0, each.limit - each.spent),
+        )
+        for each in standings
+    ]
+    click.echo()
+    table(("budget of", "limit", "spent", "in flight", "left"), rows, as_json=False, skip_empty=True, separators=True)
 
 
 def _savings(found: Summary) -> None:

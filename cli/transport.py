@@ -36,7 +36,7 @@ def change(run: str, model: str, values: tuple[str, ...]) -> None:
     for of, finding in servers.check(config):
         if of == whose:
             warn(f"{of}: {finding.message} (checked on this host; workers may differ)")
-    if changes and state in (RunState.FAILED, RunState.CANCELLED):
+    if changes and state in (RunState.FAILED, RunState.CANCELLED, RunState.PAUSED):
         click.echo(f"run {run} is {state}; 'persyn run resume {run}' continues it")
 
 

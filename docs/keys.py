@@ -12,6 +12,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union
@@ -30,7 +31,14 @@ from persyn.router.kinds.registry import ROUTERS
 from persyn.settings import Settings
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-_WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "table"}
+_WORDS: dict[object, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    dict: "table",
+    datetime: "date and time",
+}
 
 
 def of_struct(kind: type[Struct], *, beyond: type[Struct] | None = None) -> str:
@@ -205,6 +213,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "router": partial(of_struct, config.RouterTable),
     "strategy": partial(of_struct, config.StrategyTable),
     "generation": partial(of_struct, config.GenerationTable),
+    "budget": partial(of_struct, config.BudgetTable),
     "routers": of_routers,
     "strategies": of_strategies,
     "engines": of_engines,

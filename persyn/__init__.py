@@ -53,6 +53,7 @@ _OFFERED = {
             "RunState",
             "RunVerdict",
             "Snapshot",
+            "Spending",
             "Summary",
             "TrainingSettings",
         ),

@@ -27,10 +27,11 @@ import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, custom_strategy, new_prompts, summary, tables, verdict, watch
+from persyn.analysis import compare, custom_strategy, new_prompts, spending, summary, tables, verdict, watch
 from persyn.analysis import plan as planning
 from persyn.analysis.new_prompts import PromptInput
 from persyn.analysis.plan import Plan
+from persyn.analysis.spending import Spending as Spending
 from persyn.analysis.summary import Summary
 from persyn.analysis.text_table import text_table
 from persyn.analysis.verdict import RunVerdict as RunVerdict
@@ -69,6 +70,7 @@ __all__ = [
     "Run",
     "RunState",
     "Snapshot",
+    "Spending",
     "Store",
     "Summary",
     "TrainingSettings",
@@ -181,7 +183,8 @@ class Store:
     def start(self, config: Config) -> Run:
         """Create a run with its prompts and first jobs; `Run.work` or `persyn worker` processes work it.
 
-        An existing run of the same configuration is returned unchanged. Raises `UsageError` for a mistake in the
+        An existing run of the same configuration is returned unchanged, except for its budget: with a higher one, a run
+        that has stopped for its budget can be worked again. Raises `UsageError` for a mistake in the
         configuration, a name that another configuration has taken, and whatever would stop the run on this host.
         """
         wanted = _config(config)
@@ -191,7 +194,10 @@ class Store:
         if is_new:
             self._require_fit(wanted)
         with self._database.write() as session:
-            return self._run(pipeline.start_run(session, wanted, actor=owner.actor(), known=known, say=_warn))
+            run = self._run(pipeline.start_run(session, wanted, actor=owner.actor(), known=known, say=_warn))
+        if is_new:
+            spending.record(self._database, run._id, is_start=True)
+        return run
 
     def _require_fit(self, config: RunConfig) -> None:
         # With a broker, workers on other hosts may have what this one lacks.
@@ -242,7 +248,7 @@ class Run:
 
     @property
     def state(self) -> RunState:
-        """The state as text: running, done, failed or cancelled."""
+        """The state as text: running, done, failed, cancelled or paused."""
         with self._read() as (_, run):
             return run.state
 
@@ -257,6 +263,11 @@ class Run:
         with self._read() as (session, run):
             return summary.facts(session, run)
 
+    def spending(self) -> Spending:
+        """What was planned, is spent and will have been spent, by stage and model; and how the budget stands."""
+        with self._read() as (session, run):
+            return spending.facts(session, run)
+
     def progress(self) -> dict[str, Progress]:
         """The rows of each stage that the run has reached: total, done, failed, pending."""
         with self._read() as (session, run):
@@ -268,7 +279,8 @@ class Run:
         progress: called in this thread with a stage and its counts, whenever rows of it were written. An exception in
                   it, or an interrupt, stops the work; finished rows are stored, and another call of `work` continues.
 
-        Raises `PersynError` when the run failed or was cancelled; `resume` tries again what failed. Warns of a run
+        Raises `PersynError` when the run failed, was cancelled, or has stopped for its budget; `resume` tries again
+        what failed, and `Store.start` with a raised budget continues. Warns of a run
         that is done although more than 5% of a stage's rows failed; a notebook shows the counts of the returned run.
         """
         if self.state is RunState.RUNNING:
@@ -281,6 +293,10 @@ class Run:
             raise PersynError(f"run {self.name} failed in {error}; correct the cause, then call resume() and work()")
         if state is RunState.CANCELLED:
             raise PersynError(f"run {self.name} was cancelled; call resume() and work() to continue")
+        if state is RunState.PAUSED:
+            raise PersynError(
+                f"run {self.name} has stopped: {error}; raise its budget and call start() of the store, then work()"
+            )
         return self
 
     def resume(self) -> Run:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -408,6 +409,33 @@ class TeacherTable(_Table, frozen=True):
         return self.sampling.temperature == 0 and not is_own
 
 
+class Limits(_Table, frozen=True):
+    """Limits on what may be spent; a key that is not set is no limit."""
+
+    #: Maximum number of tokens, of prompts and responses together.
+    tokens: Positive | None = None
+    #: Maximum number of US dollars, at `price_in` and `price_out`. Models behind servers then need both.
+    usd: Annotated[float, Meta(gt=0)] | None = None
+    #: Maximum number of hours that engines work for the run, times their GPUs; an engine on the CPU counts as one GPU.
+    #: Models behind servers have no engine here.
+    engine_hours: Annotated[float, Meta(gt=0)] | None = None
+    #: No request is sent after this time; with its time zone: `2026-12-24T18:00:00Z`.
+    deadline: Annotated[datetime, Meta(tz=True)] | None = None
+
+
+class BudgetTable(Limits, frozen=True):
+    """[budget]: what a run may spend.
+
+    A run stops before it would exceed a limit. Limits may be changed later: `persyn run start` with the changed file,
+    which also continues a run that has stopped for its budget.
+    """
+
+    #: Limits of single teachers, by name: `[budget.teachers.NAME]`.
+    teachers: dict[str, Limits] = {}
+    #: Limits of single stages: `[budget.stages.calibrate]`.
+    stages: dict[str, Limits] = {}
+
+
 class RunConfig(_Table, frozen=True, kw_only=True):
     """The whole run file."""
 
@@ -419,6 +447,7 @@ class RunConfig(_Table, frozen=True, kw_only=True):
     router: RouterTable = RouterTable()
     strategy: StrategyTable = StrategyTable()
     generation: GenerationTable = GenerationTable()
+    budget: BudgetTable | None = None
 
     def __post_init__(self) -> None:
         if len(self.teachers) < 2:
@@ -455,11 +484,13 @@ class RunConfig(_Table, frozen=True, kw_only=True):
     def frozen(self) -> dict[str, Any]:
         """Return the configuration as the store keeps it."""
         built: dict[str, Any] = msgspec.to_builtins(self)
+        if self.budget is None:
+            del built["budget"]
         return built
 
     def digest(self) -> str:
-        """SHA-256 of the configuration; equal configurations have equal digests."""
-        return fingerprint_of(self)
+        """SHA-256 of the configuration without its budget, which affects no result."""
+        return fingerprint_of({key: table for key, table in self.frozen().items() if key != "budget"})
 
 
 def scorers_of(quality: QualityTable | Sequence[QualityTable]) -> Sequence[QualityTable]:

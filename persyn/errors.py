@@ -16,6 +16,9 @@ class StoreUnavailable(UsageError):
 class EngineError(PersynError):
     """A model could not be loaded, or its engine failed as a whole. The job is retried, then fails."""
 
+    #: Calls of a server that may have been charged, and whose responses are lost.
+    may_be_charged = 0
+
 
 class PermanentError(EngineError):
     """Loading this model will never succeed, for example because of an invalid option or missing weights."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct, structs
-from sqlalchemy import and_, case, func, literal, null, select
+from sqlalchemy import Float, Select, and_, case, cast, func, literal, null, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
@@ -32,6 +32,8 @@ from persyn.stages.batch import TURNS
 
 #: The number of a teacher's latest responses from which its response length is estimated.
 _LAST = 10_000
+#: With at least so many responses to a run's own prompts, its lengths are estimated from these alone.
+_ENOUGH = 30
 #: The default where no response exists.
 _TOKENS_PER_CHARACTER = 0.25
 _CHUNK = 1_000
@@ -46,7 +48,7 @@ class Basis(Struct, frozen=True):
     gpus: int
     #: Tokens per response: the mean in the store, or the sampling limit.
     response_tokens: float
-    response_tokens_from: Literal["store", "max_tokens"]
+    response_tokens_from: Literal["run", "store", "max_tokens"]
     #: Measured on the responses in the store, or a default.
     tokens_per_character: float
     prompt_tokens_from: Literal["store", "characters"]
@@ -59,6 +61,9 @@ class Basis(Struct, frozen=True):
     #: US dollars per million tokens.
     price_in: float | None
     price_out: float | None
+    #: The number of responses whose lengths were measured, and the standard deviation of these lengths.
+    measured: int = 0
+    response_deviation: float = 0.0
 
 
 class Amount(Struct, frozen=True):
@@ -229,7 +234,10 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
     """
     teachers = lookup.teachers(session, run.id)
     tables = load_config(run.config).teachers
-    bases = [_basis(past or session, *pair) for pair in zip(teachers, tables, strict=True)]
+    bases = [
+        _basis(past or session, *pair, run_id=run.id if past is None else None)
+        for pair in zip(teachers, tables, strict=True)
+    ]
     scorers = [scorer for scorer in lookup.asked(session, run) if scorer.kind != IMPORTED]
     piles = _piles(session, run, scorers)
 
@@ -384,7 +392,8 @@ def _rounded(amount: Amount) -> tuple[float | None, ...]:
     return (*counts, amount.cost, amount.engine_hours)
 
 
-def _basis(session: Session, teacher: Teacher, table: TeacherTable) -> Basis:
+def _basis(session: Session, teacher: Teacher, table: TeacherTable, *, run_id: int | None) -> Basis:
+    """The estimates for a teacher, from its responses to a run's prompts or, if there are too few, from all of them."""
     opening = sum(len(turn["content"]) for turn in answers.opening_of(teacher.system, teacher.few_shot))
     last = (
         select(Response.prompt_tokens, Response.response_tokens, (_CHARACTERS + opening).label("characters"))
@@ -392,19 +401,19 @@ def _basis(session: Session, teacher: Teacher, table: TeacherTable) -> Basis:
         .where(Response.teacher_id == teacher.id, Response.text.is_not(None))
         .order_by(Response.id.desc())
         .limit(_LAST)
-        .subquery()
     )
-    read = case((last.c.prompt_tokens.is_not(None), last.c.characters))
-    length, tokens, characters = session.execute(
-        select(func.avg(last.c.response_tokens), func.sum(last.c.prompt_tokens), func.sum(read))
-    ).one()
+    of_run = last.where(Response.prompt_id.in_(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run_id)))
+    length, square, measured, tokens, characters = _lengths(session, of_run)
+    is_of_run = measured >= _ENOUGH
+    if not is_of_run:
+        length, square, measured, tokens, characters = _lengths(session, last)
     tokens_per_second, load_seconds = _pace(session, teacher.id)
     return Basis(
         teacher=teacher.name,
         engine=teacher.engine,
         gpus=table.gpus,
         response_tokens=float(teacher.sampling["max_tokens"] if length is None else length),
-        response_tokens_from="max_tokens" if length is None else "store",
+        response_tokens_from="max_tokens" if length is None else "run" if is_of_run else "store",
         tokens_per_character=tokens / characters if tokens else _TOKENS_PER_CHARACTER,
         prompt_tokens_from="store" if tokens else "characters",
         opening_characters=opening,
@@ -412,7 +421,18 @@ def _basis(session: Session, teacher: Teacher, table: TeacherTable) -> Basis:
         load_seconds=load_seconds,
         price_in=teacher.price_in,
         price_out=teacher.price_out,
+        measured=measured,
+        response_deviation=0.0 if length is None else max(0.0, float(square) - float(length) ** 2) ** 0.5,
     )
+
+
+def _lengths(session: Session, responses: Select[Any]) -> Any:
+    """Mean, mean square and number of the lengths of responses, and the tokens and characters of their prompts."""
+    read = responses.subquery()
+    length, characters = read.c.response_tokens, case((read.c.prompt_tokens.is_not(None), read.c.characters))
+    square = func.avg(cast(length, Float) * length)
+    sums = func.sum(read.c.prompt_tokens), func.sum(characters)
+    return session.execute(select(func.avg(length), square, func.count(length), *sums)).one()
 
 
 def _pace(session: Session, teacher_id: int) -> tuple[float | None, float | None]:

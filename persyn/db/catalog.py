@@ -12,12 +12,13 @@ from persyn.db.base import Base, Big, CreatedAt, Hash, Id, UtcTime, words
 
 
 class RunState(StrEnum):
-    """The state of a run."""
+    """The state of a run. A paused one waits for a person: its budget is used up."""
 
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
 
 
 class Role(StrEnum):
@@ -134,7 +135,7 @@ class Run(Base):
         ForeignKey("scorers.id", ondelete="RESTRICT"), comment="null if the run scores no learnability, at alpha 0"
     )
     router_id: Mapped[int | None] = mapped_column(ForeignKey("routers.id", ondelete="RESTRICT"))
-    error: Mapped[str | None] = mapped_column(Text, comment="why the run failed")
+    error: Mapped[str | None] = mapped_column(Text, comment="why the run failed or is paused")
     created_at: Mapped[CreatedAt]
     finished_at: Mapped[UtcTime | None]
 

@@ -32,6 +32,7 @@ from sqlalchemy.orm import Session
 from persyn.db import bulk
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
+from persyn.jobs import expenses
 
 #: How long a claim lasts without a heartbeat, and how many heartbeats a worker sends in that time.
 LEASE = timedelta(seconds=90)
@@ -206,6 +207,33 @@ def fail_waiting(session: Session, job: Claim, error: str, *, owner: str) -> Non
     )
 
 
+def halt(session: Session, job: Claim, why: str, *, owner: str) -> bool:
+    """Cancel a held job and the waiting ones of the same model in its stage, until the run is resumed.
+
+    Returns False if the lease was lost.
+    """
+    if not _end(session, job, JobState.CANCELLED, owner, {"finished_at": now(), "error": why}):
+        return False
+    halted = session.execute(
+        update(Job)
+        .where(
+            *_of_model(job.run_id, ModelJobs(job.stage, job.teacher_id, job.scorer_id)), Job.state == JobState.QUEUED
+        )
+        .values(state=JobState.CANCELLED, finished_at=now(), error=why)
+        .returning(Job.id, Job.run_id, Job.fence)
+        .execution_options(synchronize_session=False)
+    ).all()
+    events = [_event(row, JobState.CANCELLED, owner, {"error": why}, was=JobState.QUEUED) for row in halted]
+    bulk.insert_new(session, Event, events)
+    return True
+
+
+def halted(session: Session, run_id: int, stage: str) -> str | None:
+    """Why jobs of a stage were halted; None if none is."""
+    why = select(Job.error).where(Job.run_id == run_id, Job.stage == stage, Job.state == JobState.CANCELLED)
+    return session.scalars(why.where(Job.error.startswith(f"{expenses.BUDGET}:")).order_by(Job.id).limit(1)).first()
+
+
 def release(session: Session, job: Claim, *, owner: str) -> bool:
     """Give a job back unfinished without counting an attempt, because the worker is stopping."""
     attempts = case((Job.attempts > 0, Job.attempts - 1), else_=0)
@@ -356,6 +384,7 @@ def retry(session: Session, run_id: int, stage: str, *, actor: str) -> int:
     """
     mine, failed = Job.run_id == run_id, Job.state == JobState.FAILED
     again: dict[str, Any] = {"attempts": 0, "not_before": None, "finished_at": None, "cancel_requested": False}
+    again["error"] = None
     over = mine, Job.stage == stage, failed | (Job.state == JobState.CANCELLED)
     _move(session, (mine, Job.stage != stage, failed), JobState.CANCELLED, actor, {})
     return _move(session, over, JobState.QUEUED, actor, again)
@@ -464,6 +493,7 @@ def _take_back(session: Session, job: Any) -> Swept:
     elif job.is_dead:
         values["attempts"] = max(job.attempts - 1, 0)
     session.execute(_held(job.id, job.fence).values(lease_until=null(), **values))
+    expenses.close(session, job.id, job.fence)
     return Swept(job.id, job.run_id, values["state"])
 
 
@@ -484,6 +514,7 @@ def _end(session: Session, job: Claim, state: JobState, actor: str, values: Mapp
     ended = session.execute(_held(job.id, job.fence).values(state=state, lease_until=null(), **values))
     if not _rows(ended):
         return False
+    expenses.close(session, job.id, job.fence)
     detail = {"error": values["error"]} if isinstance(values.get("error"), str) else {}
     bulk.insert_new(session, Event, [_event(job, state, actor, detail)])
     return True

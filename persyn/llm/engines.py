@@ -245,6 +245,7 @@ ENGINES = Registry(
         roles=frozenset({"quality"}),
         options=options.JudgeOptions,
         is_nested=True,
+        transport=frozenset({"price_in", "price_out"}),
         unit="the judge's verdict",
         need=lambda chosen: needs.answer("judge") if chosen.get("against") == "answer" else None,
     ),

@@ -55,6 +55,8 @@ class EngineBroken(Struct, frozen=True, tag="broken"):
     reason: str
     #: Which of `_ERRORS` the parent raises.
     kind: str = EngineError.__name__
+    #: As in an `EngineError`.
+    may_be_charged: int = 0
 
 
 _Up: TypeAlias = Loaded | Finished | EngineBroken
@@ -129,6 +131,7 @@ class Host:
                 self.loaded = message
             elif isinstance(message, EngineBroken):
                 self._broken = _ERRORS.get(message.kind, EngineError)(message.reason)
+                self._broken.may_be_charged = message.may_be_charged
                 break
             else:
                 results += message.results
@@ -290,7 +293,8 @@ class _Server:
             self._end(HostLacks(f"{spec.engine} needs the package {error.name!r}, which is not installed here"))
 
     def _end(self, error: PersynError) -> None:
-        self._say(EngineBroken(str(error).replace("\0", "\N{REPLACEMENT CHARACTER}"), type(error).__name__))
+        reason, charged = str(error).replace("\0", "\N{REPLACEMENT CHARACTER}"), getattr(error, "may_be_charged", 0)
+        self._say(EngineBroken(reason, type(error).__name__, charged))
 
     def tick(self) -> None:
         """Tell the parent that a long step is still making progress."""

@@ -322,6 +322,10 @@ class JudgeOptions(EngineOptions, frozen=True):
     max_tokens: Positive = 256
     #: The options of that engine, as for a teacher.
     options: dict[str, Any] = {}
+    #: US dollars per million tokens of its prompts; none: unknown, or with `litellm` those of its table.
+    price_in: Annotated[float, Meta(ge=0)] | None = None
+    #: US dollars per million tokens of its replies.
+    price_out: Annotated[float, Meta(ge=0)] | None = None
     #: The hash of the judge's wording; set by PerSyn at the start of the run.
     wording: str | None = None
 

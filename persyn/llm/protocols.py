@@ -181,6 +181,8 @@ class Generated(Struct, frozen=True, tag="generated"):
     reasoning_tokens: int | None = None
     #: As in a `Message`.
     tool_calls: list[dict[str, Any]] | None = None
+    #: Earlier calls of a server for the request that may have been charged: their answers were late or unusable.
+    repeats: int = 0
 
 
 class Judged(Struct, frozen=True, tag="judged"):
@@ -198,6 +200,10 @@ class Judged(Struct, frozen=True, tag="judged"):
     statistics: dict[str, dict[str, float]] | None = None
     #: What is needed to audit the value: parsed forms, versions, dtype.
     detail: dict[str, Any] = {}
+    #: Of a judge's replies, as in `Generated`.
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+    repeats: int = 0
 
 
 class Routed(Struct, frozen=True, tag="routed"):
@@ -228,6 +234,16 @@ class Failed(Struct, frozen=True, tag="failed"):
     id: int
     #: A machine-readable code, then details: "too_long: 9,213 tokens, the model takes 8,192".
     reason: str
+    #: Tokens that were computed all the same, as in `Generated`; None if there were none, or their number is unknown.
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+    #: Calls of a server that may have been charged, as in `Generated`, the last one included if it counted no tokens.
+    repeats: int = 0
+
+
+def failed(generated: Generated, reason: str) -> Failed:
+    """The failure of a response that was generated and cannot be used."""
+    return Failed(generated.id, reason, generated.prompt_tokens, generated.response_tokens, generated.repeats)
 
 
 Request: TypeAlias = Generate | Judge | Route | Fit | Check

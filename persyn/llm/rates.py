@@ -1,4 +1,4 @@
-"""What requests count for towards a provider's limits of requests and tokens per minute."""
+"""What requests count for: towards a provider's limits per minute, and towards a run's budget."""
 
 from __future__ import annotations
 
@@ -11,12 +11,35 @@ import msgspec
 from persyn.config import fingerprint_of
 from persyn.llm import options
 from persyn.llm.engines import ENGINES
-from persyn.llm.protocols import Generate, Generated, Judge, ModelSpec, Request, Result
+from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 
 #: Bytes per token of a prompt, as an estimate until the server has counted them.
 _BYTES_PER_TOKEN = 4
 #: A judge asks for two verdicts.
 _VERDICTS = 2
+#: At most what chat templates and a judge's rules add to a prompt, in tokens.
+_TEMPLATE_TOKENS, _RULES_TOKENS = 64, 1024
+
+
+class Usage(NamedTuple):
+    """Tokens of prompts and of responses."""
+
+    prompt_tokens: int
+    response_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.prompt_tokens + self.response_tokens
+
+    def plus(self, other: Usage, times: int = 1) -> Usage:
+        """Together with another usage, once or several times."""
+        return Usage(
+            self.prompt_tokens + times * other.prompt_tokens, self.response_tokens + times * other.response_tokens
+        )
+
+
+NOTHING = Usage(0, 0)
 
 
 class Cost(NamedTuple):
@@ -69,6 +92,17 @@ class Costs:
             return Cost(1, _tokens([request.messages, request.tools]) + round(mean))
         return Cost(1, 0)
 
+    def most(self, request: Request) -> Usage:
+        """An upper estimate: no token is shorter than a byte, and the response is as long as it may be."""
+        if isinstance(request, Judge) and self._judge is not None:
+            texts = [request.messages, request.tools, request.response, request.tool_calls, request.answer]
+            prompt = _bytes(texts) + _RULES_TOKENS + _bytes([self._judge.criterion])
+            return NOTHING.plus(Usage(prompt, self._judge.max_tokens), _VERDICTS)
+        if isinstance(request, Generate):
+            prompt = _bytes([request.messages, request.tools, request.schema]) + _TEMPLATE_TOKENS
+            return Usage(prompt, request.sampling.max_tokens)
+        return NOTHING
+
     def used(self, result: Result) -> int | None:
         """The tokens that the server counted; None if it did not."""
         if not isinstance(result, Generated) or result.prompt_tokens is None or result.response_tokens is None:
@@ -78,5 +112,19 @@ class Costs:
         return result.prompt_tokens + result.response_tokens
 
 
+def usage_of(result: Result) -> Usage | None:
+    """The tokens of a result; None where an answer came and nobody counted it."""
+    if isinstance(result, Failed):
+        return Usage(result.prompt_tokens or 0, result.response_tokens or 0)
+    if not isinstance(result, Generated | Judged):
+        return NOTHING
+    counted = result.prompt_tokens, result.response_tokens
+    return None if None in counted else Usage(*counted)  # type: ignore[arg-type]
+
+
+def _bytes(texts: Sequence[object]) -> int:
+    return len(msgspec.json.encode(texts))
+
+
 def _tokens(texts: Sequence[object]) -> int:
-    return len(msgspec.json.encode(texts)) // _BYTES_PER_TOKEN
+    return _bytes(texts) // _BYTES_PER_TOKEN

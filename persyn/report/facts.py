@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from persyn.analysis.compare import Comparison
+from persyn.analysis.spending import Spending
 from persyn.analysis.summary import Summary
 from persyn.analysis.watch import Failures
 from persyn.method.intervals import Interval
@@ -203,6 +204,7 @@ class Report(Struct, frozen=True):
     alphas: Alphas | None
     comparison: Comparison | None
     savings: Savings | None
+    spending: Spending
     timeline: Timeline | None
     examples: list[ExampleFacts]
     #: Missing part of the report -> reason.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy import String, Subquery, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, listing, summary, watch
+from persyn.analysis import compare, listing, spending, summary, watch
 from persyn.config import RunConfig, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
@@ -93,6 +93,7 @@ def gather(session: Session, run: Run, *, group_by: str | None = None, curve: Cu
         alphas=_alphas(config, cells, names, swept),
         comparison=swept.get(config.run.alpha),
         savings=_savings(facts, cells, absent),
+        spending=spending.facts(session, run),
         timeline=_timeline(session, run, absent),
         examples=examples.draw(session, run, cells, rewarded, facts),
         absent=absent,
@@ -378,7 +379,7 @@ def _timeline(session: Session, run: Run, absent: dict[str, str]) -> Timeline | 
         times = _seconds(began, start), max(_seconds(began, end), _seconds(began, start) + 1e-3)
         so_far += rows * np.where(edges < edges[-1], np.interp(edges, times, (0, 1)), 1.0)
     # The remaining rows of a cancelled job are planned again, unless the run was cancelled too.
-    is_left = literal(run.state is RunState.CANCELLED) & (Job.stage == run.stage)
+    is_left = literal(run.state in (RunState.CANCELLED, RunState.PAUSED)) & (Job.stage == run.stage)
     counts = of_run, or_(Job.state != JobState.CANCELLED, is_left)
     planned: dict[str, int] = dict(
         session.execute(select(Job.stage, func.sum(Job.n_prompts)).where(*counts).group_by(Job.stage)).all()

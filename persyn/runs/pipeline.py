@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import RunConfig, load_config
-from persyn.db import bulk, outages
+from persyn.db import bulk, lookup, outages
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import take_time
 from persyn.db.results import Assignment
@@ -23,7 +23,7 @@ from persyn.ingest.versions import Identities
 from persyn.jobs import queue
 from persyn.jobs.queue import Claim
 from persyn.llm import quality
-from persyn.runs import router_fields, run_file, same_run, start, transport
+from persyn.runs import budgets, prices, router_fields, run_file, same_run, start, transport
 from persyn.stages import registry, score
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
@@ -75,6 +75,8 @@ def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) ->
     Returns notices about the files for the user.
     """
     transport.change(session, run, config, actor=actor)
+    if budgets.change(session, run, config, actor=actor) and run.state is RunState.PAUSED:
+        resume(session, run, actor=actor)
     paths = [Path(file) for file in config.prompts.files]
     away = [path.name for path in paths if not path.is_file()]
     conflicts = 0
@@ -82,6 +84,7 @@ def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) ->
         # the same conversations may have reference answers now
         conflicts = prompt_import.import_prompts(session, paths).conflicts
     same_run.adopt(session, run, config, with_content=not conflicts)
+    prices.note(session, run, config, [teacher.id for teacher in lookup.teachers(session, run.id)])
     if score.forget_mended(session, run) and run.state is RunState.DONE:
         resume(session, run, actor=actor)
     said = [f"file not found: {', '.join(away)}; the run keeps its prompts"] if away else []
@@ -126,7 +129,7 @@ def enlist(
 
 
 def resume(session: Session, run: Run, *, actor: str) -> None:
-    """Continue a failed or cancelled run by retrying its failed jobs; a running one just continues.
+    """Continue a failed, cancelled or paused run by retrying its failed jobs; a running one just continues.
 
     A finished run continues if it misses a row: a shared response that failed was deleted or replaced since, or a score
     failed for want of a field that the prompt has now.
@@ -203,7 +206,7 @@ def cancel(session: Session, run: Run, *, actor: str) -> None:
     if run.state in (RunState.DONE, RunState.FAILED):
         raise UsageError(f"run {run.name} is {run.state} already and cannot be cancelled")
     queue.cancel(session, run.id, actor=actor)
-    if run.state is RunState.RUNNING:
+    if run.state is not RunState.CANCELLED:
         _note(session, run, actor, run.state, RunState.CANCELLED, {"stage": run.stage})
         run.state, run.finished_at = RunState.CANCELLED, now()
 
@@ -219,6 +222,8 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
         take_time(session)
         if _count(session, run, (JobState.FAILED,)):
             _finish(session, run, RunState.FAILED, actor, _failure(session, run))
+        elif (why := queue.halted(session, run.id, run.stage)) is not None:
+            _finish(session, run, RunState.PAUSED, actor, why)
         elif STAGES[run.stage].plan(session, run):
             _count_plan(session, run, actor)
         elif (following := registry.following(run.stage)) is None:
@@ -267,6 +272,15 @@ def give_up(session: Session, job: Claim, error: str, *, owner: str) -> None:
         return
     if queue.fail(session, job, error, owner=owner, is_final=True) is not None:
         queue.fail_waiting(session, job, error, owner=owner)
+        advance(session, job.run_id, actor=owner)
+
+
+def halt(session: Session, job: Claim, why: str, *, owner: str) -> None:
+    """Stop the jobs of a model in a stage because a budget is used up; the run pauses when no other job is open.
+
+    A job that was moved to another queue is only released.
+    """
+    if not queue.release_turned(session, job, owner=owner) and queue.halt(session, job, why, owner=owner):
         advance(session, job.run_id, actor=owner)
 
 

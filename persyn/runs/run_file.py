@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from persyn.config import IMPORTED, QualityPart, QualityTable, RouterTable, RunConfig, TeacherTable
+from persyn.config import IMPORTED, Limits, QualityPart, QualityTable, RouterTable, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
 from persyn.llm import engines, options, quality
 from persyn.llm.engines import ENGINES
@@ -22,7 +22,8 @@ from persyn.method.strategies import STRATEGIES
 from persyn.registry import Registry
 from persyn.router import inputs
 from persyn.router.kinds.registry import ROUTERS
-from persyn.runs import validation
+from persyn.runs import prices, validation
+from persyn.stages.registry import STAGES
 
 #: The registries of keys whose value is not the name of an engine.
 _REGISTRIES: Mapping[str, Registry[Any]] = {
@@ -75,6 +76,7 @@ def _plain(value: Any) -> str | int | float:
 
 
 def _checked(given: Any, path: Path) -> RunConfig:
+    _require_limits(path, given)
     try:
         config = msgspec.convert(given, RunConfig)
     except msgspec.ValidationError as error:
@@ -87,6 +89,7 @@ def _checked(given: Any, path: Path) -> RunConfig:
     _require_options(path, _said(config))
     _require_samples(path, config)
     _require_adapters(path, config.teachers)
+    _require_budget(path, config)
     return _absolute(config, path)
 
 
@@ -356,6 +359,37 @@ def _require_adapters(path: Path, teachers: Sequence[TeacherTable]) -> None:
             raise UsageError(
                 f"{path}: teacher {teacher.name}: the engine {teacher.engine} takes no adapter; engines that do: {able}"
             )
+
+
+def _require_limits(path: Path, given: Any) -> None:
+    """Raise `UsageError` for a mistake in a named table of limits, whose name msgspec does not say."""
+    budget = given.get("budget") if isinstance(given, dict) else None
+    for key in ("teachers", "stages"):
+        named = budget.get(key) if isinstance(budget, dict) else None
+        for name, table in named.items() if isinstance(named, dict) else ():
+            try:
+                msgspec.convert(table, Limits)
+            except msgspec.ValidationError as error:
+                flaw = validation.explain(str(error), table, Limits, f"budget.{key}.{name}")
+                raise UsageError(f"{path}: {flaw}") from None
+
+
+def _require_budget(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for limits of unknown teachers or stages, and for dollars of a model without a price."""
+    budget = config.budget
+    if budget is None:
+        return
+    known = {"teachers": [teacher.name for teacher in config.teachers], "stages": list(STAGES)}
+    named = {"teachers": budget.teachers, "stages": budget.stages}
+    for key, tables in named.items():
+        if unknown := sorted(set(tables) - set(known[key])):
+            raise UsageError(f"{path}: [budget.{key}.{unknown[0]}]: the run's {key} are {', '.join(known[key])}")
+    has_usd = any(limits.usd is not None for limits in (budget, *budget.teachers.values(), *budget.stages.values()))
+    if has_usd and (lacking := prices.unpriced(config)):
+        raise UsageError(
+            f"{path}: [budget] usd needs price_in and price_out of {', '.join(lacking)}, in US dollars per million "
+            "tokens; 0 for a server that costs nothing"
+        )
 
 
 def _absolute(config: RunConfig, file: Path) -> RunConfig:

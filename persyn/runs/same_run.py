@@ -222,6 +222,7 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
         part |= {"options": transport.decisive(engine, found.options, found.gpus)} if engine else {}
         del part["gpus"]
     del frozen["run"]["outage_seconds"]
+    frozen.pop("budget", None)
     frozen["prompts"] = {"source": config.prompts.sources}
     return frozen
 

@@ -20,7 +20,7 @@ from persyn.ingest.versions import Identities
 from persyn.llm import transport
 from persyn.llm.engines import ENGINES
 from persyn.method.strategies import STRATEGIES
-from persyn.runs import run_file, same_run
+from persyn.runs import prices, run_file, same_run
 
 
 def find(session: Session, config: RunConfig) -> Run | None:
@@ -146,9 +146,11 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     session.add(run)
     session.flush()
     _require_distinct(config, known)
-    for position, table in enumerate(config.teachers):
-        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=versions.teacher(session, table, known)))
+    teacher_ids = [versions.teacher(session, table, known) for table in config.teachers]
+    for position, teacher_id in enumerate(teacher_ids):
+        session.add(RunTeacher(run_id=run.id, position=position, teacher_id=teacher_id))
     session.flush()
+    prices.note(session, run, config, teacher_ids)
     return run
 
 

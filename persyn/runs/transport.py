@@ -20,7 +20,7 @@ from persyn.jobs.queue import ModelJobs
 from persyn.llm import engines, transport
 from persyn.llm.engines import ENGINES, EngineKind
 from persyn.llm.protocols import ModelSpec
-from persyn.runs import run_file, same_run
+from persyn.runs import prices, run_file, same_run
 from persyn.runs.same_run import Difference
 from persyn.stages.batch import queue_name
 from persyn.stages.registry import STAGES
@@ -42,9 +42,11 @@ def change(session: Session, run: Run, config: RunConfig, *, actor: str) -> list
     before = {of: STAGES[of.stage].spec(session, run, of) for of, _ in jobs}
     taken = _with_tables(load_config(run.config), config)
     run.config, run.config_hash = taken.frozen(), taken.digest()
-    for row, table in zip(lookup.teachers(session, run.id), taken.teachers, strict=True):
+    teachers = lookup.teachers(session, run.id)
+    for row, table in zip(teachers, taken.teachers, strict=True):
         row.price_in, row.price_out = versions.prices(table).values()
     session.flush()
+    prices.note(session, run, taken, [teacher.id for teacher in teachers])
     for of, old in jobs:
         if (spec := STAGES[of.stage].spec(session, run, of)) != before[of]:
             _turn(session, run, of, old, spec)

@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.inspect import (
     AnyType,
     BoolType,
+    DateTimeType,
     DictType,
     FloatType,
     IntType,
@@ -41,6 +42,7 @@ _WORDS: dict[type[Type], str] = {
     IntType: "an integer",
     FloatType: "a number",
     BoolType: "true or false",
+    DateTimeType: "a date and time with its time zone, such as 2026-12-24T18:00:00Z",
     StructType: "a table",
     DictType: "a table",
 }

@@ -19,7 +19,7 @@ from persyn.errors import shorten
 from persyn.jobs.queue import Claim, ModelJobs
 from persyn.llm import adapters, engines, transport
 from persyn.llm.identity import hub_revision
-from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
+from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec, failed
 from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
 from persyn.stages.stage import Stage
 
@@ -193,13 +193,11 @@ def _row(job: Claim, item: Done) -> dict[str, Any]:
         "job_id": job.id,
     }
     if isinstance(result, Generated) and (why := _breaks_schema(request, result)):
-        result = Failed(request.id, why)
-    if isinstance(result, Failed):
-        row["failure"] = result.reason
-    else:
-        assert isinstance(result, Generated)
-        row.update(msgspec.structs.asdict(result))
-        del row["id"]
+        result = failed(result, why)
+    assert isinstance(result, Generated | Failed)
+    said = msgspec.structs.asdict(result)
+    row["failure"] = said.pop("reason", None)
+    row |= {name: value for name, value in said.items() if name in row}
     return row
 
 

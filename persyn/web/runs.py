@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from persyn.analysis import listing, summary, watch
+from persyn.analysis import listing, spending, summary, watch
 from persyn.analysis.compare import Comparison, compare
 from persyn.analysis.listing import RunRow
 from persyn.analysis.summary import StageFacts, Summary
@@ -68,7 +68,15 @@ def show(request: Request) -> Response:
         run = find(session, request)
         student = None if run.student_id is None else session.get_one(Student, run.student_id)
         seen = watch.snapshot(session, run)
-    counts = counted(request, run.id, tally=watch.count_rows, facts=summary.facts, compared=_compared, figures=draw)
+    counts = counted(
+        request,
+        run.id,
+        tally=watch.count_rows,
+        facts=summary.facts,
+        costs=spending.facts,
+        compared=_compared,
+        figures=draw,
+    )
     is_going = run.state is RunState.RUNNING
     return page(
         request,

@@ -215,7 +215,7 @@ def test_what_the_judge_cannot_take_fails_with_its_reason(server: Server, connec
     (cut,) = score(connect(), asked("3"))
 
     assert long == Failed(1, "too_long: This model's maximum context length is 8192 tokens. (both verdicts)")
-    assert cut == Failed(1, "too_long: the context had room for 3 tokens of the reply (both verdicts)")
+    assert cut == Failed(1, "too_long: the context had room for 3 tokens of the reply (both verdicts)", 2 * 8189, 2 * 3)
 
 
 HOSTILE = [

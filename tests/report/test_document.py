@@ -25,6 +25,7 @@ HEADINGS = [
     "In short",
     "Configuration and stages",
     "Teachers",
+    "Planned and spent",
     "Figures",
     "Does routing pay?",
     "Strategies",
@@ -139,7 +140,7 @@ def test_markdown_is_nothing_but_its_own(report: Report, pictures: list[Picture]
     assert shown.count(" ".join(HOSTILE[6].split())) == 2  # a licence in one cell
     # Each row is one line with as many cells as the header.
     types = [token.type for token in tokens]
-    assert types.count("table_open") == 7
+    assert types.count("table_open") == 8
     for place in [place for place, type_ in enumerate(types) if type_ == "table_open"]:
         rows = " ".join(types[place : types.index("table_close", place)]).split("tr_open")[1:]
         assert len({row.count("td_open") + row.count("th_open") for row in rows}) == 1

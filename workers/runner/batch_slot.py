@@ -120,7 +120,7 @@ class BatchSlot:
         jobs = list(jobs)
         self._sent = {job_id: sent for job_id, sent in self._sent.items() if sent.job in jobs}
         for job in jobs:
-            if job.waiting and job.claim.id not in self._sent:
+            if job.may_send and job.claim.id not in self._sent:
                 try:
                     self._send(job)
                 except JobLost:

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from persyn.db.spending import Place
+from persyn.jobs.expenses import Tariff
 from persyn.jobs.queue import Claim
 from persyn.llm import gpus
 from persyn.llm.host import Host, Loaded
 from persyn.llm.protocols import ModelSpec, Request, Result
+from persyn.llm.rates import Usage
 from persyn.settings import Settings
 from persyn.workers.runner.poison_isolation import Key
 
@@ -27,11 +30,30 @@ class OpenJob:
     spec: ModelSpec
     waiting: deque[Request]
     left: int = field(init=False)
+    tariff: Tariff = field(default_factory=lambda: Tariff(Place.ENGINE))
     #: Whether the model is reached differently since the job was claimed: it is released without further requests.
     is_turned: bool = False
+    #: In a run with a budget: an upper estimate of each request that is in flight or may be sent, by the request's id.
+    held: dict[int, Usage] = field(default_factory=dict)
+    #: The number of changes of the claim's expenses.
+    serial: int = 0
 
     def __post_init__(self) -> None:
         self.left = len(self.waiting)
+
+    def next_serial(self) -> int:
+        """Number another change of the claim's expenses."""
+        self.serial += 1
+        return self.serial
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the first waiting request may be sent."""
+        return (
+            not self.is_turned
+            and bool(self.waiting)
+            and (not self.tariff.has_budget or self.waiting[0].id in self.held)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +146,7 @@ class Slot:
         was_idle = not self._flying
         requests: list[Request] = []
         for job in jobs:
-            while not job.is_turned and job.waiting and len(requests) < room:
+            while job.may_send and len(requests) < room:
                 flight = Flight(job, job.waiting.popleft())
                 serial = next(self._serial)  # request ids are only unique within a job
                 self._flying[serial] = flight

@@ -21,14 +21,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
+from persyn.analysis import spending
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
-from persyn.jobs import owner, queue, rate_limits
+from persyn.jobs import expenses, owner, queue, rate_limits
+from persyn.jobs.expenses import Bill, Shortage
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
 from persyn.llm.host import HostDied
@@ -37,7 +40,7 @@ from persyn.llm.rates import Cost, Limits
 from persyn.runs import pipeline
 from persyn.settings import Settings
 from persyn.stages import fit_router
-from persyn.stages.batch import Batch, Done
+from persyn.stages.batch import Done
 from persyn.stages.registry import STAGES
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.claims import Claims
@@ -46,6 +49,7 @@ from persyn.workers.runner.ledger import Ledger
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.permits import Permits
 from persyn.workers.runner.poison_isolation import PoisonIsolation
+from persyn.workers.runner.purse import CHARGE_SECONDS, Purse
 from persyn.workers.runner.slot import Flight, OpenJob, Slot
 from persyn.workers.runner.telemetry import Telemetry
 
@@ -105,6 +109,10 @@ class Worker:
         self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=self._lease)
         self._slot: Slot | BatchSlot = Slot(settings)
         self._permits = Permits(self._permit)
+        self._purse = Purse()
+        #: The stages of runs whose plan was looked at.
+        self._planned: set[tuple[int, str]] = set()
+        self._stage_of: dict[int, str] = {}
         self._queue: str | None = None
         self._is_loading = False
         self._jobs: dict[int, OpenJob] = {}
@@ -202,8 +210,10 @@ class Worker:
             spec = next(iter(self._jobs.values())).spec
             self._feed(spec)
             self._collect()
+            self._charge_time(at_least=CHARGE_SECONDS)
             self._drop_lost()
             self._end_fruitless()
+        self._purse.rest()
         if spec is not None:
             self._listener.idle(spec)
 
@@ -225,25 +235,41 @@ class Worker:
         self._leases.add(claim)
         self._telemetry.claimed(claim)
         try:
-            batch = self._outlasting(lambda: self._load(claim))
+            job = self._outlasting(lambda: self._load(claim))
         except OperationalError:
             raise
         except Exception as error:
             log.exception("a job cannot be loaded", extra=self._telemetry.about(claim))
             self._fail(claim, _reason(error))
             return
-        if batch is None:
+        if job is None:
             self._release(claim)
             return
-        job = self._jobs[claim.id] = OpenJob(claim, batch.spec, deque(batch.requests))
+        self._jobs[claim.id] = job
+        self._purse.turn_to(job.spec)
         if not job.left:
             self._save(job, [])
+        elif job.tariff.has_budget:
+            self._halt_if(job, self._outlasting(lambda: self._look(job)))
 
-    def _load(self, claim: Claim) -> Batch | None:
-        """A job's requests; None if its model is reached differently since it was claimed."""
+    def _load(self, claim: Claim) -> OpenJob | None:
+        """A job with its requests; None if its model is reached differently since it was claimed."""
         with self._database.read() as session:
             batch = STAGES[claim.stage].load(session, claim)
-            return None if queue.turned(session, [claim]) else batch
+            if queue.turned(session, [claim]):
+                return None
+            return OpenJob(claim, batch.spec, deque(batch.requests), expenses.tariff(session, claim, batch.spec))
+
+    def _look(self, job: OpenJob) -> Shortage | None:
+        with self._database.read() as session:
+            return self._purse.look(session, job)
+
+    def _halt_if(self, job: OpenJob, lacking: Shortage | None) -> None:
+        """Halt a job whose budget is used up, with the waiting jobs of its model."""
+        if lacking is not None and not self._slot.is_flying(job):
+            self._forget(job.claim)
+            self._telemetry.ended(job.claim, "its budget is used up")
+            self._outlasting(partial(self._end_by, pipeline.halt, job.claim, str(lacking)))
 
     def _turn(self) -> None:
         """Release jobs whose model is reached differently now, each once its requests in flight have finished."""
@@ -280,9 +306,38 @@ class Worker:
         # Without renewed leases, submit no new requests: others may hold the jobs.
         if self._slot.loaded is not None and self._leases.are_kept:
             room = max(0, self._window() - self._slot.in_hand)
-            open_jobs = (job.waiting for job in self._jobs.values() if not job.is_turned)
-            upcoming = islice(chain.from_iterable(open_jobs), room)
-            self._slot.submit(self._jobs.values(), self._permits.take(upcoming, room))
+            open_jobs = [job for job in self._jobs.values() if self._purse.may_ask(job)]
+            upcoming = islice(chain.from_iterable(job.waiting for job in open_jobs), room)
+            room = self._permits.take(upcoming, room)
+            self._admit(open_jobs, room)
+            self._slot.submit(self._jobs.values(), room)
+
+    def _admit(self, jobs: Sequence[OpenJob], room: int) -> None:
+        """Hold amounts of their runs' budgets for the next requests of jobs, at most `room`."""
+        for job in jobs:
+            if job.tariff.has_budget and room > 0:
+                self._halt_if(job, self._purse.admit(job, room, self._write_by))
+            room -= len(job.waiting)
+
+    def _write_by(self, act: Callable[[Session], T]) -> T:
+        def write() -> T:
+            with self._database.write() as session:
+                return act(session)
+
+        return self._outlasting(write)
+
+    def _charge_time(self, *, at_least: float = 0.0) -> None:
+        """Count the time of the engine to one of the jobs that it works."""
+        job = next(iter(self._jobs.values()), None)
+        if job is not None and (bill := self._purse.time_bill(job, at_least=at_least)) is not None:
+            self._write_by(lambda session: expenses.settle(session, job.claim, job.tariff, bill))
+
+    def _break_off(self, calls: int | None) -> list[Flight]:
+        """End the engine; count what its requests in flight may cost, see `Purse.broken_off`, and return them."""
+        flights = self._slot.end()
+        for job, bill in self._purse.broken_off(flights, calls):
+            self._write_by(partial(expenses.settle, claim=job.claim, charged=job.tariff, bill=bill))
+        return flights
 
     def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
         """An empty slot of the kind that the model needs."""
@@ -300,12 +355,12 @@ class Worker:
             self._bury(str(death))
             return
         except (OutageError, AccountError) as error:
-            self._slot.end()
+            self._break_off(error.may_be_charged)
             self._leave_server(error)
             return
         except EngineError as error:
             was_loaded = self._slot.loaded is not None
-            self._slot.end()
+            self._break_off(error.may_be_charged)
             self._fail_jobs(str(error), did_load=was_loaded, is_final=self._is_final(error))
             return
         self._greet()
@@ -370,8 +425,9 @@ class Worker:
             # Perhaps they failed because the model is reached differently now; they are requested again.
             done = [item for item in done if not isinstance(item.result, Failed)]
         job.left -= len(done)
+        bill = self._purse.bill(job, done)
         try:
-            is_held = self._outlasting(lambda: self._write(job, done))
+            is_held = self._outlasting(lambda: self._write(job, done, bill))
         except OperationalError:
             raise
         except PersynError as error:
@@ -388,8 +444,15 @@ class Worker:
         if not job.left:
             self._forget(job.claim)
             self._telemetry.ended(job.claim, "done")
+            self._plan_again(job.claim.run_id)
         failed = sum(isinstance(item.result, Failed) for item in done)
         self._listener.saved(job.claim.stage, len(done) - failed, failed)
+
+    def _plan_again(self, run_id: int) -> None:
+        """Plan a run's remaining work when it has reached another stage; its responses are known better now."""
+        if (reached := (run_id, self._stage_of[run_id])) not in self._planned:
+            self._planned.add(reached)
+            self._outlasting(lambda: spending.record(self._database, run_id))
 
     def _is_turned(self, job: OpenJob) -> bool:
         if not job.is_turned:
@@ -397,19 +460,22 @@ class Worker:
                 job.is_turned = bool(queue.turned(session, [job.claim]))
         return job.is_turned
 
-    def _write(self, job: OpenJob, done: Sequence[Done]) -> bool:
+    def _write(self, job: OpenJob, done: Sequence[Done], bill: Bill) -> bool:
         """Save some results of a job and, with the last, complete it and advance the run; False on a lost lease."""
         claim = job.claim
         with self._database.write() as session:
             is_progress = any(not isinstance(item.result, Failed) for item in done)
             if not queue.hold(session, claim, lease=self._lease, is_progress=is_progress):
+                expenses.settle_late(session, claim, job.tariff, bill)
                 return False
             STAGES[claim.stage].save(session, claim, done)
+            expenses.settle(session, claim, job.tariff, bill)
             if done:
                 pipeline.answered(session, claim)
             if not job.left:
                 queue.complete(session, claim, owner=self.owner)
                 pipeline.advance(session, claim.run_id, actor=self.owner)
+                self._stage_of[claim.run_id] = session.get_one(Run, claim.run_id).stage
         self._leases.renewed()
         return True
 
@@ -419,7 +485,7 @@ class Worker:
         If several requests in a row seem to kill it, the engine itself is to blame and its jobs have a failed attempt.
         """
         was_loaded = self._slot.loaded is not None
-        flying = self._slot.end()
+        flying = self._break_off(None)
         if not was_loaded:
             self._fail_jobs(f"the model did not load: {reason}", did_load=False)
             return
@@ -447,6 +513,7 @@ class Worker:
             # Another worker may have the memory or the files; a single worker can only wait a moment and retry.
             seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
             self._ledger.avoid(self._queue, seconds)
+        self._charge_time()
         for job in list(self._jobs.values()):
             self._fail(job.claim, reason, did_load=did_load, is_final=is_final)
 

@@ -218,15 +218,26 @@ def _wording(chosen: options.JudgeOptions) -> str:
 def _conclude(request_id: int, halves: Sequence[Result], chosen: options.JudgeOptions) -> Result:
     """The response's score from the two replies, in the order of the questions."""
     first, second = (_read(half, chosen) for half in halves)
+    used = _used(halves)
     if isinstance(first, Failed):
         which = "both verdicts" if isinstance(second, Failed) else "first verdict"
-        return Failed(request_id, f"{first.reason} ({which})")
+        return Failed(request_id, f"{first.reason} ({which})", **used)
     if isinstance(second, Failed):
-        return Failed(request_id, f"{second.reason} (second verdict)")
+        return Failed(request_id, f"{second.reason} (second verdict)", **used)
     ends = 1 if chosen.against else chosen.scale + 1
     values = first.value, ends - second.value
     detail = {"verdicts": [first.said, second.said], "agree": values[0] == values[1]}
-    return Judged(request_id, sum(values) / 2, detail=detail)
+    return Judged(request_id, sum(values) / 2, detail=detail, **used)
+
+
+def _used(halves: Sequence[Result]) -> dict[str, Any]:
+    """The tokens of both replies, None where a reply's were not counted, and the calls that may have been charged."""
+    counted = [half for half in halves if isinstance(half, Generated | Failed)]
+    used: dict[str, Any] = {"repeats": sum(half.repeats for half in counted)}
+    for name in ("prompt_tokens", "response_tokens"):
+        tokens = [getattr(half, name) for half in counted if isinstance(half, Generated) or getattr(half, name)]
+        used[name] = None if None in tokens or not tokens else sum(tokens)
+    return used
 
 
 def _read(half: Result, chosen: options.JudgeOptions) -> _Verdict | Failed:

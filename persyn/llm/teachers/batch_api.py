@@ -161,7 +161,8 @@ class BatchClient:
                 return Again(found.said)
             raise complaints.trouble(status, {}, found)
         except RefusedError as error:
-            return Failed(request_id, str(error))
+            tokens = error.tokens or (None, None)
+            return Failed(request_id, str(error), *tokens, int(error.tokens == (None, None)))
         except RetryableError as error:
             return Again(str(error))
 

@@ -112,28 +112,30 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
     for error in (choice.get("error"), message.get("error")):
         if complaints.says(error):
             raise complaints.in_answer({"error": error}, headers)
+    counts = _table(completion.get("usage"))
+    counted = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
     text, refusal = _text(message.get("content")), message.get("refusal")
     if isinstance(refusal, str) and refusal:
-        raise RefusedError(f"refused: {shorten(refusal)}")
-    reason = _finish_reason(choice.get("finish_reason"))
+        raise RefusedError(f"refused: {shorten(refusal)}", tokens=counted)
+    reason = _finish_reason(choice.get("finish_reason"), counted)
     try:
         calls = tools.read_calls(message.get("tool_calls") or message.get("function_call"))
     except ValueError as error:
-        return Failed(request_id, f"bad_tool_call: {shorten(str(error))}, finish reason {reason or 'unknown'}")
+        why = f"bad_tool_call: {shorten(str(error))}, finish reason {reason or 'unknown'}"
+        return Failed(request_id, why, *counted)
     if reason is None and not (text or calls):
         raise RetryableError("the answer has neither a text nor a finish reason")
     thought = _reasoning(message)
     if thought is None and inline != "off":
         parts = split_opened(text) if inline == "opened" else split_unseen(text)
         text, thought = parts.answer, parts.reasoning
-    counts = _table(completion.get("usage"))
     n_tokens, n_reasoning = _response_tokens(counts, reasons=thought is not None)
     return generation.to_result(
         Generated(
             id=request_id,
             text=text,
             finish_reason=reason,
-            prompt_tokens=_count(counts.get("prompt_tokens")),
+            prompt_tokens=counted[0],
             response_tokens=n_tokens,
             seconds=seconds,
             tool_calls=calls,
@@ -230,9 +232,10 @@ def _response_tokens(counts: Mapping[str, Any], *, reasons: bool) -> tuple[int |
     return n_tokens, n_reasoning if n_reasoning <= n_tokens else None
 
 
-def _finish_reason(said: Any) -> str | None:
+def _finish_reason(said: Any, counted: tuple[int | None, int | None]) -> str | None:
     """The finish reason, normalised to the store's values where known, else as the server gave it.
 
+    counted: the tokens of prompt and response.
     None if there is none. Raises `RetryableError` if the response was aborted, `RefusedError` if it was refused.
     """
     reason = _reason(said)
@@ -242,9 +245,9 @@ def _finish_reason(said: Any) -> str | None:
     if found in (None, "stop", "length"):
         return found
     if reason.lower() == "content_filter":
-        raise RefusedError("refused: content filter")
+        raise RefusedError("refused: content filter", tokens=counted)
     if complaints.REFUSED.search(reason):
-        raise RefusedError(f"refused: finish reason {reason}")
+        raise RefusedError(f"refused: finish reason {reason}", tokens=counted)
     if _BROKEN_OFF.search(reason):
         raise RetryableError(f"the response was interrupted, finish reason {reason}")
     return reason

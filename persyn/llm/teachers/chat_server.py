@@ -13,6 +13,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from persyn.errors import AccountError, OutageError, PermanentError
+from persyn.errors import AccountError, EngineError, OutageError, PermanentError
 from persyn.llm import options
 from persyn.llm.protocols import Engine, Failed, Generate, Generated, ModelSpec, Request, Result, Tick
 from persyn.llm.teachers import addresses, complaints
@@ -103,6 +104,10 @@ class ChatServerEngine:
         self._doubts: list[_Doubt] = []
         #: When each request in progress was first sent, by id.
         self._began: dict[int, float] = {}
+        #: Calls that may have been charged without a usable answer, by the request's id.
+        self._repeats: Counter[int] = Counter()
+        #: Calls in progress.
+        self._calls = 0
         #: Ids of requests on their last attempt.
         self._last: set[int] = set()
         self._unanswered = 0
@@ -127,6 +132,8 @@ class ChatServerEngine:
             self._loop.run_forever()
             alarm.cancel()
         if self._error is not None and not self._finished:
+            if isinstance(self._error, EngineError):
+                self._error.may_be_charged = self._repeats.total() + self._calls
             raise self._error
         results, self._finished = self._finished, []
         self.pending -= len(results)
@@ -165,10 +172,10 @@ class ChatServerEngine:
         """Have a request answered; when nothing else is in flight, resolve those in doubt."""
         try:
             result = await self._ask_patiently(request)
-            self._finished.append(result)  # not in one expression: `step` replaces the list meanwhile
+            self._finish(result)  # not in one expression: `step` replaces the list meanwhile
         except RefusedError as error:
             if error.blame == "prompt":
-                self._finished.append(Failed(request.id, str(error)))
+                self._finish(Failed(request.id, str(error), *(error.tokens or ())))
             else:
                 self._doubt(_Doubt(request, str(error), error.blame, self._loop.time()))
         except RetryableError as error:
@@ -180,6 +187,11 @@ class ChatServerEngine:
             self._began.pop(request.id, None)
         if self._unanswered > _DOUBT_AFTER or (self._doubts and len(self._tasks) == 1):
             await self._look()
+
+    def _finish(self, result: Result) -> None:
+        if (repeats := self._repeats.pop(result.id, 0)) and isinstance(result, Generated | Failed):
+            result = msgspec.structs.replace(result, repeats=repeats)
+        self._finished.append(result)
 
     def _doubt(self, doubt: _Doubt) -> None:
         self._doubts.append(doubt)
@@ -200,7 +212,7 @@ class ChatServerEngine:
                 self._begin(self._serve(doubt.request), self._tasks)
             else:
                 self._last.discard(doubt.request.id)
-                self._finished.append(Failed(doubt.request.id, doubt.reason))
+                self._finish(Failed(doubt.request.id, doubt.reason))
 
     async def _look(self) -> None:
         """Resolve the doubts by probing the server: if it answers, it is not the cause.
@@ -278,10 +290,12 @@ class ChatServerEngine:
             sent_at = self._loop.time()
             began = self._began.setdefault(request.id, time.perf_counter())
             try:
+                self._calls += 1
                 result = await self._ask(replica, request, began)
                 self._answered(replica, sent_at, result.response_tokens if isinstance(result, Generated) else None)
                 return result
             except (RetryableError, RefusedError) as error:
+                self._repeats[request.id] += _may_be_charged(error)
                 if isinstance(error, RefusedError) and error.blame == "account":
                     raise self._refusal(replica, error) from error
                 if isinstance(error, RefusedError) and error.blame == "prompt":
@@ -290,6 +304,7 @@ class ChatServerEngine:
                 self._failed(replica, request, error, sent_at)
                 errors.append(error)
             finally:
+                self._calls -= 1
                 self._replicas.leave(replica)
             tried.append(replica)
         raise max(errors, key=_tells)
@@ -326,6 +341,11 @@ class ChatServerEngine:
         while (pause := replica.resume_at - self._loop.time()) > 0:
             await asyncio.sleep(pause)
         return await self._client.ask(replica.url, request, began)
+
+
+def _may_be_charged(error: RetryableError | RefusedError) -> bool:
+    """Whether a call without a response may have been charged, with an unknown number of tokens."""
+    return error.tokens == (None, None) if isinstance(error, RefusedError) else error.may_be_charged
 
 
 def _tells(error: RetryableError | RefusedError) -> int:

@@ -96,13 +96,25 @@ class RetryableError(Exception):
         self.pause_seconds = pause_seconds
         self.status = status
 
+    @property
+    def may_be_charged(self) -> bool:
+        """Whether the server may have computed an answer: it was late, broke off, or is unusable."""
+        return not self.is_absent and self.status is None
+
 
 class RefusedError(Exception):
-    """The server will never answer this request; the message is the reason of the failure."""
+    """The server will never answer this request; the message is the reason of the failure.
 
-    def __init__(self, reason: str, *, blame: Blame = "prompt") -> None:
+    tokens: of the prompt and of an answer that was computed all the same, None where they were not counted; None if
+            nothing was computed.
+    """
+
+    def __init__(
+        self, reason: str, *, blame: Blame = "prompt", tokens: tuple[int | None, int | None] | None = None
+    ) -> None:
         super().__init__(reason)
         self.blame = blame
+        self.tokens = tokens
 
 
 class Complaint(NamedTuple):

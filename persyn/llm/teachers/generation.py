@@ -18,7 +18,7 @@ from persyn.config import RepetitionDetection
 from persyn.errors import shorten
 from persyn.llm import tool_forms
 from persyn.llm.chat import PLAIN_STOP, Chat
-from persyn.llm.protocols import Failed, Generate, Generated, Sampling, Tools
+from persyn.llm.protocols import Failed, Generate, Generated, Sampling, Tools, failed
 from persyn.llm.reasoning import MarkerReader, Markers, Parts, Reader, cut
 from persyn.llm.tool_forms import ReadCalls
 from persyn.llm.tool_template import ToolTemplate
@@ -118,18 +118,18 @@ def to_result(generated: Generated) -> Generated | Failed:
     PostgreSQL cannot store, are replaced.
     """
     if generated.finish_reason == REPETITION:
-        return Failed(generated.id, f"repetition: the response repeats itself{_after(generated.response_tokens)}")
+        return failed(generated, f"repetition: the response repeats itself{_after(generated.response_tokens)}")
     text = _storable(generated.text).strip()
     reasoning = None if generated.reasoning is None else _storable(generated.reasoning).strip()
     calls = _storable(generated.tool_calls) or None
     finish = f"finish reason {generated.finish_reason or 'unknown'}"
     if not text and not calls:
         if reasoning is None:
-            return Failed(generated.id, f"empty: no text, {finish}")
+            return failed(generated, f"empty: no text, {finish}")
         n_tokens = generated.reasoning_tokens or generated.response_tokens
         length = f"{len(reasoning):,} characters" if n_tokens is None else f"{n_tokens:,} tokens"
         advice = "; raise max_tokens, or set max_reasoning_tokens" if generated.finish_reason == "length" else ""
-        return Failed(generated.id, f"unfinished_reasoning: {length} of reasoning and no answer, {finish}{advice}")
+        return failed(generated, f"unfinished_reasoning: {length} of reasoning and no answer, {finish}{advice}")
     ended_by = "tool_calls" if calls and generated.finish_reason == "stop" else generated.finish_reason
     return replace(generated, text=text, reasoning=reasoning or None, tool_calls=calls, finish_reason=ended_by)
 
@@ -157,7 +157,7 @@ def with_calls(generated: Generated, read: ReadCalls | None, raw: str, tools: To
         said = read(raw, tools)
     except ValueError as error:
         finish = generated.finish_reason or "unknown"
-        return Failed(generated.id, f"bad_tool_call: {shorten(str(error))}, finish reason {finish}")
+        return failed(generated, f"bad_tool_call: {shorten(str(error))}, finish reason {finish}")
     return replace(generated, text=said.text, tool_calls=said.calls) if said and said.calls else generated
 
 

@@ -1,0 +1,137 @@
+"""Account for one worker's requests: what may be sent, what results have cost, and the time of its engine."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from itertools import groupby, islice
+
+from sqlalchemy.orm import Session
+
+from persyn.db.spending import Place
+from persyn.jobs import expenses, queue
+from persyn.jobs.expenses import Admitted, Bill, Shortage
+from persyn.llm import engines, rates
+from persyn.llm.protocols import ModelSpec
+from persyn.llm.rates import NOTHING, Costs
+from persyn.stages.batch import Done
+from persyn.workers.runner.slot import Flight, OpenJob
+
+#: While a budget allows no request until others are settled: the interval between two questions to the store is drawn
+#: from this range, so that workers take turns.
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.1, 0.3
+#: How often the time of a busy engine is written, so that a lost worker's is known.
+CHARGE_SECONDS = 15.0
+
+
+class Purse:
+    """The expenses of one worker's open jobs; their engine has one model at a time."""
+
+    def __init__(self) -> None:
+        self._spec: ModelSpec | None = None
+        self._weight = 0
+        self._charged_at: float | None = None
+        self._ask_at: dict[int, float] = {}
+
+    def turn_to(self, spec: ModelSpec) -> None:
+        """The worker works jobs of this model from now on; its engine may still have to be loaded."""
+        if spec != self._spec:
+            self._spec, self._costs = spec, Costs(spec)
+            self._weight = 0 if engines.is_light(spec.engine, spec.options) else max(1, spec.gpus)
+        if self._charged_at is None:
+            self._charged_at = time.monotonic()
+
+    def rest(self) -> None:
+        """The worker has no open job any more."""
+        self._charged_at = None
+        self._ask_at.clear()
+
+    def may_ask(self, job: OpenJob) -> bool:
+        """Whether more requests of a job may be sent, as far as is known."""
+        is_open = not job.is_turned and bool(job.waiting)
+        return is_open and time.monotonic() >= self._ask_at.get(job.claim.id, 0.0)
+
+    def look(self, session: Session, job: OpenJob) -> Shortage | None:
+        """What a budget lacks for the first request of a job, unless requests in flight may leave enough."""
+        most = [self._costs.most(request) for request in islice(job.waiting, 1)]
+        _, lacking = expenses.admit(session, job.claim, job.tariff, most, is_look=True)
+        return None if lacking is None or lacking.is_passing else lacking
+
+    def admit(
+        self, job: OpenJob, room: int, write: Callable[[Callable[[Session], Admitted]], Admitted]
+    ) -> Shortage | None:
+        """Hold amounts for the next requests of a job, at most `room`; returns why there may be no other ones at all.
+
+        write: runs a transaction.
+        """
+        is_batch = job.tariff.place is Place.BATCH
+        upcoming = [
+            request for request in islice(job.waiting, None if is_batch else room) if request.id not in job.held
+        ]
+        most = [self._costs.most(request) for request in upcoming]
+        if not upcoming:
+            return None
+
+        serial = job.next_serial()
+
+        def admit(session: Session) -> Admitted:
+            is_held = queue.hold(session, job.claim, is_progress=False)
+            return expenses.admit(session, job.claim, job.tariff, most, serial=serial) if is_held else (0, None)
+
+        count, lacking = write(admit)
+        job.held |= {request.id: usage for request, usage in zip(upcoming[:count], most, strict=False)}
+        if lacking is None:
+            return None
+        self._ask_at[job.claim.id] = time.monotonic() + random.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS)  # noqa: S311 - no secret
+        return None if count or lacking.is_passing else lacking
+
+    def bill(self, job: OpenJob, done: Sequence[Done]) -> Bill:
+        """What some results of a job cost, and the time of the engine since the last bill."""
+        usage = held_usage = NOTHING
+        repeats = uncounted = held = 0
+        for item in done:
+            most = job.held.pop(item.request.id, None)
+            if most is not None:
+                held, held_usage = held + 1, held_usage.plus(most)
+            again, known = getattr(item.result, "repeats", 0), rates.usage_of(item.result)
+            if again or known is None:
+                most = most or self._costs.most(item.request)
+                usage, repeats = usage.plus(most, again), repeats + again
+            if known is None and most is not None and most.tokens:
+                known, uncounted = most, uncounted + 1
+            usage = usage.plus(known or NOTHING)
+        return Bill(len(done), repeats, uncounted, usage, held, held_usage, self._lap(), job.next_serial())
+
+    def broken_off(self, flights: Sequence[Flight], calls: int | None) -> list[tuple[OpenJob, Bill]]:
+        """The bills of jobs whose requests in flight have ended without results; nothing is held for them any more.
+
+        calls: how many of the requests a server may have charged; None means all of them.
+        """
+        bills: list[tuple[OpenJob, Bill]] = []
+        of_jobs = groupby(flights, key=lambda flight: flight.job)
+        for job, mine in ((job, list(mine)) for job, mine in of_jobs if job.tariff.place is not Place.BATCH):
+            usage, count = NOTHING, 0
+            if job.tariff.place is Place.SERVER:
+                count = len(mine) if calls is None else min(calls, len(mine))
+                calls = None if calls is None else calls - count
+                usage = expenses.total(self._costs.most(flight.request) for flight in mine[:count])
+            held = list(job.held.values())
+            job.held.clear()
+            bill = Bill(0, count, 0, usage, len(held), expenses.total(held), self._lap(), job.next_serial())
+            bills.append((job, bill))
+        return bills
+
+    def time_bill(self, job: OpenJob, *, at_least: float = 0.0) -> Bill | None:
+        """The time of the engine since the last bill; None if it is shorter than so many seconds."""
+        if self._charged_at is None or time.monotonic() - self._charged_at < at_least or not self._weight:
+            return None
+        return Bill(engine_seconds=self._lap(), serial=job.next_serial())
+
+    def _lap(self) -> float:
+        """The seconds since the last call, times the engine's GPUs."""
+        if self._charged_at is None:
+            return 0.0
+        at = time.monotonic()
+        seconds, self._charged_at = at - self._charged_at, at
+        return seconds * self._weight
