@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct, structs
-from sqlalchemy import Text, and_, case, cast, func, literal, null, select
+from sqlalchemy import and_, case, func, literal, null, select
 from sqlalchemy.orm import Session
 
 from persyn.analysis import summary
@@ -27,16 +27,11 @@ from persyn.ingest.versions import Identities
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline, run_file, same_run, start
 from persyn.stages import answers, assign
-from persyn.stages.batch import TURNS
+from persyn.stages.batch import CHARACTERS, TOKENS_PER_CHARACTER, TURNS
 
 #: The number of a teacher's latest responses from which its response length is estimated.
 _LAST = 10_000
-#: The default where no response exists.
-_TOKENS_PER_CHARACTER = 0.25
 _CHUNK = 1_000
-_CHARACTERS = func.length(Prompt.text) + sum(
-    func.coalesce(func.length(cast(part, Text)), 0) for part in (Prompt.history, Prompt.tools)
-)
 
 
 class Basis(Struct, frozen=True):
@@ -324,7 +319,7 @@ def _piles(session: Session, run: Run, scorer_ids: Sequence[int]) -> list[_Pile]
     prompts = prompts.where(RunPrompt.run_id == run.id).group_by(*group)
     responses = prompts.join(Response, Response.prompt_id == RunPrompt.prompt_id)
     responses = responses.group_by(Response.teacher_id, Response.sample)
-    sums = func.count(), func.sum(_CHARACTERS)
+    sums = func.count(), func.sum(CHARACTERS)
     scores = select(func.count()).where(Score.response_id == Response.id, Score.scorer_id.in_(scorer_ids))
     in_grid = case((RunPrompt.role != Role.TARGET, scores.scalar_subquery()), else_=0)
     sums_of_responses = *sums, func.count(Response.failure), func.sum(in_grid)
@@ -377,7 +372,7 @@ def _rounded(amount: Amount) -> tuple[float | None, ...]:
 def _basis(session: Session, teacher: Teacher, table: TeacherTable) -> Basis:
     opening = sum(len(turn["content"]) for turn in answers.opening_of(teacher.system, teacher.few_shot))
     last = (
-        select(Response.prompt_tokens, Response.response_tokens, (_CHARACTERS + opening).label("characters"))
+        select(Response.prompt_tokens, Response.response_tokens, (CHARACTERS + opening).label("characters"))
         .join(Prompt)
         .where(Response.teacher_id == teacher.id, Response.text.is_not(None))
         .order_by(Response.id.desc())
@@ -395,7 +390,7 @@ def _basis(session: Session, teacher: Teacher, table: TeacherTable) -> Basis:
         gpus=table.gpus,
         response_tokens=float(teacher.sampling["max_tokens"] if length is None else length),
         response_tokens_from="max_tokens" if length is None else "store",
-        tokens_per_character=tokens / characters if tokens else _TOKENS_PER_CHARACTER,
+        tokens_per_character=tokens / characters if tokens else TOKENS_PER_CHARACTER,
         prompt_tokens_from="store" if tokens else "characters",
         opening_characters=opening,
         tokens_per_second=tokens_per_second,

@@ -24,7 +24,7 @@ from persyn.jobs import queue
 from persyn.jobs.queue import Claim
 from persyn.llm.engines import ENGINES
 from persyn.runs import router_fields, run_file, same_run, start, transport
-from persyn.stages import registry, score
+from persyn.stages import limits, registry, score
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
 
@@ -115,6 +115,7 @@ def enlist(
         need=need,
     )
     said += router_fields.check(session, run)
+    limits.require(session, run)
     start.require_texts(session, run)
     if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
         then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"

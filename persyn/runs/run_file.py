@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from persyn.config import IMPORTED, RouterTable, RunConfig, TeacherTable
+from persyn.config import IMPORTED, LIMITS, RouterTable, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
 from persyn.llm import engines, options
 from persyn.llm.engines import ENGINES
@@ -222,6 +222,7 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
     strategy, kind = config.strategy, STRATEGIES[config.strategy.kind]
     if bool(strategy.model) != (kind.decided_by == "function"):
         raise UsageError(f"{path}: [strategy] python needs model, a module:function; no other strategy has a model")
+    _require_limits(path, config)
     for field in kind.needs:
         if without := [teacher.name for teacher in config.teachers if getattr(teacher, field) is None]:
             raise UsageError(f"{path}: strategy {kind.name} needs {field} of {', '.join(without)}")
@@ -230,6 +231,23 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
         raise UsageError(
             f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {config.student.family}"
         )
+
+
+def _require_limits(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for limits of another strategy than the router's, and for those of unknown teachers."""
+    strategy, names = config.strategy, [teacher.name for teacher in config.teachers]
+    given = [key for key in LIMITS if getattr(strategy, key) is not None]
+    if given and STRATEGIES[strategy.kind].decided_by != "router":
+        raise UsageError(
+            f"{path}: `strategy.{given[0]}` is only for strategy persyn, whose expected rewards are known; got "
+            f"{strategy.kind}"
+        )
+    for key in given:
+        table = getattr(strategy, key)
+        if isinstance(table, dict) and (unknown := sorted(table.keys() - set(names))):
+            raise UsageError(
+                f"{path}: `strategy.{key}` names {', '.join(unknown)}; the teachers are {', '.join(names)}"
+            )
 
 
 def _require_router(path: Path, router: RouterTable) -> None:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Integer, Select, func, insert, literal, select
+from sqlalchemy import Integer, Select, Text, cast, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
@@ -59,6 +59,12 @@ class Progress:
 
 #: The columns that `conversation` reads; select them together.
 TURNS = (Prompt.text, Prompt.history, Prompt.last_turn)
+#: The length of a prompt, from which its tokens are estimated; that of tools and history as JSON.
+CHARACTERS = func.length(Prompt.text) + sum(
+    func.coalesce(func.length(cast(part, Text)), 0) for part in (Prompt.history, Prompt.tools)
+)
+#: Tokens per character where no teacher's are known.
+TOKENS_PER_CHARACTER = 0.25
 
 StoredPrompt: TypeAlias = Any
 """A row with the columns `TURNS` of a prompt."""

@@ -59,7 +59,7 @@ def of_run(session: Session, run: Run, *, by: str | None = None, cells: Grid | N
     Raises `UsageError` when there is nothing to judge by, with the reason, and when no prompt has the field.
     """
     config, cells = load_config(run.config), cells or grid.read(session, run)
-    scores = _unseen_scores(session, run, config, cells)
+    scores = unseen_scores(session, run, cells)
     alphas = {alpha: cells.rewards(alpha=alpha) for alpha in ALPHAS}
     evidence = Evidence(
         teachers=[teacher.name for teacher in lookup.teachers(session, run.id)],
@@ -120,7 +120,7 @@ def _ranking(session: Session, run: Run) -> list[int]:
     return [int(cells.teacher_ids[column]) for column in order]
 
 
-def _unseen_scores(session: Session, run: Run, config: RunConfig, cells: Grid) -> Matrix:
+def unseen_scores(session: Session, run: Run, cells: Grid) -> Matrix:
     """(P, K) scores of the grid's prompts by a router that was not fitted to the prompt; NaN where there are none.
 
     A tuned backbone, and a router of an earlier version, have them for the hold-out alone.
@@ -128,7 +128,7 @@ def _unseen_scores(session: Session, run: Run, config: RunConfig, cells: Grid) -
     Raises `UsageError` when there cannot be any, and when no calibration prompt has one although its router is not a
     tuned backbone.
     """
-    none = f"run {run.name!r} has no verdict: "
+    config, none = load_config(run.config), f"run {run.name!r} has no verdict: "
     if STRATEGIES.require(config.strategy.kind, "strategy").decided_by != "router":
         raise UsageError(f"{none}its strategy is {config.strategy.name}, and a verdict is about a router")
     if run.router_id is None:
