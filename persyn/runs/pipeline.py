@@ -220,7 +220,9 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
         take_time(session)
         if _count(session, run, (JobState.FAILED,)):
             _finish(session, run, RunState.FAILED, actor, _failure(session, run))
-        elif STAGES[run.stage].plan(session, run):
+        elif (jobs := _plan(session, run, actor)) is None:
+            return
+        elif jobs:
             _count_plan(session, run, actor)
         elif (following := registry.following(run.stage)) is None:
             _finish(session, run, RunState.DONE, actor, None)
@@ -228,6 +230,21 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
             _note(session, run, actor, run.state, run.state, {"from_stage": run.stage, "stage": following})
             run.stage, run.plans = following, 0
             session.flush()
+
+
+def _plan(session: Session, run: Run, actor: str) -> int | None:
+    """Plan a run's stage; None if that is impossible: the run has failed, and keeps what was done before.
+
+    Raises `UsageError` where nothing was done, so that the run is not started.
+    """
+    try:
+        with session.begin_nested():
+            return STAGES[run.stage].plan(session, run)
+    except UsageError as error:
+        if session.scalars(select(Job.id).where(Job.run_id == run.id).limit(1)).first() is None:
+            raise
+        _finish(session, run, RunState.FAILED, actor, f"stage {run.stage}: {error}")
+        return None
 
 
 def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:

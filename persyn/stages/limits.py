@@ -180,7 +180,7 @@ def _reason(session: Session, run: Run, decided: verdict.Decision | None, expect
 def expect(session: Session, run: Run, decided: verdict.Decision | None) -> Expectation:
     """What to expect of each teacher by the calibration prompts; raise `UsageError` where one has no reward.
 
-    Scores count for nothing if they are not to decide, and where none is known of a prompt that the router had not seen.
+    Scores count for nothing if they are not to decide, and where none is of a prompt that the router had not seen.
     """
     cells = grid.read(session, run)
     scores = np.full(cells.quality.shape, np.nan)
