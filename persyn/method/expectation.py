@@ -82,7 +82,7 @@ def _effects(values: Matrix, present: Present) -> Vector:
         raise ValueError("a teacher has no reward on any calibration prompt that another one has a reward on")
     count = np.maximum(present.sum(axis=1, keepdims=True), 1)
     normal = np.diag(present.sum(axis=0).astype(np.float64)) - (present / count).T @ present
-    return np.asarray(np.linalg.pinv(normal, hermitian=True) @ _within(values, present).sum(axis=0))
+    return np.asarray(np.linalg.pinv(normal, rcond=1e-9, hermitian=True) @ _within(values, present).sum(axis=0))
 
 
 def _within(values: Matrix, present: Present) -> Matrix:

@@ -153,7 +153,7 @@ def _solve(found: _Table) -> Solution:
         why = (
             "capacity, min_share and max_share leave no assignment to teachers that have responses"
             if least is None
-            else f"the least possible cost is {least:,.6g} {found.unit}, and the budget {found.limits.budget:,.6g}"
+            else f"the least possible cost is {least:,.6g} ({found.unit}), and the budget {found.limits.budget:,.6g}"
         )
     raise UsageError(
         f"the limits of [strategy] cannot be kept together: {why}. To use others, start a run under another name; it "
