@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import insert, select, text
+from sqlalchemy import select, text
 
 from benchmarks.store import DATABASES, database
+from persyn.db import bulk
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.connect import Database
 from persyn.db.results import RouterScore, Score
@@ -144,16 +145,16 @@ def fill(url: str, n_prompts: int, n_teachers: int) -> None:
                 {"id": each, "content_hash": f"{each:064x}", "text": "What? " * (each % 50), "source": "p", "meta": {}}
                 for each in ids
             ]
-            session.execute(insert(Prompt), prompts)
+            bulk.insert_new(session, Prompt, prompts)
             of_run = [{"run_id": made.id, "prompt_id": each, "role": Role.TARGET} for each in ids]
-            session.execute(insert(RunPrompt), of_run)
+            bulk.insert_new(session, RunPrompt, of_run)
             drawn = lots.normal(size=(len(ids), n_teachers)) + np.linspace(0, 1, n_teachers)
             rows = [
                 {"router_id": run.router_id, "prompt_id": prompt_id, "teacher_id": teacher_id, "score": score}
                 for prompt_id, row in zip(ids, drawn.tolist(), strict=True)
                 for teacher_id, score in zip(made.teacher_ids, row, strict=True)
             ]
-            session.execute(insert(RouterScore), rows)
+            bulk.insert_new(session, RouterScore, rows)
     with store.write() as session:
         session.execute(text("ANALYZE"))
     store.close()

@@ -76,7 +76,8 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
     of the oracle minus that of the strategy, 'closed' the part of the gap between the best single
     teacher (static) and the oracle that it closes; --json has an interval of each. 'persyn' is the
     run's router, fitted to the run's own reward. A custom strategy (kind = "python") scores the
-    hold-out prompts on this host.
+    hold-out prompts on this host. Where the teachers' costs are known, a second table shows the
+    router within several budgets.
 
     With --students, it compares the students that were trained on these runs' datasets
     and evaluated ('persyn student'); runs that differ only in their seeds are combined.

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import Struct
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import StrategyTable, load_config
@@ -321,18 +321,19 @@ def _chunks(session: Session, run: Run) -> Iterator[Sequence[Any]]:
 
 
 def _scores(session: Session, run: Run, prompt_ids: Sequence[int], teacher_ids: Sequence[int]) -> Matrix:
-    """(P, T) scores of the run's router for some prompts, ascending; raise `UsageError` where one is missing."""
-    found = session.execute(
-        select(RouterScore.prompt_id, RouterScore.teacher_id, RouterScore.score)
-        .where(RouterScore.router_id == run.router_id, RouterScore.prompt_id.between(prompt_ids[0], prompt_ids[-1]))
+    """(P, T) scores of the run's router for P successive remaining prompts; raise `UsageError` where one is missing."""
+    of_router = and_(RouterScore.router_id == run.router_id, RouterScore.prompt_id == RunPrompt.prompt_id)
+    found = session.connection().scalars(
+        unassigned.missing(run.id)
+        .join(RouterScore, of_router)
+        .with_only_columns(RouterScore.score)
+        .where(RunPrompt.prompt_id.between(prompt_ids[0], prompt_ids[-1]))
         .order_by(RouterScore.prompt_id, RouterScore.teacher_id)
     ).all()
-    cells = np.array(found, dtype=np.float64).reshape(-1, 3)
-    cells = cells[np.isin(cells[:, 0], prompt_ids)]
-    if len(cells) != len(prompt_ids) * len(teacher_ids):
+    if len(found) != len(prompt_ids) * len(teacher_ids):
         raise UsageError(f"run {run.name!r} lacks router scores of prompts that it has to assign")
     head_order = np.argsort(np.argsort(teacher_ids))
-    return np.asarray(cells[:, 2].reshape(len(prompt_ids), len(teacher_ids))[:, head_order])
+    return np.array(found).reshape(len(prompt_ids), len(teacher_ids))[:, head_order]
 
 
 def _margins(scores: Matrix | None, chosen: Indices) -> tuple[list[float | None], list[float | None]]:
