@@ -124,7 +124,7 @@ def fill(url: str, n_prompts: int, n_teachers: int) -> None:
         run = session.get_one(Run, made.id)
         run.router_id = make_router(session, made)
         # Costs are response tokens; those of the best teachers are the longest.
-        shares = {"min_share": {"t0": 0.05}, "max_share": {names[-1]: 0.15}, "budget": 0.0035 * n_prompts * n_teachers}
+        shares = {"min_share": {"t0": 0.05}, "max_share": {names[-1]: 0.15}, "budget": 0.012 * n_prompts}
         run.config = {**run.config, "strategy": {**run.config["strategy"], "when_unsure": "route", **shares}}
         scores = lots.normal(size=(_CALIBRATION, n_teachers)) + np.linspace(0, 1, n_teachers)
         for row, prompt_id in enumerate(made.prompt_ids):
