@@ -24,13 +24,11 @@ from persyn.method.rewards import Indices, Matrix
 _STRETCH, _WHOLE, _TOGETHER = 16_384, 1_000, 4_000
 #: From box to box, the undecided share of rows falls by one factor, or rises by another where the box was too small.
 _FALL, _RISE, _WIDEST, _BOXES = 4, 2, 0.5, 40
-#: Rows that the integer program decides besides the divided ones; at most, to prove that no assignment is better; and
-#: nodes of its search, after which the best one found is kept.
-_LOOSE, _PROOF, _NODES = 24, 200, 100
+#: Rows that the integer program decides besides the divided ones, at first and at most; cells with which it may prove
+#: that no assignment is better; and nodes of its search, after which the best one found is kept.
+_LOOSE, _LOOSEST, _PROOF, _NODES = 24, 20_000, 200, 100
 #: When a value is the highest: a part of the largest difference between values, per prompt.
 _TOLERANCE = 1e-7
-#: A budget is exceeded by rounding errors alone below this part of it.
-_ROUNDING = 1e-9
 #: What it costs to exceed a limit: in a sample of all rows, in largest differences of values; in a box, in its reach.
 _DEAR, _EDGE = 100.0, 0.5
 #: A number is whole up to this.
@@ -143,6 +141,8 @@ class _Problem:
         """Find prices, box by box, and decide what they leave open by an integer program."""
         lots, prices, share = np.random.default_rng(self.n_rows), self.no_prices, 1.0
         decided, bound = self.decide(prices), np.inf
+        if not self.has_budget and not len(self.limited):
+            return self._solution(decided.choice, decided.total, prices)
         for _ in range(_BOXES):
             box = self._box(decided, prices, share, lots)
             relaxed = self._linear(box)
@@ -257,8 +257,8 @@ class _Problem:
 
     def _uses(self, rows: Indices, columns: Indices) -> list[tuple[Indices, Vector]]:
         """What cells use of each limit: (the cells, how much of it)."""
-        found = [(np.flatnonzero(columns == k), np.ones(0)) for k in self.limited]
-        uses = [(cells, np.ones(len(cells))) for cells, _ in found]
+        of_teachers = [np.flatnonzero(columns == k) for k in self.limited]
+        uses = [(cells, np.ones(len(cells))) for cells in of_teachers]
         if self.has_budget:
             uses.append((np.arange(len(rows)), self.costs.of_each(rows, columns) / self.step))
         return uses
@@ -292,14 +292,14 @@ class _Problem:
 
     def _mended(self, choice: Indices, divided: Indices, decided: _Decided, prices: Prices) -> Indices:
         """The choice with its divided rows decided, together with as many others as are needed to keep the limits."""
-        n_loose = _LOOSE
+        n_loose, most = _LOOSE, min(_LOOSEST, self.n_rows)
         while len(divided):
-            n_loose = min(n_loose, self.n_rows)
+            n_loose = min(n_loose, most)
             rows = np.union1d(divided, np.argpartition(decided.lead, n_loose - 1)[:n_loose])
             within = np.inf if n_loose == self.n_rows else 2 * float(decided.lead[rows].max())
             if (found := self._integral(choice, rows, prices, within)) is not None:
                 return found
-            if n_loose == self.n_rows:
+            if n_loose == most:
                 raise Infeasible
             n_loose *= 4
         return choice

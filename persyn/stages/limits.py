@@ -146,19 +146,23 @@ def _solve(found: _Table) -> Solution:
         return assignment.solve(found.rewards, found.costs, found.limits)
     except Infeasible:
         pass
-    names = [teacher.name for teacher in found.teachers]
-    why = limits.conflict(len(found.rewards), found.limits, names)
-    if why is None:
-        least = assignment.cheapest(found.rewards, found.costs, found.limits)
-        why = (
-            "capacity, min_share and max_share leave no assignment to teachers that have responses"
-            if least is None
-            else f"the least possible cost is {least:,.6g} ({found.unit}), and the budget {found.limits.budget:,.6g}"
-        )
     raise UsageError(
-        f"the limits of [strategy] cannot be kept together: {why}. To use others, start a run under another name; it "
-        "shares all responses and scores"
+        f"the limits of [strategy] cannot be kept together: {_why(found)}. To use others, start a run under another name; "
+        "it shares all responses and scores"
     )
+
+
+def _why(found: _Table) -> str:
+    """Which limits conflict."""
+    names = [teacher.name for teacher in found.teachers]
+    if conflict := limits.conflict(len(found.rewards), found.limits, names):
+        return conflict
+    least = assignment.cheapest(found.rewards, found.costs, found.limits)
+    if least is None:
+        return "capacity, min_share and max_share leave no assignment to teachers that have responses"
+    if least > found.limits.budget:
+        return f"the least possible cost is {least:,.6g} ({found.unit}), and the budget {found.limits.budget:,.6g}"
+    return "no assignment was found"
 
 
 def outcome(session: Session, run: Run) -> Outcome | None:
@@ -323,13 +327,17 @@ def _chunks(session: Session, run: Run) -> Iterator[Sequence[Any]]:
 def _scores(session: Session, run: Run, prompt_ids: Sequence[int], teacher_ids: Sequence[int]) -> Matrix:
     """(P, T) scores of the run's router for P successive remaining prompts; raise `UsageError` where one is missing."""
     of_router = and_(RouterScore.router_id == run.router_id, RouterScore.prompt_id == RunPrompt.prompt_id)
-    found = session.connection().scalars(
-        unassigned.missing(run.id)
-        .join(RouterScore, of_router)
-        .with_only_columns(RouterScore.score)
-        .where(RunPrompt.prompt_id.between(prompt_ids[0], prompt_ids[-1]))
-        .order_by(RouterScore.prompt_id, RouterScore.teacher_id)
-    ).all()
+    found = (
+        session.connection()
+        .scalars(
+            unassigned.missing(run.id)
+            .join(RouterScore, of_router)
+            .with_only_columns(RouterScore.score)
+            .where(RunPrompt.prompt_id.between(prompt_ids[0], prompt_ids[-1]))
+            .order_by(RouterScore.prompt_id, RouterScore.teacher_id)
+        )
+        .all()
+    )
     if len(found) != len(prompt_ids) * len(teacher_ids):
         raise UsageError(f"run {run.name!r} lacks router scores of prompts that it has to assign")
     head_order = np.argsort(np.argsort(teacher_ids))
