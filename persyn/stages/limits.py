@@ -147,8 +147,8 @@ def _solve(found: _Table) -> Solution:
     except Infeasible:
         pass
     raise UsageError(
-        f"the limits of [strategy] cannot be kept together: {_why(found)}. To use others, start a run under another name; "
-        "it shares all responses and scores"
+        f"the limits of [strategy] cannot be kept together: {_why(found)}. To use others, start a run under another "
+        "name; it shares all responses and scores"
     )
 
 

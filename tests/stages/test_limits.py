@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from sqlalchemy import delete, func, select
 
 import persyn
+from persyn.analysis import compare
 from persyn.analysis import limits as words
 from persyn.config import load_config
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
@@ -33,7 +34,7 @@ TEACHERS = ("a", "b", "c")
 CALIBRATION, TARGETS = 48, 40
 
 
-def make(database: Database, *, knows: bool = True, routed: bool = True, **strategy: Any) -> MadeRun:
+def make(database: Database, *, knows: bool = True, routed: bool = True, holdout: int = 0, **strategy: Any) -> MadeRun:
     """A run to be assigned. Of six prompts, a is right on three, b on two, and c on one; a response has two tokens.
 
     knows:  whether the router's scores say which teacher is right; otherwise they always favour c.
@@ -41,7 +42,12 @@ def make(database: Database, *, knows: bool = True, routed: bool = True, **strat
     """
     with database.write() as session:
         made = make_run(
-            session, teachers=TEACHERS, prompts=CALIBRATION + TARGETS, calibration=CALIBRATION, stage="assign"
+            session,
+            teachers=TEACHERS,
+            prompts=CALIBRATION + holdout + TARGETS,
+            calibration=CALIBRATION,
+            holdout=holdout,
+            stage="assign",
         )
         run = session.get_one(Run, made.id)
         run.router_id = make_router(session, made)
@@ -49,9 +55,9 @@ def make(database: Database, *, knows: bool = True, routed: bool = True, **strat
         for place, prompt_id in enumerate(made.prompt_ids):
             right = 0 if place % 6 < 3 else 1 if place % 6 < 5 else 2
             for k, teacher_id in enumerate(made.teacher_ids):
-                is_calibration = place < CALIBRATION
+                is_of_grid = place < CALIBRATION + holdout
                 score = float(k == (right if knows else 2)) * 4
-                if is_calibration:
+                if is_of_grid:
                     response_id = make_response(session, prompt_id, teacher_id, "two words")
                     for scorer_id, value in (
                         (run.quality_scorer_id, float(k == right)),
@@ -60,14 +66,14 @@ def make(database: Database, *, knows: bool = True, routed: bool = True, **strat
                         session.add(
                             Score(response_id=response_id, scorer_id=scorer_id, value=value, n_tokens=5, detail={})
                         )
-                if is_calibration or routed:
+                if is_of_grid or routed:
                     session.add(
                         RouterScore(
                             router_id=run.router_id,
                             prompt_id=prompt_id,
                             teacher_id=teacher_id,
                             score=score,
-                            cross_fitted=score if is_calibration else None,
+                            cross_fitted=score if place < CALIBRATION else None,
                         )
                     )
         return made
@@ -124,17 +130,36 @@ def test_without_room_at_its_best_teacher_a_prompt_goes_to_the_next(database: Da
 
 def test_a_budget_in_dollars_is_kept_and_its_price_is_said(database: Database) -> None:
     made = make(database, budget=0.1)
-    with database.write() as session:
-        # A response of a costs 0.004 dollars, of the others 0.002.
-        for teacher_id, price in zip(made.teacher_ids, (2000.0, 1000.0, 1000.0), strict=True):
-            teacher = session.get_one(Teacher, teacher_id)
-            teacher.price_in, teacher.price_out = 0.0, price
+    price(database, made)
 
     plan(database, made)
 
     # 40 responses for 0.08 dollars, and 0.02 more for ten of a.
     assert Counter(teacher == "a" for _, teacher, _ in assigned(database)) == {True: 10, False: 30}
     assert said(database, made)[1] == "the budget of $0.10 binds: one more US dollar would buy 300 of expected reward"
+
+
+def price(database: Database, made: MadeRun) -> None:
+    """A response of a costs 0.004 dollars, of the others 0.002."""
+    with database.write() as session:
+        for teacher_id, dollars in zip(made.teacher_ids, (2000.0, 1000.0, 1000.0), strict=True):
+            teacher = session.get_one(Teacher, teacher_id)
+            teacher.price_in, teacher.price_out = 0.0, dollars
+
+
+def test_less_money_buys_less_reward_on_the_hold_out(database: Database) -> None:
+    made = make(database, holdout=12)  # a is right on six of them, b on four, c on two
+    price(database, made)
+
+    with database.read() as session:
+        found = compare.compare(session, session.get_one(Run, made.id)).frontier
+
+    # Whoever is right costs 6 * 0.004 + 6 * 0.002 dollars; a alone is twice as expensive as the others.
+    assert [round(point.cost, 6) for point in found] == pytest.approx([3.0, 8 / 3, 2.5, 13 / 6, 2.0, 2.0])
+    assert [point.reward.mean for point in found] == pytest.approx([0.6, 0.5, 0.45, 0.35, 0.3, 0.3])
+    # Six prompts are worth 0.6 each to a, for 0.002 dollars more: 0.3 per dollar and 1,000 prompts.
+    assert [point.price for point in found[1:]] == pytest.approx([0.3] * 5)
+    assert found[0].shares == {"a": 0.5, "b": 1 / 3, "c": 1 / 6}
 
 
 def test_a_router_of_no_use_buys_nothing_and_routes_nothing(database: Database) -> None:
