@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -327,21 +328,19 @@ def _chunks(session: Session, run: Run) -> Iterator[Sequence[Any]]:
 def _scores(session: Session, run: Run, prompt_ids: Sequence[int], teacher_ids: Sequence[int]) -> Matrix:
     """(P, T) scores of the run's router for P successive remaining prompts; raise `UsageError` where one is missing."""
     of_router = and_(RouterScore.router_id == run.router_id, RouterScore.prompt_id == RunPrompt.prompt_id)
-    found = (
-        session.connection()
-        .scalars(
-            unassigned.missing(run.id)
-            .join(RouterScore, of_router)
-            .with_only_columns(RouterScore.score)
-            .where(RunPrompt.prompt_id.between(prompt_ids[0], prompt_ids[-1]))
-            .order_by(RouterScore.prompt_id, RouterScore.teacher_id)
-        )
-        .all()
+    rows = session.connection().execute(
+        unassigned.missing(run.id)
+        .join(RouterScore, of_router)
+        .with_only_columns(RouterScore.score)
+        .where(RunPrompt.prompt_id.between(prompt_ids[0], prompt_ids[-1]))
+        .order_by(RouterScore.prompt_id, RouterScore.teacher_id)
     )
+    # Of millions of numbers, SQLAlchemy's rows would take as long to make as the database takes to read them.
+    found = np.fromiter(chain.from_iterable(rows.cursor), dtype=np.float64)
     if len(found) != len(prompt_ids) * len(teacher_ids):
         raise UsageError(f"run {run.name!r} lacks router scores of prompts that it has to assign")
     head_order = np.argsort(np.argsort(teacher_ids))
-    return np.array(found).reshape(len(prompt_ids), len(teacher_ids))[:, head_order]
+    return found.reshape(len(prompt_ids), len(teacher_ids))[:, head_order]
 
 
 def _margins(scores: Matrix | None, chosen: Indices) -> tuple[list[float | None], list[float | None]]:
