@@ -336,7 +336,7 @@ def _scores(session: Session, run: Run, prompt_ids: Sequence[int], teacher_ids: 
         .order_by(RouterScore.prompt_id, RouterScore.teacher_id)
     )
     # Of millions of numbers, SQLAlchemy's rows would take as long to make as the database takes to read them.
-    found = np.fromiter(chain.from_iterable(rows.cursor), dtype=np.float64)
+    found = np.fromiter(chain.from_iterable(rows.cursor.fetchall()), dtype=np.float64)
     if len(found) != len(prompt_ids) * len(teacher_ids):
         raise UsageError(f"run {run.name!r} lacks router scores of prompts that it has to assign")
     head_order = np.argsort(np.argsort(teacher_ids))

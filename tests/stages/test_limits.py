@@ -230,7 +230,7 @@ def test_a_run_killed_while_it_routes_keeps_its_limits_in_the_end(
     file = write(tmp_path, "budget = 4.0", "capacity = { bob = 30 }", "min_share = { cyd = 0.05 }", seconds=0.03)
     told = {**os.environ, "PERSYN_HOME": str(tmp_path / "home"), "PERSYN_DATABASE_URL": database_url}
     persyn_command = [sys.executable, "-m", "persyn.cli", "run"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([*persyn_command, "start", str(file)], env=told, start_new_session=True, **quiet)
     deadline = time.monotonic() + 90
     while n_routed(database) < 10:
