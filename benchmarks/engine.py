@@ -1,6 +1,7 @@
 """Compare PerSyn on vLLM with bare `LLM.generate`: same prompts, same sampling, tokens per second.
 
-python -m benchmarks.engine [--prompts 512] [--rounds 2] [--max-tokens 64] [--temperature 0.7] [--gpus 0]
+python -m benchmarks.engine [--sides vllm in-process]
+    [--prompts 512] [--rounds 2] [--max-tokens 64] [--temperature 0.7] [--gpus 0]
 
 Every request has its own seed. `vllm` is vLLM with its defaults, with the engine core in another process; `in-process`
 has the core in the caller's process, like PerSyn on one device. Each measurement runs in its own process and excludes
@@ -147,12 +148,14 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, choices=(0, 1), default=0)
     parser.add_argument("--temperature", type=float, default=0.7)
     sides = {"vllm": bare, "in-process": in_process, "persyn": persyn}
-    parser.add_argument("--side", choices=list(sides))
+    others = [side for side in sides if side != "persyn"]
+    parser.add_argument("--sides", nargs="+", choices=others, default=others, help="what PerSyn is compared with")
+    parser.add_argument("--side", choices=list(sides), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         sides[options.side](options.prompts, options.max_tokens, options.gpus, options.temperature)
         return
-    rates: dict[str, list[float]] = {side: [] for side in sides}
+    rates: dict[str, list[float]] = {side: [] for side in (*options.sides, "persyn")}
     for side in list(rates) * options.rounds:
         command = [sys.executable, "-m", "benchmarks.engine", *sys.argv[1:], "--side", side]
         said = _measured(command)
@@ -160,7 +163,7 @@ def main() -> None:
         print(
             f"{side:<10} {said[-2]:>7} tokens in {float(said[-1]):6.1f} s: {rates[side][-1]:6.0f} tokens/s", flush=True
         )
-    for side in ("vllm", "in-process"):
+    for side in options.sides:
         print(f"PerSyn : {side}: {sum(rates['persyn']) / sum(rates[side]):.3f}")
 
 

@@ -52,6 +52,14 @@ def show_report(report: ImportReport, *, what: str) -> None:
         f"{report.rows:,} rows: {report.new:,} new, {replaced}{report.duplicates:,} already there, {report.bad:,} bad"
         + scores
     )
+    if report.other_scores:
+        click.echo(
+            f"{report.other_scores:,} scores differ from the stored one of the same response, which is kept, or are of "
+            "a response that is not stored; they were left out",
+            err=True,
+        )
+    if report.missing_scores:
+        click.echo(f"{report.missing_scores:,} values are missing in the fields with scores", err=True)
     if report.conflicts:
         click.echo(f"{report.conflicts:,} rows have a different {what} than the stored one, which is kept", err=True)
     for source, n_ids, source_id in report.repeated_ids:

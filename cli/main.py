@@ -31,6 +31,7 @@ _COMMANDS = {
     "jobs": ("persyn.cli.jobs", "jobs", "List, retry and cancel a run's jobs."),
     "router": ("persyn.cli.router", "router", "Show routers and their learning curves."),
     "compare": ("persyn.cli.compare", "compare", "Compare strategies on a run's hold-out prompts."),
+    "pilot": ("persyn.cli.pilot", "pilot", "Train small students to see which reward predicts what a student becomes."),
     "student": ("persyn.cli.student", "student", "Train a run's student on its dataset, and evaluate it."),
     "report": ("persyn.cli.report", "report", "Write a report of a run with figures."),
     "export": ("persyn.cli.export", "export", "Write a run's dataset."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,23 @@ from persyn.method.intervals import Interval
 from persyn.settings import Settings
 from persyn.student import outcomes
 
+#: What a training takes, the first one first.
+_TRAINING = (
+    click.option("--tune", type=click.Choice(["full", "lora"]), default="full", help="What to train. Default: full."),
+    click.option("--epochs", type=int, default=3, show_default=True, help="Passes over the dataset."),
+    click.option("--learning-rate", type=float, help="Default: 1e-5 for full, 2e-4 for lora."),
+    click.option("--batch-size", type=int, default=16, show_default=True, help="Conversations per step."),
+    click.option("--micro-batch", type=int, help="Rows of a batch in memory at a time. Default: all."),
+    click.option("--lora-rank", type=int, default=16, show_default=True),
+)
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a training to a command."""
+    for option in reversed(_TRAINING):
+        command = option(command)
+    return command
+
 
 @click.group()
 def student() -> None:
@@ -29,13 +47,8 @@ def student() -> None:
 
 @student.command(short_help="Train a run's student on its dataset.")
 @RUN
-@click.option("--tune", type=click.Choice(["full", "lora"]), default="full", help="What to train. Default: full.")
-@click.option("--epochs", type=int, default=3, show_default=True, help="Passes over the dataset.")
-@click.option("--learning-rate", type=float, help="Default: 1e-5 for full, 2e-4 for lora.")
-@click.option("--batch-size", type=int, default=16, show_default=True, help="Conversations per step.")
-@click.option("--micro-batch", type=int, help="Rows of a batch in memory at a time. Default: all.")
+@training_options
 @click.option("--max-tokens", type=int, help="Longer conversations are dropped. Default: the student's context length.")
-@click.option("--lora-rank", type=int, default=16, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--gpus", type=click.IntRange(0, 1), default=0, show_default=True, help="0 trains on the CPU.")
 def train(run: str, gpus: int, **given: Any) -> None:

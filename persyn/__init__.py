@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from persyn.api import ExportedDataset as ExportedDataset
     from persyn.api import ExportOptions as ExportOptions
     from persyn.api import Figure as Figure
+    from persyn.api import PilotSettings as PilotSettings
     from persyn.api import Plan as Plan
     from persyn.api import Progress as Progress
     from persyn.api import Run as Run
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from persyn.api import Snapshot as Snapshot
     from persyn.api import Store as Store
     from persyn.api import Summary as Summary
+    from persyn.api import TrainingSettings as TrainingSettings
     from persyn.api import open as open
     from persyn.errors import EngineError as EngineError
     from persyn.errors import PersynError as PersynError
@@ -45,12 +47,14 @@ _OFFERED = {
             "Figure",
             "ExportOptions",
             "ExportedDataset",
+            "PilotSettings",
             "Plan",
             "Progress",
             "RunState",
             "RunVerdict",
             "Snapshot",
             "Summary",
+            "TrainingSettings",
         ),
         "persyn.api",
     ),

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
+import msgspec
 import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -47,18 +48,22 @@ from persyn.report.figure import Figure
 from persyn.runs import pipeline, preflight, run_file, same_run, start
 from persyn.settings import Settings
 from persyn.stages.batch import Progress
+from persyn.student.pilot_plan import PilotSettings as PilotSettings
+from persyn.student.training_settings import TrainingSettings as TrainingSettings
 from persyn.workers.runner.crew import Crew
 from persyn.workers.runner.listener import Counter
 
 if TYPE_CHECKING:
     import datasets
 
+    from persyn.analysis.pilot import PilotFacts
     from persyn.report.drawing import Picture
 
 __all__ = [
     "ExportOptions",
     "ExportedDataset",
     "Figure",
+    "PilotSettings",
     "Plan",
     "Progress",
     "Run",
@@ -66,6 +71,7 @@ __all__ = [
     "Snapshot",
     "Store",
     "Summary",
+    "TrainingSettings",
     "open",
 ]
 
@@ -495,6 +501,28 @@ class Run:
         with self._read() as (session, run):
             return verdict.facts(session, run, by=by)
 
+    @_without_causes
+    def pilot(
+        self, settings: PilotSettings | None = None, progress: Callable[[str, int, int, str], object] | None = None
+    ) -> PilotFacts:
+        """Train small students on the calibration responses, and judge which definition of the reward predicts them.
+
+        settings: what is trained and asked, such as `persyn.PilotSettings(prompts=200, gpus=1)`; its `training` is a
+                  `persyn.TrainingSettings`.
+        progress: called with what is done, the total, how much of it is done, and a remark.
+
+        `says` and `advice` have the result in a sentence each. What students became is kept in the store's home, so
+        that a pilot that is called again trains only students that are missing. Raises `UsageError` for a run that is
+        not scored, and for a student that cannot be trained.
+        """
+        from persyn.analysis import pilot as words
+        from persyn.student import pilot, pilot_plan
+
+        with self._read() as (session, run):
+            plan = pilot_plan.read(session, run, _checked(settings or PilotSettings()))
+        outcomes = pilot.run(self._database, plan, self._settings, progress or (lambda *_: None))
+        return words.facts(plan, outcomes)
+
     def route(
         self, prompts: PromptInput | Sequence[PromptInput], *, labels: new_prompts.Labels | None = None
     ) -> pa.Table:
@@ -596,6 +624,13 @@ def _options(given: ExportOptions | None) -> ExportOptions:
     if not isinstance(given, ExportOptions):
         raise UsageError(f"options must be a persyn.ExportOptions, such as ExportOptions(cap=1000), got {given!r}")
     return given
+
+
+def _checked(settings: PilotSettings) -> PilotSettings:
+    try:
+        return msgspec.convert(msgspec.to_builtins(settings), PilotSettings)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise UsageError(f"settings must be a valid persyn.PilotSettings: {error}") from None
 
 
 def _require_alpha(alpha: object) -> None:

@@ -98,6 +98,7 @@ def main() -> None:
     )
     parser.add_argument("--calibration", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS, help=f"besides {ALPHA}")
     parser.add_argument("--response-tokens", type=int, default=256, help="leading tokens of a response to score")
     parser.add_argument("--dtype", default="bfloat16", help="the student's data type")
     parser.add_argument("--report", type=Path, default=REPORT, help="the page whose tables are replaced")
@@ -127,7 +128,7 @@ def _study(case: Case, options: argparse.Namespace) -> str:
         frozen = [_frozen(database, name, case.home) for name in names]
         found = {
             alpha: [_compared(database, name, each, alpha) for name, each in zip(names, frozen, strict=True)]
-            for alpha in ALPHAS
+            for alpha in sorted({*options.alphas, ALPHA})
         }
         curves = [refits.curve(name, each) for name, each in zip(names, frozen, strict=True)]
     some = found[ALPHA][0]

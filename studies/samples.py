@@ -3,7 +3,7 @@
 A prompt is of one of eight kinds; a teacher answers each prompt correctly with a probability of its own, which depends
 on the kind and varies within it. A response is right or wrong by chance, as verdicts of samples are. Nothing is
 generated: `python -m studies.samples` takes a minute and puts its tables into samples.md. With `--real`, the demo's
-teachers answer some of the demo's prompts instead, which takes a quarter of an hour on two cores.
+teachers answer some of the demo's prompts instead, which takes about twenty minutes on two cores.
 """
 
 from __future__ import annotations

@@ -31,20 +31,32 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes keep all cores busy, so more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Marks of tests that load a real model, which should compute alone, and fixtures that may first convert one.
+#: Marks of tests that load a real model, which should compute alone, and fixtures that are one. The model `tiny` is
+#: small enough to compute beside other tests.
 _HEAVY = ("model", "vllm")
-_MODELS = {"smollm2", "gemma", "tiny"}
+_MODELS = {"smollm2", "gemma"}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, run each file's tests in one of them, and all tests with real models in one."""
+    """With several processes, run all tests with real models in one, and those that share a module's fixture in one."""
     has_gpu = bool(gpus.ids())
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
-        marked = any(item.get_closest_marker(name) for name in _HEAVY)
-        is_heavy = marked or bool(_MODELS.intersection(getattr(item, "fixturenames", ())))
-        item.add_marker(pytest.mark.xdist_group("models" if is_heavy else str(item.path)))
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(item: pytest.Item) -> str:
+    """The group of tests that one process runs; empty for a test that any process may run."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    has_model = bool(fixtures & _MODELS) and "tiny" not in fixtures
+    if has_model or any(item.get_closest_marker(name) for name in _HEAVY):
+        return "models"
+    known = getattr(item, "_fixtureinfo", None)  # a test of a page has none
+    shared = known and any(each.scope == "module" for found in known.name2fixturedefs.values() for each in found)
+    return item.path.stem if shared else ""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from persyn.method.intervals import Interval
 from persyn.method.rewards import Matrix
 from persyn.method.strategies import StrategyInputs
 from persyn.student.outcomes import StudentFacts
-from studies import controlled, many_domains, samples, skills, subjects, tasks
+from studies import controlled, many_domains, pilot, samples, skills, subjects, tasks
 from studies.common import put, table, tables
 
 
@@ -80,6 +80,22 @@ def test_no_prompt_is_drawn_twice() -> None:
     assert len(set(drawn)) == 1_000
 
 
+def test_the_pilot_s_specialists_have_one_of_its_skills_each() -> None:
+    first, second = (pilot._drawn(60, seed) for seed in (0, 1))
+
+    knows = [
+        {skill: all(_is_right(name, *prompt) for prompt in first if prompt[0] == skill) for skill in pilot.SKILLS}
+        for name in ("adder", "doubler")
+    ]
+
+    assert knows == [{"plus": True, "twice": False}, {"plus": False, "twice": True}]
+    assert len(set(map(str, first + second))) > 110  # each seed has its own
+
+
+def _is_right(name: str, skill: str, digits: list[int]) -> bool:
+    return bool(skills.is_right([], response(teacher(name), skill, digits), skills.answer(skill, digits), {}))
+
+
 def test_tables_take_the_place_of_a_page_s_earlier_ones(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("Said.\n\n<!-- tables: begin -->old<!-- tables: end -->\n\nMore.\n")
@@ -135,7 +151,7 @@ def test_a_grid_is_studied_and_other_tables_of_the_page_stay(tmp_path: Path, tin
     report = page(tmp_path, "### another, student\n\nOf another grid.\n\n")
     grid = write_grid(tmp_path / "made_parallel.jsonl.gz", rows)
     known = ("--teachers", tmp_path / "teachers.toml", "--student", f"tiny={tiny}=bob", "--backbone", tiny)
-    size = ("--prompts", "30", "--calibration", "20", "--seeds", "1", "--second-label", "second")
+    size = ("--prompts", "30", "--calibration", "20", "--seeds", "1", "--alphas", "0", "--second-label", "second")
 
     study("real_grids", grid, *known, *size, "--home", tmp_path / "home", "--report", report)
 

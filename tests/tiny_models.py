@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,17 @@ def served_model(folder: Path, tokenizer: Any) -> Path:
     """A language model of a form that vLLM supports on a CPU."""
     sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "initializer_range": 0.3}
     return language_model(folder, tokenizer, **sizes, max_position_embeddings=256)
+
+
+def embedding_model(folder: Path, model: Path) -> Path:
+    """A sentence-embedding model in the layout of sentence-transformers, of an existing language model."""
+    shutil.copytree(model, folder)
+    (folder / "1_Pooling").mkdir()
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
 
 
 def reward_model(

@@ -85,17 +85,26 @@ def between(interval: Interval, form: str = "{:+.3f}") -> str:
 def warnings(found: Verdict) -> list[str]:
     """What weakens the verdict, or changes how its figures are read."""
     said = []
-    if found.n_measured < FEW:
+    if found.n_calibration < FEW:
         said.append(
-            f"measured on {found.n_measured:,} calibration prompts: with fewer than about {FEW:,}, a router has not "
-            "learned all that it could, and more may change the verdict"
+            f"measured on {found.n_measured:,}{_of(found)} calibration prompts: with fewer than about {FEW:,}, a "
+            "router has not learned all that it could, and more may change the verdict"
         )
     if found.is_near_tie:
         said.append(
             f"near-tie: {found.teacher} leads {found.second} by {between(found.lead)}; either may be the best single "
             "teacher, and the share of the gap that is closed looks larger than what routing gains"
         )
+    if found.no_group is not None:
+        said.append(
+            f"no figures by group: {found.no_group!r} is not a group, since it has different values on more than half "
+            "of the prompts; --by groups by another field"
+        )
     return said
+
+
+def _of(found: Verdict) -> str:
+    return f" of {found.n_calibration:,}" if found.n_measured < found.n_calibration else ""
 
 
 def _decided(session: Session, run: Run) -> str | None:

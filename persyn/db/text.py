@@ -50,3 +50,30 @@ def _call_characters_on_postgresql(element: call_characters, compiler: SQLCompil
     calls = compiler.process(element.clauses, **kwargs)
     name, arguments = (f"value -> 'function' ->> '{key}'" for key in ("name", "arguments"))
     return f"coalesce((SELECT sum(length({name}) + length({arguments})) FROM jsonb_array_elements({calls})), 0)"  # noqa: S608
+
+
+class json_characters(FunctionElement[int]):
+    """The characters of the texts and keys anywhere in a JSON value; 0 for none.
+
+    Counted in the decoded texts, like `call_characters`.
+    """
+
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(json_characters, "sqlite")
+def _json_characters_on_sqlite(element: json_characters, compiler: SQLCompiler, **kwargs: Any) -> str:
+    value = compiler.process(element.clauses, **kwargs)
+    text, key = "CASE WHEN type = 'text' THEN length(atom) END", "CASE WHEN typeof(key) = 'text' THEN length(key) END"
+    return f"coalesce((SELECT sum(coalesce({text}, 0) + coalesce({key}, 0)) FROM json_tree({value})), 0)"  # noqa: S608
+
+
+@compiles(json_characters, "postgresql")
+def _json_characters_on_postgresql(element: json_characters, compiler: SQLCompiler, **kwargs: Any) -> str:
+    value = compiler.process(element.clauses, **kwargs)
+    # In the default mode of a path, what is in a list would be found twice.
+    texts, keys = ('? (@.type() == "string")', '? (@.type() == "object").keyvalue().key')
+    found = (f"SELECT jsonb_path_query({value}, 'strict $.** {each}') AS found" for each in (texts, keys))
+    total = "CAST(sum(length(found #>> '{}')) AS integer)"  # otherwise the sum of several is of type numeric
+    return f"coalesce((SELECT {total} FROM ({' UNION ALL '.join(found)}) AS texts), 0)"  # noqa: S608

@@ -43,6 +43,11 @@ class ImportReport:
     first_bad: tuple[BadRow, ...]
     #: (file name, number of ids shared by several prompts, one such id), for each file with such ids.
     repeated_ids: tuple[tuple[str, int, str], ...] = ()
+    #: Scores that were left out: the stored one of the same response differs, or they are of a response that is not
+    #: stored.
+    other_scores: int = 0
+    #: Values that rows lack in the fields with scores.
+    missing_scores: int = 0
 
 
 @dataclass(slots=True)
@@ -59,6 +64,8 @@ class ImportCounts:
     conflicts: int = 0
     bad: int = 0
     new_scores: int = 0
+    other_scores: int = 0
+    missing_scores: int = 0
     first_bad: list[BadRow] = field(default_factory=list)
     repeated_ids: tuple[tuple[str, int, str], ...] = ()
 
@@ -115,6 +122,8 @@ class ImportCounts:
             conflicts=self.conflicts,
             bad=self.bad,
             new_scores=self.new_scores,
+            other_scores=self.other_scores,
+            missing_scores=self.missing_scores,
             first_bad=tuple(self.first_bad),
             repeated_ids=self.repeated_ids,
         )

@@ -160,7 +160,7 @@ class _Lacking:
         """Raise `UsageError` if the remaining prompts do not suffice."""
         if self.need is None or not self.count:
             return
-        needs = f"quality {self.need.quality!r} {self.need.use}: give each row its {self.need.field!r}"
+        needs = f"quality {self.need.quality!r} {self.need.use}: give each row its {self.need.field!r}{self._how()}"
         if self.count == self.prompts:
             besides = f" (their rows have: {shorten(', '.join(self.fields))})" if self.fields and not self.flaw else ""
             raise UsageError(
@@ -174,6 +174,12 @@ class _Lacking:
                 f"{calibration:,} calibration prompts cannot be drawn from the remaining {left:,}; {needs}, or lower "
                 "'calibration'"
             )
+
+    def _how(self) -> str:
+        """How imported responses bring a field of their prompts; only their answers are recognised."""
+        if self.flaw or self.need is None or self.need.field == "answer":
+            return ""
+        return f" (of imported responses, with persyn responses import --prompt-field {self.need.field})"
 
     def said(self, *, is_all: bool) -> Iterator[str]:
         """Yield notices for the user."""

@@ -58,7 +58,8 @@ def import_responses(
         tally.conflicts += prompt_table.store(session, source, [row.prompt for row in batch]).conflicts
         cells = _cells(session, batch, ids, tally)
         _store(session, cells, tally)
-        tally.new_scores += _store_scores(session, cells, scorers)
+        _store_scores(session, cells, scorers, tally)
+        tally.missing_scores += sum(len(scorers) - len(row.scores) for row in batch)
         scored.update(*(row.scores for row in batch))
         if progress:
             progress(tally.rows)
@@ -91,10 +92,13 @@ def _cells(
         kept = cells.get(cell)
         if kept is None or (kept.text is None and row.text is not None):
             cells[cell] = row
+            tally.other_scores += len(kept.scores) if kept else 0
         elif _content(row) == _content(kept):
             cells[cell] = replace(kept, scores=row.scores | kept.scores)
-        elif row.text is not None:
-            tally.conflicts += 1
+            tally.other_scores += sum(kept.scores.get(name, value) != value for name, value in row.scores.items())
+        else:
+            tally.conflicts += row.text is not None
+            tally.other_scores += len(row.scores)
     return cells
 
 
@@ -168,10 +172,12 @@ def _forget_scores(session: Session, cells: Sequence[Cell]) -> None:
         session.execute(delete(Score).where(Score.response_id.in_(of_cells)))
 
 
-def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int]) -> int:
-    """Store scores that are missing or failed; return their number."""
+def _store_scores(
+    session: Session, cells: dict[Cell, ResponseRow], scorers: dict[str, int], tally: ImportCounts
+) -> None:
+    """Store scores that are missing or failed."""
     if not scorers:
-        return 0
+        return
     responses = session.execute(
         select(Response.id, Response.prompt_id, Response.teacher_id, Response.text, Response.tool_calls).where(
             tuple_(Response.prompt_id, Response.teacher_id).in_(list(cells)),
@@ -195,10 +201,15 @@ def _store_scores(session: Session, cells: dict[Cell, ResponseRow], scorers: dic
     ]
     mine = Score.scorer_id.in_(scorers.values()), Score.response_id.in_([row["response_id"] for row in rows])
     session.execute(delete(Score).where(*mine, Score.failure.is_not(None)))
-    there = {tuple(row) for row in session.execute(select(Score.response_id, Score.scorer_id).where(*mine))}
-    new = [row for row in rows if (row["response_id"], row["scorer_id"]) not in there]
+    found = session.execute(select(Score.response_id, Score.scorer_id, Score.value).where(*mine))
+    there = {(response_id, scorer_id): value for response_id, scorer_id, value in found}
+    known = [there.get((row["response_id"], row["scorer_id"])) for row in rows]
+    new = [row for row, value in zip(rows, known, strict=True) if value is None]
     bulk.insert_new(session, Score, new)
-    return len(new)
+    tally.new_scores += len(new)
+    n_differing = sum(value not in (None, row["value"]) for row, value in zip(rows, known, strict=True))
+    n_of_others = sum(len(row.scores) for row in cells.values()) - len(rows)
+    tally.other_scores += n_differing + n_of_others
 
 
 def _columns(cell: Cell, row: ResponseRow) -> dict[str, Any]:

@@ -352,6 +352,9 @@ class CodeOptions(EngineOptions, frozen=True):
     level: Literal["prompt", "test"] = "prompt"
     #: Time of one test by the clock; after it, the test has failed.
     timeout_seconds: Above0 = 10.0
+    #: Time of all tests of a response by the clock, after which the others have failed; none: ten times
+    #: `timeout_seconds`.
+    total_seconds: Above0 | None = None
     #: Address space of a process with code, in MiB.
     memory_mb: Annotated[int, Meta(ge=128)] = 1024
     #: Number of responses that are tested at the same time; none: one per core.

@@ -14,7 +14,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from persyn.method import rewards as reward_matrix
 from persyn.method import strategies
@@ -102,7 +101,9 @@ class Verdict(Struct, frozen=True):
     #: Over all prompts that the decision is about.
     total: Interval
     n_prompts: int
-    #: Prompts that the gain is measured on.
+    #: Calibration prompts with two rewards or more.
+    n_calibration: int
+    #: Those of them that the gain is measured on: the hold-out alone where the router was fitted to the others.
     n_measured: int
     #: Mean rewards.
     router: float
@@ -120,6 +121,8 @@ class Verdict(Struct, frozen=True):
     #: By their part of the gain, largest first.
     groups: list[GroupFacts] = []
     alphas: list[Lead] = []
+    #: A field that was to group the prompts and does not; see `is_group`.
+    no_group: str | None = None
 
     @property
     def is_near_tie(self) -> bool:
@@ -135,6 +138,7 @@ class Verdict(Struct, frozen=True):
 def judge(evidence: Evidence) -> Verdict:
     """Compare a router with every single teacher; raise `ValueError` when no prompt allows a comparison."""
     known, ranking = evidence.usable(), reward_matrix.static_ranking(evidence.rewards)
+    n_calibration = int(((~np.isnan(evidence.rewards)).sum(axis=1) > 1).sum())
     if not len(known.rewards):
         raise ValueError("no calibration prompt has two rewards, and scores of a router that was not fitted to it")
     singles, spread = always(known.rewards, ranking), _spread(known.rewards)
@@ -151,6 +155,7 @@ def judge(evidence: Evidence) -> Verdict:
         gain=gain,
         total=_scaled(gain, known.n_prompts),
         n_prompts=known.n_prompts,
+        n_calibration=n_calibration,
         n_measured=n_measured,
         router=float(routed.mean()),
         single=float(singles[:, best].mean()),
@@ -158,7 +163,7 @@ def judge(evidence: Evidence) -> Verdict:
         gap_closed=_scaled(gain, 1 / gap) if gap > 0 else None,
         second=known.teachers[second],
         lead=difference(singles[:, best] - singles[:, second], spread),
-        more=versus.more(WORTHWHILE * gap) if outcome == "cannot tell" else None,
+        more=versus.more(WORTHWHILE * gap, n_calibration) if outcome == "cannot tell" else None,
         by_group=_by_group(known, singles, spread),
         groups=_groups(known, singles, best, routed),
         alphas=[
@@ -167,6 +172,11 @@ def judge(evidence: Evidence) -> Verdict:
             if not np.isnan(found).all()
         ],
     )
+
+
+def is_group(labels: Sequence[str | None]) -> bool:
+    """Whether the prompts' labels make groups of them: no more different ones than half of the prompts."""
+    return len(set(labels)) <= max(1, len(labels) / 2)
 
 
 def chosen(scores: Matrix, rewards: Matrix) -> Vector:
@@ -231,18 +241,20 @@ class _Versus:
         is_unlikely = (self.means + _LIKELY * self.errors).min() < worthwhile
         return "do not route" if is_unlikely or worthwhile <= 0 else "cannot tell"
 
-    def more(self, worthwhile: float) -> int:
+    def more(self, worthwhile: float, n_calibration: int) -> int:
         """Additional prompts after which the same gain would be told from none, or from one that is not worthwhile.
 
         At least those up to `FEW`, and rounded up to two digits: errors shrink with the square root of the number. Just
         these where no number would tell, because all gains are exactly between the two.
+
+        n_calibration: calibration prompts, of which the same share would be measured.
         """
         to_route, to_refrain = (
             _times(_SURE * self.errors, self.means),
             _times(_LIKELY * self.errors, worthwhile - self.means),
         )
         times = min(to_route.max(), to_refrain.min())
-        wanted = max(self.n * times if np.isfinite(times) else 0.0, FEW, self.n + 1) - self.n
+        wanted = max(n_calibration * times if np.isfinite(times) else 0.0, FEW, n_calibration + 1) - n_calibration
         step = 10 ** max(0, math.floor(math.log10(max(wanted, 1))) - 1)
         return int(max(math.ceil(wanted / step), 1) * step)
 
@@ -286,24 +298,25 @@ def _by_group(known: Evidence, singles: Matrix, spread: float) -> Interval | Non
 
 def _group_means(singles: Matrix, of_group: Indices, n_groups: int) -> Matrix:
     """(G, K) mean rewards by group, shrunk towards those of all prompts."""
-    is_in = np.eye(n_groups)[of_group]  # (P, G)
-    sums = is_in.T @ singles + _SHRINKAGE * singles.mean(axis=0)
-    return np.asarray(sums / (is_in.sum(axis=0)[:, None] + _SHRINKAGE))
+    sums = np.tile(_SHRINKAGE * singles.mean(axis=0), (n_groups, 1))
+    np.add.at(sums, of_group, singles)
+    return np.asarray(sums / (np.bincount(of_group, minlength=n_groups)[:, None] + _SHRINKAGE))
 
 
 def _groups(known: Evidence, singles: Matrix, best: int, routed: Vector) -> list[GroupFacts]:
     if known.groups is None:
         return []
-    spread, labels = _spread(known.rewards), np.array(known.groups, dtype=object)
+    spread, members = _spread(known.rewards), dict[str, list[int]]()
+    for row, label in enumerate(known.groups):
+        members.setdefault(label, []).append(row)
     found = []
-    for label in sorted(set(known.groups)):
-        rows: NDArray[np.bool_] = labels == label
+    for label, rows in sorted(members.items()):
         leader = int(np.argmax(singles[rows].mean(axis=0)))
         gains = routed[rows] - singles[rows, best]
         found.append(
             GroupFacts(
                 group=label,
-                n_prompts=int(rows.sum()),
+                n_prompts=len(rows),
                 teacher=known.teachers[leader],
                 lead=difference(singles[rows, leader] - singles[rows, best], spread),
                 gain=difference(gains, spread),

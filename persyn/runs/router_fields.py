@@ -12,6 +12,7 @@ from persyn.config import load_config
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.errors import UsageError, shorten
 from persyn.method.strategies import STRATEGIES
+from persyn.method.verdict import is_group
 from persyn.stages.labels import LABELLED, SOURCE, labels
 
 #: Fields named in an error.
@@ -50,9 +51,9 @@ def _warnings(name: str, known: Sequence[str | None], total: int) -> Iterator[st
     """What limits how much a router learns from a field; known: the labels of the prompts that have one."""
     if len(known) < total / 2:
         yield f"only {len(known):,} of {total:,} calibration prompts have a field {name!r}, which the router reads"
-    if (distinct := len(set(known))) > max(1, len(known) / 2):
+    if not is_group(known):
         yield (
-            f"the field {name!r}, which the router reads, has {distinct:,} different values on {len(known):,} "
+            f"the field {name!r}, which the router reads, has {len(set(known)):,} different values on {len(known):,} "
             "calibration prompts: too few prompts share one to learn from it"
         )
 

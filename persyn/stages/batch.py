@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Integer, Select, Text, cast, func, insert, literal, select
+from sqlalchemy import Integer, Select, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
 from persyn.db.catalog import Prompt
+from persyn.db.text import json_characters
 from persyn.db.work import Job
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
@@ -60,9 +61,7 @@ class Progress:
 #: The columns that `conversation` reads; select them together.
 TURNS = (Prompt.text, Prompt.history, Prompt.last_turn)
 #: The length of a prompt, from which its tokens are estimated; that of tools and history as JSON.
-CHARACTERS = func.length(Prompt.text) + sum(
-    func.coalesce(func.length(cast(part, Text)), 0) for part in (Prompt.history, Prompt.tools)
-)
+CHARACTERS = func.length(Prompt.text) + sum(json_characters(part) for part in (Prompt.history, Prompt.tools))
 #: Tokens per character where no teacher's are known.
 TOKENS_PER_CHARACTER = 0.25
 

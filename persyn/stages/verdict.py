@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import RunConfig, load_config
+from persyn.config import load_config
 from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.grid import Grid
@@ -21,7 +21,7 @@ from persyn.jobs import owner
 from persyn.method import rewards
 from persyn.method.rewards import Matrix
 from persyn.method.strategies import STRATEGIES
-from persyn.method.verdict import Evidence, Verdict, best_first, judge
+from persyn.method.verdict import Evidence, Verdict, best_first, is_group, judge
 from persyn.stages.labels import LABELLED, SOURCE, labels
 
 #: Weights of learnability at which the leading teacher is shown.
@@ -60,17 +60,22 @@ def of_run(session: Session, run: Run, *, by: str | None = None, cells: Grid | N
     """
     config, cells = load_config(run.config), cells or grid.read(session, run)
     scores = unseen_scores(session, run, cells)
+    field = by or next(iter(config.router.features), SOURCE)
+    found = _groups(session, run, field)
+    groups = found if len(set(found)) > 1 and is_group(found) else None
+    if by is not None and (why := _why_no_group(found)):
+        raise UsageError(f"the calibration prompts of run {run.name!r} cannot be grouped by {by!r}: {why}")
     alphas = {alpha: cells.rewards(alpha=alpha) for alpha in ALPHAS}
     evidence = Evidence(
         teachers=[teacher.name for teacher in lookup.teachers(session, run.id)],
         rewards=cells.rewards(),
         scores=scores,
         n_prompts=_n_targets(session, run),
-        groups=_groups(session, run, config, by),
+        groups=groups,
         alphas={alpha: found for alpha, found in alphas.items() if not np.isnan(found).all()},
     )
     try:
-        return judge(evidence)
+        return structs.replace(judge(evidence), no_group=None if is_group(found) else field)
     except ValueError as error:
         raise UsageError(f"run {run.name!r} has no verdict: {error}") from error
 
@@ -159,9 +164,19 @@ def _n_targets(session: Session, run: Run) -> int:
     return session.scalars(of_run).one()
 
 
-def _groups(session: Session, run: Run, config: RunConfig, by: str | None) -> Sequence[str] | None:
-    """The label of each prompt of the grid; None if nothing distinguishes them."""
-    field = by or next(iter(config.router.features), SOURCE)
+def _why_no_group(found: Sequence[str]) -> str:
+    """Why the labels of prompts that a user chose to group by make no groups; empty if they do."""
+    if set(found) == {_NONE}:
+        return "none of them has such a field"
+    if not is_group(found):
+        return (
+            f"it has {len(set(found)):,} different values on {len(found):,} prompts; take a field whose values repeat"
+        )
+    return ""
+
+
+def _groups(session: Session, run: Run, field: str) -> Sequence[str]:
+    """The label of each prompt of the grid."""
     prompts: Sequence[Any] = session.execute(
         select(*LABELLED)
         .select_from(Prompt)
@@ -169,7 +184,4 @@ def _groups(session: Session, run: Run, config: RunConfig, by: str | None) -> Se
         .where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
         .order_by(RunPrompt.prompt_id)
     ).all()
-    found = [labels(prompt, [field])[field] for prompt in prompts]
-    if by is not None and found and not any(found):
-        raise UsageError(f"no calibration prompt of run {run.name!r} has a field {by!r} to group by")
-    return [label or _NONE for label in found] if len(set(found)) > 1 else None
+    return [labels(prompt, [field])[field] or _NONE for prompt in prompts]

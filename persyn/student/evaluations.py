@@ -199,8 +199,8 @@ class Evaluator:
             return
         done = 0
         self._progress(what, len(asked), done)
-        with _host(spec, self._settings) as host:
-            for results in _served(host, [each.request for each in asked]):
+        with hosted(spec, self._settings) as host:
+            for results in served(host, [each.request for each in asked]):
                 with self._database.write() as session:
                     for result in results:
                         _store(session, asked[result.id], result)
@@ -382,7 +382,7 @@ def _of(evaluation_id: int) -> Any:
     )
 
 
-def _served(host: Host, asked: Sequence[Request]) -> Iterator[list[Result]]:
+def served(host: Host, asked: Sequence[Request]) -> Iterator[list[Result]]:
     """Yield results as they arrive, keeping the engine's window full."""
     left = iter(asked)
     n_open = 0
@@ -399,7 +399,8 @@ def _served(host: Host, asked: Sequence[Request]) -> Iterator[list[Result]]:
 
 
 @contextmanager
-def _host(spec: ModelSpec, settings: Settings) -> Iterator[Host]:
+def hosted(spec: ModelSpec, settings: Settings) -> Iterator[Host]:
+    """A model in a host of its own, which ends with the block; raise `EngineError` when it dies."""
     host = Host(
         spec,
         settings.home,

@@ -6,13 +6,12 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any
 
 import msgspec
 import torch
-from msgspec import Meta, Struct
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -34,8 +33,9 @@ from persyn.llm.protocols import ModelSpec
 from persyn.llm.template import Conversation
 from persyn.student import examples
 from persyn.student.examples import StudentExamples
-
-_AtLeastOne = Annotated[int, Meta(ge=1)]
+from persyn.student.training_settings import Notes as Notes
+from persyn.student.training_settings import TrainingCallback as TrainingCallback
+from persyn.student.training_settings import TrainingSettings as TrainingSettings
 
 #: The subfolder of a training that holds the trained weights, and the file in it with the training's notes.
 MODEL, NOTES = "model", "training.json"
@@ -45,46 +45,6 @@ DATA, CHECKPOINTS = "data", "checkpoints"
 _POINTS = 100
 #: Between two checkpoints.
 _SAVE_SECONDS = 600.0
-
-TrainingCallback: TypeAlias = Callable[[int, int, float | None], None]
-"""Called with the steps done, the total steps, and the latest loss in nats per token."""
-
-
-class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """The hyper-parameters of a training; all of them are part of its identity."""
-
-    #: All weights, or low-rank adapters that are merged at the end.
-    tune: Literal["full", "lora"] = "full"
-    #: Passes over the dataset.
-    epochs: _AtLeastOne = 3
-    #: None means 1e-5 for full and 2e-4 for lora.
-    learning_rate: Annotated[float, Meta(gt=0)] | None = None
-    #: Conversations per step, and how many of them are in memory at a time; None means all of them.
-    batch_size: _AtLeastOne = 16
-    micro_batch: _AtLeastOne | None = None
-    #: Longer conversations are left out; None means the student's maximum.
-    max_tokens: _AtLeastOne | None = None
-    lora_rank: _AtLeastOne = 16
-    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-
-    def __post_init__(self) -> None:
-        if self.micro_batch is not None and self.batch_size % self.micro_batch:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
-
-
-class Notes(Struct, frozen=True):
-    """The record of a finished training."""
-
-    n_rows: int
-    #: Rows that were too long.
-    n_left_out: int
-    #: Response tokens, on which the loss is computed, per epoch.
-    response_tokens: int
-    steps: int
-    #: Of the process that finished it, without the time of interrupted ones.
-    seconds: float
-    #: [step, mean loss in nats per token since the previous point].
-    losses: list[tuple[int, float]]
 
 
 def prepare(spec: ModelSpec, conversations: Iterable[Conversation], settings: TrainingSettings, folder: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,6 +27,7 @@ from persyn.llm.protocols import ModelSpec
 from persyn.llm.template import Conversation
 from persyn.stages.batch import conversation
 from persyn.student import train as training
+from persyn.student.lock import locked
 from persyn.student.train import TrainingCallback, TrainingSettings
 
 #: The folder of PERSYN_HOME that holds trained students.
@@ -68,7 +66,7 @@ def train(
     form = {name: value for name, value in load_config(run.config).student.options.items() if name in FORM_OPTIONS}
     spec = ModelSpec("", student.model, hub_revision(student.revision), gpus, form)
     folder = home / FOLDER / f"{run.name}-{fingerprint[:12]}"
-    with _locked(folder) as require_mine:
+    with locked(folder) as require_mine:
 
         def step(done: int, steps: int, loss: float | None) -> None:
             require_mine()
@@ -154,26 +152,3 @@ def _hash(conversations: Iterator[Conversation]) -> str:
 def _find(database: Database, fingerprint: str) -> Training | None:
     with database.read() as session:
         return session.scalars(select(Training).where(Training.fingerprint == fingerprint)).one_or_none()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[Callable[[], None]]:
-    """Lock a training's folder; the lock is released when the process ends.
-
-    Yields a function that raises `UsageError` once another process holds the lock: network file systems release the
-    lock of a suspended host.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    mine = uuid.uuid4().hex
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"another process is training in {folder}") from error
-        (folder / "lock").write_text(mine)
-
-        def require_mine() -> None:
-            if (folder / "lock").read_text() != mine:
-                raise UsageError(f"another process is training in {folder} now, so this one has stopped")
-
-        yield require_mine

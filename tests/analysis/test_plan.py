@@ -19,6 +19,7 @@ from persyn.db import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.connect import Database, scratch
 from persyn.db.results import Assignment, Origin, Score
+from persyn.db.text import json_characters
 from persyn.db.work import Event, Load
 from persyn.errors import UsageError
 from persyn.ingest import prompt_import
@@ -287,13 +288,24 @@ def test_prompts_that_were_imported_need_a_store(tmp_path: Path) -> None:
         planned(empty, read(tmp_path, source="prompts.jsonl"))
 
 
-def test_a_long_history_counts_as_read(database: Database, tmp_path: Path) -> None:
+@pytest.mark.parametrize("letter", ["x", "é"])  # only SQLite stores the second as six characters
+def test_a_long_history_counts_as_read(database: Database, tmp_path: Path, letter: str) -> None:
     wanted = read(tmp_path, strategy="oracle")
-    turns = [{"role": "user", "content": "x" * 4000}, {"role": "assistant", "content": "y" * 4000}]
+    turns = [{"role": "user", "content": letter * 4000}, {"role": "assistant", "content": "y" * 4000}]
     row = {"messages": [*turns, {"role": "user", "content": "Go on."}]}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(row) + "\n")
     tokens = share(planned(database, wanted), "calibrate", "bob").ask.prompt_tokens
     assert 2000 < tokens < 2050
+
+
+def test_the_texts_and_keys_of_a_value_are_counted_decoded(database: Database) -> None:
+    value = [{"role": "é", "calls": [{"n": 1, "is_ü": [True, None, "\u2028\n"]}]}, ["a"]]
+    # "role", "é", "calls", "n", "is_ü", two characters, "a".
+    with database.write() as session:
+        make_prompt(session, "asked", history=value)
+        make_prompt(session, "of one turn")
+        counted = select(json_characters(Prompt.history)).order_by(Prompt.id)
+        assert session.scalars(counted).all() == [4 + 1 + 5 + 1 + 4 + 2 + 1, 0]
 
 
 def test_a_scratch_store_is_gone_afterwards() -> None:

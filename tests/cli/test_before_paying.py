@@ -118,6 +118,15 @@ def test_an_answer_under_another_name_is_named(database: Database, tmp_path: Pat
         begin(database, file)
 
 
+@pytest.mark.parametrize(("kind", "field"), [("code", "tests"), ("instructions", "instruction_id_list")])
+def test_how_imported_responses_bring_what_the_quality_needs_is_said(
+    database: Database, tmp_path: Path, kind: str, field: str
+) -> None:
+    file = Path(with_quality(write_run(tmp_path), f'kind = "{kind}"'))
+    with pytest.raises(UsageError, match=f"give each row its '{field}' .* import --prompt-field {field}"):
+        begin(database, file)
+
+
 def test_a_holdout_that_leaves_nothing_to_learn_from_is_refused(database: Database, tmp_path: Path) -> None:
     file = write_run(tmp_path, holdout=0.97)
     with pytest.raises(UsageError, match=r"reserves all 12 calibration prompts .* lower 'holdout'"):

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
+from persyn import api
 from persyn.db.catalog import Prompt, Run
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Router, RouterScore
+from persyn.errors import UsageError
+from persyn.llm.identity import identify_embedding
+from tests import tiny_models
 from tests.cli.conftest import Persyn
 
 TEACHERS = ("ada", "bob", "cyd")
@@ -78,6 +82,13 @@ def test_a_router_that_reads_the_topic_is_chosen_stored_and_shown(persyn: Persyn
     assert len(assigned) == PROMPTS - CALIBRATION
     assert {router.teacher_ids.index(row.teacher_id) == TOPICS.index(row.meta["topic"]) for row in assigned} == {True}
 
+    # New prompts are routed by their labels; an unknown one has none.
+    with api.open(str(database.url), home=tmp_path / "home") as opened:
+        table = opened.run("grid").route(["A task."] * 4, labels={"topic": [*reversed(TOPICS), "unknown"]})
+        with pytest.raises(UsageError, match="reads 'topic', and labels has none"):
+            opened.run("grid").route("A task.")
+    assert table.column("teacher").to_pylist()[:3] == list(reversed(TEACHERS))
+
     said = persyn("router", "show", "grid").stdout
     assert f"kind: {router.kind}" in said
     assert "chosen: " in said
@@ -105,6 +116,26 @@ def test_the_calibration_prompts_that_decided_are_named(persyn: Persyn, tmp_path
     assert (reason["router"], reason["weight"]) == ("neighbours", None)
     assert {topics[row["prompt_id"]] for row in reason["rows"]} == {prompt.meta["topic"]}
     assert all(row["text"] == texts[row["prompt_id"]] for row in reason["rows"])
+
+
+def test_an_embedding_is_read_by_the_router_of_a_run(persyn: Persyn, tmp_path: Path, grid: Path, tiny: Path) -> None:
+    model = tiny_models.embedding_model(tmp_path / "embedder", tiny)
+    imported(persyn, grid)
+    started = persyn(
+        "run", "start", run_file(tmp_path, f'kind = "neighbours"\nencoders = ["embedding"]\nembedding = "{model}"')
+    )
+    assert started.returncode == 0, started.stderr
+
+    database = Database(f"sqlite:///{tmp_path / 'home' / 'persyn.db'}")
+    with database.read() as session:
+        router = session.scalars(select(Router)).one()
+        scores = session.scalars(select(RouterScore.score)).all()
+        assigned = session.scalars(select(func.count()).where(Assignment.reason != "calibration")).one()
+    assert (router.kind, router.backbone, router.metrics["encoders"]) == ("neighbours", "", ["embedding"])
+    assert router.metrics["embedding_version"] == identify_embedding(str(model)).revision
+    assert len(scores) == CALIBRATION * len(TEACHERS)
+    assert len(set(scores)) > len(TEACHERS)  # it differs between prompts
+    assert assigned == PROMPTS - CALIBRATION
 
 
 def test_a_field_that_no_prompt_has_is_refused_before_anything_is_stored(

@@ -83,6 +83,33 @@ def test_a_text_that_comes_later_replaces_the_score_that_may_be_of_another(datab
     assert [tuple(row) for row in found] == [("Three.", 0.0), (None, 0.0)]
 
 
+def test_scores_that_are_left_out_are_counted_and_said(database: Database, tmp_path: Path, persyn: Persyn) -> None:
+    both = Layout(score=("right", "second"), scores_only=True)
+    rows = [
+        cell(1, "ada", 1, second=0.5),
+        cell(1, "ada", 0),  # differs, and has no second score
+        cell(1, "ada", 1),  # the same again
+        cell(1, "bob", None, second=0.25),
+    ]
+    first = load(database, write(tmp_path / "scores.jsonl", *rows), both)
+    assert (first.rows, first.new_scores, first.other_scores, first.missing_scores) == (4, 3, 1, 3)
+    stored = load(database, write(tmp_path / "later.jsonl", cell(1, "ada", 0), cell(1, "bob", 1)))
+    assert (stored.new_scores, stored.other_scores, stored.missing_scores) == (1, 1, 0)
+    texts = [cell(1, "ada", 1, response="Two."), cell(1, "ada", 0, response="2"), cell(2, "bob", 1, response="")]
+    report = load(database, write(tmp_path / "texts.jsonl", *texts), Layout(score=("right",)))
+    # Another text than the stored one, and none at all.
+    assert (report.new_scores, report.other_scores) == (1, 2)
+
+    assert persyn("db", "upgrade").returncode == 0
+    said = persyn(
+        *("responses", "import", str(tmp_path / "scores.jsonl"), "--scores-only", "--score", "right"),
+        *("--score", "second"),
+    )
+    assert "; 3 new scores" in said.stdout
+    assert "1 scores differ from the stored one of the same response, which is kept" in said.stderr
+    assert "3 values are missing in the fields with scores" in said.stderr
+
+
 def run_file(folder: Path, alpha: float) -> Path:
     text = (
         f'[run]\nname = "a{alpha:g}"\nsetting = "instruct"\ncalibration = 20\nholdout = 0.5\nalpha = {alpha}\n'

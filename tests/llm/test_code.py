@@ -126,6 +126,50 @@ def test_tests_that_cannot_be_run_fail_and_are_not_called_wrong() -> None:
     assert isinstance(found[1], Failed)
 
 
+HUMAN_EVAL = """import math
+
+def shifted(text: str) -> str:
+    return "".join(chr(ord(each) + 1) for each in text)
+
+print("not a definition")
+
+def unshifted(text: str):
+    \"\"\"Takes what shifted made, and returns the text.\"\"\"
+"""
+
+
+@pytest.mark.parametrize("prompt", [HUMAN_EVAL, f"Complete this:\n```python\n{HUMAN_EVAL}```\n"])
+def test_helpers_that_only_the_prompt_defines_are_there_for_tests_and_code(prompt: str) -> None:
+    meta = {"test": "def check(f):\n    assert f(shifted('abc')) == 'abc'", "entry_point": "unshifted"}
+    engine: Engine = code.load(ModelSpec("code", "", options={}), lambda: None)
+    right = "def unshifted(text):\n    return ''.join(chr(ord(each) - int(math.sqrt(1))) for each in text)"
+    cheat = "def shifted(text): return text\ndef unshifted(text): return text"
+    asked = [{"role": "user", "content": prompt}]
+    engine.submit([Judge(n, asked, response, meta=meta) for n, response in enumerate((right, cheat))])
+    found: dict[int, Result] = {}
+    while engine.pending:
+        found |= {result.id: result for result in engine.step()}
+    assert [(type(found[n]), getattr(found[n], "value", found[n])) for n in range(2)] == [(Judged, 1.0), (Judged, 0.0)]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["Write unshifted.", "def other(): pass", "def unshifted(:", "", f"x = {'-' * 5_000}1\ndef unshifted(): ..."],
+    ids=range(5),
+)
+def test_a_prompt_that_is_no_program_defines_nothing(prompt: str) -> None:
+    assert code_tests.preamble_of(prompt, "unshifted") == ""
+
+
+def test_a_script_has_a_time_for_all_its_tests() -> None:
+    slow = "```python\nimport time\ntime.sleep(float(input()))\n```"
+    meta = {"tests": [{"input": seconds, "output": ""} for seconds in ("0", "30", "0")]}
+    (found,) = judge((slow, meta), level="test", timeout_seconds=30, total_seconds=2)
+    assert isinstance(found, Judged)
+    assert found.value == pytest.approx(1 / 3)
+    assert [each["reason"] for each in found.detail["failed"]] == [box.LATE, box.OVER]
+
+
 @pytest.mark.parametrize(
     ("response", "expected"),
     [

@@ -393,8 +393,8 @@ def test_a_named_parser_reads_the_calls() -> None:
 
 @pytest.mark.timeout(600)
 def test_a_killed_engine_core_is_noticed_at_once(smollm2: Path, tmp_path: Path) -> None:
-    tiny_models.served_model(tmp_path / "two", load_tokenizer(ModelSpec("vllm", str(smollm2))))
-    started = [sys.executable, "-m", "tests.llm.two_shards", str(tmp_path / "two")]
+    tiny_models.served_model(tmp_path / "model", load_tokenizer(ModelSpec("vllm", str(smollm2))))
+    started = [sys.executable, "-m", "tests.llm.engine_core", str(tmp_path / "model")]
     with (
         (tmp_path / "log").open("w+") as log,
         subprocess.Popen(started, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True) as engine,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from persyn.method.rewards import Indices, Matrix
-from persyn.method.verdict import Evidence, Outcome, Verdict, always, difference, judge
+from persyn.method.verdict import Evidence, Outcome, Verdict, always, difference, is_group, judge
 
 #: Two teachers on four prompts, and router scores that choose the first, the first, the first and the second.
 REWARDS = np.array([[1, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64)
@@ -50,6 +51,29 @@ def test_what_is_missing_to_a_verdict_follows_from_the_width_of_the_interval() -
     # As on 4 prompts, 0.25 over a with 8 prompts: squares 2 * 0.75 + 2. (1.96 * 0.2339 / 0.25)^2 * 8 = 26.9 prompts
     # would tell, but a router is not judged for good on fewer than 1,000.
     assert few.more == 1_000
+
+
+def test_where_the_gain_is_measured_on_the_hold_out_more_counts_all_calibration_prompts() -> None:
+    rewards, scores = np.tile(REWARDS, (25, 1)), np.tile(SCORES, (25, 1))
+    scores[np.arange(100) % 5 > 0] = np.nan
+    found = judge(evidence(rewards, scores))
+
+    # On the 20 measured ones the gain is as before, and any certainty is there before 1,000 calibration prompts are.
+    assert (found.n_calibration, found.n_measured, found.gain.mean) == (100, 20, pytest.approx(0.25))
+    assert (found.outcome, found.more) == ("cannot tell", 900)
+
+
+def test_groups_take_a_time_in_proportion_to_the_prompts() -> None:
+    n = 6_000
+    rewards, scores = np.tile(REWARDS, (n // 4, 1)), np.tile(SCORES, (n // 4, 1))
+    tracemalloc.start()
+    found = judge(evidence(rewards, scores, groups=[str(row // 3) for row in range(n)]))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.groups) == 2_000
+    assert most < 20 * 2**20  # a table of prompts and groups has 92 MiB
+    assert [is_group(["a"] * 5 + ["b"] * 5), is_group([str(row // 2) for row in range(10)])] == [True, True]
+    assert [is_group([str(row) for row in range(10)]), is_group(["a", *"bcdefg"]), is_group([])] == [False, False, True]
 
 
 def test_more_prompts_are_asked_for_where_a_small_gain_is_not_told_from_none() -> None:

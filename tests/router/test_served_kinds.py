@@ -21,6 +21,7 @@ from persyn.router import encoders, fit, route
 from persyn.router.kinds import choice
 from persyn.router.kinds.base import Examples, Explanation
 from persyn.router.kinds.registry import ROUTERS
+from tests import tiny_models
 
 Work: TypeAlias = Callable[[Engine, Sequence[Request]], list[Result]]
 
@@ -188,16 +189,7 @@ def test_a_fit_of_an_unknown_kind_or_with_labels_missing_fails_with_its_reason(w
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A tiny sentence-embedding model with random weights, in the layout of sentence-transformers."""
-    folder = tmp_path_factory.mktemp("embedder") / "model"
-    (folder / "1_Pooling").mkdir(parents=True)
-    for file in tiny.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    return folder
+    return tiny_models.embedding_model(tmp_path_factory.mktemp("embedder") / "model", tiny)
 
 
 def test_an_embedding_is_read_beside_the_labels_and_verified(work: Work, tmp_path: Path, embedder: Path) -> None:

@@ -181,7 +181,7 @@ def test_the_verdict_says_what_it_found_by_group(database: Database, judged: Mak
         run = session.get_one(Run, made.id)
         found = words.facts(session, run, by="kind")
         of_source = words.facts(session, run)
-        with pytest.raises(UsageError, match="no calibration prompt of run 'run' has a field 'topic'"):
+        with pytest.raises(UsageError, match="cannot be grouped by 'topic': none of them has such a field"):
             words.facts(session, run, by="topic")
 
     assert found.verdict is not None
@@ -192,6 +192,24 @@ def test_the_verdict_says_what_it_found_by_group(database: Database, judged: Mak
     assert [(group.group, group.teacher) for group in found.verdict.groups] == [("words", "b"), ("sums", "a")]
     assert found.warnings[0].startswith("measured on 60 calibration prompts")
     assert found.decided is None
+
+
+def test_a_field_of_ids_is_no_group_and_that_is_said(database: Database, judged: MakeRun) -> None:
+    made = judged(knows=True)
+    with database.write() as session:
+        for prompt_id in made.prompt_ids:
+            session.get_one(Prompt, prompt_id).meta = {"row": prompt_id}
+        run = session.get_one(Run, made.id)
+        run.config = {**run.config, "router": {**run.config["router"], "features": ["row"]}}
+    with database.read() as session:
+        run = session.get_one(Run, made.id)
+        found = words.facts(session, run)
+        with pytest.raises(UsageError, match="by 'row': it has 60 different values on 60 prompts; take a field"):
+            words.facts(session, run, by="row")
+
+    assert found.verdict is not None
+    assert (found.verdict.groups, found.verdict.by_group) == ([], None)
+    assert "no figures by group: 'row' is not a group" in found.warnings[-1]
 
 
 def test_a_new_run_is_static_when_unsure_and_an_old_one_routes_as_it_was_started(

@@ -30,7 +30,8 @@ NEEDED = GRID + PROMPTS - 12
 
 @pytest.fixture
 def cluster(tmp_path: Path, database_url: str, broker: Broker) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path, database_url, broker)
+    # The jobs of a killed worker are free after its lease, which is 90 s by default.
+    cluster = Cluster(tmp_path, database_url, broker, PERSYN_LEASE_SECONDS="20")
     yield cluster
     cluster.stop()
 

@@ -15,12 +15,15 @@ from typing import TypeAlias
 
 import psutil
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
-from persyn.db.results import Response
+from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.db.work import Job, JobState
+from tests.cluster import wait_for
+from tests.one_database import POSTGRESQL
+from tests.run_files import PROMPTS as PROMPTS_OF_RUN
 from tests.run_files import TEACHERS, write_run
 
 CONCURRENCY = 8
@@ -123,6 +126,45 @@ def test_a_run_killed_ten_times_answers_every_prompt_once(
     taken_up = asked(journal)
     assert len(set(taken_up)) == needed
     assert len(taken_up) - needed <= KILLS * WINDOW
+
+
+@POSTGRESQL
+def test_a_run_killed_between_the_fit_and_the_save_of_its_router_goes_on_and_has_one(
+    database: Database, database_url: str, tmp_path: Path, persyn: Persyn
+) -> None:
+    process = persyn(tmp_path, database_url, "run", "start", str(write_run(tmp_path, fit_seconds=2)))
+    routers = tmp_path / "home" / "routers"
+    wait_for(lambda: fits(database, JobState.RUNNING) == 1, 60, "the router is being fitted")
+    with database.write() as session:
+        session.execute(text("LOCK TABLE routers IN EXCLUSIVE MODE"))  # its save waits
+        wait_for(lambda: bool([*routers.glob("*/router.msgpack")]), 60, "the router is on disk")
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    with database.read() as session:
+        assert session.scalars(select(func.count()).select_from(Router)).one() == 0
+    require_no_orphans(tmp_path)
+    (left,) = routers.iterdir()
+
+    last = persyn(tmp_path, database_url, "run", "resume", "test")
+    assert last.wait(timeout=120) == 0, said(tmp_path)
+
+    with database.read() as session:
+        router = session.scalars(select(Router)).one()
+        run = session.scalars(select(Run)).one()
+        assert (run.state, run.router_id) == (RunState.DONE, router.id)
+        assert session.scalars(select(func.count()).select_from(RouterScore)).one() == PROMPTS_OF_RUN * len(TEACHERS)
+        assert session.scalars(select(func.count()).select_from(Assignment)).one() == PROMPTS_OF_RUN
+    assert fits(database, JobState.DONE) == 1
+    # Fitted anew: nothing says whether the folder that was left behind is whole.
+    assert (tmp_path / "home" / router.path / "router.msgpack").is_file()
+    assert tmp_path / "home" / router.path != left
+
+
+def fits(database: Database, state: JobState) -> int:
+    with database.read() as session:
+        jobs = select(func.count()).select_from(Job).where(Job.stage == "fit_router", Job.state == state)
+        return session.scalars(jobs).one()
 
 
 def test_status_tells_a_run_that_is_worked_from_one_whose_worker_was_killed(tmp_path: Path, persyn: Persyn) -> None:

@@ -41,6 +41,8 @@ _CPU_TIMEOUTS = 100
 _OUTPUT_BYTES = 2**20
 #: The failure of a test that was ended by the clock.
 LATE = "not done in time"
+#: The failure of a test that was not begun any more.
+OVER = "not run: the time of the response was over"
 #: The folder that `persyn` is imported from.
 _ROOT = str(Path(__file__).parents[3])
 
@@ -77,12 +79,14 @@ class Limits:
     """What one test may use.
 
     timeout_seconds: by the clock.
+    total_seconds:   all tests of a response together, with the start of their processes.
     memory_mb:       address space of each process in MiB.
     without:         walls that may be missing.
     """
 
     timeout_seconds: float
     memory_mb: int
+    total_seconds: float = math.inf
     without: Sequence[str] = ()
 
 
@@ -90,12 +94,15 @@ class Limits:
 class Tests:
     """Tests of code that it cannot see.
 
-    setup:       statements that run before them.
+    preamble:    statements that run before the code; the tests see the functions among them as they are there, whatever
+                 the code makes of their names.
+    setup:       statements that run before the tests.
     tests:       one statement or more per test; or one text that defines `check(candidate)` or functions `test_...`, or
                  is one test.
     entry_point: the function that `check` gets.
     """
 
+    preamble: str = ""
     setup: str = ""
     tests: list[str] | str
     entry_point: str | None = None
@@ -108,8 +115,9 @@ def run_tests(code: str, tests: Tests, limits: Limits, *, stop_early: bool) -> l
     Raises `CannotTest`, and `EngineError` if the sandbox does not work here.
     """
     total, failures = 1, list[str | None]()
+    deadline = time.monotonic() + limits.total_seconds
     for _ in range(_MOST_STARTS):
-        with closing(_verdicts(code, tests, len(failures), limits)) as verdicts:
+        with closing(_verdicts(code, tests, len(failures), limits, deadline)) as verdicts:
             for said in verdicts:
                 total = said.tests or total
                 if said.refusal:
@@ -118,8 +126,8 @@ def run_tests(code: str, tests: Tests, limits: Limits, *, stop_early: bool) -> l
                     failures.append(said.failure)
                 if stop_early and failures and failures[-1]:
                     return failures + ["not run: another test failed"] * (total - len(failures))
-        if len(failures) >= total:
-            return failures
+        if len(failures) >= total or time.monotonic() > deadline:
+            return failures + [OVER] * (total - len(failures))
     return failures + [f"not run: the code was ended {_MOST_STARTS} times"] * (total - len(failures))
 
 
@@ -223,15 +231,13 @@ def _file(content: bytes) -> IO[bytes]:
     return file
 
 
-def _verdicts(code: str, tests: Tests, first: int, limits: Limits) -> Generator[_Verdict]:
+def _verdicts(code: str, tests: Tests, first: int, limits: Limits, deadline: float) -> Generator[_Verdict]:
     """Start the two processes and yield what the one with the tests reports, from the test `first` on."""
     with _Children(limits) as children:
         (asked, asks), (answered, answers), (verdicts, reports) = (children.pipe() for _ in range(3))
         cpu_seconds = math.ceil(limits.timeout_seconds) * _CPU_TIMEOUTS
-        children.start(
-            {"role": "subject", "code": code, "cpu_seconds": cpu_seconds, "pipes": _numbers(asked, answers)},
-            pipes=_numbers(asked, answers),
-        )
+        job = {"role": "subject", "preamble": tests.preamble, "code": code, "cpu_seconds": cpu_seconds}
+        children.start(job | {"pipes": _numbers(asked, answers)}, pipes=_numbers(asked, answers))
         job = {"role": "referee", "first": first, "cpu_seconds": cpu_seconds, **dataclasses.asdict(tests)}
         referee = children.start(
             job | {"pipes": _numbers(answered, asks), "verdicts": reports.fileno()},
@@ -243,7 +249,7 @@ def _verdicts(code: str, tests: Tests, first: int, limits: Limits) -> Generator[
         while said is not None:
             yield said
             try:
-                said = _receive(verdicts.fileno(), time.monotonic() + limits.timeout_seconds)
+                said = _receive(verdicts.fileno(), min(time.monotonic() + limits.timeout_seconds, deadline))
             except TimeoutError:
                 said = None
                 yield _Verdict(failure=LATE)

@@ -28,6 +28,14 @@ class Unsupported(BaseException):
     """The tests do what cannot be done across processes. No `except Exception` of a test catches it."""
 
 
+class Undecidable(BaseException):
+    """Only the code could say whether a test passes, which therefore fails. No `except Exception` of a test catches it.
+
+    A test of a class may do this by itself, and then no response passes it. It is not left out instead, because code
+    could then escape its tests with an object in place of a plain value.
+    """
+
+
 class Unreadable(Exception):
     """There is nothing to test, or the tests cannot be parsed."""
 
@@ -54,14 +62,14 @@ class Remote:
         self._peer.ask("setattr", self, name, value)
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        raise Unsupported("the tests copy an object of the code")
+        raise Undecidable("the test copies an object of the code")
 
     def __enter__(self) -> Any:
         return self.__getattr__("__enter__")()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
         """The code may end an exception, but not the failure of a test."""
-        if isinstance(error, AssertionError | Gone | Unsupported):
+        if isinstance(error, AssertionError | Gone | Unsupported | Undecidable):
             return False
         return self.__getattr__("__exit__")(kind, error, trace)
 
@@ -70,7 +78,7 @@ class Remote:
         if isinstance(item, Remote):
             return self._peer.ask("contains", self, item) is True
         if self._peer.ask("definer", self, "__contains__") not in (None, "builtins", "collections"):
-            raise _unsupported("__contains__")
+            raise _undecidable("__contains__")
         return any(each is item or each == item for each in self._peer.ask("iter", self))
 
     def __eq__(self, other: object) -> bool:
@@ -86,16 +94,16 @@ def _special(name: str) -> str:
     return f"__{name.rstrip('_')}__"
 
 
-def _unsupported(method: str) -> Unsupported:
-    return Unsupported(f"the tests apply {method} to an object of the code and a plain value")
+def _undecidable(method: str) -> Undecidable:
+    return Undecidable(f"the test applies {method} of an object of the code to a plain value")
 
 
 def _between_objects(mine: Remote, name: str, other: object) -> Any:
-    """Only between two objects of the code does the code decide; with a plain value, only that it cannot be done."""
+    """Only between two objects of the code does the code decide; else only that it has no such method."""
     if isinstance(other, Remote):
         return mine._peer.ask(name, mine, other)
     if mine._peer.ask("definer", mine, _special(name)) is not None:
-        raise _unsupported(_special(name))
+        raise _undecidable(_special(name))
     return NotImplemented
 
 
@@ -117,7 +125,7 @@ class Tests:
     Raises `Unreadable` and `Unsupported`.
     """
 
-    def __init__(self, setup: str, tests: list[str] | str, entry_point: str | None) -> None:
+    def __init__(self, preamble: str, setup: str, tests: list[str] | str, entry_point: str | None) -> None:
         try:
             parsed = [_without_code_imports(text) for text in ([tests] if isinstance(tests, str) else tests)]
             before = _without_code_imports(setup)
@@ -125,6 +133,7 @@ class Tests:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         if isinstance(tests, str):
             before, parsed = _cases(before, parsed[0], entry_point)
+        before.body = [*_helpers(preamble, [before, *parsed]), *before.body]
         used = names.read([before, *parsed])
         self.names, self.modules = used.of_code(entry_point), used.modules
         if not self.names:
@@ -144,6 +153,18 @@ def _without_code_imports(text: str) -> ast.Module:
     tree = ast.parse(text)
     tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module == _CODE_MODULE)]
     return tree
+
+
+def _helpers(preamble: str, tests: list[ast.Module]) -> list[ast.stmt]:
+    """The functions of the preamble, and what it imports, if the tests call one of them.
+
+    Of the code they would be what the code makes of them. Its classes are left to the code, which gets their objects.
+    """
+    body = ast.parse(preamble).body
+    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    if not functions & names.read(tests).of_code(None):
+        return []
+    return [node for node in body if not isinstance(node, ast.ClassDef)]
 
 
 def _cases(before: ast.Module, tests: ast.Module, entry_point: str | None) -> tuple[ast.Module, list[ast.Module]]:
@@ -167,13 +188,15 @@ def work(job: dict[str, Any], missing: dict[str, str]) -> None:
     """Run the tests from `job["first"]` on and report their number, then the failure of each; None if it passed."""
     code, verdicts = Channel(*job["pipes"]), Channel(-1, job["verdicts"])
     try:
-        tests = Tests(job["setup"], job["tests"], job["entry_point"])
+        _report(job, code, verdicts)
     except Unreadable as error:
         verdicts.send({"unreadable_tests": str(error)[:_LONGEST]})
-        return
     except Unsupported as error:
         verdicts.send({"unsupported_tests": str(error)[:_LONGEST]})
-        return
+
+
+def _report(job: dict[str, Any], code: Channel, verdicts: Channel) -> None:
+    tests = Tests(job["preamble"], job["setup"], job["tests"], job["entry_point"])
     try:
         code.receive()  # the code's process has started
     except Gone:
@@ -181,6 +204,8 @@ def work(job: dict[str, Any], missing: dict[str, str]) -> None:
         return
     verdicts.send({"tests": len(tests.cases)})
     try:
+        if flaw := code.receive():
+            raise Unsupported(f"the code in the prompt cannot be loaded: {flaw}")
         namespace = _Namespace(tests, code, flaw=code.receive())
     except Gone:
         verdicts.send({"failure": _ENDED})
@@ -221,6 +246,8 @@ class _Namespace:
                 exec(case, self._names)  # noqa: S102 - behind walls
         except Unsupported as error:
             return {"unsupported_tests": str(error)[:_LONGEST]}
+        except Undecidable as error:
+            said = str(error)
         except SystemExit:
             return {"unsupported_tests": "the tests end their process"}
         except Gone:

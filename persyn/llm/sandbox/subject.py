@@ -13,7 +13,7 @@ from persyn.llm.sandbox.exchange import OPERATIONS, Channel, Gone, Peer
 
 
 def work(job: dict[str, Any], missing: dict[str, str]) -> None:
-    """Load `job["code"]`, say how that went, and serve."""
+    """Load `job["preamble"]` and `job["code"]`, say how each went, and serve."""
     channel = Channel(*job["pipes"])
     namespace: dict[str, Any] = {}
     kept: list[Any] = []
@@ -30,12 +30,13 @@ def work(job: dict[str, Any], missing: dict[str, str]) -> None:
         channel, refer, resolve, {**operations, "call": _call, "definer": _definer, "name": namespace.__getitem__}
     )
     channel.send("started")
-    try:
-        run(job["code"], "response", namespace)
-    except Exception as error:
-        channel.send(f"{type(error).__name__}: {error}")
-        return
-    channel.send("")
+    for code in (job["preamble"], job["code"]):
+        try:
+            run(code, "response", namespace)
+        except Exception as error:
+            channel.send(f"{type(error).__name__}: {error}")
+            return
+        channel.send("")
     try:
         peer.serve()
     except Gone:

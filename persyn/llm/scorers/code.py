@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -28,6 +30,8 @@ _CHUNK = 16
 _MOST_NAMED = 3
 #: Scripts that are not done in time before the remaining tests count as failed.
 _MOST_LATE = 3
+#: Timeouts of one test that all tests of a response may take together, unless the options say otherwise.
+_TIMEOUTS = 10
 
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
@@ -65,7 +69,10 @@ def lacks(chosen: Mapping[str, Any]) -> str:
 
 def _limits(chosen: options.CodeOptions) -> Limits:
     return Limits(
-        timeout_seconds=chosen.timeout_seconds, memory_mb=chosen.memory_mb, without=tuple(chosen.unsafe_without)
+        timeout_seconds=chosen.timeout_seconds,
+        total_seconds=chosen.total_seconds or _TIMEOUTS * chosen.timeout_seconds,
+        memory_mb=chosen.memory_mb,
+        without=tuple(chosen.unsafe_without),
     )
 
 
@@ -74,7 +81,7 @@ def _judge(request: Request, chosen: options.CodeOptions) -> Result:
     if failure := text_only.refusal(request):
         return failure
     try:
-        tests = code_tests.tests_of(request.meta)
+        tests = code_tests.tests_of(request.meta, request.messages[-1]["content"] if request.messages else "")
         code = code_tests.code_of(request.response)
         if code is None:
             return Judged(request.id, 0.0, detail={"failed": [{"reason": "the response has no block of Python code"}]})
@@ -106,7 +113,11 @@ def _score(
 def _run_examples(code: str, examples: Sequence[Example], limits: Limits, *, stop_early: bool) -> list[str | None]:
     """Run a script once per example; the failure of each, None if its output is the expected one."""
     failures: list[str | None] = []
+    deadline = time.monotonic() + limits.total_seconds
     for example in examples:
+        if (left := deadline - time.monotonic()) <= 0:
+            return failures + [box.OVER] * (len(examples) - len(failures))
+        limits = replace(limits, timeout_seconds=min(limits.timeout_seconds, left))
         output, failure = box.run_program(code, _text(example.input), limits)
         expected = _text(example.output)
         if not failure and _lines(output) != _lines(expected):

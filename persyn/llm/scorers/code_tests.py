@@ -5,6 +5,7 @@ The fields are those of public datasets, `test_list` (MBPP), `test` (HumanEval) 
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ _BLOCK = re.compile(
     r"(?P<code>.*?)(?:^[ \t]*+(?P=fence)[ \t]*+$|\Z)",
     re.MULTILINE | re.DOTALL,
 )
+_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign)
 _PYTHON = {"python", "python3", "py"}
 #: APPS compares with the expected value or with the only element of a list, and takes tuples for lists.
 _APPS_SETUP = """
@@ -68,8 +70,11 @@ class CodeFields(Struct, frozen=True):
     starter_code: str | None = None
 
 
-def tests_of(meta: Mapping[str, Any]) -> Tests | list[Example]:
-    """The tests of a prompt: statements, or examples for a script. `CannotTest` if there is none, or one is invalid."""
+def tests_of(meta: Mapping[str, Any], prompt: str) -> Tests | list[Example]:
+    """The tests of a prompt: statements, or examples for a script. `CannotTest` if there is none, or one is invalid.
+
+    meta: the prompt's row. prompt: its text.
+    """
     given = [name for name in FIELDS if meta.get(name)]
     if not given:
         raise CannotTest(f"no_tests: the prompt's row has none of {', '.join(FIELDS)}")
@@ -77,7 +82,7 @@ def tests_of(meta: Mapping[str, Any]) -> Tests | list[Example]:
         raise CannotTest(f"malformed_tests: the prompt's row has both {given[0]} and {given[1]}; remove one")
     try:
         fields = msgspec.convert(meta, CodeFields)
-        return _of_apps(fields) if fields.input_output else _of_statements(fields)
+        return _of_apps(fields) if fields.input_output else _of_statements(fields, prompt)
     except (msgspec.MsgspecError, ValueError) as error:
         raise CannotTest(f"malformed_tests: {shorten(str(error))}") from error
 
@@ -85,7 +90,7 @@ def tests_of(meta: Mapping[str, Any]) -> Tests | list[Example]:
 def flaw(meta: Mapping[str, Any]) -> str | None:
     """Why the tests in a prompt's row cannot be run, as far as that shows without running them; None if they can."""
     try:
-        tests_of(meta)
+        tests_of(meta, "")
     except CannotTest as error:
         return str(error)
     return None
@@ -106,7 +111,21 @@ def code_of(response: str) -> str | None:
     return textwrap.dedent(codes[-1]) if codes else None
 
 
-def _of_statements(fields: CodeFields) -> Tests | list[Example]:
+def preamble_of(prompt: str, entry_point: str) -> str:
+    """What a prompt that is the beginning of a program has before the function to complete; empty if it is none.
+
+    HumanEval runs a response after its prompt, so that it and the tests can use what is defined and imported there.
+    """
+    try:
+        body = ast.parse(code_of(prompt) or "").body
+        places = [place for place, node in enumerate(body) if getattr(node, "name", "") == entry_point]
+        before = body[: places[0]] if places else []
+        return ast.unparse(ast.Module([node for node in before if isinstance(node, _DEFINITIONS)], []))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+
+
+def _of_statements(fields: CodeFields, prompt: str) -> Tests | list[Example]:
     tests = fields.tests or fields.test_list or fields.test or ""
     examples = [test for test in tests if isinstance(test, Example)]
     if examples:
@@ -117,7 +136,8 @@ def _of_statements(fields: CodeFields) -> Tests | list[Example]:
     if not all(text.strip() for text in ([statements] if isinstance(statements, str) else statements)):
         raise ValueError("a test is empty")
     setup = "\n".join([*(fields.test_imports or ()), fields.test_setup_code or ""])
-    return Tests(setup=setup, tests=statements, entry_point=fields.entry_point)
+    preamble = preamble_of(prompt, fields.entry_point) if fields.entry_point else ""
+    return Tests(preamble=preamble, setup=setup, tests=statements, entry_point=fields.entry_point)
 
 
 def _of_apps(fields: CodeFields) -> Tests | list[Example]:

@@ -72,7 +72,7 @@ class Clusters:
         if len(self.centres):
             yield CLUSTER, _nearest(self.design.states(prompts), self.centres)
         for name, labels in self.design.labels.items():
-            yield name, numbered(prompts.fields[name], labels)
+            yield name, design.numbered(prompts.fields[name], labels)
 
 
 def fit(prompts: Prompts, examples: Examples, *, tick: Tick = quietly, settings: Values | None = None) -> Clusters:
@@ -124,9 +124,10 @@ class Effect:
         """(N, K) empirical Bayes means (Efron and Morris 1975) for sums of values and of weights.
 
         A group's true mean has variance t, and the mean of n values is off by variance s / n. The best guess is the
-        observed mean times n t / (n t + s).
+        observed mean times n t / (n t + s). Here s is at least `design.PRIOR` times t, because s and t are those of
+        frequent groups: where these are uniform, a single prompt would otherwise move the scores as much as many.
         """
-        weight = count * self.between + np.maximum(self.within, 1e-12)
+        weight = count * self.between + np.maximum(self.within, max(design.PRIOR * self.between, 1e-12))
         return np.asarray(total * self.between / weight)
 
     def left_out(self, values: Matrix, weights: Matrix, groups: Indices) -> Matrix:
@@ -141,20 +142,21 @@ def effect_of(values: Matrix, weights: Matrix, groups: Indices, n_groups: int) -
 
     values, weights: (Q, K). groups: (Q,) 0 to L - 1, or -1.
     """
-    member = (groups[:, None] == np.arange(n_groups)).astype(np.float64)  # (Q, L)
-    total, count = member.T @ (weights * values), member.T @ weights  # (L, K)
+    total, count = _summed(weights * values, groups, n_groups), _summed(weights, groups, n_groups)
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
     inside = weights * (groups >= 0)[:, None]
     squares = (inside * (values - _looked_up(mean, groups)) ** 2).sum(axis=0)
     within = squares / np.maximum((count - (count > 0)).sum(axis=0), 1.0)
     between = ((count * mean**2 - within) * (count > 0)).sum() / max(count.sum(), 1.0)
-    return Effect(total, count, member.sum(axis=0), within, max(float(between), 0.0))
+    sizes = np.bincount(groups[groups >= 0], minlength=n_groups).astype(np.float64)
+    return Effect(total, count, sizes, within, max(float(between), 0.0))
 
 
-def numbered(labels: Sequence[str | None], known: Sequence[str]) -> Indices:
-    """(P,) the place of each label among the known ones, -1 where it is none of them."""
-    places = {label: place for place, label in enumerate(known)}
-    return np.array([-1 if label is None else places.get(label, -1) for label in labels], dtype=np.intp)
+def _summed(values: Matrix, groups: Indices, n_groups: int) -> Matrix:
+    """(L, K) sums of the values (Q, K) by group (Q,); group -1 counts for none."""
+    sums = np.zeros((n_groups + 1, values.shape[1]))
+    np.add.at(sums, groups, values)
+    return sums[:n_groups]
 
 
 def _looked_up(table: Matrix, groups: Indices) -> Matrix:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from persyn.method.intervals import Vector
-from persyn.method.rewards import Matrix
+from persyn.method.rewards import Indices, Matrix
 from persyn.router.kinds.base import Arrays, Prompts, Values
 
 #: Relative spread below which a state counts as constant, as float32 resolves no less.
 _RESOLUTION = 1e-6
 #: A label with this many prompts has half the squared weight of a frequent one.
-_PRIOR = 10.0
+PRIOR = 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +48,14 @@ class Design:
 
     def indicators(self, prompts: Prompts) -> Matrix:
         """(P, L) the weight of each label that a prompt has, else 0; an unknown label is none."""
-        parts = [
-            weight * np.array([given == label for given in prompts.fields[name]], dtype=np.float64)
-            for name, labels in self.labels.items()
-            for label, weight in zip(labels, self.weights[name], strict=True)
-        ]
-        return np.vstack([np.zeros((0, len(prompts))), *parts]).T
+        parts = [self._indicators(name, labels, prompts.fields[name]) for name, labels in self.labels.items()]
+        return np.hstack([np.zeros((len(prompts), 0)), *parts])
+
+    def _indicators(self, name: str, labels: Sequence[str], given: Sequence[str | None]) -> Matrix:
+        found, groups = np.zeros((len(given), len(labels))), numbered(given, labels)
+        rows = np.flatnonzero(groups >= 0)
+        found[rows, groups[rows]] = self.weights[name][groups[rows]]
+        return found
 
     def state(self) -> tuple[Arrays, Values]:
         """Means, scales and weights; labels."""
@@ -67,9 +69,14 @@ def fit(prompts: Prompts) -> Design:
     means = {name: states.mean(axis=0, dtype=np.float64) for name, states in prompts.states.items()}
     scales = {name: _scale(states, means[name]) for name, states in prompts.states.items()}
     counts = {name: Counter(label for label in given if label is not None) for name, given in prompts.fields.items()}
-    labels = {name: sorted(count, key=lambda label: (-count[label], label)) for name, count in counts.items()}
+    labels = {name: _known(count) for name, count in counts.items()}
     sizes = {name: np.array([counts[name][label] for label in given], float) for name, given in labels.items()}
-    return Design(means, scales, labels, {name: np.sqrt(size / (size + _PRIOR)) for name, size in sizes.items()})
+    return Design(means, scales, labels, {name: np.sqrt(size / (size + PRIOR)) for name, size in sizes.items()})
+
+
+def _known(counts: Counter[str]) -> list[str]:
+    """The labels of several prompts: nothing is known of a single one's, and a field of ids has only such."""
+    return sorted((label for label, n in counts.items() if n > 1), key=lambda label: (-counts[label], label))
 
 
 def restore(arrays: Arrays, values: Values) -> Design:
@@ -80,6 +87,12 @@ def restore(arrays: Arrays, values: Values) -> Design:
         if part in parts and of:
             parts[part][of] = np.asarray(array)
     return Design(parts["mean"], parts["scale"], values["labels"], parts["weight"])
+
+
+def numbered(labels: Sequence[str | None], known: Sequence[str]) -> Indices:
+    """(P,) the place of each label among the known ones, -1 where it is none of them."""
+    places = {label: place for place, label in enumerate(known)}
+    return np.array([-1 if label is None else places.get(label, -1) for label in labels], dtype=np.intp)
 
 
 def unit(rows: Matrix) -> Matrix:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 PENALTIES = (None, 300.0, 100.0, 50.0, 30.0, 20.0, 10.0, 5.0, 3.0)
 #: Words and pairs that the regression knows at most, the most frequent ones.
 _MAX_WORDS = 20_000
+#: Rows or features up to which the regression is exact, and the rank of the approximation for more of both.
+_MOST_EXACT, _RANK = 3_000, 1_000
+#: Passes over the rows that find this approximation.
+_ITERATIONS = 4
+#: Eigenvalues below this share of the largest are 0 but for rounding.
+_RESOLUTION = 1e-12
 #: Rounds that complete cells which are missing or uncertain.
 _ROUNDS = 20
 #: How many words an explanation names.
@@ -91,23 +97,11 @@ def fit(prompts: Prompts, examples: Examples, *, tick: Tick = quietly, settings:
     made = design.fit(prompts)
     words, idf, word_rows = _words(informed)
     tick()
-    rows = made.encode(informed)
-    kernel = rows @ rows.T + np.asarray((word_rows @ word_rows.T).todense())
-    tick()
-    level, basis = np.linalg.eigh(kernel)
-    tick()
-    ridge = _Ridge(np.maximum(level, 0.0), basis, known)
+    rows = _Rows(made.encode(informed), word_rows)
+    ridge = _Ridge(*_decomposed(rows, tick), known)
     penalty = settings["penalty"] if settings else ridge.choose()
-    dual = ridge.dual(penalty)
-    return Linear(
-        made,
-        known.means,
-        (rows.T @ dual).astype(np.float32),
-        words,
-        idf,
-        np.asarray(word_rows.T @ dual).astype(np.float32),
-        penalty,
-    )
+    weight = rows.transposed(ridge.dual(penalty)).astype(np.float32)
+    return Linear(made, known.means, weight[: made.width], words, idf, weight[made.width :], penalty)
 
 
 def restore(arrays: Arrays, values: Values) -> Linear:
@@ -141,8 +135,70 @@ def _words(prompts: Prompts) -> tuple[list[str], NDArray[np.float32], Any]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Q rows of F = D + V features: dense (Q, D) and sparse (Q, V) ones, which multiply faster apart."""
+
+    dense: Matrix
+    sparse: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Q, F)."""
+        return len(self.dense), self.dense.shape[1] + self.sparse.shape[1]
+
+    def times(self, matrix: Matrix) -> Matrix:
+        """(Q, N) for a matrix (F, N)."""
+        width = self.dense.shape[1]
+        return np.asarray(self.dense @ matrix[:width] + self.sparse @ matrix[width:])
+
+    def transposed(self, matrix: Matrix) -> Matrix:
+        """(F, N), the transpose times a matrix (Q, N)."""
+        return np.vstack([self.dense.T @ matrix, self.sparse.T @ matrix])
+
+
+def _decomposed(rows: _Rows, tick: Tick) -> tuple[Vector, Matrix]:
+    """Squared singular values (R,) above 0 and left singular vectors (Q, R) of the rows.
+
+    All of them if there are at most `_MOST_EXACT` rows or features, from the smaller Gram matrix, which takes a time
+    that grows with the cube of its size. Of more, only the `_RANK` largest: a ridge regression shrinks the others most.
+    """
+    n_rows, n_features = rows.shape
+    if n_features < n_rows and n_features <= _MOST_EXACT:
+        whole = np.hstack([rows.dense, rows.sparse.toarray()])
+        level, right = _eigen(whole.T @ whole, tick)
+        return level, np.asarray(whole @ right / np.sqrt(level))
+    if n_rows <= _MOST_EXACT:
+        return _eigen(rows.dense @ rows.dense.T + (rows.sparse @ rows.sparse.T).toarray(), tick)
+    basis, projected = _main_directions(rows, tick)
+    level, turned = _eigen(projected.T @ projected, tick)
+    return level, basis @ turned
+
+
+def _eigen(gram: Matrix, tick: Tick) -> tuple[Vector, Matrix]:
+    """Eigenvalues above 0 and eigenvectors of a symmetric matrix."""
+    tick()
+    level, basis = np.linalg.eigh(gram)
+    tick()
+    kept = level > _RESOLUTION * level.max(initial=0.0)
+    return level[kept], basis[:, kept]
+
+
+def _main_directions(rows: _Rows, tick: Tick) -> tuple[Matrix, Matrix]:
+    """An orthonormal basis (Q, R) of the directions in which the rows vary most, and their (F, R) projections on it.
+
+    By subspace iteration from a random start (Halko et al. 2011).
+    """
+    projected = np.random.default_rng(0).normal(size=(rows.shape[1], _RANK))
+    for _ in range(_ITERATIONS):
+        basis, _ = np.linalg.qr(rows.times(projected))
+        tick()
+        projected = rows.transposed(basis)
+    return basis, projected
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Ridge:
-    """Kernel ridge regression of Q rows with a kernel's eigenvalues (Q,) and eigenvectors (Q, Q).
+    """Ridge regression of Q rows with their squared singular values (R,) and left singular vectors (Q, R).
 
     A cell of weight w < 1 is completed with the current prediction: w value + (1 - w) prediction. Repeated, this
     minimises the weighted squared error (majorisation; Kiers 1997), with one decomposition for all teachers.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
-from persyn.router.kinds import choice, clusters, crossfit, deviations, linear, neighbours, stacked, tuning
+from persyn.router.kinds import choice, clusters, crossfit, design, deviations, linear, neighbours, stacked, tuning
 from persyn.router.kinds.base import Examples, Group, Near, Prompts, Words
 from persyn.router.kinds.registry import ROUTERS
 
@@ -46,9 +48,12 @@ def test_the_mean_of_a_group_shrinks_by_the_variance_inside_it() -> None:
     # Means 0.75 and -0.75; squares around them 4 * 0.0625 over 4 - 2 freedoms; (2 * 0.5625 - 0.125) * 2 groups / 4.
     assert effect.within.tolist() == [0.125]
     assert effect.between == 0.5
-    np.testing.assert_allclose(effect.shrunk(effect.total, effect.count), [[1.5 * 0.5 / 1.125], [-1.5 * 0.5 / 1.125]])
+    # The variance inside is less than ten times that between: means are held back as by ten further prompts.
+    np.testing.assert_allclose(effect.shrunk(effect.total, effect.count), [[1.5 / 12], [-1.5 / 12]])
     # Without the first prompt, its group has one value, 0.5.
-    assert effect.left_out(values, np.ones((4, 1)), groups)[0] == pytest.approx(0.5 * 0.5 / (0.5 + 0.125))
+    assert effect.left_out(values, np.ones((4, 1)), groups)[0] == pytest.approx(0.5 / 11)
+    varied = replace(effect, within=np.array([20.0]))
+    np.testing.assert_allclose(varied.shrunk(np.array([[1.5]]), np.array([[2.0]])), [[1.5 * 0.5 / (2 * 0.5 + 20.0)]])
 
 
 def test_groups_that_do_not_differ_add_nothing() -> None:
@@ -76,12 +81,35 @@ def test_ridge_regression_has_the_closed_form_and_its_leave_one_out_is_that_of_r
     chance = np.random.default_rng(0)
     rows, values = chance.normal(size=(12, 3)), chance.normal(size=(12, 2))
     known = deviations.Deviations(np.zeros(2), np.arange(12), values, values, np.ones((12, 2)))
-    ridge = linear._Ridge(*np.linalg.eigh(rows @ rows.T), known)
+    given = linear._Rows(rows[:, :2], csr_matrix(rows[:, 2:]))
+    ridge = linear._Ridge(*linear._decomposed(given, lambda: None), known)
 
     expected = np.linalg.solve(rows.T @ rows + 5.0 * np.eye(3), rows.T @ values)
-    np.testing.assert_allclose(rows.T @ ridge.dual(5.0), expected)
+    np.testing.assert_allclose(given.transposed(ridge.dual(5.0)), expected)
     others = np.linalg.solve(rows[1:].T @ rows[1:] + 5.0 * np.eye(3), rows[1:].T @ values[1:])
     np.testing.assert_allclose(ridge._left_out(5.0)[0], rows[0] @ others)
+
+
+@pytest.mark.parametrize("is_tall", [True, False])
+@pytest.mark.parametrize("most", [9, 0])
+def test_the_regression_of_many_rows_and_features_is_that_of_their_main_directions(
+    monkeypatch: pytest.MonkeyPatch, most: int, is_tall: bool
+) -> None:
+    # Four directions that matter, and hardly any noise.
+    monkeypatch.setattr(linear, "_MOST_EXACT", most)
+    monkeypatch.setattr(linear, "_RANK", 6)
+    chance = np.random.default_rng(0)
+    rows = chance.normal(size=(30, 4)) @ chance.normal(size=(4, 9)) + 1e-4 * chance.normal(size=(30, 9))
+    rows = rows if is_tall else rows.T
+    values = chance.normal(size=(len(rows), 2))
+    known = deviations.Deviations(np.zeros(2), np.arange(len(rows)), values, values, np.ones(values.shape))
+    ticks: list[None] = []
+    given = linear._Rows(rows[:, :2], csr_matrix(rows[:, 2:]))
+    ridge = linear._Ridge(*linear._decomposed(given, lambda: ticks.append(None)), known)
+
+    exact = np.linalg.solve(rows.T @ rows + 3.0 * np.eye(rows.shape[1]), rows.T @ values)
+    np.testing.assert_allclose(given.transposed(ridge.dual(3.0)), exact, atol=1e-9 if most else 1e-3)
+    assert len(ticks) >= 2
 
 
 def test_ridge_regression_weighs_cells() -> None:
@@ -137,7 +165,25 @@ def test_the_scale_turns_differences_of_scores_into_log_odds() -> None:
     assert 0.1 * scale == pytest.approx(math.log(3), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["linear", "head"])
+@pytest.mark.parametrize("n_rare", [1, 2])
+def test_a_label_of_few_prompts_hardly_moves_the_scores_however_uniform_the_others_are(n_rare: int) -> None:
+    # Who is right follows from the label alone, and the first leads.
+    labels = [*["a", "b", "a"] * 40, *["rare"] * n_rare]
+    rewards = np.array([[1.0, 0.0] if label == "a" else [0.0, 1.0] for label in labels])
+    fitted = clusters.fit(Prompts(fields={"domain": labels}), Examples(rewards))
+
+    usual, rare, unknown = fitted.scores(Prompts(fields={"domain": ["b", "rare", None]}))
+
+    assert (usual.argmax(), rare.argmax(), unknown.argmax()) == (1, 0, 0)
+    assert np.ptp(rare - unknown) < 0.25 * np.ptp(usual - unknown)
+
+
+def test_a_field_of_ids_has_no_label_that_a_router_knows() -> None:
+    prompts = Prompts(fields={"id": [str(n) for n in range(50)], "domain": ["a", "b"] * 25})
+    assert design.fit(prompts).labels == {"id": [], "domain": ["a", "b"]}
+
+
+@pytest.mark.parametrize("name", ["clusters", "linear", "head"])
 def test_a_label_with_one_prompt_is_held_back(name: str) -> None:
     labels = [*["a", "b"] * 100, "rare"]
     chance = np.random.default_rng(0)
@@ -159,7 +205,7 @@ def test_a_group_is_explained_by_its_label_and_size() -> None:
     [[group], []] = fitted.explain(Prompts(fields={"domain": ["b", "unknown"]}))
     assert isinstance(group, Group)
     assert (group.field, group.label, group.n_prompts) == ("domain", "b", 10)
-    assert group.scores == [-0.5, 0.5]
+    assert group.scores == [-0.25, 0.25]  # ten prompts weigh as much as the ten that hold back
 
 
 def test_all_kinds_share_the_fits_of_a_bench() -> None:

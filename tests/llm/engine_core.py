@@ -1,4 +1,7 @@
-"""Run a model in two vLLM shards, each in its own process as on two GPUs, generating without end."""
+"""Run a model in vLLM with the engine core in a process of its own, as on several GPUs, generating without end.
+
+There, the core has a process for each GPU in addition. Killing the core is the same, and its start takes half as long.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def main(folder: Path) -> None:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     from vllm import LLM
 
-    llm = LLM(str(folder), tensor_parallel_size=2, kv_cache_memory_bytes=2**27, enforce_eager=True, max_num_seqs=2)
+    llm = LLM(str(folder), kv_cache_memory_bytes=2**27, enforce_eager=True, max_num_seqs=2)
     chat = Chat(load_tokenizer(ModelSpec("vllm", str(folder))))
     engine = VllmEngine(llm, chat, "", Readers(generation.reader(chat), None), {})
     number = 0
