@@ -12,6 +12,7 @@ from sqlalchemy import select
 from persyn.analysis import compare as comparison
 from persyn.analysis import custom_strategy
 from persyn.analysis.compare import Comparison, Reward, StrategyFacts
+from persyn.analysis.limits import amount
 from persyn.analysis.summary import FEW, NEARLY_ALL, dollars
 from persyn.cli.completion import run_names
 from persyn.cli.context import JSON, find_run, plain, show, store
@@ -22,12 +23,14 @@ from persyn.errors import UsageError
 from persyn.method.learnability import LEARNABILITIES
 from persyn.router.kinds.registry import ROUTERS
 from persyn.settings import Settings
+from persyn.stages.limits import DOLLARS, TOKENS
 from persyn.student import outcomes
 
 if TYPE_CHECKING:
     from persyn.analysis.refits import Frozen
 
 _COLUMNS = ("strategy", "reward", "95%", "regret", "closed", "95%", "quality", "learn.", "tokens", "cost")
+_UNIT = {DOLLARS: "dollar", TOKENS: "1,000 tokens"}
 #: Teachers named per strategy when one table shows several runs.
 _MOST_NAMED = 3
 
@@ -73,7 +76,8 @@ def compare(names: tuple[str, ...], by_students: bool, as_json: bool, **reward: 
     of the oracle minus that of the strategy, 'closed' the part of the gap between the best single
     teacher (static) and the oracle that it closes; --json has an interval of each. 'persyn' is the
     run's router, fitted to the run's own reward. A custom strategy (kind = "python") scores the
-    hold-out prompts on this host.
+    hold-out prompts on this host. Where the teachers' costs are known, a second table shows the
+    router within several budgets.
 
     With --students, it compares the students that were trained on these runs' datasets
     and evaluated ('persyn student'); runs that differ only in their seeds are combined.
@@ -167,6 +171,8 @@ def _show(compared: Sequence[Comparison]) -> None:
     click.echo()
     _show_shares(compared, has_runs=has_runs, has_alphas=has_alphas)
     for one in compared:
+        _show_frontier(one)
+    for one in compared:
         which = f"{plain(one.run)}, alpha {one.alpha:g}: " if len(compared) > 1 else ""
         for remark in _remarks(one):
             click.echo(which + remark)
@@ -191,6 +197,27 @@ def _show_shares(compared: Sequence[Comparison], *, has_runs: bool, has_alphas: 
         for fact in one.strategies
     ]
     show(("run", "alpha", "strategy", "top teachers"), rows, as_json=False, skip_empty=True)
+
+
+def _show_frontier(one: Comparison) -> None:
+    """Print what the router would gain within budgets."""
+    if not one.frontier:
+        return
+    unit = one.frontier[0].unit
+    rows = [
+        (
+            amount(point.cost, unit),
+            f"{point.reward.mean:.3f}",
+            f"{point.reward.low:.2f}-{point.reward.high:.2f}",
+            f"{point.price:.2g}" if point.price else None,
+            ", ".join(f"{name} {share:.0%}" for name, share in list(point.shares.items())[:_MOST_NAMED]),
+        )
+        for point in one.frontier
+    ]
+    click.echo(f"\nrun {plain(one.run)}: the router within a budget ([strategy] budget)")
+    columns = "cost of 1,000 prompts", "reward", "95%", f"gain per {_UNIT[unit]}", "top teachers"
+    show(columns, rows, as_json=False, skip_empty=True)
+    click.echo()
 
 
 def _remarks(one: Comparison) -> Iterator[str]:

@@ -36,6 +36,8 @@ def show(session: Session, run: Run) -> None:
     _workers(found)
     _router(found)
     _verdict(found)
+    for said in found.limits:
+        click.echo(plain(said))
     _spending(costs)
     _budget(costs.budget)
     _savings(found)

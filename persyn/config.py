@@ -278,6 +278,10 @@ class RouterTable(_Table, frozen=True):
         return self.kind or ("auto" if self.tune == "auto" else "head")
 
 
+#: The keys of [strategy] about costs and limits, which configurations of earlier versions do not have.
+LIMITS = ("cost_weight", "budget", "capacity", "min_share", "max_share")
+
+
 class StrategyTable(_Table, frozen=True):
     """[strategy]: how a teacher is chosen for each prompt.
 
@@ -291,6 +295,19 @@ class StrategyTable(_Table, frozen=True):
     #: verdict `cannot tell`, or none): the best single teacher, as where it is `do not route`, or the router's choice.
     #: Not set: `static`; a run of a version without verdicts always routes.
     when_unsure: Literal["static", "route"] | None = None
+    #: `persyn`: the reward that a unit of cost has to bring: a response counts as its expected reward, less this times
+    #: its expected cost in US dollars, or in 1,000 response tokens if no teacher has prices. See
+    #: [costs and limits](howto/spend-less.md).
+    cost_weight: Annotated[float, Meta(ge=0)] | None = None
+    #: `persyn`: maximum expected cost, in the same unit, of all responses to the remaining prompts, those without
+    #: responses in the calibration grid.
+    budget: Annotated[float, Meta(ge=0)] | None = None
+    #: `persyn`: maximum number of the remaining prompts for a teacher, by teacher: `{ NAME = 1000 }`.
+    capacity: dict[str, NonNegative] | None = None
+    #: `persyn`: minimum share of the remaining prompts for each teacher, or by teacher: `{ NAME = 0.1 }`.
+    min_share: UnitInterval | dict[str, UnitInterval] | None = None
+    #: `persyn`: maximum share of the remaining prompts for each teacher, or by teacher.
+    max_share: UnitInterval | dict[str, UnitInterval] | None = None
     #: `mix`: share of prompts for the largest teacher; the smallest answers the others.
     ratio: UnitInterval = 0.2
     #: `car`: weight of the student's loss.
@@ -308,6 +325,16 @@ class StrategyTable(_Table, frozen=True):
     def name(self) -> str:
         """The strategy's display name; for a Python function, its `module:function`."""
         return self.model or self.kind
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether costs or limits take part in the choice."""
+        return any(getattr(self, key) is not None for key in LIMITS)
+
+    def shares(self, key: Literal["min_share", "max_share"], teachers: Sequence[str]) -> list[float | None]:
+        """The share that a key sets for each of these teachers; None where it sets none."""
+        given = getattr(self, key)
+        return [given.get(name) if isinstance(given, dict) else given for name in teachers]
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -482,10 +509,12 @@ class RunConfig(_Table, frozen=True, kw_only=True):
         return scorers_of(self.quality)
 
     def frozen(self) -> dict[str, Any]:
-        """Return the configuration as the store keeps it."""
+        """Return the configuration as the store keeps it; without limits that are not set, as before there were any."""
         built: dict[str, Any] = msgspec.to_builtins(self)
         if self.budget is None:
             del built["budget"]
+        own = built["strategy"]
+        built["strategy"] = {key: value for key, value in own.items() if value is not None or key not in LIMITS}
         return built
 
     def digest(self) -> str:

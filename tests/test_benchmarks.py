@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 QUICK = {
+    "assign": (
+        ["--sizes", "300", "--teachers", "4", "--databases", "sqlite", "--cases", "2"],
+        "gap to the exact optimum",
+    ),
     "balance": (["--small"], "generate"),
     "naive_celery": (["--prompts", "40"], "prompts"),
     "overhead": (["--prompts", "40", "--only", "rate"], "requests/s"),

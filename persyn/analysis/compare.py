@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from persyn.analysis.frontier import Point, frontier
 from persyn.config import On, Per, StrategyTable, load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
@@ -76,6 +77,8 @@ class Comparison(Struct, frozen=True):
     is_partial: bool = False
     #: The definition of learnability.
     learnability: str = "log_likelihood"
+    #: The run's router within budgets; empty for another reward than the run's, and where costs are not known.
+    frontier: list[Point] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,8 @@ def compare(
     given = dict(scores or {})
     if "persyn" not in given and (stored := router_scores(session, run, cells)) is not None:
         given["persyn"] = stored
-    return _compare(session, run, cells, reward, given)
+    found = _compare(session, run, cells, reward, given)
+    return structs.replace(found, frontier=frontier(session, run, cells)) if found.is_own else found
 
 
 def sweep(session: Session, run: Run, cells: Grid, alphas: Sequence[float], router: Matrix | None) -> list[Comparison]:

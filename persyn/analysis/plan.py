@@ -22,22 +22,18 @@ from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.db.connect import Database, scratch
 from persyn.db.results import Assignment, Response, Score
-from persyn.db.text import json_characters
 from persyn.db.work import Event, Job, Load
 from persyn.ingest.versions import Identities
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline, run_file, same_run, start
 from persyn.stages import answers, assign
-from persyn.stages.batch import TURNS
+from persyn.stages.batch import CHARACTERS, TOKENS_PER_CHARACTER, TURNS
 
 #: The number of a teacher's latest responses from which its response length is estimated.
 _LAST = 10_000
 #: With at least so many responses to a run's own prompts, its lengths are estimated from these alone.
 _ENOUGH = 30
-#: The default where no response exists.
-_TOKENS_PER_CHARACTER = 0.25
 _CHUNK = 1_000
-_CHARACTERS = func.length(Prompt.text) + sum(json_characters(part) for part in (Prompt.history, Prompt.tools))
 
 
 class Basis(Struct, frozen=True):
@@ -334,7 +330,7 @@ def _piles(session: Session, run: Run, scorers: Sequence[Scorer]) -> list[_Pile]
     prompts = prompts.where(RunPrompt.run_id == run.id).group_by(*group)
     responses = prompts.join(Response, Response.prompt_id == RunPrompt.prompt_id)
     responses = responses.group_by(Response.teacher_id, Response.sample)
-    sums = func.count(), func.sum(_CHARACTERS)
+    sums = func.count(), func.sum(CHARACTERS)
     of_quality = [scorer.id for scorer in scorers if scorer.id != run.learnability_scorer_id]
     has_quality = _n_scores([run.quality_scorer_id]) > 0
     scored = _n_scores([run.learnability_scorer_id]) + case((has_quality, len(of_quality)), else_=_n_scores(of_quality))
@@ -396,7 +392,7 @@ def _basis(session: Session, teacher: Teacher, table: TeacherTable, *, run_id: i
     """The estimates for a teacher, from its responses to a run's prompts or, if there are too few, from all of them."""
     opening = sum(len(turn["content"]) for turn in answers.opening_of(teacher.system, teacher.few_shot))
     last = (
-        select(Response.prompt_tokens, Response.response_tokens, (_CHARACTERS + opening).label("characters"))
+        select(Response.prompt_tokens, Response.response_tokens, (CHARACTERS + opening).label("characters"))
         .join(Prompt)
         .where(Response.teacher_id == teacher.id, Response.text.is_not(None))
         .order_by(Response.id.desc())
@@ -414,7 +410,7 @@ def _basis(session: Session, teacher: Teacher, table: TeacherTable, *, run_id: i
         gpus=table.gpus,
         response_tokens=float(teacher.sampling["max_tokens"] if length is None else length),
         response_tokens_from="max_tokens" if length is None else "run" if is_of_run else "store",
-        tokens_per_character=tokens / characters if tokens else _TOKENS_PER_CHARACTER,
+        tokens_per_character=tokens / characters if tokens else TOKENS_PER_CHARACTER,
         prompt_tokens_from="store" if tokens else "characters",
         opening_characters=opening,
         tokens_per_second=tokens_per_second,

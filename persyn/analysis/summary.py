@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import verdict
+from persyn.analysis import limits, verdict
 from persyn.analysis.text_table import text_table
 from persyn.analysis.verdict import RunVerdict
 from persyn.config import load_config
@@ -132,6 +132,8 @@ class Summary(Struct, frozen=True):
     rejected: int | None = None
     #: Whether routing pays, or why that is not known; None without a router.
     verdict: RunVerdict | None = None
+    #: What costs and limits did to the assignment, and what more of each is worth, a sentence each.
+    limits: list[str] = []
 
     @property
     def has_reasoning(self) -> bool:
@@ -151,6 +153,7 @@ class Summary(Struct, frozen=True):
             (
                 f"run {self.name}: {self.state}, {self.prompts:,} prompts" + (f" ({self.error})" if self.error else ""),
                 *([self.verdict.says] if self.verdict else []),
+                *(["\n".join(self.limits)] if self.limits else []),
                 text_table(("stage", "rows", "done", "failed", "pending", "seconds"), stages),
                 text_table(("teacher", "prompts", *measures, *(["reasoning"] if self.has_reasoning else [])), teachers),
             )
@@ -203,6 +206,7 @@ def facts(session: Session, run: Run) -> Summary:
         wrong=known_wrong(session, run),
         rejected=_rejected(session, run),
         verdict=verdict.if_any(session, run, cells),
+        limits=limits.sentences(session, run),
     )
 
 

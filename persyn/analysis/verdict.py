@@ -111,7 +111,10 @@ def _decided(session: Session, run: Run) -> str | None:
     decision = stored.decision(session, run)
     if decision is None:
         return None
-    if decision.routes:
+    if load_config(run.config).strategy.is_limited:
+        by = "the router's scores" if decision.routes else "the teachers' mean rewards"
+        who = f"{by} assign the remaining prompts, within the limits of [strategy]"
+    elif decision.routes:
         who = "the router assigns the remaining prompts"
     else:
         names = {teacher.id: teacher.name for teacher in lookup.teachers(session, run.id)}

@@ -41,7 +41,7 @@ from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
 from persyn.db.results import NO_TEXT, Router
 from persyn.errors import PersynError, UsageError
-from persyn.stages import verdict
+from persyn.stages import limits, verdict
 
 
 def write(
@@ -322,9 +322,10 @@ def _student(session: Session, run: Run) -> StudentVersion | None:
 
 
 def _router(session: Session, run: Run) -> RouterVersion | None:
-    """The router that chose the teachers; None if there is none, and if the verdict was not to use it."""
-    decided = verdict.decision(session, run)
-    if run.router_id is None or (decided is not None and not decided.routes):
+    """The router that chose the teachers; None if there is none, and if it was not used."""
+    decided, within = verdict.decision(session, run), limits.outcome(session, run)
+    is_unused = (decided is not None and not decided.routes) or (within is not None and not within.slope)
+    if run.router_id is None or is_unused:
         return None
     router = session.get_one(Router, run.router_id)
     return RouterVersion(router.backbone, router.revision, router.fingerprint, router.sha256, router.kind)

@@ -81,6 +81,12 @@ def _routed(manifest: Manifest, *, answered: bool = True) -> str:
     if kind is None or kind.decided_by != "router":
         return f"The teacher of each prompt was chosen by the strategy {text(strategy.name)}."
     best = "the response with the best scores was kept" if answered else "the teacher is that of the best scores"
+    if strategy.is_limited:
+        by = "teachers' mean rewards on the sample" if manifest.router is None else "router's expectations"
+        return (
+            f"All teachers answered a calibration sample; for each of its prompts, {best}. All other prompts were "
+            f"assigned together, by the {by}, within limits of cost or of prompts for each teacher."
+        )
     if manifest.router is None:
         them = "answered all other prompts" if answered else "is that of all other prompts"
         return (

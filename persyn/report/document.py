@@ -149,7 +149,8 @@ def write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
 def headlines(report: Report) -> list[str]:
     """The most important findings, in sentences."""
     verdict = report.facts.verdict
-    return [*([_sentence(verdict.says)] if verdict else []), *_routed(report), *_spent(report), *_missed(report)]
+    said = [*([verdict.says] if verdict else []), *report.facts.limits]
+    return [*map(_sentence, said), *_routed(report), *_spent(report), *_missed(report)]
 
 
 def _routed(report: Report) -> list[str]:

@@ -24,7 +24,7 @@ from persyn.jobs import queue
 from persyn.jobs.queue import Claim
 from persyn.llm import quality
 from persyn.runs import budgets, prices, router_fields, run_file, same_run, start, transport
-from persyn.stages import registry, score
+from persyn.stages import limits, registry, score
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
 
@@ -118,6 +118,7 @@ def enlist(
         need=need,
     )
     said += router_fields.check(session, run)
+    limits.require(session, run)
     start.require_texts(session, run)
     if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
         then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"
@@ -224,7 +225,9 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
             _finish(session, run, RunState.FAILED, actor, _failure(session, run))
         elif (why := queue.halted(session, run.id, run.stage)) is not None:
             _finish(session, run, RunState.PAUSED, actor, why)
-        elif STAGES[run.stage].plan(session, run):
+        elif (jobs := _plan(session, run, actor)) is None:
+            return
+        elif jobs:
             _count_plan(session, run, actor)
         elif (following := registry.following(run.stage)) is None:
             _finish(session, run, RunState.DONE, actor, None)
@@ -232,6 +235,21 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
             _note(session, run, actor, run.state, run.state, {"from_stage": run.stage, "stage": following})
             run.stage, run.plans = following, 0
             session.flush()
+
+
+def _plan(session: Session, run: Run, actor: str) -> int | None:
+    """Plan a run's stage; None if that is impossible: the run has failed, and keeps what was done before.
+
+    Raises `UsageError` where nothing was done, so that the run is not started.
+    """
+    try:
+        with session.begin_nested():
+            return STAGES[run.stage].plan(session, run)
+    except UsageError as error:
+        if session.scalars(select(Job.id).where(Job.run_id == run.id).limit(1)).first() is None:
+            raise
+        _finish(session, run, RunState.FAILED, actor, f"stage {run.stage}: {error}")
+        return None
 
 
 def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from persyn.config import IMPORTED, Limits, QualityPart, QualityTable, RouterTable, RunConfig, TeacherTable
+from persyn.config import IMPORTED, LIMITS, Limits, QualityPart, QualityTable, RouterTable, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
 from persyn.llm import engines, options, quality
 from persyn.llm.engines import ENGINES
@@ -76,7 +76,7 @@ def _plain(value: Any) -> str | int | float:
 
 
 def _checked(given: Any, path: Path) -> RunConfig:
-    _require_limits(path, given)
+    _require_budget_tables(path, given)
     try:
         config = msgspec.convert(given, RunConfig)
     except msgspec.ValidationError as error:
@@ -246,6 +246,7 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
     strategy, kind = config.strategy, STRATEGIES[config.strategy.kind]
     if bool(strategy.model) != (kind.decided_by == "function"):
         raise UsageError(f"{path}: [strategy] python needs model, a module:function; no other strategy has a model")
+    _require_limits(path, config)
     for field in kind.needs:
         if without := [teacher.name for teacher in config.teachers if getattr(teacher, field) is None]:
             raise UsageError(f"{path}: strategy {kind.name} needs {field} of {', '.join(without)}")
@@ -255,6 +256,23 @@ def _require_strategy(path: Path, config: RunConfig) -> None:
         raise UsageError(f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {family}")
     if kind.needs_learnability and config.student is None:
         raise UsageError(f"{path}: strategy {kind.name} needs learnability, also at alpha 0; add [student]")
+
+
+def _require_limits(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for limits of another strategy than the router's, and for those of unknown teachers."""
+    strategy, names = config.strategy, [teacher.name for teacher in config.teachers]
+    given = [key for key in LIMITS if getattr(strategy, key) is not None]
+    if given and STRATEGIES[strategy.kind].decided_by != "router":
+        raise UsageError(
+            f"{path}: `strategy.{given[0]}` is only for strategy persyn, whose expected rewards are known; got "
+            f"{strategy.kind}"
+        )
+    for key in given:
+        table = getattr(strategy, key)
+        if isinstance(table, dict) and (unknown := sorted(table.keys() - set(names))):
+            raise UsageError(
+                f"{path}: `strategy.{key}` names {', '.join(unknown)}; the teachers are {', '.join(names)}"
+            )
 
 
 def _require_router(path: Path, router: RouterTable) -> None:
@@ -361,7 +379,7 @@ def _require_adapters(path: Path, teachers: Sequence[TeacherTable]) -> None:
             )
 
 
-def _require_limits(path: Path, given: Any) -> None:
+def _require_budget_tables(path: Path, given: Any) -> None:
     """Raise `UsageError` for a mistake in a named table of limits, whose name msgspec does not say."""
     budget = given.get("budget") if isinstance(given, dict) else None
     for key in ("teachers", "stages"):

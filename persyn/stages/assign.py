@@ -5,7 +5,7 @@ A custom strategy replaces the router. A run with any other strategy is assigned
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, StrategyTable, load_config
+from persyn.config import StrategyTable, load_config
 from persyn.db import bulk, grid, lookup
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher
 from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.errors import EngineError, UsageError
 from persyn.jobs.queue import Claim
@@ -24,7 +24,7 @@ from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
 from persyn.method import rewards, strategies
 from persyn.method.strategies import STRATEGIES, Strategy
 from persyn.router import strategy as own
-from persyn.stages import verdict
+from persyn.stages import limits, unassigned, verdict
 from persyn.stages.batch import (
     TURNS,
     Batch,
@@ -58,13 +58,18 @@ def plan(session: Session, run: Run) -> int:
     if kind.decided_by != "policy":
         _assign_calibration(session, run)
     decided = verdict.decide(session, run) if kind.decided_by == "router" else None
+    if load_config(run.config).strategy.is_limited:
+        expected = limits.expect(session, run, decided)
+        jobs = _make_jobs(session, run, unassigned.unscored(run)) if expected.slope else 0
+        if not jobs:
+            limits.assign(session, run, decided, expected)
+        return jobs
     if decided is not None and not decided.routes:
         _assign_best(session, run, decided)
         return 0
     match kind.decided_by:
         case "router" | "function":
-            size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
-            return make_jobs(session, JobPlan(run.id, "assign", route_spec(session, run), size=size), _missing(run.id))
+            return _make_jobs(session, run, unassigned.missing(run.id))
         case "rewards":
             _follow(session, run, "static")  # where no reward is known, the teacher that is best on average
         case "policy":
@@ -72,11 +77,17 @@ def plan(session: Session, run: Run) -> int:
     return 0
 
 
+def _make_jobs(session: Session, run: Run, prompts: Select[Any]) -> int:
+    size = run.config["run"]["job_prompts"] * _ROUTING_IS_CHEAP
+    return make_jobs(session, JobPlan(run.id, "assign", route_spec(session, run), size=size), prompts)
+
+
 def load(session: Session, job: Claim) -> Batch:
-    """Read the job's prompts that have no assignment yet."""
+    """Read the job's prompts that have no assignment yet, or no scores where they are assigned together."""
     run = session.get_one(Run, job.run_id)
+    is_limited = load_config(run.config).strategy.is_limited
     prompts = session.execute(
-        in_part(_missing(run.id), job)
+        in_part(unassigned.unscored(run) if is_limited else unassigned.missing(run.id), job)
         .join(Prompt, Prompt.id == RunPrompt.prompt_id)
         .add_columns(Prompt.id, *TURNS, *LABELLED)
     )
@@ -96,7 +107,10 @@ def load(session: Session, job: Claim) -> Batch:
 
 
 def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
-    """Store all router scores and the winning teacher; saving twice leaves one row per prompt."""
+    """Store all router scores and the winning teacher; saving twice leaves one row per prompt.
+
+    Within limits, no prompt has a winner before all have scores.
+    """
     run = session.get_one(Run, job.run_id)
     strategy = load_config(run.config).strategy
     teacher_ids = [teacher.id for teacher in lookup.teachers(session, run.id)]
@@ -107,12 +121,15 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         for teacher_id, score in zip(teacher_ids, row, strict=True)
         if run.router_id is not None
     ]
+    bulk.insert_new(session, RouterScore, scores)
+    if strategy.is_limited:
+        return
     reason = f"{strategy.kind}: {strategy.name}"
     if _kind(run).decided_by == "router":
         reason = f"router: {session.get_one(Router, run.router_id).kind}"
-    present = _present(session, teacher_ids, prompt_ids)
+    present = unassigned.present(session, teacher_ids, prompt_ids)
     winners, margins = _best(np.where(present, rows, np.nan))
-    sample = _first_sample(run)
+    sample = unassigned.first_sample(run)
     assignments = [
         {
             "run_id": job.run_id,
@@ -126,7 +143,6 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
         }
         for prompt_id, row, winner, margin in zip(prompt_ids, rows, winners, margins, strict=True)
     ]
-    bulk.insert_new(session, RouterScore, scores)
     bulk.insert_new(session, Assignment, assignments)
 
 
@@ -148,46 +164,6 @@ def _expected(session: Session, run: Run) -> int:
 
 def _kind(run: Run) -> Strategy:
     return STRATEGIES.require(load_config(run.config).strategy.kind, "strategy")
-
-
-def _missing(run_id: int) -> Select[Any]:
-    assigned = and_(Assignment.run_id == run_id, Assignment.prompt_id == RunPrompt.prompt_id)
-    return (
-        select(RunPrompt.prompt_id)
-        .outerjoin(Assignment, assigned)
-        .where(RunPrompt.run_id == run_id, Assignment.prompt_id.is_(None))
-    )
-
-
-def _present(session: Session, teacher_ids: Sequence[int], prompt_ids: Sequence[int]) -> NDArray[np.bool_]:
-    """Which teachers can answer which prompts, as (P, T) booleans.
-
-    An imported teacher can answer only where a response text of it was imported. A prompt that no teacher can answer
-    counts as answerable by all: it is assigned, and its response will be missing.
-    """
-    of_teacher = Teacher.id.in_(teacher_ids), Teacher.engine == IMPORTED
-    imported = set(session.scalars(select(Teacher.id).where(*of_teacher)))
-    can_be_asked = np.array([teacher_id not in imported for teacher_id in teacher_ids], dtype=np.bool_)
-    present = np.tile(can_be_asked, (len(prompt_ids), 1))
-    if imported:
-        texts = _texts(session, imported, prompt_ids)
-        for row, prompt_id in enumerate(prompt_ids):
-            for column, teacher_id in enumerate(teacher_ids):
-                present[row, column] |= (prompt_id, teacher_id) in texts
-        present[~present.any(axis=1)] = True
-    return present
-
-
-def _texts(session: Session, teacher_ids: Collection[int], prompt_ids: Sequence[int]) -> set[tuple[int, int]]:
-    found = session.execute(
-        select(Response.prompt_id, Response.teacher_id).where(
-            Response.teacher_id.in_(teacher_ids),
-            Response.prompt_id.in_(prompt_ids),
-            Response.sample == 0,
-            Response.text.is_not(None),
-        )
-    )
-    return {(prompt_id, teacher_id) for prompt_id, teacher_id in found}
 
 
 def _scores(item: Done, strategy: StrategyTable) -> list[float]:
@@ -222,7 +198,7 @@ def _assign_calibration(session: Session, run: Run) -> None:
     known = is_scored.any(axis=1)
     winners, margins = _best(np.where(is_scored, np.nan_to_num(rewarded), np.nan)[known])
     chosen = rewarded[known, winners]
-    first, answered = _first_sample(run), _first_answered(session, run)
+    first, answered = unassigned.first_sample(run), _first_answered(session, run)
     scores = [None if np.isnan(score) else score for score in chosen.tolist()]
     rows = zip(cells.prompt_ids[known].tolist(), scores, winners, margins, strict=True)
     bulk.insert_new(
@@ -242,11 +218,6 @@ def _assign_calibration(session: Session, run: Run) -> None:
             for prompt_id, score, winner, margin in rows
         ],
     )
-
-
-def _first_sample(run: Run) -> int | None:
-    """The sample that a new assignment keeps; None where it will be chosen."""
-    return None if load_config(run.config).generation.is_choice else 0
 
 
 def _first_answered(session: Session, run: Run) -> dict[tuple[int, int], int]:
@@ -293,14 +264,14 @@ def _assign_rest(
     policy: the (P, T) policy of P prompts, given which teachers can answer them.
     """
     kind, teacher_ids = load_config(run.config).strategy.kind, [each.id for each in lookup.teachers(session, run.id)]
-    missing = _missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
+    missing = unassigned.missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
     missing = missing.order_by(RunPrompt.prompt_id).limit(_CHUNK)
     last = 0
     while chunk := session.execute(missing.where(RunPrompt.prompt_id > last)).all():
         prompt_ids = [prompt_id for prompt_id, _ in chunk]
         last = prompt_ids[-1]
         lots = np.array([seed_of(run.seed, content_hash, kind, 0) / 2**63 for _, content_hash in chunk])
-        columns = strategies.draw(policy(_present(session, teacher_ids, prompt_ids)), lots)
+        columns = strategies.draw(policy(unassigned.present(session, teacher_ids, prompt_ids)), lots)
         bulk.insert_new(
             session,
             Assignment,
@@ -311,7 +282,7 @@ def _assign_rest(
                     "teacher_id": teacher_ids[column],
                     "score": None,
                     "margin": None,
-                    "sample": _first_sample(run),
+                    "sample": unassigned.first_sample(run),
                     "reason": reason,
                     "job_id": None,
                 }

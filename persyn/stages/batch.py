@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
 from persyn.db.catalog import Prompt
+from persyn.db.text import json_characters
 from persyn.db.work import Job
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
@@ -59,6 +60,10 @@ class Progress:
 
 #: The columns that `conversation` reads; select them together.
 TURNS = (Prompt.text, Prompt.history, Prompt.last_turn)
+#: The length of a prompt, from which its tokens are estimated; that of tools and history as JSON.
+CHARACTERS = func.length(Prompt.text) + sum(json_characters(part) for part in (Prompt.history, Prompt.tools))
+#: Tokens per character where no teacher's are known.
+TOKENS_PER_CHARACTER = 0.25
 
 StoredPrompt: TypeAlias = Any
 """A row with the columns `TURNS` of a prompt."""

@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.config import RunConfig, load_config
+from persyn.config import load_config
 from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.grid import Grid
@@ -59,7 +59,7 @@ def of_run(session: Session, run: Run, *, by: str | None = None, cells: Grid | N
     Raises `UsageError` when there is nothing to judge by, with the reason, and when no prompt has the field.
     """
     config, cells = load_config(run.config), cells or grid.read(session, run)
-    scores = _unseen_scores(session, run, config, cells)
+    scores = unseen_scores(session, run, cells)
     field = by or next(iter(config.router.features), SOURCE)
     found = _groups(session, run, field)
     groups = found if len(set(found)) > 1 and is_group(found) else None
@@ -125,7 +125,7 @@ def _ranking(session: Session, run: Run) -> list[int]:
     return [int(cells.teacher_ids[column]) for column in order]
 
 
-def _unseen_scores(session: Session, run: Run, config: RunConfig, cells: Grid) -> Matrix:
+def unseen_scores(session: Session, run: Run, cells: Grid) -> Matrix:
     """(P, K) scores of the grid's prompts by a router that was not fitted to the prompt; NaN where there are none.
 
     A tuned backbone, and a router of an earlier version, have them for the hold-out alone.
@@ -133,7 +133,7 @@ def _unseen_scores(session: Session, run: Run, config: RunConfig, cells: Grid) -
     Raises `UsageError` when there cannot be any, and when no calibration prompt has one although its router is not a
     tuned backbone.
     """
-    none = f"run {run.name!r} has no verdict: "
+    config, none = load_config(run.config), f"run {run.name!r} has no verdict: "
     if STRATEGIES.require(config.strategy.kind, "strategy").decided_by != "router":
         raise UsageError(f"{none}its strategy is {config.strategy.name}, and a verdict is about a router")
     if run.router_id is None:

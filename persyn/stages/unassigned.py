@@ -1,0 +1,67 @@
+"""The prompts of a run that have no assignment yet, and who can answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Select, and_, exists, select
+from sqlalchemy.orm import Session
+
+from persyn.config import IMPORTED, load_config
+from persyn.db.catalog import Run, RunPrompt, Teacher
+from persyn.db.results import Assignment, Response, RouterScore
+
+
+def missing(run_id: int) -> Select[Any]:
+    """The run's prompts without an assignment."""
+    assigned = and_(Assignment.run_id == run_id, Assignment.prompt_id == RunPrompt.prompt_id)
+    return (
+        select(RunPrompt.prompt_id)
+        .outerjoin(Assignment, assigned)
+        .where(RunPrompt.run_id == run_id, Assignment.prompt_id.is_(None))
+    )
+
+
+def unscored(run: Run) -> Select[Any]:
+    """Those without scores of the run's router."""
+    scored = and_(RouterScore.router_id == run.router_id, RouterScore.prompt_id == RunPrompt.prompt_id)
+    return missing(run.id).where(~exists().where(scored))
+
+
+def present(session: Session, teacher_ids: Sequence[int], prompt_ids: Sequence[int]) -> NDArray[np.bool_]:
+    """Which teachers can answer which prompts, as (P, T) booleans.
+
+    An imported teacher can answer only where a response text of it was imported. A prompt that no teacher can answer
+    counts as answerable by all: it is assigned, and its response will be missing.
+    """
+    of_teacher = Teacher.id.in_(teacher_ids), Teacher.engine == IMPORTED
+    imported = set(session.scalars(select(Teacher.id).where(*of_teacher)))
+    can_be_asked = np.array([teacher_id not in imported for teacher_id in teacher_ids], dtype=np.bool_)
+    present = np.tile(can_be_asked, (len(prompt_ids), 1))
+    if imported:
+        texts = _texts(session, imported, prompt_ids)
+        for row, prompt_id in enumerate(prompt_ids):
+            for column, teacher_id in enumerate(teacher_ids):
+                present[row, column] |= (prompt_id, teacher_id) in texts
+        present[~present.any(axis=1)] = True
+    return present
+
+
+def _texts(session: Session, teacher_ids: Collection[int], prompt_ids: Sequence[int]) -> set[tuple[int, int]]:
+    found = session.execute(
+        select(Response.prompt_id, Response.teacher_id).where(
+            Response.teacher_id.in_(teacher_ids),
+            Response.prompt_id.in_(prompt_ids),
+            Response.sample == 0,
+            Response.text.is_not(None),
+        )
+    )
+    return {(prompt_id, teacher_id) for prompt_id, teacher_id in found}
+
+
+def first_sample(run: Run) -> int | None:
+    """The sample that a new assignment keeps; None where it will be chosen."""
+    return None if load_config(run.config).generation.is_choice else 0
