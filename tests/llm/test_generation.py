@@ -46,7 +46,9 @@ def test_reasoning_without_an_answer_is_unfinished_however_it_ended() -> None:
 def test_a_response_that_repeats_itself_is_not_stored_as_an_answer() -> None:
     found = to_result(structs.replace(generated("yes yes yes"), finish_reason="repetition", response_tokens=1200))
 
-    assert found == Failed(1, "repetition: the response repeats itself after 1,200 tokens")
+    assert found == Failed(
+        1, "repetition: the response repeats itself after 1,200 tokens", prompt_tokens=1, response_tokens=1200
+    )
 
 
 @pytest.mark.parametrize(
