@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from persyn.db.catalog import Run
 from persyn.db.grid import Grid
 from persyn.errors import UsageError
 from persyn.method import assignment, expectation
+from persyn.method.assignment import Infeasible
 from persyn.method.intervals import Interval, interval, weights
 from persyn.method.limits import Costs, unlimited
 from persyn.method.rewards import Matrix
@@ -57,10 +59,15 @@ def frontier(session: Session, run: Run, cells: Grid) -> list[Point]:
     if not costs.fixed.any() or not holdout.any():
         return []
     held = Costs(costs.fixed, costs.rate, costs.sizes[holdout])
-    values = np.where(np.isnan(rewarded[holdout]), np.nan, expected.rewards(np.nan_to_num(scores[holdout])))
+    rewards = expected.rewards(np.nan_to_num(scores[holdout]))
+    lots = np.random.default_rng(len(rewards)).random(len(rewards))
+    values = np.where(np.isnan(rewarded[holdout]), np.nan, assignment.untie(rewards, lots, float(np.ptp(rewards))))
     names = [teacher.name for teacher in lookup.teachers(session, run.id)]
-    budgets = _budgets(values, held)
-    return [_point(values, held, budget, rewarded[holdout], (unit, names)) for budget in budgets]
+    points = []
+    for budget in _budgets(values, held):
+        with suppress(Infeasible):  # the other points say something without it
+            points.append(_point(values, held, budget, rewarded[holdout], (unit, names)))
+    return points
 
 
 def _budgets(values: Matrix, costs: Costs) -> list[float]:

@@ -302,14 +302,16 @@ def _collapsed(session: Session, run: Run, metrics: dict[str, Any]) -> str | Non
         return None  # one teacher is the best nearly everywhere, so the router is right
     if metrics.get("kind") == "static":
         return None  # as intended
+    by_router, by_limits = (Assignment.reason.startswith(f"{limits}router") for limits in ("", "limits: "))
+    # Limits may give nearly all to one teacher, which says nothing of the router.
     routed = session.execute(
-        select(Teacher.name, func.count())
+        select(Teacher.name, func.count(), func.sum(case((by_router, 1), else_=0)))
         .join(Assignment, Assignment.teacher_id == Teacher.id)
-        .where(Assignment.run_id == run.id, Assignment.reason.startswith("router"))
+        .where(Assignment.run_id == run.id, or_(by_router, by_limits))
         .group_by(Teacher.id, Teacher.name)
     ).all()
-    total = sum(count for _, count in routed)
-    return next((name for name, count in routed if total >= FEW and count > NEARLY_ALL * total), None)
+    total = sum(count for _, count, _ in routed)
+    return next((name for name, _, free in routed if total >= FEW and free > NEARLY_ALL * total), None)
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from persyn.method.intervals import Vector
 from persyn.method.limits import Costs, Counts, Limits, Prices
+from persyn.method.quiet import stdout_to_stderr
 from persyn.method.rewards import Indices, Matrix
 
 #: Rows read at once; and rows in a linear program, with all columns or with those that a box leaves.
@@ -35,6 +36,10 @@ _DEAR, _EDGE = 100.0, 0.5
 _WHOLLY = 1e-6
 #: HiGHS' status of a problem without a solution.
 _IMPOSSIBLE = 2
+#: Lots, which tell equal rows apart, are up to this part of the largest difference between values.
+_LOT = 1e-5
+#: Makes of a row's lot one for each column: the fractions of such different multiples of it are all but independent.
+_FAR_APART = 10_007
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,21 +67,36 @@ class Infeasible(ValueError):
 def solve(values: Matrix, costs: Costs, limits: Limits) -> Solution:
     """The assignment with the highest total value within the limits.
 
-    values: (P, T), NaN where a teacher cannot answer; each row has a number. Many equal rows have to be told apart by
-            small random additions.
+    values: (P, T), NaN where a teacher cannot answer; each row has a number. Of many prompts, rows must not be equal:
+            `untie` tells them apart.
     Raises `Infeasible`.
     """
     return _Problem(values, costs, limits).solve()
 
 
+def untie(values: Matrix, lots: Vector, spread: float) -> Matrix:
+    """Values with small additions that tell equal rows apart, since no prices could.
+
+    values: (P, T).
+    lots:   (P,) of each row, evenly spread from 0 to 1.
+    spread: the largest difference between values; where that is 0, any number does.
+    """
+    by_column = lots[:, None] * (1 + _FAR_APART * np.arange(values.shape[1]) ** 3) % 1.0
+    return np.asarray(values + _LOT * (spread or 1.0) * by_column)
+
+
 def cheapest(values: Matrix, costs: Costs, limits: Limits) -> float | None:
-    """The lowest cost of an assignment that keeps the limits on numbers of prompts; None where none does."""
-    negative = np.empty(values.shape)
+    """The lowest cost of an assignment that keeps the limits on numbers of prompts; None where none does.
+
+    It may be above the lowest by the lots of `untie`.
+    """
+    negative, lots = np.empty(values.shape), np.random.default_rng(len(values)).random(len(values))
+    spread = float(np.ptp(costs.of(slice(None, None, max(1, len(values) // _WHOLE)))))
     for start in range(0, len(values), _STRETCH):
         rows = slice(start, start + _STRETCH)
-        negative[rows] = np.where(np.isnan(values[rows]), np.nan, -costs.of(rows))
+        negative[rows] = np.where(np.isnan(values[rows]), np.nan, untie(-costs.of(rows), lots[rows], spread))
     try:
-        return -solve(negative, costs, replace(limits, budget=np.inf, cost_weight=0.0)).value
+        return solve(negative, costs, replace(limits, budget=np.inf, cost_weight=0.0)).cost
     except Infeasible:
         return None
 
@@ -326,13 +346,14 @@ class _Problem:
         low, high = self._room(*self.totals(choice, np.flatnonzero(fixed)))
         matrix = _matrix(row, len(rows), uses, 0)
         once = np.ones(len(rows))
-        found = milp(
-            (worth.max(axis=1)[row] - worth[row, column]) / self.spread,
-            integrality=np.ones(len(row)),
-            bounds=(0, 1),
-            constraints=LinearConstraint(matrix, np.append(once, low), np.append(once, high)),
-            options={"presolve": False, "mip_rel_gap": 0.0, "node_limit": _NODES},
-        )
+        with stdout_to_stderr():  # HiGHS 1.12 has a line that no option turns off
+            found = milp(
+                (worth.max(axis=1)[row] - worth[row, column]) / self.spread,
+                integrality=np.ones(len(row)),
+                bounds=(0, 1),
+                constraints=LinearConstraint(matrix, np.append(once, low), np.append(once, high)),
+                options={"presolve": False, "mip_rel_gap": 0.0, "node_limit": _NODES},
+            )
         if found.x is None:
             return None
         chosen = choice.copy()

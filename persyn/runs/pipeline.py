@@ -118,7 +118,7 @@ def enlist(
         need=need,
     )
     said += router_fields.check(session, run)
-    limits.require(session, run)
+    said += limits.require(session, run)
     start.require_texts(session, run)
     if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
         then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"

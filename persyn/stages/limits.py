@@ -37,10 +37,11 @@ from persyn.stages.batch import CHARACTERS, TOKENS_PER_CHARACTER, seed_of
 
 #: Prompts read and written at once.
 _CHUNK = 10_000
-#: Equally good teachers are chosen between by lots of up to this part of the largest difference between two rewards.
-_LOT = 1e-5
-#: Turns a prompt's lot into one for each teacher: multiples of the golden ratio spread evenly.
-_GOLDEN = (5**0.5 - 1) / 2
+
+_TIGHT = (
+    "calibration prompts that get no reward are assigned with the others, and the limits of [strategy] may be too "
+    "tight for that; if none got one, {why}"
+)
 
 DOLLARS, TOKENS = "US dollars", "1,000 response tokens"
 
@@ -83,19 +84,24 @@ class Outcome(Struct, frozen=True):
     error: float | None
 
 
-def require(session: Session, run: Run) -> None:
-    """Raise `UsageError` for limits that no calibration can make possible. The run's prompts must be there."""
+def require(session: Session, run: Run) -> list[str]:
+    """Raise `UsageError` for limits that no calibration can make possible; return what may make them impossible.
+
+    The run's prompts must be there. Those of the grid that get no reward are assigned with the others.
+    """
     strategy = load_config(run.config).strategy
     if not strategy.is_limited:
-        return
+        return []
     teachers = lookup.teachers(session, run.id)
     if strategy.budget is not None or strategy.cost_weight is not None:
         unit_of(teachers)
-    of_run = select(func.count()).where(RunPrompt.run_id == run.id, RunPrompt.role == Role.TARGET)
-    n_prompts = session.scalars(of_run).one()
+    of_run = select(func.count()).where(RunPrompt.run_id == run.id)
+    n_all, n_prompts = session.scalars(of_run).one(), session.scalars(of_run.where(RunPrompt.role == Role.TARGET)).one()
     names = [teacher.name for teacher in teachers]
     if why := limits.conflict(n_prompts, limits_of(strategy, names, n_prompts), names):
         raise UsageError(f"the limits of [strategy] cannot be kept together: {why}")
+    why = limits.conflict(n_all, limits_of(strategy, names, n_all), names)
+    return [_TIGHT.format(why=why)] if why else []
 
 
 def unit_of(teachers: Sequence[Teacher]) -> str:
@@ -281,7 +287,7 @@ class _Table:
         """Read the prompts and, if they count, their scores."""
         self.is_routed, filled = expected.slope > 0, 0
         rewarded = self.cells.rewards()
-        lot_size = _LOT * float(np.nanmax(rewarded) - np.nanmin(rewarded))
+        spread = float(np.nanmax(rewarded) - np.nanmin(rewarded))
         teacher_ids = [teacher.id for teacher in self.teachers]
         for chunk in _chunks(self.session, self.run):
             rows = slice(filled, filled + len(chunk))
@@ -290,9 +296,9 @@ class _Table:
             if self.is_routed:
                 self.scores[rows] = _scores(self.session, self.run, ids, teacher_ids)
             lots = np.array([seed_of(self.run.seed, prompt.content_hash, "limits", 0) / 2**63 for prompt in chunk])
-            by_teacher = (lots[:, None] + _GOLDEN * np.arange(len(teacher_ids))) % 1.0
             can = unassigned.present(self.session, teacher_ids, ids)
-            self.rewards[rows] = np.where(can, expected.rewards(self.scores[rows]) + lot_size * by_teacher, np.nan)
+            rewards = assignment.untie(expected.rewards(self.scores[rows]), lots, spread)
+            self.rewards[rows] = np.where(can, rewards, np.nan)
             filled += len(chunk)
 
     def free(self) -> Solution:

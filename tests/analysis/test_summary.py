@@ -12,7 +12,7 @@ from persyn.analysis import summary
 from persyn.cli.summary import show
 from persyn.db.catalog import Run, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Origin, Score
+from persyn.db.results import Assignment, Origin, Score
 from persyn.db.work import Event, Load
 from persyn.report import document
 from persyn.report.gather import gather
@@ -110,6 +110,22 @@ def test_a_router_that_gives_nearly_all_to_one_teacher_is_named(
             make_assignment(session, made.id, prompt_id, teacher_id, reason="router" if routed else "calibration")
     with database.read() as session:
         assert summary.facts(session, session.get_one(Run, made.id)).collapsed == said
+
+
+def test_what_limits_gave_to_another_teacher_counts_among_the_routed_prompts(database: Database) -> None:
+    with database.write() as session:
+        made = make_run(session, prompts=110)
+        for number, prompt_id in enumerate(made.prompt_ids):
+            # The router would give 50 prompts to b, but the budget does not suffice for any.
+            reason = "router: head" if number < 60 else "limits: router: head"
+            make_assignment(session, made.id, prompt_id, made.teacher_ids[0], reason=reason)
+    with database.read() as session:
+        assert summary.facts(session, session.get_one(Run, made.id)).collapsed is None
+
+    with database.write() as session:
+        session.execute(update(Assignment).values(reason="router: head"))
+    with database.read() as session:
+        assert summary.facts(session, session.get_one(Run, made.id)).collapsed == "a"
 
 
 @pytest.mark.parametrize(("hit1", "said"), [(1.0, None), (0.9, "a")])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persyn.method.assignment import Infeasible, cheapest, solve
+from persyn.method.assignment import Infeasible, cheapest, solve, untie
 from persyn.method.limits import Costs, Limits, conflict, unlimited
 from persyn.method.rewards import Matrix
 
@@ -148,3 +149,18 @@ def test_many_prompts_are_solved_to_within_a_thousandth_of_the_bound(signal: flo
     assert found.bound - found.value <= 1e-3 * (free.value - found.value)
     assert (free.choice == values.argmax(axis=1)).all()
     assert found.choice.tolist() == solve(values, priced, limits).choice.tolist()
+
+
+def test_many_equal_prompts_are_divided_once_they_are_untied() -> None:
+    n_prompts = 40_000
+    values, priced = np.tile([0.3, 0.5, 0.6], (n_prompts, 1)), costs(0.1, 0.5, 0.9, prompts=n_prompts)
+    half = Limits(np.zeros(3, dtype=np.int64), np.full(3, n_prompts // 2))
+    within = replace(unlimited(n_prompts, 3), budget=0.3 * n_prompts)
+    lots = np.random.default_rng(0).random(n_prompts)
+
+    assert cheapest(values, priced, half) == pytest.approx(20_000 * 0.1 + 20_000 * 0.5)
+    assert solve(untie(np.zeros((n_prompts, 3)), lots, 0.0), priced, within).cost == pytest.approx(12_000)
+    # From the first teacher to the second, a unit of cost buys 0.2 / 0.4; on to the third, 0.1 / 0.4.
+    found = solve(untie(values, lots, 0.3), priced, within)
+    assert found.counts.tolist() == [20_000, 20_000, 0]
+    assert found.prices.cost == pytest.approx(0.5, rel=1e-3)

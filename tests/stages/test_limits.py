@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 
 import persyn
-from persyn.analysis import compare
+from persyn.analysis import compare, verdict
 from persyn.analysis import limits as words
 from persyn.config import load_config
+from persyn.db import grid
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Assignment, RouterScore, Score
+from persyn.db.results import Assignment, Response, RouterScore, Score
 from persyn.db.work import Event
 from persyn.errors import UsageError
 from persyn.runs import run_file
-from persyn.stages import assign
+from persyn.stages import assign, limits
 from tests.factories import MadeRun, make_config, make_response, make_router, make_run
 from tests.run_files import write_run
 
@@ -158,7 +159,7 @@ def test_less_money_buys_less_reward_on_the_hold_out(database: Database) -> None
     assert [round(point.cost, 6) for point in found] == pytest.approx([3.0, 8 / 3, 2.5, 13 / 6, 2.0, 2.0])
     assert [point.reward.mean for point in found] == pytest.approx([0.6, 0.5, 0.45, 0.35, 0.3, 0.3])
     # Six prompts are worth 0.6 each to a, for 0.002 dollars more: 0.3 per dollar and 1,000 prompts.
-    assert [point.price for point in found[1:]] == pytest.approx([0.3] * 5)
+    assert [point.price for point in found[1:]] == pytest.approx([0.3] * 5, rel=1e-4)
     assert found[0].shares == {"a": 0.5, "b": 1 / 3, "c": 1 / 6}
 
 
@@ -172,6 +173,53 @@ def test_a_router_of_no_use_buys_nothing_and_routes_nothing(database: Database) 
     }
     # The teachers' mean rewards are 0.3, 0.2 and 0.1.
     assert said(database, made)[1] == "the least of 4 prompts for c binds: one fewer is worth 0.2 of reward"
+
+
+def test_equal_rewards_of_all_responses_are_assigned_by_lot(database: Database) -> None:
+    made = make(database, routed=False, max_share=0.5)
+    with database.write() as session:
+        session.execute(update(Score).values(value=1.0))
+
+    plan(database, made)
+
+    counts = Counter(teacher for _, teacher, _ in assigned(database))
+    assert set(counts) == set(TEACHERS)  # the first one does not get all that it has room for
+    assert max(counts.values()) < 20
+
+
+def test_the_means_are_said_to_decide_where_scores_count_for_nothing(database: Database) -> None:
+    made = make(database, knows=False, max_share=0.5)
+
+    plan(database, made)
+
+    with database.read() as session:
+        found = verdict.if_any(session, run := session.get_one(Run, made.id), grid.read(session, run))
+    assert found is not None
+    assert found.decided == (
+        "decided on the verdict 'cannot tell': the teachers' mean rewards assign the remaining prompts, within the "
+        "limits of [strategy]"
+    )
+
+
+def test_room_for_the_remaining_prompts_alone_may_not_suffice(database: Database) -> None:
+    made = make(database, capacity={"a": 20, "b": 20, "c": 0})
+    with database.read() as session:
+        said = limits.require(session, session.get_one(Run, made.id))
+    assert said == [
+        "calibration prompts that get no reward are assigned with the others, and the limits of [strategy] may be too "
+        "tight for that; if none got one, capacity and max_share leave room for 40 of 88 prompts"
+    ]
+
+    with database.write() as session:
+        of_first = select(Response.id).where(Response.prompt_id == made.prompt_ids[0])
+        session.execute(delete(Score).where(Score.response_id.in_(of_first)))
+    with pytest.raises(UsageError, match="leave room for 40 of 41 prompts"):
+        plan(database, made)
+
+    with database.write() as session:
+        run = session.get_one(Run, made.id)
+        run.config = {**run.config, "strategy": {**run.config["strategy"], "capacity": {"a": 48}}}
+        assert limits.require(session, run) == []
 
 
 def test_prompts_are_routed_first_and_only_once(database: Database) -> None:
