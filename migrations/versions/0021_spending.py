@@ -65,6 +65,12 @@ def _create_prices() -> None:
         sa.Column("id", _BIG, sa.Identity(always=False), nullable=False),
         sa.Column("teacher_id", _BIG, nullable=True),
         sa.Column("scorer_id", _BIG, nullable=True, comment="a judge's"),
+        sa.Column(
+            "run_id",
+            _BIG,
+            nullable=True,
+            comment="the run that is charged at it; null: every run without a price of its own",
+        ),
         sa.Column("kind", _words("kind", kinds), nullable=False),
         sa.Column("usd", sa.Double(), nullable=False, comment="US dollars per million tokens"),
         sa.Column("valid_from", _TIME, nullable=False),
@@ -78,6 +84,7 @@ def _create_prices() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_prices")),
         _refers("prices", "teacher_id", "teachers", "CASCADE"),
         _refers("prices", "scorer_id", "scorers", "CASCADE"),
+        _refers("prices", "run_id", "runs", "CASCADE"),
         sa.CheckConstraint("(teacher_id IS NULL) <> (scorer_id IS NULL)", name=op.f("ck_prices_teacher_or_scorer")),
     )
     for column in ("teacher_id", "scorer_id"):
