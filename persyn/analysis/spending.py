@@ -104,6 +104,11 @@ class Spending(Struct, frozen=True):
         return None if self.forecast is None else _combined(lambda one, other: one - other, self.forecast, self.spent)
 
     @property
+    def rest_words(self) -> str | None:
+        """What the rest of the work would take, in words."""
+        return None if self.rest is None else words(self.rest)
+
+    @property
     def estimated(self) -> list[str]:
         """What was counted by an upper estimate, in words."""
         words = {
