@@ -14,7 +14,11 @@ from persyn.cli.beforehand import require_fit
 from persyn.cli.context import JSON, show, store_or_empty, warn
 from persyn.cli.progress import counting_rows
 from persyn.cli.waiting import waiting
-from persyn.config import Limits, RunConfig
+from persyn.config import BudgetTable, Limits, RunConfig
+from persyn.db import lookup
+from persyn.db.connect import Database
+from persyn.jobs import expenses
+from persyn.jobs.expenses import Amount as Spent
 from persyn.runs import preflight, run_file
 
 _AMOUNT = ("requests", "tokens in", "tokens out", "US dollars", "hours")
@@ -36,11 +40,12 @@ def plan(config: Path, as_json: bool) -> None:
     with store_or_empty() as database, counting_rows() as count, waiting("identifying models and counting prompts"):
         identify = partial(preflight.identify, say=warn)
         found = planning.of_config(database, wanted, identify=identify, on_rows=count, say=warn)
+        spent = _spent(database, wanted) if found.state else Spent()
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
         _show(found)
-        _warn_of_budget(found, wanted)
+        _warn_of_budget(found, wanted.budget or BudgetTable(), spent)
     if found.state is None:
         require_fit(wanted)
 
@@ -73,18 +78,28 @@ def _show(found: Plan) -> None:
     _explain(found)
 
 
-def _warn_of_budget(found: Plan, config: RunConfig) -> None:
-    """Say which limits of the whole run the plan exceeds, or may exceed."""
-    limits = config.budget or Limits()
+def _spent(database: Database, config: RunConfig) -> Spent:
+    """What the existing run of a configuration has spent."""
+    with database.read() as session:
+        amounts = expenses.amounts(session, lookup.run(session, config.run.name).id)
+    _, _, spent = next(expenses.scopes(BudgetTable(), amounts, {}))
+    return spent
+
+
+def _warn_of_budget(found: Plan, limits: Limits, spent: Spent) -> None:
+    """Say which limits of the whole run the plan exceeds, or may exceed, with what is spent."""
     for key, limit, figures in (
         ("tokens", limits.tokens, [each.prompt_tokens + each.response_tokens for each in (found.least, found.most)]),
         ("usd", limits.usd, [found.least.cost, found.most.cost]),
-        ("engine_hours", limits.engine_hours, [found.least.engine_hours, found.most.engine_hours]),
+        ("engine_hours", limits.engine_hours, [found.least.gpu_hours, found.most.gpu_hours]),
     ):
         least, most = figures
-        if limit is not None and most is not None and most > limit:
-            how = "is more than" if least is not None and least > limit else "may be more than"
-            click.echo(f"the plan {how} [budget] {key} = {limit:,g} allows: the run would stop there")
+        if limit is None or most is None or most <= (left := limit - getattr(spent, key)):
+            continue
+        how = "is more than" if least is not None and least > left else "may be more than"
+        allowed = f"[budget] {key} = {limit:,g} allows"
+        rest = f"what {allowed} after {getattr(spent, key):,g}" if getattr(spent, key) else allowed
+        click.echo(f"the plan {how} {rest}: the run would stop there")
 
 
 def _explain(found: Plan) -> None:

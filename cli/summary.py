@@ -45,10 +45,10 @@ def show(session: Session, run: Run) -> None:
 
 def paused(run: Run, costs: Spending) -> list[str]:
     """Why a run has stopped for its budget, what the rest would cost, and how to continue."""
-    rest = costs.rest
+    rest = costs.rest_words
     return [
         plain(f"run {run.name} has stopped: {run.error}"),
-        *([f"the rest would take about {spending.words(rest)}"] if rest is not None else []),
+        *([f"the rest would take about {rest}"] if rest is not None else []),
         "to continue, raise [budget] in the run's file and start it again: persyn run start FILE",
     ]
 

@@ -1,8 +1,14 @@
-"""Add prices, expenses, planned work, and paused runs; the expenses of existing runs are those of their responses."""
+"""Add prices, expenses, planned work, and paused runs; the expenses of existing runs are those of their responses.
+
+Going back is refused while there is a run with a budget, with costs or limits of its assignment, or with prices of a
+judge, whose configuration earlier versions cannot read.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -26,6 +32,9 @@ _EXPENSES = """
     FROM jobs j JOIN responses x ON x.job_id = j.id JOIN teachers t ON t.id = x.teacher_id
     GROUP BY j.id, j.run_id, j.stage, x.teacher_id
 """
+#: Keys of configurations that are new.
+_LIMITS = frozenset({"cost_weight", "budget", "capacity", "min_share", "max_share"})
+_PRICES_OF_JUDGES = frozenset({"price_in", "price_out"})
 _PRICES = """
     INSERT INTO prices (teacher_id, kind, usd, valid_from, source)
     SELECT id, '{kind}', {column}, created_at, 'stored before prices had dates' FROM teachers WHERE {column} IS NOT NULL
@@ -43,11 +52,28 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    runs = sa.table("runs", sa.column("name"), sa.column("config", sa.JSON()))
+    if names := sorted(name for name, config in op.get_bind().execute(sa.select(runs)) if _is_new(config)):
+        raise RuntimeError(
+            "earlier versions know no budgets, no costs and limits of assignments, and no prices of judges: "
+            + ", ".join(names)
+        )
     op.drop_table("planned_work")
     op.drop_table("expenses")
     op.drop_table("prices")
     op.execute("UPDATE runs SET state = 'cancelled' WHERE state = 'paused'")
     _set_states(_STATES, error="why the run failed")
+
+
+def _is_new(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration has keys that earlier versions do not know."""
+    quality = config["quality"]
+    scorers = quality if isinstance(quality, list) else [quality]
+    return (
+        config.get("budget") is not None
+        or not _LIMITS.isdisjoint(config.get("strategy", ()))
+        or any(not _PRICES_OF_JUDGES.isdisjoint(scorer.get("options", ())) for scorer in scorers)
+    )
 
 
 def _created_at() -> sa.Column[object]:
@@ -65,6 +91,12 @@ def _create_prices() -> None:
         sa.Column("id", _BIG, sa.Identity(always=False), nullable=False),
         sa.Column("teacher_id", _BIG, nullable=True),
         sa.Column("scorer_id", _BIG, nullable=True, comment="a judge's"),
+        sa.Column(
+            "run_id",
+            _BIG,
+            nullable=True,
+            comment="the run that is charged at it; null: every run without a price of its own",
+        ),
         sa.Column("kind", _words("kind", kinds), nullable=False),
         sa.Column("usd", sa.Double(), nullable=False, comment="US dollars per million tokens"),
         sa.Column("valid_from", _TIME, nullable=False),
@@ -78,6 +110,7 @@ def _create_prices() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_prices")),
         _refers("prices", "teacher_id", "teachers", "CASCADE"),
         _refers("prices", "scorer_id", "scorers", "CASCADE"),
+        _refers("prices", "run_id", "runs", "CASCADE"),
         sa.CheckConstraint("(teacher_id IS NULL) <> (scorer_id IS NULL)", name=op.f("ck_prices_teacher_or_scorer")),
     )
     for column in ("teacher_id", "scorer_id"):

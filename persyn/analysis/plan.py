@@ -24,6 +24,7 @@ from persyn.db.connect import Database, scratch
 from persyn.db.results import Assignment, Response, Score
 from persyn.db.work import Event, Job, Load
 from persyn.ingest.versions import Identities
+from persyn.llm.engines import ENGINES
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline, run_file, same_run, start
 from persyn.stages import answers, assign
@@ -72,12 +73,14 @@ class Amount(Struct, frozen=True):
     cost: float | None
     #: Without model loads; several engines share these hours.
     engine_hours: float | None
+    #: As a budget counts engine hours: times GPUs, one on the CPU; 0 behind a server.
+    gpu_hours: float | None
 
 
 _Samples: TypeAlias = Mapping[Role, range]
 """The samples that a stage wants of a teacher's responses to a prompt of each role."""
 
-_NOTHING = Amount(0.0, 0.0, 0.0, 0.0, 0.0)
+_NOTHING = Amount(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Share(Struct, frozen=True):
@@ -372,7 +375,14 @@ def _amount(basis: Basis, responses: float, characters: float) -> Amount:
     has_prices = basis.price_in is not None and basis.price_out is not None
     hours = response_tokens / basis.tokens_per_second / 3600 if basis.tokens_per_second else None
     cost = summary.priced(prompt_tokens, response_tokens, basis) if has_prices else None
-    return Amount(responses, prompt_tokens, response_tokens, cost, hours)
+    return Amount(responses, prompt_tokens, response_tokens, cost, hours, _gpu_hours(basis, hours))
+
+
+def _gpu_hours(basis: Basis, hours: float | None) -> float | None:
+    kind = ENGINES.get(basis.engine)
+    if kind is not None and kind.model == "server":
+        return 0.0
+    return None if hours is None else hours * max(1, basis.gpus)
 
 
 def _merge(how: Callable[[Iterable[Any]], Any], parts: Sequence[Share | Amount]) -> Amount:

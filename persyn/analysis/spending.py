@@ -20,13 +20,13 @@ from persyn.db.connect import Database
 from persyn.db.spending import PlannedWork
 from persyn.jobs import expenses
 from persyn.jobs.expenses import Amount
-from persyn.llm import engines
 from persyn.stages.registry import STAGES
 
 #: The stages at whose beginning a run is planned again: the lengths of responses are known after calibration, and the
 #: teacher of each prompt after the assignment.
 _MOMENTS = ("score", "generate")
 _GENERATE = "generate"
+_ORDER = {stage: place for place, stage in enumerate(STAGES)}
 #: Standard deviations from the mean to the end of an interval of 95%.
 _NORMAL_95 = 1.96
 
@@ -104,6 +104,11 @@ class Spending(Struct, frozen=True):
         return None if self.forecast is None else _combined(lambda one, other: one - other, self.forecast, self.spent)
 
     @property
+    def rest_words(self) -> str | None:
+        """What the rest of the work would take, in words."""
+        return None if self.rest is None else words(self.rest)
+
+    @property
     def estimated(self) -> list[str]:
         """What was counted by an upper estimate, in words."""
         words = {
@@ -123,8 +128,9 @@ def facts(session: Session, run: Run) -> Spending:
     is_done = run.state is RunState.DONE
     left = {} if is_done else _left(planning.of_run(session, run))
     planned = _planned(session, run)
+    to_do = [key for key, row in planned.items() if row.requests]
     open_work = {(stage, teacher_id) for teacher_id, name in names.items() for stage, whose in left if whose == name}
-    keys = _in_order({*spent, *((*key, None) for key in (*planned, *open_work))})
+    keys = _in_order({*spent, *((*key, None) for key in (*to_do, *open_work))})
     models = [_model(session, key, spent.get(key, Amount()), names, planned, left) for key in keys]
     mine = [model for model in models if model.planned is not None]
     return Spending(
@@ -174,34 +180,33 @@ def record(database: Database, run_id: int, *, is_start: bool = False) -> None:
             return
         plan, stage = planning.of_run(session, run), run.stage
         ids = [teacher.id for teacher in lookup.teachers(session, run_id)]
-    rows = [{"run_id": run_id, "made_in": stage, "teacher_id": ids[place], **row} for place, row in _to_store(plan)]
+    rows = [
+        {"run_id": run_id, "made_in": stage, "teacher_id": ids[place], **row} for place, row in _to_store(plan, stage)
+    ]
     with database.write() as session:
         bulk.insert_new(session, PlannedWork, rows)
 
 
-def _to_store(plan: Plan) -> list[tuple[int, dict[str, Any]]]:
-    """The plan by teacher and stage; prompts without a teacher are shared evenly, in an interval from none to all."""
-    rows = []
-    for place, basis in enumerate(plan.teachers):
-        mine = {share.stage: share for share in plan.shares if share.teacher == basis.teacher}
-        for stage in ("calibrate", _GENERATE):
-            figures, low, high = _expected(basis, mine.get(stage), 1.0)
-            if stage == _GENERATE and "undecided" in mine:
-                more, _, most = _expected(basis, mine["undecided"], 1.0 / len(plan.teachers))
-                figures, high = _combined(lambda one, other: one + other, figures, more), high + most
-            requests = sum(
-                share.ask.responses / (len(plan.teachers) if name == "undecided" else 1)
-                for name, share in mine.items()
-                if name == stage or (stage == _GENERATE and name == "undecided")
-            )
-            if requests:
-                rows.append((place, _row(stage, requests, figures, low, high)))
-    return rows
+def _to_store(plan: Plan, stage: str) -> list[tuple[int, dict[str, Any]]]:
+    """The plan by teacher of the stages that are not over; prompts without a teacher are shared evenly.
+
+    A teacher that has nothing to do has a row too, which replaces that of an earlier plan.
+    """
+    planned = [name for name in ("calibrate", _GENERATE) if _ORDER[name] >= _ORDER.get(stage, 0)]
+    return [(place, _row(plan, basis, name)) for place, basis in enumerate(plan.teachers) for name in planned]
 
 
-def _row(stage: str, requests: float, figures: Figures, low: float, high: float) -> dict[str, Any]:
+def _row(plan: Plan, basis: Basis, stage: str) -> dict[str, Any]:
+    """A teacher's part of a stage, in an interval from none to all of the prompts without a teacher."""
+    mine = {share.stage: share for share in plan.shares if share.teacher == basis.teacher}
+    decided, undecided = mine.get(stage), mine.get("undecided") if stage == _GENERATE else None
+    part = 1.0 / len(plan.teachers)
+    figures, low, high = _expected(basis, decided, 1.0)
+    more, _, most = _expected(basis, undecided, part)
+    figures = _combined(lambda one, other: one + other, figures, more)
+    requests = sum(share.ask.responses * of for share, of in ((decided, 1.0), (undecided, part)) if share)
     amounts = {"tokens": figures.tokens, "usd": figures.usd, "engine_hours": figures.engine_hours}
-    return {"stage": stage, "requests": requests, **amounts, "tokens_low": low, "tokens_high": high}
+    return {"stage": stage, "requests": requests, **amounts, "tokens_low": low, "tokens_high": high + most}
 
 
 def _expected(basis: Basis, share: Share | None, part: float) -> tuple[Figures, float, float]:
@@ -214,19 +219,11 @@ def _expected(basis: Basis, share: Share | None, part: float) -> tuple[Figures, 
         return Figures(0.0, 0.0, 0.0), 0.0, 0.0
     ask, n = share.ask, share.ask.responses
     tokens = ask.prompt_tokens + ask.response_tokens
-    figures = Figures(tokens * part, _times(ask.cost, part), _times(_engine_hours(basis, ask.engine_hours), part))
+    figures = Figures(tokens * part, _times(ask.cost, part), _times(ask.gpu_hours, part))
     if not basis.measured:  # `max_tokens` is their upper limit
         return figures, ask.prompt_tokens + n, tokens
     spread = _NORMAL_95 * basis.response_deviation * (n + n * n / basis.measured) ** 0.5
     return figures, max(ask.prompt_tokens + n, tokens - spread), tokens + spread
-
-
-def _engine_hours(basis: Basis, hours: float | None) -> float | None:
-    """Hours times GPUs; none of a model behind a server."""
-    kind = engines.ENGINES.get(basis.engine)
-    if kind is not None and kind.model == "server":
-        return 0.0
-    return _times(hours, max(1, basis.gpus))
 
 
 def _left(plan: Plan) -> dict[tuple[str, str], Figures]:
@@ -245,14 +242,12 @@ def _left(plan: Plan) -> dict[tuple[str, str], Figures]:
 
 def _planned(session: Session, run: Run) -> dict[tuple[str, int], PlannedWork]:
     """The latest plan of each stage and teacher that was made before the stage's end."""
-    order = {stage: place for place, stage in enumerate(STAGES)}
     rows = session.scalars(select(PlannedWork).where(PlannedWork.run_id == run.id)).all()
-    return {(row.stage, row.teacher_id): row for row in sorted(rows, key=lambda row: order.get(row.made_in, 0))}
+    return {(row.stage, row.teacher_id): row for row in sorted(rows, key=lambda row: _ORDER.get(row.made_in, 0))}
 
 
 def _in_order(keys: Iterable[tuple[str, int | None, int | None]]) -> list[tuple[str, int | None, int | None]]:
-    order = {stage: place for place, stage in enumerate(STAGES)}
-    return sorted(keys, key=lambda key: (order.get(key[0], 0), key[1] or 0, key[2] or 0))
+    return sorted(keys, key=lambda key: (_ORDER.get(key[0], 0), key[1] or 0, key[2] or 0))
 
 
 def _model(

@@ -33,7 +33,7 @@ class Place(StrEnum):
 
 
 class Price(Base):
-    """The price of one kind of a model's tokens from a time on. Append-only: the latest one that is valid counts."""
+    """The price of one kind of a model's tokens from a time on, in a run. Append-only: the latest valid one counts."""
 
     __tablename__ = "prices"
     __table_args__ = (
@@ -45,6 +45,10 @@ class Price(Base):
     id: Mapped[Id]
     teacher_id: Mapped[int | None] = mapped_column(ForeignKey("teachers.id", ondelete="CASCADE"))
     scorer_id: Mapped[int | None] = mapped_column(ForeignKey("scorers.id", ondelete="CASCADE"), comment="a judge's")
+    run_id: Mapped[int | None] = mapped_column(
+        ForeignKey("runs.id", ondelete="CASCADE"),
+        comment="the run that is charged at it; null: every run without a price of its own",
+    )
     kind: Mapped[PriceKind] = mapped_column(words(PriceKind, "kind"))
     usd: Mapped[float] = mapped_column(comment="US dollars per million tokens")
     valid_from: Mapped[UtcTime]

@@ -166,7 +166,7 @@ def tariff(session: Session, claim: Claim, spec: ModelSpec) -> Tariff:
         place = Place.SERVER if is_server else Place.ENGINE
     if claim.teacher_id is None and not (kind and kind.is_nested):
         return Tariff(place, has_budget=has_budget)
-    found = prices(session, teacher_id=claim.teacher_id, scorer_id=claim.scorer_id)
+    found = prices(session, claim.run_id, teacher_id=claim.teacher_id, scorer_id=claim.scorer_id)
     price_in, price_out = (found.get(each) for each in KINDS[place is Place.BATCH])
     return Tariff(place, price_in, price_out, has_budget)
 
@@ -176,13 +176,17 @@ def total(usages: Iterable[Usage]) -> Usage:
     return Usage(*(sum(column) for column in zip(NOTHING, *usages, strict=True)))
 
 
-def prices(session: Session, *, teacher_id: int | None, scorer_id: int | None = None) -> dict[PriceKind, float]:
-    """The prices of a model that are valid now."""
+def prices(
+    session: Session, run_id: int, *, teacher_id: int | None, scorer_id: int | None = None
+) -> dict[PriceKind, float]:
+    """The prices of a model that are valid now in a run: its own, whatever other runs name."""
     valid = select(Price.kind, Price.usd).where(
         Price.teacher_id == teacher_id if teacher_id is not None else Price.scorer_id == scorer_id,
+        or_(Price.run_id == run_id, Price.run_id.is_(None)),
         Price.valid_from <= now(),
     )
-    return {row.kind: row.usd for row in session.execute(valid.order_by(Price.valid_from, Price.id))}
+    is_own = Price.run_id.is_not(None)
+    return {row.kind: row.usd for row in session.execute(valid.order_by(is_own, Price.valid_from, Price.id))}
 
 
 def settle(session: Session, claim: Claim, charged: Tariff, bill: Bill) -> None:

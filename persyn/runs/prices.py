@@ -1,8 +1,9 @@
-"""Dated prices: those of a run file are valid from when they are read; what was spent before keeps the earlier ones."""
+"""Dated prices of runs: those of a run file are valid from when they are read; earlier expenses keep earlier ones."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -69,7 +70,7 @@ def of_judge(table: QualityTable) -> Rates:
 def note(session: Session, run: Run, config: RunConfig, teacher_ids: list[int]) -> None:
     """Store the prices of a configuration that differ from the latest ones, valid from now on.
 
-    The first price of a model also applies to what it has spent without one.
+    The first prices of a model in a run also apply to what it has spent there without them.
     """
     for teacher_id, table in zip(teacher_ids, config.teachers, strict=True):
         _note(session, run, of_teacher(table), teacher_id=teacher_id)
@@ -85,28 +86,28 @@ def _source(engine: str, *, is_said: bool) -> str:
 def _note(
     session: Session, run: Run, rates: Rates, *, teacher_id: int | None = None, scorer_id: int | None = None
 ) -> None:
-    known = expenses.prices(session, teacher_id=teacher_id, scorer_id=scorer_id)
-    new = {kind: usd for kind, usd in rates.by_kind.items() if known.get(kind) != usd}
-    for kind, usd in new.items():
-        source = f"{rates.source} of {run.name}" if rates.source == "run file" else rates.source
-        session.add(
-            Price(teacher_id=teacher_id, scorer_id=scorer_id, kind=kind, usd=usd, valid_from=now(), source=source)
-        )
+    model = {"teacher_id": teacher_id, "scorer_id": scorer_id}
+    known = expenses.prices(session, run.id, **model)
+    source = f"{rates.source} of {run.name}" if rates.source == "run file" else rates.source
+    for kind, usd in rates.by_kind.items():
+        if known.get(kind) != usd:
+            session.add(Price(**model, run_id=run.id, kind=kind, usd=usd, valid_from=now(), source=source))
     session.flush()
-    if new and not known:
-        _price_earlier(session, rates, teacher_id, scorer_id)
+    pair = expenses.KINDS[rates.is_batch]
+    valid = known | rates.by_kind
+    if not set(pair) <= known.keys() and set(pair) <= valid.keys():
+        mine = Expense.teacher_id == teacher_id if teacher_id is not None else Expense.scorer_id == scorer_id
+        price_in, price_out = (valid[kind] for kind in pair)
+        _price_earlier(session, (Expense.run_id == run.id, mine), price_in, price_out, is_batch=rates.is_batch)
 
 
-def _price_earlier(session: Session, rates: Rates, teacher_id: int | None, scorer_id: int | None) -> None:
-    """Price what was spent before any price of the model was known."""
-    if None in (rates.price_in, rates.price_out):
-        return
-    mine = Expense.teacher_id == teacher_id if teacher_id is not None else Expense.scorer_id == scorer_id
-    tokens = Expense.prompt_tokens * rates.price_in + Expense.response_tokens * rates.price_out
-    is_same = (Expense.place == Place.BATCH) if rates.is_batch else (Expense.place != Place.BATCH)
+def _price_earlier(session: Session, of: Iterable[Any], price_in: float, price_out: float, *, is_batch: bool) -> None:
+    """Price what was spent before both prices of a model were known."""
+    tokens = Expense.prompt_tokens * price_in + Expense.response_tokens * price_out
+    is_same = (Expense.place == Place.BATCH) if is_batch else (Expense.place != Place.BATCH)
     session.execute(
         update(Expense)
-        .where(mine, is_same, Expense.usd.is_(None), Expense.prompt_tokens + Expense.response_tokens > 0)
+        .where(*of, is_same, Expense.usd.is_(None), Expense.prompt_tokens + Expense.response_tokens > 0)
         .values(usd=tokens / 1e6)
         .execution_options(synchronize_session=False)
     )

@@ -82,7 +82,8 @@ def share(found: Plan, stage: str, teacher: str) -> Share:
 
 
 def figures(amount: plan.Amount) -> Any:
-    return pytest.approx(structs.astuple(amount))
+    """Its figures up to engine hours."""
+    return pytest.approx(structs.astuple(amount)[:5])
 
 
 def counts(database: Database) -> dict[str, int]:
@@ -163,6 +164,16 @@ def test_what_the_store_has_is_not_asked_again_and_tells_lengths_and_speed(lived
     assert found.least.cost == pytest.approx(6084e-6)
     assert found.least.engine_hours is None  # bob's speed is unknown
     assert found.even is None
+
+
+def test_hours_count_for_each_gpu_and_not_behind_a_server(lived: Database, tmp_path: Path) -> None:
+    server = {"name": "far", "engine": "openai", "options": {"base_url": "http://127.0.0.1:1/v1"}}
+    teachers = (ADA | {"gpus": 2}, BOB, server)
+    found = planned(lived, read(tmp_path, name="new", strategy="oracle", teachers=teachers))
+    hers, his, far = (share(found, "calibrate", name).ask for name in ("ada", "bob", "far"))
+    assert hers.engine_hours is not None
+    assert hers.gpu_hours == 2 * hers.engine_hours
+    assert (his.gpu_hours, far.engine_hours, far.gpu_hours) == (None, None, 0.0)
 
 
 def test_another_version_of_a_teacher_has_no_past(lived: Database, tmp_path: Path) -> None:

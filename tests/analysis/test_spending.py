@@ -69,3 +69,30 @@ def test_a_forecast_is_what_is_spent_and_the_rest_at_the_measured_lengths(databa
         # 10 of 40 prompts are missing. There is no plan of this run: it was not started by `start`.
         assert model.forecast.tokens == pytest.approx(31 * 4 + 605 + 10 * 24, rel=0.02)
         assert (model.planned, found.estimated) == (None, ["1 repeated calls"])
+
+
+def test_the_latest_plan_counts_for_teachers_that_have_nothing_to_do_either(database: Database) -> None:
+    with database.write() as session:
+        run = make_run(session, prompts=8, stage="score")
+        a, b = run.teacher_ids
+        row = session.get_one(Run, run.id)
+        row.config = {**load_config(row.config).frozen(), "strategy": {"kind": "random"}}
+    spending.record(database, run.id)  # an even split
+    with database.write() as session:
+        session.get_one(Run, run.id).stage = "generate"
+        for prompt_id in run.prompt_ids:
+            make_assignment(session, run.id, prompt_id, a)
+    spending.record(database, run.id)
+    with database.read() as session:
+        rows = session.execute(select(PlannedWork.made_in, PlannedWork.teacher_id, PlannedWork.requests)).all()
+        assert sorted(tuple(row) for row in rows) == [
+            *(("generate", a, 8.0), ("generate", b, 0.0)),
+            *(("score", a, 4.0), ("score", b, 4.0)),
+        ]
+        found = spending.facts(session, session.get_one(Run, run.id))
+        (model,) = found.models
+        assert model.planned is not None
+        # 8 prompts of at most 64 tokens each, and their own.
+        assert found.planned == model.planned == found.forecast
+        assert model.planned.tokens == pytest.approx(8 * 64 + 8 * 4, rel=0.05)
+        assert found.rest_words == f"{found.planned.tokens:,.0f} tokens"  # no dollars are known

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from persyn.analysis import plan as planning
 from persyn.db.connect import Database
+from persyn.db.spending import Place
+from persyn.jobs import expenses, queue
+from persyn.jobs.expenses import Bill, Tariff
+from persyn.llm.rates import Usage
+from persyn.runs import pipeline, run_file
 from tests.cli.conftest import Persyn
 from tests.cli.test_commands import require_refused
 from tests.run_files import TEACHERS, write_run
@@ -108,7 +114,7 @@ def test_json_has_all_of_it(persyn: Persyn, tmp_path: Path) -> None:
         *("least", "most", "even", "generate_all"),
     }
     assert {share["stage"] for share in found["shares"]} == {"calibrate", "undecided", "all"}
-    assert set(found["even"]) == {"responses", "prompt_tokens", "response_tokens", "cost", "engine_hours"}
+    assert set(found["even"]) == {"responses", "prompt_tokens", "response_tokens", "cost", "engine_hours", "gpu_hours"}
     assert {basis["response_tokens_from"] for basis in found["teachers"]} == {"max_tokens"}
 
 
@@ -149,3 +155,23 @@ def test_an_empty_database_is_no_store_and_stays_empty(
     store = Database(url)
     assert not store.is_there()
     store.close()
+
+
+def test_what_an_existing_run_has_spent_is_no_longer_left_of_its_budget(
+    persyn: Persyn, database: Database, database_url: str, tmp_path: Path
+) -> None:
+    file = write_run(tmp_path, prompts=12, calibration=12, options={})
+    with database.write() as session:
+        run = pipeline.start_run(session, run_file.read(file), actor="me")
+        session.flush()
+        found = planning.of_run(session, run).most
+    tokens = found.prompt_tokens + found.response_tokens
+    file.write_text(f"{file.read_text()}[budget]\ntokens = {int(tokens) + 500}\n")
+    assert "the run would stop" not in persyn("plan", str(file), PERSYN_DATABASE_URL=database_url).stdout
+    with database.write() as session:
+        claim = queue.claim(session, owner="me")
+        assert claim is not None
+        expenses.settle(session, claim, Tariff(Place.ENGINE), Bill(1, usage=Usage(400, 600)))
+    said = persyn("plan", str(file), PERSYN_DATABASE_URL=database_url).stdout
+    allowed = f"[budget] tokens = {int(tokens) + 500:,} allows after 1,000"
+    assert f"the plan is more than what {allowed}: the run would stop there" in said

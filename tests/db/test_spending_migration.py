@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from alembic import command
+from msgspec.structs import replace
 from sqlalchemy import select, text
 
+from persyn.config import BudgetTable, load_config
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database, alembic_config
 from persyn.db.spending import Expense, Price
@@ -39,3 +43,23 @@ def test_existing_responses_have_expenses(database: Database) -> None:
         assert (found[one].usd, found[other].usd) == (pytest.approx(0.00063), None)
         prices = session.execute(select(Price.teacher_id, Price.kind, Price.usd).order_by(Price.kind)).all()
         assert [tuple(row) for row in prices] == [(a, "input", 1.0), (a, "output", 2.0)]
+
+
+def test_a_store_with_a_configuration_that_earlier_versions_cannot_read_is_not_taken_back(database: Database) -> None:
+    with database.write() as session:
+        runs = {name: session.get_one(Run, make_run(session, name=name).id) for name in ("limited", "judge", "shares")}
+        made = {name: load_config(run.config) for name, run in runs.items()}
+        judge, strategy = made["judge"].quality, made["shares"].strategy
+        changed: dict[str, dict[str, Any]] = {
+            "limited": {"budget": BudgetTable(usd=1.0)},
+            "judge": {"quality": replace(judge, kind="judge", options={"engine": "fake", "price_in": 1.0})},
+            "shares": {"strategy": replace(strategy, max_share=0.5)},
+        }
+        for name, run in runs.items():
+            run.config = replace(made[name], **changed[name]).frozen()
+        make_run(session, name="other")
+    with (
+        pytest.raises(RuntimeError, match=r"earlier versions know no budgets, .*: judge, limited, shares$"),
+        database.engine.begin() as connection,
+    ):
+        command.downgrade(alembic_config(connection), f"{REVISION}-1")

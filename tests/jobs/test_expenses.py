@@ -200,7 +200,7 @@ def test_a_later_price_does_not_change_what_was_paid_before(database: Database) 
                 session.add(Price(teacher_id=claim.teacher_id, kind=kind, usd=usd, valid_from=at, source="run file"))
         session.flush()
         # The one of tomorrow is not valid yet, the one of yesterday replaces that of the day before.
-        known = expenses.prices(session, teacher_id=claim.teacher_id)
+        known = expenses.prices(session, claim.run_id, teacher_id=claim.teacher_id)
         assert known == {PriceKind.INPUT: 2.0, PriceKind.OUTPUT: 2.0}
         expenses.settle(session, claim, Tariff(Place.SERVER, 2.0, 2.0), Bill(1, usage=Usage(500_000, 500_000)))
         expenses.settle(session, claim, Tariff(Place.SERVER, 3.0, 3.0), Bill(1, usage=Usage(0, 1_000_000)))

@@ -114,6 +114,14 @@ def test_a_run_says_what_it_costs_and_in_which_unit_it_measures(database: Databa
     assert "1.24 dollars of about 2.4 (52%)." in text
 
 
+def test_a_paused_run_says_what_the_rest_would_take_as_far_as_it_is_known(database: Database) -> None:
+    made = fill(database)
+    with database.write() as session:
+        session.get_one(Run, made.run.id).state = RunState.PAUSED
+    text = Read(client(database).get("/runs/maths").text).text
+    assert re.search(r"The rest would take about [\d,]+ tokens\. To continue, raise \[budget\]", text), text
+
+
 def test_a_page_that_is_held_does_not_look_again(filled: Filled) -> None:
     html = filled.console.get("/runs/maths?live=off").text
     assert "data-live" not in html
