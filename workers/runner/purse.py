@@ -109,7 +109,8 @@ class Purse:
         calls: how many of the requests a server may have charged; None means all of them.
         """
         bills: list[tuple[OpenJob, Bill]] = []
-        of_jobs = groupby(flights, key=lambda flight: flight.job)
+        by_job = sorted(flights, key=lambda flight: flight.job.claim.id)
+        of_jobs = groupby(by_job, key=lambda flight: flight.job)
         for job, mine in ((job, list(mine)) for job, mine in of_jobs if job.tariff.place is not Place.BATCH):
             usage, count = NOTHING, 0
             if job.tariff.place is Place.SERVER:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
@@ -336,8 +337,13 @@ class Worker:
         """End the engine; count what its requests in flight may cost, see `Purse.broken_off`, and return them."""
         flights = self._slot.end()
         for job, bill in self._purse.broken_off(flights, calls):
-            self._write_by(partial(expenses.settle, claim=job.claim, charged=job.tariff, bill=bill))
+            self._write_by(partial(self.settle, job=job, bill=bill))
         return flights
+
+    def settle(self, session: Session, job: OpenJob, bill: Bill) -> None:
+        """Count a bill of requests without results, unless they were counted when the job was taken away."""
+        is_held = queue.hold(session, job.claim, lease=self._lease, is_progress=False)
+        (expenses.settle if is_held else expenses.settle_late)(session, job.claim, job.tariff, bill)
 
     def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
         """An empty slot of the kind that the model needs."""
@@ -370,8 +376,8 @@ class Worker:
     def _greet(self) -> None:
         """Report the loaded model once to the listener, the log and the store."""
         loaded = self._slot.loaded
-        if loaded is None or not self._is_loading:
-            return
+        if loaded is None or not self._is_loading or not self._jobs:
+            return  # a budget may have halted all jobs
         self._is_loading = False
         job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
         self._ledger.note_load(seconds)
@@ -470,12 +476,14 @@ class Worker:
                 return False
             STAGES[claim.stage].save(session, claim, done)
             expenses.settle(session, claim, job.tariff, bill)
+            has_budget = expenses.has_budget(session, claim.run_id)
             if done:
                 pipeline.answered(session, claim)
             if not job.left:
                 queue.complete(session, claim, owner=self.owner)
                 pipeline.advance(session, claim.run_id, actor=self.owner)
                 self._stage_of[claim.run_id] = session.get_one(Run, claim.run_id).stage
+        job.tariff = replace(job.tariff, has_budget=has_budget)  # before the next requests are sent
         self._leases.renewed()
         return True
 
