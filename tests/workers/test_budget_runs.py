@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import tomllib
-from collections import deque
+from collections import Counter, deque
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.spending import Expense, Place, Price
 from persyn.db.time import now
-from persyn.db.work import Event, Job, JobState
+from persyn.db.work import Event, Job, JobState, RateLimit
 from persyn.jobs import expenses, queue
 from persyn.jobs.expenses import Tariff
+from persyn.llm.protocols import ModelSpec
 from persyn.llm.rates import Usage
 from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
@@ -35,7 +36,8 @@ from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.purse import Purse
 from persyn.workers.runner.slot import Flight, OpenJob
 from persyn.workers.runner.worker import Worker
-from tests.batch_server import BatchServer
+from tests.batch_server import BatchServer, answered
+from tests.chat_server import Server
 from tests.factories import make_run
 from tests.run_files import TEACHERS, write_run
 
@@ -148,16 +150,21 @@ def test_failed_requests_count_and_a_teacher_without_budget_leaves_the_others_at
         assert {name: requests.get(name, 0) for name in TEACHERS} == {"ada": 0, "bob": 8, "cyd": 8}
 
 
+def batch_run(folder: Path, server: BatchServer, budget: str) -> Path:
+    """A run of two teachers that answer at random, in batches of at most 4 requests."""
+    file = write_run(folder, prompts=12, teachers=("ada", "bob"), strategy="random")
+    options = {"base_url": server.base_url, "mode": "batch", "batch_requests": 4, "poll_seconds": 0.05}
+    inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in options.items())
+    text = file.read_text().replace('engine = "fake"\ngpus = 0\nfamily', 'engine = "openai"\ngpus = 0\nfamily')
+    text = text.replace("options = {  }", f"sampling = {{ max_tokens = 20 }}\noptions = {{ {inline} }}")
+    file.write_text(text + budget)
+    return file
+
+
 @pytest.mark.parametrize("tokens", [1, 600])
 def test_a_batch_that_does_not_fit_the_budget_pauses_the_run(store: Database, tmp_path: Path, tokens: int) -> None:
-    file = write_run(tmp_path, prompts=12, teachers=("ada", "bob"), strategy="random")
     with BatchServer.running() as server:
-        options = {"base_url": server.base_url, "mode": "batch", "batch_requests": 4, "poll_seconds": 0.05}
-        inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in options.items())
-        text = file.read_text().replace('engine = "fake"\ngpus = 0\nfamily', 'engine = "openai"\ngpus = 0\nfamily')
-        text = text.replace("options = {  }", f"sampling = {{ max_tokens = 20 }}\noptions = {{ {inline} }}")
-        file.write_text(f"{text}[budget]\ntokens = {tokens}\n")
-        run_id = start(store, file)
+        run_id = start(store, batch_run(tmp_path, server, f"[budget]\ntokens = {tokens}\n"))
         worker = Worker(store, Settings.from_environment({"PERSYN_HOME": str(tmp_path / "home")}), run_id=run_id)
         alarm = threading.Timer(5.0, worker.stop.set)
         alarm.start()
@@ -172,6 +179,50 @@ def test_a_batch_that_does_not_fit_the_budget_pauses_the_run(store: Database, tm
     assert bool(sent) is (tokens > 1)
     assert (sum(each.requests for each in spent), sum(each.tokens for each in spent)) == (sent, 9 * sent)
     assert not any(each.held for each in spent)
+
+
+def test_an_unusable_answer_in_a_batch_may_be_charged(store: Database, tmp_path: Path) -> None:
+    unusable = answered("")
+    unusable["response"]["body"]["choices"][0]["finish_reason"] = None
+    asked: Counter[str] = Counter()
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        question = body["messages"][-1]["content"]
+        asked[question] += 1
+        return unusable if question.startswith("What is 3 ") and asked[question] < 3 else answered("Four.")
+
+    with BatchServer.running() as server:
+        server.reply = reply
+        run_id = start(store, batch_run(tmp_path, server, ""))
+        Worker(store, Settings.from_environment({"PERSYN_HOME": str(tmp_path / "home")}), run_id=run_id).run()
+    with store.read() as session:
+        assert session.get_one(Run, run_id).state is RunState.DONE
+        assert session.scalars(select(func.sum(Expense.repeats))).one() == 2
+
+
+def test_a_run_that_waits_for_its_budget_uses_no_permits_of_the_provider(store: Database, tmp_path: Path) -> None:
+    with Server.running() as server:
+        options = {"base_url": server.base_url, "requests_per_minute": 60, "max_retries": 0}
+        file, text = short_run(tmp_path, engine="openai", options=options)
+        file.write_text(f"{text}[budget]\ntokens = 1000\n")
+        run_id = start(store, file)
+        with store.write() as session:  # another worker has nearly all of it in flight
+            claim = queue.claim(session, owner="other", run_id=run_id)
+            assert claim is not None
+            tariff = Tariff(Place.SERVER, has_budget=True)
+            assert expenses.admit(session, claim, tariff, [Usage(990, 0)]) == (1, None)
+        settings = Settings.from_environment({"PERSYN_HOME": str(tmp_path / "home")})
+
+        class Stopping(Listener):
+            def loaded(self, spec: ModelSpec, seconds: float) -> None:
+                threading.Timer(1.0, worker.stop.set).start()
+
+        worker = Worker(store, settings, run_id=run_id, listener=Stopping())
+        worker.run()
+        assert not server.bodies
+    with store.read() as session:
+        assert session.scalars(select(RateLimit.account)).all() == []
+        assert session.get_one(Run, run_id).state is RunState.RUNNING
 
 
 def test_a_broken_engine_of_a_lost_job_is_not_counted_again(store: Database, tmp_path: Path) -> None:

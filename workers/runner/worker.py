@@ -13,11 +13,11 @@ import shutil
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,11 +32,11 @@ from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
 from persyn.jobs import expenses, owner, queue, rate_limits
-from persyn.jobs.expenses import Bill, Shortage
+from persyn.jobs.expenses import Admitted, Bill, Shortage
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
 from persyn.llm.host import HostDied
-from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
+from persyn.llm.protocols import Failed, Fitted, ModelSpec, Request, Result
 from persyn.llm.rates import Cost, Limits
 from persyn.runs import pipeline
 from persyn.settings import Settings
@@ -251,7 +251,7 @@ class Worker:
         if not job.left:
             self._save(job, [])
         elif job.tariff.has_budget:
-            self._halt_if(job, self._outlasting(lambda: self._look(job)))
+            self._halt_if(job, self._look(job)[1])
 
     def _load(self, claim: Claim) -> OpenJob | None:
         """A job with its requests; None if its model is reached differently since it was claimed."""
@@ -261,9 +261,12 @@ class Worker:
                 return None
             return OpenJob(claim, batch.spec, deque(batch.requests), expenses.tariff(session, claim, batch.spec))
 
-    def _look(self, job: OpenJob) -> Shortage | None:
-        with self._database.read() as session:
-            return self._purse.look(session, job)
+    def _look(self, job: OpenJob, room: int = 1) -> Admitted:
+        def look() -> Admitted:
+            with self._database.read() as session:
+                return self._purse.look(session, job, room)
+
+        return self._outlasting(look)
 
     def _halt_if(self, job: OpenJob, lacking: Shortage | None) -> None:
         """Halt a job whose budget is used up, with the waiting jobs of its model."""
@@ -308,17 +311,26 @@ class Worker:
         if self._slot.loaded is not None and self._leases.are_kept:
             room = max(0, self._window() - self._slot.in_hand)
             open_jobs = [job for job in self._jobs.values() if self._purse.may_ask(job)]
-            upcoming = islice(chain.from_iterable(job.waiting for job in open_jobs), room)
-            room = self._permits.take(upcoming, room)
+            room = self._permits.take(self._affordable(open_jobs, room), room)
             self._admit(open_jobs, room)
             self._slot.submit(self._jobs.values(), room)
 
+    def _affordable(self, jobs: Sequence[OpenJob], room: int) -> Iterator[Request]:
+        """The next requests of jobs, at most `room`, that budgets allow: permits to send others would be lost."""
+        for job in jobs:
+            count = min(room, len(job.waiting))
+            if job.tariff.has_budget and count:
+                count, lacking = self._look(job, count)
+                self._halt_if(job, lacking)
+            yield from islice(job.waiting, count)
+            room -= count
+
     def _admit(self, jobs: Sequence[OpenJob], room: int) -> None:
         """Hold amounts of their runs' budgets for the next requests of jobs, at most `room`."""
-        for job in jobs:
-            if job.tariff.has_budget and room > 0:
+        for job in filter(self._is_open, jobs):
+            if room > 0 and job.tariff.has_budget:
                 self._halt_if(job, self._purse.admit(job, room, self._write_by))
-            room -= len(job.waiting)
+            room -= job.ready(max(room, 0))
 
     def _write_by(self, act: Callable[[Session], T]) -> T:
         def write() -> T:
