@@ -91,6 +91,8 @@ class Amount:
     held: int = 0
     held_tokens: int = 0
     held_usd: float = 0.0
+    #: Of the held requests: those whose claim a worker has. The others are those of batches that wait for one.
+    attended: int = 0
 
     def add(self, other: Amount) -> None:
         """Include another amount."""
@@ -104,7 +106,7 @@ class Shortage:
 
     scope: "the run", "teacher NAME" or "stage NAME".
     left:  in words, without what is in flight.
-    is_passing: requests in flight may turn out to cost less than is held for them.
+    is_passing: requests that workers wait for may turn out to cost less than is held for them.
     """
 
     scope: str
@@ -131,12 +133,14 @@ class _Room:
     limits: Limits
     spent: Amount
     is_late: bool
+    #: What is sent at once.
+    unit: str = "request"
     asked: Usage = field(default=NOTHING)
     asked_usd: float = 0.0
 
     def lacks(self, usage: Usage, usd: float) -> Shortage | None:
         """Why one more request is not allowed; None if it is."""
-        limits, spent, is_passing = self.limits, self.spent, bool(self.spent.held or self.asked.tokens)
+        limits, spent, is_passing = self.limits, self.spent, bool(self.spent.attended or self.asked.tokens)
         if self.is_late:
             return Shortage(self.scope, "deadline", f"was {limits.deadline:%Y-%m-%d %H:%M} UTC")
         if limits.engine_hours is not None and spent.engine_hours >= limits.engine_hours:
@@ -144,10 +148,12 @@ class _Room:
             return Shortage(self.scope, "engine_hours", f"are used up: {hours}")
         tokens = spent.tokens + spent.held_tokens + self.asked.tokens + usage.tokens
         if limits.tokens is not None and tokens > limits.tokens and usage.tokens:
-            left = f"{spent.tokens:,} of {limits.tokens:,} are spent, and the next request may take {usage.tokens:,}"
+            left = (
+                f"{spent.tokens:,} of {limits.tokens:,} are spent, and the next {self.unit} may take {usage.tokens:,}"
+            )
             return Shortage(self.scope, "tokens", f"are used up: {left}", is_passing)
         if limits.usd is not None and spent.usd + spent.held_usd + self.asked_usd + usd > limits.usd and usd:
-            left = f"${spent.usd:,.4f} of ${limits.usd:,.4f} are spent, and the next request may cost ${usd:,.4f}"
+            left = f"${spent.usd:,.4f} of ${limits.usd:,.4f} are spent, and the next {self.unit} may cost ${usd:,.4f}"
             return Shortage(self.scope, "usd", f"is used up: {left}", is_passing)
         return None
 
@@ -169,6 +175,11 @@ def tariff(session: Session, claim: Claim, spec: ModelSpec) -> Tariff:
     found = prices(session, claim.run_id, teacher_id=claim.teacher_id, scorer_id=claim.scorer_id)
     price_in, price_out = (found.get(each) for each in KINDS[place is Place.BATCH])
     return Tariff(place, price_in, price_out, has_budget)
+
+
+def has_budget(session: Session, run_id: int) -> bool:
+    """Whether a run has a budget now."""
+    return session.scalars(select(Run.config["budget"]).where(Run.id == run_id)).one() is not None
 
 
 def total(usages: Iterable[Usage]) -> Usage:
@@ -222,22 +233,22 @@ def admit(
     """Hold an upper estimate for the first requests of a list, as many as the budget allows.
 
     The requests of a batch are admitted together; those of one that was sent before, always. Call it in a transaction
-    that holds the job's lease.
+    that holds the job's lease. If the budget was removed meanwhile, everything is held and nothing is lacking.
 
     serial:  as in a `Bill`.
     is_look: hold nothing.
     """
+    if not wanted:
+        return 0, None
     config = load_config(session.scalars(select(Run.config).where(Run.id == claim.run_id)).one())
-    if config.budget is None or not wanted:
-        return len(wanted), None
     if session.get_bind().dialect.name == "postgresql" and not is_look:  # SQLite allows one writer at a time anyway
         session.execute(select(func.pg_advisory_xact_lock(_BUDGET_LOCK, claim.run_id)))
     is_sent = charged.place is Place.BATCH and _take_over(session, claim, is_look=is_look)
     count, lacking = len(wanted), None
-    if not is_sent:
-        count, lacking = _allowed(session, claim, config, charged, wanted)
-        if charged.place is Place.BATCH and lacking is not None:
-            count = 0
+    if not is_sent and config.budget is not None:
+        is_batch = charged.place is Place.BATCH
+        count, lacking = _allowed(session, claim, config, charged, [total(wanted)] if is_batch else wanted)
+        count = count * len(wanted) if is_batch else count
     if count and not is_look:
         usage = total(wanted[:count])
         _add(session, claim, charged, serial=serial, **_held(charged, count, usage))
@@ -247,14 +258,15 @@ def admit(
 def close(session: Session, job_id: int, fence: int) -> None:
     """A claim is over: what is still in flight is lost, and spent if a server may charge it.
 
-    A batch remains in flight: the next claim of the job collects it.
+    A batch that was sent remains in flight: the next claim of the job collects it.
     """
-    is_server = Expense.place == Place.SERVER
+    is_server, is_batch = Expense.place == Place.SERVER, Expense.place == Place.BATCH
+    is_sent = select(Batch.key).where(Batch.job_id == job_id, Batch.collected_at.is_(None)).exists()
     session.execute(
         update(Expense)
-        .where(Expense.job_id == job_id, Expense.fence == fence, Expense.held > 0, Expense.place != Place.BATCH)
+        .where(Expense.job_id == job_id, Expense.fence == fence, Expense.held > 0, ~(is_batch & is_sent))
         .values(
-            lost=Expense.lost + Expense.held,
+            lost=Expense.lost + case((is_batch, 0), else_=Expense.held),
             prompt_tokens=Expense.prompt_tokens + case((is_server, Expense.held_prompt_tokens), else_=0),
             response_tokens=Expense.response_tokens + case((is_server, Expense.held_response_tokens), else_=0),
             usd=case(
@@ -273,14 +285,19 @@ def amounts(session: Session, run_id: int) -> dict[tuple[str, int | None, int | 
     held_tokens = Expense.held_prompt_tokens + Expense.held_response_tokens
     counts = Expense.requests, Expense.repeats, Expense.uncounted, Expense.lost, tokens
     is_unpriced = case((and_(Expense.usd.is_(None), tokens > 0), 1), else_=0)
-    rest = Expense.engine_seconds, Expense.held, held_tokens, Expense.held_usd
+    is_attended = select(Job.id).where(
+        Job.id == Expense.job_id, Job.fence == Expense.fence, Job.state == JobState.RUNNING
+    )
+    attended = case((and_(Expense.held > 0, is_attended.exists()), Expense.held), else_=0)
+    rest = Expense.engine_seconds, Expense.held, held_tokens, Expense.held_usd, attended
     sums = [func.sum(each) for each in (*counts, func.coalesce(Expense.usd, 0.0), is_unpriced, *rest)]
     group = Expense.stage, Expense.teacher_id, Expense.scorer_id
     found = {}
     for stage, teacher_id, scorer_id, *row in session.execute(
         select(*group, *sums).where(Expense.run_id == run_id).group_by(*group)
     ):
-        requests, repeats, uncounted, lost, spent, usd, unpriced, seconds, held, held_spent, held_usd = row
+        requests, repeats, uncounted, lost, spent, usd, unpriced, seconds, *in_flight = row
+        held, held_spent, held_usd, attended = in_flight
         found[stage, teacher_id, scorer_id] = Amount(
             requests=int(requests),
             repeats=int(repeats),
@@ -293,6 +310,7 @@ def amounts(session: Session, run_id: int) -> dict[tuple[str, int | None, int | 
             held=int(held),
             held_tokens=int(held_spent),
             held_usd=float(held_usd),
+            attended=int(attended),
         )
     return found
 
@@ -322,9 +340,10 @@ def _allowed(session: Session, claim: Claim, config: RunConfig, charged: Tariff,
     assert config.budget is not None
     names = teacher_names(session, claim.run_id, config)
     mine = {"the run", f"stage {claim.stage}", f"teacher {names.get(claim.teacher_id or 0)}"}
+    unit = "batch" if charged.place is Place.BATCH else "request"
     at: datetime = session.scalars(select(now())).one()
     rooms = [
-        _Room(scope, limits, spent, limits.deadline is not None and at >= limits.deadline)
+        _Room(scope, limits, spent, limits.deadline is not None and at >= limits.deadline, unit)
         for scope, limits, spent in scopes(config.budget, amounts(session, claim.run_id), names)
         if scope in mine
     ]

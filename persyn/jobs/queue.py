@@ -44,6 +44,15 @@ _LATELY = timedelta(seconds=20)
 #: Delay before a failed job is retried, doubled with each attempt.
 BACKOFF = timedelta(seconds=2)
 
+#: Of a job that is requeued with all its attempts.
+_AGAIN: Mapping[str, Any] = {
+    "attempts": 0,
+    "not_before": None,
+    "finished_at": None,
+    "cancel_requested": False,
+    "error": None,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -228,10 +237,23 @@ def halt(session: Session, job: Claim, why: str, *, owner: str) -> bool:
     return True
 
 
+def go_on(session: Session, run_id: int, stage: str, *, actor: str) -> int:
+    """Requeue the jobs of a run's stage that were halted; return how many. Those of other stages are planned again."""
+    halted = _halted(run_id)
+    jobs = _move(session, (*halted, Job.stage == stage), JobState.QUEUED, actor, _AGAIN)
+    session.execute(update(Job).where(*halted).values(error=None).execution_options(synchronize_session=False))
+    return jobs
+
+
 def halted(session: Session, run_id: int, stage: str) -> str | None:
     """Why jobs of a stage were halted; None if none is."""
-    why = select(Job.error).where(Job.run_id == run_id, Job.stage == stage, Job.state == JobState.CANCELLED)
-    return session.scalars(why.where(Job.error.startswith(f"{expenses.BUDGET}:")).order_by(Job.id).limit(1)).first()
+    why = select(Job.error).where(*_halted(run_id), Job.stage == stage)
+    return session.scalars(why.order_by(Job.id).limit(1)).first()
+
+
+def _halted(run_id: int) -> tuple[ColumnElement[bool], ...]:
+    is_for_budget = Job.error.startswith(f"{expenses.BUDGET}:")
+    return Job.run_id == run_id, Job.state == JobState.CANCELLED, is_for_budget
 
 
 def release(session: Session, job: Claim, *, owner: str) -> bool:
@@ -383,11 +405,9 @@ def retry(session: Session, run_id: int, stage: str, *, actor: str) -> int:
     Failed jobs of other stages are cancelled: when the run reaches such a stage, it plans what is missing.
     """
     mine, failed = Job.run_id == run_id, Job.state == JobState.FAILED
-    again: dict[str, Any] = {"attempts": 0, "not_before": None, "finished_at": None, "cancel_requested": False}
-    again["error"] = None
     over = mine, Job.stage == stage, failed | (Job.state == JobState.CANCELLED)
     _move(session, (mine, Job.stage != stage, failed), JobState.CANCELLED, actor, {})
-    return _move(session, over, JobState.QUEUED, actor, again)
+    return _move(session, over, JobState.QUEUED, actor, _AGAIN)
 
 
 def _move(

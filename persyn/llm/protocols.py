@@ -242,8 +242,9 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 def failed(generated: Generated, reason: str) -> Failed:
-    """The failure of a response that was generated and cannot be used."""
-    return Failed(generated.id, reason, generated.prompt_tokens, generated.response_tokens, generated.repeats)
+    """The failure of a response that was generated and cannot be used; a call whose tokens nobody counted repeats."""
+    counted = generated.prompt_tokens, generated.response_tokens
+    return Failed(generated.id, reason, *counted, generated.repeats + (counted == (None, None)))
 
 
 Request: TypeAlias = Generate | Judge | Route | Fit | Check

@@ -75,7 +75,9 @@ def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) ->
     Returns notices about the files for the user.
     """
     transport.change(session, run, config, actor=actor)
-    if budgets.change(session, run, config, actor=actor) and run.state is RunState.PAUSED:
+    if budgets.change(session, run, config, actor=actor) and run.state is RunState.RUNNING:
+        queue.go_on(session, run.id, run.stage, actor=actor)
+    if run.state is RunState.PAUSED:  # if nothing has changed, its budget stops it again
         resume(session, run, actor=actor)
     paths = [Path(file) for file in config.prompts.files]
     away = [path.name for path in paths if not path.is_file()]

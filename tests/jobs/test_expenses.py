@@ -134,7 +134,9 @@ def test_what_a_lost_worker_had_in_an_engine_of_its_own_costs_nothing(database: 
 def test_a_batch_stays_in_flight_until_another_worker_collects_it(database: Database) -> None:
     with database.write() as session:
         (claim,) = start(session, tokens=400)
-        assert admitted(session, claim, BATCH, 3) == 0  # all requests of a batch, or none
+        count, lacking = expenses.admit(session, claim, BATCH, [REQUEST] * 3)  # all requests of a batch, or none
+        assert (count, lacking.is_passing) == (0, False)
+        assert str(lacking).endswith("0 of 400 are spent, and the next batch may take 570")
         assert admitted(session, claim, BATCH, 2) == 2
         batches.begin(session, claim.id, "place", 2)
         session.flush()
@@ -145,6 +147,43 @@ def test_a_batch_stays_in_flight_until_another_worker_collects_it(database: Data
         assert admitted(session, again, BATCH, 2) == 2
         found = total(session, claim)
         assert (found.held, found.held_tokens, found.lost, found.tokens) == (2, 380, 0, 0)
+
+
+def test_a_rejected_batch_frees_what_was_held_for_it(database: Database) -> None:
+    with database.write() as session:
+        (claim,) = start(session, tokens=400)
+        assert admitted(session, claim, BATCH, 2) == 2
+        key = batches.begin(session, claim.id, "place", 2)
+        session.flush()
+        batches.note_collected(session, key, fence=claim.fence)
+        assert queue.fail(session, claim, "rejected", owner="me", is_final=True) is JobState.FAILED
+        found = total(session, claim)
+        assert (found.held, found.held_tokens, found.lost, found.tokens) == (0, 0, 0, 0)
+
+
+def test_nobody_waits_for_a_batch_that_no_worker_has(database: Database) -> None:
+    with database.write() as session:
+        one, other = start(session, 2, tokens=400)
+        assert admitted(session, one, BATCH, 2) == 2
+        assert expenses.admit(session, other, SERVER, [REQUEST])[1].is_passing
+        batches.begin(session, one.id, "place", 2)
+        session.flush()
+        assert queue.fail(session, one, "the account is closed", owner="me", is_final=True) is JobState.FAILED
+        count, lacking = expenses.admit(session, other, SERVER, [REQUEST])
+        assert (count, lacking.is_passing) == (0, False)
+        assert total(session, one).held == 2  # the provider may still execute it
+
+
+def test_a_budget_that_is_removed_leaves_nothing_held_below_zero(database: Database) -> None:
+    with database.write() as session:
+        (claim,) = start(session, tokens=1)
+        row = session.get_one(Run, claim.run_id)
+        row.config = replace(load_config(row.config), budget=None).frozen()
+        session.flush()
+        assert admitted(session, claim, SERVER, 2) == 2
+        expenses.settle(session, claim, SERVER, Bill(2, usage=Usage(200, 80), held=2, held_usage=Usage(200, 180)))
+        found = total(session, claim)
+        assert (found.tokens, found.held, found.held_tokens, found.held_usd) == (280, 0, 0, 0.0)
 
 
 def test_stages_and_teachers_have_limits_of_their_own(database: Database) -> None:

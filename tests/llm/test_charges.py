@@ -58,6 +58,8 @@ def test_a_call_that_was_late_may_be_charged_and_one_that_was_rejected_is_not(
     ("reply", "reason", "usage", "repeats"),
     [
         (lambda: completion("", usage=USAGE), "empty", Usage(7, 5), 0),
+        (lambda: completion(""), "empty", Usage(0, 0), 1),
+        (lambda: completion("<think>Hmm", "length"), "unfinished_reasoning", Usage(0, 0), 1),
         (lambda: completion("No.", "content_filter", usage=USAGE), "refused", Usage(7, 5), 0),
         (lambda: completion("No.", "content_filter"), "refused", Usage(0, 0), 1),
         (
@@ -86,6 +88,16 @@ def test_an_outage_says_how_many_calls_may_be_charged(server: Server, connect: C
     with pytest.raises(OutageError) as raised:
         answer(connect(timeout_seconds=0.2, max_retries=1), ask("2 + 2?"))
     assert raised.value.may_be_charged == 2
+
+
+def test_an_unreadable_verdict_that_nobody_counted_may_be_charged(server: Server) -> None:
+    server.reply = lambda n: completion("Good.")
+    behind = {"base_url": server.base_url, "max_retries": 0}
+    engine = judge.load(ModelSpec("judge", "m", options={"engine": "openai", "options": behind}), lambda: None)
+    (found,) = answer(engine, Judge(0, [{"role": "user", "content": "2 + 2?"}], "Four.")).values()  # type: ignore[arg-type]
+    assert isinstance(found, Failed)
+    assert (usage_of(found), found.repeats) == (Usage(0, 0), 1)
+    engine.inner.close()  # type: ignore[attr-defined]
 
 
 def test_a_judge_counts_both_of_its_replies(server: Server) -> None:

@@ -204,8 +204,8 @@ def test_one_verdict_is_not_enough(server: Server, connect: Any) -> None:
     say(server, lambda material, question: '{"rating": 7}' if is_mirrored(question) else "Hm.")
     (first,) = score(connect(), asked("3"))
 
-    assert second == Failed(1, "unreadable_verdict: Hm. (second verdict)")
-    assert first == Failed(1, "unreadable_verdict: Hm. (first verdict)")
+    assert second == Failed(1, "unreadable_verdict: Hm. (second verdict)", repeats=1)
+    assert first == Failed(1, "unreadable_verdict: Hm. (first verdict)", repeats=1)
 
 
 def test_what_the_judge_cannot_take_fails_with_its_reason(server: Server, connect: Any) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
@@ -24,7 +25,7 @@ from persyn.errors import AccountError, EngineError, OutageError
 from persyn.jobs import queue
 from persyn.llm import options
 from persyn.llm.host import Loaded
-from persyn.llm.protocols import Failed, Generate, ModelSpec, Result
+from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result
 from persyn.llm.teachers import batch_api
 from persyn.llm.teachers.batch_api import Again, Batch, BatchClient, BatchGone
 from persyn.workers.runner.slot import Flight, OpenJob
@@ -86,6 +87,8 @@ class BatchSlot:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sent: dict[int, _Sent] = {}
         self._asked_again: defaultdict[tuple[int, str], int] = defaultdict(int)
+        #: Of the requests that were sent again: answers that were unusable and may be charged.
+        self._repeats: Counter[tuple[int, str]] = Counter()
         self._poll_seconds = 0.0
 
     @property
@@ -233,16 +236,17 @@ class BatchSlot:
             found[custom_id] = result
         ready: list[tuple[str, Result]] = []
         for custom_id, flight in list(sent.flights.items()):
-            result = found.get(custom_id, Again("the provider returned no result"))
-            if not isinstance(result, Again):
-                ready.append((custom_id, result))
-                continue
-            self._asked_again[sent.job.claim.id, custom_id] += 1
-            if self._asked_again[sent.job.claim.id, custom_id] > _MOST_AGAIN:
-                ready.append((custom_id, Failed(flight.request.id, f"server_error: {result.why}")))
-            else:
-                del sent.flights[custom_id]
-                sent.job.waiting.append(flight.request)
+            result, key = found.get(custom_id, Again("the provider returned no result")), (sent.job.claim.id, custom_id)
+            if isinstance(result, Again):
+                self._asked_again[key] += 1
+                self._repeats[key] += result.may_be_charged
+                if self._asked_again[key] <= _MOST_AGAIN:
+                    del sent.flights[custom_id]
+                    sent.job.waiting.append(flight.request)
+                    continue
+                result = Failed(flight.request.id, f"server_error: {result.why}")
+            assert isinstance(result, Generated | Failed)
+            ready.append((custom_id, replace(result, repeats=result.repeats + self._repeats.pop(key, 0))))
         return ready
 
     def _close(self, sent: _Sent) -> None:

@@ -39,12 +39,12 @@ class Permits:
     def take(self, upcoming: Iterable[Request], room: int) -> int:
         """How many of the next requests may be sent now.
 
-        room: how many the engine has room for.
+        upcoming: only looked at when it is time to ask.
+        room:     how many the engine has room for.
         """
         if self._limits is None:
             return room
-        requests = list(upcoming)
-        if not requests or time.monotonic() < self._ask_at:
+        if time.monotonic() < self._ask_at or not (requests := list(upcoming)):
             return 0
         costs = [self._costs.of(request) for request in requests]
         permitted = self._take(self._limits, costs, self._unused_tokens)

@@ -52,11 +52,11 @@ class Purse:
         is_open = not job.is_turned and bool(job.waiting)
         return is_open and time.monotonic() >= self._ask_at.get(job.claim.id, 0.0)
 
-    def look(self, session: Session, job: OpenJob) -> Shortage | None:
-        """What a budget lacks for the first request of a job, unless requests in flight may leave enough."""
-        most = [self._costs.most(request) for request in islice(job.waiting, 1)]
-        _, lacking = expenses.admit(session, job.claim, job.tariff, most, is_look=True)
-        return None if lacking is None or lacking.is_passing else lacking
+    def look(self, session: Session, job: OpenJob, room: int = 1) -> Admitted:
+        """How many of a job's next requests, at most `room`, a budget allows now, and why there may be none at all."""
+        most = [self._costs.most(request) for request in islice(job.waiting, room)]
+        count, lacking = expenses.admit(session, job.claim, job.tariff, most, is_look=True)
+        return count, None if count or lacking is None or lacking.is_passing else lacking
 
     def admit(
         self, job: OpenJob, room: int, write: Callable[[Callable[[Session], Admitted]], Admitted]
@@ -109,7 +109,8 @@ class Purse:
         calls: how many of the requests a server may have charged; None means all of them.
         """
         bills: list[tuple[OpenJob, Bill]] = []
-        of_jobs = groupby(flights, key=lambda flight: flight.job)
+        by_job = sorted(flights, key=lambda flight: flight.job.claim.id)
+        of_jobs = groupby(by_job, key=lambda flight: flight.job)
         for job, mine in ((job, list(mine)) for job, mine in of_jobs if job.tariff.place is not Place.BATCH):
             usage, count = NOTHING, 0
             if job.tariff.place is Place.SERVER:

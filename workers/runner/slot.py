@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -45,6 +46,12 @@ class OpenJob:
         """Number another change of the claim's expenses."""
         self.serial += 1
         return self.serial
+
+    def ready(self, room: int) -> int:
+        """How many of the first `room` waiting requests may be sent, as far as a budget is concerned."""
+        if not self.tariff.has_budget:
+            return min(room, len(self.waiting))
+        return sum(request.id in self.held for request in islice(self.waiting, room))
 
     @property
     def may_send(self) -> bool:

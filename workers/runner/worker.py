@@ -13,10 +13,11 @@ import shutil
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,11 +32,11 @@ from persyn.db.connect import Database
 from persyn.db.work import JobState, Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
 from persyn.jobs import expenses, owner, queue, rate_limits
-from persyn.jobs.expenses import Bill, Shortage
+from persyn.jobs.expenses import Admitted, Bill, Shortage
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
 from persyn.llm.host import HostDied
-from persyn.llm.protocols import Failed, Fitted, ModelSpec, Result
+from persyn.llm.protocols import Failed, Fitted, ModelSpec, Request, Result
 from persyn.llm.rates import Cost, Limits
 from persyn.runs import pipeline
 from persyn.settings import Settings
@@ -250,7 +251,7 @@ class Worker:
         if not job.left:
             self._save(job, [])
         elif job.tariff.has_budget:
-            self._halt_if(job, self._outlasting(lambda: self._look(job)))
+            self._halt_if(job, self._look(job)[1])
 
     def _load(self, claim: Claim) -> OpenJob | None:
         """A job with its requests; None if its model is reached differently since it was claimed."""
@@ -260,9 +261,12 @@ class Worker:
                 return None
             return OpenJob(claim, batch.spec, deque(batch.requests), expenses.tariff(session, claim, batch.spec))
 
-    def _look(self, job: OpenJob) -> Shortage | None:
-        with self._database.read() as session:
-            return self._purse.look(session, job)
+    def _look(self, job: OpenJob, room: int = 1) -> Admitted:
+        def look() -> Admitted:
+            with self._database.read() as session:
+                return self._purse.look(session, job, room)
+
+        return self._outlasting(look)
 
     def _halt_if(self, job: OpenJob, lacking: Shortage | None) -> None:
         """Halt a job whose budget is used up, with the waiting jobs of its model."""
@@ -307,17 +311,26 @@ class Worker:
         if self._slot.loaded is not None and self._leases.are_kept:
             room = max(0, self._window() - self._slot.in_hand)
             open_jobs = [job for job in self._jobs.values() if self._purse.may_ask(job)]
-            upcoming = islice(chain.from_iterable(job.waiting for job in open_jobs), room)
-            room = self._permits.take(upcoming, room)
+            room = self._permits.take(self._affordable(open_jobs, room), room)
             self._admit(open_jobs, room)
             self._slot.submit(self._jobs.values(), room)
 
+    def _affordable(self, jobs: Sequence[OpenJob], room: int) -> Iterator[Request]:
+        """The next requests of jobs, at most `room`, that budgets allow: permits to send others would be lost."""
+        for job in jobs:
+            count = min(room, len(job.waiting))
+            if job.tariff.has_budget and count:
+                count, lacking = self._look(job, count)
+                self._halt_if(job, lacking)
+            yield from islice(job.waiting, count)
+            room -= count
+
     def _admit(self, jobs: Sequence[OpenJob], room: int) -> None:
         """Hold amounts of their runs' budgets for the next requests of jobs, at most `room`."""
-        for job in jobs:
-            if job.tariff.has_budget and room > 0:
+        for job in filter(self._is_open, jobs):
+            if room > 0 and job.tariff.has_budget:
                 self._halt_if(job, self._purse.admit(job, room, self._write_by))
-            room -= len(job.waiting)
+            room -= job.ready(max(room, 0))
 
     def _write_by(self, act: Callable[[Session], T]) -> T:
         def write() -> T:
@@ -336,8 +349,13 @@ class Worker:
         """End the engine; count what its requests in flight may cost, see `Purse.broken_off`, and return them."""
         flights = self._slot.end()
         for job, bill in self._purse.broken_off(flights, calls):
-            self._write_by(partial(expenses.settle, claim=job.claim, charged=job.tariff, bill=bill))
+            self._write_by(partial(self.settle, job=job, bill=bill))
         return flights
+
+    def settle(self, session: Session, job: OpenJob, bill: Bill) -> None:
+        """Count a bill of requests without results, unless they were counted when the job was taken away."""
+        is_held = queue.hold(session, job.claim, lease=self._lease, is_progress=False)
+        (expenses.settle if is_held else expenses.settle_late)(session, job.claim, job.tariff, bill)
 
     def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
         """An empty slot of the kind that the model needs."""
@@ -370,8 +388,8 @@ class Worker:
     def _greet(self) -> None:
         """Report the loaded model once to the listener, the log and the store."""
         loaded = self._slot.loaded
-        if loaded is None or not self._is_loading:
-            return
+        if loaded is None or not self._is_loading or not self._jobs:
+            return  # a budget may have halted all jobs
         self._is_loading = False
         job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
         self._ledger.note_load(seconds)
@@ -470,12 +488,14 @@ class Worker:
                 return False
             STAGES[claim.stage].save(session, claim, done)
             expenses.settle(session, claim, job.tariff, bill)
+            has_budget = expenses.has_budget(session, claim.run_id)
             if done:
                 pipeline.answered(session, claim)
             if not job.left:
                 queue.complete(session, claim, owner=self.owner)
                 pipeline.advance(session, claim.run_id, actor=self.owner)
                 self._stage_of[claim.run_id] = session.get_one(Run, claim.run_id).stage
+        job.tariff = replace(job.tariff, has_budget=has_budget)  # before the next requests are sent
         self._leases.renewed()
         return True
 

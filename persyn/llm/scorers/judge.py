@@ -219,6 +219,9 @@ def _conclude(request_id: int, halves: Sequence[Result], chosen: options.JudgeOp
     """The response's score from the two replies, in the order of the questions."""
     first, second = (_read(half, chosen) for half in halves)
     used = _used(halves)
+    if isinstance(first, Failed) or isinstance(second, Failed):
+        # One call stands for both verdicts.
+        used["repeats"] += used["prompt_tokens"] is None and any(isinstance(half, Generated) for half in halves)
     if isinstance(first, Failed):
         which = "both verdicts" if isinstance(second, Failed) else "first verdict"
         return Failed(request_id, f"{first.reason} ({which})", **used)

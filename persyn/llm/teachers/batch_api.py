@@ -61,9 +61,13 @@ class BatchGone(AccountError):
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A request without a result, which may be sent again."""
+    """A request without a result, which may be sent again.
+
+    may_be_charged: although the answer is unusable.
+    """
 
     why: str
+    may_be_charged: bool = False
 
 
 class BatchClient:
@@ -164,7 +168,7 @@ class BatchClient:
             tokens = error.tokens or (None, None)
             return Failed(request_id, str(error), *tokens, int(error.tokens == (None, None)))
         except RetryableError as error:
-            return Again(str(error))
+            return Again(str(error), error.may_be_charged)
 
     def _batch(self, found: Any) -> Batch:
         batch_id = self._text(found, "id")

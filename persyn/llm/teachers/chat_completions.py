@@ -122,7 +122,7 @@ def read(request_id: int, answer: str, headers: Mapping[str, str], seconds: floa
         calls = tools.read_calls(message.get("tool_calls") or message.get("function_call"))
     except ValueError as error:
         why = f"bad_tool_call: {shorten(str(error))}, finish reason {reason or 'unknown'}"
-        return Failed(request_id, why, *counted)
+        return Failed(request_id, why, *counted, int(counted == (None, None)))
     if reason is None and not (text or calls):
         raise RetryableError("the answer has neither a text nor a finish reason")
     thought = _reasoning(message)

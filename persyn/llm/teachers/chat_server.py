@@ -190,7 +190,7 @@ class ChatServerEngine:
 
     def _finish(self, result: Result) -> None:
         if (repeats := self._repeats.pop(result.id, 0)) and isinstance(result, Generated | Failed):
-            result = msgspec.structs.replace(result, repeats=repeats)
+            result = msgspec.structs.replace(result, repeats=result.repeats + repeats)
         self._finished.append(result)
 
     def _doubt(self, doubt: _Doubt) -> None:
