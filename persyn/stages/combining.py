@@ -131,6 +131,8 @@ def _outcome(found: _Combined, scores: dict[int, _Part]) -> dict[str, Any] | Non
         return {"value": value, "failure": None}
     if value is not None:
         return {"value": None, "failure": "not_finite: the weighted sum of the scores is too large"}
+    if any(gate not in scores for gate in found.gates):
+        return None  # it may not be passed, and the others would not count
     others = [part for part in found.parts if part not in found.gates]
     return _failure(scores, found.gates) or _failure(scores, others)
 

@@ -72,6 +72,7 @@ def grid(run: Run) -> Any:
         (1.0, 10.0, GOOD, ""),
         (1.0, -10.0, BAD, ""),
         (None, 10.0, None, "gate"),
+        (None, FAILED, None, "gate"),  # failed for another run; the gate may decide
         (1.0, FAILED, "too_long: reward_model: 9 tokens, the model takes 8", ""),
         ("no_answer", None, "no_answer: math", ""),  # undecided: nobody knows whether it passes
         (0.0, FAILED, 0.0, ""),
