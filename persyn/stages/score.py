@@ -34,8 +34,8 @@ def plan(session: Session, run: Run) -> int:
     for scorer in scorers:
         if scorer.kind == IMPORTED:
             _note_absent(session, run, scorer.id)
-    combining.forget_stale(session, run, _responses(run))
-    combining.store(session, run, _responses(run))
+    combining.forget_stale(session, run, _grid(run))
+    combining.store(session, run, _grid(run))
     made = 0
     for scorer in scorers:
         if scorer.kind != IMPORTED:
@@ -84,7 +84,7 @@ def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
     scorers = [scorer.id for scorer in lookup.asked(session, run) if scorer.kind != IMPORTED]
     failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
     deleted = session.execute(delete(Score).where(*failed).returning(Score.response_id)).all()
-    combining.forget_stale(session, run, _responses(run))
+    combining.forget_stale(session, run, _grid(run))
     return len(deleted)
 
 
@@ -96,7 +96,7 @@ def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = 
     reasons: only failures for these reasons; None means all.
     """
     mended = sum(_forget_mended(session, run, scorer, reasons) for scorer in lookup.quality_scorers(session, run))
-    return combining.forget_stale(session, run, _responses(run)) or mended
+    return combining.forget_stale(session, run, _grid(run)) or mended
 
 
 def _forget_mended(session: Session, run: Run, scorer: Scorer, reasons: Collection[str] | None) -> int:
@@ -129,6 +129,11 @@ def _owed(run: Run) -> Select[Any]:
 
 def _responses(run: Run) -> Select[Any]:
     """Select the grid's responses that have a text."""
+    return _grid(run).where(Response.text.is_not(None))
+
+
+def _grid(run: Run) -> Select[Any]:
+    """Select the grid's responses, also failed ones: of some, scores were imported without a text."""
     return (
         select(Response.prompt_id)
         .select_from(RunPrompt)
@@ -138,7 +143,6 @@ def _responses(run: Run) -> Select[Any]:
             RunPrompt.run_id == run.id,
             RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT)),
             Response.sample < load_config(run.config).run.samples,
-            Response.text.is_not(None),
         )
     )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import COMBINED
 from persyn.db.catalog import Run, Scorer
 from persyn.db.connect import Database
-from persyn.db.results import Response, Score
+from persyn.db.results import NO_TEXT, Response, Score
 from persyn.stages import combining, score
 from persyn.stages.batch import Progress
 from tests.factories import digest, make_config, make_response, make_run, make_scorer
@@ -160,3 +160,18 @@ def test_a_failed_quality_follows_a_score_that_another_run_replaced(database: Da
         assert score.forget_mended(session, made.run) == 1
         score.plan(session, made.run)
         assert session.scalars(select(Score.value).where(Score.scorer_id == made.quality)).all() == [0.0]
+
+
+def test_scores_that_were_imported_without_a_text_are_combined_too(database: Database) -> None:
+    with database.write() as session:
+        made = make(session)
+        values = {"text": None, "failure": f"{NO_TEXT}: only scores of this response were imported"}
+        session.execute(update(Response).values(values))
+        for scorer_id, value in ((made.gate, 1.0), (made.logit, 10.0)):
+            add(session, made.responses[0], scorer_id, value)
+
+        score.plan(session, made.run)
+
+        stored = session.execute(select(Score.response_id, Score.value).where(Score.scorer_id == made.quality)).all()
+        assert [tuple(row) for row in stored] == [(made.responses[0], pytest.approx(GOOD))]
+        assert score.progress(session, made.run) == Progress(0, 0, 0)
