@@ -46,7 +46,11 @@ def scorers(run: Run) -> tuple[int, ...]:
 
 def quality_scorers(session: Session, run: Run) -> list[Scorer]:
     """The scorers that are asked for a run's quality, in the order of the run file: one, or several, combined."""
-    scorer = session.get_one(Scorer, run.quality_scorer_id)
+    return parts(session, session.get_one(Scorer, run.quality_scorer_id))
+
+
+def parts(session: Session, scorer: Scorer) -> list[Scorer]:
+    """The scorers that one of a quality combines; itself, if it combines none."""
     if scorer.kind != COMBINED:
         return [scorer]
     contents = [part["scorer"] for part in scorer.options["parts"]]

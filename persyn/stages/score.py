@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, func, literal, select
+from sqlalchemy import Select, and_, delete, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, load_config
-from persyn.db import bulk, lookup
+from persyn.db import bulk, combined, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
@@ -34,8 +34,7 @@ def plan(session: Session, run: Run) -> int:
     for scorer in scorers:
         if scorer.kind == IMPORTED:
             _note_absent(session, run, scorer.id)
-    combining.forget_stale(session, run, _grid(run))
-    combining.store(session, run, _grid(run))
+    combined.refresh(session, run)
     made = 0
     for scorer in scorers:
         if scorer.kind != IMPORTED:
@@ -78,13 +77,16 @@ def failures(run: Run) -> Select[Any]:
 def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
     """Delete the grid's scores that failed for these reasons, so that they are computed again; return their number.
 
-    Imported scores are kept.
+    Imported scores are kept, and those that no quality depends on, because a gate has decided.
     """
-    of_run = _responses(run).with_only_columns(Response.id)
+    responses = _responses(run).with_only_columns(Response.id)
+    undecided = responses.where(combining.is_undecided(session, run))
     scorers = [scorer.id for scorer in lookup.asked(session, run) if scorer.kind != IMPORTED]
-    failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
-    deleted = session.execute(delete(Score).where(*failed).returning(Score.response_id)).all()
-    combining.forget_stale(session, run, _grid(run))
+    of_student = and_(Score.scorer_id == run.learnability_scorer_id, Score.response_id.in_(responses))
+    failed = Score.scorer_id.in_(scorers), reason(Score.failure).in_(reasons)
+    is_needed = or_(of_student, Score.response_id.in_(undecided))
+    deleted = session.execute(delete(Score).where(*failed, is_needed).returning(Score.response_id)).all()
+    combining.forget_stale(session, run, _responses(run))
     return len(deleted)
 
 
@@ -96,7 +98,7 @@ def forget_mended(session: Session, run: Run, reasons: Collection[str] | None = 
     reasons: only failures for these reasons; None means all.
     """
     mended = sum(_forget_mended(session, run, scorer, reasons) for scorer in lookup.quality_scorers(session, run))
-    return combining.forget_stale(session, run, _grid(run)) or mended
+    return combining.forget_stale(session, run, _responses(run)) or mended
 
 
 def _forget_mended(session: Session, run: Run, scorer: Scorer, reasons: Collection[str] | None) -> int:
@@ -129,11 +131,6 @@ def _owed(run: Run) -> Select[Any]:
 
 def _responses(run: Run) -> Select[Any]:
     """Select the grid's responses that have a text."""
-    return _grid(run).where(Response.text.is_not(None))
-
-
-def _grid(run: Run) -> Select[Any]:
-    """Select the grid's responses, also failed ones: of some, scores were imported without a text."""
     return (
         select(Response.prompt_id)
         .select_from(RunPrompt)
@@ -143,6 +140,7 @@ def _grid(run: Run) -> Select[Any]:
             RunPrompt.run_id == run.id,
             RunPrompt.role.in_((Role.CALIBRATION, Role.HOLDOUT)),
             Response.sample < load_config(run.config).run.samples,
+            Response.text.is_not(None),
         )
     )
 
