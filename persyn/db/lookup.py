@@ -59,6 +59,13 @@ def parts(session: Session, scorer: Scorer) -> list[Scorer]:
     return [by_content[content] for content in contents]
 
 
+def measures(session: Session, run: Run) -> dict[int, str]:
+    """{scorer id: what it measures in a run}: quality, learnability or, of several scorers, `quality.1`, ..."""
+    named = dict(zip(scorers(run), ("quality", "learnability"), strict=False))
+    several = [scorer.id for scorer in quality_scorers(session, run) if scorer.id not in named]
+    return named | {scorer_id: f"quality.{number}" for number, scorer_id in enumerate(several, start=1)}
+
+
 def asked(session: Session, run: Run) -> list[Scorer]:
     """The scorers that the responses of a run's grid are given to, the student first."""
     of_student = run.learnability_scorer_id
