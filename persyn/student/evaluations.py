@@ -343,7 +343,7 @@ def _only(run: Run, scorers: Sequence[QualityTable]) -> QualityTable:
         kind, models = scorers[0].kind, ", ".join(scorer.model or "no model" for scorer in scorers)
         raise UsageError(
             f"run {run.name} has {len(scorers)} scorers of kind {kind} for its quality ({models}), and --by {kind} "
-            "does not say which; start a run under another name whose [quality] is one of them, with the stored responses"
+            "does not say which; start a run under another name whose [quality] is one of them"
         )
     return scorers[0]
 
