@@ -67,7 +67,7 @@ def trace(run: str, prompt: str, explained: bool, as_json: bool) -> None:
 #: Characters of a response's reasoning that are shown; --json has all.
 _REASONING = 2_000
 #: The columns of a raw score that fit on a line; --json shows all.
-_SCORE_COLUMNS = ("teacher", "sample", "scorer", "value", "n_tokens", "failure", "response_id", "job_id")
+_SCORE_COLUMNS = ("teacher", "sample", "measure", "scorer", "value", "n_tokens", "failure", "response_id", "job_id")
 _REASONING_COLUMNS = ("reasoning_value", "reasoning_n_tokens")
 
 

@@ -135,9 +135,7 @@ def scores(session: Session, run: Run) -> pa.Table:
     The value of learnability is the sum of log-probabilities over the `n_tokens` of the answer, in nats, and
     `reasoning_value` that over the `reasoning_n_tokens` of the reasoning; `statistics` is JSON.
     """
-    named = dict(zip(lookup.scorers(run), ("quality", "learnability"), strict=False))
-    parts = [scorer.id for scorer in lookup.quality_scorers(session, run) if scorer.id not in named]
-    named |= {scorer_id: f"quality.{number}" for number, scorer_id in enumerate(parts, start=1)}
+    named = lookup.measures(session, run)
     measure = case(*((Score.scorer_id == scorer_id, name) for scorer_id, name in named.items()))
     columns = select(
         Response.id,

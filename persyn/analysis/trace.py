@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, case, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import load_config
@@ -225,11 +225,12 @@ def _responses(run: Run, prompt_id: int) -> Any:
 
 def _scores(session: Session, run: Run, prompt_id: int) -> Any:
     """Select the scores of a run's responses to a prompt; of a combined quality, its parts' too."""
-    scorer_ids = {*lookup.scorers(run), *(scorer.id for scorer in lookup.quality_scorers(session, run))}
+    measures = lookup.measures(session, run)
     return (
         select(
             Teacher.name.label("teacher"),
             Response.sample,
+            case(measures, value=Score.scorer_id).label("measure"),
             Scorer.kind.label("scorer"),
             Scorer.model,
             Scorer.revision,
@@ -251,7 +252,7 @@ def _scores(session: Session, run: Run, prompt_id: int) -> Any:
         .join(RunTeacher, and_(RunTeacher.teacher_id == Teacher.id, RunTeacher.run_id == run.id))
         .join(Scorer, Scorer.id == Score.scorer_id)
         .outerjoin(Job, Job.id == Score.job_id)
-        .where(Response.prompt_id == prompt_id, Scorer.id.in_(scorer_ids))
+        .where(Response.prompt_id == prompt_id, Scorer.id.in_(measures))
         .order_by(RunTeacher.position, Response.sample, Scorer.id)
     )
 

@@ -46,13 +46,24 @@ def scorers(run: Run) -> tuple[int, ...]:
 
 def quality_scorers(session: Session, run: Run) -> list[Scorer]:
     """The scorers that are asked for a run's quality, in the order of the run file: one, or several, combined."""
-    scorer = session.get_one(Scorer, run.quality_scorer_id)
+    return parts(session, session.get_one(Scorer, run.quality_scorer_id))
+
+
+def parts(session: Session, scorer: Scorer) -> list[Scorer]:
+    """The scorers that one of a quality combines; itself, if it combines none."""
     if scorer.kind != COMBINED:
         return [scorer]
     contents = [part["scorer"] for part in scorer.options["parts"]]
     rows = session.scalars(select(Scorer).where(Scorer.fingerprint.in_(contents)))
     by_content = {row.fingerprint: row for row in rows}
     return [by_content[content] for content in contents]
+
+
+def measures(session: Session, run: Run) -> dict[int, str]:
+    """{scorer id: what it measures in a run}: quality, learnability or, of several scorers, `quality.1`, ..."""
+    named = dict(zip(scorers(run), ("quality", "learnability"), strict=False))
+    several = [scorer.id for scorer in quality_scorers(session, run) if scorer.id not in named]
+    return named | {scorer_id: f"quality.{number}" for number, scorer_id in enumerate(several, start=1)}
 
 
 def asked(session: Session, run: Run) -> list[Scorer]:

@@ -160,7 +160,7 @@ class _Lacking:
         """Raise `UsageError` if the remaining prompts do not suffice."""
         if self.need is None or not self.count:
             return
-        needs = f"quality {self.need.quality!r} {self.need.use}: give each row its {self.need.field!r}{self._how()}"
+        needs = f"quality {self.need.quality!r} {self.need.use}: give each row its {self._fields()}{self._how()}"
         if self.count == self.prompts:
             besides = f" (their rows have: {shorten(', '.join(self.fields))})" if self.fields and not self.flaw else ""
             raise UsageError(
@@ -177,14 +177,19 @@ class _Lacking:
 
     def _how(self) -> str:
         """How imported responses bring a field of their prompts; only their answers are recognised."""
-        if self.flaw or self.need is None or self.need.field == "answer":
+        others = [field for field in self.need.fields if field != "answer"] if self.need else []
+        if self.flaw or not others:
             return ""
-        return f" (of imported responses, with persyn responses import --prompt-field {self.need.field})"
+        given = "".join(f" --prompt-field {field}" for field in others)
+        return f" (of imported responses, with persyn responses import{given})"
+
+    def _fields(self) -> str:
+        return " and ".join(map(repr, self.need.fields)) if self.need else ""
 
     def said(self, *, is_all: bool) -> Iterator[str]:
         """Yield notices for the user."""
         if self.need is not None and self.count:
-            some = f"{self.count:,} of {self.prompts:,} prompts have no {self.need.what} (field {self.need.field!r})"
+            some = f"{self.count:,} of {self.prompts:,} prompts have no {self.need.what} (field {self._fields()})"
             yield some + self._example() + self._consequence(self.need, is_all=is_all)
         if self.placeholders:
             yield (
@@ -211,7 +216,7 @@ def _look_over(session: Session, run_id: int, need: Need | None, n_prompts: int)
     example, fields = "", ()
     for row in _prompts(session, run_id, need):
         flaw = need.flaw(row.answer, row.meta)
-        placeholders += need.field == "answer" and is_placeholder(row.answer)
+        placeholders += "answer" in need.fields and is_placeholder(row.answer)
         if flaw is not None:
             fields = fields if count else tuple(row.meta)
             count += 1

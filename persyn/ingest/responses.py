@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, delete, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from persyn.config import QualityTable, TeacherTable
-from persyn.db import bulk
+from persyn.db import bulk, combined
 from persyn.db.catalog import Prompt
 from persyn.db.results import NO_TEXT, Origin, Response, Score
 from persyn.db.text import reason
@@ -206,6 +206,7 @@ def _store_scores(
     known = [there.get((row["response_id"], row["scorer_id"])) for row in rows]
     new = [row for row, value in zip(rows, known, strict=True) if value is None]
     bulk.insert_new(session, Score, new)
+    combined.follow(session, scorers.values(), [row["response_id"] for row in new])
     tally.new_scores += len(new)
     n_differing = sum(value not in (None, row["value"]) for row, value in zip(rows, known, strict=True))
     n_of_others = sum(len(row.scores) for row in cells.values()) - len(rows)

@@ -21,7 +21,7 @@ class Need:
     quality:  the kind of scorer.
     what:     a readable name.
     use:      what the scorer does with it.
-    field:    of a row of the prompts' file.
+    fields:   of a row of the prompts' file.
     failures: the failure codes of scores for which the field was missing or unusable.
     flaw:     what is wrong with a prompt, given its answer and other fields: "" if the field is missing, else the
               failure that every score will have; None if nothing is wrong.
@@ -30,7 +30,7 @@ class Need:
     quality: str
     what: str
     use: str
-    field: str
+    fields: tuple[str, ...]
     failures: frozenset[str]
     flaw: Callable[[str | None, Meta], str | None]
 
@@ -48,11 +48,13 @@ def all_of(found: Sequence[Need]) -> Need:
         flaws = [flaw for each in found if (flaw := each.flaw(answer, meta)) is not None]
         return next(filter(None, flaws), "") if flaws else None
 
+    # Two scorers may need the same.
+    whats = list(dict.fromkeys(each.what for each in found))
     return Need(
         quality=" and ".join(each.quality for each in found),
-        what=" and ".join(each.what for each in found),
-        use="needs both" if len(found) == 2 else "needs all of these",
-        field=", ".join(each.field for each in found),
+        what=" and ".join(whats),
+        use=found[0].use if len(whats) == 1 else "needs both" if len(whats) == 2 else "needs all of these",
+        fields=tuple(dict.fromkeys(field for each in found for field in each.fields)),
         failures=frozenset().union(*(each.failures for each in found)),
         flaw=flaw,
     )
@@ -78,17 +80,22 @@ def _tests_flaw(answer: str | None, meta: Meta) -> str | None:
 def answer(quality: str) -> Need:
     """A reference answer, with which a scorer of this kind compares each response."""
     failures = frozenset({"no_reference_answer", "no_answer"})
-    return Need(quality, "reference answer", "compares each response with it", "answer", failures, _answer_flaw)
+    return Need(quality, "reference answer", "compares each response with it", ("answer",), failures, _answer_flaw)
 
 
 def instruction_list() -> Need:
     """Instructions that can be checked."""
-    what, field = "list of instructions that can be checked", "instruction_id_list"
-    return Need("instructions", what, "checks each response by it", field, instructions.FLAWS, _instructions_flaw)
+    what, fields = "list of instructions that can be checked", ("instruction_id_list",)
+    return Need("instructions", what, "checks each response by it", fields, instructions.FLAWS, _instructions_flaw)
 
 
 def tests() -> Need:
     """Tests for the code in a response."""
     return Need(
-        "code", "test that can be run", "runs each response's code against them", "tests", code_tests.FLAWS, _tests_flaw
+        "code",
+        "test that can be run",
+        "runs each response's code against them",
+        ("tests",),
+        code_tests.FLAWS,
+        _tests_flaw,
     )

@@ -1,41 +1,22 @@
-"""Quality of several scorers: whom to ask about a response, and the quality that follows from their scores.
+"""Quality of several scorers: whom to ask about a response.
 
-The combined quality is a score like any other, derived from those of its parts and stored once they decide it, so that
-everything that reads a quality reads one. Gates are asked first: a scorer with a weight is asked only about responses
-that passed all of them.
+Gates are asked first: a scorer with a weight is asked only about responses that passed all of them. The quality that
+follows is stored by `db.combined`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, delete, exists
+from sqlalchemy import ColumnElement, Select, and_, exists, true
 from sqlalchemy.orm import Session, aliased
 
-from persyn.config import COMBINED, load_config
-from persyn.db import bulk, lookup
-from persyn.db.catalog import Run, Scorer
+from persyn.config import load_config
+from persyn.db import combined
+from persyn.db.catalog import Run
 from persyn.db.results import Response, Score
 from persyn.llm import quality
 from persyn.method import combined_quality
-
-#: Scores deleted per statement.
-_CHUNK = 1_000
-
-
-class _Combined(NamedTuple):
-    """The scorer of a combined quality: its id, and the ids and weights of its parts; a gate has no weight."""
-
-    id: int
-    parts: list[int]
-    weights: list[float | None]
-
-    @property
-    def gates(self) -> list[int]:
-        return [part for part, weight in zip(self.parts, self.weights, strict=True) if weight is None]
 
 
 def rounds(run: Run) -> int:
@@ -45,102 +26,30 @@ def rounds(run: Run) -> int:
 
 def is_wanted(session: Session, run: Run, scorer_id: int) -> ColumnElement[bool]:
     """Whether a scorer is to be asked about a response: it has not scored it, and the quality depends on its score."""
-    lacks = ~_has(scorer_id)
-    found = _combined(session, run)
+    lacks = ~combined.has(scorer_id)
+    found = combined.of_run(session, run)
     if found is None or scorer_id not in found.parts:
         return lacks
     earlier = [] if scorer_id in found.gates else found.gates
-    passed = (_has(gate, at_least=combined_quality.PASSED) for gate in earlier)
-    return and_(lacks, ~_has(found.id), *passed)
+    passed = (combined.has(gate, at_least=combined_quality.PASSED) for gate in earlier)
+    return and_(lacks, ~combined.has(found.id), *passed)
+
+
+def is_undecided(session: Session, run: Run) -> ColumnElement[bool]:
+    """Whether failures of the scorers matter to a response: several are combined only as long as none has decided."""
+    if (found := combined.of_run(session, run)) is None:
+        return true()
+    score = aliased(Score)
+    return ~exists().where(score.response_id == Response.id, score.scorer_id == found.id, score.value.is_not(None))
 
 
 def store(session: Session, run: Run, responses: Select[Any]) -> None:
-    """Store the quality of responses whose scores decide it; nothing to do where one scorer is the quality.
-
-    responses: selects from `responses`. A response that has its quality keeps it.
-    """
-    if (found := _combined(session, run)) is None:
-        return
-    rows = []
-    for response_id, scores in _scores(session, found, responses.where(~_has(found.id))):
-        outcome = _outcome(found, scores)
-        if outcome is not None:
-            detail = {"values": [scores[part].value if part in scores else None for part in found.parts]}
-            rows.append({"response_id": response_id, "scorer_id": found.id, **outcome, "detail": detail})
-    bulk.insert_new(session, Score, rows)
+    """Store the quality of responses whose scores decide it; nothing to do where one scorer is the quality."""
+    if (found := combined.of_run(session, run)) is not None:
+        combined.store(session, found, responses)
 
 
 def forget_stale(session: Session, run: Run, responses: Select[Any]) -> int:
-    """Delete failed qualities that do not follow from the scores any more, because some were deleted or replaced.
-
-    responses: as in `store`.
-    Returns their number.
-    """
-    if (found := _combined(session, run)) is None:
-        return 0
-    failed = aliased(Score)
-    has_failed = exists().where(
-        failed.response_id == Response.id, failed.scorer_id == found.id, failed.failure.is_not(None)
-    )
-    now = dict(_scores(session, found, responses.where(has_failed)))
-    there = session.scalars(responses.where(has_failed).with_only_columns(Response.id)).all()
-    outcomes = {response_id: _outcome(found, now.get(response_id, {})) for response_id in there}
-    stale = [response_id for response_id, outcome in outcomes.items() if not (outcome or {}).get("failure")]
-    for start in range(0, len(stale), _CHUNK):
-        part = stale[start : start + _CHUNK]
-        session.execute(delete(Score).where(Score.scorer_id == found.id, Score.response_id.in_(part)))
-    return len(stale)
-
-
-def _combined(session: Session, run: Run) -> _Combined | None:
-    scorer = session.get_one(Scorer, run.quality_scorer_id)
-    if scorer.kind != COMBINED:
-        return None
-    parts = lookup.quality_scorers(session, run)
-    return _Combined(scorer.id, [part.id for part in parts], [part["weight"] for part in scorer.options["parts"]])
-
-
-def _has(scorer_id: int, *, at_least: float | None = None) -> ColumnElement[bool]:
-    """Whether a response has a score, or a value that is high enough."""
-    score = aliased(Score)
-    is_high = [] if at_least is None else [score.value >= at_least]
-    return exists().where(score.response_id == Response.id, score.scorer_id == scorer_id, *is_high)
-
-
-class _Part(NamedTuple):
-    kind: str
-    value: float | None
-    failure: str | None
-
-
-def _scores(session: Session, found: _Combined, responses: Select[Any]) -> Iterable[tuple[int, dict[int, _Part]]]:
-    """Yield the scores of each response by those of the parts that scored it."""
-    of_parts = and_(Score.response_id == Response.id, Score.scorer_id.in_(found.parts))
-    columns = Response.id, Score.scorer_id, Scorer.kind, Score.value, Score.failure
-    query = responses.join(Score, of_parts).join(Scorer, Scorer.id == Score.scorer_id).with_only_columns(*columns)
-    rows = session.execute(query.order_by(Response.id)).all()
-    for response_id, of_response in groupby(rows, key=lambda row: row.id):
-        yield response_id, {row.scorer_id: _Part(row.kind, row.value, row.failure) for row in of_response}
-
-
-def _outcome(found: _Combined, scores: dict[int, _Part]) -> dict[str, Any] | None:
-    """The value of a quality, or why there is none; None while it depends on a score that is missing."""
-    values = [scores[part].value if part in scores else None for part in found.parts]
-    value = combined_quality.combine(found.weights, values)
-    if value is not None and math.isfinite(value):
-        return {"value": value, "failure": None}
-    if value is not None:
-        return {"value": None, "failure": "not_finite: the weighted sum of the scores is too large"}
-    others = [part for part in found.parts if part not in found.gates]
-    return _failure(scores, found.gates) or _failure(scores, others)
-
-
-def _failure(scores: dict[int, _Part], parts: Sequence[int]) -> dict[str, Any] | None:
-    """The failure of the first part that failed, if all were asked; its code comes first, as in the part's own."""
-    if any(part not in scores for part in parts):
-        return None
-    failed = next((scores[part] for part in parts if scores[part].failure), None)
-    if failed is None or failed.failure is None:
-        return None
-    code, _, detail = failed.failure.partition(": ")
-    return {"value": None, "failure": f"{code}: {failed.kind}" + (f": {detail}" if detail else "")}
+    """Delete failed qualities that do not follow from the scores any more; return their number."""
+    found = combined.of_run(session, run)
+    return 0 if found is None else combined.forget_stale(session, found, responses)

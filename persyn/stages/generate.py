@@ -10,7 +10,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import load_config
-from persyn.db import lookup
+from persyn.db import combined, lookup
 from persyn.db.catalog import Run, RunPrompt
 from persyn.db.results import Assignment, Response
 from persyn.jobs.queue import Claim
@@ -39,6 +39,11 @@ def _expected(session: Session, run: Run) -> int:
 def _of(run: Run) -> Stage:
     """The way of generating that a run asks for."""
     return _CHOICE if load_config(run.config).generation.is_choice else _PLAIN
+
+
+def _plan(session: Session, run: Run) -> int:
+    combined.refresh(session, run)
+    return _of(run).plan(session, run)
 
 
 def _of_job(session: Session, job: Claim) -> Stage:
@@ -80,7 +85,7 @@ _CHOICE = replace(
 )
 STAGE = replace(
     _PLAIN,
-    plan=lambda session, run: _of(run).plan(session, run),
+    plan=_plan,
     load=_load,
     spec=lambda session, run, of: _of(run).spec(session, run, of),
     save=_save,

@@ -41,8 +41,6 @@ def plan(session: Session, run: Run) -> int:
     """Choose where enough is known; create jobs for the missing scores and responses, and return their number."""
     is_gone = Assignment.sample.is_not(None), ~exists(_of_prompt(run, kept=True))
     session.execute(_changing(run).where(*is_gone).values(sample=None))
-    combining.forget_stale(session, run, _samples(run))
-    combining.store(session, run, _samples(run))
     choose(session, run)
     made = _WANTED.plan(session, run)
     choose(session, run)  # of imported teachers: their missing responses are failures now
@@ -207,7 +205,7 @@ def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
     samples = _samples(run).with_only_columns(Response.id, Response.prompt_id)
     failed = samples.where(reason(Response.failure).in_(reasons), Response.origin == Origin.GENERATED)
     unscored = samples.join(Score, and_(Score.response_id == Response.id, Score.scorer_id.in_(scorers))).where(
-        reason(Score.failure).in_(reasons)
+        reason(Score.failure).in_(reasons), combining.is_undecided(session, run)
     )
     responses, scored = session.execute(failed).all(), session.execute(unscored).all()
     again = [{"prompt": prompt_id} for prompt_id in {row.prompt_id for row in (*responses, *scored)}]

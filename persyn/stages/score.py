@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, func, literal, select
+from sqlalchemy import Select, and_, delete, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, load_config
-from persyn.db import bulk, lookup
+from persyn.db import bulk, combined, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.db.text import reason
@@ -34,8 +34,7 @@ def plan(session: Session, run: Run) -> int:
     for scorer in scorers:
         if scorer.kind == IMPORTED:
             _note_absent(session, run, scorer.id)
-    combining.forget_stale(session, run, _responses(run))
-    combining.store(session, run, _responses(run))
+    combined.refresh(session, run)
     made = 0
     for scorer in scorers:
         if scorer.kind != IMPORTED:
@@ -78,12 +77,15 @@ def failures(run: Run) -> Select[Any]:
 def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
     """Delete the grid's scores that failed for these reasons, so that they are computed again; return their number.
 
-    Imported scores are kept.
+    Imported scores are kept, and those that no quality depends on, because a gate has decided.
     """
-    of_run = _responses(run).with_only_columns(Response.id)
+    responses = _responses(run).with_only_columns(Response.id)
+    undecided = responses.where(combining.is_undecided(session, run))
     scorers = [scorer.id for scorer in lookup.asked(session, run) if scorer.kind != IMPORTED]
-    failed = Score.scorer_id.in_(scorers), Score.response_id.in_(of_run), reason(Score.failure).in_(reasons)
-    deleted = session.execute(delete(Score).where(*failed).returning(Score.response_id)).all()
+    of_student = and_(Score.scorer_id == run.learnability_scorer_id, Score.response_id.in_(responses))
+    failed = Score.scorer_id.in_(scorers), reason(Score.failure).in_(reasons)
+    is_needed = or_(of_student, Score.response_id.in_(undecided))
+    deleted = session.execute(delete(Score).where(*failed, is_needed).returning(Score.response_id)).all()
     combining.forget_stale(session, run, _responses(run))
     return len(deleted)
 

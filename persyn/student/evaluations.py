@@ -321,7 +321,7 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
     if by is not None:
         own = [scorer for scorer in scorers if scorer.kind == by]
         if own and (len(scorers) > 1 or by not in _ALONE):
-            return own[0]
+            return _only(run, own)
         if by not in _ALONE:
             raise UsageError(f"run {run.name} has no scorer of kind {by} for its quality; use {', '.join(_ALONE)}")
         return msgspec.convert({"kind": by}, QualityTable)
@@ -336,6 +336,16 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
             "choose a scorer, such as --by math"
         )
     return quality
+
+
+def _only(run: Run, scorers: Sequence[QualityTable]) -> QualityTable:
+    if len(scorers) > 1:
+        kind, models = scorers[0].kind, ", ".join(scorer.model or "no model" for scorer in scorers)
+        raise UsageError(
+            f"run {run.name} has {len(scorers)} scorers of kind {kind} for its quality ({models}), and --by {kind} "
+            "does not say which; start a run under another name whose [quality] is one of them"
+        )
+    return scorers[0]
 
 
 def _register(session: Session, subject: _Subject, wanted: _Wanted) -> int:

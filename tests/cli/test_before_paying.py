@@ -22,8 +22,8 @@ from persyn.config import RunConfig, TeacherTable, fingerprint_of
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.connect import Database
 from persyn.errors import UsageError
-from persyn.ingest import versions
-from persyn.llm import identity
+from persyn.ingest import prompt_import, versions
+from persyn.llm import identity, needs
 from persyn.llm.identity import UNKNOWN_IDENTITY, Identity
 from persyn.runs import pipeline, run_file, start
 from persyn.runs.checks import functions, servers
@@ -125,6 +125,29 @@ def test_how_imported_responses_bring_what_the_quality_needs_is_said(
     file = Path(with_quality(write_run(tmp_path), f'kind = "{kind}"'))
     with pytest.raises(UsageError, match=f"give each row its '{field}' .* import --prompt-field {field}"):
         begin(database, file)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (
+            ("math", "code", "instructions"),
+            "its 'answer' and 'tests' and 'instruction_id_list' .of imported responses, "
+            "with persyn responses import --prompt-field tests --prompt-field instruction_id_list. .their rows have",
+        ),
+        (("math", "against"), "'math and judge' compares each response with it: give each row its 'answer' .their"),
+    ],
+)
+def test_what_several_scorers_need_is_said_once_each(kinds: tuple[str, ...], said: str) -> None:
+    needed = {
+        "math": needs.answer("math"),
+        "against": needs.answer("judge"),
+        "code": needs.tests(),
+        "instructions": needs.instruction_list(),
+    }
+    lacking = prompt_import._Lacking(needs.all_of([needed[kind] for kind in kinds]), 60, 60, fields=("gold",))
+    with pytest.raises(UsageError, match=said):
+        lacking.require(12)
 
 
 def test_a_holdout_that_leaves_nothing_to_learn_from_is_refused(database: Database, tmp_path: Path) -> None:

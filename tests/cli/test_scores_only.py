@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from persyn.config import COMBINED
 from persyn.dataset import export
 from persyn.dataset.options import ExportOptions
-from persyn.db import grid
-from persyn.db.catalog import Run
+from persyn.db import combined, grid
+from persyn.db.catalog import Run, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import NO_TEXT, Response, Score
 from persyn.errors import UsageError
@@ -21,6 +22,7 @@ from persyn.ingest import responses
 from persyn.ingest.imports import ImportReport
 from persyn.ingest.response_rows import Layout
 from tests.cli.conftest import Persyn
+from tests.factories import digest
 
 SCORED = Layout(score=("right",), scores_only=True)
 TEACHERS = ("ada", "bob")
@@ -108,6 +110,28 @@ def test_scores_that_are_left_out_are_counted_and_said(database: Database, tmp_p
     assert "; 3 new scores" in said.stdout
     assert "1 scores differ from the stored one of the same response, which is kept" in said.stderr
     assert "3 values are missing in the fields with scores" in said.stderr
+
+
+def test_a_combined_quality_follows_scores_that_are_imported_later(database: Database, tmp_path: Path) -> None:
+    both = Layout(score=("right", "style"), scores_only=True)
+    load(database, write(tmp_path / "first.jsonl", cell(1, "ada", 1), cell(1, "bob", 1, style=0)), both)
+    with database.write() as session:
+        right, style = session.scalars(select(Scorer).order_by(Scorer.model)).all()
+        parts = [{"scorer": right.fingerprint, "weight": None}, {"scorer": style.fingerprint, "weight": 1.0}]
+        quality = Scorer(fingerprint=digest("both"), kind=COMBINED, model="", options={"parts": parts})
+        first = session.scalars(select(Response.id).order_by(Response.id).limit(1)).one()
+        session.add_all(
+            [quality, Score(response_id=first, scorer_id=style.id, failure="not_imported: none", detail={})]
+        )
+        session.flush()
+        of_quality = select(Score.value, Score.failure).where(Score.scorer_id == quality.id)
+        combined.follow(session, [style.id], [first])
+        assert session.execute(of_quality).one().failure == "not_imported: imported: none"
+
+    load(database, write(tmp_path / "later.jsonl", cell(1, "ada", 1, style=0)), both)
+
+    with database.read() as session:
+        assert session.execute(of_quality).one().value == 1.5  # 1 + 1 / (1 + e^0)
 
 
 def run_file(folder: Path, alpha: float) -> Path:

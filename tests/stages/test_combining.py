@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import COMBINED
-from persyn.db.catalog import Run, Scorer
+from persyn.db.catalog import Role, Run, RunPrompt, Scorer
 from persyn.db.connect import Database
-from persyn.db.results import Response, Score
-from persyn.stages import combining, score
+from persyn.db.results import NO_TEXT, Assignment, Response, Score
+from persyn.stages import combining, generate, rejection, score
 from persyn.stages.batch import Progress
 from tests.factories import digest, make_config, make_response, make_run, make_scorer
 
@@ -30,6 +30,8 @@ class Made(NamedTuple):
     gate: int
     logit: int
     quality: int
+    prompt: int
+    teacher: int
 
 
 def make(session: Session, weight: float | None = WEIGHT) -> Made:
@@ -48,7 +50,7 @@ def make(session: Session, weight: float | None = WEIGHT) -> Made:
     ]
     run.config, run.quality_scorer_id, run.learnability_scorer_id = config, quality.id, None
     responses = [make_response(session, made.prompt_ids[0], teacher_id) for teacher_id in made.teacher_ids]
-    return Made(run, responses, gate, logit, quality.id)
+    return Made(run, responses, gate, logit, quality.id, made.prompt_ids[0], made.teacher_ids[0])
 
 
 def add(session: Session, response_id: int, scorer_id: int, found: float | str) -> None:
@@ -72,6 +74,7 @@ def grid(run: Run) -> Any:
         (1.0, 10.0, GOOD, ""),
         (1.0, -10.0, BAD, ""),
         (None, 10.0, None, "gate"),
+        (None, FAILED, None, "gate"),  # failed for another run; the gate may decide
         (1.0, FAILED, "too_long: reward_model: 9 tokens, the model takes 8", ""),
         ("no_answer", None, "no_answer: math", ""),  # undecided: nobody knows whether it passes
         (0.0, FAILED, 0.0, ""),
@@ -159,3 +162,46 @@ def test_a_failed_quality_follows_a_score_that_another_run_replaced(database: Da
         assert score.forget_mended(session, made.run) == 1
         score.plan(session, made.run)
         assert session.scalars(select(Score.value).where(Score.scorer_id == made.quality)).all() == [0.0]
+
+
+def test_scores_that_were_imported_without_a_text_are_combined_too(database: Database) -> None:
+    with database.write() as session:
+        made = make(session)
+        values = {"text": None, "failure": f"{NO_TEXT}: only scores of this response were imported"}
+        session.execute(update(Response).values(values))
+        for scorer_id, value in ((made.gate, 1.0), (made.logit, 10.0)):
+            add(session, made.responses[0], scorer_id, value)
+
+        score.plan(session, made.run)
+
+        stored = session.execute(select(Score.response_id, Score.value).where(Score.scorer_id == made.quality)).all()
+        assert [tuple(row) for row in stored] == [(made.responses[0], pytest.approx(GOOD))]
+        assert score.progress(session, made.run) == Progress(0, 0, 0)
+
+
+def test_responses_outside_the_grid_have_the_quality_that_their_scores_say(database: Database) -> None:
+    with database.write() as session:
+        made = make(session)
+        session.execute(update(RunPrompt).values(role=Role.TARGET))
+        for response_id in made.responses:
+            add(session, response_id, made.gate, 0.0)
+
+        for plan in (score.plan, generate.STAGE.plan):
+            plan(session, made.run)
+            ran = session.execute(delete(Score).where(Score.scorer_id == made.quality).returning(Score.value)).all()
+            assert [row.value for row in ran] == [0.0, 0.0]
+
+
+def test_a_failure_that_no_quality_depends_on_is_not_retried(database: Database) -> None:
+    with database.write() as session:
+        made = make(session)
+        add(session, made.responses[0], made.gate, 0.0)
+        add(session, made.responses[0], made.logit, FAILED)  # of a run without the gate
+        asked = {"run_id": made.run.id, "prompt_id": made.prompt, "teacher_id": made.teacher}
+        session.add(Assignment(**asked, reason="router", sample=0))
+        combining.store(session, made.run, grid(made.run))
+
+        assert score.forget(session, made.run, ["too_long"]) == 0
+        assert rejection.forget(session, made.run, ["too_long"]) == 0
+        kept = select(Score.failure).where(Score.scorer_id == made.logit)
+        assert session.scalars(kept).all() == [FAILED]

@@ -123,7 +123,8 @@ def test_a_gate_decides_first_and_the_other_scorer_reads_what_passed(database: D
         assert (np.isnan(cells.rewards()) == np.isnan(cells.quality)).all()
         assert not np.isnan(cells.learnability).any()
         traced = trace.trace(session, run, int(cells.prompt_ids[0]))
-        assert {row["scorer"] for row in traced.scores} <= {"combined", "python", "fake"}
+        kinds = {"quality": "combined", "quality.1": "python", "quality.2": "fake", "learnability": "fake"}
+        assert all(kinds[row["measure"]] == row["scorer"] for row in traced.scores)
         shares = plan.of_run(session, run).shares
         assert {share.scores_to_make for share in shares if share.stage == "calibrate"} == {0}
     export.write(database, run_id, tmp_path / "dataset")
@@ -225,6 +226,15 @@ def test_a_student_is_evaluated_by_one_of_the_scorers(database: Database, tmp_pa
         ):
             with pytest.raises(UsageError, match=said):
                 evaluations._table(run, by)
+
+
+@SQLITE
+def test_a_student_is_not_evaluated_by_one_of_two_scorers_of_a_kind(database: Database, tmp_path: Path) -> None:
+    words = 'kind = "python"\nmodel = "several_scorers:words"\nweight = 0.5'
+    with database.write() as session:
+        run = pipeline.start_run(session, run_file.read(write(tmp_path, (GATE, words))), actor="me")
+        with pytest.raises(UsageError, match=r"has 2 scorers of kind python .*:is_right, several_scorers:words"):
+            evaluations._table(run, "python")
 
 
 @SQLITE
