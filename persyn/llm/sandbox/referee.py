@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import importlib
 import importlib.util
+import symtable
 import types
 from collections.abc import Callable
 from functools import partialmethod
@@ -156,15 +157,21 @@ def _without_code_imports(text: str) -> ast.Module:
 
 
 def _helpers(preamble: str, tests: list[ast.Module]) -> list[ast.stmt]:
-    """The functions of the preamble, and what it imports, if the tests call one of them.
+    """What the preamble defines and imports, if the tests use any of it.
 
     Of the code they would be what the code makes of them. Its classes are left to the code, which gets their objects.
     """
-    body = ast.parse(preamble).body
-    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    if not functions & names.read(tests).of_code(None):
-        return []
-    return [node for node in body if not isinstance(node, ast.ClassDef)]
+    body = [node for node in ast.parse(preamble).body if not isinstance(node, ast.ClassDef)]
+    used = names.read(tests)
+    return body if _bound(body) & {*(used.read - used.defined), "*"} else []
+
+
+def _bound(body: list[ast.stmt]) -> set[str]:
+    """The names that statements define or import; `*` for those that are not known."""
+    table = symtable.symtable(ast.unparse(ast.Module(body, [])), "preamble", "exec")
+    found = {each.get_name() for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
+    is_starred = any(isinstance(node, ast.alias) and node.name == "*" for each in body for node in ast.walk(each))
+    return found | {"*"} if is_starred else found
 
 
 def _cases(before: ast.Module, tests: ast.Module, entry_point: str | None) -> tuple[ast.Module, list[ast.Module]]:
