@@ -17,13 +17,13 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from persyn.config import Sampling, load_config
 from persyn.db.catalog import Prompt, Run, Scorer
 from persyn.db.connect import Database
-from persyn.db.results import Response
+from persyn.db.results import Response, Score
 from persyn.llm.identity import require_unchanged
 from persyn.llm.protocols import Generate, Judge, Judged
 from persyn.llm.template import Conversation
@@ -144,14 +144,16 @@ def _jobs(database: Database, plan: Plan) -> Iterator[Job]:
                 for prompt_id, column in zip(plan.learn_ids, teachers.tolist(), strict=True)
             }
             with database.read() as session:
-                rows = _responses(session, {(prompt_id, teacher_id) for prompt_id, teacher_id in chosen.items()})
+                rows = _responses(session, plan, set(chosen.items()))
             how = msgspec.structs.replace(plan.settings.training, seed=plan.settings.training.seed + seed)
             conversations = [_conversation(rows[cell]) for cell in chosen.items()]
             yield msgspec.structs.replace(untrained, settings=how, conversations=conversations)
 
 
-def _responses(session: Session, cells: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
-    """The first response with a text of each (prompt, teacher), with the prompt's turns."""
+def _responses(session: Session, plan: Plan, cells: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
+    """The sample of the highest quality of each (prompt, teacher), the first of equal ones, with the prompt's turns."""
+    run = session.get_one(Run, plan.run_id)
+    is_its_quality = and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id)
     found: dict[tuple[int, int], Any] = {}
     prompt_ids = sorted({prompt_id for prompt_id, _ in cells})
     for start in range(0, len(prompt_ids), _CHUNK):
@@ -159,8 +161,10 @@ def _responses(session: Session, cells: set[tuple[int, int]]) -> dict[tuple[int,
             select(Response.prompt_id, Response.teacher_id, Response.text.label("response"), Response.reasoning)
             .add_columns(Response.tool_calls, *TURNS, Prompt.tools)
             .join(Prompt, Prompt.id == Response.prompt_id)
+            .outerjoin(Score, is_its_quality)
             .where(Response.prompt_id.in_(prompt_ids[start : start + _CHUNK]), Response.text.is_not(None))
-            .order_by(Response.prompt_id, Response.teacher_id, Response.sample)
+            .where(Response.sample < load_config(run.config).run.samples)
+            .order_by(Response.prompt_id, Response.teacher_id, Score.value.desc().nulls_last(), Response.sample)
         )
         for row in rows:
             if (cell := (row.prompt_id, row.teacher_id)) in cells:
@@ -187,7 +191,7 @@ def _asked(session: Session, plan: Plan) -> list[Generate]:
 def _judged(session: Session, plan: Plan) -> list[Judge]:
     """The best responses to the prompts to ask, prompt by prompt; see `_shown`."""
     cells = [(plan.asked_ids[row], plan.teacher_ids[column]) for row, column in _shown(plan)]
-    rows = _responses(session, set(cells))
+    rows = _responses(session, plan, set(cells))
     return [
         Judge(
             place,

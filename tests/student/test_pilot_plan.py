@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
-from persyn.db.results import Score
+from persyn.db.results import Response, Score
 from persyn.errors import UsageError
 from persyn.student import pilot, pilot_plan
 from persyn.student.pilot_plan import Definition, PilotSettings
@@ -112,6 +112,31 @@ def test_what_a_student_learns_and_is_shown_is_the_chosen_teacher_s(database: Da
         f"{name} {number}" for number in range(12, 18) for name in "ab" if name == "a" or number % 2
     ]
     assert len({job.key() for job in jobs}) == 7
+
+
+def test_of_several_samples_the_first_of_the_highest_quality_is_learned_and_shown(database: Database) -> None:
+    with database.write() as session:
+        made = make_grid(session)
+        run = session.get_one(Run, made.id)
+        run.config = {**run.config, "run": {**run.config["run"], "samples": 4}}
+        for row in session.scalars(select(Response).where(Response.text.startswith("a"))).all():
+            first = session.get_one(Score, (row.id, run.quality_scorer_id))
+            for sample, value in ((1, 1.0), (2, 1.0), (3, None), (4, 1.0)):
+                text = f"a {sample} {row.prompt_id}"
+                response_id = make_response(session, row.prompt_id, row.teacher_id, text, sample=sample)
+                failure = None if value else "x"
+                session.add(
+                    Score(response_id=response_id, scorer_id=first.scorer_id, value=value, failure=failure, detail={})
+                )
+            first.value = 0.0
+        session.flush()
+        plan = pilot_plan.read(session, run, PilotSettings())
+        cells = {(prompt_id, made.teacher_ids[0]) for prompt_id in made.prompt_ids}
+        found = pilot._responses(session, plan, cells)
+
+    assert [found[prompt_id, made.teacher_ids[0]].response for prompt_id in made.prompt_ids] == [
+        f"a 1 {prompt_id}" for prompt_id in made.prompt_ids
+    ]
 
 
 def test_prompts_without_learnability_are_left_out_and_many_of_them_end_the_pilot(database: Database) -> None:
