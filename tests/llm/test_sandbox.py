@@ -414,9 +414,10 @@ def test_the_tests_use_the_imports_and_constants_of_the_prompt_not_those_of_the_
     assert box.run_tests(f"{cheat}\ndef f(x): return 0", tests, LIMITS, stop_early=False) == ["AssertionError"]
 
 
-def test_what_the_prompt_defines_and_cannot_be_loaded_is_no_failure_of_the_code() -> None:
-    tests = box.Tests(preamble="import numpy", tests="def check(f): assert f(1)", entry_point="f")
-    with pytest.raises(CannotTest, match="the code in the prompt cannot be loaded: ModuleNotFoundError"):
+@pytest.mark.parametrize(("preamble", "error"), [("import numpy", "ModuleNotFoundError"), ("return", "SyntaxError")])
+def test_what_the_prompt_defines_and_cannot_be_loaded_is_no_failure_of_the_code(preamble: str, error: str) -> None:
+    tests = box.Tests(preamble=preamble, tests="def check(f): assert f(1)", entry_point="f")
+    with pytest.raises(CannotTest, match=f"the code in the prompt cannot be loaded: {error}"):
         box.run_tests("def f(x): return x", tests, LIMITS, stop_early=False)
 
 

@@ -134,19 +134,45 @@ class Tests:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         if isinstance(tests, str):
             before, parsed = _cases(before, parsed[0], entry_point)
-        before.body = [*_helpers(preamble, [before, *parsed]), *before.body]
+        imported = names.read([before, *parsed]).imported
+        helpers = _helpers(preamble, [before, *parsed])
+        before.body = [*helpers, *before.body]
+        before.body.sort(key=lambda node: not _is_future(node))
         used = names.read([before, *parsed])
         self.names, self.modules = used.of_code(entry_point), used.modules
         if not self.names:
             raise Unreadable("the tests use nothing of the code")
-        if missing := sorted(
-            name for name in used.imported if importlib.util.find_spec(name.partition(".")[0]) is None
-        ):
+        if missing := sorted(filter(_is_missing, imported | _imported_for(used.read, helpers))):
             raise Unsupported(f"the tests import {missing[0]}, which is not in the standard library")
         if caught := sorted(used.caught & self.names):
             raise Unsupported(f"the tests catch {caught[0]}, an exception of the code's own")
-        self.setup = compile(before, "tests.py", "exec", dont_inherit=True)
-        self.cases = [compile(tree, "tests.py", "exec", dont_inherit=True) for tree in parsed]
+        self.setup, *self.cases = map(_compiled, [before, *parsed])
+
+
+def _compiled(tree: ast.Module) -> types.CodeType:
+    try:
+        return compile(tree, "tests.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
+
+
+def _is_missing(module: str) -> bool:
+    return importlib.util.find_spec(module.partition(".")[0]) is None
+
+
+def _imported_for(read: frozenset[str], helpers: list[ast.stmt]) -> set[str]:
+    """The modules that helpers import under names that are read."""
+    imports = [node for each in helpers for node in ast.walk(each) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {
+        module
+        for node in imports
+        if names.read([node]).defined & {*read, "*"}
+        for module in names.read([node]).imported
+    }
 
 
 def _without_code_imports(text: str) -> ast.Module:
@@ -163,7 +189,10 @@ def _helpers(preamble: str, tests: list[ast.Module]) -> list[ast.stmt]:
     """
     body = [node for node in ast.parse(preamble).body if not isinstance(node, ast.ClassDef)]
     used = names.read(tests)
-    return body if _bound(body) & {*(used.read - used.defined), "*"} else []
+    try:
+        return body if _bound(body) & {*(used.read - used.defined), "*"} else []
+    except SyntaxError:  # which the code's process says
+        return []
 
 
 def _bound(body: list[ast.stmt]) -> set[str]:
