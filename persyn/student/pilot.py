@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
-from persyn.config import Sampling, load_config
+from persyn.config import Sampling, fingerprint_of, load_config
 from persyn.db.catalog import Prompt, Run, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
@@ -241,7 +241,8 @@ def _quality(
         (table,) = load_config(scorer_run.config).scorers
         spec = scoring.spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
         rows = _prompts(session, plan.asked_ids)
-        name = f"quality-{scorer.fingerprint[:16]}.json"
+        judged_by = fingerprint_of([(rows[each].answer, rows[each].meta) for each in plan.asked_ids])
+        name = f"quality-{scorer.fingerprint[:16]}-{judged_by[:16]}.json"
     files = [settings.home / FOLDER / found.key[:16] / name for found in trained]
     missing = [place for place, file in enumerate(files) if not file.exists()]
     requests = [

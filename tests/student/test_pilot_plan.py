@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from persyn.db.catalog import Run
+from persyn.db.catalog import Prompt, Run
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.errors import UsageError
-from persyn.student import pilot, pilot_plan
+from persyn.llm.protocols import Failed, Generated
+from persyn.settings import Settings
+from persyn.student import become, pilot, pilot_plan
+from persyn.student.become import Became
 from persyn.student.pilot_plan import Definition, PilotSettings
 from tests.factories import MadeRun, make_response, make_run, make_scorer
 
@@ -137,6 +142,32 @@ def test_of_several_samples_the_first_of_the_highest_quality_is_learned_and_show
     assert [found[prompt_id, made.teacher_ids[0]].response for prompt_id in made.prompt_ids] == [
         f"a 1 {prompt_id}" for prompt_id in made.prompt_ids
     ]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_quality_is_stored_for_the_answers_and_rows_that_it_was_scored_by(database: Database, tmp_path: Path) -> None:
+    with database.write() as session:
+        made = make_grid(session)
+        plan = pilot_plan.read(session, session.get_one(Run, made.id), PilotSettings())
+    student = Became("0123456789abcdef", ["\\boxed{7}", *[None] * 5], [], None)
+    (tmp_path / pilot.FOLDER / student.key).mkdir(parents=True)
+
+    def quality(answer: str) -> list[float]:
+        with database.write() as session:
+            session.get_one(Prompt, plan.asked_ids[0]).answer = answer
+        settings = Settings(str(database.url), tmp_path)
+        found: list[float] = pilot._quality(database, plan, settings, [student], lambda *_: None)[0].tolist()
+        return found
+
+    assert quality("7") == pytest.approx([1.0, *[np.nan] * 5], nan_ok=True)
+    assert quality("8") == pytest.approx([0.0, *[np.nan] * 5], nan_ok=True)
+
+
+def test_a_response_that_calls_a_tool_is_not_scored_as_a_text() -> None:
+    calls = [{"function": {"name": "search", "arguments": {}}}]
+    called = Generated(0, "", "stop", prompt_tokens=1, response_tokens=1, seconds=1, tool_calls=calls)
+    answered = Generated(0, "Yes.", "stop", prompt_tokens=1, response_tokens=1, seconds=1)
+    assert [become._text(each) for each in (called, answered, Failed(0, "empty: x"))] == [None, "Yes.", ""]
 
 
 def test_prompts_without_learnability_are_left_out_and_many_of_them_end_the_pilot(database: Database) -> None:
