@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from persyn.db.catalog import Prompt, Run
+from persyn.db.catalog import Prompt, Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.errors import UsageError
@@ -181,3 +181,21 @@ def test_prompts_without_learnability_are_left_out_and_many_of_them_end_the_pilo
         session.execute(delete(Score).where(Score.n_tokens.is_not(None)))
         with pytest.raises(UsageError, match="has no learnability of 100% of its calibration responses"):
             pilot_plan.read(session, session.get_one(Run, made.id), PilotSettings())
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_run_that_no_pilot_can_be_made_of_is_refused_with_what_to_do(database: Database) -> None:
+    with database.write() as session:
+        run = session.get_one(Run, make_grid(session).id)
+        own, quality = run.config, [{"kind": "math", "gate": True}, {"kind": "judge", "weight": 1.0}]
+        run.config = {name: table for name, table in own.items() if name != "quality"} | {"quality": quality}
+        with pytest.raises(UsageError, match="math and judge, which a pilot does not combine; use --by likelihood"):
+            pilot_plan.read(session, run, PilotSettings(by="quality"))
+        run.config, run.stage, run.state = own, "score", RunState.PAUSED
+        with pytest.raises(
+            UsageError, match=r"not scored its calibration grid yet; raise \[budget\] in the run's file"
+        ):
+            pilot_plan.read(session, run, PilotSettings())
+        run.learnability_scorer_id = None
+        with pytest.raises(UsageError, match="no learnability whose definitions to compare: the run is at alpha 0"):
+            pilot_plan.read(session, run, PilotSettings())
