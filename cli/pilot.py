@@ -111,13 +111,13 @@ def _settings(given: dict[str, Any], alphas: str) -> PilotSettings:
 
 
 def _planned(plan: Plan, total: int, done: int) -> str:
-    how, scored = (
-        plan.settings,
-        f"{len(plan.asked_ids):,} prompts are asked" if plan.is_scored else "no prompt is asked",
-    )
+    how, n_asked = plan.settings, len(plan.asked_ids)
+    scored = f"{n_asked:,} prompts are asked" if plan.is_scored else "no prompt is asked"
+    judged = f"; at most {total * n_asked:,} requests to the judge, outside [budget]" if plan.is_judged else ""
     return (
         f"{total} students, the untrained one included, x {len(plan.learn_ids):,} responses, "
         f"{how.training.epochs} epochs; {scored}, and {plan.best.sum():,} responses shown to each; {done} are there"
+        f"{judged}"
     )
 
 

@@ -94,6 +94,7 @@ class Plan:
     definitions:    with the rewards (P, T) of the prompts to learn from; `own` is the index of the run's.
     best:           (A, T) whether a response to a prompt to ask is one of the best by quality, and right.
     left_out:       why teachers and definitions are left out, by name.
+    is_judged:      whether a judge, which may cost money, scores the students' responses.
     """
 
     run_id: int
@@ -111,6 +112,7 @@ class Plan:
     choices: list[Choice]
     best: NDArray[np.bool_]
     left_out: Mapping[str, str]
+    is_judged: bool = False
 
     def predicted(self) -> Matrix:
         """(D, M) mean reward, under each definition, of the responses that each student is trained on."""
@@ -157,6 +159,7 @@ def read(session: Session, run: Run, settings: PilotSettings) -> Plan:
         choices=_choices([names[column] for column in kept], definitions, settings.seeds),
         best=_best(session, run, own_cells.quality[np.ix_(asked, kept)]),
         left_out=left_out,
+        is_judged=is_scored and load_config(run.config).scorers[0].kind == "judge",
     )
 
 

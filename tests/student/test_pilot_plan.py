@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from persyn.cli import pilot as cli
 from persyn.db.catalog import Prompt, Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
@@ -181,6 +182,18 @@ def test_prompts_without_learnability_are_left_out_and_many_of_them_end_the_pilo
         session.execute(delete(Score).where(Score.n_tokens.is_not(None)))
         with pytest.raises(UsageError, match="has no learnability of 100% of its calibration responses"):
             pilot_plan.read(session, session.get_one(Run, made.id), PilotSettings())
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_plan_says_how_many_requests_a_judge_may_get(database: Database) -> None:
+    with database.write() as session:
+        run = session.get_one(Run, make_grid(session).id)
+        run.config = {**run.config, "quality": {"kind": "judge"}}
+        likely, judged = (pilot_plan.read(session, run, PilotSettings(by=by)) for by in (None, "quality"))
+
+    assert "requests" not in cli._planned(likely, total=4, done=0)
+    # 4 students answer 6 prompts each.
+    assert cli._planned(judged, total=4, done=0).endswith("; at most 24 requests to the judge, outside [budget]")
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
