@@ -25,7 +25,7 @@ from persyn.db.catalog import Prompt, Run, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.llm.identity import require_unchanged
-from persyn.llm.protocols import Generate, Judge, Judged
+from persyn.llm.protocols import Generate, Judge, Judged, Result
 from persyn.llm.template import Conversation
 from persyn.settings import Settings
 from persyn.stages import scoring
@@ -234,7 +234,10 @@ def _prompts(session: Session, prompt_ids: Sequence[int]) -> Mapping[int, Any]:
 def _quality(
     database: Database, plan: Plan, settings: Settings, trained: Sequence[Became], progress: PilotCallback
 ) -> NDArray[np.float64]:
-    """(1 + M S, A) quality of every student's responses; the scorer is loaded once, for those not scored yet."""
+    """(1 + M S, A) quality of every student's responses; the scorer is loaded once, for those without a score.
+
+    Scores are stored as they arrive.
+    """
     with database.read() as session:
         scorer_run = session.get_one(Run, plan.run_id)
         scorer = session.get_one(Scorer, scorer_run.quality_scorer_id)
@@ -244,33 +247,43 @@ def _quality(
         judged_by = fingerprint_of([(rows[each].answer, rows[each].meta) for each in plan.asked_ids])
         name = f"quality-{scorer.fingerprint[:16]}-{judged_by[:16]}.json"
     files = [settings.home / FOLDER / found.key[:16] / name for found in trained]
-    missing = [place for place, file in enumerate(files) if not file.exists()]
+    values = [_read(file, len(plan.asked_ids)) for file in files]
     requests = [
         Judge(
-            n * len(plan.asked_ids) + place,
+            student * len(plan.asked_ids) + place,
             conversation(row := rows[prompt_id]),
             text,
             tools=row.tools,
             answer=row.answer,
             meta=to_wire(row.meta),
         )
-        for n, student in enumerate(missing)
-        for place, (prompt_id, text) in enumerate(zip(plan.asked_ids, trained[student].responses, strict=True))
-        if text is not None
+        for student, became in enumerate(trained)
+        for place, (prompt_id, text) in enumerate(zip(plan.asked_ids, became.responses, strict=True))
+        if text is not None and values[student][place] is None
     ]
-    found: dict[int, float] = {}
     if requests:
         with hosted(spec, settings) as host:
             n_done = 0
             for results in served(host, requests):
-                found |= {each.id: each.value for each in results if isinstance(each, Judged) and isfinite(each.value)}
                 n_done += len(results)
+                for student in _take(results, values):
+                    _write(files[student], values[student])
                 progress("judge", len(requests), n_done, "")
-    for n, student in enumerate(missing):
-        places = range(n * len(plan.asked_ids), (n + 1) * len(plan.asked_ids))
-        _write(files[student], [found.get(place) for place in places])
-    values = [msgspec.json.decode(file.read_bytes(), type=list[float | None]) for file in files]
     return np.array(values, dtype=np.float64)
+
+
+def _take(results: Sequence[Result], values: list[list[float | None]]) -> set[int]:
+    """Put scores among the values of M students, each of A prompts; return the students that got some."""
+    found = {each.id: each.value for each in results if isinstance(each, Judged) and isfinite(each.value)}
+    places = {divmod(number, len(values[0])): value for number, value in found.items()}
+    for (student, place), value in places.items():
+        values[student][place] = value
+    return {student for student, _ in places}
+
+
+def _read(file: Path, n: int) -> list[float | None]:
+    """Stored values, None for those that are missing: not scored yet, or failed, which is asked again."""
+    return msgspec.json.decode(file.read_bytes(), type=list[float | None]) if file.exists() else [None] * n
 
 
 def _write(file: Path, values: Sequence[float | None]) -> None:

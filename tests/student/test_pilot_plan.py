@@ -153,14 +153,26 @@ def test_a_quality_is_stored_for_the_answers_and_rows_that_it_was_scored_by(data
     student = Became("0123456789abcdef", ["\\boxed{7}", *[None] * 5], [], None)
     (tmp_path / pilot.FOLDER / student.key).mkdir(parents=True)
 
-    def quality(answer: str) -> list[float]:
+    asked: list[int] = []
+
+    def quality(answer: str, progress: pilot.PilotCallback = lambda _, total, *__: asked.append(total)) -> list[float]:
         with database.write() as session:
             session.get_one(Prompt, plan.asked_ids[0]).answer = answer
         settings = Settings(str(database.url), tmp_path)
-        found: list[float] = pilot._quality(database, plan, settings, [student], lambda *_: None)[0].tolist()
+        found: list[float] = pilot._quality(database, plan, settings, [student], progress)[0].tolist()
         return found
 
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quality("7", killed)
     assert quality("7") == pytest.approx([1.0, *[np.nan] * 5], nan_ok=True)
+    assert asked == []  # what arrived before the kill is kept
+    (file,) = (tmp_path / pilot.FOLDER / student.key).glob("quality-*")
+    file.write_text("[null, null, null, null, null, null]")  # as where it failed
+    assert quality("7") == pytest.approx([1.0, *[np.nan] * 5], nan_ok=True)
+    assert asked == [1]
     assert quality("8") == pytest.approx([0.0, *[np.nan] * 5], nan_ok=True)
 
 
