@@ -22,9 +22,21 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Train small students to see which reward predicts what a student becomes.")
 @RUN
-@click.option("--prompts", type=int, default=500, show_default=True, help="Prompts that students learn from, at most.")
-@click.option("--asked", type=int, default=200, show_default=True, help="Other prompts that they are asked, at most.")
-@click.option("--seeds", type=int, default=1, show_default=True, help="Students per choice of responses.")
+@click.option(
+    "--prompts",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Prompts that students learn from, at most.",
+)
+@click.option(
+    "--asked",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Other prompts that they are asked, at most.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Students per choice of responses.")
 @click.option("--alpha", "alphas", metavar="A,B,...", default="0,0.4,1", show_default=True, help="Weights to compare.")
 @click.option(
     "--learnability",
@@ -40,7 +52,7 @@ if TYPE_CHECKING:
 )
 @training_options
 @click.option("--gpus", type=click.IntRange(0, 1), default=0, show_default=True, help="0 trains on the CPU.")
-@click.option("--max-tokens", type=int, default=512, show_default=True, help="Per response of a student.")
+@click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Per response of a student.")
 @click.option("--plan", "is_plan", is_flag=True, help="Show what would be trained, and stop.")
 @JSON
 def pilot(run: str, alphas: str, is_plan: bool, as_json: bool, **given: Any) -> None:
@@ -99,13 +111,13 @@ def _settings(given: dict[str, Any], alphas: str) -> PilotSettings:
 
 
 def _planned(plan: Plan, total: int, done: int) -> str:
-    how, scored = (
-        plan.settings,
-        f"{len(plan.asked_ids):,} prompts are asked" if plan.is_scored else "no prompt is asked",
-    )
+    how, n_asked = plan.settings, len(plan.asked_ids)
+    scored = f"{n_asked:,} prompts are asked" if plan.is_scored else "no prompt is asked"
+    judged = f"; at most {total * n_asked:,} requests to the judge, outside [budget]" if plan.is_judged else ""
     return (
         f"{total} students, the untrained one included, x {len(plan.learn_ids):,} responses, "
         f"{how.training.epochs} epochs; {scored}, and {plan.best.sum():,} responses shown to each; {done} are there"
+        f"{judged}"
     )
 
 

@@ -21,7 +21,8 @@ from persyn.method.learnability import LEARNABILITIES, Learnability
 from persyn.method.rewards import Matrix, Normalisation
 
 #: Why a run has no learnability, and how to get one.
-_NOT_SCORED = (
+#: Why a run has no learnability, and what to do.
+NOT_SCORED = (
     "the run is at alpha 0 and scores no learnability. Start a run under another name with an alpha above 0 and a "
     "[student]: it uses the stored responses and qualities, and only the student scores"
 )
@@ -81,7 +82,7 @@ class Grid:
         if not 0.0 <= alpha <= 1.0:
             raise UsageError(f"alpha must be within [0, 1], got {alpha}")
         if alpha and not self.has_learnability:
-            raise UsageError(f"there is no reward at alpha {alpha:g}: {_NOT_SCORED}")
+            raise UsageError(f"there is no reward at alpha {alpha:g}: {NOT_SCORED}")
         _require_known("normalise", how, Normalisation)
         return {"alpha": alpha, "how": how or self.how}
 
@@ -107,7 +108,7 @@ def measure(run: Run, *, learnability: str | None = None, per: Per | None = None
     _require_known("per", per, Per)
     _require_known("on", on, On)
     if run.learnability_scorer_id is None and (learnability or per or on):
-        raise UsageError(f"run {run.name!r} has no learnability to define: {_NOT_SCORED}")
+        raise UsageError(f"run {run.name!r} has no learnability to define: {NOT_SCORED}")
     config = load_config(run.config)
     kind = LEARNABILITIES.require(learnability or config.run.learnability, "learnability")
     if kind.name != "log_likelihood":

@@ -78,8 +78,8 @@ def student(session: Session, run: Run) -> tuple[Student, StudentTable]:
     table = load_config(run.config).student
     if run.student_id is None or table is None:
         raise UsageError(
-            f"run {run.name} has no student; start a run under another name with a [student]: it uses the stored "
-            "responses and qualities"
+            f"run {run.name} has no student; start a run under another name with a [student] and an alpha above 0: it "
+            "uses the stored responses and qualities"
         )
     return session.get_one(Student, run.student_id), table
 

@@ -62,7 +62,8 @@ class Became(Struct, frozen=True):
 
     #: The key of its job.
     key: str
-    #: To each prompt that it was asked; empty for a prompt without an answer, None where the request failed.
+    #: To each prompt that it was asked; empty for a prompt without an answer, None where the request failed or the
+    #: student called a tool.
     responses: list[str | None]
     #: Mean log-likelihood of each answer that it was shown, in nats per token; None where it could not be read.
     log_likelihoods: list[float | None]
@@ -161,11 +162,11 @@ def _asked(spec: ModelSpec, job: Job) -> list[str | None]:
 
 
 def _text(result: Result) -> str | None:
-    """A response; an answer that is missing is wrong, so it is an empty text."""
+    """A response; an answer that is missing is wrong, so it is an empty text. A call of a tool is no text to score."""
     if isinstance(result, Failed):
         return "" if result.reason.startswith(("empty", "unfinished_reasoning")) else None
     assert isinstance(result, Generated)
-    return result.text
+    return None if result.tool_calls else result.text
 
 
 def _judged(spec: ModelSpec, job: Job) -> list[float | None]:

@@ -17,15 +17,15 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
-from persyn.config import Sampling, load_config
+from persyn.config import Sampling, fingerprint_of, load_config
 from persyn.db.catalog import Prompt, Run, Scorer
 from persyn.db.connect import Database
-from persyn.db.results import Response
+from persyn.db.results import Response, Score
 from persyn.llm.identity import require_unchanged
-from persyn.llm.protocols import Generate, Judge, Judged
+from persyn.llm.protocols import Generate, Judge, Judged, Result
 from persyn.llm.template import Conversation
 from persyn.settings import Settings
 from persyn.stages import scoring
@@ -144,14 +144,16 @@ def _jobs(database: Database, plan: Plan) -> Iterator[Job]:
                 for prompt_id, column in zip(plan.learn_ids, teachers.tolist(), strict=True)
             }
             with database.read() as session:
-                rows = _responses(session, {(prompt_id, teacher_id) for prompt_id, teacher_id in chosen.items()})
+                rows = _responses(session, plan, set(chosen.items()))
             how = msgspec.structs.replace(plan.settings.training, seed=plan.settings.training.seed + seed)
             conversations = [_conversation(rows[cell]) for cell in chosen.items()]
             yield msgspec.structs.replace(untrained, settings=how, conversations=conversations)
 
 
-def _responses(session: Session, cells: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
-    """The first response with a text of each (prompt, teacher), with the prompt's turns."""
+def _responses(session: Session, plan: Plan, cells: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
+    """The sample of the highest quality of each (prompt, teacher), the first of equal ones, with the prompt's turns."""
+    run = session.get_one(Run, plan.run_id)
+    is_its_quality = and_(Score.response_id == Response.id, Score.scorer_id == run.quality_scorer_id)
     found: dict[tuple[int, int], Any] = {}
     prompt_ids = sorted({prompt_id for prompt_id, _ in cells})
     for start in range(0, len(prompt_ids), _CHUNK):
@@ -159,8 +161,10 @@ def _responses(session: Session, cells: set[tuple[int, int]]) -> dict[tuple[int,
             select(Response.prompt_id, Response.teacher_id, Response.text.label("response"), Response.reasoning)
             .add_columns(Response.tool_calls, *TURNS, Prompt.tools)
             .join(Prompt, Prompt.id == Response.prompt_id)
+            .outerjoin(Score, is_its_quality)
             .where(Response.prompt_id.in_(prompt_ids[start : start + _CHUNK]), Response.text.is_not(None))
-            .order_by(Response.prompt_id, Response.teacher_id, Response.sample)
+            .where(Response.sample < load_config(run.config).run.samples)
+            .order_by(Response.prompt_id, Response.teacher_id, Score.value.desc().nulls_last(), Response.sample)
         )
         for row in rows:
             if (cell := (row.prompt_id, row.teacher_id)) in cells:
@@ -187,7 +191,7 @@ def _asked(session: Session, plan: Plan) -> list[Generate]:
 def _judged(session: Session, plan: Plan) -> list[Judge]:
     """The best responses to the prompts to ask, prompt by prompt; see `_shown`."""
     cells = [(plan.asked_ids[row], plan.teacher_ids[column]) for row, column in _shown(plan)]
-    rows = _responses(session, set(cells))
+    rows = _responses(session, plan, set(cells))
     return [
         Judge(
             place,
@@ -230,42 +234,56 @@ def _prompts(session: Session, prompt_ids: Sequence[int]) -> Mapping[int, Any]:
 def _quality(
     database: Database, plan: Plan, settings: Settings, trained: Sequence[Became], progress: PilotCallback
 ) -> NDArray[np.float64]:
-    """(1 + M S, A) quality of every student's responses; the scorer is loaded once, for those not scored yet."""
+    """(1 + M S, A) quality of every student's responses; the scorer is loaded once, for those without a score.
+
+    Scores are stored as they arrive.
+    """
     with database.read() as session:
         scorer_run = session.get_one(Run, plan.run_id)
         scorer = session.get_one(Scorer, scorer_run.quality_scorer_id)
         (table,) = load_config(scorer_run.config).scorers
         spec = scoring.spec_of(scorer, model=table.model, gpus=table.gpus, options=table.options)
         rows = _prompts(session, plan.asked_ids)
-        name = f"quality-{scorer.fingerprint[:16]}.json"
+        judged_by = fingerprint_of([(rows[each].answer, rows[each].meta) for each in plan.asked_ids])
+        name = f"quality-{scorer.fingerprint[:16]}-{judged_by[:16]}.json"
     files = [settings.home / FOLDER / found.key[:16] / name for found in trained]
-    missing = [place for place, file in enumerate(files) if not file.exists()]
+    values = [_read(file, len(plan.asked_ids)) for file in files]
     requests = [
         Judge(
-            n * len(plan.asked_ids) + place,
+            student * len(plan.asked_ids) + place,
             conversation(row := rows[prompt_id]),
             text,
             tools=row.tools,
             answer=row.answer,
             meta=to_wire(row.meta),
         )
-        for n, student in enumerate(missing)
-        for place, (prompt_id, text) in enumerate(zip(plan.asked_ids, trained[student].responses, strict=True))
-        if text is not None
+        for student, became in enumerate(trained)
+        for place, (prompt_id, text) in enumerate(zip(plan.asked_ids, became.responses, strict=True))
+        if text is not None and values[student][place] is None
     ]
-    found: dict[int, float] = {}
     if requests:
         with hosted(spec, settings) as host:
             n_done = 0
             for results in served(host, requests):
-                found |= {each.id: each.value for each in results if isinstance(each, Judged) and isfinite(each.value)}
                 n_done += len(results)
+                for student in _take(results, values):
+                    _write(files[student], values[student])
                 progress("judge", len(requests), n_done, "")
-    for n, student in enumerate(missing):
-        places = range(n * len(plan.asked_ids), (n + 1) * len(plan.asked_ids))
-        _write(files[student], [found.get(place) for place in places])
-    values = [msgspec.json.decode(file.read_bytes(), type=list[float | None]) for file in files]
     return np.array(values, dtype=np.float64)
+
+
+def _take(results: Sequence[Result], values: list[list[float | None]]) -> set[int]:
+    """Put scores among the values of M students, each of A prompts; return the students that got some."""
+    found = {each.id: each.value for each in results if isinstance(each, Judged) and isfinite(each.value)}
+    places = {divmod(number, len(values[0])): value for number, value in found.items()}
+    for (student, place), value in places.items():
+        values[student][place] = value
+    return {student for student, _ in places}
+
+
+def _read(file: Path, n: int) -> list[float | None]:
+    """Stored values, None for those that are missing: not scored yet, or failed, which is asked again."""
+    return msgspec.json.decode(file.read_bytes(), type=list[float | None]) if file.exists() else [None] * n
 
 
 def _write(file: Path, values: Sequence[float | None]) -> None:

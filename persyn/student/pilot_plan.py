@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from persyn.config import UnitInterval, load_config
 from persyn.dataset.verdicts import WRONG, known_wrong
 from persyn.db import grid, lookup
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, RunState
 from persyn.errors import UsageError
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
@@ -94,6 +94,7 @@ class Plan:
     definitions:    with the rewards (P, T) of the prompts to learn from; `own` is the index of the run's.
     best:           (A, T) whether a response to a prompt to ask is one of the best by quality, and right.
     left_out:       why teachers and definitions are left out, by name.
+    is_judged:      whether a judge, which may cost money, scores the students' responses.
     """
 
     run_id: int
@@ -111,6 +112,7 @@ class Plan:
     choices: list[Choice]
     best: NDArray[np.bool_]
     left_out: Mapping[str, str]
+    is_judged: bool = False
 
     def predicted(self) -> Matrix:
         """(D, M) mean reward, under each definition, of the responses that each student is trained on."""
@@ -128,6 +130,8 @@ def read(session: Session, run: Run, settings: PilotSettings) -> Plan:
     Raises `UsageError` for a run that is not scored yet or has no grid, a student that cannot be trained, and too few
     prompts that every teacher answered.
     """
+    if run.learnability_scorer_id is None:
+        raise UsageError(f"run {run.name} has no learnability whose definitions to compare: {grid.NOT_SCORED}")
     student, table = lookup.student(session, run)
     _require_ready(run, table.engine)
     by, is_scored = _measure(run, settings.by)
@@ -155,6 +159,7 @@ def read(session: Session, run: Run, settings: PilotSettings) -> Plan:
         choices=_choices([names[column] for column in kept], definitions, settings.seeds),
         best=_best(session, run, own_cells.quality[np.ix_(asked, kept)]),
         left_out=left_out,
+        is_judged=is_scored and load_config(run.config).scorers[0].kind == "judge",
     )
 
 
@@ -167,9 +172,10 @@ def choose(rewarded: Matrix, seed: int) -> NDArray[np.intp]:
 
 def _require_ready(run: Run, engine: str) -> None:
     if run.stage in registry.reached("score"):
-        raise UsageError(
-            f"run {run.name} has not scored its calibration grid yet; 'persyn run resume {run.name}' continues it"
-        )
+        how = f"'persyn run resume {run.name}' continues it"
+        if run.state is RunState.PAUSED:
+            how = "raise [budget] in the run's file and start it again: persyn run start FILE"
+        raise UsageError(f"run {run.name} has not scored its calibration grid yet; {how}")
     if engine not in ENGINES or ENGINES[engine].model != "weights":
         raise UsageError(
             f"run {run.name} has a student on engine {engine}, which cannot be trained here; a pilot needs a student "
@@ -182,10 +188,8 @@ def _measure(run: Run, by: By | None) -> tuple[By, bool]:
     kinds = [scorer.kind for scorer in load_config(run.config).scorers]
     can_score = len(kinds) == 1 and kinds[0] not in _NOT_COMPUTED
     if by == "quality" and not can_score:
-        raise UsageError(
-            f"run {run.name}'s quality is {' and '.join(kinds)}, which cannot score a student's responses; "
-            "use --by likelihood"
-        )
+        why = "which cannot score a student's responses" if len(kinds) == 1 else "which a pilot does not combine"
+        raise UsageError(f"run {run.name}'s quality is {' and '.join(kinds)}, {why}; use --by likelihood")
     chosen: By = by or ("quality" if can_score and "judge" not in kinds else "likelihood")
     return chosen, can_score and ("judge" not in kinds or chosen == "quality")
 

@@ -155,6 +155,11 @@ def test_wrong_usage_is_said(store: Database, arguments: tuple[str, ...], said: 
     assert said in str(typed("pilot", *arguments).exception)
 
 
+@pytest.mark.parametrize("option", ["--prompts", "--asked", "--seeds", "--max-tokens"])
+def test_a_number_below_1_is_refused(option: str) -> None:
+    assert "0 is not in the range x>=1" in typed("pilot", "run", option, "0").output
+
+
 def changed(store: Database, **tables: dict[str, object]) -> str:
     """What is said where the run's configuration has these tables."""
     with store.write() as session:

@@ -152,6 +152,51 @@ def test_helpers_that_only_the_prompt_defines_are_there_for_tests_and_code(promp
     assert [(type(found[n]), getattr(found[n], "value", found[n])) for n in range(2)] == [(Judged, 1.0), (Judged, 0.0)]
 
 
+#: Begins with all that a prompt may begin with; `numpy` is not in the sandbox, and only a wrong response uses it.
+BEGINNING = """from __future__ import annotations
+import numpy as np, math
+LIMIT: int = 10
+try:
+    from math import gcd
+except ImportError:
+    from fractions import gcd
+if __name__ == "__main__":
+    raise SystemExit
+
+def half(x):
+    return x / 2
+
+def f(x):
+    ...
+"""
+
+
+def test_a_prompt_s_beginning_is_there_whatever_its_statements_are_and_a_missing_module_only_where_it_is_used() -> None:
+    check = "def check(f):\n    assert f(6) == gcd(LIMIT, 6) + half(2)"
+    meta = {"test": check, "entry_point": "f", "test_setup_code": "from __future__ import annotations"}
+    lacking = {"test": "def check(f):\n    assert f(6) == np.int64(3) == half(6)", "entry_point": "f"}
+    right, wrong = "def f(x): return gcd(LIMIT, math.floor(x)) + 1", "def f(x): return np.gcd(LIMIT, x) + 1"
+    engine: Engine = code.load(ModelSpec("code", "", options={}), lambda: None)
+    asked = [{"role": "user", "content": BEGINNING}]
+    cases = ((right, meta), (wrong, meta), (right, lacking))
+    engine.submit([Judge(n, asked, response, meta=fields) for n, (response, fields) in enumerate(cases)])
+    found: dict[int, Result] = {}
+    while engine.pending:
+        found |= {result.id: result for result in engine.step()}
+    assert [getattr(found[n], "value", found[n]) for n in range(3)] == [
+        1.0,
+        0.0,
+        Failed(2, "unsupported_tests: the tests import numpy, which is not in the standard library"),
+    ]
+
+
+@pytest.mark.parametrize("setup", ["return", "nonlocal x"])
+def test_tests_that_cannot_be_compiled_are_unreadable(setup: str) -> None:
+    (found,) = judge((ADD, MBPP | {"test_setup_code": setup}))
+    assert isinstance(found, Failed)
+    assert found.reason.startswith("unreadable_tests: SyntaxError")
+
+
 @pytest.mark.parametrize(
     "prompt",
     ["Write unshifted.", "def other(): pass", "def unshifted(:", "", f"x = {'-' * 5_000}1\ndef unshifted(): ..."],

@@ -398,9 +398,26 @@ def test_code_and_tests_have_what_the_prompt_defines_before_the_function() -> No
     assert box.run_tests(cheat, tests, LIMITS, stop_early=False) == ["AssertionError"]
 
 
-def test_what_the_prompt_defines_and_cannot_be_loaded_is_no_failure_of_the_code() -> None:
-    tests = box.Tests(preamble="import numpy", tests="def check(f): assert f(1)", entry_point="f")
-    with pytest.raises(CannotTest, match="the code in the prompt cannot be loaded: ModuleNotFoundError"):
+@pytest.mark.parametrize(
+    ("preamble", "cheat", "test"),
+    [
+        ("from math import isclose", "def isclose(*a, **k): return True", "isclose(f(1), 2)"),
+        ("from math import *", "def isclose(*a, **k): return True", "isclose(f(1), 2)"),
+        ("EPS = 1e-6", "EPS = 1e9", "abs(f(1) - 2) < EPS"),
+    ],
+)
+def test_the_tests_use_the_imports_and_constants_of_the_prompt_not_those_of_the_code(
+    preamble: str, cheat: str, test: str
+) -> None:
+    tests = box.Tests(preamble=preamble, tests=f"def check(f):\n assert {test}", entry_point="f")
+    assert box.run_tests("def f(x): return x + 1", tests, LIMITS, stop_early=False) == [None]
+    assert box.run_tests(f"{cheat}\ndef f(x): return 0", tests, LIMITS, stop_early=False) == ["AssertionError"]
+
+
+@pytest.mark.parametrize(("preamble", "error"), [("import numpy", "ModuleNotFoundError"), ("return", "SyntaxError")])
+def test_what_the_prompt_defines_and_cannot_be_loaded_is_no_failure_of_the_code(preamble: str, error: str) -> None:
+    tests = box.Tests(preamble=preamble, tests="def check(f): assert f(1)", entry_point="f")
+    with pytest.raises(CannotTest, match=f"the code in the prompt cannot be loaded: {error}"):
         box.run_tests("def f(x): return x", tests, LIMITS, stop_early=False)
 
 

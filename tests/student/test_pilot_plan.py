@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from persyn.db.catalog import Run
+from persyn.cli import pilot as cli
+from persyn.db.catalog import Prompt, Run, RunState
 from persyn.db.connect import Database
-from persyn.db.results import Score
+from persyn.db.results import Response, Score
 from persyn.errors import UsageError
-from persyn.student import pilot, pilot_plan
+from persyn.llm.protocols import Failed, Generated
+from persyn.settings import Settings
+from persyn.student import become, pilot, pilot_plan
+from persyn.student.become import Became
 from persyn.student.pilot_plan import Definition, PilotSettings
 from tests.factories import MadeRun, make_response, make_run, make_scorer
 
@@ -114,6 +120,69 @@ def test_what_a_student_learns_and_is_shown_is_the_chosen_teacher_s(database: Da
     assert len({job.key() for job in jobs}) == 7
 
 
+def test_of_several_samples_the_first_of_the_highest_quality_is_learned_and_shown(database: Database) -> None:
+    with database.write() as session:
+        made = make_grid(session)
+        run = session.get_one(Run, made.id)
+        run.config = {**run.config, "run": {**run.config["run"], "samples": 4}}
+        for row in session.scalars(select(Response).where(Response.text.startswith("a"))).all():
+            first = session.get_one(Score, (row.id, run.quality_scorer_id))
+            for sample, value in ((1, 1.0), (2, 1.0), (3, None), (4, 1.0)):
+                text = f"a {sample} {row.prompt_id}"
+                response_id = make_response(session, row.prompt_id, row.teacher_id, text, sample=sample)
+                failure = None if value else "x"
+                session.add(
+                    Score(response_id=response_id, scorer_id=first.scorer_id, value=value, failure=failure, detail={})
+                )
+            first.value = 0.0
+        session.flush()
+        plan = pilot_plan.read(session, run, PilotSettings())
+        cells = {(prompt_id, made.teacher_ids[0]) for prompt_id in made.prompt_ids}
+        found = pilot._responses(session, plan, cells)
+
+    assert [found[prompt_id, made.teacher_ids[0]].response for prompt_id in made.prompt_ids] == [
+        f"a 1 {prompt_id}" for prompt_id in made.prompt_ids
+    ]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_quality_is_stored_for_the_answers_and_rows_that_it_was_scored_by(database: Database, tmp_path: Path) -> None:
+    with database.write() as session:
+        made = make_grid(session)
+        plan = pilot_plan.read(session, session.get_one(Run, made.id), PilotSettings())
+    student = Became("0123456789abcdef", ["\\boxed{7}", *[None] * 5], [], None)
+    (tmp_path / pilot.FOLDER / student.key).mkdir(parents=True)
+
+    asked: list[int] = []
+
+    def quality(answer: str, progress: pilot.PilotCallback = lambda _, total, *__: asked.append(total)) -> list[float]:
+        with database.write() as session:
+            session.get_one(Prompt, plan.asked_ids[0]).answer = answer
+        settings = Settings(str(database.url), tmp_path)
+        found: list[float] = pilot._quality(database, plan, settings, [student], progress)[0].tolist()
+        return found
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quality("7", killed)
+    assert quality("7") == pytest.approx([1.0, *[np.nan] * 5], nan_ok=True)
+    assert asked == []  # what arrived before the kill is kept
+    (file,) = (tmp_path / pilot.FOLDER / student.key).glob("quality-*")
+    file.write_text("[null, null, null, null, null, null]")  # as where it failed
+    assert quality("7") == pytest.approx([1.0, *[np.nan] * 5], nan_ok=True)
+    assert asked == [1]
+    assert quality("8") == pytest.approx([0.0, *[np.nan] * 5], nan_ok=True)
+
+
+def test_a_response_that_calls_a_tool_is_not_scored_as_a_text() -> None:
+    calls = [{"function": {"name": "search", "arguments": {}}}]
+    called = Generated(0, "", "stop", prompt_tokens=1, response_tokens=1, seconds=1, tool_calls=calls)
+    answered = Generated(0, "Yes.", "stop", prompt_tokens=1, response_tokens=1, seconds=1)
+    assert [become._text(each) for each in (called, answered, Failed(0, "empty: x"))] == [None, "Yes.", ""]
+
+
 def test_prompts_without_learnability_are_left_out_and_many_of_them_end_the_pilot(database: Database) -> None:
     with database.write() as session:
         made = make_grid(session, unlearned=1)
@@ -125,3 +194,33 @@ def test_prompts_without_learnability_are_left_out_and_many_of_them_end_the_pilo
         session.execute(delete(Score).where(Score.n_tokens.is_not(None)))
         with pytest.raises(UsageError, match="has no learnability of 100% of its calibration responses"):
             pilot_plan.read(session, session.get_one(Run, made.id), PilotSettings())
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_plan_says_how_many_requests_a_judge_may_get(database: Database) -> None:
+    with database.write() as session:
+        run = session.get_one(Run, make_grid(session).id)
+        run.config = {**run.config, "quality": {"kind": "judge"}}
+        likely, judged = (pilot_plan.read(session, run, PilotSettings(by=by)) for by in (None, "quality"))
+
+    assert "requests" not in cli._planned(likely, total=4, done=0)
+    # 4 students answer 6 prompts each.
+    assert cli._planned(judged, total=4, done=0).endswith("; at most 24 requests to the judge, outside [budget]")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_run_that_no_pilot_can_be_made_of_is_refused_with_what_to_do(database: Database) -> None:
+    with database.write() as session:
+        run = session.get_one(Run, make_grid(session).id)
+        own, quality = run.config, [{"kind": "math", "gate": True}, {"kind": "judge", "weight": 1.0}]
+        run.config = {name: table for name, table in own.items() if name != "quality"} | {"quality": quality}
+        with pytest.raises(UsageError, match="math and judge, which a pilot does not combine; use --by likelihood"):
+            pilot_plan.read(session, run, PilotSettings(by="quality"))
+        run.config, run.stage, run.state = own, "score", RunState.PAUSED
+        with pytest.raises(
+            UsageError, match=r"not scored its calibration grid yet; raise \[budget\] in the run's file"
+        ):
+            pilot_plan.read(session, run, PilotSettings())
+        run.learnability_scorer_id = None
+        with pytest.raises(UsageError, match="no learnability whose definitions to compare: the run is at alpha 0"):
+            pilot_plan.read(session, run, PilotSettings())

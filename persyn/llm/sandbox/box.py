@@ -94,8 +94,8 @@ class Limits:
 class Tests:
     """Tests of code that it cannot see.
 
-    preamble:    statements that run before the code; the tests see the functions among them as they are there, whatever
-                 the code makes of their names.
+    preamble:    statements that run before the code; the tests see what they define and import as it is there, whatever
+                 the code makes of the names. Only its classes are the code's.
     setup:       statements that run before the tests.
     tests:       one statement or more per test; or one text that defines `check(candidate)` or functions `test_...`, or
                  is one test.

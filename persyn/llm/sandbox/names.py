@@ -30,13 +30,18 @@ class Names(NamedTuple):
     imported: frozenset[str]
 
     @property
+    def read(self) -> frozenset[str]:
+        """All names that are read."""
+        return self.called | self.qualified | self.other
+
+    @property
     def modules(self) -> frozenset[str]:
         """The modules of the standard library that the tests use and do not import, as `math` in `math.isclose`."""
         return (self.qualified & sys.stdlib_module_names) - self.called - self.other - self.defined
 
     def of_code(self, entry_point: str | None) -> frozenset[str]:
         """The names that the code must define; if there is no other, built-in ones that are called, as a `sum`."""
-        used = (self.called | self.qualified | self.other) - self.defined - self.modules
+        used = self.read - self.defined - self.modules
         found = used - _BUILT_IN | frozenset([entry_point] if entry_point else ())
         return found or used & self.called
 

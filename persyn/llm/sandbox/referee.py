@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import importlib
 import importlib.util
+import symtable
 import types
 from collections.abc import Callable
 from functools import partialmethod
@@ -133,19 +134,45 @@ class Tests:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         if isinstance(tests, str):
             before, parsed = _cases(before, parsed[0], entry_point)
-        before.body = [*_helpers(preamble, [before, *parsed]), *before.body]
+        imported = names.read([before, *parsed]).imported
+        helpers = _helpers(preamble, [before, *parsed])
+        before.body = [*helpers, *before.body]
+        before.body.sort(key=lambda node: not _is_future(node))
         used = names.read([before, *parsed])
         self.names, self.modules = used.of_code(entry_point), used.modules
         if not self.names:
             raise Unreadable("the tests use nothing of the code")
-        if missing := sorted(
-            name for name in used.imported if importlib.util.find_spec(name.partition(".")[0]) is None
-        ):
+        if missing := sorted(filter(_is_missing, imported | _imported_for(used.read, helpers))):
             raise Unsupported(f"the tests import {missing[0]}, which is not in the standard library")
         if caught := sorted(used.caught & self.names):
             raise Unsupported(f"the tests catch {caught[0]}, an exception of the code's own")
-        self.setup = compile(before, "tests.py", "exec", dont_inherit=True)
-        self.cases = [compile(tree, "tests.py", "exec", dont_inherit=True) for tree in parsed]
+        self.setup, *self.cases = map(_compiled, [before, *parsed])
+
+
+def _compiled(tree: ast.Module) -> types.CodeType:
+    try:
+        return compile(tree, "tests.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def _is_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
+
+
+def _is_missing(module: str) -> bool:
+    return importlib.util.find_spec(module.partition(".")[0]) is None
+
+
+def _imported_for(read: frozenset[str], helpers: list[ast.stmt]) -> set[str]:
+    """The modules that helpers import under names that are read."""
+    imports = [node for each in helpers for node in ast.walk(each) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {
+        module
+        for node in imports
+        if names.read([node]).defined & {*read, "*"}
+        for module in names.read([node]).imported
+    }
 
 
 def _without_code_imports(text: str) -> ast.Module:
@@ -156,15 +183,24 @@ def _without_code_imports(text: str) -> ast.Module:
 
 
 def _helpers(preamble: str, tests: list[ast.Module]) -> list[ast.stmt]:
-    """The functions of the preamble, and what it imports, if the tests call one of them.
+    """What the preamble defines and imports, if the tests use any of it.
 
     Of the code they would be what the code makes of them. Its classes are left to the code, which gets their objects.
     """
-    body = ast.parse(preamble).body
-    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    if not functions & names.read(tests).of_code(None):
+    body = [node for node in ast.parse(preamble).body if not isinstance(node, ast.ClassDef)]
+    used = names.read(tests)
+    try:
+        return body if _bound(body) & {*(used.read - used.defined), "*"} else []
+    except SyntaxError:  # which the code's process says
         return []
-    return [node for node in body if not isinstance(node, ast.ClassDef)]
+
+
+def _bound(body: list[ast.stmt]) -> set[str]:
+    """The names that statements define or import; `*` for those that are not known."""
+    table = symtable.symtable(ast.unparse(ast.Module(body, [])), "preamble", "exec")
+    found = {each.get_name() for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
+    is_starred = any(isinstance(node, ast.alias) and node.name == "*" for each in body for node in ast.walk(each))
+    return found | {"*"} if is_starred else found
 
 
 def _cases(before: ast.Module, tests: ast.Module, entry_point: str | None) -> tuple[ast.Module, list[ast.Module]]:

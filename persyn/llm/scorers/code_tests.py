@@ -27,7 +27,6 @@ _BLOCK = re.compile(
     r"(?P<code>.*?)(?:^[ \t]*+(?P=fence)[ \t]*+$|\Z)",
     re.MULTILINE | re.DOTALL,
 )
-_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign)
 _PYTHON = {"python", "python3", "py"}
 #: APPS compares with the expected value or with the only element of a list, and takes tuples for lists.
 _APPS_SETUP = """
@@ -120,9 +119,24 @@ def preamble_of(prompt: str, entry_point: str) -> str:
         body = ast.parse(code_of(prompt) or "").body
         places = [place for place, node in enumerate(body) if getattr(node, "name", "") == entry_point]
         before = body[: places[0]] if places else []
-        return ast.unparse(ast.Module([node for node in before if isinstance(node, _DEFINITIONS)], []))
+        return ast.unparse(ast.Module([part for node in before if _defines(node) for part in _if_there(node)], []))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
+
+
+def _defines(node: ast.stmt) -> bool:
+    """Whether a statement may define something; not an expression, nor what only a script does."""
+    is_of_script = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+    return not isinstance(node, ast.Expr) and not is_of_script
+
+
+def _if_there(node: ast.stmt) -> list[ast.stmt]:
+    """An import as one that a missing module does not stop, since often nothing uses it."""
+    if not isinstance(node, ast.Import | ast.ImportFrom) or getattr(node, "module", "") == "__future__":
+        return [node]
+    alone = [ast.Import([each]) for each in node.names] if isinstance(node, ast.Import) else [node]
+    missing = ast.ExceptHandler(ast.Name("ModuleNotFoundError", ast.Load()), None, [ast.Pass()])
+    return [ast.Try([each], [missing], [], []) for each in alone]
 
 
 def _of_statements(fields: CodeFields, prompt: str) -> Tests | list[Example]:
