@@ -16,7 +16,7 @@ from persyn.db.catalog import Run, RunPrompt, RunTeacher, Scorer
 from persyn.db.results import Response, Score
 from persyn.method import combined_quality
 
-#: Scores deleted per statement.
+#: Responses read, and scores deleted, at once.
 _CHUNK = 1_000
 
 
@@ -71,13 +71,15 @@ def store(session: Session, found: Combined, responses: Select[Any]) -> None:
 
     responses: selects from `responses`. A response that has its quality keeps it.
     """
-    rows = []
-    for response_id, scores in _scores(session, found, responses.where(~has(found.id))):
-        outcome = _outcome(found, scores)
-        if outcome is not None:
-            detail = {"values": [scores[part].value if part in scores else None for part in found.parts]}
-            rows.append({"response_id": response_id, "scorer_id": found.id, **outcome, "detail": detail})
-    bulk.insert_new(session, Score, rows)
+    missing, last = responses.where(~has(found.id)).with_only_columns(Response.id), 0
+    while ids := session.scalars(missing.where(Response.id > last).order_by(Response.id).limit(_CHUNK)).all():
+        last, rows = ids[-1], []
+        for response_id, scores in _scores(session, found, responses.where(Response.id.in_(ids))):
+            outcome = _outcome(found, scores)
+            if outcome is not None:
+                detail = {"values": [scores[part].value if part in scores else None for part in found.parts]}
+                rows.append({"response_id": response_id, "scorer_id": found.id, **outcome, "detail": detail})
+        bulk.insert_new(session, Score, rows)
 
 
 def forget_stale(session: Session, found: Combined, responses: Select[Any]) -> int:
