@@ -22,6 +22,14 @@ _forks.set_forkserver_preload([typed.__name__])
 
 
 @pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of the command `persyn`, also for this process."""
+    monkeypatch.setenv("PERSYN_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PERSYN_DATABASE_URL", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
 def persyn(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Persyn:
     """The command, in its own folder."""
     environment = {

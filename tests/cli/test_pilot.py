@@ -37,13 +37,6 @@ NATS = {"a": -2.0, "b": -1.0}
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PERSYN_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("PERSYN_DATABASE_URL", raising=False)
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def store(home: Path, tiny: Path) -> Database:
     """A run whose grid of 18 prompts, 6 of them held out, is scored, and whose student is a real model."""
     database = Database(f"sqlite:///{home / 'persyn.db'}")

@@ -30,13 +30,6 @@ TRAIN = ("student", "train", "run", "--learning-rate", "0.01", "--batch-size", "
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PERSYN_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("PERSYN_DATABASE_URL", raising=False)
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def store(home: Path, tiny: Path) -> Database:
     """A finished run of eight prompts whose student is a real model."""
     database = Database(f"sqlite:///{home / 'persyn.db'}")

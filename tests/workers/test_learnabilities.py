@@ -9,34 +9,25 @@ import numpy as np
 import pytest
 from sqlalchemy import func, null, select, update
 
-from persyn.analysis import audit, tables
+from persyn.analysis import tables
 from persyn.analysis.compare import Reward, compare
 from persyn.config import load_config
 from persyn.db import grid
-from persyn.db.catalog import Run, RunState, Scorer, Student
+from persyn.db.catalog import Run, Scorer, Student
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.errors import UsageError
 from persyn.ingest import versions
 from persyn.method.learnability import LEARNABILITIES
 from persyn.runs import pipeline, run_file
-from persyn.settings import Settings
-from persyn.workers.runner.worker import Worker
+from tests import whole_runs
 from tests.factories import make_config
 from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import write_run
 
 
 def work(database: Database, folder: Path, name: str = "first", **options: Any) -> int:
-    file = write_run(folder, name=name, prompts=12, **options)
-    with database.write() as session:
-        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
-    Worker(database, Settings(str(database.url), folder), run_id=run_id).run()
-    with database.read() as session:
-        run = session.get_one(Run, run_id)
-        assert run.state is RunState.DONE, run.error
-        assert list(audit.audit(session, run)) == []
-    return run_id
+    return whole_runs.work(database, folder, write_run(folder, name=name, prompts=12, **options))
 
 
 def scorers(database: Database) -> list[dict[str, Any]]:

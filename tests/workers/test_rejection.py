@@ -11,18 +11,16 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, func, select, update
 
-from persyn.analysis import audit, summary
+from persyn.analysis import summary
 from persyn.dataset import export
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Score
 from persyn.errors import UsageError
 from persyn.runs import pipeline, run_file
-from persyn.settings import Settings
-from persyn.workers.runner.worker import Worker
 from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import write_run
-from tests.sql.test_views import require_alike
+from tests.whole_runs import go_on, work
 
 #: A quarter of the responses are right; "correct" needs a quality that says so.
 SCORER = """
@@ -38,22 +36,6 @@ def write(folder: Path, table: str, **options: Any) -> Path:
     file = write_run(folder, prompts=FEW, strategy="static", **options)
     file.write_text(file.read_text() + f"[generation]\n{table}\n")
     return file
-
-
-def work(database: Database, folder: Path, file: Path) -> int:
-    with database.write() as session:
-        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
-    return go_on(database, folder, run_id)
-
-
-def go_on(database: Database, folder: Path, run_id: int) -> int:
-    Worker(database, Settings(str(database.url), folder), run_id=run_id).run()
-    with database.read() as session:
-        run = session.get_one(Run, run_id)
-        assert run.state is RunState.DONE, run.error
-        assert [str(found) for found in audit.audit(session, run)] == []
-        require_alike(session, run)
-    return run_id
 
 
 Sampled = list[tuple[int, str | None, float | None]]

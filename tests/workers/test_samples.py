@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from persyn.analysis import audit, plan, tables, trace
+from persyn.analysis import plan, tables, trace
 from persyn.db import grid
-from persyn.db.catalog import Run, RunState
+from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.results import Response, Score
 from persyn.db.work import Job
 from persyn.errors import UsageError
 from persyn.runs import pipeline, run_file
-from persyn.settings import Settings
 from persyn.stages import fit_router
-from persyn.workers.runner.worker import Worker
+from tests import whole_runs
 from tests.one_database import POSTGRESQL, SQLITE
 from tests.run_files import PROMPTS, TEACHERS, write_run
 
@@ -27,14 +26,7 @@ GRID = 12 * len(TEACHERS)
 
 
 def work(database: Database, folder: Path, **options: Any) -> int:
-    with database.write() as session:
-        run_id = pipeline.start_run(session, run_file.read(write_run(folder, **options)), actor="me").id
-    Worker(database, Settings(str(database.url), folder), run_id=run_id).run()
-    with database.read() as session:
-        run = session.get_one(Run, run_id)
-        assert run.state is RunState.DONE, run.error
-        assert list(audit.audit(session, run)) == []
-    return run_id
+    return whole_runs.work(database, folder, write_run(folder, **options))
 
 
 def count(database: Database, what: Any, *where: Any) -> int:

@@ -12,23 +12,21 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from persyn.analysis import audit, plan, tables, trace
+from persyn.analysis import plan, tables, trace
 from persyn.config import QualityTable, load_config
 from persyn.dataset import export
 from persyn.db import grid, lookup
-from persyn.db.catalog import Run, RunState, Scorer
+from persyn.db.catalog import Run, Scorer
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, Score, answers_assignment
 from persyn.db.work import Job
 from persyn.errors import UsageError
 from persyn.runs import pipeline, run_file, transport
-from persyn.settings import Settings
 from persyn.stages import scoring
 from persyn.student import evaluations
-from persyn.workers.runner.worker import Worker
 from tests.one_database import SQLITE
 from tests.run_files import write_run
-from tests.sql.test_views import require_alike
+from tests.whole_runs import work
 
 #: Half of the responses are right; of some nobody knows.
 SCORER = """
@@ -62,18 +60,6 @@ def write(folder: Path, parts: Sequence[str] = (GATE, scored()), more: str = "",
     tables = "".join(f"[[quality]]\n{part}\n" for part in parts)
     file.write_text(file.read_text().replace('[quality]\nkind = "fake"\n', tables) + more)
     return file
-
-
-def work(database: Database, folder: Path, file: Path) -> int:
-    with database.write() as session:
-        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
-    Worker(database, Settings(str(database.url), folder), run_id=run_id).run()
-    with database.read() as session:
-        run = session.get_one(Run, run_id)
-        assert run.state is RunState.DONE, run.error
-        assert [str(found) for found in audit.audit(session, run)] == []
-        require_alike(session, run)
-    return run_id
 
 
 def is_right(text: str) -> bool | None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from persyn.analysis import audit
 from persyn.analysis.compare import compare
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
@@ -22,19 +21,7 @@ from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
 from tests.run_files import PROMPTS, TEACHERS, write_run
-
-
-def work(database: Database, folder: Path, file: Path) -> int:
-    with database.write() as session:
-        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
-    Worker(database, Settings(str(database.url), folder), run_id=run_id).run()
-    with database.read() as session:
-        run = session.get_one(Run, run_id)
-        assert run.state is RunState.DONE, run.error
-        for stage, counts in pipeline.progress(session, run).items():
-            assert counts.pending == 0, stage
-        assert list(audit.audit(session, run)) == []
-    return run_id
+from tests.whole_runs import work
 
 
 def chosen(database: Database, run_id: int) -> dict[str, str]:
