@@ -86,6 +86,8 @@ class EngineKind:
     unit: str = ""
     #: Whether a scorer's values may be verdicts: 1 right, 0 wrong.
     may_be_verdict: bool = False
+    #: Whether a scorer can judge a student's responses: imported scores are of other ones, and fake ones mean nothing.
+    judges_students: bool = True
     #: Whether a scorer reads the other fields of a prompt's row.
     reads_row: bool = False
     #: What a scorer needs from a prompt, given its options; None if any prompt will do.
@@ -266,6 +268,7 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "quality"}),
         model="field",
         may_be_verdict=True,
+        judges_students=False,
     ),
     EngineKind(
         name=COMBINED,
@@ -281,6 +284,7 @@ ENGINES = Registry(
         transport=frozenset({"latency_seconds", "concurrency", "rows_per_second", "load_seconds", "journal"}),
         holds_to_schema=True,
         takes_adapters=True,
+        judges_students=False,
     ),
     EngineKind(
         name="router_fit",

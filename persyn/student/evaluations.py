@@ -19,7 +19,7 @@ from msgspec import Struct
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import IMPORTED, QualityTable, Sampling, fingerprint_of, load_config
+from persyn.config import QualityTable, Sampling, fingerprint_of, load_config
 from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer
 from persyn.db.connect import Database
@@ -29,6 +29,7 @@ from persyn.ingest import prompt_import, rows, versions
 from persyn.ingest.imports import ImportCounts, batches
 from persyn.ingest.layouts import NO_NAMES, Names
 from persyn.ingest.rows import PromptRow
+from persyn.llm.engines import ENGINES
 from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.options import FORM_OPTIONS
@@ -45,8 +46,6 @@ PERPLEXITY = "log_likelihood"
 _ROWS: dict[str, type[Struct]] = {"instructions": InstructionFields, "code": CodeFields}
 #: Kinds of scorers that need no model, so that they may differ from the run's.
 _ALONE = ("math", "instructions", "code")
-#: Kinds of `[quality]` that cannot score a student's responses.
-_NOT_COMPUTED = (IMPORTED, "fake")
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -330,7 +329,7 @@ def _table(run: Run, by: str | None) -> QualityTable | None:
             f"run {run.name}'s quality combines {', '.join(scorer.kind for scorer in scorers)}; choose one with --by"
         )
     quality = scorers[0]
-    if quality.kind in _NOT_COMPUTED:
+    if not ENGINES[quality.kind].judges_students:
         raise UsageError(
             f"run {run.name}'s quality is {quality.kind}, which cannot score a student's responses; "
             "choose a scorer, such as --by math"

@@ -36,8 +36,6 @@ LEAST_PROMPTS = 12
 _ASKED_SHARE = 1 / 3
 #: A teacher or a definition that lacks more of the grid than this is left out, rather than the prompts that it lacks.
 _LACKING = 0.1
-#: Kinds of `[quality]` that cannot score new responses.
-_NOT_COMPUTED = ("imported", "fake")
 
 
 class PilotSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -186,7 +184,7 @@ def _require_ready(run: Run, engine: str) -> None:
 def _measure(run: Run, by: By | None) -> tuple[By, bool]:
     """What students are judged by, and whether their responses are scored."""
     kinds = [scorer.kind for scorer in load_config(run.config).scorers]
-    can_score = len(kinds) == 1 and kinds[0] not in _NOT_COMPUTED
+    can_score = len(kinds) == 1 and ENGINES[kinds[0]].judges_students
     if by == "quality" and not can_score:
         why = "which cannot score a student's responses" if len(kinds) == 1 else "which a pilot does not combine"
         raise UsageError(f"run {run.name}'s quality is {' and '.join(kinds)}, {why}; use --by likelihood")
