@@ -134,12 +134,14 @@ def enlist(
 def resume(session: Session, run: Run, *, actor: str) -> None:
     """Continue a failed, cancelled or paused run by retrying its failed jobs; a running one just continues.
 
-    A finished run continues if it misses a row: a shared response that failed was deleted or replaced since, or a score
-    failed for want of a field that the prompt has now.
+    A finished or failed run goes back to a stage that misses a row: a shared response that failed was deleted or
+    replaced since, or a score failed for want of a field that the prompt has now.
     """
     run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
     score.forget_mended(session, run)
-    if run.state is not RunState.DONE or _go_back(session, run):
+    is_over = run.state in (RunState.DONE, RunState.FAILED)
+    is_behind = is_over and _go_back(session, run)
+    if run.state is not RunState.DONE or is_behind:
         _go_on(session, run, actor, {})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 from sqlalchemy import literal, select
 from sqlalchemy.orm import Session
 
@@ -15,7 +16,7 @@ from persyn.config import load_config
 from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.results import Router, RouterScore
-from persyn.errors import EngineError
+from persyn.errors import EngineError, UsageError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.method.strategies import STRATEGIES
@@ -37,11 +38,17 @@ _ADDED: dict[str, Any] = {
 
 
 def plan(session: Session, run: Run) -> int:
-    """Reuse a router that was fitted to an identical grid, or create the one job that fits it."""
+    """Reuse a router that was fitted to an identical grid, or create the one job that fits it.
+
+    Raises `UsageError` for a grid without any reward: a router of it would assign prompts by nothing.
+    """
     if not _needs_router(run):
         return 0
     if run.router_id is None:
-        wanted = _fingerprint(*fit_of(session, run), _teacher_ids(session, run))
+        spec, fit = fit_of(session, run)
+        if np.isnan(fit.rewards).all():
+            raise UsageError("no response of the calibration grid has a reward")
+        wanted = _fingerprint(spec, fit, _teacher_ids(session, run))
         run.router_id = session.scalar(select(Router.id).where(Router.fingerprint == wanted))
     if run.router_id is not None:
         return 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from persyn.analysis.compare import compare
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
@@ -21,7 +22,7 @@ from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
 from tests.run_files import PROMPTS, TEACHERS, write_run
-from tests.whole_runs import work
+from tests.whole_runs import go_on, work
 
 
 def chosen(database: Database, run_id: int) -> dict[str, str]:
@@ -207,3 +208,35 @@ def test_a_later_import_fills_the_gaps_and_scores_only_them(database: Database, 
     assert report.new + report.replaced == 2
     in_grid = report.replaced  # whether the first prompt is in the calibration grid
     assert count(database, Score) - scored == 2 + in_grid
+
+
+def test_a_grid_without_a_reward_is_refused_and_the_run_goes_on_once_it_has_some(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_mended = tmp_path / "is_mended"
+    (tmp_path / "unsure_scorer.py").write_text(
+        "from pathlib import Path\n"
+        "def score(messages, response, answer, meta):\n"
+        f"    return float(len(response)) if Path({str(is_mended)!r}).exists() else None\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    file = write_run(tmp_path)
+    quality = 'kind = "python"\nmodel = "unsure_scorer:score"'
+    file.write_text(file.read_text().replace('[quality]\nkind = "fake"', f"[quality]\n{quality}"))
+    with database.write() as session:
+        run_id = pipeline.start_run(session, run_file.read(file), actor="me").id
+
+    Worker(database, Settings(str(database.url), tmp_path), run_id=run_id).run()
+
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        assert (run.state, run.error) == (
+            RunState.FAILED,
+            "stage fit_router: no response of the calibration grid has a reward",
+        )
+        assert not session.scalars(select(RouterScore.score)).all()
+        session.execute(delete(Score).where(Score.failure.is_not(None)))
+        is_mended.touch()
+        pipeline.resume(session, run, actor="me")
+    go_on(database, tmp_path, run_id)
