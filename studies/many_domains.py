@@ -2,8 +2,8 @@
 
     python -m studies.many_domains
 
-Six teachers are made of SmolLM2-135M-Instruct and Gemma 3 270M, each with worked examples of some kinds of tasks
-(studies/tasks.py). All of them answer all prompts in one run. Then, for each seed, a fold of the prompts becomes each
+Seven teachers are made of SmolLM2-135M-Instruct and Gemma 3 270M, each with worked examples of some kinds of tasks
+(studies/tasks.py). All of them answer all prompts in one run. Then, for each seed, prompts of one fold become each
 strategy's dataset, chosen by what the other folds teach, and the student is trained on it and asked. A control has one
 kind of task. Everything is stored under --home, and what is there is not repeated. The tables go to
 studies/many_domains.md.
@@ -48,6 +48,8 @@ ALPHA = 0.4
 #: The control's only kind.
 CONTROL = "story"
 STATIC, ORACLE = "static", "oracle"
+#: Engines of the teachers, with their options. To compile a model takes longer than its responses.
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {"vllm": {"enforce_eager": True}, "transformers": {"batch_size": 64}}
 #: What the strategies that read prompts read.
 ROUTED = {"PerSyn": "prompt", "PerSyn, kind known": "prompt and subject", "best teacher of the kind": "subject"}
 
@@ -71,11 +73,12 @@ def main() -> None:
     """Do what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("build/studies/many_domains"))
-    parser.add_argument("--prompts", type=int, default=1_500, help="of all kinds; the control has a fifth as many")
-    parser.add_argument("--asked", type=int, default=210, help="prompts to ask students")
+    parser.add_argument("--prompts", type=int, default=1_000, help="of all kinds; the control has a fifth as many")
+    parser.add_argument("--rows", type=int, default=150, help="prompts of a dataset, at most a fold")
+    parser.add_argument("--asked", type=int, default=104, help="prompts to ask students")
     parser.add_argument("--seeds", type=int, default=FOLDS, help=f"folds that become datasets, at most {FOLDS}")
-    parser.add_argument("--epochs", type=int, default=2, help="of a student's training")
-    parser.add_argument("--engine", default="transformers", help="of the teachers: transformers or vllm")
+    parser.add_argument("--epochs", type=int, default=1, help="of a student's training")
+    parser.add_argument("--engine", choices=_OPTIONS, default="vllm", help="of the teachers")
     parser.add_argument("--report", type=Path, default=REPORT, help="the page whose tables are replaced")
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -126,10 +129,11 @@ def _run_file(name: str, n_prompts: int, engine: str) -> dict[str, Any]:
     of_demo = tomllib.loads(prompts.RUN_FILE.read_text())["teachers"]
     first = of_demo[0]
     own = [
-        {**first, "name": name, "system": "Answer in one short sentence.", "few_shot": shots}
+        {**first, "name": name, "system": "Answer in one line.", "few_shot": shots}
         for name, shots in tasks.WORKED.items()
     ]
-    changed = {"engine": engine, "sampling": {"temperature": 0.0, "max_tokens": 28, "stop": ["\n"]}}
+    sampling = {"temperature": 0.0, "max_tokens": 28, "stop": ["\n"]}
+    changed = {"engine": engine, "options": _OPTIONS[engine], "sampling": sampling}
     return {
         "run": {"name": name, "setting": "instruct", "alpha": ALPHA, "calibration": n_prompts, "holdout": 0.2},
         "prompts": {"file": f"{name}.jsonl"},
@@ -166,8 +170,8 @@ def _students(world: World, students: Students, options: argparse.Namespace) -> 
     fold = folds(len(world.prompts), seed=0)
     found: dict[str, dict[str, list[_Became]]] = {"rows": {}, "tokens": {}}
     for seed in range(options.seeds):
-        own, rest = (np.flatnonzero((fold == seed) == is_own) for is_own in (True, False))
-        rest = np.random.default_rng(seed).permutation(rest)
+        drawn = np.random.default_rng(seed).permutation(len(fold))
+        own, rest = drawn[fold[drawn] == seed][: options.rows], drawn[fold[drawn] != seed]
         for equal, datasets in (("rows", _same_rows), ("tokens", _same_tokens)):
             for name, (rows, teachers) in datasets(world, own, rest).items():
                 settings = TrainingSettings(epochs=options.epochs, learning_rate=1e-4, seed=seed)

@@ -1,7 +1,8 @@
-"""Generate tasks of seven kinds with checkable answers, and check responses to them.
+"""Generate tasks of eight kinds with checkable answers, and check responses to them.
 
 Five kinds are the demo's, with numbers as answers: sums of reasoning-gym, two kinds of word problems, and two of lists.
 Two are about words: name the one of three that is of a category, and write a sentence that follows an instruction.
+One asks for a Python function of one line, which is tested in the sandbox.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from demo import prompts
+from persyn.llm.sandbox import box
+from persyn.llm.scorers import code_tests
 from persyn.llm.scorers.instruction_checks import CHECKS, arguments
 
 Task: TypeAlias = dict[str, Any]
-"""A row of a prompts' file: `prompt`, `kind`, and `answer` with the words that it is `among`, or an `instruction`."""
+"""A row of a prompts' file: `prompt`, `kind`, and an `answer` (some with words `among`), `instruction` or `tests`."""
 
 _MEMBERS = {
     "an animal": "horse dog cat cow sheep lion bear wolf rabbit goat".split(),  # noqa: SIM905
@@ -33,7 +36,17 @@ _TOPICS = (
     *("rain", "a market", "a school", "snow", "a farm", "a city", "a storm", "summer", "a ship", "a forest"),
 )
 _WORDS = "light water morning quiet people old small walk bright home slow green road time deep warm".split()  # noqa: SIM905
-#: Worked examples of the two teachers that are not the demo's.
+#: What a function does with x, as an expression of x and a number.
+_FUNCTIONS = {
+    "adds {n} to x": "{x} + {n}",
+    "subtracts {n} from x": "{x} - {n}",
+    "multiplies x by {n}": "{x} * {n}",
+    "divides x by {n}": "{x} / {n}",
+    "returns the larger of x and {n}": "max({x}, {n})",
+    "returns the smaller of x and {n}": "min({x}, {n})",
+}
+_CODE_LIMITS = box.Limits(timeout_seconds=5.0, memory_mb=512)
+#: Worked examples of the three teachers that are not the demo's.
 WORKED = {
     "smollm2-member": [
         {"user": "Which of these is a fruit: ladder, melon or Oslo?", "assistant": "A melon is a fruit."},
@@ -50,6 +63,15 @@ WORKED = {
             "assistant": '"The green field lies behind the farm."',
         },
         {"user": "Write a sentence about summer with the word road.", "assistant": "In summer the road is dusty."},
+    ],
+    "smollm2-coder": [
+        {"user": "Write a Python function f that adds 61 to x.", "assistant": "def f(x): return x + 61"},
+        {
+            "user": "Write a Python function f that returns the larger of x and 62.",
+            "assistant": "def f(x): return max(x, 62)",
+        },
+        {"user": "Write a Python function f that multiplies x by 63.", "assistant": "def f(x): return x * 63"},
+        {"user": "Write a Python function f that subtracts 64 from x.", "assistant": "def f(x): return x - 64"},
     ],
 }
 #: This many tasks in a row that were drawn before mean that a kind has no more.
@@ -85,6 +107,16 @@ def sentences(rng: random.Random) -> Iterator[Task]:
         yield {"prompt": f"Write a sentence about {topic} {said}.", "instruction": instruction, "kwargs": kwargs}
 
 
+def functions(rng: random.Random) -> Iterator[Task]:
+    """Write a Python function of one line that does something with x and a number."""
+    while True:
+        said, expression = rng.choice(list(_FUNCTIONS.items()))
+        n = rng.randint(2, 60)
+        # On both sides of the number, so that no two expressions agree.
+        tests = [f"assert f({x}) == {expression.format(x=x, n=n)}" for x in (n - 1, n + 2)]
+        yield {"prompt": f"Write a Python function f that {said.format(n=n)}.", "tests": tests}
+
+
 def _with_number(kind: str, rng: random.Random) -> Iterator[Task]:
     """Tasks of one of the demo's kinds; those that are finite are drawn again."""
     for prompt, answer in chain.from_iterable(prompts.GROUPS[kind](rng) for _ in range(_PATIENCE)):
@@ -95,6 +127,7 @@ KINDS: Mapping[str, Callable[[random.Random], Iterator[Task]]] = {
     **{kind: partial(_with_number, kind) for kind in ("sum", "story", "cost", "first", "last")},
     "member": members,
     "sentence": sentences,
+    "function": functions,
 }
 
 
@@ -116,8 +149,11 @@ def write(path: Path, tasks: Sequence[Task]) -> None:
 
 
 def is_right(messages: Any, response: str, answer: str | None, meta: Mapping[str, Any]) -> float:
-    """The study's quality: 1 for the right last number, for the right word and none of the others, or for a sentence as
-    instructed."""
+    """The study's quality: 1 for the right last number, for the right word and none of the others, for a sentence as
+    instructed, or for a function that passes its tests."""
+    if "tests" in meta:
+        code = code_tests.code_of(response) or ""
+        return float(not any(box.run_tests(code, box.Tests(tests=meta["tests"]), _CODE_LIMITS, stop_early=True)))
     if "instruction" in meta:
         check = CHECKS[meta["instruction"]]
         return float(bool(response.strip()) and check(response, **arguments(check, meta["kwargs"])))

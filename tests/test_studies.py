@@ -321,6 +321,8 @@ def test_a_router_that_reads_the_subject_gains_where_who_leads_depends_on_it() -
         ({"answer": "saw", "among": ["saw", "pink", "goat"]}, "A saw or a goat.", 0.0),
         ({"answer": None, "instruction": "startend:quotation", "kwargs": {}}, '"The sea."', 1.0),
         ({"answer": None, "instruction": "startend:quotation", "kwargs": {}}, "The sea.", 0.0),
+        ({"answer": None, "tests": ["assert f(3) == 5", "assert f(6) == 6"]}, "def f(x): return max(x, 5)", 1.0),
+        ({"answer": None, "tests": ["assert f(3) == 5", "assert f(6) == 6"]}, "def f(x): return 5", 0.0),
     ],
 )
 def test_a_task_is_right_or_wrong(task: dict[str, Any], response: str, right: float) -> None:
@@ -328,9 +330,9 @@ def test_a_task_is_right_or_wrong(task: dict[str, Any], response: str, right: fl
 
 
 def test_tasks_are_distinct_and_of_every_kind() -> None:
-    drawn = tasks.draw(list(tasks.KINDS), 700, seed=0)
+    drawn = tasks.draw(list(tasks.KINDS), 800, seed=0)
 
-    assert len({task["prompt"] for task in drawn}) == 700
+    assert len({task["prompt"] for task in drawn}) == 800
     assert Counter(task["kind"] for task in drawn) == dict.fromkeys(tasks.KINDS, 100)
 
 
