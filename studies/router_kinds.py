@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--embedding", help="folder of a sentence-embedding model")
     parser.add_argument("--max-tokens", type=int, default=256, help="tokens of a prompt that are read")
     parser.add_argument("--field", help="also with the labels in this field of the rows")
+    parser.add_argument("--without", nargs="+", default=[], metavar="TEACHER", help="teachers that are left out")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
     parser.add_argument("--home", type=Path, default=Path("build/studies/router_kinds"))
@@ -88,7 +89,7 @@ def main() -> None:
     given.home.mkdir(parents=True, exist_ok=True)
     found = _kept(given.home)
     for path in given.grids:
-        grid = read(path, given.field)
+        grid = read(path, given.field, given.without)
         for outcomes in _missing(replace_states(grid, given), given, found):
             found += outcomes
             with (given.home / "outcomes.jsonl").open("ab") as file:
@@ -101,21 +102,27 @@ def _kept(home: Path) -> list[Outcome]:
     return [msgspec.json.decode(line, type=Outcome) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
-def read(path: Path, field: str | None) -> Grid:
-    """Read a grid without states."""
+def read(path: Path, field: str | None, without: Sequence[str] = ()) -> Grid:
+    """Read a grid without states and without some teachers."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     places = {text: place for place, text in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
     cells = [(places[row["prompt"]], *cell) for row in rows for cell in _cells(row)]
-    teachers = sorted({teacher for _, teacher, _ in cells})
+    known = {teacher for _, teacher, _ in cells}
+    if unknown := set(without) - known:
+        raise SystemExit(f"{path} has no responses of {', '.join(sorted(unknown))}; it has those of {sorted(known)}")
+    teachers = sorted(known.difference(without))
     rewards = np.full((len(places), len(teachers)), np.nan)
     for place, teacher, score in cells:
-        rewards[place, teachers.index(teacher)] = score
+        if teacher in teachers:
+            rewards[place, teachers.index(teacher)] = score
     labels: list[str | None] = [None] * len(places)
     for row in rows:
         labels[places[row["prompt"]]] = row.get(field) if field else None
     fields = {field: labels} if field and any(labels) else {}
-    return Grid(path.name.split(".")[0].removesuffix("_parallel"), Prompts({}, list(places), fields), rewards)
+    name = path.name.split(".")[0].removesuffix("_parallel")
+    name += f" without {', '.join(without)}" if without else ""
+    return Grid(name, Prompts({}, list(places), fields), rewards)
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
