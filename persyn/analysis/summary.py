@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
@@ -24,7 +23,9 @@ from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router, is_candidate
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
+from persyn.method.intervals import Vector
 from persyn.runs import pipeline
+from persyn.stages.verdict import is_about
 
 #: A router that gives one teacher more than this share of the routed prompts has collapsed; fewer prompts are not
 #: judged.
@@ -179,8 +180,9 @@ _NOTHING = _Spent(0, None, 0, None)
 
 def facts(session: Session, run: Run) -> Summary:
     """Compute all figures; cheap enough to call while the run is running."""
-    cells = grid.read(session, run)
-    combined = cells.rewards()
+    # Only a router's run has a verdict, and its grid is small; an oracle's has all prompts.
+    cells = grid.read(session, run) if is_about(run) else None
+    means = grid.means(grid.parts(session, run) if cells is None else [cells])
     n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
     spent = _spent(session, run)
     all_tokens, all_dollars = _generate_all(session, run, n_prompts)
@@ -194,7 +196,7 @@ def facts(session: Session, run: Run) -> Summary:
         error=run.error,
         prompts=n_prompts,
         stages=_stages(session, run, worked.values()),
-        teachers=_teachers(session, run, cells, combined, spent),
+        teachers=_teachers(session, run, means, spent),
         workers=_workers(session, run, worked),
         router=metrics,
         collapsed=_collapsed(session, run, metrics),
@@ -205,7 +207,7 @@ def facts(session: Session, run: Run) -> Summary:
         reused_tokens=sum(one.reused_tokens for one in spent.values()),
         wrong=known_wrong(session, run),
         rejected=_rejected(session, run),
-        verdict=verdict.if_any(session, run, cells),
+        verdict=verdict.if_any(session, run, cells) if cells is not None else None,
         limits=limits.sentences(session, run),
     )
 
@@ -233,9 +235,7 @@ def _stages(session: Session, run: Run, worked: Collection[Shift]) -> list[Stage
     return found
 
 
-def _teachers(
-    session: Session, run: Run, cells: grid.Grid, combined: NDArray[np.float64], spent: dict[int, _Spent]
-) -> list[TeacherFacts]:
+def _teachers(session: Session, run: Run, means: grid.Means, spent: dict[int, _Spent]) -> list[TeacherFacts]:
     assigned: dict[int, int] = dict(
         session.execute(
             select(Assignment.teacher_id, func.count())
@@ -254,9 +254,9 @@ def _teachers(
         TeacherFacts(
             teacher=teacher.name,
             assigned=assigned.get(teacher.id, 0),
-            quality=_mean(cells.quality[:, column]),
-            learnability=_mean(cells.learnability[:, column]),
-            reward=_mean(combined[:, column]),
+            quality=_known(means.quality, column),
+            learnability=_known(means.learnability, column),
+            reward=_known(means.reward, column),
             tokens=spent.get(teacher.id, _NOTHING).tokens,
             cost=spent.get(teacher.id, _NOTHING).dollars,
             reused_tokens=spent.get(teacher.id, _NOTHING).reused_tokens,
@@ -496,5 +496,6 @@ def _sum(parts: list[float | None]) -> float | None:
     return sum(known) if known and len(known) == len(parts) else None
 
 
-def _mean(column: NDArray[np.float64]) -> float | None:
-    return float(np.nanmean(column)) if not np.isnan(column).all() else None
+def _known(means: Vector, column: int) -> float | None:
+    """A teacher's mean; None where there is none, also where the run has no calibration prompts."""
+    return float(means[column]) if means.ndim and not np.isnan(means[column]) else None

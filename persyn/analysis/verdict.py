@@ -11,7 +11,6 @@ from persyn.db.catalog import Run
 from persyn.db.grid import Grid
 from persyn.errors import UsageError
 from persyn.method.intervals import Interval
-from persyn.method.strategies import STRATEGIES
 from persyn.method.verdict import FEW, LEAST, WORTHWHILE, Verdict
 from persyn.stages import limits
 from persyn.stages import verdict as stored
@@ -41,8 +40,7 @@ def if_any(session: Session, run: Run, cells: Grid) -> RunVerdict | None:
 
     cells: the run's grid.
     """
-    is_routed = (kind := STRATEGIES.get(load_config(run.config).strategy.kind)) and kind.decided_by == "router"
-    if not is_routed or run.router_id is None:
+    if run.router_id is None or not stored.is_about(run):
         return None
     try:
         return _said(session, run, stored.of_run(session, run, cells=cells))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -17,10 +18,12 @@ from persyn.db.text import call_characters
 from persyn.errors import UsageError
 from persyn.method import learnability as learnabilities
 from persyn.method import rewards
+from persyn.method.intervals import Vector
 from persyn.method.learnability import LEARNABILITIES, Learnability
 from persyn.method.rewards import Matrix, Normalisation
 
-#: Why a run has no learnability, and how to get one.
+#: Prompts of a part.
+_PART = 10_000
 #: Why a run has no learnability, and what to do.
 NOT_SCORED = (
     "the run is at alpha 0 and scores no learnability. Start a run under another name with an alpha above 0 and a "
@@ -85,6 +88,16 @@ class Grid:
             raise UsageError(f"there is no reward at alpha {alpha:g}: {NOT_SCORED}")
         _require_known("normalise", how, Normalisation)
         return {"alpha": alpha, "how": how or self.how}
+
+
+class Means(NamedTuple):
+    """Each teacher's means over the prompts of a grid, (T,); NaN for a teacher without any."""
+
+    quality: Vector
+    learnability: Vector
+    reward: Vector
+    #: See `rewards.static_ranking`.
+    ranking: Vector
 
 
 class Measure(NamedTuple):
@@ -184,6 +197,29 @@ def read(
         is_log_likelihood=measured.kind.is_log_likelihood,
         has_learnability=run.learnability_scorer_id is not None,
     )
+
+
+def parts(session: Session, run: Run) -> Iterator[Grid]:
+    """Read a run's grid in parts, so that memory does not grow with the number of prompts."""
+    prompts = select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id, RunPrompt.role != Role.TARGET)
+    prompts = prompts.order_by(RunPrompt.prompt_id).limit(_PART)
+    last = 0
+    while prompt_ids := session.scalars(prompts.where(RunPrompt.prompt_id > last)).all():
+        last = prompt_ids[-1]
+        yield read(session, run, prompt_ids=(prompt_ids[0], last))
+
+
+def means(of_parts: Iterable[Grid]) -> Means:
+    """Each teacher's means over all parts of a grid."""
+    quality, learnability, reward, informative = (rewards.Means() for _ in range(4))
+    for cells in of_parts:
+        rewarded = cells.rewards()
+        quality.add(cells.quality)
+        learnability.add(cells.learnability)
+        reward.add(rewarded)
+        informative.add(rewarded[rewards.informative(rewarded)])
+    ranking = rewards.ranking_of(informative.found, reward.found)
+    return Means(quality.found, learnability.found, reward.found, ranking)
 
 
 def _require_statistics(run: Run, cell: Any, kind: Learnability) -> None:

@@ -147,9 +147,12 @@ def static_ranking(rewards: Matrix) -> NDArray[np.float64]:
     rewards: (P, T), normalised.
     returns: (T,); NaN for a teacher without any reward.
     """
-    is_informative = informative(rewards)
-    means, all_means = column_means(rewards[is_informative]), column_means(rewards)
-    return np.where(np.isnan(means), all_means, means)
+    return ranking_of(column_means(rewards[informative(rewards)]), column_means(rewards))
+
+
+def ranking_of(informative_means: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`static_ranking` from a teacher's means over the informative prompts and over all, (T,) each."""
+    return np.where(np.isnan(informative_means), means, informative_means)
 
 
 def informative(rewards: Matrix) -> NDArray[np.bool_]:
@@ -160,8 +163,28 @@ def informative(rewards: Matrix) -> NDArray[np.bool_]:
 
 def column_means(values: Matrix) -> NDArray[np.float64]:
     """(T,) means over the present cells; NaN for a column without any."""
-    count = (~np.isnan(values)).sum(axis=0)
-    return np.asarray(np.divide(np.nansum(values, axis=0), count, out=np.full(len(count), np.nan), where=count > 0))
+    means = Means()
+    means.add(values)
+    return means.found
+
+
+class Means:
+    """Means over the present cells of matrices that are added one after the other."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(())
+        self._counts = np.zeros(())
+
+    def add(self, values: Matrix) -> None:
+        """Add the cells of a (P, T) matrix."""
+        self._sums = self._sums + np.nansum(values, axis=0)
+        self._counts = self._counts + (~np.isnan(values)).sum(axis=0)
+
+    @property
+    def found(self) -> NDArray[np.float64]:
+        """(T,) means; NaN for a column without any cell, and a scalar NaN before the first matrix."""
+        nothing = np.full(self._counts.shape, np.nan)
+        return np.asarray(np.divide(self._sums, self._counts, out=nothing, where=self._counts > 0))
 
 
 def _compared(quality: Matrix, learnability: Matrix, alpha: float) -> tuple[Matrix, Matrix]:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from persyn.config import StrategyTable, load_config
 from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher
+from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Response, Router, RouterScore
 from persyn.errors import EngineError, UsageError
 from persyn.jobs.queue import Claim
@@ -71,9 +72,9 @@ def plan(session: Session, run: Run) -> int:
         case "router" | "function":
             return _make_jobs(session, run, unassigned.missing(run.id))
         case "rewards":
-            _follow(session, run, "static")  # where no reward is known, the teacher that is best on average
+            _assign_unrewarded(session, run)
         case "policy":
-            _follow(session, run, kind.name)
+            _follow(session, run)
     return 0
 
 
@@ -192,13 +193,17 @@ def _assign_calibration(session: Session, run: Run) -> None:
 
     The only scored response to a prompt has no reward, and is the best.
     """
-    cells = grid.read(session, run)
+    for cells in grid.parts(session, run):
+        _assign_part(session, run, cells)
+
+
+def _assign_part(session: Session, run: Run, cells: Grid) -> None:
     rewarded = cells.rewards()
     is_scored = ~np.isnan(cells.quality) & (~np.isnan(cells.learnability) | (cells.alpha == 0))
     known = is_scored.any(axis=1)
     winners, margins = _best(np.where(is_scored, np.nan_to_num(rewarded), np.nan)[known])
     chosen = rewarded[known, winners]
-    first, answered = unassigned.first_sample(run), _first_answered(session, run)
+    first, answered = unassigned.first_sample(run), _first_answered(session, run, cells)
     scores = [None if np.isnan(score) else score for score in chosen.tolist()]
     rows = zip(cells.prompt_ids[known].tolist(), scores, winners, margins, strict=True)
     bulk.insert_new(
@@ -220,21 +225,33 @@ def _assign_calibration(session: Session, run: Run) -> None:
     )
 
 
-def _first_answered(session: Session, run: Run) -> dict[tuple[int, int], int]:
-    """{(prompt, teacher): the first sample with a text} of the grid."""
+def _first_answered(session: Session, run: Run, cells: Grid) -> dict[tuple[int, int], int]:
+    """{(prompt, teacher): the first sample with a text} of a part of the grid."""
+    between = int(cells.prompt_ids[0]), int(cells.prompt_ids[-1])
     key = Response.prompt_id, Response.teacher_id
     found = session.execute(
         select(*key, func.min(Response.sample))
         .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Response.prompt_id))
         .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
-        .where(RunPrompt.role != Role.TARGET, Response.sample < load_config(run.config).run.samples)
+        .where(RunPrompt.role != Role.TARGET, RunPrompt.prompt_id.between(*between))
+        .where(Response.sample < load_config(run.config).run.samples)
         .where(Response.text.is_not(None))
         .group_by(*key)
     )
     return {(prompt_id, teacher_id): sample for prompt_id, teacher_id, sample in found}
 
 
-def _follow(session: Session, run: Run, kind: str) -> None:
+def _assign_unrewarded(session: Session, run: Run) -> None:
+    """Assign prompts without any reward to the teacher that is best on average."""
+    if session.execute(unassigned.missing(run.id).limit(1)).first() is None:
+        return
+    ranking = grid.means(grid.parts(session, run)).ranking
+    if np.isnan(ranking).all():
+        raise UsageError(f"strategy {_kind(run).name}: no response of the calibration grid has a reward")
+    _assign_rest(session, run, lambda present: strategies.by_ranking(ranking, present), _kind(run).name)
+
+
+def _follow(session: Session, run: Run) -> None:
     """Assign the remaining prompts by a strategy that reads no prompt."""
     strategy = load_config(run.config).strategy
     cells = grid.read(session, run)
@@ -242,7 +259,7 @@ def _follow(session: Session, run: Run, kind: str) -> None:
 
     def policy(present: NDArray[np.bool_]) -> rewards.Matrix:
         try:
-            return strategies.policy(kind, goes_by, present, **strategy.arguments)
+            return strategies.policy(strategy.kind, goes_by, present, **strategy.arguments)
         except ValueError as error:
             raise UsageError(f"strategy {strategy.kind}: {error}") from error
 

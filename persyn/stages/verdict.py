@@ -125,6 +125,12 @@ def _ranking(session: Session, run: Run) -> list[int]:
     return [int(cells.teacher_ids[column]) for column in order]
 
 
+def is_about(run: Run) -> bool:
+    """Whether a run is one that a verdict can be about: one whose prompts a router assigns."""
+    kind = STRATEGIES.get(load_config(run.config).strategy.kind)  # none if its package is not installed any more
+    return kind is not None and kind.decided_by == "router"
+
+
 def unseen_scores(session: Session, run: Run, cells: Grid) -> Matrix:
     """(P, K) scores of the grid's prompts by a router that was not fitted to the prompt; NaN where there are none.
 
@@ -134,7 +140,7 @@ def unseen_scores(session: Session, run: Run, cells: Grid) -> Matrix:
     tuned backbone.
     """
     config, none = load_config(run.config), f"run {run.name!r} has no verdict: "
-    if STRATEGIES.require(config.strategy.kind, "strategy").decided_by != "router":
+    if not is_about(run):
         raise UsageError(f"{none}its strategy is {config.strategy.name}, and a verdict is about a router")
     if run.router_id is None:
         raise UsageError(f"{none}it has no router yet")

@@ -156,6 +156,15 @@ def test_every_pair_is_a_preference_once_unless_it_is_tied_or_incomplete(scores:
     assert len(rewards.preferences(scores)[0]) == expected
 
 
+def test_means_of_parts_are_those_of_the_whole() -> None:
+    means = rewards.Means()
+    means.add(matrix([1, NAN, NAN], [3, 5, NAN]))
+    means.add(matrix([5, NAN, NAN]))
+
+    assert_array_equal(means.found, [3.0, 5.0, NAN])
+    assert np.isnan(rewards.Means().found)
+
+
 def test_the_static_ranking_is_the_mean_reward_of_the_present_cells() -> None:
     assert_array_equal(rewards.static_ranking(matrix([1, 0, NAN], [0, 3, NAN])), [0.5, 1.5, NAN])
     # A teacher with rewards only on prompts without comparison is ranked by those.

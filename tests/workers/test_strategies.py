@@ -8,10 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import delete, func, select
 
+from persyn.analysis import summary
 from persyn.analysis.compare import compare
+from persyn.db import grid as stored_grid
 from persyn.db.catalog import Prompt, Run, RunState, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response, RouterScore, Score
@@ -105,15 +108,21 @@ def test_a_mix_asks_the_strongest_now_and_then_and_the_weakest_otherwise(databas
     assert 35 <= counts["cyd"] <= 85  # mean 60, standard deviation 6.9
 
 
-def test_an_oracle_has_everybody_answer_everything(database: Database, tmp_path: Path) -> None:
+def test_an_oracle_has_everybody_answer_everything(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_grid, "_PART", 6)  # so that 20 prompts are read in four parts
     run_id = work(database, tmp_path, write_run(tmp_path, strategy="oracle", prompts=20))
 
     assert count(database, Response) == 20 * len(TEACHERS)
     with database.read() as session:
         reasons = session.scalars(select(Assignment.reason).where(Assignment.run_id == run_id)).all()
         best = session.scalars(select(Assignment.score).where(Assignment.run_id == run_id)).all()
-        found = compare(session, session.get_one(Run, run_id))
+        run = session.get_one(Run, run_id)
+        found, facts, cells = compare(session, run), summary.facts(session, run), stored_grid.read(session, run)
     assert reasons == ["calibration"] * 20
+    for values, name in ((cells.quality, "quality"), (cells.rewards(), "reward")):
+        assert [getattr(each, name) for each in facts.teachers] == pytest.approx(np.nanmean(values, axis=0).tolist())
     assert min(best) >= 0.5  # one of three teachers always has half of each part
     assert (found.n_holdout, found.n_calibration) == (5, 15)
 
