@@ -238,9 +238,9 @@ class QualityPart(QualityTable, frozen=True):
 class RouterTable(_Table, frozen=True):
     """[router]: the model that predicts which teacher's response will have the highest reward."""
 
-    #: How it predicts, see below. `auto` compares all kinds by cross-validation on the calibration prompts, among them
-    #: the static ranking, and takes the simplest within one standard error of the best, or the static ranking within
-    #: two. None: `auto`, or `head` if `tune` says what is trained.
+    #: How it predicts, see below. `auto` compares all kinds by cross-validation on the calibration prompts, and takes
+    #: the static ranking if that is within 1.5 standard errors of the best kind, else `stacked` if that is within one,
+    #: else the best. None: `auto`, or `head` if `tune` says what is trained.
     kind: RouterKindName | None = None
     #: What it reads of a prompt's text: states of the `backbone`, a sentence `embedding`, weights of words (`tfidf`);
     #: each kind reads those that it can, together. A model that no kind reads is not loaded.

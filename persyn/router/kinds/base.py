@@ -169,6 +169,8 @@ class RouterKind:
     reuses_settings: bool = False
     #: For a kind made of others: the router and its (P, K) out-of-fold scores, from those of the others on a bench.
     mix: Callable[[Bench], tuple[Predictor, Matrix]] | None = None
+    #: `auto` prefers the kind if its reward is within this many standard errors of the best one's.
+    preferred_within: float = 0.0
     #: The sources that it can read. It needs one of them, or none if it reads none.
     reads: frozenset[Source] = frozenset()
     #: How figures draw it: colour, marker and line.

@@ -14,10 +14,6 @@ from persyn.method.rewards import Matrix, preference_weights
 from persyn.router.kinds.base import Examples, Predictor, Prompts, RouterKind, quietly
 from persyn.router.kinds.crossfit import Bench, one_thread
 
-#: Standard errors by which a router must be ahead of the static ranking, and of a simpler router. The best of several
-#: routers is often one standard error ahead of static by chance, and taking it then costs reward.
-_ERRORS_TO_ROUTE, _ERRORS = 2.0, 1.0
-
 #: Bounds of the logarithm of the factor of `log_odds_scale`, for scores that differ by 1 on average.
 _LOG_FACTORS = (-7.0, 4.0)
 
@@ -61,9 +57,7 @@ def routed(scores: Matrix, rewards: Matrix) -> Vector:
 
 
 def choose(kinds: Sequence[RouterKind], prompts: Prompts, examples: Examples, *, tick: Tick = quietly) -> Choice:
-    """Take the first kind, simple ones first, whose reward is within one standard error of the best one's.
-
-    The static ranking is taken if it is within two.
+    """Take the kind with the highest reward, or one that is preferred and within its standard errors of it.
 
     kinds: at least one; those that find nothing to read in the prompts are left out.
     """
@@ -74,20 +68,21 @@ def choose_on(bench: Bench, kinds: Sequence[RouterKind]) -> Choice:
     """See `choose`; the bench keeps what is fitted."""
     examples = bench.examples
     with one_thread():
-        found = {kind.name: bench.fitted(kind) for kind in kinds if kind.can_read(bench.prompts)}
+        kinds = [kind for kind in kinds if kind.can_read(bench.prompts)]
+        found = {kind.name: bench.fitted(kind) for kind in kinds}
     names, out, fold = list(found), [scores for _, scores in found.values()], bench.fold
     rewards = np.column_stack([routed(each, examples.rewards) for each in out])
     known = ~np.isnan(rewards).any(axis=1)
-    errors = [_ERRORS_TO_ROUTE if name == "static" else _ERRORS for name in names]
-    place = _first_within_error(rewards[known], errors)
-    taken = names[place]
+    within = [kind.preferred_within for kind in kinds]
+    place = _preferred(rewards[known], within)
+    taken = kinds[place]
     scores = np.zeros(examples.rewards.shape)
     for each in np.unique(fold):
         inside, others = fold == each, known & (fold != each)
-        scores[inside] = out[_first_within_error(rewards[others], errors)][inside]
+        scores[inside] = out[_preferred(rewards[others], within)][inside]
     candidates = _candidates(names, rewards[known])
     scale = log_odds_scale(out[place], examples)
-    return Choice(taken, found[taken][0], scores, scale, candidates, _why(taken, candidates))
+    return Choice(taken.name, found[taken.name][0], scores, scale, candidates, _why(taken, candidates))
 
 
 def log_odds_scale(scores: Matrix, examples: Examples) -> float:
@@ -110,13 +105,17 @@ def log_odds_scale(scores: Matrix, examples: Examples) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=_LOG_FACTORS, method="bounded").x) / unit)
 
 
-def _first_within_error(rewards: Matrix, errors: Sequence[float]) -> int:
-    """Of N candidates' (P, N) rewards: the first whose mean is within its (N,) standard errors of the highest mean."""
+def _preferred(rewards: Matrix, within: Sequence[float]) -> int:
+    """Of N candidates' (P, N) rewards: the one that is within the most of its (N,) standard errors of the highest mean.
+
+    Only the best itself is within 0; of several candidates, the one that is preferred within the most errors.
+    """
     if not len(rewards):
-        return 0
+        return int(np.argmax(within))
     behind = rewards[:, [rewards.mean(axis=0).argmax()]] - rewards
     error = behind.std(axis=0) / np.sqrt(len(rewards))
-    return int((behind.mean(axis=0) <= error * np.asarray(errors)).argmax())
+    is_near = behind.mean(axis=0) <= error * np.asarray(within)
+    return int(np.where(is_near, within, -1.0).argmax())
 
 
 def _candidates(names: Sequence[str], rewards: Matrix) -> list[Candidate]:
@@ -128,12 +127,11 @@ def _candidates(names: Sequence[str], rewards: Matrix) -> list[Candidate]:
     ]
 
 
-def _why(taken: str, candidates: Sequence[Candidate]) -> str:
+def _why(taken: RouterKind, candidates: Sequence[Candidate]) -> str:
     best = max(candidates, key=lambda candidate: candidate.reward)
-    chosen = next(candidate for candidate in candidates if candidate.kind == taken)
-    reach = "two standard errors" if taken == "static" else "one standard error"
-    simpler = "" if chosen is best else f", the simplest within {reach} of {best.kind} ({best.reward:.3f})"
+    chosen = next(candidate for candidate in candidates if candidate.kind == taken.name)
+    reach = f", preferred within {taken.preferred_within:g} standard errors of {best.kind} ({best.reward:.3f})"
     return (
-        f"{taken}: cross-validated reward {chosen.reward:.3f}{simpler}; "
+        f"{taken.name}: cross-validated reward {chosen.reward:.3f}{'' if chosen is best else reach}; "
         f"{chosen.gain:+.3f} +- {chosen.error:.3f} over the best single teacher"
     )

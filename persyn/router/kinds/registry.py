@@ -1,4 +1,4 @@
-"""All kinds of routers, simple ones first: of kinds that cannot be told apart, the first is taken."""
+"""All kinds of routers, simple ones first: of kinds with the same reward, the first is taken."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ _STATIC = RouterKind(
     summary="the teacher with the best mean reward, for every prompt",
     fit=static.fit,
     restore=static.restore,
+    # The best of several routers is often one standard error ahead by chance, and to take it then costs reward.
+    preferred_within=1.5,
     style=("orange", "s", "--"),
 )
 _CLUSTERS = RouterKind(
@@ -60,6 +62,8 @@ ROUTERS = Registry(
         fit=partial(stacked.fit, _MEMBERS),
         restore=partial(stacked.restore, {kind.name: kind for kind in _MEMBERS}),
         mix=partial(stacked.mix, _MEMBERS),
+        # Of kinds that cannot be told apart, the best is partly so by chance; a mix is seldom much worse than any.
+        preferred_within=1.0,
         reads=frozenset({"states", "texts", "fields"}),
         style=("black", "D", "-"),
     ),

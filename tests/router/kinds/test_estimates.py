@@ -149,13 +149,14 @@ def test_a_setting_is_judged_by_the_rewards_of_the_teachers_it_takes() -> None:
     assert tuning.best([routes, routes], rewards) == 0
 
 
-def test_a_simpler_kind_is_preferred_within_its_standard_errors() -> None:
-    # The second is better on 5 of 100 prompts and worse on 1: a difference of 0.04 +- 0.024.
+def test_a_kind_is_preferred_within_its_standard_errors() -> None:
+    # The second is better on 5 of 100 prompts and worse on 1: a difference of 0.04 +- 0.024. The third is the second.
     first, second = np.zeros(100), np.zeros(100)
     second[:5], first[5] = 1.0, 1.0
-    rewards = np.column_stack([first, second])
-    assert choice._first_within_error(rewards, [1.0, 1.0]) == 1
-    assert choice._first_within_error(rewards, [2.0, 1.0]) == 0
+    rewards = np.column_stack([first, second, second])
+    assert choice._preferred(rewards, [1.5, 0.0, 0.0]) == 1
+    assert choice._preferred(rewards, [1.5, 0.0, 1.0]) == 2
+    assert choice._preferred(rewards, [2.0, 0.0, 1.0]) == 0
 
 
 def test_the_scale_turns_differences_of_scores_into_log_odds() -> None:
