@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from persyn.api import Deletion as Deletion
     from persyn.api import ExportedDataset as ExportedDataset
     from persyn.api import ExportOptions as ExportOptions
     from persyn.api import Figure as Figure
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from persyn.api import RunVerdict as RunVerdict
     from persyn.api import Snapshot as Snapshot
     from persyn.api import Store as Store
+    from persyn.api import StoreCopy as StoreCopy
     from persyn.api import Summary as Summary
     from persyn.api import TrainingSettings as TrainingSettings
+    from persyn.api import copy_store as copy_store
     from persyn.api import open as open
     from persyn.errors import EngineError as EngineError
     from persyn.errors import PersynError as PersynError
@@ -42,8 +45,11 @@ _OFFERED = {
     **dict.fromkeys(
         (
             "open",
+            "copy_store",
             "Store",
+            "StoreCopy",
             "Run",
+            "Deletion",
             "Figure",
             "ExportOptions",
             "ExportedDataset",
