@@ -16,7 +16,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from persyn.api import Deletion as Deletion
     from persyn.api import ExportedDataset as ExportedDataset
     from persyn.api import ExportOptions as ExportOptions
     from persyn.api import Figure as Figure
@@ -28,14 +27,15 @@ if TYPE_CHECKING:
     from persyn.api import RunVerdict as RunVerdict
     from persyn.api import Snapshot as Snapshot
     from persyn.api import Store as Store
-    from persyn.api import StoreCopy as StoreCopy
     from persyn.api import Summary as Summary
     from persyn.api import TrainingSettings as TrainingSettings
-    from persyn.api import copy_store as copy_store
     from persyn.api import open as open
     from persyn.errors import EngineError as EngineError
     from persyn.errors import PersynError as PersynError
     from persyn.errors import UsageError as UsageError
+    from persyn.operations.copying import StoreCopy as StoreCopy
+    from persyn.operations.copying import copy_store as copy_store
+    from persyn.operations.deletion import Deletion as Deletion
 
     #: The installed version.
     __version__: str
@@ -45,11 +45,8 @@ _OFFERED = {
     **dict.fromkeys(
         (
             "open",
-            "copy_store",
             "Store",
-            "StoreCopy",
             "Run",
-            "Deletion",
             "Figure",
             "ExportOptions",
             "ExportedDataset",
@@ -65,6 +62,8 @@ _OFFERED = {
         ),
         "persyn.api",
     ),
+    **dict.fromkeys(("copy_store", "StoreCopy"), "persyn.operations.copying"),
+    "Deletion": "persyn.operations.deletion",
     **dict.fromkeys(("PersynError", "UsageError", "EngineError"), "persyn.errors"),
 }
 

@@ -45,9 +45,6 @@ from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError, shorten
 from persyn.jobs import owner
 from persyn.method.rewards import Matrix, Normalisation
-from persyn.operations.copying import StoreCopy as StoreCopy
-from persyn.operations.copying import copy_store as copy_store
-from persyn.operations.deletion import Deletion as Deletion
 from persyn.operations.of_run import RunOperations
 from persyn.report.figure import Figure
 from persyn.runs import budgets, pipeline, preflight, run_file, same_run, start
@@ -65,7 +62,6 @@ if TYPE_CHECKING:
     from persyn.report.drawing import Picture
 
 __all__ = [
-    "Deletion",
     "ExportOptions",
     "ExportedDataset",
     "Figure",
@@ -77,10 +73,8 @@ __all__ = [
     "Snapshot",
     "Spending",
     "Store",
-    "StoreCopy",
     "Summary",
     "TrainingSettings",
-    "copy_store",
     "open",
 ]
 

@@ -309,19 +309,17 @@ def _of_model(run_id: int, of: ModelJobs) -> tuple[ColumnElement[bool], ...]:
     return Job.run_id == run_id, Job.stage == of.stage, *is_of, Job.state != JobState.DONE
 
 
-def turned(session: Session, held: Collection[Claim]) -> set[int]:
-    """The ids of held jobs to hand back: moved to another queue since their claim, or of a run that has stopped."""
+def turned(session: Session, held: Collection[Claim], *, is_moved: bool = False) -> set[int]:
+    """The ids of held jobs to hand back: moved to another queue and, unless `is_moved`, those of stopped runs."""
     claims = {claim.id: claim for claim in held}
     columns = Job.id, Job.fence, Job.queue, Job.run_id.in_(_STOPPED).label("is_stopped")
     mine = [(row, claims[row.id]) for row in session.execute(select(*columns).where(Job.id.in_(claims)))]
-    return {row.id for row, was in mine if row.fence == was.fence and (row.queue != was.queue or row.is_stopped)}
+    ours = [(row, was.queue) for row, was in mine if row.fence == was.fence]
+    return {row.id for row, queue in ours if row.queue != queue or (row.is_stopped and not is_moved)}
 
 
 def release_turned(session: Session, job: Claim, *, owner: str) -> bool:
-    """Release a job that is to be handed back, see `turned`: what happened meanwhile counts for nothing.
-
-    Returns False if it is not.
-    """
+    """Release a job that is to be handed back, see `turned`, without counting an attempt; False if it is not."""
     session.execute(select(Job.id).where(Job.id == job.id).with_for_update())  # or it might be moved after the look
     return bool(turned(session, [job])) and release(session, job, owner=owner)
 

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ from persyn.operations.copying import copy_store
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
 from tests.factories import make_job, make_prompt, make_response, make_router, make_run, make_scorer
+from tests.one_database import POSTGRESQL
 from tests.postgres import Postgres
-from tests.run_files import TEACHERS, write_run
+from tests.run_files import PROMPTS, write_run
 
-SLOW = {"latency_seconds": 0.02, "concurrency": 4}
+CONCURRENCY = 4
 
 
 @pytest.fixture
@@ -140,27 +142,18 @@ def test_a_run_is_copied_while_it_is_half_done_and_finished_in_the_copy(
     sqlite: Database, empty: Callable[[str], str], tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
-    file = write_run(tmp_path, prompts=60, options={**SLOW, "journal": str(journal)})
-    where = {"PERSYN_DATABASE_URL": str(sqlite.url), "PERSYN_HOME": str(tmp_path / "home")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "persyn.cli", "run", "start", str(file)],
-        env=os.environ | where,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    needed = 12 * len(TEACHERS) + 48
-    while len(asked(journal)) < needed - 20:
-        assert process.poll() is None
-        time.sleep(0.01)
+    options = {"latency_seconds": 0.05, "concurrency": CONCURRENCY, "journal": str(journal)}
+    file = write_run(tmp_path, strategy="random", teachers=("ada", "bob"), options=options)
     target = empty("postgresql")
-    with pytest.raises(UsageError, match=r"holds? jobs in the source; stop the workers"):
-        copy_store(str(sqlite.url), target)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with worked(sqlite, file) as kill:
+        while len(asked(journal)) < PROMPTS / 2:
+            time.sleep(0.01)
+        with pytest.raises(UsageError, match=r"holds? jobs in the source; stop the workers"):
+            copy_store(str(sqlite.url), target)
+        kill()
     with sqlite.read() as session:
         before = session.scalars(select(func.count(Response.id))).one()
-        assert 0 < before < needed
+        assert 0 < before < PROMPTS
         assert JobState.RUNNING in set(session.scalars(select(Job.state)))
 
     copy_store(str(sqlite.url), target)
@@ -168,16 +161,34 @@ def test_a_run_is_copied_while_it_is_half_done_and_finished_in_the_copy(
     copy = Database(target)
     with copy.read() as session:
         run_id = session.scalars(select(Run.id)).one()
-    Worker(copy, Settings.from_environment(where), run_id=run_id).run()
+    Worker(copy, Settings.from_environment({"PERSYN_HOME": str(tmp_path / "home")}), run_id=run_id).run()
     with copy.read() as session:
         run = session.get_one(Run, run_id)
         assert run.state is RunState.DONE
-        assert session.scalars(select(func.count(Response.text))).one() == needed
+        assert session.scalars(select(func.count(Response.text))).one() == PROMPTS
         assert list(audit(session, run)) == []
     taken = asked(journal)
-    assert len(set(taken)) == needed
-    assert len(taken) - needed <= 2 * SLOW["concurrency"]  # what was in flight when the worker was killed
+    assert len(set(taken)) == PROMPTS
+    assert len(taken) - PROMPTS <= 2 * CONCURRENCY  # what was in flight when the worker was killed
     copy.close()
+
+
+@contextmanager
+def worked(store: Database, file: Path) -> Iterator[Callable[[], None]]:
+    """Start a run in another process; yields a function that kills it with its engines."""
+    where = {"PERSYN_DATABASE_URL": str(store.url), "PERSYN_HOME": str(file.parent / "home")}
+    command = [sys.executable, "-m", "persyn.cli", "run", "start", str(file)]
+    process = subprocess.Popen(command, env=os.environ | where, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def kill() -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    try:
+        yield kill
+    finally:
+        kill()
 
 
 def asked(journal: Path) -> list[tuple[str, str]]:
@@ -205,7 +216,7 @@ def test_a_copy_that_is_killed_goes_on_where_it_stopped(sqlite: Database, empty:
     target = empty("postgresql")
     total = sum(map(len, content(sqlite).values()))
     reached = 0
-    for steps in (1, 40, 20, 70):  # the last is killed while it compares
+    for steps in (1, 30, 70):  # the last is killed while it compares
         killed = subprocess.run([sys.executable, "-c", KILLED, str(sqlite.url), target, str(steps)], check=False)
         assert killed.returncode == -signal.SIGKILL
         with Database(target).engine.connect() as connection:
@@ -308,11 +319,8 @@ def test_values_that_the_target_cannot_store_are_named(
         copy_store(str(sqlite.url), empty("postgresql"))
 
 
-def test_a_value_that_is_not_a_number_is_not_made_null(
-    postgres: Postgres, empty: Callable[[str], str], database: Database
-) -> None:
-    if database.engine.dialect.name == "sqlite":
-        pytest.skip("it stores none")
+@POSTGRESQL  # SQLite stores none
+def test_a_value_that_is_not_a_number_is_not_made_null(empty: Callable[[str], str], database: Database) -> None:
     fill(database)
     with database.write() as session:
         session.execute(update(Score).where(Score.response_id == 1).values(value=math.nan))

@@ -158,7 +158,7 @@ def test_a_router_that_another_run_has_is_kept(database: Database, tmp_path: Pat
         assert session.scalars(select(Router.fingerprint)).one() == was
 
 
-@pytest.mark.parametrize("steps", [1, 4, 8, 12])
+@pytest.mark.parametrize("steps", [1, 8, 12])
 def test_a_deletion_that_is_interrupted_goes_on(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
