@@ -142,20 +142,18 @@ def test_a_run_is_copied_while_it_is_half_done_and_finished_in_the_copy(
     sqlite: Database, empty: Callable[[str], str], tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
-    options = {"latency_seconds": 0.05, "concurrency": CONCURRENCY, "journal": str(journal)}
+    options = {"latency_seconds": 0.2, "concurrency": CONCURRENCY, "journal": str(journal)}
     file = write_run(tmp_path, strategy="random", teachers=("ada", "bob"), options=options)
-    target = empty("postgresql")
     with worked(sqlite, file) as kill:
         while len(asked(journal)) < PROMPTS / 2:
             time.sleep(0.01)
-        with pytest.raises(UsageError, match=r"holds? jobs in the source; stop the workers"):
-            copy_store(str(sqlite.url), target)
         kill()
     with sqlite.read() as session:
         before = session.scalars(select(func.count(Response.id))).one()
         assert 0 < before < PROMPTS
         assert JobState.RUNNING in set(session.scalars(select(Job.state)))
 
+    target = empty("postgresql")
     copy_store(str(sqlite.url), target)
 
     copy = Database(target)
