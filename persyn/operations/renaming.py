@@ -17,7 +17,7 @@ from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.work import Event
 from persyn.errors import UsageError, shorten
-from persyn.student import trainings
+from persyn.student import identity
 
 
 def rename(database: Database, run_id: int, name: str, home: Path, *, actor: str) -> list[Path]:
@@ -46,7 +46,7 @@ def _rename(session: Session, run: Run, name: str, actor: str) -> None:
     bulk.insert_new(session, Event, [event])
     run.name, run.config, run.config_hash = name, renamed.frozen(), renamed.digest()
     session.flush()
-    trainings.rename(session, run)
+    identity.rename(session, run)
 
 
 def _move(home: Path, was: str, name: str, kind: str) -> Path | None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import fingerprint_of
 from persyn.dataset import export, manifest
 from persyn.dataset.filters import AssignedRow
 from persyn.dataset.formats import inlined
 from persyn.dataset.options import ExportOptions
 from persyn.db import bulk, lookup
-from persyn.db.catalog import Run, RunState, Student
+from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Response
 from persyn.db.trained import Training
@@ -27,6 +25,7 @@ from persyn.llm.options import FORM_OPTIONS
 from persyn.llm.protocols import ModelSpec
 from persyn.llm.template import Conversation
 from persyn.stages.batch import conversation
+from persyn.student import identity
 from persyn.student import train as training
 from persyn.student.lock import locked
 from persyn.student.train import TrainingCallback, TrainingSettings
@@ -57,7 +56,7 @@ def train(
         "dataset_hash": dataset_hash,
         "settings": msgspec.to_builtins(settings),
     }
-    fingerprint = _fingerprint(run.name, student.fingerprint, dataset_hash, row["settings"])
+    fingerprint = identity.fingerprint(run.name, student.fingerprint, dataset_hash, row["settings"])
     found = _find(database, fingerprint)
     if found is not None and Path(found.path).is_dir():
         return found
@@ -102,19 +101,6 @@ def n_responses(session: Session, run_id: int) -> int:
     of_run = lookup.in_dataset(session.get_one(Run, run_id))
     answered = select(func.count()).select_from(Assignment).join(Response, of_run)
     return session.scalars(answered.where(Assignment.run_id == run_id, Response.text.is_not(None))).one()
-
-
-def rename(session: Session, run: Run) -> None:
-    """Adopt the name of a run in the fingerprints of its trainings, so that none is repeated."""
-    of_run = select(Training, Student.fingerprint).join(Student, Student.id == Training.student_id)
-    for each, student in session.execute(of_run.where(Training.run_id == run.id)).all():
-        each.fingerprint = _fingerprint(run.name, student, each.dataset_hash, each.settings)
-    session.flush()
-
-
-def _fingerprint(run: str, student: str, dataset_hash: str, settings: Any) -> str:
-    """Identify a training by the run's name, the student's fingerprint, the dataset and the settings."""
-    return fingerprint_of({"run_id": run, "student_id": student, "dataset_hash": dataset_hash, "settings": settings})
 
 
 def _finished(session: Session, name: str) -> Run:

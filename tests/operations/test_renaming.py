@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import select
 
 from persyn.config import load_config
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, Student
 from persyn.db.connect import Database
+from persyn.db.trained import Training
 from persyn.db.work import Event
 from persyn.errors import UsageError
 from persyn.operations.renaming import rename
 from persyn.runs import pipeline, run_file
-from persyn.student import trainings
+from persyn.student import identity
 from tests.factories import make_run
 from tests.operations.test_deletion import _train
 from tests.run_files import write_run
@@ -47,16 +48,16 @@ def test_a_training_is_found_after_its_run_was_renamed(database: Database, tmp_p
         made = make_run(session, name="one")
         _train(session, made, tmp_path)
         run = session.get_one(Run, made.id)
-        (training,) = session.scalars(select(trainings.Training))
-        before = trainings._fingerprint("one", "s", training.dataset_hash, training.settings)
-        assert before != trainings._fingerprint("two", "s", training.dataset_hash, training.settings)
-        student = session.get_one(trainings.Student, run.student_id).fingerprint
+        (training,) = session.scalars(select(Training))
+        before = identity.fingerprint("one", "s", training.dataset_hash, training.settings)
+        assert before != identity.fingerprint("two", "s", training.dataset_hash, training.settings)
+        student = session.get_one(Student, run.student_id).fingerprint
 
     rename(database, made.id, "two", tmp_path, actor="me")
 
     with database.read() as session:
-        (training,) = session.scalars(select(trainings.Training))
-        wanted = trainings._fingerprint("two", student, training.dataset_hash, training.settings)
+        (training,) = session.scalars(select(Training))
+        wanted = identity.fingerprint("two", student, training.dataset_hash, training.settings)
         assert training.fingerprint == wanted
 
 
