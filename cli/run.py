@@ -1,4 +1,4 @@
-"""`persyn run`: start, resume, watch, list and cancel runs."""
+"""`persyn run`: start, resume, watch, list and cancel runs; its other commands are in `operations`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from persyn.analysis import spending
 from persyn.analysis.watch import Snapshot, count_rows, effective_state, shortfalls, snapshot, waiting_runs
 from persyn.atomic import FolderChanged
-from persyn.cli import summary
+from persyn.cli import operations, summary
 from persyn.cli.beforehand import look_up, require_fit
 from persyn.cli.context import JSON, RUN, find_run, nobody_takes, plain, show, store, warn
 from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
@@ -40,13 +40,17 @@ from persyn.runs.start import find
 from persyn.settings import Settings
 from persyn.workers.runner.crew import Crew
 
-#: The exit codes of a finished run in which too many rows failed, and of one that has stopped for its budget.
-EXIT_MANY_FAILED, EXIT_OUT_OF_BUDGET = 3, 4
+#: The exit codes of a finished run in which too many rows failed, and of one that is paused.
+EXIT_MANY_FAILED, EXIT_PAUSED = 3, 4
 
 
 @click.group()
 def run() -> None:
-    """Start, resume, watch and cancel runs."""
+    """Start, resume, watch, pause, rename and delete runs."""
+
+
+for _command in operations.OF_RUN:
+    run.add_command(_command)
 
 
 @run.command(short_help="Start a run, or resume it.")
@@ -61,8 +65,8 @@ def start(config: Path) -> None:
 
     Before a new run is stored, PerSyn checks for what would stop it here: prompts without the fields that the quality
     needs, and missing models, keys, servers, GPUs or memory. Exit 3 when the run is done and more than 5% of a stage's
-    rows failed, with the reasons. Exit 4 when the run has stopped for its budget: raise [budget] in the file and start
-    it again.
+    rows failed, with the reasons. Exit 4 when the run is paused: if its budget is used up, raise [budget] in the file
+    and start it again; if a person has paused it, continue it by 'run resume'.
     """
     wanted = run_file.read(config)
     _require_celery()
@@ -120,9 +124,9 @@ def watch(run: str, interval: float | None) -> None:
     """Watch RUN until it ends; Ctrl-C closes the view, and the run continues. Writes no dataset.
 
     Shows its stages, each teacher's rate (over the last minute), the workers with their jobs, and what
-    failed. Exit 0 when the run is done, 3 when it is done and more than 5% of a stage's rows failed, 4 when it has
-    stopped for its budget, 1 when it failed or was cancelled. Without a terminal, it prints a line whenever something
-    changed within an interval.
+    failed. Exit 0 when the run is done, 3 when it is done and more than 5% of a stage's rows failed, 4 when it is
+    paused, 1 when it failed or was cancelled. Without a terminal, it prints a line whenever something changed within an
+    interval.
     """
     console = Console()
     seconds = interval or (LOOK_SECONDS if console.is_terminal else LINE_SECONDS)
@@ -183,14 +187,19 @@ def list_runs(as_json: bool) -> None:
     with store() as database, database.read() as session:
         prompts = select(func.count()).where(RunPrompt.run_id == Run.id).scalar_subquery()
         found = session.execute(
-            select(Run.id, Run.name, Run.state, Run.stage, prompts, Run.created_at, Run.error).order_by(Run.id)
+            select(Run.id, Run.name, Run.state, Run.stage, prompts, Run.created_at, Run.error, Run.priority).order_by(
+                Run.id
+            )
         ).all()
         holders, waits = queue.holders(session), waiting_runs(session)
     rows = [
         (name, effective_state(state, holders.get(run_id, ()), is_waiting=run_id in waits), *rest)
         for run_id, name, state, *rest in found
     ]
-    show(("name", "state", "stage", "prompts", "created", "error"), rows, as_json=as_json)
+    columns = ["name", "state", "stage", "prompts", "created", "error", "priority"]
+    if not as_json and not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    show(columns, rows, as_json=as_json)
     if not rows and not as_json:
         url = database.url.render_as_string(hide_password=True)
         click.echo(f"no runs in the store {url}; set PERSYN_DATABASE_URL or PERSYN_HOME to use another", err=True)
@@ -259,6 +268,8 @@ def _require_few_failed(database: Database, run_id: int) -> None:
 def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
     if state is RunState.CANCELLED:
         raise PersynError(f"run {name} was cancelled; continue with: persyn run resume {name}")
+    if state is RunState.DELETING:
+        raise PersynError(f"run {name} is being deleted")
     raise PersynError(
         f"run {name} failed in {error}; correct the cause, then: persyn run resume {name}; "
         "or start a changed run file under another name"
@@ -266,11 +277,11 @@ def _not_done(name: str, state: RunState, error: str | None) -> NoReturn:
 
 
 def _say_paused(database: Database, run_id: int) -> NoReturn:
-    """Say why a run has stopped, what the rest would cost and how to continue; exit with `EXIT_OUT_OF_BUDGET`."""
+    """Say why a run is paused, what the rest would cost and how to continue; exit with `EXIT_PAUSED`."""
     with database.read() as session:
         run = session.get_one(Run, run_id)
         click.echo("\n".join(summary.paused(run, spending.facts(session, run))), err=True)
-    sys.exit(EXIT_OUT_OF_BUDGET)
+    sys.exit(EXIT_PAUSED)
 
 
 def _require_celery() -> None:

@@ -17,6 +17,7 @@ from persyn.cli.context import show as table
 from persyn.cli.progress import wait_line
 from persyn.db.catalog import Run, RunState
 from persyn.jobs import owner
+from persyn.runs import scheduling
 
 __all__ = ["facts", "show"]
 
@@ -27,7 +28,8 @@ def show(session: Session, run: Run) -> None:
     error = f" ({plain(found.error)})" if found.error else ""
     state, notes = _state(session, run)
     costs = spending.facts(session, run)
-    click.echo(f"run {found.name}: {state}, {found.prompts:,} prompts{error}")
+    priority = f", priority {run.priority}" if run.priority else ""
+    click.echo(f"run {found.name}: {state}, {found.prompts:,} prompts{priority}{error}")
     for note in [*notes, *(paused(run, costs)[1:] if run.state is RunState.PAUSED else [])]:
         click.echo(note)
     _stages(found)
@@ -44,12 +46,12 @@ def show(session: Session, run: Run) -> None:
 
 
 def paused(run: Run, costs: Spending) -> list[str]:
-    """Why a run has stopped for its budget, what the rest would cost, and how to continue."""
+    """Why a run is paused, what the rest would cost, and how to continue."""
     rest = costs.rest_words
     return [
-        plain(f"run {run.name} has stopped: {run.error}"),
+        plain(f"run {run.name} is paused: {run.error}"),
         *([f"the rest would take about {rest}"] if rest is not None else []),
-        "to continue, raise [budget] in the run's file and start it again: persyn run start FILE",
+        f"to continue: {scheduling.how_to_continue(run)}",
     ]
 
 

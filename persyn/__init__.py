@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from persyn.errors import EngineError as EngineError
     from persyn.errors import PersynError as PersynError
     from persyn.errors import UsageError as UsageError
+    from persyn.operations.copying import StoreCopy as StoreCopy
+    from persyn.operations.copying import copy_store as copy_store
+    from persyn.operations.deletion import Deletion as Deletion
 
     #: The installed version.
     __version__: str
@@ -59,6 +62,8 @@ _OFFERED = {
         ),
         "persyn.api",
     ),
+    **dict.fromkeys(("copy_store", "StoreCopy"), "persyn.operations.copying"),
+    "Deletion": "persyn.operations.deletion",
     **dict.fromkeys(("PersynError", "UsageError", "EngineError"), "persyn.errors"),
 }
 

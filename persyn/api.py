@@ -45,8 +45,9 @@ from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError, shorten
 from persyn.jobs import owner
 from persyn.method.rewards import Matrix, Normalisation
+from persyn.operations.of_run import RunOperations
 from persyn.report.figure import Figure
-from persyn.runs import pipeline, preflight, run_file, same_run, start
+from persyn.runs import budgets, pipeline, preflight, run_file, same_run, start
 from persyn.settings import Settings
 from persyn.stages.batch import Progress
 from persyn.student.pilot_plan import PilotSettings as PilotSettings
@@ -212,7 +213,7 @@ class Store:
         return Run(self._database, self._settings, row.id, row.name)
 
 
-class Run:
+class Run(RunOperations):
     """One run of a store. Tables are read on each call and show the run's current state.
 
     Tables are `pyarrow.Table`: `.to_pandas()` and `polars.from_arrow` take them. Their columns are explained in
@@ -223,7 +224,6 @@ class Run:
         self._database = database
         self._settings = settings
         self._id = run_id
-        #: Its name, unique in the store.
         self.name = name
 
     def __repr__(self) -> str:
@@ -279,9 +279,9 @@ class Run:
         progress: called in this thread with a stage and its counts, whenever rows of it were written. An exception in
                   it, or an interrupt, stops the work; finished rows are stored, and another call of `work` continues.
 
-        Raises `PersynError` when the run failed, was cancelled, or has stopped for its budget; `resume` tries again
-        what failed, and `Store.start` with a raised budget continues. Warns of a run
-        that is done although more than 5% of a stage's rows failed; a notebook shows the counts of the returned run.
+        Raises `PersynError` when the run failed, was cancelled, or is paused; `resume` continues it, and `Store.start`
+        with a raised budget one whose budget was used up. Warns of a run that is done although more than 5% of a
+        stage's rows failed; a notebook shows the counts of the returned run.
         """
         if self.state is RunState.RUNNING:
             self._work(progress)
@@ -294,9 +294,8 @@ class Run:
         if state is RunState.CANCELLED:
             raise PersynError(f"run {self.name} was cancelled; call resume() and work() to continue")
         if state is RunState.PAUSED:
-            raise PersynError(
-                f"run {self.name} has stopped: {error}; raise its budget and call start() of the store, then work()"
-            )
+            how = "raise its budget and call start() of the store" if budgets.is_used_up(run) else "call resume()"
+            raise PersynError(f"run {self.name} is paused: {error}; {how}, then work()")
         return self
 
     def resume(self) -> Run:
@@ -330,11 +329,6 @@ class Run:
             run = session.get_one(catalog.Run, self._id)
             pipeline.retry_rows(session, run, reasons, actor=owner.actor())
         return self
-
-    def cancel(self) -> None:
-        """Stop the run; finished rows are kept, and `resume` continues it. Raises `UsageError` if it has ended."""
-        with self._database.write() as session:
-            pipeline.cancel(session, session.get_one(catalog.Run, self._id), actor=owner.actor())
 
     def watch(self, interval: float = 1.0) -> Iterator[Snapshot]:
         """Yield snapshots until the run ends, whichever process works it; the last one has the final state.
@@ -562,6 +556,7 @@ class Run:
             run = session.get(catalog.Run, self._id)
             if run is None:
                 raise UsageError(f"run {self.name} is no longer in the store")
+            lookup.require_whole(run)
             yield session, run
 
     def _work(self, progress: Callable[[str, Progress], object] | None) -> None:

@@ -12,13 +12,17 @@ from persyn.db.base import Base, Big, CreatedAt, Hash, Id, UtcTime, words
 
 
 class RunState(StrEnum):
-    """The state of a run. A paused one waits for a person: its budget is used up."""
+    """The state of a run. A paused one waits for a person: its budget is used up, or someone has paused it.
+
+    One that is being deleted has lost rows already, and can only be deleted.
+    """
 
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
     PAUSED = "paused"
+    DELETING = "deleting"
 
 
 class Role(StrEnum):
@@ -124,6 +128,9 @@ class Run(Base):
     state: Mapped[RunState] = mapped_column(words(RunState, "state"), default=RunState.RUNNING)
     stage: Mapped[str] = mapped_column(comment="current stage; the last stage once the run is done")
     plans: Mapped[int] = mapped_column(default=0, comment="number of times the current stage was planned")
+    priority: Mapped[int] = mapped_column(
+        default=0, server_default="0", comment="jobs of runs with higher values are claimed first"
+    )
     config: Mapped[dict[str, Any]] = mapped_column(comment="the run file, frozen")
     config_hash: Mapped[Hash]
     seed: Mapped[Big]

@@ -24,6 +24,8 @@ from persyn.errors import StoreUnavailable, UsageError
 if TYPE_CHECKING:
     from persyn.db.patience import Patience
 
+#: The revision of a store that is being copied to; nothing else may use it until it is complete.
+UNFINISHED_COPY = "unfinished copy"
 _BUSY_SECONDS = 30
 #: Both sides detect a vanished peer within a minute, so the server releases its locks.
 _ALIVE = {
@@ -111,7 +113,12 @@ class Database:
         self._reader.dispose()
 
     def upgrade(self) -> None:
-        """Upgrade the schema to this code's revision; creates the file if it is missing and loses no data."""
+        """Upgrade the schema to this code's revision; creates the file if it is missing and loses no data.
+
+        Raises `UsageError` for an unfinished copy.
+        """
+        if self.revision() == UNFINISHED_COPY:
+            raise self._unfinished()
         _in_transaction(self.engine, lambda config: command.upgrade(config, "head"))
 
     def is_there(self) -> bool:
@@ -128,16 +135,17 @@ class Database:
 
         A missing SQLite file is created. An empty one is being created by another process, which is waited for.
         """
-        head = ScriptDirectory.from_config(_alembic()).get_current_head()
         if self._is_new_file():
             Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
             self.upgrade()
             return
         if self._is_file and self._is_empty():
             self.upgrade()
-        found = self.revision()
+        found, head = self.revision(), self.head
         if found == head:
             return
+        if found == UNFINISHED_COPY:
+            raise self._unfinished()
         place = self.url.render_as_string(hide_password=True)
         if found is None:
             raise UsageError(f"the database {place} contains no PerSyn store yet; 'persyn db upgrade' creates it")
@@ -149,6 +157,15 @@ class Database:
             f"the database {place} is at revision {found}, which this PerSyn (at {head}) does not know; "
             "it was created by a newer version; install that version"
         )
+
+    @property
+    def head(self) -> str | None:
+        """The revision this code was written for."""
+        return ScriptDirectory.from_config(_alembic()).get_current_head()
+
+    def _unfinished(self) -> UsageError:
+        place = self.url.render_as_string(hide_password=True)
+        return UsageError(f"the database {place} is an unfinished copy of a store; 'persyn store copy' finishes it")
 
     @property
     def _is_file(self) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 from sqlalchemy.orm import Session
 
 from persyn.config import COMBINED, StudentTable, load_config
-from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
+from persyn.db.catalog import Role, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
 from persyn.db.results import NO_TEXT, Assignment, Response, answers_assignment, is_candidate, sample_indices
 from persyn.db.text import reason
 from persyn.errors import UsageError
@@ -20,7 +20,7 @@ _MOST = 5
 
 
 def run(session: Session, name: str) -> Run:
-    """The run of this name; `UsageError` names the runs that exist."""
+    """The run of this name; `UsageError` names the runs that exist, and refuses one that is being deleted."""
     found = session.scalars(select(Run).where(Run.name == name)).one_or_none()
     if found is None:
         place = session.connection().engine.url.render_as_string(hide_password=True)
@@ -28,7 +28,30 @@ def run(session: Session, name: str) -> Run:
             f"there is no run named {name!r} in the store {place}, which has {_existing(session, name)}; "
             "set PERSYN_DATABASE_URL or PERSYN_HOME to use another store"
         )
+    require_whole(found)
     return found
+
+
+def locked(session: Session, run_id: int) -> Run:
+    """The current row of a run, locked against other transitions until the transaction ends.
+
+    The lock does not exclude the insertion of rows with a foreign key to the run. Under a stronger one, two
+    transactions that each insert such a row and then advance the run would deadlock.
+    """
+    return session.get_one(Run, run_id, with_for_update={"key_share": True}, populate_existing=True)
+
+
+def whole(session: Session, run_id: int) -> Run:
+    """Like `locked`; raises `UsageError` for a run that is being deleted."""
+    run = locked(session, run_id)
+    require_whole(run)
+    return run
+
+
+def require_whole(run: Run) -> None:
+    """Raise `UsageError` for a run that is being deleted: rows of it are gone."""
+    if run.state is RunState.DELETING:
+        raise UsageError(f"run {run.name} is being deleted; 'persyn run delete {run.name}' finishes that")
 
 
 def teachers(session: Session, run_id: int) -> Sequence[Teacher]:

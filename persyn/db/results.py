@@ -47,6 +47,7 @@ class Response(Base):
     __table_args__ = (
         UniqueConstraint("prompt_id", "teacher_id", "sample"),
         Index("ix_responses_teacher_id", "teacher_id"),
+        Index("ix_responses_job_id", "job_id"),
         Index("ix_responses_failed", "teacher_id", "prompt_id", sqlite_where=_FAILED, postgresql_where=_FAILED),
         CheckConstraint("(text IS NULL) <> (failure IS NULL)", name="text_or_failure"),
     )
@@ -81,6 +82,7 @@ class Score(Base):
     __table_args__ = (
         CheckConstraint("(value IS NULL) <> (failure IS NULL)", name="value_or_failure"),
         Index("ix_scores_failed", "response_id", sqlite_where=_FAILED, postgresql_where=_FAILED),
+        Index("ix_scores_job_id", "job_id"),
         {"sqlite_with_rowid": False},
     )
 
@@ -144,6 +146,7 @@ class Assignment(Base):
     __table_args__ = (
         Index("ix_assignments_run_id_teacher_id_prompt_id", "run_id", "teacher_id", "prompt_id"),
         Index("ix_assignments_run_id_margin_prompt_id", "run_id", "margin", "prompt_id"),
+        Index("ix_assignments_job_id", "job_id"),
         {"sqlite_with_rowid": False},
     )
 

@@ -67,7 +67,9 @@ class Job(Base):
         server_default=false(),
         comment="whether the model needs neither GPUs nor the CPU for itself: it is behind a server, or a checker",
     )
-    priority: Mapped[int] = mapped_column(default=0, comment="lower values are claimed first")
+    priority: Mapped[int] = mapped_column(
+        default=0, comment="lower values are claimed first: the run's priority, negated"
+    )
     state: Mapped[JobState] = mapped_column(words(JobState, "state"), default=JobState.QUEUED)
     attempts: Mapped[int] = mapped_column(default=0, comment="attempts since results were last saved")
     max_attempts: Mapped[int] = mapped_column(default=3)
@@ -157,7 +159,7 @@ class Load(Base):
     at: Mapped[CreatedAt] = mapped_column(comment="when loading finished")
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     job_id: Mapped[int] = mapped_column(
-        ForeignKey("jobs.id", ondelete="CASCADE"), comment="the job that the model was loaded for"
+        ForeignKey("jobs.id", ondelete="CASCADE"), index=True, comment="the job that the model was loaded for"
     )
     owner: Mapped[str] = mapped_column(comment="worker process that loaded the model")
     engine: Mapped[str] = mapped_column(comment="name and version of the engine")

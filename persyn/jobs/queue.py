@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from persyn.db import bulk
+from persyn.db.catalog import Run, RunState
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
 from persyn.jobs import expenses
@@ -37,13 +38,13 @@ from persyn.jobs import expenses
 #: How long a claim lasts without a heartbeat, and how many heartbeats a worker sends in that time.
 LEASE = timedelta(seconds=90)
 BEATS = 6
-#: Key of the advisory lock under which workers choose a queue; an arbitrary unique number.
-_CLAIM_LOCK = 0x5045525359
 #: How long a worker without a job is still counted among those that share the next ones.
 _LATELY = timedelta(seconds=20)
 #: Delay before a failed job is retried, doubled with each attempt.
 BACKOFF = timedelta(seconds=2)
 
+#: The runs of which no job is claimed, although jobs wait.
+_STOPPED = select(Run.id).where(Run.state.in_((RunState.PAUSED, RunState.DELETING)))
 #: Of a job that is requeued with all its attempts.
 _AGAIN: Mapping[str, Any] = {
     "attempts": 0,
@@ -85,6 +86,7 @@ class Backlog:
 
     workers:  how many owners hold a job of it.
     is_light: its model needs neither GPUs nor the CPU for itself.
+    priority: that of its first job; lower values are claimed first.
     """
 
     queue: str
@@ -93,6 +95,7 @@ class Backlog:
     prompts: int
     workers: int
     is_light: bool = False
+    priority: int = 0
 
 
 _CLAIM_COLUMNS = (
@@ -116,7 +119,7 @@ def claim(
 
     A single statement: two workers never get the same job, and neither waits for the other.
     """
-    wanted = [Job.state == JobState.QUEUED, _is_due()]
+    wanted = [Job.state == JobState.QUEUED, is_claimable()]
     if queue is not None:
         wanted.append(Job.queue == queue)
     if run_id is not None:
@@ -306,18 +309,17 @@ def _of_model(run_id: int, of: ModelJobs) -> tuple[ColumnElement[bool], ...]:
     return Job.run_id == run_id, Job.stage == of.stage, *is_of, Job.state != JobState.DONE
 
 
-def turned(session: Session, held: Collection[Claim]) -> set[int]:
-    """The ids of held jobs that were moved to another queue since they were claimed."""
+def turned(session: Session, held: Collection[Claim], *, is_moved: bool = False) -> set[int]:
+    """The ids of held jobs to hand back: moved to another queue and, unless `is_moved`, those of stopped runs."""
     claims = {claim.id: claim for claim in held}
-    found = session.execute(select(Job.id, Job.fence, Job.queue).where(Job.id.in_(claims)))
-    return {row.id for row in found if row.fence == claims[row.id].fence and row.queue != claims[row.id].queue}
+    columns = Job.id, Job.fence, Job.queue, Job.run_id.in_(_STOPPED).label("is_stopped")
+    mine = [(row, claims[row.id]) for row in session.execute(select(*columns).where(Job.id.in_(claims)))]
+    ours = [(row, was.queue) for row, was in mine if row.fence == was.fence]
+    return {row.id for row, queue in ours if row.queue != queue or (row.is_stopped and not is_moved)}
 
 
 def release_turned(session: Session, job: Claim, *, owner: str) -> bool:
-    """Release a job that was moved to another queue: what happened at its old one counts for nothing.
-
-    Returns False if it was not moved.
-    """
+    """Release a job that is to be handed back, see `turned`, without counting an attempt; False if it is not."""
     session.execute(select(Job.id).where(Job.id == job.id).with_for_update())  # or it might be moved after the look
     return bool(turned(session, [job])) and release(session, job, owner=owner)
 
@@ -424,7 +426,7 @@ def backlogs(session: Session, *, run_id: int | None = None, besides: str | None
 
     besides: an owner that does not count as a worker.
     """
-    is_due = and_(Job.state == JobState.QUEUED, _is_due())
+    is_due = and_(Job.state == JobState.QUEUED, is_claimable())
     jobs = func.sum(case((is_due, 1), else_=0))
     owner = case((and_(Job.state == JobState.RUNNING, Job.owner != (besides or "")), Job.owner))
     query = (
@@ -435,6 +437,7 @@ def backlogs(session: Session, *, run_id: int | None = None, besides: str | None
             func.sum(case((is_due, Job.n_prompts), else_=0)),
             func.count(owner.distinct()),
             func.max(case((Job.is_light, 1), else_=0)),
+            func.min(case((is_due, Job.priority))),
         )
         .where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
         .group_by(Job.queue)
@@ -443,8 +446,8 @@ def backlogs(session: Session, *, run_id: int | None = None, besides: str | None
     if run_id is not None:
         query = query.where(Job.run_id == run_id)
     return [
-        Backlog(name, int(gpus), int(waiting), int(prompts), int(workers), bool(is_light))
-        for name, gpus, waiting, prompts, workers, is_light in session.execute(query)
+        Backlog(name, int(gpus), int(waiting), int(prompts), int(workers), bool(is_light), int(priority))
+        for name, gpus, waiting, prompts, workers, is_light, priority in session.execute(query)
     ]
 
 
@@ -458,7 +461,7 @@ def share(session: Session, *, on_gpus: bool, run_id: int | None = None) -> floa
     mine = [Job.gpus > 0 if on_gpus else Job.gpus == 0]
     mine += [] if run_id is None else [Job.run_id == run_id]
     is_held = Job.state == JobState.RUNNING
-    is_left = or_(is_held, and_(Job.state == JobState.QUEUED, _is_due()))
+    is_left = or_(is_held, and_(Job.state == JobState.QUEUED, is_claimable()))
     left = session.scalar(select(func.sum(Job.n_prompts)).where(is_left, *mine)) or 0
     is_there = or_(is_held, Job.heartbeat_at > now(-_LATELY))
     workers = session.scalar(select(func.count(Job.owner.distinct())).where(is_there, *mine)) or 0
@@ -467,7 +470,7 @@ def share(session: Session, *, on_gpus: bool, run_id: int | None = None) -> floa
 
 def due(session: Session, queue: str, *, limit: int) -> list[int]:
     """Claimable jobs of a queue; those without a message, or with the oldest one, come first."""
-    ordered = select(Job.id).where(Job.queue == queue, Job.state == JobState.QUEUED, _is_due())
+    ordered = select(Job.id).where(Job.queue == queue, Job.state == JobState.QUEUED, is_claimable())
     return list(
         session.scalars(ordered.order_by(Job.dispatched_at.asc().nulls_first(), Job.priority, Job.id).limit(limit))
     )
@@ -478,15 +481,10 @@ def note_sent(session: Session, job_ids: Collection[int]) -> None:
     session.execute(update(Job).where(Job.id.in_(job_ids)).values(dispatched_at=now()))
 
 
-def lock_claims(session: Session) -> None:
-    """Serialise the workers' choice of queues until the commit, so that each sees the previous claims."""
-    if session.get_bind().dialect.name == "postgresql":  # SQLite allows one writer at a time anyway
-        session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
-
-
 def is_drained(session: Session) -> bool:
-    """Whether no job is waiting, claimable or not."""
-    return session.scalars(select(Job.id).where(Job.state == JobState.QUEUED).limit(1)).one_or_none() is None
+    """Whether no job is waiting, claimable now or later, apart from those of runs that have stopped."""
+    waiting = select(Job.id).where(Job.state == JobState.QUEUED, Job.run_id.not_in(_STOPPED))
+    return session.scalars(waiting.limit(1)).one_or_none() is None
 
 
 def holders(session: Session) -> dict[int, set[str]]:
@@ -526,8 +524,9 @@ def _silence(job: Any) -> float | None:
     return (job.at - job.heartbeat_at).total_seconds() if job.heartbeat_at else None
 
 
-def _is_due() -> ColumnElement[bool]:
-    return or_(Job.not_before.is_(None), Job.not_before <= now())
+def is_claimable() -> ColumnElement[bool]:
+    """Whether a waiting job can be claimed now."""
+    return and_(or_(Job.not_before.is_(None), Job.not_before <= now()), Job.run_id.not_in(_STOPPED))
 
 
 def _end(session: Session, job: Claim, state: JobState, actor: str, values: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Change what a run may spend, also while it is worked."""
+"""Change what a run may spend, also while it is worked; tell a run whose budget is used up from other paused ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from persyn.config import RunConfig, load_config
 from persyn.db import bulk
-from persyn.db.catalog import Run
+from persyn.db.catalog import Run, RunState
 from persyn.db.work import Event
+from persyn.jobs import expenses
 from persyn.runs import same_run
 
 
@@ -31,6 +32,11 @@ def change(session: Session, run: Run, config: RunConfig, *, actor: str) -> bool
     bulk.insert_new(session, Event, [event])
     session.flush()
     return True
+
+
+def is_used_up(run: Run) -> bool:
+    """Whether a run is paused because its budget is used up, and not by a person."""
+    return run.state is RunState.PAUSED and (run.error or "").startswith(f"{expenses.BUDGET}:")
 
 
 def _budget(config: RunConfig) -> dict[str, Any]:

@@ -33,9 +33,6 @@ FINAL = "failed rows of the calibration grid are final once prompts have been as
 #: A stage that still misses rows after its jobs are done is planned again, up to this often per round in total.
 _MAX_PLANS = 3
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
-#: A row lock on the run that excludes other transitions, but not the insertion of rows with a foreign key to it. Under
-#: a stronger lock, two transactions that each insert such a row and then advance the run would deadlock.
-_AGAINST_OTHERS = {"key_share": True}
 
 
 def start_run(
@@ -77,7 +74,7 @@ def _find_again(session: Session, run: Run, config: RunConfig, *, actor: str) ->
     transport.change(session, run, config, actor=actor)
     if budgets.change(session, run, config, actor=actor) and run.state is RunState.RUNNING:
         queue.go_on(session, run.id, run.stage, actor=actor)
-    if run.state is RunState.PAUSED:  # if nothing has changed, its budget stops it again
+    if budgets.is_used_up(run):  # if nothing has changed, it stops again
         resume(session, run, actor=actor)
     paths = [Path(file) for file in config.prompts.files]
     away = [path.name for path in paths if not path.is_file()]
@@ -137,7 +134,7 @@ def resume(session: Session, run: Run, *, actor: str) -> None:
     A finished or failed run goes back to a stage that misses a row: a shared response that failed was deleted or
     replaced since, or a score failed for want of a field that the prompt has now.
     """
-    run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    run = lookup.whole(session, run.id)
     score.forget_mended(session, run)
     is_over = run.state in (RunState.DONE, RunState.FAILED)
     is_behind = is_over and _go_back(session, run)
@@ -180,7 +177,7 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     is generated again or they are resumed. Imported rows are kept. Raises `UsageError` while the run is running, and
     when no row failed for these reasons.
     """
-    run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    run = lookup.whole(session, run.id)
     if run.state is RunState.RUNNING:
         raise UsageError(f"run {run.name} is running; retry its failed rows when it has ended")
     rows = score.forget_mended(session, run, reasons)
@@ -208,6 +205,7 @@ def cancel(session: Session, run: Run, *, actor: str) -> None:
 
     Raises `UsageError` if the run is done or has failed.
     """
+    lookup.require_whole(run)
     if run.state in (RunState.DONE, RunState.FAILED):
         raise UsageError(f"run {run.name} is {run.state} already and cannot be cancelled")
     queue.cancel(session, run.id, actor=actor)
@@ -222,19 +220,19 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
     Called in the transaction that ended a job, under a lock on the run, so that the run continues whichever process
     dies. A stage is complete when planning finds nothing missing: every row is then done or failed.
     """
-    run = session.get_one(Run, run_id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    run = lookup.locked(session, run_id)
     while run.state is RunState.RUNNING and not _count(session, run, _OPEN):
         take_time(session)
         if _count(session, run, (JobState.FAILED,)):
-            _finish(session, run, RunState.FAILED, actor, _failure(session, run))
+            finish(session, run, RunState.FAILED, actor, _failure(session, run))
         elif (why := queue.halted(session, run.id, run.stage)) is not None:
-            _finish(session, run, RunState.PAUSED, actor, why)
+            finish(session, run, RunState.PAUSED, actor, why)
         elif (jobs := _plan(session, run, actor)) is None:
             return
         elif jobs:
             _count_plan(session, run, actor)
         elif (following := registry.following(run.stage)) is None:
-            _finish(session, run, RunState.DONE, actor, None)
+            finish(session, run, RunState.DONE, actor, None)
         else:
             _note(session, run, actor, run.state, run.state, {"from_stage": run.stage, "stage": following})
             run.stage, run.plans = following, 0
@@ -252,7 +250,7 @@ def _plan(session: Session, run: Run, actor: str) -> int | None:
     except UsageError as error:
         if session.scalars(select(Job.id).where(Job.run_id == run.id).limit(1)).first() is None:
             raise
-        _finish(session, run, RunState.FAILED, actor, f"stage {run.stage}: {error}")
+        finish(session, run, RunState.FAILED, actor, f"stage {run.stage}: {error}")
         return None
 
 
@@ -339,10 +337,11 @@ def _count_plan(session: Session, run: Run, actor: str) -> None:
     if run.plans > limit:
         queue.cancel(session, run.id, actor=actor)
         reason = f"stage {run.stage} still has missing rows after its jobs were completed {limit} times"
-        _finish(session, run, RunState.FAILED, actor, reason)
+        finish(session, run, RunState.FAILED, actor, reason)
 
 
-def _finish(session: Session, run: Run, state: RunState, actor: str, error: str | None) -> None:
+def finish(session: Session, run: Run, state: RunState, actor: str, error: str | None) -> None:
+    """Move a run to a state in which it is not worked any more."""
     _note(session, run, actor, run.state, state, {"stage": run.stage} | ({"error": error} if error else {}))
     run.state, run.error = state, error
     run.finished_at = now()

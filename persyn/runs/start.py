@@ -31,6 +31,7 @@ def find(session: Session, config: RunConfig) -> Run | None:
     run = session.scalars(select(Run).where(Run.name == config.run.name)).one_or_none()
     if run is None:
         return None
+    lookup.require_whole(run)
     was = load_config(run.config)
     # A version, or a kind of router, that the file does not name is the one that the run was started with.
     config = _pinned(config, was.strategy.revision, was.router)

@@ -11,7 +11,7 @@ from sqlalchemy import Integer, Select, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
-from persyn.db.catalog import Prompt
+from persyn.db.catalog import Prompt, Run
 from persyn.db.text import json_characters
 from persyn.db.work import Job
 from persyn.jobs.queue import Claim
@@ -129,6 +129,7 @@ _JOB_COLUMNS = (
     "n_prompts",
     "gpus",
     "is_light",
+    "priority",
 )
 
 
@@ -160,6 +161,7 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
             func.sum(cut.c.n_items),
             literal(engines.gpus(plan.spec)),
             literal(engines.is_light(plan.spec.engine, plan.spec.options)),
+            select(-Run.priority).where(Run.id == plan.run_id).scalar_subquery(),
         )
         .group_by(cut.c.slice)
         .order_by(func.min(cut.c.prompt_id))

@@ -49,7 +49,9 @@ def plan(session: Session, run: Run) -> int:
         if np.isnan(fit.rewards).all():
             raise UsageError("no response of the calibration grid has a reward")
         wanted = _fingerprint(spec, fit, _teacher_ids(session, run))
-        run.router_id = session.scalar(select(Router.id).where(Router.fingerprint == wanted))
+        # Locked against a deletion of the last run that has it, which takes away its fingerprint first.
+        same = select(Router.id).where(Router.fingerprint == wanted)
+        run.router_id = session.scalar(same.with_for_update(read=True, key_share=True))
     if run.router_id is not None:
         return 0
     return make_jobs(session, JobPlan(run.id, "fit_router", _spec(run)), select(literal(0).label("prompt_id")))

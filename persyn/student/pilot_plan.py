@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from persyn.config import UnitInterval, load_config
 from persyn.dataset.verdicts import WRONG, known_wrong
 from persyn.db import grid, lookup
-from persyn.db.catalog import Run, RunState
+from persyn.db.catalog import Run
 from persyn.errors import UsageError
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_revision
@@ -24,6 +24,7 @@ from persyn.llm.protocols import ModelSpec
 from persyn.method import rewards
 from persyn.method.learnability import LEARNABILITIES
 from persyn.method.rewards import Indices, Matrix
+from persyn.runs import scheduling
 from persyn.stages import registry
 from persyn.student.training_settings import TrainingSettings
 
@@ -170,10 +171,8 @@ def choose(rewarded: Matrix, seed: int) -> NDArray[np.intp]:
 
 def _require_ready(run: Run, engine: str) -> None:
     if run.stage in registry.reached("score"):
-        how = f"'persyn run resume {run.name}' continues it"
-        if run.state is RunState.PAUSED:
-            how = "raise [budget] in the run's file and start it again: persyn run start FILE"
-        raise UsageError(f"run {run.name} has not scored its calibration grid yet; {how}")
+        how = scheduling.how_to_continue(run)
+        raise UsageError(f"run {run.name} has not scored its calibration grid yet; to continue it: {how}")
     if engine not in ENGINES or ENGINES[engine].model != "weights":
         raise UsageError(
             f"run {run.name} has a student on engine {engine}, which cannot be trained here; a pilot needs a student "

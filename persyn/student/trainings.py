@@ -10,7 +10,6 @@ import msgspec
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import fingerprint_of
 from persyn.dataset import export, manifest
 from persyn.dataset.filters import AssignedRow
 from persyn.dataset.formats import inlined
@@ -26,6 +25,7 @@ from persyn.llm.options import FORM_OPTIONS
 from persyn.llm.protocols import ModelSpec
 from persyn.llm.template import Conversation
 from persyn.stages.batch import conversation
+from persyn.student import identity
 from persyn.student import train as training
 from persyn.student.lock import locked
 from persyn.student.train import TrainingCallback, TrainingSettings
@@ -56,8 +56,7 @@ def train(
         "dataset_hash": dataset_hash,
         "settings": msgspec.to_builtins(settings),
     }
-    decisive = {**row, "run_id": run.name, "student_id": student.fingerprint}
-    fingerprint = fingerprint_of(decisive)
+    fingerprint = identity.fingerprint(run.name, student.fingerprint, dataset_hash, row["settings"])
     found = _find(database, fingerprint)
     if found is not None and Path(found.path).is_dir():
         return found

@@ -19,6 +19,7 @@ from persyn.config import load_config
 from persyn.db.catalog import Run, RunState, Student
 from persyn.errors import UsageError
 from persyn.method import learnability
+from persyn.runs import scheduling
 from persyn.stages.batch import Progress
 from persyn.web.count_cache import Counted
 from persyn.web.figures import draw
@@ -87,6 +88,7 @@ def show(request: Request) -> Response:
         stages=_stages(seen, counts["tally"], counts["facts"]),
         live=is_live(request, is_going, *counts.values()),
         is_going=is_going,
+        how_to_continue=scheduling.how_to_continue(run),
         unit=None if run.learnability_scorer_id is None else _unit(run),
         **counts,
     )

@@ -216,9 +216,9 @@ def test_a_run_that_no_pilot_can_be_made_of_is_refused_with_what_to_do(database:
         run.config = {name: table for name, table in own.items() if name != "quality"} | {"quality": quality}
         with pytest.raises(UsageError, match="math and judge, which a pilot does not combine; use --by likelihood"):
             pilot_plan.read(session, run, PilotSettings(by="quality"))
-        run.config, run.stage, run.state = own, "score", RunState.PAUSED
+        run.config, run.stage, run.state, run.error = own, "score", RunState.PAUSED, "budget: usd of the run"
         with pytest.raises(
-            UsageError, match=r"not scored its calibration grid yet; raise \[budget\] in the run's file"
+            UsageError, match=r"its calibration grid yet; to continue it: raise \[budget\] in the run's file"
         ):
             pilot_plan.read(session, run, PilotSettings())
         run.learnability_scorer_id = None

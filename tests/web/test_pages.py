@@ -117,9 +117,14 @@ def test_a_run_says_what_it_costs_and_in_which_unit_it_measures(database: Databa
 def test_a_paused_run_says_what_the_rest_would_take_as_far_as_it_is_known(database: Database) -> None:
     made = fill(database)
     with database.write() as session:
-        session.get_one(Run, made.run.id).state = RunState.PAUSED
+        run = session.get_one(Run, made.run.id)
+        run.state, run.error = RunState.PAUSED, "budget: tokens of the run are used up"
     text = Read(client(database).get("/runs/maths").text).text
-    assert re.search(r"The rest would take about [\d,]+ tokens\. To continue, raise \[budget\]", text), text
+    assert re.search(r"The rest would take about [\d,]+ tokens\. To continue: raise \[budget\]", text), text
+    with database.write() as session:
+        session.get_one(Run, made.run.id).error = "by me@host"
+    text = Read(client(database).get("/runs/maths").text).text
+    assert "To continue: persyn run resume maths" in text
 
 
 def test_a_page_that_is_held_does_not_look_again(filled: Filled) -> None:

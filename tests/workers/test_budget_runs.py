@@ -17,7 +17,7 @@ from sqlalchemy import func, select, update
 
 from persyn.analysis import spending
 from persyn.cli.main import persyn
-from persyn.cli.run import EXIT_OUT_OF_BUDGET
+from persyn.cli.run import EXIT_PAUSED
 from persyn.config import load_config
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
@@ -90,7 +90,7 @@ def test_a_run_stops_below_its_budget_and_goes_on_when_it_is_raised(
         assert found.rest.tokens == pytest.approx(needed - standing.spent, rel=0.05)
     monkeypatch.setenv("PERSYN_DATABASE_URL", f"sqlite:///{tmp_path / 'persyn.db'}")
     said = CliRunner().invoke(persyn, ["run", "watch", "test"])
-    assert said.exit_code == EXIT_OUT_OF_BUDGET
+    assert said.exit_code == EXIT_PAUSED
     assert "raise [budget] in the run's file" in said.output
 
     assert work(store, tmp_path, "[budget]\ntokens = 5000\n", price_in=2.0) == run_id

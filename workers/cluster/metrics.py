@@ -25,6 +25,7 @@ from persyn.db.results import Response
 from persyn.db.time import now
 from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
+from persyn.jobs import queue
 
 #: How long a finished run is still exported.
 _REMEMBERED = timedelta(days=1)
@@ -104,8 +105,8 @@ def _jobs(session: Session) -> list[Metric]:
         .where(_is_told())
         .group_by(Run.name, Job.stage, Job.queue, Job.state)
     )
-    for run, stage, queue, state, count, fences in rows:
-        jobs.add_metric((run, stage, queue, state), count)
+    for run, stage, name, state, count, fences in rows:
+        jobs.add_metric((run, stage, name, state), count)
         began[run, stage] += int(fences)
     for (run, stage), count in began.items():
         claims.add_metric((run, stage), count)
@@ -115,7 +116,7 @@ def _jobs(session: Session) -> list[Metric]:
 def _queues(session: Session) -> list[Metric]:
     """Metrics of each queue with waiting or running jobs."""
     is_queued, is_running = Job.state == JobState.QUEUED, Job.state == JobState.RUNNING
-    is_due = and_(is_queued, or_(Job.not_before.is_(None), Job.not_before <= now()))
+    is_due = and_(is_queued, queue.is_claimable())
     rows = session.execute(
         select(
             Job.queue,

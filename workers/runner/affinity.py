@@ -1,4 +1,4 @@
-"""Choose the queue a worker works next: its loaded model's, then the one with the most unserved work.
+"""Choose the queue a worker works next: of the highest priority its loaded model's, then that with most unserved work.
 
 Loading a model is expensive, so a worker stays on its queue until it is empty, and joins a queue
 with other workers only if it holds more jobs than they will soon have started.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from persyn.jobs.queue import Backlog
 
@@ -39,11 +40,20 @@ def order(backlogs: Collection[Backlog], loaded: str | None, reach: Reach) -> li
     loaded: the queue whose model is in memory.
     """
     mine = [backlog for backlog in backlogs if reach.fits(backlog) and backlog.jobs]
+    by_priority = groupby(sorted(mine, key=_priority), key=_priority)
+    return [name for _, equal in by_priority for name in _order(list(equal), loaded)]
+
+
+def _order(mine: Sequence[Backlog], loaded: str | None) -> list[str]:
     staying = [backlog for backlog in mine if backlog.queue == loaded]
     others = [backlog for backlog in mine if backlog.queue != loaded]
     free = [backlog for backlog in others if not backlog.workers]
     shared = [backlog for backlog in others if backlog.workers and backlog.jobs > _JOBS_WORTH_A_LOAD * backlog.workers]
     return _names(staying) + _names(sorted(free, key=_size)) + _names(sorted(shared, key=_need))
+
+
+def _priority(backlog: Backlog) -> int:
+    return backlog.priority
 
 
 def _size(backlog: Backlog) -> tuple[int, int, str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from datetime import timedelta
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn.jobs import queue
@@ -14,6 +15,8 @@ from persyn.workers.runner import affinity
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.ledger import Ledger
 
+#: Key of the advisory lock under which workers choose a queue; an arbitrary unique number.
+_CLAIM_LOCK = 0x5045525359
 #: How long a worker's computed share of the remaining work stays valid.
 _MOMENT_SECONDS = 2.0
 
@@ -35,6 +38,8 @@ class Claims:
         self._share, self._shared_at = 0.0, float("-inf")
         #: The current queue: whether its model needs GPUs, and the number of prompts per job.
         self._on_gpus, self._job_prompts = False, 1.0
+        #: Whether jobs of a higher priority wait in another queue that this worker could serve and nobody does.
+        self._is_outranked = False
 
     def first(self, session: Session, loaded: str | None, known: Collection[int]) -> Claim | None:
         """Claim the first job of the best queue and reserve its model's GPUs; None if no job can be claimed.
@@ -42,7 +47,7 @@ class Claims:
         loaded: the queue whose model is in memory.
         known:  the jobs the worker knows it holds; others held under its name are released.
         """
-        queue.lock_claims(session)
+        _lock(session)
         queue.release_unknown(session, owner=self._owner, known=known)
         backlogs = {backlog.queue: backlog for backlog in self._look(session)}
         for name in affinity.order(backlogs.values(), loaded, self._reach):
@@ -72,7 +77,7 @@ class Claims:
     def next(self, session: Session, name: str, at_hand: int, window: int) -> Claim | None:
         """Claim another job of the worker's current queue.
 
-        None when there is none, the worker has its share, or it is another model's turn.
+        None when there is none, the worker has its share, it is another model's turn, or more urgent jobs wait.
         """
         if self._ledger.is_avoided(name):
             return None
@@ -81,7 +86,7 @@ class Claims:
         if time.monotonic() - self._shared_at > _MOMENT_SECONDS:
             self._share = queue.share(session, on_gpus=self._on_gpus, run_id=self._run_id)
             self._shared_at = time.monotonic()
-        if self._ledger.is_asked(self._owner) or self.is_enough(at_hand, window):
+        if self._is_outranked or self._ledger.is_asked(self._owner) or self.is_enough(at_hand, window):
             return None
         return self._claim(session, name)
 
@@ -94,6 +99,9 @@ class Claims:
         idle = [backlog for backlog in backlogs if not backlog.workers and backlog.queue != at]
         here = [found for found in idle if self._reach.fits(found) and not self._ledger.is_avoided(found.queue)]
         self._ledger.note_waiting({backlog.queue: backlog.gpus for backlog in here if not backlog.is_light})
+        own = next((backlog.priority for backlog in backlogs if backlog.queue == at), None)
+        urgent = (backlog for backlog in here if own is not None and backlog.priority < own)
+        self._is_outranked = any(self._is_to_be_had(backlog) for backlog in urgent)
         return backlogs
 
     def _is_to_be_had(self, backlog: Backlog) -> bool:
@@ -103,3 +111,9 @@ class Claims:
 
     def _claim(self, session: Session, name: str) -> Claim | None:
         return queue.claim(session, owner=self._owner, queue=name, run_id=self._run_id, lease=self._lease)
+
+
+def _lock(session: Session) -> None:
+    """Serialise the workers' choice of queues until the commit, so that each sees the previous claims."""
+    if session.get_bind().dialect.name == "postgresql":  # SQLite allows one writer at a time anyway
+        session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))

@@ -276,16 +276,20 @@ class Worker:
             self._outlasting(partial(self._end_by, pipeline.halt, job.claim, str(lacking)))
 
     def _turn(self) -> None:
-        """Release jobs whose model is reached differently now, each once its requests in flight have finished."""
-        for job_id in self._leases.turned():
-            if job_id in self._jobs:
-                self._jobs[job_id].is_turned = True
+        """Release jobs that are to be handed back, each once its requests in flight have finished."""
+        for job_id in self._leases.turned() & self._jobs.keys():
+            self._jobs[job_id].is_turned = True
         turned = [job for job in self._jobs.values() if job.is_turned]
-        if turned and len(turned) == len(self._jobs) and self._slot.fruitless_seconds >= _TURN_SECONDS:
+        is_stuck = turned and len(turned) == len(self._jobs) and self._slot.fruitless_seconds >= _TURN_SECONDS
+        if is_stuck and self._outlasting(lambda: self._are_moved(turned)):
             self._slot.end()
         for job in turned:
             if not self._slot.is_flying(job):
                 self._release(job.claim)
+
+    def _are_moved(self, jobs: Sequence[OpenJob]) -> bool:
+        with self._database.read() as session:
+            return bool(queue.turned(session, [job.claim for job in jobs], is_moved=True))
 
     def _permit(self, limits: Limits, costs: Sequence[Cost], unused_tokens: int) -> int:
         def take() -> int:
@@ -569,9 +573,8 @@ class Worker:
 
     def _drop_lost(self) -> None:
         """Let go of jobs that were cancelled or lost; their requests in flight are discarded."""
-        for job_id in self._leases.lost():
-            if job_id in self._jobs:
-                self._let_go(self._jobs[job_id])
+        for job_id in self._leases.lost() & self._jobs.keys():
+            self._let_go(self._jobs[job_id])
 
     def _let_go(self, job: OpenJob) -> None:
         """Stop a job whose results may no longer be saved; a cancelled one ends here."""
@@ -605,15 +608,12 @@ class Worker:
                 if results := self._slot.receive(0):
                     self._land(results)
             self._drop()
-            self._give_back()
+            for job in list(self._jobs.values()):
+                self._release(job.claim)
         except OperationalError as error:
             log.warning("stopped without the database; leases will expire", extra={"error": shorten(str(error.orig))})
         finally:
             self._drop()
-
-    def _give_back(self) -> None:
-        for job in list(self._jobs.values()):
-            self._release(job.claim)
 
     def _release(self, claim: Claim) -> None:
         self._forget(claim)

@@ -1,0 +1,1 @@
+"""Operations on whole runs and stores: rename and delete a run, copy a store."""
