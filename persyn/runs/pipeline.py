@@ -123,8 +123,7 @@ def enlist(
     said += limits.require(session, run)
     start.require_texts(session, run)
     if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
-        then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"
-        said.append(f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}")
+        said.append(prompt_import.not_scored(count, need, config.generation.keep))
     for each in (*said, *_of_conflicts(config, conflicts)):
         if say:
             say(each)
@@ -137,7 +136,7 @@ def resume(session: Session, run: Run, *, actor: str) -> None:
     A finished or failed run goes back to a stage that misses a row: a shared response that failed was deleted or
     replaced since, or a score failed for want of a field that the prompt has now.
     """
-    run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    run = lock(session, run.id)
     score.forget_mended(session, run)
     is_over = run.state in (RunState.DONE, RunState.FAILED)
     is_behind = is_over and _go_back(session, run)
@@ -180,7 +179,7 @@ def retry_rows(session: Session, run: Run, reasons: Collection[str], *, actor: s
     is generated again or they are resumed. Imported rows are kept. Raises `UsageError` while the run is running, and
     when no row failed for these reasons.
     """
-    run = session.get_one(Run, run.id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    run = lock(session, run.id)
     if run.state is RunState.RUNNING:
         raise UsageError(f"run {run.name} is running; retry its failed rows when it has ended")
     rows = score.forget_mended(session, run, reasons)
@@ -203,6 +202,21 @@ def needed(session: Session, run: Run) -> tuple[str, ...]:
     return tuple(name for name in STAGES if name not in of_grid) if is_over else of_grid
 
 
+def lock(session: Session, run_id: int) -> Run:
+    """Lock a run against other transitions until the end of the transaction, and return it as it is now."""
+    return session.get_one(Run, run_id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+
+
+def assign_more(session: Session, run: Run, *, actor: str, detail: dict[str, Any]) -> None:
+    """Continue a locked run, done or running, that has more targets; those that it has assigned stay as they are."""
+    was, stage = run.state, run.stage
+    run.stage = stage if stage in registry.reached(registry.ASSIGN) else registry.ASSIGN
+    _note(session, run, actor, was, RunState.RUNNING, {"from_stage": stage, "stage": run.stage, **detail})
+    run.state, run.finished_at, run.plans = RunState.RUNNING, None, 0
+    session.flush()
+    advance(session, run.id, actor=actor)
+
+
 def cancel(session: Session, run: Run, *, actor: str) -> None:
     """Stop a run: none of its jobs is claimed any more, and finished results are kept.
 
@@ -222,7 +236,7 @@ def advance(session: Session, run_id: int, *, actor: str) -> None:
     Called in the transaction that ended a job, under a lock on the run, so that the run continues whichever process
     dies. A stage is complete when planning finds nothing missing: every row is then done or failed.
     """
-    run = session.get_one(Run, run_id, with_for_update=_AGAINST_OTHERS, populate_existing=True)
+    run = lock(session, run_id)
     while run.state is RunState.RUNNING and not _count(session, run, _OPEN):
         take_time(session)
         if _count(session, run, (JobState.FAILED,)):
