@@ -8,18 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import func, select
 
 import persyn
 from persyn.analysis import summary
 from persyn.config import load_config
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt
+from persyn.db import lookup
+from persyn.db.catalog import Role, Run, RunPrompt, RunState
 from persyn.db.connect import Database
-from persyn.db.results import Response, Router, RouterScore
+from persyn.db.results import Router
+from persyn.db.work import Job
 from persyn.errors import UsageError
-from persyn.runs import fitted_router, run_file
-from tests.run_files import write_run
+from persyn.llm.protocols import Route, Routed
+from persyn.router import checkpoint, route
+from persyn.router.checkpoint import CheckpointManifest
+from persyn.router.kinds.base import Examples, Prompts
+from persyn.router.kinds.registry import ROUTERS
+from persyn.runs import fitted_router, pipeline, run_file
+from persyn.stages import assign, verdict
+from tests.run_files import TEACHERS, write_run
 
 TOPICS = ("sums", "poems", "code")
 
@@ -34,14 +43,57 @@ def write(folder: Path, router: str, **run: Any) -> Path:
     return file
 
 
+def start(database: Database, file: Path) -> int:
+    with database.write() as session:
+        return pipeline.start_run(session, run_file.read(file), actor="me").id
+
+
+def fit(folder: Path) -> tuple[Path, str]:
+    """A checkpoint of a router that sends each topic to one teacher, and its hash."""
+    topics = {"topic": [TOPICS[n % 3] for n in range(30)]}
+    made = ROUTERS["clusters"].fit(Prompts(fields=topics), Examples(np.eye(3)[np.arange(30) % 3]))
+    manifest = CheckpointManifest(
+        backbone="",
+        revision=None,
+        tune="head",
+        teachers=list(TEACHERS),
+        max_tokens=1,
+        add_bos=None,
+        versions={},
+        kind="clusters",
+        features=["topic"],
+    )
+    return folder / "fitted", checkpoint.write(folder / "fitted", made, manifest)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The store and the exported router of a run that is done."""
+    """The store and the exported router of a run that has assigned its prompts."""
     folder = tmp_path_factory.mktemp("first")
-    file = write(folder, 'kind = "clusters"\nencoders = []\nfeatures = ["topic"]', calibration=24)
-    with persyn.open(folder / "first.db", home=folder) as store:
-        store.start(file).work()
+    path, sha256 = fit(folder)
+    with persyn.open(folder / "first.db", home=folder):
+        pass
     database = Database(f"sqlite:///{folder}/first.db")
+    run_id = start(database, write(folder, 'kind = "clusters"\nencoders = []\nfeatures = ["topic"]'))
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        ids = [teacher.id for teacher in lookup.teachers(session, run_id)]
+        metrics = {"encoders": [], "features": ["topic"]}
+        router = Router(
+            fingerprint="f" * 64,
+            backbone="",
+            kind="clusters",
+            tune="head",
+            options={},
+            teacher_ids=ids,
+            metrics=metrics,
+            path=str(path),
+            sha256=sha256,
+        )
+        session.add(router)
+        session.flush()
+        run.router_id, run.stage = router.id, "generate"
+        verdict.record(session, run, "route", None, [ids[2], ids[0], ids[1]])
     with database.read() as session:
         fitted_router.export(session, session.scalars(select(Run)).one(), folder / "topics.router")
     database.close()
@@ -58,45 +110,38 @@ def other(tmp_path: Path, exported: tuple[Path, Path]) -> Iterator[tuple[Databas
     database.close()
 
 
-def scores(database: Database) -> dict[tuple[str, int], float]:
-    """{(prompt, place of the teacher): score} of the prompts that were routed."""
-    with database.read() as session:
-        found = session.execute(
-            select(Prompt.text, RouterScore.teacher_id, RouterScore.score)
-            .join(RouterScore, RouterScore.prompt_id == Prompt.id)
-            .join(RunPrompt, RunPrompt.prompt_id == Prompt.id)
-            .where(RunPrompt.role == Role.TARGET)
-        )
-        return {(text, teacher_id): score for text, teacher_id, score in found}
-
-
-def test_a_router_of_another_store_assigns_as_it_did_there_without_calibration(
+def test_a_router_of_another_store_is_used_without_calibration(
     tmp_path: Path, exported: tuple[Path, Path], other: tuple[Database, str]
 ) -> None:
     database, router_id = other
     assert fitted_router.import_from(database, exported[1], tmp_path) == router_id  # twice is once
-
+    file = write(tmp_path, f'fitted = "{router_id}"', name="second")
     with persyn.open(tmp_path / "other.db", home=tmp_path) as store:
-        file = write(tmp_path, f'fitted = "{router_id}"', name="second")
         plan = store.plan(file)
-        run = store.start(file).work()
-        assert store.start(file) == run
-        assert run.summary().stages[0].total == 0
+
+    run_id = start(database, file)
 
     assert (plan.calibration, plan.undecided) == (0, 60)
-    first = Database(f"sqlite:///{exported[0]}/first.db")
-    mine, theirs = scores(database), scores(first)
-    first.close()
-    assert len(mine) == 60 * 3
-    assert {key: mine[key] for key in theirs} == pytest.approx(theirs)
+    assert start(database, file) == run_id
     with database.read() as session:
-        row = session.scalars(select(Run)).one()
+        run = session.get_one(Run, run_id)
+        assert (run.stage, run.state) == ("assign", RunState.RUNNING)
+        assert session.execute(select(Job.stage, func.sum(Job.n_prompts)).group_by(Job.stage)).all() == [("assign", 60)]
+        assert set(session.scalars(select(RunPrompt.role))) == {Role.TARGET}
         assert session.scalar(select(func.count()).select_from(Router)) == 1
-        assert session.scalar(select(func.count()).select_from(Response)) == 60
-        assert load_config(row.config).router.features == ["topic"]
-        verdict = summary.facts(session, row).verdict
-    assert verdict is not None
-    assert "the router assigns the remaining prompts" in (verdict.decided or "")
+        router = load_config(run.config).router
+        assert (router.kind, router.features, router.encoders) == ("clusters", ["topic"], [])
+        decided = verdict.decision(session, run)
+        teachers = [teacher.id for teacher in lookup.teachers(session, run_id)]
+        spec, facts = assign.route_spec(session, run), summary.facts(session, run)
+    assert decided is not None
+    assert (decided.verdict, decided.routes) == ("route", True)
+    assert decided.ranking == [teachers[2], teachers[0], teachers[1]]
+    assert facts.verdict is not None
+    assert "its router was imported" in facts.verdict.says
+    engine = route.load(spec, lambda: None)
+    engine.submit([Route(n, [], labels={"topic": topic}) for n, topic in enumerate(TOPICS)])
+    assert [int(np.argmax(each.scores)) for each in engine.step() if isinstance(each, Routed)] == [0, 1, 2]
 
 
 def test_each_difference_between_what_it_was_fitted_to_and_the_run_is_named(
@@ -128,7 +173,7 @@ def test_a_router_that_was_not_imported_is_refused_with_those_that_were(
         persyn.open(tmp_path / "other.db", home=tmp_path) as store,
         pytest.raises(UsageError, match=rf"no router 'abc' was imported into this store; imported: {other[1]}"),
     ):
-        store.start(write(tmp_path, 'fitted = "abc"'))
+        store.plan(write(tmp_path, 'fitted = "abc"'))
 
 
 @pytest.mark.parametrize(
