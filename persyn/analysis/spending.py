@@ -199,11 +199,10 @@ def add_to_plan(session: Session, run: Run) -> None:
     for teacher, basis in zip(teachers, plan.teachers, strict=True):
         row, share = rows[teacher.id], undecided.get(basis.teacher)
         more, _, most = _expected(basis, share, part)
+        total = _combined(lambda one, other: one + other, Figures(row.tokens, row.usd, row.engine_hours), more)
         row.requests += share.ask.responses * part if share else 0.0
-        row.tokens, row.tokens_high = row.tokens + more.tokens, row.tokens_high + most
-        row.usd = None if row.usd is None or more.usd is None else row.usd + more.usd
-        hours = row.engine_hours, more.engine_hours
-        row.engine_hours = None if None in hours else sum(hours)
+        row.tokens, row.usd, row.engine_hours = total.tokens, total.usd, total.engine_hours
+        row.tokens_high += most
     session.flush()
 
 
