@@ -28,7 +28,7 @@ from persyn.db.results import RouterScore, Score
 from persyn.method.assignment import cheapest, solve
 from persyn.method.limits import Costs, Limits, unlimited
 from persyn.method.rewards import Matrix
-from persyn.stages import assign, limits
+from persyn.stages import assign, outcomes
 from tests.factories import make_response, make_router, make_run
 
 _CALIBRATION = 100
@@ -106,7 +106,7 @@ def measure_stage(url: str, kind: str, n_prompts: int, n_teachers: int) -> None:
         assign.plan(session, run)
     seconds = time.perf_counter() - began
     with store.read() as session:
-        made = limits.outcome(session, run)
+        made = outcomes.last(session, run)
     assert made is not None
     assert made.slope > 0
     assert made.prompts == n_prompts

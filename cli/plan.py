@@ -40,14 +40,19 @@ def plan(config: Path, as_json: bool) -> None:
     with store_or_empty() as database, counting_rows() as count, waiting("identifying models and counting prompts"):
         identify = partial(preflight.identify, say=warn)
         found = planning.of_config(database, wanted, identify=identify, on_rows=count, say=warn)
-        spent = _spent(database, wanted) if found.state else Spent()
+        spent = spent_by(database, wanted.run.name) if found.state else Spent()
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
-        _show(found)
-        _warn_of_budget(found, wanted.budget or BudgetTable(), spent)
+        show_plan(found, wanted, spent)
     if found.state is None:
         require_fit(wanted)
+
+
+def show_plan(found: Plan, config: RunConfig, spent: Spent) -> None:
+    """Print a plan, and which limits of the run's budget it exceeds with what the run has spent."""
+    _show(found)
+    _warn_of_budget(found, config.budget or BudgetTable(), spent)
 
 
 def _show(found: Plan) -> None:
@@ -78,10 +83,10 @@ def _show(found: Plan) -> None:
     _explain(found)
 
 
-def _spent(database: Database, config: RunConfig) -> Spent:
-    """What the existing run of a configuration has spent."""
+def spent_by(database: Database, run: str) -> Spent:
+    """What a run has spent."""
     with database.read() as session:
-        amounts = expenses.amounts(session, lookup.run(session, config.run.name).id)
+        amounts = expenses.amounts(session, lookup.run(session, run).id)
     _, _, spent = next(expenses.scopes(BudgetTable(), amounts, {}))
     return spent
 

@@ -1,8 +1,9 @@
-"""`persyn router`: show a run's router and its learning curve."""
+"""`persyn router`: show a run's router and its learning curve, export and import it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from persyn.cli.summary import say_verdict
 from persyn.db.results import Router
 from persyn.errors import UsageError
 from persyn.method.verdict import Verdict
+from persyn.runs import fitted_router
 from persyn.settings import Settings
 
 #: What is measured on the hold-out; routers of earlier versions also have nearest neighbours.
@@ -23,7 +25,7 @@ _MEASURED = ("router", "static", "random", "neighbours", "oracle")
 
 @click.group()
 def router() -> None:
-    """Show routers and their learning curves."""
+    """Show routers and their learning curves, export and import them."""
 
 
 @router.command("show", short_help="Show a run's router and its metrics.")
@@ -63,6 +65,35 @@ def show_router(run: str, as_json: bool) -> None:
     if rows:
         click.echo()
         show(("on hold-out", *columns), rows, as_json=False, skip_empty=True)
+
+
+@router.command("export", short_help="Write a run's router to a file.")
+@RUN
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def export_router(run: str, file: Path) -> None:
+    """Write RUN's router to FILE, for runs of the same teachers, student and reward, also in other stores.
+
+    FILE is a zip archive with safetensors and JSON: the router's checkpoint, the versions of the teachers, the student
+    and the scorers, and the verdict on it. It has no prompts and no responses, but frequent words of the calibration
+    prompts if the router reads words, and labels if it reads fields.
+    """
+    with store() as database, database.read() as session:
+        learned = fitted_router.export(session, find_run(session, run), file)
+    names = ", ".join(teacher["name"] for teacher in learned.teachers)
+    click.echo(f"router of run {run} ({learned.router['kind']}, verdict {learned.verdict!r}; teachers {names}): {file}")
+
+
+@router.command("import", short_help="Store a router that was exported.")
+@click.argument("file", type=click.Path(path_type=Path))
+def import_router(file: Path) -> None:
+    """Store the router in FILE, which 'persyn router export' has written, for runs that use it without calibration.
+
+    Such a run has the printed key in its file. Its teachers, student and reward must be those that the router was
+    fitted to.
+    """
+    with store() as database:
+        found = fitted_router.import_from(database, file, Settings.from_environment().home)
+    click.echo(f'to use the router, write into a run\'s file:\n\n[router]\nfitted = "{found}"')
 
 
 def show_candidates(candidates: Sequence[Mapping[str, Any]], why: str) -> None:

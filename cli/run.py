@@ -24,6 +24,7 @@ from persyn.atomic import FolderChanged
 from persyn.cli import operations, summary
 from persyn.cli.beforehand import look_up, require_fit
 from persyn.cli.context import JSON, RUN, find_run, nobody_takes, plain, show, store, warn
+from persyn.cli.extend import extend
 from persyn.cli.progress import LINE_SECONDS, Bars, Meter, counting_rows
 from persyn.cli.transport import VALUES, change
 from persyn.cli.waiting import waiting
@@ -35,7 +36,7 @@ from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
 from persyn.ingest.versions import Identities
 from persyn.jobs import owner, queue
-from persyn.runs import pipeline, run_file, same_run
+from persyn.runs import extension, pipeline, run_file, same_run
 from persyn.runs.start import find
 from persyn.settings import Settings
 from persyn.workers.runner.crew import Crew
@@ -46,10 +47,10 @@ EXIT_MANY_FAILED, EXIT_PAUSED = 3, 4
 
 @click.group()
 def run() -> None:
-    """Start, resume, watch, pause, rename and delete runs."""
+    """Start, extend, resume, watch, pause, rename and delete runs."""
 
 
-for _command in operations.OF_RUN:
+for _command in (extend, *operations.OF_RUN):
     run.add_command(_command)
 
 
@@ -69,7 +70,7 @@ def start(config: Path) -> None:
     and start it again; if a person has paused it, continue it by 'run resume'.
     """
     wanted = run_file.read(config)
-    _require_celery()
+    require_celery()
     with store() as database:
         with waiting("reading the store"), database.read() as session:
             is_new = find(session, wanted) is None
@@ -82,7 +83,7 @@ def start(config: Path) -> None:
             run_id = pipeline.start_run(session, wanted, actor=owner.actor(), known=known, on_rows=count, say=warn).id
         if is_new:
             spending.record(database, run_id, is_start=True)
-        _work(database, run_id)
+        work(database, run_id)
 
 
 @run.command(short_help="Resume a run and retry its failed jobs.")
@@ -92,14 +93,14 @@ def resume(run: str) -> None:
 
     A run that is done continues if it misses a row, for example because another run retries a response that they share.
     """
-    _require_celery()
+    require_celery()
     with store() as database:
         with waiting("writing to the store"), database.write() as session:
             found = find_run(session, run)
             _warn_of_change(session, found)
             pipeline.resume(session, found, actor=owner.actor())
             run_id = found.id
-        _work(database, run_id)
+        work(database, run_id)
 
 
 def _warn_of_change(session: Session, run: Run) -> None:
@@ -217,13 +218,14 @@ def status(run: str, as_json: bool) -> None:
         if as_json:
             waits = snapshot(session, found).waits
             said = msgspec.to_builtins(summary.facts(session, found)) | {"waits": msgspec.to_builtins(waits)}
+            said["extensions"] = msgspec.to_builtins(extension.of_run(session, found))
             said["spending"] = msgspec.to_builtins(spending.facts(session, found))
             click.echo(msgspec.json.encode(said).decode())
         else:
             summary.show(session, found)
 
 
-def _work(database: Database, run_id: int) -> None:
+def work(database: Database, run_id: int) -> None:
     """Work a run to its end, here or by workers elsewhere; then write its dataset and print a summary."""
     settings = Settings.from_environment()
     if settings.broker_url is None:
@@ -284,7 +286,7 @@ def _say_paused(database: Database, run_id: int) -> NoReturn:
     sys.exit(EXIT_PAUSED)
 
 
-def _require_celery() -> None:
+def require_celery() -> None:
     """With a broker, require Celery before creating a run that could not be worked without it."""
     if Settings.from_environment().broker_url is not None:
         import persyn.workers.cluster.app  # noqa: F401

@@ -17,7 +17,7 @@ from persyn.cli.context import show as table
 from persyn.cli.progress import wait_line
 from persyn.db.catalog import Run, RunState
 from persyn.jobs import owner
-from persyn.runs import scheduling
+from persyn.runs import extension, scheduling
 
 __all__ = ["facts", "show"]
 
@@ -30,6 +30,8 @@ def show(session: Session, run: Run) -> None:
     costs = spending.facts(session, run)
     priority = f", priority {run.priority}" if run.priority else ""
     click.echo(f"run {found.name}: {state}, {found.prompts:,} prompts{priority}{error}")
+    for each in extension.of_run(session, run):
+        click.echo(plain(f"extension {each.number}: {each.prompts:,} prompts were added from {', '.join(each.files)}"))
     for note in [*notes, *(paused(run, costs)[1:] if run.state is RunState.PAUSED else [])]:
         click.echo(note)
     _stages(found)

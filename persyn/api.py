@@ -27,7 +27,7 @@ import pyarrow as pa
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import compare, custom_strategy, new_prompts, spending, summary, tables, verdict, watch
+from persyn.analysis import compare, custom_strategy, extension, new_prompts, spending, summary, tables, verdict, watch
 from persyn.analysis import plan as planning
 from persyn.analysis.new_prompts import PromptInput
 from persyn.analysis.plan import Plan
@@ -43,6 +43,7 @@ from persyn.db import catalog, lookup
 from persyn.db.catalog import RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError, shorten
+from persyn.ingest.prompt_import import PromptFiles
 from persyn.jobs import owner
 from persyn.method.rewards import Matrix, Normalisation
 from persyn.operations.of_run import RunOperations
@@ -297,6 +298,25 @@ class Run(RunOperations):
             how = "raise its budget and call start() of the store" if budgets.is_used_up(run) else "call resume()"
             raise PersynError(f"run {self.name} is paused: {error}; {how}, then work()")
         return self
+
+    @_without_causes
+    def extend(self, files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, anyway: bool = False) -> int:
+        """Add the prompts of files that are not in the run, which is done or running; then call `work`.
+
+        files:  one or more paths, read as by `persyn prompts import`.
+        anyway: also add prompts that are far from the run's calibration prompts.
+
+        The run's router assigns them as it is: no calibration response is generated again, and assigned prompts keep
+        their teacher. Returns how many prompts were added. Raises `UsageError`, and adds nothing, for a bad row, for a
+        run that has failed, is cancelled or paused, and for prompts unlike those that the router was fitted to.
+        """
+        paths = [files] if isinstance(files, str | os.PathLike) else list(files)
+        given = PromptFiles([Path(path) for path in paths])
+        tell = extension.Teller(_warn)
+        distance = extension.measure(self._database, self._id, given, self._settings.home, tell)
+        if not anyway:
+            extension.require_near(self.name, distance)
+        return extension.extend(self._database, self._id, given, distance, tell).made.prompts
 
     def resume(self) -> Run:
         """Requeue failed and cancelled jobs; returns the run, to call `work`.

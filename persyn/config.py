@@ -271,6 +271,10 @@ class RouterTable(_Table, frozen=True):
     options: dict[str, Any] = {}
     #: The engine that fits the router and routes.
     engine: Literal["router", "fake"] = "router"
+    #: The id of a router that `persyn router import` has stored. It is [used as it
+    #: is](howto/add-prompts.md#use-a-router-in-another-run), without calibration; besides, only `gpus` and `options`
+    #: may be set.
+    fitted: str | None = None
 
     @property
     def chosen_kind(self) -> str:
@@ -513,6 +517,8 @@ class RunConfig(_Table, frozen=True, kw_only=True):
         built: dict[str, Any] = msgspec.to_builtins(self)
         if self.budget is None:
             del built["budget"]
+        if self.router.fitted is None:
+            del built["router"]["fitted"]
         own = built["strategy"]
         built["strategy"] = {key: value for key, value in own.items() if value is not None or key not in LIMITS}
         return built

@@ -6,8 +6,9 @@ from sqlalchemy.orm import Session
 
 from persyn.db import lookup
 from persyn.db.catalog import Run
-from persyn.stages import limits as stored
-from persyn.stages.limits import DOLLARS, TOKENS, Outcome, TeacherLimits
+from persyn.stages import outcomes
+from persyn.stages.limits import DOLLARS, TOKENS
+from persyn.stages.outcomes import Outcome, TeacherLimits
 
 #: One more of a unit of cost, in words.
 _ONE_MORE = {DOLLARS: "one more US dollar", TOKENS: "1,000 more response tokens"}
@@ -15,10 +16,13 @@ _ONE_MORE = {DOLLARS: "one more US dollar", TOKENS: "1,000 more response tokens"
 
 def sentences(session: Session, run: Run) -> list[str]:
     """What was decided within the limits of [strategy]; empty without them, and before prompts are assigned."""
-    if (found := stored.outcome(session, run)) is None:
+    if not (recorded := outcomes.of_run(session, run)):
         return []
+    *earlier, found = recorded
     names = {teacher.id: teacher.name for teacher in lookup.teachers(session, run.id)}
-    said = [_result(found), *([_budget(found)] if found.budget is not None else [])]
+    before = sum(each.prompts for each in earlier)
+    said = [f"the last {found.prompts:,} prompts were assigned within what {before:,} others left"] if before else []
+    said += [_result(found), *([_budget(found)] if found.budget is not None else [])]
     said += [each for part in found.teachers for each in _of_teacher(names[part.teacher_id], part)]
     return [*said, _scores(found)]
 

@@ -21,7 +21,7 @@ from persyn.db import bulk, lookup
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Scorer, Student, Teacher
 from persyn.db.connect import Database, scratch
-from persyn.db.results import Assignment, Response, Score
+from persyn.db.results import Assignment, Response, Router, Score
 from persyn.db.work import Event, Job, Load
 from persyn.ingest.versions import Identities
 from persyn.llm.engines import ENGINES
@@ -188,6 +188,8 @@ def of_file(
     with scratch() as database, database.write() as there:
         for model in (Student, Teacher, Scorer):
             _copy(there, model, session, select(*model.__table__.columns))
+        if config.router.fitted is not None:
+            _copy(there, Router, session, select(*Router.__table__.columns).where(Router.learned.is_not(None)))
         for source in config.prompts.sources:
             prompts = select(
                 Prompt.content_hash, *TURNS, Prompt.tools, Prompt.response_schema, Prompt.source, Prompt.meta

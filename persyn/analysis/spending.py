@@ -187,6 +187,25 @@ def record(database: Database, run_id: int, *, is_start: bool = False) -> None:
         bulk.insert_new(session, PlannedWork, rows)
 
 
+def add_to_plan(session: Session, run: Run) -> None:
+    """Add what prompts without a teacher are expected to take to the plan of a run that had one for every prompt."""
+    made = PlannedWork.run_id == run.id, PlannedWork.made_in == _GENERATE, PlannedWork.stage == _GENERATE
+    rows = {row.teacher_id: row for row in session.scalars(select(PlannedWork).where(*made))}
+    if not rows:
+        return
+    plan, teachers = planning.of_run(session, run), lookup.teachers(session, run.id)
+    undecided = {share.teacher: share for share in plan.shares if share.stage == "undecided"}
+    part = 1.0 / len(plan.teachers)
+    for teacher, basis in zip(teachers, plan.teachers, strict=True):
+        row, share = rows[teacher.id], undecided.get(basis.teacher)
+        more, _, most = _expected(basis, share, part)
+        total = _combined(lambda one, other: one + other, Figures(row.tokens, row.usd, row.engine_hours), more)
+        row.requests += share.ask.responses * part if share else 0.0
+        row.tokens, row.usd, row.engine_hours = total.tokens, total.usd, total.engine_hours
+        row.tokens_high += most
+    session.flush()
+
+
 def _to_store(plan: Plan, stage: str) -> list[tuple[int, dict[str, Any]]]:
     """The plan by teacher of the stages that are not over; prompts without a teacher are shared evenly.
 

@@ -12,7 +12,7 @@ from persyn.db.grid import Grid
 from persyn.errors import UsageError
 from persyn.method.intervals import Interval
 from persyn.method.verdict import FEW, LEAST, WORTHWHILE, Verdict
-from persyn.stages import limits
+from persyn.stages import outcomes
 from persyn.stages import verdict as stored
 
 
@@ -111,7 +111,7 @@ def _decided(session: Session, run: Run) -> str | None:
     if decision is None:
         return None
     if load_config(run.config).strategy.is_limited:
-        made = limits.outcome(session, run)  # before there is one, prompts are being routed, for their scores
+        made = outcomes.last(session, run)  # before there is one, prompts are being routed, for their scores
         is_routed = decision.routes if made is None else made.slope > 0
         by = "the router's scores" if is_routed else "the teachers' mean rewards"
         who = f"{by} assign the remaining prompts, within the limits of [strategy]"

@@ -41,7 +41,8 @@ from persyn.db.catalog import Run, RunState, Student
 from persyn.db.connect import Database
 from persyn.db.results import NO_TEXT, Router
 from persyn.errors import PersynError, UsageError
-from persyn.stages import limits, verdict
+from persyn.runs import extension
+from persyn.stages import outcomes, verdict
 
 
 def write(
@@ -273,6 +274,7 @@ class _Export:
             tools=self.source.tools.found,
             used=tally.used,
             holdout=tally.holdout,
+            extensions=extension.of_run(self._session, run),
         )
         self._require_whole(manifest)
         return manifest
@@ -323,7 +325,7 @@ def _student(session: Session, run: Run) -> StudentVersion | None:
 
 def _router(session: Session, run: Run) -> RouterVersion | None:
     """The router that chose the teachers; None if there is none, and if it was not used."""
-    decided, within = verdict.decision(session, run), limits.outcome(session, run)
+    decided, within = verdict.decision(session, run), outcomes.last(session, run)
     is_unused = (decided is not None and not decided.routes) or (within is not None and not within.slope)
     if run.router_id is None or is_unused:
         return None

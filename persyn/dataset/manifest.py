@@ -20,6 +20,7 @@ from persyn.dataset.formats import domain_of, is_ambiguous
 from persyn.dataset.options import ExportOptions
 from persyn.dataset.verdicts import WRONG
 from persyn.errors import UsageError
+from persyn.runs.extension import Extension
 
 MANIFEST = "manifest.json"
 DATASET_INFO = "dataset_info.json"
@@ -141,6 +142,8 @@ class Manifest:
     used: int = 0
     #: Rows of hold-out prompts.
     holdout: int = 0
+    #: Prompts that were added to the run after its start.
+    extensions: list[Extension] = field(default_factory=list)
     kind: str = f"{_KIND}2"
 
     @property

@@ -170,3 +170,8 @@ class RunPrompt(Base):
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"), primary_key=True)
     role: Mapped[Role] = mapped_column(words(Role, "role"))
+    extension: Mapped[int] = mapped_column(
+        default=0,
+        server_default="0",
+        comment="number of the extension that added it, from 1; 0 if the run was started with it",
+    )

@@ -121,6 +121,9 @@ class Router(Base):
     metrics: Mapped[dict[str, Any]] = mapped_column(comment="Hit@k and rewards on the hold-out, with baselines")
     path: Mapped[str] = mapped_column(comment="folder of the checkpoint")
     sha256: Mapped[Hash] = mapped_column(comment="SHA-256 of the checkpoint's files")
+    learned: Mapped[dict[str, Any] | None] = mapped_column(
+        comment="of an imported router: the teachers, student and reward that it was fitted to, and its verdict"
+    )
     created_at: Mapped[CreatedAt]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,27 @@ from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
 from persyn.ingest.imports import ImportCounts, ImportReport, OnError, batches
 from persyn.ingest.layouts import NO_NAMES, Names
+from persyn.ingest.rows import PromptRow
 from persyn.llm.needs import Need, is_placeholder
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFiles:
+    """Files with prompts, and how to read them.
+
+    names: {our field: the file's field}, for fields without a common name.
+    """
+
+    paths: Sequence[Path]
+    names: Names = field(default_factory=dict)
+    on_error: OnError = "stop"
+
+    def rows(self) -> Iterator[PromptRow]:
+        """Read the rows without storing them; raise `UsageError` for a bad row that is not skipped."""
+        tally = ImportCounts(self.on_error, "options")
+        for _, batch in batches(self.paths, partial(rows.read, names=self.names), tally):
+            yield from batch
+        tally.report()
 
 
 def import_prompts(
@@ -82,6 +102,27 @@ def add_to_run(
     return conflicts
 
 
+def extend_run(
+    session: Session,
+    run_id: int,
+    extension: int,
+    files: PromptFiles,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> ImportReport:
+    """Add the prompts of files that are not in the run, as targets of an extension; import them like `import_prompts`.
+
+    Raises `UsageError` as it does; the caller must then roll the transaction back.
+    """
+
+    def link(hashes: Sequence[str], n_rows: int) -> None:
+        _add_targets(session, run_id, Prompt.content_hash.in_(hashes), extension)
+        if progress:
+            progress(n_rows)
+
+    return _import(session, files.paths, ImportCounts(files.on_error, "options"), link, files.names)
+
+
 def draw(
     session: Session,
     run_id: int,
@@ -125,9 +166,15 @@ def draw(
     return list(lacking.said(is_all=is_all))
 
 
-def unscorable(session: Session, run_id: int, need: Need) -> int:
-    """The number of a run's prompts that lack a field that its quality scorer needs."""
-    return sum(not need.is_met(row.answer, row.meta) for row in _prompts(session, run_id, need))
+def unscorable(session: Session, run_id: int, need: Need, *, extension: int = 0) -> int:
+    """The number of a run's prompts, from an extension on, that lack a field that its quality scorer needs."""
+    return sum(not need.is_met(row.answer, row.meta) for row in _prompts(session, run_id, need, extension))
+
+
+def not_scored(count: int, need: Need, keep: str) -> str:
+    """The notice for prompts whose samples cannot be scored to choose among them."""
+    then = "have no row in the dataset" if keep == "correct" else "keep their first response"
+    return f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}"
 
 
 def _require_some_to_learn_from(calibration: int | None, holdout: float) -> None:
@@ -224,10 +271,11 @@ def _look_over(session: Session, run_id: int, need: Need | None, n_prompts: int)
     return _Lacking(need, n_prompts, count, example, fields, placeholders)
 
 
-def _prompts(session: Session, run_id: int, need: Need | None) -> Iterable[Any]:
-    """Select what a draw depends on, one row per prompt."""
+def _prompts(session: Session, run_id: int, need: Need | None, extension: int = 0) -> Iterable[Any]:
+    """Select what a draw depends on, one row per prompt, from an extension on."""
     of_row = (Prompt.answer, Prompt.meta) if need is not None else ()
     wanted = select(Prompt.content_hash, Prompt.id, *of_row).join(RunPrompt).where(RunPrompt.run_id == run_id)
+    wanted = wanted.where(RunPrompt.extension >= extension)
     return session.execute(wanted, execution_options={"yield_per": 10_000})
 
 
@@ -264,7 +312,8 @@ def _import(
     return tally.report()
 
 
-def _add_targets(session: Session, run_id: int, which: ColumnElement[bool]) -> None:
+def _add_targets(session: Session, run_id: int, which: ColumnElement[bool], extension: int = 0) -> None:
     there = exists().where(RunPrompt.run_id == run_id, RunPrompt.prompt_id == Prompt.id)
-    missing = select(literal(run_id), Prompt.id, literal(Role.TARGET, RunPrompt.role.type)).where(which, ~there)
-    session.execute(insert(RunPrompt).from_select(["run_id", "prompt_id", "role"], missing))
+    same = literal(Role.TARGET, RunPrompt.role.type), literal(extension, RunPrompt.extension.type)
+    missing = select(literal(run_id), Prompt.id, *same).where(which, ~there)
+    session.execute(insert(RunPrompt).from_select(["run_id", "prompt_id", "role", "extension"], missing))

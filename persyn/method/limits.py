@@ -66,6 +66,12 @@ def unlimited(n_prompts: int, n_teachers: int) -> Limits:
     return Limits(np.zeros(n_teachers, dtype=np.int64), np.full(n_teachers, n_prompts, dtype=np.int64))
 
 
+def left(whole: Limits, counts: Counts, cost: float) -> Limits:
+    """What limits for all prompts leave to the others, after some were assigned: (T,) counts, at a total cost."""
+    least, most = np.maximum(whole.least - counts, 0), np.maximum(whole.most - counts, 0)
+    return Limits(least, most, max(whole.budget - cost, 0.0), whole.cost_weight)
+
+
 def conflict(n_prompts: int, limits: Limits, teachers: Sequence[str]) -> str | None:
     """Say which limits on numbers of prompts conflict; None where none do."""
     for least, most, name in zip(limits.least, limits.most, teachers, strict=True):

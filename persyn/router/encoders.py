@@ -20,9 +20,9 @@ from persyn.llm.chat import Chat, load_tokenizer
 from persyn.llm.identity import Identify, hub_revision, identify, identify_embedding, require_unchanged
 from persyn.llm.options import Dtype
 from persyn.llm.protocols import Fit, Message, ModelSpec, Tick
-from persyn.llm.tools import written
 from persyn.router import features, inputs, model, sentence_model
 from persyn.router.checkpoint import CheckpointManifest
+from persyn.router.inputs import text_of
 from persyn.router.kinds.base import Prompts, quietly
 from persyn.router.model import Reader, Reads, precision
 from persyn.router.sentence_model import SentenceModel
@@ -183,11 +183,6 @@ def verified(spec: ModelSpec, identified_by: Identify = identify) -> ModelSpec:
     if hub_revision(spec.revision) != spec.revision:
         require_unchanged(spec.model, spec.revision, identified_by)
     return msgspec.structs.replace(spec, revision=hub_revision(spec.revision))
-
-
-def text_of(messages: Sequence[Message]) -> str:
-    """The text of all turns."""
-    return "\n".join(written(message) for message in messages)
 
 
 def _backbone(spec: ModelSpec, chosen: options.RouterFitOptions, home: Path) -> BackboneEncoder:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from persyn.config import RouterTable
+from persyn.llm.protocols import Message
+from persyn.llm.tools import written
 from persyn.router.kinds.base import Source
 from persyn.router.kinds.registry import ROUTERS
 
 #: Stands for a kind in the run file: choose one.
 AUTO = "auto"
 _SOURCES: Mapping[str, Source] = {"backbone": "states", "embedding": "states", "tfidf": "texts"}
+
+
+def text_of(messages: Sequence[Message]) -> str:
+    """The text of all turns."""
+    return "\n".join(written(message) for message in messages)
 
 
 def sources(encoders: Collection[str], fields: Collection[str]) -> frozenset[Source]:

@@ -120,8 +120,7 @@ def enlist(
     said += limits.require(session, run)
     start.require_texts(session, run)
     if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
-        then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"
-        said.append(f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}")
+        said.append(prompt_import.not_scored(count, need, config.generation.keep))
     for each in (*said, *_of_conflicts(config, conflicts)):
         if say:
             say(each)
@@ -198,6 +197,16 @@ def needed(session: Session, run: Run) -> tuple[str, ...]:
     of_grid = registry.reached(registry.ASSIGN)
     is_over = registry.ASSIGN in registry.reached(run.stage) or session.scalars(is_assigned).first() is not None
     return tuple(name for name in STAGES if name not in of_grid) if is_over else of_grid
+
+
+def assign_more(session: Session, run: Run, *, actor: str, detail: dict[str, Any]) -> None:
+    """Continue a locked run, done or running, that has more targets; those that it has assigned stay as they are."""
+    was, stage = run.state, run.stage
+    run.stage = stage if stage in registry.reached(registry.ASSIGN) else registry.ASSIGN
+    _note(session, run, actor, was, RunState.RUNNING, {"from_stage": stage, "stage": run.stage, **detail})
+    run.state, run.finished_at, run.plans = RunState.RUNNING, None, 0
+    session.flush()
+    advance(session, run.id, actor=actor)
 
 
 def cancel(session: Session, run: Run, *, actor: str) -> None:

@@ -26,7 +26,8 @@ def check(session: Session, run: Run) -> list[str]:
     """
     config = load_config(run.config)
     fields = config.router.features
-    if not fields or STRATEGIES.require(config.strategy.kind, "strategy").decided_by != "router":
+    reads = STRATEGIES.require(config.strategy.kind, "strategy").decided_by == "router"
+    if not fields or not reads or config.router.fitted is not None:
         return []
     prompts = session.execute(
         select(*LABELLED)

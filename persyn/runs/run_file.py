@@ -85,6 +85,7 @@ def _checked(given: Any, path: Path) -> RunConfig:
     _require_quality(path, config)
     _require_strategy(path, config)
     _require_router(path, config.router)
+    _require_fitted(path, config)
     _require_learnability(path, config)
     _require_options(path, _said(config))
     _require_samples(path, config)
@@ -95,6 +96,8 @@ def _checked(given: Any, path: Path) -> RunConfig:
 
 def n_calibration(config: RunConfig) -> int | None:
     """How many prompts every teacher answers, the hold-out included; None means all of them."""
+    if config.router.fitted is not None:
+        return 0
     match STRATEGIES.require(config.strategy.kind, "strategy").grid:
         case "all":
             return None
@@ -296,6 +299,20 @@ def _require_router(path: Path, router: RouterTable) -> None:
         known = ", ".join(inputs.readable(kind))
         raise UsageError(
             f"{path}: a router of kind {kind!r} reads nothing of its encoders and features; it can read {known}"
+        )
+
+
+def _require_fitted(path: Path, config: RunConfig) -> None:
+    """Raise `UsageError` for a router that was fitted before, beside keys that need a calibration or another router."""
+    router, strategy = config.router, config.strategy
+    if router.fitted is None:
+        return
+    alone = RouterTable(fitted=router.fitted, gpus=router.gpus, options=router.options)
+    if others := [name for name in router.__struct_fields__ if getattr(router, name) != getattr(alone, name)]:
+        raise UsageError(f"{path}: `router.{others[0]}` cannot be set beside `router.fitted`, which says all about it")
+    if STRATEGIES[strategy.kind].decided_by != "router" or strategy.is_limited:
+        raise UsageError(
+            f"{path}: `router.fitted` is for strategy persyn without costs and limits, which need calibration prompts"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import QualityTable, RunConfig, load_config
@@ -54,7 +54,8 @@ def _shown(value: str, skipped: int) -> str:
 class Change(NamedTuple):
     """How the prompts in a run's files or sources differ from those that the run was started with.
 
-    new, gone: numbers of prompts.
+    new:  prompts that are not in the run; those of an extension are.
+    gone: prompts that the run was started with and the files lack.
     other:     rows whose answer, instructions or tests differ from those stored for their prompt.
     """
 
@@ -74,8 +75,8 @@ class Change(NamedTuple):
         parts = ["1 prompt is new" if self.new == 1 else f"{self.new:,} prompts are new"] * bool(self.new)
         parts += [f"{self.gone:,} of the run's prompts are missing"] * bool(self.gone)
         said = (
-            f"{self.names} changed since run {self.run!r} was started: {' and '.join(parts)}; the run keeps the "
-            f"{self.prompts:,} prompts it was started with"
+            f"{self.names} changed since run {self.run!r} was started: {' and '.join(parts)}; the run keeps "
+            f"its {self.prompts:,} prompts"
         )
         others = other_answers(self.names, self.other) if self.other else ""
         return "; ".join(each for each in (said if self.is_of_prompts else "", others) if each)
@@ -110,8 +111,9 @@ def require(session: Session, run: Run, config: RunConfig) -> None:
     change = look(session, run, config)
     if change is not None and change.is_of_prompts:
         raise UsageError(
-            f"{change}. Resume the run to continue with those (persyn run resume {run.name}), or start a run under "
-            "another name, which uses all prompts and generates no stored response again"
+            f"{change}. Resume the run to continue with those (persyn run resume {run.name}), add new ones to it "
+            f"(persyn run extend {run.name} FILE), or start a run under another name, which uses all prompts and "
+            "generates no stored response again"
         )
 
 
@@ -125,15 +127,15 @@ def look(session: Session, run: Run, config: RunConfig | None = None) -> Change 
     paths = [Path(file) for file in prompts.files]
     n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
     if prompts.sources:
-        there = select(func.count()).where(Prompt.source.in_(prompts.sources))
-        new = session.scalars(there).one() - n_prompts
+        there = select(func.count()).select_from(Prompt).where(Prompt.source.in_(prompts.sources))
+        of_run = there.join(RunPrompt).where(RunPrompt.run_id == run.id)
+        new = session.scalars(there).one() - session.scalars(of_run).one()
         names = ", ".join(prompts.sources)
         return Change(names, run.name, n_prompts, new) if new > 0 else None
     if not all(path.is_file() for path in paths) or is_unchanged(was, paths):
         return None
-    new, same, other = _compare(session, run, paths)
-    change = Change(", ".join(path.name for path in paths), run.name, n_prompts, new, n_prompts - same, other)
-    return change if change.is_of_prompts or other else None
+    change = Change(", ".join(path.name for path in paths), run.name, n_prompts, *_compare(session, run, paths))
+    return change if change.is_of_prompts or change.other else None
 
 
 def is_unchanged(was: RunConfig, paths: Sequence[Path]) -> bool:
@@ -189,7 +191,9 @@ def _describe(tables: Sequence[dict[str, Any]], rows: Sequence[Teacher], config:
 
 
 def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, int, int]:
-    """Count conversations in files that are not in the run, those that are, and rows that would be scored differently.
+    """Count conversations of files that are not in the run, of its start that are not in them, and conflicting rows.
+
+    Conflicting rows have another answer, other instructions or other tests than those stored for their prompt.
 
     Raises `UsageError` for a file that cannot be read or has an invalid row.
     """
@@ -200,12 +204,15 @@ def _compare(session: Session, run: Run, paths: Sequence[Path]) -> tuple[int, in
         other += prompt_table.n_conflicts(session, batch)
     tally.report()
     hashes = list(found)
-    of_run = select(func.count()).select_from(RunPrompt).join(Prompt).where(RunPrompt.run_id == run.id)
-    same = sum(
-        session.scalars(of_run.where(Prompt.content_hash.in_(hashes[start : start + _CHUNK]))).one()
-        for start in range(0, len(hashes), _CHUNK)
-    )
-    return len(hashes) - same, same, other
+    from_start = func.coalesce(func.sum(case((RunPrompt.extension == 0, 1), else_=0)), 0)
+    counted = select(func.count(), from_start).select_from(RunPrompt).where(RunPrompt.run_id == run.id)
+    same = same_from_start = 0
+    for start in range(0, len(hashes), _CHUNK):
+        of_part = counted.join(Prompt).where(Prompt.content_hash.in_(hashes[start : start + _CHUNK]))
+        of_run, of_start = session.execute(of_part).one()
+        same, same_from_start = same + of_run, same_from_start + of_start
+    _, n_started = session.execute(counted).one()
+    return len(hashes) - same, n_started - same_from_start, other
 
 
 def _decisive(config: RunConfig) -> dict[str, Any]:

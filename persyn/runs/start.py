@@ -20,7 +20,7 @@ from persyn.ingest.versions import Identities
 from persyn.llm import transport
 from persyn.llm.engines import ENGINES
 from persyn.method.strategies import STRATEGIES
-from persyn.runs import prices, run_file, same_run
+from persyn.runs import fitted_router, prices, run_file, same_run
 
 
 def find(session: Session, config: RunConfig) -> Run | None:
@@ -46,8 +46,9 @@ def identities(config: RunConfig) -> Identities:
 
 
 def _reads_prompts(config: RunConfig) -> bool:
-    """Whether the run loads a backbone."""
-    return STRATEGIES[config.strategy.kind].decided_by == "router" and config.router.engine == "router"
+    """Whether the run loads a backbone to fit a router."""
+    own = config.router
+    return STRATEGIES[config.strategy.kind].decided_by == "router" and own.engine == "router" and own.fitted is None
 
 
 def require_imported(session: Session, config: RunConfig) -> None:
@@ -130,7 +131,8 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     student = None if config.student is None else versions.student(session, config.student, known)
     own = config.strategy
     function = known[own.model, own.revision].revision if own.model else None
-    config = _pinned(config, function, _with_versions(config, known))
+    router = fitted_router.table(session, config.router)
+    config = _pinned(config, function, _with_versions(replace(config, router=router), known))
     config = _decided(config, "static" if STRATEGIES[own.kind].decided_by == "router" else None)
     contents = [same_run.sha256(Path(file)) for file in config.prompts.files]
     config = replace(config, prompts=replace(config.prompts, sha256=contents))
@@ -151,6 +153,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     for position, teacher_id in enumerate(teacher_ids):
         session.add(RunTeacher(run_id=run.id, position=position, teacher_id=teacher_id))
     session.flush()
+    fitted_router.use(session, run)
     prices.note(session, run, config, teacher_ids)
     return run
 
@@ -211,6 +214,8 @@ def _pinned(config: RunConfig, function: str | None, given: RouterTable) -> RunC
     given: the table of the router with these values.
     """
     own, router = config.strategy, config.router
+    if router.fitted is not None and router.fitted == given.fitted:
+        router = replace(given, gpus=router.gpus, options=router.options)
     return replace(
         config,
         strategy=replace(own, revision=own.revision or function),

@@ -12,9 +12,8 @@ from itertools import chain
 from tempfile import TemporaryFile
 from typing import Any
 
-import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
@@ -23,17 +22,16 @@ from persyn.db import bulk, grid, lookup
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, Teacher
 from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Router, RouterScore
-from persyn.db.work import Event
 from persyn.errors import UsageError
-from persyn.jobs import owner
 from persyn.method import assignment, expectation, limits
 from persyn.method.assignment import Infeasible, Solution
 from persyn.method.expectation import Expectation
 from persyn.method.intervals import Vector
 from persyn.method.limits import Costs, Limits
 from persyn.method.rewards import Indices, Matrix
-from persyn.stages import answers, unassigned, verdict
+from persyn.stages import answers, outcomes, unassigned, verdict
 from persyn.stages.batch import CHARACTERS, TOKENS_PER_CHARACTER, seed_of
+from persyn.stages.outcomes import Outcome, TeacherLimits
 
 #: Prompts read and written at once.
 _CHUNK = 10_000
@@ -44,44 +42,6 @@ _TIGHT = (
 )
 
 DOLLARS, TOKENS = "US dollars", "1,000 response tokens"
-
-
-class TeacherLimits(Struct, frozen=True):
-    """One teacher's part of an assignment within limits."""
-
-    teacher_id: int
-    prompts: int
-    least: int
-    most: int
-    #: Reward that a further prompt for it would bring; below 0, that one less would.
-    price: float
-
-
-class Outcome(Struct, frozen=True):
-    """An assignment within limits, as its event records it. Rewards and costs are expected ones, of all its prompts."""
-
-    prompts: int
-    #: Of costs; and whether they are known at all.
-    unit: str
-    cost: float | None
-    budget: float | None
-    cost_weight: float
-    reward: float
-    #: No assignment within the limits has a higher reward, less `cost_weight` times its cost.
-    value: float
-    bound: float
-    #: If neither costs nor limits took part.
-    free_reward: float
-    free_cost: float | None
-    #: Prompts that then would have another teacher.
-    moved: int
-    #: Reward that a further unit of the budget would bring.
-    price: float
-    teachers: list[TeacherLimits]
-    #: What a unit of the router's score is worth; before it was shrunk, and its standard error.
-    slope: float
-    fitted: float | None
-    error: float | None
 
 
 def require(session: Session, run: Run) -> list[str]:
@@ -136,15 +96,35 @@ def assign(session: Session, run: Run, decided: verdict.Decision | None, expecte
 
     Raises `UsageError` when the limits cannot be kept, and when costs are not known.
     """
+    with _remaining(session, run, expected) as found:
+        if found is None:
+            return
+        solved, free = _solve(found), found.free()
+        found.write(solved.choice, free.choice, _reason(session, run, decided, expected))
+        outcomes.record(session, run, _outcome(found, solved, free, expected))
+
+
+def require_room(session: Session, run: Run) -> None:
+    """Raise `UsageError` if the limits cannot be kept with the remaining prompts, before these are routed."""
+    if not load_config(run.config).strategy.is_limited:
+        return
+    means = replace(expect(session, run, verdict.decision(session, run)), slope=0.0)
+    with _remaining(session, run, means) as found:
+        if found is not None:
+            _solve(found)
+
+
+@contextmanager
+def _remaining(session: Session, run: Run, expected: Expectation) -> Iterator[_Table | None]:
+    """The remaining prompts with what is expected of each teacher; None if there are none."""
     count = select(func.count()).select_from(unassigned.missing(run.id).subquery())
     if not (n_prompts := session.scalars(count).one()):
+        yield None
         return
     with _arrays(n_prompts, len(expected.levels)) as arrays:
         found = _Table(session, run, grid.read(session, run), arrays)
         found.read(expected)
-        solved, free = _solve(found), found.free()
-        found.write(solved.choice, free.choice, _reason(session, run, decided, expected))
-        _record(session, run, _outcome(found, solved, free, expected))
+        yield found
 
 
 def _solve(found: _Table) -> Solution:
@@ -170,15 +150,6 @@ def _why(found: _Table) -> str:
     if least > found.limits.budget:
         return f"the least possible cost is {least:,.6g} ({found.unit}), and the budget {found.limits.budget:,.6g}"
     return "no assignment was found"
-
-
-def outcome(session: Session, run: Run) -> Outcome | None:
-    """What was recorded of a run's assignment within limits, if it has come so far."""
-    events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id.desc())
-    for detail in session.scalars(events):
-        if "within_limits" in detail:
-            return msgspec.convert(detail["within_limits"], Outcome)
-    return None
 
 
 def _reason(session: Session, run: Run, decided: verdict.Decision | None, expected: Expectation) -> str:
@@ -281,7 +252,10 @@ class _Table:
         strategy = load_config(run.config).strategy
         self.has_costs = bool(self.costs.fixed.any() or self.costs.rate.any())
         self.unit = unit_of(self.teachers) if self.has_costs else ""
-        self.limits = limits_of(strategy, [teacher.name for teacher in self.teachers], n_prompts)
+        earlier = outcomes.of_run(session, run)
+        names, n_all = [each.name for each in self.teachers], n_prompts + sum(each.prompts for each in earlier)
+        counts = np.zeros(len(names), np.int64) + sum(np.array([t.prompts for t in each.teachers]) for each in earlier)
+        self.limits = limits.left(limits_of(strategy, names, n_all), counts, sum(each.cost or 0.0 for each in earlier))
 
     def read(self, expected: Expectation) -> None:
         """Read the prompts and, if they count, their scores."""
@@ -382,14 +356,3 @@ def _outcome(found: _Table, solved: Solution, free: Solution, expected: Expectat
         fitted=expected.fitted,
         error=expected.error,
     )
-
-
-def _record(session: Session, run: Run, made: Outcome) -> None:
-    event = {
-        "actor": owner.actor(),
-        "run_id": run.id,
-        "from_state": run.state,
-        "to_state": run.state,
-        "detail": {"within_limits": msgspec.to_builtins(made)},
-    }
-    bulk.insert_new(session, Event, [event])

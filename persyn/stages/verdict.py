@@ -96,8 +96,17 @@ def decide(session: Session, run: Run) -> Decision | None:
         verdict = of_run(session, run).outcome
     except UsageError as error:
         why = str(error)
+    return record(session, run, verdict, why, _ranking(session, run))
+
+
+def record(session: Session, run: Run, verdict: str, why: str | None, ranking: list[int]) -> Decision:
+    """Decide on a verdict, by what the run does when it is unsure, and record it.
+
+    ranking: the teachers' ids, best first.
+    """
+    when_unsure = load_config(run.config).strategy.when_unsure
     routes = verdict == "route" or (when_unsure == "route" and verdict != "do not route")
-    made = Decision(verdict, why, routes, _ranking(session, run))
+    made = Decision(verdict, why, routes, ranking)
     event = {
         "actor": owner.actor(),
         "run_id": run.id,
@@ -144,6 +153,8 @@ def unseen_scores(session: Session, run: Run, cells: Grid) -> Matrix:
         raise UsageError(f"{none}its strategy is {config.strategy.name}, and a verdict is about a router")
     if run.router_id is None:
         raise UsageError(f"{none}it has no router yet")
+    if config.router.fitted is not None:
+        raise UsageError(f"{none}its router was imported, and it has no calibration prompts to judge it by")
     place = {prompt_id: row for row, prompt_id in enumerate(cells.prompt_ids.tolist())}
     column = {teacher_id: k for k, teacher_id in enumerate(cells.teacher_ids.tolist())}
     seen, unseen = np.full(cells.quality.shape, np.nan), np.full(cells.quality.shape, np.nan)

@@ -62,7 +62,7 @@ def _all(config: RunConfig) -> Iterator[UsedModel]:
         table = "quality" if isinstance(config.quality, QualityTable) else "[quality]"
         for scorer in config.scorers:
             yield _quality(scorer, table)
-    if STRATEGIES[config.strategy.kind].decided_by == "router":
+    if STRATEGIES[config.strategy.kind].decided_by == "router" and config.router.fitted is None:
         yield from _router(config.router)
     for teacher in config.teachers:
         yield UsedModel(f"teacher {teacher.name}", "teachers", of_teacher(teacher))

@@ -1,0 +1,75 @@
+"""What costs and limits did to the assignments of a run, as events record it."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from persyn.db import bulk
+from persyn.db.catalog import Run
+from persyn.db.work import Event
+from persyn.jobs import owner
+
+
+class TeacherLimits(Struct, frozen=True):
+    """One teacher's part of an assignment within limits."""
+
+    teacher_id: int
+    prompts: int
+    least: int
+    most: int
+    #: Reward that a further prompt for it would bring; below 0, that one less would.
+    price: float
+
+
+class Outcome(Struct, frozen=True):
+    """An assignment within limits, as its event records it. Rewards and costs are expected ones, of all its prompts."""
+
+    prompts: int
+    #: Of costs; and whether they are known at all.
+    unit: str
+    cost: float | None
+    budget: float | None
+    cost_weight: float
+    reward: float
+    #: No assignment within the limits has a higher reward, less `cost_weight` times its cost.
+    value: float
+    bound: float
+    #: If neither costs nor limits took part.
+    free_reward: float
+    free_cost: float | None
+    #: Prompts that then would have another teacher.
+    moved: int
+    #: Reward that a further unit of the budget would bring.
+    price: float
+    teachers: list[TeacherLimits]
+    #: What a unit of the router's score is worth; before it was shrunk, and its standard error.
+    slope: float
+    fitted: float | None
+    error: float | None
+
+
+def of_run(session: Session, run: Run) -> list[Outcome]:
+    """What was recorded of a run's assignments: one, and one more for each extension."""
+    events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id)
+    found = [each["within_limits"] for each in session.scalars(events) if "within_limits" in each]
+    return msgspec.convert(found, list[Outcome])
+
+
+def last(session: Session, run: Run) -> Outcome | None:
+    """What was recorded last; None before there is anything."""
+    return next(reversed(of_run(session, run)), None)
+
+
+def record(session: Session, run: Run, made: Outcome) -> None:
+    """Record an assignment, in its transaction."""
+    event = {
+        "actor": owner.actor(),
+        "run_id": run.id,
+        "from_state": run.state,
+        "to_state": run.state,
+        "detail": {"within_limits": msgspec.to_builtins(made)},
+    }
+    bulk.insert_new(session, Event, [event])
