@@ -65,7 +65,7 @@ def test_a_store_is_copied(typed: Typed, home: Path, tmp_path: Path) -> None:
     assert f"PERSYN_DATABASE_URL=sqlite:///{target}" in said.output
     again = typed("store", "copy", str(home / "persyn.db"), str(target))
     assert "is not empty: it has the table" in str(again.exception)
-    copied = json.loads(typed("store", "copy", str(home / "persyn.db"), str(tmp_path / "other.db"), "--json").output)
+    copied = json.loads(typed("store", "copy", str(home / "persyn.db"), str(tmp_path / "other.db"), "--json").stdout)
     assert copied["rows"]["run_prompts"] == 60
 
 
