@@ -68,6 +68,7 @@ class Claim:
     last_prompt_id: int
     attempts: int
     fence: int
+    follows_job_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ _CLAIM_COLUMNS = (
     Job.last_prompt_id,
     Job.attempts,
     Job.fence,
+    Job.follows_job_id,
 )
 
 

@@ -256,6 +256,15 @@ def _plan(session: Session, run: Run, actor: str) -> int | None:
         return None
 
 
+def complete(session: Session, job: Claim, *, owner: str) -> None:
+    """Complete a job whose results are all written, create the jobs that follow from them, and advance the run."""
+    is_completed, follow = queue.complete(session, job, owner=owner), STAGES[job.stage].follow
+    run = session.get_one(Run, job.run_id)
+    if is_completed and follow is not None and run.state is RunState.RUNNING:
+        follow(session, run, job)
+    advance(session, job.run_id, actor=owner)
+
+
 def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:
     """Release a job whose server is unavailable: its queue pauses for this run, and no attempt is counted.
 

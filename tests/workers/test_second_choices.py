@@ -1,0 +1,82 @@
+"""Second choices: a response that is not used sends its prompt to the next best teacher, once, and says so."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from persyn.dataset import export
+from persyn.db.catalog import Role, Run, RunPrompt, Teacher
+from persyn.db.connect import Database
+from persyn.db.results import Assignment, Fallback, Response, RouterScore
+from persyn.db.spending import Expense
+from tests.one_database import POSTGRESQL, SQLITE
+from tests.run_files import TEACHERS, write_run
+from tests.whole_runs import go_on, work
+
+FEW = 40
+
+
+def write(folder: Path, table: str, *, fails: str = "", shortens: str = "", **run: Any) -> Path:
+    """A run file with [fallback].
+
+    fails:    the teacher that refuses a third of the prompts.
+    shortens: the teacher whose responses are all truncated.
+    """
+    file = write_run(folder, prompts=FEW, **run)
+    head, *teachers = file.read_text().split("[[teachers]]\n")
+    for number, teacher in enumerate(teachers):
+        if f'name = "{fails}"' in teacher:
+            teachers[number] = teacher.replace("options = {  }", "options = { fail_every = 3 }")
+        if f'name = "{shortens}"' in teacher:
+            teachers[number] = teacher.replace("options = {", "sampling = { max_tokens = 5 }\noptions = {")
+    file.write_text("[[teachers]]\n".join([head, *teachers]) + f"[fallback]\n{table}\n")
+    return file
+
+
+def choices(database: Database, run_id: int) -> dict[int, list[tuple[str, str]]]:
+    """{prompt: (teacher, why it was left) of each earlier choice, then (teacher, reason) of the assignment}."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    with database.read() as session:
+        of_run = select(Fallback.prompt_id, Teacher.name, Fallback.cause).join(Teacher).where(Fallback.run_id == run_id)
+        now = select(Assignment.prompt_id, Teacher.name, Assignment.reason, Assignment.choice).join(Teacher)
+        for prompt_id, teacher, cause in session.execute(of_run.order_by(Fallback.prompt_id, Fallback.choice)):
+            found.setdefault(prompt_id, []).append((teacher, cause))
+        for prompt_id, teacher, reason, choice in session.execute(now.where(Assignment.run_id == run_id)):
+            if choice == len(found.setdefault(prompt_id, [])) + 1:
+                found[prompt_id].append((teacher, reason))
+            else:
+                assert (teacher, reason) == (found[prompt_id][choice - 1][0], "fallback: no further choice")
+    return found
+
+
+def test_what_a_teacher_refuses_goes_to_the_routers_next_one(database: Database, tmp_path: Path) -> None:
+    run_id = work(database, tmp_path, write(tmp_path, 'on = ["refused"]', fails="bob"))
+
+    moved = {prompt_id: row for prompt_id, row in choices(database, run_id).items() if len(row) > 1}
+    assert moved
+    assert {row[0] for row in moved.values()} == {("bob", "refused")}
+    assert {row[1][1] for row in moved.values()} == {"fallback: refused"}
+    with database.read() as session:
+        run = session.get_one(Run, run_id)
+        targets = set(
+            session.scalars(
+                select(RunPrompt.prompt_id).where(RunPrompt.run_id == run_id, RunPrompt.role == Role.TARGET)
+            )
+        )
+        scored = select(Teacher.name, RouterScore.score).join(Teacher).where(RouterScore.router_id == run.router_id)
+        for prompt_id in moved.keys() & targets:
+            ranked = session.execute(
+                scored.where(RouterScore.prompt_id == prompt_id).order_by(RouterScore.score.desc())
+            ).all()
+            assert [name for name, _ in ranked[:2]] == [teacher for teacher, _ in moved[prompt_id]]
+        assert moved.keys() & targets
+        left = session.scalars(select(Fallback.failure).where(Fallback.run_id == run_id)).all()
+        assert set(left) == {"refused: one of 3 requests"}
+    manifest = export.write(database, run_id, tmp_path / "dataset")
+    assert (manifest.exported, sum(manifest.failed.values())) == (FEW, 0)
