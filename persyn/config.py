@@ -391,9 +391,10 @@ class FallbackTable(_Table, frozen=True):
     #: Maximum number of further teachers for a prompt. If the last one's response is not used either, the prompt keeps
     #: the first of its responses that has a text.
     attempts: Positive = 1
-    #: `failed`: no text, for whatever reason. `refused`, `too_long`: only for this one; `too_long` means that the prompt
-    #: does not fit in the model's context. `truncated`: the response ended at `max_tokens`. `wrong`: its quality is
-    #: below 1; needs a quality that says what is right, and `generation.check` or a choice among samples.
+    #: `failed`: no text, for whatever reason. `refused`, `too_long`: only for this one; `too_long` means that the
+    #: prompt does not fit in the model's context. `truncated`: the response ended at `max_tokens`. `wrong`: its quality
+    #: is 0, or with `keep = "correct"` no sample is correct; needs a quality that says what is right, and
+    #: `generation.check` or a choice among samples.
     on: Annotated[list[Condition], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["failed", "truncated"])
 
 

@@ -38,7 +38,7 @@ _TESTS: dict[Condition, ColumnElement[bool]] = {
     "too_long": reason(Response.failure) == "too_long",
     "failed": Response.failure.is_not(None),
     "truncated": and_(Response.text.is_not(None), Response.finish_reason == "length"),
-    "wrong": or_(Assignment.rejected, _quality.value < combined_quality.PASSED),
+    "wrong": or_(Assignment.rejected, _quality.value == combined_quality.WRONG),
 }
 #: The columns that an assignment has in common with the row of `fallbacks` that it leaves.
 _KEPT = ("choice", "teacher_id", "score", "margin", "reason", "sample")

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from persyn.dataset import export
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import Assignment, Fallback, Response, RouterScore
-from persyn.db.spending import Expense
-from tests.one_database import POSTGRESQL, SQLITE
-from tests.run_files import TEACHERS, write_run
-from tests.whole_runs import go_on, work
+from persyn.db.results import Assignment, Fallback, RouterScore
+from tests.run_files import write_run
+from tests.whole_runs import work
 
 FEW = 40
 
