@@ -122,8 +122,10 @@ def enlist(
     said += router_fields.check(session, run)
     said += limits.require(session, run)
     start.require_texts(session, run)
-    if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
-        then = "have no row in the dataset" if config.generation.keep == "correct" else "keep their first response"
+    generation = config.generation
+    is_scored = generation.is_choice or generation.check
+    if is_scored and need and (count := prompt_import.unscorable(session, run.id, need)):
+        then = "have no row in the dataset" if generation.keep == "correct" else "keep their first response"
         said.append(f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}")
     for each in (*said, *_of_conflicts(config, conflicts)):
         if say:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Select, delete, or_, select, union
+from sqlalchemy import CompoundSelect, Select, delete, or_, select, union
 from sqlalchemy.orm import Session
 
 from persyn.db import lookup
@@ -99,7 +99,7 @@ def _in_job(unscored: Select[Any], run: Run, job: Claim) -> Select[Any]:
         return unscored.where(Response.job_id == job.follows_job_id)
     others = Job.run_id == run.id, Job.stage == job.stage, Job.state.in_(_OPEN), Job.id != job.id
     followed = select(Job.follows_job_id).where(*others, Job.follows_job_id.is_not(None))
-    left = union(select(Job.id).where(*others), followed)
+    left: CompoundSelect[Any] = union(select(Job.id).where(*others), followed)
     return unscored.where(or_(Response.job_id.is_(None), Response.job_id.not_in(left)))
 
 

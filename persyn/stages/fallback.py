@@ -55,22 +55,25 @@ def move(session: Session, run: Run) -> int:
     if table is None:
         return 0
     room, moves = _Room(session, run), _Moves(session, run, table.attempts)
-    unusable, last = _unusable(run, table.on), 0
-    while rows := session.execute(unusable.where(Assignment.prompt_id > last).limit(_CHUNK)).all():
+    last = 0
+    while rows := session.execute(_unusable(run, table.on, last).limit(_CHUNK)).all():
         last = rows[-1].prompt_id
         moves.make(rows, room)
     moves.record()
     return moves.total
 
 
-def _unusable(run: Run, conditions: Sequence[Condition]) -> Select[Any]:
-    """Select the assignments of which every response meets a condition, with the condition, in order of prompts."""
+def _unusable(run: Run, conditions: Sequence[Condition], after: int) -> Select[Any]:
+    """Select the assignments of which every response meets a condition, with the condition, in order of prompts.
+
+    after: only prompts with a higher id.
+    """
     cause = case(*((test, condition) for condition, test in _TESTS.items() if condition in conditions))
     is_quality = and_(_quality.response_id == Response.id, _quality.scorer_id == run.quality_scorer_id)
     found = (
         lookup.with_rows(select(Assignment.prompt_id).select_from(Assignment), run)
         .outerjoin(_quality, is_quality)
-        .where(Assignment.run_id == run.id, Assignment.further.is_not(None))
+        .where(Assignment.run_id == run.id, Assignment.prompt_id > after, Assignment.further.is_not(None))
         .with_only_columns(
             Assignment.prompt_id, func.min(cause).label("cause"), func.min(Response.failure).label("failure")
         )
@@ -167,10 +170,9 @@ class _Moves:
     def _write(self, goals: Sequence[dict[str, Any]]) -> None:
         if not goals:
             return
-        table = Assignment.__table__
         names = (*_KEPT, "further")
-        changed = update(table).where(table.c.run_id == self._run.id, table.c.prompt_id == bindparam("of"))
-        values = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in names}
+        changed = update(Assignment).where(Assignment.run_id == self._run.id, Assignment.prompt_id == bindparam("of"))
+        values = {name: bindparam(f"new_{name}") for name in names}
         self._session.connection().execute(
             changed.values(**values, rejected=False, job_id=None),
             [{"of": goal["of"], **{f"new_{name}": goal[name] for name in names}} for goal in goals],

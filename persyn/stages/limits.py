@@ -306,10 +306,7 @@ class _Table:
         return assignment.solve(self.rewards, self.costs, limits.unlimited(*self.rewards.shape))
 
     def write(self, solved: Solution, free: Indices, base: str) -> None:
-        """Write the assignments; the reason says where costs or limits changed the teacher.
-
-        The next teachers are the best at the price of costs; whether one has room is seen when it is needed.
-        """
+        """Write the assignments; the reason says where costs or limits changed the teacher."""
         choice, price = solved.choice, self.limits.cost_weight + solved.prices.cost
         teacher_ids = np.array([teacher.id for teacher in self.teachers])
         same = {"run_id": self.run.id, "sample": unassigned.first_sample(self.run), "job_id": None}
@@ -318,6 +315,7 @@ class _Table:
             chosen = choice[rows]
             scores, margins = _margins(self.scores[rows] if self.is_routed else None, chosen)
             reasons = [base if is_free else f"limits: {base}" for is_free in (chosen == free[rows]).tolist()]
+            # Whether a further teacher has room is seen when it is needed.
             net = self.rewards[rows] - price * self.costs.of(rows)
             further = unassigned.further(self.run, teacher_ids.tolist(), net, chosen.tolist())
             columns = self.prompt_ids[rows].tolist(), teacher_ids[chosen].tolist(), scores, margins, reasons, further

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
 
@@ -11,26 +11,21 @@ from persyn.dataset import export
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Fallback, RouterScore
+from persyn.report import document, gather
 from tests.run_files import write_run
 from tests.whole_runs import work
 
 FEW = 40
 
 
-def write(folder: Path, table: str, *, fails: str = "", shortens: str = "", **run: Any) -> Path:
-    """A run file with [fallback].
-
-    fails:    the teacher that refuses a third of the prompts.
-    shortens: the teacher whose responses are all truncated.
-    """
-    file = write_run(folder, prompts=FEW, **run)
+def write(folder: Path, table: str, *, refuses: str) -> Path:
+    """A run file with [fallback] and checks, one of whose teachers refuses a third of the prompts."""
+    file = write_run(folder, prompts=FEW)
     head, *teachers = file.read_text().split("[[teachers]]\n")
     for number, teacher in enumerate(teachers):
-        if f'name = "{fails}"' in teacher:
+        if f'name = "{refuses}"' in teacher:
             teachers[number] = teacher.replace("options = {  }", "options = { fail_every = 3 }")
-        if f'name = "{shortens}"' in teacher:
-            teachers[number] = teacher.replace("options = {", "sampling = { max_tokens = 5 }\noptions = {")
-    file.write_text("[[teachers]]\n".join([head, *teachers]) + f"[fallback]\n{table}\n")
+    file.write_text("[[teachers]]\n".join([head, *teachers]) + f"[generation]\ncheck = true\n[fallback]\n{table}\n")
     return file
 
 
@@ -51,7 +46,7 @@ def choices(database: Database, run_id: int) -> dict[int, list[tuple[str, str]]]
 
 
 def test_what_a_teacher_refuses_goes_to_the_routers_next_one(database: Database, tmp_path: Path) -> None:
-    run_id = work(database, tmp_path, write(tmp_path, 'on = ["refused"]', fails="bob"))
+    run_id = work(database, tmp_path, write(tmp_path, 'on = ["refused"]', refuses="bob"))
 
     moved = {prompt_id: row for prompt_id, row in choices(database, run_id).items() if len(row) > 1}
     assert moved
@@ -75,3 +70,9 @@ def test_what_a_teacher_refuses_goes_to_the_routers_next_one(database: Database,
         assert set(left) == {"refused: one of 3 requests"}
     manifest = export.write(database, run_id, tmp_path / "dataset")
     assert (manifest.exported, sum(manifest.failed.values())) == (FEW, 0)
+    rows = [json.loads(line) for line in (tmp_path / "dataset" / "messages.jsonl").read_text().splitlines()]
+    assert all(row["quality"] is not None for row in rows)
+    with database.read() as session:
+        page = document.markdown(gather.gather(session, session.get_one(Run, run_id)), [])
+    assert "## Predicted and realised quality" in page
+    assert "responses met a condition of \\[fallback\\]" in page.replace("\n", " ")
