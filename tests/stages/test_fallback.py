@@ -204,6 +204,10 @@ def test_no_more_teachers_are_asked_than_attempts_allow(database: Database) -> N
 
     assert [teacher for teacher, _ in jobs.asked] == ["a", "b"]
     assert assigned(database, made) == [("a", 1, fallback.USED_UP)]
+    with database.write() as session:  # a choice that nobody recorded
+        session.execute(update(Assignment).values(choice=4))
+        found = [(each.rule, each.found) for each in audit.audit(session, session.get_one(Run, made.id))]
+        assert found == [("choice", "it has choice 4, and 2 choices are recorded as not used")]
 
 
 @SQLITE
@@ -328,13 +332,18 @@ def test_stored_responses_are_scored_once_beside_new_ones(database: Database) ->
             make_response(session, prompt_id, made.teacher_ids[0], "stored")
     jobs = Jobs(database, made, lambda teacher, prompt: f"{teacher} {prompt}", judge=lambda text: 1.0)
     jobs.plan()
-    with database.write() as session:  # the jobs that score stored responses come first
-        session.execute(update(Job).where(Job.scorer_id.is_(None)).values(priority=1))
-        held = queue.claim(session, owner="other", run_id=made.id)
-        assert held is not None
-        batch = STAGES["generate"].load(session, held)
+    with database.write() as session:
+        session.execute(update(Job).where(Job.scorer_id.is_not(None)).values(priority=1))
+    assert jobs.one()  # a's responses, which a job that follows is to score
+    with database.write() as session:
+        session.execute(update(Job).where(Job.follows_job_id.is_not(None)).values(priority=2))
+        session.execute(update(Job).where(Job.teacher_id.is_not(None)).values(priority=2))
+        planned = queue.claim(session, owner="other", run_id=made.id)
+        assert planned is not None
+        assert planned.follows_job_id is None
+        batch = STAGES["generate"].load(session, planned)
         assert {request.response for request in batch.requests if isinstance(request, Judge)} == {"stored"}
-        assert queue.release(session, held, owner="other")
+        assert queue.release(session, planned, owner="other")
     jobs.all()
 
     assert len(jobs.judged) == len(set(jobs.judged)) == 20

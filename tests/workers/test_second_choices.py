@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sqlalchemy import select
 
 from persyn.dataset import export
+from persyn.dataset.options import ExportOptions
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Fallback, RouterScore
@@ -68,10 +68,9 @@ def test_what_a_teacher_refuses_goes_to_the_routers_next_one(database: Database,
         assert moved.keys() & targets
         left = session.scalars(select(Fallback.failure).where(Fallback.run_id == run_id)).all()
         assert set(left) == {"refused: one of 3 requests"}
-    manifest = export.write(database, run_id, tmp_path / "dataset")
+    is_scored = ExportOptions(min_quality=0.0, unscored="drop")
+    manifest = export.write(database, run_id, tmp_path / "dataset", is_scored)
     assert (manifest.exported, sum(manifest.failed.values())) == (FEW, 0)
-    rows = [json.loads(line) for line in (tmp_path / "dataset" / "messages.jsonl").read_text().splitlines()]
-    assert all(row["quality"] is not None for row in rows)
     with database.read() as session:
         page = document.markdown(gather.gather(session, session.get_one(Run, run_id)), [])
     assert "## Predicted and realised quality" in page
