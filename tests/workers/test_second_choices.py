@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from sqlalchemy import select
 
+from persyn.cli import summary
 from persyn.dataset import export
 from persyn.dataset.options import ExportOptions
 from persyn.db.catalog import Role, Run, RunPrompt, Teacher
@@ -13,6 +15,7 @@ from persyn.db.connect import Database
 from persyn.db.results import Assignment, Fallback, RouterScore
 from persyn.report import document, gather
 from tests.run_files import write_run
+from tests.web.conftest import client
 from tests.whole_runs import work
 
 FEW = 40
@@ -45,7 +48,9 @@ def choices(database: Database, run_id: int) -> dict[int, list[tuple[str, str]]]
     return found
 
 
-def test_what_a_teacher_refuses_goes_to_the_routers_next_one(database: Database, tmp_path: Path) -> None:
+def test_what_a_teacher_refuses_goes_to_the_routers_next_one(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_id = work(database, tmp_path, write(tmp_path, 'on = ["refused"]', refuses="bob"))
 
     moved = {prompt_id: row for prompt_id, row in choices(database, run_id).items() if len(row) > 1}
@@ -72,6 +77,17 @@ def test_what_a_teacher_refuses_goes_to_the_routers_next_one(database: Database,
     manifest = export.write(database, run_id, tmp_path / "dataset", is_scored)
     assert (manifest.exported, sum(manifest.failed.values())) == (FEW, 0)
     with database.read() as session:
-        page = document.markdown(gather.gather(session, session.get_one(Run, run_id)), [])
-    assert "## Predicted and realised quality" in page
-    assert "responses met a condition of \\[fallback\\]" in page.replace("\n", " ")
+        run = session.get_one(Run, run_id)
+        report = gather.gather(session, run)
+        summary.show(session, run)
+    said = "responses met a condition of [fallback] (refused"
+    status = capsys.readouterr().out
+    assert said in status
+    assert "realised quality" in status
+    assert said.replace("[fallback]", r"\[fallback\]") in document.markdown(report, [])
+    assert said in document.html(report, [])
+    assert "Predicted and realised quality" in document.markdown(report, [])
+    assert "Predicted and realised quality" in document.html(report, [])
+    console = client(database)
+    assert said in console.get("/runs/test").text
+    assert "Responses that were not used" in console.get(f"/runs/test/prompts/{min(moved)}").text
