@@ -172,7 +172,7 @@ class _Moves:
             return
         names = (*_KEPT, "further")
         changed = update(Assignment).where(Assignment.run_id == self._run.id, Assignment.prompt_id == bindparam("of"))
-        values = {name: bindparam(f"new_{name}") for name in names}
+        values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
         self._session.connection().execute(
             changed.values(**values, rejected=False, job_id=None),
             [{"of": goal["of"], **{f"new_{name}": goal[name] for name in names}} for goal in goals],
