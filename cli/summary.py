@@ -9,6 +9,7 @@ import click
 from sqlalchemy.orm import Session
 
 from persyn.analysis import spending, watch
+from persyn.analysis.realised import figures
 from persyn.analysis.spending import Figures, Spending, Standing
 from persyn.analysis.summary import MUCH, Summary, facts
 from persyn.analysis.verdict import RunVerdict
@@ -40,8 +41,9 @@ def show(session: Session, run: Run) -> None:
     _workers(found)
     _router(found)
     _verdict(found)
-    for said in found.limits:
+    for said in (*found.limits, *found.second_choices):
         click.echo(plain(said))
+    _realised(found)
     _spending(costs)
     _budget(costs.budget)
     _savings(found)
@@ -194,6 +196,21 @@ def say_verdict(found: RunVerdict) -> None:
     click.echo(plain(f"verdict: {found.says}"))
     for said in (*([found.decided] if found.decided else []), *found.warnings):
         click.echo(plain(f"  {said}"))
+
+
+def _realised(found: Summary) -> None:
+    if not found.realised:
+        return
+    rows = [
+        (each.teacher, *figures(each.predicted), *figures(each.realised), each.difference_words)
+        for each in found.realised
+    ]
+    click.echo()
+    columns = ("teacher", "predicted quality", "prompts", "realised quality", "prompts", "difference (95%)")
+    table(columns, rows, as_json=False, separators=True)
+    for each in found.realised:
+        if each.is_worse:
+            click.echo(plain(each.says))
 
 
 def _spending(costs: Spending) -> None:

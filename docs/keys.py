@@ -213,6 +213,7 @@ RUN_FILE: dict[str, Callable[[], str]] = {
     "router": partial(of_struct, config.RouterTable),
     "strategy": partial(of_struct, config.StrategyTable),
     "generation": partial(of_struct, config.GenerationTable),
+    "fallback": partial(of_struct, config.FallbackTable),
     "budget": partial(of_struct, config.BudgetTable),
     "routers": of_routers,
     "strategies": of_strategies,

@@ -361,6 +361,9 @@ class GenerationTable(_Table, frozen=True):
     keep: Literal["best", "correct", "all"] = "best"
     #: `best`: a quality that is good enough: the first response that reaches it is kept, and no more are asked for.
     good_enough: float | None = None
+    #: Whether responses are scored by `[quality]` while generation goes on, also where nothing is chosen by it: for
+    #: `wrong` in `[fallback]`, and to compare each teacher's quality with what its calibration responses predicted.
+    check: bool = False
 
     def __post_init__(self) -> None:
         if self.good_enough is not None and (self.keep != "best" or self.samples == 1):
@@ -372,6 +375,11 @@ class GenerationTable(_Table, frozen=True):
         return self.keep == "correct" or (self.keep == "best" and self.samples > 1)
 
     @property
+    def is_scored(self) -> bool:
+        """Whether the responses of assigned prompts are scored at all."""
+        return self.is_choice or self.check
+
+    @property
     def threshold(self) -> float | None:
         """The quality at which no further response is asked for; None means that all are."""
         return 1.0 if self.keep == "correct" else self.good_enough
@@ -380,6 +388,23 @@ class GenerationTable(_Table, frozen=True):
     def rows(self) -> int:
         """Rows of the dataset per prompt, at most."""
         return self.samples if self.keep == "all" else 1
+
+
+#: The order in which the conditions of [fallback] are tested: the first that a response meets is the cause.
+Condition: TypeAlias = Literal["refused", "too_long", "failed", "truncated", "wrong"]
+
+
+class FallbackTable(_Table, frozen=True):
+    """[fallback]: the responses that are not used; their prompts go to the strategy's next best teacher."""
+
+    #: Maximum number of further teachers for a prompt. If the last one's response is not used either, the prompt keeps
+    #: the first of its responses that has a text.
+    attempts: Positive = 1
+    #: `failed`: no text, for whatever reason. `refused`, `too_long`: only for this one; `too_long` means that the
+    #: prompt does not fit in the model's context. `truncated`: the response ended at `max_tokens`. `wrong`: its quality
+    #: is 0, or with `keep = "correct"` no sample is correct; needs a quality that says what is right, and
+    #: `generation.check` or a choice among samples.
+    on: Annotated[list[Condition], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["failed", "truncated"])
 
 
 class Shot(_Table, frozen=True):
@@ -478,6 +503,7 @@ class RunConfig(_Table, frozen=True, kw_only=True):
     router: RouterTable = RouterTable()
     strategy: StrategyTable = StrategyTable()
     generation: GenerationTable = GenerationTable()
+    fallback: FallbackTable | None = None
     budget: BudgetTable | None = None
 
     def __post_init__(self) -> None:
@@ -513,12 +539,18 @@ class RunConfig(_Table, frozen=True, kw_only=True):
         return scorers_of(self.quality)
 
     def frozen(self) -> dict[str, Any]:
-        """Return the configuration as the store keeps it; without limits that are not set, as before there were any."""
+        """Return the configuration as the store keeps it; without later keys that are not set, as before they existed.
+
+        These are limits, `fallback` and `generation.check`.
+        """
         built: dict[str, Any] = msgspec.to_builtins(self)
-        if self.budget is None:
-            del built["budget"]
+        for table in ("fallback", "budget"):
+            if built[table] is None:
+                del built[table]
         if self.router.fitted is None:
             del built["router"]["fitted"]
+        if not self.generation.check:
+            del built["generation"]["check"]
         own = built["strategy"]
         built["strategy"] = {key: value for key, value in own.items() if value is not None or key not in LIMITS}
         return built

@@ -15,9 +15,10 @@ from sqlalchemy.orm import Session
 
 from persyn.config import load_config
 from persyn.db.catalog import Run, RunPrompt, RunState
-from persyn.db.results import Assignment, Response, Score, answers_assignment, is_candidate
+from persyn.db.results import Assignment, Fallback, Response, Score, answers_assignment, is_candidate
 from persyn.db.work import Event, Job, JobState
 from persyn.runs import pipeline
+from persyn.stages.fallback import USED_UP
 from persyn.stages.registry import STAGES
 
 _AT_ONCE = 1000
@@ -41,6 +42,7 @@ def audit(session: Session, run: Run) -> Iterator[Violation]:
     yield from _counts(session, run)
     yield from _owed(session, run)
     yield from _kept(session, run)
+    yield from _choices(session, run)
     yield from _duplicates(session, run)
     yield from _strays(session, run)
     yield from _leases(session, run)
@@ -99,6 +101,25 @@ def _kept(session: Session, run: Run) -> Iterator[Violation]:
             f"it is rejected, but sample {row.sample} is" if row.rejected else f"sample {row.sample} is kept, but not"
         )
         yield Violation("kept", f"prompt {row.prompt_id}", f"{found} correct")
+
+
+def _choices(session: Session, run: Run) -> Iterator[Violation]:
+    """Each earlier choice of a prompt is recorded, and no other one, unless the prompt returned to one of them."""
+    if load_config(run.config).fallback is None:
+        return
+    n_left = func.count(Fallback.choice)
+    has_returned = and_(Assignment.reason == USED_UP, n_left >= Assignment.choice)
+    wrong = (
+        select(Assignment.prompt_id, Assignment.choice, n_left.label("left"))
+        .outerjoin(Fallback, and_(Fallback.run_id == run.id, Fallback.prompt_id == Assignment.prompt_id))
+        .where(Assignment.run_id == run.id)
+        .group_by(Assignment.prompt_id, Assignment.choice, Assignment.reason)
+        .having(~or_(n_left == Assignment.choice - 1, has_returned))
+        .order_by(Assignment.prompt_id)
+    )
+    for row in _stream(session, wrong):
+        found = f"it has choice {row.choice}, and {row.left} choices are recorded as not used"
+        yield Violation("choice", f"prompt {row.prompt_id}", found)
 
 
 def _duplicates(session: Session, run: Run) -> Iterator[Violation]:

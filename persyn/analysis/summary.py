@@ -13,7 +13,8 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import limits, verdict
+from persyn.analysis import limits, realised, second_choices, verdict
+from persyn.analysis.realised import Realised
 from persyn.analysis.text_table import text_table
 from persyn.analysis.verdict import RunVerdict
 from persyn.config import load_config
@@ -135,6 +136,11 @@ class Summary(Struct, frozen=True):
     verdict: RunVerdict | None = None
     #: What costs and limits did to the assignment, and what more of each is worth, a sentence each.
     limits: list[str] = []
+    #: How many responses were not used, why, and what became of their prompts, a sentence each.
+    second_choices: list[str] = []
+    #: The quality of each teacher's responses beside what its calibration responses predicted; empty unless responses
+    #: are scored as they come.
+    realised: list[Realised] = []
 
     @property
     def has_reasoning(self) -> bool:
@@ -154,7 +160,7 @@ class Summary(Struct, frozen=True):
             (
                 f"run {self.name}: {self.state}, {self.prompts:,} prompts" + (f" ({self.error})" if self.error else ""),
                 *([self.verdict.says] if self.verdict else []),
-                *(["\n".join(self.limits)] if self.limits else []),
+                *(["\n".join(said)] if (said := [*self.limits, *self.second_choices]) else []),
                 text_table(("stage", "rows", "done", "failed", "pending", "seconds"), stages),
                 text_table(("teacher", "prompts", *measures, *(["reasoning"] if self.has_reasoning else [])), teachers),
             )
@@ -209,6 +215,8 @@ def facts(session: Session, run: Run) -> Summary:
         rejected=_rejected(session, run),
         verdict=verdict.if_any(session, run, cells) if cells is not None else None,
         limits=limits.sentences(session, run),
+        second_choices=second_choices.sentences(session, run),
+        realised=realised.of_run(session, run, cells),
     )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, aliased
 from persyn.config import load_config
 from persyn.db import grid, lookup
 from persyn.db.catalog import Prompt, Run, RunPrompt, RunTeacher, Scorer, Teacher
-from persyn.db.results import Assignment, Response, Router, RouterScore, Score, answers_assignment
+from persyn.db.results import Assignment, Fallback, Response, Router, RouterScore, Score, answers_assignment
 from persyn.db.trained import Training
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.errors import UsageError, shorten
@@ -36,6 +36,8 @@ class Trace(Struct, frozen=True):
     #: The assigned teacher; None before assignment.
     teacher: str | None
     assignment: TraceRow
+    #: The choices whose response met a condition of [fallback], with the condition as `cause`.
+    choices: list[TraceRow]
     #: The custom strategy with the digest of its file; empty if there is none.
     strategy: TraceRow
     #: The run's router with the digest of its files; empty before it is fitted.
@@ -112,6 +114,7 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         select(
             Teacher.name,
             Assignment.reason,
+            Assignment.choice,
             Assignment.score,
             Assignment.margin,
             Assignment.sample,
@@ -136,6 +139,7 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         source_id=place.source_id,
         teacher=assignment[0].pop("name") if assignment else None,
         assignment=assignment[0] if assignment else {},
+        choices=_rows(session, _choices(run, prompt_id)),
         strategy=_function(run),
         router=next(iter(_rows(session, _router(run))), {}),
         router_scores=_rows(session, _router_scores(run, prompt_id)),
@@ -143,6 +147,16 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         scores=scores,
         events=_rows(session, _events(jobs)),
         uses=_rows(session, _uses(prompt_id)),
+    )
+
+
+def _choices(run: Run, prompt_id: int) -> Any:
+    columns = (getattr(Fallback, name) for name in ("cause", "failure", "reason", "score", "margin", "sample"))
+    return (
+        select(Fallback.choice, Teacher.name.label("teacher"), *columns, Fallback.created_at)
+        .join(Teacher, Teacher.id == Fallback.teacher_id)
+        .where(Fallback.run_id == run.id, Fallback.prompt_id == prompt_id)
+        .order_by(Fallback.choice)
     )
 
 

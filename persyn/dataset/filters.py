@@ -13,8 +13,8 @@ from persyn.dataset.contamination import Benchmark
 from persyn.dataset.near_duplicates import NearDuplicates
 from persyn.dataset.ngrams import words
 from persyn.dataset.options import UNKNOWN, ExportOptions
-from persyn.dataset.verdicts import WRONG
 from persyn.llm.tools import written
+from persyn.method.combined_quality import WRONG
 
 AssignedRow: TypeAlias = Any
 """An assignment with its prompt and response text, as `export.assigned` returns it."""

@@ -18,8 +18,8 @@ from msgspec import Struct
 from persyn.dataset.filters import FILTERS, AssignedRow, Drop
 from persyn.dataset.formats import domain_of, is_ambiguous
 from persyn.dataset.options import ExportOptions
-from persyn.dataset.verdicts import WRONG
 from persyn.errors import UsageError
+from persyn.method.combined_quality import WRONG
 from persyn.runs.extension import Extension
 
 MANIFEST = "manifest.json"

@@ -13,9 +13,7 @@ from persyn.db import lookup
 from persyn.db.catalog import Run
 from persyn.db.results import Response, Score
 from persyn.llm import quality
-
-#: The quality of a wrong response.
-WRONG = 0.0
+from persyn.method.combined_quality import WRONG
 
 
 def known_wrong(session: Session, run: Run, of: Callable[..., Select[Any]] = lookup.of_dataset) -> int | None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from persyn.config import COMBINED, StudentTable, load_config
 from persyn.db.catalog import Role, Run, RunPrompt, RunState, RunTeacher, Scorer, Student, Teacher
-from persyn.db.results import NO_TEXT, Assignment, Response, answers_assignment, is_candidate, sample_indices
+from persyn.db.results import NO_TEXT, Assignment, Fallback, Response, answers_assignment, is_candidate, sample_indices
 from persyn.db.text import reason
 from persyn.errors import UsageError
 
@@ -114,14 +114,17 @@ def position(session: Session, run_id: int, teacher_id: int) -> int:
 
 
 def is_used(run: Run) -> ColumnElement[bool]:
-    """Whether a run uses a response: one of its grid, or of an assigned teacher.
+    """Whether a run uses a response: one of its grid, or of a teacher that is or was assigned.
 
     For a select from `run_prompts` joined to `responses` and, by an outer join, to `assignments`.
     """
     config = load_config(run.config)
     is_in_grid = and_(RunPrompt.role != Role.TARGET, Response.sample < config.run.samples)
     is_asked = Response.sample < config.generation.samples
-    return or_(is_in_grid, and_(Assignment.teacher_id == Response.teacher_id, is_asked))
+    was = select(Fallback.choice).where(Fallback.run_id == run.id, Fallback.prompt_id == Response.prompt_id)
+    was_assigned = was.where(Fallback.teacher_id == Response.teacher_id).exists()
+    is_assigned = Assignment.teacher_id == Response.teacher_id
+    return or_(is_in_grid, and_(or_(is_assigned, was_assigned) if config.fallback else is_assigned, is_asked))
 
 
 def in_dataset(run: Run) -> ColumnElement[bool]:

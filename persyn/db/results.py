@@ -165,7 +165,34 @@ class Assignment(Base):
     rejected: Mapped[bool] = mapped_column(
         default=False, server_default=false(), comment="whether no sample is correct: the prompt has no row"
     )
+    choice: Mapped[int] = mapped_column(
+        default=1, server_default="1", comment="1 for the strategy's first choice, 2 for the next best teacher, ..."
+    )
+    further: Mapped[list[Any] | None] = mapped_column(
+        comment="ids of the next teachers, best first; null without [fallback], and when none is asked any more"
+    )
     job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    created_at: Mapped[CreatedAt]
+
+
+class Fallback(Base):
+    """A choice of a teacher whose response is not used, as the assignment was, and why. Append-only."""
+
+    __tablename__ = "fallbacks"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id", ondelete="RESTRICT"), primary_key=True)
+    choice: Mapped[int] = mapped_column(
+        primary_key=True, autoincrement=False, comment="1 for the strategy's first choice, 2 for the next one, ..."
+    )
+    teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
+    score: Mapped[float | None] = mapped_column(comment="of the assignment")
+    margin: Mapped[float | None] = mapped_column(comment="of the assignment")
+    reason: Mapped[str] = mapped_column(comment="of the assignment")
+    sample: Mapped[int | None] = mapped_column(comment="of the assignment")
+    cause: Mapped[str] = mapped_column(comment="the condition that the response met: failed, truncated, refused, ...")
+    failure: Mapped[str | None] = mapped_column(Text, comment="of the response; null if it has a text")
     created_at: Mapped[CreatedAt]
 
 

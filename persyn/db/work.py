@@ -10,6 +10,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from persyn.db.base import Base, Big, CreatedAt, Hash, Id, UtcTime, words
 
+#: Few jobs follow another one.
+_FOLLOWS = text("follows_job_id IS NOT NULL")
+
 
 class JobState(StrEnum):
     """The state of a job. Only a running job has an owner and a lease."""
@@ -48,6 +51,7 @@ class Job(Base):
             postgresql_where=text("state = 'running'"),
         ),
         Index("ix_jobs_run_id_stage_state", "run_id", "stage", "state"),
+        Index("ix_jobs_follows_job_id", "follows_job_id", sqlite_where=_FOLLOWS, postgresql_where=_FOLLOWS),
         # Heartbeats change no indexed column; free space on the page keeps those updates in place (HOT).
         {"postgresql_with": {"fillfactor": "70"}},
     )
@@ -58,6 +62,9 @@ class Job(Base):
     queue: Mapped[str] = mapped_column(comment="name of the model spec; jobs of one queue share a loaded engine")
     teacher_id: Mapped[int | None] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
     scorer_id: Mapped[int | None] = mapped_column(ForeignKey("scorers.id", ondelete="RESTRICT"))
+    follows_job_id: Mapped[int | None] = mapped_column(
+        ForeignKey("jobs.id", ondelete="SET NULL"), comment="the job whose responses it scores; null: all in its range"
+    )
     first_prompt_id: Mapped[Big] = mapped_column(comment="inclusive")
     last_prompt_id: Mapped[Big] = mapped_column(comment="inclusive")
     n_prompts: Mapped[int] = mapped_column(comment="number of items when the job was planned")

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam, exists, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
-from persyn.config import PromptsTable
+from persyn.config import GenerationTable, PromptsTable
 from persyn.db.catalog import Prompt, Role, RunPrompt
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
@@ -171,9 +171,11 @@ def unscorable(session: Session, run_id: int, need: Need, *, extension: int = 0)
     return sum(not need.is_met(row.answer, row.meta) for row in _prompts(session, run_id, need, extension))
 
 
-def not_scored(count: int, need: Need, keep: str) -> str:
-    """The notice for prompts whose samples cannot be scored to choose among them."""
-    then = "have no row in the dataset" if keep == "correct" else "keep their first response"
+def not_scored(count: int, need: Need, generation: GenerationTable) -> str:
+    """The notice for prompts whose responses cannot be scored."""
+    then = "are never called wrong"
+    if generation.is_choice:
+        then = "have no row in the dataset" if generation.keep == "correct" else "keep their first response"
     return f"{count:,} prompts have no {need.what}, so their responses cannot be scored, and they {then}"
 
 

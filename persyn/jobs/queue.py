@@ -69,6 +69,7 @@ class Claim:
     last_prompt_id: int
     attempts: int
     fence: int
+    follows_job_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ _CLAIM_COLUMNS = (
     Job.last_prompt_id,
     Job.attempts,
     Job.fence,
+    Job.follows_job_id,
 )
 
 

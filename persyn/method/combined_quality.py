@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 #: The value from which on a response has passed a gate: that of a right verdict.
 PASSED = 1.0
+#: The quality of a wrong response, where it says what is right.
+WRONG = 0.0
 
 
 def combine(weights: Sequence[float | None], values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals of means. Pure NumPy."""
+"""Intervals of means, by the percentile bootstrap, and of the difference of two means. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -12,16 +12,43 @@ Vector = NDArray[np.float64]
 
 #: Number of bootstrap resamples, and the coverage of an interval.
 DRAWS, LEVEL = 2_000, 0.95
+#: The normal quantile of that coverage.
+_NORMAL = 1.959964
 #: Weights held in memory at once.
 _HELD = 2_000_000
 
 
 class Interval(Struct, frozen=True):
-    """A mean and its 95% bootstrap interval."""
+    """A mean, or a difference of means, and its 95% interval."""
 
     mean: float
     low: float
     high: float
+
+
+class Sample(Struct, frozen=True):
+    """The mean of n values, and their variance with n - 1 degrees of freedom; NaN if n is 1."""
+
+    mean: float
+    variance: float
+    n: int
+
+
+def sample(values: Vector) -> Sample | None:
+    """The mean and the variance of some values; None if there are none."""
+    if not len(values):
+        return None
+    return Sample(float(values.mean()), float(values.var(ddof=1)) if len(values) > 1 else np.nan, len(values))
+
+
+def difference(one: Sample, other: Sample) -> Interval:
+    """How far the mean of one sample is above that of an independent one, with a normal interval.
+
+    Its standard error is Welch's (1938), which assumes no equal variances.
+    """
+    error = np.sqrt(one.variance / one.n + other.variance / other.n)
+    mean = one.mean - other.mean
+    return Interval(mean, float(mean - _NORMAL * error), float(mean + _NORMAL * error))
 
 
 def interval(mean: float, drawn: Vector) -> Interval:

@@ -203,6 +203,23 @@ def draw(policy: Matrix, lots: Vector) -> NDArray[np.intp]:
     return np.asarray(np.argmax(reached / reached[:, -1:] > lots[:, None], axis=1))
 
 
+def places(policy: Callable[[Present], Matrix], present: Present, lots: Vector) -> Matrix:
+    """Rank the teachers by asking a policy again and again without those that it has chosen.
+
+    policy:  the (P, T) policy of P prompts, given which teachers can be chosen.
+    lots:    as in `draw`; the same for every place.
+    returns: (P, T), 0 for the first choice, -1 for the second one, ...; NaN where a teacher is not present.
+    """
+    found, left = np.full(present.shape, np.nan), np.array(present)
+    for place in range(present.shape[1]):
+        if not len(rows := np.flatnonzero(left.any(axis=1))):
+            break
+        columns = draw(policy(left[rows]), lots[rows])
+        found[rows, columns] = -place
+        left[rows, columns] = False
+    return found
+
+
 STRATEGIES = Registry(
     Strategy,
     Strategy(

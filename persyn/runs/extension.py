@@ -100,8 +100,8 @@ def notices(session: Session, run: Run, made: Extension) -> list[str]:
     """What the user should know about the added prompts."""
     config = load_config(run.config)
     need = quality.need(config)
-    if not (made.prompts and config.generation.is_choice and need):
+    if not (made.prompts and config.generation.is_scored and need):
         return []
     if not (count := prompt_import.unscorable(session, run.id, need, extension=made.number)):
         return []
-    return [prompt_import.not_scored(count, need, config.generation.keep)]
+    return [prompt_import.not_scored(count, need, config.generation)]

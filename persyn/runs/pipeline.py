@@ -119,8 +119,8 @@ def enlist(
     said += router_fields.check(session, run)
     said += limits.require(session, run)
     start.require_texts(session, run)
-    if config.generation.is_choice and need and (count := prompt_import.unscorable(session, run.id, need)):
-        said.append(prompt_import.not_scored(count, need, config.generation.keep))
+    if config.generation.is_scored and need and (count := prompt_import.unscorable(session, run.id, need)):
+        said.append(prompt_import.not_scored(count, need, config.generation))
     for each in (*said, *_of_conflicts(config, conflicts)):
         if say:
             say(each)
@@ -261,6 +261,15 @@ def _plan(session: Session, run: Run, actor: str) -> int | None:
             raise
         finish(session, run, RunState.FAILED, actor, f"stage {run.stage}: {error}")
         return None
+
+
+def complete(session: Session, job: Claim, *, owner: str) -> None:
+    """Complete a job whose results are all written, create the jobs that follow from them, and advance the run."""
+    is_completed, follow = queue.complete(session, job, owner=owner), STAGES[job.stage].follow
+    run = session.get_one(Run, job.run_id)
+    if is_completed and follow is not None and run.state is RunState.RUNNING:
+        follow(session, run, job)
+    advance(session, job.run_id, actor=owner)
 
 
 def wait_out(session: Session, job: Claim, error: str, *, owner: str) -> bool:

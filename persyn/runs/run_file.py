@@ -22,7 +22,7 @@ from persyn.method.strategies import STRATEGIES
 from persyn.registry import Registry
 from persyn.router import inputs
 from persyn.router.kinds.registry import ROUTERS
-from persyn.runs import prices, validation
+from persyn.runs import fallbacks, prices, validation
 from persyn.stages.registry import STAGES
 
 #: The registries of keys whose value is not the name of an engine.
@@ -89,6 +89,7 @@ def _checked(given: Any, path: Path) -> RunConfig:
     _require_learnability(path, config)
     _require_options(path, _said(config))
     _require_samples(path, config)
+    fallbacks.require(path, config)
     _require_adapters(path, config.teachers)
     _require_budget(path, config)
     return _absolute(config, path)

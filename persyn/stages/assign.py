@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from persyn.config import StrategyTable, load_config
 from persyn.db import bulk, grid, lookup
-from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.grid import Grid
-from persyn.db.results import Assignment, Response, Router, RouterScore
+from persyn.db.results import Assignment, Router, RouterScore
 from persyn.errors import EngineError, UsageError
 from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, ModelSpec, Route, Routed
@@ -128,8 +128,9 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
     reason = f"{strategy.kind}: {strategy.name}"
     if _kind(run).decided_by == "router":
         reason = f"router: {session.get_one(Router, run.router_id).kind}"
-    present = unassigned.present(session, teacher_ids, prompt_ids)
-    winners, margins = _best(np.where(present, rows, np.nan))
+    values = np.where(unassigned.present(session, teacher_ids, prompt_ids), rows, np.nan)
+    winners, margins = _best(values)
+    further = unassigned.further(run, teacher_ids, values, winners)
     sample = unassigned.first_sample(run)
     assignments = [
         {
@@ -140,9 +141,10 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
             "margin": margin,
             "sample": sample,
             "reason": reason if row[winner] == max(row) else "fallback: no response of the best teacher was imported",
+            "further": later,
             "job_id": job.id,
         }
-        for prompt_id, row, winner, margin in zip(prompt_ids, rows, winners, margins, strict=True)
+        for prompt_id, row, winner, margin, later in zip(prompt_ids, rows, winners, margins, further, strict=True)
     ]
     bulk.insert_new(session, Assignment, assignments)
 
@@ -201,11 +203,14 @@ def _assign_part(session: Session, run: Run, cells: Grid) -> None:
     rewarded = cells.rewards()
     is_scored = ~np.isnan(cells.quality) & (~np.isnan(cells.learnability) | (cells.alpha == 0))
     known = is_scored.any(axis=1)
-    winners, margins = _best(np.where(is_scored, np.nan_to_num(rewarded), np.nan)[known])
+    values = np.where(is_scored, np.nan_to_num(rewarded), np.nan)[known]
+    winners, margins = _best(values)
+    further = unassigned.further(run, cells.teacher_ids.tolist(), values, winners)
     chosen = rewarded[known, winners]
-    first, answered = unassigned.first_sample(run), _first_answered(session, run, cells)
+    between = int(cells.prompt_ids[0]), int(cells.prompt_ids[-1])
+    first, answered = unassigned.first_sample(run), unassigned.first_answered(session, run, between)
     scores = [None if np.isnan(score) else score for score in chosen.tolist()]
-    rows = zip(cells.prompt_ids[known].tolist(), scores, winners, margins, strict=True)
+    rows = zip(cells.prompt_ids[known].tolist(), scores, winners, margins, further, strict=True)
     bulk.insert_new(
         session,
         Assignment,
@@ -218,27 +223,12 @@ def _assign_part(session: Session, run: Run, cells: Grid) -> None:
                 "margin": margin,
                 "sample": first if first is None else answered.get((prompt_id, int(cells.teacher_ids[winner])), 0),
                 "reason": "calibration",
+                "further": later,
                 "job_id": None,
             }
-            for prompt_id, score, winner, margin in rows
+            for prompt_id, score, winner, margin, later in rows
         ],
     )
-
-
-def _first_answered(session: Session, run: Run, cells: Grid) -> dict[tuple[int, int], int]:
-    """{(prompt, teacher): the first sample with a text} of a part of the grid."""
-    between = int(cells.prompt_ids[0]), int(cells.prompt_ids[-1])
-    key = Response.prompt_id, Response.teacher_id
-    found = session.execute(
-        select(*key, func.min(Response.sample))
-        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Response.prompt_id))
-        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
-        .where(RunPrompt.role != Role.TARGET, RunPrompt.prompt_id.between(*between))
-        .where(Response.sample < load_config(run.config).run.samples)
-        .where(Response.text.is_not(None))
-        .group_by(*key)
-    )
-    return {(prompt_id, teacher_id): sample for prompt_id, teacher_id, sample in found}
 
 
 def _assign_unrewarded(session: Session, run: Run) -> None:
@@ -283,12 +273,15 @@ def _assign_rest(
     kind, teacher_ids = load_config(run.config).strategy.kind, [each.id for each in lookup.teachers(session, run.id)]
     missing = unassigned.missing(run.id).join(Prompt, Prompt.id == RunPrompt.prompt_id).add_columns(Prompt.content_hash)
     missing = missing.order_by(RunPrompt.prompt_id).limit(_CHUNK)
-    last = 0
+    has_fallback, last = load_config(run.config).fallback is not None, 0
     while chunk := session.execute(missing.where(RunPrompt.prompt_id > last)).all():
         prompt_ids = [prompt_id for prompt_id, _ in chunk]
         last = prompt_ids[-1]
         lots = np.array([seed_of(run.seed, content_hash, kind, 0) / 2**63 for _, content_hash in chunk])
-        columns = strategies.draw(policy(unassigned.present(session, teacher_ids, prompt_ids)), lots)
+        present = unassigned.present(session, teacher_ids, prompt_ids)
+        columns = strategies.draw(policy(present), lots).tolist()
+        values = strategies.places(policy, present, lots) if has_fallback else np.empty((len(chunk), 0))
+        further = unassigned.further(run, teacher_ids, values, columns)
         bulk.insert_new(
             session,
             Assignment,
@@ -301,9 +294,10 @@ def _assign_rest(
                     "margin": None,
                     "sample": unassigned.first_sample(run),
                     "reason": reason,
+                    "further": later,
                     "job_id": None,
                 }
-                for prompt_id, column in zip(prompt_ids, columns.tolist(), strict=True)
+                for prompt_id, column, later in zip(prompt_ids, columns, further, strict=True)
             ],
         )
 

@@ -116,6 +116,8 @@ class JobPlan:
     scorer_id: int | None = None
     #: Prompts per job.
     size: int = 256
+    #: The job whose responses they score.
+    follows_job_id: int | None = None
 
 
 _JOB_COLUMNS = (
@@ -124,6 +126,7 @@ _JOB_COLUMNS = (
     "queue",
     "teacher_id",
     "scorer_id",
+    "follows_job_id",
     "first_prompt_id",
     "last_prompt_id",
     "n_prompts",
@@ -139,14 +142,15 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
     missing: a select with a `prompt_id` column; a prompt may occur more than once.
 
     No job has more than `plan.size` prompts; if there are few, jobs are smaller, so that many workers can share
-    them. A model behind a batch protocol has a job per batch. It is one INSERT ... SELECT, so the prompts never leave
-    the database.
+    them, except those that follow a job. A model behind a batch protocol has a job per batch. It is one INSERT ...
+    SELECT, so the prompts never leave the database.
     """
     prompts = missing.subquery()
     counted = select(prompts.c.prompt_id, func.count().label("n_items")).group_by(prompts.c.prompt_id).subquery()
     n_prompts, most = session.execute(select(func.count(), func.max(counted.c.n_items))).one()
     requests = engines.batch_size(plan.spec)
-    size = max(1, requests // (most or 1)) if requests else _size(plan.size, n_prompts)
+    follows = plan.follows_job_id is not None
+    size = max(1, requests // (most or 1)) if requests else plan.size if follows else _size(plan.size, n_prompts)
     place = func.row_number().over(order_by=counted.c.prompt_id) - 1
     cut = select(counted.c.prompt_id, counted.c.n_items, (place // size).label("slice")).subquery()
     jobs = (
@@ -156,6 +160,7 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
             literal(queue_name(plan.spec)),
             literal(plan.teacher_id, Integer),
             literal(plan.scorer_id, Integer),
+            literal(plan.follows_job_id, Integer),
             func.min(cut.c.prompt_id),
             func.max(cut.c.prompt_id),
             func.sum(cut.c.n_items),

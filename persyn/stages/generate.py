@@ -1,4 +1,7 @@
-"""Have each teacher answer the prompts assigned to it; where samples are chosen by quality, see `rejection`."""
+"""Have each teacher answer the prompts assigned to it; where samples are chosen by quality, see `rejection`.
+
+Responses that are not used send their prompts to other teachers, see `fallback`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from persyn.db import combined, lookup
 from persyn.db.catalog import Run, RunPrompt
 from persyn.db.results import Assignment, Response
 from persyn.jobs.queue import Claim
-from persyn.stages import rejection
+from persyn.stages import checking, fallback, rejection
 from persyn.stages.answers import Wanted
 from persyn.stages.batch import Batch, Done
 from persyn.stages.stage import Stage
@@ -38,12 +41,33 @@ def _expected(session: Session, run: Run) -> int:
 
 def _of(run: Run) -> Stage:
     """The way of generating that a run asks for."""
-    return _CHOICE if load_config(run.config).generation.is_choice else _PLAIN
+    generation = load_config(run.config).generation
+    if generation.is_choice:
+        return _CHOICE
+    return _CHECKED if generation.check else _PLAIN
 
 
 def _plan(session: Session, run: Run) -> int:
+    """Create jobs for what is missing; when nothing is, move prompts to their next teachers and look again."""
     combined.refresh(session, run)
-    return _of(run).plan(session, run)
+    while not (made := _of(run).plan(session, run)):
+        if not fallback.move(session, run):
+            break
+    return made
+
+
+def _follow(session: Session, run: Run, job: Claim) -> None:
+    if (follow := _of(run).follow) is not None:
+        follow(session, run, job)
+
+
+def _rounds(run: Run) -> int:
+    table = load_config(run.config).fallback
+    return _of(run).rounds(run) * (1 if table is None else 1 + table.attempts)
+
+
+def _counts_results(run: Run) -> bool:
+    return load_config(run.config).fallback is None and _of(run).counts_results(run)
 
 
 def _of_job(session: Session, job: Claim) -> Stage:
@@ -83,6 +107,7 @@ _CHOICE = replace(
     rounds=rejection.rounds,
     counts_results=lambda run: False,
 )
+_CHECKED = checking.checked(_PLAIN)
 STAGE = replace(
     _PLAIN,
     plan=_plan,
@@ -92,6 +117,7 @@ STAGE = replace(
     progress=lambda session, run: _of(run).progress(session, run),
     failures=_failures,
     forget=_forget,
-    rounds=lambda run: _of(run).rounds(run),
-    counts_results=lambda run: _of(run).counts_results(run),
+    follow=_follow,
+    rounds=_rounds,
+    counts_results=_counts_results,
 )

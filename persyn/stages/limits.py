@@ -100,7 +100,7 @@ def assign(session: Session, run: Run, decided: verdict.Decision | None, expecte
         if found is None:
             return
         solved, free = _solve(found), found.free()
-        found.write(solved.choice, free.choice, _reason(session, run, decided, expected))
+        found.write(solved, free.choice, _reason(session, run, decided, expected))
         outcomes.record(session, run, _outcome(found, solved, free, expected))
 
 
@@ -279,8 +279,9 @@ class _Table:
         """The assignment if neither costs nor limits took part."""
         return assignment.solve(self.rewards, self.costs, limits.unlimited(*self.rewards.shape))
 
-    def write(self, choice: Indices, free: Indices, base: str) -> None:
+    def write(self, solved: Solution, free: Indices, base: str) -> None:
         """Write the assignments; the reason says where costs or limits changed the teacher."""
+        choice, price = solved.choice, self.limits.cost_weight + solved.prices.cost
         teacher_ids = np.array([teacher.id for teacher in self.teachers])
         same = {"run_id": self.run.id, "sample": unassigned.first_sample(self.run), "job_id": None}
         for start in range(0, len(choice), _CHUNK):
@@ -288,8 +289,11 @@ class _Table:
             chosen = choice[rows]
             scores, margins = _margins(self.scores[rows] if self.is_routed else None, chosen)
             reasons = [base if is_free else f"limits: {base}" for is_free in (chosen == free[rows]).tolist()]
-            columns = self.prompt_ids[rows].tolist(), teacher_ids[chosen].tolist(), scores, margins, reasons
-            names = "prompt_id", "teacher_id", "score", "margin", "reason"
+            # Whether a further teacher has room is seen when it is needed.
+            net = self.rewards[rows] - price * self.costs.of(rows)
+            further = unassigned.further(self.run, teacher_ids.tolist(), net, chosen.tolist())
+            columns = self.prompt_ids[rows].tolist(), teacher_ids[chosen].tolist(), scores, margins, reasons, further
+            names = "prompt_id", "teacher_id", "score", "margin", "reason", "further"
             found = [{**same, **dict(zip(names, row, strict=True))} for row in zip(*columns, strict=True)]
             bulk.insert_new(self.session, Assignment, found)
 

@@ -34,6 +34,8 @@ class Stage:
     progress: Callable[[Session, Run], Progress]
     #: Count the rows that the stage should produce independently of `progress`, for the audit.
     expected: Callable[[Session, Run], int]
+    #: Create the jobs that the results of a completed job make possible, before the stage's other jobs have ended.
+    follow: Callable[[Session, Run, Claim], None] | None = None
     #: Select the failure of each failed row; None if rows cannot fail.
     failures: Callable[[Run], Select[Any]] | None = None
     #: How often planning finds something to do in a run without failures; each round waits for the results of the last.

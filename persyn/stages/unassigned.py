@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, and_, exists, select
+from sqlalchemy import Select, and_, exists, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, load_config
-from persyn.db.catalog import Run, RunPrompt, Teacher
+from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, RouterScore
+from persyn.method.rewards import Matrix
 
 
 def missing(run_id: int) -> Select[Any]:
@@ -62,6 +63,37 @@ def _texts(session: Session, teacher_ids: Collection[int], prompt_ids: Sequence[
     return {(prompt_id, teacher_id) for prompt_id, teacher_id in found}
 
 
+def further(run: Run, teacher_ids: Sequence[int], values: Matrix, winners: Sequence[int]) -> list[list[int] | None]:
+    """The teachers that are next after each prompt's, best first; None in a run without [fallback].
+
+    values:  (P, T) by which the teachers are chosen; NaN where one cannot be.
+    winners: (P,) columns of the chosen teachers.
+    """
+    if load_config(run.config).fallback is None:
+        return [None] * len(winners)
+    falling = np.argsort(-values, axis=1, kind="stable").tolist()  # NaN sorts last
+    known = (~np.isnan(values)).tolist()
+    return [
+        [teacher_ids[column] for column in order if is_known[column] and column != winner]
+        for order, is_known, winner in zip(falling, known, winners, strict=True)
+    ]
+
+
 def first_sample(run: Run) -> int | None:
     """The sample that a new assignment keeps; None where it will be chosen."""
     return None if load_config(run.config).generation.is_choice else 0
+
+
+def first_answered(session: Session, run: Run, between: tuple[int, int]) -> dict[tuple[int, int], int]:
+    """{(prompt, teacher): the first sample with a text} of the grid's prompts from the first to the last of two ids."""
+    key = Response.prompt_id, Response.teacher_id
+    found = session.execute(
+        select(*key, func.min(Response.sample))
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == Response.prompt_id))
+        .join(RunTeacher, and_(RunTeacher.run_id == run.id, RunTeacher.teacher_id == Response.teacher_id))
+        .where(RunPrompt.role != Role.TARGET, RunPrompt.prompt_id.between(*between))
+        .where(Response.sample < load_config(run.config).run.samples)
+        .where(Response.text.is_not(None))
+        .group_by(*key)
+    )
+    return {(prompt_id, teacher_id): sample for prompt_id, teacher_id, sample in found}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from persyn.config import UnitInterval, load_config
-from persyn.dataset.verdicts import WRONG, known_wrong
+from persyn.dataset.verdicts import known_wrong
 from persyn.db import grid, lookup
 from persyn.db.catalog import Run
 from persyn.errors import UsageError
@@ -22,6 +22,7 @@ from persyn.llm.identity import hub_revision
 from persyn.llm.options import FORM_OPTIONS
 from persyn.llm.protocols import ModelSpec
 from persyn.method import rewards
+from persyn.method.combined_quality import WRONG
 from persyn.method.learnability import LEARNABILITIES
 from persyn.method.rewards import Indices, Matrix
 from persyn.runs import scheduling

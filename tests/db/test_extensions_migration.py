@@ -11,7 +11,7 @@ from persyn.db.connect import Database, alembic_config
 from persyn.db.results import Router
 from tests.factories import make_router, make_run
 
-BEFORE = "0021"
+BEFORE = "0022"
 
 
 def test_prompts_of_existing_runs_were_there_at_the_start(database: Database) -> None:

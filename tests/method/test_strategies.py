@@ -100,3 +100,23 @@ def test_strength_is_not_guessed() -> None:
 def test_a_policy_is_followed_in_its_proportions() -> None:
     policy: Matrix = np.array([[0.0, 0.8, 0.2]] * 4)
     assert strategies.draw(policy, np.array([0.0, 0.79, 0.81, 1 - 2**-53])).tolist() == [1, 1, 2, 2]
+
+
+def test_a_policy_is_ranked_by_asking_it_again_without_its_choices() -> None:
+    present = np.array([[True, True, True], [True, False, True], [False, False, True]])
+    strength = np.array([0.2, 0.5, 0.1])
+
+    found = strategies.places(lambda left: strategies.by_ranking(strength, left), present, np.array([0.3, 0.6, 0.9]))
+
+    nan = np.nan
+    np.testing.assert_array_equal(found, [[-1, 0, -2], [0, nan, -1], [nan, nan, 0]])
+
+
+def test_the_places_of_random_choices_are_different_teachers() -> None:
+    lots = np.linspace(0.0, 0.999, 50)
+
+    found = strategies.places(strategies.random, np.ones((50, 4), dtype=np.bool_), lots)
+
+    assert (np.sort(found, axis=1) == [-3, -2, -1, 0]).all()
+    first = strategies.draw(strategies.random(np.ones((50, 4), dtype=np.bool_)), lots)
+    assert (found[np.arange(50), first] == 0).all()

@@ -166,7 +166,7 @@ def test_a_bad_row_leaves_the_run_as_it_was(database: Database, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("state", "says"),
-    [(RunState.FAILED, "is failed.*resume it"), (RunState.PAUSED, "is paused.*raise its budget")],
+    [(RunState.FAILED, "is failed.*persyn run resume"), (RunState.PAUSED, "is paused.*persyn run resume")],
 )
 def test_a_run_that_stopped_takes_no_prompts(database: Database, tmp_path: Path, state: RunState, says: str) -> None:
     run_id = start(database, write_run(tmp_path))

@@ -161,6 +161,38 @@ def test_expired_and_failed_requests_are_sent_again_and_refused_ones_are_not(
     assert (seen["What is 3 plus 3?"], seen["What is 5 plus 5?"], seen["What is 7 plus 7?"]) == (1, 2, 4)
 
 
+def test_killed_with_second_choices_in_a_batch_each_prompt_is_sent_once_to_each_teacher(
+    tmp_path: Path, server: BatchServer, command: Command
+) -> None:
+    left = ["create: after", "content: within"]
+
+    def moment(name: str) -> None:
+        if left and name == left[0] and len(server.sent) > PROMPTS and command.is_alive:
+            left.pop(0)
+            command.kill()
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        asked[body["model"], question(body)] += 1
+        if body["model"] == "ada":
+            return refused(400, "the prompt is too long: maximum context length is 8 tokens")
+        return answered(f"Re: {question(body)}")
+
+    asked: Counter[tuple[str, str]] = Counter()
+    server.moment, server.reply = moment, reply
+    file = run_file(tmp_path, server)
+    file.write_text(file.read_text() + '[fallback]\non = ["too_long"]\n')
+
+    while (status := command.run("run", "start", str(file))) == -signal.SIGKILL:
+        pass
+
+    assert (status, left) == (0, []), (tmp_path / "output").read_text()
+    found = responses(tmp_path)
+    refusals = sum(row.failure is not None for row in found)
+    assert 0 < refusals == len(server.sent) - PROMPTS
+    assert len(found) == len(asked) == len(server.sent)  # each request in one batch
+    assert sum(row.text == f"Re: {row.prompt}" for row in found) == PROMPTS
+
+
 def test_a_rejected_batch_fails_the_run_with_the_providers_reason(
     tmp_path: Path, server: BatchServer, command: Command
 ) -> None:

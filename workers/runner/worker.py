@@ -496,8 +496,7 @@ class Worker:
             if done:
                 pipeline.answered(session, claim)
             if not job.left:
-                queue.complete(session, claim, owner=self.owner)
-                pipeline.advance(session, claim.run_id, actor=self.owner)
+                pipeline.complete(session, claim, owner=self.owner)
                 self._stage_of[claim.run_id] = session.get_one(Run, claim.run_id).stage
         job.tariff = replace(job.tariff, has_budget=has_budget)  # before the next requests are sent
         self._leases.renewed()

@@ -1,0 +1,243 @@
+"""Second choices: a prompt whose response meets a condition of [fallback] goes to the strategy's next best teacher.
+
+The next teachers are stored with the assignment. A prompt moves when the stage has nothing else to do, in the
+transaction that plans the next jobs: killed at any moment, it has moved and has its job, or neither. What it left is a
+row of `fallbacks`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, func, or_, select, union, update
+from sqlalchemy.orm import Session, aliased
+
+from persyn.config import Condition, load_config
+from persyn.db import bulk, grid, lookup
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt
+from persyn.db.results import Assignment, Fallback, Response, Score
+from persyn.db.text import reason
+from persyn.db.work import Event
+from persyn.jobs import owner
+from persyn.method import combined_quality
+from persyn.stages import limits, unassigned
+from persyn.stages.batch import CHARACTERS
+
+#: Prompts moved at once.
+_CHUNK = 10_000
+#: The reason of an assignment whose prompt has no further choice.
+USED_UP = "fallback: no further choice"
+
+_quality = aliased(Score)
+#: Whether a response, with its assignment and its quality, meets a condition; in the order in which they are tested.
+_TESTS: dict[Condition, ColumnElement[bool]] = {
+    "refused": reason(Response.failure) == "refused",
+    "too_long": reason(Response.failure) == "too_long",
+    "failed": Response.failure.is_not(None),
+    "truncated": and_(Response.text.is_not(None), Response.finish_reason == "length"),
+    "wrong": or_(Assignment.rejected, _quality.value == combined_quality.WRONG),
+}
+#: The columns that an assignment has in common with the row of `fallbacks` that it leaves.
+_KEPT = ("choice", "teacher_id", "score", "margin", "reason", "sample")
+
+
+def move(session: Session, run: Run) -> int:
+    """Move the prompts whose response is not used to their next teachers; return how many.
+
+    A prompt without a further teacher, or with as many as are allowed, returns to the first of its choices whose
+    response has a text, and is not looked at again. Call it when each assigned prompt has its response, and its score
+    if it gets one, under a lock on the run.
+    """
+    table = load_config(run.config).fallback
+    if table is None:
+        return 0
+    room, moves = _Room(session, run), _Moves(session, run, table.attempts)
+    last = 0
+    while rows := session.execute(_unusable(run, table.on, last).limit(_CHUNK)).all():
+        last = rows[-1].prompt_id
+        moves.make(rows, room)
+    moves.record()
+    return moves.total
+
+
+def _unusable(run: Run, conditions: Sequence[Condition], after: int) -> Select[Any]:
+    """Select the assignments of which every response meets a condition, with the condition, in order of prompts.
+
+    after: only prompts with a higher id.
+    """
+    cause = case(*((test, condition) for condition, test in _TESTS.items() if condition in conditions))
+    is_quality = and_(_quality.response_id == Response.id, _quality.scorer_id == run.quality_scorer_id)
+    found = (
+        lookup.with_rows(select(Assignment.prompt_id).select_from(Assignment), run)
+        .outerjoin(_quality, is_quality)
+        .where(Assignment.run_id == run.id, Assignment.prompt_id > after, Assignment.further.is_not(None))
+        .with_only_columns(
+            Assignment.prompt_id, func.min(cause).label("cause"), func.min(Response.failure).label("failure")
+        )
+        .group_by(Assignment.prompt_id)
+        .having(func.count() == func.count(cause))
+        .subquery()
+    )
+    of_assignment = (getattr(Assignment, name) for name in ("prompt_id", "further", *_KEPT))
+    return (
+        select(*of_assignment, found.c.cause, found.c.failure, RunPrompt.role, CHARACTERS.label("characters"))
+        .join(found, found.c.prompt_id == Assignment.prompt_id)
+        .join(RunPrompt, and_(RunPrompt.run_id == Assignment.run_id, RunPrompt.prompt_id == Assignment.prompt_id))
+        .join(Prompt, Prompt.id == Assignment.prompt_id)
+        .where(Assignment.run_id == run.id)
+        .order_by(Assignment.prompt_id)
+    )
+
+
+class _Moves:
+    """The moves of one transaction."""
+
+    def __init__(self, session: Session, run: Run, attempts: int) -> None:
+        self._session, self._run, self._attempts = session, run, attempts
+        self._first = unassigned.first_sample(run)
+        self._answered: dict[tuple[int, int], int] = {}
+        self._causes: Counter[str] = Counter()
+        self._ended = 0
+
+    @property
+    def total(self) -> int:
+        """Prompts that were looked at, and have moved or ended."""
+        return self._causes.total()
+
+    def make(self, rows: Sequence[Row[Any]], room: _Room) -> None:
+        """Write the moves of some prompts."""
+        self._causes.update(row.cause for row in rows)
+        if self._first is not None and any(row.role != Role.TARGET for row in rows):
+            between = rows[0].prompt_id, rows[-1].prompt_id
+            self._answered = unassigned.first_answered(self._session, self._run, between)
+        goals = [self._goal(row, room) for row in rows]
+        # A prompt that never had another teacher has left nothing.
+        left = [row for row, goal in zip(rows, goals, strict=True) if goal or row.choice > 1]
+        names = "prompt_id", *_KEPT, "cause", "failure"
+        bulk.insert_new(
+            self._session,
+            Fallback,
+            [{"run_id": self._run.id, **{name: getattr(row, name) for name in names}} for row in left],
+        )
+        ended = [row.prompt_id for row, goal in zip(rows, goals, strict=True) if goal is None]
+        self._ended += len(ended)
+        self._write([goal for goal in goals if goal] + self._returns(ended))
+        over = update(Assignment).where(Assignment.run_id == self._run.id, Assignment.prompt_id.in_(ended))
+        self._session.execute(over.values(further=None).execution_options(synchronize_session=False))
+
+    def _goal(self, row: Row[Any], room: _Room) -> dict[str, Any] | None:
+        """The assignment to the next teacher that has room; None if there is none."""
+        place = 0 if row.choice > self._attempts else len(row.further)
+        for at, teacher_id in enumerate(row.further[:place]):
+            if row.role != Role.TARGET or room.take(teacher_id, row.characters):
+                return {
+                    "of": row.prompt_id,
+                    "teacher_id": teacher_id,
+                    "choice": row.choice + 1,
+                    "score": None,
+                    "margin": None,
+                    "sample": self._sample(row, teacher_id),
+                    "reason": f"fallback: {row.cause}",
+                    "further": row.further[at + 1 :],
+                }
+        return None
+
+    def _sample(self, row: Row[Any], teacher_id: int) -> int | None:
+        """The sample of the new teacher to keep; of a calibration prompt, the first one with a text."""
+        if self._first is None or row.role == Role.TARGET:
+            return self._first
+        return self._answered.get((row.prompt_id, teacher_id), self._first)
+
+    def _returns(self, prompt_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """The assignments to return to: the first choice with a text, else the first."""
+        left = select(*(getattr(Fallback, name) for name in ("prompt_id", *_KEPT))).where(
+            Fallback.run_id == self._run.id, Fallback.prompt_id.in_(prompt_ids)
+        )
+        found: dict[int, dict[str, Any]] = {}
+        for row in self._session.execute(left.order_by(Fallback.failure.is_not(None), Fallback.choice)):
+            if row.prompt_id not in found:
+                kept = {name: getattr(row, name) for name in _KEPT} | {"reason": USED_UP, "further": None}
+                # Of several samples, one is chosen anew.
+                found[row.prompt_id] = {
+                    "of": row.prompt_id,
+                    **kept,
+                    "sample": None if self._first is None else row.sample,
+                }
+        return list(found.values())
+
+    def _write(self, goals: Sequence[dict[str, Any]]) -> None:
+        if not goals:
+            return
+        names = (*_KEPT, "further")
+        changed = update(Assignment).where(Assignment.run_id == self._run.id, Assignment.prompt_id == bindparam("of"))
+        values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+        self._session.connection().execute(
+            changed.values(**values, rejected=False, job_id=None),
+            [{"of": goal["of"], **{f"new_{name}": goal[name] for name in names}} for goal in goals],
+        )
+
+    def record(self) -> None:
+        """Record an event with the number of prompts by cause, and how many of them had no further choice."""
+        if not self.total:
+            return
+        event = {
+            "actor": owner.actor(),
+            "run_id": self._run.id,
+            "from_state": self._run.state,
+            "to_state": self._run.state,
+            "detail": {"fallback": dict(self._causes), "ended": self._ended},
+        }
+        bulk.insert_new(self._session, Event, [event])
+
+
+class _Room:
+    """What the limits of [strategy] leave for further choices of the remaining prompts.
+
+    Every request counts, also one whose response is not used: a capacity is of requests, a budget of their expected
+    costs, and a maximum share is of prompts that a teacher was given.
+    """
+
+    def __init__(self, session: Session, run: Run) -> None:
+        strategy = load_config(run.config).strategy
+        self._is_limited = strategy.is_limited
+        if not self._is_limited:
+            return
+        teachers, cells = lookup.teachers(session, run.id), grid.read(session, run)
+        self._column = {teacher.id: column for column, teacher in enumerate(teachers)}
+        counts, characters = np.zeros(len(teachers), dtype=np.int64), np.zeros(len(teachers))
+        for teacher_id, count, length in session.execute(_given(run)):
+            counts[self._column[teacher_id]], characters[self._column[teacher_id]] = count, length
+        of_run = select(func.count()).where(RunPrompt.run_id == run.id, RunPrompt.role == Role.TARGET)
+        names = [teacher.name for teacher in teachers]
+        self._limits = limits.limits_of(strategy, names, session.scalars(of_run).one())
+        self._costs = limits.costs_of(session, run, cells, characters)
+        self._counts = counts
+        self._spent = float((counts * self._costs.fixed + characters * self._costs.rate).sum())
+
+    def take(self, teacher_id: int, characters: int) -> bool:
+        """Give a teacher one more prompt, if the limits allow it."""
+        if not self._is_limited:
+            return True
+        column = self._column[teacher_id]
+        cost = float(self._costs.fixed[column] + characters * self._costs.rate[column])
+        if self._counts[column] >= self._limits.most[column] or self._spent + cost > self._limits.budget:
+            return False
+        self._counts[column] += 1
+        self._spent += cost
+        return True
+
+
+def _given(run: Run) -> Select[Any]:
+    """Select the number and the characters of the target prompts that each teacher has or had."""
+    choices = union(*(select(of.prompt_id, of.teacher_id).where(of.run_id == run.id) for of in (Assignment, Fallback)))
+    given = choices.subquery()
+    return (
+        select(given.c.teacher_id, func.count(), func.sum(CHARACTERS))
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == given.c.prompt_id))
+        .join(Prompt, Prompt.id == given.c.prompt_id)
+        .where(RunPrompt.role == Role.TARGET)
+        .group_by(given.c.teacher_id)
+    )

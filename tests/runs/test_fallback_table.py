@@ -1,0 +1,66 @@
+"""[fallback] and `generation.check` in run files: what is refused, and that other configurations stay as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from persyn.config import RunConfig, load_config
+from persyn.errors import UsageError
+from persyn.runs import run_file
+from tests.run_files import write_run
+
+
+def read(folder: Path, more: str, quality: str = 'kind = "math"') -> RunConfig:
+    file = write_run(folder)
+    text = file.read_text().replace('[quality]\nkind = "fake"', f"[quality]\n{quality}")
+    file.write_text(text + more)
+    return run_file.read(file)
+
+
+def test_keys_that_are_not_set_are_not_stored(tmp_path: Path) -> None:
+    frozen = read(tmp_path, "").frozen()
+
+    assert "fallback" not in frozen
+    assert "check" not in frozen["generation"]
+
+
+def test_keys_that_are_set_are_part_of_the_configuration(tmp_path: Path) -> None:
+    plain = read(tmp_path, "")
+    found = read(tmp_path, '[generation]\ncheck = true\n[fallback]\nattempts = 2\non = ["wrong"]\n')
+
+    assert found.digest() != plain.digest()
+    assert load_config(found.frozen()) == found
+    assert found.frozen()["fallback"] == {"attempts": 2, "on": ["wrong"]}
+
+
+def test_by_default_a_failed_or_truncated_response_has_one_second_choice(tmp_path: Path) -> None:
+    table = read(tmp_path, "[fallback]\n").fallback
+
+    assert table is not None
+    assert (table.attempts, table.on) == (1, ["failed", "truncated"])
+
+
+@pytest.mark.parametrize(
+    ("more", "quality", "why"),
+    [
+        ('[fallback]\non = ["wrong"]\n', 'kind = "math"', r"set \[generation\] check = true"),
+        (
+            '[generation]\ncheck = true\n[fallback]\non = ["wrong"]\n',
+            'kind = "fake"',
+            "fake does not say what is right",
+        ),
+        ("[generation]\ncheck = true\n", 'kind = "imported"\nmodel = "score"', "no score of new responses"),
+        (
+            '[fallback]\non = ["slow"]\n',
+            'kind = "math"',
+            "allowed: 'failed', 'refused', 'too_long', 'trunc",
+        ),
+        ("[fallback]\non = []\n", 'kind = "math"', "fallback.on"),
+        ("[fallback]\nattempts = 0\n", 'kind = "math"', "`fallback.attempts` must be an integer >= 1, got 0"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused(tmp_path: Path, more: str, quality: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        read(tmp_path, more, quality)
