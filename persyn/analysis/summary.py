@@ -25,8 +25,8 @@ from persyn.db.results import Assignment, Response, Router, is_candidate
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState, Load
 from persyn.method.intervals import Vector
+from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline
-from persyn.stages.verdict import is_about
 
 #: A router that gives one teacher more than this share of the routed prompts has collapsed; fewer prompts are not
 #: judged.
@@ -186,8 +186,9 @@ _NOTHING = _Spent(0, None, 0, None)
 
 def facts(session: Session, run: Run) -> Summary:
     """Compute all figures; cheap enough to call while the run is running."""
-    # Only a router's run has a verdict, and its grid is small; an oracle's has all prompts.
-    cells = grid.read(session, run) if is_about(run) else None
+    # An oracle's grid has all prompts, and such a run has neither a verdict nor predictions.
+    kind = STRATEGIES.get(load_config(run.config).strategy.kind)
+    cells = None if kind is not None and kind.grid == "all" else grid.read(session, run)
     means = grid.means(grid.parts(session, run) if cells is None else [cells])
     n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
     spent = _spent(session, run)
@@ -213,10 +214,10 @@ def facts(session: Session, run: Run) -> Summary:
         reused_tokens=sum(one.reused_tokens for one in spent.values()),
         wrong=known_wrong(session, run),
         rejected=_rejected(session, run),
-        verdict=verdict.if_any(session, run, cells) if cells is not None else None,
+        verdict=None if cells is None else verdict.if_any(session, run, cells),
         limits=limits.sentences(session, run),
         second_choices=second_choices.sentences(session, run),
-        realised=realised.of_run(session, run, cells),
+        realised=[] if cells is None else realised.of_run(session, run, cells),
     )
 
 
