@@ -6,7 +6,7 @@ cannot read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,6 +30,8 @@ _USED = (
     "OR (coalesce(a.prompt_id, f.prompt_id) IS NOT NULL AND x.sample < {asked}))"
 )
 _FOLLOWS = "the job whose responses it scores; null: all in its range"
+_KEY_NAME = "fk_jobs_follows_job_id"
+_KEY = f", \n\tCONSTRAINT {_KEY_NAME} FOREIGN KEY(follows_job_id) REFERENCES jobs (id) ON DELETE SET NULL"
 _FURTHER = "ids of the next teachers, best first; null without [fallback], and when none is asked any more"
 
 
@@ -53,8 +55,7 @@ def downgrade() -> None:
         raise RuntimeError(f"earlier versions know neither [fallback] nor generation.check: {', '.join(names)}")
     op.execute(f"DROP VIEW {_VIEW}")
     op.get_context().script.get_revision("0017").module.make_views([_VIEW])
-    op.drop_index("ix_jobs_follows_job_id", table_name="jobs")
-    op.drop_column("jobs", "follows_job_id")
+    _drop_follows()
     op.drop_table("fallbacks")
     op.drop_column("assignments", "further")
     op.drop_column("assignments", "choice")
@@ -98,13 +99,35 @@ def _refers(column: str, table: str, on_delete: str) -> sa.ForeignKeyConstraint:
 
 
 def _add_follows() -> None:
-    name = "fk_jobs_follows_job_id"
-    if op.get_bind().dialect.name == "sqlite":  # which adds a column with its foreign key, but no key to a column
-        refers = f"CONSTRAINT {name} REFERENCES jobs (id) ON DELETE SET NULL"
-        op.execute(f"ALTER TABLE jobs ADD COLUMN follows_job_id INTEGER {refers}")
+    op.add_column("jobs", sa.Column("follows_job_id", _BIG, nullable=True, comment=_FOLLOWS))
+    if op.get_bind().dialect.name == "sqlite":
+        _edit_jobs(lambda definition: f"{definition.rstrip().removesuffix(')')}{_KEY})")
     else:
-        op.add_column("jobs", sa.Column("follows_job_id", _BIG, nullable=True, comment=_FOLLOWS))
-        op.create_foreign_key(name, "jobs", "jobs", ["follows_job_id"], ["id"], ondelete="SET NULL")
+        op.create_foreign_key(_KEY_NAME, "jobs", "jobs", ["follows_job_id"], ["id"], ondelete="SET NULL")
     is_set = sa.text("follows_job_id IS NOT NULL")
     of_set = {"sqlite_where": is_set, "postgresql_where": is_set}
     op.create_index("ix_jobs_follows_job_id", "jobs", ["follows_job_id"], **of_set)
+
+
+def _drop_follows() -> None:
+    op.drop_index("ix_jobs_follows_job_id", table_name="jobs")
+    if op.get_bind().dialect.name == "sqlite":
+        _edit_jobs(lambda definition: definition.replace(_KEY, ""))
+    else:
+        op.drop_constraint(_KEY_NAME, "jobs", type_="foreignkey")
+    op.drop_column("jobs", "follows_job_id")
+
+
+def _edit_jobs(edit: Callable[[str], str]) -> None:
+    """Edit the definition of `jobs` in place, as 0021 explains: SQLite cannot add a key to a table, nor drop one."""
+    bind = op.get_bind()
+    table = sa.text("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'jobs'")
+    was = bind.scalar(table)
+    now = edit(was)
+    assert now != was, was
+    version = bind.exec_driver_sql("PRAGMA schema_version").scalar()
+    bind.exec_driver_sql("PRAGMA writable_schema=ON")
+    bind.execute(sa.text("UPDATE sqlite_master SET sql = :now WHERE type = 'table' AND name = 'jobs'"), {"now": now})
+    bind.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
+    bind.exec_driver_sql("PRAGMA writable_schema=RESET")
+    assert bind.scalar(table) == now
