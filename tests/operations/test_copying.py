@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ def test_a_copy_that_is_killed_goes_on_where_it_stopped(sqlite: Database, empty:
     for steps in (1, 30, 70):  # the last is killed while it compares
         killed = subprocess.run([sys.executable, "-c", KILLED, str(sqlite.url), target, str(steps)], check=False)
         assert killed.returncode == -signal.SIGKILL
-        with Database(target).engine.connect() as connection:
+        with closing(Database(target)) as copy, copy.engine.connect() as connection:
             rows = connection.scalar(text("SELECT sum(rows) FROM copied_tables"))
             stored = sum(connection.scalar(text(f"SELECT count(*) FROM {table.name}")) for table in copying._tables())
         assert rows == stored >= reached
