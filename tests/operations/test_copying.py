@@ -334,7 +334,7 @@ def test_a_copy_that_differs_is_found(
 
     def spoil(what: str, total: int, done: int, table: str) -> None:
         if what == "copied" and done == total:
-            with Database(target).engine.begin() as connection:
+            with closing(Database(target)) as copy, copy.engine.begin() as connection:
                 connection.execute(text("UPDATE scores SET value = value + 1 WHERE response_id = 3"))
 
     with pytest.raises(PersynError, match="the copy of table scores has 20 rows and differs from the source"):
