@@ -13,6 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from persyn.migrations import sqlite
+
 revision = "0021"
 down_revision = "0020"
 branch_labels = None
@@ -187,24 +189,11 @@ def _refers(table: str, column: str, to: str, ondelete: str) -> sa.ForeignKeyCon
 
 
 def _set_states(states: tuple[str, ...], *, error: str) -> None:
-    """Allow these states of a run, with a comment on its error.
-
-    In SQLite, the definition is edited in place (https://sqlite.org/lang_altertable.html, section 7), which keeps the rows:
-    copying the table and dropping the old one would delete what belongs to runs wherever foreign keys are on.
-    """
+    """Allow these states of a run, with a comment on its error."""
     check, bind = f"state IN ({', '.join(map(repr, states))})", op.get_bind()
     if bind.dialect.name == "postgresql":
         op.drop_constraint(op.f("ck_runs_state"), "runs", type_="check")
         op.create_check_constraint(op.f("ck_runs_state"), "runs", check)
         op.alter_column("runs", "error", comment=error)
         return
-    table = sa.text("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'runs'")
-    was = bind.scalar(table)
-    now = re.sub(r"state IN \([^)]*\)", check, was)
-    assert now != was, was
-    version = bind.exec_driver_sql("PRAGMA schema_version").scalar()
-    bind.exec_driver_sql("PRAGMA writable_schema=ON")
-    bind.execute(sa.text("UPDATE sqlite_master SET sql = :now WHERE type = 'table' AND name = 'runs'"), {"now": now})
-    bind.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
-    bind.exec_driver_sql("PRAGMA writable_schema=RESET")
-    assert bind.scalar(table) == now
+    sqlite.edit(bind, "runs", lambda was: re.sub(r"state IN \([^)]*\)", check, was))

@@ -10,6 +10,8 @@ import re
 import sqlalchemy as sa
 from alembic import op
 
+from persyn.migrations import sqlite
+
 revision = "0022"
 down_revision = "0021"
 branch_labels = None
@@ -54,19 +56,10 @@ def _comment(text: str) -> None:
 
 
 def _set_states(states: tuple[str, ...]) -> None:
-    """Allow these states of a run; in SQLite, the definition is edited in place, as 0021 explains."""
+    """Allow these states of a run."""
     check, bind = f"state IN ({', '.join(map(repr, states))})", op.get_bind()
     if bind.dialect.name == "postgresql":
         op.drop_constraint(op.f("ck_runs_state"), "runs", type_="check")
         op.create_check_constraint(op.f("ck_runs_state"), "runs", check)
         return
-    table = sa.text("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'runs'")
-    was = bind.scalar(table)
-    now = re.sub(r"state IN \([^)]*\)", check, was)
-    assert now != was, was
-    version = bind.exec_driver_sql("PRAGMA schema_version").scalar()
-    bind.exec_driver_sql("PRAGMA writable_schema=ON")
-    bind.execute(sa.text("UPDATE sqlite_master SET sql = :now WHERE type = 'table' AND name = 'runs'"), {"now": now})
-    bind.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
-    bind.exec_driver_sql("PRAGMA writable_schema=RESET")
-    assert bind.scalar(table) == now
+    sqlite.edit(bind, "runs", lambda was: re.sub(r"state IN \([^)]*\)", check, was))

@@ -6,12 +6,14 @@ cannot read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
+
+from persyn.migrations import sqlite
 
 revision = "0024"
 down_revision = "0023"
@@ -101,7 +103,7 @@ def _refers(column: str, table: str, on_delete: str) -> sa.ForeignKeyConstraint:
 def _add_follows() -> None:
     op.add_column("jobs", sa.Column("follows_job_id", _BIG, nullable=True, comment=_FOLLOWS))
     if op.get_bind().dialect.name == "sqlite":
-        _edit_jobs(lambda definition: f"{definition.rstrip().removesuffix(')')}{_KEY})")
+        sqlite.edit(op.get_bind(), "jobs", lambda was: f"{was.rstrip().removesuffix(')')}{_KEY})")
     else:
         op.create_foreign_key(_KEY_NAME, "jobs", "jobs", ["follows_job_id"], ["id"], ondelete="SET NULL")
     is_set = sa.text("follows_job_id IS NOT NULL")
@@ -112,22 +114,7 @@ def _add_follows() -> None:
 def _drop_follows() -> None:
     op.drop_index("ix_jobs_follows_job_id", table_name="jobs")
     if op.get_bind().dialect.name == "sqlite":
-        _edit_jobs(lambda definition: definition.replace(_KEY, ""))
+        sqlite.edit(op.get_bind(), "jobs", lambda was: was.replace(_KEY, ""))
     else:
         op.drop_constraint(_KEY_NAME, "jobs", type_="foreignkey")
     op.drop_column("jobs", "follows_job_id")
-
-
-def _edit_jobs(edit: Callable[[str], str]) -> None:
-    """Edit the definition of `jobs` in place, as 0021 explains: SQLite cannot add a key to a table, nor drop one."""
-    bind = op.get_bind()
-    table = sa.text("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'jobs'")
-    was = bind.scalar(table)
-    now = edit(was)
-    assert now != was, was
-    version = bind.exec_driver_sql("PRAGMA schema_version").scalar()
-    bind.exec_driver_sql("PRAGMA writable_schema=ON")
-    bind.execute(sa.text("UPDATE sqlite_master SET sql = :now WHERE type = 'table' AND name = 'jobs'"), {"now": now})
-    bind.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
-    bind.exec_driver_sql("PRAGMA writable_schema=RESET")
-    assert bind.scalar(table) == now
