@@ -8,6 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from persyn.method.intervals import Vector
+
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
@@ -34,3 +38,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format a Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines) + "\n\n"
+
+
+def error(values: Vector) -> float:
+    """Half the 95% interval of the mean over seeds (Student's t); 0 for one seed, which has no interval."""
+    from scipy.stats import t
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0

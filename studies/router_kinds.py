@@ -36,7 +36,7 @@ from persyn.router.kinds import choice, crossfit
 from persyn.router.kinds.base import Examples, Prompts, quietly
 from persyn.router.kinds.registry import ROUTERS
 from persyn.router.model import Reader
-from studies.common import put, table
+from studies.common import error, put, table
 
 REPORT = Path(__file__).with_suffix(".md")
 SIZES = (100, 250, 500, 1000, 2500)
@@ -46,11 +46,12 @@ _CHUNK = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A grid's prompts, with their (P, K) rewards."""
+    """A grid's prompts, with their (P, K) rewards of K teachers."""
 
     name: str
     prompts: Prompts
     rewards: Matrix
+    teachers: Sequence[str]
 
 
 class Outcome(Struct, frozen=True):
@@ -122,7 +123,7 @@ def read(path: Path, field: str | None, without: Sequence[str] = ()) -> Grid:
     fields = {field: labels} if field and any(labels) else {}
     name = path.name.split(".")[0].removesuffix("_parallel")
     name += f" without {', '.join(without)}" if without else ""
-    return Grid(name, Prompts({}, list(places), fields), rewards)
+    return Grid(name, Prompts({}, list(places), fields), rewards, teachers)
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -247,7 +248,7 @@ def _paired(kind: str, found: Sequence[Outcome]) -> tuple[Vector, Vector]:
 
 def _gain(kind: str, found: Sequence[Outcome]) -> str:
     gains, gaps = _paired(kind, found)
-    spread = f" +- {_error(gains / gaps):.1%}" if len(gains) > 1 else ""
+    spread = f" +- {error(gains / gaps):.1%}" if len(gains) > 1 else ""
     return f"{gains.mean():+.3f} ({(gains / gaps).mean():+.1%}{spread})"
 
 
@@ -256,17 +257,9 @@ def _details(kind: str, found: Sequence[Outcome]) -> list[str]:
     mine = [each for each in found if each.kind == kind]
     hits = [[getattr(each, name) for each in mine] for name in ("hit1", "hit3")]
     shown = ["" if None in values else f"{np.mean(values):.3f}" for values in hits]
-    low, high = gains.mean() - _error(gains), gains.mean() + _error(gains)
+    low, high = gains.mean() - error(gains), gains.mean() + error(gains)
     interval = f"{low:+.3f} to {high:+.3f}" if len(gains) > 1 else f"{low:+.3f}"
     return [f"{np.mean([each.reward for each in mine]):.3f}", interval, *shown]
-
-
-def _error(values: Vector) -> float:
-    """Half the 95% interval of the mean over seeds (Student's t); 0 for one seed, which has no interval."""
-    from scipy.stats import t
-
-    n = len(values)
-    return float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from persyn.method.intervals import Interval
 from persyn.method.rewards import Matrix
 from persyn.method.strategies import StrategyInputs
 from persyn.student.outcomes import StudentFacts
-from studies import controlled, many_domains, pilot, samples, skills, subjects, tasks
+from studies import controlled, frontier, many_domains, pilot, samples, skills, subjects, tasks
 from studies.common import put, table, tables
 
 
@@ -369,3 +369,28 @@ def test_verdicts_are_held_against_prompts_that_they_did_not_see(tmp_path: Path)
     study("verdict", grid, "--resamplings", "4", "--sizes", "100", "--report", report)
 
     assert "| made | 100 | 100% | 0% | 0% | 0.0% | 0.0% | +0.5" in tables(report)
+
+
+def test_a_frontier_is_compared_at_the_same_reward_and_at_the_same_cost() -> None:
+    points = [frontier.Point(1.0, 0.5), frontier.Point(5.0, 0.7), frontier.Point(9.0, 0.9)]
+
+    assert frontier._cost_of(points, 0.8) == pytest.approx(7.0)
+    assert frontier._cost_of(points, 0.4) == 1.0
+    assert np.isnan(frontier._cost_of(points, 0.95))
+    assert frontier._reward_of(points, 3.0) == pytest.approx(0.6)
+
+
+def test_less_money_buys_the_rewards_that_cost_least() -> None:
+    # The small teacher, at a price of 1, is right on two of four prompts; the large one, at 10, on all.
+    rewards = np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    task = frontier.Task(rewards, rewards, np.array([1.0, 10.0]), rewards, rewards.mean(axis=0))
+
+    found, others = frontier.frontier(task), dict(frontier.rivals(task))
+
+    assert found[0] == (1.0, 0.5)
+    assert found[-1].reward == 1.0
+    assert min(point.cost for point in found if point.reward == 1.0) < 10.0
+    assert others["strong: the largest"] == (10.0, 1.0)
+    assert others["mix, 50% to the largest"] == (5.5, 0.75)
+    # Two prompts are right at once; the other two are asked again.
+    assert others["smallest first, then best on average, until right, 2 at most"] == (1.0 + 0.5 * 10.0, 1.0)
