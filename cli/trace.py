@@ -43,7 +43,7 @@ def trace(run: str, prompt: str, explained: bool, as_json: bool) -> None:
     from_id = f" {cell(found.source_id)}" if found.source_id is not None else ""
     click.echo(f"prompt {found.prompt_id} ({found.role}), from {cell(found.source)}{from_id}: {cell(found.text)}")
     _facts(f"assigned to {cell(found.teacher)}", found.assignment)
-    _table("responses that were not used", found.choices)
+    _table("responses that met a condition of [fallback]", found.choices)
     _facts("strategy", found.strategy)
     _facts("router", found.router)
     _table("router scores", found.router_scores)

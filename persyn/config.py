@@ -363,6 +363,7 @@ class GenerationTable(_Table, frozen=True):
     good_enough: float | None = None
     #: Whether responses are scored by `[quality]` while generation goes on, also where nothing is chosen by it: for
     #: `wrong` in `[fallback]`, and to compare each teacher's quality with what its calibration responses predicted.
+    #: `persyn plan` counts the scores of the calibration alone.
     check: bool = False
 
     def __post_init__(self) -> None:

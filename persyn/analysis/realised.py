@@ -19,6 +19,7 @@ from persyn.db.results import Assignment, Fallback, Response, Score
 from persyn.errors import UsageError
 from persyn.method import intervals
 from persyn.method.intervals import Interval, Sample
+from persyn.method.strategies import STRATEGIES
 from persyn.stages import verdict
 
 #: With fewer responses, predicted or realised, a teacher is not said to be worse.
@@ -29,11 +30,14 @@ class Realised(Struct, frozen=True):
     """The mean quality of one teacher's first choices, in the quality's unit.
 
     predicted: of its responses to the calibration prompts that it would be chosen for; None if there are none.
+    is_alike:  whether those are prompts like the ones that it was given. Limits, and functions, choose prompts in a way
+               that calibration prompts cannot show.
     """
 
     teacher: str
     predicted: Sample | None
     realised: Sample
+    is_alike: bool = True
 
     @property
     def difference(self) -> Interval | None:
@@ -52,7 +56,7 @@ class Realised(Struct, frozen=True):
         """Whether its responses are clearly worse than predicted."""
         if self.predicted is None or self.difference is None or min(self.predicted.n, self.realised.n) < _ENOUGH:
             return False
-        return self.difference.high < 0
+        return self.is_alike and self.difference.high < 0
 
     @property
     def says(self) -> str:
@@ -78,7 +82,7 @@ def of_run(session: Session, run: Run, cells: Grid) -> list[Realised]:
     generation = load_config(run.config).generation
     if not (generation.check or generation.is_choice):
         return []
-    is_chosen = _chosen(session, run, cells)
+    is_chosen, is_alike = _chosen(session, run, cells)
     found = {
         teacher_id: _sample(mean, square, count) for teacher_id, mean, square, count in session.execute(_scored(run))
     }
@@ -86,7 +90,7 @@ def of_run(session: Session, run: Run, cells: Grid) -> list[Realised]:
         quality[chosen & ~np.isnan(quality)] for quality, chosen in zip(cells.quality.T, is_chosen.T, strict=True)
     )
     pairs = zip(lookup.teachers(session, run.id), map(intervals.sample, predicted), strict=True)
-    return [Realised(teacher.name, was, found[teacher.id]) for teacher, was in pairs if teacher.id in found]
+    return [Realised(teacher.name, was, found[teacher.id], is_alike) for teacher, was in pairs if teacher.id in found]
 
 
 def _sample(mean: float, square: float, count: int) -> Sample:
@@ -113,19 +117,21 @@ def _scored(run: Run) -> Select[Any]:
     )
 
 
-def _chosen(session: Session, run: Run, cells: Grid) -> NDArray[np.bool_]:
+def _chosen(session: Session, run: Run, cells: Grid) -> tuple[NDArray[np.bool_], bool]:
     """(P, T) the calibration prompts for which a router that had not seen them would choose the teacher.
 
-    Where no router decides alone, all of them.
+    Where no router decides alone, all of them; and then, whether teachers are given prompts whatever these say.
     """
     everywhere = np.ones(cells.quality.shape, dtype=np.bool_)
-    decided = verdict.decision(session, run)
-    if load_config(run.config).strategy.is_limited or (decided is not None and not decided.routes):
-        return everywhere
-    with suppress(UsageError):
-        scores = verdict.unseen_scores(session, run, cells)
-        known = np.flatnonzero(~np.isnan(scores).any(axis=1))
-        chosen = np.zeros(cells.quality.shape, dtype=np.bool_)
-        chosen[known, np.argmax(scores[known], axis=1)] = True
-        return chosen
-    return everywhere
+    strategy, decided = load_config(run.config).strategy, verdict.decision(session, run)
+    if decided is not None and not decided.routes and not strategy.is_limited:
+        return everywhere, True
+    if not strategy.is_limited:
+        with suppress(UsageError):
+            scores = verdict.unseen_scores(session, run, cells)
+            known = np.flatnonzero(~np.isnan(scores).any(axis=1))
+            chosen = np.zeros(cells.quality.shape, dtype=np.bool_)
+            chosen[known, np.argmax(scores[known], axis=1)] = True
+            return chosen, True
+    kind = STRATEGIES.get(strategy.kind)
+    return everywhere, kind is not None and kind.decided_by == "policy" and not strategy.is_limited

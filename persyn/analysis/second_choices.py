@@ -28,14 +28,16 @@ def sentences(session: Session, run: Run) -> list[str]:
     if not by_cause:
         return []
     of_run = select(func.count()).where(Assignment.run_id == run.id)
-    moved = session.scalars(of_run.where(Assignment.choice > 1, Assignment.reason != USED_UP)).one()
+    moved = session.scalars(of_run.where(Assignment.choice > 1)).one()
     ended = session.scalars(of_run.where(Assignment.reason == USED_UP)).one()
     said = [
         f"{by_cause.total():,} responses met a condition of [fallback] ({_listed(by_cause)}; {_listed(by_teacher)}), "
         f"and {moved:,} prompts have another teacher"
     ]
     if ended:
-        said.append(f"for {ended:,} prompts every further choice met one too; they keep the first that has a text")
+        said.append(
+            f"for {ended:,} prompts no further teacher was left or had room; they keep their first response with a text"
+        )
     return said
 
 

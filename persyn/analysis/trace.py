@@ -57,7 +57,8 @@ class Trace(Struct, frozen=True):
     @property
     def decided_by_rewards(self) -> bool:
         """Whether the best calibration response was kept; otherwise a router or a strategy decided."""
-        return str(self.assignment.get("reason", "")).startswith("calibration")
+        first = self.choices[0] if self.choices else self.assignment
+        return str(first.get("reason", "")).startswith("calibration")
 
     @property
     def has_learnability(self) -> bool:

@@ -266,7 +266,7 @@ def _plan(session: Session, run: Run, actor: str) -> int | None:
 def complete(session: Session, job: Claim, *, owner: str) -> None:
     """Complete a job whose results are all written, create the jobs that follow from them, and advance the run."""
     is_completed, follow = queue.complete(session, job, owner=owner), STAGES[job.stage].follow
-    run = session.get_one(Run, job.run_id)
+    run = lookup.locked(session, job.run_id)  # or two workers would each leave it to the other to create jobs
     if is_completed and follow is not None and run.state is RunState.RUNNING:
         follow(session, run, job)
     advance(session, job.run_id, actor=owner)

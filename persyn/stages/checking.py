@@ -24,6 +24,7 @@ from persyn.stages.batch import Batch, Done, JobPlan, make_jobs
 from persyn.stages.stage import Stage
 
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
+_HALTED = (JobState.FAILED, JobState.CANCELLED)
 
 
 def checked(stage: Stage) -> Stage:
@@ -72,15 +73,23 @@ def _save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 def _follow(session: Session, run: Run, job: Claim) -> None:
     """Have the responses of a job scored; of several scorers, the gates first, then the others about what passed."""
     written_by = job.id if job.scorer_id is None else job.follows_job_id
-    of_run = Job.run_id == run.id, Job.stage == job.stage, Job.state.in_(_OPEN)
-    is_open = select(Job.id).where(*of_run, Job.follows_job_id == written_by).limit(1)
-    if written_by is None or session.scalars(is_open).first() is not None:
+    if written_by is None or (job.scorer_id is not None and combining.rounds(run) == 1):
+        return  # nothing follows scores that all scorers are asked for at once
+    of_stage = Job.run_id == run.id, Job.stage == job.stage
+    is_open = select(Job.id).where(*of_stage, Job.state.in_(_OPEN), Job.follows_job_id == written_by).limit(1)
+    if session.scalars(is_open).first() is not None:
         return
     size = run.config["run"]["job_prompts"]
+    between = session.execute(select(Job.first_prompt_id, Job.last_prompt_id).where(Job.id == written_by)).one()
+    # The range lets the database find the few prompts without reading all of the run's.
+    mine = Response.job_id == written_by, Assignment.prompt_id.between(*between)
+    # A scorer that has failed, or was halted, gets no more jobs until the run is resumed: the plan makes them.
+    halted = set(session.scalars(select(Job.scorer_id).where(*of_stage, Job.state.in_(_HALTED)).distinct()))
     for scorer in lookup.quality_scorers(session, run):
-        spec = scoring.spec_in(session, run, scorer)
-        jobs = JobPlan(run.id, job.stage, spec, scorer_id=scorer.id, size=size, follows_job_id=written_by)
-        make_jobs(session, jobs, _unscored(session, run, scorer).where(Response.job_id == written_by))
+        if scorer.id not in halted:
+            spec = scoring.spec_in(session, run, scorer)
+            jobs = JobPlan(run.id, job.stage, spec, scorer_id=scorer.id, size=size, follows_job_id=written_by)
+            make_jobs(session, jobs, _unscored(session, run, scorer).where(*mine))
 
 
 def _unscored(session: Session, run: Run, scorer: Scorer) -> Select[Any]:

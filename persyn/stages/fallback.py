@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, func, or_, select, union, update
+from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import Condition, load_config
@@ -55,27 +54,32 @@ def move(session: Session, run: Run) -> int:
     if table is None:
         return 0
     room, moves = _Room(session, run), _Moves(session, run, table.attempts)
+    open_ids = select(Assignment.prompt_id).where(Assignment.run_id == run.id, Assignment.further.is_not(None))
+    open_ids = open_ids.order_by(Assignment.prompt_id).limit(_CHUNK)
     last = 0
-    while rows := session.execute(_unusable(run, table.on, last).limit(_CHUNK)).all():
-        last = rows[-1].prompt_id
-        moves.make(rows, room)
+    while ids := session.scalars(open_ids.where(Assignment.prompt_id > last)).all():
+        last = ids[-1]
+        moves.make(session.execute(_unusable(run, table.on, (ids[0], last))).all(), room)
     moves.record()
     return moves.total
 
 
-def _unusable(run: Run, conditions: Sequence[Condition], after: int) -> Select[Any]:
+def _unusable(run: Run, conditions: Sequence[Condition], between: tuple[int, int]) -> Select[Any]:
     """Select the assignments of which every response meets a condition, with the condition, in order of prompts.
 
-    after: only prompts with a higher id.
+    between: the first and the last id of the prompts.
     """
     cause = case(*((test, condition) for condition, test in _TESTS.items() if condition in conditions))
+    of_page = and_(Assignment.run_id == run.id, Assignment.prompt_id.between(*between))
     is_quality = and_(_quality.response_id == Response.id, _quality.scorer_id == run.quality_scorer_id)
     found = (
         lookup.with_rows(select(Assignment.prompt_id).select_from(Assignment), run)
         .outerjoin(_quality, is_quality)
-        .where(Assignment.run_id == run.id, Assignment.prompt_id > after, Assignment.further.is_not(None))
+        .where(of_page, Assignment.further.is_not(None))
         .with_only_columns(
-            Assignment.prompt_id, func.min(cause).label("cause"), func.min(Response.failure).label("failure")
+            Assignment.prompt_id,
+            func.min(cause).label("cause"),
+            case((func.count(Response.text) == 0, func.min(Response.failure))).label("failure"),
         )
         .group_by(Assignment.prompt_id)
         .having(func.count() == func.count(cause))
@@ -87,7 +91,7 @@ def _unusable(run: Run, conditions: Sequence[Condition], after: int) -> Select[A
         .join(found, found.c.prompt_id == Assignment.prompt_id)
         .join(RunPrompt, and_(RunPrompt.run_id == Assignment.run_id, RunPrompt.prompt_id == Assignment.prompt_id))
         .join(Prompt, Prompt.id == Assignment.prompt_id)
-        .where(Assignment.run_id == run.id)
+        .where(of_page)
         .order_by(Assignment.prompt_id)
     )
 
@@ -109,18 +113,18 @@ class _Moves:
 
     def make(self, rows: Sequence[Row[Any]], room: _Room) -> None:
         """Write the moves of some prompts."""
+        if not rows:
+            return
         self._causes.update(row.cause for row in rows)
         if self._first is not None and any(row.role != Role.TARGET for row in rows):
             between = rows[0].prompt_id, rows[-1].prompt_id
             self._answered = unassigned.first_answered(self._session, self._run, between)
         goals = [self._goal(row, room) for row in rows]
-        # A prompt that never had another teacher has left nothing.
-        left = [row for row, goal in zip(rows, goals, strict=True) if goal or row.choice > 1]
         names = "prompt_id", *_KEPT, "cause", "failure"
         bulk.insert_new(
             self._session,
             Fallback,
-            [{"run_id": self._run.id, **{name: getattr(row, name) for name in names}} for row in left],
+            [{"run_id": self._run.id, **{name: getattr(row, name) for name in names}} for row in rows],
         )
         ended = [row.prompt_id for row, goal in zip(rows, goals, strict=True) if goal is None]
         self._ended += len(ended)
@@ -207,9 +211,7 @@ class _Room:
             return
         teachers, cells = lookup.teachers(session, run.id), grid.read(session, run)
         self._column = {teacher.id: column for column, teacher in enumerate(teachers)}
-        counts, characters = np.zeros(len(teachers), dtype=np.int64), np.zeros(len(teachers))
-        for teacher_id, count, length in session.execute(_given(run)):
-            counts[self._column[teacher_id]], characters[self._column[teacher_id]] = count, length
+        counts, characters = unassigned.given(session, run, teachers)
         of_run = select(func.count()).where(RunPrompt.run_id == run.id, RunPrompt.role == Role.TARGET)
         names = [teacher.name for teacher in teachers]
         self._limits = limits.limits_of(strategy, names, session.scalars(of_run).one())
@@ -228,16 +230,3 @@ class _Room:
         self._counts[column] += 1
         self._spent += cost
         return True
-
-
-def _given(run: Run) -> Select[Any]:
-    """Select the number and the characters of the target prompts that each teacher has or had."""
-    choices = union(*(select(of.prompt_id, of.teacher_id).where(of.run_id == run.id) for of in (Assignment, Fallback)))
-    given = choices.subquery()
-    return (
-        select(given.c.teacher_id, func.count(), func.sum(CHARACTERS))
-        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == given.c.prompt_id))
-        .join(Prompt, Prompt.id == given.c.prompt_id)
-        .where(RunPrompt.role == Role.TARGET)
-        .group_by(given.c.teacher_id)
-    )

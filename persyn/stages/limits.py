@@ -255,7 +255,10 @@ class _Table:
         earlier = outcomes.of_run(session, run)
         names, n_all = [each.name for each in self.teachers], n_prompts + sum(each.prompts for each in earlier)
         counts = np.zeros(len(names), np.int64) + sum(np.array([t.prompts for t in each.teachers]) for each in earlier)
-        self.limits = limits.left(limits_of(strategy, names, n_all), counts, sum(each.cost or 0.0 for each in earlier))
+        further, characters = unassigned.given(session, run, self.teachers, first=2)
+        spent = sum(each.cost or 0.0 for each in earlier)
+        spent += float((further * self.costs.fixed + characters * self.costs.rate).sum())
+        self.limits = limits.left(limits_of(strategy, names, n_all), counts + further, spent)
 
     def read(self, expected: Expectation) -> None:
         """Read the prompts and, if they count, their scores."""

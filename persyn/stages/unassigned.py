@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, and_, exists, func, select
+from sqlalchemy import Select, and_, exists, func, select, union
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, load_config
-from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
-from persyn.db.results import Assignment, Response, RouterScore
+from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
+from persyn.db.results import Assignment, Fallback, Response, RouterScore
+from persyn.method.intervals import Vector
+from persyn.method.limits import Counts
 from persyn.method.rewards import Matrix
+from persyn.stages.batch import CHARACTERS
 
 
 def missing(run_id: int) -> Select[Any]:
@@ -77,6 +80,29 @@ def further(run: Run, teacher_ids: Sequence[int], values: Matrix, winners: Seque
         [teacher_ids[column] for column in order if is_known[column] and column != winner]
         for order, is_known, winner in zip(falling, known, winners, strict=True)
     ]
+
+
+def given(session: Session, run: Run, teachers: Sequence[Teacher], *, first: int = 1) -> tuple[Counts, Vector]:
+    """(T,) the number and the characters of the target prompts that each teacher was given, also those that it left.
+
+    first: 2 for those alone that [fallback] gave it.
+    """
+    choices = union(
+        *(
+            select(of.prompt_id, of.teacher_id).where(of.run_id == run.id, of.choice >= first)
+            for of in (Assignment, Fallback)
+        )
+    ).subquery()
+    found = session.execute(
+        select(choices.c.teacher_id, func.count(), func.sum(CHARACTERS))
+        .join(RunPrompt, and_(RunPrompt.run_id == run.id, RunPrompt.prompt_id == choices.c.prompt_id))
+        .join(Prompt, Prompt.id == choices.c.prompt_id)
+        .where(RunPrompt.role == Role.TARGET)
+        .group_by(choices.c.teacher_id)
+    )
+    of_teacher = {teacher_id: (count, float(characters)) for teacher_id, count, characters in found}
+    counts, characters = np.array([of_teacher.get(teacher.id, (0, 0.0)) for teacher in teachers]).T
+    return counts.astype(np.int64), characters
 
 
 def first_sample(run: Run) -> int | None:

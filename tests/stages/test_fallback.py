@@ -150,6 +150,15 @@ def test_a_response_is_left_under_the_conditions_that_it_meets(
         assert assigned(database, made) == [("a", 1, "router")]
 
 
+def test_of_several_responses_one_with_a_text_is_enough_to_return_to_their_teacher(database: Database) -> None:
+    said = {"a": ["!refused: no"] * 2, "b": ["!refused: no", CUT], "c": ["!refused: no"] * 2}
+    made = make(database, {"attempts": 2}, prompts=1, samples=2, keep="all")
+    Jobs(database, made, lambda teacher, prompt: said[teacher].pop(0)).all()
+
+    assert assigned(database, made) == [("b", 2, fallback.USED_UP)]
+    assert [failure for *_, failure in left(database, made)] == ["refused: no", None, "refused: no"]
+
+
 def test_a_prompt_goes_on_until_a_response_is_used_or_none_is_left(database: Database) -> None:
     replies = {
         ("a", 0): "!refused: no",  # b answers
@@ -177,9 +186,9 @@ def test_a_prompt_goes_on_until_a_response_is_used_or_none_is_left(database: Dat
     with database.read() as session:
         run = session.get_one(Run, made.id)
         assert second_choices.sentences(session, run) == [
-            "9 responses met a condition of [fallback] (failed 7, truncated 2; a 4, b 3, c 2), and 2 prompts have "
+            "9 responses met a condition of [fallback] (failed 7, truncated 2; a 4, b 3, c 2), and 3 prompts have "
             "another teacher",
-            "for 2 prompts every further choice met one too; they keep the first that has a text",
+            "for 2 prompts no further teacher was left or had room; they keep their first response with a text",
         ]
         found = trace.trace(session, run, made.prompt_ids[1])
         assert [(row["choice"], row["teacher"], row["cause"]) for row in found.choices] == [
@@ -217,7 +226,8 @@ def test_without_another_teacher_a_prompt_keeps_its_failure(database: Database) 
         session.execute(update(Assignment).values(further=[]))
     Jobs(database, made, lambda teacher, _: "!refused: no").all()
 
-    assert (left(database, made), assigned(database, made)) == ([], [("a", 1, "router")])
+    assert left(database, made) == [(1, "a", "failed", "refused: no")]
+    assert assigned(database, made) == [("a", 1, fallback.USED_UP)]
 
 
 def test_a_response_of_another_run_is_left_and_used_without_a_request(database: Database) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from persyn.analysis import limits as words
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
-from persyn.db.results import RouterScore
+from persyn.db.results import Assignment, Fallback, RouterScore
 from persyn.errors import UsageError
 from persyn.method.limits import Limits, left
 from persyn.stages import limits
@@ -60,6 +60,22 @@ def test_a_capacity_is_for_all_prompts_of_the_run_together(database: Database) -
     with database.read() as session:
         said = words.sentences(session, session.get_one(Run, made.id))
     assert said[0] == "the last 10 prompts were assigned within what 40 others left"
+
+
+def test_prompts_that_a_second_choice_gave_to_a_teacher_take_its_room(database: Database) -> None:
+    made = make(database, capacity={"a": 22})
+    plan(database, made)
+    with database.write() as session:  # one of b's 19 prompts went on to a, which has 22 now
+        one = session.scalars(select(Assignment).where(Assignment.teacher_id == made.teacher_ids[1])).first()
+        assert one is not None
+        left = {"teacher_id": one.teacher_id, "choice": 1, "reason": one.reason, "cause": "failed"}
+        session.add(Fallback(run_id=made.id, prompt_id=one.prompt_id, failure="refused: no", **left))
+        one.teacher_id, one.choice = made.teacher_ids[0], 2
+
+    add(database, made, 10)
+    plan(database, made)
+
+    assert teachers(database)["a"] == 22
 
 
 def test_shares_are_of_all_prompts_of_the_run_together(database: Database) -> None:

@@ -90,4 +90,4 @@ def test_what_a_teacher_refuses_goes_to_the_routers_next_one(
     assert "Predicted and realised quality" in document.html(report, [])
     console = client(database)
     assert said in console.get("/runs/test").text
-    assert "Responses that were not used" in console.get(f"/runs/test/prompts/{min(moved)}").text
+    assert "Responses that met a condition of [fallback]" in console.get(f"/runs/test/prompts/{min(moved)}").text
