@@ -14,10 +14,12 @@ from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.orm import Session
 
 from persyn.config import load_config
+from persyn.db import lookup
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.results import Assignment, Fallback, Response, Score, answers_assignment, is_candidate
 from persyn.db.work import Event, Job, JobState
 from persyn.runs import pipeline
+from persyn.stages import checking
 from persyn.stages.fallback import USED_UP
 from persyn.stages.registry import STAGES
 
@@ -43,6 +45,7 @@ def audit(session: Session, run: Run) -> Iterator[Violation]:
     yield from _owed(session, run)
     yield from _kept(session, run)
     yield from _choices(session, run)
+    yield from _checked(session, run)
     yield from _duplicates(session, run)
     yield from _strays(session, run)
     yield from _leases(session, run)
@@ -120,6 +123,16 @@ def _choices(session: Session, run: Run) -> Iterator[Violation]:
     for row in _stream(session, wrong):
         found = f"it has choice {row.choice}, and {row.left} choices are recorded as not used"
         yield Violation("choice", f"prompt {row.prompt_id}", found)
+
+
+def _checked(session: Session, run: Run) -> Iterator[Violation]:
+    """Where responses are scored as they come, a run that is done has all of their scores."""
+    if not load_config(run.config).generation.check or run.state is not RunState.DONE:
+        return
+    for scorer in lookup.quality_scorers(session, run):
+        owed = checking.unscored(session, run, scorer).with_only_columns(func.count())
+        if count := session.scalars(owed).one():
+            yield Violation("checked", f"scorer {scorer.id}", f"{count} responses without a score of it")
 
 
 def _duplicates(session: Session, run: Run) -> Iterator[Violation]:

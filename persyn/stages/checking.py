@@ -35,14 +35,14 @@ def checked(stage: Stage) -> Stage:
         size = run.config["run"]["job_prompts"]
         for scorer in lookup.quality_scorers(session, run):
             jobs = JobPlan(run.id, stage.name, scoring.spec_in(session, run, scorer), scorer_id=scorer.id, size=size)
-            made += make_jobs(session, jobs, _unscored(session, run, scorer))
+            made += make_jobs(session, jobs, unscored(session, run, scorer))
         return made
 
     def load(session: Session, job: Claim) -> Batch:
         if job.scorer_id is None:
             return stage.load(session, job)
         run, scorer = session.get_one(Run, job.run_id), session.get_one(Scorer, job.scorer_id)
-        return scoring.load(session, job, _in_job(_unscored(session, run, scorer), run, job))
+        return scoring.load(session, job, _in_job(unscored(session, run, scorer), run, job))
 
     def forget(session: Session, run: Run, reasons: Collection[str]) -> int:
         assert stage.forget is not None
@@ -89,10 +89,10 @@ def _follow(session: Session, run: Run, job: Claim) -> None:
         if scorer.id not in halted:
             spec = scoring.spec_in(session, run, scorer)
             jobs = JobPlan(run.id, job.stage, spec, scorer_id=scorer.id, size=size, follows_job_id=written_by)
-            make_jobs(session, jobs, _unscored(session, run, scorer).where(*mine))
+            make_jobs(session, jobs, unscored(session, run, scorer).where(*mine))
 
 
-def _unscored(session: Session, run: Run, scorer: Scorer) -> Select[Any]:
+def unscored(session: Session, run: Run, scorer: Scorer) -> Select[Any]:
     """Select the responses of the dataset that a scorer has to score."""
     return _written(run).where(combining.is_wanted(session, run, scorer.id))
 
@@ -102,14 +102,14 @@ def _written(run: Run) -> Select[Any]:
     return rows.where(Assignment.run_id == run.id, Response.text.is_not(None))
 
 
-def _in_job(unscored: Select[Any], run: Run, job: Claim) -> Select[Any]:
+def _in_job(owed: Select[Any], run: Run, job: Claim) -> Select[Any]:
     """Those of the job that is followed; without one, those that no other open job will have scored."""
     if job.follows_job_id is not None:
-        return unscored.where(Response.job_id == job.follows_job_id)
+        return owed.where(Response.job_id == job.follows_job_id)
     others = Job.run_id == run.id, Job.stage == job.stage, Job.state.in_(_OPEN), Job.id != job.id
     followed = select(Job.follows_job_id).where(*others, Job.follows_job_id.is_not(None))
     left: CompoundSelect[Any] = union(select(Job.id).where(*others), followed)
-    return unscored.where(or_(Response.job_id.is_(None), Response.job_id.not_in(left)))
+    return owed.where(or_(Response.job_id.is_(None), Response.job_id.not_in(left)))
 
 
 def _forget_scores(session: Session, run: Run, reasons: Collection[str]) -> int:
