@@ -115,13 +115,13 @@ def trace(session: Session, run: Run, prompt_id: int) -> Trace:
         select(
             Teacher.name,
             Assignment.reason,
-            Assignment.choice,
             Assignment.score,
             Assignment.margin,
             Assignment.sample,
             Assignment.rejected,
             Assignment.job_id,
             Assignment.created_at,
+            Assignment.choice,
         )
         .join(Teacher, Teacher.id == Assignment.teacher_id)
         .where(Assignment.run_id == run.id, Assignment.prompt_id == prompt_id),

@@ -117,7 +117,7 @@ class Database:
 
         Raises `UsageError` for an unfinished copy.
         """
-        if self.revision() == UNFINISHED_COPY:
+        if not self._is_new_file() and self.revision() == UNFINISHED_COPY:
             raise self._unfinished()
         _in_transaction(self.engine, lambda config: command.upgrade(config, "head"))
 

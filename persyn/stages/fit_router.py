@@ -21,6 +21,7 @@ from persyn.jobs.queue import Claim
 from persyn.llm.protocols import Failed, Fit, Fitted, ModelSpec
 from persyn.method.strategies import STRATEGIES
 from persyn.router.inputs import needed_encoders
+from persyn.stages import unassigned
 from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, make_jobs
 from persyn.stages.labels import LABELLED, labels
 from persyn.stages.stage import Stage
@@ -46,7 +47,7 @@ def plan(session: Session, run: Run) -> int:
         return 0
     if run.router_id is None:
         spec, fit = fit_of(session, run)
-        if np.isnan(fit.rewards).all():
+        if np.isnan(fit.rewards).all() and session.execute(unassigned.missing(run.id).limit(1)).first() is not None:
             raise UsageError("no response of the calibration grid has a reward")
         wanted = _fingerprint(spec, fit, _teacher_ids(session, run))
         # Locked against a deletion of the last run that has it, which takes away its fingerprint first.

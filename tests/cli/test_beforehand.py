@@ -252,7 +252,7 @@ def test_a_prompts_file_that_has_grown_is_noticed(persyn: Persyn, tmp_path: Path
     prompts = tmp_path / "prompts.jsonl"
     rows = rows_of(prompts)
     write_rows(prompts, [*rows[2:], *({"prompt": f"new {n}"} for n in range(300))])
-    said = ("prompts.jsonl changed", "300 prompts are new", "2 of the run's", "keeps the 60", "persyn run resume test")
+    said = ("prompts.jsonl changed", "300 prompts are new", "2 of the run's", "persyn run extend test FILE")
     require_refused(persyn("run", "start", str(file)), *said)
     require_refused(persyn("plan", str(file)), *said)
     resumed = persyn("run", "resume", "test")

@@ -108,7 +108,9 @@ def test_a_run_is_in_one_state(database: Database, read: Read) -> None:
     run_id = add_jobs(database, 1)
     with database.write() as session:
         session.execute(update(Run).where(Run.id == run_id).values(state=RunState.FAILED, finished_at=now()))
-    assert [read("persyn_run_state", run="run", state=state) for state in RunState] == [0, 0, 1, 0, 0]
+    assert [read("persyn_run_state", run="run", state=state) for state in RunState] == [
+        state is RunState.FAILED for state in RunState
+    ]
 
 
 def test_a_run_that_is_long_over_is_told_of_no_more(database: Database, read: Read) -> None:
