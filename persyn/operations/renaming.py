@@ -47,7 +47,7 @@ def _earlier_name(session: Session, run: Run) -> str:
     """The name before a run's own; raise `UsageError` if it never had another, or if another run has that one now."""
     to_this = Event.run_id == run.id, Event.detail["renamed"].as_string() == run.name
     names = select(Event.detail["was"].as_string()).where(*to_this).order_by(Event.id.desc())
-    was = session.scalars(names.limit(1)).first()
+    was: str | None = session.scalars(names.limit(1)).first()
     if was is None or _is_taken(session, was):
         raise start.taken(run.name)
     return was
