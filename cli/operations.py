@@ -11,7 +11,7 @@ from persyn.db import lookup
 from persyn.db.catalog import Run, RunPrompt
 from persyn.errors import UsageError
 from persyn.jobs import owner
-from persyn.operations.deletion import Deletion, delete_run
+from persyn.operations.deletion import Deletion, DeletionOptions, delete_run
 from persyn.operations.renaming import rename as rename_run
 from persyn.runs import scheduling
 from persyn.runs.scheduling import MOST_PRIORITY
@@ -52,7 +52,8 @@ def priority(run: str, priority: int) -> None:
 def rename(run: str, name: str) -> None:
     """Rename RUN to NEW, also while it is worked. Its datasets in PERSYN_HOME move to the folder of the new name.
 
-    Change the name in the run file, too: with the old one, 'run start' would start another run.
+    Change the name in the run file, too: with the old one, 'run start' would start another run. If it was interrupted,
+    'persyn run rename NEW NEW' moves the datasets that are left.
     """
     with store() as database:
         with database.read() as session:
@@ -68,13 +69,14 @@ def rename(run: str, name: str) -> None:
 @click.option(
     "--responses", "with_responses", is_flag=True, help="Also delete generated responses that no other run needs."
 )
+@click.option("--abandon-batches", is_flag=True, help="Also if a provider has batches to collect, which it may bill.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete(run: str, with_responses: bool, yes: bool) -> None:
+def delete(run: str, with_responses: bool, abandon_batches: bool, yes: bool) -> None:
     """Delete RUN with its assignments, jobs and trainings, and its router if no other run has it.
 
     Responses and their scores are kept, because other runs reuse them; with --responses, only those are that another
-    run has, with both prompt and teacher, or that were imported. Prompts, teachers, datasets and trained students are
-    always kept. A deletion that was interrupted continues when the command is run again.
+    run has, with both prompt and teacher, or that were imported. Prompts, teachers, datasets, trained students and
+    imported routers are always kept. A deletion that was interrupted continues when the command is run again.
     """
     settings = Settings.from_environment()
     with store() as database:
@@ -90,7 +92,7 @@ def delete(run: str, with_responses: bool, yes: bool) -> None:
                 found.id,
                 settings.home,
                 actor=owner.actor(),
-                with_responses=with_responses,
+                options=DeletionOptions(with_responses, abandon_batches),
                 progress=meter.show,
             )
     _say(run, deletion)
@@ -101,7 +103,7 @@ def _say(run: str, deletion: Deletion) -> None:
     click.echo(f"run {run} is deleted" + (f": {rows}" if rows else ""))
     click.echo(f"kept: {deletion.kept_responses:,} responses to its prompts, with their scores")
     if deletion.keeps_router:
-        click.echo("kept: its router, which another run has")
+        click.echo("kept: its router, because another run has it or it was imported")
     if deletion.checkpoint is not None:
         click.echo(f"removed: {deletion.checkpoint}")
     for folder in deletion.kept_folders:

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import partial, wraps
@@ -323,8 +323,7 @@ class Run(RunOperations):
 
         A run that is done and misses no row is unchanged.
         """
-        with self._database.write() as session:
-            run = session.get_one(catalog.Run, self._id)
+        with self._write() as (session, run):
             try:
                 change = same_run.look(session, run)
             except UsageError as error:
@@ -345,8 +344,7 @@ class Run(RunOperations):
         is_list = isinstance(reasons, Collection) and not isinstance(reasons, str)
         if not is_list or not reasons or not all(isinstance(reason, str) for reason in reasons):
             raise UsageError(f"reasons must be a list of texts, such as ['refused'], got {reasons!r}")
-        with self._database.write() as session:
-            run = session.get_one(catalog.Run, self._id)
+        with self._write() as (session, run):
             pipeline.retry_rows(session, run, reasons, actor=owner.actor())
         return self
 
@@ -569,15 +567,6 @@ class Run(RunOperations):
         with self._read() as (session, run):
             router = new_prompts.of_run(session, run)
         return router.route(conversations, self._settings, labels)
-
-    @contextmanager
-    def _read(self) -> Iterator[tuple[Session, catalog.Run]]:
-        with self._database.read() as session:
-            run = session.get(catalog.Run, self._id)
-            if run is None:
-                raise UsageError(f"run {self.name} is no longer in the store")
-            lookup.require_whole(run)
-            yield session, run
 
     def _work(self, progress: Callable[[str, Progress], object] | None) -> None:
         progress_queue = _ProgressQueue(self._database, self._id)

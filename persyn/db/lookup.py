@@ -36,9 +36,13 @@ def locked(session: Session, run_id: int) -> Run:
     """The current row of a run, locked against other transitions until the transaction ends.
 
     The lock does not exclude the insertion of rows with a foreign key to the run. Under a stronger one, two
-    transactions that each insert such a row and then advance the run would deadlock.
+    transactions that each insert such a row and then advance the run would deadlock. Raises `UsageError` for a run that
+    was deleted.
     """
-    return session.get_one(Run, run_id, with_for_update={"key_share": True}, populate_existing=True)
+    run = session.get(Run, run_id, with_for_update={"key_share": True}, populate_existing=True)
+    if run is None:
+        raise UsageError("the run is no longer in the store")
+    return run
 
 
 def whole(session: Session, run_id: int) -> Run:

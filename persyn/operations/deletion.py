@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field
-from sqlalchemy import CursorResult, Select, delete, func, select
+from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
@@ -24,20 +24,34 @@ from persyn.db import lookup
 from persyn.db.base import Base
 from persyn.db.catalog import Run, RunPrompt, RunState, RunTeacher
 from persyn.db.connect import Database
-from persyn.db.results import Assignment, Origin, Response, Router, RouterScore
+from persyn.db.results import Assignment, Fallback, Origin, Response, Router, RouterScore
 from persyn.db.trained import Evaluation, Outcome, Training
-from persyn.db.work import Event, Job
+from persyn.db.work import Batch, Event, Job
 from persyn.errors import UsageError
 from persyn.operations import at_work
 from persyn.runs import pipeline
 
 #: Prompts, jobs and other rows per transaction. A job has up to hundreds of responses, which no longer name it then.
 _PROMPTS, _JOBS, _ROWS = 1_000, 20, 20_000
+#: Batches named in a message.
+_MOST_BATCHES = 5
 #: The folder of PERSYN_HOME that holds checkpoints.
 _ROUTERS = "routers"
 
 Progress = Callable[[str, int, int], object]
 """Called with what is being deleted, the total number, and how many are done."""
+
+
+class DeletionOptions(Struct, frozen=True):
+    """What is deleted with a run although others may want it."""
+
+    #: Generated responses, with their scores, that no other run needs: none has both their prompt and their teacher.
+    responses: bool = False
+    #: The record of batches that a provider has, whose results are lost and may be billed.
+    abandon_batches: bool = False
+
+
+_KEEP = DeletionOptions()
 
 
 class Deletion(Struct, frozen=True):
@@ -47,7 +61,7 @@ class Deletion(Struct, frozen=True):
     deleted: dict[str, int]
     #: Responses of the run's teachers to its prompts that are kept, for other runs.
     kept_responses: int
-    #: Whether the router is kept because another run has it.
+    #: Whether the router is kept because another run has it, or because it was imported.
     keeps_router: bool
     #: The folder of the router's checkpoint, which is removed.
     checkpoint: Path | None = None
@@ -61,22 +75,20 @@ def delete_run(
     home: Path,
     *,
     actor: str,
-    with_responses: bool = False,
+    options: DeletionOptions = _KEEP,
     progress: Progress = lambda *_: None,
 ) -> Deletion:
-    """Delete a run; raise `UsageError` while workers hold jobs of it.
+    """Delete a run; raise `UsageError` while workers hold jobs of it, or a provider has batches of it to collect.
 
-    Prompts, teachers, students, scorers and imported responses are always kept.
+    Prompts, teachers, students, scorers, and imported responses and routers are always kept.
 
-    with_responses: also delete generated responses, with their scores, that no other run needs: none has both their
-                    prompt and their teacher.
-    home:           datasets and trained students in it are kept, the checkpoint of the router is removed.
+    home: datasets and trained students in it are kept, the checkpoint of the router is removed.
     """
     with database.write() as session:
-        router = _begin(session, run_id, actor)
+        router = _begin(session, run_id, actor, options)
         folders = _folders(session, run_id, home)
     deleted: Counter[str] = Counter()
-    kept = _delete_prompts(database, run_id, deleted, progress, with_responses=with_responses)
+    kept = _delete_prompts(database, run_id, deleted, progress, with_responses=options.responses)
     if router is not None:
         _delete_all(database, RouterScore, (RouterScore.router_id == router.id,), deleted, progress)
     _delete_outcomes(database, run_id, deleted)
@@ -84,33 +96,66 @@ def delete_run(
     _delete_all(database, Event, (Event.run_id == run_id,), deleted, progress)
     checkpoint = None if router is None else _remove_checkpoint(home, router.path)
     with database.write() as session:
-        run = session.get(Run, run_id, with_for_update=True)
-        is_shared = run is not None and run.router_id is not None and router is None
-        session.execute(delete(Run).where(Run.id == run_id))
-        if router is not None:
-            session.execute(delete(Router).where(Router.id == router.id))
-            deleted["routers"] += 1
-    return Deletion({name: rows for name, rows in deleted.items() if rows}, kept, is_shared, checkpoint, folders)
+        keeps_router = _delete_run(session, run_id, deleted)
+    return Deletion({name: rows for name, rows in deleted.items() if rows}, kept, keeps_router, checkpoint, folders)
 
 
-def _begin(session: Session, run_id: int, actor: str) -> Router | None:
-    """Take a run out of every other use; return its router if no other run has it."""
+def _begin(session: Session, run_id: int, actor: str, options: DeletionOptions) -> Router | None:
+    """Take a run out of every other use; return its router if no other run has it, except those being deleted."""
     run = lookup.locked(session, run_id)
     if run.state is not RunState.DELETING:
+        if not options.abandon_batches:
+            _require_no_batches(session, run)
         if found := at_work.workers(session, run_id):
             raise UsageError(
                 f"{at_work.named(found)} hold{'s' * (len(found) == 1)} jobs of run {run.name}; pause it, and delete it "
                 f"when they have given them back: persyn run pause {run.name}"
             )
         pipeline.finish(session, run, RunState.DELETING, actor, None)
-    router = session.get(Router, run.router_id, with_for_update=True) if run.router_id is not None else None
-    others = select(Run.id).where(Run.router_id == run.router_id, Run.id != run_id)
-    if router is None or session.scalars(others.limit(1)).first() is not None:
-        return None
-    # No run that is planned from now on finds it.
-    router.fingerprint = fingerprint_of(["deleted", router.id, uuid.uuid4().hex])
-    session.flush()
+    router = _own_router(session, run, Run.state != RunState.DELETING)
+    if router is not None:  # no run that is planned from now on finds it
+        router.fingerprint = fingerprint_of(["deleted", router.id, uuid.uuid4().hex])
+        session.flush()
     return router
+
+
+def _require_no_batches(session: Session, run: Run) -> None:
+    """Raise `UsageError` if a provider has batches of a run that were not collected."""
+    name = func.coalesce(Batch.provider_id, "with key " + Batch.key)
+    found = session.scalars(
+        select(name).join(Job).where(Job.run_id == run.id, Batch.collected_at.is_(None)).order_by(Batch.created_at)
+    ).all()
+    if found:
+        names = ", ".join(found[:_MOST_BATCHES]) + ", ..." * (len(found) > _MOST_BATCHES)
+        raise UsageError(
+            f"a provider has batches of run {run.name} that were not collected, {len(found):,}: {names}; 'persyn run "
+            f"resume {run.name}' collects them, and 'persyn run delete {run.name} --abandon-batches' deletes the run "
+            "without their results, which may be billed"
+        )
+
+
+def _own_router(session: Session, run: Run, *others: ColumnElement[bool]) -> Router | None:
+    """The router of a run, locked, if it was not imported and no other run has it.
+
+    others: which other runs count.
+    """
+    router = session.get(Router, run.router_id, with_for_update=True) if run.router_id is not None else None
+    if router is None or router.learned is not None:
+        return None
+    having = select(Run.id).where(Run.router_id == router.id, Run.id != run.id, *others)
+    return None if session.scalars(having.limit(1)).first() is not None else router
+
+
+def _delete_run(session: Session, run_id: int, deleted: Counter[str]) -> bool:
+    """Delete a run's row, and its router if it is the last that has it; return whether it had a router that is kept."""
+    run = session.get(Run, run_id, with_for_update=True)
+    if run is None:  # another process has finished this deletion
+        return False
+    router = _own_router(session, run)
+    session.execute(delete(Run).where(Run.id == run_id))
+    if router is not None:
+        deleted["routers"] += _delete(session, Router, Router.id == router.id)
+    return router is None and run.router_id is not None
 
 
 def _folders(session: Session, run_id: int, home: Path) -> list[Path]:
@@ -128,7 +173,6 @@ def _delete_prompts(
     mine = RunPrompt.run_id == run_id
     with database.read() as session:
         total = session.scalars(select(func.count()).where(mine)).one()
-        sharing = _sharing(session, run_id)
     kept = done = 0
     while True:
         with database.write() as session:
@@ -139,12 +183,15 @@ def _delete_prompts(
                 return kept
             part = RunPrompt.prompt_id <= upcoming[-1]
             prompts = select(RunPrompt.prompt_id).where(mine, part)
+            sharing = _sharing(session, run_id)  # read each time, since runs are started meanwhile
             if with_responses:
                 deleted["responses"] += sum(_delete_responses(session, prompts, *each) for each in sharing.items())
             is_answer = Response.prompt_id.in_(prompts), Response.teacher_id.in_(sharing)
             kept += session.scalars(select(func.count()).select_from(Response).where(*is_answer)).one()
             assigned = Assignment.run_id == run_id, Assignment.prompt_id <= upcoming[-1]
             deleted["assignments"] += _delete(session, Assignment, *assigned)
+            passed = Fallback.run_id == run_id, Fallback.prompt_id <= upcoming[-1]
+            deleted["fallbacks"] += _delete(session, Fallback, *passed)
             done += _delete(session, RunPrompt, mine, part)
         deleted["run_prompts"] = done
         progress("prompts", total, done)

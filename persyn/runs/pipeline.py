@@ -214,10 +214,10 @@ def cancel(session: Session, run: Run, *, actor: str) -> None:
 
     Raises `UsageError` if the run is done or has failed.
     """
-    lookup.require_whole(run)
+    queue.cancel(session, run.id, actor=actor)  # locks the jobs: before the run, as when a worker saves results
+    run = lookup.whole(session, run.id)
     if run.state in (RunState.DONE, RunState.FAILED):
         raise UsageError(f"run {run.name} is {run.state} already and cannot be cancelled")
-    queue.cancel(session, run.id, actor=actor)
     if run.state is not RunState.CANCELLED:
         _note(session, run, actor, run.state, RunState.CANCELLED, {"stage": run.stage})
         run.state, run.finished_at = RunState.CANCELLED, now()

@@ -11,6 +11,7 @@ from persyn.db import bulk, lookup
 from persyn.db.catalog import Run, RunState
 from persyn.db.work import Event, Job, JobState
 from persyn.errors import UsageError, shorten
+from persyn.jobs import queue
 from persyn.runs import budgets, pipeline
 
 #: Priorities are from minus this to this.
@@ -46,6 +47,7 @@ def prioritise(session: Session, run: Run, priority: int, *, actor: str) -> None
     """
     if not isinstance(priority, int) or not -MOST_PRIORITY <= priority <= MOST_PRIORITY:
         raise UsageError(f"a priority is an integer from {-MOST_PRIORITY} to {MOST_PRIORITY}, got {priority!r}")
+    queue.queues(session, run.id)  # locks the jobs: before the run, as when a worker saves results
     run = lookup.whole(session, run.id)
     if run.priority == priority:
         return

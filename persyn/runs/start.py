@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 from sqlalchemy import and_, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from persyn.config import IMPORTED, RouterTable, RunConfig, TeacherTable, fingerprint_of, load_config
@@ -147,7 +148,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
         learnability_scorer_id=_learnability(session, config, student),
     )
     session.add(run)
-    session.flush()
+    write_name(session, run)
     _require_distinct(config, known)
     teacher_ids = [versions.teacher(session, table, known) for table in config.teachers]
     for position, teacher_id in enumerate(teacher_ids):
@@ -156,6 +157,20 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     fitted_router.use(session, run)
     prices.note(session, run, config, teacher_ids)
     return run
+
+
+def write_name(session: Session, run: Run) -> None:
+    """Write a run with its name; raise `UsageError` if another process has just given the name to another run."""
+    name = run.name
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise taken(name) from error
+
+
+def taken(name: str) -> UsageError:
+    """The error for a name that another run has."""
+    return UsageError(f"there is a run named {name!r} already; 'persyn run list' lists the runs")
 
 
 def _quality(session: Session, config: RunConfig, known: Identities) -> int:

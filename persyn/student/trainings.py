@@ -77,12 +77,16 @@ def train(
         notes = training.train(spec, settings, folder, step)
     path = folder / training.MODEL
     row |= {
-        "fingerprint": fingerprint,
         "notes": msgspec.to_builtins(notes),
         "path": str(path),
         "revision": identify(str(path)).revision,
     }
     with database.write() as session:
+        # The run may have been renamed meanwhile.
+        name = _present(session, run, path).name
+        row["fingerprint"] = fingerprint = identity.fingerprint(
+            name, student.fingerprint, dataset_hash, row["settings"]
+        )
         if found is not None:  # its weights had been deleted
             session.execute(update(Training).where(Training.fingerprint == fingerprint).values(**row))
         bulk.insert_new(session, Training, [row])
@@ -104,9 +108,7 @@ def n_responses(session: Session, run_id: int) -> int:
 
 
 def _finished(session: Session, name: str) -> Run:
-    run = session.scalars(select(Run).where(Run.name == name)).one_or_none()
-    if run is None:
-        raise UsageError(f"there is no run named {name!r}; 'persyn run list' lists them")
+    run = lookup.run(session, name)
     if run.state is not RunState.DONE:
         raise UsageError(
             f"run {name} is {run.state}, its dataset is incomplete; 'persyn run resume {name}' continues it"
@@ -114,6 +116,14 @@ def _finished(session: Session, name: str) -> Run:
     if lookup.student(session, run)[1].engine == "fake":
         raise UsageError(f"run {name} has a fake student, which cannot be trained")
     return run
+
+
+def _present(session: Session, run: Run, weights: Path) -> Run:
+    """A run as it is now, locked; raises `UsageError` if it was deleted while its student was trained."""
+    try:
+        return lookup.whole(session, run.id)
+    except UsageError as error:
+        raise UsageError(f"{error}; the trained student is in {weights}, and in no run") from error
 
 
 def _conversations(session: Session, run: Run, options: ExportOptions) -> Iterator[Conversation]:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,14 @@ from persyn.cli.main import persyn
 from persyn.db.catalog import Prompt, Run, RunState, Student
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
+from persyn.errors import UsageError
 from persyn.ingest.rows import parse
 from persyn.llm.identity import identify
 from persyn.llm.protocols import Failed, Judge
-from persyn.student import evaluations
+from persyn.operations.deletion import delete_run
+from persyn.operations.renaming import rename
+from persyn.student import evaluations, trainings
+from persyn.student.training_settings import TrainingSettings
 from tests.factories import make_assignment, make_response, make_run
 
 TRAIN = ("student", "train", "run", "--learning-rate", "0.01", "--batch-size", "4")
@@ -219,6 +224,26 @@ def test_a_killed_training_is_done_once_when_it_is_begun_again(store: Database, 
         (training,) = session.scalars(select(Training))
     assert training.notes["steps"] == 60
     assert Path(training.path).parent.parent == home / "students"
+
+
+def test_a_run_is_renamed_or_deleted_while_its_student_is_trained(store: Database, home: Path) -> None:
+    settings = TrainingSettings(epochs=1, learning_rate=0.01, batch_size=4)
+    with store.read() as session:
+        run_id = session.scalars(select(Run.id)).one()
+
+    def train(name: str, meanwhile: Callable[[], object]) -> Training:
+        def step(done: int, steps: int, loss: float | None) -> None:
+            if done == 1:
+                meanwhile()
+
+        return trainings.train(store, name, settings, gpus=0, home=home, progress=step)
+
+    made = train("run", lambda: rename(store, run_id, "two", home, actor="me"))
+    assert train("two", pytest.fail).id == made.id
+
+    shutil.rmtree(made.path)
+    with pytest.raises(UsageError, match=f"no longer in the store; the trained student is in {home}/students/two-"):
+        train("two", lambda: delete_run(store, run_id, home, actor="me"))
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+import persyn
 from persyn.analysis.audit import audit
 from persyn.db.base import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunState, RunTeacher
 from persyn.db.connect import Database
-from persyn.db.results import Origin, Response, Router, RouterScore, Score
+from persyn.db.results import Fallback, Origin, Response, Router, RouterScore, Score
 from persyn.db.time import now
 from persyn.db.trained import Evaluation, Outcome, Training
-from persyn.db.work import Event, Job
+from persyn.db.work import Batch, Event, Job
 from persyn.errors import UsageError
 from persyn.jobs import queue
 from persyn.operations import deletion
-from persyn.operations.deletion import Deletion, delete_run
+from persyn.operations.deletion import Deletion, DeletionOptions, delete_run
 from persyn.runs import pipeline
 from tests.factories import (
     MadeRun,
@@ -49,6 +50,8 @@ def fill(database: Database, home: Path) -> tuple[MadeRun, MadeRun]:
         session.execute(update(Response).where(Response.prompt_id == one.prompt_ids[0]).values(origin=Origin.IMPORTED))
         for run in (one, other):
             make_assignment(session, run.id, run.prompt_ids[0], b)
+            passed = {"prompt_id": run.prompt_ids[0], "choice": 1, "teacher_id": b, "reason": "x", "sample": 0}
+            session.add(Fallback(run_id=run.id, cause="refused", failure="refused", **passed))
         session.add(Event(actor="me", run_id=one.id, to_state="running", detail={}))
         router_id = make_router(session, one, path="routers/mine-1")
         session.add_all(RouterScore(router_id=router_id, prompt_id=p, teacher_id=a, score=0.0) for p in one.prompt_ids)
@@ -96,8 +99,9 @@ def counts(database: Database) -> dict[str, int]:
         return {table.name: session.scalar(select(func.count()).select_from(table)) or 0 for table in tables}
 
 
-def delete(database: Database, run: MadeRun, home: Path, **options: Any) -> Deletion:
-    return delete_run(database, run.id, home, actor="me", **options)
+def delete(database: Database, run: MadeRun, home: Path, progress: Any = lambda *_: None, **options: Any) -> Deletion:
+    given = DeletionOptions(**options)
+    return delete_run(database, run.id, home, actor="me", options=given, progress=progress)
 
 
 def test_a_deleted_run_leaves_what_others_may_need(database: Database, tmp_path: Path) -> None:
@@ -108,9 +112,10 @@ def test_a_deleted_run_leaves_what_others_may_need(database: Database, tmp_path:
 
     gone = {name: before[name] - rows for name, rows in counts(database).items() if rows != before[name]}
     own = {"runs": 1, "routers": 1, "router_scores": 10, "run_teachers": 2, "run_prompts": 11, "assignments": 1}
+    own["fallbacks"] = 1
     assert gone == own | {"jobs": 1, "events": 1, "trainings": 1, "evaluations": 1, "outcomes": 1}
     assert found.deleted == {
-        **{"run_prompts": 11, "assignments": 1, "router_scores": 10, "outcomes": 1},
+        **{"run_prompts": 11, "assignments": 1, "fallbacks": 1, "router_scores": 10, "outcomes": 1},
         **{"jobs": 1, "events": 2, "routers": 1},  # and the event of the deletion itself
     }
     assert found.kept_responses == 22
@@ -128,7 +133,7 @@ def test_responses_that_no_other_run_needs_are_deleted_on_request(database: Data
     one, _ = fill(database, tmp_path)
     a, b = one.teacher_ids
 
-    found = delete(database, one, tmp_path, with_responses=True)
+    found = delete(database, one, tmp_path, responses=True)
 
     with database.read() as session:
         left = session.execute(select(Response.teacher_id, Prompt.text).join(Prompt).order_by(Response.id)).all()
@@ -158,6 +163,80 @@ def test_a_router_that_another_run_has_is_kept(database: Database, tmp_path: Pat
         assert session.scalars(select(Router.fingerprint)).one() == was
 
 
+def test_of_two_runs_that_are_deleted_at_once_the_last_takes_the_router(database: Database, tmp_path: Path) -> None:
+    one, other = fill(database, tmp_path)
+    with database.write() as session:
+        session.get_one(Run, other.id).router_id = session.get_one(Run, one.id).router_id
+
+    def meanwhile(what: str, total: int, done: int) -> None:
+        if what == "prompts":
+            delete(database, other, tmp_path)
+
+    delete(database, one, tmp_path, progress=meanwhile)
+
+    assert not (tmp_path / "routers" / "mine-1").exists()
+    after = counts(database)
+    assert [after[name] for name in ("runs", "routers", "router_scores")] == [0, 0, 0]
+
+
+def test_an_imported_router_is_kept(database: Database, tmp_path: Path) -> None:
+    one, _ = fill(database, tmp_path)
+    with database.write() as session:
+        session.execute(update(Router).values(learned={"teachers": []}))
+
+    found = delete(database, one, tmp_path)
+
+    assert (found.keeps_router, found.checkpoint) == (True, None)
+    assert (tmp_path / "routers" / "mine-1").is_dir()
+    assert (counts(database)["routers"], counts(database)["router_scores"]) == (1, 10)
+
+
+def test_a_run_that_is_started_during_a_deletion_keeps_the_responses_it_needs(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "_PROMPTS", 4)
+    one, _ = fill(database, tmp_path)
+    late = one.prompt_ids[8]
+
+    def meanwhile(what: str, total: int, done: int) -> None:
+        if done == 4:
+            with database.write() as session:
+                new = make_run(session, name="new", prompts=0)
+                session.add(RunPrompt(run_id=new.id, prompt_id=late, role=Role.TARGET))
+
+    delete(database, one, tmp_path, responses=True, progress=meanwhile)
+
+    with database.read() as session:
+        left = session.scalars(select(Response.teacher_id).where(Response.prompt_id == late)).all()
+    assert sorted(left) == sorted(one.teacher_ids)
+
+
+def test_batches_that_a_provider_may_bill_are_not_lost_silently(database: Database, tmp_path: Path) -> None:
+    one, _ = fill(database, tmp_path)
+    with database.write() as session:
+        job = session.scalars(select(Job.id)).one()
+        for key, provider_id, collected in (("k1", "batch_1", None), ("k2", None, None), ("k3", "batch_3", now())):
+            batch = {"place": digest("p"), "requests": 9, "finished": 0, "provider_id": provider_id}
+            session.add(Batch(key=key, job_id=job, collected_at=collected, **batch))
+    with pytest.raises(
+        UsageError, match=r"batches of run one that were not collected, 2: batch_1, with key k2; .* resume"
+    ):
+        delete(database, one, tmp_path)
+    assert counts(database)["runs"] == 2
+    delete(database, one, tmp_path, abandon_batches=True)
+    assert (counts(database)["runs"], counts(database)["batches"]) == (1, 0)
+
+
+def test_a_run_that_was_deleted_elsewhere_is_named(database: Database, tmp_path: Path) -> None:
+    one, _ = fill(database, tmp_path)
+    with persyn.open(database.url.render_as_string(hide_password=False), home=tmp_path) as store:
+        run = store.run("one")
+        delete(database, one, tmp_path)
+        for use in (run.cancel, run.pause, run.resume, lambda: run.priority, run.delete, lambda: run.rename("two")):
+            with pytest.raises(UsageError, match=r"run .*is no longer in the store"):
+                use()
+
+
 @pytest.mark.parametrize("steps", [1, 8, 12])
 def test_a_deletion_that_is_interrupted_goes_on(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
@@ -183,7 +262,7 @@ def test_a_deletion_that_is_interrupted_goes_on(
         for use in (pipeline.resume, pipeline.cancel):
             with pytest.raises(UsageError, match="run one is being deleted; 'persyn run delete one' finishes that"):
                 use(session, run, actor="me")
-    delete(database, one, tmp_path, with_responses=True)
+    delete(database, one, tmp_path, responses=True)
     after = counts(database)
     assert {name: after[name] for name in ("runs", "routers", "router_scores", "jobs", "trainings")} == {
         **{"runs": 1, "routers": 0, "router_scores": 0, "jobs": 0, "trainings": 0}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from persyn.cli.main import persyn
 from persyn.cli.run import EXIT_PAUSED
+from persyn.db import lookup
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
@@ -145,6 +147,38 @@ def test_jobs_of_the_run_with_the_highest_priority_are_claimed_first(database: D
                 scheduling.prioritise(session, session.get_one(Run, high.id), value, actor="me")  # type: ignore[arg-type]
 
 
+def test_a_priority_is_set_while_a_worker_saves_results(database: Database) -> None:
+    with database.write() as session:
+        run_id = make_run(session).id
+        make_job(session, run_id)
+        claimed = queue.claim(session, owner="w")
+    assert claimed is not None
+
+    def prioritise() -> None:
+        with database.write() as session:
+            scheduling.prioritise(session, session.get_one(Run, run_id), 3, actor="me")
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as session:  # like a worker: the job before the run
+            assert queue.hold(session, claimed)
+            setting = pool.submit(prioritise)
+            wait([setting], timeout=1)
+            lookup.locked(session, run_id)  # in PostgreSQL, this would be a deadlock
+        setting.result()
+    with database.read() as session:
+        assert session.scalars(select(Job.priority)).one() == -3
+
+
+def test_a_run_whose_deletion_has_begun_is_not_cancelled(database: Database) -> None:
+    with database.write() as session:
+        run = session.get_one(Run, make_run(session).id)
+        elsewhere = update(Run).values(state=RunState.DELETING).execution_options(synchronize_session=False)
+        session.execute(elsewhere)
+        assert run.state is RunState.RUNNING
+        with pytest.raises(UsageError, match="run run is being deleted"):
+            pipeline.cancel(session, run, actor="me")
+
+
 def test_jobs_of_later_stages_have_the_priority_of_their_run(store: Database, tmp_path: Path) -> None:
     with store.write() as session:
         run = pipeline.start_run(session, run_file.read(write_run(tmp_path)), actor="me")
@@ -182,3 +216,21 @@ def test_a_worker_claims_no_more_of_its_queue_while_more_urgent_jobs_wait(databa
         following = claims.first(session, "fake.a", [])
         assert following is not None
         assert following.queue == "fake.b"
+
+
+def test_a_worker_turns_to_more_urgent_jobs_that_others_cannot_do_soon(database: Database) -> None:
+    with database.write() as session:
+        low, high = make_run(session, name="low"), make_run(session, name="high")
+        for run, name, jobs in ((low, "fake.a", 9), (high, "fake.b", 4)):
+            for _ in range(jobs):
+                make_job(session, run.id, queue=name, priority=-int(name == "fake.b"))
+        assert queue.claim(session, owner="other", queue="fake.b") is not None
+        ledger = Ledger(None)
+        owner = ledger.enlist(lambda: True)
+        claims = Claims(owner, Reach(), ledger, run_id=None, lease=queue.LEASE)
+        assert queue.claim(session, owner=owner, queue="fake.a") is not None
+        ledger._noted_at = float("-inf")  # it is time to look at the queues again
+        assert claims.next(session, "fake.a", 0, 100) is None  # three jobs for one worker
+        assert queue.claim(session, owner="other", queue="fake.b") is not None
+        ledger._noted_at = float("-inf")
+        assert claims.next(session, "fake.a", 0, 100) is not None  # two, which it will soon have started

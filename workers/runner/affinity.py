@@ -44,11 +44,16 @@ def order(backlogs: Collection[Backlog], loaded: str | None, reach: Reach) -> li
     return [name for _, equal in by_priority for name in _order(list(equal), loaded)]
 
 
+def is_worth_a_load(backlog: Backlog) -> bool:
+    """Whether another worker should load a queue's model: nobody serves it, or it is long for those who do."""
+    return not backlog.workers or backlog.jobs > _JOBS_WORTH_A_LOAD * backlog.workers
+
+
 def _order(mine: Sequence[Backlog], loaded: str | None) -> list[str]:
     staying = [backlog for backlog in mine if backlog.queue == loaded]
-    others = [backlog for backlog in mine if backlog.queue != loaded]
+    others = [backlog for backlog in mine if backlog.queue != loaded and is_worth_a_load(backlog)]
     free = [backlog for backlog in others if not backlog.workers]
-    shared = [backlog for backlog in others if backlog.workers and backlog.jobs > _JOBS_WORTH_A_LOAD * backlog.workers]
+    shared = [backlog for backlog in others if backlog.workers]
     return _names(staying) + _names(sorted(free, key=_size)) + _names(sorted(shared, key=_need))
 
 

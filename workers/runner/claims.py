@@ -38,7 +38,7 @@ class Claims:
         self._share, self._shared_at = 0.0, float("-inf")
         #: The current queue: whether its model needs GPUs, and the number of prompts per job.
         self._on_gpus, self._job_prompts = False, 1.0
-        #: Whether jobs of a higher priority wait in another queue that this worker could serve and nobody does.
+        #: Whether jobs of a higher priority wait in another queue whose model this worker should load.
         self._is_outranked = False
 
     def first(self, session: Session, loaded: str | None, known: Collection[int]) -> Claim | None:
@@ -96,12 +96,13 @@ class Claims:
         at: a queue that the worker has jobs of.
         """
         backlogs = queue.backlogs(session, run_id=self._run_id, besides=self._owner)
-        idle = [backlog for backlog in backlogs if not backlog.workers and backlog.queue != at]
-        here = [found for found in idle if self._reach.fits(found) and not self._ledger.is_avoided(found.queue)]
-        self._ledger.note_waiting({backlog.queue: backlog.gpus for backlog in here if not backlog.is_light})
+        others = [backlog for backlog in backlogs if backlog.queue != at and self._reach.fits(backlog)]
+        here = [backlog for backlog in others if not self._ledger.is_avoided(backlog.queue)]
+        idle = (backlog for backlog in here if not backlog.workers and not backlog.is_light)
+        self._ledger.note_waiting({backlog.queue: backlog.gpus for backlog in idle})
         own = next((backlog.priority for backlog in backlogs if backlog.queue == at), None)
         urgent = (backlog for backlog in here if own is not None and backlog.priority < own)
-        self._is_outranked = any(self._is_to_be_had(backlog) for backlog in urgent)
+        self._is_outranked = any(affinity.is_worth_a_load(each) and self._is_to_be_had(each) for each in urgent)
         return backlogs
 
     def _is_to_be_had(self, backlog: Backlog) -> bool:
