@@ -78,9 +78,9 @@ def export_router(run: str, file: Path) -> None:
     prompts if the router reads words, and labels if it reads fields.
     """
     with store() as database, database.read() as session:
-        learned = fitted_router.export(session, find_run(session, run), file)
+        learned = fitted_router.export(session, find_run(session, run), file, Settings.from_environment().home)
     names = ", ".join(teacher["name"] for teacher in learned.teachers)
-    click.echo(f"router of run {run} ({learned.router['kind']}, verdict {learned.verdict!r}; teachers {names}): {file}")
+    click.echo(f"router of run {run} ({learned.router.kind}, verdict {learned.verdict!r}; teachers {names}): {file}")
 
 
 @router.command("import", short_help="Store a router that was exported.")

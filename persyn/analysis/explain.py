@@ -107,8 +107,7 @@ def _reasons(
                 for part in parts:
                     yield from _reasons(session, question, part.kind, part.weight, part.explanation)
             case Near(indices, similarities):
-                rows = _neighbours(session, [question.fitted[i] for i in indices], similarities)
-                yield Reason(kind, weight, "the most similar calibration prompts", rows)
+                yield Reason(kind, weight, *_nearest(session, question.fitted, indices, similarities))
             case Words(words):
                 rows = [{"word": word.text, **_by_teacher(question, word.weights)} for word in words]
                 yield Reason(kind, weight, "the words that move the predicted reward most, and by how much", rows)
@@ -119,6 +118,16 @@ def _reasons(
 
 def _by_teacher(question: _Question, values: Sequence[float]) -> dict[str, float]:
     return dict(zip(question.teachers, values, strict=True))
+
+
+def _nearest(
+    session: Session, fitted: Sequence[int], indices: Sequence[int], similarities: Sequence[float]
+) -> tuple[str, list[dict[str, Any]]]:
+    """Title and rows of the calibration prompts at some places; those of an imported router are unknown."""
+    title = "the most similar calibration prompts"
+    if max(indices) >= len(fitted):
+        return f"{title}, which are not in this store", [{"similarity": each} for each in similarities]
+    return title, _neighbours(session, [fitted[i] for i in indices], similarities)
 
 
 def _neighbours(session: Session, prompt_ids: Sequence[int], similarities: Sequence[float]) -> list[dict[str, Any]]:

@@ -47,11 +47,12 @@ class Teller:
 
 
 def measure(database: Database, run_id: int, files: PromptFiles, home: Path, tell: Teller) -> Distance | None:
-    """How far the new prompts of files are from a run's calibration prompts; see `novelty.measure`."""
+    """How far the new prompts of files are from a run's calibration prompts; see `novelty.read`."""
     with database.read() as session:
         run = session.get_one(Run, run_id)
         extension.require_extensible(run)
-        return novelty.measure(session, run, files, home=home, say=tell.say)
+        question = novelty.read(session, run, files)
+    return None if question is None else novelty.measure(question, home=home, say=tell.say)
 
 
 def require_near(run: str, distance: Distance | None) -> None:
@@ -77,7 +78,7 @@ def extend(database: Database, run_id: int, files: PromptFiles, distance: Distan
         for text in extension.notices(session, session.get_one(Run, run_id), made):
             tell.say(text)
         if made.prompts:
-            spending.add_to_plan(session, session.get_one(Run, run_id))
+            spending.add_to_plan(session, session.get_one(Run, run_id), made.prompts)
             extension.go_on(session, run_id, made, actor=owner.actor())
     return Extended(made, report, distance)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -75,12 +75,24 @@ class _Read:
     labels: list[dict[str, str | None]]
 
 
-def measure(
-    session: Session, run: Run, files: PromptFiles, *, home: Path, say: Callable[[str], None]
-) -> Distance | None:
-    """Compare the prompts of files that are not in a run with its calibration prompts; the store is only read.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is compared with what.
 
-    home: where states are cached. say: called with what could not be measured as it should.
+    spec:     the engine of the run's router, if that reads prompts.
+    features: the fields that it reads. n_new: the prompts that are not in the run, of which `new` is a sample.
+    """
+
+    spec: ModelSpec | None
+    features: Sequence[str]
+    known: _Read
+    n_new: int
+    new: _Read
+
+
+def read(session: Session, run: Run, files: PromptFiles) -> Question | None:
+    """The prompts of files that are not in a run, and its calibration prompts; the store is only read.
+
     None where the run has too few calibration prompts, or the files have no new prompts. Raises `UsageError` for files
     as `prompt_import.import_prompts` does.
     """
@@ -91,12 +103,23 @@ def measure(
     n_new, new = _new(session, run, files, features)
     if not n_new:
         return None
-    on, distances = _distances(_spec(session, run), home, known, new, say)
+    return Question(_spec(session, run), features, known, n_new, new)
+
+
+def measure(question: Question, *, home: Path, say: Callable[[str], None]) -> Distance:
+    """Compare the prompts, outside a transaction, since models may compute.
+
+    home: where the router is, and states are cached. say: called with what could not be measured as it should.
+    """
+    known, new, spec = question.known, question.new, question.spec
+    if spec is not None:
+        spec = structs.replace(spec, model=str(home / spec.model))
+    on, distances = _distances(spec, home, known, new, say)
     found = novelty.compare(*distances)
     shown = [shorten(new.messages[place][-1]["content"], most=_CHARACTERS) for place in found.far[:_SHOWN]]
-    unknown = {name: _unknown(name, known, new) for name in features if name != SOURCE}
+    unknown = {name: _unknown(name, known, new) for name in question.features if name != SOURCE}
     return Distance(
-        n_new,
+        question.n_new,
         len(new.messages),
         len(known.messages),
         len(found.far),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -187,14 +187,17 @@ def record(database: Database, run_id: int, *, is_start: bool = False) -> None:
         bulk.insert_new(session, PlannedWork, rows)
 
 
-def add_to_plan(session: Session, run: Run) -> None:
-    """Add what prompts without a teacher are expected to take to the plan of a run that had one for every prompt."""
+def add_to_plan(session: Session, run: Run, prompts: int) -> None:
+    """Add what new prompts are expected to take to the plan of a run that had a teacher for every prompt.
+
+    prompts: how many are new, of those without a teacher; others are of an earlier extension, and planned already.
+    """
     made = PlannedWork.run_id == run.id, PlannedWork.made_in == _GENERATE, PlannedWork.stage == _GENERATE
     rows = {row.teacher_id: row for row in session.scalars(select(PlannedWork).where(*made))}
     if not rows:
         return
     plan, teachers = planning.of_run(session, run), lookup.teachers(session, run.id)
-    undecided = {share.teacher: share for share in plan.shares if share.stage == "undecided"}
+    undecided = {share.teacher: _in_proportion(share, prompts) for share in plan.shares if share.stage == "undecided"}
     part = 1.0 / len(plan.teachers)
     for teacher, basis in zip(teachers, plan.teachers, strict=True):
         row, share = rows[teacher.id], undecided.get(basis.teacher)
@@ -243,6 +246,12 @@ def _expected(basis: Basis, share: Share | None, part: float) -> tuple[Figures, 
         return figures, ask.prompt_tokens + n, tokens
     spread = _NORMAL_95 * basis.response_deviation * (n + n * n / basis.measured) ** 0.5
     return figures, max(ask.prompt_tokens + n, tokens - spread), tokens + spread
+
+
+def _in_proportion(share: Share, prompts: int) -> Share:
+    """A share with so many of its prompts."""
+    figures: Iterable[Any] = (_times(each, prompts / share.prompts) for each in structs.astuple(share.ask))
+    return structs.replace(share, prompts=prompts, ask=planning.Amount(*figures))
 
 
 def _left(plan: Plan) -> dict[tuple[str, str], Figures]:

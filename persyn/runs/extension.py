@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from persyn.config import load_config
 from persyn.db import lookup
 from persyn.db.catalog import Run, RunPrompt, RunState
+from persyn.db.connect import take_time
 from persyn.db.work import Event
 from persyn.errors import UsageError
 from persyn.ingest import prompt_import, prompt_table
@@ -59,6 +60,7 @@ def add(
         [same_run.sha256(path) for path in files.paths],
     )
     if made.prompts:
+        take_time(session)
         start.require_schemas(session, run)
         limits.require(session, run)
         if registry.ASSIGN in registry.reached(run.stage):

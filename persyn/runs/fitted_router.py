@@ -11,8 +11,9 @@ import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct, structs
@@ -20,12 +21,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.atomic import replaced
-from persyn.config import RouterTable, fingerprint_of, load_config
+from persyn.config import EncoderName, RouterTable, fingerprint_of, load_config
 from persyn.db import bulk, lookup
 from persyn.db.catalog import Run, Scorer, Student, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Router
 from persyn.errors import HostLacks, UsageError
+from persyn.method.verdict import Outcome
 from persyn.runs.same_run import Difference, differences
 from persyn.stages import verdict
 
@@ -46,6 +48,34 @@ _OF_SCORER = ("kind", "model", "revision", "options", "fingerprint")
 #: Keys of [run] that define the reward, and those of them that count at alpha 0.
 _REWARD = ("alpha", "normalise", "learnability", "learnability_per", "learnability_on")
 _WITHOUT_LEARNABILITY = ("alpha", "normalise")
+#: What reading raises for a file that is no archive or damaged, with members that `zipfile` does not know.
+_DAMAGE = OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, msgspec.MsgspecError
+
+
+class _Reads(Struct, frozen=True):
+    """What a router reads, among its metrics."""
+
+    encoders: list[EncoderName] = msgspec.field(default_factory=lambda: ["backbone"])
+    features: list[str] = []
+    embedding: str | None = None
+    embedding_version: str | None = None
+
+
+class LearnedRouter(Struct, frozen=True, forbid_unknown_fields=True):
+    """Columns of a router's row that do not depend on its store."""
+
+    backbone: str
+    revision: str | None
+    kind: str
+    tune: str
+    options: dict[str, Any]
+    metrics: dict[str, Any]
+    #: Of the checkpoint.
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Raise `msgspec.ValidationError` for metrics that do not say what it reads."""
+        msgspec.convert(self.metrics, _Reads)
 
 
 class Learned(Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,17 +87,22 @@ class Learned(Struct, frozen=True, forbid_unknown_fields=True):
     student: dict[str, Any] | None
     quality: list[dict[str, Any]]
     reward: dict[str, Any]
-    #: Of the router: columns of its row, and the hash of its checkpoint.
-    router: dict[str, Any]
-    #: `route`, `do not route`, `cannot tell`, or `none`; why there is none; places of the teachers, best first.
-    verdict: str
+    router: LearnedRouter
+    #: The verdict; why there is none; places of the teachers, best first.
+    verdict: Outcome | Literal["none"]
     why: str | None
     ranking: list[int]
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a ranking of other teachers."""
+        if sorted(self.ranking) != list(range(len(self.teachers))):
+            raise ValueError(f"the ranking is not one of {len(self.teachers)} teachers")
 
-def export(session: Session, run: Run, file: Path) -> Learned:
+
+def export(session: Session, run: Run, file: Path, home: Path) -> Learned:
     """Write a run's router to a file, which must not exist.
 
+    home: the folder that the path of its checkpoint is relative to.
     Raises `UsageError` for a run without a router that can be exported, and for a checkpoint that is not as it was
     fitted.
     """
@@ -76,9 +111,9 @@ def export(session: Session, run: Run, file: Path) -> Learned:
     router = session.get(Router, run.router_id) if run.router_id is not None else None
     if router is None or load_config(run.config).router.engine == "fake":
         raise UsageError(f"run {run.name!r} has no router that could be exported")
-    folder = Path(router.path)
+    folder = home / router.path
     if checkpoint.sha256(folder) != router.sha256:
-        raise UsageError(f"the router in {router.path!r} is missing or has changed since it was fitted; restore it")
+        raise UsageError(f"the router in {str(folder)!r} is missing or has changed since it was fitted; restore it")
     learned = _of_run(session, run, router)
     unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
@@ -99,20 +134,18 @@ def export(session: Session, run: Run, file: Path) -> Learned:
 
 
 def _of_run(session: Session, run: Run, router: Router) -> Learned:
-    decided, ids = verdict.decision(session, run), [teacher.id for teacher in lookup.teachers(session, run.id)]
+    identity = _identity(session, run)
     if router.learned is not None:
-        given = msgspec.convert(router.learned, Learned)
-    elif decided is None:
+        return structs.replace(msgspec.convert(router.learned, Learned), **identity)
+    decided, ids = verdict.decision(session, run), [teacher.id for teacher in lookup.teachers(session, run.id)]
+    if decided is None:
         raise UsageError(
             f"run {run.name!r} has no verdict on its router yet, which is decided when it assigns prompts; export the "
             "router when it has come so far (a run that an earlier version started has none)"
         )
-    else:
-        ranking = [ids.index(teacher_id) for teacher_id in decided.ranking]
-        columns = {name: getattr(router, name) for name in ("backbone", "revision", "kind", "tune", "options")}
-        columns |= {"metrics": router.metrics, "sha256": router.sha256}
-        given = Learned([], None, [], {}, columns, decided.verdict, decided.why, ranking)
-    return structs.replace(given, **_identity(session, run))
+    ranking = [ids.index(teacher_id) for teacher_id in decided.ranking]
+    of_verdict = {"verdict": decided.verdict, "why": decided.why, "ranking": ranking}
+    return msgspec.convert({**identity, **of_verdict, "router": router}, Learned, from_attributes=True)
 
 
 def _identity(session: Session, run: Run) -> dict[str, Any]:
@@ -136,21 +169,39 @@ def _columns(row: Teacher | Student | Scorer, names: tuple[str, ...]) -> dict[st
 
 def read(file: Path) -> Learned:
     """What the router of a file was fitted to; raise `UsageError` for a file that is not an exported router."""
+    with _opened(file) as archive:
+        return msgspec.json.decode(archive.read(_LEARNED), type=Learned)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive with the members of an exported router; `UsageError` if it is another file, or damaged."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return _read(archive, file)
-    except (OSError, zipfile.BadZipFile, KeyError, msgspec.MsgspecError) as error:
-        raise UsageError(f"{file} is not a router that 'persyn router export' has written: {error}") from None
+            _require_parts(archive, file)
+            yield archive
+    except _DAMAGE as error:
+        raise UsageError(
+            f"{file} cannot be imported: {error}; give a file that 'persyn router export' has written, undamaged"
+        ) from error
 
 
-def _read(archive: zipfile.ZipFile, file: Path) -> Learned:
-    for member in archive.infolist():
-        parts = PurePosixPath(member.filename).parts
-        is_known = member.filename == _LEARNED or (parts[:1] == (_CHECKPOINT,) and ".." not in parts)
-        # Compressed members could be far larger than the file.
-        if not is_known or member.compress_type != zipfile.ZIP_STORED:
-            raise UsageError(f"{file} contains {member.filename!r}, which is not part of an exported router")
-    return msgspec.json.decode(archive.read(_LEARNED), type=Learned)
+def _require_parts(archive: zipfile.ZipFile, file: Path) -> None:
+    members = archive.infolist()
+    if strange := [member.filename for member in members if not _is_part(member)]:
+        raise UsageError(f"{file} contains {strange[0]!r}, which is not part of an exported router")
+    names = {member.filename for member in members}
+    # Members that share their bytes could be far larger than the file.
+    if len(names) != len(members) or sum(member.file_size for member in members) > file.stat().st_size:
+        raise UsageError(f"{file} contains a part twice, which no exported router does")
+
+
+def _is_part(member: zipfile.ZipInfo) -> bool:
+    """Whether a member can be part of an exported router: none is a folder, compressed or encrypted."""
+    parts = PurePosixPath(member.filename).parts
+    is_of_checkpoint = parts[:1] == (_CHECKPOINT,) and len(parts) > 1 and ".." not in parts
+    is_plain = not member.is_dir() and member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
+    return is_plain and (is_of_checkpoint or member.filename == _LEARNED)
 
 
 def import_from(database: Database, file: Path, home: Path) -> str:
@@ -160,17 +211,17 @@ def import_from(database: Database, file: Path, home: Path) -> str:
     exported.
     """
     learned = msgspec.to_builtins(read(file))
+    router = learned["router"]
     fingerprint = fingerprint_of(["imported", learned])
     wanted = select(Router).where(Router.fingerprint == fingerprint)
     with database.read() as session:
         known = session.scalars(wanted).one_or_none()
-    if known is None or not Path(known.path).is_dir():
-        folder = home.absolute() / "routers" / f"{fingerprint[:ID_LENGTH]}-imported"
-        _unpack(file, folder, learned["router"]["sha256"])
-        row = {**learned["router"], "fingerprint": fingerprint, "teacher_ids": [], "path": str(folder)}
+    path = f"routers/{fingerprint[:ID_LENGTH]}-imported"
+    if known is None or not (home / known.path).is_dir():
+        _unpack(file, home / path, router["sha256"])
+        row = {**router, "fingerprint": fingerprint, "teacher_ids": [], "path": path, "learned": learned}
         with database.write() as session:
-            bulk.insert_new(session, Router, [{**row, "learned": learned}])
-            session.scalars(wanted).one().path = row["path"]  # another home than before
+            bulk.insert_new(session, Router, [row])
     return fingerprint[:ID_LENGTH]
 
 
@@ -178,7 +229,7 @@ def _unpack(file: Path, folder: Path, sha256: str) -> None:
     """Write the checkpoint of a file into a folder, replacing an earlier one."""
     from persyn.router import checkpoint  # brings torch
 
-    with replaced(folder) as new, zipfile.ZipFile(file) as archive:
+    with replaced(folder) as new, _opened(file) as archive:
         for member in archive.infolist():
             if member.filename != _LEARNED:
                 path = new / PurePosixPath(member.filename).relative_to(_CHECKPOINT)
@@ -211,16 +262,16 @@ def table(session: Session, given: RouterTable) -> RouterTable:
     if given.fitted is None:
         return given
     row = find(session, given.fitted)
-    metrics = row.metrics
+    reads = msgspec.convert(row.metrics, _Reads)
     return structs.replace(
         given,
         kind=row.kind,
-        encoders=metrics.get("encoders", ["backbone"]),
-        features=metrics.get("features", []),
+        encoders=reads.encoders,
+        features=reads.features,
         backbone=row.backbone or given.backbone,
         version=row.revision,
-        embedding=metrics.get("embedding") or None,
-        embedding_version=metrics.get("embedding_version"),
+        embedding=reads.embedding or None,
+        embedding_version=reads.embedding_version,
     )
 
 

@@ -47,6 +47,24 @@ def test_a_run_is_planned_again_when_its_prompts_have_teachers(database: Databas
         assert (of_b.tokens_high, of_b.tokens_low) == (of_b.tokens, pytest.approx(prompt_tokens + 2))
 
 
+def test_an_extension_is_planned_once_though_an_earlier_one_is_not_assigned_yet(database: Database) -> None:
+    # 8 prompts are planned, evenly, at 64 tokens each and their own; 2 more are planned like 2 of them.
+    with database.write() as session:
+        run = make_run(session, prompts=8, stage="generate")
+        row = session.get_one(Run, run.id)
+        row.config = {**load_config(row.config).frozen(), "strategy": {"kind": "random"}}
+    spending.record(database, run.id)
+    with database.write() as session:
+        rows = session.scalars(select(PlannedWork)).all()
+        was = [(each.requests, each.tokens, each.tokens_high) for each in rows]
+        assert [requests for requests, _, _ in was] == [4, 4]
+
+        spending.add_to_plan(session, session.get_one(Run, run.id), 2)
+
+        now = [(each.requests, each.tokens, each.tokens_high) for each in rows]
+    assert now == [pytest.approx([figure * 10 / 8 for figure in figures]) for figures in was]
+
+
 def test_a_forecast_is_what_is_spent_and_the_rest_at_the_measured_lengths(database: Database) -> None:
     with database.write() as session:
         run = make_run(session, prompts=40, stage="generate")

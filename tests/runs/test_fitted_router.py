@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from sqlalchemy import func, select
 
 import persyn
-from persyn.analysis import summary
+from persyn.analysis import explain, extension, summary
+from persyn.analysis.extension import Teller
 from persyn.config import load_config
 from persyn.db import lookup
 from persyn.db.catalog import Role, Run, RunPrompt, RunState
@@ -21,6 +23,7 @@ from persyn.db.connect import Database
 from persyn.db.results import Router
 from persyn.db.work import Job
 from persyn.errors import UsageError
+from persyn.ingest.prompt_import import PromptFiles
 from persyn.llm.protocols import Route, Routed
 from persyn.router import checkpoint, route
 from persyn.router.checkpoint import CheckpointManifest
@@ -28,6 +31,7 @@ from persyn.router.kinds.base import Examples, Prompts
 from persyn.router.kinds.registry import ROUTERS
 from persyn.runs import fitted_router, pipeline, run_file
 from persyn.stages import assign, verdict
+from tests import whole_runs
 from tests.run_files import TEACHERS, write_run
 
 TOPICS = ("sums", "poems", "code")
@@ -48,8 +52,8 @@ def start(database: Database, file: Path) -> int:
         return pipeline.start_run(session, run_file.read(file), actor="me").id
 
 
-def fit(folder: Path) -> tuple[Path, str]:
-    """A checkpoint of a router that sends each topic to one teacher, and its hash."""
+def fit(folder: Path) -> str:
+    """Write a checkpoint of a router that sends each topic to one teacher; return its hash."""
     topics = {"topic": [TOPICS[n % 3] for n in range(30)]}
     made = ROUTERS["clusters"].fit(Prompts(fields=topics), Examples(np.eye(3)[np.arange(30) % 3]))
     manifest = CheckpointManifest(
@@ -63,14 +67,14 @@ def fit(folder: Path) -> tuple[Path, str]:
         kind="clusters",
         features=["topic"],
     )
-    return folder / "fitted", checkpoint.write(folder / "fitted", made, manifest)
+    return checkpoint.write(folder, made, manifest)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The store and the exported router of a run that has assigned its prompts."""
     folder = tmp_path_factory.mktemp("first")
-    path, sha256 = fit(folder)
+    sha256 = fit(folder / "fitted")
     with persyn.open(folder / "first.db", home=folder):
         pass
     database = Database(f"sqlite:///{folder}/first.db")
@@ -87,7 +91,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             options={},
             teacher_ids=ids,
             metrics=metrics,
-            path=str(path),
+            path="fitted",
             sha256=sha256,
         )
         session.add(router)
@@ -95,7 +99,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         run.router_id, run.stage = router.id, "generate"
         verdict.record(session, run, "route", None, [ids[2], ids[0], ids[1]])
     with database.read() as session:
-        fitted_router.export(session, session.scalars(select(Run)).one(), folder / "topics.router")
+        fitted_router.export(session, session.scalars(select(Run)).one(), folder / "topics.router", folder)
     database.close()
     return folder, folder / "topics.router"
 
@@ -139,7 +143,8 @@ def test_a_router_of_another_store_is_used_without_calibration(
     assert decided.ranking == [teachers[2], teachers[0], teachers[1]]
     assert facts.verdict is not None
     assert "its router was imported" in facts.verdict.says
-    engine = route.load(spec, lambda: None)
+    assert spec.model == f"routers/{router_id}-imported"  # wherever the home is
+    engine = route.load(structs.replace(spec, model=str(tmp_path / spec.model)), lambda: None)
     engine.submit([Route(n, [], labels={"topic": topic}) for n, topic in enumerate(TOPICS)])
     assert [int(np.argmax(each.scores)) for each in engine.step() if isinstance(each, Routed)] == [0, 1, 2]
 
@@ -193,7 +198,18 @@ def test_a_router_that_is_fitted_needs_no_description_and_leaves_no_calibration(
         run_file.read(file)
 
 
-@pytest.mark.parametrize("fault", ["stranger", "compressed", "code", "damaged", "text"])
+FAULTS = ("stranger", "compressed", "code", "damaged", "text", "folder", "root", "twice", "encrypted", "newer", "bits")
+#: Of `learned.json`: what stands there, and what is put in its place.
+UNLEARNED = {
+    "id": (b'"backbone":', b'"id":7,"backbone":'),
+    "no hash": (b'"sha256":', b'"hash":'),
+    "verdict": (b'"verdict":"route"', b'"verdict":"maybe"'),
+    "ranking": (b'"ranking":[2,0,1]', b'"ranking":[2,0,0]'),
+    "encoders": (b'"encoders":[]', b'"encoders":[7]'),
+}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *UNLEARNED])
 def test_only_a_router_that_was_exported_is_imported(tmp_path: Path, exported: tuple[Path, Path], fault: str) -> None:
     file, out = exported[1], tmp_path / "bad.router"
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(out, "w") as made:
@@ -201,12 +217,17 @@ def test_only_a_router_that_was_exported_is_imported(tmp_path: Path, exported: t
             content = archive.read(name)
             if fault == "damaged" and name.endswith("kind.json"):
                 content = content.replace(b"sums", b"rums")
+            if fault in UNLEARNED and name == "learned.json":
+                assert UNLEARNED[fault][0] in content
+                content = content.replace(*UNLEARNED[fault])
             kind = zipfile.ZIP_DEFLATED if fault == "compressed" else zipfile.ZIP_STORED
             made.writestr(zipfile.ZipInfo(name), content, kind)
-        if fault in ("stranger", "code"):
-            made.writestr("../evil.json" if fault == "stranger" else "checkpoint/evil.pkl", b"")
-    if fault == "text":
-        out.write_text("no archive")
+        more = {"stranger": "../evil.json", "code": "checkpoint/evil.pkl", "folder": "checkpoint/evil/"}
+        more |= {"root": "checkpoint", "twice": "checkpoint/kind.json"}
+        if fault in more:
+            made.NameToInfo.clear()  # which would have a second member of a name refused
+            made.writestr(more[fault], b"")
+    spoil(out, fault)
     with persyn.open(tmp_path / "other.db", home=tmp_path):
         pass
     database = Database(f"sqlite:///{tmp_path}/other.db")
@@ -219,13 +240,72 @@ def test_only_a_router_that_was_exported_is_imported(tmp_path: Path, exported: t
     database.close()
 
 
+def spoil(file: Path, fault: str) -> None:
+    """Change bytes of an archive: what its directory says of the first member, or that member's content."""
+    content = bytearray(file.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    if fault == "encrypted":
+        content[entry + 8] |= 1
+    elif fault == "newer":
+        content[entry + 6] = 99
+    elif fault == "bits":
+        content[content.index(b'"clusters"')] ^= 1
+    elif fault == "text":
+        content = bytearray(b"no archive")
+    file.write_bytes(content)
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path: Path, exported: tuple[Path, Path]) -> None:
+    out = tmp_path / "bomb.router"
+    with zipfile.ZipFile(exported[1]) as archive, zipfile.ZipFile(out, "w") as made:
+        for name in archive.namelist():
+            made.writestr(zipfile.ZipInfo(name), archive.read(name))
+        largest = max(made.infolist(), key=lambda member: member.file_size)
+        for number in range(20):
+            other = zipfile.ZipInfo(f"checkpoint/{number}.json")
+            other.header_offset, other.CRC = largest.header_offset, largest.CRC
+            other.file_size = other.compress_size = largest.file_size
+            made.filelist.append(other)
+
+    with pytest.raises(UsageError, match="contains a part twice"):
+        fitted_router.read(out)
+
+
+def test_what_decided_is_unknown_where_the_calibration_prompts_are_not(other: tuple[Database, str]) -> None:
+    with other[0].read() as session:
+        title, rows = explain._nearest(session, [], [3, 0], [0.9, 0.5])
+
+    assert title == "the most similar calibration prompts, which are not in this store"
+    assert rows == [{"similarity": 0.9}, {"similarity": 0.5}]
+
+
+def test_the_router_of_a_run_is_read_wherever_its_home_is(tiny: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with persyn.open(tmp_path / "store.db", home=home):
+        pass
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    given = f'kind = "neighbours"\nbackbone = "{tiny}"'
+    run_id = whole_runs.work(database, home, write(tmp_path, given, calibration=30, when_unsure="static"))
+    (tmp_path / "more.jsonl").write_text('{"prompt": "Sing!"}\n')
+
+    found = extension.measure(database, run_id, PromptFiles([tmp_path / "more.jsonl"]), home, Teller(pytest.fail))
+    with database.read() as session:
+        learned = fitted_router.export(session, session.get_one(Run, run_id), tmp_path / "fitted.router", home)
+    database.close()
+
+    assert found is not None
+    assert (found.on, found.calibration, found.measured) == ("states", 22, 1)
+    assert learned.router.kind == "neighbours"
+    assert fitted_router.read(tmp_path / "fitted.router") == learned
+
+
 def test_equal_routers_are_equal_files_and_none_is_replaced(tmp_path: Path, exported: tuple[Path, Path]) -> None:
     database = Database(f"sqlite:///{exported[0]}/first.db")
     with database.read() as session:
         run = session.scalars(select(Run)).one()
-        fitted_router.export(session, run, tmp_path / "again.router")
+        fitted_router.export(session, run, tmp_path / "again.router", exported[0])
         with pytest.raises(UsageError, match="exists; give another name"):
-            fitted_router.export(session, run, tmp_path / "again.router")
+            fitted_router.export(session, run, tmp_path / "again.router", exported[0])
     database.close()
     assert (tmp_path / "again.router").read_bytes() == exported[1].read_bytes()
     assert list(tmp_path.glob("*.unfinished")) == []
