@@ -124,7 +124,7 @@ def frontier(task: Task) -> list[Point]:
     """PerSyn within budgets, from the lowest cost to the highest."""
     n_prompts, n_teachers = task.rewards.shape
     costs = Costs(task.prices, np.zeros(n_teachers), np.ones(n_prompts))
-    lots = np.random.default_rng(n_prompts).random(n_prompts)
+    lots = np.random.default_rng(n_prompts).random(len(task.rewards))
     values = assignment.untie(task.expected, lots, float(np.ptp(task.expected)))
     none = unlimited(n_prompts, n_teachers)
     least, most = n_prompts * float(task.prices.min()), assignment.solve(values, costs, none).cost
@@ -207,7 +207,7 @@ def _cost_of(points: Sequence[Point], reward: float) -> float:
 
 def _reward_of(points: Sequence[Point], cost: float) -> float:
     """The reward of a frontier at a cost; beyond its ends, that of the end."""
-    return float(np.interp(cost, *zip(*points, strict=True)))
+    return float(np.interp(cost, [point.cost for point in points], [point.reward for point in points]))
 
 
 def _mean(values: Vector, form: str = "{:.3f}") -> str:
