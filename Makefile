@@ -29,8 +29,8 @@ chaos: .venv/.dev ## Run a cluster and inject faults while it works; SEED=1 ROUN
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),1) --prompts $(or $(PROMPTS),5000)
 
 test: .venv/.dev .venv/.vllm ## Run all tests, with real models, vLLM and PostgreSQL
-	@# Three processes keep two cores busy: many tests wait for leases, timeouts and servers.
-	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadgroup
+	@# Four processes keep two cores busy: many tests wait for leases, timeouts and servers.
+	$(BIN)/python -m pytest -q --numprocesses 4 --dist loadgroup
 
 check: format lint types imports docs test ## Run everything that CI runs, fastest first
 
