@@ -34,7 +34,7 @@ from studies.router_kinds import Grid
 
 REPORT = Path(__file__).with_suffix(".md")
 #: Budgets, as parts of the way from the cheapest teacher to what is best whatever it costs.
-_PARTS = (1e-6, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_PARTS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 #: Probabilities of a right answer from which a cascade takes a teacher.
 _THRESHOLDS = (0.3, 0.5, 0.7)
 #: Shares of the prompts that a mix gives to the largest teacher.
@@ -167,7 +167,7 @@ def _frontier_table(frontiers: Sequence[Sequence[Point]]) -> str:
     rows = []
     for part, points in zip(_PARTS, zip(*frontiers, strict=True), strict=True):
         costs, found = (np.array(values) for values in zip(*points, strict=True))
-        rows.append((f"{part:.0%}", f"{costs.mean():.1f}", _mean(found)))
+        rows.append((f"{part:.1%}", f"{costs.mean():.1f}", _mean(found)))
     head = ("budget: part of the way from the smallest teacher", "cost per prompt", "reward (95%)")
     return "PerSyn within budgets, in billions of parameters per response:\n\n" + table(head, rows)
 

@@ -176,6 +176,8 @@ def read(file: Path) -> Learned:
 @contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive with the members of an exported router; `UsageError` if it is another file, or damaged."""
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}")
     try:
         with zipfile.ZipFile(file) as archive:
             _require_parts(archive, file)
