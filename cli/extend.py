@@ -39,9 +39,9 @@ def extend(
 ) -> None:
     """Add the prompts in FILES to RUN, which is done or running; execute it, and write its dataset again.
 
-    Files are read as by 'prompts import'. Prompts that are in the run already are not added again. The run's router
-    assigns the others as they are: no calibration response is generated, and assigned prompts keep their teacher. Costs
-    and limits of [strategy], and the [budget], hold for all prompts of the run together.
+    Files are read as by 'prompts import'. Prompts that are in the run already are not added again. The run's router, as
+    it is, assigns the others: no calibration response is generated, and assigned prompts keep their teacher. Costs and
+    limits of [strategy], and the [budget], hold for all prompts of the run together.
 
     First, the new prompts are compared with the calibration prompts. If too many are far from all of them, the router
     does not know such prompts, and nothing is added (exit 2), except with --anyway.
@@ -57,29 +57,31 @@ def extend(
     with store() as database:
         with database.read() as session:
             run_id = find_run(session, run).id
-        distance = _measured(database, run_id, given)
+        with waiting("comparing the prompts with the calibration prompts"):
+            distance = extension.measure(database, run_id, given, Settings.from_environment().home, Teller(warn))
+        if not (is_plan or anyway):
+            extension.require_near(run, distance)
+        _say(distance)
         if is_plan:
             _show_plan(database, run_id, given)
             return
-        if not anyway:
-            extension.require_near(run, distance)
         with counting_rows() as count, waiting("writing the prompts"):
             done = extension.extend(database, run_id, given, distance, Teller(warn, count))
         show_report(done.report, what="answer")
-        click.echo(f"{done.made.prompts:,} prompts were added to run {run}; it has the others already")
-        if done.made.prompts:
-            running.work(database, run_id)
+        if not done.made.prompts:
+            click.echo(f"run {run} has all of these prompts already; nothing was added")
+            return
+        click.echo(f"{done.made.prompts:,} prompts were added to run {run}")
+        running.work(database, run_id)
 
 
-def _measured(database: Database, run_id: int, files: PromptFiles) -> Distance | None:
-    """Compare new prompts with a run's calibration prompts, and say what was found."""
-    with waiting("comparing the prompts with the calibration prompts"):
-        found = extension.measure(database, run_id, files, Settings.from_environment().home, Teller(warn))
-    if found is not None:
-        click.echo(plain(str(found)))
-        for name, count in found.unknown.items():
-            warn(f"{count:,} new prompts have a {name!r} that no calibration prompt has, so the router ignores it")
-    return found
+def _say(distance: Distance | None) -> None:
+    """Say how far the new prompts are from the calibration prompts, where that was measured."""
+    if distance is None:
+        return
+    click.echo(plain(str(distance)))
+    for name, count in distance.unknown.items():
+        warn(f"{count:,} new prompts have a {name!r} that no calibration prompt has, so the router ignores it")
 
 
 def _show_plan(database: Database, run_id: int, files: PromptFiles) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import click
-from sqlalchemy import func, select
 
 from persyn.cli.context import RUN, find_run, plain, store
 from persyn.cli.progress import Meter
 from persyn.db import lookup
-from persyn.db.catalog import Run, RunPrompt
 from persyn.errors import UsageError
 from persyn.jobs import owner
 from persyn.operations.deletion import Deletion, DeletionOptions, delete_run
@@ -81,8 +79,8 @@ def delete(run: str, with_responses: bool, abandon_batches: bool, yes: bool) -> 
     settings = Settings.from_environment()
     with store() as database:
         with database.read() as session:
-            found = session.scalars(select(Run).where(Run.name == run)).one_or_none() or lookup.run(session, run)
-            prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == found.id)).one()
+            found = lookup.any_run(session, run)  # which may be one whose deletion was interrupted
+            prompts = lookup.n_prompts(session, found.id)
         also = " and the responses that no other run needs" if with_responses else ""
         if not yes and not click.confirm(f"delete run {run} ({found.state}, {prompts:,} prompts){also}?"):
             raise UsageError("nothing was deleted")

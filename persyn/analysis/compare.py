@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct, structs
 from numpy.typing import NDArray
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.analysis.frontier import Point, frontier
@@ -230,7 +230,7 @@ class _Counted:
         self.quality, self.learnability = cells.quality[holdout], cells.learnability[holdout]
         self.tokens = cells.response_tokens[holdout]
         self.cost = _cost(teachers, cells.prompt_tokens, cells.response_tokens)[holdout]
-        self.n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
+        self.n_prompts = lookup.n_prompts(session, run.id)
         self.n_grid = len(cells.prompt_ids)
         config = load_config(run.config)
         self.samples, self.asked = config.run.samples, config.generation.samples

@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 from sqlalchemy import Float, Select, and_, case, cast, func, literal, null, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import summary
+from persyn.analysis import shifts, summary
 from persyn.analysis.text_table import text_table
 from persyn.config import IMPORTED, RunConfig, TeacherTable, load_config
 from persyn.db import bulk, lookup
@@ -453,6 +453,6 @@ def _pace(session: Session, teacher_id: int) -> tuple[float | None, float | None
     tokens = session.scalar(written.where(Response.job_id.is_not(None)))
     loads = select(func.sum(Load.seconds), func.avg(Load.seconds)).where(Load.job_id.in_(jobs))
     loading, load_seconds = session.execute(loads).one()
-    shifts = summary.shifts(session, Event.job_id.in_(jobs)).values()
-    seconds = sum(shift.work_seconds for shift in shifts) - (loading or 0.0)
+    worked = shifts.of_jobs(session, Event.job_id.in_(jobs)).values()
+    seconds = sum(shift.work_seconds for shift in worked) - (loading or 0.0)
     return tokens / seconds if tokens and seconds > 0 else None, load_seconds

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
-from sqlalchemy import ColumnElement, and_, case, func, or_, select
+from sqlalchemy import and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import limits, realised, second_choices, verdict
+from persyn.analysis import limits, realised, second_choices, shifts, verdict
 from persyn.analysis.realised import Realised
+from persyn.analysis.shifts import Shift
 from persyn.analysis.text_table import text_table
 from persyn.analysis.verdict import RunVerdict
 from persyn.config import load_config
@@ -22,8 +22,7 @@ from persyn.dataset.verdicts import known_wrong
 from persyn.db import grid, lookup
 from persyn.db.catalog import Role, Run, RunPrompt, RunTeacher, Teacher
 from persyn.db.results import Assignment, Response, Router, is_candidate
-from persyn.db.time import now
-from persyn.db.work import Event, Job, JobState, Load
+from persyn.db.work import Event, Job, Load
 from persyn.method.intervals import Vector
 from persyn.method.strategies import STRATEGIES
 from persyn.runs import pipeline
@@ -190,12 +189,12 @@ def facts(session: Session, run: Run) -> Summary:
     kind = STRATEGIES.get(load_config(run.config).strategy.kind)
     cells = None if kind is not None and kind.grid == "all" else grid.read(session, run)
     means = grid.means(grid.parts(session, run) if cells is None else [cells])
-    n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
+    n_prompts = lookup.n_prompts(session, run.id)
     spent = _spent(session, run)
     all_tokens, all_dollars = _generate_all(session, run, n_prompts)
     router = session.get(Router, run.router_id) if run.router_id is not None else None
     metrics = router.metrics if router is not None else {}
-    worked = shifts(session, Event.run_id == run.id)
+    worked = shifts.of_jobs(session, Event.run_id == run.id)
     return Summary(
         name=run.name,
         state=run.state,
@@ -321,61 +320,6 @@ def _collapsed(session: Session, run: Run, metrics: dict[str, Any]) -> str | Non
     ).all()
     total = sum(count for _, count, _ in routed)
     return next((name for name, _, free in routed if total >= FEW and free > NEARLY_ALL * total), None)
-
-
-@dataclass(slots=True)
-class Shift:
-    """One worker's time, reconstructed from events."""
-
-    began: datetime
-    ended: datetime
-    claims: int = 0
-    #: {job id: stage} of the jobs in hand.
-    in_hand: dict[int, str] = field(default_factory=dict)
-    work_seconds: float = 0.0
-    #: Time with at least one job of the stage in hand.
-    stage_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def claimed(self, job_id: int, stage: str, at: datetime) -> None:
-        """Start a job; the time since the previous event was idle if no job was in hand."""
-        self.pass_to(at)
-        self.claims += 1
-        self.in_hand[job_id] = stage
-
-    def ended_job(self, job_id: int, at: datetime) -> None:
-        """End a job, or take it away."""
-        self.pass_to(at)
-        self.in_hand.pop(job_id, None)
-
-    def pass_to(self, at: datetime) -> None:
-        """Account for the time until `at`; an earlier `at` has no effect, as time never moves backwards."""
-        at = max(at, self.ended)
-        seconds = (at - self.ended).total_seconds()
-        if self.in_hand:
-            self.work_seconds += seconds
-        for stage in set(self.in_hand.values()):
-            self.stage_seconds[stage] += seconds
-        self.ended = at
-
-
-def shifts(session: Session, which: ColumnElement[bool]) -> dict[str, Shift]:
-    """Reconstruct each worker's time from job events, following each job from claim to end in event order."""
-    found: dict[str, Shift] = {}
-    holders: dict[int, str] = {}
-    steps = select(Event.at, Event.actor, Event.job_id, Job.stage, Event.to_state, Event.detail)
-    steps = steps.join(Job, Job.id == Event.job_id).where(which).order_by(Event.id)
-    for at, actor, job_id, stage, state, detail in session.execute(steps, execution_options={"yield_per": 1000}):
-        if job_id in holders:
-            # A job taken from a lost worker counts until the worker's last sign of life.
-            silent = timedelta(seconds=detail.get("silent_seconds") or 0.0)
-            found[holders.pop(job_id)].ended_job(job_id, at - silent)
-        if state == JobState.RUNNING:
-            found.setdefault(actor, Shift(at, at)).claimed(job_id, stage, at)
-            holders[job_id] = actor
-    at = session.scalars(select(now())).one()
-    for holder in set(holders.values()):
-        found[holder].pass_to(at)
-    return found
 
 
 def _workers(session: Session, run: Run, worked: Mapping[str, Shift]) -> list[WorkerFacts]:

@@ -163,21 +163,18 @@ def read(
     ).all()
     row_of = {prompt.prompt_id: row for row, prompt in enumerate(prompts)}
     column_of = {teacher_id: column for column, teacher_id in enumerate(teacher_ids)}
-    empty = np.full((len(prompts), len(teacher_ids), config.samples), np.nan)
-    quality, learned, prompt_tokens, response_tokens = (empty.copy() for _ in range(4))
-    n_responses = np.zeros(empty.shape[:2], dtype=np.int64)
+    shape = len(prompts), len(teacher_ids), config.samples
+    # None becomes NaN.
+    counted = {name: np.full(shape, np.nan) for name in ("quality", "prompt_tokens", "response_tokens")}
+    learned, n_responses = np.full(shape, np.nan), np.zeros(shape[:2], dtype=np.int64)
     found = scored_responses(run, measured.kind).where(wanted, Response.sample < config.samples)
     with session.execute(found, execution_options={"yield_per": 10_000}) as cells:
         for cell in cells:
             place = row_of[cell.prompt_id], column_of[cell.teacher_id], cell.sample
             n_responses[place[:2]] += cell.n_characters is not None
-            if cell.quality is not None:
-                quality[place] = cell.quality
             learned[place] = learnability_of(run, cell, measured)
-            if cell.prompt_tokens is not None:
-                prompt_tokens[place] = cell.prompt_tokens
-            if cell.response_tokens is not None:
-                response_tokens[place] = cell.response_tokens
+            for name, values in counted.items():
+                values[place] = getattr(cell, name)
     is_other = measured.on != config.learnability_on
     if is_other and measured.on == "reasoning" and len(prompts) and np.isnan(learned).all():
         raise UsageError(f"run {run.name} has no scored reasoning to compute learnability on; use answer or both")
@@ -185,12 +182,12 @@ def read(
         prompt_ids=np.array([prompt.prompt_id for prompt in prompts], dtype=np.int64),
         is_holdout=np.array([prompt.role == Role.HOLDOUT for prompt in prompts], dtype=np.bool_),
         teacher_ids=np.array(teacher_ids, dtype=np.int64),
-        quality=rewards.sample_means(quality),
+        quality=rewards.sample_means(counted["quality"]),
         learnability=rewards.sample_means(learned),
-        quality_errors=rewards.sample_errors(quality),
+        quality_errors=rewards.sample_errors(counted["quality"]),
         learnability_errors=rewards.sample_errors(learned),
-        prompt_tokens=rewards.sample_means(prompt_tokens),
-        response_tokens=rewards.sample_means(response_tokens),
+        prompt_tokens=rewards.sample_means(counted["prompt_tokens"]),
+        response_tokens=rewards.sample_means(counted["response_tokens"]),
         n_responses=n_responses,
         alpha=config.alpha,
         how=config.normalise,
@@ -211,7 +208,7 @@ def parts(session: Session, run: Run) -> Iterator[Grid]:
 
 def means(of_parts: Iterable[Grid]) -> Means:
     """Each teacher's means over all parts of a grid."""
-    quality, learnability, reward, informative = (rewards.Means() for _ in range(4))
+    quality, learnability, reward, informative = (rewards.RunningMeans() for _ in range(4))
     for cells in of_parts:
         rewarded = cells.rewards()
         quality.add(cells.quality)

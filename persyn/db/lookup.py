@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, true
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from persyn.config import COMBINED, StudentTable, load_config
@@ -21,6 +21,13 @@ _MOST = 5
 
 def run(session: Session, name: str) -> Run:
     """The run of this name; `UsageError` names the runs that exist, and refuses one that is being deleted."""
+    found = any_run(session, name)
+    require_whole(found)
+    return found
+
+
+def any_run(session: Session, name: str) -> Run:
+    """The run of this name, also while it is being deleted; `UsageError` names the runs that exist."""
     found = session.scalars(select(Run).where(Run.name == name)).one_or_none()
     if found is None:
         place = session.connection().engine.url.render_as_string(hide_password=True)
@@ -28,8 +35,12 @@ def run(session: Session, name: str) -> Run:
             f"there is no run named {name!r} in the store {place}, which has {_existing(session, name)}; "
             "set PERSYN_DATABASE_URL or PERSYN_HOME to use another store"
         )
-    require_whole(found)
     return found
+
+
+def n_prompts(session: Session, run_id: int) -> int:
+    """How many prompts a run has."""
+    return session.scalars(select(func.count()).where(RunPrompt.run_id == run_id)).one()
 
 
 def locked(session: Session, run_id: int) -> Run:

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, exists, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, bindparam, exists, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import GenerationTable, PromptsTable
+from persyn.db import lookup
 from persyn.db.catalog import Prompt, Role, RunPrompt
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
@@ -140,7 +141,7 @@ def draw(
     """
     if calibration == 0:
         return []
-    n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run_id)).one()
+    n_prompts = lookup.n_prompts(session, run_id)
     if calibration is not None and n_prompts < calibration:
         raise UsageError(
             f"{calibration:,} calibration prompts cannot be drawn from {n_prompts:,} prompts; "

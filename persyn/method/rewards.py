@@ -163,12 +163,12 @@ def informative(rewards: Matrix) -> NDArray[np.bool_]:
 
 def column_means(values: Matrix) -> NDArray[np.float64]:
     """(T,) means over the present cells; NaN for a column without any."""
-    means = Means()
+    means = RunningMeans()
     means.add(values)
     return means.found
 
 
-class Means:
+class RunningMeans:
     """Means over the present cells of matrices that are added one after the other."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from persyn.config import Name, load_config
 from persyn.dataset import export
 from persyn.dataset.kinds import KINDS
-from persyn.db import bulk, lookup
+from persyn.db import lookup, notes
 from persyn.db.catalog import Run
 from persyn.db.connect import Database
 from persyn.db.work import Event
@@ -70,8 +70,7 @@ def _rename(session: Session, run: Run, name: str, actor: str) -> None:
     config = load_config(run.config)
     renamed = replace(config, run=replace(config.run, name=name))
     detail = {"renamed": name, "was": run.name}
-    event = {"actor": actor, "run_id": run.id, "from_state": run.state, "to_state": run.state, "detail": detail}
-    bulk.insert_new(session, Event, [event])
+    notes.note(session, run, detail, actor=actor)
     run.name, run.config, run.config_hash = name, renamed.frozen(), renamed.digest()
     start.write_name(session, run)
     identity.rename(session, run)

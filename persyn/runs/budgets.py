@@ -8,9 +8,8 @@ from msgspec.structs import replace
 from sqlalchemy.orm import Session
 
 from persyn.config import RunConfig, load_config
-from persyn.db import bulk
+from persyn.db import notes
 from persyn.db.catalog import Run, RunState
-from persyn.db.work import Event
 from persyn.jobs import expenses
 from persyn.runs import same_run
 
@@ -28,8 +27,7 @@ def change(session: Session, run: Run, config: RunConfig, *, actor: str) -> bool
     taken = replace(was, budget=config.budget)
     run.config, run.config_hash = taken.frozen(), taken.digest()
     detail = {"changed": [each._asdict() for each in changed]}
-    event = {"actor": actor, "run_id": run.id, "from_state": run.state, "to_state": run.state, "detail": detail}
-    bulk.insert_new(session, Event, [event])
+    notes.note(session, run, detail, actor=actor)
     session.flush()
     return True
 

@@ -11,10 +11,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import load_config
-from persyn.db import lookup
+from persyn.db import lookup, notes
 from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import take_time
-from persyn.db.work import Event
 from persyn.errors import UsageError
 from persyn.ingest import prompt_import, prompt_table
 from persyn.ingest.imports import ImportReport
@@ -22,6 +21,9 @@ from persyn.ingest.prompt_import import PromptFiles
 from persyn.llm import quality
 from persyn.runs import pipeline, run_file, same_run, scheduling, start
 from persyn.stages import limits, registry
+
+#: Of the events' detail.
+_KEY = "extended"
 
 
 class Extension(Struct, frozen=True):
@@ -71,15 +73,12 @@ def add(
 def go_on(session: Session, run_id: int, made: Extension, *, actor: str) -> None:
     """Continue a run that an extension has added prompts to, and record it."""
     run = lookup.whole(session, run_id)
-    pipeline.assign_more(session, run, actor=actor, detail={"extended": msgspec.to_builtins(made)})
+    pipeline.assign_more(session, run, actor=actor, detail={_KEY: msgspec.to_builtins(made)})
 
 
 def of_run(session: Session, run: Run) -> list[Extension]:
     """The extensions of a run in order."""
-    events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id)
-    return msgspec.convert(
-        [each["extended"] for each in session.scalars(events) if "extended" in each], list[Extension]
-    )
+    return msgspec.convert(notes.noted(session, run, _KEY), list[Extension])
 
 
 def require_extensible(run: Run) -> None:

@@ -125,7 +125,7 @@ def look(session: Session, run: Run, config: RunConfig | None = None) -> Change 
     was = load_config(run.config)
     prompts = (config or was).prompts
     paths = [Path(file) for file in prompts.files]
-    n_prompts = session.scalars(select(func.count()).where(RunPrompt.run_id == run.id)).one()
+    n_prompts = lookup.n_prompts(session, run.id)
     if prompts.sources:
         there = select(func.count()).select_from(Prompt).where(Prompt.source.in_(prompts.sources))
         of_run = there.join(RunPrompt).where(RunPrompt.run_id == run.id)

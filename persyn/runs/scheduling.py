@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from persyn.db import bulk, lookup
+from persyn.db import lookup, notes
 from persyn.db.catalog import Run, RunState
-from persyn.db.work import Event, Job, JobState
+from persyn.db.work import Job, JobState
 from persyn.errors import UsageError, shorten
 from persyn.jobs import queue
 from persyn.runs import budgets, pipeline
@@ -51,9 +49,8 @@ def prioritise(session: Session, run: Run, priority: int, *, actor: str) -> None
     run = lookup.whole(session, run.id)
     if run.priority == priority:
         return
-    detail: dict[str, Any] = {"priority": priority, "was": run.priority}
-    event = {"actor": actor, "run_id": run.id, "from_state": run.state, "to_state": run.state, "detail": detail}
-    bulk.insert_new(session, Event, [event])
+    detail = {"priority": priority, "was": run.priority}
+    notes.note(session, run, detail, actor=actor)
     run.priority = priority
     session.execute(
         update(Job)

@@ -10,9 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from persyn.config import QualityTable, RunConfig, load_config
-from persyn.db import bulk, lookup, outages
+from persyn.db import lookup, notes, outages
 from persyn.db.catalog import Run
-from persyn.db.work import Event, Job, JobState
+from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
 from persyn.ingest import versions
 from persyn.jobs import queue
@@ -51,8 +51,7 @@ def change(session: Session, run: Run, config: RunConfig, *, actor: str) -> list
         if (spec := STAGES[of.stage].spec(session, run, of)) != before[of]:
             _turn(session, run, of, old, spec)
     detail = {"changed": [each._asdict() for each in found]}
-    event = {"actor": actor, "run_id": run.id, "from_state": run.state, "to_state": run.state, "detail": detail}
-    bulk.insert_new(session, Event, [event])
+    notes.note(session, run, detail, actor=actor)
     return found
 
 

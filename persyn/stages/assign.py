@@ -161,10 +161,6 @@ def progress(session: Session, run: Run) -> Progress:
     return Progress(total, done, failed=0)
 
 
-def _expected(session: Session, run: Run) -> int:
-    return session.scalars(select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)).one()
-
-
 def _kind(run: Run) -> Strategy:
     return STRATEGIES.require(load_config(run.config).strategy.kind, "strategy")
 
@@ -346,5 +342,5 @@ STAGE = Stage(
     spec=lambda session, run, _: route_spec(session, run),
     save=save,
     progress=progress,
-    expected=_expected,
+    expected=lambda session, run: lookup.n_prompts(session, run.id),
 )

@@ -15,11 +15,10 @@ from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, func, 
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import Condition, load_config
-from persyn.db import bulk, grid, lookup
+from persyn.db import bulk, grid, lookup, notes
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.results import Assignment, Fallback, Response, Score
 from persyn.db.text import reason
-from persyn.db.work import Event
 from persyn.jobs import owner
 from persyn.method import combined_quality
 from persyn.stages import limits, unassigned
@@ -187,14 +186,8 @@ class _Moves:
         """Record an event with the number of prompts by cause, and how many of them had no further choice."""
         if not self.total:
             return
-        event = {
-            "actor": owner.actor(),
-            "run_id": self._run.id,
-            "from_state": self._run.state,
-            "to_state": self._run.state,
-            "detail": {"fallback": dict(self._causes), "ended": self._ended},
-        }
-        bulk.insert_new(self._session, Event, [event])
+        detail = {"fallback": dict(self._causes), "ended": self._ended}
+        notes.note(self._session, self._run, detail, actor=owner.actor())
 
 
 class _Room:

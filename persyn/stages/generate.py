@@ -9,12 +9,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from persyn.config import load_config
 from persyn.db import combined, lookup
-from persyn.db.catalog import Run, RunPrompt
+from persyn.db.catalog import Run
 from persyn.db.results import Assignment, Response
 from persyn.jobs.queue import Claim
 from persyn.stages import checking, fallback, rejection
@@ -35,8 +35,7 @@ def _missing(run: Run, teacher_id: int | None) -> Select[Any]:
 
 
 def _expected(session: Session, run: Run) -> int:
-    prompts = session.scalars(select(func.count()).select_from(RunPrompt).where(RunPrompt.run_id == run.id)).one()
-    return prompts * load_config(run.config).generation.rows
+    return lookup.n_prompts(session, run.id) * load_config(run.config).generation.rows
 
 
 def _of(run: Run) -> Stage:

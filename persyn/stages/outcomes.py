@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from persyn.db import bulk
+from persyn.db import notes
 from persyn.db.catalog import Run
-from persyn.db.work import Event
 from persyn.jobs import owner
+
+#: Of the events' detail.
+_KEY = "within_limits"
 
 
 class TeacherLimits(Struct, frozen=True):
@@ -53,9 +54,7 @@ class Outcome(Struct, frozen=True):
 
 def of_run(session: Session, run: Run) -> list[Outcome]:
     """What was recorded of a run's assignments: one, and one more for each extension."""
-    events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id)
-    found = [each["within_limits"] for each in session.scalars(events) if "within_limits" in each]
-    return msgspec.convert(found, list[Outcome])
+    return msgspec.convert(notes.noted(session, run, _KEY), list[Outcome])
 
 
 def last(session: Session, run: Run) -> Outcome | None:
@@ -65,11 +64,4 @@ def last(session: Session, run: Run) -> Outcome | None:
 
 def record(session: Session, run: Run, made: Outcome) -> None:
     """Record an assignment, in its transaction."""
-    event = {
-        "actor": owner.actor(),
-        "run_id": run.id,
-        "from_state": run.state,
-        "to_state": run.state,
-        "detail": {"within_limits": msgspec.to_builtins(made)},
-    }
-    bulk.insert_new(session, Event, [event])
+    notes.note(session, run, {_KEY: msgspec.to_builtins(made)}, actor=owner.actor())

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct, structs
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import load_config
-from persyn.db import bulk, grid, lookup
+from persyn.db import grid, lookup, notes
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt
 from persyn.db.grid import Grid
 from persyn.db.results import Router, RouterScore
-from persyn.db.work import Event
 from persyn.errors import UsageError
 from persyn.jobs import owner
 from persyn.method import rewards
@@ -28,6 +28,8 @@ from persyn.stages.labels import LABELLED, SOURCE, labels
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 1.0)
 #: Stands for a prompt without the field that prompts are grouped by.
 _NONE = "(none)"
+#: Of the event's detail.
+_KEY = "decided"
 #: Ways of tuning after which a router is not fitted again without each fold, which would take as long again each time.
 _TUNED = ("full", "lora")
 
@@ -107,24 +109,14 @@ def record(session: Session, run: Run, verdict: str, why: str | None, ranking: l
     when_unsure = load_config(run.config).strategy.when_unsure
     routes = verdict == "route" or (when_unsure == "route" and verdict != "do not route")
     made = Decision(verdict, why, routes, ranking)
-    event = {
-        "actor": owner.actor(),
-        "run_id": run.id,
-        "from_state": run.state,
-        "to_state": run.state,
-        "detail": {"decided": {"verdict": verdict, "why": why, "routes": routes, "ranking": made.ranking}},
-    }
-    bulk.insert_new(session, Event, [event])
+    notes.note(session, run, {_KEY: msgspec.to_builtins(made)}, actor=owner.actor())
     return made
 
 
 def decision(session: Session, run: Run) -> Decision | None:
     """What was decided for a run, if it has come so far."""
-    events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id)
-    for detail in session.scalars(events):
-        if "decided" in detail:
-            return Decision(**detail["decided"])
-    return None
+    found = notes.noted(session, run, _KEY)
+    return msgspec.convert(found[0], Decision) if found else None
 
 
 def _ranking(session: Session, run: Run) -> list[int]:

@@ -157,12 +157,12 @@ def test_every_pair_is_a_preference_once_unless_it_is_tied_or_incomplete(scores:
 
 
 def test_means_of_parts_are_those_of_the_whole() -> None:
-    means = rewards.Means()
+    means = rewards.RunningMeans()
     means.add(matrix([1, NAN, NAN], [3, 5, NAN]))
     means.add(matrix([5, NAN, NAN]))
 
     assert_array_equal(means.found, [3.0, 5.0, NAN])
-    assert np.isnan(rewards.Means().found)
+    assert np.isnan(rewards.RunningMeans().found)
 
 
 def test_the_static_ranking_is_the_mean_reward_of_the_present_cells() -> None:

@@ -1,0 +1,24 @@
+"""Events about a run as a whole that leave its state as it is: note something, and read what was noted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from persyn.db import bulk
+from persyn.db.catalog import Run
+from persyn.db.work import Event
+
+
+def note(session: Session, run: Run, detail: dict[str, Any], *, actor: str) -> None:
+    """Record an event in the current transaction. detail: plain values; the first key says what kind it is."""
+    event = {"actor": actor, "run_id": run.id, "from_state": run.state, "to_state": run.state, "detail": detail}
+    bulk.insert_new(session, Event, [event])
+
+
+def noted(session: Session, run: Run, key: str) -> list[Any]:
+    """What a run's events have under a key of their detail, in order."""
+    events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id)
+    return [detail[key] for detail in session.scalars(events) if key in detail]
