@@ -306,7 +306,7 @@ class Run(RunOperations):
         files:  one or more paths, read as by `persyn prompts import`.
         anyway: also add prompts that are far from the run's calibration prompts.
 
-        The run's router assigns them as it is: no calibration response is generated again, and assigned prompts keep
+        The run's router, as it is, assigns them: no calibration response is generated again, and assigned prompts keep
         their teacher. Returns how many prompts were added. Raises `UsageError`, and adds nothing, for a bad row, for a
         run that has failed, is cancelled or paused, and for prompts unlike those that the router was fitted to.
         """
