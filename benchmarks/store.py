@@ -2,7 +2,7 @@
 
 python -m benchmarks.store [--sizes 10000 100000 1000000] [--databases sqlite postgresql]
 
-Times include a fixed cost, independent of the size: starting nine engines and one command.
+Times include a fixed cost, independent of the size: starting an engine for each teacher and some more, and one command.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from benchmarks import runs
 from persyn.db.connect import Database
 from tests.postgres import Postgres
 
-TEACHERS = 8
-CALIBRATION = 256
 _TIMEOUT_SECONDS = 3600.0
 DATABASES = ("sqlite", "postgresql")
 
@@ -30,6 +28,7 @@ class Figures:
     """The timings of one run, in seconds."""
 
     prompts: int
+    calibration: int
     start: float
     calibrate: float
     work: float
@@ -37,7 +36,7 @@ class Figures:
     peaks: runs.Peaks
 
     def __str__(self) -> str:
-        routed = self.prompts - CALIBRATION
+        routed = self.prompts - self.calibration
         return (
             f"{self.prompts:>9,} {self.start:>8.1f} {self.calibrate:>10.1f} {self.work:>10.1f} "
             f"{routed / self.work:>10,.0f} {self.total:>8.1f} {1e6 * self.total / self.prompts:>9.0f} "
@@ -47,7 +46,7 @@ class Figures:
     @property
     def work_per_prompt(self) -> float:
         """Seconds per prompt for assigning, generating and saving."""
-        return self.work / (self.prompts - CALIBRATION)
+        return self.work / (self.prompts - self.calibration)
 
 
 HEADER = "  prompts  start s  to assign  ass+gen s  prompts/s  total s us/prompt  worker   host MiB"
@@ -60,13 +59,15 @@ def main() -> None:
     )
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))
     parser.add_argument("--job-prompts", type=int, default=256)
+    parser.add_argument("--teachers", type=int, default=8)
+    parser.add_argument("--calibration", type=int, default=256, help="prompts that every teacher answers")
     options = parser.parse_args()
     for kind in options.databases:
-        print(f"{kind}, {TEACHERS} teachers, {options.job_prompts} prompts per job\n{HEADER}")
+        print(f"{kind}, {options.teachers} teachers, {options.job_prompts} prompts per job\n{HEADER}")
         figures = []
         for size in sorted(options.sizes):
             with tempfile.TemporaryDirectory(prefix="persyn-benchmark-") as name, database(kind, Path(name)) as url:
-                figures.append(_measure(Path(name), url, size, options.job_prompts))
+                figures.append(_measure(Path(name), url, size, options))
             print(figures[-1], flush=True)
         least, most = figures[0], figures[-1]
         print(
@@ -76,9 +77,10 @@ def main() -> None:
         )
 
 
-def _measure(folder: Path, url: str, prompts: int, job_prompts: int) -> Figures:
-    teachers = [{"name": f"t{n}", "model": f"t{n}", "engine": "fake"} for n in range(TEACHERS)]
-    file = runs.write(folder, prompts, teachers, calibration=CALIBRATION, job_prompts=job_prompts)
+def _measure(folder: Path, url: str, prompts: int, options: argparse.Namespace) -> Figures:
+    teachers = [{"name": f"t{n}", "model": f"t{n}", "engine": "fake"} for n in range(options.teachers)]
+    sizes = {"calibration": options.calibration, "job_prompts": options.job_prompts}
+    file = runs.write(folder, prompts, teachers, **sizes)
     began = time.time()
     with runs.persyn(folder, url, "run", "start", str(file)) as process:
         peaks = runs.finish(process, folder, _TIMEOUT_SECONDS)
@@ -88,6 +90,7 @@ def _measure(folder: Path, url: str, prompts: int, job_prompts: int) -> Figures:
     database.close()
     return Figures(
         prompts=prompts,
+        calibration=options.calibration,
         start=times["calibrate"].timestamp() - began,
         calibrate=runs.seconds(times, "calibrate", "assign"),
         work=runs.seconds(times, "assign", "done"),

@@ -41,6 +41,8 @@ PROMPTS, CALIBRATION, MAX_TOKENS = 150, 20, 40
 #: US dollars per million tokens.
 PRICE_IN, PRICE_OUT = 1000.0, 5000.0
 _LIMIT_SECONDS = 300.0
+#: Between two looks at a run that nobody is about to kill.
+_POLL_SECONDS = 0.3
 
 
 @dataclass(slots=True)
@@ -158,6 +160,7 @@ class Killing:
         while self._is_running():
             assert time.monotonic() - began < _LIMIT_SECONDS, (self._folder / "output").read_text()
             self._look(found)
+            time.sleep(_POLL_SECONDS)
         for worker in self._workers:
             worker.wait(timeout=60)
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from persyn.db.connect import Database
 from persyn.llm import gpus
+from tests import forked
 from tests.cluster import Broker
 from tests.postgres import Postgres
 
@@ -46,6 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
         if group := _group(item):
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Ids travel between the processes with each report, and some parameters have megabytes."""
+    return repr(val[:40]) if isinstance(val, (str, bytes)) and len(val) > 1000 else None
 
 
 def _group(item: pytest.Item) -> str:
@@ -103,6 +109,13 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.upgrade()
     store.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def commands_folder() -> Iterator[Path]:
+    """A folder for the PATH of shells, with the command `persyn`."""
+    with forked.running() as folder:
+        yield folder
 
 
 @pytest.fixture

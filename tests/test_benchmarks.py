@@ -14,13 +14,16 @@ QUICK = {
         ["--sizes", "300", "--teachers", "4", "--databases", "sqlite", "--cases", "2"],
         "gap to the exact optimum",
     ),
-    "balance": (["--small"], "generate"),
+    "balance": (["--small", "--teachers", "2"], "generate"),
     "naive_celery": (["--prompts", "40"], "prompts"),
     "overhead": (["--prompts", "40", "--only", "rate"], "requests/s"),
     "queue": (["--prompts", "300", "--parts", "enqueue"], "s"),
     "router": (["--teachers", "2"], "times"),
     "servers": (["--requests", "60", "--only", "replicas"], "times"),
-    "store": (["--sizes", "300", "--databases", "sqlite"], "300"),
+    "store": (
+        ["--sizes", "60", "--teachers", "2", "--calibration", "20", "--databases", "sqlite"],
+        "sqlite, 2 teachers, 256 prompts per job",
+    ),
     "web": (["--prompts", "300", "--databases", "sqlite", "--repeats", "1"], "within"),
 }
 HEAVY = {

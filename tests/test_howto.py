@@ -27,6 +27,7 @@ import pytest
 from persyn.llm.scorers import judge
 from persyn.runs import run_file
 from persyn.sql import saved
+from tests import forked
 from tests.chat_server import Server, completion
 from tests.test_deploy import DEPLOY, problem
 
@@ -112,6 +113,8 @@ class Desk:
     """A folder for a page's files, in which its commands are run."""
 
     folder: Path
+    #: Where the command is.
+    commands: Path
 
     def write(self, page: Path, *, server: str = "") -> None:
         for block in blocks(page):
@@ -124,8 +127,9 @@ class Desk:
     def type(self, script: str, **variables: str) -> str:
         """The output of a script; `persyn` is this version, and exit code 3 (missing rows) counts as success."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
-        environment |= {"PERSYN_HOME": str(self.folder / "home"), "PYTHONPATH": os.pathsep.join(sys.path), **variables}
-        ours = f'persyn() {{ {shlex.quote(sys.executable)} -m persyn.cli "$@" || [ $? = 3 ]; }}'
+        environment |= {"PERSYN_HOME": str(self.folder / "home"), "PYTHONPATH": forked.MODULES, **variables}
+        environment["PATH"] = f"{self.commands}{os.pathsep}{environment['PATH']}"
+        ours = 'persyn() { command persyn "$@" || [ $? = 3 ]; }'
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"{ours}\n{script}"],
             cwd=self.folder,
@@ -143,8 +147,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def desk(tmp_path: Path, commands_folder: Path) -> Desk:
+    return Desk(tmp_path, commands_folder)
 
 
 @each_page

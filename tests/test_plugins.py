@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.test_howto import HOWTO, blocks
 
 PAGE = HOWTO / "plugins.md"
@@ -54,16 +56,15 @@ def site(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def persyn(site: Path, tmp_path: Path) -> Persyn:
-    """Runs commands where that package is installed."""
-    path = os.pathsep.join([str(site), os.getcwd()])
+def persyn(site: Path, tmp_path: Path) -> Iterator[Persyn]:
+    """Runs commands where that package is installed, as it is at the first command."""
+    path = os.pathsep.join([str(site), forked.MODULES])
     environment = {**os.environ, "PYTHONPATH": path, "PERSYN_HOME": str(tmp_path / "home")}
+    told = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "persyn.cli", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    return run
+    with ExitStack() as stack:
+        folder = cache(lambda: stack.enter_context(forked.running(path)))
+        yield lambda *arguments: subprocess.run([folder() / "persyn", *arguments], **told, check=False)
 
 
 def test_kinds_of_another_package_run_and_appear_in_every_list(persyn: Persyn, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from tests import forked
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -70,10 +72,10 @@ def test_only_what_an_ellipsis_stands_for_may_differ(shown: str, printed: str, a
     assert wrong(shown, printed) == at
 
 
-def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
+def test_the_tutorial_does_what_it_says(tmp_path: Path, commands_folder: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PERSYN_")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PATH"] = f"{commands_folder}:{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["PYTHONPATH"] = forked.MODULES
     place = tmp_path / "place"
     there = tmp_path / "empty"
     there.mkdir()

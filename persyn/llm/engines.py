@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
 from persyn.config import COMBINED, IMPORTED
-from persyn.llm import litellm_prices, needs, options, vllm_arguments
+from persyn.llm import lean, litellm_prices, needs, options, vllm_arguments
 from persyn.llm.litellm_options import LiteLLMOptions
 from persyn.llm.needs import Need
 from persyn.llm.options import EngineOptions
@@ -61,6 +61,8 @@ class EngineKind:
     model: ModelReference = ""
     #: Whether the model runs on the engine in `options.engine`, with the options in `options.options`.
     is_nested: bool = False
+    #: Whether its module imports transformers.
+    is_on_transformers: bool = False
     #: A package that it needs besides PerSyn's own dependencies, and the extra of PerSyn that installs it.
     package: str | None = None
     extra: str | None = None
@@ -124,6 +126,7 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.VllmOptions,
         model="weights",
+        is_on_transformers=True,
         package="vllm",
         extra="vllm",
         holds_to_schema=True,
@@ -140,6 +143,7 @@ ENGINES = Registry(
         roles=frozenset({"teacher", "judge"}),
         options=options.TransformersOptions,
         model="weights",
+        is_on_transformers=True,
         takes_adapters=True,
         transport=frozenset({"batch_size"}),
         default_dtypes=("float32", "bfloat16"),
@@ -185,6 +189,7 @@ ENGINES = Registry(
         roles=frozenset({"student"}),
         options=options.LogLikelihoodOptions,
         model="weights",
+        is_on_transformers=True,
         transport=frozenset({"batch_tokens"}),
         default_dtypes=("float32", None),
         tokenises_in_parallel=True,
@@ -236,6 +241,7 @@ ENGINES = Registry(
         roles=frozenset({"quality"}),
         options=options.RewardModelOptions,
         model="weights",
+        is_on_transformers=True,
         transport=frozenset({"batch_tokens"}),
         default_dtypes=("float32", None),
         unit="logit",
@@ -292,12 +298,15 @@ ENGINES = Registry(
         module="persyn.router.fit",
         options=options.RouterFitOptions,
         model="weights",
+        is_on_transformers=True,
         transport=frozenset({"batch_tokens"}),
         default_dtypes=("float32", "bfloat16"),
     ),
-    EngineKind(name="router", summary="routes with a fitted router", module="persyn.router.route"),
+    EngineKind(
+        name="router", summary="routes with a fitted router", module="persyn.router.route", is_on_transformers=True
+    ),
     EngineKind(name="strategy", summary="calls a custom strategy", module="persyn.router.strategy"),
-    EngineKind(name="check", summary="inspects a teacher's model", module="persyn.llm.check"),
+    EngineKind(name="check", summary="inspects a teacher's model", module="persyn.llm.check", is_on_transformers=True),
     groups=("persyn.engines", "persyn.scorers"),
 )
 
@@ -348,5 +357,8 @@ def gpus(spec: ModelSpec) -> int:
 
 def load(spec: ModelSpec, tick: Tick) -> Engine:
     """Import the spec's engine and load its model; `EngineError` when that fails."""
-    make: LoadEngine = import_module(ENGINES.require(spec.engine, "engine").module).load
+    kind = ENGINES.require(spec.engine, "engine")
+    if kind.is_on_transformers:
+        lean.import_transformers()
+    make: LoadEngine = import_module(kind.module).load
     return make(spec, tick)

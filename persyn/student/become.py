@@ -24,7 +24,7 @@ from msgspec import Struct
 from persyn.atomic import replaced
 from persyn.config import fingerprint_of
 from persyn.errors import EngineError, PersynError, UsageError
-from persyn.llm import engines
+from persyn.llm import engines, lean
 from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
 from persyn.llm.template import Conversation
 from persyn.student.training_settings import Notes, TrainingCallback, TrainingSettings
@@ -198,6 +198,7 @@ def _answers(spec: ModelSpec, requests: Sequence[Request]) -> list[Result]:
 
 
 def _main() -> None:
+    lean.import_transformers()
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -300,14 +300,21 @@ def test_auto_keeps_to_the_head_where_nothing_can_be_read_off_a_prompt(tiny: Pat
     assert not (tmp_path / "auto" / "backbone").exists()
 
 
-def test_auto_holds_one_backbone_at_a_time(tiny: Path, work: Work, tmp_path: Path) -> None:
+def test_auto_holds_one_backbone_at_a_time(
+    tiny: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = grid(60, tune="auto", folder=tmp_path / "auto")
     dealt = np.random.default_rng(0).permutation(np.array(asked.rewards)).tolist()
+    alive: weakref.WeakSet[RouterModel] = weakref.WeakSet()
     held: list[int] = []
-    engine = fit.load(
-        ModelSpec("router_fit", str(tiny), options=FAST["auto"]),
-        lambda: held.append(sum(type(each) is RouterModel for each in gc.get_objects())),
-    )
+    make = RouterModel.__init__
+
+    def noted(self: RouterModel, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        alive.add(self)
+
+    monkeypatch.setattr(RouterModel, "__init__", noted)
+    engine = fit.load(ModelSpec("router_fit", str(tiny), options=FAST["auto"]), lambda: held.append(len(alive)))
 
     (fitted,) = work(engine, [msgspec.structs.replace(asked, rewards=dealt)])
 
