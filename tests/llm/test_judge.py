@@ -28,6 +28,7 @@ from persyn.runs import pipeline, run_file
 from persyn.settings import Settings
 from persyn.workers.runner.worker import Worker
 from tests.chat_server import Server, completion, error
+from tests.one_database import SQLITE
 from tests.run_files import write_run
 
 PROMPT = [{"role": "user", "content": "Name a prime below 4."}]
@@ -355,6 +356,7 @@ def test_the_run_file_wants_a_model_and_an_engine(tmp_path: Path) -> None:
     assert quality('model = "judge"', f'options = {{ engine = "openai", {server} }}').model == "judge"
 
 
+@SQLITE
 def test_a_run_is_scored_by_a_judge(database: Database, tmp_path: Path, server: Server) -> None:
     say(server, lambda material, question: json.dumps({"rating": 1 + len(material["response"]) % 10}))
     file = write_run(tmp_path, calibration=6)

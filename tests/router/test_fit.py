@@ -187,7 +187,7 @@ def test_the_same_seed_gives_the_same_checkpoint(tiny: Path, work: Work, tmp_pat
 
 def test_a_checkpoint_says_what_it_is_and_pickles_nothing(tiny: Path, work: Work, tmp_path: Path) -> None:
     for tune in ("head", "lora", "full"):
-        work(fitter(tiny, **FAST[tune]), [grid(12, tune=tune, folder=tmp_path / tune)])
+        work(fitter(tiny, **FAST[tune] | {"epochs": 1}), [grid(12, tune=tune, folder=tmp_path / tune)])
 
     said = json.loads((tmp_path / "lora" / "router.json").read_text())
     assert said["backbone"] == str(tiny)
@@ -380,7 +380,7 @@ def altered(tiny: Path, folder: Path, value: float) -> Path:
 def test_a_router_is_not_laid_on_another_backbone_than_it_was_fitted_to(tiny: Path, work: Work, tmp_path: Path) -> None:
     backbone = shutil.copytree(tiny, tmp_path / "backbone")
     for tune in ("head", "lora", "full"):
-        work(fitter(backbone, **FAST[tune]), [grid(12, tune=tune, folder=tmp_path / tune)])
+        work(fitter(backbone, **FAST[tune] | {"epochs": 1}), [grid(12, tune=tune, folder=tmp_path / tune)])
     was = json.loads((tmp_path / "head" / "router.json").read_text())["revision"]
     assert was == identify(str(backbone)).revision
     shutil.rmtree(backbone)

@@ -28,6 +28,7 @@ from persyn.errors import UsageError
 from persyn.runs import run_file
 from persyn.stages import assign, limits
 from tests.factories import MadeRun, make_config, make_response, make_router, make_run
+from tests.one_database import POSTGRESQL
 from tests.run_files import write_run
 
 TEACHERS = ("a", "b", "c")
@@ -272,6 +273,7 @@ def write(folder: Path, *given: str, seconds: float = 0.0) -> Path:
     return file
 
 
+@POSTGRESQL
 def test_a_run_killed_while_it_routes_keeps_its_limits_in_the_end(
     database: Database, database_url: str, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_broker_that_is_killed_and_loses_everything_costs_only_time(
     require_complete(database)
 
 
+@POSTGRESQL
 def test_a_killed_worker_loses_only_what_its_engine_was_computing(
     cluster: Cluster, database: Database, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from persyn.db.catalog import Role, Run, RunPrompt, Teacher
 from persyn.db.connect import Database
 from persyn.db.results import Assignment, Fallback, RouterScore
 from persyn.report import document, gather
+from tests.one_database import SQLITE
 from tests.run_files import write_run
 from tests.web.conftest import client
 from tests.whole_runs import work
@@ -48,6 +49,7 @@ def choices(database: Database, run_id: int) -> dict[int, list[tuple[str, str]]]
     return found
 
 
+@SQLITE
 def test_what_a_teacher_refuses_goes_to_the_routers_next_one(
     database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
