@@ -28,7 +28,7 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.work import Load
 from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, shorten
-from persyn.jobs import owner, queue
+from persyn.jobs import owner, queue, workload
 from persyn.jobs.expenses import Shortage
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
@@ -165,9 +165,9 @@ class Worker:
         self._drain()
 
     def _is_over(self, session: Session) -> bool:
-        pipeline.sweep(session, actor=self.owner, dead_owners=owner.dead(queue.owners(session)))
+        pipeline.sweep(session, actor=self.owner, dead_owners=owner.dead(workload.owners(session)))
         if self._run_id is None:
-            return queue.is_drained(session)
+            return workload.is_drained(session)
         return session.get_one(Run, self._run_id).state is not RunState.RUNNING
 
     def _choose(self, session: Session) -> Claim | None:
