@@ -129,8 +129,8 @@ def test_without_a_past_lengths_are_bounds_and_the_router_leaves_a_range(databas
     assert (found.state, found.prompts, found.calibration, found.undecided) == (None, 10, 4, 6)
     sources = [(each.prompt_tokens_from, each.response_tokens_from) for each in found.teachers]
     assert sources == [("characters", "max_tokens")] * 2
-    # Ada reads 16 characters, 4 tokens, in two turns of 5 more, and may write 100; bob reads 2 in one turn, and may write
-    # 50. Their dollars are millionths.
+    # Ada reads 16 characters, 4 tokens, in two turns of 5 more, and may write 100; bob reads 2 in one turn, and may
+    # write 50. Their dollars are millionths.
     assert figures(share(found, "calibrate", "ada").ask) == (4, 56, 400, 4056e-6, None)
     assert figures(share(found, "calibrate", "bob").ask) == (4, 28, 200, 2056e-6, None)
     assert figures(share(found, "undecided", "ada").ask) == (6, 84, 600, 6084e-6, None)
