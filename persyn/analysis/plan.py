@@ -233,17 +233,13 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
 
     past: the store with its teachers' history, if that is another one.
     """
-    teachers = lookup.teachers(session, run.id)
-    tables = load_config(run.config).teachers
+    teachers, config = lookup.teachers(session, run.id), load_config(run.config)
     bases = [
         _basis(past or session, *pair, run_id=run.id if past is None else None)
-        for pair in zip(teachers, tables, strict=True)
+        for pair in zip(teachers, config.teachers, strict=True)
     ]
     scorers = [scorer for scorer in lookup.asked(session, run) if scorer.kind != IMPORTED]
     piles = _piles(session, run, scorers)
-
-    config = load_config(run.config)
-
     asked = config.generation.samples
 
     def shares(stage: str, *, split: int = 1, asked: int = asked) -> list[Share]:
@@ -308,19 +304,23 @@ def _copy_results(there: Session, run: Run, session: Session) -> None:
     scorer_ids = {run.quality_scorer_id, *(scorer.id for scorer in lookup.asked(there, run))}
     prompts = select(Prompt.id, Prompt.content_hash).join(RunPrompt).where(RunPrompt.run_id == run.id)
     prompts = prompts.order_by(Prompt.id).limit(_CHUNK)
-    columns = Response.id, Response.teacher_id, Response.sample, Response.failure, Response.origin
+    last, columns = 0, (Response.id, Response.teacher_id, Response.sample, Response.failure, Response.origin)
     responses = select(Prompt.content_hash, *columns).join(Prompt).where(Response.teacher_id.in_(teacher_ids))
     scores = select(Score.response_id, Score.scorer_id).join(Response).join(Prompt)
     scores = scores.where(Response.teacher_id.in_(teacher_ids), Score.scorer_id.in_(scorer_ids))
-    last = 0
+    if session.execute(responses.limit(1)).first() is None:
+        return
     while chunk := there.execute(prompts.where(Prompt.id > last)).all():
         last = chunk[-1].id
         id_of = {content_hash: prompt_id for prompt_id, content_hash in chunk}
-        rows = [dict(row) for row in session.execute(responses.where(Prompt.content_hash.in_(id_of))).mappings()]
+        rows = [
+            dict(row)
+            for row in session.execute(responses.where(bulk.among(session, Prompt.content_hash, id_of))).mappings()
+        ]
         for row in rows:
             row |= {"prompt_id": id_of[row.pop("content_hash")], "text": None if row["failure"] else ""}
         bulk.insert_new(there, Response, rows)
-        marks = session.execute(scores.where(Prompt.content_hash.in_(id_of))).mappings()
+        marks = session.execute(scores.where(bulk.among(session, Prompt.content_hash, id_of))).mappings()
         bulk.insert_new(there, Score, [{**mark, "value": 0.0, "detail": {}} for mark in marks])
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import ARRAY, ColumnElement, Select, any_, bindparam, cast, func, literal, select, true
+from sqlalchemy import ARRAY, ColumnElement, Select, any_, bindparam, func, literal, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -58,8 +58,9 @@ def _insert_new(session: Session, model: type[Base]) -> Any:
 @lru_cache
 def _insert_arrays(model: type[Base], names: tuple[str, ...]) -> Any:
     """An insert of rows given as one array for each column."""
-    types = (ARRAY(model.__table__.c[name].type, dimensions=1) for name in names)
-    rows = select(*(func.unnest(cast(bindparam(_array(name)), kind)) for name, kind in zip(names, types, strict=True)))
+    table = model.__table__
+    arrays = (bindparam(_array(name), type_=ARRAY(table.c[name].type, dimensions=1)) for name in names)
+    rows = select(*map(func.unnest, arrays))
     return postgresql.insert(model).from_select(list(names), rows).on_conflict_do_nothing()
 
 
