@@ -15,6 +15,8 @@ import argparse
 import contextlib
 import math
 import resource
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,8 @@ from benchmarks.store import DATABASES, database
 from persyn.db.connect import Database
 
 STEPS = ("import", "plan", "run", "status", "report", "export")
+#: So few that no verdict can decide against routing, which a router without any skill would deserve.
+CALIBRATION = 48
 _SAMPLE_SECONDS = 0.2
 _STATUS_SECONDS = 20.0
 _MIB = 2**20
@@ -230,11 +234,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="numbers of prompts")
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))
     parser.add_argument("--teachers", type=int, default=20)
-    parser.add_argument("--calibration", type=int, default=1_000)
+    parser.add_argument("--calibration", type=int, default=CALIBRATION)
     parser.add_argument("--last", choices=STEPS, default=STEPS[-1], help="stop after this step")
     parser.add_argument("--status-seconds", type=float, default=_STATUS_SECONDS, help="between two looks at the status")
     parser.add_argument("--timeout", type=float, default=7_200.0, help="seconds for one command")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes are ended and files removed
     for kind in options.databases:
         found: dict[int, list[Step]] = {}
         for size in sorted(options.sizes):
