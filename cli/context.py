@@ -22,7 +22,7 @@ from persyn.db import lookup
 from persyn.db.catalog import Run
 from persyn.db.connect import BRISK_SECONDS, Database, scratch
 from persyn.errors import StoreUnavailable, UsageError
-from persyn.jobs.queue import Backlog
+from persyn.jobs.workload import Backlog
 from persyn.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -33,8 +33,8 @@ from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.errors import UsageError, shorten
 from persyn.ingest import rows
-from persyn.jobs import queue
-from persyn.jobs.queue import Backlog
+from persyn.jobs import workload
+from persyn.jobs.workload import Backlog
 from persyn.llm.engines import ENGINES
 from persyn.llm.identity import hub_silence
 from persyn.method.strategies import STRATEGIES
@@ -192,7 +192,7 @@ def _workers(settings: Settings) -> Iterator[DoctorFinding]:
     with contextlib.suppress(UsageError, SQLAlchemyError):
         database = Database(settings.database_url)
         with database.read() as session:
-            waiting = queue.backlogs(session)
+            waiting = workload.backlogs(session)
         database.close()
     try:
         present = roll_call.call_roll(app.make(broker_url(settings)))

@@ -35,7 +35,8 @@ def plan(config: Path, as_json: bool) -> None:
     there. Prompts take as much space in the folder for temporary
     files (TMPDIR) as in a store. Stored responses of the same teacher versions to the same prompts are reused.
     Lengths and speed are those of each teacher's responses in the store; without any, a response is assumed to have
-    max_tokens tokens, and a token 4 characters. For an existing run, only the remaining work is estimated.
+    max_tokens tokens, and a token 4 characters, with 5 tokens more in each turn. For an existing run, only the
+    remaining work is estimated.
     """
     wanted = run_file.read(config)
     with store_or_empty() as database, counting_rows() as count, waiting("identifying models and counting prompts"):
@@ -119,7 +120,7 @@ def _explain(found: Plan) -> None:
     if any(basis.response_tokens_from == "max_tokens" for basis in found.teachers):
         click.echo("lengths from max_tokens: upper bounds, because the store has no response of that teacher")
     if any(basis.prompt_tokens_from == "characters" for basis in found.teachers):
-        click.echo("lengths from characters: estimated at 4 characters per token")
+        click.echo("lengths from characters: estimated at 4 characters per token, and 5 tokens more per turn")
     if scores := planned_scores.besides_grid(found.shares):
         click.echo(f"responses are scored as they come: up to {scores:,} scores besides those of calibration prompts")
     if found.most.cost is None:

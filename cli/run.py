@@ -35,7 +35,7 @@ from persyn.db.catalog import Run, RunPrompt, RunState
 from persyn.db.connect import Database
 from persyn.errors import PersynError, UsageError
 from persyn.ingest.versions import Identities
-from persyn.jobs import owner, queue
+from persyn.jobs import owner, workload
 from persyn.runs import extension, pipeline, run_file, same_run
 from persyn.runs.start import find
 from persyn.settings import Settings
@@ -192,7 +192,7 @@ def list_runs(as_json: bool) -> None:
                 Run.id
             )
         ).all()
-        holders, waits = queue.holders(session), waiting_runs(session)
+        holders, waits = workload.holders(session), waiting_runs(session)
     rows = [
         (name, effective_state(state, holders.get(run_id, ()), is_waiting=run_id in waits), *rest)
         for run_id, name, state, *rest in found
@@ -337,7 +337,7 @@ def _untaken(database: Database, run_id: int) -> list[str]:
     from persyn.workers.cluster import app, roll_call
 
     with database.read() as session:
-        waiting = queue.backlogs(session, run_id=run_id)
+        waiting = workload.backlogs(session, run_id=run_id)
     if all(backlog.workers for backlog in waiting):
         return []
     try:

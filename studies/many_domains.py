@@ -6,7 +6,7 @@ Seven teachers are made of SmolLM2-135M-Instruct and Gemma 3 270M, each with wor
 (studies/tasks.py). All of them answer all prompts in one run. Then, for each seed, prompts of one fold become each
 strategy's dataset, chosen by what the other folds teach, and the student is trained on it and asked. A control has one
 kind of task. Everything is stored under --home, and what is there is not repeated. The tables go to
-studies/many_domains.md.
+studies/many_domains.md, and are written again with each seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,9 @@ def main() -> None:
     many = _world(home, "many", drawn[options.asked :], options.engine)
     one = _world(home, "one", tasks.draw([CONTROL], options.prompts // 5, seed=1), options.engine)
     students = Students(home / "students", student, drawn[: options.asked])
-    made = f"### All kinds\n\n{_grid(many)}{_students(many, students, options)}### One kind\n\n{_grid(one)}"
-    put(options.report, made)
+    of_many, of_one = _grid(many), _grid(one)
+    for of_students in _students(many, students, options):
+        put(options.report, f"### All kinds\n\n{of_many}{of_students}### One kind\n\n{of_one}")
 
 
 def _world(home: Path, name: str, drawn: Sequence[tasks.Task], engine: str) -> World:
@@ -165,8 +166,10 @@ def _grid(world: World) -> str:
     return "Right responses:\n\n" + table(("teacher", *of_kind), rows) + line + subjects.gains(measured)
 
 
-def _students(world: World, students: Students, options: argparse.Namespace) -> str:
-    """The students of every strategy, with the same rows and with the same tokens."""
+def _students(world: World, students: Students, options: argparse.Namespace) -> Iterator[str]:
+    """The students of every strategy, with the same rows and with the same tokens; after each seed."""
+    untrained = students.right((), TrainingSettings()).mean()
+    said = f"The untrained student is right about {untrained:.1%} of {len(students.asked)} prompts.\n\n"
     fold = folds(len(world.prompts), seed=0)
     found: dict[str, dict[str, list[_Became]]] = {"rows": {}, "tokens": {}}
     for seed in range(options.seeds):
@@ -178,11 +181,11 @@ def _students(world: World, students: Students, options: argparse.Namespace) -> 
                 became = _Became(world, rows, teachers, students.right(_conversations(world, rows, teachers), settings))
                 found[equal].setdefault(name, []).append(became)
                 print(f"seed {seed}, same {equal}, {name}: {became.right.mean():.1%}", flush=True)
-    untrained = students.right((), TrainingSettings()).mean()
-    return f"The untrained student is right about {untrained:.1%} of {len(students.asked)} prompts.\n\n" + "".join(
-        f"Students, with the same {equal} for every strategy:\n\n{_table(of_strategies)}"
-        for equal, of_strategies in found.items()
-    )
+        part = "" if seed + 1 == options.seeds else f", {seed + 1} of {options.seeds} seeds"
+        yield said + "".join(
+            f"Students, with the same {equal} for every strategy{part}:\n\n{_table(of_strategies)}"
+            for equal, of_strategies in found.items()
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Basis(Struct, frozen=True):
     #: Measured on the responses in the store, or a default.
     tokens_per_character: float
     prompt_tokens_from: Literal["store", "characters"]
-    #: Characters of the messages that precede each prompt.
+    #: Characters of the messages that precede each prompt, and of the chat template.
     opening_characters: int
     #: Response tokens per second of one busy engine; None if the store has no measurement.
     tokens_per_second: float | None
@@ -393,7 +393,7 @@ def _rounded(amount: Amount) -> tuple[float | None, ...]:
 
 def _basis(session: Session, teacher: Teacher, table: TeacherTable, *, run_id: int | None) -> Basis:
     """The estimates for a teacher, from its responses to a run's prompts or, if there are too few, from all of them."""
-    opening = sum(len(turn["content"]) for turn in answers.opening_of(teacher.system, teacher.few_shot))
+    opening = answers.opening_characters(teacher.system, teacher.few_shot)
     last = (
         select(Response.prompt_tokens, Response.response_tokens, (CHARACTERS + opening).label("characters"))
         .join(Prompt)

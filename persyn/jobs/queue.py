@@ -38,13 +38,11 @@ from persyn.jobs import expenses
 #: How long a claim lasts without a heartbeat, and how many heartbeats a worker sends in that time.
 LEASE = timedelta(seconds=90)
 BEATS = 6
-#: How long a worker without a job is still counted among those that share the next ones.
-_LATELY = timedelta(seconds=20)
 #: Delay before a failed job is retried, doubled with each attempt.
 BACKOFF = timedelta(seconds=2)
 
 #: The runs of which no job is claimed, although jobs wait.
-_STOPPED = select(Run.id).where(Run.state.in_((RunState.PAUSED, RunState.DELETING)))
+STOPPED = select(Run.id).where(Run.state.in_((RunState.PAUSED, RunState.DELETING)))
 #: Of a job that is requeued with all its attempts.
 _AGAIN: Mapping[str, Any] = {
     "attempts": 0,
@@ -79,24 +77,6 @@ class Swept:
     id: int
     run_id: int
     state: JobState
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """The claimable work of one queue.
-
-    workers:  how many owners hold a job of it.
-    is_light: its model needs neither GPUs nor the CPU for itself.
-    priority: that of its first job; lower values are claimed first.
-    """
-
-    queue: str
-    gpus: int
-    jobs: int
-    prompts: int
-    workers: int
-    is_light: bool = False
-    priority: int = 0
 
 
 _CLAIM_COLUMNS = (
@@ -314,7 +294,7 @@ def _of_model(run_id: int, of: ModelJobs) -> tuple[ColumnElement[bool], ...]:
 def turned(session: Session, held: Collection[Claim], *, is_moved: bool = False) -> set[int]:
     """The ids of held jobs to hand back: moved to another queue and, unless `is_moved`, those of stopped runs."""
     claims = {claim.id: claim for claim in held}
-    columns = Job.id, Job.fence, Job.queue, Job.run_id.in_(_STOPPED).label("is_stopped")
+    columns = Job.id, Job.fence, Job.queue, Job.run_id.in_(STOPPED).label("is_stopped")
     mine = [(row, claims[row.id]) for row in session.execute(select(*columns).where(Job.id.in_(claims)))]
     ours = [(row, was.queue) for row, was in mine if row.fence == was.fence]
     return {row.id for row, queue in ours if row.queue != queue or (row.is_stopped and not is_moved)}
@@ -423,86 +403,6 @@ def _move(
     return len(jobs)
 
 
-def backlogs(session: Session, *, run_id: int | None = None, besides: str | None = None) -> list[Backlog]:
-    """The queues with claimable jobs, and the number of workers of each.
-
-    besides: an owner that does not count as a worker.
-    """
-    is_due = and_(Job.state == JobState.QUEUED, is_claimable())
-    jobs = func.sum(case((is_due, 1), else_=0))
-    owner = case((and_(Job.state == JobState.RUNNING, Job.owner != (besides or "")), Job.owner))
-    query = (
-        select(
-            Job.queue,
-            func.max(Job.gpus),
-            jobs,
-            func.sum(case((is_due, Job.n_prompts), else_=0)),
-            func.count(owner.distinct()),
-            func.max(case((Job.is_light, 1), else_=0)),
-            func.min(case((is_due, Job.priority))),
-        )
-        .where(Job.state.in_((JobState.QUEUED, JobState.RUNNING)))
-        .group_by(Job.queue)
-        .having(jobs > 0)
-    )
-    if run_id is not None:
-        query = query.where(Job.run_id == run_id)
-    return [
-        Backlog(name, int(gpus), int(waiting), int(prompts), int(workers), bool(is_light), int(priority))
-        for name, gpus, waiting, prompts, workers, is_light, priority in session.execute(query)
-    ]
-
-
-def share(session: Session, *, on_gpus: bool, run_id: int | None = None) -> float:
-    """Prompts left per worker, including those in jobs that are held.
-
-    A worker counts if it holds a job or did a moment ago, because between two stages nobody holds one.
-
-    on_gpus: count models that need GPUs and the workers that run them; otherwise the others.
-    """
-    mine = [Job.gpus > 0 if on_gpus else Job.gpus == 0]
-    mine += [] if run_id is None else [Job.run_id == run_id]
-    is_held = Job.state == JobState.RUNNING
-    is_left = or_(is_held, and_(Job.state == JobState.QUEUED, is_claimable()))
-    left = session.scalar(select(func.sum(Job.n_prompts)).where(is_left, *mine)) or 0
-    is_there = or_(is_held, Job.heartbeat_at > now(-_LATELY))
-    workers = session.scalar(select(func.count(Job.owner.distinct())).where(is_there, *mine)) or 0
-    return left / max(workers, 1)
-
-
-def due(session: Session, queue: str, *, limit: int) -> list[int]:
-    """Claimable jobs of a queue; those without a message, or with the oldest one, come first."""
-    ordered = select(Job.id).where(Job.queue == queue, Job.state == JobState.QUEUED, is_claimable())
-    return list(
-        session.scalars(ordered.order_by(Job.dispatched_at.asc().nulls_first(), Job.priority, Job.id).limit(limit))
-    )
-
-
-def note_sent(session: Session, job_ids: Collection[int]) -> None:
-    """Record that a message was sent for these jobs."""
-    session.execute(update(Job).where(Job.id.in_(job_ids)).values(dispatched_at=now()))
-
-
-def is_drained(session: Session) -> bool:
-    """Whether no job is waiting, claimable now or later, apart from those of runs that have stopped."""
-    waiting = select(Job.id).where(Job.state == JobState.QUEUED, Job.run_id.not_in(_STOPPED))
-    return session.scalars(waiting.limit(1)).one_or_none() is None
-
-
-def holders(session: Session) -> dict[int, set[str]]:
-    """The owners that hold an unexpired lease, by run."""
-    held = select(Job.run_id, Job.owner).where(Job.state == JobState.RUNNING, Job.lease_until > now()).distinct()
-    found: dict[int, set[str]] = {}
-    for run_id, owner in session.execute(held):
-        found.setdefault(run_id, set()).add(str(owner))
-    return found
-
-
-def owners(session: Session) -> list[str]:
-    """The owners of running jobs."""
-    return list(session.scalars(select(Job.owner).where(Job.state == JobState.RUNNING).distinct()))
-
-
 def _take_back(session: Session, job: Any) -> Swept:
     is_spent = not job.is_dead and job.attempts >= job.max_attempts
     values: dict[str, Any] = {"state": JobState.QUEUED, "error": f"{_reason(job)}; its worker was {job.owner}"}
@@ -528,7 +428,7 @@ def _silence(job: Any) -> float | None:
 
 def is_claimable() -> ColumnElement[bool]:
     """Whether a waiting job can be claimed now."""
-    return and_(or_(Job.not_before.is_(None), Job.not_before <= now()), Job.run_id.not_in(_STOPPED))
+    return and_(or_(Job.not_before.is_(None), Job.not_before <= now()), Job.run_id.not_in(STOPPED))
 
 
 def _end(session: Session, job: Claim, state: JobState, actor: str, values: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from sqlalchemy.orm import Session
 
-from persyn.jobs import owner, queue
+from persyn.jobs import owner, workload
 
 #: Workers named in a message.
 _MOST = 3
@@ -14,7 +14,7 @@ _MOST = 3
 
 def workers(session: Session, run_id: int | None = None) -> list[str]:
     """The workers that hold jobs under a live lease, of one run or any, without those known to be dead."""
-    held = queue.holders(session)
+    held = workload.holders(session)
     found = held.get(run_id, set()) if run_id is not None else set().union(*held.values())
     return sorted(found - set(owner.dead(found)))
 

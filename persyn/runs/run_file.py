@@ -1,4 +1,4 @@
-"""Parse and validate a run file; locate errors; resolve paths."""
+"""Read a run file, or a file of teachers; locate errors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from persyn.config import IMPORTED, LIMITS, Limits, QualityPart, QualityTable, RouterTable, RunConfig, TeacherTable
+from persyn.config import IMPORTED, Limits, RunConfig, TeacherTable
 from persyn.errors import UsageError, shorten
-from persyn.llm import engines, options, quality
+from persyn.llm import engines, options
 from persyn.llm.engines import ENGINES
 from persyn.method.learnability import LEARNABILITIES
 from persyn.method.strategies import STRATEGIES
 from persyn.registry import Registry
 from persyn.router import inputs
 from persyn.router.kinds.registry import ROUTERS
-from persyn.runs import fallbacks, prices, validation
-from persyn.stages.registry import STAGES
+from persyn.runs import paths, rules, validation
 
 #: The registries of keys whose value is not the name of an engine.
 _REGISTRIES: Mapping[str, Registry[Any]] = {
@@ -82,17 +81,10 @@ def _checked(given: Any, path: Path) -> RunConfig:
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {validation.explain(str(error), given)}") from None
     _require_kinds(path, given, _kinds(config))
-    _require_quality(path, config)
-    _require_strategy(path, config)
-    _require_router(path, config.router)
-    _require_fitted(path, config)
-    _require_learnability(path, config)
     _require_options(path, _said(config))
-    _require_samples(path, config)
-    fallbacks.require(path, config)
     _require_adapters(path, config.teachers)
-    _require_budget(path, config)
-    return _absolute(config, path)
+    rules.require(path, config)
+    return paths.absolute(config, path)
 
 
 def n_calibration(config: RunConfig) -> int | None:
@@ -137,7 +129,7 @@ def read_teachers(path: Path) -> list[TeacherTable]:
     _require_kinds(path, given, _kinds_of_teachers(teachers))
     _require_options(path, map(_said_of_teacher, teachers))
     _require_adapters(path, teachers)
-    return [_absolute_teacher(teacher, path) for teacher in teachers]
+    return [paths.absolute_teacher(teacher, path) for teacher in teachers]
 
 
 def _decode(path: Path) -> Any:
@@ -198,18 +190,12 @@ class _Said(NamedTuple):
 def _kinds(config: RunConfig) -> Iterator[tuple[str, str, Sequence[str]]]:
     if config.student is not None:
         yield "student.engine", config.student.engine, engines.with_role("student")
-    for place, scorer in _scorers(config):
+    for place, scorer in validation.scorers(config):
         yield f"{place}.kind", scorer.kind, engines.with_role("quality")
     yield "strategy.kind", config.strategy.kind, list(STRATEGIES)
     yield "run.learnability", config.run.learnability, list(LEARNABILITIES)
     yield "router.kind", config.router.chosen_kind, [inputs.AUTO, *ROUTERS]
     yield from _kinds_of_teachers(config.teachers)
-
-
-def _scorers(config: RunConfig) -> Iterator[tuple[str, QualityTable]]:
-    """The tables of the scorers of quality with their keys."""
-    for number, scorer in enumerate(config.scorers):
-        yield f"quality[{number}]" if isinstance(scorer, QualityPart) else "quality", scorer
 
 
 def _kinds_of_teachers(teachers: Sequence[TeacherTable]) -> Iterator[tuple[str, str, Sequence[str]]]:
@@ -228,137 +214,11 @@ def _require_kinds(path: Path, given: Any, kinds: Iterable[tuple[str, str, Seque
             raise UsageError(f"{path}: {validation.key(given, key)} is {name!r}; allowed: {allowed}{hint}")
 
 
-def _require_quality(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for a scorer without the model that it needs, and for a judge without its engine."""
-    for place, scorer in _scorers(config):
-        table, kind = validation.heading(place), ENGINES[scorer.kind]
-        needed = {"function": "model, a module:function", "field": "model, the field that scores were imported from"}
-        if not scorer.model and (kind.is_nested or kind.model):
-            raise UsageError(f"{path}: {table} a {kind.name} needs {needed.get(kind.model, 'a model')}")
-        if kind.is_nested and scorer.options.get("engine") not in (known := engines.with_role("judge")):
-            raise UsageError(f"{path}: {table} a {kind.name} needs options.engine, one of {', '.join(known)}")
-        if isinstance(scorer, QualityPart) and scorer.gate and not kind.may_be_verdict:
-            able = ", ".join(name for name in engines.with_role("quality") if ENGINES[name].may_be_verdict)
-            raise UsageError(
-                f"{path}: {table} a {kind.name} cannot be a gate, because it does not say which responses are right; "
-                f"scorers that do: {able}. Give it a weight"
-            )
-
-
-def _require_strategy(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for a strategy without the fields that it needs."""
-    strategy, kind = config.strategy, STRATEGIES[config.strategy.kind]
-    if bool(strategy.model) != (kind.decided_by == "function"):
-        raise UsageError(f"{path}: [strategy] python needs model, a module:function; no other strategy has a model")
-    _require_limits(path, config)
-    for field in kind.needs:
-        if without := [teacher.name for teacher in config.teachers if getattr(teacher, field) is None]:
-            raise UsageError(f"{path}: strategy {kind.name} needs {field} of {', '.join(without)}")
-    families = {teacher.family for teacher in config.teachers}
-    family = config.student.family if config.student else None
-    if kind.needs_family and (family is None or family not in families):
-        raise UsageError(f"{path}: strategy {kind.name} needs a [student] family that a teacher has, got {family}")
-    if kind.needs_learnability and config.student is None:
-        raise UsageError(f"{path}: strategy {kind.name} needs learnability, also at alpha 0; add [student]")
-
-
-def _require_limits(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for limits of another strategy than the router's, and for those of unknown teachers."""
-    strategy, names = config.strategy, [teacher.name for teacher in config.teachers]
-    given = [key for key in LIMITS if getattr(strategy, key) is not None]
-    if given and STRATEGIES[strategy.kind].decided_by != "router":
-        raise UsageError(
-            f"{path}: `strategy.{given[0]}` is only for strategy persyn, whose expected rewards are known; got "
-            f"{strategy.kind}"
-        )
-    for key in given:
-        table = getattr(strategy, key)
-        if isinstance(table, dict) and (unknown := sorted(table.keys() - set(names))):
-            raise UsageError(
-                f"{path}: `strategy.{key}` names {', '.join(unknown)}; the teachers are {', '.join(names)}"
-            )
-
-
-def _require_router(path: Path, router: RouterTable) -> None:
-    """Raise `UsageError` for a router that cannot read what it is given."""
-    kind, encoders, fields = router.chosen_kind, router.encoders, router.features
-    lists: dict[str, list[str]] = {"encoders": [*encoders], "features": fields}
-    for key, names in lists.items():
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UsageError(f"{path}: `router.{key}` names {', '.join(map(repr, twice))} more than once")
-    if ("embedding" in encoders) != (router.embedding is not None):
-        raise UsageError(
-            f'{path}: [router] an embedding needs both keys: encoders = ["embedding"], and embedding = a model folder '
-            "or hub id"
-        )
-    if router.tune in ("full", "lora") and (kind, encoders, fields) != ("head", ["backbone"], []):
-        raise UsageError(
-            f"{path}: `router.tune` is {router.tune!r}, which trains a head that reads the backbone alone; use "
-            'kind = "head", encoders = ["backbone"] and no features, or tune = "auto"'
-        )
-    if not inputs.can_read(kind, encoders, fields):
-        known = ", ".join(inputs.readable(kind))
-        raise UsageError(
-            f"{path}: a router of kind {kind!r} reads nothing of its encoders and features; it can read {known}"
-        )
-
-
-def _require_fitted(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for a router that was fitted before, beside keys that need a calibration or another router."""
-    router, strategy = config.router, config.strategy
-    if router.fitted is None:
-        return
-    alone = RouterTable(fitted=router.fitted, gpus=router.gpus, options=router.options)
-    if others := [name for name in router.__struct_fields__ if getattr(router, name) != getattr(alone, name)]:
-        raise UsageError(f"{path}: `router.{others[0]}` cannot be set beside `router.fitted`, which says all about it")
-    if STRATEGIES[strategy.kind].decided_by != "router" or strategy.is_limited:
-        raise UsageError(
-            f"{path}: `router.fitted` is for strategy persyn without costs and limits, which need calibration prompts"
-        )
-
-
-def _require_samples(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for several samples of a greedy teacher, and for a choice that the quality cannot make."""
-    greedy = [each.name for each in config.teachers if each.engine != IMPORTED and each.is_greedy]
-    for table, samples in (("run", config.run.samples), ("generation", config.generation.samples)):
-        if samples > 1 and greedy:
-            raise UsageError(
-                f"{path}: `{table}.samples` is {samples}, but all samples of {', '.join(greedy)} would be the same, as "
-                "its sampling temperature is 0; raise the temperature, or set samples = 1"
-            )
-    keep = config.generation.keep
-    if keep == "correct" and not quality.may_be_verdict(config):
-        raise UsageError(
-            f"{path}: `generation.keep` is 'correct', but quality {quality.name(config)} does not say what is correct; "
-            "use keep = 'best', with good_enough if a threshold is known"
-        )
-    if config.generation.is_choice and any(scorer.kind == IMPORTED for scorer in config.scorers):
-        raise UsageError(
-            f"{path}: `generation.keep` is {keep!r}, but an imported quality has no score of new responses; use "
-            "another quality, or samples = 1"
-        )
-
-
-def _require_learnability(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for a learnability that the student's engine, the strategy or `learnability_per` rules out."""
-    kind = LEARNABILITIES[config.run.learnability]
-    engine = ENGINES[config.student.engine] if config.student else None
-    if engine and kind.needs and not engine.computes_statistics:
-        raise UsageError(
-            f"{path}: `run.learnability` {kind.name} needs statistics of tokens, which the student's engine "
-            f"{engine.name} does not compute"
-        )
-    if kind.name != "log_likelihood" and config.run.learnability_per != "token":
-        raise UsageError(f"{path}: `run.learnability_per` is only for learnability log_likelihood, got {kind.name}")
-    if config.strategy.kind == "car" and not kind.is_log_likelihood:
-        raise UsageError(f"{path}: strategy car needs the student's loss, which learnability {kind.name} is not")
-
-
 def _said(config: RunConfig) -> Iterator[_Said]:
     student, router = config.student, config.router
     if student is not None:
         yield _Said("the student", "student.options", student.engine, student.options)
-    for place, scorer in _scorers(config):
+    for place, scorer in validation.scorers(config):
         yield _Said("the quality", f"{place}.options", scorer.kind, scorer.options)
         if ENGINES[scorer.kind].is_nested:  # the judge's own options were validated above
             inner = msgspec.convert(scorer.options, options.JudgeOptions)
@@ -408,77 +268,3 @@ def _require_budget_tables(path: Path, given: Any) -> None:
             except msgspec.ValidationError as error:
                 flaw = validation.explain(str(error), table, Limits, f"budget.{key}.{name}")
                 raise UsageError(f"{path}: {flaw}") from None
-
-
-def _require_budget(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for limits of unknown teachers or stages, and for dollars of a model without a price."""
-    budget = config.budget
-    if budget is None:
-        return
-    known = {"teachers": [teacher.name for teacher in config.teachers], "stages": list(STAGES)}
-    named = {"teachers": budget.teachers, "stages": budget.stages}
-    for key, tables in named.items():
-        if unknown := sorted(set(tables) - set(known[key])):
-            raise UsageError(f"{path}: [budget.{key}.{unknown[0]}]: the run's {key} are {', '.join(known[key])}")
-    has_usd = any(limits.usd is not None for limits in (budget, *budget.teachers.values(), *budget.stages.values()))
-    if has_usd and (lacking := prices.unpriced(config)):
-        raise UsageError(
-            f"{path}: [budget] usd needs price_in and price_out of {', '.join(lacking)}, in US dollars per million "
-            "tokens; 0 for a server that costs nothing"
-        )
-
-
-def _absolute(config: RunConfig, file: Path) -> RunConfig:
-    """Make the paths of existing files absolute."""
-    prompts = [str(_resolved(each, file, "`prompts.file`")) for each in config.prompts.files]
-    scorers = [_absolute_scorer(place, scorer, file) for place, scorer in _scorers(config)]
-    replace = msgspec.structs.replace
-    return replace(
-        config,
-        prompts=replace(config.prompts, file=prompts),
-        student=config.student and replace(config.student, model=_local(config.student.model, file, "`student.model`")),
-        quality=scorers if isinstance(config.quality, list) else scorers[0],
-        router=_absolute_router(config.router, file),
-        teachers=[_absolute_teacher(teacher, file) for teacher in config.teachers],
-    )
-
-
-def _absolute_scorer(place: str, scorer: QualityTable, file: Path) -> QualityTable:
-    if not engines.loads_weights(scorer.kind, scorer.options):
-        return scorer
-    key = validation.key({}, f"{place}.model")
-    return msgspec.structs.replace(scorer, model=_local(scorer.model, file, key))
-
-
-def _absolute_router(router: RouterTable, file: Path) -> RouterTable:
-    embedding = router.embedding and _local(router.embedding, file, "`router.embedding`")
-    backbone = _local(router.backbone, file, "`router.backbone`")
-    return msgspec.structs.replace(router, backbone=backbone, embedding=embedding)
-
-
-def _absolute_teacher(teacher: TeacherTable, file: Path) -> TeacherTable:
-    if ENGINES[teacher.engine].model in ("server", "field"):  # the model is not a local path
-        return teacher
-    model = _local(teacher.model, file, f"teacher {teacher.name}: `teachers.model`")
-    adapter = teacher.adapter and _local(teacher.adapter, file, f"teacher {teacher.name}: `teachers.adapter`")
-    return msgspec.structs.replace(teacher, model=model, adapter=adapter)
-
-
-def _local(model: str, file: Path, key: str) -> str:
-    """Return an existing path as absolute; anything else is a hub id and is returned unchanged."""
-    looks_local = model.startswith((".", "/", "~"))
-    path = _resolved(model, file, key)
-    return str(path) if model and (looks_local or path.is_dir()) else model
-
-
-def _resolved(name: str, file: Path, key: str) -> Path:
-    """The absolute path that a key names, existing or not; raise `UsageError` for an invalid path."""
-    try:
-        path = (file.absolute().parent / Path(name).expanduser()).resolve()
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, RuntimeError) as error:  # too long, or the home of a user who does not exist
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{file}: {key} is {shorten(repr(name))}, which cannot be looked up: {why}") from error
-    return path

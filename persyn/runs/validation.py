@@ -26,7 +26,7 @@ from msgspec.inspect import (
     type_info,
 )
 
-from persyn.config import RunConfig
+from persyn.config import QualityPart, QualityTable, RunConfig
 from persyn.errors import shorten
 from persyn.llm import engines
 from persyn.llm.engines import ENGINES, EngineRole
@@ -72,6 +72,12 @@ def explain(message: str, given: Any, kind: type[Struct] = RunConfig, table: str
         return f"{name} is {_shown(value)}; allowed: {', '.join(map(repr, words))}"
     said = f"the text {_shown(value)}" if isinstance(value, str) else _shown(value)
     return f"{name} must be {_expected(expected)}, got {said}"
+
+
+def scorers(config: RunConfig) -> Iterator[tuple[str, QualityTable]]:
+    """The tables of the scorers of quality with their keys."""
+    for number, scorer in enumerate(config.scorers):
+        yield f"quality[{number}]" if isinstance(scorer, QualityPart) else "quality", scorer
 
 
 def key(given: Any, place: str) -> str:

@@ -23,6 +23,9 @@ from persyn.llm.protocols import Failed, Generate, Generated, Message, ModelSpec
 from persyn.stages.batch import TURNS, Batch, Done, JobPlan, Progress, conversation, in_part, make_jobs, seed_of
 from persyn.stages.stage import Stage
 
+#: What a chat template adds to each turn, in characters: about five tokens of role and markers.
+_TEMPLATE_CHARACTERS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -219,6 +222,12 @@ def opening_of(system: str | None, few_shot: Iterable[Mapping[str, str]]) -> lis
         opening.append({"role": "user", "content": shot["user"]})
         opening.append({"role": "assistant", "content": shot["assistant"]})
     return opening
+
+
+def opening_characters(system: str | None, few_shot: Iterable[Mapping[str, str]]) -> int:
+    """Characters that a teacher reads beside a prompt's own: of its opening messages, and of the chat template."""
+    opening = opening_of(system, few_shot)
+    return sum(len(turn["content"]) for turn in opening) + _TEMPLATE_CHARACTERS * (len(opening) + 1)
 
 
 def with_opening(opening: Sequence[Message], messages: Sequence[Message]) -> list[Message]:

@@ -179,8 +179,8 @@ def costs_of(session: Session, run: Run, cells: Grid, sizes: Vector) -> Costs:
     """Expected costs of answers to prompts of some lengths, from the grid's token counts.
 
     A teacher's response has the mean number of tokens of its responses in the grid, and a prompt has tokens in
-    proportion to its characters and those of the teacher's opening messages. All samples of a prompt count. Costs that
-    are not known are 0; raise `UsageError` if a limit is about them.
+    proportion to its characters and `answers.opening_characters`. All samples of a prompt count. Costs that are not
+    known are 0; raise `UsageError` if a limit is about them.
     """
     config, teachers = load_config(run.config), lookup.teachers(session, run.id)
     is_needed = config.strategy.budget is not None or config.strategy.cost_weight is not None
@@ -197,9 +197,7 @@ def costs_of(session: Session, run: Run, cells: Grid, sizes: Vector) -> Costs:
     if unit_of(teachers) == TOKENS:
         return Costs(samples * lengths / 1e3, nothing, sizes)
     price_in, price_out = np.array([(teacher.price_in, teacher.price_out) for teacher in teachers]).T / 1e6
-    openings = np.array(
-        [sum(len(turn["content"]) for turn in answers.opening_of(each.system, each.few_shot)) for each in teachers]
-    )
+    openings = np.array([answers.opening_characters(each.system, each.few_shot) for each in teachers])
     read = _tokens_per_character(session, run, cells, openings) * price_in
     return Costs(samples * (lengths * price_out + openings * read), samples * read, sizes)
 

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from persyn.config import QualityTable, Sampling, fingerprint_of, load_config
 from persyn.db import bulk, lookup
-from persyn.db.catalog import Prompt, Run, RunPrompt, Scorer
+from persyn.db.catalog import Prompt, Run, Scorer
 from persyn.db.connect import Database
 from persyn.db.trained import Evaluation, Outcome, Training
-from persyn.errors import EngineError, UsageError, shorten
-from persyn.ingest import prompt_import, rows, versions
-from persyn.ingest.imports import ImportCounts, batches
+from persyn.errors import UsageError
+from persyn.ingest import versions
 from persyn.ingest.layouts import NO_NAMES, Names
-from persyn.ingest.rows import PromptRow
 from persyn.llm.engines import ENGINES
-from persyn.llm.host import Host, HostDied
 from persyn.llm.identity import hub_revision, require_unchanged
 from persyn.llm.options import FORM_OPTIONS
-from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Request, Result
-from persyn.llm.scorers.code_tests import CodeFields
-from persyn.llm.scorers.instructions import InstructionFields
+from persyn.llm.protocols import Failed, Generate, Generated, Judge, Judged, ModelSpec, Result
 from persyn.settings import Settings
 from persyn.stages import scoring
 from persyn.stages.batch import TURNS, conversation, to_wire
+from persyn.student import held_out
+from persyn.student.hosting import hosted, served
 
-#: Scores the reference answers, not the student's responses.
-PERPLEXITY = "log_likelihood"
-#: The fields of a prompt's row that scorers read.
-_ROWS: dict[str, type[Struct]] = {"instructions": InstructionFields, "code": CodeFields}
 #: Kinds of scorers that need no model, so that they may differ from the run's.
 _ALONE = ("math", "instructions", "code")
 
@@ -147,7 +134,7 @@ class Evaluator:
                 known,
                 _as_scored(how, run) if table else _without_generation(how, run),
                 ", ".join(path.name for path in files),
-                *_prompts(session, run, files, table, self._names),
+                *held_out.prompts(session, run, files, table, self._names),
             )
             made = [(subject, _register(session, subject, wanted)) for subject in subjects]
         evaluation_ids = [evaluation_id for _, evaluation_id in made]
@@ -225,70 +212,6 @@ def _subjects(session: Session, run: Run) -> list[_Subject]:
     ]
 
 
-def _prompts(
-    session: Session, run: Run, files: Sequence[Path], table: QualityTable | None, names: Names
-) -> tuple[list[int], str]:
-    """The prompts of files that are not in the run: their ids, and a digest of all of them."""
-    needs_answer = table is None or table.kind == "math"
-    hashes = prompt_import.hashes_of(session, files, names)
-    of_run = select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id)
-    found: list[tuple[int, str]] = []
-    for some in _pieces(sorted(hashes), 1_000):
-        wanted = select(Prompt.id, Prompt.content_hash).where(Prompt.content_hash.in_(some), Prompt.id.not_in(of_run))
-        if needs_answer:
-            wanted = wanted.where(Prompt.answer.is_not(None))
-        found += session.execute(wanted.order_by(Prompt.content_hash)).all()
-    if not found:
-        what = "both has a reference answer and is outside the run" if needs_answer else "is outside the run"
-        raise UsageError(
-            f"none of {len(hashes):,} prompts {what}: a student must be evaluated on prompts it was not trained on"
-        )
-    asked = {content_hash for _, content_hash in found}
-    for source, batch in batches(files, partial(rows.read, names=names), ImportCounts("stop")):
-        _require_as_stored(session, source, [row for row in batch if row.content_hash in asked], table)
-    digest = hashlib.sha256("".join(content_hash for _, content_hash in found).encode()).hexdigest()
-    return [prompt_id for prompt_id, _ in found], digest
-
-
-def _require_as_stored(session: Session, source: str, batch: Sequence[PromptRow], table: QualityTable | None) -> None:
-    """Raise `UsageError` for a row that differs from the store in fields that affect its score."""
-    wanted = select(Prompt.id, Prompt.content_hash, Prompt.answer, Prompt.meta)
-    found = session.execute(wanted.where(Prompt.content_hash.in_([row.content_hash for row in batch])))
-    stored = {prompt.content_hash: prompt for prompt in found}
-    for row in batch:
-        prompt = stored[row.content_hash]
-        known = _judged_by(prompt, table)
-        for name, value in _judged_by(row, table).items():
-            if known.get(name) != value:
-                here, there = (shorten(repr(each), most=80) for each in (value, known.get(name)))
-                raise UsageError(
-                    f"{source}: the prompt {shorten(row.text, most=80)!r} has {name} {here}, but {there} is stored "
-                    f"with it ('persyn prompts show {prompt.id}'), which would be used to score its responses; "
-                    f"give the row the same {name} or none, or remove it"
-                )
-
-
-def _judged_by(prompt: Any, table: QualityTable | None) -> dict[str, Any]:
-    """The fields of a prompt, besides its conversation, that a scorer reads; nulls are left out."""
-    kind = table.kind if table else PERPLEXITY
-    fields: dict[str, Any] = {}
-    if kind in (PERPLEXITY, "math", "python") or (kind == "judge" and table and table.options.get("against")):
-        fields["answer"] = prompt.answer
-    if (of_row := _ROWS.get(kind)) is not None:
-        fields |= {name: prompt.meta.get(name) for name in of_row.__struct_fields__}
-    elif kind == "python":
-        fields |= prompt.meta
-    found: dict[str, Any] = _without_nulls(fields)
-    return found
-
-
-def _without_nulls(value: Any) -> Any:
-    """Remove null fields, recursively, since other formats of the same file omit them."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
-
-
 def _options(run: Run) -> dict[str, Any]:
     """The run's options for scoring with the student, applied to whole responses, which are read once."""
     student = load_config(run.config).student
@@ -314,7 +237,7 @@ def _as_scored(how: GenerationSettings, run: Run) -> GenerationSettings:
 
 def _table(run: Run, by: str | None) -> QualityTable | None:
     """The scorer's table; None for the likelihood of the reference answers."""
-    if by == PERPLEXITY:
+    if by == held_out.PERPLEXITY:
         return None
     scorers = load_config(run.config).scorers
     if by is not None:
@@ -402,51 +325,3 @@ def _of(evaluation_id: int) -> Any:
         .where(Outcome.evaluation_id == evaluation_id)
         .order_by(Outcome.prompt_id)
     )
-
-
-def served(host: Host, asked: Sequence[Request]) -> Iterator[list[Result]]:
-    """Yield results as they arrive, keeping the engine's window full."""
-    left = iter(asked)
-    n_open = 0
-    while True:
-        window = host.loaded.window if host.loaded else 0
-        if more := list(islice(left, window - n_open)):
-            host.submit(more)
-            n_open += len(more)
-        elif window and not n_open:
-            return
-        if results := host.receive(timeout=1.0):
-            n_open -= len(results)
-            yield results
-
-
-@contextmanager
-def hosted(spec: ModelSpec, settings: Settings) -> Iterator[Host]:
-    """A model in a host of its own, which ends with the block; raise `EngineError` when it dies."""
-    host = Host(
-        spec,
-        settings.home,
-        load_seconds=settings.load_seconds,
-        stall_seconds=settings.stall_seconds,
-        # Devices are named, so that one model's memory is released before the next model is loaded.
-        devices=_devices(spec.gpus),
-        is_alone=True,
-    )
-    try:
-        yield host
-    except HostDied as death:
-        raise EngineError(f"{death}; finished responses are stored; repeat the command to continue") from death
-    finally:
-        host.close()
-
-
-def _devices(n: int) -> str | None:
-    """The first GPUs visible to this process."""
-    if not n:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return ",".join(visible.split(",")[:n] if visible else map(str, range(n)))
-
-
-def _pieces(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -32,7 +32,7 @@ from persyn.stages import scoring
 from persyn.stages.batch import TURNS, conversation, to_wire
 from persyn.student import become
 from persyn.student.become import Became, Job
-from persyn.student.evaluations import hosted, served
+from persyn.student.hosting import hosted, served
 from persyn.student.lock import locked
 from persyn.student.pilot_plan import Plan
 from persyn.student.training_settings import TrainingCallback

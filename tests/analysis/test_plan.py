@@ -114,7 +114,7 @@ def lived(database: Database, tmp_path: Path) -> Database:
             when = NOON + timedelta(seconds=at)
             session.add(Event(at=when, actor="w", run_id=run.id, job_id=job_id, to_state=state, detail={}))
         session.add(Load(run_id=run.id, job_id=job_id, owner="w", engine="fake 1", seconds=15.0, log="1.log"))
-        # 100 response tokens and 32 prompt tokens, for 4 x (8 + 8) characters.
+        # 100 response tokens and 32 prompt tokens, for 4 x (8 + 8) characters and 2 turns of 20 in a template.
         made = [
             make_response(session, prompt_id, ada, prompt_tokens=8, response_tokens=tokens, job_id=job_id)
             for prompt_id, tokens in zip(prompt_ids, (10, 20, 30, 40), strict=True)
@@ -131,16 +131,17 @@ def test_without_a_past_lengths_are_bounds_and_the_router_leaves_a_range(databas
     assert (found.state, found.prompts, found.calibration, found.undecided) == (None, 10, 4, 6)
     sources = [(each.prompt_tokens_from, each.response_tokens_from) for each in found.teachers]
     assert sources == [("characters", "max_tokens")] * 2
-    # Ada reads 16 characters, 4 tokens, and may write 100; bob reads 2 and may write 50. Their dollars are millionths.
-    assert figures(share(found, "calibrate", "ada").ask) == (4, 16, 400, 4016e-6, None)
-    assert figures(share(found, "calibrate", "bob").ask) == (4, 8, 200, 2016e-6, None)
-    assert figures(share(found, "undecided", "ada").ask) == (6, 24, 600, 6024e-6, None)
-    assert figures(share(found, "undecided", "bob").ask) == (6, 12, 300, 3024e-6, None)
-    assert figures(found.least) == (14, 36, 900, (4016 + 2016 + 3024) * 1e-6, None)
+    # Ada reads 16 characters, 4 tokens, in two turns of 5 more, and may write 100; bob reads 2 in one turn, and may
+    # write 50. Their dollars are millionths.
+    assert figures(share(found, "calibrate", "ada").ask) == (4, 56, 400, 4056e-6, None)
+    assert figures(share(found, "calibrate", "bob").ask) == (4, 28, 200, 2056e-6, None)
+    assert figures(share(found, "undecided", "ada").ask) == (6, 84, 600, 6084e-6, None)
+    assert figures(share(found, "undecided", "bob").ask) == (6, 42, 300, 3084e-6, None)
+    assert figures(found.least) == (14, 126, 900, (4056 + 2056 + 3084) * 1e-6, None)
     assert found.even is not None
-    assert figures(found.even) == (14, 42, 1050, (4016 + 2016 + 4524) * 1e-6, None)
-    assert figures(found.most) == (14, 48, 1200, (4016 + 2016 + 6024) * 1e-6, None)
-    assert figures(found.generate_all) == (20, 60, 1500, (10040 + 5040) * 1e-6, None)
+    assert figures(found.even) == (14, 147, 1050, (4056 + 2056 + 4584) * 1e-6, None)
+    assert figures(found.most) == (14, 168, 1200, (4056 + 2056 + 6084) * 1e-6, None)
+    assert figures(found.generate_all) == (20, 210, 1500, (10140 + 5140) * 1e-6, None)
     assert (share(found, "calibrate", "ada").scores_stored, share(found, "calibrate", "ada").scores_to_make) == (0, 8)
 
 
@@ -189,7 +190,7 @@ def test_what_the_store_has_is_not_asked_again_and_tells_lengths_and_speed(lived
 
     ada, bob = found.teachers
     assert (ada.response_tokens, ada.response_tokens_from) == (25.0, "store")
-    assert (ada.tokens_per_character, ada.prompt_tokens_from) == (0.5, "store")
+    assert (ada.tokens_per_character, ada.prompt_tokens_from) == (32 / (4 * 56), "store")
     assert (ada.tokens_per_second, ada.load_seconds) == (10.0, 15.0)
     assert (bob.response_tokens, bob.response_tokens_from, bob.tokens_per_second) == (50.0, "max_tokens", None)
 
@@ -197,13 +198,13 @@ def test_what_the_store_has_is_not_asked_again_and_tells_lengths_and_speed(lived
     assert (hers.prompts, hers.stored, his.prompts, his.stored) == (10, 4, 10, 1)
     # Six prompts of 16 characters are 48 tokens; six responses are 150, and ten are written in a second.
     assert figures(hers.ask) == (6, 48, 150, 1548e-6, 15 / 3600)
-    assert figures(his.ask) == (9, 18, 450, 4536e-6, None)
+    assert figures(his.ask) == (9, 63, 450, 4626e-6, None)
     # Two scorers; the failed response needs no scores.
     assert (hers.scores_stored, hers.scores_to_make) == (2, 18)
     assert (his.scores_stored, his.scores_to_make) == (0, 18)
     assert found.undecided == 0
     assert found.least == found.most == found.generate_all
-    assert found.least.cost == pytest.approx(6084e-6)
+    assert found.least.cost == pytest.approx(6174e-6)
     assert found.least.engine_hours is None  # bob's speed is unknown
     assert found.even is None
 
@@ -271,7 +272,7 @@ def test_a_function_in_the_routers_place_may_share_evenly_too(
 def test_a_price_that_is_missing_leaves_the_dollars_unknown(database: Database, tmp_path: Path) -> None:
     free = {key: value for key, value in BOB.items() if key != "price_out"}
     found = planned(database, read(tmp_path, strategy="oracle", teachers=(ADA, free)))
-    assert share(found, "calibrate", "ada").ask.cost == pytest.approx(10040e-6)
+    assert share(found, "calibrate", "ada").ask.cost == pytest.approx(10140e-6)
     assert share(found, "calibrate", "bob").ask.cost is None
     assert found.least.cost is None
 

@@ -112,5 +112,5 @@ def test_the_latest_plan_counts_for_teachers_that_have_nothing_to_do_either(data
         assert model.planned is not None
         # 8 prompts of at most 64 tokens each, and their own.
         assert found.planned == model.planned == found.forecast
-        assert model.planned.tokens == pytest.approx(8 * 64 + 8 * 4, rel=0.05)
+        assert model.planned.tokens == pytest.approx(8 * (64 + 4 + 5), rel=0.05)
         assert found.rest_words == f"{found.planned.tokens:,.0f} tokens"  # no dollars are known

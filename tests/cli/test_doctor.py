@@ -15,7 +15,7 @@ import pytest
 
 from persyn.cli import broker, doctor
 from persyn.errors import UsageError
-from persyn.jobs.queue import Backlog
+from persyn.jobs.workload import Backlog
 from persyn.workers.cluster import roll_call
 from persyn.workers.runner.affinity import Reach
 from tests.cluster import Broker

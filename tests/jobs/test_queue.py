@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from persyn.db.connect import Database
 from persyn.db.time import now
 from persyn.db.work import Event, Job, JobState
-from persyn.jobs import queue
+from persyn.jobs import queue, workload
 from persyn.runs import pipeline
 from tests.cluster import wait_for
 from tests.factories import make_job, make_run
@@ -153,8 +153,8 @@ def test_a_failed_attempt_waits_before_the_next(database: Database) -> None:
         queue.fail(session, job, "no memory", owner="a")
     assert claim(database) is None  # not due yet
     with database.write() as session:
-        assert queue.backlogs(session) == []
-        assert not queue.is_drained(session)
+        assert workload.backlogs(session) == []
+        assert not workload.is_drained(session)
 
 
 def test_a_backlog_counts_what_is_due_and_who_works_on_it(database: Database) -> None:
@@ -162,8 +162,8 @@ def test_a_backlog_counts_what_is_due_and_who_works_on_it(database: Database) ->
     for owner in ("a", "a", "b"):
         claim(database, owner)
     with database.read() as session:
-        assert queue.backlogs(session) == [queue.Backlog("vllm.a", gpus=1, jobs=1, prompts=9, workers=2)]
-        assert queue.backlogs(session, besides="b")[0].workers == 1
+        assert workload.backlogs(session) == [workload.Backlog("vllm.a", gpus=1, jobs=1, prompts=9, workers=2)]
+        assert workload.backlogs(session, besides="b")[0].workers == 1
 
 
 def test_a_claim_whose_answer_was_lost_is_given_back_by_its_owner(database: Database) -> None:

@@ -20,8 +20,8 @@ from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.work import Event, Job, JobState
 from persyn.errors import UsageError
-from persyn.jobs import queue
-from persyn.jobs.queue import Backlog
+from persyn.jobs import queue, workload
+from persyn.jobs.workload import Backlog
 from persyn.runs import pipeline, run_file, scheduling
 from persyn.settings import Settings
 from persyn.stages.registry import STAGES
@@ -98,13 +98,13 @@ def test_no_job_of_a_paused_run_is_claimed(database: Database) -> None:
         one, other = make_run(session, name="one"), make_run(session, name="other")
         first, second = make_job(session, one.id), make_job(session, other.id)
         scheduling.pause(session, session.get_one(Run, one.id), actor="me")
-        (backlog,) = queue.backlogs(session)
-        assert (backlog.jobs, queue.due(session, "vllm.a", limit=9)) == (1, [second])
+        (backlog,) = workload.backlogs(session)
+        assert (backlog.jobs, workload.due(session, "vllm.a", limit=9)) == (1, [second])
         claimed = queue.claim(session, owner="w")
         assert claimed is not None
         assert claimed.id == second
         assert queue.claim(session, owner="w") is None
-        assert queue.is_drained(session)
+        assert workload.is_drained(session)
         assert queue.turned(session, [claimed]) == set()
         scheduling.pause(session, session.get_one(Run, other.id), actor="me")
         assert queue.turned(session, [claimed]) == {second}

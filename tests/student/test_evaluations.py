@@ -18,7 +18,7 @@ from persyn.db.trained import Evaluation, Outcome
 from persyn.errors import UsageError
 from persyn.ingest.rows import parse
 from persyn.llm.protocols import Failed, Generate, Judge, Judged, Sampling
-from persyn.student import evaluations
+from persyn.student import evaluations, held_out
 from tests.factories import MadeRun, digest, make_prompt, make_run, make_scorer
 
 MATH, REWARD_MODEL = {"kind": "math"}, {"kind": "reward_model", "model": "lab/reward"}
@@ -52,7 +52,7 @@ def asked(database: Database, folder: Path, table: dict[str, Any] | None, *rows:
     scorer = None if table is None else msgspec.convert(table, QualityTable)
     with database.write() as session:
         run = session.scalars(select(Run)).one()
-        return len(evaluations._prompts(session, run, [file], scorer, {})[0])
+        return len(held_out.prompts(session, run, [file], scorer, {})[0])
 
 
 @pytest.mark.parametrize(

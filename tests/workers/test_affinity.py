@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persyn.jobs.queue import Backlog
+from persyn.jobs.workload import Backlog
 from persyn.workers.runner.affinity import Reach, order
 
 CPU = Reach(gpus=())

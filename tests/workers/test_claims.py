@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from persyn.db.connect import Database
 from persyn.db.work import Job
-from persyn.jobs import queue
+from persyn.jobs import queue, workload
 from persyn.jobs.queue import LEASE
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.claims import Claims
@@ -70,7 +70,7 @@ def test_an_engine_is_filled_and_others_have_the_rest(database: Database) -> Non
     # Its share is 500: more than the 100 that fill the engine; half of it exceeds the 200 that the engine accepts.
     assert claim(database, 200) == 200
     with database.write() as session:
-        assert queue.share(session, on_gpus=True) == 500
+        assert workload.share(session, on_gpus=True) == 500
 
 
 def test_what_fills_the_engine_is_more_than_half_a_share(database: Database) -> None:
@@ -89,7 +89,7 @@ def test_the_share_is_of_all_models_of_that_kind(database: Database) -> None:
 
     assert claim(database, 2048) == 80 * PROMPTS // 4
     with database.write() as session:
-        assert queue.share(session, on_gpus=False) == 40 * PROMPTS
+        assert workload.share(session, on_gpus=False) == 40 * PROMPTS
 
 
 def test_a_worker_that_was_at_work_just_now_has_a_share_of_the_next_stage(database: Database) -> None:

@@ -16,7 +16,7 @@ from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
 from persyn.db.results import Response
 from persyn.db.work import Event, Job, JobState, Outage
-from persyn.jobs import queue
+from persyn.jobs import workload
 from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster import roll_call
 from tests.chat_server import Server, completion, error
@@ -180,7 +180,7 @@ def test_a_worker_says_its_version_and_what_it_takes_also_while_it_works(
     assert [worker.host.partition("@")[0] for worker in present] == ["one", "picky"]
     assert {worker.version for worker in present} == {roll_call.version()}
     with database.read() as session:
-        waiting = queue.backlogs(session)
+        waiting = workload.backlogs(session)
     assert waiting
     assert roll_call.untaken(waiting, present) == []
     assert roll_call.untaken(waiting, present[1:]) == waiting

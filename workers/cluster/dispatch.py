@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from persyn.db.connect import Database
 from persyn.errors import shorten
-from persyn.jobs import owner, queue
+from persyn.jobs import owner, workload
 from persyn.runs import pipeline
 from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster.lead import Lead
@@ -101,7 +101,7 @@ class Dispatcher:
             taken = pipeline.sweep(
                 session,
                 actor=self._actor,
-                dead_owners=owner.dead(queue.owners(session)),
+                dead_owners=owner.dead(workload.owners(session)),
                 spare_expired=time.monotonic() < self._patient_until,
             )
         if taken:
@@ -110,10 +110,10 @@ class Dispatcher:
 
     def _ring(self) -> None:
         with self._database.read() as session:
-            waiting = {backlog.queue: backlog.jobs for backlog in queue.backlogs(session)}
+            waiting = {backlog.queue: backlog.jobs for backlog in workload.backlogs(session)}
         for name, jobs in waiting.items():
             with self._database.read() as session:
-                job_ids = queue.due(session, name, limit=min(jobs, _MESSAGES))
+                job_ids = workload.due(session, name, limit=min(jobs, _MESSAGES))
             sent = celery_app.notify(self._app, name, job_ids, most=min(jobs, _MESSAGES))
             if sent and not self._note_sent(sent):
                 return
@@ -123,5 +123,5 @@ class Dispatcher:
         with self._database.write() as session:
             if not self._lead.hold(session):
                 return False
-            queue.note_sent(session, job_ids)
+            workload.note_sent(session, job_ids)
         return True

@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery
 from celery.worker.control import inspect_command
 
-from persyn.jobs.queue import Backlog
+from persyn.jobs.workload import Backlog
 from persyn.workers.runner.affinity import Reach
 
 _COMMAND = "persyn"

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from persyn.db.connect import Database
 from persyn.errors import shorten
-from persyn.jobs import queue
+from persyn.jobs import workload
 from persyn.settings import Settings
 from persyn.workers.cluster import app as celery_app
 from persyn.workers.cluster import roll_call
@@ -127,7 +127,7 @@ def _listening(app: Celery, database: Database, hostname: str, reach: Reach, cre
                 awake = {each for each in awake if not each.done()}
                 try:
                     with database.read() as session:
-                        due = [backlog for backlog in queue.backlogs(session) if reach.fits(backlog)]
+                        due = [backlog for backlog in workload.backlogs(session) if reach.fits(backlog)]
                     if len(awake) < _LIGHT and any(backlog.is_light for backlog in due):
                         awake.add(light.submit(_work, crew))
                     heard = _subscribe(app, hostname, heard, {backlog.queue for backlog in due})

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from persyn.jobs.queue import Backlog
+from persyn.jobs.workload import Backlog
 
 #: A queue is shared when more than this many jobs per worker are waiting.
 _JOBS_WORTH_A_LOAD = 2

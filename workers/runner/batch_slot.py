@@ -20,7 +20,6 @@ from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
 from persyn.db import batches
-from persyn.db.connect import Database
 from persyn.errors import AccountError, EngineError, OutageError
 from persyn.jobs import queue
 from persyn.llm import options
@@ -29,6 +28,7 @@ from persyn.llm.protocols import Failed, Generate, Generated, ModelSpec, Result
 from persyn.llm.teachers import batch_api
 from persyn.llm.teachers.batch_api import Again, Batch, BatchClient, BatchGone
 from persyn.workers.runner.slot import Flight, OpenJob
+from persyn.workers.runner.transactions import Transactions
 
 T = TypeVar("T")
 
@@ -66,17 +66,15 @@ class _Sent:
 class BatchSlot:
     """Sends and collects the batches of one model's jobs.
 
-    outlasting: runs a transaction, again while the database is unavailable.
-    lease:      of a job, renewed with each record of its batch.
+    lease: of a job, renewed with each record of its batch.
     """
 
-    def __init__(self, database: Database, outlasting: Callable[[Callable[[], Any]], Any], *, lease: timedelta) -> None:
+    def __init__(self, transactions: Transactions, *, lease: timedelta) -> None:
         self.loaded: Loaded | None = None
         self.log = ""
         self.gpus: str | None = None
         self.load_seconds = self.fruitless_seconds = 0.0
-        self._database = database
-        self._outlasting = outlasting
+        self._transactions = transactions
         self._lease = lease
         #: Of the provider, and of the account there.
         self._place = ""
@@ -252,24 +250,18 @@ class BatchSlot:
     def _close(self, sent: _Sent) -> None:
         """Forget a batch and record that its results are stored."""
         del self._sent[sent.job.claim.id]
-
-        def close() -> None:
-            with self._database.write() as session:
-                batches.note_collected(session, sent.key, fence=sent.job.claim.fence)
-
-        self._outlasting(close)
+        fence = sent.job.claim.fence
+        self._transactions.write(lambda session: batches.note_collected(session, sent.key, fence=fence))
 
     def _write(self, job: OpenJob, change: Callable[[Session], T]) -> T:
         """Change the store under the job's lease; `JobLost` without it."""
 
-        def write() -> T:
-            with self._database.write() as session:
-                if not queue.hold(session, job.claim, lease=self._lease, is_progress=False):
-                    raise JobLost
-                return change(session)
+        def write(session: Session) -> T:
+            if not queue.hold(session, job.claim, lease=self._lease, is_progress=False):
+                raise JobLost
+            return change(session)
 
-        found: T = self._outlasting(write)
-        return found
+        return self._transactions.write(write)
 
     def _ask(self, call: Coroutine[Any, Any, T]) -> T:
         assert self._loop is not None

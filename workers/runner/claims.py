@@ -9,8 +9,9 @@ from datetime import timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from persyn.jobs import queue
-from persyn.jobs.queue import Backlog, Claim
+from persyn.jobs import queue, workload
+from persyn.jobs.queue import Claim
+from persyn.jobs.workload import Backlog
 from persyn.workers.runner import affinity
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.ledger import Ledger
@@ -84,7 +85,7 @@ class Claims:
         if self._ledger.is_to_look():
             self._look(session, at=name)
         if time.monotonic() - self._shared_at > _MOMENT_SECONDS:
-            self._share = queue.share(session, on_gpus=self._on_gpus, run_id=self._run_id)
+            self._share = workload.share(session, on_gpus=self._on_gpus, run_id=self._run_id)
             self._shared_at = time.monotonic()
         if self._is_outranked or self._ledger.is_asked(self._owner) or self.is_enough(at_hand, window):
             return None
@@ -95,7 +96,7 @@ class Claims:
 
         at: a queue that the worker has jobs of.
         """
-        backlogs = queue.backlogs(session, run_id=self._run_id, besides=self._owner)
+        backlogs = workload.backlogs(session, run_id=self._run_id, besides=self._owner)
         others = [backlog for backlog in backlogs if backlog.queue != at and self._reach.fits(backlog)]
         here = [backlog for backlog in others if not self._ledger.is_avoided(backlog.queue)]
         idle = (backlog for backlog in here if not backlog.workers and not backlog.is_light)

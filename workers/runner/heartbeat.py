@@ -25,6 +25,7 @@ _PATIENCE_SECONDS = 600.0
 class Leases:
     """The jobs held by this process; a job taken away by others is lost.
 
+    lease:            how long each renewal holds.
     patience_seconds: how long they are renewed without a call of `alive`.
 
     While the database is down nothing is lost, because nobody else can claim jobs either; if one is claimed when
@@ -33,7 +34,7 @@ class Leases:
 
     def __init__(self, database: Database, lease: timedelta, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._database = database
-        self._lease = lease
+        self.lease = lease
         self._lock = threading.Lock()
         self._held: dict[int, Claim] = {}
         self._lost: set[int] = set()
@@ -62,7 +63,7 @@ class Leases:
     @property
     def are_kept(self) -> bool:
         """Whether the last renewal is less than a lease ago; otherwise the jobs may have other holders by now."""
-        return time.monotonic() - self._renewed_at < self._lease.total_seconds()
+        return time.monotonic() - self._renewed_at < self.lease.total_seconds()
 
     def add(self, job: Claim) -> None:
         """Start renewing a claimed job."""
@@ -100,7 +101,7 @@ class Leases:
             return
         try:
             with self._database.write() as session:
-                gone = queue.extend(session, {job.id: job.fence for job in held.values()}, lease=self._lease)
+                gone = queue.extend(session, {job.id: job.fence for job in held.values()}, lease=self.lease)
                 turned = queue.turned(session, held.values())
         except DBAPIError as error:
             log.warning("a heartbeat could not be written", extra={"error": shorten(str(error.orig))})
@@ -113,5 +114,5 @@ class Leases:
                 self._held.pop(job_id, None)
 
     def _run(self) -> None:
-        while not self._over.wait(self._lease.total_seconds() / queue.BEATS):
+        while not self._over.wait(self.lease.total_seconds() / queue.BEATS):
             self.beat()

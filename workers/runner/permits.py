@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
 
+from persyn.jobs import rate_limits
 from persyn.llm import rates
 from persyn.llm.protocols import ModelSpec, Request, Result
 from persyn.llm.rates import Cost, Costs, Limits
+from persyn.workers.runner.transactions import Transactions
 
 #: The interval between two questions to the store is drawn from this range, so that workers take turns.
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.1, 0.3
-
-Take: TypeAlias = Callable[[Limits, Sequence[Cost], int], int]
-"""Ask the store, as `rate_limits.take`: limits, costs, unused tokens."""
 
 
 class Permits:
     """The permits of one worker's engine; a model without limits needs none."""
 
-    def __init__(self, take: Take) -> None:
-        self._take = take
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
         self._spec: ModelSpec | None = None
         self._limits: Limits | None = None
         self._ask_at = 0.0
@@ -47,7 +45,7 @@ class Permits:
         if time.monotonic() < self._ask_at or not (requests := list(upcoming)):
             return 0
         costs = [self._costs.of(request) for request in requests]
-        permitted = self._take(self._limits, costs, self._unused_tokens)
+        permitted = self._ask(self._limits, costs)
         self._ask_at = time.monotonic() + random.uniform(_SHORTEST_SECONDS, _LONGEST_SECONDS)  # noqa: S311 - no secret
         self._unused_tokens = 0
         for request, cost in zip(requests[:permitted], costs, strict=False):
@@ -61,3 +59,7 @@ class Permits:
         charged, used = self._charged.pop(id(request), None), self._costs.used(result)
         if charged is not None and used is not None:
             self._unused_tokens += charged - used
+
+    def _ask(self, limits: Limits, costs: Sequence[Cost]) -> int:
+        unused = self._unused_tokens
+        return self._transactions.write(lambda session: rate_limits.take(session, limits, costs, unused_tokens=unused))

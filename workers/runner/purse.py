@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
 from itertools import groupby, islice
 
 from sqlalchemy.orm import Session
@@ -17,6 +19,7 @@ from persyn.llm.protocols import ModelSpec
 from persyn.llm.rates import NOTHING, Costs
 from persyn.stages.batch import Done
 from persyn.workers.runner.slot import Flight, OpenJob
+from persyn.workers.runner.transactions import Transactions
 
 #: While a budget allows no request until others are settled: the interval between two questions to the store is drawn
 #: from this range, so that workers take turns.
@@ -28,7 +31,9 @@ CHARGE_SECONDS = 15.0
 class Purse:
     """The expenses of one worker's open jobs; their engine has one model at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, transactions: Transactions, lease: timedelta) -> None:
+        self._transactions = transactions
+        self._lease = lease
         self._spec: ModelSpec | None = None
         self._weight = 0
         self._charged_at: float | None = None
@@ -52,19 +57,16 @@ class Purse:
         is_open = not job.is_turned and bool(job.waiting)
         return is_open and time.monotonic() >= self._ask_at.get(job.claim.id, 0.0)
 
-    def look(self, session: Session, job: OpenJob, room: int = 1) -> Admitted:
+    def look(self, job: OpenJob, room: int = 1) -> Admitted:
         """How many of a job's next requests, at most `room`, a budget allows now, and why there may be none at all."""
         most = [self._costs.most(request) for request in islice(job.waiting, room)]
-        count, lacking = expenses.admit(session, job.claim, job.tariff, most, is_look=True)
+        count, lacking = self._transactions.read(
+            lambda session: expenses.admit(session, job.claim, job.tariff, most, is_look=True)
+        )
         return count, None if count or lacking is None or lacking.is_passing else lacking
 
-    def admit(
-        self, job: OpenJob, room: int, write: Callable[[Callable[[Session], Admitted]], Admitted]
-    ) -> Shortage | None:
-        """Hold amounts for the next requests of a job, at most `room`; returns why there may be no other ones at all.
-
-        write: runs a transaction.
-        """
+    def admit(self, job: OpenJob, room: int) -> Shortage | None:
+        """Hold amounts for a job's next requests, at most `room`; returns why there may be no other ones at all."""
         is_batch = job.tariff.place is Place.BATCH
         upcoming = [
             request for request in islice(job.waiting, None if is_batch else room) if request.id not in job.held
@@ -76,10 +78,10 @@ class Purse:
         serial = job.next_serial()
 
         def admit(session: Session) -> Admitted:
-            is_held = queue.hold(session, job.claim, is_progress=False)
+            is_held = self._hold(session, job)
             return expenses.admit(session, job.claim, job.tariff, most, serial=serial) if is_held else (0, None)
 
-        count, lacking = write(admit)
+        count, lacking = self._transactions.write(admit)
         job.held |= {request.id: usage for request, usage in zip(upcoming[:count], most, strict=False)}
         if lacking is None:
             return None
@@ -103,12 +105,12 @@ class Purse:
             usage = usage.plus(known or NOTHING)
         return Bill(len(done), repeats, uncounted, usage, held, held_usage, self._lap(), job.next_serial())
 
-    def broken_off(self, flights: Sequence[Flight], calls: int | None) -> list[tuple[OpenJob, Bill]]:
-        """The bills of jobs whose requests in flight have ended without results; nothing is held for them any more.
+    def break_off(self, flights: Sequence[Flight], calls: int | None) -> None:
+        """Count what requests in flight may cost that have ended without results; nothing is held for them any more.
 
+        Those of a job that was taken away were counted then.
         calls: how many of the requests a server may have charged; None means all of them.
         """
-        bills: list[tuple[OpenJob, Bill]] = []
         by_job = sorted(flights, key=lambda flight: flight.job.claim.id)
         of_jobs = groupby(by_job, key=lambda flight: flight.job)
         for job, mine in ((job, list(mine)) for job, mine in of_jobs if job.tariff.place is not Place.BATCH):
@@ -120,14 +122,21 @@ class Purse:
             held = list(job.held.values())
             job.held.clear()
             bill = Bill(0, count, 0, usage, len(held), expenses.total(held), self._lap(), job.next_serial())
-            bills.append((job, bill))
-        return bills
+            self._transactions.write(partial(self._settle, job=job, bill=bill))
 
-    def time_bill(self, job: OpenJob, *, at_least: float = 0.0) -> Bill | None:
-        """The time of the engine since the last bill; None if it is shorter than so many seconds."""
+    def charge_time(self, job: OpenJob, *, at_least: float = 0.0) -> None:
+        """Count the time of the engine since the last bill to a job, unless it is shorter than so many seconds."""
         if self._charged_at is None or time.monotonic() - self._charged_at < at_least or not self._weight:
-            return None
-        return Bill(engine_seconds=self._lap(), serial=job.next_serial())
+            return
+        bill = Bill(engine_seconds=self._lap(), serial=job.next_serial())
+        self._transactions.write(lambda session: expenses.settle(session, job.claim, job.tariff, bill))
+
+    def _settle(self, session: Session, *, job: OpenJob, bill: Bill) -> None:
+        settle = expenses.settle if self._hold(session, job) else expenses.settle_late
+        settle(session, job.claim, job.tariff, bill)
+
+    def _hold(self, session: Session, job: OpenJob) -> bool:
+        return queue.hold(session, job.claim, lease=self._lease, is_progress=False)
 
     def _lap(self) -> float:
         """The seconds since the last call, times the engine's GPUs."""

@@ -12,40 +12,36 @@ import logging
 import shutil
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
-from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from persyn.analysis import spending
 from persyn.db import bulk
 from persyn.db.catalog import Run, RunState
 from persyn.db.connect import Database
-from persyn.db.work import JobState, Load
-from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, PersynError, shorten
-from persyn.jobs import expenses, owner, queue, rate_limits
-from persyn.jobs.expenses import Admitted, Bill, Shortage
+from persyn.db.work import Load
+from persyn.errors import AccountError, EngineError, HostLacks, OutageError, PermanentError, shorten
+from persyn.jobs import owner, queue, workload
+from persyn.jobs.expenses import Shortage
 from persyn.jobs.queue import Claim
 from persyn.llm import engines
 from persyn.llm.host import HostDied
 from persyn.llm.protocols import Failed, Fitted, ModelSpec, Request, Result
-from persyn.llm.rates import Cost, Limits
 from persyn.runs import pipeline
 from persyn.settings import Settings
 from persyn.stages import fit_router
 from persyn.stages.batch import Done
-from persyn.stages.registry import STAGES
 from persyn.workers.runner.affinity import Reach
 from persyn.workers.runner.claims import Claims
 from persyn.workers.runner.heartbeat import Leases
+from persyn.workers.runner.held_jobs import HeldJobs
 from persyn.workers.runner.ledger import Ledger
 from persyn.workers.runner.listener import Listener
 from persyn.workers.runner.permits import Permits
@@ -53,12 +49,12 @@ from persyn.workers.runner.poison_isolation import PoisonIsolation
 from persyn.workers.runner.purse import CHARGE_SECONDS, Purse
 from persyn.workers.runner.slot import Flight, OpenJob, Slot
 from persyn.workers.runner.telemetry import Telemetry
+from persyn.workers.runner.transactions import Transactions
 
 if TYPE_CHECKING:
     from persyn.workers.runner.batch_slot import BatchSlot
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: How long to wait for results, and how long a worker without a job waits.
 _RECEIVE_SECONDS = 0.5
@@ -67,9 +63,7 @@ _IDLE_SECONDS = 0.5
 _MOST_LOOKING = 4
 #: How long to leave a queue to others after its model did not load here.
 _AVOID_SECONDS = 600.0
-#: How long to wait for an unavailable database.
-_OUTAGE_SECONDS = 900
-#: The same for a worker that was told to stop.
+#: How long a worker that was told to stop waits for an unavailable database.
 _STOP_SECONDS = 10.0
 #: How long to wait for the next result of requests in flight when their model is reached differently from now on; a
 #: server that has failed may never answer them.
@@ -105,20 +99,18 @@ class Worker:
         self._settings = settings
         self._run_id = run_id
         self._listener = listener or Listener()
-        self._lease = timedelta(seconds=settings.lease_seconds)
-        self._leases = Leases(database, self._lease)
-        self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=self._lease)
+        lease = timedelta(seconds=settings.lease_seconds)
+        self._leases = Leases(database, lease)
+        self._claims = Claims(self.owner, reach, self._ledger, run_id=run_id, lease=lease)
+        self._transactions = Transactions(database, alive=self._leases.alive, pause=self._pause)
+        self._telemetry = Telemetry(self.owner)
+        self._suspicion = PoisonIsolation()
+        self._jobs = HeldJobs(self.owner, self._transactions, self._leases, self._telemetry, self._suspicion)
         self._slot: Slot | BatchSlot = Slot(settings)
-        self._permits = Permits(self._permit)
-        self._purse = Purse()
-        #: The stages of runs whose plan was looked at.
-        self._planned: set[tuple[int, str]] = set()
-        self._stage_of: dict[int, str] = {}
+        self._permits = Permits(self._transactions)
+        self._purse = Purse(self._transactions, lease)
         self._queue: str | None = None
         self._is_loading = False
-        self._jobs: dict[int, OpenJob] = {}
-        self._suspicion = PoisonIsolation()
-        self._telemetry = Telemetry(self.owner)
         #: Requests found to kill the engine, and deaths without any in flight, since the last good result.
         self._futile = 0
 
@@ -141,7 +133,7 @@ class Worker:
     def run(self) -> None:
         """Work until the run is over or, without a run, until no job is left."""
         with self:
-            while not self.stop.is_set() and not self._outlasting(self._is_over):
+            while not self.stop.is_set() and not self._transactions.write(self._is_over):
                 if not self.work():
                     self.stop.wait(_IDLE_SECONDS * max(1.0, self._ledger.n_workers / _MOST_LOOKING))
 
@@ -158,7 +150,7 @@ class Worker:
         found = False
         with self._busy:
             while not self.stop.is_set():
-                claim = self._outlasting(self._choose)
+                claim = self._transactions.write(self._choose)
                 if claim is not None:
                     found = True
                     self._turn_to(claim)
@@ -172,16 +164,14 @@ class Worker:
         self._open(claim)
         self._drain()
 
-    def _is_over(self) -> bool:
-        with self._database.write() as session:
-            pipeline.sweep(session, actor=self.owner, dead_owners=owner.dead(queue.owners(session)))
-            if self._run_id is None:
-                return queue.is_drained(session)
-            return session.get_one(Run, self._run_id).state is not RunState.RUNNING
+    def _is_over(self, session: Session) -> bool:
+        pipeline.sweep(session, actor=self.owner, dead_owners=owner.dead(workload.owners(session)))
+        if self._run_id is None:
+            return workload.is_drained(session)
+        return session.get_one(Run, self._run_id).state is not RunState.RUNNING
 
-    def _choose(self) -> Claim | None:
-        with self._database.write() as session:
-            return self._claims.first(session, self._queue, self._jobs)
+    def _choose(self, session: Session) -> Claim | None:
+        return self._claims.first(session, self._queue, self._jobs.ids)
 
     def _drop(self) -> None:
         """End the engine and release its GPUs."""
@@ -206,13 +196,13 @@ class Worker:
             self._leases.alive()
             self._open_jobs()
             self._turn()
-            if not self._jobs:
+            if (job := self._jobs.first) is None:
                 break
-            spec = next(iter(self._jobs.values())).spec
+            spec = job.spec
             self._feed(spec)
             self._collect()
             self._charge_time(at_least=CHARGE_SECONDS)
-            self._drop_lost()
+            self._jobs.drop_lost()
             self._end_fruitless()
         self._purse.rest()
         if spec is not None:
@@ -220,83 +210,40 @@ class Worker:
 
     def _open_jobs(self) -> None:
         """Claim jobs up to this worker's share, so that its engine does not idle between jobs."""
-        while not self._claims.is_enough(self._at_hand(), self._window()) and not self.stop.is_set():
-            claim = self._outlasting(self._claim_next)
+        while not self._claims.is_enough(self._jobs.n_left, self._window()) and not self.stop.is_set():
+            claim = self._transactions.write(self._claim_next)
             if claim is None:
                 return
             self._open(claim)
 
-    def _claim_next(self) -> Claim | None:
+    def _claim_next(self, session: Session) -> Claim | None:
         assert self._queue is not None
-        with self._database.write() as session:
-            return self._claims.next(session, self._queue, self._at_hand(), self._window())
+        return self._claims.next(session, self._queue, self._jobs.n_left, self._window())
 
     def _open(self, claim: Claim) -> None:
-        """Load a claimed job's requests; if that fails, the job has a failed attempt."""
-        self._leases.add(claim)
-        self._telemetry.claimed(claim)
-        try:
-            job = self._outlasting(lambda: self._load(claim))
-        except OperationalError:
-            raise
-        except Exception as error:
-            log.exception("a job cannot be loaded", extra=self._telemetry.about(claim))
-            self._fail(claim, _reason(error))
-            return
+        job = self._jobs.open(claim)
         if job is None:
-            self._release(claim)
             return
-        self._jobs[claim.id] = job
         self._purse.turn_to(job.spec)
         if not job.left:
             self._save(job, [])
         elif job.tariff.has_budget:
-            self._halt_if(job, self._look(job)[1])
-
-    def _load(self, claim: Claim) -> OpenJob | None:
-        """A job with its requests; None if its model is reached differently since it was claimed."""
-        with self._database.read() as session:
-            batch = STAGES[claim.stage].load(session, claim)
-            if queue.turned(session, [claim]):
-                return None
-            return OpenJob(claim, batch.spec, deque(batch.requests), expenses.tariff(session, claim, batch.spec))
-
-    def _look(self, job: OpenJob, room: int = 1) -> Admitted:
-        def look() -> Admitted:
-            with self._database.read() as session:
-                return self._purse.look(session, job, room)
-
-        return self._outlasting(look)
+            self._halt_if(job, self._purse.look(job)[1])
 
     def _halt_if(self, job: OpenJob, lacking: Shortage | None) -> None:
         """Halt a job whose budget is used up, with the waiting jobs of its model."""
         if lacking is not None and not self._slot.is_flying(job):
-            self._forget(job.claim)
-            self._telemetry.ended(job.claim, "its budget is used up")
-            self._outlasting(partial(self._end_by, pipeline.halt, job.claim, str(lacking)))
+            self._jobs.end(job.claim, pipeline.halt, str(lacking), how="its budget is used up")
 
     def _turn(self) -> None:
         """Release jobs that are to be handed back, each once its requests in flight have finished."""
-        for job_id in self._leases.turned() & self._jobs.keys():
-            self._jobs[job_id].is_turned = True
-        turned = [job for job in self._jobs.values() if job.is_turned]
+        turned = self._jobs.take_turned()
         is_stuck = turned and len(turned) == len(self._jobs) and self._slot.fruitless_seconds >= _TURN_SECONDS
-        if is_stuck and self._outlasting(lambda: self._are_moved(turned)):
+        if is_stuck and self._jobs.are_moved(turned):
             self._slot.end()
         for job in turned:
             if not self._slot.is_flying(job):
-                self._release(job.claim)
-
-    def _are_moved(self, jobs: Sequence[OpenJob]) -> bool:
-        with self._database.read() as session:
-            return bool(queue.turned(session, [job.claim for job in jobs], is_moved=True))
-
-    def _permit(self, limits: Limits, costs: Sequence[Cost], unused_tokens: int) -> int:
-        def take() -> int:
-            with self._database.write() as session:
-                return rate_limits.take(session, limits, costs, unused_tokens=unused_tokens)
-
-        return self._outlasting(take)
+                self._jobs.release(job.claim)
 
     def _feed(self, spec: ModelSpec) -> None:
         self._permits.turn_to(spec)
@@ -314,52 +261,38 @@ class Worker:
         # Without renewed leases, submit no new requests: others may hold the jobs.
         if self._slot.loaded is not None and self._leases.are_kept:
             room = max(0, self._window() - self._slot.in_hand)
-            open_jobs = [job for job in self._jobs.values() if self._purse.may_ask(job)]
+            open_jobs = [job for job in self._jobs if self._purse.may_ask(job)]
             room = self._permits.take(self._affordable(open_jobs, room), room)
             self._admit(open_jobs, room)
-            self._slot.submit(self._jobs.values(), room)
+            self._slot.submit(self._jobs, room)
 
     def _affordable(self, jobs: Sequence[OpenJob], room: int) -> Iterator[Request]:
         """The next requests of jobs, at most `room`, that budgets allow: permits to send others would be lost."""
         for job in jobs:
             count = min(room, len(job.waiting))
             if job.tariff.has_budget and count:
-                count, lacking = self._look(job, count)
+                count, lacking = self._purse.look(job, count)
                 self._halt_if(job, lacking)
             yield from islice(job.waiting, count)
             room -= count
 
     def _admit(self, jobs: Sequence[OpenJob], room: int) -> None:
         """Hold amounts of their runs' budgets for the next requests of jobs, at most `room`."""
-        for job in filter(self._is_open, jobs):
+        for job in filter(self._jobs.is_open, jobs):
             if room > 0 and job.tariff.has_budget:
-                self._halt_if(job, self._purse.admit(job, room, self._write_by))
+                self._halt_if(job, self._purse.admit(job, room))
             room -= job.ready(max(room, 0))
-
-    def _write_by(self, act: Callable[[Session], T]) -> T:
-        def write() -> T:
-            with self._database.write() as session:
-                return act(session)
-
-        return self._outlasting(write)
 
     def _charge_time(self, *, at_least: float = 0.0) -> None:
         """Count the time of the engine to one of the jobs that it works."""
-        job = next(iter(self._jobs.values()), None)
-        if job is not None and (bill := self._purse.time_bill(job, at_least=at_least)) is not None:
-            self._write_by(lambda session: expenses.settle(session, job.claim, job.tariff, bill))
+        if self._jobs.first is not None:
+            self._purse.charge_time(self._jobs.first, at_least=at_least)
 
     def _break_off(self, calls: int | None) -> list[Flight]:
-        """End the engine; count what its requests in flight may cost, see `Purse.broken_off`, and return them."""
+        """End the engine; count what its requests in flight may cost, see `Purse.break_off`, and return them."""
         flights = self._slot.end()
-        for job, bill in self._purse.broken_off(flights, calls):
-            self._write_by(partial(self.settle, job=job, bill=bill))
+        self._purse.break_off(flights, calls)
         return flights
-
-    def settle(self, session: Session, job: OpenJob, bill: Bill) -> None:
-        """Count a bill of requests without results, unless they were counted when the job was taken away."""
-        is_held = queue.hold(session, job.claim, lease=self._lease, is_progress=False)
-        (expenses.settle if is_held else expenses.settle_late)(session, job.claim, job.tariff, bill)
 
     def _slot_for(self, spec: ModelSpec) -> Slot | BatchSlot:
         """An empty slot of the kind that the model needs."""
@@ -367,7 +300,7 @@ class Worker:
             # Importing aiohttp would add half a second to every command.
             from persyn.workers.runner.batch_slot import BatchSlot
 
-            return BatchSlot(self._database, self._outlasting, lease=self._lease)
+            return BatchSlot(self._transactions, lease=self._leases.lease)
         return Slot(self._settings)
 
     def _collect(self) -> None:
@@ -391,38 +324,32 @@ class Worker:
 
     def _greet(self) -> None:
         """Report the loaded model once to the listener, the log and the store."""
-        loaded = self._slot.loaded
-        if loaded is None or not self._is_loading or not self._jobs:
+        loaded, job = self._slot.loaded, self._jobs.first
+        if loaded is None or not self._is_loading or job is None:
             return  # a budget may have halted all jobs
-        self._is_loading = False
-        job, seconds = next(iter(self._jobs.values())), self._slot.load_seconds
+        self._is_loading, seconds = False, self._slot.load_seconds
         self._ledger.note_load(seconds)
         self._listener.loaded(job.spec, seconds)
         if job.spec.model and self._slot.log:  # an answer checker has a process, but no model; a batch has neither
             log.info("loaded", extra=self._telemetry.about(job.claim, engine=loaded.version, seconds=seconds))
-            where = {"log": self._slot.log, "gpus": self._slot.gpus}
-            self._outlasting(lambda: self._note_load(job.claim, loaded.version, seconds, where))
-
-    def _note_load(self, claim: Claim, engine: str, seconds: float, where: dict[str, str | None]) -> None:
-        row = {"run_id": claim.run_id, "job_id": claim.id, "owner": self.owner}
-        row |= {"engine": engine, "seconds": seconds, **where}
-        with self._database.write() as session:
-            bulk.insert_new(session, Load, [row])
+            row = {"run_id": job.claim.run_id, "job_id": job.claim.id, "owner": self.owner, "engine": loaded.version}
+            row |= {"seconds": seconds, "log": self._slot.log, "gpus": self._slot.gpus}
+            self._transactions.write(lambda session: bulk.insert_new(session, Load, [row]))
 
     def _land(self, results: Sequence[tuple[Flight, Result]]) -> None:
         """Save results, job by job."""
         assert self._slot.loaded is not None
         engine = self._slot.loaded.version
-        by_job: dict[int, list[Done]] = defaultdict(list)
+        by_job: dict[OpenJob, list[Done]] = defaultdict(list)
         for flight, result in results:
             self._suspicion.finished(flight.key)
             self._permits.landed(flight.request, result)
             if not isinstance(result, Failed):
                 self._futile = 0
-            if self._is_open(flight.job):
-                by_job[flight.job.claim.id].append(Done(flight.request, result, engine))
-        for job_id, done in by_job.items():
-            self._save(self._jobs[job_id], done)
+            if self._jobs.is_open(flight.job):
+                by_job[flight.job].append(Done(flight.request, result, engine))
+        for job, done in by_job.items():
+            self._save(job, done)
         self._slot.emptied()
         for _, result in results:
             if isinstance(result, Fitted):
@@ -430,77 +357,18 @@ class Worker:
 
     def _tidy(self, fitted: Fitted) -> None:
         """Remove the checkpoint of a fit whose job had been lost to another worker."""
-
-        def is_used() -> bool:
-            with self._database.read() as session:
-                return fit_router.is_used(session, fitted)
-
-        if not self._outlasting(is_used):
+        if not self._transactions.read(lambda session: fit_router.is_used(session, fitted)):
             shutil.rmtree(self._settings.home / fitted.folder, ignore_errors=True)
 
-    def _is_open(self, job: OpenJob) -> bool:
-        """Whether a job is still held by this claim; it may have been let go and claimed again."""
-        return self._jobs.get(job.claim.id) is job
-
     def _save(self, job: OpenJob, done: Sequence[Done]) -> None:
-        if any(isinstance(item.result, Failed) for item in done) and self._outlasting(lambda: self._is_turned(job)):
-            # Perhaps they failed because the model is reached differently now; they are requested again.
-            done = [item for item in done if not isinstance(item.result, Failed)]
+        done = self._jobs.worth_saving(job, done)
         job.left -= len(done)
-        bill = self._purse.bill(job, done)
-        try:
-            is_held = self._outlasting(lambda: self._write(job, done, bill))
-        except OperationalError:
-            raise
-        except PersynError as error:
-            self._fail(job.claim, str(error), is_final=True)
+        if not self._jobs.save(job, done, self._purse.bill(job, done)):
             return
-        except Exception as error:
-            # Rejected results must only fail their own job, not end the worker and then the next one.
-            log.exception("results cannot be saved", extra=self._telemetry.about(job.claim))
-            self._fail(job.claim, _reason(error))
-            return
-        if not is_held:
-            self._let_go(job)
-            return
-        if not job.left:
-            self._forget(job.claim)
-            self._telemetry.ended(job.claim, "done")
-            self._plan_again(job.claim.run_id)
+        if not job.left:  # the run may have reached another stage: lengths are known now, or teachers
+            self._transactions.outlast(lambda: spending.record(self._database, job.claim.run_id))
         failed = sum(isinstance(item.result, Failed) for item in done)
         self._listener.saved(job.claim.stage, len(done) - failed, failed)
-
-    def _plan_again(self, run_id: int) -> None:
-        """Plan a run's remaining work when it has reached another stage; its responses are known better now."""
-        if (reached := (run_id, self._stage_of[run_id])) not in self._planned:
-            self._planned.add(reached)
-            self._outlasting(lambda: spending.record(self._database, run_id))
-
-    def _is_turned(self, job: OpenJob) -> bool:
-        if not job.is_turned:
-            with self._database.read() as session:
-                job.is_turned = bool(queue.turned(session, [job.claim]))
-        return job.is_turned
-
-    def _write(self, job: OpenJob, done: Sequence[Done], bill: Bill) -> bool:
-        """Save some results of a job and, with the last, complete it and advance the run; False on a lost lease."""
-        claim = job.claim
-        with self._database.write() as session:
-            is_progress = any(not isinstance(item.result, Failed) for item in done)
-            if not queue.hold(session, claim, lease=self._lease, is_progress=is_progress):
-                expenses.settle_late(session, claim, job.tariff, bill)
-                return False
-            STAGES[claim.stage].save(session, claim, done)
-            expenses.settle(session, claim, job.tariff, bill)
-            has_budget = expenses.has_budget(session, claim.run_id)
-            if done:
-                pipeline.answered(session, claim)
-            if not job.left:
-                pipeline.complete(session, claim, owner=self.owner)
-                self._stage_of[claim.run_id] = session.get_one(Run, claim.run_id).stage
-        job.tariff = replace(job.tariff, has_budget=has_budget)  # before the next requests are sent
-        self._leases.renewed()
-        return True
 
     def _bury(self, reason: str) -> None:
         """An engine died: requeue its requests for a new one, except for one that was found to kill it.
@@ -520,7 +388,7 @@ class Worker:
             self._fail_jobs(f"the engine loads, but every request kills it: {reason}", did_load=False)
             return
         for flight in flying:
-            if flight.key == guilty and self._is_open(flight.job):
+            if flight.key == guilty and self._jobs.is_open(flight.job):
                 flight.job.waiting.remove(flight.request)
                 failure = Failed(flight.request.id, f"killed_engine: {reason}")
                 self._suspicion.finished(flight.key)
@@ -537,55 +405,17 @@ class Worker:
             seconds = _AVOID_SECONDS if self._run_id is None else queue.BACKOFF.total_seconds()
             self._ledger.avoid(self._queue, seconds)
         self._charge_time()
-        for job in list(self._jobs.values()):
-            self._fail(job.claim, reason, did_load=did_load, is_final=is_final)
+        for job in self._jobs:
+            self._jobs.fail(job.claim, reason, did_load=did_load, is_final=is_final)
 
     def _leave_server(self, error: EngineError) -> None:
         """Give back jobs whose server is unavailable, until its next retry; jobs that the server rejects fail."""
-        end = pipeline.wait_out if isinstance(error, OutageError) else pipeline.give_up
-        for job in list(self._jobs.values()):
-            self._forget(job.claim)
-            self._telemetry.ended(job.claim, "its server rejects all requests", str(error))
-            self._outlasting(partial(self._end_by, end, job.claim, str(error)))
-        if isinstance(error, OutageError):
+        is_outage = isinstance(error, OutageError)
+        how = "its server is unavailable" if is_outage else "its server rejects all requests"
+        for job in self._jobs:
+            self._jobs.end(job.claim, pipeline.wait_out if is_outage else pipeline.give_up, str(error), how=how)
+        if is_outage:
             self._listener.waiting(str(error))
-
-    def _end_by(self, end: Callable[..., Any], claim: Claim, reason: str) -> None:
-        with self._database.write() as session:
-            end(session, claim, reason, owner=self.owner)
-
-    def _fail(self, claim: Claim, reason: str, *, is_final: bool = False, did_load: bool = True) -> None:
-        self._forget(claim)
-        self._telemetry.ended(claim, "an attempt failed", reason)
-
-        def write() -> None:
-            with self._database.write() as session:
-                if queue.release_turned(session, claim, owner=self.owner):
-                    return
-                state = queue.fail(session, claim, reason, owner=self.owner, is_final=is_final)
-                if state is JobState.FAILED:
-                    if not did_load:
-                        queue.fail_waiting(session, claim, reason, owner=self.owner)
-                    pipeline.advance(session, claim.run_id, actor=self.owner)
-
-        self._outlasting(write)
-
-    def _drop_lost(self) -> None:
-        """Let go of jobs that were cancelled or lost; their requests in flight are discarded."""
-        for job_id in self._leases.lost() & self._jobs.keys():
-            self._let_go(self._jobs[job_id])
-
-    def _let_go(self, job: OpenJob) -> None:
-        """Stop a job whose results may no longer be saved; a cancelled one ends here."""
-        self._forget(job.claim)
-        self._telemetry.ended(job.claim, "lost or cancelled")
-
-        def write() -> None:
-            with self._database.write() as session:
-                if queue.stop_cancelled(session, job.claim, owner=self.owner):
-                    pipeline.advance(session, job.claim.run_id, actor=self.owner)
-
-        self._outlasting(write)
 
     def _end_fruitless(self) -> None:
         """End an engine that is alive but has returned no result within the limit; its jobs have a failed attempt."""
@@ -595,11 +425,6 @@ class Worker:
         self._slot.end()
         self._fail_jobs(f"the engine returned no result for {limit:.0f} s", did_load=True)
 
-    def _forget(self, claim: Claim) -> None:
-        self._leases.remove(claim)
-        self._jobs.pop(claim.id, None)
-        self._suspicion.forget(claim.id)
-
     def _leave(self) -> None:
         """Save what has arrived, give unfinished jobs back, end the engine."""
         try:
@@ -607,47 +432,18 @@ class Worker:
                 if results := self._slot.receive(0):
                     self._land(results)
             self._drop()
-            for job in list(self._jobs.values()):
-                self._release(job.claim)
+            for job in self._jobs:
+                self._jobs.release(job.claim)
         except OperationalError as error:
             log.warning("stopped without the database; leases will expire", extra={"error": shorten(str(error.orig))})
         finally:
             self._drop()
 
-    def _release(self, claim: Claim) -> None:
-        self._forget(claim)
-        self._telemetry.ended(claim, "released")
-
-        def write() -> None:
-            with self._database.write() as session:
-                queue.release(session, claim, owner=self.owner)
-
-        self._outlasting(write)
-
     def _window(self) -> int:
         loaded = self._slot.loaded
         return self._suspicion.limit(loaded.window) if loaded is not None else 1
-
-    def _at_hand(self) -> int:
-        return sum(job.left for job in self._jobs.values())
-
-    def _outlasting(self, transaction: Callable[[], T]) -> T:
-        """Retry a transaction while the database is unavailable; each attempt commits entirely or not at all."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(OperationalError),
-            wait=wait_exponential(multiplier=0.2, max=15),
-            stop=lambda tried: self._database.is_given_up or (tried.seconds_since_start or 0) >= _OUTAGE_SECONDS,
-            sleep=self._pause,
-            before=lambda attempt: self._leases.alive(),
-            reraise=True,
-        )
-        return retrying(transaction)
 
     def _pause(self, seconds: float) -> None:
         """Sleep; shorter if the worker was told to stop."""
         if self.stop.wait(seconds):
             time.sleep(min(seconds, _IDLE_SECONDS))
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {shorten(str(getattr(error, 'orig', None) or error))}"
