@@ -20,6 +20,7 @@ QUICK = {
     "queue": (["--prompts", "300", "--parts", "enqueue"], "s"),
     "router": (["--teachers", "2"], "times"),
     "servers": (["--requests", "60", "--only", "replicas"], "times"),
+    "size": (["--sizes", "300", "--teachers", "2", "--databases", "sqlite", "--steps", "run"], "whole run"),
     "store": (["--sizes", "300", "--databases", "sqlite"], "300"),
     "web": (["--prompts", "300", "--databases", "sqlite", "--repeats", "1"], "within"),
 }
