@@ -132,7 +132,7 @@ class Case:
         times = {name: at.timestamp() for name, at in runs.stages(store).items()}
         store.close()
         grid = self.options.calibration * self.options.teachers
-        rows = {"calibrate": grid, "score": 2 * grid, "fit": self.options.calibration, "assign": self.prompts}
+        rows = {"calibrate": grid, "score": 2 * grid, "fit_router": self.options.calibration, "assign": self.prompts}
         rows["generate"] = self.prompts - self.options.calibration
         marks = [("start", began), *sorted(times.items(), key=lambda mark: mark[1]), ("", ended)]
         for (name, first), (_, last) in pairwise(marks):
