@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from persyn.analysis import plan as planning
+from persyn.analysis import planned_scores
 from persyn.analysis.plan import Amount, Basis, Plan
 from persyn.cli.beforehand import require_fit
 from persyn.cli.context import JSON, show, store_or_empty, warn
@@ -120,6 +121,8 @@ def _explain(found: Plan) -> None:
         click.echo("lengths from max_tokens: upper bounds, because the store has no response of that teacher")
     if any(basis.prompt_tokens_from == "characters" for basis in found.teachers):
         click.echo("lengths from characters: estimated at 4 characters per token, and 5 tokens more per turn")
+    if scores := planned_scores.besides_grid(found.shares):
+        click.echo(f"responses are scored as they come: up to {scores:,} scores besides those of calibration prompts")
     if found.most.cost is None:
         click.echo("cost unknown: every teacher needs price_in and price_out")
     if found.most.engine_hours is None:

@@ -20,6 +20,7 @@ QUICK = {
     "queue": (["--prompts", "300", "--parts", "enqueue"], "s"),
     "router": (["--teachers", "2"], "times"),
     "servers": (["--requests", "60", "--only", "replicas"], "times"),
+    "size": (["--sizes", "300", "--teachers", "2", "--databases", "sqlite", "--steps", "run"], "whole run"),
     "store": (
         ["--sizes", "60", "--teachers", "2", "--calibration", "20", "--databases", "sqlite"],
         "sqlite, 2 teachers, 256 prompts per job",

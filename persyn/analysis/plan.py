@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 from sqlalchemy import Float, Select, and_, case, cast, func, literal, null, select
 from sqlalchemy.orm import Session
 
-from persyn.analysis import shifts, summary
+from persyn.analysis import planned_scores, shifts, summary
 from persyn.analysis.text_table import text_table
 from persyn.config import IMPORTED, RunConfig, TeacherTable, load_config
 from persyn.db import bulk, lookup
@@ -94,7 +94,8 @@ class Share(Struct, frozen=True):
     #: Its stored responses, including failed ones: none of them is requested again.
     stored: int
     ask: Amount
-    #: In calibrate: stored scores, and an upper bound on those to compute; imported scores are not counted.
+    #: Stored scores, and an upper bound on those to compute: in calibrate, of all scorers; in generate and undecided,
+    #: of the quality's, if responses are scored as they come. Imported scores are not counted.
     scores_stored: int
     scores_to_make: int
 
@@ -233,23 +234,19 @@ def of_run(session: Session, run: Run, *, past: Session | None = None) -> Plan:
 
     past: the store with its teachers' history, if that is another one.
     """
-    teachers = lookup.teachers(session, run.id)
-    tables = load_config(run.config).teachers
+    teachers, config = lookup.teachers(session, run.id), load_config(run.config)
     bases = [
         _basis(past or session, *pair, run_id=run.id if past is None else None)
-        for pair in zip(teachers, tables, strict=True)
+        for pair in zip(teachers, config.teachers, strict=True)
     ]
     scorers = [scorer for scorer in lookup.asked(session, run) if scorer.kind != IMPORTED]
     piles = _piles(session, run, scorers)
-
-    config = load_config(run.config)
-
     asked = config.generation.samples
 
     def shares(stage: str, *, split: int = 1, asked: int = asked) -> list[Share]:
         wanted = _wanted(stage, config.run.samples, asked)
         of_each = [[pile for pile in piles if pile.is_of(stage, teacher, wanted)] for teacher in teachers]
-        n_scorers = len(scorers) if stage == "calibrate" else 0
+        n_scorers = planned_scores.per_response(run, stage, scorers)
         found = [
             _share(stage, basis, mine, wanted, split, n_scorers) for basis, mine in zip(bases, of_each, strict=True)
         ]
@@ -308,26 +305,30 @@ def _copy_results(there: Session, run: Run, session: Session) -> None:
     scorer_ids = {run.quality_scorer_id, *(scorer.id for scorer in lookup.asked(there, run))}
     prompts = select(Prompt.id, Prompt.content_hash).join(RunPrompt).where(RunPrompt.run_id == run.id)
     prompts = prompts.order_by(Prompt.id).limit(_CHUNK)
-    columns = Response.id, Response.teacher_id, Response.sample, Response.failure, Response.origin
+    last, columns = 0, (Response.id, Response.teacher_id, Response.sample, Response.failure, Response.origin)
     responses = select(Prompt.content_hash, *columns).join(Prompt).where(Response.teacher_id.in_(teacher_ids))
     scores = select(Score.response_id, Score.scorer_id).join(Response).join(Prompt)
     scores = scores.where(Response.teacher_id.in_(teacher_ids), Score.scorer_id.in_(scorer_ids))
-    last = 0
+    if session.execute(responses.limit(1)).first() is None:
+        return
     while chunk := there.execute(prompts.where(Prompt.id > last)).all():
         last = chunk[-1].id
         id_of = {content_hash: prompt_id for prompt_id, content_hash in chunk}
-        rows = [dict(row) for row in session.execute(responses.where(Prompt.content_hash.in_(id_of))).mappings()]
+        rows = [
+            dict(row)
+            for row in session.execute(responses.where(bulk.among(session, Prompt.content_hash, id_of))).mappings()
+        ]
         for row in rows:
             row |= {"prompt_id": id_of[row.pop("content_hash")], "text": None if row["failure"] else ""}
         bulk.insert_new(there, Response, rows)
-        marks = session.execute(scores.where(Prompt.content_hash.in_(id_of))).mappings()
+        marks = session.execute(scores.where(bulk.among(session, Prompt.content_hash, id_of))).mappings()
         bulk.insert_new(there, Score, [{**mark, "value": 0.0, "detail": {}} for mark in marks])
 
 
 def _piles(session: Session, run: Run, scorers: Sequence[Scorer]) -> list[_Pile]:
     """Count the prompts and responses of a run.
 
-    scorers: those whose scores are counted. A response whose quality is known needs none of its other scorers.
+    scorers: those whose scores are counted.
     """
     assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
     group = RunPrompt.role, Assignment.teacher_id
@@ -336,22 +337,12 @@ def _piles(session: Session, run: Run, scorers: Sequence[Scorer]) -> list[_Pile]
     responses = prompts.join(Response, Response.prompt_id == RunPrompt.prompt_id)
     responses = responses.group_by(Response.teacher_id, Response.sample)
     sums = func.count(), func.sum(CHARACTERS)
-    of_quality = [scorer.id for scorer in scorers if scorer.id != run.learnability_scorer_id]
-    has_quality = _n_scores([run.quality_scorer_id]) > 0
-    scored = _n_scores([run.learnability_scorer_id]) + case((has_quality, len(of_quality)), else_=_n_scores(of_quality))
-    in_grid = case((RunPrompt.role != Role.TARGET, scored), else_=0)
-    sums_of_responses = *sums, func.count(Response.failure), func.sum(in_grid)
+    sums_of_responses = *sums, func.count(Response.failure), func.sum(planned_scores.stored(run, scorers))
     counted = (
         prompts.add_columns(null(), literal(0), *sums, literal(0), literal(0)),
         responses.add_columns(Response.teacher_id, Response.sample, *sums_of_responses),
     )
     return [_Pile(*row) for each in counted for row in session.execute(each)]
-
-
-def _n_scores(scorer_ids: Sequence[int | None]) -> Any:
-    """The number of a response's scores by these scorers."""
-    counted = select(func.count()).where(Score.response_id == Response.id, Score.scorer_id.in_(scorer_ids))
-    return counted.scalar_subquery()
 
 
 def _share(stage: str, basis: Basis, piles: Sequence[_Pile], wanted: _Samples, split: int, n_scorers: int) -> Share:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, TypeDecorator
+from sqlalchemy import DateTime, Dialect, TypeDecorator, literal
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -36,21 +36,22 @@ class now(FunctionElement[datetime]):
     """The database's time at this statement, plus an offset."""
 
     type = UtcDateTime()
-    inherit_cache = False
+    inherit_cache = True
 
     def __init__(self, offset: timedelta = timedelta()) -> None:
-        self.seconds = offset.total_seconds()
-        super().__init__()
+        # A parameter, or every statement with a time would be compiled again.
+        shift = (literal(f"{offset.total_seconds():+.3f} seconds"),) if offset else ()
+        super().__init__(*shift)
 
 
 @compiles(now, "sqlite")
 def _sqlite(element: now, compiler: SQLCompiler, **kwargs: Any) -> str:
-    shift = f", '{element.seconds:+.3f} seconds'" if element.seconds else ""
-    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now'{shift}))"
+    shift = compiler.process(element.clauses, **kwargs)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now'{shift and f', {shift}'}))"
 
 
 @compiles(now, "postgresql")
 def _postgresql(element: now, compiler: SQLCompiler, **kwargs: Any) -> str:
     # now() is the start of the transaction; a lease must not start in the past.
-    shift = f" + interval '{element.seconds:.3f} seconds'" if element.seconds else ""
-    return f"(clock_timestamp(){shift})"
+    shift = compiler.process(element.clauses, **kwargs)
+    return f"(clock_timestamp(){shift and f' + CAST({shift} AS interval)'})"

@@ -77,8 +77,8 @@ def take(record: Record, names: Names = NO_NAMES, usual: Usual = PROMPT) -> Fiel
     """Map a row's fields, explicitly named ones first; raise `Flaw` for an ambiguous field."""
     rest, called = dict(record), {ours: theirs for ours, theirs in names.items() if theirs in record}
     keys = group_spellings(record)
-    for ours, known in usual.items():
-        if ours not in names and (found := _one(ours, known, rest, keys, called)):
+    for ours, there in _usual_names(tuple(record), tuple(usual.items())):
+        if ours not in names and (found := _one(ours, there, rest, called)):
             called[ours] = found
     if _is_alpaca(names, called, keys):
         called |= _alpaca(keys, {*called.values()})
@@ -106,12 +106,25 @@ def _group_spellings(keys: tuple[str, ...]) -> Spellings:
     return found
 
 
-def _one(ours: str, known: Iterable[str], record: Record, keys: Spellings, called: Names) -> str | None:
-    """The row's name for one of our fields that was not mapped explicitly."""
+@lru_cache(1024)
+def _usual_names(
+    keys: tuple[str, ...], usual: tuple[tuple[str, tuple[str, ...]], ...]
+) -> Sequence[tuple[str, Sequence[tuple[str, str]]]]:
+    """For each of our fields that a row may have under a usual name: the names, each with its spelling in the row."""
+    spelled = _group_spellings(keys)
+    found = ((ours, [(name, key) for name in known for key in spelled.get(name, ())]) for ours, known in usual)
+    return [(ours, pairs) for ours, pairs in found if pairs]
+
+
+def _one(ours: str, there: Sequence[tuple[str, str]], record: Record, called: Names) -> str | None:
+    """The row's name for one of our fields that was not mapped explicitly.
+
+    there: the field's usual names, each with its spelling in the row.
+    """
     taken = {*called.values()}
-    free = [(name, key) for name in known for key in keys.get(name, ()) if key not in taken]
-    if not free:
-        return None
+    free = [(name, key) for name, key in there if key not in taken]
+    if len(free) < 2:
+        return free[0][1] if free else None
     said = [key for _, key in free if record[key] not in (None, "", [])] or [free[0][1]]
     is_one_of = ours in _ONE_OF or len({name for name, _ in free}) < len(free)
     if is_one_of and any(record[key] != record[said[0]] for key in said[1:]):

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, bindparam, exists, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import GenerationTable, PromptsTable
-from persyn.db import lookup
+from persyn.db import bulk, lookup
 from persyn.db.catalog import Prompt, Role, RunPrompt
 from persyn.errors import UsageError, shorten
 from persyn.ingest import prompt_table, rows
@@ -85,7 +85,7 @@ def add_to_run(
     """
 
     def link(hashes: Sequence[str], n_rows: int) -> None:
-        _add_targets(session, run_id, Prompt.content_hash.in_(hashes))
+        _add_targets(session, run_id, bulk.among(session, Prompt.content_hash, hashes))
         if progress:
             progress(n_rows)
 
@@ -117,7 +117,7 @@ def extend_run(
     """
 
     def link(hashes: Sequence[str], n_rows: int) -> None:
-        _add_targets(session, run_id, Prompt.content_hash.in_(hashes), extension)
+        _add_targets(session, run_id, bulk.among(session, Prompt.content_hash, hashes), extension)
         if progress:
             progress(n_rows)
 

@@ -98,7 +98,9 @@ class _Known:
 
 
 def _known(session: Session, hashes: list[str]) -> dict[str, _Known]:
-    known = select(Prompt.content_hash, Prompt.answer, Prompt.meta).where(Prompt.content_hash.in_(hashes))
+    known = select(Prompt.content_hash, Prompt.answer, Prompt.meta).where(
+        bulk.among(session, Prompt.content_hash, hashes)
+    )
     return {content_hash: _Known(answer, meta) for content_hash, answer, meta in session.execute(known)}
 
 

@@ -84,7 +84,9 @@ def _cells(
 ) -> dict[Cell, ResponseRow]:
     """Group the batch by cell: the first row with text wins; scores of identical rows are merged."""
     hashes = [row.prompt.content_hash for row in batch]
-    found = session.execute(select(Prompt.content_hash, Prompt.id).where(Prompt.content_hash.in_(hashes)))
+    found = session.execute(
+        select(Prompt.content_hash, Prompt.id).where(bulk.among(session, Prompt.content_hash, hashes))
+    )
     prompts = {content_hash: prompt_id for content_hash, prompt_id in found}
     cells: dict[Cell, ResponseRow] = {}
     for content_hash, row in zip(hashes, batch, strict=True):

@@ -12,8 +12,8 @@ from persyn import json_text
 from persyn.ingest.encoding import not_utf8
 from persyn.ingest.record import Flaw
 
-#: Usually the end of a key; it may also occur in a row's texts.
-_END_OF_KEY = re.compile(rb'(?<!\\)"\s*:')
+#: Usually the end of a key; it may also occur in a row's texts. Looking behind the quote, not before every character.
+_END_OF_KEY = re.compile(rb'"(?<!\\")\s*:')
 
 
 def decode(data: bytes) -> Any:

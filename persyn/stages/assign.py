@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from persyn.config import StrategyTable, load_config
@@ -151,14 +151,8 @@ def save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 
 def progress(session: Session, run: Run) -> Progress:
     """Count the run's prompts with and without an assignment."""
-    assigned = and_(Assignment.run_id == RunPrompt.run_id, Assignment.prompt_id == RunPrompt.prompt_id)
-    total, done = session.execute(
-        select(func.count(), func.count(Assignment.teacher_id))
-        .select_from(RunPrompt)
-        .outerjoin(Assignment, assigned)
-        .where(RunPrompt.run_id == run.id)
-    ).one()
-    return Progress(total, done, failed=0)
+    assigned = select(func.count()).select_from(Assignment).where(Assignment.run_id == run.id)
+    return Progress(lookup.n_prompts(session, run.id), session.scalars(assigned).one(), failed=0)
 
 
 def _kind(run: Run) -> Strategy:

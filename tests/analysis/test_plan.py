@@ -13,7 +13,7 @@ from msgspec import structs
 from sqlalchemy import func, select
 
 from persyn import config
-from persyn.analysis import plan
+from persyn.analysis import plan, planned_scores
 from persyn.analysis.plan import Plan, Share
 from persyn.db import Base
 from persyn.db.catalog import Prompt, Role, Run, RunPrompt, RunTeacher, Teacher
@@ -41,7 +41,8 @@ def read(
     strategy: str = "persyn",
     function: str = "",
     teachers: tuple[dict[str, Any], ...] = (ADA, BOB),
-    quality: dict[str, Any] | None = None,
+    quality: dict[str, Any] | list[dict[str, Any]] | None = None,
+    generation: dict[str, Any] | None = None,
     **prompts: Any,
 ) -> config.RunConfig:
     """Read a run file of the ten prompts, four of them for calibration."""
@@ -53,6 +54,7 @@ def read(
         "student": {"name": "student", "model": "", "engine": "fake"},
         "quality": quality or {"kind": "fake"},
         "router": {"engine": "fake"},
+        "generation": generation or {},
         "strategy": {"kind": strategy, "model": function},
         "teachers": [common | {"params_b": 1 + place} | table for place, table in enumerate(teachers)],
     }
@@ -141,6 +143,46 @@ def test_without_a_past_lengths_are_bounds_and_the_router_leaves_a_range(databas
     assert figures(found.most) == (14, 168, 1200, (4056 + 2056 + 6084) * 1e-6, None)
     assert figures(found.generate_all) == (20, 210, 1500, (10140 + 5140) * 1e-6, None)
     assert (share(found, "calibrate", "ada").scores_stored, share(found, "calibrate", "ada").scores_to_make) == (0, 8)
+
+
+def scores(found: Plan, stage: str, teacher: str) -> tuple[int, int]:
+    one = share(found, stage, teacher)
+    return one.scores_stored, one.scores_to_make
+
+
+def test_scores_of_responses_that_are_checked_are_counted(database: Database, tmp_path: Path) -> None:
+    unchecked = planned(database, read(tmp_path))
+    assert (scores(unchecked, "undecided", "ada"), planned_scores.besides_grid(unchecked.shares)) == ((0, 0), 0)
+
+    wanted = read(tmp_path, generation={"check": True})
+    found = planned(database, wanted)
+    # Four prompts for the student and the quality; six others for the quality alone, whoever answers them.
+    assert scores(found, "calibrate", "ada") == (0, 8)
+    assert scores(found, "undecided", "ada") == scores(found, "undecided", "bob") == (0, 6)
+    assert planned_scores.besides_grid(found.shares) == 6
+    twice = planned(database, read(tmp_path, generation={"samples": 2, "keep": "best"}))
+    # Two samples of six prompts, and the second sample of the four.
+    assert scores(twice, "undecided", "ada") == (0, 16)
+
+    run_id = started(database, wanted)
+    with database.write() as session:
+        run = session.get_one(Run, run_id)
+        is_target = RunPrompt.role == Role.TARGET
+        ids = session.scalars(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run_id, is_target)).all()
+        ada, bob = session.scalars(select(RunTeacher.teacher_id).order_by(RunTeacher.position))
+        for place, prompt_id in enumerate(ids):
+            teacher_id = ada if place < 4 else bob
+            session.add(Assignment(run_id=run_id, prompt_id=prompt_id, teacher_id=teacher_id, reason="test"))
+        session.flush()
+        scored = make_response(session, ids[0], ada)
+        make_response(session, ids[1], ada)
+        make_response(session, ids[2], ada, text=None, failure="empty")
+        session.add(Score(response_id=scored, scorer_id=run.quality_scorer_id, value=1.0, detail={}))
+    found = left(database, run_id)
+    # Of ada's four responses, one has its score, one needs none, and two have to be scored; both of bob's.
+    assert scores(found, "generate", "ada") == (1, 2)
+    assert scores(found, "generate", "bob") == (0, 2)
+    assert planned_scores.besides_grid(found.shares) == 4
 
 
 def test_what_the_store_has_is_not_asked_again_and_tells_lengths_and_speed(lived: Database, tmp_path: Path) -> None:
