@@ -51,9 +51,9 @@ class Alarm(Struct, frozen=True):
     def says(self) -> str:
         """What was predicted and what came."""
         return (
-            f"{self.teacher} became worse: the mean quality of its last {self.point.rising:,} responses, scored since "
-            f"{self.since:%Y-%m-%d %H:%M} UTC, is {self.point.mean:.3f}, and {self.chart.n:,} calibration responses "
-            f"predicted {self.chart.predicted:.3f}, at least {self.chart.expected:.3f}"
+            f"teacher {self.teacher} became worse: the mean quality of its last {self.point.rising:,} responses, scored "
+            f"since {self.since:%Y-%m-%d %H:%M} UTC, is {self.point.mean:.3f}, and {self.chart.n:,} calibration "
+            f"responses predicted {self.chart.predicted:.3f}, at least {self.chart.expected:.3f}"
         )
 
     @property

@@ -29,7 +29,7 @@ _CHUNK = 10_000
 #: The reason of an assignment whose prompt has no further choice.
 USED_UP = "fallback: no further choice"
 #: What a choice has in place of a response, if its teacher was stopped before it was asked.
-_NOT_ASKED = f"{drift.DRIFT}: the teacher was stopped before it was asked"
+_NOT_ASKED = "not_asked: the teacher became worse, and was stopped before"
 
 _quality = aliased(Score)
 #: Whether a response, with its assignment and its quality, meets a condition; in the order in which they are tested.
