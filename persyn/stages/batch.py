@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Integer, Select, func, insert, literal, select
+from sqlalchemy import BigInteger, Integer, Select, cast, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
@@ -174,7 +174,7 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
             select(-Run.priority).where(Run.id == plan.run_id).scalar_subquery(),
         )
         .group_by(cut.c.slice)
-        .order_by(cut.c.slice * _GOLDEN % 2**32 if plan.is_spread else func.min(cut.c.prompt_id))
+        .order_by(cast(cut.c.slice, BigInteger) * _GOLDEN % 2**32 if plan.is_spread else func.min(cut.c.prompt_id))
     )
     statement = insert(Job).from_select(_JOB_COLUMNS, jobs)
     made = session.connection().execute(statement, execution_options={"preserve_rowcount": True})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct, structs
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, Select, and_, exists, false, func, select
+from sqlalchemy import ColumnElement, Select, and_, exists, false, func, select
 from sqlalchemy.orm import Session, aliased
 
 from persyn.config import load_config
@@ -27,6 +27,7 @@ from persyn.db.work import Job, JobState
 from persyn.errors import UsageError
 from persyn.jobs import owner, queue
 from persyn.jobs.queue import Claim, ModelJobs
+from persyn.llm import quality
 from persyn.method import control_chart
 from persyn.method.control_chart import Design, Point
 from persyn.method.strategies import STRATEGIES
@@ -51,8 +52,8 @@ class Alarm(Struct, frozen=True):
     def says(self) -> str:
         """What was predicted and what came."""
         return (
-            f"teacher {self.teacher} became worse: the mean quality of its last {self.point.rising:,} responses, scored "
-            f"since {self.since:%Y-%m-%d %H:%M} UTC, is {self.point.mean:.3f}, and {self.chart.n:,} calibration "
+            f"teacher {self.teacher} became worse: the mean quality of its last {self.point.rising:,} responses, "
+            f"scored since {self.since:%Y-%m-%d %H:%M} UTC, is {self.point.mean:.3f}, and {self.chart.n:,} calibration "
             f"responses predicted {self.chart.predicted:.3f}, at least {self.chart.expected:.3f}"
         )
 
@@ -75,8 +76,10 @@ def begin(session: Session, run: Run) -> None:
     if not is_alike or not len(known):
         return
     low, high = float(known.min()), float(known.max())
-    for teacher_id, quality, mine in zip(cells.teacher_ids.tolist(), cells.quality.T, is_chosen.T, strict=True):
-        found = control_chart.design(quality[mine & ~np.isnan(quality)], low=low, high=high)
+    if quality.may_be_verdict(config):  # all may have been right, or wrong
+        low, high = min(low, 0.0), max(high, 1.0)
+    for teacher_id, values, mine in zip(cells.teacher_ids.tolist(), cells.quality.T, is_chosen.T, strict=True):
+        found = control_chart.design(values[mine & ~np.isnan(values)], low=low, high=high)
         if found is not None:
             _start(session, run, teacher_id, found)
 
@@ -118,7 +121,7 @@ def stopped(session: Session, run: Run) -> list[Alarm]:
 def alarms(session: Session, run: Run) -> list[Alarm]:
     """The teachers that became worse, and were not asked again since, in the order of their alarms."""
     found = _alarms(run).join(Teacher, Teacher.id == Chart.teacher_id).order_by(ChartPoint.id)
-    rows: list[Row[Any]] = list(session.execute(found.with_only_columns(Chart, ChartPoint, Teacher.name)))
+    rows: list[Any] = list(session.execute(found.with_only_columns(Chart, ChartPoint, Teacher.name)))
     return [
         Alarm(chart.teacher_id, name, read(chart, Design), read(last, Point), _since(session, last))
         for chart, last, name in rows
@@ -187,7 +190,7 @@ def _points(chart_id: Any) -> Select[Any]:
     return select(ChartPoint).where(ChartPoint.chart_id == chart_id)
 
 
-def _uncharted(run: Run, scored: Claim) -> Select[Any]:
+def _uncharted(run: Run, scored: Claim) -> Select[Job, Chart]:
     """Select the jobs that wrote what a job has scored, and their teachers' charts; only those begun since these."""
     wrote = scored.follows_job_id
     of_these = select(Response.job_id).join(Score, Score.response_id == Response.id).where(Score.job_id == scored.id)
