@@ -17,7 +17,7 @@ from persyn.db.connect import Database
 from persyn.db.results import Assignment, Chart, ChartPoint, Response, Score
 from persyn.db.work import Job, JobState
 from persyn.jobs import queue
-from persyn.report import document, gather
+from persyn.report import document, figures, gather
 from persyn.runs import pipeline
 from persyn.stages import drift
 from tests.factories import MadeRun, make_assignment, make_response, make_run
@@ -128,6 +128,7 @@ def test_a_teacher_that_becomes_worse_is_stopped_until_the_run_is_resumed(
         assert all(each is not None and each.startswith("drift: teacher a became worse") for each in halted)
         show(session, run)
         report = gather.gather(session, run)
+    assert "control-charts" in figures.drawable(report)
     status = capsys.readouterr().out
     assert "teacher a became worse: the mean quality" in status
     assert "Teacher a became worse" in document.markdown(report, [])
