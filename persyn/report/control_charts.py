@@ -23,7 +23,7 @@ def draw(charts: Sequence[ControlChart], *, colours: Mapping[str, str]) -> Pictu
         figure = Figure(figsize=(5.2, 2.8), layout="constrained")
         axes = figure.subplots()
         axes.grid(True)
-        axes.axhline(1, color=colours["red"], linestyle=":", label="limit")
+        axes.axhline(1, color=colours["red"], linestyle=":")
         for chart in charts:
             color = colours["grey" if chart.alarm is None else "red"]
             axes.plot([0, *chart.responses], [0, *chart.statistic], color=color, linewidth=1.4)

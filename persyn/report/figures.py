@@ -407,8 +407,8 @@ def _clock(seconds: float) -> tuple[str, float]:
 
 def _quality_learnability(report: Report) -> Callable[[], Picture] | None:
     is_scored = any(teacher.quality and teacher.learnability for teacher in report.means)
-    units = {"unit": report.unit, "learnability_unit": report.learnability_unit or ""}
-    return _if(is_scored and report.means, partial(quality_learnability, **units))
+    unit = report.learnability_unit or ""
+    return _if(is_scored and report.means, partial(quality_learnability, unit=report.unit, learnability_unit=unit))
 
 
 #: All figures in reading order: what draws each from the facts of a report, None where there are none. A file of

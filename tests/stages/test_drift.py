@@ -204,6 +204,17 @@ def test_a_run_that_is_not_to_stop_goes_on(
         assert session.scalars(select(func.count()).select_from(Chart)).one() == charts
 
 
+def test_jobs_spread_over_a_teachers_prompts(database: Database) -> None:
+    made = make(database)
+    jobs_of(database, made, falling(after=16)).plan()
+
+    with database.read() as session:
+        mine = select(Job.first_prompt_id).where(Job.teacher_id == made.teacher_ids[0]).order_by(Job.id)
+        starts = session.scalars(mine).all()
+    # the fractions of 0 to 9 times 0.618 are 0, .618, .236, .854, .472, .090, .708, .326, .944, .562
+    assert [sorted(starts).index(start) for start in starts] == [0, 5, 2, 7, 4, 9, 1, 6, 3, 8]
+
+
 @SQLITE
 def test_more_workers_do_not_ask_a_stopped_teacher_again(database: Database) -> None:
     made = make(database)
@@ -215,6 +226,8 @@ def test_more_workers_do_not_ask_a_stopped_teacher_again(database: Database) -> 
         run = session.get_one(Run, made.id)
         assert run.state is RunState.RUNNING
         pipeline.resume(session, run, actor="another worker")
+        halted = select(func.count()).where(Job.state == JobState.CANCELLED, Job.error.startswith("drift: "))
+        assert session.scalars(halted).one() == 3
     jobs.rest()
 
     assert state(database, made)[0] is RunState.FAILED
