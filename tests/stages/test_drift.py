@@ -28,14 +28,14 @@ from tests.web.conftest import client
 CALIBRATION, TARGETS = 50, 160
 
 
-def make(database: Database, *, when_worse: str | None = "stop", check: bool = True, **more: Any) -> MadeRun:
+def make(database: Database, *, when_worse: str | None = "stop", teachers: str = "ab", **more: Any) -> MadeRun:
     """A run whose prompts are assigned to a and b by turns; four of five calibration responses are right."""
     with database.write() as session:
         made = make_run(
-            session, teachers=("a", "b"), prompts=CALIBRATION + TARGETS, calibration=CALIBRATION, stage="generate"
+            session, teachers=tuple(teachers), prompts=CALIBRATION + TARGETS, calibration=CALIBRATION, stage="generate"
         )
         run = session.get_one(Run, made.id)
-        generation = {"check": check} | ({} if when_worse is None else {"when_worse": when_worse})
+        generation = {"check": True} | ({} if when_worse is None else {"when_worse": when_worse})
         own = {**run.config["run"], "job_prompts": 8, "alpha": 0.0}
         run.learnability_scorer_id = None
         run.config = {**run.config, "strategy": {"kind": "car"}, "run": own, "generation": generation, **more}
@@ -51,20 +51,19 @@ def make(database: Database, *, when_worse: str | None = "stop", check: bool = T
                             detail={},
                         )
                     )
-            one, other = made.teacher_ids if place % 2 else made.teacher_ids[::-1]
-            make_assignment(
-                session, made.id, prompt_id, one, score=2.0, further=[other] if "fallback" in more else None
-            )
+            one = made.teacher_ids[(place + 1) % 2]
+            others = [each for each in made.teacher_ids if each != one]
+            make_assignment(session, made.id, prompt_id, one, score=2.0, further=others if "fallback" in more else None)
         return made
 
 
-def falling(after: int, *, teacher: str = "a") -> Callable[[str, int], str]:
-    """A teacher that is wrong from some response on; the others, and it before, are right on four of five."""
+def falling(after: int, *, teachers: str = "a") -> Callable[[str, int], str]:
+    """Teachers that are wrong from some response on; the others, and they before, are right on four of five."""
     said: dict[str, int] = {}
 
     def reply(name: str, prompt: int) -> str:
         said[name] = said.get(name, 0) + 1
-        return "wrong" if (name == teacher and said[name] > after) or prompt % 5 == 0 else "right"
+        return "wrong" if (name in teachers and said[name] > after) or prompt % 5 == 0 else "right"
 
     return reply
 
@@ -167,6 +166,17 @@ def test_its_remaining_prompts_go_to_their_next_choice(database: Database) -> No
         # What came of other choices says nothing about a first one.
         on_chart = select(func.max(ChartPoint.responses)).join(Chart).join(Teacher, Teacher.id == Chart.teacher_id)
         assert session.scalars(on_chart.where(Teacher.name == "b")).one() == 80
+
+
+@SQLITE
+def test_a_stopped_teacher_is_nobodys_next_choice(database: Database) -> None:
+    made = make(database, teachers="abc", fallback={"attempts": 1})
+    jobs = jobs_of(database, made, falling(after=16, teachers="ab"))
+    jobs.all()
+
+    require_whole(database, made, jobs)
+    asked = [teacher for teacher, _ in jobs.asked]
+    assert [asked.count(teacher) for teacher in "abc"] == [56, 56, 48]
 
 
 @SQLITE
