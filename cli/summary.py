@@ -202,15 +202,21 @@ def _realised(found: Summary) -> None:
     if not found.realised:
         return
     rows = [
-        (each.teacher, *figures(each.predicted), *figures(each.realised), each.difference_words)
+        (
+            each.teacher,
+            *figures(each.predicted),
+            *figures(each.realised),
+            each.difference_words,
+            each.chart and each.chart.words,
+        )
         for each in found.realised
     ]
     click.echo()
-    columns = ("teacher", "predicted quality", "prompts", "realised quality", "prompts", "difference (95%)")
-    table(columns, rows, as_json=False, separators=True)
+    columns = ("teacher", "predicted quality", "prompts", "realised quality", "prompts", "difference (95%)", "chart")
+    table(columns, rows, as_json=False, skip_empty=True, separators=True)
     for each in found.realised:
-        if each.is_worse:
-            click.echo(plain(each.says))
+        if each.warning:
+            click.echo(plain(each.warning))
 
 
 def _spending(costs: Spending) -> None:

@@ -15,7 +15,7 @@ PLACES = (
     ("runs", "run_prompts", "run_teachers", "router_scores", "trainings"),
     ("jobs", "outages", "assignments", "responses", "scores"),
     ("events", "loads", "batches", "evaluations", "outcomes", "rate_limits", "leader"),
-    ("expenses", "planned_work", "prices", "fallbacks"),
+    ("expenses", "planned_work", "prices", "fallbacks", "charts", "chart_points"),
 )
 #: What is pointed to most has a colour of its own; each has a contrast of 3 or more on white and on black.
 _COLOURS = {

@@ -365,6 +365,10 @@ class GenerationTable(_Table, frozen=True):
     #: `wrong` in `[fallback]`, and to compare each teacher's quality with what its calibration responses predicted.
     #: `persyn plan` counts the scores of the calibration alone.
     check: bool = False
+    #: With `check`, if a teacher's responses become worse than predicted: `stop` asks it nothing more until the run is
+    #: resumed, `report` says so and goes on. Not set: `stop`; a run of a version without this key does neither. May be
+    #: changed during a run.
+    when_worse: Literal["stop", "report"] | None = None
 
     def __post_init__(self) -> None:
         if self.good_enough is not None and (self.keep != "best" or self.samples == 1):
@@ -540,18 +544,12 @@ class RunConfig(_Table, frozen=True, kw_only=True):
         return scorers_of(self.quality)
 
     def frozen(self) -> dict[str, Any]:
-        """Return the configuration as the store keeps it; without later keys that are not set, as before they existed.
-
-        These are limits, `fallback` and `generation.check`.
-        """
+        """The configuration as the store keeps it: without later keys that are not set, as before they existed."""
         built: dict[str, Any] = msgspec.to_builtins(self)
-        for table in ("fallback", "budget"):
-            if built[table] is None:
-                del built[table]
-        if self.router.fitted is None:
-            del built["router"]["fitted"]
-        if not self.generation.check:
-            del built["generation"]["check"]
+        tables = ((built, "fallback"), (built, "budget"), (built["router"], "fitted"))
+        for table, key in (*tables, (built["generation"], "check"), (built["generation"], "when_worse")):
+            if not table[key]:
+                del table[key]
         own = built["strategy"]
         built["strategy"] = {key: value for key, value in own.items() if value is not None or key not in LIMITS}
         return built

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 from sqlalchemy import Select, and_, func, select, union
 from sqlalchemy.orm import Session
 
+from persyn.analysis import charts
+from persyn.analysis.charts import ControlChart
 from persyn.config import load_config
 from persyn.db import lookup
 from persyn.db.catalog import Role, Run, RunPrompt
 from persyn.db.grid import Grid
 from persyn.db.results import Assignment, Fallback, Response, Score
-from persyn.errors import UsageError
 from persyn.method import intervals
 from persyn.method.intervals import Interval, Sample
-from persyn.method.strategies import STRATEGIES
-from persyn.stages import verdict
+from persyn.stages import drift
 
 #: With fewer responses, predicted or realised, a teacher is not said to be worse.
 _ENOUGH = 20
@@ -32,12 +30,14 @@ class Realised(Struct, frozen=True):
     predicted: of its responses to the calibration prompts that it would be chosen for; None if there are none.
     is_alike:  whether those are prompts like the ones that it was given. Limits, and functions, choose prompts in a way
                that calibration prompts cannot show.
+    chart:     None where responses are not watched as they come, or nothing predicts them.
     """
 
     teacher: str
     predicted: Sample | None
     realised: Sample
     is_alike: bool = True
+    chart: ControlChart | None = None
 
     @property
     def difference(self) -> Interval | None:
@@ -57,6 +57,12 @@ class Realised(Struct, frozen=True):
         if self.predicted is None or self.difference is None or min(self.predicted.n, self.realised.n) < _ENOUGH:
             return False
         return self.is_alike and self.difference.high < 0
+
+    @property
+    def warning(self) -> str | None:
+        """What to know of a teacher that is worse than predicted."""
+        alarm = None if self.chart is None else self.chart.alarm
+        return alarm or (self.says if self.is_worse else None)
 
     @property
     def says(self) -> str:
@@ -82,7 +88,7 @@ def of_run(session: Session, run: Run, cells: Grid) -> list[Realised]:
     generation = load_config(run.config).generation
     if not (generation.check or generation.is_choice):
         return []
-    is_chosen, is_alike = _chosen(session, run, cells)
+    is_chosen, is_alike = drift.chosen(session, run, cells)
     found = {
         teacher_id: _sample(mean, square, count) for teacher_id, mean, square, count in session.execute(_scored(run))
     }
@@ -90,7 +96,12 @@ def of_run(session: Session, run: Run, cells: Grid) -> list[Realised]:
         quality[chosen & ~np.isnan(quality)] for quality, chosen in zip(cells.quality.T, is_chosen.T, strict=True)
     )
     pairs = zip(lookup.teachers(session, run.id), map(intervals.sample, predicted), strict=True)
-    return [Realised(teacher.name, was, found[teacher.id], is_alike) for teacher, was in pairs if teacher.id in found]
+    watched = charts.of_run(session, run)
+    return [
+        Realised(teacher.name, was, found[teacher.id], is_alike, watched.get(teacher.name))
+        for teacher, was in pairs
+        if teacher.id in found
+    ]
 
 
 def _sample(mean: float, square: float, count: int) -> Sample:
@@ -115,23 +126,3 @@ def _scored(run: Run) -> Select[Any]:
         .where(RunPrompt.role == Role.TARGET, Score.value.is_not(None))
         .group_by(first.c.teacher_id)
     )
-
-
-def _chosen(session: Session, run: Run, cells: Grid) -> tuple[NDArray[np.bool_], bool]:
-    """(P, T) the calibration prompts for which a router that had not seen them would choose the teacher.
-
-    Where no router decides alone, all of them; and then, whether teachers are given prompts whatever these say.
-    """
-    everywhere = np.ones(cells.quality.shape, dtype=np.bool_)
-    strategy, decided = load_config(run.config).strategy, verdict.decision(session, run)
-    if decided is not None and not decided.routes and not strategy.is_limited:
-        return everywhere, True
-    if not strategy.is_limited:
-        with suppress(UsageError):
-            scores = verdict.unseen_scores(session, run, cells)
-            known = np.flatnonzero(~np.isnan(scores).any(axis=1))
-            chosen = np.zeros(cells.quality.shape, dtype=np.bool_)
-            chosen[known, np.argmax(scores[known], axis=1)] = True
-            return chosen, True
-    kind = STRATEGIES.get(strategy.kind)
-    return everywhere, kind is not None and kind.decided_by == "policy" and not strategy.is_limited

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from persyn.config import load_config
 from persyn.db.catalog import Run, Teacher
 from persyn.db.results import Assignment, Fallback
+from persyn.stages.drift import DRIFT
 from persyn.stages.fallback import USED_UP
 
 
@@ -19,18 +20,26 @@ def sentences(session: Session, run: Run) -> list[str]:
         return []
     by_cause: Counter[str] = Counter()
     by_teacher: Counter[str] = Counter()
+    unasked: Counter[str] = Counter()
     left = select(Teacher.name, Fallback.cause, func.count()).join(Teacher, Teacher.id == Fallback.teacher_id)
     for name, cause, count in session.execute(
         left.where(Fallback.run_id == run.id).group_by(Teacher.name, Fallback.cause)
     ):
-        by_cause[cause] += count
-        by_teacher[name] += count
+        if cause == DRIFT:
+            unasked[name] += count
+        else:
+            by_cause[cause] += count
+            by_teacher[name] += count
+    became_worse = (
+        f"{unasked.total():,} prompts left a teacher that became worse before it was asked ({_listed(unasked)})"
+    )
+    said = [became_worse] if unasked else []
     if not by_cause:
-        return []
+        return said
     of_run = select(func.count()).where(Assignment.run_id == run.id)
     moved = session.scalars(of_run.where(Assignment.choice > 1)).one()
     ended = session.scalars(of_run.where(Assignment.reason == USED_UP)).one()
-    said = [
+    said += [
         f"{by_cause.total():,} responses met a condition of [fallback] ({_listed(by_cause)}; {_listed(by_teacher)}), "
         f"and {moved:,} prompts have another teacher"
     ]

@@ -196,6 +196,43 @@ class Fallback(Base):
     created_at: Mapped[CreatedAt]
 
 
+class Chart(Base):
+    """A control chart of a teacher's quality in a run, and what it is held against; a stopped teacher gets another."""
+
+    __tablename__ = "charts"
+    __table_args__ = (Index("ix_charts_run_id_teacher_id", "run_id", "teacher_id"),)
+
+    id: Mapped[Id]
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    teacher_id: Mapped[int] = mapped_column(ForeignKey("teachers.id", ondelete="RESTRICT"))
+    predicted: Mapped[float] = mapped_column(comment="mean quality of the calibration responses")
+    n: Mapped[int] = mapped_column(comment="number of calibration responses")
+    low: Mapped[float] = mapped_column(comment="the lowest quality of any teacher in the calibration")
+    high: Mapped[float] = mapped_column(comment="the highest")
+    reference: Mapped[float] = mapped_column(comment="lower end of the prediction's interval; 0 at low, 1 at high")
+    weight: Mapped[float] = mapped_column(comment="of a response in the likelihood ratio")
+    created_at: Mapped[CreatedAt]
+
+
+class ChartPoint(Base):
+    """A control chart after the responses of one more job were scored. Append-only."""
+
+    __tablename__ = "chart_points"
+    __table_args__ = (Index("ix_chart_points_chart_id_id", "chart_id", "id"),)
+
+    id: Mapped[Id]
+    chart_id: Mapped[int] = mapped_column(ForeignKey("charts.id", ondelete="CASCADE"))
+    job_id: Mapped[int] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), unique=True, comment="the teacher's job that wrote the responses"
+    )
+    responses: Mapped[int] = mapped_column(comment="number of responses on the chart")
+    statistic: Mapped[float] = mapped_column(comment="CUSUM of log-likelihood ratios, in nats")
+    rising: Mapped[int] = mapped_column(comment="number of responses since the statistic was last 0")
+    total: Mapped[float] = mapped_column(comment="sum of the qualities of those responses")
+    is_alarm: Mapped[bool] = mapped_column(comment="whether the teacher is worse than predicted; the last point then")
+    created_at: Mapped[CreatedAt]
+
+
 def sample_indices(n: int) -> Subquery:
     """The sample indices 0 to n - 1 as a table with one column, `sample`."""
     return union_all(*(select(literal(index, Integer).label("sample")) for index in range(n))).subquery("samples")

@@ -188,17 +188,7 @@ def fail(session: Session, job: Claim, error: str, *, owner: str, is_final: bool
 
 def fail_waiting(session: Session, job: Claim, error: str, *, owner: str) -> None:
     """Fail the waiting jobs of a failed job's run and queue for the same reason: their model is unavailable."""
-    of_queue = Job.run_id == job.run_id, Job.queue == job.queue, Job.state == JobState.QUEUED
-    failed = session.execute(
-        update(Job)
-        .where(*of_queue)
-        .values(state=JobState.FAILED, finished_at=now(), error=error)
-        .returning(Job.id, Job.run_id, Job.fence)
-        .execution_options(synchronize_session=False)
-    ).all()
-    bulk.insert_new(
-        session, Event, [_event(row, JobState.FAILED, owner, {"error": error}, was=JobState.QUEUED) for row in failed]
-    )
+    _end_waiting(session, (Job.run_id == job.run_id, Job.queue == job.queue), JobState.FAILED, error, owner)
 
 
 def halt(session: Session, job: Claim, why: str, *, owner: str) -> bool:
@@ -208,18 +198,27 @@ def halt(session: Session, job: Claim, why: str, *, owner: str) -> bool:
     """
     if not _end(session, job, JobState.CANCELLED, owner, {"finished_at": now(), "error": why}):
         return False
-    halted = session.execute(
+    halt_waiting(session, job.run_id, ModelJobs(job.stage, job.teacher_id, job.scorer_id), why, owner=owner)
+    return True
+
+
+def halt_waiting(session: Session, run_id: int, of: ModelJobs, why: str, *, owner: str) -> None:
+    """Cancel the waiting jobs of a model in a stage, until the run is resumed."""
+    _end_waiting(session, _of_model(run_id, of), JobState.CANCELLED, why, owner)
+
+
+def _end_waiting(
+    session: Session, which: tuple[ColumnElement[bool], ...], state: JobState, why: str, owner: str
+) -> None:
+    ended = session.execute(
         update(Job)
-        .where(
-            *_of_model(job.run_id, ModelJobs(job.stage, job.teacher_id, job.scorer_id)), Job.state == JobState.QUEUED
-        )
-        .values(state=JobState.CANCELLED, finished_at=now(), error=why)
+        .where(*which, Job.state == JobState.QUEUED)
+        .values(state=state, finished_at=now(), error=why)
         .returning(Job.id, Job.run_id, Job.fence)
         .execution_options(synchronize_session=False)
     ).all()
-    events = [_event(row, JobState.CANCELLED, owner, {"error": why}, was=JobState.QUEUED) for row in halted]
+    events = [_event(row, state, owner, {"error": why}, was=JobState.QUEUED) for row in ended]
     bulk.insert_new(session, Event, events)
-    return True
 
 
 def go_on(session: Session, run_id: int, stage: str, *, actor: str) -> int:

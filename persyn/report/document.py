@@ -150,7 +150,7 @@ def headlines(report: Report) -> list[str]:
     """The most important findings, in sentences."""
     verdict = report.facts.verdict
     said = [*([verdict.says] if verdict else []), *report.facts.limits, *report.facts.second_choices]
-    said += [each.says for each in report.facts.realised if each.is_worse]
+    said += [each.warning for each in report.facts.realised if each.warning]
     return [*map(_sentence, said), *_routed(report), *_spent(report), *_missed(report)]
 
 

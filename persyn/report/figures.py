@@ -19,6 +19,7 @@ from persyn.analysis.compare import Comparison
 from persyn.analysis.summary import TeacherFacts, dollars
 from persyn.method.routing_metrics import Believed, Hits
 from persyn.method.strategies import STRATEGIES
+from persyn.report import control_charts
 from persyn.report.drawing import INK, Picture, label, laid_out, styled
 from persyn.report.facts import Alphas, Groups, Report, Rewards, Savings, TeacherMeans, Timeline
 from persyn.stages.registry import STAGES
@@ -407,10 +408,7 @@ def _clock(seconds: float) -> tuple[str, float]:
 def _quality_learnability(report: Report) -> Callable[[], Picture] | None:
     is_scored = any(teacher.quality and teacher.learnability for teacher in report.means)
     unit = report.learnability_unit or ""
-    return _if(
-        is_scored and report.means,
-        lambda means: quality_learnability(means, unit=report.unit, learnability_unit=unit),
-    )
+    return _if(is_scored and report.means, partial(quality_learnability, unit=report.unit, learnability_unit=unit))
 
 
 #: All figures in reading order: what draws each from the facts of a report, None where there are none. A file of
@@ -428,6 +426,7 @@ FIGURES: Mapping[str, Callable[[Report], Callable[[], Picture] | None]] = {
     "reliability": lambda report: _if(report.reliability, reliability),
     "alpha-winners": lambda report: _if(report.alphas, alpha_winners),
     "alpha-strategies": lambda report: _if(report.alphas if report.comparison else None, alpha_strategies),
+    "control-charts": lambda report: _if(control_charts.of(report), partial(control_charts.draw, colours=COLOURS)),
     "savings": lambda report: _if(report.savings, savings),
     "progress": lambda report: _if(report.timeline, progress),
 }

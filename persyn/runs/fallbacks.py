@@ -10,8 +10,13 @@ from persyn.llm import quality
 
 
 def require(path: Path, config: RunConfig) -> None:
-    """Raise `UsageError` for a condition that no response can meet, and for checks by a quality that was imported."""
+    """Raise `UsageError` for what needs checks that are not made, and for checks by a quality that was imported."""
     generation = config.generation
+    if generation.when_worse is not None and (generation.is_choice or not generation.check):
+        raise UsageError(
+            f"{path}: `generation.when_worse` is {generation.when_worse!r}, but responses are not scored as they come; "
+            "set [generation] check = true, without a choice among samples, or remove it"
+        )
     if generation.check and any(scorer.kind == IMPORTED for scorer in config.scorers):
         raise UsageError(
             f"{path}: `generation.check` is true, but an imported quality has no score of new responses; use another "

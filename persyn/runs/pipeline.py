@@ -24,7 +24,7 @@ from persyn.jobs import queue
 from persyn.jobs.queue import Claim
 from persyn.llm import quality
 from persyn.runs import budgets, prices, router_fields, run_file, same_run, start, transport
-from persyn.stages import limits, registry, score
+from persyn.stages import drift, limits, registry, score
 from persyn.stages.batch import Progress
 from persyn.stages.registry import STAGES
 
@@ -154,6 +154,7 @@ def _go_on(session: Session, run: Run, actor: str, detail: dict[str, Any]) -> No
     for name in outages.forget(session, run.id):
         queue.postpone(session, run.id, name, None)
     queue.retry(session, run.id, run.stage, actor=actor)
+    drift.resume(session, run, actor=actor)
     if run.state is not RunState.RUNNING:
         _note(session, run, actor, run.state, RunState.RUNNING, {"stage": run.stage, **detail})
         run.state, run.error, run.finished_at, run.plans = RunState.RUNNING, None, None, 0

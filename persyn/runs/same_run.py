@@ -153,7 +153,8 @@ def sha256(path: Path) -> str:
 
 
 def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool = True) -> None:
-    """Adopt the changes of a run file that do not affect the dataset: paths, teacher descriptions, outage limit.
+    """Adopt the changes of a run file that do not affect the dataset: paths, teacher descriptions, outage limit,
+    and what happens when a teacher is worse than predicted.
 
     Transport is adopted by `persyn.runs.transport`.
 
@@ -171,6 +172,8 @@ def adopt(session: Session, run: Run, config: RunConfig, *, with_content: bool =
     if config.student is not None:
         taken["student"]["family"] = config.student.family
     taken["run"]["outage_seconds"] = config.run.outage_seconds
+    if config.generation.when_worse is not None:
+        taken["generation"]["when_worse"] = config.generation.when_worse
     if config.prompts.files and all(Path(file).is_file() for file in config.prompts.files):
         contents = [sha256(Path(file)) for file in config.prompts.files] if with_content else was.prompts.sha256
         taken["prompts"] = replace(config.prompts, sha256=contents)
@@ -229,6 +232,7 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
         part |= {"options": transport.decisive(engine, found.options, found.gpus)} if engine else {}
         del part["gpus"]
     del frozen["run"]["outage_seconds"]
+    frozen["generation"].pop("when_worse", None)
     frozen.pop("budget", None)
     frozen["prompts"] = {"source": config.prompts.sources}
     return frozen

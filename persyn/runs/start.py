@@ -135,6 +135,7 @@ def create(session: Session, config: RunConfig, known: Identities, *, stage: str
     router = fitted_router.table(session, config.router)
     config = _pinned(config, function, _with_versions(replace(config, router=router), known))
     config = _decided(config, "static" if STRATEGIES[own.kind].decided_by == "router" else None)
+    config = _watched(config)
     contents = [same_run.sha256(Path(file)) for file in config.prompts.files]
     config = replace(config, prompts=replace(config.prompts, sha256=contents))
     run = Run(
@@ -247,3 +248,10 @@ def _decided(config: RunConfig, when_unsure: Literal["static", "route"] | None) 
     """Fill in what an unsure run does, where the file does not say it: a version without verdicts always routed."""
     own = config.strategy
     return replace(config, strategy=replace(own, when_unsure=own.when_unsure or when_unsure))
+
+
+def _watched(config: RunConfig) -> RunConfig:
+    """Fill in what a new run does about a teacher that becomes worse, where the file does not say it."""
+    own = config.generation
+    is_watched = own.check and not own.is_choice
+    return replace(config, generation=replace(own, when_worse=own.when_worse or "stop")) if is_watched else config

@@ -34,11 +34,13 @@ class Wanted:
     name:    of the stage.
     all:     selects those of a run, joined to `responses`, which is null where one is missing.
     missing: selects the prompt and the sample of those that one of its teachers has not written.
+    is_spread: whether a teacher's jobs are in an order that spreads over its prompts, see `batch.JobPlan`.
     """
 
     name: str
     all: Callable[[Run], Select[Any]]
     missing: Callable[[Run, int | None], Select[Any]]
+    is_spread: bool = False
 
     def stage(self, *, style: tuple[str, str], expected: Callable[[Session, Run], int]) -> Stage:
         """The stage that asks for these responses."""
@@ -64,7 +66,7 @@ class Wanted:
             if teacher.engine == IMPORTED:
                 _note_absent(session, teacher, missing)
             else:
-                plan = JobPlan(run.id, self.name, model, teacher_id=teacher.id, size=size)
+                plan = JobPlan(run.id, self.name, model, teacher_id=teacher.id, size=size, is_spread=self.is_spread)
                 made += make_jobs(session, plan, missing)
         return made
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Integer, Select, func, insert, literal, select
+from sqlalchemy import BigInteger, Integer, Select, cast, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from persyn.config import fingerprint_of
@@ -22,6 +22,8 @@ from persyn.llm.protocols import Message, ModelSpec, Request, Result, join_turns
 #: fewer than _LEAST_PROMPTS prompts would cost more to claim than to work.
 _PIECES = 128
 _LEAST_PROMPTS = 8
+#: 2**32 over the golden ratio: multiples of it, modulo 2**32, fill a range evenly from the first on (Weyl 1916).
+_GOLDEN = 2_654_435_769
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,9 @@ class JobPlan:
     size: int = 256
     #: The job whose responses they score.
     follows_job_id: int | None = None
+    #: Whether jobs that follow each other are far apart among the prompts, so that any few of them are like the whole.
+    #: Prompts that are alike are often next to each other in a file.
+    is_spread: bool = False
 
 
 _JOB_COLUMNS = (
@@ -169,7 +174,7 @@ def make_jobs(session: Session, plan: JobPlan, missing: Select[Any]) -> int:
             select(-Run.priority).where(Run.id == plan.run_id).scalar_subquery(),
         )
         .group_by(cut.c.slice)
-        .order_by(func.min(cut.c.prompt_id))
+        .order_by(cast(cut.c.slice, BigInteger) * _GOLDEN % 2**32 if plan.is_spread else func.min(cut.c.prompt_id))
     )
     statement = insert(Job).from_select(_JOB_COLUMNS, jobs)
     made = session.connection().execute(statement, execution_options={"preserve_rowcount": True})

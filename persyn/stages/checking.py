@@ -1,7 +1,7 @@
 """Score responses for quality while generation goes on.
 
 When a job of a teacher ends, its responses are scored by a job that follows it. Responses that were there before, such
-as another run's, are scored by jobs that the stage plans.
+as another run's, are scored by jobs that the stage plans. What a teacher that became worse leads to is in `drift`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from persyn.db.results import Assignment, Response, Score
 from persyn.db.text import reason
 from persyn.db.work import Job, JobState
 from persyn.jobs.queue import Claim
-from persyn.stages import answers, combining, rejection, scoring
+from persyn.stages import answers, combining, drift, rejection, scoring
 from persyn.stages.batch import Batch, Done, JobPlan, make_jobs
 from persyn.stages.stage import Stage
 
@@ -31,6 +31,7 @@ def checked(stage: Stage) -> Stage:
     """A stage that writes the responses of assigned prompts, with their quality."""
 
     def plan(session: Session, run: Run) -> int:
+        drift.begin(session, run)
         made = stage.plan(session, run)
         size = run.config["run"]["job_prompts"]
         for scorer in lookup.quality_scorers(session, run):
@@ -71,6 +72,12 @@ def _save(session: Session, job: Claim, done: Sequence[Done]) -> None:
 
 
 def _follow(session: Session, run: Run, job: Claim) -> None:
+    if job.scorer_id is not None:
+        drift.watch(session, run, job)
+    _have_scored(session, run, job)
+
+
+def _have_scored(session: Session, run: Run, job: Claim) -> None:
     """Have the responses of a job scored; of several scorers, the gates first, then the others about what passed."""
     written_by = job.id if job.scorer_id is None else job.follows_job_id
     if written_by is None or (job.scorer_id is not None and combining.rounds(run) == 1):

@@ -8,7 +8,7 @@ row of `fallbacks`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, case, func, or_, select, update
@@ -21,13 +21,15 @@ from persyn.db.results import Assignment, Fallback, Response, Score
 from persyn.db.text import reason
 from persyn.jobs import owner
 from persyn.method import combined_quality
-from persyn.stages import limits, unassigned
+from persyn.stages import drift, limits, unassigned
 from persyn.stages.batch import CHARACTERS
 
 #: Prompts moved at once.
 _CHUNK = 10_000
 #: The reason of an assignment whose prompt has no further choice.
 USED_UP = "fallback: no further choice"
+#: What a choice has in place of a response, if its teacher was stopped before it was asked.
+_NOT_ASKED = "not_asked: the teacher became worse, and was stopped before"
 
 _quality = aliased(Score)
 #: Whether a response, with its assignment and its quality, meets a condition; in the order in which they are tested.
@@ -52,23 +54,28 @@ def move(session: Session, run: Run) -> int:
     table = load_config(run.config).fallback
     if table is None:
         return 0
-    room, moves = _Room(session, run), _Moves(session, run, table.attempts)
+    stopped = {each.teacher_id for each in drift.stopped(session, run)}
+    room, moves = _Room(session, run), _Moves(session, run, table.attempts, stopped)
     open_ids = select(Assignment.prompt_id).where(Assignment.run_id == run.id, Assignment.further.is_not(None))
     open_ids = open_ids.order_by(Assignment.prompt_id).limit(_CHUNK)
     last = 0
     while ids := session.scalars(open_ids.where(Assignment.prompt_id > last)).all():
         last = ids[-1]
-        moves.make(session.execute(_unusable(run, table.on, (ids[0], last))).all(), room)
+        moves.make(session.execute(_unusable(run, table.on, stopped, (ids[0], last))).all(), room)
     moves.record()
     return moves.total
 
 
-def _unusable(run: Run, conditions: Sequence[Condition], between: tuple[int, int]) -> Select[Any]:
+def _unusable(
+    run: Run, conditions: Sequence[Condition], stopped: Collection[int], between: tuple[int, int]
+) -> Select[Any]:
     """Select the assignments of which every response meets a condition, with the condition, in order of prompts.
 
+    stopped: ids of the teachers that are not asked any more; assignments without a response of theirs are selected too.
     between: the first and the last id of the prompts.
     """
     cause = case(*((test, condition) for condition, test in _TESTS.items() if condition in conditions))
+    is_owed = case((and_(Response.id.is_(None), Assignment.teacher_id.in_(stopped)), drift.DRIFT))
     of_page = and_(Assignment.run_id == run.id, Assignment.prompt_id.between(*between))
     is_quality = and_(_quality.response_id == Response.id, _quality.scorer_id == run.quality_scorer_id)
     found = (
@@ -77,11 +84,13 @@ def _unusable(run: Run, conditions: Sequence[Condition], between: tuple[int, int
         .where(of_page, Assignment.further.is_not(None))
         .with_only_columns(
             Assignment.prompt_id,
-            func.min(cause).label("cause"),
-            case((func.count(Response.text) == 0, func.min(Response.failure))).label("failure"),
+            func.coalesce(func.min(is_owed), func.min(cause)).label("cause"),
+            case((func.count(Response.text) == 0, func.coalesce(func.min(Response.failure), _NOT_ASKED))).label(
+                "failure"
+            ),
         )
         .group_by(Assignment.prompt_id)
-        .having(func.count() == func.count(cause))
+        .having(or_(func.count() == func.count(cause), func.count(is_owed) > 0))
         .subquery()
     )
     of_assignment = (getattr(Assignment, name) for name in ("prompt_id", "further", *_KEPT))
@@ -98,8 +107,8 @@ def _unusable(run: Run, conditions: Sequence[Condition], between: tuple[int, int
 class _Moves:
     """The moves of one transaction."""
 
-    def __init__(self, session: Session, run: Run, attempts: int) -> None:
-        self._session, self._run, self._attempts = session, run, attempts
+    def __init__(self, session: Session, run: Run, attempts: int, stopped: Collection[int]) -> None:
+        self._session, self._run, self._attempts, self._stopped = session, run, attempts, stopped
         self._first = unassigned.first_sample(run)
         self._answered: dict[tuple[int, int], int] = {}
         self._causes: Counter[str] = Counter()
@@ -135,6 +144,8 @@ class _Moves:
         """The assignment to the next teacher that has room; None if there is none."""
         place = 0 if row.choice > self._attempts else len(row.further)
         for at, teacher_id in enumerate(row.further[:place]):
+            if teacher_id in self._stopped:
+                continue
             if row.role != Role.TARGET or room.take(teacher_id, row.characters):
                 return {
                     "of": row.prompt_id,

@@ -17,7 +17,7 @@ from persyn.db import combined, lookup
 from persyn.db.catalog import Run
 from persyn.db.results import Assignment, Response
 from persyn.jobs.queue import Claim
-from persyn.stages import checking, fallback, rejection
+from persyn.stages import checking, drift, fallback, rejection
 from persyn.stages.answers import Wanted
 from persyn.stages.batch import Batch, Done
 from persyn.stages.stage import Stage
@@ -32,6 +32,11 @@ def _wanted(run: Run) -> Select[Any]:
 
 def _missing(run: Run, teacher_id: int | None) -> Select[Any]:
     return _wanted(run).where(Assignment.teacher_id == teacher_id, Response.id.is_(None))
+
+
+def _asked(run: Run, teacher_id: int | None) -> Select[Any]:
+    """Those of `_missing` that the teacher is asked for: none, once it is stopped."""
+    return _missing(run, teacher_id).where(~drift.is_stopped(run, teacher_id))
 
 
 def _expected(session: Session, run: Run) -> int:
@@ -51,6 +56,7 @@ def _plan(session: Session, run: Run) -> int:
     combined.refresh(session, run)
     while not (made := _of(run).plan(session, run)):
         if not fallback.move(session, run):
+            drift.require(session, run, _wanted(run))
             break
     return made
 
@@ -106,7 +112,9 @@ _CHOICE = replace(
     rounds=rejection.rounds,
     counts_results=lambda run: False,
 )
-_CHECKED = checking.checked(_PLAIN)
+_CHECKED = checking.checked(
+    Wanted("generate", _wanted, _asked, is_spread=True).stage(style=("red", "-"), expected=_expected)
+)
 STAGE = replace(
     _PLAIN,
     plan=_plan,

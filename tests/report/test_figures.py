@@ -13,9 +13,10 @@ import msgspec
 import pytest
 from PIL import Image
 
+from persyn.analysis.charts import ControlChart
 from persyn.analysis.summary import TeacherFacts
 from persyn.method.routing_metrics import Believed
-from persyn.report import drawing, figures
+from persyn.report import control_charts, drawing, figures
 from persyn.report.drawing import Picture
 from persyn.report.facts import Report
 
@@ -46,12 +47,23 @@ def test_shares_are_bars_in_order_with_real_text() -> None:
 
 
 def test_every_fact_of_a_run_is_drawn_and_told_in_words(pictures: list[Picture]) -> None:
-    # The learning curve is drawn only on request.
-    assert [picture.name for picture in pictures] == [name for name in figures.FIGURES if name != "router-curve"]
+    # The learning curve is drawn only on request, and this run does not check responses as they come.
+    others = {"router-curve", "control-charts"}
+    assert [picture.name for picture in pictures] == [name for name in figures.FIGURES if name not in others]
     said = {picture.name: picture.says for picture in pictures}
     assert said["hit-rates"] == "Hit@1: router 75%, static 50%, random 50%."
     assert said["savings"] == "This run, response tokens: 190 of about 240; US dollars: $0.0032 of about $0.004."
     assert all(picture.figure.axes[0].get_xlabel() for picture in pictures if picture.name != "progress")
+
+
+def test_a_control_chart_names_the_teachers_that_became_worse() -> None:
+    charts = [ControlChart("ada", 0.7, [8, 16], [0.2, 0.0]), ControlChart("$bob$", 0.7, [8, 16], [0.4, 1.1], "worse")]
+
+    picture = control_charts.draw(charts, colours=figures.COLOURS)
+
+    assert picture.says == "ada: 0% of limit after 16 responses; $bob$: alarm after 16 responses."
+    assert "$bob$" in texts(picture)
+    assert "ada" not in texts(picture)
 
 
 def test_a_router_curve_shows_each_size_beside_its_baselines() -> None:
