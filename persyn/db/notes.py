@@ -18,7 +18,16 @@ def note(session: Session, run: Run, detail: dict[str, Any], *, actor: str) -> N
     bulk.insert_new(session, Event, [event])
 
 
-def noted(session: Session, run: Run, key: str) -> list[Any]:
-    """What a run's events have under a key of their detail, in order."""
+def noted(session: Session, run: Run, key: str, *, since: str | None = None) -> list[Any]:
+    """What a run's events have under a key of their detail, in order.
+
+    since: only after the last event with this key, if there is one.
+    """
     events = select(Event.detail).where(Event.run_id == run.id, Event.job_id.is_(None)).order_by(Event.id)
-    return [detail[key] for detail in session.scalars(events) if key in detail]
+    found: list[Any] = []
+    for detail in session.scalars(events):
+        if since in detail:
+            found = []
+        if key in detail:
+            found.append(detail[key])
+    return found
